@@ -1,0 +1,20 @@
+"""Callbacks and loggers: they look and write, and never change what is learnt (EMA changes what is judged)."""
+
+from callbacks.ema import EMA
+from callbacks.estimator_variance import EstimatorVariance
+from callbacks.exact_resume import ExactResume
+from callbacks.loggers import CSVLogger, WandbLogger
+from callbacks.run_record import RunRecord
+from callbacks.samples import Samples
+from callbacks.time_estimate import TimeEstimate
+
+__all__ = [
+    "EMA",
+    "CSVLogger",
+    "EstimatorVariance",
+    "ExactResume",
+    "RunRecord",
+    "Samples",
+    "TimeEstimate",
+    "WandbLogger",
+]

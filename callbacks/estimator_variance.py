@@ -1,0 +1,162 @@
+"""The variance of a model's gradient estimators, measured while it trains."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from matplotlib.figure import Figure
+
+from zoo.estimators import GradientMoments, gradient_moments
+from zoo.sampling import chunk_generator
+
+
+class EstimatorVariance(L.Callback):
+    """Measure how much each gradient estimator scatters on one fixed batch, every so many steps.
+
+    For each estimator in ``model.gradient_estimators()`` and each parameter group (``all``, ``encoder``, ...):
+
+        variance/<estimator>/<group>     trace of the covariance of one draw, squared units of the gradient
+        snr/<estimator>/<group>          |g| / sqrt(tr C), with the bias of |g|^2 taken out (zoo/estimators.py)
+        ms_per_draw/<estimator>          cost of one draw in milliseconds, mean over the processes
+
+    Draw k has its own noise, keyed by (seed, k), whichever process makes it and whichever estimator uses it; processes
+    take every so-manieth draw and their moments are merged exactly. Training is not touched: parameters are copied, no
+    gradient is accumulated, and no global random state is used.
+
+    Args:
+        folder: where ``estimator_variance.png`` goes at the end of the run.
+        every_n_steps: batches between two measurements; the first is before the first step.
+        draws: gradients per measurement, over all processes; at least 2.
+        batch_size: images of the probe batch, the first of the validation set.
+        compare: estimators to measure, by name; all of the model's if None.
+        seed: of the noise and of the probe batch's binarisation.
+
+    Raises:
+        ValueError: for values outside these; at set-up, for an estimator that the model does not have.
+        TypeError: at set-up, for a model without ``gradient_estimators``.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        every_n_steps: int = 500,
+        draws: int = 16,
+        batch_size: int = 64,
+        compare: list[str] | None = None,
+        seed: int = 0,
+    ):
+        if draws < 2 or every_n_steps < 1 or batch_size < 1:
+            raise ValueError(
+                "draws must be at least 2, every_n_steps and batch_size at least 1, "
+                f"got {draws}, {every_n_steps} and {batch_size}"
+            )
+        self.folder, self.every_n_steps, self.draws, self.batch_size = Path(folder), every_n_steps, draws, batch_size
+        self.compare, self.seed = compare, seed
+        self.batch: Any = None
+        self.history: list[dict[str, float]] = []  # one row per measurement, with "step"
+
+    def setup(self, trainer, pl_module, stage):
+        name = type(pl_module).__name__
+        if not callable(getattr(pl_module, "gradient_estimators", None)):
+            raise TypeError(f"the EstimatorVariance callback needs a model with gradient_estimators(), {name} has none")
+        known = pl_module.gradient_estimators()
+        unknown = [e for e in self.compare or [] if e not in known]
+        if unknown:
+            raise ValueError(f"{name} has no gradient estimator {', '.join(unknown)}; it has {', '.join(known)}")
+
+    def on_train_start(self, trainer, pl_module):
+        loader = trainer.val_dataloaders
+        if loader is None:
+            raise TypeError("the EstimatorVariance callback takes its probe batch from validation data; there are none")
+        with isolate_rng():
+            batch = [t[: self.batch_size].cpu() for t in next(iter(loader))]
+        # Every process measures on the same images, those of rank 0.
+        batch = [t.to(pl_module.device) for t in trainer.strategy.broadcast(batch)]
+        if hasattr(pl_module, "probe_batch"):
+            batch = pl_module.probe_batch(batch, chunk_generator(self.seed, -1))
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        step = trainer.fit_loop.total_batch_idx
+        if step % self.every_n_steps:
+            return
+        row: dict[str, float] = {"step": step}
+        with isolate_rng():
+            for name, estimator in pl_module.gradient_estimators().items():
+                if self.compare is None or name in self.compare:
+                    row |= self._measure(trainer, name, estimator)
+        self.history.append(row)
+        for logger in trainer.loggers:
+            logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)
+
+    def _measure(self, trainer, name, estimator) -> dict[str, float]:
+        mine = range(trainer.global_rank, self.draws, trainer.world_size)
+        moments, seconds = gradient_moments(estimator, self.batch, mine, self.seed)
+        moments = merge_over_ranks(moments, estimator.params, trainer)
+        row = {f"ms_per_draw/{name}": 1000 * float(trainer.strategy.reduce(torch.tensor(seconds), reduce_op="mean"))}
+        for group, values in moments.statistics().items():
+            row[f"variance/{name}/{group}"] = values["variance"]
+            row[f"snr/{name}/{group}"] = values["snr"]
+        return row
+
+    def state_dict(self):
+        return {"history": self.history}
+
+    def load_state_dict(self, state):
+        self.history = state["history"]
+
+    def on_train_end(self, trainer, pl_module):
+        if trainer.is_global_zero and self.history:
+            figure = plot(self.history)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            figure.savefig(self.folder / "estimator_variance.png", dpi=120)
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_image"):
+                    logger.log_image("estimator_variance", [str(self.folder / "estimator_variance.png")])
+
+
+def merge_over_ranks(moments: GradientMoments, params: dict[str, torch.Tensor], trainer) -> GradientMoments:
+    """The moments of all processes' draws together, from sums over processes.
+
+    mean = sum_i n_i mean_i / n, and the squared deviations about it are sum_i [ M_i + n_i |mean_i - mean|^2 ].
+    """
+    if trainer.world_size == 1:
+        return moments
+    total = lambda t: trainer.strategy.reduce(t, reduce_op="sum")  # noqa: E731
+    device = trainer.strategy.root_device
+    n = int(total(torch.tensor(moments.n, device=device)))
+    whole = GradientMoments(n=n)
+    for name, p in params.items():
+        mean = moments.mean.get(name, torch.zeros_like(p, dtype=torch.float64))
+        whole.mean[name] = total(mean * moments.n) / n
+        about_whole = moments.squared_deviation.get(name, 0.0) + moments.n * (mean - whole.mean[name]).square().sum()
+        whole.squared_deviation[name] = float(total(torch.as_tensor(about_whole, dtype=torch.float64, device=device)))
+    return whole
+
+
+def plot(history: list[dict[str, float]]) -> Figure:
+    """Variance and signal-to-noise ratio against steps: a colour per estimator, a line per parameter group."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    estimators = sorted({key.split("/")[1] for row in history for key in row if key.startswith("variance/")})
+    for axes, quantity, label in zip(
+        panels, ("variance", "snr"), ("variance (trace of the covariance)", "signal-to-noise ratio"), strict=True
+    ):
+        for colour, estimator in enumerate(estimators):
+            prefix = f"{quantity}/{estimator}/"
+            groups = sorted({key.removeprefix(prefix) for row in history for key in row if key.startswith(prefix)})
+            for style, group in enumerate(groups):
+                points = [(row["step"], row[prefix + group]) for row in history if row.get(prefix + group, 0) > 0]
+                axes.plot(
+                    *zip(*points, strict=True) if points else ([], []),
+                    color=f"C{colour}",
+                    linestyle=["-", "--", ":", "-."][style % 4],
+                    marker="." if len(points) < 20 else None,
+                    label=f"{estimator}, {group}",
+                )
+        axes.set(xlabel="step", ylabel=label, yscale="log")
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize="small")
+    return figure

@@ -1,0 +1,112 @@
+"""Runs that can be stopped at any time and go on as if they had not been."""
+
+import logging
+import os
+import signal
+from pathlib import Path
+
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from callbacks.run_record import run_command
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class ExactResume(Checkpoint):
+    """Put the random state of every process into checkpoints, and turn Ctrl-C and SIGTERM into one of them.
+
+    A signal lets the current batch finish, writes ``interrupted.ckpt``, in the middle of the epoch if need be, prints
+    the command that resumes, and ends the process with the exit status that the signal would have given it (130 or
+    143). ``last.ckpt`` is left at the epoch boundary. A signal during validation waits for the end of the epoch. A
+    second signal ends the process at once.
+
+    It belongs among the checkpoint callbacks, which Lightning runs last: after the averages of this step are made.
+
+    Processes other than the first draw their training noise from streams of their own. If a run resumes on another
+    number of processes, the random streams (not the weights, the optimiser or the data) begin anew.
+
+    Args:
+        folder: the run folder; ``interrupted.ckpt`` goes to ``checkpoints/`` in it.
+    """
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+        self.received: int | None = None
+        self._handlers: dict[int, object] = {}
+        self._states: list[dict[str, torch.Tensor]] | None = None
+
+    # Random state.
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        state = {"cpu": torch.get_rng_state()}
+        if pl_module.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(pl_module.device)
+        states = [state]
+        if trainer.world_size > 1:
+            states = [None] * trainer.world_size
+            torch.distributed.all_gather_object(states, state)
+        checkpoint["random_state"] = states
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint):
+        self._states = checkpoint.get("random_state")
+
+    def on_train_start(self, trainer, pl_module):
+        if self._states is not None and len(self._states) == trainer.world_size:
+            state = self._states[trainer.global_rank]
+            torch.set_rng_state(state["cpu"].cpu())
+            if "cuda" in state and pl_module.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda"].cpu(), pl_module.device)
+        elif trainer.global_rank > 0 or self._states is not None:
+            # seed_everything gives every process the same stream: their noise would be the same, and the gradient's
+            # variance would not fall with their number.
+            torch.manual_seed(torch.initial_seed() + 7919 * (trainer.global_rank + trainer.global_step))
+        self._handlers = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
+
+    # Signals.
+
+    def _on_signal(self, signum, frame):
+        if self.received is not None:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self.received = signum
+        log.warning("%s: finishing this batch, then saving; again to stop at once", signal.Signals(signum).name)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        # The last batch of an epoch goes on to validation and last.ckpt.
+        if not trainer.is_last_batch and self._any_received(trainer):
+            path = self.folder / "checkpoints" / "interrupted.ckpt"
+            trainer.save_checkpoint(path)
+            self._stop(trainer, path)
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if self._any_received(trainer):
+            self._stop(trainer, self.folder / "checkpoints" / "last.ckpt")
+
+    def on_train_end(self, trainer, pl_module):
+        if self._any_received(trainer):
+            self._stop(trainer, None)
+
+    def _any_received(self, trainer) -> bool:
+        return trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+
+    def _stop(self, trainer, path: Path | None):
+        if trainer.is_global_zero:
+            if path is None:
+                log.warning("Interrupted at the end of training, which is complete; the test was left out.")
+            else:
+                log.warning("Interrupted. To go on exactly where it stopped:\n    %s", run_command(self.folder, path))
+        raise SystemExit(128 + (self.received or signal.SIGTERM))
+
+    def teardown(self, trainer, pl_module, stage):
+        self._restore_handlers()
+
+    def on_exception(self, trainer, pl_module, exception):
+        self._restore_handlers()
+
+    def _restore_handlers(self):
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers = {}

@@ -1,0 +1,101 @@
+"""Loggers: metrics.csv in every run folder, and Weights & Biases that never asks for a login nor fails without one."""
+
+import csv
+import logging
+import netrc
+import os
+from pathlib import Path
+
+import lightning.pytorch.loggers as lightning_loggers
+import torch
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+log = logging.getLogger(__name__)
+
+
+class CSVLogger(lightning_loggers.CSVLogger):
+    """``metrics.csv`` in the run folder itself; a run that resumes in the same folder continues the file."""
+
+    def __init__(self, folder: str):
+        super().__init__(folder, name="", version="", flush_logs_every_n_steps=50)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self):
+        if self._experiment is None:
+            path = Path(self.save_dir) / "metrics.csv"
+            earlier = path.read_text() if path.is_file() else None  # the parent deletes it
+            path.unlink(missing_ok=True)
+            writer = super().experiment
+            if earlier:
+                path.write_text(earlier)
+                writer.metrics_keys = next(csv.reader([earlier.splitlines()[0]]))
+        return self._experiment
+
+    @rank_zero_only
+    def log_hyperparams(self, params=None):
+        """Nothing: ``config.yaml`` beside the file says it."""
+
+
+def wandb_credentials() -> bool:
+    """Whether Weights & Biases has a key: in the environment, or from ``wandb login`` (a netrc file)."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("://")[-1].split("/")[0].split(":")[0]
+    home = Path.home()
+    for path in [os.environ.get("NETRC"), home / ".netrc", home / "_netrc"]:
+        try:
+            if path and netrc.netrc(path).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+class WandbLogger(lightning_loggers.WandbLogger):
+    """Weights & Biases: online where there is a login, else offline with a line that says how to sync.
+
+    ``WANDB_MODE`` decides if it is set. If the service cannot be reached the run goes on offline.
+
+    Args:
+        folder: the run folder; files go to ``wandb/`` in it.
+        project: name of the project.
+        resume_from: the checkpoint this run resumes from, whose Weights & Biases run it continues; or None.
+    """
+
+    def __init__(self, folder: str, project: str = "zoo", resume_from: str | None = None):
+        import wandb
+
+        if wandb.run is not None:  # an earlier job of the same sweep
+            wandb.finish()
+        self._chosen_mode = os.environ.get("WANDB_MODE") or ("online" if wandb_credentials() else "offline")
+        run_id = None
+        if resume_from is not None and Path(resume_from).is_file():
+            run_id = torch.load(resume_from, weights_only=True, map_location="cpu", mmap=True).get("wandb_run_id")
+        super().__init__(
+            project=project,
+            save_dir=folder,
+            id=run_id,
+            mode=self._chosen_mode,
+            settings=wandb.Settings(init_timeout=20, silent=True),
+        )
+
+    @property
+    @rank_zero_experiment
+    def experiment(self):
+        import wandb
+
+        if self._experiment is None:
+            Path(self.save_dir).mkdir(parents=True, exist_ok=True)
+            try:
+                run = super().experiment
+            except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
+                log.warning("Weights & Biases cannot be reached (%s); tracking this run offline", error)
+                self._chosen_mode = self._wandb_init["mode"] = "offline"
+                run = super().experiment
+            if self._chosen_mode == "offline":
+                log.info("Weights & Biases runs offline. To upload this run: wandb sync %s", Path(run.dir).parent)
+            elif self._chosen_mode == "online":
+                log.info("Weights & Biases: %s", run.url)
+        return self._experiment

@@ -1,0 +1,105 @@
+"""What a run is, written down where it can be found: in its folder, its loggers and its checkpoints."""
+
+import platform
+import shlex
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.loggers import WandbLogger
+
+FOLDER = Path(__file__).parent
+
+
+def commit() -> str:
+    """The commit of this checkout, with ``+changes`` if files differ from it; ``unknown`` outside one."""
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=FOLDER, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def hardware(device: torch.device, processes: int = 1) -> str:
+    """Processor or GPU, how many processes and threads, and the version of torch, in words."""
+    if device.type == "cuda":
+        what = f"{processes} x {torch.cuda.get_device_name(device)}"
+    else:
+        what = f"{processes} x {torch.get_num_threads()} threads of {_cpu_name()}"
+    return f"{what}, torch {torch.__version__}"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def run_command(folder: Path | None = None, ckpt: Path | None = None) -> str:
+    """The command that started this run; with ``ckpt``, the one that resumes it in the same ``folder``."""
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    if ckpt is not None:
+        overrides = [o for o in overrides if not o.startswith("ckpt=")]
+        overrides += [f"ckpt={_short(ckpt)}", f"hydra.run.dir={_short(folder)}"]
+    return shlex.join(["python", "train.py", *overrides])
+
+
+def _short(path: Path) -> Path:
+    """Relative to the working folder, if it lies in it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+class RunRecord(L.Callback):
+    """Write ``config.yaml`` and tell loggers and checkpoints what the run is: configuration, data really used, commit.
+
+    Checkpoints hold it under ``record``, with the seconds trained so far, over all resumptions.
+
+    Args:
+        folder: the run folder.
+        config: the resolved configuration, plain values.
+    """
+
+    def __init__(self, folder: str, config: dict[str, Any] | None = None):
+        self.folder, self.config = Path(folder), dict(config or {})
+        self.record: dict[str, Any] = {}
+        self._seconds_before, self._started = 0.0, 0.0
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint):
+        self._seconds_before = checkpoint.get("record", {}).get("seconds", 0.0)
+
+    def on_fit_start(self, trainer, pl_module):
+        self.record = {
+            "command": run_command(),
+            "config": self.config,
+            "data": getattr(trainer.datamodule, "used", None),
+            "commit": commit(),
+            "hardware": hardware(pl_module.device, trainer.world_size),
+        }
+        if not trainer.is_global_zero:
+            return
+        written = {**self.config, "data_used": self.record["data"]}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(written, sort_keys=False))
+        for logger in trainer.loggers:
+            logger.log_hyperparams({**written, "commit": self.record["commit"], "hardware": self.record["hardware"]})
+
+    def on_train_start(self, trainer, pl_module):
+        self._started = time.monotonic()
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        seconds = self._seconds_before + time.monotonic() - self._started
+        checkpoint["record"] = {**self.record, "seconds": seconds}
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                checkpoint["wandb_run_id"] = logger.version  # a resumed run continues it

@@ -1,0 +1,68 @@
+"""A grid of samples, as a picture in the run folder and in every logger that takes images."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities.seed import isolate_rng
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from zoo.sampling import sample_chunks, save_grid
+
+
+class Samples(L.Callback):
+    """Draw samples during validation, where averaged weights are in place, and leave training as it was.
+
+    The same seed gives the same noise in every epoch, so that pictures show the model changing and nothing else, and
+    the same pixels on any number of processes, which share the work.
+
+    Args:
+        folder: where ``epoch_000.png``, ... go.
+        n: samples per grid.
+        every_n_epochs: how often; the last epoch is always drawn.
+        seed: of the noise.
+        conditions: handed on to ``model.sample``, such as ``{num_steps: 50}``.
+
+    Raises:
+        ValueError: for ``n`` or ``every_n_epochs`` below 1.
+        TypeError: at set-up, for a model without ``sample`` or a condition that it does not take.
+    """
+
+    def __init__(
+        self, folder: str, n: int = 64, every_n_epochs: int = 1, seed: int = 0, conditions: dict[str, Any] | None = None
+    ):
+        if n < 1 or every_n_epochs < 1:
+            raise ValueError(f"n and every_n_epochs must be at least 1, got {n} and {every_n_epochs}")
+        self.folder, self.n, self.every_n_epochs, self.seed = Path(folder), n, every_n_epochs, seed
+        self.conditions = dict(conditions or {})
+
+    def setup(self, trainer, pl_module, stage):
+        name = type(pl_module).__name__
+        if not callable(getattr(pl_module, "sample", None)):
+            raise TypeError(f"the Samples callback needs a model with sample(n, generator=...), and {name} has none")
+        takes = set(inspect.signature(pl_module.sample).parameters) - {"n", "generator"}
+        unknown = set(self.conditions) - takes
+        if unknown:
+            raise TypeError(f"{name}.sample takes no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(takes))}")
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        epoch = trainer.current_epoch
+        last = trainer.max_epochs is not None and epoch + 1 == trainer.max_epochs
+        if trainer.sanity_checking or batch_idx != 0 or not (last or (epoch + 1) % self.every_n_epochs == 0):
+            return
+        with isolate_rng():
+            part = sample_chunks(
+                pl_module, self.n, self.seed, trainer.global_rank, trainer.world_size, **self.conditions
+            )
+        images = trainer.strategy.reduce(part.to(pl_module.device), reduce_op="sum").cpu()
+        if not trainer.is_global_zero:
+            return
+        save_grid(images, self.folder / f"epoch_{epoch:03d}.png")
+        grid = make_grid(images, nrow=max(1, round(self.n**0.5)))
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):  # Weights & Biases
+                logger.log_image("samples", [to_pil_image(grid)], step=trainer.fit_loop.total_batch_idx)
+            elif hasattr(logger.experiment, "add_image"):  # TensorBoard
+                logger.experiment.add_image("samples", grid, trainer.fit_loop.total_batch_idx)

@@ -1,0 +1,334 @@
+"""Images as one tensor in memory: MNIST, Fashion-MNIST, and the handwritten digits that scikit-learn carries.
+
+A batch is ``images[indices]``, a slice of a permutation drawn anew for each epoch from a generator keyed by (seed,
+epoch): no per-image Python work, the same order for the same seed, and every process takes its share of each batch, so
+that two processes see exactly the batches that one would. Loaders know where they are in an epoch (``state_dict``), so
+training resumes in the middle of one.
+"""
+
+import gzip
+import hashlib
+import logging
+import os
+import socket
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+NAMES = ("mnist", "fashion_mnist", "digits", "mnist_or_digits")
+FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # torchvision's class and folder names
+SECONDS_TO_DECIDE = 8
+
+# MD5 of the published files after decompression; the compressed ones are checked by torchvision as they arrive.
+MD5 = {
+    "mnist": {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    },
+    "fashion_mnist": {
+        "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+        "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+        "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+    },
+}
+
+
+class DataError(ValueError):
+    """Data that cannot be had or cannot be read; the message says which, and what to do."""
+
+
+class Split(NamedTuple):
+    """Images (n, 28, 28) and labels (n,), both uint8."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def data_root() -> Path:
+    """The folder where data live: ``ZOO_DATA``, else ``data`` in the working folder."""
+    return Path(os.environ.get("ZOO_DATA") or "data")
+
+
+def _find(name: str, file: str, root: Path) -> Path | None:
+    """Where ``file`` lies, plain or compressed."""
+    raw = root / FOLDERS[name] / "raw"
+    return next((p for p in (raw / file, raw / f"{file}.gz") if p.is_file()), None)
+
+
+def _read_idx(name: str, file: str, root: Path, md5: str) -> np.ndarray:
+    """An IDX file of bytes as an array; its digest is checked before anything is parsed."""
+    path = _find(name, file, root)
+    if path is None:
+        raise DataError(f"{file} of {name} is not in {root / FOLDERS[name] / 'raw'}")
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        intact = hashlib.md5(data, usedforsecurity=False).hexdigest() == md5
+    except (OSError, EOFError, gzip.zlib.error) as error:
+        intact, reason = False, f" ({error})"
+    else:
+        reason = ""
+    if not intact:
+        raise DataError(f"{path} is damaged{reason}: it is not the published file. Delete it, and it is fetched again.")
+    dims = data[3]
+    shape = np.frombuffer(data, ">u4", dims, offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
+
+
+def _reachable(name: str) -> bool:
+    """Whether a mirror of the data set answers, found out within ``SECONDS_TO_DECIDE``."""
+    import torchvision.datasets
+
+    hosts = [urllib.parse.urlsplit(m).hostname for m in getattr(torchvision.datasets, FOLDERS[name]).mirrors]
+    answered = threading.Event()
+
+    def knock(host: str) -> None:
+        try:
+            socket.create_connection((host, 443), timeout=SECONDS_TO_DECIDE).close()
+            answered.set()
+        except OSError:
+            pass
+
+    # Threads, since looking up a name obeys no timeout.
+    threads = [threading.Thread(target=knock, args=(host,), daemon=True) for host in hosts]
+    for thread in threads:
+        thread.start()
+    for _ in range(10 * SECONDS_TO_DECIDE):
+        if answered.wait(0.1) or not any(thread.is_alive() for thread in threads):
+            break
+    return answered.is_set()
+
+
+def fetch(name: str, root: Path) -> None:
+    """Have all four files of ``name`` under ``root``: nothing to do where they are, else download and verify them.
+
+    Raises:
+        DataError: if they are not there and cannot be downloaded.
+    """
+    if all(_find(name, file, root) for file in MD5[name]):
+        return
+    wanted = f"{name} is not in {root / FOLDERS[name] / 'raw'} and cannot be downloaded"
+    remedy = (
+        "Put the four files of the data set there (ZOO_DATA names another folder than data/), connect to the network, "
+        "or use the digits that need no download: data=digits"
+    )
+    if not _reachable(name):
+        raise DataError(f"{wanted}: no mirror answers. {remedy}.")
+    import torchvision.datasets
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)
+    try:
+        getattr(torchvision.datasets, FOLDERS[name])(root, download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{wanted}: {error}. {remedy}.") from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def load_split(name: str, root: Path) -> dict[str, Split]:
+    """The training, validation and test images of ``name``, split by a seed of its own that never changes.
+
+    MNIST and Fashion-MNIST: 55,000 / 5,000 of the training set, and the official 10,000 for test. Digits: 1,437 / 180 /
+    180 of scikit-learn's 1,797 images of 8 x 8, scaled to 28 x 28.
+    """
+    if name == "digits":
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        small = torch.from_numpy(digits.images).float()[:, None] / 16  # (1797, 1, 8, 8) in [0, 1]
+        large = F.interpolate(small, size=28, mode="bicubic").clamp(0, 1)[:, 0]
+        everything = Split((large * 255).round().byte(), torch.from_numpy(digits.target).byte())
+        parts = _shuffled(everything, [1437, 180, 180])
+        return dict(zip(("train", "val", "test"), parts, strict=True))
+
+    arrays = [torch.from_numpy(_read_idx(name, file, root, md5).copy()) for file, md5 in MD5[name].items()]
+    train, val = _shuffled(Split(*arrays[:2]), [55_000, 5_000])
+    return {"train": train, "val": val, "test": Split(*arrays[2:])}
+
+
+def _shuffled(split: Split, sizes: list[int]) -> list[Split]:
+    order = torch.randperm(len(split.images), generator=torch.Generator().manual_seed(0)).split(sizes)
+    return [Split(split.images[i], split.labels[i]) for i in order]
+
+
+class ImageLoader:
+    """Batches of (images (B, 1, 28, 28) float in [0, 1], labels (B,) int64), as a Lightning loader.
+
+    Args:
+        split: what to draw from; it stays where it is, and so do the batches.
+        batch_size: images per step over all processes.
+        shuffle: a new permutation each epoch, the last incomplete batch left out; else the given order in batches of
+            nearly equal size, every image once.
+        seed: of the permutations.
+        repeat: passes over the images per epoch.
+        rank, world_size: this process takes every ``world_size``-th image of each batch, from ``rank`` on.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        repeat: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.split, self.batch_size, self.shuffle, self.seed, self.repeat = split, batch_size, shuffle, seed, repeat
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.position = 0  # batches drawn in this epoch
+        self._resume_at = 0
+        self.batch_sampler = self  # Lightning calls batch_sampler.set_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        n = len(self.split.images) * self.repeat
+        return n // self.batch_size if self.shuffle else -(-n // self.batch_size)
+
+    def indices(self) -> list[Tensor]:
+        """This process's indices into the split, one tensor per batch of the current epoch."""
+        n = len(self.split.images)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.cat([torch.randperm(n, generator=generator) for _ in range(self.repeat)])
+            batches = order[: len(self) * self.batch_size].split(self.batch_size)
+        else:
+            batches = torch.arange(n).tensor_split(len(self))
+        return [batch[self.rank :: self.world_size] for batch in batches]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        device = self.split.images.device
+        batches = self.indices()
+        begin, self._resume_at = self._resume_at, 0
+        for self.position in range(begin + 1, len(batches) + 1):
+            index = batches[self.position - 1].to(device)
+            yield self.split.images[index].unsqueeze(1).float().div_(255), self.split.labels[index].long()
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = self._resume_at = state["position"]
+
+
+class Images(L.LightningDataModule):
+    """One of the image data sets, as a LightningDataModule.
+
+    Args:
+        name: ``mnist``, ``fashion_mnist``, ``digits``, or ``mnist_or_digits``: MNIST if it is on disk or can be
+            downloaded, else the digits, said in one line. What is used is ``self.used``.
+        batch_size: images per training step, over all processes; at least one for each.
+        eval_batch_size: the same for validation and test.
+        seed: of the order of the training images.
+        digits_repeat: passes over the 1,437 training digits that make one epoch.
+
+    Raises:
+        ValueError: for values outside these.
+        DataError: from ``prepare_data`` or ``setup``, where data are missing, damaged or too few.
+    """
+
+    def __init__(
+        self,
+        name: str = "mnist_or_digits",
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        seed: int = 0,
+        digits_repeat: int = 4,
+    ):
+        super().__init__()
+        if name not in NAMES:
+            raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "digits_repeat": digits_repeat}
+        for key, value in sizes.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
+        self.save_hyperparameters(logger=False)
+        self.used: str | None = None if name == "mnist_or_digits" else name
+        self.splits: dict[str, Split] = {}
+
+    def prepare_data(self) -> None:
+        """Download what is missing; one process per machine does this, and decides what ``mnist_or_digits`` means."""
+        if self.used == "digits":
+            return
+        try:
+            fetch(self.used or "mnist", data_root())
+        except DataError as error:
+            if self.used is not None:
+                raise
+            self.used = "digits"
+            log.warning(
+                "NO MNIST, USING THE EMBEDDED DIGITS INSTEAD (1,797 images; nothing measured on them compares with "
+                "MNIST): %s To insist on MNIST: data=mnist",
+                error,
+            )
+        else:
+            self.used = self.used or "mnist"
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.trainer is not None:
+            self.used = self.trainer.strategy.broadcast(self.used)
+        elif self.used is None:
+            self.prepare_data()
+        if not self.splits:
+            device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+            splits = load_split(self.used, data_root())
+            self.splits = {k: Split(s.images.to(device), s.labels.to(device)) for k, s in splits.items()}
+        batch_size, images = self.hparams.batch_size, len(self.splits["train"].images) * self._repeat
+        world_size = self.trainer.world_size if self.trainer is not None else 1
+        if batch_size > images:
+            raise DataError(f"batch_size {batch_size} is more than the {images:,} training images of an epoch")
+        if batch_size % world_size:
+            raise DataError(f"batch_size {batch_size} does not divide evenly over {world_size} processes")
+
+    @property
+    def _repeat(self) -> int:
+        return self.hparams.digits_repeat if self.used == "digits" else 1
+
+    def _loader(self, split: str) -> ImageLoader:
+        train = split == "train"
+        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return ImageLoader(
+            self.splits[split],
+            self.hparams.batch_size if train else self.hparams.eval_batch_size,
+            shuffle=train,
+            seed=self.hparams.seed,
+            repeat=self._repeat if train else 1,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def train_dataloader(self) -> ImageLoader:
+        return self._loader("train")
+
+    def val_dataloader(self) -> ImageLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> ImageLoader:
+        return self._loader("test")
+
+    def state_dict(self) -> dict[str, str | None]:
+        return {"used": self.used}
+
+    def load_state_dict(self, state: dict[str, str | None]) -> None:
+        """Called when a run resumes, after ``setup``: refuse to go on with other data than it began with."""
+        if state["used"] != self.used:
+            raise DataError(
+                f"the checkpoint was trained on {state['used']} and this run would go on with {self.used}: choose "
+                f"data={state['used']}, or start anew without ckpt"
+            )

@@ -1,0 +1,49 @@
+"""A readable answer to an override that names a key which does not exist."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+
+def check_overrides(arguments: list[str], config_dir: Path) -> None:
+    """Stop with the list of the keys there are, where an override such as ``model.latentdim=8`` names none of them.
+
+    Everything else that can be wrong with the command line Hydra says well itself, and is left to it.
+
+    Args:
+        arguments: the command line after the script's name.
+        config_dir: the folder of ``train.yaml``.
+
+    Raises:
+        SystemExit: with the message.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+
+    try:
+        overrides = OverridesParser.create().parse_overrides([a for a in arguments if "=" in a and a[0] != "-"])
+        choices = [o for o in overrides if (config_dir / o.key_or_group).is_dir()]
+        if any(o.is_sweep_override() for o in choices):
+            return
+        with initialize_config_dir(str(config_dir.absolute()), version_base="1.3"):
+            cfg = compose("train", [o.input_line for o in choices], return_hydra_config=True)
+    except HydraException:
+        return
+    for override in overrides:
+        if override in choices or override.is_add() or override.is_force_add() or override.is_delete():
+            continue
+        node, path = cfg, []
+        for key in override.key_or_group.split("."):
+            if not isinstance(node, DictConfig) or key not in node:
+                break
+            node, path = node._get_node(key), [*path, key]
+        else:
+            continue
+        parent = ".".join(path) or "the configuration"
+        if not isinstance(node, DictConfig):
+            raise SystemExit(f"unknown key {override.key_or_group}: {parent} is a value and has no keys")
+        known = sorted(str(k) for k in node if k != "_target_")
+        close = get_close_matches(key, known, n=1)
+        hint = f" Did you mean {'.'.join([*path, close[0]])}?" if close else ""
+        raise SystemExit(f"unknown key {override.key_or_group}: {parent} has {', '.join(known)}.{hint}")

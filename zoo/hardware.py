@@ -1,0 +1,34 @@
+"""A Lightning Trainer that uses the hardware it finds."""
+
+import lightning as L
+import torch
+
+
+def make_trainer(precision: str = "auto", **kwargs) -> L.Trainer:
+    """Lightning's Trainer, with matrix products in TF32 and ``precision="auto"`` resolved.
+
+    Args:
+        precision: ``auto`` is ``bf16-mixed`` on a GPU that has it and ``32-true`` elsewhere; or any of Lightning's.
+        kwargs: Lightning's arguments.
+
+    Raises:
+        ValueError: for several processes in a Hydra sweep, where each of them would start the whole sweep again.
+    """
+    torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it; nothing changes on a CPU
+    if precision == "auto":
+        gpu = kwargs.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        precision = "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
+    trainer = L.Trainer(precision=precision, **kwargs)
+    if trainer.world_size > 1 and _in_sweep():
+        raise ValueError(
+            f"a sweep (-m) cannot run jobs of {trainer.world_size} processes: start one command per job, "
+            "for seed in 1 2 3; do python train.py seed=$seed ...; done"
+        )
+    return trainer
+
+
+def _in_sweep() -> bool:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

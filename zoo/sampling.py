@@ -1,0 +1,71 @@
+"""Noise for output, and samples drawn in fixed chunks so that a seed means the same pixels everywhere.
+
+A layer gives bitwise different rows for different batch sizes, and what a generator draws later depends on how much it
+drew before. So samples come in chunks of 16, the last one padded, each with a CPU generator of its own: the pixels
+depend on the seed and on nothing else, not on how many are asked for nor on how many processes draw them.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+from torchvision.utils import save_image as save_png
+
+CHUNK = 16
+
+
+def randn(*shape: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Standard normal noise drawn where ``generator`` lives, then moved to ``device``; (*shape)."""
+    where = device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=where).to(device)
+
+
+def rand(*shape: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Uniform noise in [0, 1) drawn where ``generator`` lives, then moved to ``device``; (*shape)."""
+    where = device if generator is None else generator.device
+    return torch.rand(shape, generator=generator, device=where).to(device)
+
+
+def chunk_generator(seed: int, chunk: int) -> torch.Generator:
+    """The CPU generator of one chunk (or of one draw, or of one batch), keyed by ``(seed, chunk)``."""
+    # Consecutive integer seeds of one Mersenne Twister are independent streams for every practical purpose; the
+    # multiplier keeps (seed 0, chunk 1) and (seed 1, chunk 0) apart. Seeds are taken modulo 2^63.
+    return torch.Generator().manual_seed((seed * 1_000_003 + chunk) % 2**63)
+
+
+@torch.no_grad()
+def sample_chunks(model, n: int, seed: int, rank: int = 0, world_size: int = 1, **conditions) -> Tensor:
+    """This rank's part of ``n`` samples; summed over the ranks, the parts are the samples.
+
+    Chunk c belongs to rank c mod ``world_size``; the rows of other ranks are zero, so that a sum over ranks is exact.
+
+    Args:
+        model: anything with ``sample(n, *, generator, **conditions)``; put it in eval mode first.
+        n: how many samples, at least 1.
+        seed: any integer; the same one gives the same samples.
+        conditions: handed on to ``model.sample``.
+
+    Returns:
+        (n, ...): as ``model.sample`` returns them, on the CPU.
+    """
+    if n < 1:
+        raise ValueError(f"the number of samples must be at least 1, got {n}")
+    chunks: list[Tensor | None] = []
+    for c in range(-(-n // CHUNK)):
+        mine = c % world_size == rank
+        chunks.append(model.sample(CHUNK, generator=chunk_generator(seed, c), **conditions).cpu() if mine else None)
+    shape = next((c.shape for c in chunks if c is not None), None)
+    if shape is None:  # more ranks than chunks: the shape is found by drawing what nobody asked for
+        shape = model.sample(CHUNK, generator=chunk_generator(seed, 0), **conditions).shape
+    return torch.cat([torch.zeros(shape) if c is None else c for c in chunks])[:n]
+
+
+def save_grid(images: Tensor, path: str | Path) -> None:
+    """Write images in [0, 1], (n, 1, H, W), as one PNG, as square as can be; the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = max(1, round(len(images) ** 0.5))
+    part = path.with_name(path.name + ".part")
+    save_png(make_grid(images.clamp(0, 1), nrow=columns, padding=2, pad_value=0.5), part, format="png")
+    part.replace(path)
