@@ -34,8 +34,8 @@ class EstimatorVariance(L.Callback):
         seed: of the noise and of the probe batch's binarisation.
 
     Raises:
-        ValueError: for values outside these; at set-up, for an estimator that the model does not have.
-        TypeError: at set-up, for a model without ``gradient_estimators``.
+        ValueError: for values outside these; at set-up, for a model without ``gradient_estimators`` or without one of
+            ``compare``, or a run without validation data.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class EstimatorVariance(L.Callback):
     def setup(self, trainer, pl_module, stage):
         name = type(pl_module).__name__
         if not callable(getattr(pl_module, "gradient_estimators", None)):
-            raise TypeError(f"the EstimatorVariance callback needs a model with gradient_estimators(), {name} has none")
+            raise ValueError(f"{name} has no method gradient_estimators(), so there is no variance to measure")
         known = pl_module.gradient_estimators()
         unknown = [e for e in self.compare or [] if e not in known]
         if unknown:
@@ -69,11 +69,9 @@ class EstimatorVariance(L.Callback):
     def on_train_start(self, trainer, pl_module):
         loader = trainer.val_dataloaders
         if loader is None:
-            raise TypeError("the EstimatorVariance callback takes its probe batch from validation data; there are none")
+            raise ValueError("the probe batch of EstimatorVariance comes from validation data, and there are none")
         with isolate_rng():
-            batch = [t[: self.batch_size].cpu() for t in next(iter(loader))]
-        # Every process measures on the same images, those of rank 0.
-        batch = [t.to(pl_module.device) for t in trainer.strategy.broadcast(batch)]
+            batch = [first_images(t.to(pl_module.device), self.batch_size, trainer) for t in next(iter(loader))]
         if hasattr(pl_module, "probe_batch"):
             batch = pl_module.probe_batch(batch, chunk_generator(self.seed, -1))
         self.batch = batch
@@ -117,6 +115,15 @@ class EstimatorVariance(L.Callback):
                     logger.log_image("estimator_variance", [str(self.folder / "estimator_variance.png")])
 
 
+def first_images(mine: torch.Tensor, n: int, trainer) -> torch.Tensor:
+    """The first ``n`` rows of a batch that processes hold in turns, row i with process i mod world size; on all."""
+    if trainer.world_size == 1:
+        return mine[:n]
+    share = trainer.strategy.reduce(torch.tensor(len(mine), device=mine.device), reduce_op="min")
+    share = min(int(share), -(-n // trainer.world_size))
+    return trainer.strategy.all_gather(mine[:share].contiguous()).transpose(0, 1).flatten(0, 1)[:n]
+
+
 def merge_over_ranks(moments: GradientMoments, params: dict[str, torch.Tensor], trainer) -> GradientMoments:
     """The moments of all processes' draws together, from sums over processes.
 
@@ -158,5 +165,6 @@ def plot(history: list[dict[str, float]]) -> Figure:
                 )
         axes.set(xlabel="step", ylabel=label, yscale="log")
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize="small")
+    if estimators:
+        panels[0].legend(fontsize="small")
     return figure

@@ -37,6 +37,7 @@ class ExactResume(Checkpoint):
         self.received: int | None = None
         self._handlers: dict[int, object] = {}
         self._states: list[dict[str, torch.Tensor]] | None = None
+        self._loader_states: list[dict] = []
 
     # Random state.
 
@@ -52,8 +53,13 @@ class ExactResume(Checkpoint):
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint):
         self._states = checkpoint.get("random_state")
+        self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
 
     def on_train_start(self, trainer, pl_module):
+        if trainer.fit_loop.restarting and self._loader_states:
+            # Lightning does so too, but not where a schedule asks for the number of steps: the loader is made before
+            # the state of the loops is restored, and the epoch would begin anew.
+            trainer.train_dataloader.load_state_dict(self._loader_states[0])
         if self._states is not None and len(self._states) == trainer.world_size:
             state = self._states[trainer.global_rank]
             torch.set_rng_state(state["cpu"].cpu())
@@ -88,6 +94,7 @@ class ExactResume(Checkpoint):
     def on_train_end(self, trainer, pl_module):
         if self._any_received(trainer):
             self._stop(trainer, None)
+        self._restore_handlers()  # before Lightning restores those it found
 
     def _any_received(self, trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
@@ -99,9 +106,6 @@ class ExactResume(Checkpoint):
             else:
                 log.warning("Interrupted. To go on exactly where it stopped:\n    %s", run_command(self.folder, path))
         raise SystemExit(128 + (self.received or signal.SIGTERM))
-
-    def teardown(self, trainer, pl_module, stage):
-        self._restore_handlers()
 
     def on_exception(self, trainer, pl_module, exception):
         self._restore_handlers()

@@ -4,6 +4,7 @@ import csv
 import logging
 import netrc
 import os
+import warnings
 from pathlib import Path
 
 import lightning.pytorch.loggers as lightning_loggers
@@ -25,12 +26,16 @@ class CSVLogger(lightning_loggers.CSVLogger):
     def experiment(self):
         if self._experiment is None:
             path = Path(self.save_dir) / "metrics.csv"
-            earlier = path.read_text() if path.is_file() else None  # the parent deletes it
-            path.unlink(missing_ok=True)
-            writer = super().experiment
-            if earlier:
-                path.write_text(earlier)
-                writer.metrics_keys = next(csv.reader([earlier.splitlines()[0]]))
+            kept = path.with_name("metrics.csv.kept")  # out of the parent's way, who deletes what is there
+            if path.is_file():
+                path.rename(kept)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Experiment logs directory")
+                writer = super().experiment
+            if kept.is_file():
+                kept.rename(path)
+                with path.open(newline="") as file:
+                    writer.metrics_keys = next(csv.reader(file), [])
         return self._experiment
 
     @rank_zero_only
@@ -62,9 +67,10 @@ class WandbLogger(lightning_loggers.WandbLogger):
         folder: the run folder; files go to ``wandb/`` in it.
         project: name of the project.
         resume_from: the checkpoint this run resumes from, whose Weights & Biases run it continues; or None.
+        patience: seconds to wait for the service before going on offline.
     """
 
-    def __init__(self, folder: str, project: str = "zoo", resume_from: str | None = None):
+    def __init__(self, folder: str, project: str = "zoo", resume_from: str | None = None, patience: float = 20):
         import wandb
 
         if wandb.run is not None:  # an earlier job of the same sweep
@@ -78,7 +84,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
             save_dir=folder,
             id=run_id,
             mode=self._chosen_mode,
-            settings=wandb.Settings(init_timeout=20, silent=True),
+            settings=wandb.Settings(init_timeout=patience, silent=True),
         )
 
     @property

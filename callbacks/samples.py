@@ -1,6 +1,5 @@
 """A grid of samples, as a picture in the run folder and in every logger that takes images."""
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from zoo.sampling import sample_chunks, save_grid
+from zoo.sampling import check_conditions, sample_chunks, save_grid
 
 
 class Samples(L.Callback):
@@ -26,8 +25,8 @@ class Samples(L.Callback):
         conditions: handed on to ``model.sample``, such as ``{num_steps: 50}``.
 
     Raises:
-        ValueError: for ``n`` or ``every_n_epochs`` below 1.
-        TypeError: at set-up, for a model without ``sample`` or a condition that it does not take.
+        ValueError: for ``n`` or ``every_n_epochs`` below 1; at set-up, for a model without ``sample`` or a condition
+            that it does not take.
     """
 
     def __init__(
@@ -39,13 +38,7 @@ class Samples(L.Callback):
         self.conditions = dict(conditions or {})
 
     def setup(self, trainer, pl_module, stage):
-        name = type(pl_module).__name__
-        if not callable(getattr(pl_module, "sample", None)):
-            raise TypeError(f"the Samples callback needs a model with sample(n, generator=...), and {name} has none")
-        takes = set(inspect.signature(pl_module.sample).parameters) - {"n", "generator"}
-        unknown = set(self.conditions) - takes
-        if unknown:
-            raise TypeError(f"{name}.sample takes no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(takes))}")
+        check_conditions(pl_module, self.conditions)
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         epoch = trainer.current_epoch

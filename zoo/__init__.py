@@ -1,0 +1,36 @@
+"""Ten generative models, each a LightningModule in one file.
+
+    import zoo
+    zoo.list_models()          # recipes: python train.py model=<name>
+    zoo.list_checkpoints()     # pretrained weights
+    zoo.load("vae")            # one of them, or a training checkpoint by its path
+
+Importing this package imports no torch; asking for a model does.
+"""
+
+from pathlib import Path
+
+# The class of each model. Checkpoints name their model, and only these are ever built.
+MODELS = {
+    "vae": "zoo.vae.VAE",
+    "ddpm": "zoo.ddpm.DDPM",
+}
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def list_models() -> list[str]:
+    """Names of the models that ``python train.py model=<name>`` trains."""
+    return sorted(MODELS)
+
+
+def list_checkpoints() -> list[str]:
+    """Names of the pretrained checkpoints that ``zoo.load(<name>)`` loads."""
+    return sorted(card.stem for card in WEIGHTS.glob("*.json"))
+
+
+def load(source):
+    """A trained model in eval mode, on the CPU: see :func:`zoo.hub.load`."""
+    from zoo import hub
+
+    return hub.load(source)

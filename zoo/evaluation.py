@@ -1,6 +1,7 @@
 """What turns a trained model into a published number."""
 
 import math
+import sys
 from collections.abc import Callable
 
 import torch
@@ -40,6 +41,12 @@ def evaluate(model, data, seed: int = 0) -> dict[str, float]:
     import lightning as L
 
     L.seed_everything(seed, workers=True, verbose=False)
-    trainer = L.Trainer(devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer = L.Trainer(
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stdout.isatty(),
+    )
     trainer.test(model, datamodule=data, verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}

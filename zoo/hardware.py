@@ -1,5 +1,7 @@
 """A Lightning Trainer that uses the hardware it finds."""
 
+import warnings
+
 import lightning as L
 import torch
 
@@ -14,6 +16,7 @@ def make_trainer(precision: str = "auto", **kwargs) -> L.Trainer:
     Raises:
         ValueError: for several processes in a Hydra sweep, where each of them would start the whole sweep again.
     """
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # Lightning's to mend
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it; nothing changes on a CPU
     if precision == "auto":
         gpu = kwargs.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()

@@ -5,12 +5,14 @@ drew before. So samples come in chunks of 16, the last one padded, each with a C
 depend on the seed and on nothing else, not on how many are asked for nor on how many processes draw them.
 """
 
+import inspect
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 from torchvision.utils import save_image as save_png
+from tqdm.auto import tqdm
 
 CHUNK = 16
 
@@ -34,8 +36,26 @@ def chunk_generator(seed: int, chunk: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + chunk) % 2**63)
 
 
+def check_conditions(model, conditions: dict[str, object]) -> None:
+    """Refuse a model that cannot sample, or conditions that its ``sample`` does not take.
+
+    Raises:
+        ValueError: naming what it takes.
+    """
+    name = type(model).__name__
+    if not callable(getattr(model, "sample", None)):
+        raise ValueError(f"{name} has no method sample(n, generator=...), so there is nothing to draw")
+    takes = set(inspect.signature(model.sample).parameters) - {"n", "generator"}
+    if unknown := set(conditions) - takes:
+        raise ValueError(
+            f"{name}.sample takes no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(takes)) or 'nothing'}"
+        )
+
+
 @torch.no_grad()
-def sample_chunks(model, n: int, seed: int, rank: int = 0, world_size: int = 1, **conditions) -> Tensor:
+def sample_chunks(
+    model, n: int, seed: int, rank: int = 0, world_size: int = 1, progress: bool = False, **conditions
+) -> Tensor:
     """This rank's part of ``n`` samples; summed over the ranks, the parts are the samples.
 
     Chunk c belongs to rank c mod ``world_size``; the rows of other ranks are zero, so that a sum over ranks is exact.
@@ -44,6 +64,7 @@ def sample_chunks(model, n: int, seed: int, rank: int = 0, world_size: int = 1, 
         model: anything with ``sample(n, *, generator, **conditions)``; put it in eval mode first.
         n: how many samples, at least 1.
         seed: any integer; the same one gives the same samples.
+        progress: show a bar over the chunks.
         conditions: handed on to ``model.sample``.
 
     Returns:
@@ -52,7 +73,7 @@ def sample_chunks(model, n: int, seed: int, rank: int = 0, world_size: int = 1, 
     if n < 1:
         raise ValueError(f"the number of samples must be at least 1, got {n}")
     chunks: list[Tensor | None] = []
-    for c in range(-(-n // CHUNK)):
+    for c in tqdm(range(-(-n // CHUNK)), desc="samples", unit="chunk", disable=None if progress else True):
         mine = c % world_size == rank
         chunks.append(model.sample(CHUNK, generator=chunk_generator(seed, c), **conditions).cpu() if mine else None)
     shape = next((c.shape for c in chunks if c is not None), None)

@@ -1,0 +1,227 @@
+"""Callbacks look and write; what is learnt does not know of them."""
+
+import csv
+import signal
+
+import lightning as L
+import pytest
+import torch
+from helpers import TINY, Pixel, assert_same, checkpoint, run
+from torch import nn
+from torch.testing import assert_close
+
+from callbacks import EMA, CSVLogger, EstimatorVariance, ExactResume, Samples, TimeEstimate
+from callbacks.ema import ema_update
+from callbacks.estimator_variance import merge_over_ranks, plot
+from callbacks.loggers import wandb_credentials
+from callbacks.run_record import commit, hardware
+from zoo.estimators import GradientMoments
+
+SHORT = ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "trainer.limit_train_batches=4", "test=false"]
+
+
+@pytest.mark.parametrize("name", ["vae", "ddpm"])
+def test_training_is_bit_identical_with_and_without_them(name, tmp_path):
+    often = ["callbacks.estimator_variance.every_n_steps=1", "callbacks.estimator_variance.draws=2"]
+    often += ["callbacks.samples.n=5", "callbacks.samples.every_n_epochs=1"]
+    run(tmp_path / "with", *TINY[name], *SHORT, *often)
+    without = [o for o in TINY[name] if "callbacks" not in o]
+    run(tmp_path / "without", *without, *SHORT, "callbacks=none", "logger=none")
+    a, b = checkpoint(tmp_path / "with"), checkpoint(tmp_path / "without")
+    assert_same(a.get("current_model_state", a["state_dict"]), b["state_dict"])  # EMA keeps the trained weights there
+    assert_same(a["optimizer_states"], b["optimizer_states"])
+    assert_same(a["random_state"], b["random_state"])
+    if name == "ddpm":
+        assert any(not torch.equal(v, a["state_dict"][k]) for k, v in b["state_dict"].items())
+
+
+def test_ema_is_the_recursion_with_a_warm_decay():
+    averaged = torch.tensor(0.0, dtype=torch.float64)
+    weight, expected = 0.0, 0.0
+    for n in range(1, 60):
+        weight = float(n)
+        decay = min(0.8, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * weight
+        averaged = ema_update(averaged, torch.tensor(weight, dtype=torch.float64), torch.tensor(n), 0.8)
+        assert_close(averaged.item(), expected)
+
+
+def test_ema_averages_parameters_and_copies_buffers():
+    class Counter(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor(0.0))
+            self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+        def training_step(self, batch, batch_idx):
+            self.count += 1
+            return (self.w - 10.0) ** 2
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    model, ema = Counter(), EMA(decay=0.5)
+    trainer = L.Trainer(
+        max_epochs=1,
+        callbacks=[ema],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    trainer.fit(model, torch.utils.data.DataLoader(torch.zeros(8), batch_size=1))
+    w, averaged = 0.0, None
+    for n in range(8):
+        w = w - 0.2 * (w - 10)
+        decay = min(0.5, (1 + n) / (10 + n))
+        averaged = w if averaged is None else decay * averaged + (1 - decay) * w
+    assert_close(model.w.item(), averaged, rtol=1e-5, atol=0)  # the average is what training ends with
+    assert ema._average_model.module.count.dtype == torch.long
+    with pytest.raises(ValueError, match="between 0 and 1, got 1"):
+        EMA(decay=1)
+
+
+def fit(model, *callbacks):
+    trainer = L.Trainer(
+        max_epochs=1,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=any(isinstance(c, L.pytorch.callbacks.Checkpoint) for c in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        log_every_n_steps=1,
+    )
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(4, 1), torch.zeros(4)))
+    trainer.fit(model, loader, loader)
+    return trainer
+
+
+class Trainable(Pixel):
+    def training_step(self, batch, batch_idx):
+        return self.grey**2
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class Plain(Trainable):
+    sample = None
+
+
+def test_a_missing_capability_fails_at_set_up_with_both_names(tmp_path):
+    with pytest.raises(ValueError, match="Plain has no method sample"):
+        fit(Plain(), Samples(tmp_path))
+    with pytest.raises(ValueError, match="Pixel.sample takes no steps|Trainable.sample takes no steps"):
+        fit(Trainable(), Samples(tmp_path, conditions={"steps": 3}))
+    with pytest.raises(ValueError, match="Trainable has no method gradient_estimators"):
+        fit(Trainable(), EstimatorVariance(tmp_path))
+    with pytest.raises(ValueError, match="VAE has no gradient estimator pathwize; it has pathwise, score_function"):
+        run(tmp_path, *TINY["vae"], "debug=fast", "callbacks.estimator_variance.compare=[pathwize]")
+    with pytest.raises(ValueError, match="draws must be at least 2.*got 1"):
+        EstimatorVariance(tmp_path, draws=1)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_samples_cadence(tmp_path):
+    run(tmp_path, *TINY["vae"], "trainer.max_epochs=5", "callbacks.samples.every_n_epochs=2", "test=false")
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [f"epoch_00{e}.png" for e in (1, 3, 4)]
+
+
+def test_estimator_variance_writes_what_it_measures(tmp_path):
+    every = ["callbacks.estimator_variance.every_n_steps=4", "callbacks.estimator_variance.draws=3"]
+    run(tmp_path, *TINY["vae"], "trainer.max_epochs=1", *every, "test=false")
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["variance/pathwise/all"]]
+    assert [int(row["step"]) for row in rows] == [0, 4, 8]
+    for row in rows:
+        total, encoder, decoder = (float(row[f"variance/pathwise/{g}"]) for g in ("all", "encoder", "decoder"))
+        assert_close(total, encoder + decoder)
+        assert float(row["variance/score_function/encoder"]) > 10 * encoder
+        assert float(row["ms_per_draw/pathwise"]) > 0
+
+
+class Ranks:
+    """Processes one after the other: their sums, taken when all have spoken."""
+
+    def __init__(self, parts):
+        self.world_size, self.strategy, self.calls = len(parts), self, []
+        self.root_device = torch.device("cpu")
+
+    def reduce(self, value, reduce_op):
+        self.calls.append(torch.as_tensor(value))
+        return self.replies.pop(0) if self.replies else value
+
+
+def test_moments_merged_over_ranks_are_those_of_all_draws(generator):
+    """Real processes do it in test_two_processes.py; here the arithmetic, with the sums handed in."""
+    draws = [{"w": 1e4 + torch.randn(3, generator=generator, dtype=torch.float64)} for _ in range(7)]
+    whole, parts = GradientMoments(), [GradientMoments() for _ in range(3)]
+    for k, draw in enumerate(draws):
+        whole.update(draw)
+        parts[k % 3].update(draw)
+    n = torch.tensor(7)
+    mean = sum(p.mean["w"] * p.n for p in parts)
+    about = sum(p.squared_deviation["w"] + p.n * (p.mean["w"] - whole.mean["w"]).square().sum() for p in parts)
+    ranks = Ranks(parts)
+    ranks.replies = [n, mean, about]
+    merged = merge_over_ranks(parts[0], draws[0], ranks)
+    assert merged.n == 7
+    assert_close(merged.mean, whole.mean)
+    assert_close(merged.statistics()["all"]["variance"], whole.statistics()["all"]["variance"], rtol=1e-6, atol=0)
+    assert_close(ranks.calls[1], parts[0].mean["w"] * parts[0].n)  # and it asked for the sum of its own share
+
+
+def test_the_plot_takes_any_history():
+    for history in ([], [{"step": 0, "variance/a/all": 1.0, "snr/a/all": 0.0}]):
+        assert len(plot(history).axes) == 2
+
+
+def test_csv_continues_in_the_same_folder(tmp_path):
+    for step, metrics in enumerate([{"a": 1.0}, {"b": 2.0}]):
+        logger = CSVLogger(tmp_path)
+        logger.log_metrics(metrics, step=step)
+        logger.finalize("success")
+    with (tmp_path / "metrics.csv").open() as file:
+        assert list(csv.DictReader(file)) == [{"a": "1.0", "b": "", "step": "0"}, {"a": "", "b": "2.0", "step": "1"}]
+
+
+def test_the_time_to_go_is_said_once(tmp_path, caplog):
+    import logging
+
+    with caplog.at_level(logging.INFO, logger="callbacks.time_estimate"):
+        run(tmp_path, *TINY["vae"], "trainer.max_epochs=2", "callbacks.time_estimate.after=7", "test=false")
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "callbacks.time_estimate"]
+    assert said.startswith("About ") and "2 epochs of 1,408 images (digits)" in said
+    with (tmp_path / "metrics.csv").open() as file:
+        assert sum(bool(row["train/images_per_second"]) for row in csv.DictReader(file)) == 2
+    assert TimeEstimate().after == 30
+
+
+def test_wandb_credentials_are_found_where_wandb_keeps_them(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC", raising=False)
+    assert not wandb_credentials()
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password " + "0" * 40 + "\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert wandb_credentials()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org/")
+    assert not wandb_credentials()
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    assert wandb_credentials()
+
+
+def test_the_run_says_where_it_ran():
+    assert "threads of" in hardware(torch.device("cpu")) and torch.__version__ in hardware(torch.device("cpu"))
+    assert len(commit().removesuffix("+changes")) in (40, len("unknown"))
+
+
+def test_signal_handlers_are_put_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    fit(Trainable(), ExactResume(tmp_path))
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

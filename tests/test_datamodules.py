@@ -1,0 +1,198 @@
+"""Images in memory: the right ones, in the right order, in disjoint shares, or a clear refusal."""
+
+import gzip
+import logging
+import shutil
+import socket
+
+import pytest
+import torch
+
+from datamodules import DataError, ImageLoader, Images
+from datamodules.images import MD5, Split, load_split
+
+
+@pytest.fixture
+def split():
+    return Split(
+        torch.arange(103, dtype=torch.uint8).view(103, 1, 1).expand(103, 28, 28).contiguous(),
+        (torch.arange(103) % 10).byte(),
+    )
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No network: every connection is refused, as where there is none."""
+
+    def refuse(*args, **kwargs):
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+
+
+def seen(loader):
+    return [(255 * x[:, 0, 0, 0]).round().long().tolist() for x, _ in loader]
+
+
+def test_batches_are_images_in_zero_to_one_with_labels(split):
+    x, y = next(iter(ImageLoader(split, 10, shuffle=True)))
+    assert x.shape == (10, 1, 28, 28) and x.dtype == torch.float32
+    assert y.shape == (10,) and y.dtype == torch.int64
+    assert torch.equal((255 * x[:, 0, 0, 0]).round().long() % 10, y)
+
+
+def test_an_epoch_is_a_permutation_keyed_by_seed_and_epoch(split):
+    def epoch(seed, number):
+        loader = ImageLoader(split, 10, shuffle=True, seed=seed)
+        loader.set_epoch(number)
+        return sum(seen(loader), [])
+
+    first = epoch(0, 0)
+    assert len(first) == 100 and len(set(first)) == 100  # the incomplete batch is left out
+    assert first == epoch(0, 0)
+    assert first != epoch(0, 1)
+    assert first != epoch(1, 0)
+    repeated = ImageLoader(split, 10, shuffle=True, repeat=3)
+    assert len(repeated) == 30
+    assert max(sum(seen(repeated), []).count(i) for i in range(103)) == 3
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_every_batch_without_overlap(split, world_size):
+    for shuffle, batch_size in ((True, 12), (False, 20)):
+        whole = seen(ImageLoader(split, batch_size, shuffle))
+        parts = [
+            seen(ImageLoader(split, batch_size, shuffle, rank=r, world_size=world_size)) for r in range(world_size)
+        ]
+        assert {len(p) for p in parts} == {len(whole)}
+        for batch, *shares in zip(whole, *parts, strict=True):
+            assert sorted(sum(shares, [])) == sorted(batch)
+            assert all(shares)
+
+
+def test_evaluation_sees_every_image_once_in_nearly_equal_batches(split):
+    batches = seen(ImageLoader(split, 20, shuffle=False))
+    assert sum(batches, []) == list(range(103))
+    assert {len(b) for b in batches} == {17, 18}
+
+
+def test_a_loader_goes_on_where_it_stopped(split):
+    loader = ImageLoader(split, 10, shuffle=True)
+    loader.set_epoch(2)
+    iterator = iter(loader)
+    begun = [next(iterator) for _ in range(4)]
+    resumed = ImageLoader(split, 10, shuffle=True)
+    resumed.load_state_dict(loader.state_dict())
+    resumed.set_epoch(2)
+    rest = seen(resumed)
+    assert len(begun) + len(rest) == 10
+    whole = ImageLoader(split, 10, shuffle=True)
+    whole.set_epoch(2)
+    assert seen(whole)[4:] == rest
+    assert len(seen(resumed)) == 10  # the next epoch is whole again
+    list(zip(range(2), loader, strict=False))  # a look at two batches
+    assert len(seen(loader)) == 10
+
+
+def test_digits_need_no_download():
+    data = Images("digits")
+    data.prepare_data()
+    data.setup()
+    sizes = {k: len(s.images) for k, s in data.splits.items()}
+    assert sizes == {"train": 1437, "val": 180, "test": 180}
+    assert data.splits["train"].images.shape[1:] == (28, 28)
+    assert len(data.train_dataloader()) == 4 * 1437 // 128
+    flat = torch.cat([s.images for s in data.splits.values()]).flatten(1)
+    assert len(flat.unique(dim=0)) == 1797  # splits are disjoint
+    labels = torch.cat([s.labels for s in data.splits.values()])
+    assert labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # scikit-learn's counts
+    assert 0.25 < flat.float().mean() / 255 < 0.35 and flat.max() == 255
+
+
+def test_without_mnist_the_default_falls_back_and_says_so(tmp_path, monkeypatch, offline, caplog):
+    monkeypatch.setenv("ZOO_DATA", str(tmp_path))
+    data = Images("mnist_or_digits")
+    with caplog.at_level(logging.WARNING):
+        data.prepare_data()
+    assert data.used == "digits"
+    (message,) = [r.getMessage() for r in caplog.records]
+    assert message.startswith("NO MNIST, USING THE EMBEDDED DIGITS") and "data=mnist" in message
+    data.setup()
+    assert len(data.splits["train"].images) == 1437
+    assert data.state_dict() == {"used": "digits"}
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_asked_for_by_name_it_is_strict(name, tmp_path, monkeypatch, offline):
+    monkeypatch.setenv("ZOO_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=f"{name} is not in .*raw and cannot be downloaded.*data=digits"):
+        Images(name).prepare_data()
+
+
+def test_deciding_takes_seconds_even_if_nothing_answers(tmp_path, monkeypatch):
+    """A network that swallows packets: looking up a name hangs for good, and the decision comes all the same."""
+    import threading
+
+    import datamodules.images as images
+
+    forever = threading.Event()
+    monkeypatch.setattr(socket, "create_connection", lambda *a, **k: forever.wait())
+    monkeypatch.setattr(images, "SECONDS_TO_DECIDE", 1)
+    assert images._reachable("mnist") is False
+
+
+def test_damaged_files_are_named_with_the_remedy(tmp_path, monkeypatch, offline):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    monkeypatch.setenv("ZOO_DATA", str(tmp_path))
+    for damage in (b"", b"not gzip", gzip.compress(b"too short"), gzip.compress(b"cut in the middle" * 99)[:-9]):
+        for file in MD5["mnist"]:
+            (raw / f"{file}.gz").write_bytes(damage)
+        data = Images("mnist_or_digits")  # damaged is not absent: no silent fallback
+        data.prepare_data()
+        with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz is damaged.*Delete it"):
+            data.setup()
+
+
+def test_a_resumed_run_refuses_other_data():
+    data = Images("digits")
+    data.setup()
+    data.load_state_dict({"used": "digits"})
+    with pytest.raises(DataError, match="trained on mnist and this run would go on with digits"):
+        data.load_state_dict({"used": "mnist"})
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="one of mnist, .*got 'imagenet'"):
+        Images("imagenet")
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
+        Images("digits", batch_size=0)
+    data = Images("digits", batch_size=6000)
+    with pytest.raises(DataError, match="batch_size 6000 is more than the 5,748 training images"):
+        data.setup()
+
+
+def test_real_mnist(mnist_root):
+    splits = load_split("mnist", mnist_root)
+    assert {k: len(s.images) for k, s in splits.items()} == {"train": 55_000, "val": 5_000, "test": 10_000}
+    labels = torch.cat([splits["train"].labels, splits["val"].labels])
+    assert labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert splits["test"].labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    train = torch.cat([splits["train"].images, splits["val"].images]).float() / 255
+    assert abs(train.mean() - 0.1307) < 5e-5 and abs(train.std() - 0.3081) < 5e-5
+    # Split by a seed that never changes: the first five labels of the validation set.
+    assert splits["val"].labels[:5].tolist() == load_split("mnist", mnist_root)["val"].labels[:5].tolist()
+
+
+def test_compressed_and_plain_files_are_the_same(mnist_root, tmp_path):
+    source, raw = mnist_root / "MNIST" / "raw", tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in MD5["mnist"]:
+        if not (source / f"{file}.gz").is_file():
+            pytest.skip("ZOO_DATA holds the unpacked files only")
+        if file.startswith("train"):
+            shutil.copy(source / f"{file}.gz", raw)
+        else:
+            (raw / file).write_bytes(gzip.decompress((source / f"{file}.gz").read_bytes()))
+    a, b = load_split("mnist", mnist_root), load_split("mnist", tmp_path)
+    assert all(torch.equal(a[k].images, b[k].images) for k in a)

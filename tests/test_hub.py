@@ -1,0 +1,203 @@
+"""Published checkpoints load as published, and nothing else does."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TINY, run
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+import zoo
+from zoo import hub
+from zoo.__main__ import main
+from zoo.hub import CheckpointError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name in TINY:
+        run(folder / name, *TINY[name], "debug=fast", "test=false")
+    return folder
+
+
+@pytest.fixture
+def published(runs, tmp_path, monkeypatch):
+    """A folder of weights of the test's own, with both models exported to it."""
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
+    for name in TINY:
+        hub.export(runs / name, name)
+    return tmp_path / "weights"
+
+
+def test_export_then_load_is_the_same_model(published, runs):
+    assert zoo.list_checkpoints() == ["ddpm", "vae"]
+    for name in TINY:
+        ours, theirs = zoo.load(name), zoo.load(runs / name)
+        assert not ours.training
+        for key, value in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[key], value)
+        card = hub.read_card(name)
+        assert card["model"] == name and card["data"] == "digits" and card["metrics"]["test/loss"] > 0
+        assert card["seconds"] >= 0 and card["hardware"] and card["commit"] and "train.py" in card["command"]
+        assert card["sha256"] == hashlib.sha256((published / f"{name}.safetensors").read_bytes()).hexdigest()
+        assert hub.golden_terms(ours) == card["golden"]
+    assert not list(published.glob("*.part"))
+
+
+def test_averaged_weights_are_what_is_published(runs, published):
+    checkpoint = torch.load(next((runs / "ddpm" / "checkpoints").glob("best-*")), weights_only=True)
+    ours = zoo.load("ddpm").state_dict()
+    assert all(torch.equal(ours[k], v) for k, v in checkpoint["state_dict"].items())
+    assert "current_model_state" in checkpoint
+
+
+def test_a_changed_byte_is_refused(published):
+    weights = published / "vae.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CheckpointError, match="weights of vae are not the published ones: SHA-256"):
+        zoo.load("vae")
+
+
+def test_another_models_file_is_refused(published):
+    shutil.copy(published / "ddpm.safetensors", published / "vae.safetensors")
+    with pytest.raises(CheckpointError, match="weights of vae are not the published ones"):
+        zoo.load("vae")
+
+
+def test_weights_of_another_shape_are_refused(published):
+    tensors = load_file(published / "vae.safetensors")
+    tensors.pop(next(iter(tensors)))
+    metadata = {"model": "vae", "hyper_parameters": json.dumps(hub.read_card("vae")["hyper_parameters"])}
+    save_file(tensors, published / "odd.safetensors", metadata)
+    with pytest.raises(CheckpointError, match="does not fit VAE of this version"):
+        zoo.load(address(published / "odd.safetensors"))
+    save_file(tensors, published / "odd.safetensors", {**metadata, "model": "os.system"})
+    with pytest.raises(CheckpointError, match=r"a model named 'os.system'; the known ones are vae, ddpm"):
+        zoo.load(address(published / "odd.safetensors"))
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch hostile-pickle-ran",)
+
+
+def test_a_hostile_pickle_is_never_run(published, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = published / "vae.safetensors"
+    weights.write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(CheckpointError, match="not the published ones"):
+        zoo.load("vae")
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
+        zoo.load(address(weights))  # even with a matching digest
+    torch.save({"state_dict": {}, "model": "vae", "x": Hostile()}, tmp_path / "hostile.ckpt")
+    with pytest.raises(CheckpointError, match="cannot be read|not a checkpoint that can be read safely"):
+        zoo.load(tmp_path / "hostile.ckpt")
+    assert not (tmp_path / "hostile-pickle-ran").exists()
+
+
+def address(path, digest=None):
+    return f"{path.as_uri()}#sha256={digest or hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def test_an_address_needs_its_digest(published):
+    path = published / "vae.safetensors"
+    assert torch.equal(
+        next(iter(zoo.load(address(path)).state_dict().values())), next(iter(zoo.load("vae").state_dict().values()))
+    )
+    with pytest.raises(CheckpointError, match="needs the digest"):
+        zoo.load(path.as_uri())
+    with pytest.raises(CheckpointError, match="not the published ones"):
+        zoo.load(address(path, "0" * 64))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        zoo.load(address(path.with_name("absent"), "0" * 64))
+
+
+def test_unknown_sources_name_the_known_ones(published, tmp_path):
+    with pytest.raises(CheckpointError, match="'vea' is neither a file nor a pretrained checkpoint.*: ddpm, vae"):
+        zoo.load("vea")
+    with pytest.raises(CheckpointError, match=r"holds no best-\*.ckpt and no last.ckpt"):
+        zoo.load(tmp_path)
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    with pytest.raises(CheckpointError, match="holds no state_dict"):
+        zoo.load(tmp_path / "list.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "nameless.ckpt")
+    with pytest.raises(CheckpointError, match="a model named None"):
+        zoo.load(tmp_path / "nameless.ckpt")
+
+
+def test_export_refuses_before_it_writes(published, runs, tmp_path):
+    before = (published / "vae.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match="named vae already; --force"):
+        hub.export(runs / "vae", "vae")
+    with pytest.raises(CheckpointError, match="lower-case letters"):
+        hub.export(runs / "vae", "../vae")
+    torch.save({"state_dict": {}, "model": "vae"}, tmp_path / "bare.ckpt")
+    with pytest.raises(CheckpointError, match="does not record the run"):
+        hub.export(tmp_path / "bare.ckpt", "bare")
+    assert (published / "vae.safetensors").read_bytes() == before
+    hub.export(runs / "vae", "vae", force=True)
+
+
+def test_the_command_line(runs, published, tmp_path, monkeypatch, capsys):
+    """List, sample, evaluate and export as people type them; the same seed draws the same picture."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])
+        main()
+        return capsys.readouterr().out
+
+    assert "vae" in command("list") and "test/loss" in command("list")
+    command("sample", runs / "vae", "-n", 20, "--seed", 0, "-o", tmp_path / "a.png")
+    command("sample", "vae", "-n", 20, "-o", tmp_path / "b.png")
+    command("sample", "ddpm", "-n", 1, "-o", tmp_path / "c.png", "-c", "num_steps=2", "--condition", "eta=0.5")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    measured = dict(line.split(": ") for line in command("evaluate", "vae", "--data", "digits").splitlines())
+    assert_close(float(measured["test/loss"]), hub.read_card("vae")["metrics"]["test/loss"], rtol=1e-5, atol=0)
+    assert "its card" in command("export", runs / "vae", "again")
+    for wrong, message in [
+        (["sample", "nothing"], "neither a file nor a pretrained"),
+        (["sample", "vae", "-c", "eta=1"], "VAE.sample takes no eta; it takes nothing"),
+        (["sample", "ddpm", "-c", "eta"], "written name=value"),
+        (["sample", "vae", "-n", "0"], "at least 1, got 0"),
+        (["evaluate", "vae", "--data", "imagenet"], "got 'imagenet'"),
+        (["export", tmp_path / "none", "x"], "no checkpoint at"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            command(*wrong)
+
+
+CARDS = sorted(p.stem for p in (ROOT / "zoo" / "weights").glob("*.json"))
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_shipped_weights_give_their_golden_output(name):
+    terms, card = hub.golden_terms(zoo.load(name)), hub.read_card(name)
+    assert_close(terms, card["golden"], rtol=1e-4, atol=0)
+    assert (ROOT / "zoo" / "weights" / f"{name}.safetensors").stat().st_size < 10e6
+    assert card["name"] == name and "+changes" not in card["commit"]
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_shipped_numbers_are_recomputed(name, mnist_root):
+    from datamodules import Images
+    from zoo.evaluation import evaluate
+
+    card = hub.read_card(name)
+    measured = evaluate(zoo.load(name), Images(card["data"]))
+    assert_close(measured, card["metrics"], rtol=1e-4, atol=0)
+
+
+def test_all_weights_fit_their_budget():
+    assert sum(p.stat().st_size for p in (ROOT / "zoo" / "weights").glob("*.safetensors")) < 60e6

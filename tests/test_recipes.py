@@ -1,0 +1,111 @@
+"""Every recipe: it composes, trains, tests, reloads and samples, and no recipe is left out."""
+
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import CONFIGS, TINY, checkpoint, config, run
+
+import zoo
+
+ROOT = Path(CONFIGS).parent
+RECIPES = sorted(p.stem for p in (Path(CONFIGS) / "model").glob("*.yaml"))
+
+
+def test_no_recipe_is_without_a_test_or_a_name():
+    assert zoo.list_models() == RECIPES == sorted(TINY)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_names_every_argument_of_its_model(name):
+    """So that each can be overridden on the command line, and a key that is not one is refused there."""
+    node = config("/nowhere", f"model={name}").model
+    module, _, cls = node._target_.rpartition(".")
+    assert node._target_ == zoo.MODELS[name]
+    parameters = inspect.signature(getattr(import_module(module), cls)).parameters
+    assert set(node) - {"_target_"} == set(parameters)
+    for key, parameter in parameters.items():
+        value = node[key]
+        assert (tuple(value) if isinstance(parameter.default, tuple) else value) == parameter.default, key
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe(name, tmp_path):
+    metrics = run(tmp_path, *TINY[name], "debug=fast")
+    assert metrics["test/loss"] > 0 and metrics["val/loss"] > 0
+    assert all(torch.tensor(v).isfinite() for v in metrics.values())
+    expected = [
+        "checkpoints/last.ckpt",
+        "config.yaml",
+        "estimator_variance.png",
+        "metrics.csv",
+        "samples/epoch_000.png",
+    ]
+    for file in expected:
+        assert (tmp_path / file).stat().st_size > 0, file
+    assert list((tmp_path / "checkpoints").glob("best-*.ckpt"))
+    assert checkpoint(tmp_path)["model"] == name
+    recorded = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert recorded["data_used"] == "digits" and recorded["model"]["_target_"] == zoo.MODELS[name]
+    model = zoo.load(tmp_path)
+    assert not model.training
+    assert model.sample(2, generator=torch.Generator().manual_seed(0)).shape == (2, 1, 28, 28)
+
+
+def composes(*arguments):
+    done = subprocess.run(
+        [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    return done.returncode, done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argument", "choices"),
+    [
+        ("model=nonsense", "ddpm"),
+        ("data=nonsense", "mnist_or_digits"),
+        ("model.latentdim=3", "latent_dim"),
+        ("modle=vae", "Did you mean model?"),
+        ("trainer.max_epoch=3", "Did you mean trainer.max_epochs?"),
+    ],
+)
+def test_a_wrong_word_is_answered_with_the_choices(argument, choices):
+    code, message = composes(argument)
+    assert code == 1
+    assert choices in message
+    assert "Traceback" not in message
+    assert "nonsense" in message or argument.split("=")[0] in message
+
+
+def test_a_wrong_value_is_one_message():
+    code, message = composes("model.latent_dim=0", "hydra.run.dir=/nonexistent/never", "--cfg", "job")
+    assert code == 0  # composing alone does not build
+    assert "latent_dim: 0" in message
+
+
+@pytest.mark.parametrize("arguments", [["-c", "import zoo"], ["-m", "zoo", "list"]])
+def test_looking_around_imports_no_torch(arguments):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "zoo" in imported
+    assert not imported & {"torch", "numpy", "lightning", "hydra"}
+
+
+@pytest.mark.parametrize("group", ["trainer", "logger", "callbacks", "data", "experiment", "debug"])
+def test_every_choice_composes(group):
+    for choice in (Path(CONFIGS) / group).glob("*.yaml"):
+        assert config("/nowhere", f"{group}={choice.stem}").run_dir == "/nowhere"
+
+
+def test_the_command_line_wins_over_the_recipe():
+    cfg = config("/nowhere", "model=ddpm", "data=fashion_mnist", "callbacks=none", "trainer.max_epochs=1")
+    assert cfg.data.name == "fashion_mnist" and cfg.data.batch_size == 64
+    assert "ema" not in cfg.callbacks and cfg.trainer.max_epochs == 1
+    assert config("/nowhere", "experiment=vae_gaussian").model.likelihood == "gaussian"

@@ -1,0 +1,130 @@
+"""A run that was stopped goes on as if it had not been: every weight, moment and counter bitwise the same."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import QUIET, TINY, assert_same, checkpoint, run
+
+from callbacks import ExactResume
+from datamodules import DataError
+
+ROOT = Path(__file__).parent.parent
+EPOCHS = [
+    "trainer.max_epochs=3",
+    "trainer.log_every_n_steps=4",
+    "callbacks.estimator_variance.draws=2",
+]  # 11 batches each
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return {name: (run(folder / name, *TINY[name], *EPOCHS), folder / name) for name in TINY}
+
+
+def stop(at, signum):
+    return [
+        "+callbacks.stop._target_=helpers.SendSignal",
+        f"+callbacks.stop.at={at}",
+        f"+callbacks.stop.signum={int(signum)}",
+    ]
+
+
+def assert_same_run(metrics, folder, reference):
+    expected, reference_folder = reference
+    assert {k: v for k, v in metrics.items() if "second" not in k} == expected
+    ours, theirs = checkpoint(folder), checkpoint(reference_folder)
+    for key in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers"):
+        assert_same(ours.get(key), theirs.get(key), key)
+    assert_same(ours["random_state"], theirs["random_state"])
+    assert (ours["epoch"], ours["global_step"]) == (theirs["epoch"], theirs["global_step"])
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "signum", "left"),
+    [
+        ("vae", 15, signal.SIGTERM, "interrupted"),  # in the middle of the second epoch
+        ("vae", 0, signal.SIGINT, "interrupted"),  # in the first batch of all
+        ("vae", 21, signal.SIGTERM, "last"),  # in the last batch of the second epoch
+        ("ddpm", 18, signal.SIGTERM, "interrupted"),
+    ],
+)
+def test_a_signal_saves_and_the_run_goes_on_exactly(name, at, signum, left, tmp_path, uninterrupted, caplog):
+    overrides = [*TINY[name], *EPOCHS]
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, *overrides, *stop(at, signum))
+    assert stopped.value.code == 128 + signum
+    path = tmp_path / "checkpoints" / f"{left}.ckpt"
+    assert f"ckpt={path}" in caplog.text
+    if left == "interrupted" and at > 11:
+        assert checkpoint(tmp_path)["global_step"] == 11  # last.ckpt stays at the epoch boundary
+        assert checkpoint(tmp_path, left)["global_step"] == at + 1
+    metrics = run(tmp_path, *overrides, f"ckpt={path}")
+    assert_same_run(metrics, tmp_path, uninterrupted[name])
+
+
+def test_a_signal_in_the_last_batch_of_all_ends_a_finished_run(tmp_path, uninterrupted):
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, *TINY["vae"], *EPOCHS, *stop(32, signal.SIGTERM))
+    assert stopped.value.code == 143
+    assert_same(checkpoint(tmp_path)["state_dict"], checkpoint(uninterrupted["vae"][1])["state_dict"])
+
+
+def test_after_kill_9_the_run_goes_on_from_the_epoch_boundary(tmp_path, uninterrupted):
+    overrides = [*TINY["vae"], *EPOCHS]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    killed = subprocess.run(
+        [sys.executable, "train.py", *QUIET, *overrides, *stop(26, signal.SIGKILL), f"hydra.run.dir={tmp_path}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        timeout=120,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert checkpoint(tmp_path)["global_step"] == 22
+    metrics = run(tmp_path, *overrides, f"ckpt={tmp_path / 'checkpoints' / 'last.ckpt'}")
+    assert_same_run(metrics, tmp_path, uninterrupted["vae"])
+
+
+def signalled_twice():
+    class Trainer:
+        world_size, global_rank, global_step = 1, 0, 0
+        fit_loop = type("FitLoop", (), {"restarting": False})
+
+    callback = ExactResume(".")
+    callback.on_train_start(Trainer, None)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert callback.received == signal.SIGTERM
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_second_signal_does_not_wait():
+    child = multiprocessing.get_context("fork").Process(target=signalled_twice)
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGTERM
+
+
+def test_resuming_on_other_data_is_refused(tmp_path, uninterrupted, mnist_root):
+    last = uninterrupted["vae"][1] / "checkpoints" / "last.ckpt"
+    with pytest.raises(DataError, match="trained on digits and this run would go on with mnist"):
+        run(tmp_path, *TINY["vae"], "data=mnist", "trainer.max_epochs=4", f"ckpt={last}")
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.ckpt"):
+        run(tmp_path, *TINY["vae"], f"ckpt={tmp_path / 'nothing.ckpt'}")
+
+
+def test_resuming_in_another_folder_continues_too(tmp_path, uninterrupted):
+    _, reference = uninterrupted["vae"]
+    shutil.copytree(reference / "checkpoints", tmp_path / "copy")
+    run(tmp_path / "new", *TINY["vae"], "trainer.max_epochs=4", f"ckpt={tmp_path / 'copy' / 'last.ckpt'}", "test=false")
+    assert checkpoint(tmp_path / "new")["epoch"] == 3
+    assert list((tmp_path / "new" / "checkpoints").glob("best-*.ckpt"))

@@ -1,0 +1,64 @@
+"""The same seed means the same pixels, however many are asked for and by however many processes."""
+
+import pytest
+import torch
+from helpers import Pixel
+from PIL import Image
+
+from zoo.ddpm import DDPM
+from zoo.sampling import check_conditions, chunk_generator, rand, randn, sample_chunks, save_grid
+from zoo.vae import VAE
+
+
+@pytest.fixture(params=["vae", "ddpm"])
+def model(request):
+    torch.manual_seed(0)
+    if request.param == "vae":
+        return VAE(latent_dim=3, hidden=[37]).eval()
+    model = DDPM(steps=30, widths=[8, 16], blocks=1).eval()
+    torch.nn.init.normal_(model.net.out[-1].weight, std=0.1)  # zero at first, which would hide everything
+    model.sample = lambda n, generator, f=model.sample: f(n, generator=generator, num_steps=3, eta=1.0)
+    return model
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_ranks_together_draw_what_one_draws(model, world_size):
+    whole = sample_chunks(model, 50, seed=4)
+    assert whole.shape == (50, 1, 28, 28)
+    parts = [sample_chunks(model, 50, 4, rank, world_size) for rank in range(world_size)]
+    assert torch.equal(torch.stack(parts).sum(0), whole)
+    assert torch.equal(sample_chunks(model, 7, seed=4), whole[:7])  # and fewer are a part of more
+    assert not torch.equal(sample_chunks(model, 50, seed=5), whole)
+    assert len({tuple(image.flatten().tolist()) for image in whole}) == 50  # chunks do not repeat
+
+
+def test_sampling_leaves_the_global_generator_alone(model):
+    before = torch.get_rng_state()
+    sample_chunks(model, 20, seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_noise_is_drawn_by_the_generator_or_globally():
+    for draw in (randn, rand):
+        a, b = (draw(3, generator=torch.Generator().manual_seed(0), device=torch.device("cpu")) for _ in range(2))
+        assert torch.equal(a, b)
+        assert not torch.equal(draw(3, generator=None, device=torch.device("cpu")), a)
+    seeds = {chunk_generator(s, c).initial_seed() for s in range(-3, 20) for c in range(-1, 50)}
+    assert len(seeds) == 23 * 51
+
+
+def test_conditions_are_checked_by_name():
+    check_conditions(Pixel(), {"contrast": 1})
+    with pytest.raises(ValueError, match="Pixel.sample takes no etta; it takes contrast"):
+        check_conditions(Pixel(), {"etta": 1})
+    with pytest.raises(ValueError, match="Linear has no method sample"):
+        check_conditions(torch.nn.Linear(1, 1), {})
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        sample_chunks(Pixel(), 0, seed=0)
+
+
+def test_a_grid_is_one_picture(tmp_path, generator):
+    save_grid(torch.rand(10, 1, 28, 28, generator=generator), tmp_path / "a" / "grid.png")
+    with Image.open(tmp_path / "a" / "grid.png") as picture:
+        assert picture.size == (3 * 30 + 2, 4 * 30 + 2)  # 3 columns, 4 rows
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["grid.png"]

@@ -1,0 +1,107 @@
+"""The command line beside train.py: ``python -m zoo list | sample | evaluate | export``."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import zoo
+
+SOURCE = "name of a pretrained checkpoint, path of a training checkpoint, or a run folder"
+
+
+def list_everything(args: argparse.Namespace) -> None:
+    """Models that can be trained and checkpoints that can be loaded."""
+    print("models, python train.py model=<name>:")
+    for name in zoo.list_models():
+        print(f"  {name}")
+    print("pretrained checkpoints, zoo.load(<name>):")
+    for name in zoo.list_checkpoints():
+        card = json.loads((zoo.WEIGHTS / f"{name}.json").read_text())
+        metrics = ", ".join(f"{key} {value:.4g}" for key, value in card["metrics"].items())
+        print(f"  {name:12} {card['model']} on {card['data']}, {card['parameters'] / 1e6:.1f} M parameters; {metrics}")
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Draw samples of a trained model as one picture."""
+    from zoo.sampling import check_conditions, sample_chunks, save_grid
+
+    model = _on_device(zoo.load(args.source))
+    conditions = dict(_condition(c) for c in args.condition)
+    check_conditions(model, conditions)
+    save_grid(sample_chunks(model, args.n, args.seed, progress=True, **conditions), args.output)
+    print(f"{args.n} samples in {args.output}")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Measure a trained model on test images."""
+    from datamodules import Images
+    from zoo.evaluation import evaluate
+
+    for name, value in evaluate(zoo.load(args.source), Images(args.data), args.seed).items():
+        print(f"{name}: {value:.6g}")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Publish a training checkpoint in zoo/weights."""
+    from zoo import hub
+
+    weights = hub.export(args.source, args.name, force=args.force)
+    print(f"{weights} ({weights.stat().st_size / 1e6:.1f} MB) and its card")
+    for name, value in hub.read_card(args.name)["metrics"].items():
+        print(f"{name}: {value:.6g}")
+
+
+def _condition(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"a condition is written name=value, such as num_steps=100; got {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        raise ValueError(f"the value of a condition is a number, true, false, null or a list; got {text!r}") from None
+
+
+def _on_device(model):
+    import torch
+
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    parser = argparse.ArgumentParser("python -m zoo", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(run, name: str, source: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        sub.set_defaults(run=run)
+        if source:
+            sub.add_argument("source", help=SOURCE)
+        return sub
+
+    command(list_everything, "list", source=False)
+    sub = command(sample, "sample")
+    sub.add_argument("-n", type=int, default=64, help="how many, 64 by default")
+    sub.add_argument("--seed", type=int, default=0, help="the same seed gives the same pixels")
+    sub.add_argument("-o", "--output", type=Path, default=Path("samples.png"), help="the picture, a PNG")
+    sub.add_argument("-c", "--condition", action="append", default=[], help="of the model's sample, num_steps=100")
+    sub = command(evaluate, "evaluate")
+    sub.add_argument("--data", default="mnist_or_digits", help="mnist, fashion_mnist, digits or mnist_or_digits")
+    sub.add_argument("--seed", type=int, default=0)
+    sub = command(export, "export")
+    sub.add_argument("name", help="lower-case letters, digits and hyphens")
+    sub.add_argument("--force", action="store_true", help="replace a checkpoint of that name")
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
+    try:
+        args.run(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Pretrained checkpoints: find, verify, load, export.
+
+A published checkpoint is two files in ``zoo/weights``: ``<name>.safetensors``, whose metadata name the model and its
+constructor arguments, and the card ``<name>.json``: where the weights come from, what they score under which protocol,
+and the SHA-256 digest of the file. Nothing here unpickles what a stranger could have written: weights are safetensors,
+and training checkpoints are read with ``weights_only=True``.
+"""
+
+import hashlib
+import importlib
+import json
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+import zoo
+
+SECONDS_TO_DOWNLOAD = 60
+LARGEST_DOWNLOAD = 2**30  # bytes
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be found, trusted or used; the message says which and why."""
+
+
+def load(source: str | Path):
+    """A trained model in eval mode, on the CPU.
+
+    Args:
+        source: the name of a pretrained checkpoint (``zoo.list_checkpoints()``); the path of a training checkpoint
+            or of a run folder (its best checkpoint); or the address of a safetensors file with its digest,
+            ``file:///.../x.safetensors#sha256=<64 hexadecimal digits>``, or ``https:`` likewise.
+
+    Returns:
+        the LightningModule.
+
+    Raises:
+        CheckpointError: if there is none, its digest differs, or it is not a checkpoint of a known model.
+    """
+    text = str(source)
+    if text in zoo.list_checkpoints():
+        return _from_weights((zoo.WEIGHTS / f"{text}.safetensors").read_bytes(), read_card(text)["sha256"], text)
+    if re.match(r"(file|https?):", text):
+        return _from_address(text)
+    path = Path(source)
+    if path.is_dir():
+        path = _best_of(path)
+    if path.is_file():
+        return _build(**_from_training(path), source=path)
+    known = ", ".join(zoo.list_checkpoints()) or "none yet"
+    raise CheckpointError(f"{text!r} is neither a file nor a pretrained checkpoint; the pretrained ones are: {known}")
+
+
+def read_card(name: str) -> dict[str, Any]:
+    """The card of a pretrained checkpoint."""
+    return json.loads((zoo.WEIGHTS / f"{name}.json").read_text())
+
+
+def _best_of(run: Path) -> Path:
+    """The newest best checkpoint of a run folder, else its last one."""
+    folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
+    found = sorted(folder.glob("best-*.ckpt"), key=lambda p: p.stat().st_mtime) or list(folder.glob("last.ckpt"))
+    if not found:
+        raise CheckpointError(f"{run} holds no best-*.ckpt and no last.ckpt, in itself or in checkpoints/")
+    return found[-1]
+
+
+def read_training_checkpoint(path: Path) -> dict[str, Any]:
+    """A Lightning checkpoint as a dictionary of plain values and tensors.
+
+    Raises:
+        CheckpointError: for anything that torch cannot read with ``weights_only=True``.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises what the broken bytes happen to cause
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise CheckpointError(f"{path} is not a training checkpoint: it holds no state_dict")
+    return checkpoint
+
+
+def _from_training(path: Path) -> dict[str, Any]:
+    checkpoint = read_training_checkpoint(path)
+    return {
+        "model": checkpoint.get("model"),
+        "hyper_parameters": checkpoint.get("hyper_parameters", {}),
+        "state_dict": checkpoint["state_dict"],
+    }
+
+
+def _from_address(address: str):
+    url, _, fragment = address.partition("#")
+    digest = fragment.removeprefix("sha256=")
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise CheckpointError(f"an address needs the digest of its file: {url}#sha256=<64 hexadecimal digits>")
+    try:
+        with urllib.request.urlopen(url, timeout=SECONDS_TO_DOWNLOAD) as response:
+            data = response.read(LARGEST_DOWNLOAD + 1)
+    except (urllib.error.URLError, OSError) as error:
+        raise CheckpointError(f"{url} cannot be read: {error}") from error
+    if len(data) > LARGEST_DOWNLOAD:
+        raise CheckpointError(f"{url} is larger than {LARGEST_DOWNLOAD:,} bytes, which no checkpoint of this zoo is")
+    return _from_weights(data, digest, url)
+
+
+def _from_weights(data: bytes, digest: str, source: str):
+    """The model in the bytes of a safetensors file, which must have the digest."""
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest:
+        raise CheckpointError(f"the weights of {source} are not the published ones: SHA-256 {found}, expected {digest}")
+    try:
+        tensors = load_tensors(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = header.get("__metadata__", {})
+        hyper_parameters = json.loads(metadata.get("hyper_parameters", "{}"))
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{source} is not a safetensors file: {error}") from error
+    return _build(metadata.get("model"), hyper_parameters, tensors, source)
+
+
+def _build(model: Any, hyper_parameters: dict[str, Any], state_dict: dict[str, torch.Tensor], source: str | Path):
+    """The module of a known name with these constructor arguments and weights, in eval mode."""
+    if model not in zoo.MODELS:
+        raise CheckpointError(f"{source} holds a model named {model!r}; the known ones are {', '.join(zoo.MODELS)}")
+    module, _, name = zoo.MODELS[model].rpartition(".")
+    try:
+        built = getattr(importlib.import_module(module), name)(**hyper_parameters)
+        built.load_state_dict(state_dict)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{source} does not fit {name} of this version: {error}") from error
+    return built.eval()
+
+
+@torch.no_grad()
+def golden_terms(model) -> dict[str, float]:
+    """The terms of the loss on 16 images of uniform noise, every random number fixed: a fingerprint of the weights."""
+    generator = torch.Generator().manual_seed(0)
+    batch = [torch.rand(16, 1, 28, 28, generator=generator), torch.zeros(16, dtype=torch.long)]
+    return {name: float(term) for name, term in model.loss(batch, generator).items()}
+
+
+def export(source: str | Path, name: str, force: bool = False) -> Path:
+    """Publish a training checkpoint: write ``zoo/weights/<name>.safetensors`` and its card.
+
+    The number on the card is measured here and now: the test loop on the test images of the data it was trained on.
+
+    Args:
+        source: a checkpoint, or a run folder (its best checkpoint).
+        name: lower-case letters, digits and hyphens.
+        force: replace a checkpoint of that name.
+
+    Returns:
+        the path of the weights.
+
+    Raises:
+        CheckpointError: for a name of another form or already taken, or a checkpoint that records no run.
+    """
+    from datamodules import Images
+    from zoo.evaluation import evaluate
+
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        raise CheckpointError(f"a name is lower-case letters, digits and hyphens, such as vae-bernoulli; got {name!r}")
+    if name in zoo.list_checkpoints() and not force:
+        raise CheckpointError(f"there is a checkpoint named {name} already; --force replaces it")
+    path = Path(source)
+    path = _best_of(path) if path.is_dir() else path
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    checkpoint, record = read_training_checkpoint(path), read_training_checkpoint(path).get("record")
+    if not record:
+        raise CheckpointError(f"{path} does not record the run that made it, so no card can be written: see RunRecord")
+    parts = _from_training(path)
+    model = _build(**parts, source=path)
+
+    metadata = {"model": parts["model"], "hyper_parameters": json.dumps(parts["hyper_parameters"])}
+    tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
+    data = save_tensors(tensors, metadata=metadata)
+    images = Images(record["data"])
+    card = {
+        "name": name,
+        "model": parts["model"],
+        "hyper_parameters": parts["hyper_parameters"],
+        "parameters": sum(t.numel() for t in tensors.values()),
+        "data": record["data"],
+        "preprocessing": "images (B, 1, 28, 28) in [0, 1]; what else the model needs it does itself",
+        "command": record["command"],
+        "commit": record["commit"],
+        "seed": record["config"].get("seed"),
+        "epochs": checkpoint["epoch"] + 1,
+        "steps": checkpoint["global_step"],
+        "seconds": round(record["seconds"]),
+        "hardware": record["hardware"],
+        "metrics": evaluate(model, images),
+        "protocol": f"the model's test_step on all {len(images.splits['test'].images):,} test images of "
+        f"{record['data']}, noise keyed by batch; units in zoo/{parts['model']}.py",
+        "golden": golden_terms(model.cpu()),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    zoo.WEIGHTS.mkdir(exist_ok=True)
+    weights = zoo.WEIGHTS / f"{name}.safetensors"
+    # The card last: a checkpoint exists once its card does.
+    for target, content in [(weights, data), (weights.with_suffix(".json"), _json(card))]:
+        part = target.with_name(target.name + ".part")
+        part.write_bytes(content)
+        part.replace(target)
+    return weights
+
+
+def _json(card: dict[str, Any]) -> bytes:
+    return (json.dumps(card, indent=2) + "\n").encode()
