@@ -26,9 +26,12 @@ def train(cfg: DictConfig) -> dict[str, float]:
     import lightning as L
 
     from callbacks import RunRecord
+    from zoo.hub import check_resumable
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data, model = build(cfg.data), build(cfg.model)
+    if cfg.ckpt is not None:
+        check_resumable(cfg.ckpt, model)
     record = RunRecord(cfg.run_dir, OmegaConf.to_container(cfg, resolve=True))
     trainer = build(cfg.trainer, callbacks=[*build_all(cfg.callbacks), record], logger=build_all(cfg.logger))
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)

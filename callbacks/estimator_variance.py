@@ -93,7 +93,8 @@ class EstimatorVariance(L.Callback):
         mine = range(trainer.global_rank, self.draws, trainer.world_size)
         moments, seconds = gradient_moments(estimator, self.batch, mine, self.seed)
         moments = merge_over_ranks(moments, estimator.params, trainer)
-        row = {f"ms_per_draw/{name}": 1000 * float(trainer.strategy.reduce(torch.tensor(seconds), reduce_op="mean"))}
+        seconds = torch.tensor(seconds, device=trainer.strategy.root_device)
+        row = {f"ms_per_draw/{name}": 1000 * float(trainer.strategy.reduce(seconds, reduce_op="mean"))}
         for group, values in moments.statistics().items():
             row[f"variance/{name}/{group}"] = values["variance"]
             row[f"snr/{name}/{group}"] = values["snr"]

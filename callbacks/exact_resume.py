@@ -105,7 +105,8 @@ class ExactResume(Checkpoint):
                 log.warning("Interrupted at the end of training, which is complete; the test was left out.")
             else:
                 log.warning("Interrupted. To go on exactly where it stopped:\n    %s", run_command(self.folder, path))
-        raise SystemExit(128 + (self.received or signal.SIGTERM))
+        # The other processes end as if all were well: Lightning kills the first one, with SIGKILL, if a child fails.
+        raise SystemExit(128 + (self.received or signal.SIGTERM) if trainer.is_global_zero else 0)
 
     def on_exception(self, trainer, pl_module, exception):
         self._restore_handlers()

@@ -22,6 +22,8 @@ def commit() -> str:
         return subprocess.run(["git", *args], cwd=FOLDER, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != FOLDER.parent.resolve():
+            return "unknown"
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -202,6 +202,16 @@ def test_the_time_to_go_is_said_once(tmp_path, caplog):
     assert TimeEstimate().after == 30
 
 
+def test_tensorboard_gets_metrics_and_samples(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path, *TINY["vae"], "debug=fast", "logger=tensorboard")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {"train/loss", "val/loss", "variance/pathwise/all"} <= set(events.Tags()["scalars"])
+    assert events.Images("samples")[0].encoded_image_string.startswith(b"\x89PNG")
+
+
 def test_wandb_credentials_are_found_where_wandb_keeps_them(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

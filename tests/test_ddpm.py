@@ -153,6 +153,10 @@ def test_bad_steps_and_noise_are_named():
         DDPM(steps=10)
     with pytest.raises(ValueError, match=r"multiples of 8, one per level, got \[12\]"):
         DDPM(widths=[12])
+    with pytest.raises(ValueError, match=r"28 pixels do not divide by patch \* 2\^\(levels - 1\) = 8"):
+        DDPM(widths=[8, 8, 8])
+    with pytest.raises(ValueError, match="whole number, got '100'"):
+        DDPM(steps="100")
 
 
 @pytest.fixture

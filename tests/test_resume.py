@@ -13,6 +13,7 @@ from helpers import QUIET, TINY, assert_same, checkpoint, run
 
 from callbacks import ExactResume
 from datamodules import DataError
+from zoo.hub import CheckpointError
 
 ROOT = Path(__file__).parent.parent
 EPOCHS = [
@@ -118,8 +119,14 @@ def test_resuming_on_other_data_is_refused(tmp_path, uninterrupted, mnist_root):
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nothing\.ckpt"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint to resume from at .*nothing\.ckpt"):
         run(tmp_path, *TINY["vae"], f"ckpt={tmp_path / 'nothing.ckpt'}")
+
+
+def test_another_models_checkpoint_is_refused(tmp_path, uninterrupted):
+    last = uninterrupted["vae"][1] / "checkpoints" / "last.ckpt"
+    with pytest.raises(CheckpointError, match="is a checkpoint of the model 'vae', and this run trains another one"):
+        run(tmp_path, *TINY["ddpm"], f"ckpt={last}")
 
 
 def test_resuming_in_another_folder_continues_too(tmp_path, uninterrupted):

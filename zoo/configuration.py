@@ -23,7 +23,7 @@ def check_overrides(arguments: list[str], config_dir: Path) -> None:
 
     try:
         overrides = OverridesParser.create().parse_overrides([a for a in arguments if "=" in a and a[0] != "-"])
-        choices = [o for o in overrides if (config_dir / o.key_or_group).is_dir()]
+        choices = [o for o in overrides if (config_dir / o.key_or_group).is_dir() or "/" in o.key_or_group or o.package]
         if any(o.is_sweep_override() for o in choices):
             return
         with initialize_config_dir(str(config_dir.absolute()), version_base="1.3"):

@@ -163,6 +163,8 @@ class DDPM(L.LightningModule):
         super().__init__()
         if not lr > 0 or warmup < 0:
             raise ValueError(f"lr must be positive and warmup not negative, got {lr} and {warmup}")
+        if not isinstance(steps, int):
+            raise ValueError(f"steps must be a whole number, got {steps!r}")
         widths = list(widths)
         self.save_hyperparameters()
         betas = linear_betas(steps)  # float64 until here
@@ -170,6 +172,11 @@ class DDPM(L.LightningModule):
         self.register_buffer("betas", betas.float(), persistent=False)
         self.register_buffer("abar", (1 - betas).cumprod(0).float(), persistent=False)
         self.net = UNet(1, widths, blocks, patch).to(memory_format=torch.channels_last)
+        if 28 % self.net.multiple:
+            raise ValueError(
+                f"28 pixels do not divide by patch * 2^(levels - 1) = {self.net.multiple}: take fewer widths or "
+                "another patch"
+            )
 
     def forward(self, xt: Tensor, t: Tensor) -> Tensor:
         """eps_theta(x_t, t): the noise in ``xt`` (B, 1, 28, 28) at steps ``t`` (B,), 0 .. T-1."""

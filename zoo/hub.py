@@ -88,6 +88,19 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def check_resumable(path: str | Path, model) -> None:
+    """Refuse to resume ``model`` from what is not a training checkpoint of its class.
+
+    Raises:
+        CheckpointError: saying what it is instead.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"there is no checkpoint to resume from at {path}")
+    name = read_training_checkpoint(Path(path)).get("model")
+    if zoo.MODELS.get(name) != f"{type(model).__module__}.{type(model).__name__}":
+        raise CheckpointError(f"{path} is a checkpoint of the model {name!r}, and this run trains another one")
+
+
 def _from_training(path: Path) -> dict[str, Any]:
     checkpoint = read_training_checkpoint(path)
     return {
@@ -149,7 +162,7 @@ def golden_terms(model) -> dict[str, float]:
 
 
 def export(source: str | Path, name: str, force: bool = False) -> Path:
-    """Publish a training checkpoint: write ``zoo/weights/<name>.safetensors`` and its card.
+    """Publish a training checkpoint: write ``zoo/weights/<name>.safetensors``, its card, and a picture of samples.
 
     The number on the card is measured here and now: the test loop on the test images of the data it was trained on.
 
@@ -166,6 +179,7 @@ def export(source: str | Path, name: str, force: bool = False) -> Path:
     """
     from datamodules import Images
     from zoo.evaluation import evaluate
+    from zoo.sampling import sample_chunks, save_grid
 
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise CheckpointError(f"a name is lower-case letters, digits and hyphens, such as vae-bernoulli; got {name!r}")
@@ -212,6 +226,8 @@ def export(source: str | Path, name: str, force: bool = False) -> Path:
         part = target.with_name(target.name + ".part")
         part.write_bytes(content)
         part.replace(target)
+    if hasattr(model, "sample"):
+        save_grid(sample_chunks(model, 64, seed=0), weights.with_suffix(".png"))
     return weights
 
 

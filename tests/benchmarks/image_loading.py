@@ -1,0 +1,54 @@
+"""Images per second: this zoo's loader against torchvision's MNIST with ToTensor in a default DataLoader.
+
+    ZOO_DATA=<folder with MNIST> python tests/benchmarks/image_loading.py
+
+Both yield float images in [0, 1] and labels in shuffled batches of 128, in one process; the two take turns.
+"""
+
+import gzip
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+from torchvision.datasets import MNIST
+from torchvision.transforms import ToTensor
+from tqdm.auto import tqdm
+
+from datamodules import Images
+from datamodules.images import MD5, data_root
+
+
+def rate(loader, batches: int) -> float:
+    """Images per second over the first ``batches``, from asking for the first to holding the last."""
+    start, images = time.perf_counter(), 0
+    for _, (x, _) in zip(range(batches), loader, strict=False):
+        images += len(x)
+    return images / (time.perf_counter() - start)
+
+
+def main() -> None:
+    raw = data_root() / "MNIST" / "raw"
+    with tempfile.TemporaryDirectory() as scratch:
+        unpacked = Path(scratch) / "MNIST" / "raw"  # torchvision wants the files unpacked
+        unpacked.mkdir(parents=True)
+        for file in MD5["mnist"]:
+            plain = raw / file
+            data = plain.read_bytes() if plain.is_file() else gzip.decompress((raw / f"{file}.gz").read_bytes())
+            (unpacked / file).write_bytes(data)
+        theirs = DataLoader(MNIST(scratch, transform=ToTensor()), batch_size=128, shuffle=True)
+        data = Images("mnist", batch_size=128)
+        data.setup()
+        ours = data.train_dataloader()
+        rates = {"zoo": [], "torchvision": []}
+        for _ in tqdm(range(5), desc="rounds"):
+            rates["zoo"].append(rate(ours, 429))
+            rates["torchvision"].append(rate(theirs, 60))
+    for name, values in rates.items():
+        print(f"{name:12} {statistics.median(values):>12,.0f} images/s (median of 5, {min(values):,.0f} lowest)")
+    print(f"ratio        {statistics.median(rates['zoo']) / statistics.median(rates['torchvision']):>12.1f}")
+
+
+if __name__ == "__main__":
+    main()
