@@ -65,7 +65,8 @@ def _short(path: Path) -> Path:
 class RunRecord(L.Callback):
     """Write ``config.yaml`` and tell loggers and checkpoints what the run is: configuration, data really used, commit.
 
-    Checkpoints hold it under ``record``, with the seconds trained so far, over all resumptions.
+    Checkpoints hold it under ``record``, with the seconds trained so far, over all resumptions; what is said of the
+    parts before the last resumption is kept under ``earlier``.
 
     Args:
         folder: the run folder.
@@ -75,10 +76,14 @@ class RunRecord(L.Callback):
     def __init__(self, folder: str, config: dict[str, Any] | None = None):
         self.folder, self.config = Path(folder), dict(config or {})
         self.record: dict[str, Any] = {}
+        self._earlier: list[dict[str, Any]] = []
         self._seconds_before, self._started = 0.0, 0.0
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint):
-        self._seconds_before = checkpoint.get("record", {}).get("seconds", 0.0)
+        if before := checkpoint.get("record"):
+            self._seconds_before = before["seconds"]
+            part = {key: before[key] for key in ("command", "commit", "hardware", "seconds")}
+            self._earlier = [*before.get("earlier", []), part]
 
     def on_fit_start(self, trainer, pl_module):
         self.record = {
@@ -87,6 +92,7 @@ class RunRecord(L.Callback):
             "data": getattr(trainer.datamodule, "used", None),
             "commit": commit(),
             "hardware": hardware(pl_module.device, trainer.world_size),
+            "earlier": self._earlier,
         }
         if not trainer.is_global_zero:
             return

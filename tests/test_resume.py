@@ -68,6 +68,9 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(name, at, signum, left, tmp_
         assert checkpoint(tmp_path, left)["global_step"] == at + 1
     metrics = run(tmp_path, *overrides, f"ckpt={path}")
     assert_same_run(metrics, tmp_path, uninterrupted[name])
+    record = checkpoint(tmp_path)["record"]
+    assert len(record["earlier"]) == 1
+    assert record["seconds"] > record["earlier"][0]["seconds"] > 0
 
 
 def test_a_signal_in_the_last_batch_of_all_ends_a_finished_run(tmp_path, uninterrupted):

@@ -1,5 +1,6 @@
 """A Lightning Trainer that uses the hardware it finds."""
 
+import logging
 import warnings
 
 import lightning as L
@@ -16,6 +17,8 @@ def make_trainer(precision: str = "auto", **kwargs) -> L.Trainer:
     Raises:
         ValueError: for several processes in a Hydra sweep, where each of them would start the whole sweep again.
     """
+    if logging.getLogger().hasHandlers():  # Lightning has one of its own, and everything would be said twice
+        logging.getLogger("lightning").handlers.clear()
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # Lightning's to mend
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it; nothing changes on a CPU
     if precision == "auto":

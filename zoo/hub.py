@@ -213,6 +213,7 @@ def export(source: str | Path, name: str, force: bool = False) -> Path:
         "steps": checkpoint["global_step"],
         "seconds": round(record["seconds"]),
         "hardware": record["hardware"],
+        "earlier": record.get("earlier", []),
         "metrics": evaluate(model, images),
         "protocol": f"the model's test_step on all {len(images.splits['test'].images):,} test images of "
         f"{record['data']}, noise keyed by batch; units in zoo/{parts['model']}.py",
