@@ -23,7 +23,8 @@ class EstimatorVariance(L.Callback):
 
     Draw k has its own noise, keyed by (seed, k), whichever process makes it and whichever estimator uses it; processes
     take every so-manieth draw and their moments are merged exactly. Training is not touched: parameters are copied, no
-    gradient is accumulated, and no global random state is used.
+    gradient is accumulated, and no global random state is used. Gradients are those of the weights as they are stored:
+    under mixed precision, float32.
 
     Args:
         folder: where ``estimator_variance.png`` goes at the end of the run.

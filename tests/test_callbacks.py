@@ -80,6 +80,8 @@ def test_ema_averages_parameters_and_copies_buffers():
     assert ema._average_model.module.count.dtype == torch.long
     with pytest.raises(ValueError, match="between 0 and 1, got 1"):
         EMA(decay=1)
+    with pytest.raises(ValueError, match=r"weights of torch.bfloat16 cannot hold an average of decay 0.5"):
+        ema.on_train_start(trainer, Counter().bfloat16())
 
 
 def fit(model, *callbacks):
@@ -173,7 +175,10 @@ def test_moments_merged_over_ranks_are_those_of_all_draws(generator):
     assert merged.n == 7
     assert_close(merged.mean, whole.mean)
     assert_close(merged.statistics()["all"]["variance"], whole.statistics()["all"]["variance"], rtol=1e-6, atol=0)
-    assert_close(ranks.calls[1], parts[0].mean["w"] * parts[0].n)  # and it asked for the sum of its own share
+    # What it asked the sums of: its own share of the mean, and its own deviations about the whole.
+    share = parts[0].squared_deviation["w"] + parts[0].n * (parts[0].mean["w"] - whole.mean["w"]).square().sum()
+    assert_close(ranks.calls[1], parts[0].mean["w"] * parts[0].n)
+    assert_close(ranks.calls[2], share, rtol=1e-6, atol=0)
 
 
 def test_the_plot_takes_any_history():

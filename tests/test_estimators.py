@@ -6,8 +6,10 @@ from torch import nn
 from torch.func import grad, vmap
 from torch.testing import assert_close
 
+from zoo.ddpm import DDPM
 from zoo.estimators import GradientEstimator, GradientMoments, call_with, gradient_moments
 from zoo.sampling import chunk_generator
+from zoo.vae import VAE
 
 A, B, THETA = 2.0, 3.0, 0.5
 MU = A * THETA + B
@@ -95,7 +97,7 @@ def test_the_ratio_does_not_floor_at_one_over_sqrt_n(generator):
     moments = GradientMoments()
     for _ in range(256):
         moments.update({"x": torch.randn(1000, generator=generator)})
-    assert moments.statistics()["all"]["snr"] < 0.03 < 256**-0.5  # the corrected square has deviation 0.0028 / 1000^.5
+    assert moments.statistics()["all"]["snr"] < 0.03 < 256**-0.5  # 5 of its standard deviations
 
 
 def test_a_noiseless_gradient_has_an_infinite_ratio_and_one_draw_no_variance():
@@ -105,6 +107,25 @@ def test_a_noiseless_gradient_has_an_infinite_ratio_and_one_draw_no_variance():
         moments.statistics()
     moments.update({"x": torch.ones(2)})
     assert moments.statistics()["all"] == {"variance": 0.0, "snr": float("inf")}
+
+
+@pytest.mark.parametrize(
+    "model", [lambda: VAE(latent_dim=3, hidden=[16]), lambda: DDPM(steps=50, widths=[16], blocks=1)]
+)
+def test_the_estimator_that_trains_is_the_gradient_of_the_loss(model, generator):
+    """For the same noise, what EstimatorVariance measures first is what backward gives in training."""
+    torch.manual_seed(0)
+    model = model()
+    with torch.no_grad():  # away from layers that start at zero
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    batch = [torch.rand(6, 1, 28, 28, generator=generator), torch.zeros(6)]
+    e = next(iter(model.gradient_estimators().values()))
+    params = {name: p.detach() for name, p in e.params.items()}
+    g = grad(e.surrogate)(params, batch, e.noise(batch, torch.Generator().manual_seed(9)))
+    model.loss(batch, torch.Generator().manual_seed(9))["loss"].backward()
+    for name, p in model.named_parameters():
+        assert_close(g[name], p.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_draws_are_keyed_by_seed_and_number():

@@ -13,12 +13,17 @@ paper's t = 1); betas, abar (T,); eps standard normal noise; x0_hat = (x_t - sqr
 Logged: {train,val,test}/loss, L_simple averaged over dimensions as well (1 is what predicting zero gives).
 
 Differs from the paper:
-- The schedule is the paper's at T = 1000 and is rescaled to end at the same noise for other T.
+- The schedule is the paper's at T = 1000 and is rescaled for other T, to end at about the same noise: log abar_T is
+  -10.1 at T = 1000, -10.4 at 200 and -11.8 at 50.
 - sigma_t^2 is the posterior variance (the paper's second choice, sec. 3.2), and x0_hat is clipped to [-1, 1] at every
   step, as the authors' code does. Seed 004's algorithm 7 multiplies z by the variance and adds noise at the last step
   too; it is the standard deviation, and none.
-- The U-Net works on 2 x 2 patches, for speed on a CPU, and on 28 x 28 images without padding.
-- The exponential moving average of the weights warms up (callbacks/ema.py); the samples shown are DDIM's in 50 steps.
+- The U-Net is small and works on 2 x 2 patches of 28 x 28 images without padding, for speed on a CPU; it has no dropout
+  and attends at the lowest resolution only. Learning rate 5e-4 (2e-4 in the paper), batches of 64 (128).
+- The exponential moving average has decay 0.999 (0.9999) and warms up (callbacks/ema.py), for runs of minutes.
+- L_0's discrete decoder (sec. 3.3) is not there, since L_simple does not need it.
+- DDIM's steps run evenly from T-1 to 0, both included, and x0_hat is clipped there too, eps following it.
+- Seed 004's eq. 14.43 has abar_t for alpha_t in its first factor, q(x_t | x_{t-1}); the step below is by eq. 14.45.
 """
 
 from collections.abc import Callable, Sequence
@@ -145,7 +150,7 @@ class DDPM(L.LightningModule):
         blocks: residual blocks per level.
         patch: pixels folded into channels, per side.
         lr: of Adam, reached after ``warmup`` steps.
-        warmup: optimiser steps over which the learning rate rises from 0.
+        warmup: optimiser steps over which the learning rate rises linearly.
 
     Raises:
         ValueError: for a value outside these.
@@ -204,7 +209,7 @@ class DDPM(L.LightningModule):
         return loss
 
     def validation_step(self, batch, batch_idx, stage="val"):
-        loss = self.loss(batch, chunk_generator(0, batch_idx))["loss"]  # the same noise in every epoch
+        loss = self.loss(batch, chunk_generator(self.global_rank, batch_idx))["loss"]  # the same noise in every epoch
         self.log(f"{stage}/loss", loss, sync_dist=True, batch_size=len(batch[0]), prog_bar=True)
 
     def test_step(self, batch, batch_idx):

@@ -12,7 +12,8 @@ from torch import Tensor
 def log_normal(x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     """log N(x | mu, diag exp(logvar)) = -1/2 sum_d [ log 2 pi + logvar_d + (x_d - mu_d)^2 / exp(logvar_d) ].
 
-    The factor 1/2 in the exponent is missing where seeds 000 and 001 write this density.
+    The factor 1/2 in the exponent is missing where seeds 000 and 001 write this density, and the normaliser of seed 003
+    has the root of the product of the sigma_d in place of the product.
 
     Args:
         x: (..., D).

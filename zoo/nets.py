@@ -54,7 +54,7 @@ class ConvDecoder(nn.Module):
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Sines and cosines of ``t`` at dim/2 frequencies from 1 to 1/10000; Vaswani et al. 2017, sec. 3.5.
+    """Sines and cosines of ``t`` at the frequencies 10000^(-2 i / dim), i < dim/2; Vaswani et al. 2017, sec. 3.5.
 
     Args:
         t: step indices or noise levels, (B,).

@@ -14,11 +14,16 @@ that binarises pixels; eps standard normal noise.
 Logged: {train,val,test}/loss = -ELBO, /nll = -E_q log p(x | z), /kl, all in nats per example.
 
 Differs from the paper:
-- Adam in place of Adagrad, and two hidden layers of rectified linear units by default in place of one of tanh.
+- Adam in place of Adagrad, its step decayed by half a cosine, and no weight decay (the paper's prior on theta); two
+  hidden layers of rectified linear units by default in place of one of tanh, or convolutions.
 - Binarisation is dynamic: a grey pixel is the probability of a one, drawn anew each time (Burda et al. 2015).
-- The Gaussian likelihood has one learned variance for all pixels, never below ``variance_floor``: without a floor the
-  density of pixels that are always black grows without bound (the idea of one variance: Rybkin et al. 2021).
-- Seed 001 writes z = mu + x sigma^2 for the re-parameterisation; it is sigma, as above.
+- The Gaussian likelihood has one learned variance for all pixels (Rybkin et al. 2021) in place of one for each, to
+  which ``variance_floor`` is added: without it the density is unbounded where every pixel is reproduced exactly. Its
+  means are linear in the last layer, in place of a sigmoid; only what ``decode`` returns is clipped to [0, 1].
+- The score-function estimator, given for comparison, keeps the divergence in closed form; seed 003 has all of
+  log p(x, z) - log q(z | x) in its score term, which has the same expectation.
+- Seed 001 writes z = mu + x sigma^2 for the re-parameterisation; it is sigma, as above. Seed 003 prints the prior once
+  as p(X) = N(X | 0, I); it is p(z).
 """
 
 import math
@@ -83,7 +88,8 @@ def log_importance_weight(x: Tensor, eps: Tensor, encode: Callable, log_px: Call
     mu, logvar = encode(x)
     z = reparameterise(mu, logvar, eps)
     zero = torch.zeros_like(z)
-    return log_px(x, z) + log_normal(z, zero, zero) - log_normal(z, mu, logvar)
+    log_q = log_normal(eps, zero, zero) - logvar.sum(-1) / 2  # (z - mu) / sigma is eps, without its rounding
+    return log_px(x, z) + log_normal(z, zero, zero) - log_q
 
 
 class VAE(L.LightningModule):
@@ -96,7 +102,7 @@ class VAE(L.LightningModule):
         hidden: widths of the hidden layers of the encoder, the decoder's in reverse (``mlp``); or one number, the
             channels of the first convolution (``conv``).
         lr: of Adam, decayed to zero by half a cosine over the run.
-        variance_floor: smallest variance of the Gaussian likelihood, in squared pixel units (1 is white).
+        variance_floor: added to the learned variance of the Gaussian likelihood, in squared pixel units (1 is white).
 
     Raises:
         ValueError: for a value outside these.
@@ -144,7 +150,7 @@ class VAE(L.LightningModule):
         return self.encoder(x).chunk(2, dim=-1)
 
     def decode(self, z: Tensor) -> Tensor:
-        """The mean of p(x | z), in [0, 1]: (..., D) to (..., 1, 28, 28)."""
+        """The mean of p(x | z), clipped to [0, 1] where it is Gaussian: (..., D) to (..., 1, 28, 28)."""
         out = self.decoder(z)
         return out.sigmoid() if self.hparams.likelihood == "bernoulli" else out.clamp(0, 1)
 
@@ -182,7 +188,7 @@ class VAE(L.LightningModule):
         return terms["loss"]
 
     def validation_step(self, batch, batch_idx, stage="val"):
-        terms = self.loss(batch, chunk_generator(0, batch_idx))  # the same noise in every epoch
+        terms = self.loss(batch, chunk_generator(self.global_rank, batch_idx))  # the same noise in every epoch
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items()}, sync_dist=True, batch_size=len(batch[0]))
 
     def test_step(self, batch, batch_idx):
