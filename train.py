@@ -28,6 +28,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from callbacks import RunRecord
     from zoo.hub import check_resumable
 
+    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2^32 - 1, got {cfg.seed!r}")
+    if not isinstance(cfg.test, bool):
+        raise ValueError(f"test must be true or false, got {cfg.test!r}")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data, model = build(cfg.data), build(cfg.model)
     if cfg.ckpt is not None:
@@ -38,7 +42,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     metrics = dict(trainer.callback_metrics)
     if cfg.test:
         # Reloaded, and not test(ckpt_path=...): after fit the averaging callback would put the raw weights back.
-        best = trainer.checkpoint_callback.best_model_path or trainer.checkpoint_callback.last_model_path
+        best = next((c.best_model_path for c in trainer.checkpoint_callbacks if hasattr(c, "best_model_path")), "")
         model = type(model).load_from_checkpoint(best, weights_only=True) if best else model
         trainer.test(model, datamodule=data)
         metrics |= trainer.callback_metrics
@@ -50,9 +54,17 @@ def main(cfg: DictConfig) -> float | None:
     try:
         return train(cfg).get("val/loss")  # what a sweep minimises
     except ValueError as error:
-        if type(error).__module__.split(".")[0] not in ("zoo", "datamodules", "callbacks"):
+        if not raised_by_the_zoo(error):
             raise
-        raise SystemExit(f"error: {error}") from None  # ours: written for people
+        raise SystemExit(f"error: {error}") from None  # written for people
+
+
+def raised_by_the_zoo(error: BaseException) -> bool:
+    """Whether the line that raised ``error`` is one of this project's."""
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_globals["__name__"].split(".")[0] in ("__main__", "zoo", "datamodules", "callbacks")
 
 
 if __name__ == "__main__":

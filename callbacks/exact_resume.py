@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import signal
 from pathlib import Path
 
@@ -84,7 +85,7 @@ class ExactResume(Checkpoint):
         # The last batch of an epoch goes on to validation and last.ckpt.
         if not trainer.is_last_batch and self._any_received(trainer):
             path = self.folder / "checkpoints" / "interrupted.ckpt"
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
             self._stop(trainer, path)
 
     def on_train_epoch_start(self, trainer, pl_module):
@@ -102,7 +103,8 @@ class ExactResume(Checkpoint):
     def _stop(self, trainer, path: Path | None):
         if trainer.is_global_zero:
             if path is None:
-                log.warning("Interrupted at the end of training, which is complete; the test was left out.")
+                folder = shlex.quote(str(self.folder))
+                log.warning("Interrupted after training; the test was left out: python -m zoo evaluate %s", folder)
             else:
                 log.warning("Interrupted. To go on exactly where it stopped:\n    %s", run_command(self.folder, path))
         # The other processes end as if all were well: Lightning kills the first one, with SIGKILL, if a child fails.

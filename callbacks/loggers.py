@@ -6,6 +6,7 @@ import netrc
 import os
 import warnings
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import lightning.pytorch.loggers as lightning_loggers
 import torch
@@ -47,11 +48,14 @@ def wandb_credentials() -> bool:
     """Whether Weights & Biases has a key: in the environment, or from ``wandb login`` (a netrc file)."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("://")[-1].split("/")[0].split(":")[0]
+    import wandb
+
+    base = os.environ.get("WANDB_BASE_URL")
+    urls = [base] if base else [wandb.Settings().base_url, "https://api.wandb.ai"]  # the service, by both its names
     home = Path.home()
     for path in [os.environ.get("NETRC"), home / ".netrc", home / "_netrc"]:
         try:
-            if path and netrc.netrc(path).authenticators(host):
+            if path and any(netrc.netrc(path).authenticators(urlsplit(url).netloc) for url in urls):
                 return True
         except (OSError, netrc.NetrcParseError):
             continue

@@ -1,6 +1,7 @@
 """What a run is, written down where it can be found: in its folder, its loggers and its checkpoints."""
 
 import platform
+import re
 import shlex
 import subprocess
 import time
@@ -53,8 +54,13 @@ def run_command(folder: Path | None = None, ckpt: Path | None = None) -> str:
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     if ckpt is not None:
         overrides = [o for o in overrides if not o.startswith("ckpt=")]
-        overrides += [f"ckpt={_short(ckpt)}", f"hydra.run.dir={_short(folder)}"]
+        overrides += [f"ckpt={_quoted(_short(ckpt))}", f"hydra.run.dir={_quoted(_short(folder))}"]
     return shlex.join(["python", "train.py", *overrides])
+
+
+def _quoted(path: Path) -> str:
+    """As Hydra's grammar wants it: bare if it is plain, else in quotes."""
+    return str(path) if re.fullmatch(r"[\w./-]+", str(path)) else f'"{path}"'
 
 
 def _short(path: Path) -> Path:
@@ -71,10 +77,18 @@ class RunRecord(L.Callback):
     Args:
         folder: the run folder.
         config: the resolved configuration, plain values.
+
+    Raises:
+        ValueError: for a folder that holds a run, unless this one resumes from a checkpoint.
     """
 
     def __init__(self, folder: str, config: dict[str, Any] | None = None):
         self.folder, self.config = Path(folder), dict(config or {})
+        if (self.folder / "config.yaml").is_file() and self.config.get("ckpt") is None:
+            last = _short(self.folder / "checkpoints" / "last.ckpt")
+            raise ValueError(
+                f"{_short(self.folder)} holds a run already: resume it with ckpt={last}, or name another folder"
+            )
         self.record: dict[str, Any] = {}
         self._earlier: list[dict[str, Any]] = []
         self._seconds_before, self._started = 0.0, 0.0

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
@@ -39,6 +40,11 @@ class Samples(L.Callback):
 
     def setup(self, trainer, pl_module, stage):
         check_conditions(pl_module, self.conditions)
+
+    def on_fit_start(self, trainer, pl_module):
+        # Conditions that do not fit, such as more steps than the model has, fail here and not after an epoch.
+        with isolate_rng(), torch.no_grad():
+            pl_module.sample(1, generator=torch.Generator().manual_seed(0), **self.conditions)
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         epoch = trainer.current_epoch

@@ -322,13 +322,16 @@ class Images(L.LightningDataModule):
     def test_dataloader(self) -> ImageLoader:
         return self._loader("test")
 
-    def state_dict(self) -> dict[str, str | None]:
-        return {"used": self.used}
+    def state_dict(self) -> dict[str, str | int | None]:
+        return {"used": self.used, **{key: self.hparams[key] for key in ("batch_size", "seed", "digits_repeat")}}
 
-    def load_state_dict(self, state: dict[str, str | None]) -> None:
-        """Called when a run resumes, after ``setup``: refuse to go on with other data than it began with."""
+    def load_state_dict(self, state: dict[str, str | int | None]) -> None:
+        """Called when a run resumes, after ``setup``: refuse to go on with other data, or in another order."""
         if state["used"] != self.used:
             raise DataError(
                 f"the checkpoint was trained on {state['used']} and this run would go on with {self.used}: choose "
                 f"data={state['used']}, or start anew without ckpt"
             )
+        for key, value in self.state_dict().items():
+            if (before := state.get(key, value)) != value:
+                raise DataError(f"a run resumes with the settings it began with: data.{key} was {before}, is {value}")

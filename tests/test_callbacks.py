@@ -2,10 +2,12 @@
 
 import csv
 import signal
+from urllib.parse import urlsplit
 
 import lightning as L
 import pytest
 import torch
+import wandb
 from helpers import TINY, Pixel, assert_same, checkpoint, run
 from torch import nn
 from torch.testing import assert_close
@@ -15,6 +17,7 @@ from callbacks.ema import ema_update
 from callbacks.estimator_variance import merge_over_ranks, plot
 from callbacks.loggers import wandb_credentials
 from callbacks.run_record import commit, hardware
+from train import raised_by_the_zoo
 from zoo.estimators import GradientMoments
 
 SHORT = ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "trainer.limit_train_batches=4", "test=false"]
@@ -122,8 +125,15 @@ def test_a_missing_capability_fails_at_set_up_with_both_names(tmp_path):
         fit(Trainable(), Samples(tmp_path, conditions={"steps": 3}))
     with pytest.raises(ValueError, match="Trainable has no method gradient_estimators"):
         fit(Trainable(), EstimatorVariance(tmp_path))
-    with pytest.raises(ValueError, match="VAE has no gradient estimator pathwize; it has pathwise, score_function"):
+    with pytest.raises(
+        ValueError, match="VAE has no gradient estimator pathwize; it has pathwise, score_func"
+    ) as error:
         run(tmp_path, *TINY["vae"], "debug=fast", "callbacks.estimator_variance.compare=[pathwize]")
+    assert raised_by_the_zoo(error.value)  # so that the command line prints it without a traceback
+    with pytest.raises(ValueError, match="between 1 and the model's 50 steps, got 51"):
+        run(tmp_path / "steps", *TINY["ddpm"], "callbacks.samples.conditions.num_steps=51")
+    with pytest.raises(ValueError, match="seed must be a whole number from 0"):
+        run(tmp_path / "seed", *TINY["vae"], "seed=-1")
     with pytest.raises(ValueError, match="draws must be at least 2.*got 1"):
         EstimatorVariance(tmp_path, draws=1)
     assert not list(tmp_path.rglob("*.ckpt"))
@@ -222,9 +232,10 @@ def test_wandb_credentials_are_found_where_wandb_keeps_them(tmp_path, monkeypatc
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("NETRC", raising=False)
     assert not wandb_credentials()
-    (tmp_path / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password " + "0" * 40 + "\n")
-    (tmp_path / ".netrc").chmod(0o600)
-    assert wandb_credentials()
+    for host in ("api.wandb.ai", urlsplit(wandb.Settings().base_url).netloc):
+        (tmp_path / ".netrc").write_text(f"machine {host}\n  login user\n  password " + "0" * 40 + "\n")
+        (tmp_path / ".netrc").chmod(0o600)
+        assert wandb_credentials()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org/")
     assert not wandb_credentials()
     monkeypatch.setenv("WANDB_API_KEY", "x")

@@ -119,7 +119,7 @@ def test_without_mnist_the_default_falls_back_and_says_so(tmp_path, monkeypatch,
     assert message.startswith("NO MNIST, USING THE EMBEDDED DIGITS") and "data=mnist" in message
     data.setup()
     assert len(data.splits["train"].images) == 1437
-    assert data.state_dict() == {"used": "digits"}
+    assert data.state_dict()["used"] == "digits"
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
@@ -157,9 +157,12 @@ def test_damaged_files_are_named_with_the_remedy(tmp_path, monkeypatch, offline)
 def test_a_resumed_run_refuses_other_data():
     data = Images("digits")
     data.setup()
-    data.load_state_dict({"used": "digits"})
+    state = data.state_dict()
+    data.load_state_dict(state)
     with pytest.raises(DataError, match="trained on mnist and this run would go on with digits"):
-        data.load_state_dict({"used": "mnist"})
+        data.load_state_dict({**state, "used": "mnist"})
+    with pytest.raises(DataError, match=r"data.batch_size was 64, is 128"):
+        data.load_state_dict({**state, "batch_size": 64})
 
 
 def test_bad_arguments_are_named():

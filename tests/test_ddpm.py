@@ -166,7 +166,7 @@ def test_bad_steps_and_noise_are_named():
     betas, x = linear_betas(30), torch.zeros(1, 1)
     with pytest.raises(ValueError, match="between 1 and the model's 30 steps, got 31"):
         ddim_sample(lambda x, t: x, x, betas, 31)
-    with pytest.raises(ValueError, match="eta must be between 0 and 1, got 2"):
+    with pytest.raises(ValueError, match="eta must be a number between 0 and 1, got 2"):
         ddim_sample(lambda x, t: x, x, betas, 10, eta=2)
     with pytest.raises(ValueError, match="more than 20 steps"):
         DDPM(steps=10)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import QUIET, TINY, assert_same, checkpoint, run
 
 from callbacks import ExactResume
@@ -130,6 +131,26 @@ def test_another_models_checkpoint_is_refused(tmp_path, uninterrupted):
     last = uninterrupted["vae"][1] / "checkpoints" / "last.ckpt"
     with pytest.raises(CheckpointError, match="is a checkpoint of the model 'vae', and this run trains another one"):
         run(tmp_path, *TINY["ddpm"], f"ckpt={last}")
+    with pytest.raises(CheckpointError, match=r"model.latent_dim was 2 and is 3; model.lr was 0.001 and is 0.1"):
+        run(tmp_path, *TINY["vae"], "model.latent_dim=3", "model.lr=0.1", f"ckpt={last}")
+
+
+def test_a_finished_run_can_be_extended(tmp_path, uninterrupted):
+    """The learning rate follows the new length: at the end of twice the epochs it is 0, not at its peak again."""
+    last = uninterrupted["vae"][1] / "checkpoints" / "last.ckpt"
+    run(tmp_path, *TINY["vae"], "trainer.max_epochs=6", f"ckpt={last}", "test=false")
+    extended = checkpoint(tmp_path)
+    assert extended["global_step"] == 66
+    assert extended["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-12)
+    assert not torch.equal(
+        extended["state_dict"]["decoder.0.0.weight"], checkpoint(last.parent.parent)["state_dict"]["decoder.0.0.weight"]
+    )
+
+
+def test_a_folder_with_a_run_in_it_is_not_mixed_with_another(tmp_path):
+    run(tmp_path, *TINY["vae"], "debug=fast")
+    with pytest.raises(ValueError, match=r"holds a run already: resume it with ckpt="):
+        run(tmp_path, *TINY["vae"], "debug=fast")
 
 
 def test_resuming_in_another_folder_continues_too(tmp_path, uninterrupted):

@@ -212,7 +212,8 @@ def test_both_estimators_see_the_same_decoder_gradient(generator):
         ({"latent_dim": 0}, "at least 1, got 0"),
         ({"hidden": 5}, r"such as \[512, 512\], got 5"),
         ({"net": "conv", "hidden": [3, 4]}, r"got \[3, 4\]"),
-        ({"lr": -1.0}, "positive, got -1.0"),
+        ({"lr": -1.0}, "lr must be a positive number, got -1.0"),
+        ({"lr": "abc"}, "lr must be a positive number, got 'abc'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -38,7 +38,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from datamodules import Images
     from zoo.evaluation import evaluate
 
-    for name, value in evaluate(zoo.load(args.source), Images(args.data), args.seed).items():
+    for name, value in evaluate(zoo.load(args.source), Images(args.data)).items():
         print(f"{name}: {value:.6g}")
 
 
@@ -88,7 +88,6 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("-c", "--condition", action="append", default=[], help="of the model's sample, num_steps=100")
     sub = command(evaluate, "evaluate")
     sub.add_argument("--data", default="mnist_or_digits", help="mnist, fashion_mnist, digits or mnist_or_digits")
-    sub.add_argument("--seed", type=int, default=0)
     sub = command(export, "export")
     sub.add_argument("name", help="lower-case letters, digits and hyphens")
     sub.add_argument("--force", action="store_true", help="replace a checkpoint of that name")

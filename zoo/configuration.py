@@ -46,4 +46,4 @@ def check_overrides(arguments: list[str], config_dir: Path) -> None:
         known = sorted(str(k) for k in node if k != "_target_")
         close = get_close_matches(key, known, n=1)
         hint = f" Did you mean {'.'.join([*path, close[0]])}?" if close else ""
-        raise SystemExit(f"unknown key {override.key_or_group}: {parent} has {', '.join(known)}.{hint}")
+        raise SystemExit(f"unknown key {override.key_or_group}: {parent} has {', '.join(known) or 'no keys'}.{hint}")

@@ -122,10 +122,10 @@ def ddim_sample(
         ValueError: for ``num_steps`` or ``eta`` outside these.
     """
     T = len(betas)
-    if not 1 <= num_steps <= T:
-        raise ValueError(f"num_steps must be between 1 and the model's {T} steps, got {num_steps}")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be between 0 and 1, got {eta}")
+    if not isinstance(num_steps, int) or not 1 <= num_steps <= T:
+        raise ValueError(f"num_steps must be a whole number between 1 and the model's {T} steps, got {num_steps!r}")
+    if not isinstance(eta, int | float) or not 0 <= eta <= 1:
+        raise ValueError(f"eta must be a number between 0 and 1, got {eta!r}")
     abar = (1 - betas).cumprod(0)
     taus = torch.linspace(T - 1, 0, num_steps, dtype=torch.float64).round().long().tolist()
     for i, i_prev in _progress(list(zip(taus, [*taus[1:], None], strict=True)), "DDIM sampling"):
@@ -166,8 +166,10 @@ class DDPM(L.LightningModule):
         warmup: int = 200,
     ):
         super().__init__()
-        if not lr > 0 or warmup < 0:
-            raise ValueError(f"lr must be positive and warmup not negative, got {lr} and {warmup}")
+        if not isinstance(lr, int | float) or not lr > 0:
+            raise ValueError(f"lr must be a positive number, got {lr!r}")
+        if not isinstance(warmup, int) or warmup < 0:
+            raise ValueError(f"warmup must be a whole number of steps, 0 or more, got {warmup!r}")
         if not isinstance(steps, int):
             raise ValueError(f"steps must be a whole number, got {steps!r}")
         widths = list(widths)

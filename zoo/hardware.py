@@ -15,7 +15,8 @@ def make_trainer(precision: str = "auto", **kwargs) -> L.Trainer:
         kwargs: Lightning's arguments.
 
     Raises:
-        ValueError: for several processes in a Hydra sweep, where each of them would start the whole sweep again.
+        ValueError: for epochs that are no whole numbers, and for several processes in a Hydra sweep, where each of them
+            would start the whole sweep again.
     """
     if logging.getLogger().hasHandlers():  # Lightning has one of its own, and everything would be said twice
         logging.getLogger("lightning").handlers.clear()
@@ -24,6 +25,10 @@ def make_trainer(precision: str = "auto", **kwargs) -> L.Trainer:
     if precision == "auto":
         gpu = kwargs.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         precision = "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
+    for key, least in (("max_epochs", -1), ("check_val_every_n_epoch", 1)):
+        value = kwargs.get(key, least)
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise ValueError(f"trainer.{key} must be a whole number of at least {least}, got {value!r}")
     trainer = L.Trainer(precision=precision, **kwargs)
     if trainer.world_size > 1 and _in_sweep():
         raise ValueError(

@@ -45,8 +45,13 @@ def load(source: str | Path):
         CheckpointError: if there is none, its digest differs, or it is not a checkpoint of a known model.
     """
     text = str(source)
+    if not isinstance(source, str | Path) or not text.strip():
+        raise CheckpointError(f"a checkpoint is named by text or a path, got {source!r}")
     if text in zoo.list_checkpoints():
-        return _from_weights((zoo.WEIGHTS / f"{text}.safetensors").read_bytes(), read_card(text)["sha256"], text)
+        weights = zoo.WEIGHTS / f"{text}.safetensors"
+        if not weights.is_file():
+            raise CheckpointError(f"the weights of {text} are missing: {weights}")
+        return _from_weights(weights.read_bytes(), read_card(text)["sha256"], text)
     if re.match(r"(file|https?):", text):
         return _from_address(text)
     path = Path(source)
@@ -81,24 +86,34 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what the broken bytes happen to cause
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
+        raise CheckpointError(
+            f"{path} is not a checkpoint that can be read safely: it is damaged, or holds more than plain values and "
+            "tensors, which are never unpickled here"
+        ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise CheckpointError(f"{path} is not a training checkpoint: it holds no state_dict")
     return checkpoint
 
 
 def check_resumable(path: str | Path, model) -> None:
-    """Refuse to resume ``model`` from what is not a training checkpoint of its class.
+    """Refuse to resume ``model`` from what is not a training checkpoint of its class and with its arguments.
 
     Raises:
         CheckpointError: saying what it is instead.
     """
     if not Path(path).is_file():
-        raise CheckpointError(f"there is no checkpoint to resume from at {path}")
-    name = read_training_checkpoint(Path(path)).get("model")
+        raise CheckpointError(
+            f"there is no checkpoint to resume from at {path}; a run's are its checkpoints/last.ckpt and, after an "
+            "interruption, checkpoints/interrupted.ckpt"
+        )
+    checkpoint = read_training_checkpoint(Path(path))
+    name = checkpoint.get("model")
     if zoo.MODELS.get(name) != f"{type(model).__module__}.{type(model).__name__}":
         raise CheckpointError(f"{path} is a checkpoint of the model {name!r}, and this run trains another one")
+    before = checkpoint.get("hyper_parameters", {})
+    changed = [f"model.{k} was {before.get(k)!r} and is {v!r}" for k, v in model.hparams.items() if before.get(k) != v]
+    if changed:
+        raise CheckpointError(f"a run resumes with the settings it began with: in {path}, {'; '.join(changed)}")
 
 
 def _from_training(path: Path) -> dict[str, Any]:

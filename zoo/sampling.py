@@ -85,6 +85,8 @@ def sample_chunks(
 def save_grid(images: Tensor, path: str | Path) -> None:
     """Write images in [0, 1], (n, 1, H, W), as one PNG, as square as can be; the file appears whole or not at all."""
     path = Path(path)
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise ValueError(f"a picture is a file that ends in .png, got {str(path)!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = max(1, round(len(images) ** 0.5))
     part = path.with_name(path.name + ".part")

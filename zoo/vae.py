@@ -130,8 +130,9 @@ class VAE(L.LightningModule):
             )
         if net == "conv" and len(hidden) != 1:
             raise ValueError(f"net=conv takes one number in hidden, its channels, such as [32], got {list(hidden)}")
-        if not lr > 0 or not variance_floor > 0:
-            raise ValueError(f"lr and variance_floor must be positive, got {lr} and {variance_floor}")
+        for key, value in {"lr": lr, "variance_floor": variance_floor}.items():
+            if not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"{key} must be a positive number, got {value!r}")
         hidden = list(hidden)
         self.save_hyperparameters()
         if net == "mlp":
@@ -197,7 +198,10 @@ class VAE(L.LightningModule):
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
+        # A function, not CosineAnnealingLR, whose length comes back from a checkpoint: a finished run that is extended
+        # would climb the cosine again.
+        half_cosine = lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))  # noqa: E731
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, half_cosine)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint):
