@@ -2,7 +2,7 @@
 
     pip install -e ".[bench]" && python tests/benchmarks/unet_training.py
 
-Batch 64, Adam, 28 x 28 images, noise prediction; the peer has block_out_channels 32, 64, 64 with attention at 14 x 14.
+Batch 32, Adam, 28 x 28 images, noise prediction; the peer has block_out_channels 32, 64, 64 with attention at 14 x 14.
 The contenders take turns in one process, on the CPU or on the GPU if there is one.
 """
 
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from zoo.ddpm import DDPM, simple_loss
 
-BATCH, STEPS, ROUNDS = 64, 8, 5
+BATCH, STEPS, ROUNDS = 32, 16, 5
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
