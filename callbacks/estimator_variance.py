@@ -121,9 +121,11 @@ def first_images(mine: torch.Tensor, n: int, trainer) -> torch.Tensor:
     """The first ``n`` rows of a batch that processes hold in turns, row i with process i mod world size; on all."""
     if trainer.world_size == 1:
         return mine[:n]
-    share = trainer.strategy.reduce(torch.tensor(len(mine), device=mine.device), reduce_op="min")
-    share = min(int(share), -(-n // trainer.world_size))
-    return trainer.strategy.all_gather(mine[:share].contiguous()).transpose(0, 1).flatten(0, 1)[:n]
+    rows = trainer.strategy.reduce(torch.tensor(len(mine), device=mine.device), reduce_op="min")
+    whole = mine.new_zeros(min(n, int(rows) * trainer.world_size), *mine.shape[1:])
+    place = whole[trainer.global_rank :: trainer.world_size]
+    place.copy_(mine[: len(place)])
+    return trainer.strategy.reduce(whole, reduce_op="sum")  # every row has one owner, the others add zeros
 
 
 def merge_over_ranks(moments: GradientMoments, params: dict[str, torch.Tensor], trainer) -> GradientMoments:
