@@ -1,6 +1,5 @@
 """What turns a trained model into a published number."""
 
-import logging
 import math
 import sys
 from collections.abc import Callable
@@ -43,7 +42,9 @@ def evaluate(model, data) -> dict[str, float]:
     """
     import lightning as L
 
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    from zoo.hardware import quiet_lightning
+
+    quiet_lightning()
     trainer = L.Trainer(
         devices=1,
         logger=False,

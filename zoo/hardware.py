@@ -18,9 +18,7 @@ def make_trainer(precision: str = "auto", **kwargs) -> L.Trainer:
         ValueError: for epochs that are no whole numbers, and for several processes in a Hydra sweep, where each of them
             would start the whole sweep again.
     """
-    if logging.getLogger().hasHandlers():  # Lightning has one of its own, and everything would be said twice
-        logging.getLogger("lightning").handlers.clear()
-    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # Lightning's to mend
+    quiet_lightning()
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it; nothing changes on a CPU
     if precision == "auto":
         gpu = kwargs.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
@@ -36,6 +34,14 @@ def make_trainer(precision: str = "auto", **kwargs) -> L.Trainer:
             "for seed in 1 2 3; do python train.py seed=$seed ...; done"
         )
     return trainer
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's messages to what a user can act on, each said once."""
+    if logging.getLogger().hasHandlers():  # it has a handler of its own beside the root's
+        logging.getLogger("lightning").handlers.clear()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # its own to mend
 
 
 def _in_sweep() -> bool:
