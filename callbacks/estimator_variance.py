@@ -147,9 +147,12 @@ def merge_over_ranks(moments: GradientMoments, params: dict[str, torch.Tensor], 
     return whole
 
 
+STYLES = ["-", "--", ":", "-.", (0, (1, 3)), (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1))]  # of parameter groups
+
+
 def plot(history: list[dict[str, float]]) -> Figure:
     """Variance and signal-to-noise ratio against steps: a colour per estimator, a line per parameter group."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     panels = figure.subplots(1, 2)
     estimators = sorted({key.split("/")[1] for row in history for key in row if key.startswith("variance/")})
     for axes, quantity, label in zip(
@@ -163,12 +166,12 @@ def plot(history: list[dict[str, float]]) -> Figure:
                 axes.plot(
                     *zip(*points, strict=True) if points else ([], []),
                     color=f"C{colour}",
-                    linestyle=["-", "--", ":", "-."][style % 4],
+                    linestyle=STYLES[style % len(STYLES)],
                     marker="." if len(points) < 20 else None,
                     label=f"{estimator}, {group}",
                 )
         axes.set(xlabel="step", ylabel=label, yscale="log")
         axes.grid(alpha=0.3)
     if estimators:
-        panels[0].legend(fontsize="small")
+        panels[1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure

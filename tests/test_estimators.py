@@ -83,6 +83,21 @@ def test_moments_are_those_of_the_stacked_draws(generator):
         assert_close(moments.statistics()[group]["snr"], (max(0.0, signal) / variance) ** 0.5)
 
 
+@pytest.mark.parametrize(
+    ("names", "groups"),
+    [
+        (["encoder.w", "encoder.b", "decoder.w"], ["all", "encoder", "decoder"]),
+        (["net.down.0.w", "net.down.1.w", "net.up.0.w"], ["all", "down", "up"]),
+        (["theta"], ["all", "theta"]),
+    ],
+)
+def test_groups_are_the_first_level_that_differs(names, groups, generator):
+    moments = GradientMoments()
+    for _ in range(2):
+        moments.update({name: torch.randn(2, generator=generator) for name in names})
+    assert list(moments.statistics()) == groups
+
+
 def test_moments_survive_a_large_mean(generator):
     """A deviation of 1 around 1e8: sums of squares would lose it."""
     moments = GradientMoments()

@@ -18,6 +18,10 @@ TRAIN = [c for c in COMMANDS if c.startswith("python train.py")]
 ZOO = [c for c in COMMANDS if c.startswith("python -m zoo")]
 
 
+def test_nothing_is_left_to_fill_in():
+    assert not re.findall(r"@[A-Z_]+@", README)
+
+
 def test_there_are_commands():
     assert len(TRAIN) >= 8 and len(ZOO) >= 4
 

@@ -89,7 +89,8 @@ class GradientMoments:
     def statistics(self) -> dict[str, dict[str, float]]:
         """Variance and signal-to-noise ratio, for ``all`` parameters and for each group.
 
-        A group is what stands before the first dot of a parameter's name: ``encoder.0.weight`` is in ``encoder``.
+        A group is a parameter's module at the first level where they differ: ``encoder.0.weight`` is in ``encoder``, and
+        ``net.down.0.weight`` in ``down`` if everything is in ``net``.
 
         Returns:
             ``{group: {"variance": tr C, "snr": sqrt(max(0, |g_n|^2 - tr C / n) / tr C)}}``; the ratio is infinite for a
@@ -101,8 +102,11 @@ class GradientMoments:
         if self.n < 2:
             raise ValueError(f"a variance needs at least two draws, got {self.n}")
         groups: dict[str, list[str]] = {"all": list(self.mean)}
+        level = 0
+        while len({tuple(name.split(".")[: level + 1]) for name in self.mean}) == 1 and len(self.mean) > 1:
+            level += 1
         for name in self.mean:
-            groups.setdefault(name.split(".")[0], []).append(name)
+            groups.setdefault(name.split(".")[level], []).append(name)
         result = {}
         for group, names in groups.items():
             variance = sum(self.squared_deviation[name] for name in names) / (self.n - 1)
