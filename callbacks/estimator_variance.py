@@ -151,7 +151,7 @@ STYLES = ["-", "--", ":", "-.", (0, (1, 3)), (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)
 
 
 def plot(history: list[dict[str, float]]) -> Figure:
-    """Variance and signal-to-noise ratio against steps: a colour per estimator, a line per parameter group."""
+    """Variance and signal-to-noise ratio against steps: a colour per estimator, a dash per parameter group."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     panels = figure.subplots(1, 2)
     estimators = sorted({key.split("/")[1] for row in history for key in row if key.startswith("variance/")})
@@ -165,7 +165,7 @@ def plot(history: list[dict[str, float]]) -> Figure:
                 points = [(row["step"], row[prefix + group]) for row in history if row.get(prefix + group, 0) > 0]
                 axes.plot(
                     *zip(*points, strict=True) if points else ([], []),
-                    color=f"C{colour}",
+                    color=f"C{style if len(estimators) == 1 else colour}",
                     linestyle=STYLES[style % len(STYLES)],
                     marker="." if len(points) < 20 else None,
                     label=f"{estimator}, {group}",

@@ -89,7 +89,7 @@ class GradientMoments:
     def statistics(self) -> dict[str, dict[str, float]]:
         """Variance and signal-to-noise ratio, for ``all`` parameters and for each group.
 
-        A group is a parameter's module at the first level where they differ: ``encoder.0.weight`` is in ``encoder``, and
+        A group is a module at the first level where parameters differ: ``encoder.0.weight`` is in ``encoder``, and
         ``net.down.0.weight`` in ``down`` if everything is in ``net``.
 
         Returns:
