@@ -7,7 +7,7 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.configuration import check_overrides
+from zoo.configuration import check_overrides, check_values, raised_by_the_zoo
 
 # torch and Lightning take seconds to import; they come in with the first `build`, after the configuration is composed.
 
@@ -28,10 +28,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from callbacks import RunRecord
     from zoo.hub import check_resumable
 
-    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
-        raise ValueError(f"seed must be a whole number from 0 to 2^32 - 1, got {cfg.seed!r}")
-    if not isinstance(cfg.test, bool):
-        raise ValueError(f"test must be true or false, got {cfg.test!r}")
+    check_values(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data, model = build(cfg.data), build(cfg.model)
     if cfg.ckpt is not None:
@@ -56,15 +53,7 @@ def main(cfg: DictConfig) -> float | None:
     except ValueError as error:
         if not raised_by_the_zoo(error):
             raise
-        raise SystemExit(f"error: {error}") from None  # written for people
-
-
-def raised_by_the_zoo(error: BaseException) -> bool:
-    """Whether the line that raised ``error`` is one of this project's."""
-    trace = error.__traceback__
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace.tb_frame.f_globals["__name__"].split(".")[0] in ("__main__", "zoo", "datamodules", "callbacks")
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from callbacks.ema import ema_update
 from callbacks.estimator_variance import merge_over_ranks, plot
 from callbacks.loggers import wandb_credentials
 from callbacks.run_record import commit, hardware
-from train import raised_by_the_zoo
+from zoo.configuration import raised_by_the_zoo
 from zoo.estimators import GradientMoments
 
 SHORT = ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "trainer.limit_train_batches=4", "test=false"]

@@ -1,4 +1,4 @@
-"""A readable answer to an override that names a key which does not exist."""
+"""Readable answers to what is wrong with a command line: keys that do not exist, values that do not fit."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -47,3 +47,23 @@ def check_overrides(arguments: list[str], config_dir: Path) -> None:
         close = get_close_matches(key, known, n=1)
         hint = f" Did you mean {'.'.join([*path, close[0]])}?" if close else ""
         raise SystemExit(f"unknown key {override.key_or_group}: {parent} has {', '.join(known) or 'no keys'}.{hint}")
+
+
+def check_values(cfg) -> None:
+    """Refuse values of the configuration's own keys that do not fit; those of its groups check theirs themselves.
+
+    Raises:
+        ValueError: naming the key, the value and what is allowed.
+    """
+    if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2^32 - 1, got {cfg.seed!r}")
+    if not isinstance(cfg.test, bool):
+        raise ValueError(f"test must be true or false, got {cfg.test!r}")
+
+
+def raised_by_the_zoo(error: BaseException) -> bool:
+    """Whether the line that raised ``error`` is one of this project's, so that its message was written for people."""
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_globals["__name__"].split(".")[0] in ("zoo", "datamodules", "callbacks")
