@@ -22,7 +22,7 @@ class EstimatorVariance(L.Callback):
         ms_per_draw/<estimator>          cost of one draw in milliseconds, mean over the processes
 
     Draw k has its own noise, keyed by (seed, k), whichever process makes it and whichever estimator uses it; processes
-    take every so-manieth draw and their moments are merged exactly. Training is not touched: parameters are copied, no
+    take the draws in turns and their moments are merged exactly. Training is not touched: parameters are only read, no
     gradient is accumulated, and no global random state is used. Gradients are those of the weights as they are stored:
     under mixed precision, float32.
 

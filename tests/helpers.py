@@ -53,7 +53,7 @@ def assert_same(a, b, path=""):
 
 
 class SendSignal(L.Callback):
-    """Send this process a signal at the end of batch number ``at``, counted over the run from 0."""
+    """Send this process a signal at the start of batch number ``at``, counted over the run from 0."""
 
     def __init__(self, at: int, signum: int):
         self.at, self.signum = at, signum

@@ -58,7 +58,7 @@ def load(source: str | Path):
     if path.is_dir():
         path = _best_of(path)
     if path.is_file():
-        return _build(**_from_training(path), source=path)
+        return _from_training(read_training_checkpoint(path), path)
     known = ", ".join(zoo.list_checkpoints()) or "none yet"
     raise CheckpointError(f"{text!r} is neither a file nor a pretrained checkpoint; the pretrained ones are: {known}")
 
@@ -116,13 +116,8 @@ def check_resumable(path: str | Path, model) -> None:
         raise CheckpointError(f"a run resumes with the settings it began with: in {path}, {'; '.join(changed)}")
 
 
-def _from_training(path: Path) -> dict[str, Any]:
-    checkpoint = read_training_checkpoint(path)
-    return {
-        "model": checkpoint.get("model"),
-        "hyper_parameters": checkpoint.get("hyper_parameters", {}),
-        "state_dict": checkpoint["state_dict"],
-    }
+def _from_training(checkpoint: dict[str, Any], path: Path):
+    return _build(checkpoint.get("model"), checkpoint.get("hyper_parameters", {}), checkpoint["state_dict"], path)
 
 
 def _from_address(address: str):
@@ -204,20 +199,20 @@ def export(source: str | Path, name: str, force: bool = False) -> Path:
     path = _best_of(path) if path.is_dir() else path
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}")
-    checkpoint, record = read_training_checkpoint(path), read_training_checkpoint(path).get("record")
+    checkpoint = read_training_checkpoint(path)
+    record = checkpoint.get("record")
     if not record:
         raise CheckpointError(f"{path} does not record the run that made it, so no card can be written: see RunRecord")
-    parts = _from_training(path)
-    model = _build(**parts, source=path)
+    model = _from_training(checkpoint, path)
 
-    metadata = {"model": parts["model"], "hyper_parameters": json.dumps(parts["hyper_parameters"])}
+    metadata = {"model": checkpoint["model"], "hyper_parameters": json.dumps(checkpoint["hyper_parameters"])}
     tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
     data = save_tensors(tensors, metadata=metadata)
     images = Images(record["data"])
     card = {
         "name": name,
-        "model": parts["model"],
-        "hyper_parameters": parts["hyper_parameters"],
+        "model": checkpoint["model"],
+        "hyper_parameters": checkpoint["hyper_parameters"],
         "parameters": sum(t.numel() for t in tensors.values()),
         "data": record["data"],
         "preprocessing": "images (B, 1, 28, 28) in [0, 1]; what else the model needs it does itself",
@@ -231,7 +226,7 @@ def export(source: str | Path, name: str, force: bool = False) -> Path:
         "earlier": record.get("earlier", []),
         "metrics": evaluate(model, images),
         "protocol": f"the model's test_step on all {len(images.splits['test'].images):,} test images of "
-        f"{record['data']}, noise keyed by batch; units in zoo/{parts['model']}.py",
+        f"{record['data']}, noise keyed by batch; units in zoo/{checkpoint['model']}.py",
         "golden": golden_terms(model.cpu()),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
