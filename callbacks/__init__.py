@@ -3,6 +3,7 @@
 from callbacks.ema import EMA
 from callbacks.estimator_variance import EstimatorVariance
 from callbacks.exact_resume import ExactResume
+from callbacks.latents import Latents
 from callbacks.log_likelihood import LogLikelihood
 from callbacks.loggers import CSVLogger, WandbLogger
 from callbacks.run_record import RunRecord
@@ -14,6 +15,7 @@ __all__ = [
     "CSVLogger",
     "EstimatorVariance",
     "ExactResume",
+    "Latents",
     "LogLikelihood",
     "RunRecord",
     "Samples",

@@ -6,10 +6,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
 
-from zoo.sampling import check_conditions, picture, sample_chunks, save_grid
+from callbacks.grids import write_grid
+from zoo.sampling import check_conditions, picture, sample_chunks
 
 
 class Samples(L.Callback):
@@ -57,10 +56,4 @@ class Samples(L.Callback):
         images = trainer.strategy.reduce(part.to(pl_module.device), reduce_op="sum").cpu()
         if not trainer.is_global_zero:
             return
-        save_grid(images, self.folder / f"epoch_{epoch:03d}.png", columns)
-        grid = make_grid(images, nrow=columns)
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):  # Weights & Biases
-                logger.log_image("samples", [to_pil_image(grid)], step=trainer.fit_loop.total_batch_idx)
-            elif hasattr(logger.experiment, "add_image"):  # TensorBoard
-                logger.experiment.add_image("samples", grid, trainer.fit_loop.total_batch_idx)
+        write_grid(trainer, images, self.folder / f"epoch_{epoch:03d}.png", "samples", columns)

@@ -129,7 +129,7 @@ def test_a_missing_capability_fails_at_set_up_with_both_names(tmp_path):
     with pytest.raises(ValueError, match="Trainable has no method gradient_estimators"):
         fit(Trainable(), EstimatorVariance(tmp_path))
     with pytest.raises(
-        ValueError, match="VAE has no gradient estimator pathwize; it has pathwise, score_func"
+        ValueError, match="VAE has no gradient estimator pathwize; it has pathwise, pathwise\\+antithetic"
     ) as error:
         run(tmp_path, *TINY["vae"], "debug=fast", "callbacks.estimator_variance.compare=[pathwize]")
     assert raised_by_the_zoo(error.value)  # so that the command line prints it without a traceback

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
@@ -10,22 +9,16 @@ from torch.testing import assert_close
 
 from zoo.estimators import gradient_moments
 from zoo.evaluation import importance_weighted_log_likelihood
-from zoo.functional import log_bernoulli, log_normal
-from zoo.vae import (
-    VAE,
-    binarise,
-    log_importance_weight,
-    negative_elbo,
-    reparameterise,
-    score_function_surrogate,
-)
+from zoo.functional import log_normal
+from zoo.latents import Gaussian
+from zoo.vae import VAE, binarise, importance_weighted_bound, log_importance_weight
 
 D, P, SIGMA = 2, 4, 0.7
 
 
 @pytest.fixture
 def linear(generator):
-    """W with orthogonal columns, so that the posterior is diagonal; x; log p(x); the exact posterior's encoder."""
+    """W with orthogonal columns, so that the posterior is diagonal; x; log p(x); the exact posterior; log p(x | z)."""
     q = torch.linalg.qr(torch.randn(P, D, generator=generator, dtype=torch.float64)).Q
     W = q * torch.tensor([1.5, 0.4], dtype=torch.float64)
     x = torch.randn(6, P, generator=generator, dtype=torch.float64)
@@ -33,16 +26,13 @@ def linear(generator):
         torch.zeros(P, dtype=torch.float64), W @ W.T + SIGMA**2 * torch.eye(P, dtype=torch.float64)
     ).log_prob(x)
     precision = 1 + (W**2).sum(0) / SIGMA**2
-
-    def encode(x):
-        mu = x @ W / SIGMA**2 / precision
-        return mu, -precision.log().expand_as(mu)
+    mu = x @ W / SIGMA**2 / precision
 
     def log_px(x, z):
         logvar = torch.full((P,), 2 * math.log(SIGMA), dtype=torch.float64)
         return log_normal(x, z @ W.T, logvar)
 
-    return x, log_p, encode, log_px
+    return x, log_p, Gaussian(mu, -precision.log().expand_as(mu)), log_px
 
 
 def normal(generator, *shape):
@@ -50,71 +40,32 @@ def normal(generator, *shape):
 
 
 def test_the_exact_posterior_weighs_every_draw_the_same(linear, generator):
-    x, log_p, encode, log_px = linear
-    for _ in range(5):
-        eps = 3 * normal(generator, len(x), D)  # any draw, not only likely ones
-        assert_close(log_importance_weight(x, eps, encode, log_px), log_p)
+    x, log_p, q, log_px = linear
+    z = q.draw(3 * normal(generator, 5, len(x), D))  # any draw, not only likely ones
+    log_w = log_importance_weight(x, z, q, log_px)
+    assert_close(log_w, log_p.expand(5, -1))
+    assert_close(importance_weighted_bound(log_w), log_p)
 
 
-def test_the_elbo_is_log_p_minus_the_divergence_from_the_posterior(linear, generator):
+def test_the_elbo_is_log_p_minus_the_divergence_from_the_posterior(linear):
     """Exactly, in expectation over eps, which is quadratic: antithetic pairs along each axis integrate it."""
-    x, log_p, encode, log_px = linear
-
-    def wrong_encode(x):  # shifted and too narrow, so that the bound is not tight
-        mu, logvar = encode(x)
-        return mu + 0.3, logvar - 0.5
-
-    nodes = [s * math.sqrt(D) * torch.eye(D, dtype=torch.float64)[d] for d in range(D) for s in (-1, 1)]
-    terms = [negative_elbo(x, node.expand(len(x), D), wrong_encode, log_px) for node in nodes]
-    elbo = -torch.stack([t["loss"] for t in terms]).mean(0)
-    mu, logvar = encode(x)
-    posterior = torch.distributions.Normal(mu, (logvar / 2).exp())
-    wrong = torch.distributions.Normal(mu + 0.3, (logvar / 2 - 0.25).exp())
-    assert_close(elbo, log_p - torch.distributions.kl_divergence(wrong, posterior).sum(-1))
-    assert_close(terms[0]["loss"], terms[0]["nll"] + terms[0]["kl"])
+    x, log_p, posterior, log_px = linear
+    wrong = Gaussian(posterior.mu + 0.3, posterior.logvar - 0.5)  # shifted and too narrow: the bound is not tight
+    nodes = torch.cat([s * math.sqrt(D) * torch.eye(D, dtype=torch.float64) for s in (-1, 1)])[:, None]
+    elbo = log_px(x, wrong.draw(nodes)).mean(0) - wrong.kls().sum(-1)
+    of = lambda q: torch.distributions.Normal(q.mu, (q.logvar / 2).exp())  # noqa: E731
+    assert_close(elbo, log_p - torch.distributions.kl_divergence(of(wrong), of(posterior)).sum(-1))
 
 
 def test_importance_weighting_closes_the_gap(linear, generator):
     """With a wrong q the mean weight is p(x): 4.3 standard errors, a false alarm once in 10,000 (six images)."""
-    x, log_p, encode, log_px = linear
-
-    def wrong_encode(x):
-        mu, logvar = encode(x)
-        return mu + 0.2, logvar + 0.3  # wider than the posterior, so that weights have a variance
-
+    x, log_p, posterior, log_px = linear
+    q = Gaussian(posterior.mu + 0.2, posterior.logvar + 0.3)  # wider than the posterior: weights have a variance
     n = 20_000
-    weights = torch.stack(
-        [(log_importance_weight(x, normal(generator, len(x), D), wrong_encode, log_px) - log_p).exp() for _ in range(n)]
-    )
+    weights = (log_importance_weight(x, q.draw(normal(generator, n, len(x), D)), q, log_px) - log_p).exp()
     error = weights.std(0) / n**0.5
     assert error.max() < 0.01
     assert ((weights.mean(0) - 1).abs() < 4.3 * error).all()
-
-
-def test_score_function_and_pathwise_gradients_agree_in_expectation():
-    """Exactly, by Gauss-Hermite quadrature over eps: in mu, in logvar, and in a parameter of a Bernoulli decoder."""
-    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(80))
-    weights, eps = weights / weights.sum(), nodes[:, None]
-    mu, logvar, theta = (torch.tensor([v], dtype=torch.float64, requires_grad=True) for v in (0.7, -0.6, 1.3))
-    x = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(80, 2)
-
-    def encode(x):
-        return mu.expand(80, 1), logvar.expand(80, 1)
-
-    def log_px(x, z):
-        return log_bernoulli(x, torch.cat([theta * z + 0.2, -z * theta**2], -1))
-
-    def gradients(objective):
-        return torch.autograd.grad((weights * objective).sum(), (mu, logvar, theta))
-
-    pathwise = gradients(negative_elbo(x, eps, encode, log_px)["loss"])
-    assert min(g.abs().item() for g in pathwise) > 0.01
-    assert_close(gradients(score_function_surrogate(x, eps, encode, log_px)), pathwise)
-
-
-def test_reparameterise():
-    mu, logvar, eps = torch.tensor([1.0]), torch.tensor([math.log(4.0)]), torch.tensor([3.0])
-    assert_close(reparameterise(mu, logvar, eps), torch.tensor([7.0]))  # sigma, not sigma^2: 1 + 2 * 3
 
 
 def test_binarisation_is_a_bernoulli_draw_and_leaves_binary_pixels(generator):
@@ -161,8 +112,9 @@ def test_the_models_log_likelihood_draws_its_noise_from_the_generator():
     ours = model.log_likelihood(x, 2, generator=torch.Generator().manual_seed(1))
     binary = binarise(x, torch.rand(x.shape, generator=generator))
     with torch.no_grad():
+        q = model.encode(binary)
         weights = [
-            log_importance_weight(binary, torch.randn(1, 3, generator=generator), model.encode, model.log_px)
+            log_importance_weight(binary, q.draw(torch.randn(1, 3, generator=generator)), q, model.log_px)
             for _ in range(2)
         ]
     assert_close(ours, torch.stack(weights).logsumexp(0) - math.log(2))

@@ -5,6 +5,7 @@ Every function keeps the batch: it sums over the dimensions of one example and n
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -52,5 +53,6 @@ def log_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     Returns:
         (...): nats, summed over the last axis.
     """
-    # log sigma(l) = -softplus(-l), so x log sigma(l) + (1 - x) log sigma(-l) = x l - softplus(l): finite for every l.
-    return (x * logits - F.softplus(logits)).sum(-1)
+    # x log sigma(l) + (1 - x) log sigma(-l) = x l - softplus(l), finite for every l, and here in one pass over memory.
+    logits, x = torch.broadcast_tensors(logits, x)
+    return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)

@@ -1,4 +1,4 @@
-"""Gradient estimators, and how much they scatter.
+"""How much a gradient estimator scatters.
 
 A gradient that is an expectation over noise, g = E[ grad_params surrogate(params, batch, noise) ], is estimated by one
 draw of the noise. With C the covariance of that draw, its figures of merit are
@@ -8,12 +8,6 @@ draw of the noise. With C the covariance of that draw, its figures of merit are
 
 and from n draws with mean g_n,  E |g_n|^2 = |g|^2 + tr C / n,  so that |g|^2 is estimated by |g_n|^2 - tr C / n: the
 ratio without that correction never falls below about 1 / sqrt(n), however small the true one is.
-
-The two estimators the seeds compare (000 and 001, "score function estimator" and "re-parameterization trick"; 003,
-learning in amortised variational inference) are surrogates, written beside the model they belong to:
-
-    pathwise        f(g(eps, params))
-    score function  f(z) log q(z | params), z and f(z) held fixed
 """
 
 import time
@@ -133,3 +127,23 @@ def gradient_moments(
     for k in draws:
         moments.update(gradient(params, batch, estimator.noise(batch, chunk_generator(seed, k))))
     return moments, (time.perf_counter() - start) / max(1, moments.n)
+
+
+def difference_moments(
+    a: GradientEstimator, b: GradientEstimator, batch: Any, draws: Iterable[int], seed: int = 0
+) -> GradientMoments:
+    """Moments of the difference of two estimators of one gradient under common random numbers (003's list).
+
+    Draw k has the same noise in both, as far as their noise has the same shape, so that the part of their scatter that
+    they share cancels: the mean of the difference is the bias of one if the other has none.
+
+    Raises:
+        ValueError: if the two differentiate different parameters.
+    """
+    if set(a.params) != set(b.params):
+        raise ValueError(f"{a.name} and {b.name} differentiate different parameters, so they have no difference")
+    moments, params = GradientMoments(), {k: v.detach() for k, v in a.params.items()}
+    for k in draws:
+        gradients = [grad(e.surrogate)(params, batch, e.noise(batch, chunk_generator(seed, k))) for e in (a, b)]
+        moments.update({name: gradients[0][name] - gradients[1][name] for name in params})
+    return moments

@@ -1,0 +1,20 @@
+"""One picture of many images: in the run folder, and in every logger that takes images."""
+
+from pathlib import Path
+
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from zoo.sampling import save_grid
+
+
+def write_grid(trainer, images: Tensor, path: Path, name: str, columns: int) -> None:
+    """Write images in [0, 1], (n, 1, H, W), to ``path``, and log them as ``name``; on the first process alone."""
+    save_grid(images, path, columns)
+    grid = make_grid(images.clamp(0, 1), nrow=columns)
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_image"):  # Weights & Biases
+            logger.log_image(name, [to_pil_image(grid)], step=trainer.fit_loop.total_batch_idx)
+        elif hasattr(logger.experiment, "add_image"):  # TensorBoard
+            logger.experiment.add_image(name, grid, trainer.fit_loop.total_batch_idx)

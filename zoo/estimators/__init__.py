@@ -1,0 +1,53 @@
+"""Estimators of the gradient of an expectation, E_q[f(z)], and how much they scatter.
+
+    pathwise.py         z a differentiable function of noise: re-parameterisation, antithetic pairs, other families
+    score_function.py   f(z) grad log q(z): REINFORCE, its baselines, its Rao-Blackwellised form
+    relaxed.py          discrete z through continuous ones: Gumbel-softmax, straight-through, REBAR, RELAX
+    moments.py          variance, signal-to-noise ratio and cost of any of them
+
+Each is a function that returns a *surrogate*: its value is the cost f(z) itself, its gradient is one draw of the
+estimator. So what is logged as a loss means what it says, whatever trains the model.
+"""
+
+from zoo.estimators.moments import (
+    GradientEstimator,
+    GradientMoments,
+    Noise,
+    Params,
+    call_with,
+    difference_moments,
+    gradient_moments,
+)
+from zoo.estimators.pathwise import antithetic, rsample
+from zoo.estimators.relaxed import ControlVariate, gumbel_softmax, relax, relax_variance, straight_through
+from zoo.estimators.score_function import (
+    leave_one_out,
+    local_expectation,
+    multi_sample_baseline,
+    optimal_baseline,
+    score_function,
+    with_gradient,
+)
+
+__all__ = [
+    "ControlVariate",
+    "GradientEstimator",
+    "GradientMoments",
+    "Noise",
+    "Params",
+    "antithetic",
+    "call_with",
+    "difference_moments",
+    "gradient_moments",
+    "gumbel_softmax",
+    "leave_one_out",
+    "local_expectation",
+    "multi_sample_baseline",
+    "optimal_baseline",
+    "relax",
+    "relax_variance",
+    "rsample",
+    "score_function",
+    "straight_through",
+    "with_gradient",
+]
