@@ -1,17 +1,21 @@
 """The VAE against a model whose every density is known: x = W z + sigma n with a Gaussian z."""
 
+import itertools
 import math
 
+import lightning as L
 import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
+from torch.func import grad, vmap
 from torch.testing import assert_close
 
+from datamodules import Images
 from zoo.estimators import gradient_moments
 from zoo.evaluation import importance_weighted_log_likelihood
-from zoo.functional import log_normal
-from zoo.latents import Gaussian
-from zoo.vae import VAE, binarise, importance_weighted_bound, log_importance_weight
+from zoo.functional import log_bernoulli, log_normal
+from zoo.latents import Bernoulli, Gaussian
+from zoo.vae import ESTIMATORS, VAE, binarise, importance_weighted_bound, log_importance_weight, sleep, wake
 
 D, P, SIGMA = 2, 4, 0.7
 
@@ -165,9 +169,291 @@ def test_both_estimators_see_the_same_decoder_gradient(generator):
         ({"hidden": 5}, r"such as \[512, 512\], got 5"),
         ({"net": "conv", "hidden": [3, 4]}, r"got \[3, 4\]"),
         ({"lr": -1.0}, "lr must be a positive number, got -1.0"),
+        ({"latent": "poisson"}, "gaussian, bernoulli or categorical, got 'poisson'"),
+        ({"objective": "iwea"}, "elbo, iwae or wake_sleep, got 'iwea'"),
+        ({"num_samples": 0}, "num_samples must be a whole number of at least 1, got 0"),
+        ({"num_categories": 1}, "at least 2, got 1"),
+        ({"beta": -1.0}, "beta must be a number of at least 0, got -1.0"),
+        ({"beta": 2.0, "objective": "iwae"}, "with objective=iwae it must be 1, got 2.0"),
+        ({"latent": "bernoulli", "estimator": "pathwise"}, "for latent=bernoulli and objective=elbo, got 'pathwise'"),
+        ({"estimator": "gumbel_softmax"}, "one of auto, pathwise, .* got 'gumbel_softmax'"),
+        ({"objective": "wake_sleep", "estimator": "pathwise"}, "leave out estimator=pathwise"),
+        ({"objective": "iwae", "estimator": "score_function+loo"}, "num_samples of at least 2, got 1"),
+        ({"temperature": 0.0}, "temperature must be a positive number, got 0.0"),
+        ({"temperature_end": -0.1}, "null or a positive number, got -0.1"),
         ({"lr": "abc"}, "lr must be a positive number, got 'abc'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         VAE(**arguments)
+
+
+# Discrete latents: expectations by enumeration.
+
+STATES = torch.tensor(list(itertools.product([0.0, 1.0], repeat=4)))
+
+
+def four_bits(objective="elbo", estimator="auto", num_samples=1, likelihood="bernoulli"):
+    torch.manual_seed(3)
+    model = VAE("bernoulli", 4, likelihood=likelihood, hidden=[3], objective=objective, estimator=estimator,
+                num_samples=num_samples).double()  # fmt: skip
+    with torch.no_grad():
+        model.encoder[1][2].weight.mul_(4)  # posteriors that are neither flat nor certain
+        model.decoder[0][0].weight.mul_(3)
+    x = (torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(5)) < 0.3).double()
+    return model, [x, torch.zeros(1)]
+
+
+def enumerated(model, x, k):
+    """log q(z | x), log p(x | z) and log p(z) of the 16 states; log q of each k-tuple; the tuples (16^k, k, 1, 4)."""
+    z = STATES.double()[:, None]
+    logits = model.encoder(x)
+    log_q = torch.distributions.Bernoulli(logits=logits).log_prob(z).sum(-1)[:, 0]
+    log_px = torch.distributions.Bernoulli(logits=model.decoder(z).flatten(-3)).log_prob(x.flatten()).sum(-1)[:, 0]
+    index = torch.tensor(list(itertools.product(range(16), repeat=k)))
+    return log_q, log_px, -4 * math.log(2), log_q[index].sum(1), index
+
+
+def noise_for(model, batch, index, name):
+    """Noise that makes the tuples of states: uniforms at the two ends."""
+    noise = model.noise(batch, torch.Generator().manual_seed(0), name)
+    return {k: v.double() for k, v in noise.items()} | {"z": STATES.double()[index][:, :, None]}
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_iwae_is_the_enumerated_bound(k):
+    model, batch = four_bits("iwae", num_samples=k, estimator="score_function")
+    with torch.no_grad():
+        log_q, log_px, log_pz, log_tuple, index = enumerated(model, batch[0], k)
+        log_w = (log_px + log_pz - log_q)[index]  # (16^k, k)
+        exact = (log_tuple.exp() * (log_w.exp().mean(1)).log()).sum()
+        log_p = (log_px + log_pz).logsumexp(0)
+        noise = noise_for(model, batch, index, "score_function")
+        # (k, tuples): each tuple is an example of its own, of the same image
+        z = model.encode(batch[0]).draw(noise["z"].squeeze(2).transpose(0, 1))
+        q = model.encode(batch[0])
+        log_weights = log_importance_weight(batch[0], z, q, model.log_px)
+        bound = (log_tuple.exp() * importance_weighted_bound(log_weights)).sum()
+        assert_close(bound, exact)
+        means_of_logs = (log_tuple.exp() * log_weights.mean(0)).sum()
+        assert exact < log_p
+        if k > 1:
+            assert exact - means_of_logs > 0.01  # what a mean of logs would give is another number
+        else:
+            assert_close(means_of_logs, exact)
+
+
+CASES = [
+    ("elbo", name, 2 if name.endswith("loo") else 1)
+    for name in ESTIMATORS["elbo", "bernoulli"]
+    if name.startswith("score_function")
+] + [("iwae", "score_function", 1), ("iwae", "score_function", 2), ("iwae", "score_function+loo", 2)]
+
+
+@pytest.mark.parametrize(("objective", "name", "k"), CASES)
+def test_score_function_gradients_are_exact_in_expectation(objective, name, k):
+    """Over all k-tuples of states, weighted by their probability: every parameter of encoder and decoder."""
+    model, batch = four_bits(objective, name, k if objective == "iwae" else 1)
+    if name.endswith("moving_average"):
+        model.moving_cost.fill_(500.0)
+
+    def exact_loss():
+        log_q, log_px, log_pz, log_tuple, index = enumerated(model, batch[0], k)
+        if objective == "elbo":
+            return (log_q.exp() * (log_q - log_px - log_pz)).sum()
+        return -(log_tuple.exp() * (log_px + log_pz - log_q)[index].exp().mean(1).log()).sum()
+
+    e = model.gradient_estimators()[name]
+    exact = dict(zip(e.params, torch.autograd.grad(exact_loss(), list(e.params.values())), strict=True))
+    log_tuple, index = enumerated(model, batch[0], k)[3:]
+    noise = noise_for(model, batch, index, name)
+    params = {n: p.detach() for n, p in e.params.items()}
+    over = {key: 0 if key == "z" else None for key in noise}
+    draws = vmap(grad(e.surrogate), in_dims=(None, None, over), chunk_size=64)(params, batch, noise)
+    for parameter, g in draws.items():
+        mean = torch.einsum("s,s...->...", log_tuple.exp().detach(), g)
+        assert_close(mean, exact[parameter], rtol=1e-6, atol=1e-6)
+        assert exact[parameter].abs().max() > 1e-3
+
+
+def test_rebar_in_the_model_is_unbiased():
+    """The directions of the exact gradient, of encoder and decoder, at 4.5 standard errors, themselves below 5 %."""
+    model, batch = four_bits("elbo", "rebar")
+    with torch.no_grad():
+        model.decoder[0][0].weight.div_(3)  # closer to linear: fewer draws tell
+    log_q, log_px, log_pz, _, _ = enumerated(model, batch[0], 1)
+    e = model.gradient_estimators()["rebar"]
+    loss = (log_q.exp() * (log_q - log_px - log_pz)).sum()
+    exact = dict(zip(e.params, torch.autograd.grad(loss, list(e.params.values())), strict=True))
+    generator, n = torch.Generator().manual_seed(1), 40_000
+    draw = lambda: torch.rand(n, 1, 1, 4, generator=generator, dtype=torch.float64)  # noqa: E731
+    noise = {"u": torch.zeros(1, 1, 28, 28, dtype=torch.float64) + 0.5, "z": draw(), "v": draw()}
+    params = {n: p.detach() for n, p in e.params.items()}
+
+    def along(params, batch, noise):
+        g = grad(e.surrogate)(params, batch, noise)
+        return {part: sum((g[n] * exact[n]).sum() for n in g if n.startswith(part)) for part in ("encoder", "decoder")}
+
+    over = {"u": None, "z": 0, "v": 0}
+    draws = vmap(along, in_dims=(None, None, over), chunk_size=1000)(params, batch, noise)
+    for part, values in draws.items():
+        norm = sum(g.square().sum() for n, g in exact.items() if n.startswith(part))
+        error = 4.5 * values.std() / n**0.5
+        assert error < 0.05 * norm, part
+        assert (values.mean() - norm).abs() < error, part
+
+
+def test_wake_sleep_by_enumeration():
+    """Two bits behind three: the gradients are those of -E_q log p(x | z) and of E_p(x) KL(p(z | x) || q(z | x))."""
+    g = torch.Generator().manual_seed(2)
+    W, V = (torch.randn(2, 3, generator=g, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    zs = torch.tensor(list(itertools.product([0.0, 1.0], repeat=2)), dtype=torch.float64)
+    xs = torch.tensor(list(itertools.product([0.0, 1.0], repeat=3)), dtype=torch.float64)
+    log_px = lambda x, z: log_bernoulli(x, z @ W)  # noqa: E731
+    encode = lambda x: Bernoulli(x @ V.T)  # noqa: E731
+    x, z = xs.repeat(4, 1), zs.repeat_interleave(8, 0)  # all 32 pairs
+    joint = log_px(x, z).exp() / 4
+
+    asleep = (joint.detach() * sleep(x, z, encode)).sum()
+    by_V, by_W = torch.autograd.grad(asleep, (V, W), allow_unused=True)
+    px = joint.view(4, 8).sum(0).repeat(4)
+    kl = (joint * ((joint / px).log() - encode(x).log_probs(z).sum(-1))).sum()
+    assert by_W is None
+    assert_close(by_V, torch.autograd.grad(kl, V, retain_graph=True)[0])
+
+    q = encode(x).log_probs(z).sum(-1).exp()
+    awake = (q.detach() * wake(x, z, log_px)).sum()
+    by_V, by_W = torch.autograd.grad(awake, (V, W), allow_unused=True)
+    assert by_V is None
+    assert_close(by_W, torch.autograd.grad(-(q * log_px(x, z)).sum(), W)[0])
+
+
+@pytest.mark.parametrize("latent", ["gaussian", "bernoulli", "categorical"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_dreams_come_from_the_model(latent, likelihood, monkeypatch):
+    """The sleep phase sees z ~ p(z) and x ~ p(x | z): rebuilt by hand from the same noise."""
+    torch.manual_seed(0)
+    model = VAE(latent, 3, 4, likelihood=likelihood, hidden=[8], objective="wake_sleep")
+    batch = [torch.rand(5, 1, 28, 28), torch.zeros(5)]
+    noise = model.noise(batch, torch.Generator().manual_seed(1))
+    z = noise["dream_z"]
+    if latent == "bernoulli":
+        z = (z > 0.5).float()
+    elif latent == "categorical":
+        z = torch.nn.functional.one_hot(z.argmax(-1), 4).float()  # the largest uniform has the largest Gumbel
+    out = model.decoder(z.flatten(1))
+    if likelihood == "bernoulli":
+        x = (noise["dream_x"] < out.sigmoid()).float()
+    else:
+        x = out + (model.log_variance.exp() + 1e-3).sqrt() * noise["dream_x"]
+    terms = model.wake_and_sleep(model.observe(batch[0], noise["u"]), noise)
+    assert_close(terms["sleep"], -model.encode(x).log_probs(z).sum(-1))
+    terms["sleep"].sum().backward()
+    assert all(p.grad is None for p in model.decoder.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in model.encoder.parameters())
+
+
+def test_the_encoders_signal_falls_as_the_bound_tightens(linear, generator):
+    """Rainforth et al. 2018: SNR of the pathwise gradient goes as K^(-1/2) for the encoder, K^(1/2) for the decoder.
+
+    Slopes of log SNR between K = 16 and 256, 2,000 draws each: the encoder's SNR of about 0.3 is known to
+    (1 / 2000)^0.5 / 0.3 = 7 %, its slope to 0.04 = 0.07 sqrt(2) / log 16; four times that is allowed.
+    """
+    x, _, posterior, _ = linear
+    x, shift = x[:1], torch.full((D,), 0.4, dtype=torch.float64)
+    W = torch.linalg.qr(torch.randn(P, D, generator=generator, dtype=torch.float64)).Q
+
+    def loss(p, eps):
+        q = Gaussian(posterior.mu[:1] + p["shift"], posterior.logvar[:1] + 0.3)
+        log_px = lambda x, z: log_normal(x, z @ p["W"].T, torch.full((P,), -0.5, dtype=torch.float64))  # noqa: E731
+        return -importance_weighted_bound(log_importance_weight(x, q.draw(eps), q, log_px)).mean()
+
+    snr = {}
+    for K in (16, 256):
+        draws = vmap(grad(loss), in_dims=(None, 0), chunk_size=500)(
+            {"shift": shift, "W": W}, normal(generator, 2000, K, 1, D)
+        )
+        snr[K] = {n: (g.mean(0).norm() / g.flatten(1).var(0).sum().sqrt()).item() for n, g in draws.items()}
+    slope = {n: math.log(snr[256][n] / snr[16][n]) / math.log(16) for n in snr[16]}
+    assert abs(slope["shift"] + 0.5) < 0.16, (slope, snr)
+    assert abs(slope["W"] - 0.5) < 0.16, (slope, snr)
+
+
+def test_beta_weighs_the_divergence(generator):
+    batch = [torch.rand(4, 1, 28, 28, generator=generator), torch.zeros(4)]
+    for estimator in ("pathwise", "pathwise+sampled_kl", "score_function", "score_function+sampled_kl"):
+        torch.manual_seed(0)
+        model = VAE(latent_dim=3, hidden=[8], beta=2.5, estimator=estimator)
+        terms = model.loss(batch, torch.Generator().manual_seed(0))
+        q = model.encode(model.observe(batch[0], model.noise(batch, torch.Generator().manual_seed(0))["u"]))
+        if "sampled" not in estimator:
+            assert_close(terms["loss"], terms["nll"] + 2.5 * q.kls().sum(-1).mean())
+        else:
+            z = q.draw(model.noise(batch, torch.Generator().manual_seed(0))["z"])
+            kl = (q.log_probs(z).sum(-1) - q.log_prior(z)).mean()
+            nll = model.bound(batch, torch.Generator().manual_seed(0))["nll"]
+            assert_close(terms["loss"], nll + 2.5 * kl)
+
+
+def test_the_temperature_falls_over_a_run(tmp_path):
+    taus = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, model, batch, batch_idx):
+            taus.append(model.tau)
+
+    model = VAE("categorical", 2, 3, hidden=[4], estimator="gumbel_softmax", temperature=1.0, temperature_end=0.25)
+    assert model.tau == 0.25  # without a run, as it ends
+    data = Images("digits", digits_repeat=1, batch_size=479)
+    L.Trainer(max_epochs=2, callbacks=[Watch()], logger=False, enable_checkpointing=False, accelerator="cpu",
+              enable_progress_bar=False, enable_model_summary=False).fit(model, data)  # fmt: skip
+    assert_close(taus, [0.25 ** (i / 6) for i in range(6)])
+
+
+def test_the_moving_average_follows_the_cost(generator):
+    model = VAE("bernoulli", 3, hidden=[4], estimator="score_function+moving_average")
+    model.log_dict = lambda *a, **k: None
+    model.all_gather = lambda t: t
+    batch = [torch.rand(4, 1, 28, 28, generator=generator), torch.zeros(4)]
+    costs = []
+    for _ in range(3):
+        torch.manual_seed(len(costs))
+        costs.append(model.loss(batch)["nll"].item())
+        torch.manual_seed(len(costs) - 1)
+        model.training_step(batch, 0)
+    expected = costs[0]
+    for cost in costs[1:]:
+        expected = 0.99 * expected + 0.01 * cost
+    assert_close(model.moving_cost.item(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("latent", ["gaussian", "bernoulli", "categorical"])
+def test_traversals_vary_one_latent_at_a_time(latent, generator):
+    torch.manual_seed(0)
+    model = VAE(latent, 4, 5, hidden=[8])
+    x = torch.rand(3, 1, 28, 28, generator=generator)
+    rows = model.traverse(x, rows=3, steps=7)
+    values = {"gaussian": 7, "bernoulli": 2, "categorical": 5}[latent]
+    assert rows.shape == (3, values, 1, 28, 28)
+    with torch.no_grad():
+        q = model.encode(x)
+        z = q.mode()[0].clone()
+        first = q.kls().mean(0).argmax()
+        z[first] = {"gaussian": -3.0, "bernoulli": 0.0, "categorical": torch.eye(5)[0]}[latent]
+        assert_close(rows[0, 0], model.decode(z[None])[0])
+
+
+def test_the_manifold_is_the_plane_of_two_latents():
+    torch.manual_seed(0)
+    model = VAE(latent_dim=2, hidden=[8])
+    images = model.manifold(4)
+    quantile = lambda p: Normal(0.0, 1.0).icdf(torch.tensor(p))  # noqa: E731
+    with torch.no_grad():  # first row: the second latent is large; left to right the first one grows
+        corner = model.decode(torch.stack([quantile(1 / 8), quantile(7 / 8)])[None])[0]
+        beside = model.decode(torch.stack([quantile(3 / 8), quantile(7 / 8)])[None])[0]
+    assert images.shape == (16, 1, 28, 28)
+    assert_close(images[0], corner)
+    assert_close(images[1], beside)
+    with pytest.raises(ValueError, match="2 Gaussian latents"):
+        VAE("bernoulli", 2, hidden=[4]).manifold()

@@ -149,7 +149,7 @@ class Categorical(NamedTuple):
 
     def harden(self, s: Tensor) -> Tensor:
         """z = one-hot(argmax_k s_k)."""
-        return F.one_hot(s.argmax(-1), s.shape[-1]).to(s.dtype)
+        return (s.argmax(-1, keepdim=True) == torch.arange(s.shape[-1], device=s.device)).to(s.dtype)
 
     def soften(self, s: Tensor, tau: Tensor | float) -> Tensor:
         """softmax(s / tau)."""

@@ -87,6 +87,11 @@ HELD_OUT = 8  # draws from which the optimal baseline is estimated
 MOST_FLIPS = 32  # latents up to which the Rao-Blackwellised estimator, one decoding for each, is measured
 
 
+def at_least_float32(t: Tensor) -> Tensor:
+    """Under mixed precision the layers are of the lower one; densities are not."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
 def binarise(x: Tensor, u: Tensor) -> Tensor:
     """Pixels that are 1 with probability ``x``, from uniform noise ``u`` in [0, 1); binary ones stay as they are."""
     return (u < x).to(x.dtype)
@@ -247,7 +252,7 @@ class VAE(L.LightningModule):
 
     def encode(self, x: Tensor):
         """q(z | x) for images ``x`` (B, 1, 28, 28): one of zoo.latents, such as ``Gaussian(mu, logvar)``, (B, D)."""
-        h = self.encoder(x).float()  # under mixed precision only the layers are of the lower one
+        h = at_least_float32(self.encoder(x))
         if self.latents is Gaussian:
             return Gaussian(*h.chunk(2, dim=-1))
         return self.latents(h.unflatten(-1, self.latent_shape))
@@ -262,8 +267,9 @@ class VAE(L.LightningModule):
     def _decoder(self, z: Tensor, held_fixed: bool = False) -> Tensor:
         z = z.flatten(-2) if self.latents is Categorical else z
         if not held_fixed:
-            return self.decoder(z).float()
-        return functional_call(self.decoder, {k: p.detach() for k, p in self.decoder.named_parameters()}, (z,)).float()
+            return at_least_float32(self.decoder(z))
+        held = {k: p.detach() for k, p in self.decoder.named_parameters()}
+        return at_least_float32(functional_call(self.decoder, held, (z,)))
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean of p(x | z), clipped to [0, 1] where it is Gaussian: (..., D) or (..., D, K) to (..., 1, 28, 28)."""
