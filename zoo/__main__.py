@@ -1,4 +1,4 @@
-"""The command line beside train.py: ``python -m zoo list | sample | evaluate | export``."""
+"""The command line beside train.py: ``python -m zoo list | sample | evaluate | compare | export``."""
 
 import argparse
 import json
@@ -41,6 +41,33 @@ def evaluate(args: argparse.Namespace) -> None:
 
     for name, value in evaluate(zoo.load(args.source), Images(args.data)).items():
         print(f"{name}: {value:.6g}")
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Measure gradient estimators side by side; ``toy`` is the seeds' example, beside its exact values."""
+    from zoo import comparison
+    from zoo.sampling import check_picture
+
+    check_picture(args.output)  # before the work, not after it
+    draws = (100_000 if args.source == "toy" else 256) if args.draws is None else args.draws
+    if args.batch_size < 1:
+        raise ValueError(f"batch-size must be at least 1, got {args.batch_size}")
+    if args.source == "toy":
+        results = comparison.toy(draws, args.seed)
+        print(comparison.toy_table(results))
+        comparison.save(comparison.toy_figure(results), args.output)
+    else:
+        from datamodules import Images
+
+        model = _on_device(zoo.load(args.source))
+        names = args.estimators.split(",") if args.estimators else None
+        data = Images(args.data)
+        data.setup()
+        batch = [t[: args.batch_size].to(model.device) for t in next(iter(data.val_dataloader()))]
+        results = comparison.compare_model(model, batch, names, draws, args.seed, progress=True)
+        print(comparison.table(results))
+        comparison.save(comparison.figure(results), args.output)
+    print(f"figure in {args.output}")
 
 
 def export(args: argparse.Namespace) -> None:
@@ -89,6 +116,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("-c", "--condition", action="append", default=[], help="of the model's sample, num_steps=100")
     sub = command(evaluate, "evaluate")
     sub.add_argument("--data", default="mnist_or_digits", help="mnist, fashion_mnist, digits or mnist_or_digits")
+    sub = command(compare, "compare")
+    sub.add_argument("--estimators", help="names with commas between them; all that the model has by default")
+    sub.add_argument("--draws", type=int, help="gradients of each, 256 by default (toy: 100,000)")
+    sub.add_argument("--data", default="mnist_or_digits", help="where the batch comes from (validation images)")
+    sub.add_argument("--batch-size", type=int, default=64, help="images in the batch, at most 500")
+    sub.add_argument("--seed", type=int, default=0, help="of all noise")
+    sub.add_argument("-o", "--output", type=Path, default=Path("comparison.png"), help="the figure, a PNG")
     sub = command(export, "export")
     sub.add_argument("name", help="lower-case letters, digits and hyphens")
     sub.add_argument("--force", action="store_true", help="replace a checkpoint of that name")

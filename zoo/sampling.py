@@ -115,6 +115,16 @@ def picture(model, n: int, conditions: dict[str, object]) -> Picture:
     return Picture(n, conditions, max(1, round(n**0.5)))
 
 
+def check_picture(path: Path) -> None:
+    """Refuse what is not the name of a PNG.
+
+    Raises:
+        ValueError: for another ending, or a folder.
+    """
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise ValueError(f"a picture is a file that ends in .png, got {str(path)!r}")
+
+
 def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> None:
     """Write images in [0, 1], (n, 1, H, W), as one PNG; the file appears whole or not at all.
 
@@ -122,8 +132,7 @@ def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> N
         columns: images per row; as many as make the picture square if None.
     """
     path = Path(path)
-    if path.suffix.lower() != ".png" or path.is_dir():
-        raise ValueError(f"a picture is a file that ends in .png, got {str(path)!r}")
+    check_picture(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = columns or max(1, round(len(images) ** 0.5))
     part = path.with_name(path.name + ".part")

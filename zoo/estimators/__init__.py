@@ -10,12 +10,13 @@ estimator. So what is logged as a loss means what it says, whatever trains the m
 """
 
 from zoo.estimators.moments import (
+    Comparison,
     GradientEstimator,
     GradientMoments,
     Noise,
     Params,
     call_with,
-    difference_moments,
+    compare,
     gradient_moments,
 )
 from zoo.estimators.pathwise import antithetic, rsample
@@ -30,6 +31,7 @@ from zoo.estimators.score_function import (
 )
 
 __all__ = [
+    "Comparison",
     "ControlVariate",
     "GradientEstimator",
     "GradientMoments",
@@ -37,7 +39,7 @@ __all__ = [
     "Params",
     "antithetic",
     "call_with",
-    "difference_moments",
+    "compare",
     "gradient_moments",
     "gumbel_softmax",
     "leave_one_out",

@@ -129,21 +129,50 @@ def gradient_moments(
     return moments, (time.perf_counter() - start) / max(1, moments.n)
 
 
-def difference_moments(
-    a: GradientEstimator, b: GradientEstimator, batch: Any, draws: Iterable[int], seed: int = 0
-) -> GradientMoments:
-    """Moments of the difference of two estimators of one gradient under common random numbers (003's list).
+@dataclass
+class Comparison:
+    """What the draws of one estimator gave beside those of a reference.
 
-    Draw k has the same noise in both, as far as their noise has the same shape, so that the part of their scatter that
-    they share cancels: the mean of the difference is the bias of one if the other has none.
+    Attributes:
+        moments: of its gradient.
+        difference: of its gradient less the reference's, draw by draw.
+        seconds: spent per draw.
+    """
+
+    moments: GradientMoments = field(default_factory=GradientMoments)
+    difference: GradientMoments = field(default_factory=GradientMoments)
+    seconds: float = 0.0
+
+
+def compare(
+    estimators: list[GradientEstimator], batch: Any, draws: Iterable[int], seed: int = 0
+) -> dict[str, Comparison]:
+    """Estimators of one gradient side by side under common random numbers (003, variance reduction).
+
+    Draw k has the same noise in all of them, as far as its shape is the same, so that the part of the scatter that two
+    estimators share cancels in their difference: its mean is the bias of one if the other has none.
+
+    Args:
+        estimators: the first is the reference.
+        draws: numbers of the draws; wrap them in tqdm to see progress.
 
     Raises:
-        ValueError: if the two differentiate different parameters.
+        ValueError: if they differentiate different parameters.
     """
-    if set(a.params) != set(b.params):
-        raise ValueError(f"{a.name} and {b.name} differentiate different parameters, so they have no difference")
-    moments, params = GradientMoments(), {k: v.detach() for k, v in a.params.items()}
-    for k in draws:
-        gradients = [grad(e.surrogate)(params, batch, e.noise(batch, chunk_generator(seed, k))) for e in (a, b)]
-        moments.update({name: gradients[0][name] - gradients[1][name] for name in params})
-    return moments
+    reference = estimators[0]
+    for e in estimators:
+        if set(e.params) != set(reference.params):
+            raise ValueError(f"{e.name} and {reference.name} differentiate different parameters")
+    params = {name: p.detach() for name, p in reference.params.items()}
+    gradient = {e.name: grad(e.surrogate) for e in estimators}
+    result = {e.name: Comparison() for e in estimators}
+    for n, k in enumerate(draws):
+        for e in estimators:
+            start = time.perf_counter()
+            g = gradient[e.name](params, batch, e.noise(batch, chunk_generator(seed, k)))
+            result[e.name].seconds += (time.perf_counter() - start - result[e.name].seconds) / (n + 1)
+            if e is reference:
+                first = g
+            result[e.name].moments.update(g)
+            result[e.name].difference.update({name: g[name] - first[name] for name in params})
+    return result

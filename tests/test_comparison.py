@@ -1,0 +1,114 @@
+"""python -m zoo compare: measured beside exact, on the same noise, and what people may get wrong."""
+
+import sys
+
+import pytest
+import torch
+from helpers import TINY, run
+from torch.testing import assert_close
+
+from zoo import comparison
+from zoo.__main__ import main
+from zoo.estimators import GradientEstimator, compare, gradient_moments
+from zoo.vae import VAE
+
+
+def test_the_seeds_example_measured_beside_exact():
+    """Means within 4.5 standard errors, variances within 6 % (4.5 standard errors at kurtosis 13): once in 20,000."""
+    results = comparison.toy(100_000, seed=1)
+    mu = 4.0
+    exact = {
+        "pathwise": 16.0,
+        "pathwise+antithetic": 0.0,
+        "score_function": 4 * (mu**4 + 14 * mu**2 + 15),
+        "score_function+optimal": 4 * (8 * mu**2 + 6),
+    }
+    assert {t.name: t.variance for t in results} == exact
+    for t in results:
+        assert t.mean == 16
+        assert abs(t.gradients.mean() - 16) <= 4.5 * (t.variance / 100_000) ** 0.5 + 1e-9
+        assert abs(t.gradients.var() - t.variance) <= 0.06 * t.variance + 1e-9
+    # Var (1 - rho^2), with rho the correlation of g = a z^2 (z - mu) and h = z - mu (003)
+    g, eps = results[2].gradients, results[0].gradients / 4 - mu
+    rho = torch.corrcoef(torch.stack([g, eps]))[0, 1]
+    assert_close(results[3].gradients.var(), g.var() * (1 - rho**2), rtol=0.01, atol=0)
+    text = comparison.toy_table(results)
+    assert "1980.00" in text and "536.00" in text
+
+
+def test_the_optimal_baseline_comes_from_draws_of_its_own():
+    """The same held-out draws for any number of draws, and none of them used twice."""
+    few, many = comparison.toy(10, seed=3), comparison.toy(20, seed=3)
+    assert not torch.equal(few[3].gradients, many[3].gradients[:10])  # other draws
+    eps = lambda t: t[0].gradients / 4 - 4  # noqa: E731  pathwise: 2 a (mu + eps)
+    beta = [(t[2].gradients - t[3].gradients) / (2 * eps(t)) for t in (few, many)]  # a eps (z^2 - (z^2 - beta))
+    assert_close(beta[0], beta[0][:1].expand(10))
+    assert_close(beta[1], beta[0][:1].expand(20))
+    assert 18 < beta[0][0] < 20  # mu^2 + 3, standard error 0.15
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return VAE(latent_dim=2, hidden=[8])
+
+
+def test_rows_are_the_moments_of_each_and_of_their_difference(model, generator):
+    batch = [torch.rand(6, 1, 28, 28, generator=generator).round(), torch.zeros(6)]
+    names = ["pathwise", "score_function"]
+    rows = comparison.compare_model(model, batch, names, draws=20, seed=2)
+    assert [(r.estimator, r.group) for r in rows] == [(n, g) for n in names for g in ("all", "encoder", "decoder")]
+    probe = model.probe_batch(batch, torch.Generator().manual_seed(0))  # binary already: any generator will do
+    for row in rows:
+        moments, _ = gradient_moments(model.gradient_estimators()[row.estimator], probe, range(20), seed=2)
+        expected = moments.statistics()[row.group]
+        assert_close(row.variance, expected["variance"])
+        assert_close(row.snr, expected["snr"])
+        assert row.milliseconds > 0
+        if row.estimator == "pathwise" or row.group == "decoder":  # the same draw by draw: common random numbers
+            assert row.difference == 0 and row.resolution < 1e-6
+        else:
+            assert row.resolution > 0
+
+
+def test_a_bias_is_seen_where_noise_allows():
+    """Two estimators of theta's gradient, one of them off by 3: common noise cancels, and the difference is exact."""
+    noise = lambda batch, g: {"eps": torch.randn((), generator=g)}  # noqa: E731
+    make = lambda name, bias: GradientEstimator(  # noqa: E731
+        name, {"theta": torch.tensor(2.0)}, noise, lambda p, b, n: (10 + bias + n["eps"]) * p["theta"]
+    )
+    a, b = comparison.rows(compare([make("a", 0.0), make("b", 3.0)], None, range(400), seed=0))[::2]
+    assert a.difference == 0
+    assert abs(b.difference - 0.3) < 0.3 * 4.5 * 0.1 / 400**0.5  # |g| of the first is 10 within 1 / sqrt(400)
+    assert b.resolution < 1e-6
+    with pytest.raises(ValueError, match="c and a differentiate different parameters"):
+        compare([make("a", 0.0), GradientEstimator("c", {"phi": torch.zeros(())}, noise, None)], None, range(2))
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    run(tmp_path / "run", *TINY["vae"], "debug=fast", "test=false")
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["zoo", "compare", *map(str, arguments)])
+        main()
+        return capsys.readouterr().out
+
+    here = [tmp_path / "run", "--data", "digits", "-o", tmp_path / "figures" / "a.png", "--draws", 4]
+    text = command(*here, "--estimators", "pathwise,score_function+loo", "--batch-size", 8)
+    assert "encoder parameters" in text and "score_function+loo" in text and "variance x ms" in text
+    assert (tmp_path / "figures" / "a.png").stat().st_size > 10_000
+    assert "score_function+optimal" in command(*here)  # all that it has
+    assert "1980.00" in command("toy", "--draws", 100, "-o", tmp_path / "toy.png")
+    assert (tmp_path / "toy.png").stat().st_size > 10_000
+    for wrong, message in [
+        ([*here, "--estimators", "rebar"], "VAE has no gradient estimator rebar; it has pathwise"),
+        ([*here, "--estimators", "pathwise,pathwise"], "name each estimator once"),
+        ([*here[:-1], 1], "at least two draws, got 1"),
+        (["toy", "--draws", 1], "at least two draws, got 1"),
+        (["toy", "-o", tmp_path / "toy.gif"], r"ends in .png"),
+        (["nothing"], "neither a file nor a pretrained"),
+        ([*here, "--batch-size", 0], "batch-size must be at least 1, got 0"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            command(*wrong)
+    assert not list(tmp_path.glob("**/*.part"))

@@ -1,0 +1,230 @@
+"""``python -m zoo compare``: gradient estimators side by side, as a table and a figure.
+
+Of a trained model, on one batch of images; or of the seeds' example (000, 001: z ~ N(a theta + b, 1), f(z) = z^2),
+where mean and variance are known and stand beside what is measured.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.func import grad, vmap
+from tqdm.auto import tqdm
+
+from zoo.estimators import Comparison, compare, optimal_baseline, score_function
+from zoo.sampling import chunk_generator
+
+
+class Row(NamedTuple):
+    """One estimator, one group of parameters: variance (trace of the covariance), SNR, cost, and bias.
+
+    ``difference`` is |mean difference from the first estimator|, its noise taken out, and ``resolution`` the size of
+    that noise, sqrt(tr C / n): a difference below it cannot be told from none. Both in units of the first's |g|.
+    """
+
+    estimator: str
+    group: str
+    variance: float
+    snr: float
+    milliseconds: float
+    difference: float
+    resolution: float
+
+
+def compare_model(
+    model, batch: Any, names: list[str] | None, draws: int, seed: int = 0, progress: bool = False
+) -> list[Row]:
+    """Measure the estimators ``names`` of ``model`` (all of its own if None) on ``batch`` with ``draws`` draws each.
+
+    Raises:
+        ValueError: for a model without estimators, a name it does not have, or fewer than two draws.
+    """
+    kind = type(model).__name__
+    if not callable(getattr(model, "gradient_estimators", None)):
+        raise ValueError(f"{kind} has no method gradient_estimators(), so there is nothing to compare")
+    known = model.gradient_estimators()
+    if unknown := [name for name in names or [] if name not in known]:
+        raise ValueError(f"{kind} has no gradient estimator {', '.join(unknown)}; it has {', '.join(known)}")
+    if names is not None and len(set(names)) < len(names):
+        raise ValueError(f"name each estimator once, got {', '.join(names)}")
+    if draws < 2:
+        raise ValueError(f"a variance needs at least two draws, got {draws}")
+    if hasattr(model, "probe_batch"):
+        batch = model.probe_batch(batch, chunk_generator(seed, -1))
+    chosen = [known[name] for name in names or known]
+    compare(chosen, batch, [0])  # the first call of each pays for what later ones find ready
+    numbers = tqdm(range(draws), desc="draws", disable=None if progress else True)
+    return rows(compare(chosen, batch, numbers, seed))
+
+
+def rows(comparisons: dict[str, Comparison]) -> list[Row]:
+    """One row for each estimator and group of parameters."""
+    result = []
+    reference = next(iter(comparisons.values())).moments.statistics()
+    for name, c in comparisons.items():
+        difference = c.difference.statistics()
+        for group, values in c.moments.statistics().items():
+            signal = reference[group]["snr"] * reference[group]["variance"] ** 0.5 or math.inf
+            size = (
+                difference[group]["snr"] * difference[group]["variance"] ** 0.5
+                if difference[group]["variance"]
+                else 0.0
+            )
+            resolution = (difference[group]["variance"] / c.moments.n) ** 0.5
+            result.append(
+                Row(
+                    name, group, values["variance"], values["snr"], 1000 * c.seconds, size / signal, resolution / signal
+                )
+            )
+    return result
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as text, those of one group together."""
+    width = max(len(row.estimator) for row in rows)
+    head = f"{'estimator':{width}}    variance         SNR  ms per draw  variance x ms  differs from the first"
+    lines = []
+    for group in dict.fromkeys(row.group for row in rows):
+        lines += ["", f"{group} parameters", head]
+        for i, row in enumerate(r for r in rows if r.group == group):
+            differs = "" if i == 0 else f"{row.difference:8.2%} (noise {row.resolution:.2%})"
+            lines.append(
+                f"{row.estimator:{width}}  {row.variance:10.4g}  {row.snr:10.4g}  {row.milliseconds:11.3g}  "
+                f"{row.variance * row.milliseconds:13.4g}  {differs}".rstrip()
+            )
+    return "\n".join(lines[1:])
+
+
+def figure(rows: list[Row]) -> Figure:
+    """Left: the variance of the mean of n draws, and the squared gradient it has to fall below; right: its price."""
+    groups = list(dict.fromkeys(row.group for row in rows))
+    picture = Figure(figsize=(11, 3.6 * len(groups)), layout="constrained")
+    for (left, right), group in zip(picture.subplots(len(groups), 2, squeeze=False), groups, strict=True):
+        mine = [row for row in rows if row.group == group and row.variance > 0]
+        n = torch.logspace(0, 4, 50)
+        for i, row in enumerate(mine):
+            left.plot(n, row.variance / n, color=f"C{i}", label=row.estimator)
+            right.barh(i, row.variance * row.milliseconds, color=f"C{i}")
+        if mine and mine[0].snr > 0:
+            signal = mine[0].variance * mine[0].snr ** 2
+            left.axhline(signal, color="black", linestyle=":", label="|gradient|² by the first")
+        left.set(xscale="log", yscale="log", xlabel="draws in the mean", ylabel="variance", title=f"{group} parameters")
+        right.set(xscale="log", xlabel="variance x milliseconds per draw", title="price of a given accuracy")
+        right.set_yticks(range(len(mine)), [row.estimator for row in mine])
+        right.invert_yaxis()
+        left.legend(fontsize="small")
+        left.grid(alpha=0.3)
+        right.grid(alpha=0.3, axis="x")
+    return picture
+
+
+# The seeds' example.
+
+A, B, THETA = 2.0, 3.0, 0.5
+HELD_OUT = 10_000
+
+
+class Toy(NamedTuple):
+    """One estimator of d/dtheta E[z^2]: its draws (n,), the exact mean, the exact variance."""
+
+    name: str
+    gradients: Tensor
+    mean: float
+    variance: float
+
+
+def toy(draws: int = 100_000, seed: int = 0) -> list[Toy]:
+    """The example of seeds 000 and 001, a = 2, b = 3, theta = 1/2: mu = a theta + b, z ~ N(mu, 1), f(z) = z^2.
+
+    The gradient is 2 a mu. One draw of it has the variance
+
+        pathwise                   4 a^2
+        pathwise, antithetic pair  0                              f is quadratic
+        score function             a^2 (mu^4 + 14 mu^2 + 15)
+        score function, beta*      a^2 (8 mu^2 + 6)               = the above times 1 - rho^2 (003)
+
+    beta* = mu^2 + 3 is estimated from 10,000 draws of its own.
+
+    Raises:
+        ValueError: for fewer than two draws.
+    """
+    if draws < 2:
+        raise ValueError(f"a variance needs at least two draws, got {draws}")
+    mu = A * THETA + B
+    normal = lambda number, *shape: torch.randn(  # noqa: E731
+        *shape, generator=chunk_generator(seed, number), dtype=torch.float64
+    )
+    held_out = normal(1, HELD_OUT)
+    beta = optimal_baseline((mu + held_out).square()[:, None], held_out.square()[:, None, None]).squeeze()
+    mean_at = lambda theta: A * theta + B  # noqa: E731
+
+    def pathwise(theta, eps):
+        return (mean_at(theta) + eps).square()
+
+    def antithetic(theta, eps):
+        return (pathwise(theta, eps) + pathwise(theta, -eps)) / 2
+
+    def reinforce(theta, eps, baseline=0.0):
+        z = (mean_at(theta) + eps).detach()
+        return score_function(z.square(), -0.5 * (z - mean_at(theta)).square(), baseline)
+
+    def regressed(theta, eps):
+        return reinforce(theta, eps, beta)
+
+    exact = {
+        "pathwise": (pathwise, 4 * A**2),
+        "pathwise+antithetic": (antithetic, 0.0),
+        "score_function": (reinforce, A**2 * (mu**4 + 14 * mu**2 + 15)),
+        "score_function+optimal": (regressed, A**2 * (8 * mu**2 + 6)),
+    }
+    theta, eps = torch.tensor(THETA, dtype=torch.float64), normal(0, draws)  # the same noise for all
+    return [
+        Toy(name, vmap(grad(estimator), in_dims=(None, 0))(theta, eps), 2 * A * mu, variance)
+        for name, (estimator, variance) in exact.items()
+    ]
+
+
+def toy_table(results: list[Toy]) -> str:
+    """Measured beside exact."""
+    n = len(results[0].gradients)
+    lines = [f"d/dtheta E[z^2], z ~ N({A:g} theta + {B:g}, 1) at theta = {THETA:g}; {n:,} draws"]
+    lines.append(f"{'estimator':24}      mean     exact  standard error    variance       exact")
+    for t in results:
+        g = t.gradients
+        error = (t.variance / n) ** 0.5
+        lines.append(f"{t.name:24}{g.mean():10.4f}{t.mean:10.4f}{error:16.4f}{g.var():12.2f}{t.variance:12.2f}")
+    return "\n".join(lines)
+
+
+def toy_figure(results: list[Toy]) -> Figure:
+    """How the draws scatter about the gradient, and how the error of their mean falls."""
+    picture = Figure(figsize=(11, 4), layout="constrained")
+    left, right = picture.subplots(1, 2)
+    low, high = torch.cat([t.gradients for t in results]).quantile(torch.tensor([0.005, 0.995], dtype=torch.float64))
+    bins = torch.linspace(low, high, 120)
+    n = [2**i for i in range(len(results[0].gradients).bit_length() - 3)]  # in at least four groups
+    for i, t in enumerate(results):
+        if t.variance == 0:
+            continue
+        left.hist(t.gradients, bins=bins, density=True, histtype="step", color=f"C{i}", label=t.name)
+        means = [t.gradients[: len(t.gradients) // k * k].view(-1, k).mean(1) for k in n]
+        right.plot(n, [(m - t.mean).square().mean() ** 0.5 for m in means], ".", color=f"C{i}", label=t.name)
+        right.plot(n, [(t.variance / k) ** 0.5 for k in n], color=f"C{i}", linestyle="--")
+    left.axvline(results[0].mean, color="black", linestyle=":", label="the gradient, 2 a mu")
+    left.set(xlabel="one draw of the gradient", ylabel="density", yscale="log")
+    right.set(xscale="log", yscale="log", xlabel="draws in the mean", ylabel="error of the mean (dashed: exact)")
+    for axes in (left, right):
+        axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
+    return picture
+
+
+def save(picture: Figure, path: Path) -> None:
+    """Write a figure as PNG; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    picture.savefig(part, dpi=120, format="png")
+    part.replace(path)
