@@ -101,11 +101,19 @@ def test_every_option_trains_and_samples(likelihood, net, hidden, generator):
 def test_log_likelihood_is_the_log_of_the_mean_weight():
     same = torch.tensor([-90.0, -500.0])
     for k in (1, 2, 7):
-        assert_close(importance_weighted_log_likelihood(lambda: same, k), same)
-    weights = iter(torch.tensor([[0.1], [0.2], [0.6]]).log())
-    assert_close(importance_weighted_log_likelihood(lambda: next(weights), 3), torch.tensor([0.3]).log())
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        importance_weighted_log_likelihood(lambda: same, 0)
+        assert_close(importance_weighted_log_likelihood(lambda n: same.expand(n, 2), k, 2), same)
+    weights, asked = torch.rand(5001, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64), []
+
+    def log_weight(n):
+        asked.append(n)
+        return weights[sum(asked) - n : sum(asked)].log()
+
+    measured = importance_weighted_log_likelihood(log_weight, 5001, 1)
+    assert asked == [2000, 2000, 1001]
+    assert_close(measured, weights.mean(0).log().float())
+    for wrong in (0, 2.5):
+        with pytest.raises(ValueError, match=f"at least 1, got {wrong}"):
+            importance_weighted_log_likelihood(lambda n: same, wrong, 2)
 
 
 def test_the_models_log_likelihood_draws_its_noise_from_the_generator():
@@ -117,11 +125,8 @@ def test_the_models_log_likelihood_draws_its_noise_from_the_generator():
     binary = binarise(x, torch.rand(x.shape, generator=generator))
     with torch.no_grad():
         q = model.encode(binary)
-        weights = [
-            log_importance_weight(binary, q.draw(torch.randn(1, 3, generator=generator)), q, model.log_px)
-            for _ in range(2)
-        ]
-    assert_close(ours, torch.stack(weights).logsumexp(0) - math.log(2))
+        weights = log_importance_weight(binary, q.draw(torch.randn(2, 1, 3, generator=generator)), q, model.log_px)
+    assert_close(ours, weights.logsumexp(0) - math.log(2))
 
 
 def test_the_gaussian_likelihood_by_hand():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import zoo
 
+SAMPLES = "per test image, for log p(x) of a model that has it, such as 5000; 0, the default, leaves it out"
 SOURCE = "name of a pretrained checkpoint, path of a training checkpoint, or a run folder"
 
 
@@ -37,9 +38,12 @@ def sample(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a trained model on test images."""
     from datamodules import Images
-    from zoo.evaluation import evaluate
+    from zoo.evaluation import measure
 
-    for name, value in evaluate(zoo.load(args.source), Images(args.data)).items():
+    data = Images(args.data)
+    data.setup()
+    metrics, _ = measure(_on_device(zoo.load(args.source)), data, args.importance_samples, progress=True)
+    for name, value in metrics.items():
         print(f"{name}: {value:.6g}")
 
 
@@ -74,7 +78,7 @@ def export(args: argparse.Namespace) -> None:
     """Publish a training checkpoint in zoo/weights."""
     from zoo import hub
 
-    weights = hub.export(args.source, args.name, force=args.force)
+    weights = hub.export(args.source, args.name, args.force, args.importance_samples, progress=True)
     print(f"{weights} ({weights.stat().st_size / 1e6:.1f} MB) and its card")
     for name, value in hub.read_card(args.name)["metrics"].items():
         print(f"{name}: {value:.6g}")
@@ -116,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("-c", "--condition", action="append", default=[], help="of the model's sample, num_steps=100")
     sub = command(evaluate, "evaluate")
     sub.add_argument("--data", default="mnist_or_digits", help="mnist, fashion_mnist, digits or mnist_or_digits")
+    sub.add_argument("--importance-samples", type=int, default=0, help=SAMPLES)
     sub = command(compare, "compare")
     sub.add_argument("--estimators", help="names with commas between them; all that the model has by default")
     sub.add_argument("--draws", type=int, help="gradients of each, 256 by default (toy: 100,000)")
@@ -125,6 +130,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", type=Path, default=Path("comparison.png"), help="the figure, a PNG")
     sub = command(export, "export")
     sub.add_argument("name", help="lower-case letters, digits and hyphens")
+    sub.add_argument("--importance-samples", type=int, default=0, help=SAMPLES)
     sub.add_argument("--force", action="store_true", help="replace a checkpoint of that name")
     return parser
 

@@ -7,29 +7,38 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
+
+from zoo.sampling import chunk_generator
+
+ROWS_AT_ONCE = 2000  # of images times importance samples: enough to keep a processor busy, few enough for its cache
+IMAGES_AT_ONCE = 100
 
 
-def importance_weighted_log_likelihood(log_weight: Callable[[], Tensor], num_samples: int) -> Tensor:
+def importance_weighted_log_likelihood(log_weight: Callable[[int], Tensor], num_samples: int, images: int) -> Tensor:
     """log 1/K sum_k w_k over ``num_samples`` independent draws, Burda et al. 2015, eq. 8.
 
-    A lower bound of log p(x) in expectation, tighter with every sample; one draw at a time, so that memory does not
+    A lower bound of log p(x) in expectation, tighter with every sample; a few draws at a time, so that memory does not
     grow with their number.
 
     Args:
-        log_weight: draws log w = log p(x, z) - log q(z | x), (B,) nats, anew at each call.
+        log_weight: n -> n draws of log w = log p(x, z) - log q(z | x), (n, B) nats, anew at each call.
         num_samples: K, at least 1.
+        images: B, from which follows how many draws are made at a time.
 
     Returns:
         (B,): nats.
 
     Raises:
-        ValueError: for ``num_samples`` below 1.
+        ValueError: for ``num_samples`` that is no whole number of at least 1.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-    total = log_weight().double()
-    for _ in range(num_samples - 1):
-        total = torch.logaddexp(total, log_weight().double())
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples must be a whole number of at least 1, got {num_samples!r}")
+    total, left, at_once = None, num_samples, max(1, ROWS_AT_ONCE // max(1, images))
+    while left:
+        part = log_weight(min(left, at_once)).double().logsumexp(0)
+        total = part if total is None else torch.logaddexp(total, part)
+        left -= min(left, at_once)
     return (total - math.log(num_samples)).float()
 
 
@@ -38,6 +47,56 @@ def log_likelihood(model, batch, num_samples: int, generator: torch.Generator | 
     x, y = batch[0], batch[1]
     given = {"y": y} if "y" in inspect.signature(model.log_likelihood).parameters else {}
     return model.log_likelihood(x, num_samples=num_samples, generator=generator, **given)
+
+
+@torch.no_grad()
+def log_likelihood_by_hundreds(
+    model, data, num_samples: int, batches: int | None = None, progress: bool = False
+) -> list[float]:
+    """The mean log likelihood of each hundred test images in turn, nats per image; their mean is what is published.
+
+    Each hundred has its own noise, keyed by its place, so that any one of them can be measured again alone.
+
+    Args:
+        model: anything with ``log_likelihood``, in eval mode.
+        data: an Images, set up.
+        num_samples: importance samples per image.
+        batches: how many hundreds, from the first on; all of them if None.
+    """
+    images, labels = data.splits["test"]
+    hundreds = list(zip(images.split(IMAGES_AT_ONCE), labels.split(IMAGES_AT_ONCE), strict=True))[:batches]
+    means = []
+    for i, (x, y) in enumerate(tqdm(hundreds, desc="log likelihood", disable=None if progress else True)):
+        batch = [x[:, None].to(model.device).float() / 255, y.to(model.device).long()]
+        means.append(log_likelihood(model, batch, num_samples, chunk_generator(0, i)).double().mean().item())
+    return means
+
+
+def measure(model, data, num_samples: int = 0, progress: bool = False) -> tuple[dict[str, float], list[float]]:
+    """All that a card publishes of a model: its test loop, its log likelihood if asked for, and what its samples show.
+
+    Args:
+        model: in eval mode.
+        data: an Images.
+        num_samples: importance samples per test image; 0 leaves the log likelihood out.
+
+    Returns:
+        metrics: those of the test loop; ``test/log_likelihood``, nats per image.
+        the log likelihood of each hundred test images, in turn; empty if left out.
+
+    Raises:
+        ValueError: for a log likelihood of a model without one.
+    """
+    if num_samples < 0:
+        raise ValueError(f"importance samples must be at least 0, got {num_samples}")
+    if num_samples and not callable(getattr(model, "log_likelihood", None)):
+        raise ValueError(f"{type(model).__name__} has no log_likelihood to measure with importance samples")
+    metrics, hundreds = evaluate(model, data), []
+    if num_samples:
+        hundreds = log_likelihood_by_hundreds(model.eval(), data, num_samples, progress=progress)
+        sizes = [len(part) for part in data.splits["test"].images.split(IMAGES_AT_ONCE)]
+        metrics["test/log_likelihood"] = sum(m * n for m, n in zip(hundreds, sizes, strict=True)) / sum(sizes)
+    return metrics, hundreds
 
 
 def evaluate(model, data) -> dict[str, float]:

@@ -171,15 +171,17 @@ def golden_terms(model) -> dict[str, float]:
     return {name: float(term) for name, term in model.loss(batch, generator).items()}
 
 
-def export(source: str | Path, name: str, force: bool = False) -> Path:
+def export(source: str | Path, name: str, force: bool = False, num_samples: int = 0, progress: bool = False) -> Path:
     """Publish a training checkpoint: write ``zoo/weights/<name>.safetensors``, its card, and a picture of samples.
 
-    The number on the card is measured here and now: the test loop on the test images of the data it was trained on.
+    The numbers on the card are measured here and now, on the test images of the data it was trained on.
 
     Args:
         source: a checkpoint, or a run folder (its best checkpoint).
         name: lower-case letters, digits and hyphens.
         force: replace a checkpoint of that name.
+        num_samples: importance samples per test image for the log likelihood, which 0 leaves out.
+        progress: show a bar over the test images.
 
     Returns:
         the path of the weights.
@@ -188,7 +190,7 @@ def export(source: str | Path, name: str, force: bool = False) -> Path:
         CheckpointError: for a name of another form or already taken, or a checkpoint that records no run.
     """
     from datamodules import Images
-    from zoo.evaluation import evaluate
+    from zoo.evaluation import measure
     from zoo.sampling import picture, sample_chunks, save_grid
 
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
@@ -209,12 +211,15 @@ def export(source: str | Path, name: str, force: bool = False) -> Path:
     tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
     data = save_tensors(tensors, metadata=metadata)
     images = Images(record["data"])
+    images.setup()
+    metrics, hundreds = measure(model, images, num_samples, progress)
     card = {
         "name": name,
         "model": checkpoint["model"],
         "hyper_parameters": checkpoint["hyper_parameters"],
         "parameters": sum(t.numel() for t in tensors.values()),
         "data": record["data"],
+        "train_on": record["config"].get("data", {}).get("train_on", "train"),
         "preprocessing": "images (B, 1, 28, 28) in [0, 1]; what else the model needs it does itself",
         "command": record["command"],
         "commit": record["commit"],
@@ -224,9 +229,10 @@ def export(source: str | Path, name: str, force: bool = False) -> Path:
         "seconds": round(record["seconds"]),
         "hardware": record["hardware"],
         "earlier": record.get("earlier", []),
-        "metrics": evaluate(model, images),
+        "metrics": metrics,
         "protocol": f"the model's test_step on all {len(images.splits['test'].images):,} test images of "
         f"{record['data']}, noise keyed by batch; units in zoo/{checkpoint['model']}.py",
+        "log_likelihood": {"num_samples": num_samples, "of_each_hundred": hundreds} if hundreds else None,
         "golden": golden_terms(model.cpu()),
         "sha256": hashlib.sha256(data).hexdigest(),
     }

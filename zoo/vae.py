@@ -516,11 +516,11 @@ class VAE(L.LightningModule):
         x = self.observe(x, rand(*x.shape, generator=generator, device=x.device))
         q = self.encode(x)
 
-        def log_weight() -> Tensor:
-            noise = self.latents.noise(len(x), *self.latent_shape, generator=generator, device=x.device)
+        def log_weight(n: int) -> Tensor:
+            noise = self.latents.noise(n, len(x), *self.latent_shape, generator=generator, device=x.device)
             return log_importance_weight(x, q.draw(noise), q, self.log_px)
 
-        return importance_weighted_log_likelihood(log_weight, num_samples)
+        return importance_weighted_log_likelihood(log_weight, num_samples, len(x))
 
     @torch.no_grad()
     def traverse(self, x: Tensor, rows: int = 10, steps: int = 9) -> Tensor:
