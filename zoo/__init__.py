@@ -16,6 +16,11 @@ MODELS = {
     "ddpm": "zoo.ddpm.DDPM",
 }
 
+# What judges their samples in zoo.evaluation: trained by python train.py experiment=<name>, and loaded like them.
+JUDGES = {
+    "classifier": "zoo.classifier.Classifier",
+}
+
 WEIGHTS = Path(__file__).parent / "weights"
 
 
