@@ -1,5 +1,6 @@
 """What turns a trained model into a published number."""
 
+import inspect
 import math
 import sys
 from collections.abc import Callable
@@ -30,6 +31,13 @@ def importance_weighted_log_likelihood(log_weight: Callable[[], Tensor], num_sam
     for _ in range(num_samples - 1):
         total = torch.logaddexp(total, log_weight().double())
     return (total - math.log(num_samples)).float()
+
+
+def log_likelihood(model, batch, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """``model.log_likelihood`` of the images of a batch, given their labels where the model wants them; (B,) nats."""
+    x, y = batch[0], batch[1]
+    given = {"y": y} if "y" in inspect.signature(model.log_likelihood).parameters else {}
+    return model.log_likelihood(x, num_samples=num_samples, generator=generator, **given)
 
 
 def evaluate(model, data) -> dict[str, float]:
