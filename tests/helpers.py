@@ -14,6 +14,7 @@ CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 # Small enough that a whole run takes a second: 11 batches an epoch.
 TINY = {
     "vae": ["model=vae", "data=digits", "data.digits_repeat=1", "model.hidden=[16]", "model.latent_dim=2"],
+    "cvae": ["model=cvae", "data=digits", "data.digits_repeat=1", "model.hidden=[16]", "model.latent_dim=2"],
     "ddpm": ["model=ddpm", "data=digits", "data.digits_repeat=1", "data.batch_size=128"]
     + ["model.widths=[8,16]", "model.blocks=1", "model.steps=50", "callbacks.samples.conditions.num_steps=2"],
 }

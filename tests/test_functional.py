@@ -4,7 +4,7 @@ import torch
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from torch.testing import assert_close
 
-from zoo.functional import kl_standard_normal, log_bernoulli, log_normal
+from zoo.functional import kl_normal, kl_standard_normal, log_bernoulli, log_normal
 
 D = 5
 
@@ -36,6 +36,19 @@ def test_kl_standard_normal(generator):
 
     assert_same_function(kl_standard_normal, theirs, mu, logvar)
     assert kl_standard_normal(torch.zeros(D), torch.zeros(D)) == 0
+
+
+def test_kl_normal(generator):
+    inputs = [draw(generator, 7, D) for _ in range(4)]
+
+    def theirs(mu_q, logvar_q, mu_p, logvar_p):
+        return kl_divergence(Normal(mu_q, (logvar_q / 2).exp()), Normal(mu_p, (logvar_p / 2).exp())).sum(-1)
+
+    assert_same_function(kl_normal, theirs, *inputs)
+    mu, logvar, *_ = inputs
+    assert torch.equal(kl_normal(mu, logvar, mu, logvar), torch.zeros(7, dtype=torch.float64))
+    zero = torch.zeros(D, dtype=torch.float64)
+    assert_close(kl_normal(mu, logvar, zero, zero), kl_standard_normal(mu, logvar))
 
 
 def test_kl_keeps_its_digits_near_the_prior():

@@ -14,6 +14,12 @@ from pathlib import Path
 MODELS = {
     "vae": "zoo.vae.VAE",
     "ddpm": "zoo.ddpm.DDPM",
+    "cvae": "zoo.cvae.CVAE",
+}
+
+# What judges their samples in zoo.evaluation: trained by python train.py experiment=<name>, and loaded like them.
+JUDGES = {
+    "classifier": "zoo.classifier.Classifier",
 }
 
 WEIGHTS = Path(__file__).parent / "weights"

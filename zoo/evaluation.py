@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from zoo.sampling import chunk_generator
+import zoo
+from zoo.sampling import check_conditions, chunk_generator, sample_chunks
 
 ROWS_AT_ONCE = 2000  # of images times importance samples: enough to keep a processor busy, few enough for its cache
 IMAGES_AT_ONCE = 100
@@ -97,6 +98,39 @@ def measure(model, data, num_samples: int = 0, progress: bool = False) -> tuple[
         sizes = [len(part) for part in data.splits["test"].images.split(IMAGES_AT_ONCE)]
         metrics["test/log_likelihood"] = sum(m * n for m, n in zip(hundreds, sizes, strict=True)) / sum(sizes)
     return metrics, hundreds
+
+
+def judged_accuracy(model, n: int = 10_000, seed: int = 0, judge=None) -> dict[str, float]:
+    """The share of class-conditional samples that a classifier recognises as their label.
+
+    It measures whether conditions are obeyed, not whether samples are varied: one good sample of each class, repeated,
+    would score 1. The judge's own share of errors on test images is on its card.
+
+    Args:
+        model: anything with ``sample(n, *, labels, generator)``; put it in eval mode first.
+        n: how many samples, as many of each class; drawn in the chunks of zoo/sampling.py.
+        seed: of the noise.
+        judge: the classifier, in eval mode; the zoo's own, trained on MNIST, if None.
+
+    Returns:
+        ``judged_accuracy``, and ``judged_accuracy/<label>`` for each: shares of 1.
+
+    Raises:
+        ValueError: for a model whose samples take no labels, or ``n`` that is no multiple of the number of classes.
+    """
+    check_conditions(model, {"labels": 0})
+    if judge is None:
+        judge = zoo.load("classifier").to(getattr(model, "device", "cpu"))
+    classes = judge.hparams.num_classes
+    if n < 1 or n % classes:
+        raise ValueError(f"n must be a multiple of the {classes} classes, as many samples of each, got {n}")
+    labels = [k for k in range(classes) for _ in range(n // classes)]
+    images = sample_chunks(model, n, seed, labels=labels)
+    predicted = torch.cat([judge.predict(x.to(judge.device)).cpu() for x in images.split(500)])
+    right = (predicted == torch.tensor(labels)).double().view(classes, -1).mean(1)
+    return {"judged_accuracy": right.mean().item()} | {
+        f"judged_accuracy/{k}": share for k, share in enumerate(right.tolist())
+    }
 
 
 def evaluate(model, data) -> dict[str, float]:

@@ -43,6 +43,26 @@ def kl_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (logvar.expm1() - logvar + mu.square()).sum(-1)
 
 
+def kl_normal(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor, logvar_p: Tensor) -> Tensor:
+    """KL( N(mu_q, diag exp(logvar_q)) || N(mu_p, diag exp(logvar_p)) ), both with diagonal covariance.
+
+        1/2 sum_d [ r_d - 1 - log r_d + (mu_q,d - mu_p,d)^2 / sigma_p,d^2 ],   r_d = sigma_q,d^2 / sigma_p,d^2
+
+    :func:`kl_standard_normal` is its value at mu_p = logvar_p = 0.
+
+    Args:
+        mu_q: (..., D).
+        logvar_q: log variances, (..., D).
+        mu_p: broadcastable to ``mu_q``.
+        logvar_p: log variances, broadcastable to ``logvar_q``.
+
+    Returns:
+        (...): nats, summed over the last axis.
+    """
+    log_ratio = logvar_q - logvar_p
+    return 0.5 * (log_ratio.expm1() - log_ratio + (mu_q - mu_p).square() * (-logvar_p).exp()).sum(-1)
+
+
 def log_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     """log prod_d Bernoulli(x_d | sigmoid(logits_d)).
 

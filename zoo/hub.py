@@ -108,7 +108,7 @@ def check_resumable(path: str | Path, model) -> None:
         )
     checkpoint = read_training_checkpoint(Path(path))
     name = checkpoint.get("model")
-    if zoo.MODELS.get(name) != f"{type(model).__module__}.{type(model).__name__}":
+    if (zoo.MODELS | zoo.JUDGES).get(name) != f"{type(model).__module__}.{type(model).__name__}":
         raise CheckpointError(f"{path} is a checkpoint of the model {name!r}, and this run trains another one")
     before = checkpoint.get("hyper_parameters", {})
     changed = [f"model.{k} was {before.get(k)!r} and is {v!r}" for k, v in model.hparams.items() if before.get(k) != v]
@@ -152,9 +152,10 @@ def _from_weights(data: bytes, digest: str, source: str):
 
 def _build(model: Any, hyper_parameters: dict[str, Any], state_dict: dict[str, torch.Tensor], source: str | Path):
     """The module of a known name with these constructor arguments and weights, in eval mode."""
-    if model not in zoo.MODELS:
-        raise CheckpointError(f"{source} holds a model named {model!r}; the known ones are {', '.join(zoo.MODELS)}")
-    module, _, name = zoo.MODELS[model].rpartition(".")
+    known = zoo.MODELS | zoo.JUDGES
+    if model not in known:
+        raise CheckpointError(f"{source} holds a model named {model!r}; the known ones are {', '.join(known)}")
+    module, _, name = known[model].rpartition(".")
     try:
         built = getattr(importlib.import_module(module), name)(**hyper_parameters)
         built.load_state_dict(state_dict)

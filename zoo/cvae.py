@@ -1,0 +1,327 @@
+"""Conditional VAE: a variational autoencoder of images given their labels.
+
+Sohn, Lee & Yan, "Learning Structured Output Representation using Deep Conditional Generative Models", NeurIPS 2015;
+seed 004 sec. 12.1.2. The paper predicts an output y from an input x; here, as in the seed, x is the image and y, the
+label, is what it is conditioned on.
+
+    p(z | y)      = N(0, I)   or   N(mu_p(y), diag exp(logvar_p(y)))                  prior: standard or learned
+    p(x | z, y)   = prod_d Bernoulli(x_d | sigmoid(logits_d(z, y)))   or   N(x | mean(z, y), sigma^2 I)
+    q(z | x, y)   = N(mu(x, y), diag exp(logvar(x, y)))
+    L(x, y)       = E_q[ log p(x | z, y) ] - KL( q(z | x, y) || p(z | y) )  <=  log p(x | y)     seed 004 eq. 12.5
+
+Symbols: x images in [0, 1], (B, 1, 28, 28), binary under the Bernoulli likelihood; y labels 0 to K - 1, (B,); z
+latents, (B, D); mu, logvar those of q, mu_p, logvar_p those of the prior; u uniform noise that binarises pixels; eps
+standard normal noise.
+Logged: {train,val,test}/loss = -L, /nll = -E_q log p(x | z, y), /kl, all in nats per example.
+
+Differs from the paper:
+- The condition is a label, one-hot beside the input of the encoder and of the decoder, in place of an image that
+  convolutions read. With ``prior: standard`` z is independent of y, as the paper allows (sec. 4), which is the model M2
+  of Kingma et al. 2014, arXiv:1406.5298, given its labels; with ``prior: learned`` each label has a mean and a variance
+  of its own, all that a diagonal Gaussian can learn of K labels, and no network is needed.
+- Of the paper's objectives this is the CVAE alone: no hybrid with the Gaussian stochastic network (its sec. 4.2), and
+  no recurrent guess to condition on. Samples are drawn from the prior, as the paper tests.
+- Adam with its step decayed by half a cosine; binarisation is dynamic, a grey pixel the probability of a one (Burda et
+  al. 2015); the Gaussian likelihood has one learned variance for all pixels and ``variance_floor`` added to it, as
+  zoo/vae.py has them and why.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.estimators import GradientEstimator, Noise, Params, call_with
+from zoo.evaluation import importance_weighted_log_likelihood
+from zoo.functional import kl_normal, log_bernoulli, log_normal
+from zoo.nets import mlp
+from zoo.sampling import chunk_generator, rand, randn
+from zoo.vae import binarise, reparameterise
+
+PIXELS = 28 * 28
+
+Labels = Tensor | Sequence[int] | int
+
+
+def as_labels(labels: Labels, n: int, num_classes: int, device: torch.device) -> Tensor:
+    """``n`` labels from 0 to ``num_classes`` - 1 as a tensor (n,) on ``device``; a single number stands for all.
+
+    Raises:
+        ValueError: for what is no such label, or another number of them, saying what was given.
+    """
+    rule = f"labels are whole numbers from 0 to {num_classes - 1}"
+    if isinstance(labels, Tensor):
+        if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+            raise ValueError(f"{rule}, got a tensor of {labels.dtype}")
+        values = labels.to(device, torch.long)
+        outside = values[(values < 0) | (values >= num_classes)]
+        if len(outside):
+            raise ValueError(f"{rule}, got {outside[0].item()}")
+    else:
+        listed = [labels] * n if isinstance(labels, Integral | float) else labels
+        if isinstance(listed, str) or not isinstance(listed, Sequence):
+            raise ValueError(f"{rule}, one for all or a list or tensor of one for each, got {labels!r}")
+        for label in listed:
+            if not isinstance(label, Integral) or isinstance(label, bool) or not 0 <= label < num_classes:
+                raise ValueError(f"{rule}, got {label!r}")
+        values = torch.tensor(listed, dtype=torch.long, device=device)
+    if values.shape != (n,):
+        raise ValueError(f"{n} images have {n} labels, got {len(values) if values.ndim == 1 else tuple(values.shape)}")
+    return values
+
+
+def negative_elbo(
+    x: Tensor, y: Tensor, eps: Tensor, encode: Callable, log_px: Callable, prior: Callable
+) -> dict[str, Tensor]:
+    """-L(x, y), seed 004 eq. 12.5 with one draw of the noise and the divergence in closed form.
+
+    Args:
+        x: data as the likelihood wants them, (B, ...).
+        y: labels, (B,).
+        eps: standard normal, (B, D).
+        encode: (x, y) -> (mu, logvar) of q(z | x, y), (B, D) each.
+        log_px: (x, z, y) -> log p(x | z, y), (B,).
+        prior: y -> (mu_p, logvar_p) of p(z | y), (B, D) each.
+
+    Returns:
+        ``loss = nll + kl``, ``nll``, ``kl``: nats per example, (B,) each.
+    """
+    mu, logvar = encode(x, y)
+    nll = -log_px(x, reparameterise(mu, logvar, eps), y)
+    kl = kl_normal(mu, logvar, *prior(y))
+    return {"loss": nll + kl, "nll": nll, "kl": kl}
+
+
+def score_function_surrogate(
+    x: Tensor, y: Tensor, eps: Tensor, encode: Callable, log_px: Callable, prior: Callable
+) -> Tensor:
+    """A scalar per example whose gradient is the score-function (REINFORCE) estimate of that of -L(x, y); (B,).
+
+    The encoder's gradient of E_q[f(z)] is E_q[ f(z) grad log q(z | x, y) ] with f = -log p(x | z, y) (seed 000, 001
+    "score function estimator"; 003); the decoder's is exact given z, and the divergence's, with the prior's, is exact.
+    """
+    mu, logvar = encode(x, y)
+    z = reparameterise(mu, logvar, eps).detach()
+    nll = -log_px(x, z, y)
+    return nll + nll.detach() * log_normal(z, mu, logvar) + kl_normal(mu, logvar, *prior(y))
+
+
+def log_importance_weight(
+    x: Tensor, y: Tensor, eps: Tensor, encode: Callable, log_px: Callable, prior: Callable
+) -> Tensor:
+    """log w = log p(x | z, y) + log p(z | y) - log q(z | x, y) at z = mu + sigma eps; (B,) nats. E_q[w] = p(x | y)."""
+    mu, logvar = encode(x, y)
+    z = reparameterise(mu, logvar, eps)
+    zero = torch.zeros_like(z)
+    log_q = log_normal(eps, zero, zero) - logvar.sum(-1) / 2  # (z - mu) / sigma is eps, without its rounding
+    return log_px(x, z, y) + log_normal(z, *prior(y)) - log_q
+
+
+class CVAE(L.LightningModule):
+    """The model, its training and its uses. Labels are given as :func:`as_labels` takes them, which checks them.
+
+    Args:
+        latent_dim: D.
+        num_classes: K; labels are 0 to K - 1.
+        prior: ``standard``, p(z | y) = N(0, I), or ``learned``, a mean and a variance for each label.
+        likelihood: ``bernoulli`` on dynamically binarised pixels, or ``gaussian`` on grey ones.
+        hidden: widths of the hidden layers of the encoder, the decoder's in reverse.
+        lr: of Adam, decayed to zero by half a cosine over the run.
+        variance_floor: added to the learned variance of the Gaussian likelihood, in squared pixel units (1 is white).
+
+    Raises:
+        ValueError: for a value outside these; when it sees data, for a label that is not 0 to K - 1.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int = 16,
+        num_classes: int = 10,
+        prior: Literal["standard", "learned"] = "standard",
+        likelihood: Literal["bernoulli", "gaussian"] = "bernoulli",
+        hidden: Sequence[int] = (512, 512),
+        lr: float = 1e-3,
+        variance_floor: float = 1e-3,
+    ):
+        super().__init__()
+        if prior not in ("standard", "learned"):
+            raise ValueError(f"prior must be standard or learned, got {prior!r}")
+        if likelihood not in ("bernoulli", "gaussian"):
+            raise ValueError(f"likelihood must be bernoulli or gaussian, got {likelihood!r}")
+        for key, value in {"latent_dim": latent_dim, "num_classes": num_classes}.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
+        if isinstance(hidden, int | str) or not hidden or any(not isinstance(h, int) or h < 1 for h in hidden):
+            raise ValueError(
+                f"hidden must be a list of whole numbers of at least 1, such as [512, 512], got {hidden!r}"
+            )
+        for key, value in {"lr": lr, "variance_floor": variance_floor}.items():
+            if not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"{key} must be a positive number, got {value!r}")
+        hidden = list(hidden)
+        self.save_hyperparameters()
+        self.encoder = mlp([PIXELS + num_classes, *hidden, 2 * latent_dim])
+        self.decoder = mlp([latent_dim + num_classes, *hidden[::-1], PIXELS])
+        if prior == "learned":
+            self.prior_table = nn.Embedding(num_classes, 2 * latent_dim)
+            nn.init.zeros_(self.prior_table.weight)  # begins as N(0, I)
+        if likelihood == "gaussian":
+            self.log_variance = nn.Parameter(torch.tensor(math.log(0.05)))  # about the variance of a pixel of MNIST
+
+    # The model: p(z | y), p(x | z, y) and q(z | x, y).
+
+    def prior(self, y: Labels) -> tuple[Tensor, Tensor]:
+        """``mu_p`` and ``logvar_p`` of p(z | y) for labels ``y`` (B,); (B, D) each."""
+        y = self._labels(y, len(y) if isinstance(y, Tensor | Sequence) else 1)
+        if self.hparams.prior == "standard":
+            zero = self.decoder[0].weight.new_zeros(len(y), self.hparams.latent_dim)
+            return zero, zero
+        return self.prior_table(y).chunk(2, dim=-1)
+
+    def encode(self, x: Tensor, y: Labels) -> tuple[Tensor, Tensor]:
+        """``mu`` and ``logvar`` of q(z | x, y) for images ``x`` (B, 1, 28, 28) of labels ``y`` (B,); (B, D) each."""
+        return self.encoder(self._with_label(x.flatten(1), y)).chunk(2, dim=-1)
+
+    def decode(self, z: Tensor, y: Labels) -> Tensor:
+        """The mean of p(x | z, y), clipped to [0, 1] where it is Gaussian: (B, D) and (B,) to (B, 1, 28, 28)."""
+        out = self.decoder(self._with_label(z, y)).unflatten(-1, (1, 28, 28))
+        return out.sigmoid() if self.hparams.likelihood == "bernoulli" else out.clamp(0, 1)
+
+    def log_px(self, x: Tensor, z: Tensor, y: Labels) -> Tensor:
+        """log p(x | z, y) in nats; ``x`` (B, 1, 28, 28), ``z`` (B, D) and ``y`` (B,) to (B,)."""
+        out, x = self.decoder(self._with_label(z, y)), x.flatten(1)
+        if self.hparams.likelihood == "bernoulli":
+            return log_bernoulli(x, out)
+        logvar = (self.log_variance.exp() + self.hparams.variance_floor).log()
+        return log_normal(x, out, logvar.expand(PIXELS))
+
+    def _labels(self, y: Labels, n: int) -> Tensor:
+        return as_labels(y, n, self.hparams.num_classes, self.decoder[0].weight.device)
+
+    def _with_label(self, a: Tensor, y: Labels) -> Tensor:
+        """``a`` (B, F) and its labels, one-hot, beside each other, (B, F + K)."""
+        one_hot = F.one_hot(self._labels(y, len(a)), self.hparams.num_classes)
+        return torch.cat([a, one_hot.to(a.dtype)], dim=-1)
+
+    # Training: everything random in one draw, then a plain function.
+
+    def noise(self, batch, generator: torch.Generator | None = None) -> Noise:
+        """``u`` to binarise with (B, 1, 28, 28) and ``eps`` (B, D)."""
+        x = batch[0]
+        return {
+            "u": rand(*x.shape, generator=generator, device=x.device),
+            "eps": randn(len(x), self.hparams.latent_dim, generator=generator, device=x.device),
+        }
+
+    def observe(self, x: Tensor, u: Tensor) -> Tensor:
+        """Images in [0, 1] as the likelihood sees them: binarised with ``u``, or unchanged if it is Gaussian."""
+        return binarise(x, u) if self.hparams.likelihood == "bernoulli" else x
+
+    def loss(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """``loss``, ``nll`` and ``kl``: means over the batch, nats per example."""
+        (x, y), noise = batch, self.noise(batch, generator)
+        terms = negative_elbo(self.observe(x, noise["u"]), y, noise["eps"], self.encode, self.log_px, self.prior)
+        return {name: term.mean() for name, term in terms.items()}
+
+    def training_step(self, batch, batch_idx):
+        terms = self.loss(batch)
+        self.log_dict({f"train/{k}": v for k, v in terms.items()}, prog_bar=True)
+        return terms["loss"]
+
+    def validation_step(self, batch, batch_idx, stage="val"):
+        terms = self.loss(batch, chunk_generator(self.global_rank, batch_idx))  # the same noise in every epoch
+        self.log_dict({f"{stage}/{k}": v for k, v in terms.items()}, sync_dist=True, batch_size=len(batch[0]))
+
+    def test_step(self, batch, batch_idx):
+        self.validation_step(batch, batch_idx, stage="test")
+
+    def configure_optimizers(self):
+        optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        half_cosine = lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))  # noqa: E731
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, half_cosine)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["model"] = "cvae"
+
+    # What it is for.
+
+    def forward(self, x: Tensor, y: Labels) -> Tensor:
+        return self.reconstruct(x, y)
+
+    def reconstruct(self, x: Tensor, y: Labels) -> Tensor:
+        """The mean of p(x | z, y) at the posterior mean z = mu(x, y): images in [0, 1], (B, 1, 28, 28)."""
+        return self.decode(self.encode(x, y)[0], y)
+
+    def rows(self) -> tuple[str, list[int]]:
+        """The condition of ``sample`` that the rows of a picture show, and its values: every label."""
+        return "labels", list(range(self.hparams.num_classes))
+
+    @torch.no_grad()
+    def sample(self, n: int, *, labels: Labels | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``n`` latents from p(z | y) and return the means of p(x | z, y), in [0, 1], (n, 1, 28, 28).
+
+        Args:
+            labels: ``n`` of them, or one for all; drawn uniformly if None. The latents' noise does not depend on them.
+        """
+        eps = randn(n, self.hparams.latent_dim, generator=generator, device=self.device)
+        if labels is None:
+            where = self.device if generator is None else generator.device
+            labels = torch.randint(self.hparams.num_classes, (n,), generator=generator, device=where)
+        y = self._labels(labels, n)
+        return self.decode(reparameterise(*self.prior(y), eps), y)
+
+    @torch.no_grad()
+    def log_likelihood(
+        self, x: Tensor, y: Labels, num_samples: int = 100, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Importance-weighted lower bound of log p(x | y), as eq. 8 of Burda et al. 2015, tight with ``num_samples``.
+
+        Args:
+            x: images in [0, 1], (B, 1, 28, 28); under the Bernoulli likelihood binarised here, once.
+            y: their labels.
+            num_samples: importance samples per image, at least 1.
+
+        Returns:
+            (B,): nats.
+        """
+        y = self._labels(y, len(x))
+        x = self.observe(x, rand(*x.shape, generator=generator, device=x.device))
+        posterior, prior = self.encode(x, y), self.prior(y)
+
+        def log_weight() -> Tensor:
+            eps = randn(len(x), self.hparams.latent_dim, generator=generator, device=x.device)
+            return log_importance_weight(x, y, eps, lambda *_: posterior, self.log_px, lambda _: prior)
+
+        return importance_weighted_log_likelihood(log_weight, num_samples)
+
+    # How its gradient can be estimated.
+
+    def probe_batch(self, batch, generator: torch.Generator | None = None):
+        """``batch`` with its pixels binarised, so that what then varies between draws is Monte-Carlo noise alone."""
+        x, y = batch
+        return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)), y]
+
+    def gradient_estimators(self) -> dict[str, GradientEstimator]:
+        """``pathwise`` (what training uses) and ``score_function``, of the gradient of -L, batch mean."""
+        params = dict(self.named_parameters())
+
+        def estimator(name: str, objective: Callable) -> GradientEstimator:
+            def surrogate(params: Params, batch, noise: Noise) -> Tensor:
+                x = self.observe(batch[0], noise["u"])
+                args = (x, batch[1], noise["eps"], self.encode, self.log_px, self.prior)
+                return call_with(self, params, objective, *args).mean()
+
+            return GradientEstimator(name, params, self.noise, surrogate)
+
+        estimators = [
+            estimator("pathwise", lambda *args: negative_elbo(*args)["loss"]),
+            estimator("score_function", score_function_surrogate),
+        ]
+        return {e.name: e for e in estimators}
