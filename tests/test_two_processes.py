@@ -22,7 +22,7 @@ def two_processes(folder, *overrides):
     return subprocess.run(
         [sys.executable, "train.py", *DDP, *overrides, f"hydra.run.dir={folder}"],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
         capture_output=True,
         text=True,
         timeout=240,
@@ -42,7 +42,7 @@ def test_two_processes_train_validate_sample_and_log_once(name, tmp_path):
     two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
 
     # Logged once: the same steps, and one Weights & Biases run.
-    for key in ("val/loss", "train/loss", "variance/" + ("pathwise" if name == "vae" else "uniform") + "/all"):
+    for key in ("val/loss", "train/loss", "variance/" + ("uniform" if name == "ddpm" else "pathwise") + "/all"):
         assert [r["step"] for r in two if r[key]] == [r["step"] for r in one if r[key]], key
     assert len(list((tmp_path / "two" / "wandb").glob("offline-run-*"))) == 1
     assert sum(bool(r["test/loss"]) for r in two) == 1
