@@ -3,6 +3,7 @@
 from callbacks.ema import EMA
 from callbacks.estimator_variance import EstimatorVariance
 from callbacks.exact_resume import ExactResume
+from callbacks.log_likelihood import LogLikelihood
 from callbacks.loggers import CSVLogger, WandbLogger
 from callbacks.run_record import RunRecord
 from callbacks.samples import Samples
@@ -13,6 +14,7 @@ __all__ = [
     "CSVLogger",
     "EstimatorVariance",
     "ExactResume",
+    "LogLikelihood",
     "RunRecord",
     "Samples",
     "TimeEstimate",

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from zoo.sampling import check_conditions, sample_chunks, save_grid
+from zoo.sampling import check_conditions, picture, sample_chunks, save_grid
 
 
 class Samples(L.Callback):
@@ -20,7 +20,7 @@ class Samples(L.Callback):
 
     Args:
         folder: where ``epoch_000.png``, ... go.
-        n: samples per grid.
+        n: samples per grid, or near it where the model draws one row for each of its classes.
         every_n_epochs: how often; the last epoch is always drawn.
         seed: of the noise.
         conditions: handed on to ``model.sample``, such as ``{num_steps: 50}``.
@@ -51,15 +51,14 @@ class Samples(L.Callback):
         last = trainer.max_epochs is not None and epoch + 1 == trainer.max_epochs
         if trainer.sanity_checking or batch_idx != 0 or not (last or (epoch + 1) % self.every_n_epochs == 0):
             return
+        n, conditions, columns = picture(pl_module, self.n, self.conditions)
         with isolate_rng():
-            part = sample_chunks(
-                pl_module, self.n, self.seed, trainer.global_rank, trainer.world_size, **self.conditions
-            )
+            part = sample_chunks(pl_module, n, self.seed, trainer.global_rank, trainer.world_size, **conditions)
         images = trainer.strategy.reduce(part.to(pl_module.device), reduce_op="sum").cpu()
         if not trainer.is_global_zero:
             return
-        save_grid(images, self.folder / f"epoch_{epoch:03d}.png")
-        grid = make_grid(images, nrow=max(1, round(self.n**0.5)))
+        save_grid(images, self.folder / f"epoch_{epoch:03d}.png", columns)
+        grid = make_grid(images, nrow=columns)
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):  # Weights & Biases
                 logger.log_image("samples", [to_pil_image(grid)], step=trainer.fit_loop.total_batch_idx)

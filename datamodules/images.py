@@ -15,7 +15,7 @@ import threading
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -26,6 +26,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 NAMES = ("mnist", "fashion_mnist", "digits", "mnist_or_digits")
+TRAIN_ON = {"train": ["train"], "train_and_validation": ["train", "val"], "everything": ["train", "val", "test"]}
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # torchvision's class and folder names
 SECONDS_TO_DECIDE = 8
 
@@ -237,6 +238,9 @@ class Images(L.LightningDataModule):
         eval_batch_size: the same for validation and test.
         seed: of the order of the training images.
         digits_repeat: passes over the 1,437 training digits that make one epoch.
+        train_on: ``train``; ``train_and_validation``, to train once more with every choice made; or ``everything``, the
+            test images too, for protocols that score a clustering on what it was fitted to. Validation and test images
+            stay the same, and in the last two cases are not held out.
 
     Raises:
         ValueError: for values outside these.
@@ -250,10 +254,13 @@ class Images(L.LightningDataModule):
         eval_batch_size: int = 500,
         seed: int = 0,
         digits_repeat: int = 4,
+        train_on: Literal["train", "train_and_validation", "everything"] = "train",
     ):
         super().__init__()
         if name not in NAMES:
             raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
+        if train_on not in TRAIN_ON:
+            raise ValueError(f"train_on must be one of {', '.join(TRAIN_ON)}, got {train_on!r}")
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "digits_repeat": digits_repeat}
         for key, value in sizes.items():
             if not isinstance(value, int) or value < 1:
@@ -288,6 +295,8 @@ class Images(L.LightningDataModule):
         if not self.splits:
             device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
             splits = load_split(self.used, data_root())
+            parts = [splits[k] for k in TRAIN_ON[self.hparams.train_on]]
+            splits["train"] = Split(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
             self.splits = {k: Split(s.images.to(device), s.labels.to(device)) for k, s in splits.items()}
         batch_size, images = self.hparams.batch_size, len(self.splits["train"].images) * self._repeat
         world_size = self.trainer.world_size if self.trainer is not None else 1
@@ -323,7 +332,10 @@ class Images(L.LightningDataModule):
         return self._loader("test")
 
     def state_dict(self) -> dict[str, str | int | None]:
-        return {"used": self.used, **{key: self.hparams[key] for key in ("batch_size", "seed", "digits_repeat")}}
+        return {
+            "used": self.used,
+            **{key: self.hparams[key] for key in ("batch_size", "seed", "digits_repeat", "train_on")},
+        }
 
     def load_state_dict(self, state: dict[str, str | int | None]) -> None:
         """Called when a run resumes, after ``setup``: refuse to go on with other data, or in another order."""

@@ -12,13 +12,16 @@ from helpers import TINY, Pixel, assert_same, checkpoint, run
 from torch import nn
 from torch.testing import assert_close
 
-from callbacks import EMA, CSVLogger, EstimatorVariance, ExactResume, Samples, TimeEstimate
+import zoo
+from callbacks import EMA, CSVLogger, EstimatorVariance, ExactResume, LogLikelihood, Samples, TimeEstimate
 from callbacks.ema import ema_update
 from callbacks.estimator_variance import merge_over_ranks, plot
 from callbacks.loggers import wandb_credentials
 from callbacks.run_record import commit, hardware
+from datamodules import Images
 from zoo.configuration import raised_by_the_zoo
 from zoo.estimators import GradientMoments
+from zoo.sampling import chunk_generator
 
 SHORT = ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "trainer.limit_train_batches=4", "test=false"]
 
@@ -251,3 +254,19 @@ def test_signal_handlers_are_put_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     fit(Trainable(), ExactResume(tmp_path))
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_log_likelihood_is_that_of_the_first_validation_images(tmp_path):
+    run(tmp_path, *TINY["vae"], "trainer.max_epochs=3", "callbacks.log_likelihood.every_n_epochs=2", "test=false")
+    with (tmp_path / "metrics.csv").open() as file:
+        values = [float(r["val/log_likelihood"]) for r in csv.DictReader(file) if r["val/log_likelihood"]]
+    assert len(values) == 2  # after epochs 2 and 3
+    data = Images("digits")
+    data.setup()
+    x, _ = next(iter(data.val_dataloader()))
+    measured = zoo.load(tmp_path / "checkpoints" / "last.ckpt").log_likelihood(x, 100, generator=chunk_generator(0, 0))
+    assert_close(values[-1], measured.mean().item(), rtol=1e-5, atol=0)
+    with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
+        LogLikelihood(num_samples=0)
+    with pytest.raises(ValueError, match="Pixel has no method log_likelihood"):
+        LogLikelihood().setup(None, Pixel(), "fit")

@@ -199,3 +199,22 @@ def test_compressed_and_plain_files_are_the_same(mnist_root, tmp_path):
             (raw / file).write_bytes(gzip.decompress((source / f"{file}.gz").read_bytes()))
     a, b = load_split("mnist", mnist_root), load_split("mnist", tmp_path)
     assert all(torch.equal(a[k].images, b[k].images) for k in a)
+
+
+@pytest.mark.parametrize(
+    ("train_on", "n"), [("train", 1437), ("train_and_validation", 1437 + 180), ("everything", 1797)]
+)
+def test_what_is_trained_on(train_on, n):
+    data = Images("digits", train_on=train_on)
+    data.setup()
+    usual = load_split("digits", None)
+    assert len(data.splits["train"].images) == n
+    assert torch.equal(data.splits["train"].images[:1437], usual["train"].images)
+    for split in ("val", "test"):
+        assert torch.equal(data.splits[split].images, usual[split].images)
+    other = Images("digits", train_on="train" if train_on != "train" else "everything")
+    other.setup()
+    with pytest.raises(DataError, match=f"data.train_on was {train_on}, is {other.hparams.train_on}"):
+        other.load_state_dict(data.state_dict())
+    with pytest.raises(ValueError, match="train_on must be one of train, train_and_validation, everything, got 'all'"):
+        Images("digits", train_on="all")

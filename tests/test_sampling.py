@@ -4,9 +4,10 @@ import pytest
 import torch
 from helpers import Pixel
 from PIL import Image
+from torch.testing import assert_close
 
 from zoo.ddpm import DDPM
-from zoo.sampling import check_conditions, chunk_generator, rand, randn, sample_chunks, save_grid
+from zoo.sampling import check_conditions, chunk_generator, picture, rand, randn, sample_chunks, save_grid
 from zoo.vae import VAE
 
 
@@ -62,3 +63,33 @@ def test_a_grid_is_one_picture(tmp_path, generator):
     with Image.open(tmp_path / "a" / "grid.png") as picture:
         assert picture.size == (3 * 30 + 2, 4 * 30 + 2)  # 3 columns, 4 rows
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["grid.png"]
+
+
+class Greys:
+    """Each sample is the grey its condition asks for."""
+
+    def rows(self):
+        return "greys", [0, 5, 10]
+
+    def sample(self, n, *, generator=None, greys=None, scale=1.0):
+        greys = [0] * n if greys is None else greys
+        assert len(greys) == n
+        return torch.tensor(greys).float().mul(scale / 10)[:, None, None, None].expand(n, 1, 28, 28)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_conditions_with_one_value_per_sample_follow_the_chunks(world_size):
+    greys = list(range(10)) + [3] * 11
+    parts = [sample_chunks(Greys(), 21, 0, rank, world_size, greys=greys, scale=0.5) for rank in range(world_size)]
+    assert_close(torch.stack(parts).sum(0)[:, 0, 0, 0], torch.tensor(greys) * 0.05)
+    with pytest.raises(ValueError, match="greys must be one value, or a list of one for each of 20 samples; got 21"):
+        sample_chunks(Greys(), 20, 0, greys=greys)
+
+
+def test_a_picture_has_a_row_for_each_kind():
+    n, conditions, columns = picture(Greys(), 14, {"scale": 0.5})
+    assert (n, columns) == (12, 4) and conditions["scale"] == 0.5
+    rows = sample_chunks(Greys(), n, 0, **conditions)[:, 0, 0, 0].view(3, columns)
+    assert_close(rows, torch.tensor([[0.0] * 4, [0.25] * 4, [0.5] * 4]))
+    assert picture(Greys(), 14, {"greys": 5}) == (14, {"greys": 5}, 4)  # the caller has chosen
+    assert picture(object(), 64, {}) == (64, {}, 8)

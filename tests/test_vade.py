@@ -261,6 +261,7 @@ def test_samples_come_from_the_clusters_asked_for(generator):
     assert nearest(images).tolist() == asked
     again = model.sample(5, clusters=torch.tensor(asked), generator=torch.Generator().manual_seed(0))
     assert torch.equal(images, again)
+    assert nearest(model.sample(4, clusters=1, generator=generator)).tolist() == [1] * 4
     n = 3000
     share = nearest(model.sample(n, generator=generator)).bincount(minlength=3) / n
     # 4.5 standard errors of three shares: a false alarm once in 50,000.
@@ -273,10 +274,11 @@ def test_samples_come_from_the_clusters_asked_for(generator):
     [
         ([0, 3], "between 0 and 2, got 3"),
         ([-1, 0], "between 0 and 2, got -1"),
-        ([0], "one cluster for each of the 2 images, got 1"),
-        ([0.5, 1], r"whole numbers, one for each image, got [0.5, 1]"),
-        (1, "whole numbers, one for each image, got 1"),
-        (torch.tensor([0.0, 1.0]), "whole numbers, one for each image, got tensor"),
+        ([0], "one number for each of the 2 images, or one for all; got 1"),
+        ([0.5, 1], "whole numbers, got [0.5, 1]"),
+        (3, "between 0 and 2, got 3"),
+        ("one", "whole numbers, got 'one'"),
+        (torch.tensor([0.0, 1.0]), "whole numbers, got tensor"),
     ],
 )
 def test_bad_clusters_are_named(clusters, message):

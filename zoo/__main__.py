@@ -24,13 +24,14 @@ def list_everything(args: argparse.Namespace) -> None:
 
 def sample(args: argparse.Namespace) -> None:
     """Draw samples of a trained model as one picture."""
-    from zoo.sampling import check_conditions, sample_chunks, save_grid
+    from zoo.sampling import check_conditions, picture, sample_chunks, save_grid
 
     model = _on_device(zoo.load(args.source))
     conditions = dict(_condition(c) for c in args.condition)
     check_conditions(model, conditions)
-    save_grid(sample_chunks(model, args.n, args.seed, progress=True, **conditions), args.output)
-    print(f"{args.n} samples in {args.output}")
+    n, conditions, columns = picture(model, args.n, conditions)
+    save_grid(sample_chunks(model, n, args.seed, progress=True, **conditions), args.output, columns)
+    print(f"{n} samples in {args.output}")
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """What turns a trained model into a published number."""
 
+import inspect
 import math
 import sys
 from collections.abc import Callable
@@ -61,6 +62,13 @@ def clustering_scores(table: Tensor) -> dict[str, float]:
         "nmi": float(normalized_mutual_info_score(label, cluster)),
         "ari": float(adjusted_rand_score(label, cluster)),
     }
+
+
+def log_likelihood(model, batch, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """``model.log_likelihood`` of the images of a batch, given their labels where the model wants them; (B,) nats."""
+    x, y = batch[0], batch[1]
+    given = {"y": y} if "y" in inspect.signature(model.log_likelihood).parameters else {}
+    return model.log_likelihood(x, num_samples=num_samples, generator=generator, **given)
 
 
 def evaluate(model, data) -> dict[str, float]:

@@ -189,7 +189,7 @@ def export(source: str | Path, name: str, force: bool = False) -> Path:
     """
     from datamodules import Images
     from zoo.evaluation import evaluate
-    from zoo.sampling import sample_chunks, save_grid
+    from zoo.sampling import picture, sample_chunks, save_grid
 
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise CheckpointError(f"a name is lower-case letters, digits and hyphens, such as vae-bernoulli; got {name!r}")
@@ -238,7 +238,8 @@ def export(source: str | Path, name: str, force: bool = False) -> Path:
         part.write_bytes(content)
         part.replace(target)
     if hasattr(model, "sample"):
-        save_grid(sample_chunks(model, 64, seed=0), weights.with_suffix(".png"))
+        n, conditions, columns = picture(model, 64, {})
+        save_grid(sample_chunks(model, n, seed=0, **conditions), weights.with_suffix(".png"), columns)
     return weights
 
 

@@ -7,6 +7,7 @@ depend on the seed and on nothing else, not on how many are asked for nor on how
 
 import inspect
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,37 +59,73 @@ def sample_chunks(
 ) -> Tensor:
     """This rank's part of ``n`` samples; summed over the ranks, the parts are the samples.
 
-    Chunk c belongs to rank c mod ``world_size``; the rows of other ranks are zero, so that a sum over ranks is exact.
+    Chunk c belongs to rank c mod ``world_size``; samples of other ranks are zero, so that a sum over ranks is exact.
 
     Args:
         model: anything with ``sample(n, *, generator, **conditions)``; put it in eval mode first.
         n: how many samples, at least 1.
         seed: any integer; the same one gives the same samples.
         progress: show a bar over the chunks.
-        conditions: handed on to ``model.sample``.
+        conditions: handed on to ``model.sample``; a list has one value per sample.
 
     Returns:
         (n, ...): as ``model.sample`` returns them, on the CPU.
     """
     if n < 1:
         raise ValueError(f"the number of samples must be at least 1, got {n}")
+    for name, value in conditions.items():
+        if isinstance(value, list) and len(value) != n:
+            raise ValueError(f"{name} must be one value, or a list of one for each of {n} samples; got {len(value)}")
+
+    def draw(c: int) -> Tensor:
+        padded = [min(i, n - 1) for i in range(c * CHUNK, (c + 1) * CHUNK)]
+        own = {k: [v[i] for i in padded] if isinstance(v, list) else v for k, v in conditions.items()}
+        return model.sample(CHUNK, generator=chunk_generator(seed, c), **own)
+
     chunks: list[Tensor | None] = []
     for c in tqdm(range(-(-n // CHUNK)), desc="samples", unit="chunk", disable=None if progress else True):
-        mine = c % world_size == rank
-        chunks.append(model.sample(CHUNK, generator=chunk_generator(seed, c), **conditions).cpu() if mine else None)
+        chunks.append(draw(c).cpu() if c % world_size == rank else None)
     shape = next((c.shape for c in chunks if c is not None), None)
     if shape is None:  # more ranks than chunks: the shape is found by drawing what nobody asked for
-        shape = model.sample(CHUNK, generator=chunk_generator(seed, 0), **conditions).shape
+        shape = draw(0).shape
     return torch.cat([torch.zeros(shape) if c is None else c for c in chunks])[:n]
 
 
-def save_grid(images: Tensor, path: str | Path) -> None:
-    """Write images in [0, 1], (n, 1, H, W), as one PNG, as square as can be; the file appears whole or not at all."""
+class Picture(NamedTuple):
+    """What one picture of samples asks for: ``n`` samples under ``conditions``, in rows of ``columns``."""
+
+    n: int
+    conditions: dict[str, object]
+    columns: int
+
+
+def picture(model, n: int, conditions: dict[str, object]) -> Picture:
+    """About ``n`` samples, as square as can be; or one row for each of ``model.rows()``, where it has them.
+
+    A model whose samples come in kinds names the condition and its values, ``rows() -> ("labels", [0, ..., 9])``. Where
+    the caller has set that condition, there are no rows.
+    """
+    if hasattr(model, "rows"):
+        name, values = model.rows()
+        if name not in conditions:
+            columns = max(1, n // len(values))
+            return Picture(
+                columns * len(values), {**conditions, name: [v for v in values for _ in range(columns)]}, columns
+            )
+    return Picture(n, conditions, max(1, round(n**0.5)))
+
+
+def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> None:
+    """Write images in [0, 1], (n, 1, H, W), as one PNG; the file appears whole or not at all.
+
+    Args:
+        columns: images per row; as many as make the picture square if None.
+    """
     path = Path(path)
     if path.suffix.lower() != ".png" or path.is_dir():
         raise ValueError(f"a picture is a file that ends in .png, got {str(path)!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = max(1, round(len(images) ** 0.5))
+    columns = columns or max(1, round(len(images) ** 0.5))
     part = path.with_name(path.name + ".part")
     save_png(make_grid(images.clamp(0, 1), nrow=columns, padding=2, pad_value=0.5), part, format="png")
     part.replace(path)

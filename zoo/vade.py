@@ -411,18 +411,22 @@ class VaDE(L.LightningModule):
 
     @torch.no_grad()
     def sample(
-        self, n: int, *, clusters: Sequence[int] | Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        n: int,
+        *,
+        clusters: int | Sequence[int] | Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw ``n`` latents from the prior, or from given clusters, and return the means of p(x | z).
 
         Args:
-            clusters: one for each image, n of 0 .. K-1; drawn from pi if None.
+            clusters: one of 0 .. K-1 for each image, n of them, or one for all; drawn from pi if None.
 
         Returns:
             (n, 1, 28, 28), in [0, 1].
 
         Raises:
-            ValueError: for ``clusters`` that are not n such numbers.
+            ValueError: for ``clusters`` that are no such numbers.
         """
         eps = randn(n, self.hparams.latent_dim, generator=generator, device=self.device)
         if clusters is None:
@@ -432,13 +436,16 @@ class VaDE(L.LightningModule):
             c = self._check_clusters(clusters, n)
         return self.decode(reparameterise(self.mu_c[c], self.logvar_c[c], eps))
 
-    def _check_clusters(self, clusters: Sequence[int] | Tensor, n: int) -> Tensor:
+    def _check_clusters(self, clusters: int | Sequence[int] | Tensor, n: int) -> Tensor:
         K = self.hparams.num_clusters
         values = clusters.tolist() if isinstance(clusters, Tensor) else clusters
-        if not isinstance(values, list | tuple) or any(isinstance(c, bool) or not isinstance(c, int) for c in values):
-            raise ValueError(f"clusters must be a list of whole numbers, one for each image, got {clusters!r}")
+        values = values if isinstance(values, list | tuple) else [values] * n
+        if any(isinstance(c, bool) or not isinstance(c, int) for c in values):
+            raise ValueError(f"clusters must be whole numbers, got {clusters!r}")
         if len(values) != n:
-            raise ValueError(f"clusters must name one cluster for each of the {n} images, got {len(values)}")
+            raise ValueError(
+                f"clusters must be one number for each of the {n} images, or one for all; got {len(values)}"
+            )
         if wrong := [c for c in values if not 0 <= c < K]:
             raise ValueError(f"clusters must lie between 0 and {K - 1}, got {wrong[0]}")
         return torch.tensor(values, device=self.device)

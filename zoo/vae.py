@@ -41,6 +41,7 @@ from zoo.nets import ConvDecoder, ConvEncoder, mlp
 from zoo.sampling import chunk_generator, rand, randn
 
 PIXELS = 28 * 28
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 def reparameterise(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
@@ -101,6 +102,7 @@ class VAE(L.LightningModule):
         net: ``mlp`` or ``conv``.
         hidden: widths of the hidden layers of the encoder, the decoder's in reverse (``mlp``); or one number, the
             channels of the first convolution (``conv``).
+        activation: of the hidden layers, ``relu`` or ``tanh`` (``mlp``).
         lr: of Adam, decayed to zero by half a cosine over the run.
         variance_floor: added to the learned variance of the Gaussian likelihood, in squared pixel units (1 is white).
 
@@ -114,6 +116,7 @@ class VAE(L.LightningModule):
         likelihood: Literal["bernoulli", "gaussian"] = "bernoulli",
         net: Literal["mlp", "conv"] = "mlp",
         hidden: Sequence[int] = (512, 512),
+        activation: Literal["relu", "tanh"] = "relu",
         lr: float = 1e-3,
         variance_floor: float = 1e-3,
     ):
@@ -122,6 +125,8 @@ class VAE(L.LightningModule):
             raise ValueError(f"likelihood must be bernoulli or gaussian, got {likelihood!r}")
         if net not in ("mlp", "conv"):
             raise ValueError(f"net must be mlp or conv, got {net!r}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be relu or tanh, got {activation!r}")
         if not isinstance(latent_dim, int) or latent_dim < 1:
             raise ValueError(f"latent_dim must be a whole number of at least 1, got {latent_dim!r}")
         if isinstance(hidden, int | str) or not hidden or any(not isinstance(h, int) or h < 1 for h in hidden):
@@ -136,8 +141,9 @@ class VAE(L.LightningModule):
         hidden = list(hidden)
         self.save_hyperparameters()
         if net == "mlp":
-            self.encoder = nn.Sequential(nn.Flatten(), mlp([PIXELS, *hidden, 2 * latent_dim]))
-            self.decoder = nn.Sequential(mlp([latent_dim, *hidden[::-1], PIXELS]), nn.Unflatten(-1, (1, 28, 28)))
+            layers = lambda widths: mlp(widths, ACTIVATIONS[activation])  # noqa: E731
+            self.encoder = nn.Sequential(nn.Flatten(), layers([PIXELS, *hidden, 2 * latent_dim]))
+            self.decoder = nn.Sequential(layers([latent_dim, *hidden[::-1], PIXELS]), nn.Unflatten(-1, (1, 28, 28)))
         else:
             self.encoder = ConvEncoder(2 * latent_dim, width=hidden[0])
             self.decoder = ConvDecoder(latent_dim, width=hidden[0])
