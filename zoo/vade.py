@@ -250,7 +250,7 @@ class VaDE(L.LightningModule):
         num_clusters: int = 10,
         latent_dim: int = 10,
         hidden: Sequence[int] = (300, 300, 600),
-        pretrain_epochs: int = 30,
+        pretrain_epochs: int = 40,
         restarts: int = 10,
         deformation: float = 0.15,
         lr: float = 1e-3,
