@@ -1,5 +1,6 @@
 """Pieces that tests share: running the real train.py, a callback that sends signals, a model of three lines."""
 
+import hashlib
 import os
 
 import lightning as L
@@ -15,6 +16,8 @@ CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 TINY = {
     "vae": ["model=vae", "data=digits", "data.digits_repeat=1", "model.hidden=[16]", "model.latent_dim=2"],
     "cvae": ["model=cvae", "data=digits", "data.digits_repeat=1", "model.hidden=[16]", "model.latent_dim=2"],
+    "vade": ["model=vade", "data=digits", "data.digits_repeat=1", "data.batch_size=128", "model.hidden=[16]"]
+    + ["model.latent_dim=2", "model.pretrain_epochs=1", "model.restarts=1"],
     "ddpm": ["model=ddpm", "data=digits", "data.digits_repeat=1", "data.batch_size=128"]
     + ["model.widths=[8,16]", "model.blocks=1", "model.steps=50", "callbacks.samples.conditions.num_steps=2"],
 }
@@ -62,6 +65,14 @@ class SendSignal(L.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.fit_loop.total_batch_idx == self.at:
             os.kill(os.getpid(), self.signum)
+
+
+class PrintDigest(L.Callback):
+    """At the end of training, every process prints a digest of its parameters and buffers."""
+
+    def on_train_end(self, trainer, pl_module):
+        digest = hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in pl_module.state_dict().values()))
+        print(f"rank {trainer.global_rank} digest {digest.hexdigest()}\n", end="", flush=True)
 
 
 class Pixel(L.LightningModule):

@@ -22,7 +22,7 @@ def two_processes(folder, *overrides):
     return subprocess.run(
         [sys.executable, "train.py", *DDP, *overrides, f"hydra.run.dir={folder}"],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
         capture_output=True,
         text=True,
         timeout=240,

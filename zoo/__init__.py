@@ -13,6 +13,7 @@ from pathlib import Path
 # The class of each model. Checkpoints name their model, and only these are ever built.
 MODELS = {
     "vae": "zoo.vae.VAE",
+    "vade": "zoo.vade.VaDE",
     "ddpm": "zoo.ddpm.DDPM",
     "cvae": "zoo.cvae.CVAE",
 }

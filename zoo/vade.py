@@ -1,0 +1,541 @@
+"""VaDE: a variational autoencoder whose prior is a mixture of Gaussians, so that its latents fall into clusters.
+
+Jiang, Zheng, Tan, Tang, Zhou, "Variational Deep Embedding", 2017, arXiv:1611.05148; seed 004 sec. 12.1.3, seed 002 P7.
+
+    c           ~ Cat(pi)
+    z | c       ~ N(mu_c, diag exp(logvar_c))
+    x | z       ~ prod_d Bernoulli(x_d | sigmoid(logits_d(z)))
+    q(z | x)    = N(mu(x), diag exp(logvar(x)))
+    p(c | z)    = pi_c N(z | c) / sum_k pi_k N(z | k)                                  responsibilities
+
+The bound on log p(x) in three forms. gamma is a distribution over clusters; in the first two it may depend on z, in
+the third it may not:
+
+    five terms  E_q[ log p(x|z) + sum_c gamma_c ( log p(z|c) + log pi_c - log gamma_c ) - log q(z|x) ]
+    marginal    E_q[ log p(x|z) + log p(z) - log q(z|x) - KL( gamma || p(c|z) ) ],     p(z) = sum_c pi_c N(z | c)
+    mean field  E_q[ log p(x|z) ] - sum_c gamma_c KL( q(z|x) || p(z|c) ) - KL( gamma || pi )
+
+The first two are equal at every z for every gamma, and largest at gamma = p(c|z), where the divergence is zero: this is
+the tightest, it is what val/loss and test/loss report. The mean field lies below it, whatever its gamma, and meets it
+at K = 1. Training maximises the mean field, as the paper does, with gamma = p(c | z = mu(x)): its gamma belongs to the
+image and not to the draw, so that it pulls every z drawn for an image, and with q(z | deformed x) every deformation of
+it, into one cluster. Maximising the tightest bound in its place found no better clusters than k-means had.
+
+Symbols: x images in [0, 1], (B, 1, 28, 28), binary under the likelihood; z latents, (B, D); c clusters, 0 .. K-1; pi
+(K,); mu_c, logvar_c (K, D); gamma responsibilities, (B, K); u uniform noise that binarises pixels; eps standard normal.
+Logged: {val,test}/loss = -ELBO = nll + kl_z + kl_c: /nll = -E_q log p(x|z), /kl_z = E_q[ log q(z|x) - sum_c gamma_c
+log p(z|c) ], /kl_c = E_q KL( gamma || pi ), in nats per example; train/* the same of the mean field with deformed
+images; {val,test}/accuracy, /nmi, /ari of the clusters against the labels, which training never sees;
+train/reconstruction while the autoencoder is pretrained. val/loss is -ELBO from the first epoch on, so that checkpoints
+compare.
+
+Differs from the paper:
+- What the encoder sees in training is randomly deformed (``deformation``), in both phases, and what is decoded is not:
+  a denoising autoencoder, as the paper's is, whose noise is not masked pixels but slants and bends. So latents tell
+  digits apart before their slants. The ELBO is a lower bound for any q, for this one too (Im et al. 2017).
+- The autoencoder is pretrained as a whole with Adam, not layer by layer. Each phase has half a cosine of learning rate.
+- The mixture begins with the shares, means and variances of clusters found by k-means, not by EM, whose likelihood
+  gains most where it cuts the densest digit, the one, in two.
+- Pixels are binarised dynamically, as for the VAE; the paper puts grey ones into the Bernoulli cross-entropy, which is
+  no likelihood of them. Clusters are those of grey images.
+- gamma is held fixed in the gradient, and is taken at z = mu(x), not at a drawn z.
+- The networks are 784-300-300-600-10 by default, in place of 784-500-500-2000-10.
+- Seed 002 P7 subtracts KL( gamma || p(c) ) beside the marginal p(z), which counts the prior of c twice; the divergence
+  that belongs there is the one from p(c|z), as above.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.estimators import GradientEstimator, Noise, Params, call_with
+from zoo.evaluation import clustering_scores, importance_weighted_log_likelihood
+from zoo.functional import log_bernoulli, log_normal
+from zoo.nets import mlp
+from zoo.sampling import chunk_generator, rand, randn
+
+log = logging.getLogger(__name__)
+
+PIXELS = 28 * 28
+CLASSES = 10  # of every image data set here
+
+
+class Mixture(NamedTuple):
+    """The prior p(c) p(z | c): ``log_pi`` (K,), ``mu_c`` and ``logvar_c`` (K, D)."""
+
+    log_pi: Tensor
+    mu_c: Tensor
+    logvar_c: Tensor
+
+
+def log_p_z_given_c(z: Tensor, mixture: Mixture) -> Tensor:
+    """log N(z | mu_c, diag exp(logvar_c)) for every c; (..., D) to (..., K) nats."""
+    return log_normal(z.unsqueeze(-2), mixture.mu_c, mixture.logvar_c)
+
+
+def log_gmm(z: Tensor, mixture: Mixture) -> Tensor:
+    """log p(z) = log sum_c pi_c N(z | c); (..., D) to (...) nats."""
+    return (mixture.log_pi + log_p_z_given_c(z, mixture)).logsumexp(-1)
+
+
+def log_responsibilities(z: Tensor, mixture: Mixture) -> Tensor:
+    """log p(c | z), Bayes' rule; (..., D) to (..., K)."""
+    return (mixture.log_pi + log_p_z_given_c(z, mixture)).log_softmax(-1)
+
+
+def kl_components(mu: Tensor, logvar: Tensor, mixture: Mixture) -> Tensor:
+    """KL( N(mu, diag exp(logvar)) || N(mu_c, diag exp(logvar_c)) ) for every c; (..., D) to (..., K) nats."""
+    mu, logvar = mu.unsqueeze(-2), logvar.unsqueeze(-2)
+    difference = logvar - mixture.logvar_c
+    scaled = (mu - mixture.mu_c).square() * (-mixture.logvar_c).exp()
+    return 0.5 * (difference.expm1() - difference + scaled).sum(-1)
+
+
+def reparameterise(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    """z = mu + sigma eps: a draw of N(mu, diag exp(logvar)) that is differentiable in both; (..., D)."""
+    return mu + (logvar / 2).exp() * eps
+
+
+def log_q(eps: Tensor, logvar: Tensor) -> Tensor:
+    """log q(z | x) at z = mu + sigma eps, from eps = (z - mu) / sigma without its rounding; (...) nats."""
+    return log_normal(eps, torch.zeros_like(eps), torch.zeros_like(eps)) - logvar.sum(-1) / 2
+
+
+def binarise(x: Tensor, u: Tensor) -> Tensor:
+    """Pixels that are 1 with probability ``x``, from uniform noise ``u`` in [0, 1); binary ones stay as they are."""
+    return (u < x).to(x.dtype)
+
+
+def deform(x: Tensor, affine: Tensor, bumps: Tensor, strength: float) -> Tensor:
+    """Images bent by a smooth displacement: a random affine map and bumps between 4 x 4 points.
+
+    Args:
+        x: (B, 1, H, W).
+        affine: standard normal, (B, 2, 3).
+        bumps: standard normal, (B, 2, 4, 4).
+        strength: standard deviation of the affine map's entries about the identity, where an image reaches from -1 to 1
+            on both axes; the bumps have two thirds of it. 0 changes nothing.
+    """
+    if strength == 0:
+        return x
+    grid = F.affine_grid(torch.eye(2, 3, device=x.device) + strength * affine, list(x.shape), align_corners=False)
+    bumps = F.interpolate(bumps, size=x.shape[-2:], mode="bicubic", align_corners=True)
+    return F.grid_sample(x, grid + strength * 2 / 3 * bumps.permute(0, 2, 3, 1), align_corners=False)
+
+
+def kl_terms(z: Tensor, log_q: Tensor, log_gamma: Tensor, mixture: Mixture) -> dict[str, Tensor]:
+    """What the five terms have beside log p(x | z), at one z.
+
+    Args:
+        z: (B, D).
+        log_q: log q(z | x), (B,).
+        log_gamma: logarithms of any distribution over clusters, (B, K).
+
+    Returns:
+        ``kl_z`` = log q(z|x) - sum_c gamma_c log p(z|c), and ``kl_c`` = KL( gamma || pi ): nats, (B,) each.
+    """
+    gamma = log_gamma.exp()
+    return {
+        "kl_z": log_q - (gamma * log_p_z_given_c(z, mixture)).sum(-1),
+        "kl_c": (gamma * (log_gamma - mixture.log_pi)).sum(-1),
+    }
+
+
+def negative_elbo(x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture) -> dict[str, Tensor]:
+    """The five terms with gamma = p(c | z), one draw of z: - log p(x|z) - log p(z) + log q(z|x), term by term.
+
+    Args:
+        x: binary images, (B, ...).
+        eps: standard normal, (B, D).
+        encode: x -> (mu, logvar) of q(z | x), (B, D) each.
+        log_px: (x, z) -> log p(x | z), (B,).
+
+    Returns:
+        ``loss = nll + kl_z + kl_c``, ``nll``, ``kl_z``, ``kl_c``: nats per example, (B,) each.
+    """
+    mu, logvar = encode(x)
+    z = reparameterise(mu, logvar, eps)
+    terms = {"nll": -log_px(x, z), **kl_terms(z, log_q(eps, logvar), log_responsibilities(z, mixture), mixture)}
+    return {"loss": sum(terms.values()), **terms}
+
+
+def mean_field_negative_elbo(
+    x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture, log_gamma: Tensor
+) -> dict[str, Tensor]:
+    """The mean field with its divergences in closed form, eq. 12; a bound for any gamma that does not depend on z.
+
+    Args:
+        log_gamma: logarithms of q(c | x), (B, K); the others are as for :func:`negative_elbo`, and so is the result.
+    """
+    mu, logvar = encode(x)
+    gamma = log_gamma.exp()
+    terms = {
+        "nll": -log_px(x, reparameterise(mu, logvar, eps)),
+        "kl_z": (gamma * kl_components(mu, logvar, mixture)).sum(-1),
+        "kl_c": (gamma * (log_gamma - mixture.log_pi)).sum(-1),
+    }
+    return {"loss": sum(terms.values()), **terms}
+
+
+def score_function_surrogate(x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture) -> Tensor:
+    """A scalar per example whose gradient is the score-function (REINFORCE) estimate of :func:`negative_elbo`'s; (B,).
+
+    With f = -log p(x|z) - log p(z) + log q(z|x) at a fixed z, the encoder's gradient is E_q[ f grad log q(z|x) ] (the
+    gradient of f's own log q has mean zero and is left out), the decoder's and the mixture's are those of f.
+    """
+    mu, logvar = encode(x)
+    z = reparameterise(mu, logvar, eps).detach()
+    log_qz = log_normal(z, mu, logvar)
+    f = -log_px(x, z) - log_gmm(z, mixture) + log_qz.detach()
+    return f + f.detach() * log_qz
+
+
+def log_importance_weight(x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture) -> Tensor:
+    """log w = log p(x|z) + log p(z) - log q(z|x) at z = mu + sigma eps; (B,) nats. E_q[w] = p(x)."""
+    mu, logvar = encode(x)
+    z = reparameterise(mu, logvar, eps)
+    return log_px(x, z) + log_gmm(z, mixture) - log_q(eps, logvar)
+
+
+def reconstruction_loss(x: Tensor, encode: Callable, log_px: Callable) -> Tensor:
+    """-log p(x | z) at z = mu(x): the loss of the autoencoder that is pretrained; (B,) nats."""
+    return -log_px(x, encode(x)[0])
+
+
+def fit_mixture(z: np.ndarray, num_clusters: int, restarts: int, seed: int) -> Mixture:
+    """Shares, means and variances of the clusters that k-means finds, the tightest of ``restarts`` runs; float32.
+
+    Args:
+        z: latents, (N, D).
+    """
+    from sklearn.cluster import KMeans
+
+    c = KMeans(num_clusters, n_init=restarts, random_state=seed).fit(z).labels_
+    clusters = [z[c == k] for k in range(num_clusters)]
+    share = np.array([len(cluster) / len(z) for cluster in clusters])
+    mean = np.stack([cluster.mean(0) for cluster in clusters])
+    variance = np.stack([cluster.var(0) for cluster in clusters]).clip(min=1e-6)
+    return Mixture(*(torch.from_numpy(a).float() for a in (np.log(share), mean, np.log(variance))))
+
+
+class VaDE(L.LightningModule):
+    """The model, its training and its uses.
+
+    ``fit`` has two phases. For ``pretrain_epochs`` the networks are an autoencoder, z = mu(x). Then, once, a mixture is
+    fitted to the training images' latents; from there on the bound is maximised in all parameters.
+
+    Args:
+        num_clusters: K.
+        latent_dim: D.
+        hidden: widths of the encoder's hidden layers, the decoder's in reverse.
+        pretrain_epochs: of the autoencoder; 0 fits the mixture to the untrained encoder's latents.
+        restarts: runs of k-means, of which the one with the tightest clusters is taken.
+        deformation: strength of the random deformation of what the encoder sees in training; 0 for none.
+        lr: of Adam, decayed to zero by half a cosine, in each phase anew.
+
+    Raises:
+        ValueError: for a value outside these.
+    """
+
+    def __init__(
+        self,
+        num_clusters: int = 10,
+        latent_dim: int = 10,
+        hidden: Sequence[int] = (300, 300, 600),
+        pretrain_epochs: int = 40,
+        restarts: int = 10,
+        deformation: float = 0.15,
+        lr: float = 1e-3,
+    ):
+        super().__init__()
+        for key, value in {"num_clusters": num_clusters, "latent_dim": latent_dim, "restarts": restarts}.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
+        if not isinstance(pretrain_epochs, int) or pretrain_epochs < 0:
+            raise ValueError(f"pretrain_epochs must be a whole number of at least 0, got {pretrain_epochs!r}")
+        if isinstance(hidden, int | str) or not hidden or any(not isinstance(h, int) or h < 1 for h in hidden):
+            raise ValueError(
+                f"hidden must be a list of whole numbers of at least 1, such as [300, 300, 600], got {hidden!r}"
+            )
+        if not isinstance(deformation, int | float) or not deformation >= 0:
+            raise ValueError(f"deformation must be a number of at least 0, got {deformation!r}")
+        if not isinstance(lr, int | float) or not lr > 0:
+            raise ValueError(f"lr must be a positive number, got {lr!r}")
+        hidden = list(hidden)
+        self.save_hyperparameters()
+        self.encoder = nn.Sequential(nn.Flatten(), mlp([PIXELS, *hidden, 2 * latent_dim]))
+        self.decoder = nn.Sequential(mlp([latent_dim, *hidden[::-1], PIXELS]), nn.Unflatten(-1, (1, 28, 28)))
+        self.pi_logits = nn.Parameter(torch.zeros(num_clusters))
+        self.mu_c = nn.Parameter(torch.randn(num_clusters, latent_dim))
+        self.logvar_c = nn.Parameter(torch.zeros(num_clusters, latent_dim))
+        self.register_buffer("initialised", torch.tensor(False))  # whether the mixture has been fitted
+        self._table = torch.zeros(num_clusters, CLASSES, dtype=torch.long)  # clusters by labels, of one evaluation
+
+    # The model: p(c), p(z | c), p(x | z) and q(z | x). Densities are float32 whatever the precision of the networks.
+
+    @property
+    def mixture(self) -> Mixture:
+        """The prior as it stands."""
+        return Mixture(self.pi_logits.log_softmax(0), self.mu_c, self.logvar_c)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``mu`` and ``logvar`` of q(z | x) for images ``x`` (B, 1, 28, 28); (B, D) each."""
+        return self.encoder(x).float().chunk(2, dim=-1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean of p(x | z), in [0, 1]: (..., D) to (..., 1, 28, 28)."""
+        return self.decoder(z).float().sigmoid()
+
+    def log_px(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x | z) in nats; ``x`` (..., 1, 28, 28) and ``z`` (..., D) to (...)."""
+        return log_bernoulli(x.flatten(-3), self.decoder(z).float().flatten(-3))
+
+    def responsibilities(self, z: Tensor) -> Tensor:
+        """p(c | z): latents (..., D) to (..., K)."""
+        return log_responsibilities(z, self.mixture).exp()
+
+    # Training: everything random in one draw, then a plain function.
+
+    def noise(self, batch, generator: torch.Generator | None = None) -> Noise:
+        """``u`` to binarise with (B, 1, 28, 28), ``eps`` (B, D), ``affine`` (B, 2, 3) and ``bumps`` (B, 2, 4, 4)."""
+        x, D = batch[0], self.hparams.latent_dim
+        shapes = {"eps": (D,), "affine": (2, 3), "bumps": (2, 4, 4)}
+        return {
+            "u": rand(*x.shape, generator=generator, device=x.device),
+            **{k: randn(len(x), *shape, generator=generator, device=x.device) for k, shape in shapes.items()},
+        }
+
+    def encode_deformed(self, noise: Noise) -> Callable:
+        """The encoder of images that are deformed first."""
+        return lambda x: self.encode(deform(x, noise["affine"], noise["bumps"], self.hparams.deformation))
+
+    def mean_field(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """What training minimises, of binary ``x``: q(z | deformed x); gamma = p(c | z) at z = mu(x), held fixed."""
+        with torch.no_grad():
+            log_gamma = log_responsibilities(self.encode(x)[0], self.mixture)
+        encode = self.encode_deformed(noise)
+        return mean_field_negative_elbo(x, noise["eps"], encode, self.log_px, self.mixture, log_gamma)
+
+    def loss(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """``loss``, what training minimises, ``nll``, ``kl_z`` and ``kl_c``: means over the batch, nats per example."""
+        noise = self.noise(batch, generator)
+        return {name: term.mean() for name, term in self.mean_field(binarise(batch[0], noise["u"]), noise).items()}
+
+    def bound(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """The same of the -ELBO at gamma = p(c | z), of images that are not deformed."""
+        noise = self.noise(batch, generator)
+        x = binarise(batch[0], noise["u"])
+        terms = negative_elbo(x, noise["eps"], self.encode, self.log_px, self.mixture)
+        return {name: term.mean() for name, term in terms.items()}
+
+    def pretraining_loss(self, batch, generator: torch.Generator | None = None) -> Tensor:
+        """The denoising autoencoder's loss, mean over the batch, nats per example."""
+        noise = self.noise(batch, generator)
+        x = binarise(batch[0], noise["u"])
+        # Several processes want a gradient for every parameter: the mixture's is zero.
+        mixture = self.pi_logits.sum() + self.mu_c.sum() + self.logvar_c.sum()
+        return reconstruction_loss(x, self.encode_deformed(noise), self.log_px).mean() + 0.0 * mixture
+
+    def on_train_epoch_start(self):
+        if not self.initialised and self.current_epoch >= self.hparams.pretrain_epochs:
+            self.initialise_mixture()
+
+    @torch.no_grad()
+    def initialise_mixture(self) -> None:
+        """Fit the mixture to the training images' latents mu(x): encoded by all processes, fitted by the first.
+
+        Raises:
+            ValueError: if the autoencoder has diverged.
+        """
+        started = time.monotonic()
+        strategy = self.trainer.strategy
+        loader = self.trainer.datamodule.train_dataloader()  # one of its own: the other knows where training stands
+        z = torch.cat([self.encode(x.to(self.device))[0] for x, *_ in loader])
+        z = strategy.all_gather(z).flatten(0, -2)  # (N, D)
+        if not z.isfinite().all():
+            raise ValueError(f"the autoencoder has diverged: its latents are not finite; lower lr, {self.hparams.lr}")
+        seed = int(torch.randint(2**31, ()))
+        fitted = None
+        if self.trainer.is_global_zero:
+            fitted = list(fit_mixture(z.cpu().numpy(), self.hparams.num_clusters, self.hparams.restarts, seed))
+            log.info(
+                "Mixture of %d Gaussians fitted to %s latents in %.0f seconds, weights %s",
+                *(self.hparams.num_clusters, f"{len(z):,}", time.monotonic() - started),
+                " ".join(f"{p:.2f}" for p in fitted[0].exp().sort(descending=True).values.tolist()),
+            )
+        fitted = strategy.broadcast(fitted)
+        for parameter, value in zip((self.pi_logits, self.mu_c, self.logvar_c), fitted, strict=True):
+            parameter.copy_(value)
+        # q(z | x) has had no variance so far: it begins with a twentieth of the components'.
+        D, last = self.hparams.latent_dim, self.encoder[-1][-1]
+        last.weight[D:] = 0
+        last.bias[D:] = (self.logvar_c.exp().mean() / 20).log()
+        self.initialised.fill_(True)
+        for optimiser in self.trainer.optimizers:
+            optimiser.state.clear()  # Adam's moments are those of another objective
+
+    def training_step(self, batch, batch_idx):
+        if not self.initialised:
+            loss = self.pretraining_loss(batch)
+            self.log("train/reconstruction", loss, prog_bar=True)
+            return loss
+        terms = self.loss(batch)
+        self.log_dict({f"train/{k}": v for k, v in terms.items()}, prog_bar=True)
+        return terms["loss"]
+
+    def on_validation_epoch_start(self):
+        self._table = torch.zeros_like(self._table, device=self.device)
+
+    def validation_step(self, batch, batch_idx, stage="val"):
+        x, y = batch
+        terms = self.bound(batch, chunk_generator(self.global_rank, batch_idx))  # the same noise in every epoch
+        self.log_dict({f"{stage}/{k}": v for k, v in terms.items()}, sync_dist=True, batch_size=len(x))
+        pairs = self.cluster(x) * CLASSES + y
+        self._table += pairs.bincount(minlength=self._table.numel()).view_as(self._table)
+
+    def on_validation_epoch_end(self, stage="val"):
+        table = self.trainer.strategy.reduce(self._table, reduce_op="sum")
+        self.log_dict({f"{stage}/{k}": v for k, v in clustering_scores(table).items()}, sync_dist=True)
+
+    def on_test_epoch_start(self):
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch, batch_idx):
+        self.validation_step(batch, batch_idx, stage="test")
+
+    def on_test_epoch_end(self):
+        self.on_validation_epoch_end(stage="test")
+
+    def configure_optimizers(self):
+        optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        pretraining = min(steps, self.hparams.pretrain_epochs * per_epoch)
+
+        # A function, not CosineAnnealingLR, whose length comes back from a checkpoint: a finished run that is extended
+        # would climb the cosine again.
+        def half_cosine(step: int) -> float:
+            begin, end = (0, pretraining) if step < pretraining else (pretraining, steps)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - begin) / max(1, end - begin))))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, half_cosine)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["model"] = "vade"
+
+    # What it is for.
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cluster(x)
+
+    def cluster(self, x: Tensor) -> Tensor:
+        """The likeliest cluster at z = mu(x), 0 .. K-1, for images ``x`` in [0, 1], (B, 1, 28, 28); (B,)."""
+        return self.responsibilities(self.encode(x)[0]).argmax(-1)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The mean of p(x | z) at the posterior mean z = mu(x): images in [0, 1], (B, 1, 28, 28)."""
+        return self.decode(self.encode(x)[0])
+
+    def rows(self) -> tuple[str, list[int]]:
+        """The condition of :meth:`sample` that makes the rows of a picture, and its values."""
+        return "clusters", list(range(self.hparams.num_clusters))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        clusters: int | Sequence[int] | Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw ``n`` latents from the prior, or from given clusters, and return the means of p(x | z).
+
+        Args:
+            clusters: one of 0 .. K-1 for each image, n of them, or one for all; drawn from pi if None.
+
+        Returns:
+            (n, 1, 28, 28), in [0, 1].
+
+        Raises:
+            ValueError: for ``clusters`` that are no such numbers.
+        """
+        eps = randn(n, self.hparams.latent_dim, generator=generator, device=self.device)
+        if clusters is None:
+            pi = self.mixture.log_pi.exp().to(self.device if generator is None else generator.device)
+            c = torch.multinomial(pi, n, replacement=True, generator=generator).to(self.device)
+        else:
+            c = self._check_clusters(clusters, n)
+        return self.decode(reparameterise(self.mu_c[c], self.logvar_c[c], eps))
+
+    def _check_clusters(self, clusters: int | Sequence[int] | Tensor, n: int) -> Tensor:
+        K = self.hparams.num_clusters
+        values = clusters.tolist() if isinstance(clusters, Tensor) else clusters
+        values = values if isinstance(values, list | tuple) else [values] * n
+        if any(isinstance(c, bool) or not isinstance(c, int) for c in values):
+            raise ValueError(f"clusters must be whole numbers, got {clusters!r}")
+        if len(values) != n:
+            raise ValueError(
+                f"clusters must be one number for each of the {n} images, or one for all; got {len(values)}"
+            )
+        if wrong := [c for c in values if not 0 <= c < K]:
+            raise ValueError(f"clusters must lie between 0 and {K - 1}, got {wrong[0]}")
+        return torch.tensor(values, device=self.device)
+
+    @torch.no_grad()
+    def log_likelihood(self, x: Tensor, num_samples: int = 100, *, generator: torch.Generator | None = None) -> Tensor:
+        """Importance-weighted lower bound of log p(x), eq. 8 of Burda et al. 2015, tight as ``num_samples`` grows.
+
+        Args:
+            x: images in [0, 1], (B, 1, 28, 28), binarised here, once.
+            num_samples: importance samples per image, at least 1.
+
+        Returns:
+            (B,): nats.
+        """
+        x = binarise(x, rand(*x.shape, generator=generator, device=x.device))
+        posterior, mixture = self.encode(x), self.mixture
+
+        def log_weight() -> Tensor:
+            eps = randn(len(x), self.hparams.latent_dim, generator=generator, device=x.device)
+            return log_importance_weight(x, eps, lambda _: posterior, self.log_px, mixture)
+
+        return importance_weighted_log_likelihood(log_weight, num_samples)
+
+    # How its gradient can be estimated.
+
+    def probe_batch(self, batch, generator: torch.Generator | None = None):
+        """``batch`` with its pixels binarised, so that what then varies between draws is Monte-Carlo noise alone."""
+        x, *rest = batch
+        return [binarise(x, rand(*x.shape, generator=generator, device=x.device)), *rest]
+
+    def gradient_estimators(self) -> dict[str, GradientEstimator]:
+        """``mean_field`` (what training uses); ``pathwise`` and ``score_function``, of five terms at gamma = p(c | z).
+
+        All are of means over the batch, with deformed images.
+        """
+        params = dict(self.named_parameters())
+
+        def estimator(name: str, objective: Callable[[Tensor, Noise], Tensor]) -> GradientEstimator:
+            def surrogate(params: Params, batch, noise: Noise) -> Tensor:
+                return call_with(self, params, objective, binarise(batch[0], noise["u"]), noise).mean()
+
+            return GradientEstimator(name, params, self.noise, surrogate)
+
+        def sampled(objective: Callable, x: Tensor, noise: Noise):
+            return objective(x, noise["eps"], self.encode_deformed(noise), self.log_px, self.mixture)
+
+        estimators = [
+            estimator("mean_field", lambda x, noise: self.mean_field(x, noise)["loss"]),
+            estimator("pathwise", lambda x, noise: sampled(negative_elbo, x, noise)["loss"]),
+            estimator("score_function", lambda x, noise: sampled(score_function_surrogate, x, noise)),
+        ]
+        return {e.name: e for e in estimators}
