@@ -213,7 +213,7 @@ def test_log_likelihood_approaches_log_p_of_a_model_without_latents(generator):
             p.zero_()
     value = model.log_likelihood(images(generator), 3, 2, generator=generator)
     assert_close(value, torch.full((5,), -784 * math.log(2)))
-    with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
         model.log_likelihood(images(generator), 3, 0)
 
 

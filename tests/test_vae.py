@@ -13,9 +13,9 @@ from torch.testing import assert_close
 from datamodules import Images
 from zoo.estimators import gradient_moments
 from zoo.evaluation import importance_weighted_log_likelihood
-from zoo.functional import log_bernoulli, log_normal
+from zoo.functional import binarise, log_bernoulli, log_normal
 from zoo.latents import Bernoulli, Gaussian
-from zoo.vae import ESTIMATORS, VAE, binarise, importance_weighted_bound, log_importance_weight, sleep, wake
+from zoo.vae import ESTIMATORS, VAE, importance_weighted_bound, log_importance_weight, sleep, wake
 
 D, P, SIGMA = 2, 4, 0.7
 

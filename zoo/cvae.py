@@ -36,12 +36,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.estimators import GradientEstimator, Noise, Params, call_with
+from zoo.estimators import GradientEstimator, Noise, Params, call_with, score_function
 from zoo.evaluation import importance_weighted_log_likelihood
-from zoo.functional import kl_normal, log_bernoulli, log_normal
+from zoo.functional import at_least_float32, binarise, kl_normal, log_bernoulli, log_normal, reparameterise
 from zoo.nets import mlp
 from zoo.sampling import chunk_generator, rand, randn
-from zoo.vae import binarise, reparameterise
 
 PIXELS = 28 * 28
 
@@ -108,7 +107,7 @@ def score_function_surrogate(
     mu, logvar = encode(x, y)
     z = reparameterise(mu, logvar, eps).detach()
     nll = -log_px(x, z, y)
-    return nll + nll.detach() * log_normal(z, mu, logvar) + kl_normal(mu, logvar, *prior(y))
+    return score_function(nll, log_normal(z, mu, logvar)) + kl_normal(mu, logvar, *prior(y))
 
 
 def log_importance_weight(
@@ -185,16 +184,16 @@ class CVAE(L.LightningModule):
 
     def encode(self, x: Tensor, y: Labels) -> tuple[Tensor, Tensor]:
         """``mu`` and ``logvar`` of q(z | x, y) for images ``x`` (B, 1, 28, 28) of labels ``y`` (B,); (B, D) each."""
-        return self.encoder(self._with_label(x.flatten(1), y)).chunk(2, dim=-1)
+        return at_least_float32(self.encoder(self._with_label(x.flatten(1), y))).chunk(2, dim=-1)
 
     def decode(self, z: Tensor, y: Labels) -> Tensor:
-        """The mean of p(x | z, y), clipped to [0, 1] where it is Gaussian: (B, D) and (B,) to (B, 1, 28, 28)."""
-        out = self.decoder(self._with_label(z, y)).unflatten(-1, (1, 28, 28))
+        """The mean of p(x | z, y), in [0, 1] (clipped if Gaussian): (..., B, D) and (B,) to (..., B, 1, 28, 28)."""
+        out = at_least_float32(self.decoder(self._with_label(z, y))).unflatten(-1, (1, 28, 28))
         return out.sigmoid() if self.hparams.likelihood == "bernoulli" else out.clamp(0, 1)
 
     def log_px(self, x: Tensor, z: Tensor, y: Labels) -> Tensor:
-        """log p(x | z, y) in nats; ``x`` (B, 1, 28, 28), ``z`` (B, D) and ``y`` (B,) to (B,)."""
-        out, x = self.decoder(self._with_label(z, y)), x.flatten(1)
+        """log p(x | z, y) in nats; ``x`` (B, 1, 28, 28), ``z`` (..., B, D) and ``y`` (B,) to (..., B)."""
+        out, x = at_least_float32(self.decoder(self._with_label(z, y))), x.flatten(1)
         if self.hparams.likelihood == "bernoulli":
             return log_bernoulli(x, out)
         logvar = (self.log_variance.exp() + self.hparams.variance_floor).log()
@@ -204,9 +203,9 @@ class CVAE(L.LightningModule):
         return as_labels(y, n, self.hparams.num_classes, self.decoder[0].weight.device)
 
     def _with_label(self, a: Tensor, y: Labels) -> Tensor:
-        """``a`` (B, F) and its labels, one-hot, beside each other, (B, F + K)."""
-        one_hot = F.one_hot(self._labels(y, len(a)), self.hparams.num_classes)
-        return torch.cat([a, one_hot.to(a.dtype)], dim=-1)
+        """``a`` (..., B, F) and its labels, one-hot, beside each other, (..., B, F + K)."""
+        one_hot = F.one_hot(self._labels(y, a.shape[-2]), self.hparams.num_classes)
+        return torch.cat([a, one_hot.to(a.dtype).expand(*a.shape[:-1], -1)], dim=-1)
 
     # Training: everything random in one draw, then a plain function.
 
@@ -295,11 +294,11 @@ class CVAE(L.LightningModule):
         x = self.observe(x, rand(*x.shape, generator=generator, device=x.device))
         posterior, prior = self.encode(x, y), self.prior(y)
 
-        def log_weight() -> Tensor:
-            eps = randn(len(x), self.hparams.latent_dim, generator=generator, device=x.device)
+        def log_weight(n: int) -> Tensor:
+            eps = randn(n, len(x), self.hparams.latent_dim, generator=generator, device=x.device)
             return log_importance_weight(x, y, eps, lambda *_: posterior, self.log_px, lambda _: prior)
 
-        return importance_weighted_log_likelihood(log_weight, num_samples)
+        return importance_weighted_log_likelihood(log_weight, num_samples, len(x))
 
     # How its gradient can be estimated.
 

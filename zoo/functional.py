@@ -10,6 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def reparameterise(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    """z = mu + sigma eps, a draw of N(mu, diag exp(logvar)) that is differentiable in both; (..., D).
+
+    Kingma & Welling 2014, sec. 2.4; seed 001 writes sigma^2 for sigma.
+    """
+    return mu + (logvar / 2).exp() * eps
+
+
+def binarise(x: Tensor, u: Tensor) -> Tensor:
+    """Pixels that are 1 with probability ``x``, from uniform noise ``u`` in [0, 1); binary ones stay as they are."""
+    return (u < x).to(x.dtype)
+
+
+def at_least_float32(t: Tensor) -> Tensor:
+    """Under mixed precision the layers are of the lower one; densities are not."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
 def log_normal(x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     """log N(x | mu, diag exp(logvar)) = -1/2 sum_d [ log 2 pi + logvar_d + (x_d - mu_d)^2 / exp(logvar_d) ].
 

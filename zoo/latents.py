@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.functional import kl_standard_normal, log_bernoulli, log_normal
+from zoo.functional import kl_standard_normal, log_bernoulli, log_normal, reparameterise
 from zoo.sampling import rand, randn
 
 TINY = 1e-7  # uniform noise is kept this far from 0 and 1, where its logarithms are infinite
@@ -50,8 +50,8 @@ class Gaussian(NamedTuple):
         return randn(*shape, generator=generator, device=device)
 
     def draw(self, eps: Tensor) -> Tensor:
-        """z = mu + sigma eps: differentiable in both (seed 001 writes sigma^2; Kingma & Welling 2014, sec. 2.4)."""
-        return self.mu + (self.logvar / 2).exp() * eps
+        """z = mu + sigma eps: differentiable in both."""
+        return reparameterise(self.mu, self.logvar, eps)
 
     def log_probs(self, z: Tensor) -> Tensor:
         """log q(z_d), nats, (..., D)."""

@@ -56,9 +56,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.estimators import GradientEstimator, Noise, Params, call_with
+from zoo.estimators import GradientEstimator, Noise, Params, call_with, score_function
 from zoo.evaluation import clustering_scores, importance_weighted_log_likelihood
-from zoo.functional import log_bernoulli, log_normal
+from zoo.functional import at_least_float32, binarise, kl_normal, log_bernoulli, log_normal, reparameterise
 from zoo.nets import mlp
 from zoo.sampling import chunk_generator, rand, randn
 
@@ -93,25 +93,12 @@ def log_responsibilities(z: Tensor, mixture: Mixture) -> Tensor:
 
 def kl_components(mu: Tensor, logvar: Tensor, mixture: Mixture) -> Tensor:
     """KL( N(mu, diag exp(logvar)) || N(mu_c, diag exp(logvar_c)) ) for every c; (..., D) to (..., K) nats."""
-    mu, logvar = mu.unsqueeze(-2), logvar.unsqueeze(-2)
-    difference = logvar - mixture.logvar_c
-    scaled = (mu - mixture.mu_c).square() * (-mixture.logvar_c).exp()
-    return 0.5 * (difference.expm1() - difference + scaled).sum(-1)
-
-
-def reparameterise(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
-    """z = mu + sigma eps: a draw of N(mu, diag exp(logvar)) that is differentiable in both; (..., D)."""
-    return mu + (logvar / 2).exp() * eps
+    return kl_normal(mu.unsqueeze(-2), logvar.unsqueeze(-2), mixture.mu_c, mixture.logvar_c)
 
 
 def log_q(eps: Tensor, logvar: Tensor) -> Tensor:
     """log q(z | x) at z = mu + sigma eps, from eps = (z - mu) / sigma without its rounding; (...) nats."""
     return log_normal(eps, torch.zeros_like(eps), torch.zeros_like(eps)) - logvar.sum(-1) / 2
-
-
-def binarise(x: Tensor, u: Tensor) -> Tensor:
-    """Pixels that are 1 with probability ``x``, from uniform noise ``u`` in [0, 1); binary ones stay as they are."""
-    return (u < x).to(x.dtype)
 
 
 def deform(x: Tensor, affine: Tensor, bumps: Tensor, strength: float) -> Tensor:
@@ -195,7 +182,7 @@ def score_function_surrogate(x: Tensor, eps: Tensor, encode: Callable, log_px: C
     z = reparameterise(mu, logvar, eps).detach()
     log_qz = log_normal(z, mu, logvar)
     f = -log_px(x, z) - log_gmm(z, mixture) + log_qz.detach()
-    return f + f.detach() * log_qz
+    return score_function(f, log_qz)
 
 
 def log_importance_weight(x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture) -> Tensor:
@@ -288,15 +275,15 @@ class VaDE(L.LightningModule):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``mu`` and ``logvar`` of q(z | x) for images ``x`` (B, 1, 28, 28); (B, D) each."""
-        return self.encoder(x).float().chunk(2, dim=-1)
+        return at_least_float32(self.encoder(x)).chunk(2, dim=-1)
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean of p(x | z), in [0, 1]: (..., D) to (..., 1, 28, 28)."""
-        return self.decoder(z).float().sigmoid()
+        return at_least_float32(self.decoder(z)).sigmoid()
 
     def log_px(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x | z) in nats; ``x`` (..., 1, 28, 28) and ``z`` (..., D) to (...)."""
-        return log_bernoulli(x.flatten(-3), self.decoder(z).float().flatten(-3))
+        return log_bernoulli(x.flatten(-3), at_least_float32(self.decoder(z)).flatten(-3))
 
     def responsibilities(self, z: Tensor) -> Tensor:
         """p(c | z): latents (..., D) to (..., K)."""
@@ -504,11 +491,11 @@ class VaDE(L.LightningModule):
         x = binarise(x, rand(*x.shape, generator=generator, device=x.device))
         posterior, mixture = self.encode(x), self.mixture
 
-        def log_weight() -> Tensor:
-            eps = randn(len(x), self.hparams.latent_dim, generator=generator, device=x.device)
+        def log_weight(n: int) -> Tensor:
+            eps = randn(n, len(x), self.hparams.latent_dim, generator=generator, device=x.device)
             return log_importance_weight(x, eps, lambda _: posterior, self.log_px, mixture)
 
-        return importance_weighted_log_likelihood(log_weight, num_samples)
+        return importance_weighted_log_likelihood(log_weight, num_samples, len(x))
 
     # How its gradient can be estimated.
 

@@ -60,7 +60,7 @@ from zoo.estimators import (
     with_gradient,
 )
 from zoo.evaluation import importance_weighted_log_likelihood
-from zoo.functional import log_bernoulli, log_normal
+from zoo.functional import at_least_float32, binarise, log_bernoulli, log_normal
 from zoo.latents import LATENTS, Categorical, Gaussian
 from zoo.nets import ConvDecoder, ConvEncoder, mlp
 from zoo.sampling import chunk_generator, rand, randn
@@ -85,16 +85,6 @@ ESTIMATORS = {
 LEARNED = ("score_function+nvil", "score_function+moving_average", "relax")  # of use only to the model they trained
 HELD_OUT = 8  # draws from which the optimal baseline is estimated
 MOST_FLIPS = 32  # latents up to which the Rao-Blackwellised estimator, one decoding for each, is measured
-
-
-def at_least_float32(t: Tensor) -> Tensor:
-    """Under mixed precision the layers are of the lower one; densities are not."""
-    return t.to(torch.promote_types(t.dtype, torch.float32))
-
-
-def binarise(x: Tensor, u: Tensor) -> Tensor:
-    """Pixels that are 1 with probability ``x``, from uniform noise ``u`` in [0, 1); binary ones stay as they are."""
-    return (u < x).to(x.dtype)
 
 
 def log_importance_weight(x: Tensor, z: Tensor, q, log_px: Callable) -> Tensor:
