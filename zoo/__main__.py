@@ -1,4 +1,4 @@
-"""The command line beside train.py: ``python -m zoo list | sample | evaluate | compare | export``."""
+"""The command line beside train.py: ``python -m zoo list | sample | evaluate | compare | curves | export``."""
 
 import argparse
 import json
@@ -74,6 +74,19 @@ def compare(args: argparse.Namespace) -> None:
     print(f"figure in {args.output}")
 
 
+def curves(args: argparse.Namespace) -> None:
+    """Draw one metric of several runs against epochs."""
+    from zoo import comparison, curves
+    from zoo.sampling import check_picture
+
+    check_picture(args.output)
+    found = {str(run): curves.read_curve(run, args.metric) for run in args.runs}
+    for name, points in found.items():
+        print(f"{name}: {args.metric} {points[-1][1]:.6g} after {points[-1][0]} epochs")
+    comparison.save(curves.figure(found, args.metric), args.output)
+    print(f"figure in {args.output}")
+
+
 def export(args: argparse.Namespace) -> None:
     """Publish a training checkpoint in zoo/weights."""
     from zoo import hub
@@ -128,6 +141,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch-size", type=int, default=64, help="images in the batch, at most 500")
     sub.add_argument("--seed", type=int, default=0, help="of all noise")
     sub.add_argument("-o", "--output", type=Path, default=Path("comparison.png"), help="the figure, a PNG")
+    sub = command(curves, "curves", source=False)
+    sub.add_argument("runs", nargs="+", type=Path, help="run folders, each with its metrics.csv")
+    sub.add_argument("--metric", default="val/loss", help="a column of metrics.csv, val/loss by default")
+    sub.add_argument("-o", "--output", type=Path, default=Path("curves.png"), help="the figure, a PNG")
     sub = command(export, "export")
     sub.add_argument("name", help="lower-case letters, digits and hyphens")
     sub.add_argument("--importance-samples", type=int, default=0, help=SAMPLES)
