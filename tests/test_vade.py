@@ -217,19 +217,20 @@ def test_reconstruction_is_the_likelihood_at_the_mean(toy):
     assert_close(reconstruction_loss(x, encode, log_px), -log_px(x, encode(x)[0]))
 
 
-def test_fit_mixture_finds_well_separated_clusters(generator):
+@pytest.mark.parametrize("method", ["kmeans", "em"])
+def test_fit_mixture_finds_well_separated_clusters(method, generator):
     """4,000 draws of three Gaussians 10 standard deviations apart; 4.5 standard errors, a false alarm in 10,000."""
     n = 4000
     true = Mixture(torch.tensor([0.5, 0.3, 0.2]).log(), 10 * torch.eye(3)[:, :2], torch.zeros(3, 2))
     c = torch.multinomial(true.log_pi.exp(), n, replacement=True, generator=generator)
     z = true.mu_c[c] + torch.randn(n, 2, generator=generator)
-    fitted = fit_mixture(z.numpy(), 3, restarts=2, seed=0)
+    fitted = fit_mixture(z.numpy(), 3, restarts=2, seed=0, method=method)
     order = fitted.log_pi.argsort(descending=True)
     found = Mixture(*(t[order] for t in fitted))
     assert (found.log_pi.exp() - true.log_pi.exp()).abs().max() < 4.5 * 0.5 / n**0.5
     assert (found.mu_c - true.mu_c).abs().max() < 4.5 / (0.2 * n) ** 0.5
     assert (found.logvar_c).abs().max() < 4.5 * (2 / (0.2 * n)) ** 0.5
-    assert_same(list(fit_mixture(z.numpy(), 3, 2, seed=0)), list(fitted))
+    assert_same(list(fit_mixture(z.numpy(), 3, 2, 0, method)), list(fitted))
 
 
 def tiny(**arguments):
@@ -389,6 +390,7 @@ def test_clustering_scores():
         ({"latent_dim": 2.5}, "latent_dim must be a whole number of at least 1, got 2.5"),
         ({"hidden": 5}, r"such as [300, 300, 600], got 5"),
         ({"pretrain_epochs": -1}, "pretrain_epochs must be a whole number of at least 0, got -1"),
+        ({"initial_mixture": "gmm"}, "kmeans or em, got 'gmm'"),
         ({"restarts": 0}, "restarts must be a whole number of at least 1, got 0"),
         ({"deformation": -0.1}, "deformation must be a number of at least 0, got -0.1"),
         ({"lr": "abc"}, "lr must be a positive number, got 'abc'"),

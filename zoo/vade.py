@@ -34,8 +34,8 @@ Differs from the paper:
   a denoising autoencoder, as the paper's is, whose noise is not masked pixels but slants and bends. So latents tell
   digits apart before their slants. The ELBO is a lower bound for any q, for this one too (Im et al. 2017).
 - The autoencoder is pretrained as a whole with Adam, not layer by layer. Each phase has half a cosine of learning rate.
-- The mixture begins with the shares, means and variances of clusters found by k-means, not by EM, whose likelihood
-  gains most where it cuts the densest digit, the one, in two.
+- The mixture begins with the shares, means and variances of clusters found by k-means, not by EM (which is there,
+  ``initial_mixture: em``), whose likelihood gains most where it cuts the densest digit, the one, in two.
 - Pixels are binarised dynamically, as for the VAE; the paper puts grey ones into the Bernoulli cross-entropy, which is
   no likelihood of them. Clusters are those of grey images.
 - gamma is held fixed in the gradient, and is taken at z = mu(x), not at a drawn z.
@@ -48,7 +48,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -197,19 +197,26 @@ def reconstruction_loss(x: Tensor, encode: Callable, log_px: Callable) -> Tensor
     return -log_px(x, encode(x)[0])
 
 
-def fit_mixture(z: np.ndarray, num_clusters: int, restarts: int, seed: int) -> Mixture:
-    """Shares, means and variances of the clusters that k-means finds, the tightest of ``restarts`` runs; float32.
+def fit_mixture(z: np.ndarray, num_clusters: int, restarts: int, seed: int, method: str = "kmeans") -> Mixture:
+    """A mixture of Gaussians with diagonal covariances for latents, the best of ``restarts`` runs; float32.
 
     Args:
         z: latents, (N, D).
+        method: ``kmeans`` takes shares, means and variances of the clusters it finds; ``em`` goes on from there to the
+            mixture of highest likelihood.
     """
     from sklearn.cluster import KMeans
+    from sklearn.mixture import GaussianMixture
 
-    c = KMeans(num_clusters, n_init=restarts, random_state=seed).fit(z).labels_
-    clusters = [z[c == k] for k in range(num_clusters)]
-    share = np.array([len(cluster) / len(z) for cluster in clusters])
-    mean = np.stack([cluster.mean(0) for cluster in clusters])
-    variance = np.stack([cluster.var(0) for cluster in clusters]).clip(min=1e-6)
+    if method == "em":
+        gmm = GaussianMixture(num_clusters, covariance_type="diag", n_init=restarts, random_state=seed).fit(z)
+        share, mean, variance = gmm.weights_, gmm.means_, gmm.covariances_
+    else:
+        c = KMeans(num_clusters, n_init=restarts, random_state=seed).fit(z).labels_
+        clusters = [z[c == k] for k in range(num_clusters)]
+        share = np.array([len(cluster) / len(z) for cluster in clusters])
+        mean = np.stack([cluster.mean(0) for cluster in clusters])
+        variance = np.stack([cluster.var(0) for cluster in clusters]).clip(min=1e-6)
     return Mixture(*(torch.from_numpy(a).float() for a in (np.log(share), mean, np.log(variance))))
 
 
@@ -224,7 +231,8 @@ class VaDE(L.LightningModule):
         latent_dim: D.
         hidden: widths of the encoder's hidden layers, the decoder's in reverse.
         pretrain_epochs: of the autoencoder; 0 fits the mixture to the untrained encoder's latents.
-        restarts: runs of k-means, of which the one with the tightest clusters is taken.
+        initial_mixture: ``kmeans`` or ``em``: how the mixture is fitted (:func:`fit_mixture`).
+        restarts: runs of that, of which the best is taken.
         deformation: strength of the random deformation of what the encoder sees in training; 0 for none.
         lr: of Adam, decayed to zero by half a cosine, in each phase anew.
 
@@ -238,6 +246,7 @@ class VaDE(L.LightningModule):
         latent_dim: int = 10,
         hidden: Sequence[int] = (300, 300, 600),
         pretrain_epochs: int = 40,
+        initial_mixture: Literal["kmeans", "em"] = "kmeans",
         restarts: int = 10,
         deformation: float = 0.15,
         lr: float = 1e-3,
@@ -246,6 +255,8 @@ class VaDE(L.LightningModule):
         for key, value in {"num_clusters": num_clusters, "latent_dim": latent_dim, "restarts": restarts}.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
+        if initial_mixture not in ("kmeans", "em"):
+            raise ValueError(f"initial_mixture must be kmeans or em, got {initial_mixture!r}")
         if not isinstance(pretrain_epochs, int) or pretrain_epochs < 0:
             raise ValueError(f"pretrain_epochs must be a whole number of at least 0, got {pretrain_epochs!r}")
         if isinstance(hidden, int | str) or not hidden or any(not isinstance(h, int) or h < 1 for h in hidden):
@@ -352,7 +363,8 @@ class VaDE(L.LightningModule):
         seed = int(torch.randint(2**31, ()))
         fitted = None
         if self.trainer.is_global_zero:
-            fitted = list(fit_mixture(z.cpu().numpy(), self.hparams.num_clusters, self.hparams.restarts, seed))
+            h = self.hparams
+            fitted = list(fit_mixture(z.cpu().numpy(), h.num_clusters, h.restarts, seed, h.initial_mixture))
             log.info(
                 "Mixture of %d Gaussians fitted to %s latents in %.0f seconds, weights %s",
                 *(self.hparams.num_clusters, f"{len(z):,}", time.monotonic() - started),
