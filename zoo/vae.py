@@ -46,19 +46,13 @@ from zoo.estimators import (
     GradientEstimator,
     Noise,
     Params,
-    antithetic,
+    by_name,
     call_with,
-    gumbel_softmax,
-    leave_one_out,
-    local_expectation,
     multi_sample_baseline,
-    optimal_baseline,
-    relax,
     relax_variance,
-    score_function,
-    straight_through,
     with_gradient,
 )
+from zoo.estimators.by_name import log_ratio
 from zoo.evaluation import importance_weighted_log_likelihood
 from zoo.functional import at_least_float32, binarise, log_bernoulli, log_normal
 from zoo.latents import LATENTS, Categorical, Gaussian
@@ -70,20 +64,13 @@ COIN_FLIPS = PIXELS * math.log(2)  # nats of an image of which nothing is known:
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 # What can train each latent, by objective; the first is what ``estimator=auto`` means.
-CONTINUOUS = ("pathwise", "pathwise+antithetic", "pathwise+sampled_kl")
-SCORE = ("nvil", "loo", "moving_average", "optimal", "sampled_kl")
-SCORE_FUNCTION = tuple(f"score_function+{variant}" for variant in SCORE) + ("score_function",)
-DISCRETE = (*SCORE_FUNCTION, "gumbel_softmax", "straight_through", "rebar", "relax")
-ESTIMATORS = {
-    ("elbo", "gaussian"): (*CONTINUOUS, *SCORE_FUNCTION),
-    ("elbo", "bernoulli"): (*DISCRETE, "score_function+rao_blackwell"),
-    ("elbo", "categorical"): DISCRETE,
-    ("iwae", "gaussian"): ("pathwise", "score_function+loo", "score_function"),
-    ("iwae", "bernoulli"): ("score_function+loo", "score_function"),
-    ("iwae", "categorical"): ("score_function+loo", "score_function"),
+MULTI_SAMPLE = ("score_function+loo", "score_function")
+ESTIMATORS = {("elbo", latent): names for latent, names in by_name.ESTIMATORS.items()} | {
+    ("iwae", "gaussian"): ("pathwise", *MULTI_SAMPLE),
+    ("iwae", "bernoulli"): MULTI_SAMPLE,
+    ("iwae", "categorical"): MULTI_SAMPLE,
 }
 LEARNED = ("score_function+nvil", "score_function+moving_average", "relax")  # of use only to the model they trained
-HELD_OUT = 8  # draws from which the optimal baseline is estimated
 MOST_FLIPS = 32  # latents up to which the Rao-Blackwellised estimator, one decoding for each, is measured
 
 
@@ -100,11 +87,6 @@ def log_importance_weight(x: Tensor, z: Tensor, q, log_px: Callable) -> Tensor:
         (k, B).
     """
     return log_px(x, z) - log_ratio(z, q)
-
-
-def log_ratio(z: Tensor, q) -> Tensor:
-    """log q(z | x) - log p(z), one draw of KL(q || p); z (k, B, ...) to (k, B) nats."""
-    return q.log_probs(z).sum(-1) - q.log_prior(z)
 
 
 def importance_weighted_bound(log_w: Tensor) -> Tensor:
@@ -293,67 +275,31 @@ class VAE(L.LightningModule):
         x, k = batch[0], self.hparams.num_samples
         drawn = {"generator": generator, "device": x.device}
         latents = lambda n: self.latents.noise(n, len(x), *self.latent_shape, **drawn)  # noqa: E731
-        if estimator == "pathwise+antithetic":
-            k = (k + 1) // 2  # pairs
-        elif estimator == "score_function+loo":
-            k = max(2, k) if self.hparams.objective != "iwae" else k
-        noise = {"u": rand(*x.shape, **drawn), "z": latents(k)}
-        if estimator in ("rebar", "relax"):
-            noise["v"] = latents(k)
-        elif estimator == "score_function+optimal":
-            noise["held_out"] = latents(HELD_OUT)
-        elif estimator == "wake_sleep":
+        noise = {"u": rand(*x.shape, **drawn)}
+        if self.hparams.objective == "iwae":
+            return noise | {"z": latents(k)}
+        noise |= by_name.draw_noise(estimator, latents, k)
+        if estimator == "wake_sleep":
             noise["dream_z"] = latents(1)[0]
-            gaussian = self.hparams.likelihood == "gaussian"
-            noise["dream_x"] = (randn if gaussian else rand)(*x.shape, **drawn)
+            noise["dream_x"] = (randn if self.hparams.likelihood == "gaussian" else rand)(*x.shape, **drawn)
         return noise
 
     def observe(self, x: Tensor, u: Tensor) -> Tensor:
         """Images in [0, 1] as the likelihood sees them: binarised with ``u``, or unchanged if it is Gaussian."""
         return binarise(x, u) if self.hparams.likelihood == "bernoulli" else x
 
-    def surrogate_nll(self, x: Tensor, q, noise: Noise, estimator: str) -> Tensor:
-        """-log p(x | z), (k, B), with a gradient that ``estimator`` makes an estimate of that of its expectation.
-
-        ``+sampled_kl`` adds beta [log q(z | x) - log p(z)], in place of the divergence in closed form.
-        """
-        f = lambda z: -self.log_px(x, z)  # noqa: E731
-        if estimator.startswith("pathwise"):
-            eps = antithetic(noise["z"]) if estimator == "pathwise+antithetic" else noise["z"]
-            z = q.draw(eps)
-            return f(z) if estimator != "pathwise+sampled_kl" else f(z) + self.hparams.beta * log_ratio(z, q)
-        if estimator == "gumbel_softmax":
-            return gumbel_softmax(f, q, noise["z"], self.tau)
-        if estimator == "straight_through":
-            return straight_through(f, q, noise["z"], self.tau)
-        if estimator in ("rebar", "relax"):
-            return relax(f, self._control(x, q, estimator), q, noise["z"], noise["v"])
-        z = q.draw(noise["z"]).detach()
-        if estimator == "score_function+rao_blackwell":
-            return local_expectation(f, q.logits, z)
-        if estimator == "score_function+sampled_kl":
-            cost = f(z) + self.hparams.beta * log_ratio(z, type(q)(*(t.detach() for t in q)))
-        else:
-            cost = f(z)
-        log_q = q.log_probs(z)
-        if estimator == "score_function+optimal":
-            held_out = q.draw(noise["held_out"]).detach()
-            beta = optimal_baseline(f(held_out).detach(), q.score_square(held_out).detach())
-            return with_gradient(cost, ((cost[..., None] - beta).detach() * log_q).sum(-1))
-        if estimator == "score_function+loo":
-            baseline = leave_one_out(cost)
-        elif estimator == "score_function+nvil":
-            baseline = self.baseline_of(x)
-        elif estimator == "score_function+moving_average":
-            baseline = self.moving_cost
-        else:
-            baseline = 0.0
-        return score_function(cost, log_q.sum(-1), baseline)
-
     def negative_elbo(self, x: Tensor, noise: Noise, estimator: str) -> dict[str, Tensor]:
         """``loss`` = nll + beta kl, ``nll``, ``kl``, (B,) nats each, with the gradient of ``estimator``."""
-        q = self.encode(x)
-        nll, kl = self.surrogate_nll(x, q, noise, estimator).mean(0), q.kls().sum(-1)
+        q, parts = self.encode(x), {}
+        if estimator == "score_function+nvil":
+            parts["baseline"] = self.baseline_of(x)
+        elif estimator == "score_function+moving_average":
+            parts["baseline"] = self.moving_cost
+        elif estimator in ("rebar", "relax"):
+            parts["control"] = self._control(x, q, estimator)
+        f = lambda z: -self.log_px(x, z)  # noqa: E731
+        nll = by_name.surrogate(estimator, f, q, noise, self.tau, self.hparams.beta, **parts).mean(0)
+        kl = q.kls().sum(-1)
         if estimator.endswith("+sampled_kl"):  # nll is nll + log q - log p: the closed form is for the eye alone
             return {"loss": nll, "nll": (nll - self.hparams.beta * kl).detach(), "kl": kl.detach()}
         return {"loss": nll + self.hparams.beta * kl, "nll": nll, "kl": kl}

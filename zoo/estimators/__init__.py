@@ -3,12 +3,14 @@
     pathwise.py         z a differentiable function of noise: re-parameterisation, antithetic pairs, other families
     score_function.py   f(z) grad log q(z): REINFORCE, its baselines, its Rao-Blackwellised form
     relaxed.py          discrete z through continuous ones: Gumbel-softmax, straight-through, REBAR, RELAX
+    by_name.py          all of these by the names that users write
     moments.py          variance, signal-to-noise ratio and cost of any of them
 
 Each is a function that returns a *surrogate*: its value is the cost f(z) itself, its gradient is one draw of the
 estimator. So what is logged as a loss means what it says, whatever trains the model.
 """
 
+from zoo.estimators import by_name
 from zoo.estimators.moments import (
     Comparison,
     GradientEstimator,
@@ -38,6 +40,7 @@ __all__ = [
     "Noise",
     "Params",
     "antithetic",
+    "by_name",
     "call_with",
     "compare",
     "gradient_moments",
