@@ -147,31 +147,33 @@ def merge_over_ranks(moments: GradientMoments, params: dict[str, torch.Tensor], 
     return whole
 
 
-STYLES = ["-", "--", ":", "-.", (0, (1, 3)), (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1))]  # of parameter groups
-
-
 def plot(history: list[dict[str, float]]) -> Figure:
-    """Variance and signal-to-noise ratio against steps: a colour per estimator, a dash per parameter group."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    panels = figure.subplots(1, 2)
-    estimators = sorted({key.split("/")[1] for row in history for key in row if key.startswith("variance/")})
-    for axes, quantity, label in zip(
-        panels, ("variance", "snr"), ("variance (trace of the covariance)", "signal-to-noise ratio"), strict=True
-    ):
-        for colour, estimator in enumerate(estimators):
-            prefix = f"{quantity}/{estimator}/"
-            groups = sorted({key.removeprefix(prefix) for row in history for key in row if key.startswith(prefix)})
-            for style, group in enumerate(groups):
-                points = [(row["step"], row[prefix + group]) for row in history if row.get(prefix + group, 0) > 0]
+    """Variance and signal-to-noise ratio against steps: a colour per estimator, a row per parameter group.
+
+    Of a single estimator the groups share one row, with a colour each.
+    """
+    measured = {tuple(key.split("/", 2)[1:]) for row in history for key in row if key.startswith("variance/")}
+    estimators = list(dict.fromkeys(name for name, _ in sorted(measured)))
+    groups = sorted({group for _, group in measured}, key=lambda group: (group != "all", group))
+    rows = [groups] if len(estimators) < 2 else [[group] for group in groups]
+    figure = Figure(figsize=(11, 1 + 3 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), 2, squeeze=False)
+    for (left, right), shown in zip(panels, rows, strict=True):
+        for axes, quantity in ((left, "variance"), (right, "snr")):
+            for colour, (estimator, group) in enumerate((e, g) for g in shown for e in estimators):
+                key = f"{quantity}/{estimator}/{group}"
+                points = [(row["step"], row[key]) for row in history if row.get(key, 0) > 0]
                 axes.plot(
                     *zip(*points, strict=True) if points else ([], []),
-                    color=f"C{style if len(estimators) == 1 else colour}",
-                    linestyle=STYLES[style % len(STYLES)],
+                    color=f"C{colour}",
                     marker="." if len(points) < 20 else None,
-                    label=f"{estimator}, {group}",
+                    label=group if len(estimators) < 2 else estimator,
                 )
-        axes.set(xlabel="step", ylabel=label, yscale="log")
-        axes.grid(alpha=0.3)
+            axes.set(xlabel="step", yscale="log")
+            axes.grid(alpha=0.3)
+        what = estimators[0] if len(estimators) == 1 else f"{shown[0]} parameters" if shown else ""
+        left.set(ylabel="variance (trace of the covariance)", title=what)
+        right.set(ylabel="signal-to-noise ratio", title=what)
     if estimators:
-        panels[1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
+        panels[0][1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
