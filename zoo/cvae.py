@@ -139,9 +139,9 @@ class CVAE(L.LightningModule):
 
     def __init__(
         self,
-        latent_dim: int = 16,
+        latent_dim: int = 4,
         num_classes: int = 10,
-        prior: Literal["standard", "learned"] = "standard",
+        prior: Literal["standard", "learned"] = "learned",
         likelihood: Literal["bernoulli", "gaussian"] = "bernoulli",
         hidden: Sequence[int] = (512, 512),
         lr: float = 1e-3,
