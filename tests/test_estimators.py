@@ -121,7 +121,7 @@ def test_a_noiseless_gradient_has_an_infinite_ratio_and_one_draw_no_variance():
     with pytest.raises(ValueError, match="at least two draws, got 1"):
         moments.statistics()
     moments.update({"x": torch.ones(2)})
-    assert moments.statistics()["all"] == {"variance": 0.0, "snr": float("inf")}
+    assert moments.statistics()["all"] == {"variance": 0.0, "signal": 2.0, "snr": float("inf")}
 
 
 @pytest.mark.parametrize(

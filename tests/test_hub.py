@@ -206,6 +206,16 @@ def test_all_weights_fit_their_budget():
     assert sum(p.stat().st_size for p in (ROOT / "zoo" / "weights").glob("*.safetensors")) < 60e6
 
 
+@pytest.mark.parametrize("name", [name for name in CARDS if "judged_accuracy" in hub.read_card(name)["metrics"]])
+def test_shipped_samples_are_recognised_as_their_labels(name):
+    """All 10,000; a pixel's rounding may tip a sample or two."""
+    from zoo.evaluation import judged_accuracy
+
+    published = hub.read_card(name)["metrics"]["judged_accuracy"]
+    assert abs(judged_accuracy(zoo.load(name))["judged_accuracy"] - published) <= 3e-4
+    assert published >= 0.98
+
+
 WITH_LIKELIHOOD = [name for name in CARDS if hub.read_card(name).get("log_likelihood")]
 
 

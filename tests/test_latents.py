@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from scipy.stats import kstest
-from torch.distributions import Bernoulli, Gumbel, Independent, Normal, OneHotCategorical, kl_divergence
+from torch.distributions import Bernoulli, Independent, Normal, OneHotCategorical, kl_divergence
 from torch.testing import assert_close
 
 from zoo import latents
@@ -71,7 +71,7 @@ def test_reparameterisation_multiplies_by_sigma():
 def test_scores_drawn_again_given_z(kind, generator):
     """z from u, then s from v given z: they lead to z, and all in all s is as if it were drawn at once.
 
-    Kolmogorov-Smirnov at 1e-4, one or five times.
+    Kolmogorov-Smirnov at 1e-4, one or six times.
     """
     n, draw = 20_000, lambda *s: torch.rand(*s, generator=generator, dtype=torch.float64)
     if kind == "bernoulli":
@@ -90,7 +90,7 @@ def test_scores_drawn_again_given_z(kind, generator):
         for c, location in enumerate(logits.log_softmax(-1)[0]):
             assert kstest(again[:, 0, c].numpy(), "gumbel_r", args=(location.item(),)).pvalue > 1e-4
         # Jointly too: the distance between the largest two, whose order is what z says.
-        fresh = Gumbel(logits.log_softmax(-1)[0], torch.ones(5, dtype=torch.float64)).sample((n,))
+        fresh = logits.log_softmax(-1)[0] + latents.gumbel(draw(n, 5))
         gap = lambda s: s.topk(2, -1).values.diff(dim=-1)[:, 0].neg().numpy()  # noqa: E731
         assert kstest(gap(again[:, 0]), gap(fresh)).pvalue > 1e-4
 
@@ -123,3 +123,11 @@ def test_temperature_by_hand():
     s = logits.log_softmax(-1) - (-u.log()).log()
     assert_close(q.soften(q.scores(u), 0.5), (s / 0.5).softmax(-1))
     assert_close(latents.logistic(torch.tensor(0.75)), torch.tensor(math.log(3.0)))
+    bits = latents.Bernoulli(torch.tensor([[0.3]]))
+    assert_close(
+        bits.soften(bits.scores(torch.tensor([[0.75]])), 0.5), (2 * (torch.tensor([[0.3]]) + math.log(3))).sigmoid()
+    )
+    assert_close(
+        latents.logistic(torch.tensor(1e-5)), torch.tensor(1e-5 / (1 - 1e-5)).log()
+    )  # rare noise is not cut off
+    assert_close(latents.gumbel(torch.tensor(1e-5)), torch.tensor(-math.log(-math.log(1e-5))))

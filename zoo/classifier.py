@@ -167,7 +167,7 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        steps = max(1, self.trainer.estimated_stepping_batches)  # infinite for max_epochs=-1
         half_cosine = lambda t: 0.5 * (1 + math.cos(math.pi * min(1.0, t)))  # noqa: E731
         rise_and_fall = lambda step: min((step + 1) / (0.2 * steps), half_cosine(max(0.0, step / steps - 0.2) / 0.8))  # noqa: E731
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rise_and_fall)

@@ -17,12 +17,18 @@ from tqdm.auto import tqdm
 from zoo.estimators import Comparison, compare, optimal_baseline, score_function
 from zoo.sampling import chunk_generator
 
+SEVERAL = ("+antithetic", "+loo", "+optimal")
+WHY_SEVERAL = (
+    "one draw of these is of several z: a mirrored pair, at least two that are each other's baseline, eight held out"
+)
+
 
 class Row(NamedTuple):
     """One estimator, one group of parameters: variance (trace of the covariance), SNR, cost, and bias.
 
-    ``difference`` is |mean difference from the first estimator|, its noise taken out, and ``resolution`` the size of
-    that noise, sqrt(tr C / n): a difference below it cannot be told from none. Both in units of the first's |g|.
+    ``difference`` is |mean difference from the first estimator|, its noise taken out, and ``noise`` the size of that
+    noise, sqrt(tr C / n): a difference not far above it may be none. Both in units of the first's |g|, and not a number
+    where that is lost in noise itself.
     """
 
     estimator: str
@@ -31,7 +37,7 @@ class Row(NamedTuple):
     snr: float
     milliseconds: float
     difference: float
-    resolution: float
+    noise: float
 
 
 def compare_model(
@@ -67,18 +73,10 @@ def rows(comparisons: dict[str, Comparison]) -> list[Row]:
     for name, c in comparisons.items():
         difference = c.difference.statistics()
         for group, values in c.moments.statistics().items():
-            signal = reference[group]["snr"] * reference[group]["variance"] ** 0.5 or math.inf
-            size = (
-                difference[group]["snr"] * difference[group]["variance"] ** 0.5
-                if difference[group]["variance"]
-                else 0.0
-            )
-            resolution = (difference[group]["variance"] / c.moments.n) ** 0.5
-            result.append(
-                Row(
-                    name, group, values["variance"], values["snr"], 1000 * c.seconds, size / signal, resolution / signal
-                )
-            )
+            size = reference[group]["signal"] ** 0.5 or math.nan
+            differs = difference[group]["signal"] ** 0.5 / size
+            noise = (difference[group]["variance"] / c.moments.n) ** 0.5 / size
+            result.append(Row(name, group, values["variance"], values["snr"], 1000 * c.seconds, differs, noise))
     return result
 
 
@@ -90,11 +88,16 @@ def table(rows: list[Row]) -> str:
     for group in dict.fromkeys(row.group for row in rows):
         lines += ["", f"{group} parameters", head]
         for i, row in enumerate(r for r in rows if r.group == group):
-            differs = "" if i == 0 else f"{row.difference:8.2%} (noise {row.resolution:.2%})"
+            differs = f"{row.difference:8.2%} (noise {row.noise:.2%})"
+            if math.isnan(row.noise):
+                differs = "    not known: the first's signal is below its noise"
+            differs = "" if i == 0 else differs
             lines.append(
                 f"{row.estimator:{width}}  {row.variance:10.4g}  {row.snr:10.4g}  {row.milliseconds:11.3g}  "
                 f"{row.variance * row.milliseconds:13.4g}  {differs}".rstrip()
             )
+    if several := [name for name in dict.fromkeys(row.estimator for row in rows) if name.endswith(SEVERAL)]:
+        lines += ["", f"{', '.join(several)}: {WHY_SEVERAL}"]
     return "\n".join(lines[1:])
 
 
@@ -108,7 +111,7 @@ def figure(rows: list[Row]) -> Figure:
         for i, row in enumerate(mine):
             left.plot(n, row.variance / n, color=f"C{i}", label=row.estimator)
             right.barh(i, row.variance * row.milliseconds, color=f"C{i}")
-        if mine and mine[0].snr > 0:
+        if mine and mine[0].estimator == rows[0].estimator and mine[0].snr > 0:
             signal = mine[0].variance * mine[0].snr ** 2
             left.axhline(signal, color="black", linestyle=":", label="|gradient|² by the first")
         left.set(xscale="log", yscale="log", xlabel="draws in the mean", ylabel="variance", title=f"{group} parameters")

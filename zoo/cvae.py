@@ -241,7 +241,7 @@ class CVAE(L.LightningModule):
 
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        steps = max(1, self.trainer.estimated_stepping_batches)  # infinite for max_epochs=-1
         half_cosine = lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))  # noqa: E731
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, half_cosine)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -113,7 +113,8 @@ def measure(model, data, num_samples: int = 0, progress: bool = False) -> tuple[
         num_samples: importance samples per test image; 0 leaves the log likelihood out.
 
     Returns:
-        metrics: those of the test loop; ``test/log_likelihood``, nats per image.
+        metrics: those of the test loop; ``test/log_likelihood``, nats per image; ``judged_accuracy`` of a model that
+            was trained on MNIST with labels.
         the log likelihood of each hundred test images, in turn; empty if left out.
 
     Raises:
@@ -128,6 +129,8 @@ def measure(model, data, num_samples: int = 0, progress: bool = False) -> tuple[
         hundreds = log_likelihood_by_hundreds(model.eval(), data, num_samples, progress=progress)
         sizes = [len(part) for part in data.splits["test"].images.split(IMAGES_AT_ONCE)]
         metrics["test/log_likelihood"] = sum(m * n for m, n in zip(hundreds, sizes, strict=True)) / sum(sizes)
+    if data.used == "mnist" and hasattr(model, "rows") and model.rows()[0] == "labels":
+        metrics["judged_accuracy"] = judged_accuracy(model)["judged_accuracy"]
     return metrics, hundreds
 
 

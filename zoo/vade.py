@@ -415,7 +415,7 @@ class VaDE(L.LightningModule):
 
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
-        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        steps = max(1, self.trainer.estimated_stepping_batches)  # infinite for max_epochs=-1
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         pretraining = min(steps, self.hparams.pretrain_epochs * per_epoch)
 

@@ -15,7 +15,8 @@ Symbols: x images in [0, 1], (B, 1, 28, 28), binary under the Bernoulli likeliho
 (B, D, K), with k draws each (k, B, ...); u uniform noise that binarises pixels.
 Logged: {train,val,test}/loss = -ELBO (beta included) or -L_k, /nll = -E_q log p(x | z), /kl, all in nats per example.
 Validation and test take hard draws of z whatever trains the model. Training by gumbel_softmax reports relaxed latents;
-by wake_sleep, train/loss = wake + sleep; learned baselines and control variates log their own error.
+by wake_sleep, train/loss = wake + sleep. What is learned besides logs its own loss: train/baseline, the squared error
+of NVIL's baseline; train/control, the mean squared gradient by q's logits that a control variate minimises.
 
 Differs from the papers:
 - Adam, its step decayed by half a cosine, in place of Adagrad or stepwise decay, and no weight decay (the paper's
@@ -26,6 +27,8 @@ Differs from the papers:
   means are linear in the last layer, in place of a sigmoid; only what ``decode`` returns is clipped to [0, 1].
 - The score-function estimators keep the divergence in closed form; seed 003 has all of log p(x, z) - log q(z | x) in
   the score term, which has the same expectation: that is the variant ``+sampled_kl``.
+- Relaxed latents keep the divergence of the discrete ones in closed form (as Jang et al.), so that their train/loss is
+  no bound; Maddison et al. have that of the relaxation. val/loss is a bound in either case.
 - NVIL (Mnih & Gregor 2014) also divides by a running standard deviation, which rescales the gradient; not here.
 - Wake-sleep here dreams a new batch at each step, one for each image, and takes both steps at once.
 - Seed 001 writes z = mu + x sigma^2 for the re-parameterisation; it is sigma. Seed 003 prints the prior once as
@@ -123,7 +126,8 @@ class VAE(L.LightningModule):
         estimator: of the gradient, one of ``ESTIMATORS``; ``auto`` is pathwise for Gaussian latents, for discrete ones
             score_function+nvil (``elbo``) or score_function+loo (``iwae``).
         temperature: of relaxed latents; where a control variate learns it, where it begins.
-        temperature_end: if not null, the temperature falls to this, exponentially over the run.
+        temperature_end: if not null, the temperature of gumbel_softmax and straight_through falls to this,
+            exponentially over the run.
         lr: of Adam, decayed to zero by half a cosine over the run.
         variance_floor: added to the learned variance of the Gaussian likelihood, in squared pixel units (1 is white).
 
@@ -207,6 +211,10 @@ class VAE(L.LightningModule):
             raise ValueError(f"temperature_end must be null or a positive number, got {end!r}")
         if not isinstance(h.beta, int | float) or not 0 <= h.beta < math.inf:
             raise ValueError(f"beta must be a number of at least 0, got {h.beta!r}")
+        if end is not None and h.estimator not in ("gumbel_softmax", "straight_through"):
+            raise ValueError(
+                f"temperature_end belongs to estimator=gumbel_softmax or straight_through, got estimator={h.estimator}"
+            )
         if h.beta != 1 and h.objective != "elbo":
             raise ValueError(f"beta belongs to objective=elbo; with objective={h.objective} it must be 1, got {h.beta}")
         if h.objective == "wake_sleep":
@@ -353,7 +361,9 @@ class VAE(L.LightningModule):
             terms["baseline"] = (self.baseline_of(x) - each["nll"].detach()).square().mean()
             terms["loss"] = with_gradient(terms["loss"], terms["baseline"])
         elif self.estimator in ("rebar", "relax") and torch.is_grad_enabled():
-            q, f = self.encode(x), self._fixed_nll(x)
+            with torch.no_grad():
+                q = self.encode(x)
+            f = self._fixed_nll(x)
             control = self._control(x, q, self.estimator, learn=True)
             terms["control"] = relax_variance(f, control, q, noise["z"], noise["v"]).mean()
             terms["loss"] = with_gradient(terms["loss"], terms["control"])
@@ -364,7 +374,7 @@ class VAE(L.LightningModule):
 
     def baseline_of(self, x: Tensor) -> Tensor:
         """C_psi(x), NVIL's learned baseline (003): what -log p(x | z) is on average for this image; (B,) nats."""
-        return COIN_FLIPS * self.baseline(x).squeeze(-1)
+        return COIN_FLIPS * at_least_float32(self.baseline(x)).squeeze(-1)
 
     def _control(self, x: Tensor, q, estimator: str, learn: bool = False) -> Callable[[Tensor], Tensor]:
         """The control variate of scores; learned where this estimator trains the model, else REBAR's with eta = 1."""
@@ -385,8 +395,8 @@ class VAE(L.LightningModule):
         done = 1.0 if self._trainer is None else min(1.0, self.trainer.global_step / self._steps())
         return start * (end / start) ** done
 
-    def _steps(self) -> int:
-        return max(1, int(self.trainer.estimated_stepping_batches))
+    def _steps(self) -> float:
+        return max(1, self.trainer.estimated_stepping_batches)  # infinite for max_epochs=-1
 
     def bound(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The terms that are validated: -ELBO, or -L_k, at hard draws of z, whatever estimates the gradient."""

@@ -87,8 +87,8 @@ class GradientMoments:
         ``net.down.0.weight`` in ``down`` if everything is in ``net``.
 
         Returns:
-            ``{group: {"variance": tr C, "snr": sqrt(max(0, |g_n|^2 - tr C / n) / tr C)}}``; the ratio is infinite for a
-            gradient without noise and 0 where noise hides the signal.
+            ``{group: {"variance": tr C, "signal": max(0, |g_n|^2 - tr C / n), "snr": sqrt(signal / variance)}}``; the
+            ratio is infinite for a gradient without noise and 0 where noise hides the signal.
 
         Raises:
             ValueError: for fewer than two draws, which have no variance.
@@ -104,9 +104,9 @@ class GradientMoments:
         result = {}
         for group, names in groups.items():
             variance = sum(self.squared_deviation[name] for name in names) / (self.n - 1)
-            signal = sum(self.mean[name].square().sum().item() for name in names) - variance / self.n
-            ratio = max(0.0, signal) / variance if variance > 0 else float("inf") if signal > 0 else 0.0
-            result[group] = {"variance": variance, "snr": ratio**0.5}
+            signal = max(0.0, sum(self.mean[name].square().sum().item() for name in names) - variance / self.n)
+            ratio = signal / variance if variance > 0 else float("inf") if signal > 0 else 0.0
+            result[group] = {"variance": variance, "signal": signal, "snr": ratio**0.5}
         return result
 
 
@@ -123,10 +123,17 @@ def gradient_moments(
     """
     moments, params = GradientMoments(), {k: v.detach() for k, v in estimator.params.items()}
     gradient = grad(estimator.surrogate)
-    start = time.perf_counter()
+    start = clock()
     for k in draws:
         moments.update(gradient(params, batch, estimator.noise(batch, chunk_generator(seed, k))))
-    return moments, (time.perf_counter() - start) / max(1, moments.n)
+    return moments, (clock() - start) / max(1, moments.n)
+
+
+def clock() -> float:
+    """Seconds, once what a GPU has been asked to do is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 @dataclass
@@ -168,9 +175,9 @@ def compare(
     result = {e.name: Comparison() for e in estimators}
     for n, k in enumerate(draws):
         for e in estimators:
-            start = time.perf_counter()
+            start = clock()
             g = gradient[e.name](params, batch, e.noise(batch, chunk_generator(seed, k)))
-            result[e.name].seconds += (time.perf_counter() - start - result[e.name].seconds) / (n + 1)
+            result[e.name].seconds += (clock() - start - result[e.name].seconds) / (n + 1)
             if e is reference:
                 first = g
             result[e.name].moments.update(g)

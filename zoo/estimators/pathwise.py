@@ -1,9 +1,9 @@
 """The pathwise estimator: z a differentiable function of noise, grad E[f(z(eps))] = E[grad f(z(eps))].
 
 Seeds 000 and 001 ("re-parameterization trick"), 003 (learning in amortised variational inference); Kingma & Welling
-2014. 003 lists the families it extends to: location and scale (Gaussian, Laplace, Student's t), compositions
-(log-normal), and inverse distribution functions or implicit differentiation (gamma, Dirichlet). The Gaussian one is
-:class:`zoo.latents.Gaussian`; the others are those of torch.distributions.
+2014. 003 lists the families it extends to, among them location and scale (Gaussian, Laplace, Student's t) and
+compositions (log-normal, Dirichlet). The Gaussian one is :class:`zoo.latents.Gaussian`; the others are those of
+torch.distributions, which differentiates gamma draws, and with them Dirichlet ones, implicitly.
 """
 
 import torch
@@ -19,7 +19,7 @@ def antithetic(eps: Tensor) -> Tensor:
 def rsample(q: Distribution, shape: tuple[int, ...], seed: int) -> Tensor:
     """A re-parameterised draw of any torch.distributions family that has one, as a function of a seed.
 
-    torch draws these from its global generator; here that is set for the draw, and put back.
+    torch draws these from its global generators; here they are set for the draw, and put back.
 
     Args:
         q: a distribution with ``has_rsample``: Laplace, StudentT, LogNormal, Gamma, Dirichlet, ...
@@ -34,6 +34,6 @@ def rsample(q: Distribution, shape: tuple[int, ...], seed: int) -> Tensor:
     """
     if not q.has_rsample:
         raise ValueError(f"{type(q).__name__} has no re-parameterisation; use the score function or a relaxation")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         return q.rsample(shape)
