@@ -5,6 +5,7 @@ import math
 import re
 import signal
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -447,6 +448,20 @@ def test_a_run_interrupted_around_the_fit_goes_on_exactly(at, left, tmp_path, un
     if at >= 10:  # its last value belongs to the part before
         metrics = {k: v for k, v in metrics.items() if k != "train/reconstruction"}
     assert_same_run(resumed, tmp_path, (metrics, folder))
+
+
+def test_a_run_without_a_mixture_is_said_to_be_one(tmp_path, caplog):
+    run(tmp_path, *SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=1", "test=false")
+    assert "ends before there is a mixture: its epochs, 1, are all" in caplog.text
+    assert not checkpoint(tmp_path)["state_dict"]["initialised"]
+
+
+def test_fit_without_a_data_module_is_refused():
+    trainer = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    with pytest.raises(ValueError, match=r"fit\(model, datamodule=...\)"):
+        trainer.fit(
+            tiny(), [(torch.zeros(2, 1, 28, 28), torch.zeros(2))], [(torch.zeros(2, 1, 28, 28), torch.zeros(2))]
+        )
 
 
 def test_the_metrics_of_the_run_are_those_of_the_reloaded_model(uninterrupted):

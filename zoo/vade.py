@@ -19,7 +19,8 @@ The first two are equal at every z for every gamma, and largest at gamma = p(c|z
 the tightest, it is what val/loss and test/loss report. The mean field lies below it, whatever its gamma, and meets it
 at K = 1. Training maximises the mean field, as the paper does, with gamma = p(c | z = mu(x)): its gamma belongs to the
 image and not to the draw, so that it pulls every z drawn for an image, and with q(z | deformed x) every deformation of
-it, into one cluster. Maximising the tightest bound in its place found no better clusters than k-means had.
+it, into one cluster. (From the same k-means clusters of accuracy 0.89, six epochs led to 0.92; six epochs of the
+tightest bound left them at 0.89.)
 
 Symbols: x images in [0, 1], (B, 1, 28, 28), binary under the likelihood; z latents, (B, D); c clusters, 0 .. K-1; pi
 (K,); mu_c, logvar_c (K, D); gamma responsibilities, (B, K); u uniform noise that binarises pixels; eps standard normal.
@@ -34,8 +35,8 @@ Differs from the paper:
   a denoising autoencoder, as the paper's is, whose noise is not masked pixels but slants and bends. So latents tell
   digits apart before their slants. The ELBO is a lower bound for any q, for this one too (Im et al. 2017).
 - The autoencoder is pretrained as a whole with Adam, not layer by layer. Each phase has half a cosine of learning rate.
-- The mixture begins with the shares, means and variances of clusters found by k-means, not by EM, whose likelihood
-  gains most where it cuts the densest digit, the one, in two.
+- The mixture begins with the shares, means and variances of clusters found by k-means, not by EM: of the same latents,
+  accuracy 0.89 against 0.87 (0.80 with full covariances). EM cuts the densest digit, the one, in two.
 - Pixels are binarised dynamically, as for the VAE; the paper puts grey ones into the Bernoulli cross-entropy, which is
   no likelihood of them. Clusters are those of grey images.
 - gamma is held fixed in the gradient, and is taken at z = mu(x), not at a drawn z.
@@ -343,6 +344,19 @@ class VaDE(L.LightningModule):
         # Several processes want a gradient for every parameter: the mixture's is zero.
         mixture = self.pi_logits.sum() + self.mu_c.sum() + self.logvar_c.sum()
         return reconstruction_loss(x, self.encode_deformed(noise), self.log_px).mean() + 0.0 * mixture
+
+    def on_fit_start(self):
+        epochs, pretraining = self.trainer.max_epochs, self.hparams.pretrain_epochs
+        if self.trainer.datamodule is None:
+            raise ValueError(
+                "VaDE is trained with fit(model, datamodule=...): it asks for the training images once more"
+            )
+        if not self.initialised and epochs not in (None, -1) and epochs <= pretraining and self.trainer.is_global_zero:
+            log.warning(
+                "The run ends before there is a mixture: its epochs, %d, are all the autoencoder's. Raise "
+                "trainer.max_epochs above model.pretrain_epochs=%d, or lower that",
+                *(epochs, pretraining),
+            )
 
     def on_train_epoch_start(self):
         if not self.initialised and self.current_epoch >= self.hparams.pretrain_epochs:
