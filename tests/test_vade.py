@@ -223,13 +223,13 @@ def test_fit_mixture_finds_well_separated_clusters(generator):
     true = Mixture(torch.tensor([0.5, 0.3, 0.2]).log(), 10 * torch.eye(3)[:, :2], torch.zeros(3, 2))
     c = torch.multinomial(true.log_pi.exp(), n, replacement=True, generator=generator)
     z = true.mu_c[c] + torch.randn(n, 2, generator=generator)
-    fitted = fit_mixture(z.numpy(), z.numpy(), 3, restarts=2, seed=0)
+    fitted = fit_mixture(z, z, 3, restarts=2, seed=0)
     order = fitted.log_pi.argsort(descending=True)
     found = Mixture(*(t[order] for t in fitted))
     assert (found.log_pi.exp() - true.log_pi.exp()).abs().max() < 4.5 * 0.5 / n**0.5
     assert (found.mu_c - true.mu_c).abs().max() < 4.5 / (0.2 * n) ** 0.5
     assert (found.logvar_c).abs().max() < 4.5 * (2 / (0.2 * n)) ** 0.5
-    assert_same(list(fit_mixture(z.numpy(), z.numpy(), 3, 2, seed=0)), list(fitted))
+    assert_same(list(fit_mixture(z, z, 3, 2, seed=0)), list(fitted))
 
 
 def test_fit_mixture_takes_the_clusters_that_deformation_keeps(generator):
@@ -238,7 +238,7 @@ def test_fit_mixture_takes_the_clusters_that_deformation_keeps(generator):
     z = z + 0.01 * torch.randn(400, 2, generator=generator)
     mirrored = torch.tensor([-1.0, 1.0]) * z
     mirrored[::2] = z[::2]
-    left, right = fit_mixture(z.numpy(), mirrored.numpy(), 2, restarts=30, seed=0).mu_c
+    left, right = fit_mixture(z, mirrored, 2, restarts=30, seed=0).mu_c
     assert_close((left - right).abs(), torch.tensor([0.0, 2.0]), rtol=0, atol=0.02)
 
 
