@@ -27,6 +27,7 @@ from zoo.vade import (
     VaDE,
     deform,
     fit_mixture,
+    invariance,
     kl_components,
     kl_terms,
     log_gmm,
@@ -240,6 +241,17 @@ def test_fit_mixture_takes_the_clusters_that_deformation_keeps(generator):
     mirrored[::2] = z[::2]
     left, right = fit_mixture(z, mirrored, 2, restarts=30, seed=0).mu_c
     assert_close((left - right).abs(), torch.tensor([0.0, 2.0]), rtol=0, atol=0.02)
+
+
+def test_invariance_is_the_mutual_information_of_clusters(generator):
+    """Far clusters of equal shares: log K where they are kept, 0 where they are forgotten, less where two are one."""
+    mixture = Mixture(torch.zeros(4).log_softmax(0), 20 * torch.eye(4), torch.zeros(4, 4))
+    c = torch.arange(400) % 4
+    z = mixture.mu_c[c] + torch.randn(400, 4, generator=generator)
+    assert_close(invariance(z, z.roll(4, 0), mixture), math.log(4))
+    assert abs(invariance(z, mixture.mu_c[(c + torch.arange(400) // 4) % 4], mixture)) < 1e-4
+    swapped = mixture.mu_c[torch.where(c < 2, (c + torch.arange(400) // 4) % 2, c)]
+    assert_close(invariance(z, swapped, mixture), 1.5 * math.log(2))
 
 
 def tiny(**arguments):

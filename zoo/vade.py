@@ -232,10 +232,12 @@ def fit_mixture(z: Tensor, z_deformed: Tensor, num_clusters: int, restarts: int,
         restarts: runs of k-means.
     """
     from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
 
     optima = []
     for i in range(restarts):
-        c = torch.from_numpy(KMeans(num_clusters, n_init=1, random_state=seed + i).fit(z.numpy()).labels_)
+        with threadpool_limits(1):  # several threads would add up in another order each time
+            c = torch.from_numpy(KMeans(num_clusters, n_init=1, random_state=seed + i).fit(z.numpy()).labels_)
         clusters = [z[c == k] for k in range(num_clusters)]
         share = torch.tensor([len(cluster) / len(z) for cluster in clusters])
         mean = torch.stack([cluster.mean(0) for cluster in clusters])
