@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.figure import Figure
 
+from zoo.configuration import check_whole
 from zoo.estimators import GradientMoments, gradient_moments
 from zoo.sampling import chunk_generator
 
@@ -48,11 +49,14 @@ class EstimatorVariance(L.Callback):
         compare: list[str] | None = None,
         seed: int = 0,
     ):
-        if draws < 2 or every_n_steps < 1 or batch_size < 1:
-            raise ValueError(
-                "draws must be at least 2, every_n_steps and batch_size at least 1, "
-                f"got {draws}, {every_n_steps} and {batch_size}"
-            )
+        check_whole("draws", draws, least=2)
+        check_whole("every_n_steps", every_n_steps)
+        check_whole("batch_size", batch_size)
+        check_whole("seed", seed, least=0)
+        names = compare if isinstance(compare, list | tuple) else []
+        strings = {name for name in names if isinstance(name, str)}
+        if compare is not None and (not names or len(strings) < len(names)):
+            raise ValueError(f"compare must be null or a list of estimators, each once, got {compare!r}")
         self.folder, self.every_n_steps, self.draws, self.batch_size = Path(folder), every_n_steps, draws, batch_size
         self.compare, self.seed = compare, seed
         self.batch: Any = None
@@ -68,9 +72,14 @@ class EstimatorVariance(L.Callback):
             raise ValueError(f"{name} has no gradient estimator {', '.join(unknown)}; it has {', '.join(known)}")
 
     def on_train_start(self, trainer, pl_module):
-        loader = trainer.val_dataloaders
+        loader = trainer.val_dataloaders  # not there yet where the first validation is some epochs off
+        if loader is None and trainer.datamodule is not None and trainer.limit_val_batches:
+            loader = trainer.datamodule.val_dataloader()
         if loader is None:
-            raise ValueError("the probe batch of EstimatorVariance comes from validation data, and there are none")
+            raise ValueError(
+                "the probe batch of EstimatorVariance comes from validation data, and there are none: have some "
+                "(trainer.limit_val_batches), or leave the callback out (~callbacks.estimator_variance)"
+            )
         with isolate_rng():
             batch = [first_images(t.to(pl_module.device), self.batch_size, trainer) for t in next(iter(loader))]
         if hasattr(pl_module, "probe_batch"):

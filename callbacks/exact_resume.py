@@ -82,8 +82,9 @@ class ExactResume(Checkpoint):
         log.warning("%s: finishing this batch, then saving; again to stop at once", signal.Signals(signum).name)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        # The last batch of an epoch goes on to validation and last.ckpt.
-        if not trainer.is_last_batch and self._any_received(trainer):
+        # An epoch's last batch goes on to validation and last.ckpt; a gradient half accumulated is in no checkpoint.
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if whole and not trainer.is_last_batch and self._any_received(trainer):
             path = self.folder / "checkpoints" / "interrupted.ckpt"
             trainer.save_checkpoint(path, weights_only=False)
             self._stop(trainer, path)

@@ -7,6 +7,7 @@ import lightning as L
 import torch
 
 from callbacks.grids import write_grid
+from zoo.configuration import check_whole
 
 
 class Latents(L.Callback):
@@ -26,9 +27,8 @@ class Latents(L.Callback):
     """
 
     def __init__(self, folder: str, n: int = 40, every_n_epochs: int = 5):
-        for key, value in {"n": n, "every_n_epochs": every_n_epochs}.items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
+        check_whole("n", n)
+        check_whole("every_n_epochs", every_n_epochs)
         self.folder, self.n, self.every_n_epochs = Path(folder), n, every_n_epochs
 
     def setup(self, trainer, pl_module, stage):

@@ -3,6 +3,7 @@
 import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from zoo.configuration import check_whole
 from zoo.evaluation import log_likelihood
 from zoo.sampling import chunk_generator
 
@@ -25,8 +26,8 @@ class LogLikelihood(L.Callback):
 
     def __init__(self, every_n_epochs: int = 10, num_samples: int = 100, batches: int = 2, seed: int = 0):
         for key, value in {"every_n_epochs": every_n_epochs, "num_samples": num_samples, "batches": batches}.items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
+            check_whole(key, value)
+        check_whole("seed", seed, least=0)
         self.every_n_epochs, self.num_samples, self.batches, self.seed = every_n_epochs, num_samples, batches, seed
 
     def setup(self, trainer, pl_module, stage):

@@ -1,5 +1,6 @@
 """A grid of samples, as a picture in the run folder and in every logger that takes images."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from callbacks.grids import write_grid
+from zoo.configuration import check_whole
 from zoo.sampling import check_conditions, picture, sample_chunks
 
 
@@ -32,8 +34,11 @@ class Samples(L.Callback):
     def __init__(
         self, folder: str, n: int = 64, every_n_epochs: int = 1, seed: int = 0, conditions: dict[str, Any] | None = None
     ):
-        if n < 1 or every_n_epochs < 1:
-            raise ValueError(f"n and every_n_epochs must be at least 1, got {n} and {every_n_epochs}")
+        check_whole("n", n)
+        check_whole("every_n_epochs", every_n_epochs)
+        check_whole("seed", seed, least=0)
+        if not isinstance(conditions or {}, Mapping):
+            raise ValueError(f"conditions must be names with values, such as {{num_steps: 50}}, got {conditions!r}")
         self.folder, self.n, self.every_n_epochs, self.seed = Path(folder), n, every_n_epochs, seed
         self.conditions = dict(conditions or {})
 
@@ -43,7 +48,8 @@ class Samples(L.Callback):
     def on_fit_start(self, trainer, pl_module):
         # Conditions that do not fit, such as more steps than the model has, fail here and not after an epoch.
         with isolate_rng(), torch.no_grad():
-            pl_module.sample(1, generator=torch.Generator().manual_seed(0), **self.conditions)
+            first = {k: v[:1] if isinstance(v, list) else v for k, v in self.conditions.items()}
+            pl_module.sample(1, generator=torch.Generator().manual_seed(0), **first)
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         epoch = trainer.current_epoch

@@ -137,7 +137,7 @@ def test_a_missing_capability_fails_at_set_up_with_both_names(tmp_path):
         run(tmp_path / "steps", *TINY["ddpm"], "callbacks.samples.conditions.num_steps=51")
     with pytest.raises(ValueError, match="seed must be a whole number from 0"):
         run(tmp_path / "seed", *TINY["vae"], "seed=-1")
-    with pytest.raises(ValueError, match="draws must be at least 2.*got 1"):
+    with pytest.raises(ValueError, match="draws must be a whole number of at least 2, got 1"):
         EstimatorVariance(tmp_path, draws=1)
     assert not list(tmp_path.rglob("*.ckpt"))
 

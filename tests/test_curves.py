@@ -10,10 +10,14 @@ from zoo.curves import figure, read_curve
 
 
 def test_curves_of_runs(tmp_path, monkeypatch, capsys):
-    metrics = run(tmp_path / "a", *TINY["vae"], "trainer.max_epochs=3", "callbacks=none", "test=false")
-    points = read_curve(tmp_path / "a", "val/loss")
+    metrics = run(tmp_path / "a", *TINY["vae"], "trainer.max_epochs=3", "trainer.log_every_n_steps=5")
+    unit, points = read_curve(tmp_path / "a", "val/loss")
+    assert unit == "epochs"
     assert [epoch for epoch, _ in points] == [1, 2, 3]
     assert abs(points[-1][1] - metrics["val/loss"]) < 1e-3
+    assert [epoch for epoch, _ in read_curve(tmp_path / "a", "test/loss")[1]] == [3]
+    unit, points = read_curve(tmp_path / "a", "variance/pathwise/all")
+    assert unit == "steps" and points[0][0] == 0
     monkeypatch.setattr(sys, "argv", ["zoo", "curves", str(tmp_path / "a"), "-o", str(tmp_path / "x.png")])
     main()
     assert "val/loss" in capsys.readouterr().out and (tmp_path / "x.png").stat().st_size > 5000

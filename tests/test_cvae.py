@@ -293,10 +293,10 @@ def test_pictures_have_a_row_for_each_label():
     torch.manual_seed(0)
     model = CVAE(latent_dim=2, hidden=[8], num_classes=3).eval()
     n, conditions, columns = picture(model, 20, {})
-    assert (n, columns) == (18, 6) and conditions["labels"] == [0] * 6 + [1] * 6 + [2] * 6
+    assert (n, columns) == (21, 7) and conditions["labels"] == [0] * 7 + [1] * 7 + [2] * 7
     rows = sample_chunks(model, n, seed=0, **conditions)
-    assert_close(rows[:6], sample_chunks(model, n, seed=0, labels=0)[:6])
-    assert_close(rows[12:], sample_chunks(model, n, seed=0, labels=2)[12:])
+    assert_close(rows[:7], sample_chunks(model, n, seed=0, labels=0)[:7])
+    assert_close(rows[14:], sample_chunks(model, n, seed=0, labels=2)[14:])
     assert picture(model, 20, {"labels": 1}).columns == 4  # where the label is set there are no rows
 
 

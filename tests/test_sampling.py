@@ -87,7 +87,7 @@ def test_conditions_with_one_value_per_sample_follow_the_chunks(world_size):
 
 
 def test_a_picture_has_a_row_for_each_kind():
-    n, conditions, columns = picture(Greys(), 14, {"scale": 0.5})
+    n, conditions, columns = picture(Greys(), 10, {"scale": 0.5})
     assert (n, columns) == (12, 4) and conditions["scale"] == 0.5
     rows = sample_chunks(Greys(), n, 0, **conditions)[:, 0, 0, 0].view(3, columns)
     assert_close(rows, torch.tensor([[0.0] * 4, [0.25] * 4, [0.5] * 4]))

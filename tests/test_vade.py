@@ -5,6 +5,7 @@ import math
 import re
 import signal
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -27,6 +28,7 @@ from zoo.vade import (
     VaDE,
     deform,
     fit_mixture,
+    invariance,
     kl_components,
     kl_terms,
     log_gmm,
@@ -224,13 +226,34 @@ def test_fit_mixture_finds_well_separated_clusters(method, generator):
     true = Mixture(torch.tensor([0.5, 0.3, 0.2]).log(), 10 * torch.eye(3)[:, :2], torch.zeros(3, 2))
     c = torch.multinomial(true.log_pi.exp(), n, replacement=True, generator=generator)
     z = true.mu_c[c] + torch.randn(n, 2, generator=generator)
-    fitted = fit_mixture(z.numpy(), 3, restarts=2, seed=0, method=method)
+    fitted = fit_mixture(z, z, 3, restarts=2, seed=0, method=method)
     order = fitted.log_pi.argsort(descending=True)
     found = Mixture(*(t[order] for t in fitted))
     assert (found.log_pi.exp() - true.log_pi.exp()).abs().max() < 4.5 * 0.5 / n**0.5
     assert (found.mu_c - true.mu_c).abs().max() < 4.5 / (0.2 * n) ** 0.5
     assert (found.logvar_c).abs().max() < 4.5 * (2 / (0.2 * n)) ** 0.5
-    assert_same(list(fit_mixture(z.numpy(), 3, 2, 0, method)), list(fitted))
+    assert_same(list(fit_mixture(z, z, 3, 2, 0, method)), list(fitted))
+
+
+def test_fit_mixture_takes_the_clusters_that_deformation_keeps(generator):
+    """A rectangle's corners, mirrored along its long side: the tightest halves mix, those along the short side stay."""
+    z = torch.tensor([1.2, 1.0]) * torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]).repeat(100, 1)
+    z = z + 0.01 * torch.randn(400, 2, generator=generator)
+    mirrored = torch.tensor([-1.0, 1.0]) * z
+    mirrored[::2] = z[::2]
+    left, right = fit_mixture(z, mirrored, 2, restarts=30, seed=0).mu_c
+    assert_close((left - right).abs(), torch.tensor([0.0, 2.0]), rtol=0, atol=0.02)
+
+
+def test_invariance_is_the_mutual_information_of_clusters(generator):
+    """Far clusters of equal shares: log K where they are kept, 0 where they are forgotten, less where two are one."""
+    mixture = Mixture(torch.zeros(4).log_softmax(0), 20 * torch.eye(4), torch.zeros(4, 4))
+    c = torch.arange(400) % 4
+    z = mixture.mu_c[c] + torch.randn(400, 4, generator=generator)
+    assert_close(invariance(z, z.roll(4, 0), mixture), math.log(4))
+    assert abs(invariance(z, mixture.mu_c[(c + torch.arange(400) // 4) % 4], mixture)) < 1e-4
+    swapped = mixture.mu_c[torch.where(c < 2, (c + torch.arange(400) // 4) % 2, c)]
+    assert_close(invariance(z, swapped, mixture), 1.5 * math.log(2))
 
 
 def tiny(**arguments):
@@ -450,6 +473,20 @@ def test_a_run_interrupted_around_the_fit_goes_on_exactly(at, left, tmp_path, un
     if at >= 10:  # its last value belongs to the part before
         metrics = {k: v for k, v in metrics.items() if k != "train/reconstruction"}
     assert_same_run(resumed, tmp_path, (metrics, folder))
+
+
+def test_a_run_without_a_mixture_is_said_to_be_one(tmp_path, caplog):
+    run(tmp_path, *SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=1", "test=false")
+    assert "ends before there is a mixture: its epochs, 1, are all" in caplog.text
+    assert not checkpoint(tmp_path)["state_dict"]["initialised"]
+
+
+def test_fit_without_a_data_module_is_refused():
+    trainer = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    with pytest.raises(ValueError, match=r"fit\(model, datamodule=...\)"):
+        trainer.fit(
+            tiny(), [(torch.zeros(2, 1, 28, 28), torch.zeros(2))], [(torch.zeros(2, 1, 28, 28), torch.zeros(2))]
+        )
 
 
 def test_the_metrics_of_the_run_are_those_of_the_reloaded_model(uninterrupted):

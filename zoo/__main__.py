@@ -32,7 +32,8 @@ def sample(args: argparse.Namespace) -> None:
     check_conditions(model, conditions)
     n, conditions, columns = picture(model, args.n, conditions)
     save_grid(sample_chunks(model, n, args.seed, progress=True, **conditions), args.output, columns)
-    print(f"{n} samples in {args.output}")
+    rows = f", in rows of {columns} for each of the {model.rows()[0]}" if n != args.n else ""
+    print(f"{n} samples in {args.output}{rows}")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -81,9 +82,9 @@ def curves(args: argparse.Namespace) -> None:
 
     check_picture(args.output)
     found = {str(run): curves.read_curve(run, args.metric) for run in args.runs}
-    for name, points in found.items():
-        print(f"{name}: {args.metric} {points[-1][1]:.6g} after {points[-1][0]} epochs")
-    comparison.save(curves.figure(found, args.metric), args.output)
+    for name, (unit, points) in found.items():
+        print(f"{name}: {args.metric} {points[-1][1]:.6g} after {points[-1][0]} {unit}")
+    comparison.save(curves.figure({k: points for k, (_, points) in found.items()}, args.metric, unit), args.output)
     print(f"figure in {args.output}")
 
 

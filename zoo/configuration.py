@@ -1,5 +1,7 @@
 """Readable answers to what is wrong with a command line: keys that do not exist, values that do not fit."""
 
+import math
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -46,7 +48,9 @@ def check_overrides(arguments: list[str], config_dir: Path) -> None:
         known = sorted(str(k) for k in node if k != "_target_")
         close = get_close_matches(key, known, n=1)
         hint = f" Did you mean {'.'.join([*path, close[0]])}?" if close else ""
-        raise SystemExit(f"unknown key {override.key_or_group}: {parent} has {', '.join(known) or 'no keys'}.{hint}")
+        if not known:  # a place for keys of the user's own, such as the conditions of samples
+            raise SystemExit(f"{parent} has no key {key} yet: add it with +{override.input_line}")
+        raise SystemExit(f"unknown key {override.key_or_group}: {parent} has {', '.join(known)}.{hint}")
 
 
 def check_values(cfg) -> None:
@@ -59,6 +63,37 @@ def check_values(cfg) -> None:
         raise ValueError(f"seed must be a whole number from 0 to 2^32 - 1, got {cfg.seed!r}")
     if not isinstance(cfg.test, bool):
         raise ValueError(f"test must be true or false, got {cfg.test!r}")
+
+
+def check_whole(key: str, value: object, least: int = 1) -> None:
+    """Refuse what is no whole number of at least ``least``; true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{key} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_positive(key: str, value: object) -> None:
+    """Refuse what is no positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{key} must be a positive number, got {value!r}")
+
+
+def check_not_negative(key: str, value: object) -> None:
+    """Refuse what is no finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{key} must be a number of at least 0, got {value!r}")
+
+
+def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse what is none of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{key} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
+
+
+def check_widths(key: str, value: object, example: Sequence[int]) -> None:
+    """Refuse what is no list of whole numbers of at least 1, one per layer."""
+    whole = isinstance(value, list | tuple) and all(type(n) is int and n >= 1 for n in value)
+    if not whole or not value:
+        raise ValueError(f"{key} must be a list of whole numbers of at least 1, such as {list(example)}, got {value!r}")
 
 
 def raised_by_the_zoo(error: BaseException) -> bool:

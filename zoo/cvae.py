@@ -36,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.configuration import check_choice, check_positive, check_whole, check_widths
 from zoo.estimators import GradientEstimator, Noise, Params, call_with, score_function
 from zoo.evaluation import importance_weighted_log_likelihood
 from zoo.functional import at_least_float32, binarise, kl_normal, log_bernoulli, log_normal, reparameterise
@@ -148,20 +149,13 @@ class CVAE(L.LightningModule):
         variance_floor: float = 1e-3,
     ):
         super().__init__()
-        if prior not in ("standard", "learned"):
-            raise ValueError(f"prior must be standard or learned, got {prior!r}")
-        if likelihood not in ("bernoulli", "gaussian"):
-            raise ValueError(f"likelihood must be bernoulli or gaussian, got {likelihood!r}")
-        for key, value in {"latent_dim": latent_dim, "num_classes": num_classes}.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
-        if isinstance(hidden, int | str) or not hidden or any(not isinstance(h, int) or h < 1 for h in hidden):
-            raise ValueError(
-                f"hidden must be a list of whole numbers of at least 1, such as [512, 512], got {hidden!r}"
-            )
-        for key, value in {"lr": lr, "variance_floor": variance_floor}.items():
-            if not isinstance(value, int | float) or not value > 0:
-                raise ValueError(f"{key} must be a positive number, got {value!r}")
+        check_choice("prior", prior, ("standard", "learned"))
+        check_choice("likelihood", likelihood, ("bernoulli", "gaussian"))
+        check_whole("latent_dim", latent_dim)
+        check_whole("num_classes", num_classes)
+        check_widths("hidden", hidden, (512, 512))
+        check_positive("lr", lr)
+        check_positive("variance_floor", variance_floor)
         hidden = list(hidden)
         self.save_hyperparameters()
         self.encoder = mlp([PIXELS + num_classes, *hidden, 2 * latent_dim])
@@ -254,6 +248,7 @@ class CVAE(L.LightningModule):
     def forward(self, x: Tensor, y: Labels) -> Tensor:
         return self.reconstruct(x, y)
 
+    @torch.no_grad()
     def reconstruct(self, x: Tensor, y: Labels) -> Tensor:
         """The mean of p(x | z, y) at the posterior mean z = mu(x, y): images in [0, 1], (B, 1, 28, 28)."""
         return self.decode(self.encode(x, y)[0], y)

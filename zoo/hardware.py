@@ -20,6 +20,9 @@ def make_trainer(precision: str = "auto", **kwargs) -> L.Trainer:
     """
     quiet_lightning()
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it; nothing changes on a CPU
+    allowed = ("auto", "32-true", "32", 32, "bf16-mixed", "16-mixed")
+    if precision not in allowed:
+        raise ValueError(f"trainer.precision must be auto, 32-true, bf16-mixed or 16-mixed, got {precision!r}")
     if precision == "auto":
         gpu = kwargs.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         precision = "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"

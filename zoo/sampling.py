@@ -15,6 +15,8 @@ from torchvision.utils import make_grid
 from torchvision.utils import save_image as save_png
 from tqdm.auto import tqdm
 
+from zoo.configuration import check_whole
+
 CHUNK = 16
 
 
@@ -71,8 +73,7 @@ def sample_chunks(
     Returns:
         (n, ...): as ``model.sample`` returns them, on the CPU.
     """
-    if n < 1:
-        raise ValueError(f"the number of samples must be at least 1, got {n}")
+    check_whole("the number of samples", n)
     for name, value in conditions.items():
         if isinstance(value, list) and len(value) != n:
             raise ValueError(f"{name} must be one value, or a list of one for each of {n} samples; got {len(value)}")
@@ -100,15 +101,16 @@ class Picture(NamedTuple):
 
 
 def picture(model, n: int, conditions: dict[str, object]) -> Picture:
-    """About ``n`` samples, as square as can be; or one row for each of ``model.rows()``, where it has them.
+    """``n`` samples, as square as can be; or at least ``n``, one row for each of ``model.rows()``, where it has them.
 
     A model whose samples come in kinds names the condition and its values, ``rows() -> ("labels", [0, ..., 9])``. Where
     the caller has set that condition, there are no rows.
     """
+    check_whole("the number of samples", n)
     if hasattr(model, "rows"):
         name, values = model.rows()
         if name not in conditions:
-            columns = max(1, n // len(values))
+            columns = -(-n // len(values))  # whole rows: n, or a few more
             return Picture(
                 columns * len(values), {**conditions, name: [v for v in values for _ in range(columns)]}, columns
             )

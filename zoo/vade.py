@@ -19,7 +19,8 @@ The first two are equal at every z for every gamma, and largest at gamma = p(c|z
 the tightest, it is what val/loss and test/loss report. The mean field lies below it, whatever its gamma, and meets it
 at K = 1. Training maximises the mean field, as the paper does, with gamma = p(c | z = mu(x)): its gamma belongs to the
 image and not to the draw, so that it pulls every z drawn for an image, and with q(z | deformed x) every deformation of
-it, into one cluster. Maximising the tightest bound in its place found no better clusters than k-means had.
+it, into one cluster. (From the same k-means clusters of accuracy 0.89, six epochs led to 0.92; six epochs of the
+tightest bound left them at 0.89.)
 
 Symbols: x images in [0, 1], (B, 1, 28, 28), binary under the likelihood; z latents, (B, D); c clusters, 0 .. K-1; pi
 (K,); mu_c, logvar_c (K, D); gamma responsibilities, (B, K); u uniform noise that binarises pixels; eps standard normal.
@@ -34,8 +35,10 @@ Differs from the paper:
   a denoising autoencoder, as the paper's is, whose noise is not masked pixels but slants and bends. So latents tell
   digits apart before their slants. The ELBO is a lower bound for any q, for this one too (Im et al. 2017).
 - The autoencoder is pretrained as a whole with Adam, not layer by layer. Each phase has half a cosine of learning rate.
-- The mixture begins with the shares, means and variances of clusters found by k-means, not by EM (which is there,
-  ``initial_mixture: em``), whose likelihood gains most where it cuts the densest digit, the one, in two.
+- The mixture begins with clusters found by k-means, not by EM (``initial_mixture: em``): of the same latents, accuracy
+  0.89 against 0.87 (0.80 with full covariances), since EM cuts the densest digit, the one, in two. Which of its local
+  optima is decided without labels, by what the clusters of images say about those of the same images deformed: it is
+  the most accurate one more often than the tightest one is.
 - Pixels are binarised dynamically, as for the VAE; the paper puts grey ones into the Bernoulli cross-entropy, which is
   no likelihood of them. Clusters are those of grey images.
 - gamma is held fixed in the gradient, and is taken at z = mu(x), not at a drawn z.
@@ -51,11 +54,11 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import lightning as L
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.configuration import check_choice, check_not_negative, check_positive, check_whole, check_widths
 from zoo.estimators import GradientEstimator, Noise, Params, call_with, score_function
 from zoo.evaluation import clustering_scores, importance_weighted_log_likelihood
 from zoo.functional import at_least_float32, binarise, kl_normal, log_bernoulli, log_normal, reparameterise
@@ -197,27 +200,57 @@ def reconstruction_loss(x: Tensor, encode: Callable, log_px: Callable) -> Tensor
     return -log_px(x, encode(x)[0])
 
 
-def fit_mixture(z: np.ndarray, num_clusters: int, restarts: int, seed: int, method: str = "kmeans") -> Mixture:
-    """A mixture of Gaussians with diagonal covariances for latents, the best of ``restarts`` runs; float32.
+def invariance(z: Tensor, z_deformed: Tensor, mixture: Mixture) -> float:
+    """Mutual information of the clusters of images and of the same images deformed, nats, at most log K.
+
+    Ji et al. 2019, "Invariant Information Clustering", eq. 2-3: it is low for a digit cut in two by its slant, and for
+    two digits in one cluster.
+    """
+    joint = log_responsibilities(z, mixture).exp().T @ log_responsibilities(z_deformed, mixture).exp() / len(z)
+    independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+    return float((torch.xlogy(joint, joint) - torch.xlogy(joint, independent)).sum())
+
+
+def fit_mixture(
+    z: Tensor, z_deformed: Tensor, num_clusters: int, restarts: int, seed: int, method: str = "kmeans"
+) -> Mixture:
+    """Shares, means and variances of clusters of latents.
 
     Args:
         z: latents, (N, D).
-        method: ``kmeans`` takes shares, means and variances of the clusters it finds; ``em`` goes on from there to the
-            mixture of highest likelihood.
+        z_deformed: latents of the same images, deformed, (N, D).
+        restarts: runs from other beginnings.
+        method: ``kmeans``: of its optima, the one of the largest invariance; or ``em``: the mixture of Gaussians with
+            diagonal covariances of the highest likelihood, which begins with k-means.
+
+    Raises:
+        ValueError: for latents that do not fall into ``num_clusters`` clusters.
     """
     from sklearn.cluster import KMeans
     from sklearn.mixture import GaussianMixture
+    from threadpoolctl import threadpool_limits
 
+    if (distinct := len(z.unique(dim=0))) < num_clusters:
+        raise ValueError(
+            f"{len(z):,} images have {distinct:,} different latents, fewer than the {num_clusters} clusters: lower "
+            "num_clusters, or where the autoencoder has collapsed, lr"
+        )
     if method == "em":
-        gmm = GaussianMixture(num_clusters, covariance_type="diag", n_init=restarts, random_state=seed).fit(z)
-        share, mean, variance = gmm.weights_, gmm.means_, gmm.covariances_
-    else:
-        c = KMeans(num_clusters, n_init=restarts, random_state=seed).fit(z).labels_
+        with threadpool_limits(1):  # several threads would add up in another order each time
+            gmm = GaussianMixture(num_clusters, covariance_type="diag", n_init=restarts, random_state=seed)
+            gmm.fit(z.double().numpy())
+        share, mean, variance = (torch.from_numpy(a).float() for a in (gmm.weights_, gmm.means_, gmm.covariances_))
+        return Mixture(share.log(), mean, variance.log())
+    optima = []
+    for i in range(restarts):
+        with threadpool_limits(1):
+            c = torch.from_numpy(KMeans(num_clusters, n_init=1, random_state=seed + i).fit(z.numpy()).labels_)
         clusters = [z[c == k] for k in range(num_clusters)]
-        share = np.array([len(cluster) / len(z) for cluster in clusters])
-        mean = np.stack([cluster.mean(0) for cluster in clusters])
-        variance = np.stack([cluster.var(0) for cluster in clusters]).clip(min=1e-6)
-    return Mixture(*(torch.from_numpy(a).float() for a in (np.log(share), mean, np.log(variance))))
+        share = torch.tensor([len(cluster) / len(z) for cluster in clusters])
+        mean = torch.stack([cluster.mean(0) for cluster in clusters])
+        variance = torch.stack([cluster.var(0, correction=0) for cluster in clusters]).clamp(min=1e-6)
+        optima.append(Mixture(share.log(), mean, variance.log()))
+    return max(optima, key=lambda mixture: invariance(z, z_deformed, mixture))
 
 
 class VaDE(L.LightningModule):
@@ -232,7 +265,7 @@ class VaDE(L.LightningModule):
         hidden: widths of the encoder's hidden layers, the decoder's in reverse.
         pretrain_epochs: of the autoencoder; 0 fits the mixture to the untrained encoder's latents.
         initial_mixture: ``kmeans`` or ``em``: how the mixture is fitted (:func:`fit_mixture`).
-        restarts: runs of that, of which the best is taken.
+        restarts: runs of that, of which one is taken.
         deformation: strength of the random deformation of what the encoder sees in training; 0 for none.
         lr: of Adam, decayed to zero by half a cosine, in each phase anew.
 
@@ -247,26 +280,19 @@ class VaDE(L.LightningModule):
         hidden: Sequence[int] = (300, 300, 600),
         pretrain_epochs: int = 40,
         initial_mixture: Literal["kmeans", "em"] = "kmeans",
-        restarts: int = 10,
+        restarts: int = 30,
         deformation: float = 0.15,
         lr: float = 1e-3,
     ):
         super().__init__()
-        for key, value in {"num_clusters": num_clusters, "latent_dim": latent_dim, "restarts": restarts}.items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
-        if initial_mixture not in ("kmeans", "em"):
-            raise ValueError(f"initial_mixture must be kmeans or em, got {initial_mixture!r}")
-        if not isinstance(pretrain_epochs, int) or pretrain_epochs < 0:
-            raise ValueError(f"pretrain_epochs must be a whole number of at least 0, got {pretrain_epochs!r}")
-        if isinstance(hidden, int | str) or not hidden or any(not isinstance(h, int) or h < 1 for h in hidden):
-            raise ValueError(
-                f"hidden must be a list of whole numbers of at least 1, such as [300, 300, 600], got {hidden!r}"
-            )
-        if not isinstance(deformation, int | float) or not deformation >= 0:
-            raise ValueError(f"deformation must be a number of at least 0, got {deformation!r}")
-        if not isinstance(lr, int | float) or not lr > 0:
-            raise ValueError(f"lr must be a positive number, got {lr!r}")
+        check_whole("num_clusters", num_clusters)
+        check_whole("latent_dim", latent_dim)
+        check_whole("restarts", restarts)
+        check_choice("initial_mixture", initial_mixture, ("kmeans", "em"))
+        check_whole("pretrain_epochs", pretrain_epochs, least=0)
+        check_widths("hidden", hidden, (300, 300, 600))
+        check_not_negative("deformation", deformation)
+        check_positive("lr", lr)
         hidden = list(hidden)
         self.save_hyperparameters()
         self.encoder = nn.Sequential(nn.Flatten(), mlp([PIXELS, *hidden, 2 * latent_dim]))
@@ -342,6 +368,19 @@ class VaDE(L.LightningModule):
         mixture = self.pi_logits.sum() + self.mu_c.sum() + self.logvar_c.sum()
         return reconstruction_loss(x, self.encode_deformed(noise), self.log_px).mean() + 0.0 * mixture
 
+    def on_fit_start(self):
+        epochs, pretraining = self.trainer.max_epochs, self.hparams.pretrain_epochs
+        if self.trainer.datamodule is None:
+            raise ValueError(
+                "VaDE is trained with fit(model, datamodule=...): it asks for the training images once more"
+            )
+        if not self.initialised and epochs not in (None, -1) and epochs <= pretraining and self.trainer.is_global_zero:
+            log.warning(
+                "The run ends before there is a mixture: its epochs, %d, are all the autoencoder's. Raise "
+                "trainer.max_epochs above model.pretrain_epochs=%d, or lower that",
+                *(epochs, pretraining),
+            )
+
     def on_train_epoch_start(self):
         if not self.initialised and self.current_epoch >= self.hparams.pretrain_epochs:
             self.initialise_mixture()
@@ -356,18 +395,22 @@ class VaDE(L.LightningModule):
         started = time.monotonic()
         strategy = self.trainer.strategy
         loader = self.trainer.datamodule.train_dataloader()  # one of its own: the other knows where training stands
-        z = torch.cat([self.encode(x.to(self.device))[0] for x, *_ in loader])
-        z = strategy.all_gather(z).flatten(0, -2)  # (N, D)
+        z = []
+        for x, *_ in loader:
+            x = x.to(self.device)
+            z.append(torch.stack([self.encode(x)[0], self.encode_deformed(self.noise([x]))(x)[0]], dim=1))
+        z = strategy.all_gather(torch.cat(z)).flatten(0, -3)  # (N, 2, D): of images, and of the same deformed
         if not z.isfinite().all():
             raise ValueError(f"the autoencoder has diverged: its latents are not finite; lower lr, {self.hparams.lr}")
         seed = int(torch.randint(2**31, ()))
+        K, restarts = self.hparams.num_clusters, self.hparams.restarts
         fitted = None
         if self.trainer.is_global_zero:
-            h = self.hparams
-            fitted = list(fit_mixture(z.cpu().numpy(), h.num_clusters, h.restarts, seed, h.initial_mixture))
+            method = self.hparams.initial_mixture
+            fitted = list(fit_mixture(*z.cpu().unbind(1), K, restarts, seed, method))
             log.info(
                 "Mixture of %d Gaussians fitted to %s latents in %.0f seconds, weights %s",
-                *(self.hparams.num_clusters, f"{len(z):,}", time.monotonic() - started),
+                *(K, f"{len(z):,}", time.monotonic() - started),
                 " ".join(f"{p:.2f}" for p in fitted[0].exp().sort(descending=True).values.tolist()),
             )
         fitted = strategy.broadcast(fitted)
@@ -416,6 +459,7 @@ class VaDE(L.LightningModule):
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
         steps = max(1, self.trainer.estimated_stepping_batches)  # infinite for max_epochs=-1
+        self.trainer.fit_loop.setup_data()  # not done yet if the run's length is given in steps
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         pretraining = min(steps, self.hparams.pretrain_epochs * per_epoch)
 
@@ -440,6 +484,7 @@ class VaDE(L.LightningModule):
         """The likeliest cluster at z = mu(x), 0 .. K-1, for images ``x`` in [0, 1], (B, 1, 28, 28); (B,)."""
         return self.responsibilities(self.encode(x)[0]).argmax(-1)
 
+    @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
         """The mean of p(x | z) at the posterior mean z = mu(x): images in [0, 1], (B, 1, 28, 28)."""
         return self.decode(self.encode(x)[0])

@@ -44,6 +44,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from zoo.configuration import check_choice, check_not_negative, check_positive, check_whole, check_widths
 from zoo.estimators import (
     ControlVariate,
     GradientEstimator,
@@ -154,7 +155,7 @@ class VAE(L.LightningModule):
         variance_floor: float = 1e-3,
     ):
         super().__init__()
-        hidden = hidden if isinstance(hidden, int | str) else list(hidden)
+        hidden = list(hidden) if isinstance(hidden, tuple) else hidden
         self.save_hyperparameters()
         self._check()
         self.latents = LATENTS[latent]
@@ -183,34 +184,22 @@ class VAE(L.LightningModule):
 
     def _check(self) -> None:
         h = self.hparams
-        choices = {
-            "latent": tuple(LATENTS),
-            "likelihood": ("bernoulli", "gaussian"),
-            "net": ("mlp", "conv"),
-            "activation": tuple(ACTIVATIONS),
-            "objective": ("elbo", "iwae", "wake_sleep"),
-        }
-        for key, allowed in choices.items():
-            if h[key] not in allowed:
-                raise ValueError(f"{key} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {h[key]!r}")
-        for key, least in {"latent_dim": 1, "num_categories": 2, "num_samples": 1}.items():
-            if not isinstance(h[key], int) or h[key] < least:
-                raise ValueError(f"{key} must be a whole number of at least {least}, got {h[key]!r}")
-        hidden = h.hidden
-        if isinstance(hidden, int | str) or not hidden or any(not isinstance(n, int) or n < 1 for n in hidden):
-            raise ValueError(
-                f"hidden must be a list of whole numbers of at least 1, such as [512, 512], got {hidden!r}"
-            )
+        check_choice("latent", h.latent, tuple(LATENTS))
+        check_choice("likelihood", h.likelihood, ("bernoulli", "gaussian"))
+        check_choice("net", h.net, ("mlp", "conv"))
+        check_choice("activation", h.activation, tuple(ACTIVATIONS))
+        check_choice("objective", h.objective, ("elbo", "iwae", "wake_sleep"))
+        check_whole("latent_dim", h.latent_dim)
+        check_whole("num_categories", h.num_categories, least=2)
+        check_whole("num_samples", h.num_samples)
+        check_widths("hidden", hidden := h.hidden, (512, 512))
+        for key in ("lr", "variance_floor", "temperature"):
+            check_positive(key, h[key])
+        if (end := h.temperature_end) is not None:
+            check_positive("temperature_end, where it is not null,", end)
+        check_not_negative("beta", h.beta)
         if h.net == "conv" and len(hidden) != 1:
             raise ValueError(f"net=conv takes one number in hidden, its channels, such as [32], got {hidden}")
-        for key in ("lr", "variance_floor", "temperature"):
-            if not isinstance(h[key], int | float) or not 0 < h[key] < math.inf:
-                raise ValueError(f"{key} must be a positive number, got {h[key]!r}")
-        end = h.temperature_end
-        if end is not None and (not isinstance(end, int | float) or not 0 < end < math.inf):
-            raise ValueError(f"temperature_end must be null or a positive number, got {end!r}")
-        if not isinstance(h.beta, int | float) or not 0 <= h.beta < math.inf:
-            raise ValueError(f"beta must be a number of at least 0, got {h.beta!r}")
         if end is not None and h.estimator not in ("gumbel_softmax", "straight_through"):
             raise ValueError(
                 f"temperature_end belongs to estimator=gumbel_softmax or straight_through, got estimator={h.estimator}"
@@ -225,8 +214,11 @@ class VAE(L.LightningModule):
                 f"estimator must be one of auto, {', '.join(ESTIMATORS[h.objective, h.latent])} for latent={h.latent} "
                 f"and objective={h.objective}, got {h.estimator!r}"
             )
-        if h.objective == "iwae" and h.num_samples == 1 and h.estimator.endswith("+loo"):
-            raise ValueError("the leave-one-out baseline needs num_samples of at least 2, got 1")
+        loo = h.estimator.endswith("+loo") or (h.estimator == "auto" and h.latent != "gaussian")
+        if h.objective == "iwae" and h.num_samples == 1 and loo:
+            raise ValueError(
+                "the leave-one-out baseline needs num_samples of at least 2, got 1; or take estimator=score_function"
+            )
 
     # The model: p(x | z) and q(z | x).
 
