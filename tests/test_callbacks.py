@@ -26,10 +26,12 @@ from zoo.sampling import chunk_generator
 SHORT = ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "trainer.limit_train_batches=4", "test=false"]
 
 
-@pytest.mark.parametrize("name", ["vae", "ddpm"])
+@pytest.mark.parametrize("name", sorted(TINY))
 def test_training_is_bit_identical_with_and_without_them(name, tmp_path):
     often = ["callbacks.estimator_variance.every_n_steps=1", "callbacks.estimator_variance.draws=2"]
     often += ["callbacks.samples.n=5", "callbacks.samples.every_n_epochs=1"]
+    if name != "ddpm":
+        often += ["callbacks.latents.every_n_epochs=1", "callbacks.log_likelihood.every_n_epochs=1"]
     run(tmp_path / "with", *TINY[name], *SHORT, *often)
     without = [o for o in TINY[name] if "callbacks" not in o]
     run(tmp_path / "without", *without, *SHORT, "callbacks=none", "logger=none")

@@ -199,7 +199,8 @@ def test_shipped_numbers_are_recomputed(name, mnist_root):
     measured = evaluate(zoo.load(name), Images(card["data"]))
     assert {"test/loss"} <= set(measured) <= set(card["metrics"])
     for key, value in measured.items():
-        assert_close(value, card["metrics"][key], rtol=1e-4, atol=0)
+        one_image = 1.5e-4 if any(s in key for s in ("accuracy", "nmi", "ari")) else 0.0  # rounding may tip one over
+        assert_close(value, card["metrics"][key], rtol=1e-4, atol=2 * one_image)
 
 
 def test_all_weights_fit_their_budget():

@@ -74,6 +74,17 @@ def clustering_scores(table: Tensor) -> dict[str, float]:
     }
 
 
+@torch.no_grad()
+def clustering_of_everything(model, data) -> dict[str, float]:
+    """:func:`clustering_scores` of ``model.cluster`` on the training, validation and test images of an Images."""
+    table = torch.zeros(model.hparams.num_clusters, 10, dtype=torch.long)
+    for split in ("train", "val", "test"):
+        for x, y in zip(*(t.split(1000) for t in data.splits[split]), strict=True):
+            c = model.cluster(x[:, None].to(model.device).float() / 255).cpu()
+            table += (c * 10 + y.cpu()).bincount(minlength=table.numel()).view_as(table)
+    return clustering_scores(table)
+
+
 def log_likelihood(model, batch, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
     """``model.log_likelihood`` of the images of a batch, given their labels where the model wants them; (B,) nats."""
     x, y = batch[0], batch[1]
@@ -113,8 +124,8 @@ def measure(model, data, num_samples: int = 0, progress: bool = False) -> tuple[
         num_samples: importance samples per test image; 0 leaves the log likelihood out.
 
     Returns:
-        metrics: those of the test loop; ``test/log_likelihood``, nats per image; ``judged_accuracy`` of a model that
-            was trained on MNIST with labels.
+        metrics: those of the test loop; ``test/log_likelihood``, nats per image; ``judged_accuracy`` of a model of
+            labels, on MNIST; ``all/accuracy``, ``/nmi`` and ``/ari`` of clusters, on training and test images together.
         the log likelihood of each hundred test images, in turn; empty if left out.
 
     Raises:
@@ -131,6 +142,8 @@ def measure(model, data, num_samples: int = 0, progress: bool = False) -> tuple[
         metrics["test/log_likelihood"] = sum(m * n for m, n in zip(hundreds, sizes, strict=True)) / sum(sizes)
     if data.used == "mnist" and hasattr(model, "rows") and model.rows()[0] == "labels":
         metrics["judged_accuracy"] = judged_accuracy(model)["judged_accuracy"]
+    if hasattr(model, "cluster"):
+        metrics |= {f"all/{name}": score for name, score in clustering_of_everything(model, data).items()}
     return metrics, hundreds
 
 

@@ -297,8 +297,10 @@ class VAE(L.LightningModule):
             parts["baseline"] = self.moving_cost
         elif estimator in ("rebar", "relax"):
             parts["control"] = self._control(x, q, estimator)
+        elif estimator in ("gumbel_softmax", "straight_through"):
+            parts["tau"] = self.tau
         f = lambda z: -self.log_px(x, z)  # noqa: E731
-        nll = by_name.surrogate(estimator, f, q, noise, self.tau, self.hparams.beta, **parts).mean(0)
+        nll = by_name.surrogate(estimator, f, q, noise, self.hparams.beta, **parts).mean(0)
         kl = q.kls().sum(-1)
         if estimator.endswith("+sampled_kl"):  # nll is nll + log q - log p: the closed form is for the eye alone
             return {"loss": nll, "nll": (nll - self.hparams.beta * kl).detach(), "kl": kl.detach()}

@@ -66,8 +66,8 @@ def surrogate(
     f: Callable[[Tensor], Tensor],
     q,
     noise: Noise,
-    tau: float,
     beta: float = 1.0,
+    tau: float = 1.0,
     baseline: Tensor | float = 0.0,
     control: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
@@ -78,8 +78,8 @@ def surrogate(
         f: z -> cost, (k, B, ...) to (k, B).
         q: B posteriors.
         noise: as :func:`draw_noise` makes it.
-        tau: temperature of ``gumbel_softmax`` and ``straight_through``.
         beta: weight of the sampled divergence.
+        tau: temperature of ``gumbel_softmax`` and ``straight_through``.
         baseline: of ``+nvil`` and ``+moving_average``, broadcastable to (k, B).
         control: scores -> (k, B), the control variate of ``rebar`` and ``relax``.
     """
