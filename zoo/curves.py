@@ -44,8 +44,8 @@ def figure(curves: dict[str, list[tuple[int, float]]], metric: str, unit: str = 
     values = sorted(v for points in curves.values() for _, v in points)
     if len(values) > 8:  # the first epochs are far off and would flatten the rest
         low, high = values[len(values) // 8], values[-1 - len(values) // 8]
-        margin = 0.5 * (high - low)
-        axes.set_ylim(max(values[0], low - margin), min(values[-1], high + margin))
+        margin, edge = 0.5 * (high - low), 0.05 * (high - low)
+        axes.set_ylim(max(values[0] - edge, low - margin), min(values[-1] + edge, high + margin))
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     return picture
