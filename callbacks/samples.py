@@ -21,7 +21,7 @@ class Samples(L.Callback):
 
     Args:
         folder: where ``epoch_000.png``, ... go.
-        n: samples per grid, or near it where the model draws one row for each of its classes.
+        n: samples per grid, or a few more where the model draws whole rows, one for each of its classes.
         every_n_epochs: how often; the last epoch is always drawn.
         seed: of the noise.
         conditions: handed on to ``model.sample``, such as ``{num_steps: 50}``.

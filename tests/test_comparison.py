@@ -1,5 +1,6 @@
 """python -m zoo compare: measured beside exact, on the same noise, and what people may get wrong."""
 
+import math
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ from torch.testing import assert_close
 
 from zoo import comparison
 from zoo.__main__ import main
-from zoo.estimators import GradientEstimator, compare, gradient_moments
+from zoo.estimators import Comparison, GradientEstimator, compare, gradient_moments
 from zoo.vae import VAE
 
 
@@ -81,15 +82,21 @@ def test_a_bias_is_seen_where_noise_allows():
     assert a.difference == 0
     assert abs(b.difference - 0.3) < 0.3 * 4.5 * 0.1 / 400**0.5  # |g| of the first is 10 within 1 / sqrt(400)
     assert b.noise < 1e-6
-    lost = make("lost", 0.0)  # a reference whose signal is lost in noise says nothing of a difference
-    lost = GradientEstimator("lost", lost.params, noise, lambda p, b, n: 1000 * n["eps"].detach() * p["theta"])
-    moments = compare([lost, make("b", 3.0)], None, [0, 3], seed=5)
-    unknown = comparison.rows(moments)[2]
-    if moments["lost"].moments.statistics()["all"]["signal"] == 0:
-        assert unknown.difference != unknown.difference
-        assert "not known" in comparison.table(comparison.rows(moments))
     with pytest.raises(ValueError, match="c and a differentiate different parameters"):
         compare([make("a", 0.0), GradientEstimator("c", {"phi": torch.zeros(())}, noise, None)], None, range(2))
+
+
+def test_a_reference_lost_in_noise_says_nothing_of_a_difference():
+    """Draws of +1 and -1 have no signal: what differs from them by 3 is not 0 % off, nor infinitely."""
+    lost, other = Comparison(), Comparison()
+    for g in (1.0, -1.0):
+        lost.moments.update({"theta": torch.tensor(g)})
+        lost.difference.update({"theta": torch.tensor(0.0)})
+        other.moments.update({"theta": torch.tensor(g + 3)})
+        other.difference.update({"theta": torch.tensor(3.0)})
+    found = comparison.rows({"lost": lost, "other": other})
+    assert math.isnan(found[2].difference) and math.isnan(found[2].noise)
+    assert "not known: the first's signal is below its noise" in comparison.table(found)
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

@@ -76,7 +76,13 @@ def clustering_scores(table: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def clustering_of_everything(model, data) -> dict[str, float]:
-    """:func:`clustering_scores` of ``model.cluster`` on the training, validation and test images of an Images."""
+    """:func:`clustering_scores` of ``model.cluster`` on the training, validation and test images of an Images.
+
+    Raises:
+        ValueError: for an Images whose training images hold others too, which would be counted twice.
+    """
+    if data.hparams.train_on != "train":
+        raise ValueError(f"each image is counted once with train_on=train, got {data.hparams.train_on}")
     table = torch.zeros(model.hparams.num_clusters, 10, dtype=torch.long)
     for split in ("train", "val", "test"):
         for x, y in zip(*(t.split(1000) for t in data.splits[split]), strict=True):
