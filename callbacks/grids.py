@@ -6,12 +6,16 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from zoo.sampling import save_grid
+from zoo.sampling import in_rows, save_grid
 
 
 def write_grid(trainer, images: Tensor, path: Path, name: str, columns: int) -> None:
-    """Write images in [0, 1], (n, 1, H, W), to ``path``, and log them as ``name``; on the first process alone."""
+    """Write images in [0, 1], as zoo.sampling.in_rows lays them out, to ``path``, and log them as ``name``.
+
+    On the first process alone.
+    """
     save_grid(images, path, columns)
+    images, columns = in_rows(images, columns)
     grid = make_grid(images.clamp(0, 1), nrow=columns)
     for logger in trainer.loggers:
         if hasattr(logger, "log_image"):  # Weights & Biases

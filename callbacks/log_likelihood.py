@@ -4,7 +4,7 @@ import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from zoo.configuration import check_whole
-from zoo.evaluation import log_likelihood
+from zoo.evaluation import check_importance_weighted, log_likelihood
 from zoo.sampling import chunk_generator
 
 
@@ -31,8 +31,7 @@ class LogLikelihood(L.Callback):
         self.every_n_epochs, self.num_samples, self.batches, self.seed = every_n_epochs, num_samples, batches, seed
 
     def setup(self, trainer, pl_module, stage):
-        if not callable(getattr(pl_module, "log_likelihood", None)):
-            raise ValueError(f"{type(pl_module).__name__} has no method log_likelihood(x), so there is nothing to log")
+        check_importance_weighted(pl_module)
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         epoch = trainer.current_epoch + 1

@@ -45,7 +45,7 @@ class Samples(L.Callback):
     def setup(self, trainer, pl_module, stage):
         check_conditions(pl_module, self.conditions)
 
-    def on_fit_start(self, trainer, pl_module):
+    def on_train_start(self, trainer, pl_module):
         # Conditions that do not fit, such as more steps than the model has, fail here and not after an epoch.
         with isolate_rng(), torch.no_grad():
             first = {k: v[:1] if isinstance(v, list) else v for k, v in self.conditions.items()}

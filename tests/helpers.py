@@ -18,6 +18,12 @@ TINY = {
     "cvae": ["model=cvae", "data=digits", "data.digits_repeat=1", "model.hidden=[16]", "model.latent_dim=2"],
     "vade": ["model=vade", "data=digits", "data.digits_repeat=1", "data.batch_size=128", "model.hidden=[16]"]
     + ["model.latent_dim=2", "model.pretrain_epochs=1", "model.restarts=1"],
+    "rbm": ["model=rbm", "data=digits", "data.digits_repeat=1", "data.batch_size=128", "model.num_hidden=8"]
+    + [
+        "trainer.check_val_every_n_epoch=1",
+        "callbacks.samples.conditions.steps=3",
+        "callbacks.samples.conditions.frames=3",
+    ],
     "ddpm": ["model=ddpm", "data=digits", "data.digits_repeat=1", "data.batch_size=128"]
     + ["model.widths=[8,16]", "model.blocks=1", "model.steps=50", "callbacks.samples.conditions.num_steps=2"],
 }

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 ROOT = Path(__file__).parent.parent
 DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.enable_progress_bar=false"]
+ESTIMATOR = {"ddpm": "uniform", "rbm": "cd-1"}
 SHORT = ["trainer.max_epochs=2", "trainer.log_every_n_steps=4", "callbacks.estimator_variance.draws=5"]
 SHORT += ["callbacks.estimator_variance.every_n_steps=8", "callbacks.samples.n=20"]
 
@@ -42,7 +43,7 @@ def test_two_processes_train_validate_sample_and_log_once(name, tmp_path):
     two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
 
     # Logged once: the same steps, and one Weights & Biases run.
-    for key in ("val/loss", "train/loss", "variance/" + ("uniform" if name == "ddpm" else "pathwise") + "/all"):
+    for key in ("val/loss", "train/loss", f"variance/{ESTIMATOR.get(name, 'pathwise')}/all"):
         assert [r["step"] for r in two if r[key]] == [r["step"] for r in one if r[key]], key
     assert len(list((tmp_path / "two" / "wandb").glob("offline-run-*"))) == 1
     assert sum(bool(r["test/loss"]) for r in two) == 1

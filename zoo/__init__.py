@@ -16,6 +16,7 @@ MODELS = {
     "vade": "zoo.vade.VaDE",
     "ddpm": "zoo.ddpm.DDPM",
     "cvae": "zoo.cvae.CVAE",
+    "rbm": "zoo.rbm.RBM",
 }
 
 # What judges their samples in zoo.evaluation: trained by python train.py experiment=<name>, and loaded like them.

@@ -29,6 +29,8 @@ def sample(args: argparse.Namespace) -> None:
 
     model = _on_device(zoo.load(args.source))
     conditions = dict(_condition(c) for c in args.condition)
+    if args.images:
+        conditions["init"] = _test_images(args.images, args.n)
     check_conditions(model, conditions)
     n, conditions, columns = picture(model, args.n, conditions)
     save_grid(sample_chunks(model, n, args.seed, progress=True, **conditions), args.output, columns)
@@ -108,6 +110,17 @@ def _condition(text: str) -> tuple[str, object]:
         raise ValueError(f"the value of a condition is a number, true, false, null or a list; got {text!r}") from None
 
 
+def _test_images(name: str, n: int) -> list:
+    from datamodules import Images
+
+    data = Images(name)
+    data.setup()
+    images = data.splits["test"].images[:n]
+    if len(images) < n:
+        raise ValueError(f"{data.used} has {len(images):,} test images, fewer than {n:,} chains")
+    return list(images[:, None].float() / 255)
+
+
 def _on_device(model):
     import torch
 
@@ -132,6 +145,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="the same seed gives the same pixels")
     sub.add_argument("-o", "--output", type=Path, default=Path("samples.png"), help="the picture, a PNG")
     sub.add_argument("-c", "--condition", action="append", default=[], help="of the model's sample, num_steps=100")
+    sub.add_argument("--images", help="data set at whose test images chains begin, where samples are chains")
     sub = command(evaluate, "evaluate")
     sub.add_argument("--data", default="mnist_or_digits", help="mnist, fashion_mnist, digits or mnist_or_digits")
     sub.add_argument("--importance-samples", type=int, default=0, help=SAMPLES)

@@ -1,7 +1,7 @@
 """Readable answers to what is wrong with a command line: keys that do not exist, values that do not fit."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -94,6 +94,33 @@ def check_widths(key: str, value: object, example: Sequence[int]) -> None:
     whole = isinstance(value, list | tuple) and all(type(n) is int and n >= 1 for n in value)
     if not whole or not value:
         raise ValueError(f"{key} must be a list of whole numbers of at least 1, such as {list(example)}, got {value!r}")
+
+
+def check_schedule(key: str, schedule: object, check_value: Callable[[str, object], None]) -> None:
+    """Refuse what is neither a value that ``check_value(key, value)`` lets pass nor a list of [epoch, value] from 0 on.
+
+    Raises:
+        ValueError: saying what is allowed.
+    """
+    if not isinstance(schedule, list | tuple):
+        return check_value(key, schedule)
+    pairs = all(isinstance(p, list | tuple) and len(p) == 2 and type(p[0]) is int for p in schedule)
+    epochs = [p[0] for p in schedule] if pairs else []
+    if not epochs or epochs[0] != 0 or epochs != sorted(set(epochs)):
+        raise ValueError(
+            f"{key} must be one value, or a list of [epoch, value] with rising epochs from 0 on, such as "
+            f"[[0, 1], [20, 5]]; got {schedule!r}"
+        )
+    for _, value in schedule:
+        check_value(key, value)
+    return None
+
+
+def check_share(key: str, value: object) -> None:
+    """Refuse what is no number of at least 0 and below 1."""
+    check_not_negative(key, value)
+    if value >= 1:
+        raise ValueError(f"{key} must be below 1, got {value!r}")
 
 
 def raised_by_the_zoo(error: BaseException) -> bool:

@@ -4,6 +4,8 @@ import inspect
 import math
 import sys
 from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +44,57 @@ def importance_weighted_log_likelihood(log_weight: Callable[[int], Tensor], num_
         total = part if total is None else torch.logaddexp(total, part)
         left -= min(left, at_once)
     return (total - math.log(num_samples)).float()
+
+
+class LogPartition(NamedTuple):
+    """log Z in nats with an interval; where it was enumerated, all of it is one number."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def annealed_importance_sampling(
+    v: Tensor, anneal: Callable[[Tensor, float, float], tuple[Tensor, Tensor]], betas: Tensor, progress: bool = False
+) -> Tensor:
+    """log importance weights of annealed importance sampling; Neal 2001, Salakhutdinov & Murray 2008, sec. 4.
+
+    A chain begins at an exact draw v_0 of p_0 and follows f_0 = f_{beta_0}, ..., f_K, unnormalised densities:
+
+        w = prod_k f_k(v_{k-1}) / f_{k-1}(v_{k-1}),     v_k ~ T_k(. | v_{k-1}), which leaves p_k invariant
+
+    so that E[w] = Z_K / Z_0, exactly, however few the steps are; their number decides the variance.
+
+    Args:
+        v: exact draws of p_0, one for each chain, (M, ...).
+        anneal: (v, beta, next_beta) -> log f_next(v) - log f(v), (M,), and the next v, (M, ...).
+        betas: from 0 to 1, rising, (K + 1,).
+        progress: show a bar.
+
+    Returns:
+        (M,): log w in nats, float64.
+    """
+    log_w = torch.zeros(len(v), dtype=torch.float64, device=v.device)
+    steps = list(pairwise(betas.tolist()))
+    for beta, next_beta in tqdm(steps, desc="annealing", leave=False, disable=None if progress else True):
+        increment, v = anneal(v, beta, next_beta)
+        log_w += increment
+    return log_w
+
+
+def log_mean(log_w: Tensor) -> LogPartition:
+    """log E[w] from independent log weights, (M,), M at least 2, with the interval log( mean w +- 3 standard errors ).
+
+    Three standard errors, as Salakhutdinov & Murray 2008, sec. 4.2, draw it; ``low`` is minus infinity where they reach
+    below zero. The mean is unbiased, its logarithm is low on average; an interval of few or unlucky chains, none of
+    which found a mode, is too narrow and too low: see that more temperatures leave it where it is.
+    """
+    log_w = log_w.double()
+    largest = log_w.max()
+    w = (log_w - largest).exp()
+    mean, error = w.mean(), w.std() / len(w) ** 0.5
+    logs = [mean.log(), (mean - 3 * error).clamp(min=0).log(), (mean + 3 * error).log()]
+    return LogPartition(*(float(largest + x) for x in logs))
 
 
 def clustering_scores(table: Tensor) -> dict[str, float]:
@@ -131,7 +184,8 @@ def measure(model, data, num_samples: int = 0, progress: bool = False) -> tuple[
 
     Returns:
         metrics: those of the test loop; ``test/log_likelihood``, nats per image; ``judged_accuracy`` of a model of
-            labels, on MNIST; ``all/accuracy``, ``/nmi`` and ``/ari`` of clusters, on training and test images together.
+            labels, on MNIST; ``all/accuracy``, ``/nmi`` and ``/ari`` of clusters, on training and test images together;
+            ``feature_accuracy`` of a model with ``transform``.
         the log likelihood of each hundred test images, in turn; empty if left out.
 
     Raises:
@@ -139,8 +193,8 @@ def measure(model, data, num_samples: int = 0, progress: bool = False) -> tuple[
     """
     if num_samples < 0:
         raise ValueError(f"importance samples must be at least 0, got {num_samples}")
-    if num_samples and not callable(getattr(model, "log_likelihood", None)):
-        raise ValueError(f"{type(model).__name__} has no log_likelihood to measure with importance samples")
+    if num_samples:
+        check_importance_weighted(model)
     metrics, hundreds = evaluate(model, data), []
     if num_samples:
         hundreds = log_likelihood_by_hundreds(model.eval(), data, num_samples, progress=progress)
@@ -150,7 +204,42 @@ def measure(model, data, num_samples: int = 0, progress: bool = False) -> tuple[
         metrics["judged_accuracy"] = judged_accuracy(model)["judged_accuracy"]
     if hasattr(model, "cluster"):
         metrics |= {f"all/{name}": score for name, score in clustering_of_everything(model, data).items()}
+    if hasattr(model, "transform"):
+        metrics["feature_accuracy"] = feature_accuracy(model, data)
     return metrics, hundreds
+
+
+def check_importance_weighted(model) -> None:
+    """Refuse a model whose ``log_likelihood`` is not there, or takes no importance samples.
+
+    Raises:
+        ValueError: saying which.
+    """
+    name, method = type(model).__name__, getattr(model, "log_likelihood", None)
+    if not callable(method):
+        raise ValueError(f"{name} has no log_likelihood to measure with importance samples")
+    if "num_samples" not in inspect.signature(method).parameters:
+        raise ValueError(
+            f"the log likelihood of {name} takes no importance samples: it is minus the loss of its validation and test"
+        )
+
+
+def feature_accuracy(model, data) -> float:
+    """The share of test images that logistic regression on ``model.transform`` gets right, scikit-learn's with C = 1.
+
+    Args:
+        model: anything with ``transform``, in eval mode.
+        data: an Images, set up; its training images, grey, are what the regression is fitted to.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    from zoo.features import Features
+
+    images = {k: (data.splits[k].images.flatten(1).cpu().numpy() / np.float32(255)) for k in ("train", "test")}
+    labels = {k: data.splits[k].labels.cpu().numpy() for k in images}
+    pipeline = make_pipeline(Features(model), LogisticRegression(C=1.0, max_iter=1000, tol=1e-3))
+    return float(pipeline.fit(images["train"], labels["train"]).score(images["test"], labels["test"]))
 
 
 def judged_accuracy(model, n: int = 10_000, seed: int = 0, judge=None) -> dict[str, float]:

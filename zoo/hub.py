@@ -117,7 +117,9 @@ def check_resumable(path: str | Path, model) -> None:
 
 
 def _from_training(checkpoint: dict[str, Any], path: Path):
-    return _build(checkpoint.get("model"), checkpoint.get("hyper_parameters", {}), checkpoint["state_dict"], path)
+    model = _build(checkpoint.get("model"), checkpoint.get("hyper_parameters", {}), checkpoint["state_dict"], path)
+    model.on_load_checkpoint(checkpoint)  # what is no parameter and no buffer, such as persistent chains
+    return model
 
 
 def _from_address(address: str):
@@ -211,6 +213,7 @@ def export(source: str | Path, name: str, force: bool = False, num_samples: int 
     metadata = {"model": checkpoint["model"], "hyper_parameters": json.dumps(checkpoint["hyper_parameters"])}
     tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
     data = save_tensors(tensors, metadata=metadata)
+    published = _from_weights(data, hashlib.sha256(data).hexdigest(), name)  # without what only training needs
     images = Images(record["data"])
     images.setup()
     metrics, hundreds = measure(model, images, num_samples, progress)
@@ -234,7 +237,7 @@ def export(source: str | Path, name: str, force: bool = False, num_samples: int 
         "protocol": f"the model's test_step on all {len(images.splits['test'].images):,} test images of "
         f"{record['data']}, noise keyed by batch; units in zoo/{checkpoint['model']}.py",
         "log_likelihood": {"num_samples": num_samples, "of_each_hundred": hundreds} if hundreds else None,
-        "golden": golden_terms(model.cpu()),
+        "golden": golden_terms(published),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     zoo.WEIGHTS.mkdir(exist_ok=True)

@@ -127,16 +127,24 @@ def check_picture(path: Path) -> None:
         raise ValueError(f"a picture is a file that ends in .png, got {str(path)!r}")
 
 
-def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> None:
-    """Write images in [0, 1], (n, 1, H, W), as one PNG; the file appears whole or not at all.
+def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
+    """Images as a grid shows them, (n, 1, H, W), and how many go in a row.
 
     Args:
-        columns: images per row; as many as make the picture square if None.
+        images: (n, 1, H, W); or (n, frames, 1, H, W), n chains over time, each of which has a row.
+        columns: of the former; as many as make the picture square if None.
     """
+    if images.ndim == 5:
+        return images.flatten(0, 1), images.shape[1]
+    return images, columns or max(1, round(len(images) ** 0.5))
+
+
+def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> None:
+    """Write images in [0, 1] as one PNG, in the rows of :func:`in_rows`; the file appears whole or not at all."""
     path = Path(path)
     check_picture(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = columns or max(1, round(len(images) ** 0.5))
+    images, columns = in_rows(images, columns)
     part = path.with_name(path.name + ".part")
     save_png(make_grid(images.clamp(0, 1), nrow=columns, padding=2, pad_value=0.5), part, format="png")
     part.replace(path)
