@@ -134,8 +134,9 @@ def test_long_gibbs_chains_and_exact_draws_follow_p(shape, generator):
     n, k = 20_000, 50
     u = lambda *s: torch.rand(*s, generator=generator, dtype=torch.float64)  # noqa: E731
     start = torch.zeros(n, H, dtype=torch.float64)
-    assert p_value(gibbs(start, u(k, n, V), u(k - 1, n, H), weights), weights) > 1e-4
-    assert p_value(gibbs(start, u(1, n, V), u(0, n, H), weights), weights) < 1e-10  # one step is not enough
+    machine_of = (lambda h: visible_logits(h, weights)), (lambda v: hidden_logits(v, weights))
+    assert p_value(gibbs(start, u(k, n, V), u(k - 1, n, H), *machine_of), weights) > 1e-4
+    assert p_value(gibbs(start, u(1, n, V), u(0, n, H), *machine_of), weights) < 1e-10  # one step is not enough
     assert p_value(exact_draw(u(n), u(n, V), weights), weights) > 1e-4
     assert p_value(exact_draw(u(n), u(n, V), machine(*shape, scale=0.7, seed=1)), weights) < 1e-10
 

@@ -11,7 +11,7 @@ v, and a, b for the biases.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -68,21 +68,23 @@ def draw(logits: Tensor, u: Tensor) -> Tensor:
     return (u < logits.sigmoid()).to(logits.dtype)
 
 
-def gibbs(h: Tensor, u_v: Tensor, u_h: Tensor, weights: Weights) -> Tensor:
+def gibbs(h: Tensor, u_v: Tensor, u_h: Tensor, visible_logits: Callable, hidden_logits: Callable) -> Tensor:
     """v after v | h, h | v, ..., v | h: ``len(u_v)`` draws of v with one of h between each two; seed 004 sec. 7.2.
 
     Args:
         h: (n, H).
         u_v: uniform noise, (k, n, V).
         u_h: uniform noise, (k - 1, n, H).
+        visible_logits: h -> log odds of v given h, (n, V).
+        hidden_logits: v -> log odds of h given v, (n, H).
 
     Returns:
         (n, V).
     """
-    v = draw(visible_logits(h, weights), u_v[0])
+    v = draw(visible_logits(h), u_v[0])
     for i in range(1, len(u_v)):
-        h = draw(hidden_logits(v, weights), u_h[i - 1])
-        v = draw(visible_logits(h, weights), u_v[i])
+        h = draw(hidden_logits(v), u_h[i - 1])
+        v = draw(visible_logits(h), u_v[i])
     return v
 
 
