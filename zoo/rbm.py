@@ -371,7 +371,8 @@ class RBM(L.LightningModule):
         self.probe = torch.cat(first)[: max(1, PROBE // world_size)].to(strategy.root_device)
         if world_size > 1:
             total = strategy.reduce(total.to(strategy.root_device), reduce_op="sum").cpu()
-            self.probe = strategy.all_gather(self.probe).transpose(0, 1).flatten(0, 1)
+            fewest = strategy.reduce(torch.tensor(len(self.probe), device=strategy.root_device), reduce_op="min")
+            self.probe = strategy.all_gather(self.probe[: int(fewest)]).transpose(0, 1).flatten(0, 1)
         if not self.initialised:
             mean = (total[:-1] + 1) / (total[-1] + 2)
             self.mu.copy_(mean)
