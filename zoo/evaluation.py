@@ -225,7 +225,7 @@ def check_importance_weighted(model) -> None:
 
 
 def feature_accuracy(model, data) -> float:
-    """The share of test images that logistic regression on ``model.transform`` gets right: scikit-learn's as it comes (C = 1).
+    """The share of test images that scikit-learn's logistic regression, as it comes, gets right on ``model.transform``.
 
     Args:
         model: anything with ``transform``, in eval mode.
