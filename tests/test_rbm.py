@@ -468,6 +468,16 @@ def test_metrics_are_what_they_say(tmp_path):
     assert metrics["val/free_energy_gap"] == pytest.approx(gap, abs=1.5)  # 1,000 of 1,437 training images
 
 
+def test_validation_is_of_float32_under_bfloat16(tmp_path):
+    """The same weights, tested under both precisions: the same numbers."""
+    run(tmp_path, *TINY["rbm"], "trainer.max_epochs=2", "model.lr=1", "test=false")
+    tested = [
+        trainer(precision=precision).test(zoo.load(tmp_path), datamodule=digits(), verbose=False)[0]
+        for precision in ("32-true", "bf16-mixed")
+    ]
+    assert tested[0] == tested[1]
+
+
 def test_annealed_importance_sampling_on_a_trained_machine(tmp_path):
     """784 x 15 units trained on the digits: enumeration lies in the interval of 100 chains, which is short.
 

@@ -63,6 +63,20 @@ def test_two_processes_train_validate_sample_and_log_once(name, tmp_path):
     assert sorted(p.name for p in (tmp_path / "two" / "samples").iterdir()) == ["epoch_001.png"]
 
 
+def test_chains_of_two_processes_are_all_kept_and_go_on_in_one(tmp_path):
+    few = [*TINY["rbm"], "callbacks=none", "test=false", "model.num_chains=31"]
+    few = [o for o in few if not o.startswith("callbacks.")]
+    done = two_processes(tmp_path, *few, "trainer.max_epochs=1", "logger=csv")
+    assert done.returncode == 0, done.stderr
+    chains = checkpoint(tmp_path)["chains"]
+    assert chains.shape == (31, 8) and chains.dtype == torch.bool
+    assert not torch.equal(chains[:30:2], chains[1:31:2])  # each process has its own
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    run(tmp_path, *few, "trainer.max_epochs=2", f"ckpt={last}")
+    after = checkpoint(tmp_path)["chains"]
+    assert after.shape == (31, 8) and not torch.equal(after, chains)
+
+
 def test_a_sweep_of_several_processes_is_refused_in_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "train.py", "-m", "seed=1,2", *DDP, *TINY["vae"], f"hydra.sweep.dir={tmp_path}"],

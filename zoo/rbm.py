@@ -441,28 +441,32 @@ class RBM(L.LightningModule):
         self._log_partitions = self.log_partitions(self.hparams.test_ais_temperatures, progress=True)
 
     def validation_step(self, batch, batch_idx, stage="val"):
-        x, weights = batch[0], self.weights()
-        generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
+        x, generator = batch[0], chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
+        with torch.autocast(x.device.type, enabled=False):  # F and log Z are large, and their sum is what is published
+            terms = self.validation_terms(x, generator)
+            if stage == "val":
+                terms["free_energy_gap"] = terms["loss"] - terms["log_partition"] - self._probe_free_energy()
+        self.log_dict({f"{stage}/{k}": v for k, v in terms.items()}, sync_dist=True, batch_size=len(x))
+
+    def validation_terms(self, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """What validation and test log of a batch of images, means over the batch, and the estimates of log Z."""
+        weights = self.weights()
         uniform = lambda *shape: rand(*shape, generator=generator, device=x.device)  # noqa: E731
         v = self.observe(x, uniform(*x.shape))
         logits = hidden_logits(v, weights)
         free = free_energy(v, weights, logits)
         h = draw(logits, uniform(*logits.shape))
-        largest = max(self._log_partitions.values())
         pixels = (uniform(len(v), PIXELS_FLIPPED) * v.shape[-1]).long()
-        terms = {
+        largest = max(self._log_partitions.values())
+        estimates = {"log_partition": largest.estimate}
+        estimates |= {"log_partition_low": largest.low, "log_partition_high": largest.high}
+        if len(self._log_partitions) > 1:
+            estimates |= {f"log_partition_{k}": z.estimate for k, z in self._log_partitions.items()}
+        return {
             "loss": free.mean() + largest.estimate,
             "pseudo_likelihood": pseudo_log_likelihood(v, weights, pixels).mean(),
             "reconstruction_error": (v - self.visible_logits(h).sigmoid()).square().sum(-1).mean(),
-            "log_partition": torch.tensor(largest.estimate),
-            "log_partition_low": torch.tensor(largest.low),
-            "log_partition_high": torch.tensor(largest.high),
-        }
-        if len(self._log_partitions) > 1:
-            terms |= {f"log_partition_{k}": torch.tensor(z.estimate) for k, z in self._log_partitions.items()}
-        if stage == "val":
-            terms["free_energy_gap"] = free.mean() - self._probe_free_energy()
-        self.log_dict({f"{stage}/{k}": v for k, v in terms.items()}, sync_dist=True, batch_size=len(x))
+        } | {k: torch.tensor(value, device=x.device) for k, value in estimates.items()}
 
     def _probe_free_energy(self) -> Tensor:
         """Mean free energy of the training images that stay the same, with noise that stays the same."""
