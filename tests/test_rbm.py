@@ -32,8 +32,9 @@ from zoo.boltzmann import (
     pseudo_log_likelihood,
 )
 from zoo.estimators import GradientMoments, gradient_moments
+from zoo.evaluation import LogPartition
 from zoo.features import Features
-from zoo.rbm import RBM, at_epoch, frame_steps
+from zoo.rbm import RBM, at_epoch, frame_steps, interleave
 from zoo.sampling import chunk_generator
 
 
@@ -226,7 +227,9 @@ def test_a_pcd_draw_begins_at_the_persistent_chains():
     assert torch.equal(noise["h"], model.chains[:8].double()) and noise["u_v"].shape == (1, 8, 8)
     model.chains = None  # published weights: chains that ran long enough from noise
     assert model.gradient_estimators()["pcd"].noise(batch, chunk_generator(0, 0))["h"].shape == (8, 6)
-    assert model.burnt_in.shape == (100, 6) and model.burnt_in.float().std(0).max() > 0
+    assert model.burnt_in().shape == (100, 6) and model.burnt_in().std(0).max() > 0
+    model.chains = torch.eye(6).bool()
+    assert len(model.gradient_estimators()["pcd"].noise(batch, chunk_generator(0, 0))["h"].unique(dim=0)) > 1
     assert "pcd" not in small(8, 6, learning="cd").gradient_estimators()
     assert "exact" not in RBM(num_hidden=21).gradient_estimators()
 
@@ -244,6 +247,8 @@ def test_marginals_and_the_most_probable_hidden_state():
     assert_close(model.transform(v), p_h @ h)
     assert_close(model.most_probable_hidden(v).double(), h[p_h.argmax(-1)])
     assert_close(model(v), model.transform(v))
+    grey = torch.full((1, 4), 0.3).double()
+    assert_close(model.transform(grey), (grey @ weights.W + weights.c).sigmoid())  # not binarised
 
 
 def test_log_likelihood_is_the_enumerated_one_of_binarised_images():
@@ -277,6 +282,9 @@ def test_the_energy_keeps_its_precision_under_bfloat16():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = free_energy(v, model.weights())
     assert terms.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = model.weights()
+    assert all(torch.equal(a, b) for a, b in zip(inside, model.weights(), strict=True))
     assert (terms.double() - exact).abs().max() < 0.2  # of about -40: bfloat16 itself resolves 0.25 there
 
 
@@ -327,9 +335,11 @@ def test_frames_show_the_chain_that_ends_in_the_sample():
         assert torch.equal(model.sample(3, steps=2, init=given, frames=2)[:, 0], images)
     model.probe = images[:1]
     assert torch.equal(model.sample(3, steps=2, init="data", frames=2)[:, 0], images[:1].expand(3, -1, -1, -1))
-    model.chains = torch.ones(1, 8, dtype=torch.bool)
-    at_ones = (model.weights().b + model.weights().W.sum(1)).sigmoid().view(1, 28, 28)
-    assert_close(model.sample(3, steps=2, init="chains", frames=2)[2, 0], at_ones)
+    with torch.no_grad():
+        model.W[:, 3] = 50.0  # the hidden unit that decides
+    model.chains = torch.eye(8, dtype=torch.bool)
+    begun = model.sample(50, steps=1, init="chains", frames=2, generator=seeded())[:, 0].flatten(1).mean(1)
+    assert 0 < (begun == 1).sum() < 25 and ((begun == 1) | (begun == 0)).all()  # one chain of eight has it on
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 50, 1000])
@@ -338,6 +348,12 @@ def test_frames_begin_and_end_with_the_chain_and_rise(steps):
     for frames in range(2, min(steps + 1, 60) + 1):
         shown = frame_steps(steps, frames)
         assert len(shown) == frames and shown[0] == 0 and shown[-1] == steps and shown == sorted(set(shown))
+
+
+def test_processes_share_chains_in_turns():
+    x = torch.arange(14).view(7, 2)
+    for n in (1, 2, 3, 7):
+        assert torch.equal(interleave([x[r::n] for r in range(n)]), x)
 
 
 # Training.
@@ -399,13 +415,17 @@ def test_schedules_are_followed(optimiser, tmp_path):
             noise = pl_module.noise(batch)
             momentum = group["momentum"] if optimiser == "sgd" else group["betas"][0]
             seen.append((trainer.current_epoch, momentum, len(noise["u_v"]), group["weight_decay"]))
+            assert optimiser == "sgd" or group["betas"][1] == 0.999
+            step = len(seen)  # the schedule has gone on already
+            assert group["lr"] == pytest.approx(0.1 * (1 + math.cos(math.pi * step / 6)) / 2)
 
     model = RBM(8, k=[[0, 1], [2, 3]], momentum=[[0, 0.5], [1, 0.9]], optimiser=optimiser, weight_decay=0.01)
-    fit = trainer(max_epochs=3, limit_train_batches=1, limit_val_batches=0, callbacks=[Look()])
+    fit = trainer(max_epochs=3, limit_train_batches=2, limit_val_batches=0, callbacks=[Look()])
     fit.fit(model, datamodule=digits())
-    assert seen == [(0, 0.5, 1, 0.01), (1, 0.9, 1, 0.01), (2, 0.9, 3, 0.01)]
+    assert seen[::2] == seen[1::2] == [(0, 0.5, 1, 0.01), (1, 0.9, 1, 0.01), (2, 0.9, 3, 0.01)]
     assert fit.optimizers[0].param_groups[1]["weight_decay"] == 0  # of biases
     assert [at_epoch([[0, 1], [20, 5]], e) for e in (0, 19, 20, 99)] == [1, 1, 5, 5] and at_epoch(2, 7) == 2
+    assert at_epoch(((0, 1), (20, 5)), 20) == 5
 
 
 def test_chains_persist_and_all_of_them_are_in_the_checkpoint(tmp_path):
@@ -500,6 +520,46 @@ def test_annealed_importance_sampling_on_a_trained_machine(tmp_path):
     assert not found.low < model.exact_log_partition() + 15 * math.log(2) < found.high  # hidden units of the base
 
 
+def test_annealing_is_of_the_weights_in_their_plain_form():
+    """19 x 17 units in the centred form: annealed though they can be enumerated, and more temperatures narrow it."""
+    model = small(19, 17, scale=0.4)
+    found, coarse = model.log_partition(300), model.log_partition(20)
+    assert found.low < model.exact_log_partition() < found.high
+    assert found.high - found.low < 0.5 * (coarse.high - coarse.low)
+    assert model.log_partition(300) == max(model.log_partitions(300).values())
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 1, got 0"):
+        model.log_partition(0)
+
+
+def test_how_many_temperatures_and_which_estimate_count(tmp_path, monkeypatch):
+    """Validation and test have their own; the loss holds the estimate, and not an end of its interval."""
+    asked = []
+
+    def recorded(weights, base, chains, steps, generator, progress=False):
+        asked.append((steps, chains, progress, base.abs().max().item() > 0))
+        return LogPartition(500.0, 400.0, 600.0)
+
+    monkeypatch.setattr("zoo.rbm.ais_log_partition", recorded)
+    model = RBM(num_hidden=20, ais_temperatures=7, test_ais_temperatures=11, ais_chains=3)
+    fit = trainer(max_epochs=1, limit_train_batches=2, num_sanity_val_steps=1)
+    fit.fit(model, datamodule=digits())
+    metrics = trainer().test(model, datamodule=digits(), verbose=False)[0]
+    sides = lambda steps, progress: [(steps, 3, progress, True), (steps, 3, progress, False)]  # noqa: E731
+    assert [a[:3] for a in asked] == [a[:3] for a in sides(10, False) + sides(7, False) + sides(11, True)]
+    assert asked[-2:] == sides(11, True)  # by then the mean image is known
+    again = trainer().test(model, datamodule=digits(), verbose=False)[0]
+    assert again == metrics  # the noise of binarisation is the same
+    data = digits()
+    data.setup()
+    images = data.splits["test"].images.flatten(1).float() / 255
+    v = model.observe(images, torch.rand(images.shape, generator=chunk_generator(0, 0)))
+    assert metrics["test/loss"] == pytest.approx(float(model.free_energy(v).mean()) + 500, abs=1e-3)
+    assert metrics["test/log_partition_low"] == 400
+    assert model._probe_free_energy() == model._probe_free_energy()
+    alone = trainer().validate(RBM(num_hidden=20), datamodule=digits(), verbose=False)[0]
+    assert "val/free_energy_gap" not in alone  # there are no training images to compare with
+
+
 def test_mass_far_from_the_data_is_found(generator):
     """60 x 2 units, so that log Z is enumerated: one hidden unit turns all pixels on, and holds e^20 of the mass.
 
@@ -563,6 +623,7 @@ def test_values_that_do_not_fit(wrong, message):
         ({"init": "chains"}, "there are no persistent chains"),
         ({"init": torch.zeros(3, 1, 28, 28)}, "or 2 images, one per chain"),
         ({"init": 7}, "got 7"),
+        ({"init": []}, "got []"),
     ],
 )
 def test_chains_that_cannot_begin(wrong, message):

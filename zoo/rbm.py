@@ -11,20 +11,20 @@ Analysis of Deep Belief Networks", 2008; seed 003 (discrete latent variable mode
 
 Neither layer has connections within itself, so that each is independent given the other: marginals of h given v, its
 most probable value, and Gibbs sampling of a whole layer at once are exact. Learning descends a difference of free
-energies, mean F(v) - mean F(v'), whose gradient is that of the log likelihood once v' is a draw of the model:
+energies, mean F(v) - mean F(v'), whose gradient is that of -log p once v' is a draw of the model:
 
     cd      v' is k Gibbs steps away from the data                         (biased, low variance)
-    pcd     v' is k Gibbs steps further along chains that never restart    (biased only as far as they lag behind)
+    pcd     v' is k Gibbs steps further along chains that go on            (biased only as far as they lag behind)
     exact   E_{v' ~ p} is enumerated: 2^n terms, n the smaller layer, at most 20 units
 
 Symbols: v visible units, (B, V); h hidden units, (B, H); W (V, H); b visible bias, (V,); c hidden bias, (H,); u uniform
 noise. Images are (B, 1, 28, 28) in [0, 1], and binarised here. Logged: train/loss, the difference above, which is about
-zero and no measure of progress; {val,test}/loss = -log p(v) = F(v) + log Z, nats per example, with
+zero and no measure of progress (for exact, -log p); {val,test}/loss = -log p(v) = F(v) + log Z, nats per example, with
 {val,test}/log_partition of annealed importance sampling (_low, _high: three standard errors; _base_rate, _coins: from
 two beginnings, of which it is the larger), or enumerated for a layer of at most 16 units; /pseudo_likelihood =
-sum_i log p(v_i | all other pixels), nats; /reconstruction_error, squared pixels per image; val/free_energy_gap = mean F
-of validation images - mean F of 1,000 training images that stay the same, nats: where it grows, the model overfits
-(Hinton 2010, sec. 6).
+sum_i log p(v_i | all other pixels), nats, estimated from ten pixels of each image; /reconstruction_error, squared
+pixels per image; val/free_energy_gap = mean F of validation images - mean F of 1,000 training images that stay the
+same, nats: where it grows, the model overfits (Hinton 2010, sec. 6).
 
 Differs from the papers:
 - Weights are learnt in the centred form (Montavon & Müller 2012; Melchior et al. 2016), E = - b'(v - mu) - c'(h - 1/2)
@@ -41,7 +41,7 @@ Differs from the papers:
 """
 
 import math
-from functools import cached_property
+from functools import cache
 from typing import Literal
 
 import lightning as L
@@ -119,9 +119,17 @@ Schedule = float | list[list[float]]
 
 def at_epoch(schedule: Schedule, epoch: int) -> float:
     """The value of a schedule at an epoch, counted from 0: a number, or ``[[0, a], [10, b]]``: a, and b from 10 on."""
-    if not isinstance(schedule, list):
+    if not isinstance(schedule, list | tuple):
         return schedule
     return [value for first, value in schedule if first <= epoch][-1]
+
+
+def interleave(parts: list[Tensor]) -> Tensor:
+    """What processes hold in turns, row i with process i mod n, as one: of ``[x[r::n] for r in range(n)]`` x."""
+    whole = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
+    for rank, part in enumerate(parts):
+        whole[rank :: len(parts)] = part
+    return whole
 
 
 class RBM(L.LightningModule):
@@ -132,7 +140,7 @@ class RBM(L.LightningModule):
         num_visible: V; 784 for images, other sizes for vectors.
         learning: ``cd``, ``pcd`` or ``exact``.
         k: Gibbs steps per update, or a schedule of epochs: ``[[0, 1], [20, 5]]`` is 1 for 20 epochs, then 5.
-        num_chains: persistent chains, over all processes (``pcd``).
+        num_chains: persistent chains, over all processes, at least one for each (``pcd``).
         restarts: probability that a persistent chain begins anew, at fair coins, before an update; at least 0, below 1.
         binarisation: ``bernoulli``: a pixel is 1 with its grey value as probability, drawn anew at each use; or
             ``threshold``: where it is above 1/2. Their likelihoods do not compare.
@@ -146,7 +154,8 @@ class RBM(L.LightningModule):
         test_ais_temperatures: its steps in the test, whose log Z is published.
 
     Raises:
-        ValueError: for a value outside these; at the start of training, for pixels outside [0, 1].
+        ValueError: for a value outside these; at the start of training, for pixels outside [0, 1], more processes than
+            chains, or data that are no datamodule.
     """
 
     def __init__(
@@ -259,7 +268,7 @@ class RBM(L.LightningModule):
 
     @torch.no_grad()
     def free_energy(self, v: Tensor) -> Tensor:
-        """F(v), (B,) nats, of images ``v``, (B, 1, 28, 28) or (B, V)."""
+        """F(v), (B,) nats, of binary ``v``, (B, 1, 28, 28) or (B, V)."""
         return free_energy(self._flat(v), self.weights())
 
     # Training: everything random in one draw, then functions of it.
@@ -301,16 +310,19 @@ class RBM(L.LightningModule):
 
         Args:
             v: binary, (B, V).
+            noise: of :meth:`noise` for the same ``learning``.
+            learning: ``cd``, ``pcd``, ``exact``; or ``exact_samples``, v' drawn by enumeration, as many as v.
 
         Returns:
             mean F(v) - mean F(v'), whose gradient is the estimate of that of -log p; () nats. For ``exact`` -log p.
             h of the chains, (n, H), bool; None for what is not ``pcd``.
         """
         if learning == "exact":
-            weights = self.weights()
-            log_Z, statistics = exact_statistics(Weights(*(t.detach() for t in weights)))
-            linear = sum((t * s).sum() for t, s in zip(weights, statistics, strict=True))
-            return free_energy(v, weights).mean() + with_gradient(log_Z.to(v.dtype), linear), None
+            with torch.autocast(v.device.type, enabled=False):
+                weights = self.weights()
+                log_Z, statistics = exact_statistics(Weights(*(t.detach() for t in weights)))
+                linear = sum((t * s).sum() for t, s in zip(weights, statistics, strict=True))
+                return free_energy(v, weights).mean() + with_gradient(log_Z.to(v.dtype), linear), None
         with torch.no_grad():
             if learning == "exact_samples":
                 v_model = exact_draw(noise["u_s"], noise["u_v"], self.weights())
@@ -352,7 +364,8 @@ class RBM(L.LightningModule):
         loss, h = self.objective(self.observe(batch[0], noise["u"]), noise, self.hparams.learning)
         if h is not None:
             self.chains = h
-        if (self.trainer.fit_loop.total_batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+        n = self.trainer.log_every_n_steps
+        if n and (self.trainer.fit_loop.total_batch_idx + 1) % n == 0:
             self.log("train/loss", loss, prog_bar=True)  # at every step it would cost a tenth of one
         return loss
 
@@ -361,11 +374,16 @@ class RBM(L.LightningModule):
         if self.trainer.datamodule is None:
             raise ValueError("RBM is trained with fit(model, datamodule=...): it asks for the mean of the images first")
         strategy, world_size = self.trainer.strategy, self.trainer.world_size
+        if self.hparams.num_chains < world_size:
+            raise ValueError(
+                f"num_chains must be at least one for each of {world_size} processes, got {self.hparams.num_chains}"
+            )
         total, first = torch.zeros(self.hparams.num_visible + 1, dtype=torch.float64), []
         for x, *_ in self.trainer.datamodule.train_dataloader():  # one of its own: nothing else sees it
             check_pixels(x)
-            x = self._flat(x).cpu()
-            total += torch.cat([x.double().sum(0), torch.tensor([len(x)])])
+            x = x.cpu()
+            v = self._flat(x) if self.hparams.binarisation == "bernoulli" else self.observe(x, x)
+            total += torch.cat([v.double().sum(0), torch.tensor([len(v)])])
             if sum(map(len, first)) < PROBE // world_size:
                 first.append(x)
         self.probe = torch.cat(first)[: max(1, PROBE // world_size)].to(strategy.root_device)
@@ -381,12 +399,10 @@ class RBM(L.LightningModule):
             self.initialised.fill_(True)
         if self.hparams.learning == "pcd":
             if self.chains is None:
-                coins = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
+                coins = chunk_generator(torch.initial_seed(), -4)
                 self.chains = torch.rand(self.hparams.num_chains, self.hparams.num_hidden, generator=coins) < 0.5
             if len(self.chains) == self.hparams.num_chains:  # all of them: this process takes its own
                 self.chains = self.chains[self.trainer.global_rank :: world_size]
-            if len(self.chains) < 1:
-                raise ValueError(f"num_chains must be at least one for each process, got {self.hparams.num_chains}")
 
     def on_train_epoch_start(self):
         momentum = at_epoch(self.hparams.momentum, self.current_epoch)
@@ -402,10 +418,7 @@ class RBM(L.LightningModule):
             return None if self.chains is None else self.chains.cpu()
         parts = [None] * self.trainer.world_size
         torch.distributed.all_gather_object(parts, self.chains.cpu())
-        whole = torch.empty(sum(map(len, parts)), self.hparams.num_hidden, dtype=torch.bool)
-        for rank, part in enumerate(parts):
-            whole[rank :: len(parts)] = part
-        return whole
+        return interleave(parts)
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "rbm"
@@ -444,7 +457,7 @@ class RBM(L.LightningModule):
         x, generator = batch[0], chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
         with torch.autocast(x.device.type, enabled=False):  # F and log Z are large, and their sum is what is published
             terms = self.validation_terms(x, generator)
-            if stage == "val":
+            if stage == "val" and self.probe is not None:
                 terms["free_energy_gap"] = terms["loss"] - terms["log_partition"] - self._probe_free_energy()
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items()}, sync_dist=True, batch_size=len(x))
 
@@ -499,12 +512,13 @@ class RBM(L.LightningModule):
         """
         if min(self.hparams.num_visible, self.hparams.num_hidden) <= AT_ONCE:
             return {"exact": LogPartition(*[self.exact_log_partition()] * 3)}
+        steps = self.hparams.test_ais_temperatures if steps is None else steps
+        check_whole("steps", steps)
         generator = chunk_generator(0, -2) if generator is None else generator
-        weights = Weights(*(t.float() for t in self.weights()))
-        chains, steps = self.hparams.ais_chains, steps or self.hparams.test_ais_temperatures
+        weights, mu = Weights(*(t.float() for t in self.weights())), self.mu.float()
         return {
-            name: ais_log_partition(weights, base, chains, steps, generator, progress)
-            for name, base in (("base_rate", self.mu.logit()), ("coins", torch.zeros_like(self.mu)))
+            name: ais_log_partition(weights, base, self.hparams.ais_chains, steps, generator, progress)
+            for name, base in (("base_rate", mu.logit()), ("coins", torch.zeros_like(mu)))
         }
 
     def log_partition(
@@ -554,7 +568,8 @@ class RBM(L.LightningModule):
             steps: Gibbs steps, at least 1.
             init: where chains begin: at ``noise``, fair coins; at ``data``, training images drawn at random, while a
                 model is in training; at ``chains``, the persistent ones, some of them drawn at random; or at images in
-                [0, 1], n of them.
+                [0, 1], n of them, binarised.
+            generator: of all noise; torch's own if None.
             frames: None, or how many moments of each chain to return, at least 2: the first is its beginning, the
                 others are spread evenly on a logarithmic scale of steps, the last is its end.
 
@@ -567,14 +582,8 @@ class RBM(L.LightningModule):
         check_whole("steps", steps)
         shown = frame_steps(steps, frames)
         uniform = lambda *shape: rand(*shape, generator=generator, device=self.device)  # noqa: E731
-        if isinstance(init, str) and init == "chains":
-            h = self._pick(
-                self.chains, n, generator, "persistent chains: training checkpoints of learning=pcd have them"
-            )
-            first = self.visible_logits(h).sigmoid()
-        else:
-            first = self._beginning(init, n, generator, uniform)
-            h = draw(self.hidden_logits(first), uniform(n, self.hparams.num_hidden))
+        first = self._beginning(init, n, generator, uniform)
+        h = draw(self.hidden_logits(first), uniform(n, self.hparams.num_hidden))
         found = [first] if 0 in shown else []
         for step in range(1, steps + 1):
             logits = self.visible_logits(h)
@@ -586,19 +595,22 @@ class RBM(L.LightningModule):
         return self._images(found[0] if frames is None else torch.stack(found, dim=1))
 
     def _beginning(self, init, n: int, generator, uniform) -> Tensor:
+        """Binary v at which ``n`` chains begin, (n, V)."""
         V = self.hparams.num_visible
         if isinstance(init, str):
             check_choice("init, where it is a word,", init, ("noise", "data", "chains"))
             if init == "noise":
                 return (uniform(n, V) < 0.5).to(self.W.dtype)
+            if init == "chains":
+                h = self._pick(self.chains, n, generator, "persistent chains, which training checkpoints of pcd have")
+                return draw(self.visible_logits(h), uniform(n, V))
             images = self._pick(self.probe, n, generator, "training images outside training: give init images instead")
         else:
-            images = torch.stack(list(init)).to(self.device) if isinstance(init, list) else init
-            if not isinstance(images, Tensor) or len(images) != n:
+            if not isinstance(init, Tensor | list) or len(init) != n:
                 raise ValueError(f"init must be noise, data, chains or {n} images, one per chain, got {init!r:.80}")
+            images = (torch.stack(init) if isinstance(init, list) else init).to(self.device)
             check_pixels(images)
-            images = self._flat(images)
-        return self.observe(images, uniform(n, V))
+        return self.observe(images, uniform(*images.shape))
 
     def _pick(self, source: Tensor | None, n: int, generator, what: str) -> Tensor:
         if source is None:
@@ -614,14 +626,14 @@ class RBM(L.LightningModule):
         x, *rest = batch
         return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)).view_as(x), *rest]
 
-    @cached_property
     @torch.no_grad()
     def burnt_in(self) -> Tensor:
-        """Hidden states of a hundred chains, a thousand Gibbs steps away from noise; (100, H), bool."""
-        means = self.sample(100, steps=1000, generator=chunk_generator(0, -3)).flatten(1)
-        uniform = lambda n: rand(100, n, generator=chunk_generator(1, n), device=means.device)  # noqa: E731
+        """Hidden states of a hundred chains, a thousand Gibbs steps away from noise; (100, H), 0 or 1."""
+        generator = chunk_generator(0, -3)
+        uniform = lambda n: rand(100, n, generator=generator, device=self.device)  # noqa: E731
+        means = self.sample(100, steps=1000, generator=generator).flatten(1)
         v = (uniform(self.hparams.num_visible) < means).to(means.dtype)
-        return draw(self.hidden_logits(v), uniform(self.hparams.num_hidden)) > 0.5
+        return draw(self.hidden_logits(v), uniform(self.hparams.num_hidden))
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
         """``cd-1``, ``cd-10``; ``pcd`` of a model that learns by it; and where a layer can be enumerated,
@@ -630,15 +642,18 @@ class RBM(L.LightningModule):
         A draw of ``pcd`` begins at chains drawn with replacement from the persistent ones, as many as there are images;
         where there are none, as in published weights, from a hundred that ran for a thousand steps from noise.
         """
-        params, chains = dict(self.named_parameters()), None
-        if self.hparams.learning == "pcd":
-            chains = self.all_chains()
+        params = dict(self.named_parameters())
+        chains = self.all_chains() if self.hparams.learning == "pcd" else None
+
+        @cache
+        def pool() -> Tensor:
+            return self.burnt_in() if chains is None else chains
 
         def estimator(name: str, learning: str, k: int = 1) -> GradientEstimator:
             def noise(batch, generator: torch.Generator | None = None) -> Noise:
                 begin = None
                 if learning == "pcd":
-                    begin = self._pick(self.burnt_in if chains is None else chains, len(batch[0]), generator, "chains")
+                    begin = self._pick(pool(), len(batch[0]), generator, "chains")
                 return self.noise(batch, generator, learning, k, begin)
 
             def surrogate(params: Params, batch, noise: Noise) -> Tensor:
