@@ -162,6 +162,7 @@ def test_the_command_line(runs, published, tmp_path, monkeypatch, capsys):
     assert "vae" in command("list") and "test/loss" in command("list")
     command("sample", runs / "vae", "-n", 20, "--seed", 0, "-o", tmp_path / "a.png")
     command("sample", "vae", "-n", 20, "-o", tmp_path / "b.png")
+    command("sample", "rbm", "-n", 3, "-c", "steps=2", "-c", "frames=2", "--images", "digits", "-o", tmp_path / "d.png")
     command("sample", "ddpm", "-n", 1, "-o", tmp_path / "c.png", "-c", "num_steps=2", "--condition", "eta=0.5")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     measured = dict(line.split(": ") for line in command("evaluate", "vae", "--data", "digits").splitlines())
@@ -172,6 +173,9 @@ def test_the_command_line(runs, published, tmp_path, monkeypatch, capsys):
         (["sample", "vae", "-c", "eta=1"], "VAE.sample takes no eta; it takes nothing"),
         (["sample", "ddpm", "-c", "eta"], "written name=value"),
         (["sample", "vae", "-n", "0"], "at least 1, got 0"),
+        (["sample", "ddpm", "-c", "eta=1;2"], "a condition is a number, a word"),
+        (["sample", "rbm", "-c", "init=nowhere"], "must be noise, data or chains, got 'nowhere'"),
+        (["sample", "rbm", "--images", "digits", "-c", "init=noise"], "leave out one of them"),
         (["evaluate", "vae", "--data", "imagenet"], "got 'imagenet'"),
         (["export", tmp_path / "none", "x"], "no checkpoint at"),
     ]:

@@ -256,6 +256,8 @@ def test_log_likelihood_is_the_enumerated_one_of_binarised_images():
     log_probability, v = log_p(model)
     assert_close(model.log_likelihood(v), log_probability.detach())
     assert_close(model.log_likelihood(v, log_partition=0.0), -model.free_energy(v))
+    assert_close(model.log_likelihood(v, model.log_partition()), log_probability.detach())
+    assert model.log_likelihood(v[:0]).shape == (0,)
     grey, generator = torch.full((1, 4), 0.5).double(), torch.Generator()
     u = torch.rand(1, 4, generator=generator.manual_seed(3))
     expected = model.log_likelihood((u < 0.5).double())
@@ -621,7 +623,8 @@ def test_values_that_do_not_fit(wrong, message):
         ({"init": "zeros"}, "init, where it is a word, must be noise, data or chains, got 'zeros'"),
         ({"init": "data"}, "there are no training images outside training"),
         ({"init": "chains"}, "there are no persistent chains"),
-        ({"init": torch.zeros(3, 1, 28, 28)}, "or 2 images, one per chain"),
+        ({"init": torch.zeros(3, 1, 28, 28)}, "images, one tensor per chain"),
+        ({"init": [0, 1]}, "images, one tensor per chain, got [0, 1]"),
         ({"init": 7}, "got 7"),
         ({"init": []}, "got []"),
     ],

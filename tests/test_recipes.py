@@ -12,6 +12,7 @@ import yaml
 from helpers import CONFIGS, TINY, checkpoint, config, run
 
 import zoo
+from zoo.hardware import make_trainer
 
 ROOT = Path(CONFIGS).parent
 RECIPES = sorted(p.stem for p in (Path(CONFIGS) / "model").glob("*.yaml"))
@@ -102,6 +103,11 @@ def test_looking_around_imports_no_torch(arguments):
 def test_every_choice_composes(group):
     for choice in (Path(CONFIGS) / group).glob("*.yaml"):
         assert config("/nowhere", f"{group}={choice.stem}").run_dir == "/nowhere"
+
+
+def test_a_run_shorter_than_the_validation_interval_is_validated():
+    every = lambda epochs: make_trainer(max_epochs=epochs, check_val_every_n_epoch=5).check_val_every_n_epoch  # noqa: E731
+    assert [every(n) for n in (2, 5, 7, -1)] == [2, 5, 5, 5]
 
 
 def test_the_command_line_wins_over_the_recipe():

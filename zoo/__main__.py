@@ -29,6 +29,8 @@ def sample(args: argparse.Namespace) -> None:
 
     model = _on_device(zoo.load(args.source))
     conditions = dict(_condition(c) for c in args.condition)
+    if args.images and "init" in conditions:
+        raise ValueError("--images says where chains begin, and so does -c init=...: leave out one of them")
     if args.images:
         conditions["init"] = _test_images(args.images, args.n)
     check_conditions(model, conditions)
@@ -107,7 +109,9 @@ def _condition(text: str) -> tuple[str, object]:
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
-        raise ValueError(f"the value of a condition is a number, true, false, null or a list; got {text!r}") from None
+        if value.isalpha():
+            return name, value
+        raise ValueError(f"a condition is a number, a word, true, false, null or a list; got {text!r}") from None
 
 
 def _test_images(name: str, n: int) -> list:

@@ -18,7 +18,7 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         make_pipeline(Features("rbm"), LogisticRegression()).fit(X, y)
 
     Args:
-        source: what ``zoo.load`` takes, the name of a pretrained checkpoint or a path; or a model.
+        source: what ``zoo.load`` takes, the name of a pretrained checkpoint or a path; or a model, put in eval mode.
     """
 
     def __init__(self, source="rbm"):

@@ -30,6 +30,9 @@ def make_trainer(precision: str = "auto", **kwargs) -> L.Trainer:
         value = kwargs.get(key, least)
         if value is not None and (not isinstance(value, int) or value < least):
             raise ValueError(f"trainer.{key} must be a whole number of at least {least}, got {value!r}")
+    epochs, every = kwargs.get("max_epochs"), kwargs.get("check_val_every_n_epoch")
+    if epochs and every and 0 < epochs < every:
+        kwargs["check_val_every_n_epoch"] = epochs  # a run that never validates has no best checkpoint and no samples
     trainer = L.Trainer(precision=precision, **kwargs)
     if trainer.world_size > 1 and _in_sweep():
         raise ValueError(
