@@ -270,5 +270,5 @@ def test_log_likelihood_is_that_of_the_first_validation_images(tmp_path):
     assert_close(values[-1], measured.mean().item(), rtol=1e-5, atol=0)
     with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
         LogLikelihood(num_samples=0)
-    with pytest.raises(ValueError, match="Pixel has no method log_likelihood"):
+    with pytest.raises(ValueError, match="Pixel has no log_likelihood to measure"):
         LogLikelihood().setup(None, Pixel(), "fit")

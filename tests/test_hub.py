@@ -213,12 +213,13 @@ def test_shipped_numbers_are_recomputed(name, mnist_root):
 
 @pytest.mark.parametrize("name", ENERGIES)
 def test_shipped_energies_are_recomputed(name, mnist_root):
-    """All but log Z exactly; log Z with a tenth of the chains, so that its interval is wider, and has to overlap."""
+    """All but log Z exactly; log Z with a fifth of the chains and temperatures: intervals have to overlap."""
     from datamodules import Images
     from zoo.evaluation import evaluate, feature_accuracy
 
     model, published = zoo.load(name), hub.read_card(name)["metrics"]
-    model.hparams.ais_chains //= 10
+    model.hparams.ais_chains //= 5
+    model.hparams.test_ais_temperatures //= 5
     measured, data = evaluate(model, Images(hub.read_card(name)["data"])), Images(hub.read_card(name)["data"])
     for key in ("pseudo_likelihood", "reconstruction_error"):
         assert_close(measured[f"test/{key}"], published[f"test/{key}"], rtol=1e-4, atol=0)
@@ -229,7 +230,8 @@ def test_shipped_energies_are_recomputed(name, mnist_root):
     # Chains from far away find no mass that those from the data's side have missed.
     assert published["test/log_partition_coins"] < published["test/log_partition_high"]
     data.setup()
-    assert abs(feature_accuracy(model, data) - published["feature_accuracy"]) < 5e-4
+    # Where the regression's optimiser stops depends on rounding: on another number of threads 8 images of 10,000.
+    assert abs(feature_accuracy(model, data) - published["feature_accuracy"]) < 2e-3
 
 
 def test_all_weights_fit_their_budget():
