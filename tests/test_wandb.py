@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ def records(path: Path):
             at += left
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + length > len(data):  # half written
+            return
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
@@ -49,6 +52,11 @@ def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, capl
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert f"To upload this run: wandb sync {folder}" in caplog.text
     (log,) = folder.glob("*.wandb")
+    # Its service writes on for a moment after finish() has returned, for longer on a busy machine.
+    for _ in range(600):
+        if any(record.WhichOneof("record_type") == "exit" for record in records(log)):
+            break
+        time.sleep(0.1)
     config, history, run_id = {}, [], None
     for record in records(log):
         for update in [*record.run.config.update, *record.config.update]:
