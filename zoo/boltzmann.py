@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.evaluation import LogPartition, annealed_importance_sampling, log_mean
-from zoo.functional import at_least_float32
 from zoo.sampling import rand
 
 ENUMERABLE = 20  # units: a million states
@@ -45,12 +44,12 @@ def energy(v: Tensor, h: Tensor, weights: Weights) -> Tensor:
 
 def hidden_logits(v: Tensor, weights: Weights) -> Tensor:
     """log odds of h_j = 1 given v, c_j + (v'W)_j; (..., V) to (..., H)."""
-    return at_least_float32(v @ weights.W) + weights.c
+    return v @ weights.W + weights.c
 
 
 def visible_logits(h: Tensor, weights: Weights) -> Tensor:
     """log odds of v_i = 1 given h, b_i + (W h)_i; (..., H) to (..., V)."""
-    return at_least_float32(h @ weights.W.T) + weights.b
+    return h @ weights.W.T + weights.b
 
 
 def free_energy(v: Tensor, weights: Weights, logits: Tensor | None = None) -> Tensor:

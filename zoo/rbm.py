@@ -352,7 +352,7 @@ class RBM(L.LightningModule):
         """mean F(v) - mean F(v'), as a function of what is learnt; () nats. And log odds of h given v', (n, H).
 
         In the centred form F(v) = - b'v - sum_j ( softplus(a_j) - a_j / 2 ) + a constant, which the difference loses; a
-        are the log odds of h. Both batches go through one product, which a processor does faster than two.
+        are the log odds of h. Both batches go through one product, so that autograd has half the nodes to walk.
         """
         logits = self.hidden_logits(torch.cat([v, v_model]))
         of_hidden = F.softplus(logits).sum(-1)
