@@ -218,8 +218,11 @@ class ImageLoader:
         batches = self.indices()
         begin, self._resume_at = self._resume_at, 0
         for self.position in range(begin + 1, len(batches) + 1):
-            index = batches[self.position - 1].to(device)
-            yield self.split.images[index].unsqueeze(1).float().div_(255), self.split.labels[index].long()
+            yield self.examples(batches[self.position - 1].to(device))
+
+    def examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The examples of these indices."""
+        return self.split.images[index].unsqueeze(1).float().div_(255), self.split.labels[index].long()
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position}

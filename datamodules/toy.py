@@ -1,0 +1,252 @@
+"""Data whose distribution is known: points in the plane, and sequences of a Markov chain.
+
+    ring          eight Gaussians, sigma 0.1, on a circle of radius 2
+    moons         two half circles of radius 1 that reach into each other, blurred by sigma 0.1
+    swiss_roll    one and a half turns of a spiral, blurred by sigma 0.1
+    line          x = theta, y uniform in [0, 1]: the parallel lines of seed 004, sec. 13.3.2; it has no density
+    markov_chain  sequences of five symbols
+
+The first three have an exact log density and score: a blurred curve is the integral of Gaussians along it, and
+Gauss-Legendre nodes much closer than sigma make of that integral a mixture that equals it to rounding.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import product
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datamodules.images import DataError, ImageLoader, Split
+
+SIZES = {"train": 50_000, "val": 5_000, "test": 10_000}
+
+
+class Mixture:
+    """sum_k w_k N(x | mu_k, sigma^2 I) in the plane.
+
+    Args:
+        mu: centres, (K, 2).
+        w: weights with sum 1, (K,).
+        sigma: standard deviation, positive.
+    """
+
+    def __init__(self, mu: Tensor, w: Tensor, sigma: float):
+        self.mu, self.w, self.sigma = mu.double(), w.double(), sigma
+
+    def _log_joint(self, x: Tensor) -> Tensor:
+        """log w_k N(x | mu_k, sigma^2 I), (..., K)."""
+        square = (x.double()[..., None, :] - self.mu).square().sum(-1)
+        return self.w.log() - square / (2 * self.sigma**2) - math.log(2 * math.pi * self.sigma**2)
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """log p(x), nats; (..., 2) to (...), float64."""
+        return self._log_joint(x).logsumexp(-1)
+
+    def score(self, x: Tensor) -> Tensor:
+        """The gradient of log p(x) by x, (..., 2), float64."""
+        return (self._log_joint(x).softmax(-1) @ self.mu - x.double()) / self.sigma**2
+
+    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``n`` points, (n, 2), and which component each is from, (n,)."""
+        k = torch.multinomial(self.w, n, replacement=True, generator=generator)
+        eps = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+        return self.mu[k] + self.sigma * eps, k
+
+
+class BlurredCurves(Mixture):
+    """Curves, each as likely as the others, run through evenly in t, and blurred by N(0, sigma^2 I).
+
+    Args:
+        curves: functions of t in [0, 1], (n,) to (n, 2).
+        sigma: of the blur.
+        nodes: of the quadrature, per curve; they must lie much closer than sigma.
+    """
+
+    def __init__(self, curves: list[Callable[[Tensor], Tensor]], sigma: float, nodes: int = 600):
+        t, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(nodes))
+        super().__init__(torch.cat([c((t + 1) / 2) for c in curves]), (w / 2 / len(curves)).repeat(len(curves)), sigma)
+        self.curves = curves
+
+    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``n`` points, (n, 2), and which curve each is from, (n,)."""
+        which = torch.randint(len(self.curves), (n,), generator=generator)
+        t = torch.rand(n, generator=generator, dtype=torch.float64)
+        on_curve = torch.stack([c(t) for c in self.curves])[which, torch.arange(n)]
+        return on_curve + self.sigma * torch.randn(n, 2, generator=generator, dtype=torch.float64), which
+
+
+class Line:
+    """x = theta, y ~ U(0, 1). Two of them lie |theta - theta'| apart in Wasserstein distance, log 2 in Jensen-Shannon
+    divergence whatever theta, and infinitely far in Kullback-Leibler divergence (seed 004, sec. 13.3.2)."""
+
+    def __init__(self, theta: float):
+        self.theta = theta
+
+    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``n`` points, (n, 2), and zeros, (n,)."""
+        y = torch.rand(n, generator=generator, dtype=torch.float64)
+        return torch.stack([torch.full_like(y, self.theta), y], -1), torch.zeros(n, dtype=torch.long)
+
+
+class MarkovChain:
+    """Sequences v_1 ... v_T of K symbols, p(v) = pi(v_1) prod_t P(v_t | v_{t-1}), as one-hot vectors (T, K).
+
+    The chain steps on by one symbol (of K in a circle) with probability 0.6, stays with 0.2, and else goes to one of
+    the others; it begins at symbol k with a probability proportional to 1 / (k + 1).
+    """
+
+    def __init__(self, symbols: int = 5, length: int = 5):
+        self.symbols, self.length = symbols, length
+        eye = torch.eye(symbols, dtype=torch.float64)
+        rest = 0.2 / (symbols - 2)
+        self.P = rest + (0.2 - rest) * eye + (0.6 - rest) * eye.roll(1, dims=1)
+        self.pi = 1 / torch.arange(1, symbols + 1, dtype=torch.float64)
+        self.pi /= self.pi.sum()
+
+    def log_probability(self, v: Tensor) -> Tensor:
+        """log p(v) of one-hot sequences (..., T, K), nats; (...), float64."""
+        v = v.double()
+        steps = torch.einsum("...tk,kl,...tl->...", v[..., :-1, :], self.P.log(), v[..., 1:, :])
+        return v[..., 0, :] @ self.pi.log() + steps
+
+    def everything(self) -> Tensor:
+        """All K^T sequences, (K^T, T, K)."""
+        v = torch.tensor(list(product(range(self.symbols), repeat=self.length)))
+        return F.one_hot(v, self.symbols).float()
+
+    def kl(self, log_q: Callable[[Tensor], Tensor]) -> float:
+        """KL(p || q) in nats per sequence, by enumeration; ``log_q``: (n, T, K) to (n,) nats."""
+        v = self.everything()
+        log_p = self.log_probability(v)
+        return float((log_p.exp() * (log_p - log_q(v).double().cpu())).sum())
+
+    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``n`` sequences, (n, T, K) one-hot, and the first symbol of each, (n,)."""
+        v = [torch.multinomial(self.pi, n, replacement=True, generator=generator)]
+        while len(v) < self.length:
+            v.append(torch.multinomial(self.P[v[-1]], 1, generator=generator)[:, 0])
+        return F.one_hot(torch.stack(v, 1), self.symbols).double(), v[0]
+
+
+def ring(modes: int = 8, radius: float = 2.0, sigma: float = 0.1) -> Mixture:
+    """Gaussians evenly spaced on a circle."""
+    angle = 2 * math.pi * torch.arange(modes, dtype=torch.float64) / modes
+    return Mixture(radius * torch.stack([angle.cos(), angle.sin()], -1), torch.full((modes,), 1 / modes), sigma)
+
+
+def moons(sigma: float = 0.1) -> BlurredCurves:
+    """Two half circles, the lower one shifted by (1, 1/2), as scikit-learn's ``make_moons``."""
+    upper = lambda t: torch.stack([(math.pi * t).cos(), (math.pi * t).sin()], -1)  # noqa: E731
+    lower = lambda t: torch.stack([1 - (math.pi * t).cos(), 0.5 - (math.pi * t).sin()], -1)  # noqa: E731
+    return BlurredCurves([upper, lower], sigma, nodes=200)
+
+
+def swiss_roll(sigma: float = 0.1) -> BlurredCurves:
+    """The plane of scikit-learn's ``make_swiss_roll``, a seventh of its size: angles 1.5 pi to 4.5 pi."""
+    angle = lambda t: 1.5 * math.pi * (1 + 2 * t)  # noqa: E731
+    roll = lambda t: angle(t)[:, None] / 7 * torch.stack([angle(t).cos(), angle(t).sin()], -1)  # noqa: E731
+    return BlurredCurves([roll], sigma)
+
+
+DISTRIBUTIONS = {"ring": ring, "moons": moons, "swiss_roll": swiss_roll, "line": Line, "markov_chain": MarkovChain}
+
+
+class PointLoader(ImageLoader):
+    """Batches of (points (B, ...) float, labels (B,)), in the order and with the resumption of :class:`ImageLoader`."""
+
+    def examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self.split.images[index], self.split.labels[index]
+
+
+class Toy(L.LightningDataModule):
+    """One of the distributions above, drawn once: 50,000 examples to train on, 5,000 to validate, 10,000 to test.
+
+    Args:
+        name: ``ring``, ``moons``, ``swiss_roll``, ``line`` or ``markov_chain``.
+        theta: where the line is.
+        batch_size: examples per training step, over all processes.
+        eval_batch_size: the same for validation and test.
+        seed: of the order of the training examples; the examples are always the same.
+
+    Raises:
+        ValueError: for values outside these.
+        DataError: at set-up, for a model of examples of another shape.
+    """
+
+    def __init__(
+        self,
+        name: str = "ring",
+        theta: float = 0.5,
+        batch_size: int = 256,
+        eval_batch_size: int = 1000,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if name not in DISTRIBUTIONS:
+            raise ValueError(f"name must be one of {', '.join(DISTRIBUTIONS)}, got {name!r}")
+        if isinstance(theta, bool) or not isinstance(theta, int | float) or not math.isfinite(theta):
+            raise ValueError(f"theta must be a number, got {theta!r}")
+        for key, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= SIZES["train"]:
+                raise ValueError(f"{key} must be a whole number from 1 to {SIZES['train']:,}, got {value!r}")
+        self.save_hyperparameters(logger=False)
+        self.used = name
+        self.distribution = Line(theta) if name == "line" else DISTRIBUTIONS[name]()
+        self.shape = [5, 5] if name == "markov_chain" else [2]
+        self.splits: dict[str, Split] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.trainer is not None:
+            self._check(self.trainer)
+        if not self.splits:
+            device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+            for number, (split, n) in enumerate(SIZES.items()):
+                x, label = self.distribution.sample(n, torch.Generator().manual_seed(number))
+                self.splits[split] = Split(x.float().to(device), label.to(device))
+
+    def _check(self, trainer) -> None:
+        model = trainer.lightning_module
+        shape = list(model.hparams.get("shape", [1, 28, 28]))
+        if shape != self.shape:
+            raise DataError(
+                f"an example of {self.used} has the shape {self.shape}, and {type(model).__name__} is made for "
+                f"{shape}: set model.shape={str(self.shape).replace(' ', '')} where there is one, or choose other data"
+            )
+        if self.hparams.batch_size % trainer.world_size:
+            raise DataError(
+                f"batch_size {self.hparams.batch_size} does not divide evenly over {trainer.world_size} processes"
+            )
+
+    def _loader(self, split: str) -> PointLoader:
+        train = split == "train"
+        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return PointLoader(
+            self.splits[split],
+            self.hparams.batch_size if train else self.hparams.eval_batch_size,
+            shuffle=train,
+            seed=self.hparams.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def train_dataloader(self) -> PointLoader:
+        return self._loader("train")
+
+    def val_dataloader(self) -> PointLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> PointLoader:
+        return self._loader("test")
+
+    def state_dict(self) -> dict[str, object]:
+        return {key: self.hparams[key] for key in ("name", "theta", "batch_size", "seed")}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Called when a run resumes: refuse to go on with other data, or in another order."""
+        for key, value in self.state_dict().items():
+            if (before := state.get(key, value)) != value:
+                raise DataError(f"a run resumes with the settings it began with: data.{key} was {before}, is {value}")
