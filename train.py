@@ -49,7 +49,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 @hydra.main(config_path="configs", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
     try:
-        return train(cfg).get("val/loss")  # what a sweep minimises
+        return train(cfg).get(OmegaConf.select(cfg, "callbacks.best.monitor"))  # what a sweep minimises
     except ValueError as error:
         if not raised_by_the_zoo(error):
             raise

@@ -7,6 +7,7 @@ from callbacks.latents import Latents
 from callbacks.log_likelihood import LogLikelihood
 from callbacks.loggers import CSVLogger, WandbLogger
 from callbacks.run_record import RunRecord
+from callbacks.sample_distance import SampleDistance
 from callbacks.samples import Samples
 from callbacks.time_estimate import TimeEstimate
 
@@ -18,6 +19,7 @@ __all__ = [
     "Latents",
     "LogLikelihood",
     "RunRecord",
+    "SampleDistance",
     "Samples",
     "TimeEstimate",
     "WandbLogger",

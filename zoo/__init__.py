@@ -17,6 +17,8 @@ MODELS = {
     "ddpm": "zoo.ddpm.DDPM",
     "cvae": "zoo.cvae.CVAE",
     "rbm": "zoo.rbm.RBM",
+    "gan": "zoo.gan.GAN",
+    "wgan": "zoo.wgan.WGAN",
 }
 
 # What judges their samples in zoo.evaluation: trained by python train.py experiment=<name>, and loaded like them.

@@ -5,18 +5,21 @@ import warnings
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
 
-def make_trainer(precision: str = "auto", **kwargs) -> L.Trainer:
+def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -> L.Trainer:
     """Lightning's Trainer, with matrix products in TF32 and ``precision="auto"`` resolved.
 
     Args:
         precision: ``auto`` is ``bf16-mixed`` on a GPU that has it and ``32-true`` elsewhere; or any of Lightning's.
+        two_players: of a model that trains two networks in turns, by hand: several processes that average gradients
+            (DDP) must then not wait for those of the player who does not move.
         kwargs: Lightning's arguments.
 
     Raises:
-        ValueError: for epochs that are no whole numbers, and for several processes in a Hydra sweep, where each of them
-            would start the whole sweep again.
+        ValueError: for epochs that are no whole numbers; for gradient clipping or accumulation of two players; and for
+            several processes in a Hydra sweep, where each of them would start the whole sweep again.
     """
     quiet_lightning()
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it; nothing changes on a CPU
@@ -30,10 +33,15 @@ def make_trainer(precision: str = "auto", **kwargs) -> L.Trainer:
         value = kwargs.get(key, least)
         if value is not None and (not isinstance(value, int) or value < least):
             raise ValueError(f"trainer.{key} must be a whole number of at least {least}, got {value!r}")
+    for key, value in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
+        if two_players and kwargs.get(key, value) != value:
+            raise ValueError(f"two players are trained with trainer.{key}={value or 'null'} alone, got {kwargs[key]!r}")
     epochs, every = kwargs.get("max_epochs"), kwargs.get("check_val_every_n_epoch")
     if epochs and every and 0 < epochs < every:
         kwargs["check_val_every_n_epoch"] = epochs  # a run that never validates has no best checkpoint and no samples
     trainer = L.Trainer(precision=precision, **kwargs)
+    if two_players and isinstance(trainer.strategy, DDPStrategy):
+        trainer = L.Trainer(precision=precision, **{**kwargs, "strategy": "ddp_find_unused_parameters_true"})
     if trainer.world_size > 1 and _in_sweep():
         raise ValueError(
             f"a sweep (-m) cannot run jobs of {trainer.world_size} processes: start one command per job, "

@@ -1,7 +1,7 @@
 """Networks that two or more models use."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -51,6 +51,102 @@ class ConvDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
+
+
+class ConvGenerator(nn.Module):
+    """Noise (B, D) to images (B, 1, 28, 28) in [-1, 1], as DCGAN has it (Radford et al. 2016), for 28 pixels a side.
+
+    A layer to 7 x 7, then transposed convolutions 7 -> 14 -> 28, batch normalisation before each rectifier, tanh last;
+    convolutions begin at N(0, 0.02^2).
+    """
+
+    def __init__(self, in_features: int, width: int = 32):
+        super().__init__()
+        self.project = nn.Sequential(
+            nn.Linear(in_features, 2 * width * 49, bias=False),
+            nn.BatchNorm1d(2 * width * 49),
+            nn.ReLU(),
+            nn.Unflatten(1, (2 * width, 7, 7)),
+        )
+        self.upsample = nn.Sequential(
+            nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1, bias=False),  # (B, width, 14, 14)
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width, 1, 4, stride=2, padding=1),  # (B, 1, 28, 28)
+            nn.Tanh(),
+        ).to(memory_format=torch.channels_last)
+        _normal_convolutions(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.upsample(self.project(z))
+
+
+class ConvTrunk(nn.Module):
+    """Images (B, 1, 28, 28) to features (B, 98 width): DCGAN's discriminator without its last layer.
+
+    Strided convolutions 28 -> 14 -> 7 and leaky rectifiers. Without batch normalisation, which would make the gradient
+    of one image depend on the others', where a penalty asks for that of each.
+    """
+
+    def __init__(self, width: int = 32):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, width, 4, stride=2, padding=1),  # (B, width, 14, 14)
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),  # (B, 2 width, 7, 7)
+            nn.LeakyReLU(0.2),
+            nn.Flatten(),
+        ).to(memory_format=torch.channels_last)
+        self.out_features = 98 * width
+        _normal_convolutions(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class SequenceGenerator(nn.Module):
+    """Uniform noise (B, T, K) to sequences of T symbols out of K, one after the other (seed 001's recurrent network).
+
+    A gated recurrent unit reads v_{t-1} and gives the logits mu_t of K_t ~ softmax(mu_t); v_t is K_t's one-hot vector
+    by the Gumbel-max trick, or its relaxation at a temperature.
+
+    Args:
+        symbols: K.
+        length: T.
+        width: of the recurrent state.
+    """
+
+    def __init__(self, symbols: int, length: int, width: int = 64):
+        super().__init__()
+        self.symbols, self.length, self.width = symbols, length, width
+        self.cell = nn.GRUCell(symbols, width)
+        self.head = nn.Linear(width, symbols)
+
+    def unroll(self, B: int, symbol: Callable[[int, Tensor], Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Sequences v and the logits that each symbol was drawn from, (B, T, K) both; ``symbol(t, logits)`` is v_t."""
+        h, v = like.new_zeros(B, self.width), like.new_zeros(B, self.symbols)
+        drawn, logits = [], []
+        for t in range(self.length):
+            h = self.cell(v, h)
+            logits.append(self.head(h))
+            v = symbol(t, logits[-1])
+            drawn.append(v)
+        return torch.stack(drawn, 1), torch.stack(logits, 1)
+
+    def forward(self, u: Tensor, symbol: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Sequences (B, T, K) from uniform noise (B, T, K); ``symbol(logits, u)``: (B, K) each to v_t."""
+        return self.unroll(len(u), lambda t, logits: symbol(logits, u[:, t]), u)[0]
+
+    def log_probability(self, v: Tensor) -> Tensor:
+        """log p(v) of one-hot sequences (B, T, K), nats; (B,)."""
+        _, logits = self.unroll(len(v), lambda t, _: v[:, t], v)
+        return (v * logits.log_softmax(-1)).sum((-2, -1))
+
+
+def _normal_convolutions(module: nn.Module) -> None:
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(m.weight, std=0.02)
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:

@@ -9,6 +9,7 @@ import inspect
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.utils import make_grid
@@ -131,12 +132,36 @@ def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
     """Images as a grid shows them, (n, 1, H, W), and how many go in a row.
 
     Args:
-        images: (n, 1, H, W); or (n, frames, 1, H, W), n chains over time, each of which has a row.
+        images: (n, 1, H, W); (n, frames, 1, H, W), n chains over time, each of which has a row; (n, T, K), one-hot
+            sequences, each an image; or (n, 2), points, which make one scatter plot.
         columns: of the former; as many as make the picture square if None.
     """
+    if images.ndim == 2:
+        return scatter(images), 1
+    if images.ndim == 3:
+        images = images[:, None].transpose(-1, -2)
     if images.ndim == 5:
         return images.flatten(0, 1), images.shape[1]
     return images, columns or max(1, round(len(images) ** 0.5))
+
+
+def scatter(points: Tensor) -> Tensor:
+    """Points in the plane, (n, 2), as one image (1, 3, 480, 480); those far out are left out."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.8, 4.8), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    points = points.float().cpu()
+    axes.plot(*points.T.tolist(), ".", markersize=2, alpha=0.5)
+    low, high = (points.quantile(q, dim=0) for q in (0.01, 0.99))
+    middle, half = (low + high) / 2, max(0.1, 0.7 * float((high - low).max()))
+    axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half), aspect="equal")
+    axes.grid(alpha=0.3)
+    canvas.draw()
+    pixels = torch.from_numpy(np.asarray(canvas.buffer_rgba()).copy())
+    return pixels[..., :3].permute(2, 0, 1)[None].float() / 255
 
 
 def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> None:

@@ -55,8 +55,12 @@ class _Method(nn.Module):
 
 
 def call_with(module: nn.Module, params: Params, function: Callable, *args):
-    """``function(*args)`` as if the parameters of ``module`` were ``params``, which stay differentiable."""
-    return functional_call(_Method(module, function), {f"module.{k}": v for k, v in params.items()}, args)
+    """``function(*args)`` as if the parameters of ``module`` were ``params``, which stay differentiable.
+
+    Buffers are copies: what batch normalisation writes to its running statistics is lost.
+    """
+    state = {k: b.clone() for k, b in module.named_buffers()} | params
+    return functional_call(_Method(module, function), {f"module.{k}": v for k, v in state.items()}, args)
 
 
 @dataclass

@@ -1,0 +1,45 @@
+"""How far the samples are from held-out data while a model trains: what the best checkpoint of a GAN is chosen by."""
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from zoo.configuration import check_whole
+from zoo.distances import Yardstick
+from zoo.sampling import check_conditions, sample_chunks
+
+
+class SampleDistance(L.Callback):
+    """Log ``val/distance`` at every validation, where averaged weights are in place, and leave training as it was.
+
+    Of images it is classifier-FID, of points the energy distance, of sequences the divergence KL(p_data || p_G)
+    (zoo/distances.py); it is logged by that name, too, such as ``val/classifier_fid``. The same seed gives the same
+    noise in every epoch; processes share the drawing.
+
+    Args:
+        n: samples, compared with all validation images, or with as many validation points; at least 2.
+        seed: of the noise.
+
+    Raises:
+        ValueError: for numbers below these; at set-up, for a model without ``sample``.
+    """
+
+    def __init__(self, n: int = 5000, seed: int = 0):
+        check_whole("n", n, least=2)
+        check_whole("seed", seed, least=0)
+        self.n, self.seed = n, seed
+        self._yardstick: Yardstick | None = None
+
+    def setup(self, trainer, pl_module, stage):
+        check_conditions(pl_module, {})
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        if trainer.sanity_checking or batch_idx != 0:
+            return
+        with isolate_rng():
+            part = sample_chunks(pl_module, self.n, self.seed, trainer.global_rank, trainer.world_size)
+        samples = trainer.strategy.reduce(part.to(pl_module.device), reduce_op="sum").cpu()
+        self._yardstick = self._yardstick or Yardstick(trainer.datamodule)
+        value = torch.tensor(self._yardstick(pl_module, samples))  # each process has measured the same
+        for name in ("distance", self._yardstick.name):
+            pl_module.log(f"val/{name}", value, on_epoch=True, batch_size=1)

@@ -1,0 +1,338 @@
+"""The game of GAN: optimal discriminators, the value at a constant one, and steps that touch one player alone."""
+
+import math
+import re
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import TINY, checkpoint, run
+from scipy.stats import multivariate_normal
+from torch import nn
+from torch.func import grad
+from torch.testing import assert_close
+
+from datamodules.toy import Line, MarkovChain, Mixture
+from zoo.adversarial import generate
+from zoo.estimators import GradientMoments, gradient_moments
+from zoo.gan import GAN, generator_loss, jensen_shannon, value_function
+from zoo.hardware import make_trainer
+from zoo.nets import mlp
+from zoo.sampling import chunk_generator
+
+
+def small(**kwargs):
+    torch.manual_seed(0)
+    return GAN(**{"width": 4, "z_dim": 3, **kwargs})
+
+
+def images(n=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(n, 1, 28, 28, generator=generator), torch.zeros(n, dtype=torch.long)]
+
+
+def test_the_formulas_are_those_of_probabilities(generator):
+    real, fake = (3 * torch.randn(50, generator=generator, dtype=torch.float64) for _ in range(2))
+    D_real, D_fake = real.sigmoid(), fake.sigmoid()
+    value = D_real.log().mean() + (1 - D_fake).log().mean()
+    assert_close(value_function(real, fake), value)
+    assert_close(jensen_shannon(value), (value + math.log(4)) / 2)
+    assert_close(generator_loss(fake, "non_saturating"), -D_fake.log().mean())
+    assert_close(generator_loss(fake, "minimax"), (1 - D_fake).log().mean())
+    assert_close(generator_loss(fake, "kl"), -(D_fake.log() - (1 - D_fake).log()).mean())
+
+
+def test_logits_of_any_size_are_finite():
+    losses = [lambda t, k=k: generator_loss(t, k) for k in ("non_saturating", "minimax", "kl")]
+    for value in (-1e4, -200.0, 0.0, 200.0, 1e4):
+        logits = torch.tensor([value], requires_grad=True)
+        for f in [lambda t: value_function(t, t), *losses]:
+            (g,) = torch.autograd.grad(f(logits), logits)
+            assert f(logits).isfinite() and g.isfinite()
+    # Where the discriminator is sure, the minimax loss has no gradient left and the non-saturating one has.
+    sure = torch.tensor([-30.0])
+    assert grad(lambda t: generator_loss(t, "minimax"))(sure).abs() < 1e-12
+    assert_close(grad(lambda t: generator_loss(t, "non_saturating"))(sure), torch.tensor([-1.0]))
+
+
+def test_a_discriminator_constant_at_one_half_has_loss_two_log_two():
+    model = small()
+    nn.init.zeros_(model.discriminator[-1].weight)
+    nn.init.zeros_(model.discriminator[-1].bias)
+    terms = model.discriminator_loss(images())
+    assert_close(terms["loss"].item(), 2 * math.log(2))
+    assert_close(terms["js"].item(), 0.0, atol=1e-7, rtol=0)
+    assert terms["D_x"] == terms["D_G_z"] == 0.5
+    for kind, expected in {"non_saturating": math.log(2), "minimax": -math.log(2), "kl": 0.0}.items():
+        assert_close(model.generator_terms(model.noise(images()), kind)["loss"].item(), expected)
+
+
+def gaussian(mean):
+    return Mixture(torch.tensor([mean]), torch.ones(1), 1.0)
+
+
+def test_the_optimal_discriminator_and_its_value_on_two_gaussians(generator):
+    """Of p = N((1, 0), I) and q = N(-(1, 0), I) the logit is log p - log q = 2 x_1; V there is -log 4 + 2 JS."""
+    p, q = gaussian([1.0, 0.0]), gaussian([-1.0, 0.0])
+    side = torch.arange(-9, 9, 0.05, dtype=torch.float64)
+    grid = torch.cartesian_prod(side, side)
+    log_p, log_q = p.log_density(grid), q.log_density(grid)
+    assert_close(log_p, torch.from_numpy(multivariate_normal([1, 0]).logpdf(grid.numpy())))
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    js = 0.5 * ((log_p.exp() * (log_p - log_m)).sum() + (log_q.exp() * (log_q - log_m)).sum()) * 0.05**2
+    # V(G, D*) = E_p log sigmoid(2 x) + E_q log sigmoid(-2 x), integrated.
+    logit = 2 * grid[:, 0]
+    value = ((log_p.exp() * F.logsigmoid(logit)).sum() + (log_q.exp() * F.logsigmoid(-logit)).sum()) * 0.05**2
+    assert_close(jensen_shannon(value), js)
+    # And a network that ascends V finds p / (p + q).
+    torch.manual_seed(0)
+    D = mlp([2, 64, 64, 1], nn.Tanh).double()
+    optimiser = torch.optim.Adam(D.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 800)
+    for _ in range(800):
+        real, fake = (d.sample(512, generator)[0] for d in (p, q))
+        loss = -value_function(D(real).squeeze(-1), D(fake).squeeze(-1))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    x, _ = p.sample(4000, generator)
+    error = (D(x).squeeze(-1).sigmoid() - (2 * x[:, 0]).sigmoid()).abs()
+    assert error.mean() < 0.02  # of a probability that goes from 0.1 to 1 over these points
+    real, fake = (d.sample(20_000, generator)[0] for d in (p, q))
+    with torch.no_grad():
+        learned = jensen_shannon(value_function(D(real).squeeze(-1), D(fake).squeeze(-1)))
+    assert abs(learned - js) < 0.01  # js is 0.37; three standard errors of the 20,000 points are 0.006
+
+
+@pytest.mark.parametrize("theta", [0.25, 0.75])
+def test_parallel_lines_are_log_two_apart_whatever_their_distance(theta, generator):
+    """Seed 004, sec. 13.3.2: the value of a discriminator that is trained on them says so, with no hint of theta."""
+    torch.manual_seed(0)
+    D = nn.Linear(2, 1)
+    optimiser = torch.optim.Adam(D.parameters(), lr=1.0)
+    for _ in range(400):
+        real, fake = Line(0.0).sample(256, generator)[0].float(), Line(theta).sample(256, generator)[0].float()
+        value = value_function(D(real).squeeze(-1), D(fake).squeeze(-1))
+        optimiser.zero_grad()
+        (-value).backward()
+        optimiser.step()
+    assert 0.98 * math.log(2) < jensen_shannon(value).item() < math.log(2)
+
+
+@pytest.mark.parametrize("network", ["conv", "mlp", "sequence"])
+def test_each_players_loss_moves_that_player_alone(network):
+    model = small(network=network, shape=[4, 3] if network == "sequence" else [1, 28, 28], hidden=[8])
+    x = (
+        MarkovChain(3, 4).sample(6, torch.Generator().manual_seed(0))[0].float()
+        if network == "sequence"
+        else images()[0]
+    )
+    batch = [x, torch.zeros(6)]
+    for player, other, loss in [
+        (model.discriminator, model.generator, model.discriminator_loss),
+        (model.generator, model.discriminator, model.generator_loss),
+    ]:
+        model.zero_grad(set_to_none=True)
+        (player if player is model.generator else model).requires_grad_(True)
+        loss(batch)["loss"].backward()
+        assert all(
+            p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in player.parameters()
+        )
+        if player is model.discriminator:
+            assert all(p.grad is None for p in other.parameters())
+
+
+def test_a_step_of_one_player_leaves_the_others_weights_bit_identical(tmp_path):
+    """Through the Trainer: with k = 100 the generator has no turn in 22 batches; with a still discriminator it has."""
+    run(
+        tmp_path / "d",
+        *TINY["gan"],
+        "callbacks=none",
+        "trainer.max_epochs=1",
+        "test=false",
+        "model.discriminator_steps=100",
+    )
+    run(tmp_path / "g", *TINY["gan"], "callbacks=none", "trainer.max_epochs=1", "test=false")
+    torch.manual_seed(0)
+    L.seed_everything(0, verbose=False)
+    begin = GAN(**checkpoint(tmp_path / "d")["hyper_parameters"]).state_dict()
+    only_d, both = checkpoint(tmp_path / "d")["state_dict"], checkpoint(tmp_path / "g")["state_dict"]
+    for name, weight in begin.items():
+        if "running" in name or "num_batches" in name:
+            continue
+        if name.startswith("generator."):
+            assert torch.equal(only_d[name], weight), name
+        assert not torch.equal(both[name], weight) or weight.numel() == 0, name
+        if name.startswith("discriminator."):
+            assert not torch.equal(only_d[name], weight), name
+
+
+def test_the_generator_takes_every_kth_batch(tmp_path):
+    run(tmp_path, *TINY["gan"], "callbacks=none", "trainer.max_epochs=2", "test=false", "model.discriminator_steps=4")
+    last = checkpoint(tmp_path)
+    batches = 2 * 11
+    assert last["global_step"] == batches  # what a person counts, not the steps of both optimisers
+    d, g = (state["state"][0]["step"].item() for state in last["optimizer_states"])
+    assert (d, g) == (batches, batches // 4)
+
+
+def test_max_steps_are_batches(tmp_path):
+    run(
+        tmp_path,
+        *TINY["gan"],
+        "callbacks=none",
+        "~callbacks.best",
+        "+trainer.max_steps=7",
+        "trainer.max_epochs=-1",
+        "test=false",
+    )
+    assert checkpoint(tmp_path)["global_step"] == 7
+
+
+def test_sampling_leaves_batch_norm_and_mode_alone():
+    model = small().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    a = model.sample(5, generator=chunk_generator(0, 0))
+    assert model.training and all(m.training for m in model.generator.modules())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    b = model.eval().sample(5, generator=chunk_generator(0, 0))
+    assert torch.equal(a, b)
+    assert a.shape == (5, 1, 28, 28) and a.min() >= 0 and a.max() <= 1
+    # One image does not depend on what else is drawn, as it would by batch statistics.
+    z = torch.randn(4, 3, generator=chunk_generator(0, 1))
+    assert_close(generate(model.generator, z)[:1], generate(model.generator, z[:1]))
+
+
+def test_estimators_change_no_statistics_and_no_gradient():
+    model = small().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    estimators = model.gradient_estimators()
+    assert list(estimators) == ["non_saturating", "minimax", "kl", "discriminator"]
+    for e in estimators.values():
+        gradient_moments(e, images(), range(2))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_an_estimators_draw_is_the_gradient_of_a_step():
+    model = small().train()
+    batch = images()
+    for name, e in model.gradient_estimators().items():
+        noise = e.noise(batch, chunk_generator(0, 3))
+        drawn = grad(e.surrogate)({k: v.detach() for k, v in e.params.items()}, batch, noise)
+        model.zero_grad(set_to_none=True)
+        terms = (
+            model.discriminator_terms(batch[0], noise)
+            if name == "discriminator"
+            else model.generator_terms(noise, name)
+        )
+        terms["loss"].backward()
+        for k, p in e.params.items():
+            assert_close(drawn[k], p.grad, rtol=1e-4, atol=1e-7, msg=f"{name} {k}")
+
+
+def test_at_the_optimal_discriminator_the_kl_loss_descends_the_reverse_divergence(generator):
+    """p = N(0, 1), G(z) = theta + z, l = log p - log p_G at theta: d/dtheta E[-l(G)] = theta = d/dtheta KL(p_G || p).
+
+    The gradient leaves D alone, whose own dependence on theta has expectation zero. 10,000 draws; 4.5 standard errors.
+    """
+    theta = torch.tensor(0.7, dtype=torch.float64)
+    logit = lambda x: -(x.square()) / 2 + (x - theta).square() / 2  # noqa: E731
+
+    moments = GradientMoments()
+    for _ in range(50):
+        z = torch.randn(200, generator=generator, dtype=torch.float64)
+        moments.update({"theta": grad(lambda t, z=z: generator_loss(logit(t + z), "kl"))(theta)})
+    error = (moments.statistics()["all"]["variance"] / 50) ** 0.5
+    assert abs(moments.mean["theta"] - 0.7) < 4.5 * error + 1e-9
+
+
+# Sequences.
+
+
+def test_the_probability_of_sequences_is_that_of_what_is_drawn():
+    """Enumerated: it sums to one; and 20,000 samples fit it (chi-squared, 26 degrees of freedom, once in 1e5)."""
+    model = small(network="sequence", shape=[3, 3], width=8, hidden=[8])
+    with torch.no_grad():
+        for p in model.generator.parameters():
+            p.mul_(3)
+    v = MarkovChain(3, 3).everything()
+    p = model.log_likelihood(v).double().exp()
+    assert_close(p.sum().item(), 1.0, rtol=1e-5, atol=0)
+    x = model.sample(20_000, generator=chunk_generator(0, 0))
+    assert x.shape == (20_000, 3, 3) and torch.equal(x.sum(-1), torch.ones(20_000, 3))
+    place = torch.tensor([9.0, 3.0, 1.0])
+    counts = (x.argmax(-1).float() @ place).long().bincount(minlength=27)
+    expected = 20_000 * p
+    assert ((counts - expected).square() / expected).sum() < 69.0
+    # A loop over symbols says the same of one sequence.
+    h, prev, log_p = torch.zeros(1, 8), torch.zeros(1, 3), 0.0
+    for t in range(3):
+        h = model.generator.cell(prev, h)
+        log_p += model.generator.head(h).log_softmax(-1)[0, v[5, t].argmax()].item()
+        prev = v[5:6, t]
+    assert_close(model.log_likelihood(v[5:6]).item(), log_p)
+
+
+def test_what_the_discriminator_sees_of_a_sequence():
+    u = torch.rand(4, 3, 3, generator=chunk_generator(0, 0))
+    hard = small(network="sequence", shape=[3, 3]).G(u)
+    assert set(hard.detach().flatten().tolist()) <= {0.0, 1.0} and hard.requires_grad
+    soft = small(network="sequence", shape=[3, 3], relaxation="gumbel_softmax").G(u)
+    assert ((soft > 0) & (soft < 1)).all()
+    assert_close(soft.sum(-1), torch.ones(4, 3))
+
+
+def test_images_have_no_likelihood():
+    with pytest.raises(ValueError, match="a GAN has no likelihood"):
+        small().log_likelihood(images()[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"generator_loss": "saturating"}, "generator_loss must be non_saturating, minimax or kl, got 'saturating'"),
+        ({"network": "mpl"}, "network must be conv, mlp or sequence, got 'mpl'"),
+        (
+            {"shape": [2]},
+            "network=conv makes images of shape [1, 28, 28]; for examples of shape [2] set model.network=mlp",
+        ),
+        ({"discriminator_steps": 0}, "discriminator_steps must be a whole number of at least 1, got 0"),
+        ({"z_dim": 0}, "z_dim must be a whole number of at least 1, got 0"),
+        ({"hidden": 3}, "hidden must be a list of whole numbers"),
+        ({"lr": -1.0}, "lr must be a positive number"),
+        ({"beta1": 1.0}, "beta1 must be below 1"),
+        ({"temperature": 0}, "temperature must be a positive number"),
+        ({"relaxation": "none"}, "relaxation must be straight_through or gumbel_softmax"),
+        ({"network": "sequence", "shape": [2]}, "a sequence has the shape [length, symbols]"),
+    ],
+)
+def test_arguments_that_do_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        GAN(**arguments)
+
+
+def test_data_of_another_shape_are_refused(tmp_path):
+    message = "an example of ring has the shape [2], and GAN is made for [1, 28, 28]: set model.shape=[2]"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run(tmp_path, "model=gan", "data=ring")
+
+
+@pytest.mark.parametrize(("key", "value"), [("gradient_clip_val", 1.0), ("accumulate_grad_batches", 2)])
+def test_what_two_optimisers_cannot_do_is_refused_at_once(key, value):
+    with pytest.raises(ValueError, match=f"two players are trained with trainer.{key}=.* alone, got {value}"):
+        make_trainer(two_players=True, **{key: value})
+    assert make_trainer(**{key: value}).world_size == 1
+
+
+def test_several_processes_get_the_strategy_that_two_players_need():
+    for strategy in ("auto", "ddp"):
+        trainer = make_trainer(two_players=True, accelerator="cpu", devices=2, strategy=strategy)
+        assert trainer.strategy._ddp_kwargs["find_unused_parameters"] is True
+        assert not make_trainer(accelerator="cpu", devices=2, strategy=strategy).strategy._ddp_kwargs
+    alone = make_trainer(two_players=True, accelerator="cpu", devices=1)
+    assert type(alone.strategy).__name__ == "SingleDeviceStrategy"
