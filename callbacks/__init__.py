@@ -1,5 +1,6 @@
 """Callbacks and loggers: they look and write, and never change what is learnt (EMA changes what is judged)."""
 
+from callbacks.codes import Codes
 from callbacks.ema import EMA
 from callbacks.estimator_variance import EstimatorVariance
 from callbacks.exact_resume import ExactResume
@@ -14,6 +15,7 @@ from callbacks.time_estimate import TimeEstimate
 __all__ = [
     "EMA",
     "CSVLogger",
+    "Codes",
     "EstimatorVariance",
     "ExactResume",
     "Latents",

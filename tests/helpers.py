@@ -28,6 +28,8 @@ TINY = {
     + ["callbacks.sample_distance.n=20"],
     "wgan": ["model=wgan", "data=digits", "data.digits_repeat=1", "data.batch_size=128", "model.width=4"]
     + ["model.n_critic=2", "callbacks.sample_distance.n=20"],
+    "infogan": ["model=infogan", "data=digits", "data.digits_repeat=1", "data.batch_size=128", "model.width=4"]
+    + ["model.features=16", "callbacks.sample_distance.n=20"],
     "ddpm": ["model=ddpm", "data=digits", "data.digits_repeat=1", "data.batch_size=128"]
     + ["model.widths=[8,16]", "model.blocks=1", "model.steps=50", "callbacks.samples.conditions.num_steps=2"],
 }

@@ -18,6 +18,7 @@ from torch.func import grad
 from torch.testing import assert_close
 
 from zoo import vae
+from zoo.deformation import deform
 from zoo.estimators import gradient_moments
 from zoo.evaluation import clustering_scores, evaluate
 from zoo.functional import log_bernoulli, reparameterise
@@ -26,7 +27,6 @@ from zoo.sampling import chunk_generator
 from zoo.vade import (
     Mixture,
     VaDE,
-    deform,
     fit_mixture,
     invariance,
     kl_components,

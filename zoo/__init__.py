@@ -19,6 +19,7 @@ MODELS = {
     "rbm": "zoo.rbm.RBM",
     "gan": "zoo.gan.GAN",
     "wgan": "zoo.wgan.WGAN",
+    "infogan": "zoo.infogan.InfoGAN",
 }
 
 # What judges their samples in zoo.evaluation: trained by python train.py experiment=<name>, and loaded like them.

@@ -138,7 +138,7 @@ def clustering_of_everything(model, data) -> dict[str, float]:
     """
     if data.hparams.train_on != "train":
         raise ValueError(f"each image is counted once with train_on=train, got {data.hparams.train_on}")
-    table = torch.zeros(model.hparams.num_clusters, 10, dtype=torch.long)
+    table = torch.zeros(len(model.rows()[1]), 10, dtype=torch.long)
     for split in ("train", "val", "test"):
         for x, y in zip(*(t.split(1000) for t in data.splits[split]), strict=True):
             c = model.cluster(x[:, None].to(model.device).float() / 255).cpu()

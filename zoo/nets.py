@@ -84,16 +84,17 @@ class ConvGenerator(nn.Module):
 class ConvTrunk(nn.Module):
     """Images (B, 1, 28, 28) to features (B, 98 width): DCGAN's discriminator without its last layer.
 
-    Strided convolutions 28 -> 14 -> 7 and leaky rectifiers. Without batch normalisation, which would make the gradient
-    of one image depend on the others', where a penalty asks for that of each.
+    Strided convolutions 28 -> 14 -> 7 and leaky rectifiers. Batch normalisation, before the second of them, has no
+    place where a penalty asks for the gradient of each image by itself: it makes that depend on the others.
     """
 
-    def __init__(self, width: int = 32):
+    def __init__(self, width: int = 32, batch_norm: bool = False):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(1, width, 4, stride=2, padding=1),  # (B, width, 14, 14)
             nn.LeakyReLU(0.2),
             nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),  # (B, 2 width, 7, 7)
+            *([nn.BatchNorm2d(2 * width)] if batch_norm else []),
             nn.LeakyReLU(0.2),
             nn.Flatten(),
         ).to(memory_format=torch.channels_last)

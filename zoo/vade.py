@@ -55,10 +55,10 @@ from typing import Literal, NamedTuple
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.configuration import check_choice, check_not_negative, check_positive, check_whole, check_widths
+from zoo.deformation import deform
 from zoo.estimators import GradientEstimator, Noise, Params, call_with, score_function
 from zoo.evaluation import clustering_scores, importance_weighted_log_likelihood
 from zoo.functional import at_least_float32, binarise, kl_normal, log_bernoulli, log_normal, reparameterise
@@ -102,23 +102,6 @@ def kl_components(mu: Tensor, logvar: Tensor, mixture: Mixture) -> Tensor:
 def log_q(eps: Tensor, logvar: Tensor) -> Tensor:
     """log q(z | x) at z = mu + sigma eps, from eps = (z - mu) / sigma without its rounding; (...) nats."""
     return log_normal(eps, torch.zeros_like(eps), torch.zeros_like(eps)) - logvar.sum(-1) / 2
-
-
-def deform(x: Tensor, affine: Tensor, bumps: Tensor, strength: float) -> Tensor:
-    """Images bent by a smooth displacement: a random affine map and bumps between 4 x 4 points.
-
-    Args:
-        x: (B, 1, H, W).
-        affine: standard normal, (B, 2, 3).
-        bumps: standard normal, (B, 2, 4, 4).
-        strength: standard deviation of the affine map's entries about the identity, where an image reaches from -1 to 1
-            on both axes; the bumps have two thirds of it. 0 changes nothing.
-    """
-    if strength == 0:
-        return x
-    grid = F.affine_grid(torch.eye(2, 3, device=x.device) + strength * affine, list(x.shape), align_corners=False)
-    bumps = F.interpolate(bumps, size=x.shape[-2:], mode="bicubic", align_corners=True)
-    return F.grid_sample(x, grid + strength * 2 / 3 * bumps.permute(0, 2, 3, 1), align_corners=False)
 
 
 def kl_terms(z: Tensor, log_q: Tensor, log_gamma: Tensor, mixture: Mixture) -> dict[str, Tensor]:

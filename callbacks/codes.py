@@ -1,0 +1,45 @@
+"""What each continuous code of a model does, as pictures."""
+
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from callbacks.grids import write_grid
+from zoo.configuration import check_whole
+from zoo.sampling import chunk_generator
+
+
+class Codes(L.Callback):
+    """Draw ``code0_epoch_000.png``, ...: columns are categories, rows values of one continuous code from -2 to 2.
+
+    The noise is the same in every epoch, and training is not touched.
+
+    Args:
+        folder: where they go.
+        every_n_epochs: how often; the last epoch is always drawn.
+        seed: of the noise.
+
+    Raises:
+        ValueError: for numbers below 1; at set-up, for a model without ``vary``.
+    """
+
+    def __init__(self, folder: str, every_n_epochs: int = 5, seed: int = 0):
+        check_whole("every_n_epochs", every_n_epochs)
+        check_whole("seed", seed, least=0)
+        self.folder, self.every_n_epochs, self.seed = Path(folder), every_n_epochs, seed
+
+    def setup(self, trainer, pl_module, stage):
+        if not callable(getattr(pl_module, "vary", None)):
+            raise ValueError(f"{type(pl_module).__name__} has no method vary(code), so there is nothing to draw")
+
+    @torch.no_grad()
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        epoch = trainer.current_epoch + 1
+        due = epoch == trainer.max_epochs or epoch % self.every_n_epochs == 0
+        if trainer.sanity_checking or batch_idx != 0 or not due or not trainer.is_global_zero:
+            return
+        for code in range(pl_module.hparams.num_continuous):
+            grid = pl_module.vary(code, generator=chunk_generator(self.seed, 0)).cpu()
+            path = self.folder / f"code{code}_epoch_{epoch - 1:03d}.png"
+            write_grid(trainer, grid.flatten(0, 1), path, f"code{code}", grid.shape[1])

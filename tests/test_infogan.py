@@ -1,0 +1,228 @@
+"""InfoGAN's bound: never above its ceiling, reached by a perfect code network; codes that can be set and read."""
+
+import math
+import re
+
+import pytest
+import torch
+from helpers import TINY, checkpoint, run
+from torch.distributions import Categorical as TorchCategorical
+from torch.distributions import Independent, Normal
+from torch.func import grad
+from torch.testing import assert_close
+
+import zoo
+from callbacks import Codes
+from zoo.infogan import InfoGAN, categorical_bound, continuous_bound
+from zoo.sampling import chunk_generator, picture, sample_chunks
+from zoo.vae import VAE
+
+
+def small(**kwargs):
+    torch.manual_seed(0)
+    return InfoGAN(**{"width": 4, "features": 8, "z_dim": 3, **kwargs})
+
+
+def images(n=6):
+    return [torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.zeros(n, dtype=torch.long)]
+
+
+def test_the_categorical_bound_is_at_most_its_ceiling(generator):
+    category = torch.arange(10).repeat(50)
+    for scale in (0.0, 1.0, 30.0):
+        logits = scale * torch.randn(500, 10, generator=generator, dtype=torch.float64)
+        assert categorical_bound(logits, category) <= math.log(10)
+        # H(c) + E log Q by torch.distributions.
+        expected = math.log(10) + TorchCategorical(logits=logits).log_prob(category).mean()
+        assert_close(categorical_bound(logits, category), expected)
+    assert_close(categorical_bound(torch.zeros(500, 10), category).item(), 0.0, atol=1e-6, rtol=0)  # knows nothing
+
+
+def test_a_perfect_code_network_reaches_the_ceiling():
+    category = torch.arange(10)
+    perfect = 100 * torch.eye(10, dtype=torch.float64)
+    assert_close(categorical_bound(perfect, category).item(), math.log(10))
+
+
+def test_the_bound_is_the_information_where_q_is_the_posterior():
+    """Of a channel that keeps c with probability 0.7, else draws it anew: I by enumeration; any other Q says less."""
+    K, keep = 4, 0.7
+    p_x_given_c = keep * torch.eye(K, dtype=torch.float64) + (1 - keep) / K
+    joint = p_x_given_c / K
+    information = (joint * (joint / (joint.sum(0) * joint.sum(1, keepdim=True))).log()).sum()
+    posterior = joint / joint.sum(0)  # p(c | x), columns x
+    bound = lambda Q: math.log(K) + (joint * Q.log()).sum()  # noqa: E731
+    assert_close(bound(posterior), information)
+    assert bound(0.9 * posterior + 0.1 / K) < information
+    # The function, on as many examples of each pair as its probability asks for.
+    c, x = torch.cartesian_prod(torch.arange(K), torch.arange(K)).unbind(-1)
+    counts = (joint[c, x] * 1600).round().long()
+    c, x = c.repeat_interleave(counts), x.repeat_interleave(counts)
+    assert_close(categorical_bound(posterior[:, x].T.log(), c), information)
+
+
+def test_the_continuous_bound_has_no_ceiling(generator):
+    c = 2 * torch.rand(100, 2, generator=generator, dtype=torch.float64) - 1
+    mu, logvar = c + 0.1, torch.full_like(c, -2.0)
+    expected = 2 * math.log(2) + Independent(Normal(mu, (logvar / 2).exp()), 1).log_prob(c).mean()
+    assert_close(continuous_bound(mu, logvar, c), expected)
+    # Q that knows nothing at best is the uniform prior's best Gaussian, below 0.
+    nothing = continuous_bound(torch.zeros_like(c), torch.full_like(c, math.log(1 / 3)), c)
+    assert -0.5 < nothing < 0
+    assert continuous_bound(c, torch.full_like(c, -20.0), c) > 10
+
+
+def test_codes_are_drawn_from_their_priors():
+    """Categories by chi-squared with 9 degrees of freedom (once in 1e5), the others by their moments, 4.5 errors."""
+    noise = small().noise([torch.zeros(20_000, 1)], chunk_generator(0, 0))
+    counts = noise["category"].bincount(minlength=10)
+    assert ((counts - 2000) ** 2 / 2000).sum() < 39.4 and len(counts) == 10
+    u = noise["continuous"]
+    assert u.shape == (20_000, 2) and u.abs().max() <= 1
+    assert u.mean().abs() < 4.5 * math.sqrt(1 / 3 / 40_000)
+    assert (u.square().mean() - 1 / 3).abs() < 4.5 * math.sqrt(4 / 45 / 40_000)
+
+
+def test_the_generator_is_told_the_code():
+    model = small()
+    noise = model.noise(images(), chunk_generator(0, 0))
+    inputs = model.inputs(noise)
+    assert inputs.shape == (6, 3 + 10 + 2)
+    assert torch.equal(inputs[:, :3], noise["z"]) and torch.equal(inputs[:, 13:], noise["continuous"])
+    assert torch.equal(inputs[:, 3:13].argmax(-1), noise["category"])
+
+
+def test_the_terms_add_up():
+    model = small(deformation=0.0).eval()
+    noise = model.noise(images(), chunk_generator(0, 0))
+    terms = model.generator_terms(noise)
+    fake = model.generator(model.inputs(noise))
+    logits, mu, logvar = model.posterior(model.trunk(fake))
+    D = model.head(model.trunk(fake)).squeeze(-1).sigmoid()
+    categorical = math.log(10) + logits.log_softmax(-1)[range(6), noise["category"]].mean()
+    assert_close(terms["mi_categorical"], categorical)
+    assert_close(terms["mi_continuous"], continuous_bound(mu, logvar, noise["continuous"]))
+    assert_close(terms["bound"], categorical + 0.1 * terms["mi_continuous"])
+    assert_close(terms["loss"], -D.log().mean() - terms["bound"])
+
+
+def test_categories_are_read_from_bent_images_and_numbers_are_not():
+    plain, bent = small(deformation=0.0).eval(), small(deformation=0.3).eval()
+    noise = plain.noise(images(), chunk_generator(0, 0))
+    a, b = plain.generator_terms(noise), bent.generator_terms(noise)
+    assert a["mi_continuous"] == b["mi_continuous"] and a["mi_categorical"] != b["mi_categorical"]
+    # A shift of nothing changes nothing: the way to [0, 1] and back is the identity.
+    still = {**noise, "affine": 0 * noise["affine"], "bumps": 0 * noise["bumps"]}
+    assert_close(bent.generator_terms(still)["mi_categorical"], a["mi_categorical"], rtol=1e-4, atol=1e-5)
+
+
+def test_each_players_loss_moves_that_player_alone():
+    """Trunk and head maximise V alone; generator and Q have the bound (eq. 6)."""
+    model = small()
+    d_optimiser, g_optimiser = model.configure_optimizers()
+    names = {id(p): name for name, p in model.named_parameters()}
+    of = lambda optimiser: {names[id(p)] for group in optimiser.param_groups for p in group["params"]}  # noqa: E731
+    assert {n.split(".")[0] for n in of(d_optimiser)} == {"trunk", "head"}
+    assert {n.split(".")[0] for n in of(g_optimiser)} == {"generator", "code"}
+    assert of(d_optimiser) | of(g_optimiser) == set(names.values())
+    model.discriminator_loss(images())["loss"].backward()
+    moved = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert moved == of(d_optimiser)
+
+
+def test_steps_are_batches(tmp_path):
+    run(tmp_path, *TINY["infogan"], "callbacks=none", "trainer.max_epochs=1", "test=false")
+    last = checkpoint(tmp_path)
+    assert last["global_step"] == 11
+    assert [s["state"][0]["step"].item() for s in last["optimizer_states"]] == [11, 11]
+
+
+def test_an_estimators_draw_is_the_gradient_of_a_step():
+    model, batch = small().train(), images()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for name, e in model.gradient_estimators().items():
+        noise = e.noise(batch, chunk_generator(0, 3))
+        drawn = grad(e.surrogate)({k: v.detach() for k, v in e.params.items()}, batch, noise)
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), name
+        model.zero_grad(set_to_none=True)
+        terms = model.discriminator_terms(batch[0], noise) if name == "discriminator" else model.generator_terms(noise)
+        (-terms["bound"] if name == "bound" else terms["loss"]).backward()
+        model.load_state_dict(before)
+        for k, p in e.params.items():
+            assert_close(drawn[k], p.grad, rtol=1e-3, atol=1e-6, msg=lambda m, k=k: f"{k}: {m}")
+
+
+def test_samples_of_given_codes():
+    model = small().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    draw = lambda n=4, **codes: model.sample(n, generator=chunk_generator(0, 0), **codes)  # noqa: E731
+    free = draw()
+    assert free.shape == (4, 1, 28, 28) and free.min() >= 0 and free.max() <= 1
+    noise = model.noise([torch.zeros(4, 1)], chunk_generator(0, 0))
+    assert torch.equal(draw(category=noise["category"].tolist()), free)  # the same z, whatever is given
+    assert torch.equal(draw(continuous=noise["continuous"].tolist()), free)
+    assert not torch.equal(draw(category=3), draw(category=4))
+    assert torch.equal(draw(continuous=0.5), draw(continuous=[0.5, 0.5]))
+    assert not torch.equal(draw(continuous=[0.5, 0.5]), draw(continuous=[0.5, -0.5]))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    n, conditions, columns = picture(model, 20, {})
+    assert (n, columns) == (20, 2) and conditions["category"] == [k for k in range(10) for _ in range(2)]
+    assert sample_chunks(model, n, 0, **conditions).shape == (20, 1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ({"category": 10}, "category must be a whole number from 0 to 9, or one for each of 4 images; got 10"),
+        ({"category": [1, 2]}, "one for each of 4 images; got [1, 2]"),
+        ({"category": 1.5}, "got 1.5"),
+        ({"continuous": [1.0, 2.0, 3.0]}, "continuous must be a number, 2 numbers, or 2 for each of 4 images"),
+        ({"continuous": "left"}, "got 'left'"),
+    ],
+)
+def test_codes_that_do_not_fit(codes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        small().sample(4, **codes)
+
+
+def test_one_code_is_varied():
+    model = small().eval()
+    grid = model.vary(1, steps=5, generator=chunk_generator(0, 0))
+    assert grid.shape == (5, 10, 1, 28, 28)
+    z = torch.randn(3, generator=chunk_generator(0, 0))
+    one_hot = torch.eye(10)[7]
+    expected = (
+        model.generator(torch.cat([z, one_hot, torch.tensor([0.0, 1.0])])[None]) / 2 + 0.5
+    )  # the fourth of -2 to 2
+    assert_close(grid[3, 7], expected[0].clamp(0, 1))
+    with pytest.raises(ValueError, match="code must be a whole number from 0 to 1, got 2"):
+        model.vary(2)
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 2, got 1"):
+        model.vary(0, steps=1)
+
+
+def test_a_run_draws_its_codes_and_scores_its_categories(tmp_path):
+    metrics = run(tmp_path, *TINY["infogan"], "trainer.max_epochs=1")
+    assert {"test/accuracy", "test/nmi", "test/mi_categorical", "test/mi_ceiling"} <= set(metrics)
+    assert_close(metrics["test/mi_ceiling"], math.log(10), rtol=1e-6, atol=0)
+    assert metrics["test/mi_categorical"] <= math.log(10)
+    assert sorted(p.name for p in (tmp_path / "codes").iterdir()) == ["code0_epoch_000.png", "code1_epoch_000.png"]
+    model = zoo.load(tmp_path)
+    assert model.cluster(images()[0]).shape == (6,)
+    with pytest.raises(ValueError, match="VAE has no method vary"):
+        Codes(tmp_path).setup(None, VAE(), "fit")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_categories": 1}, "num_categories must be a whole number of at least 2, got 1"),
+        ({"num_continuous": 0}, "num_continuous must be a whole number of at least 1, got 0"),
+        ({"info_weight": -1}, "info_weight must be a number of at least 0"),
+        ({"lr_discriminator": 0}, "lr_discriminator must be a positive number"),
+        ({"deformation": None}, "deformation must be a number of at least 0"),
+    ],
+)
+def test_arguments_that_do_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        InfoGAN(**arguments)

@@ -1,0 +1,350 @@
+"""InfoGAN: a GAN whose generator is also told a code, which has to be readable from what it makes.
+
+Chen et al., "InfoGAN: Interpretable Representation Learning by Information Maximizing Generative Adversarial Nets",
+2016, arXiv:1606.03657; seed 004 sec. 13.5.
+
+    I(c; G(z, c)) >= L_I = H(c) + E_{c ~ p(c), x = G(z, c)}[ log Q(c | x) ]            eq. 5, seed 13.5.3
+    min_{G, Q} max_D  V(D, G) - lambda L_I(G, Q)                                       eq. 6
+
+    c                    one of K categories, uniform, and D numbers, uniform in [-1, 1]
+    Q(c | x)             softmax over categories, and N(mu(x), diag sigma^2(x)), heads on the discriminator's features
+    L_I, categories      log K + E log Q(c | x)       at most H(c) = log K, which a perfect code network reaches
+    L_I, numbers         D log 2 + E log N(c | mu, sigma^2), without such a ceiling
+
+Symbols: x images in [0, 1], (B, 1, 28, 28); z ~ N(0, I), (B, z_dim); category (B,), whole numbers 0 .. K-1; continuous
+(B, D); real, fake what the players see, in [-1, 1]; logits (B,).
+Logged, {train,val,test}/: discriminator_loss = -V and generator_loss, with -lambda L_I; D_x, D_G_z, value, js as in
+zoo/gan.py; mi_categorical and mi_continuous, the two parts of L_I, in nats; in validation and test mi_ceiling, log K,
+and accuracy, nmi, ari: how the likeliest category of images agrees with their labels, of which training sees none.
+
+Differs from the paper:
+- D and Q share their convolutions and one layer, as in the paper; they are the discriminator's, who maximises V alone,
+  as eq. 6 has it. The generator's step trains Q's own two layers. (The authors' code trains everything shared on both.)
+- What Q sees when it reads the category is randomly bent (``deformation``), so that a category cannot be hidden in
+  where a line is drawn; the continuous code, which may be just that, is read from images as they are.
+- Q's variance is learned; the authors' code fixes it at 1, where L_I is no longer much of a bound.
+- The generator descends the non-saturating loss (as the authors' code).
+- Smaller layers; the exponential moving average of both players is what is judged.
+- Seed 004 writes the bound's last lines with log Q(c' | x), as above, and its derivation with a density in place of a
+  sum; the categorical code's is a sum.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.adversarial import centre, check_adam, generate, step, uncentre
+from zoo.configuration import check_not_negative, check_positive, check_whole
+from zoo.deformation import deform
+from zoo.estimators import GradientEstimator, Noise, Params, call_with
+from zoo.evaluation import clustering_scores
+from zoo.functional import at_least_float32, log_normal
+from zoo.gan import generator_loss, jensen_shannon, value_function
+from zoo.nets import ConvGenerator, ConvTrunk
+from zoo.sampling import chunk_generator, rand, randn
+
+IMAGE = [1, 28, 28]
+CLASSES = 10  # of labels, which only judge
+
+
+def categorical_bound(logits: Tensor, category: Tensor) -> Tensor:
+    """log K + mean log Q(c | x) of categories (B,), from log probabilities up to a constant (B, K); () nats."""
+    return math.log(logits.shape[-1]) - F.cross_entropy(logits, category)
+
+
+def continuous_bound(mu: Tensor, logvar: Tensor, continuous: Tensor) -> Tensor:
+    """D log 2 + mean log N(c | mu, sigma^2) of codes uniform in [-1, 1]^D, (B, D) each; () nats."""
+    return continuous.shape[-1] * math.log(2) + log_normal(continuous, mu, logvar).mean()
+
+
+class InfoGAN(L.LightningModule):
+    """The model, its training and its uses.
+
+    Args:
+        z_dim: dimensions of z.
+        num_categories: K, at least 2.
+        num_continuous: D, at least 1.
+        width: channels of the networks at 14 x 14 pixels.
+        features: size of the layer that D and Q share.
+        info_weight: lambda of the categories, at least 0.
+        continuous_weight: lambda of the numbers, at least 0.
+        deformation: strength of the random deformation of what Q reads categories from; 0 for none.
+        lr_discriminator: of Adam.
+        lr_generator: of Adam, also Q's.
+        beta1: of Adam, at least 0, below 1.
+
+    Raises:
+        ValueError: for a value outside these.
+    """
+
+    def __init__(
+        self,
+        z_dim: int = 62,
+        num_categories: int = 10,
+        num_continuous: int = 2,
+        width: int = 32,
+        features: int = 256,
+        info_weight: float = 1.0,
+        continuous_weight: float = 0.1,
+        deformation: float = 0.15,
+        lr_discriminator: float = 5e-4,
+        lr_generator: float = 1e-3,
+        beta1: float = 0.5,
+    ):
+        super().__init__()
+        check_whole("z_dim", z_dim)
+        check_whole("num_continuous", num_continuous)
+        check_whole("width", width)
+        check_whole("features", features)
+        check_whole("num_categories", num_categories, least=2)
+        check_not_negative("info_weight", info_weight)
+        check_not_negative("continuous_weight", continuous_weight)
+        check_not_negative("deformation", deformation)
+        check_positive("lr_discriminator", lr_discriminator)
+        check_adam(lr_generator, beta1)
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        K, D = num_categories, num_continuous
+        self.generator = ConvGenerator(z_dim + K + D, width)
+        trunk = ConvTrunk(width, batch_norm=True)
+        layer = lambda n_in, n_out: [nn.Linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.LeakyReLU(0.2)]  # noqa: E731
+        self.trunk = nn.Sequential(trunk, *layer(trunk.out_features, features))
+        self.head = nn.Linear(features, 1)
+        self.code = nn.Sequential(*layer(features, 128), nn.Linear(128, K + 2 * D))
+        # Images by category and label, (K 10,). No buffer: averaged weights come and go with theirs.
+        self._table: Tensor | None = None
+
+    # The players: the discriminator has trunk and head; the generator, and Q with it, the rest.
+
+    def noise(self, batch, generator: torch.Generator | None = None) -> Noise:
+        """``z`` (B, z_dim); ``category`` (B,); ``continuous`` (B, D); ``affine`` (B, 2, 3), ``bumps`` (B, 2, 4, 4)."""
+        B, drawn = len(batch[0]), {"generator": generator, "device": batch[0].device}
+        K, D = self.hparams.num_categories, self.hparams.num_continuous
+        return {
+            "z": randn(B, self.hparams.z_dim, **drawn),
+            "category": (K * rand(B, **drawn)).long().clamp(max=K - 1),
+            "continuous": 2 * rand(B, D, **drawn) - 1,
+            "affine": randn(B, 2, 3, **drawn),
+            "bumps": randn(B, 2, 4, 4, **drawn),
+        }
+
+    def inputs(self, noise: Noise) -> Tensor:
+        """What the generator is told, (B, z_dim + K + D): z, the category as a one-hot vector, the continuous code."""
+        one_hot = F.one_hot(noise["category"], self.hparams.num_categories).to(noise["z"].dtype)
+        return torch.cat([noise["z"], one_hot, noise["continuous"]], -1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """l = log D - log(1 - D), (B,), of the trunk's features (B, F)."""
+        return at_least_float32(self.head(features)).squeeze(-1)
+
+    def posterior(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Q(c | x) of the trunk's features (B, F): logits of categories (B, K); mu and logvar of numbers, (B, D)."""
+        K, D = self.hparams.num_categories, self.hparams.num_continuous
+        return at_least_float32(self.code(features)).split([K, D, D], dim=-1)
+
+    def discriminator_terms(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """``loss`` = -V, ``value``, ``js``, nats; ``D_x`` and ``D_G_z``: of images ``x`` in [0, 1] and of the noise."""
+        with torch.no_grad():
+            fake = self.generator(self.inputs(noise))
+        real_logits, fake_logits = self.logits(self.trunk(centre(x, IMAGE))), self.logits(self.trunk(fake))
+        value = value_function(real_logits, fake_logits)
+        means = {"D_x": real_logits.sigmoid().mean(), "D_G_z": fake_logits.sigmoid().mean()}
+        return {"loss": -value, "value": value, "js": jensen_shannon(value), **means}
+
+    def information(self, fake: Tensor, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """The two parts of L_I, () nats each: of categories, read from bent images, and of numbers."""
+        _, mu, logvar = self.posterior(features)
+        if self.hparams.deformation > 0:
+            # Bent in [0, 1], where what comes in from outside the image is black.
+            bent = deform(fake / 2 + 0.5, noise["affine"], noise["bumps"], self.hparams.deformation)
+            features = self.trunk(2 * bent - 1)
+        category_logits, _, _ = self.posterior(features)
+        return (
+            categorical_bound(category_logits, noise["category"]),
+            continuous_bound(mu, logvar, noise["continuous"]),
+        )
+
+    def generator_terms(self, noise: Noise) -> dict[str, Tensor]:
+        """``loss`` = -log D(G(z, c)) - ``bound``, which is lambda L_I; ``mi_categorical`` and ``mi_continuous``."""
+        fake = self.generator(self.inputs(noise))
+        features = self.trunk(fake)
+        categorical, continuous = self.information(fake, features, noise)
+        bound = self.hparams.info_weight * categorical + self.hparams.continuous_weight * continuous
+        loss = generator_loss(self.logits(features), "non_saturating") - bound
+        return {"loss": loss, "bound": bound, "mi_categorical": categorical, "mi_continuous": continuous}
+
+    def discriminator_loss(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """The terms of the discriminator, whose ``loss`` it descends, with noise of their own."""
+        return self.discriminator_terms(batch[0], self.noise(batch, generator))
+
+    def generator_loss(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """The terms of generator and Q, whose ``loss`` they descend; of the batch only its size counts."""
+        return self.generator_terms(self.noise(batch, generator))
+
+    # Training, by hand.
+
+    def training_step(self, batch, batch_idx):
+        d_optimiser, g_optimiser = self.optimizers()
+        self.toggle_optimizer(d_optimiser)
+        terms = self.discriminator_loss(batch)
+        step(self, d_optimiser, terms["loss"], counts=True)
+        self.untoggle_optimizer(d_optimiser)
+        self._log("train", "discriminator", terms)
+        self.toggle_optimizer(g_optimiser)
+        terms = self.generator_loss(batch)
+        step(self, g_optimiser, terms["loss"], counts=False)
+        self.untoggle_optimizer(g_optimiser)
+        self._log("train", "generator", terms)
+
+    def _log(self, stage: str, player: str, terms: dict[str, Tensor], **kwargs) -> None:
+        self.log(f"{stage}/{player}_loss", terms["loss"], prog_bar=True, **kwargs)
+        self.log_dict({f"{stage}/{k}": v for k, v in terms.items() if k not in ("loss", "bound")}, **kwargs)
+
+    def on_validation_epoch_start(self):
+        self._table = torch.zeros(self.hparams.num_categories * CLASSES, dtype=torch.long, device=self.device)
+
+    def validation_step(self, batch, batch_idx, stage="val"):
+        generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
+        how = {"sync_dist": True, "batch_size": len(batch[0])}
+        self._log(stage, "discriminator", self.discriminator_loss(batch, generator), **how)
+        self._log(stage, "generator", self.generator_loss(batch, generator), **how)
+        self.log(f"{stage}/mi_ceiling", math.log(self.hparams.num_categories), **how)
+        pairs = self.cluster(batch[0]) * CLASSES + batch[1]
+        self._table += pairs.bincount(minlength=self._table.numel())
+
+    def on_validation_epoch_end(self, stage="val"):
+        table = self.trainer.strategy.reduce(self._table, reduce_op="sum").view(-1, CLASSES)
+        self.log_dict({f"{stage}/{k}": v for k, v in clustering_scores(table).items()}, sync_dist=True)
+
+    def on_test_epoch_start(self):
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch, batch_idx):
+        self.validation_step(batch, batch_idx, stage="test")
+
+    def on_test_epoch_end(self):
+        self.on_validation_epoch_end(stage="test")
+
+    def configure_optimizers(self):
+        discriminator, betas = [*self.trunk.parameters(), *self.head.parameters()], (self.hparams.beta1, 0.999)
+        generator = [*self.generator.parameters(), *self.code.parameters()]
+        return [
+            torch.optim.Adam(discriminator, lr=self.hparams.lr_discriminator, betas=betas),
+            torch.optim.Adam(generator, lr=self.hparams.lr_generator, betas=betas),
+        ]
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["model"] = "infogan"
+
+    # What it is for.
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cluster(x)
+
+    @torch.no_grad()
+    def cluster(self, x: Tensor) -> Tensor:
+        """The likeliest category, 0 .. K-1, for images ``x`` in [0, 1], (B, 1, 28, 28); (B,)."""
+        return self.posterior(self.trunk(centre(x, IMAGE)))[0].argmax(-1)
+
+    def rows(self) -> tuple[str, list[int]]:
+        """The condition of :meth:`sample` that makes the rows of a picture, and its values."""
+        return "category", list(range(self.hparams.num_categories))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        category: int | Sequence[int] | None = None,
+        continuous: float | Sequence[float] | Sequence[Sequence[float]] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw ``n`` images, of codes that are given or drawn.
+
+        Args:
+            category: one of 0 .. K-1 for each image, n of them, or one for all; drawn if None.
+            continuous: D numbers for each image, (n, D), or D for all, or one number for all of them; the generator has
+                learned those from -1 to 1; drawn if None.
+
+        Returns:
+            (n, 1, 28, 28), in [0, 1].
+
+        Raises:
+            ValueError: for codes that are no such numbers.
+        """
+        noise = self.noise([torch.zeros(n, 1, device=self.device)], generator)
+        K, D = self.hparams.num_categories, self.hparams.num_continuous
+        if category is not None:
+            values = list(category) if isinstance(category, list | tuple) else [category] * n
+            if any(isinstance(c, bool) or not isinstance(c, int) or not 0 <= c < K for c in values) or len(values) != n:
+                raise ValueError(
+                    f"category must be a whole number from 0 to {K - 1}, or one for each of {n} images; got "
+                    f"{category!r}"
+                )
+            noise["category"] = torch.tensor(values, device=self.device)
+        if continuous is not None:
+            try:
+                values = torch.tensor(continuous, dtype=torch.float32, device=self.device).expand(n, D)
+            except (TypeError, ValueError, RuntimeError):
+                raise ValueError(
+                    f"continuous must be a number, {D} numbers, or {D} for each of {n} images; got {continuous!r}"
+                ) from None
+            noise["continuous"] = values
+        return uncentre(generate(self.generator, self.inputs(noise)), IMAGE)
+
+    @torch.no_grad()
+    def vary(self, code: int = 0, steps: int = 10, *, generator: torch.Generator | None = None) -> Tensor:
+        """What one continuous code does: columns are categories, rows values of the code from -2 to 2 (paper, fig. 2).
+
+        All images share one z; the other continuous codes are 0.
+
+        Args:
+            code: which of the D, from 0 on.
+            steps: values of it, at least 2.
+
+        Returns:
+            (steps, K, 1, 28, 28), in [0, 1].
+
+        Raises:
+            ValueError: for ``code`` or ``steps`` outside these.
+        """
+        K, D = self.hparams.num_categories, self.hparams.num_continuous
+        if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code < D:
+            raise ValueError(f"code must be a whole number from 0 to {D - 1}, got {code!r}")
+        check_whole("steps", steps, least=2)
+        values = torch.zeros(steps, K, D, device=self.device)
+        values[..., code] = torch.linspace(-2, 2, steps, device=self.device)[:, None]
+        z = randn(self.hparams.z_dim, generator=generator, device=self.device)
+        noise = {
+            "z": z.expand(steps * K, -1),
+            "category": torch.arange(K, device=self.device).repeat(steps),
+            "continuous": values.flatten(0, 1),
+        }
+        images = uncentre(generate(self.generator, self.inputs(noise)), IMAGE)
+        return images.unflatten(0, (steps, K))
+
+    # How its gradients can be estimated.
+
+    def gradient_estimators(self) -> dict[str, GradientEstimator]:
+        """``generator``, of its whole loss, and ``bound``, of -lambda L_I, by the parameters of generator and Q;
+        ``discriminator``, of -V by those of trunk and head. One draw is of as many z as the batch has images."""
+        named = dict(self.named_parameters())
+        discriminator = {k: p for k, p in named.items() if k.startswith(("trunk.", "head."))}
+        generator = {k: p for k, p in named.items() if k not in discriminator}
+
+        def estimator(name: str, params: Params, loss: Callable[[Tensor, Noise], Tensor]) -> GradientEstimator:
+            def surrogate(params: Params, batch, noise: Noise) -> Tensor:
+                return call_with(self, params, lambda: loss(batch[0], noise))
+
+            return GradientEstimator(name, params, self.noise, surrogate)
+
+        estimators = [
+            estimator("generator", generator, lambda x, noise: self.generator_terms(noise)["loss"]),
+            estimator("bound", generator, lambda x, noise: -self.generator_terms(noise)["bound"]),
+            estimator("discriminator", discriminator, lambda x, noise: self.discriminator_terms(x, noise)["loss"]),
+        ]
+        return {e.name: e for e in estimators}
