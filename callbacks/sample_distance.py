@@ -38,8 +38,8 @@ class SampleDistance(L.Callback):
             return
         with isolate_rng():
             part = sample_chunks(pl_module, self.n, self.seed, trainer.global_rank, trainer.world_size)
+            self._yardstick = self._yardstick or Yardstick(trainer.datamodule)  # loading its judge draws numbers, too
         samples = trainer.strategy.reduce(part.to(pl_module.device), reduce_op="sum").cpu()
-        self._yardstick = self._yardstick or Yardstick(trainer.datamodule)
         value = torch.tensor(self._yardstick(pl_module, samples))  # each process has measured the same
         for name in ("distance", self._yardstick.name):
             pl_module.log(f"val/{name}", value, on_epoch=True, batch_size=1)

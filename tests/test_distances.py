@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import pytest
 import torch
 from scipy.linalg import sqrtm
 from torch import nn
@@ -19,7 +18,6 @@ from zoo.distances import (
     judge_images,
     judged_samples,
     modes,
-    spearman,
 )
 
 
@@ -152,8 +150,3 @@ def test_the_yardstick_of_points_and_sequences(generator):
 
     measure = Yardstick(chain)
     assert (measure.name, measure(Same, None)) == ("kl", 0.0)
-
-
-@pytest.mark.parametrize(("a", "b", "expected"), [([1, 2, 3], [1, 8, 27], 1.0), ([1, 2, 3], [3, 2, 1], -1.0)])
-def test_rank_correlation(a, b, expected):
-    assert_close(spearman(a, b), expected)

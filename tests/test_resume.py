@@ -55,6 +55,8 @@ def assert_same_run(metrics, folder, reference):
         ("vae", 0, signal.SIGINT, "interrupted"),  # in the first batch of all
         ("vae", 21, signal.SIGTERM, "last"),  # in the last batch of the second epoch
         ("ddpm", 18, signal.SIGTERM, "interrupted"),
+        ("wgan", 16, signal.SIGTERM, "interrupted"),  # between two steps of the generator, with averages of both
+        ("infogan", 13, signal.SIGINT, "interrupted"),
     ],
 )
 def test_a_signal_saves_and_the_run_goes_on_exactly(name, at, signum, left, tmp_path, uninterrupted, caplog):

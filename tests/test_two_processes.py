@@ -13,7 +13,8 @@ from torch.testing import assert_close
 
 ROOT = Path(__file__).parent.parent
 DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.enable_progress_bar=false"]
-ESTIMATOR = {"ddpm": "uniform", "rbm": "cd-1"}
+ESTIMATOR = {"ddpm": "uniform", "rbm": "cd-1", "gan": "non_saturating", "wgan": "critic", "infogan": "bound"}
+OPPONENT = {"gan": "discriminator_loss", "wgan": "critic_loss", "infogan": "discriminator_loss"}
 SHORT = ["trainer.max_epochs=2", "trainer.log_every_n_steps=4", "callbacks.estimator_variance.draws=5"]
 SHORT += ["callbacks.estimator_variance.every_n_steps=8", "callbacks.samples.n=20"]
 
@@ -43,10 +44,11 @@ def test_two_processes_train_validate_sample_and_log_once(name, tmp_path):
     two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
 
     # Logged once: the same steps, and one Weights & Biases run.
-    for key in ("val/loss", "train/loss", f"variance/{ESTIMATOR.get(name, 'pathwise')}/all"):
+    loss = OPPONENT.get(name, "loss")
+    for key in (f"val/{loss}", f"train/{loss}", f"variance/{ESTIMATOR.get(name, 'pathwise')}/all"):
         assert [r["step"] for r in two if r[key]] == [r["step"] for r in one if r[key]], key
     assert len(list((tmp_path / "two" / "wandb").glob("offline-run-*"))) == 1
-    assert sum(bool(r["test/loss"]) for r in two) == 1
+    assert sum(bool(r[f"test/{loss}"]) for r in two) == 1
 
     # Before the first step the weights are the same, and so is what K draws measure, however they were spread.
     for key in one[0]:
@@ -54,9 +56,9 @@ def test_two_processes_train_validate_sample_and_log_once(name, tmp_path):
             assert_close(float(two[0][key]), float(one[0][key]), rtol=1e-4, atol=1e-6)
 
     # The same images in the same batches, other training noise.
-    a, b = (float(r[-1]["test/loss"]) for r in (two, one))
+    a, b = (float(r[-1][f"test/{loss}"]) for r in (two, one))
     assert a != b
-    assert_close(a, b, rtol=0.1, atol=0)
+    assert_close(a, b, rtol=0.1 if name not in OPPONENT else 0.3, atol=0)  # batch norm is of each process's own images
     states = checkpoint(tmp_path / "two")["random_state"]
     assert len(states) == 2
     assert not torch.equal(states[0]["cpu"], states[1]["cpu"])

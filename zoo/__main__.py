@@ -8,6 +8,7 @@ from pathlib import Path
 import zoo
 
 SAMPLES = "per test image, for log p(x) of a model that has it, such as 5000; 0, the default, leaves it out"
+DATA = "mnist, fashion_mnist, digits, mnist_or_digits; ring, moons, swiss_roll, line, markov_chain"
 SOURCE = "name of a pretrained checkpoint, path of a training checkpoint, or a run folder"
 
 
@@ -42,10 +43,10 @@ def sample(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a trained model on test images."""
-    from datamodules import Images
+    from datamodules import by_name
     from zoo.evaluation import measure
 
-    data = Images(args.data)
+    data = by_name(args.data)
     data.setup()
     metrics, _ = measure(_on_device(zoo.load(args.source)), data, args.importance_samples, progress=True)
     for name, value in metrics.items():
@@ -66,11 +67,11 @@ def compare(args: argparse.Namespace) -> None:
         print(comparison.toy_table(results))
         comparison.save(comparison.toy_figure(results), args.output)
     else:
-        from datamodules import Images
+        from datamodules import by_name
 
         model = _on_device(zoo.load(args.source))
         names = args.estimators.split(",") if args.estimators else None
-        data = Images(args.data)
+        data = by_name(args.data)
         data.setup()
         batch = [t[: args.batch_size].to(model.device) for t in next(iter(data.val_dataloader()))]
         results = comparison.compare_model(model, batch, names, draws, args.seed, progress=True)
@@ -85,6 +86,13 @@ def curves(args: argparse.Namespace) -> None:
     from zoo.sampling import check_picture
 
     check_picture(args.output)
+    if args.against:
+        pairs = {str(run): curves.read_pairs(run, args.against, args.metric) for run in args.runs}
+        for name, points in pairs.items():
+            print(f"{name}: {curves.correlation(points)} of {args.metric} with {args.against}")
+        comparison.save(curves.scatter(pairs, args.against, args.metric), args.output)
+        print(f"figure in {args.output}")
+        return
     found = {str(run): curves.read_curve(run, args.metric) for run in args.runs}
     for name, (unit, points) in found.items():
         print(f"{name}: {args.metric} {points[-1][1]:.6g} after {points[-1][0]} {unit}")
@@ -151,18 +159,19 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("-c", "--condition", action="append", default=[], help="of the model's sample, num_steps=100")
     sub.add_argument("--images", help="data set at whose test images chains begin, where samples are chains")
     sub = command(evaluate, "evaluate")
-    sub.add_argument("--data", default="mnist_or_digits", help="mnist, fashion_mnist, digits or mnist_or_digits")
+    sub.add_argument("--data", default="mnist_or_digits", help=f"{DATA}; of what the model is made for")
     sub.add_argument("--importance-samples", type=int, default=0, help=SAMPLES)
     sub = command(compare, "compare")
     sub.add_argument("--estimators", help="names with commas between them; all that the model has by default")
     sub.add_argument("--draws", type=int, help="gradients of each, 256 by default (toy: 100,000)")
-    sub.add_argument("--data", default="mnist_or_digits", help="where the batch comes from (validation images)")
+    sub.add_argument("--data", default="mnist_or_digits", help=f"whose validation set the batch is from: {DATA}")
     sub.add_argument("--batch-size", type=int, default=64, help="images in the batch, at most 500")
     sub.add_argument("--seed", type=int, default=0, help="of all noise")
     sub.add_argument("-o", "--output", type=Path, default=Path("comparison.png"), help="the figure, a PNG")
     sub = command(curves, "curves", source=False)
     sub.add_argument("runs", nargs="+", type=Path, help="run folders, each with its metrics.csv")
     sub.add_argument("--metric", default="val/loss", help="a column of metrics.csv, val/loss by default")
+    sub.add_argument("--against", help="another column: one against the other, with their correlation, not over time")
     sub.add_argument("-o", "--output", type=Path, default=Path("curves.png"), help="the figure, a PNG")
     sub = command(export, "export")
     sub.add_argument("name", help="lower-case letters, digits and hyphens")

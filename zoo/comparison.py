@@ -61,9 +61,18 @@ def compare_model(
     if hasattr(model, "probe_batch"):
         batch = model.probe_batch(batch, chunk_generator(seed, -1))
     chosen = [known[name] for name in names or known]
-    compare(chosen, batch, [0])  # the first call of each pays for what later ones find ready
-    numbers = tqdm(range(draws), desc="draws", disable=None if progress else True)
-    return rows(compare(chosen, batch, numbers, seed))
+    # Two players have gradients of their own parameters each, which do not compare with the other's.
+    players: dict[frozenset[str], list] = {}
+    for estimator in chosen:
+        players.setdefault(frozenset(estimator.params), []).append(estimator)
+    measured = []
+    for of_one in players.values():
+        compare(of_one, batch, [0])  # the first call of each pays for what later ones find ready
+        numbers = tqdm(range(draws), desc="draws", disable=None if progress else True)
+        of = "" if len(players) == 1 else " " + ", ".join(dict.fromkeys(k.split(".")[0] for k in of_one[0].params))
+        found = rows(compare(of_one, batch, numbers, seed))
+        measured += [row._replace(group=row.group + of) if row.group == "all" else row for row in found]
+    return measured
 
 
 def rows(comparisons: dict[str, Comparison]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""``python -m zoo curves``: one metric of several runs against epochs, read from their metrics.csv."""
+"""``python -m zoo curves``: one metric of several runs against epochs or another metric, from their metrics.csv."""
 
 import csv
 from pathlib import Path
@@ -30,6 +30,40 @@ def read_curve(run: Path, metric: str) -> tuple[str, list[tuple[int, float]]]:
         known = sorted({key for row in rows for key, value in row.items() if value} - {"epoch", "step"})
         raise ValueError(f"{path} has no values of {metric}; it has {', '.join(known) or 'none at all'}")
     return ("epochs" if per_epoch else "steps"), sorted(points.items())
+
+
+def read_pairs(run: Path, x: str, y: str) -> list[tuple[float, float]]:
+    """The values of two metrics wherever both were logged, in the order of epochs or steps.
+
+    Raises:
+        ValueError: as :func:`read_curve`; or where there are fewer than three such places.
+    """
+    (_, of_x), (_, of_y) = read_curve(run, x), read_curve(run, y)
+    places = dict(of_y)
+    pairs = [(value, places[place]) for place, value in of_x if place in places]
+    if len(pairs) < 3:
+        raise ValueError(f"{run} has {x} and {y} together {len(pairs)} times, and a correlation needs three")
+    return pairs
+
+
+def correlation(pairs: list[tuple[float, float]]) -> str:
+    """Pearson's and Spearman's (rank) correlation in words."""
+    from scipy.stats import pearsonr, spearmanr
+
+    x, y = zip(*pairs, strict=True)
+    return f"correlation {pearsonr(x, y).statistic:.2f}, of ranks {spearmanr(x, y).statistic:.2f}, over {len(pairs)}"
+
+
+def scatter(runs: dict[str, list[tuple[float, float]]], x: str, y: str) -> Figure:
+    """One metric against another, a point for each epoch and a line from each to the next."""
+    picture = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = picture.subplots()
+    for name, pairs in runs.items():
+        axes.plot(*zip(*pairs, strict=True), marker=".", linewidth=0.7, label=f"{name}: {correlation(pairs)}")
+    axes.set(xlabel=x, ylabel=y)
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    return picture
 
 
 def figure(curves: dict[str, list[tuple[int, float]]], metric: str, unit: str = "epochs") -> Figure:

@@ -6,7 +6,6 @@ other, never with a plain FID. It is biased upwards, the more the fewer images t
 compare; the floor, what real images score, is published beside it.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -156,10 +155,3 @@ class Yardstick:
     def __call__(self, model, samples: Tensor) -> float:
         """The distance of ``samples`` of ``model`` from the data; of a model of sequences itself."""
         return self.measure(model, samples)
-
-
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """The rank correlation of two series, -1 to 1."""
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(a, b).statistic)

@@ -13,6 +13,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import zoo
+from datamodules import Toy
+from zoo.distances import (
+    Yardstick,
+    frechet_distance,
+    frechet_standard_error,
+    judge_images,
+    judged_samples,
+    modes,
+)
 from zoo.sampling import check_conditions, chunk_generator, sample_chunks
 
 ROWS_AT_ONCE = 2000  # of images times importance samples: enough to keep a processor busy, few enough for its cache
@@ -187,7 +196,7 @@ def measure(model, data, num_samples: int = 0, progress: bool = False) -> tuple[
     Returns:
         metrics: those of the test loop; ``test/log_likelihood``, nats per image; ``judged_accuracy`` of a model of
             labels, on MNIST; ``all/accuracy``, ``/nmi`` and ``/ari`` of clusters, on training and test images together;
-            ``feature_accuracy`` of a model with ``transform``.
+            ``feature_accuracy`` of a model with ``transform``; of the samples of two players :func:`measure_samples`.
         the log likelihood of each hundred test images, in turn; empty if left out.
 
     Raises:
@@ -202,6 +211,8 @@ def measure(model, data, num_samples: int = 0, progress: bool = False) -> tuple[
         hundreds = log_likelihood_by_hundreds(model.eval(), data, num_samples, progress=progress)
         sizes = [len(part) for part in data.splits["test"].images.split(IMAGES_AT_ONCE)]
         metrics["test/log_likelihood"] = sum(m * n for m, n in zip(hundreds, sizes, strict=True)) / sum(sizes)
+    if hasattr(model, "generator_loss"):
+        metrics |= measure_samples(model, data)
     if data.used == "mnist" and hasattr(model, "rows") and model.rows()[0] == "labels":
         metrics["judged_accuracy"] = judged_accuracy(model)["judged_accuracy"]
     if hasattr(model, "cluster"):
@@ -209,6 +220,36 @@ def measure(model, data, num_samples: int = 0, progress: bool = False) -> tuple[
     if hasattr(model, "transform"):
         metrics["feature_accuracy"] = feature_accuracy(model, data)
     return metrics, hundreds
+
+
+def measure_samples(model, data) -> dict[str, float]:
+    """How far samples are from test data.
+
+    Args:
+        model: in eval mode.
+        data: a datamodule, set up.
+
+    Returns:
+        on MNIST what zoo.distances.judged_samples says of 10,000 samples, and as ``classifier_fid_floor``, with its
+        standard error, the distance of the 5,000 validation images from the test images; of points ``energy_distance``
+        from 5,000 samples, on a ring ``modes_covered`` and ``near_a_mode`` of 10,000; of sequences ``kl``, enumerated;
+        nothing of other images, for which there is no judge.
+    """
+    if isinstance(data, Toy):
+        yardstick, samples = Yardstick(data, "test"), sample_chunks(model, 10_000, seed=0)
+        metrics = {yardstick.name: yardstick(model, samples[:5000])}
+        if data.used == "ring":
+            found = modes(samples, data.distribution.mu, data.distribution.sigma)
+            metrics |= {"modes_covered": float(found.covered), "near_a_mode": found.near}
+        return metrics
+    if data.used != "mnist":
+        return {}
+    val, test = (data.splits[split].images[:, None].cpu().float() / 255 for split in ("val", "test"))
+    floor = [judge_images(images).features for images in (val, test)]
+    return judged_samples(model, test) | {
+        "classifier_fid_floor": frechet_distance(*floor),
+        "classifier_fid_floor_error": frechet_standard_error(*floor),
+    }
 
 
 def check_importance_weighted(model) -> None:

@@ -168,10 +168,18 @@ def _build(model: Any, hyper_parameters: dict[str, Any], state_dict: dict[str, t
 
 @torch.no_grad()
 def golden_terms(model) -> dict[str, float]:
-    """The terms of the loss on 16 images of uniform noise, every random number fixed: a fingerprint of the weights."""
+    """The terms of the loss on 16 examples of uniform noise, every random number fixed: a fingerprint of the weights.
+
+    Of two players the terms of both.
+    """
     generator = torch.Generator().manual_seed(0)
-    batch = [torch.rand(16, 1, 28, 28, generator=generator), torch.zeros(16, dtype=torch.long)]
-    return {name: float(term) for name, term in model.loss(batch, generator).items()}
+    shape = model.hparams.get("shape", [1, 28, 28])
+    batch = [torch.rand(16, *shape, generator=generator), torch.zeros(16, dtype=torch.long)]
+    if hasattr(model, "loss"):
+        return {name: float(term) for name, term in model.loss(batch, generator).items()}
+    opponent = model.critic_loss if hasattr(model, "critic_loss") else model.discriminator_loss
+    players = {"opponent": opponent(batch, generator), "generator": model.generator_loss(batch, generator)}
+    return {f"{player}/{name}": float(term) for player, terms in players.items() for name, term in terms.items()}
 
 
 def export(source: str | Path, name: str, force: bool = False, num_samples: int = 0, progress: bool = False) -> Path:
@@ -192,7 +200,7 @@ def export(source: str | Path, name: str, force: bool = False, num_samples: int 
     Raises:
         CheckpointError: for a name of another form or already taken, or a checkpoint that records no run.
     """
-    from datamodules import Images
+    from datamodules import by_name
     from zoo.evaluation import measure
     from zoo.sampling import picture, sample_chunks, save_grid
 
@@ -214,9 +222,9 @@ def export(source: str | Path, name: str, force: bool = False, num_samples: int 
     tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
     data = save_tensors(tensors, metadata=metadata)
     published = _from_weights(data, hashlib.sha256(data).hexdigest(), name)  # without what only training needs
-    images = Images(record["data"])
-    images.setup()
-    metrics, hundreds = measure(model, images, num_samples, progress)
+    data_module = by_name(record["data"])
+    data_module.setup()
+    metrics, hundreds = measure(model, data_module, num_samples, progress)
     card = {
         "name": name,
         "model": checkpoint["model"],
@@ -224,7 +232,7 @@ def export(source: str | Path, name: str, force: bool = False, num_samples: int 
         "parameters": sum(t.numel() for t in tensors.values()),
         "data": record["data"],
         "train_on": record["config"].get("data", {}).get("train_on", "train"),
-        "preprocessing": "images (B, 1, 28, 28) in [0, 1]; what else the model needs it does itself",
+        "preprocessing": "as datamodules give it, images (B, 1, 28, 28) in [0, 1]; what else the model needs it does",
         "command": record["command"],
         "commit": record["commit"],
         "seed": record["config"].get("seed"),
@@ -234,7 +242,7 @@ def export(source: str | Path, name: str, force: bool = False, num_samples: int 
         "hardware": record["hardware"],
         "earlier": record.get("earlier", []),
         "metrics": metrics,
-        "protocol": f"the model's test_step on all {len(images.splits['test'].images):,} test images of "
+        "protocol": f"the model's test_step on all {len(data_module.splits['test'].images):,} test examples of "
         f"{record['data']}, noise keyed by batch; units in zoo/{checkpoint['model']}.py",
         "log_likelihood": {"num_samples": num_samples, "of_each_hundred": hundreds} if hundreds else None,
         "golden": golden_terms(published),

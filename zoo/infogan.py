@@ -20,8 +20,8 @@ and accuracy, nmi, ari: how the likeliest category of images agrees with their l
 Differs from the paper:
 - D and Q share their convolutions and one layer, as in the paper; they are the discriminator's, who maximises V alone,
   as eq. 6 has it. The generator's step trains Q's own two layers. (The authors' code trains everything shared on both.)
-- What Q sees when it reads the category is randomly bent (``deformation``), so that a category cannot be hidden in
-  where a line is drawn; the continuous code, which may be just that, is read from images as they are.
+- What Q sees when it reads the category in training is randomly bent (``deformation``), so that a category cannot be
+  hidden in where a line is drawn; the continuous code, which may be just that, is read from images as they are.
 - Q's variance is learned; the authors' code fixes it at 1, where L_I is no longer much of a bound.
 - The generator descends the non-saturating loss (as the authors' code).
 - Smaller layers; the exponential moving average of both players is what is judged.
@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.adversarial import centre, check_adam, generate, step, uncentre
+from zoo.adversarial import centre, check_adam, generate, restate, step, uncentre
 from zoo.configuration import check_not_negative, check_positive, check_whole
 from zoo.deformation import deform
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
@@ -110,7 +110,7 @@ class InfoGAN(L.LightningModule):
         self.automatic_optimization = False
         K, D = num_categories, num_continuous
         self.generator = ConvGenerator(z_dim + K + D, width)
-        trunk = ConvTrunk(width, batch_norm=True)
+        trunk = ConvTrunk(width, "batch")
         layer = lambda n_in, n_out: [nn.Linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.LeakyReLU(0.2)]  # noqa: E731
         self.trunk = nn.Sequential(trunk, *layer(trunk.out_features, features))
         self.head = nn.Linear(features, 1)
@@ -156,9 +156,9 @@ class InfoGAN(L.LightningModule):
         return {"loss": -value, "value": value, "js": jensen_shannon(value), **means}
 
     def information(self, fake: Tensor, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """The two parts of L_I, () nats each: of categories, read from bent images, and of numbers."""
+        """The two parts of L_I, () nats each: of categories, in training read from bent images, and of numbers."""
         _, mu, logvar = self.posterior(features)
-        if self.hparams.deformation > 0:
+        if self.hparams.deformation > 0 and self.training:
             # Bent in [0, 1], where what comes in from outside the image is black.
             bent = deform(fake / 2 + 0.5, noise["affine"], noise["bumps"], self.hparams.deformation)
             features = self.trunk(2 * bent - 1)
@@ -205,6 +205,14 @@ class InfoGAN(L.LightningModule):
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items() if k not in ("loss", "bound")}, **kwargs)
 
     def on_validation_epoch_start(self):
+        def see(i: int) -> None:
+            noise = self.noise([torch.zeros(250, 1, device=self.device)], chunk_generator(0, i))
+            self.posterior(self.trunk(self.generator(self.inputs(noise))))
+
+        restate(self, see)
+        self._begin_table()
+
+    def _begin_table(self):
         self._table = torch.zeros(self.hparams.num_categories * CLASSES, dtype=torch.long, device=self.device)
 
     def validation_step(self, batch, batch_idx, stage="val"):
@@ -221,7 +229,7 @@ class InfoGAN(L.LightningModule):
         self.log_dict({f"{stage}/{k}": v for k, v in clustering_scores(table).items()}, sync_dist=True)
 
     def on_test_epoch_start(self):
-        self.on_validation_epoch_start()
+        self._begin_table()
 
     def test_step(self, batch, batch_idx):
         self.validation_step(batch, batch_idx, stage="test")

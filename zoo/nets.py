@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -84,17 +85,21 @@ class ConvGenerator(nn.Module):
 class ConvTrunk(nn.Module):
     """Images (B, 1, 28, 28) to features (B, 98 width): DCGAN's discriminator without its last layer.
 
-    Strided convolutions 28 -> 14 -> 7 and leaky rectifiers. Batch normalisation, before the second of them, has no
-    place where a penalty asks for the gradient of each image by itself: it makes that depend on the others.
+    Strided convolutions 28 -> 14 -> 7 and leaky rectifiers, the second after normalisation.
+
+    Args:
+        width: channels at 14 x 14 pixels.
+        norm: over each image by itself, ``layer``; over the ``batch``, which makes what is said of one image depend on
+            the others, so that it has no place where the gradient of each is penalised; or ``none``.
     """
 
-    def __init__(self, width: int = 32, batch_norm: bool = False):
+    def __init__(self, width: int = 32, norm: Literal["layer", "batch", "none"] = "layer"):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(1, width, 4, stride=2, padding=1),  # (B, width, 14, 14)
             nn.LeakyReLU(0.2),
             nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),  # (B, 2 width, 7, 7)
-            *([nn.BatchNorm2d(2 * width)] if batch_norm else []),
+            {"layer": nn.GroupNorm(1, 2 * width), "batch": nn.BatchNorm2d(2 * width), "none": nn.Identity()}[norm],
             nn.LeakyReLU(0.2),
             nn.Flatten(),
         ).to(memory_format=torch.channels_last)

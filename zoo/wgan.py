@@ -25,8 +25,8 @@ critic's constant. Under clipping the last two are measured in validation and te
 Differs from the papers:
 - One batch is one step of the critic; every n_critic-th batch is one of the generator. The critic is not trained to
   optimality first (WGAN's code takes 100 steps in the beginning).
-- The critic has no normalisation at all (WGAN-GP has layer normalisation; batch normalisation would make the penalty of
-  one image depend on the others).
+- The critic normalises each image by itself, as WGAN-GP's may (batch normalisation would make the penalty of one image
+  depend on the others); the clipped one does not at all, since clipping would hold its scales near 0, too.
 - WGAN's beginning with clipping uses RMSprop, here too (lr 5e-5 there); the penalty Adam with beta_1 = 0 and 0.9.
 - The exponential moving average of both players is what is judged.
 """
@@ -45,6 +45,7 @@ from zoo.adversarial import (
     generate,
     make_discriminator,
     make_generator,
+    restate,
     step,
     uncentre,
 )
@@ -126,7 +127,9 @@ class WGAN(L.LightningModule):
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.generator = make_generator(network, z_dim, shape, width, hidden)
-        self.critic = make_discriminator(network, shape, width, hidden)
+        self.critic = make_discriminator(
+            network, shape, width, hidden, norm="layer" if lipschitz == "gradient_penalty" else "none"
+        )
 
     # The two players.
 
@@ -196,6 +199,10 @@ class WGAN(L.LightningModule):
     def _log(self, stage: str, player: str, terms: dict[str, Tensor], **kwargs) -> None:
         self.log(f"{stage}/{player}_loss", terms["loss"], **kwargs)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items() if k != "loss"}, prog_bar=True, **kwargs)
+
+    def on_validation_epoch_start(self):
+        noise = lambda i: randn(250, self.hparams.z_dim, generator=chunk_generator(0, i), device=self.device)  # noqa: E731
+        restate(self.generator, lambda i: self.generator(noise(i)))
 
     def validation_step(self, batch, batch_idx, stage="val"):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
