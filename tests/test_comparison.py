@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from zoo import comparison
 from zoo.__main__ import main
 from zoo.estimators import Comparison, GradientEstimator, compare, gradient_moments
+from zoo.gan import GAN
 from zoo.vae import VAE
 
 
@@ -126,3 +127,14 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit, match=message):
             command(*wrong)
     assert not list(tmp_path.glob("**/*.part"))
+
+
+def test_two_players_are_compared_each_with_itself():
+    torch.manual_seed(0)
+    model = GAN(network="mlp", shape=[2], hidden=[4], z_dim=2)
+    rows = comparison.compare_model(model, [torch.randn(8, 2), torch.zeros(8)], None, draws=4)
+    groups = {row.estimator: row.group for row in rows if row.group.startswith("all")}
+    assert groups["minimax"] == groups["non_saturating"] == "all generator"
+    assert groups["discriminator"] == "all discriminator"
+    assert "all discriminator parameters" in comparison.table(rows)
+    comparison.figure(rows)

@@ -5,6 +5,7 @@ import sys
 import pytest
 from helpers import TINY, run
 
+from zoo import curves
 from zoo.__main__ import main
 from zoo.curves import figure, read_curve
 
@@ -31,3 +32,18 @@ def test_the_first_epochs_do_not_flatten_the_rest():
     points = [(1, 500.0)] + [(i, 100 - i / 10) for i in range(2, 40)]
     axes = figure({"run": points}, "val/loss").axes[0]
     assert axes.get_ylim()[1] < 120 and axes.get_ylim()[0] > 95
+
+
+def test_one_metric_against_another(tmp_path, monkeypatch, capsys):
+    rows = ["epoch,step,val/a,val/b", "0,10,3.0,", "0,11,,30.0", "1,20,2.0,", "1,21,,19.0", "2,30,1.0,", "2,31,,11.0"]
+    (tmp_path / "metrics.csv").write_text("\n".join(rows) + "\n")
+    assert curves.read_pairs(tmp_path, "val/a", "val/b") == [(3.0, 30.0), (2.0, 19.0), (1.0, 11.0)]
+    assert curves.correlation([(1, 1), (2, 8), (3, 27)]) == "correlation 0.97, of ranks 1.00, over 3"
+    arguments = [str(tmp_path), "--metric", "val/b", "--against", "val/a", "-o", str(tmp_path / "x.png")]
+    monkeypatch.setattr(sys, "argv", ["zoo", "curves", *arguments])
+    main()
+    assert "of ranks 1.00, over 3 of val/b with val/a" in capsys.readouterr().out
+    assert (tmp_path / "x.png").stat().st_size > 0
+    (tmp_path / "metrics.csv").write_text("\n".join(rows[:5]) + "\n")
+    with pytest.raises(ValueError, match="val/a and val/b together 2 times, and a correlation needs three"):
+        curves.read_pairs(tmp_path, "val/a", "val/b")

@@ -14,7 +14,7 @@ from torch.func import grad
 from torch.testing import assert_close
 
 from datamodules.toy import Line, MarkovChain, Mixture
-from zoo.adversarial import generate
+from zoo.adversarial import generate, restate
 from zoo.estimators import GradientMoments, gradient_moments
 from zoo.gan import GAN, generator_loss, jensen_shannon, value_function
 from zoo.hardware import make_trainer
@@ -204,6 +204,22 @@ def test_sampling_leaves_batch_norm_and_mode_alone():
     # One image does not depend on what else is drawn, as it would by batch statistics.
     z = torch.randn(4, 3, generator=chunk_generator(0, 1))
     assert_close(generate(model.generator, z)[:1], generate(model.generator, z[:1]))
+
+
+def test_statistics_are_taken_anew_of_the_weights_there_are():
+    """After a hundred batches of other weights: those of N(3, 2^2) to within 4.5 standard errors, and training goes on
+    as it would."""
+    norm = nn.BatchNorm1d(1, momentum=0.1)
+    norm(torch.full((10, 1), 100.0) + torch.randn(10, 1, generator=chunk_generator(0, 0)))
+    norm.eval()
+    batch = lambda i: norm(3 + 2 * torch.randn(500, 1, generator=chunk_generator(1, i)))  # noqa: E731
+    restate(norm, batch, batches=20)
+    assert abs(norm.running_mean.item() - 3) < 4.5 * 2 / 10_000**0.5
+    assert abs(norm.running_var.item() - 4) < 4.5 * 4 * (2 / 10_000) ** 0.5
+    assert not norm.training and norm.momentum == 0.1
+    seen = []
+    restate(nn.Linear(1, 1), seen.append)
+    assert seen == []  # nothing to take
 
 
 def test_estimators_change_no_statistics_and_no_gradient():

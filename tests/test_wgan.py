@@ -131,7 +131,8 @@ def test_no_critic_says_more_than_its_lipschitz_constant_times_the_distance(gene
 def test_a_clipped_critics_weights_stay_in_the_box(tmp_path):
     run(tmp_path, *TINY["wgan"], "callbacks=none", "model.lipschitz=clip", "trainer.max_epochs=1", "test=false")
     state = checkpoint(tmp_path)["state_dict"]
-    critic = torch.cat([v.flatten() for k, v in state.items() if k.startswith("critic.")])
+    weights = {k: v for k, v in state.items() if "running_" not in k and "num_batches" not in k}
+    critic = torch.cat([v.flatten() for k, v in weights.items() if k.startswith("critic.")])
     assert critic.abs().max() <= 0.01 and critic.abs().max() > 0.0099
     generator = torch.cat([v.flatten() for k, v in state.items() if k.startswith("generator.") and "weight" in k])
     assert generator.abs().max() > 0.01
@@ -182,7 +183,7 @@ def test_what_is_logged_of_the_critic():
     (g,) = torch.autograd.grad(model.critic(x).sum(), x)
     assert_close(terms["lipschitz"], g.flatten(1).norm(dim=1).max())
     assert_close(terms["penalty"], ((g.flatten(1).norm(dim=1) - 1) ** 2).mean())
-    clipped = small(lipschitz="clip")
+    clipped = small(lipschitz="clip").eval()
     assert set(clipped.critic_terms(batch[0], noise)) == {"loss", "wasserstein"}
     assert set(clipped.critic_terms(batch[0], noise, measure=True)) == {"loss", "wasserstein", "penalty", "lipschitz"}
 
@@ -190,7 +191,7 @@ def test_what_is_logged_of_the_critic():
 def test_a_critic_has_no_batch_normalisation():
     """So that what it says of one image does not depend on the others."""
     model, (x, _) = small().train(), images()
-    assert_close(model.f(x)[:1], model.f(x[:1]))
+    assert_close(model.f(x)[:1], model.f(x[:1]), rtol=1e-4, atol=1e-6)
     assert not any("BatchNorm" in type(m).__name__ for m in model.critic.modules())
 
 

@@ -22,8 +22,8 @@ expectation whatever the discriminator, and 0 where that is constant at 1/2. Of 
 Differs from the papers:
 - One batch is one step of the discriminator, so that each sees fresh data (algorithm 1); every k-th batch is a step of
   the generator. Batches with a step of both draw their noise apart.
-- The discriminator normalises each image by itself (DCGAN's by batch); the generator by batch in training and by
-  running statistics in samples. The discriminator's step, which also runs the generator, moves these too (no weights).
+- Batch normalisation is by batch in training and by running statistics in samples and judgement; either player's step
+  runs both networks and moves the statistics, not the weights, of both. Validation takes them anew.
 - Two convolutions in place of DCGAN's four, for 28 pixels, and a layer of 256; learning rates of 5e-4 and 1e-3 (2e-4
   both). The exponential moving average of both players is judged.
 - Seed 001 prints a minus between the discriminator's two terms; both are added.
@@ -138,7 +138,7 @@ class GAN(L.LightningModule):
         else:
             self.generator = make_generator(network, z_dim, shape, width, hidden)
         kind = "conv" if network == "conv" else "mlp"
-        self.discriminator = make_discriminator(kind, shape, width, hidden)
+        self.discriminator = make_discriminator(kind, shape, width, hidden, "batch")
 
     # The two players.
 
@@ -208,8 +208,7 @@ class GAN(L.LightningModule):
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items() if k != "loss"}, **kwargs)
 
     def on_validation_epoch_start(self):
-        if self.hparams.network != "sequence":
-            restate(self.generator, lambda i: self.generator(self.z(250, chunk_generator(0, i))))
+        restate(self, lambda i: self.discriminator(self.G(self.z(250, chunk_generator(0, i)))))
 
     def validation_step(self, batch, batch_idx, stage="val"):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch

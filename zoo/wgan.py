@@ -25,8 +25,9 @@ critic's constant. Under clipping the last two are measured in validation and te
 Differs from the papers:
 - One batch is one step of the critic; every n_critic-th batch is one of the generator. The critic is not trained to
   optimality first (WGAN's code takes 100 steps in the beginning).
-- The critic normalises each image by itself, as WGAN-GP's may (batch normalisation would make the penalty of one image
-  depend on the others); the clipped one does not at all, since clipping would hold its scales near 0, too.
+- A penalised critic normalises each image by itself, as WGAN-GP's may: batch normalisation would make the penalty of
+  one image depend on the others. A clipped one, of convolutions, normalises by batch, as WGAN's; validation takes its
+  statistics anew.
 - WGAN's beginning with clipping uses RMSprop, here too (lr 5e-5 there); the penalty Adam with beta_1 = 0 and 0.9.
 - The exponential moving average of both players is what is judged.
 """
@@ -128,7 +129,7 @@ class WGAN(L.LightningModule):
         self.automatic_optimization = False
         self.generator = make_generator(network, z_dim, shape, width, hidden)
         self.critic = make_discriminator(
-            network, shape, width, hidden, norm="layer" if lipschitz == "gradient_penalty" else "none"
+            network, shape, width, hidden, "layer" if lipschitz == "gradient_penalty" else "batch"
         )
 
     # The two players.
@@ -145,7 +146,7 @@ class WGAN(L.LightningModule):
     def critic_terms(self, x: Tensor, noise: Noise, measure: bool = False) -> dict[str, Tensor]:
         """``loss`` and ``wasserstein`` of data ``x`` (B, *shape); ``penalty`` and ``lipschitz`` where they are known.
 
-        Under clipping that is where ``measure`` asks for them; they are no part of the loss then.
+        Under clipping that is where ``measure`` asks for them, in eval mode; they are no part of the loss then.
         """
         with torch.no_grad():
             fake = self.generator(noise["z"])
@@ -202,7 +203,7 @@ class WGAN(L.LightningModule):
 
     def on_validation_epoch_start(self):
         noise = lambda i: randn(250, self.hparams.z_dim, generator=chunk_generator(0, i), device=self.device)  # noqa: E731
-        restate(self.generator, lambda i: self.generator(noise(i)))
+        restate(self, lambda i: self.critic(self.generator(noise(i))))
 
     def validation_step(self, batch, batch_idx, stage="val"):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
