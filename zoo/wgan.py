@@ -28,7 +28,8 @@ Differs from the papers:
 - A penalised critic normalises each image by itself, as WGAN-GP's may: batch normalisation would make the penalty of
   one image depend on the others. A clipped one, of convolutions, normalises by batch, as WGAN's; validation takes its
   statistics anew.
-- WGAN's beginning with clipping uses RMSprop, here too (lr 5e-5 there); the penalty Adam with beta_1 = 0 and 0.9.
+- Clipping goes with RMSprop, as in the paper (lr 5e-5; experiment=wgan_clip has 1e-3), the penalty with Adam and
+  beta_2 = 0.9 (lr 1e-4; 5e-4 here).
 - The exponential moving average of both players is what is judged.
 """
 
