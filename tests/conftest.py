@@ -15,7 +15,7 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def mnist_root():
     """The folder of the real MNIST, where there is one."""
     root = os.environ.get("ZOO_DATA")

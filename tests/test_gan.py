@@ -320,7 +320,7 @@ def test_images_have_no_likelihood():
         ({"discriminator_steps": 0}, "discriminator_steps must be a whole number of at least 1, got 0"),
         ({"z_dim": 0}, "z_dim must be a whole number of at least 1, got 0"),
         ({"hidden": 3}, "hidden must be a list of whole numbers"),
-        ({"lr_generator": -1.0}, "lr must be a positive number"),
+        ({"lr_generator": -1.0}, "lr_generator must be a positive number"),
         ({"beta1": 1.0}, "beta1 must be below 1"),
         ({"temperature": 0}, "temperature must be a positive number"),
         ({"relaxation": "none"}, "relaxation must be straight_through or gumbel_softmax"),

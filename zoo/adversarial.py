@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from zoo.configuration import check_positive, check_share, check_whole, check_widths
+from zoo.configuration import check_whole, check_widths
 from zoo.nets import ConvGenerator, ConvTrunk, mlp
 
 IMAGE = [1, 28, 28]
@@ -32,12 +32,6 @@ def check_networks(network: str, shape: Sequence[int], width: int, hidden: Seque
         )
 
 
-def check_adam(lr: float, beta1: float) -> None:
-    """Refuse a learning rate that is not positive, or a beta_1 outside [0, 1)."""
-    check_positive("lr", lr)
-    check_share("beta1", beta1)
-
-
 def make_generator(network: str, z_dim: int, shape: Sequence[int], width: int, hidden: Sequence[int]) -> nn.Module:
     """Noise (B, z_dim) to examples (B, *shape) as the players see them: images in [-1, 1], others unbounded."""
     if network == "conv":
@@ -52,7 +46,7 @@ def make_discriminator(
     """Examples (B, *shape) to one unbounded number each, (B, 1): a logit, or what a critic says; ``norm`` is conv's."""
     if network == "conv":
         trunk = ConvTrunk(width, norm)
-        normalise = {"layer": nn.LayerNorm(256), "batch": nn.BatchNorm1d(256), "none": nn.Identity()}[norm]
+        normalise = nn.BatchNorm1d(256) if norm == "batch" else nn.LayerNorm(256)
         return nn.Sequential(trunk, nn.Linear(trunk.out_features, 256), normalise, nn.LeakyReLU(0.2), nn.Linear(256, 1))
     return nn.Sequential(nn.Flatten(), *mlp([math.prod(shape), *hidden, 1], lambda: nn.LeakyReLU(0.2)))
 

@@ -43,7 +43,6 @@ from torch import Tensor
 
 from zoo.adversarial import (
     centre,
-    check_adam,
     check_networks,
     generate,
     make_discriminator,
@@ -52,7 +51,7 @@ from zoo.adversarial import (
     step,
     uncentre,
 )
-from zoo.configuration import check_choice, check_positive, check_whole
+from zoo.configuration import check_choice, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise, Params, call_with, with_gradient
 from zoo.functional import at_least_float32
 from zoo.latents import Categorical
@@ -127,7 +126,8 @@ class GAN(L.LightningModule):
         check_positive("temperature", temperature)
         check_whole("discriminator_steps", discriminator_steps)
         check_positive("lr_discriminator", lr_discriminator)
-        check_adam(lr_generator, beta1)
+        check_positive("lr_generator", lr_generator)
+        check_share("beta1", beta1)
         if network == "sequence" and (len(shape) != 2 or shape[1] < 2):
             raise ValueError(f"a sequence has the shape [length, symbols], at least 2 symbols; got {list(shape)}")
         shape, hidden = list(shape), list(hidden)

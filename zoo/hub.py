@@ -256,7 +256,8 @@ def export(source: str | Path, name: str, force: bool = False, num_samples: int 
         part.write_bytes(content)
         part.replace(target)
     if hasattr(model, "sample"):
-        n, conditions, columns = picture(model, 64, {})
+        points = model.hparams.get("shape") == [2]
+        n, conditions, columns = picture(model, 2000 if points else 64, {})
         save_grid(sample_chunks(model, n, seed=0, **conditions), weights.with_suffix(".png"), columns)
     return weights
 

@@ -37,8 +37,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.adversarial import centre, check_adam, generate, restate, step, uncentre
-from zoo.configuration import check_not_negative, check_positive, check_whole
+from zoo.adversarial import IMAGE, centre, generate, restate, step, uncentre
+from zoo.configuration import check_not_negative, check_positive, check_share, check_whole
 from zoo.deformation import deform
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
 from zoo.evaluation import clustering_scores
@@ -47,7 +47,6 @@ from zoo.gan import generator_loss, jensen_shannon, value_function
 from zoo.nets import ConvGenerator, ConvTrunk
 from zoo.sampling import chunk_generator, rand, randn
 
-IMAGE = [1, 28, 28]
 CLASSES = 10  # of labels, which only judge
 
 
@@ -105,7 +104,8 @@ class InfoGAN(L.LightningModule):
         check_not_negative("continuous_weight", continuous_weight)
         check_not_negative("deformation", deformation)
         check_positive("lr_discriminator", lr_discriminator)
-        check_adam(lr_generator, beta1)
+        check_positive("lr_generator", lr_generator)
+        check_share("beta1", beta1)
         self.save_hyperparameters()
         self.automatic_optimization = False
         K, D = num_categories, num_continuous

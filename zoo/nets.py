@@ -89,17 +89,17 @@ class ConvTrunk(nn.Module):
 
     Args:
         width: channels at 14 x 14 pixels.
-        norm: over each image by itself, ``layer``; over the ``batch``, which makes what is said of one image depend on
-            the others, so that it has no place where the gradient of each is penalised; or ``none``.
+        norm: over each image by itself, ``layer``; or over the ``batch``, which makes what is said of one image depend
+            on the others, so that it has no place where the gradient of each is penalised.
     """
 
-    def __init__(self, width: int = 32, norm: Literal["layer", "batch", "none"] = "layer"):
+    def __init__(self, width: int = 32, norm: Literal["layer", "batch"] = "layer"):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(1, width, 4, stride=2, padding=1),  # (B, width, 14, 14)
             nn.LeakyReLU(0.2),
             nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),  # (B, 2 width, 7, 7)
-            {"layer": nn.GroupNorm(1, 2 * width), "batch": nn.BatchNorm2d(2 * width), "none": nn.Identity()}[norm],
+            nn.BatchNorm2d(2 * width) if norm == "batch" else nn.GroupNorm(1, 2 * width),
             nn.LeakyReLU(0.2),
             nn.Flatten(),
         ).to(memory_format=torch.channels_last)

@@ -42,7 +42,6 @@ from torch import Tensor
 
 from zoo.adversarial import (
     centre,
-    check_adam,
     check_networks,
     generate,
     make_discriminator,
@@ -51,7 +50,7 @@ from zoo.adversarial import (
     step,
     uncentre,
 )
-from zoo.configuration import check_choice, check_positive, check_whole
+from zoo.configuration import check_choice, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
 from zoo.functional import at_least_float32
 from zoo.sampling import chunk_generator, rand, randn
@@ -124,7 +123,8 @@ class WGAN(L.LightningModule):
         check_whole("n_critic", n_critic)
         check_positive("gp_weight", gp_weight)
         check_positive("clip_value", clip_value)
-        check_adam(lr, beta1)
+        check_positive("lr", lr)
+        check_share("beta1", beta1)
         shape, hidden = list(shape), list(hidden)
         self.save_hyperparameters()
         self.automatic_optimization = False
