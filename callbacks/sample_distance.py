@@ -17,7 +17,7 @@ class SampleDistance(L.Callback):
     noise in every epoch; processes share the drawing.
 
     Args:
-        n: samples, compared with all validation images, or with as many validation points; at least 2.
+        n: samples, compared with all validation images, or with as many validation points as there are; at least 2.
         seed: of the noise.
 
     Raises:

@@ -7,7 +7,8 @@
     markov_chain  sequences of five symbols
 
 The first three have an exact log density and score: a blurred curve is the integral of Gaussians along it, and
-Gauss-Legendre nodes much closer than sigma make of that integral a mixture that equals it to rounding.
+Gauss-Legendre nodes much closer than sigma make of that integral a mixture that equals it to rounding, except a hundred
+sigma away from all data.
 """
 
 import math
@@ -80,8 +81,8 @@ class BlurredCurves(Mixture):
 
 
 class Line:
-    """x = theta, y ~ U(0, 1). Two of them lie |theta - theta'| apart in Wasserstein distance, log 2 in Jensen-Shannon
-    divergence whatever theta, and infinitely far in Kullback-Leibler divergence (seed 004, sec. 13.3.2)."""
+    """x = theta, y ~ U(0, 1). Two of different theta lie |theta - theta'| apart in Wasserstein distance, log 2 in
+    Jensen-Shannon divergence, whatever theta, and infinitely far in Kullback-Leibler divergence (seed 004, 13.3.2)."""
 
     def __init__(self, theta: float):
         self.theta = theta

@@ -118,6 +118,9 @@ def test_what_is_said_of_samples():
     a, b = math.sqrt(var(10 / 16, 16)), math.sqrt(var(1 / 2, 100))
     assert_close(said["classifier_fid"], (10 / 16 - 1 / 2) ** 2 + (a - b) ** 2)
     assert said["classifier_fid_error"] > 0
+    unsure = Judge()
+    unsure.head.weight.data = torch.tensor([[-0.85], [0.85]])  # 0.70 sure of either
+    assert judged_samples(Grey(), real, n=16, judge=unsure)["confident"] == 0.0
 
 
 def test_the_yardstick_fits_the_data(mnist_root, generator):
@@ -141,6 +144,10 @@ def test_the_yardstick_of_points_and_sequences(generator):
     assert measure.name == "energy_distance"
     x = ring().sample(1000, generator)[0].float()
     assert abs(measure(None, x)) < 0.02 < measure(None, 0.5 * x)
+    for split, factor in (("train", 1.0), ("val", 2.0), ("test", 3.0)):
+        data.splits[split] = data.splits[split]._replace(images=factor * data.splits[split].images)
+    by = {split: Yardstick(data, split)(None, 2 * x) for split in ("train", "val", "test")}
+    assert by["val"] < 0.02 < min(by["train"], by["test"])
     chain = Toy("markov_chain")
     chain.setup()
 

@@ -14,7 +14,7 @@ from torch.func import grad
 from torch.testing import assert_close
 
 from datamodules.toy import Line, MarkovChain, Mixture
-from zoo.adversarial import generate, restate
+from zoo.adversarial import centre, generate, restate, uncentre
 from zoo.estimators import GradientMoments, gradient_moments
 from zoo.gan import GAN, generator_loss, jensen_shannon, value_function
 from zoo.hardware import make_trainer
@@ -66,6 +66,54 @@ def test_a_discriminator_constant_at_one_half_has_loss_two_log_two():
     assert terms["D_x"] == terms["D_G_z"] == 0.5
     for kind, expected in {"non_saturating": math.log(2), "minimax": -math.log(2), "kl": 0.0}.items():
         assert_close(model.generator_terms(model.noise(images()), kind)["loss"].item(), expected)
+
+
+@pytest.mark.parametrize("kind", ["non_saturating", "minimax", "kl"])
+def test_the_terms_are_of_what_the_players_see(kind):
+    model, (x, labels) = small(generator_loss=kind).eval(), images()
+    nn.init.constant_(model.discriminator[-1].bias, 0.7)
+    noise = model.noise([x], chunk_generator(0, 0))
+    fake = model.generator(noise["z"])
+    assert fake.abs().max() <= 1
+    D_real, D_fake = (model.discriminator(t).squeeze(-1).sigmoid() for t in (2 * x - 1, fake))
+    terms = model.discriminator_terms(x, noise)
+    assert_close(terms["D_x"], D_real.mean())
+    assert_close(terms["D_G_z"], D_fake.mean())
+    assert_close(terms["value"], D_real.log().mean() + (1 - D_fake).log().mean())
+    assert not torch.isclose(D_real.mean(), D_fake.mean(), rtol=1e-4)
+    expected = {"non_saturating": -D_fake.log(), "minimax": (1 - D_fake).log(), "kl": (1 - D_fake).log() - D_fake.log()}
+    drawn = model.generator_loss([x, labels], chunk_generator(0, 0))["loss"]
+    assert_close(drawn, expected[kind].mean())
+    z = model.z(3, chunk_generator(0, 5))
+    assert_close(model.sample(3, generator=chunk_generator(0, 5)), model.generator(z) / 2 + 0.5)
+    assert_close(uncentre(centre(x, [1, 28, 28]), [1, 28, 28]), x)
+
+
+def test_optimisers_are_as_asked_for():
+    discriminator, generator = small(lr_discriminator=3e-4, lr_generator=7e-4, beta1=0.2).configure_optimizers()
+    assert discriminator.param_groups[0]["lr"] == 3e-4 and generator.param_groups[0]["lr"] == 7e-4
+    assert discriminator.param_groups[0]["betas"] == generator.param_groups[0]["betas"] == (0.2, 0.999)
+
+
+def test_convolutions_begin_small():
+    model = GAN()
+    for conv in (m for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)):
+        # The standard deviation of n normal numbers is known to 1 / sqrt(2 n).
+        n = conv.weight.numel()
+        assert abs(conv.weight.std().item() / 0.02 - 1) < 4.5 / (2 * n) ** 0.5
+
+
+def test_validation_takes_statistics_anew_of_samples():
+    model = small()
+    bn = model.generator.project[1]
+    before = bn.running_mean.clone()
+    model.eval().on_validation_epoch_start()
+    assert not torch.equal(bn.running_mean, before)
+    with torch.no_grad():
+        z = [model.z(250, chunk_generator(0, i)) for i in range(20)]
+        expected = torch.stack([model.generator.project[0](each).mean(0) for each in z]).mean(0)
+    assert_close(bn.running_mean, expected, rtol=1e-3, atol=1e-5)
+    assert bn.num_batches_tracked == 20
 
 
 def gaussian(mean):
@@ -301,6 +349,10 @@ def test_what_the_discriminator_sees_of_a_sequence():
     soft = small(network="sequence", shape=[3, 3], relaxation="gumbel_softmax").G(u)
     assert ((soft > 0) & (soft < 1)).all()
     assert_close(soft.sum(-1), torch.ones(4, 3))
+    cool = small(network="sequence", shape=[3, 3], relaxation="gumbel_softmax", temperature=0.5)
+    logits, v = torch.randn(4, 3, generator=chunk_generator(0, 1)), torch.rand(4, 3, generator=chunk_generator(0, 2))
+    gumbels = -(-v.log()).log()
+    assert_close(cool._relaxed(logits, v), ((logits.log_softmax(-1) + gumbels) / 0.5).softmax(-1))
 
 
 def test_images_have_no_likelihood():

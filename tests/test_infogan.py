@@ -92,6 +92,37 @@ def test_the_generator_is_told_the_code():
     assert torch.equal(inputs[:, 3:13].argmax(-1), noise["category"])
 
 
+def test_the_discriminator_and_q_see_images_centred():
+    model, (x, _) = small().eval(), images()
+    noise = model.noise([x], chunk_generator(0, 0))
+    D = model.head(model.trunk(2 * x - 1)).squeeze(-1).sigmoid()
+    assert_close(model.discriminator_terms(x, noise)["D_x"], D.mean())
+    assert torch.equal(model.cluster(x), model.code(model.trunk(2 * x - 1))[:, :10].argmax(-1))
+    discriminator, generator = small(lr_discriminator=3e-4, lr_generator=7e-4, beta1=0.2).configure_optimizers()
+    assert discriminator.param_groups[0]["lr"] == 3e-4 and generator.param_groups[0]["lr"] == 7e-4
+    assert discriminator.param_groups[0]["betas"] == generator.param_groups[0]["betas"] == (0.2, 0.999)
+
+
+def test_validation_takes_statistics_anew_of_samples():
+    model = small()
+    before = {k: v.clone() for k, v in model.state_dict().items() if "running_mean" in k}
+    model.eval().on_validation_epoch_start()
+    assert all(not torch.equal(v, before[k]) for k, v in model.state_dict().items() if k in before)
+
+
+def test_what_is_bent_in_from_outside_is_black():
+    """An image moved out of sight is read as a black one, -1 as the players see it."""
+    model = small()
+    noise = model.noise(images(), chunk_generator(0, 0))
+    noise["affine"] = torch.zeros(6, 2, 3)
+    noise["affine"][:, 0, 2] = 100.0
+    noise["bumps"] = torch.zeros(6, 2, 4, 4)
+    fake = model.generator(model.inputs(noise))
+    categorical, _ = model.information(fake, model.trunk(fake), noise)
+    black = model.posterior(model.trunk(torch.full((6, 1, 28, 28), -1.0)))[0]
+    assert_close(categorical, categorical_bound(black, noise["category"]), rtol=1e-3, atol=1e-4)
+
+
 def test_the_terms_add_up():
     model = small(deformation=0.0).eval()
     noise = model.noise(images(), chunk_generator(0, 0))

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from scipy.integrate import dblquad, quad
+from sklearn.datasets import make_moons, make_swiss_roll
 from torch.testing import assert_close
 
 from datamodules import DataError, Toy
@@ -55,6 +56,17 @@ def test_a_blurred_curve_is_the_integral_along_it(name, x):
     assert_close(
         PLANES[name].log_density(torch.tensor(x, dtype=torch.float64)).exp().item(), expected, rtol=1e-8, atol=0
     )
+
+
+def test_curves_are_those_of_scikit_learn():
+    """Without noise its moons lie on ours, and so does its roll, seven times the size."""
+    t = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    moons_there, which = make_moons(50, noise=None)
+    for k in (0, 1):
+        there = torch.from_numpy(moons_there[which == k])
+        assert torch.cdist(there, PLANES["moons"].curves[k](t)).min(1).values.max() < 1e-3
+    roll = torch.from_numpy(make_swiss_roll(50, noise=0.0, random_state=0)[0][:, [0, 2]]) / 7
+    assert torch.cdist(roll, PLANES["swiss_roll"].curves[0](t)).min(1).values.max() < 5e-3
 
 
 def test_more_nodes_change_nothing(generator):

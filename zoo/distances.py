@@ -3,7 +3,8 @@
 Neither needs a density. Classifier-FID is the Frechet distance of Heusel et al. 2017 (arXiv:1706.08500, eq. 6) in the
 features of the zoo's own MNIST classifier, in place of a network trained on photographs: its values compare with each
 other, never with a plain FID. It is biased upwards, the more the fewer images there are, so that sets of one size
-compare; the floor, what real images score, is published beside it.
+compare. The floor, what real images score, is published beside it; where it is of fewer images than the samples are,
+its bias is the larger, and good samples may score below it.
 """
 
 from typing import NamedTuple

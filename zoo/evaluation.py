@@ -231,8 +231,9 @@ def measure_samples(model, data) -> dict[str, float]:
 
     Returns:
         on MNIST what zoo.distances.judged_samples says of 10,000 samples, and as ``classifier_fid_floor``, with its
-        standard error, the distance of the 5,000 validation images from the test images; of points ``energy_distance``
-        from 5,000 samples, on a ring ``modes_covered`` and ``near_a_mode`` of 10,000; of sequences ``kl``, enumerated;
+        standard error, the distance of the 5,000 validation images, half as many, from the test images; of points
+        ``energy_distance`` from 5,000 samples, on a ring ``modes_covered`` and ``near_a_mode`` of 10,000; of sequences
+        ``kl``, enumerated;
         nothing of other images, for which there is no judge.
     """
     if isinstance(data, Toy):

@@ -4,7 +4,7 @@ Goodfellow et al., "Generative Adversarial Nets", 2014, arXiv:1406.2661; network
 arXiv:1511.06434; seed 004 sec. 13.1, and seed 001's motivating example (discrete samples, the loss ``kl``).
 
     V(G, D) = E_data[ log D(x) ] + E_z[ log(1 - D(G(z))) ]                                       eq. 1
-    D*(x)   = p_data(x) / (p_data(x) + p_G(x)),   max_D V = C(G) = -log 4 + 2 JS(p_data || p_G)  propositions 1 and 2
+    D*(x)   = p_data(x) / (p_data(x) + p_G(x)),   max_D V = C(G) = -log 4 + 2 JS(p_data || p_G)  prop. 1, theorem 1
 
     the discriminator descends -V; the generator descends, of the discriminator's logit l = log D - log(1 - D),
     non_saturating   -log D(G(z))                          = softplus(-l)                        sec. 3
@@ -16,14 +16,16 @@ With the optimal discriminator l = log p_data - log p_G, so that ``kl`` descends
 Symbols: x data, images in [0, 1], (B, 1, 28, 28), points (B, 2), or one-hot sequences (B, T, K); z ~ N(0, I),
 (B, z_dim), or for sequences uniform noise u (B, T, K); real, fake what the players see, images in [-1, 1]; logits (B,).
 Logged, {train,val,test}/: discriminator_loss = -V and generator_loss, in nats; D_x and D_G_z, the means of D(x) and
-D(G(z)); value, V; js, (V + log 4) / 2, in nats: what C(G) says of the Jensen-Shannon divergence, a lower bound of it in
-expectation whatever the discriminator, and 0 where that is constant at 1/2. Of sequences also log_likelihood's mean.
+D(G(z)); value, V; js, (V + log 4) / 2, in nats: what C(G) says of the Jensen-Shannon divergence, and 0 where D is
+constant at 1/2. In validation and test, where D judges each example by itself and has not seen the data, it is a lower
+bound in expectation, whatever D; in training it is none. Of sequences also log_likelihood, its mean, in nats.
 
 Differs from the papers:
 - One batch is one step of the discriminator, so that each sees fresh data (algorithm 1); every k-th batch is a step of
   the generator. Batches with a step of both draw their noise apart.
 - Batch normalisation is by batch in training and by running statistics in samples and judgement; either player's step
-  runs both networks and moves the statistics, not the weights, of both. Validation takes them anew.
+  runs both networks and moves the statistics, not the weights, of both. Validation takes them anew, from samples.
+- z is normal (uniform in DCGAN).
 - Two convolutions in place of DCGAN's four, for 28 pixels, and a layer of 256; learning rates of 5e-4 and 1e-3 (2e-4
   both). The exponential moving average of both players is judged.
 - Seed 001 prints a minus between the discriminator's two terms; both are added.

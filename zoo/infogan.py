@@ -22,11 +22,13 @@ Differs from the paper:
   as eq. 6 has it. The generator's step trains Q's own two layers. (The authors' code trains everything shared on both.)
 - What Q sees when it reads the category in training is randomly bent (``deformation``), so that a category cannot be
   hidden in where a line is drawn; the continuous code, which may be just that, is read from images as they are.
-- Q's variance is learned; the authors' code fixes it at 1, where L_I is no longer much of a bound.
+- Q's variance is learned, as the paper has it; the authors' code fixes it at 1, where L_I is no longer much of a bound.
+- Batch normalisation as in zoo/gan.py: images are judged, and their categories read, by statistics of samples.
+- z is normal (uniform in the authors' code).
 - The generator descends the non-saturating loss (as the authors' code).
 - Smaller layers; the exponential moving average of both players is what is judged.
-- Seed 004 writes the bound's last lines with log Q(c' | x), as above, and its derivation with a density in place of a
-  sum; the categorical code's is a sum.
+- Seed 004 prints log Q(c' | x) in the bound's last line, where c is meant, as above, and integrals for what of a
+  categorical code are sums.
 """
 
 import math

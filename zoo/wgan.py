@@ -10,10 +10,12 @@ Wasserstein GANs", 2017, arXiv:1704.00028 (the gradient penalty); seed 004 sec. 
     the critic descends    -( mean f(x) - mean f(G(z)) ) + penalty
     the generator          -mean f(G(z))
 
-What the critic's difference of means says: under the penalty it is W itself, but for a bias. Of two parallel lines at
-distance theta the best critic has the slope 1 + theta / (2 lambda), and the estimate is theta + theta^2 / (2 lambda).
-Under clipping K is whatever the weights allow, so that the estimate is proportional to W at most: curves of one run
-compare, values do not. For any critic the difference is at most its Lipschitz constant times W, in expectation.
+What the critic's difference of means says: under the penalty, once the critic is trained, W itself but for a bias. Of
+two parallel lines at distance theta the best critic that looks across alone has the slope 1 + theta / (2 lambda), and
+its estimate is theta + theta^2 / (2 lambda). Under clipping the critics there are lie within some K-Lipschitz ball, K
+whatever weights (and batch norm) allow: the estimate is at best proportional to W; curves of one run compare, values do
+not. The difference of a critic that judges each example by itself is at most its Lipschitz constant times W, in
+expectation; in training batch norm, which only a clipped critic has, breaks that.
 
 Symbols: x data, images in [0, 1], (B, 1, 28, 28), or points (B, 2); z ~ N(0, I), (B, z_dim); u ~ U(0, 1), one for each
 example; real, fake what the players see, images in [-1, 1]; f(x) (B,), without a unit of its own: distances are of
@@ -23,11 +25,11 @@ the mean of ( |grad f| - 1 )^2 without lambda; lipschitz, the largest |grad f(x_
 critic's constant. Under clipping the last two are measured in validation and test only, where they cost little.
 
 Differs from the papers:
-- One batch is one step of the critic; every n_critic-th batch is one of the generator. The critic is not trained to
-  optimality first (WGAN's code takes 100 steps in the beginning).
+- One batch is one step of the critic; every n_critic-th batch is one of the generator, always (WGAN's code gives the
+  critic 100 steps for each of the generator's first 25, and for every 500th).
 - A penalised critic normalises each image by itself, as WGAN-GP's may: batch normalisation would make the penalty of
   one image depend on the others. A clipped one, of convolutions, normalises by batch, as WGAN's; validation takes its
-  statistics anew.
+  statistics anew, from samples.
 - Clipping goes with RMSprop, as in the paper (lr 5e-5; experiment=wgan_clip has 1e-3), the penalty with Adam and
   beta_2 = 0.9 (lr 1e-4; 5e-4 here).
 - The exponential moving average of both players is what is judged.
