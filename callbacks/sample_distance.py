@@ -13,8 +13,9 @@ class SampleDistance(L.Callback):
     """Log ``val/distance`` at every validation, where averaged weights are in place, and leave training as it was.
 
     Of images it is classifier-FID, of points the energy distance, of sequences the divergence KL(p_data || p_G)
-    (zoo/distances.py); it is logged by that name, too, such as ``val/classifier_fid``. The same seed gives the same
-    noise in every epoch; processes share the drawing.
+    (zoo/distances.py); it is logged by that name, too, such as ``val/classifier_fid``. The judge of images knows MNIST
+    alone: of others its distance helps to choose among epochs, and is no number to publish. The same seed gives the
+    same noise in every epoch; processes share the drawing.
 
     Args:
         n: samples, compared with all validation images, or with as many validation points as there are; at least 2.
@@ -42,4 +43,4 @@ class SampleDistance(L.Callback):
         samples = trainer.strategy.reduce(part.to(pl_module.device), reduce_op="sum").cpu()
         value = torch.tensor(self._yardstick(pl_module, samples))  # each process has measured the same
         for name in ("distance", self._yardstick.name):
-            pl_module.log(f"val/{name}", value, on_epoch=True, batch_size=1)
+            pl_module.log(f"val/{name}", value, on_epoch=True, batch_size=1, sync_dist=True)

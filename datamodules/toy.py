@@ -212,6 +212,11 @@ class Toy(L.LightningDataModule):
     def _check(self, trainer) -> None:
         model = trainer.lightning_module
         shape = list(model.hparams.get("shape", [1, 28, 28]))
+        if self.used == "markov_chain" and model.hparams.get("network") != "sequence":
+            raise DataError(
+                "markov_chain is made of one-hot sequences, which model=gan draws with model.network=sequence and "
+                "model.shape=[5,5]: experiment=gan_discrete"
+            )
         if shape != self.shape:
             raise DataError(
                 f"an example of {self.used} has the shape {self.shape}, and {type(model).__name__} is made for "

@@ -44,6 +44,10 @@ def test_one_metric_against_another(tmp_path, monkeypatch, capsys):
     main()
     assert "of ranks 1.00, over 3 of val/b with val/a" in capsys.readouterr().out
     assert (tmp_path / "x.png").stat().st_size > 0
+    steps = ["epoch,step,val/a,v", "0,10,3.0,", "1,20,2.0,", ",1,,5.0", ",2,,6.0"]
+    (tmp_path / "metrics.csv").write_text("\n".join(steps) + "\n")
+    with pytest.raises(ValueError, match="val/a is logged by epochs and v by steps"):
+        curves.read_pairs(tmp_path, "val/a", "v")
     (tmp_path / "metrics.csv").write_text("\n".join(rows[:5]) + "\n")
     with pytest.raises(ValueError, match="val/a and val/b together 2 times, and a correlation needs three"):
         curves.read_pairs(tmp_path, "val/a", "val/b")

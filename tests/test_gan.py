@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 
 import lightning as L
 import pytest
@@ -13,13 +14,18 @@ from torch import nn
 from torch.func import grad
 from torch.testing import assert_close
 
+import zoo
+from datamodules import Toy
 from datamodules.toy import Line, MarkovChain, Mixture
+from zoo import hub
+from zoo.__main__ import main
 from zoo.adversarial import centre, generate, restate, uncentre
+from zoo.distances import Yardstick
 from zoo.estimators import GradientMoments, gradient_moments
 from zoo.gan import GAN, generator_loss, jensen_shannon, value_function
 from zoo.hardware import make_trainer
 from zoo.nets import mlp
-from zoo.sampling import chunk_generator
+from zoo.sampling import chunk_generator, sample_chunks
 
 
 def small(**kwargs):
@@ -388,6 +394,26 @@ def test_data_of_another_shape_are_refused(tmp_path):
     message = "an example of ring has the shape [2], and GAN is made for [1, 28, 28]: set model.shape=[2]"
     with pytest.raises(ValueError, match=re.escape(message)):
         run(tmp_path, "model=gan", "data=ring")
+
+
+def test_sequences_want_their_generator(tmp_path):
+    with pytest.raises(ValueError, match="markov_chain is made of one-hot sequences, which model=gan draws with"):
+        run(tmp_path, "model=wgan", "model.network=mlp", "model.shape=[5,5]", "data=markov_chain")
+
+
+def test_what_is_published_is_measured_on_the_data_of_the_run(tmp_path, monkeypatch, capsys):
+    """A line elsewhere than the default; and data that do not fit the model are refused in one line."""
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
+    small = ["model=gan", "data=line", "data.theta=5", "model.network=mlp", "model.shape=[2]", "model.hidden=[4]"]
+    run(tmp_path / "run", *small, "debug=fast", "callbacks.sample_distance.n=20", "test=false")
+    hub.export(tmp_path / "run", "line")
+    distance = hub.read_card("line")["metrics"]["energy_distance"]
+    data = Toy("line", 5.0)
+    data.setup()
+    assert_close(distance, Yardstick(data, "test")(None, sample_chunks(zoo.load("line"), 10_000, 0)[:5000]))
+    monkeypatch.setattr(sys, "argv", ["zoo", "evaluate", "line", "--data", "digits"])
+    with pytest.raises(SystemExit, match=r"GAN is made for examples of shape \[2\], and those of digits have"):
+        main()
 
 
 @pytest.mark.parametrize(("key", "value"), [("gradient_clip_val", 1.0), ("accumulate_grad_batches", 2)])

@@ -213,6 +213,7 @@ def test_samples_of_given_codes():
         ({"category": 1.5}, "got 1.5"),
         ({"continuous": [1.0, 2.0, 3.0]}, "continuous must be a number, 2 numbers, or 2 for each of 4 images"),
         ({"continuous": "left"}, "got 'left'"),
+        ({"continuous": float("nan")}, "got nan"),
     ],
 )
 def test_codes_that_do_not_fit(codes, message):

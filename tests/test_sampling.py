@@ -7,7 +7,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from zoo.ddpm import DDPM
-from zoo.sampling import check_conditions, chunk_generator, picture, rand, randn, sample_chunks, save_grid
+from zoo.sampling import check_conditions, chunk_generator, in_rows, picture, rand, randn, sample_chunks, save_grid
 from zoo.vae import VAE
 
 
@@ -93,3 +93,13 @@ def test_a_picture_has_a_row_for_each_kind():
     assert_close(rows, torch.tensor([[0.0] * 4, [0.25] * 4, [0.5] * 4]))
     assert picture(Greys(), 14, {"greys": 5}) == (14, {"greys": 5}, 4)  # the caller has chosen
     assert picture(object(), 64, {}) == (64, {}, 8)
+
+
+def test_points_and_sequences_are_pictures():
+    points, columns = in_rows(torch.randn(50, 2, generator=chunk_generator(0, 0)))
+    assert points.shape == (1, 3, 480, 480) and columns == 1
+    assert 0 <= points.min() and points.max() <= 1 and points.std() > 0.05
+    v = torch.eye(3)[torch.tensor([[0, 2], [1, 1], [2, 0], [0, 0]])]  # four sequences of two symbols out of three
+    images, columns = in_rows(v)
+    assert images.shape == (4, 1, 12, 8) and columns == 2
+    assert images[0, 0, 0, 0] == 1 and images[0, 0, 11, 7] == 1 and images.sum() == 4 * 2 * 16  # time to the right

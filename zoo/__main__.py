@@ -46,9 +46,10 @@ def evaluate(args: argparse.Namespace) -> None:
     from datamodules import by_name
     from zoo.evaluation import measure
 
-    data = by_name(args.data)
+    model, data = _on_device(zoo.load(args.source)), by_name(args.data)
     data.setup()
-    metrics, _ = measure(_on_device(zoo.load(args.source)), data, args.importance_samples, progress=True)
+    _check_shape(model, data)
+    metrics, _ = measure(model, data, args.importance_samples, progress=True)
     for name, value in metrics.items():
         print(f"{name}: {value:.6g}")
 
@@ -73,6 +74,7 @@ def compare(args: argparse.Namespace) -> None:
         names = args.estimators.split(",") if args.estimators else None
         data = by_name(args.data)
         data.setup()
+        _check_shape(model, data)
         batch = [t[: args.batch_size].to(model.device) for t in next(iter(data.val_dataloader()))]
         results = comparison.compare_model(model, batch, names, draws, args.seed, progress=True)
         print(comparison.table(results))
@@ -131,6 +133,16 @@ def _test_images(name: str, n: int) -> list:
     if len(images) < n:
         raise ValueError(f"{data.used} has {len(images):,} test images, fewer than {n:,} chains")
     return list(images[:, None].float() / 255)
+
+
+def _check_shape(model, data) -> None:
+    example = list(next(iter(data.test_dataloader()))[0].shape[1:])
+    shape = model.hparams.get("shape", example)
+    if shape != example:
+        raise ValueError(
+            f"{type(model).__name__} is made for examples of shape {shape}, and those of {data.used} have {example}: "
+            "choose others with --data"
+        )
 
 
 def _on_device(model):

@@ -36,9 +36,11 @@ def read_pairs(run: Path, x: str, y: str) -> list[tuple[float, float]]:
     """The values of two metrics wherever both were logged, in the order of epochs or steps.
 
     Raises:
-        ValueError: as :func:`read_curve`; or where there are fewer than three such places.
+        ValueError: as :func:`read_curve`; where one is logged by epochs and one by steps; for fewer than three pairs.
     """
-    (_, of_x), (_, of_y) = read_curve(run, x), read_curve(run, y)
+    (unit_x, of_x), (unit_y, of_y) = read_curve(run, x), read_curve(run, y)
+    if unit_x != unit_y:
+        raise ValueError(f"{x} is logged by {unit_x} and {y} by {unit_y}, so that they have no pairs")
     places = dict(of_y)
     pairs = [(value, places[place]) for place, value in of_x if place in places]
     if len(pairs) < 3:

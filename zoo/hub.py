@@ -200,7 +200,7 @@ def export(source: str | Path, name: str, force: bool = False, num_samples: int 
     Raises:
         CheckpointError: for a name of another form or already taken, or a checkpoint that records no run.
     """
-    from datamodules import by_name
+    from datamodules import Toy, by_name
     from zoo.evaluation import measure
     from zoo.sampling import picture, sample_chunks, save_grid
 
@@ -222,7 +222,8 @@ def export(source: str | Path, name: str, force: bool = False, num_samples: int 
     tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
     data = save_tensors(tensors, metadata=metadata)
     published = _from_weights(data, hashlib.sha256(data).hexdigest(), name)  # without what only training needs
-    data_module = by_name(record["data"])
+    theta = record["config"].get("data", {}).get("theta")
+    data_module = Toy("line", theta) if record["data"] == "line" else by_name(record["data"])
     data_module.setup()
     metrics, hundreds = measure(model, data_module, num_samples, progress)
     card = {

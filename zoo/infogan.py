@@ -299,6 +299,8 @@ class InfoGAN(L.LightningModule):
         if continuous is not None:
             try:
                 values = torch.tensor(continuous, dtype=torch.float32, device=self.device).expand(n, D)
+                if not values.isfinite().all():
+                    raise ValueError
             except (TypeError, ValueError, RuntimeError):
                 raise ValueError(
                     f"continuous must be a number, {D} numbers, or {D} for each of {n} images; got {continuous!r}"

@@ -139,7 +139,8 @@ def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
     if images.ndim == 2:
         return scatter(images), 1
     if images.ndim == 3:
-        images = images[:, None].transpose(-1, -2)
+        # Time goes to the right, and a symbol is a square of 4 x 4 pixels.
+        images = images[:, None].transpose(-1, -2).repeat_interleave(4, -1).repeat_interleave(4, -2)
     if images.ndim == 5:
         return images.flatten(0, 1), images.shape[1]
     return images, columns or max(1, round(len(images) ** 0.5))
@@ -156,7 +157,7 @@ def scatter(points: Tensor) -> Tensor:
     points = points.float().cpu()
     axes.plot(*points.T.tolist(), ".", markersize=2, alpha=0.5)
     low, high = (points.quantile(q, dim=0) for q in (0.01, 0.99))
-    middle, half = (low + high) / 2, max(0.1, 0.7 * float((high - low).max()))
+    middle, half = ((low + high) / 2).tolist(), max(0.1, 0.7 * float((high - low).max()))
     axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half), aspect="equal")
     axes.grid(alpha=0.3)
     canvas.draw()
