@@ -98,7 +98,7 @@ def test_a_picture_has_a_row_for_each_kind():
 def test_points_and_sequences_are_pictures():
     points, columns = in_rows(torch.randn(50, 2, generator=chunk_generator(0, 0)))
     assert points.shape == (1, 3, 480, 480) and columns == 1
-    assert 0 <= points.min() and points.max() <= 1 and points.std() > 0.05
+    assert points.min() >= 0 and points.max() <= 1 and points.std() > 0.05
     v = torch.eye(3)[torch.tensor([[0, 2], [1, 1], [2, 0], [0, 0]])]  # four sequences of two symbols out of three
     images, columns = in_rows(v)
     assert images.shape == (4, 1, 12, 8) and columns == 2
