@@ -27,7 +27,8 @@ EPOCHS = [
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    return {name: (run(folder / name, *TINY[name], *EPOCHS), folder / name) for name in TINY}
+    resumed = ("vae", "ddpm", "wgan", "infogan")
+    return {name: (run(folder / name, *TINY[name], *EPOCHS), folder / name) for name in resumed}
 
 
 def stop(at, signum):
