@@ -8,6 +8,7 @@ from scipy.linalg import sqrtm
 from torch import nn
 from torch.testing import assert_close
 
+import zoo
 from datamodules import Toy
 from datamodules.toy import MarkovChain, ring
 from zoo.distances import (
@@ -109,7 +110,7 @@ class Grey:
 
 def test_what_is_said_of_samples():
     real = torch.cat([torch.zeros(50, 1, 28, 28), torch.ones(50, 1, 28, 28)])
-    said = judged_samples(Grey(), real, n=16, judge=Judge())
+    said = judged_samples(Grey(), Judge().features(real).double(), Judge(), n=16)
     # 6 black, 10 white of 16; features -1/2 and 1/2.
     assert_close(said["rarest_digit"], 6 / 16)
     assert_close(said["commonest_digit"], 10 / 16)
@@ -120,7 +121,7 @@ def test_what_is_said_of_samples():
     assert said["classifier_fid_error"] > 0
     unsure = Judge()
     unsure.head.weight.data = torch.tensor([[-0.85], [0.85]])  # 0.70 sure of either
-    assert judged_samples(Grey(), real, n=16, judge=unsure)["confident"] == 0.0
+    assert judged_samples(Grey(), unsure.features(real).double(), unsure, n=16)["confident"] == 0.0
 
 
 def test_the_yardstick_fits_the_data(mnist_root, generator):
@@ -134,7 +135,7 @@ def test_the_yardstick_fits_the_data(mnist_root, generator):
     floor = measure(None, images)
     noisy = (images + 0.3 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
     assert 0 < floor < 1 < measure(None, noisy)
-    assert judge_images(images[:3]).features.shape == (3, 128)
+    assert judge_images(images[:3], zoo.load("classifier")).features.shape == (3, 128)
 
 
 def test_the_yardstick_of_points_and_sequences(generator):

@@ -43,7 +43,10 @@ def make_generator(network: str, z_dim: int, shape: Sequence[int], width: int, h
 def make_discriminator(
     network: str, shape: Sequence[int], width: int, hidden: Sequence[int], norm: str = "layer"
 ) -> nn.Module:
-    """Examples (B, *shape) to one unbounded number each, (B, 1): a logit, or what a critic says; ``norm`` is conv's."""
+    """Examples (B, *shape) to one unbounded number each, (B, 1): a logit, or what a critic says.
+
+    ``norm`` is that of ``conv``; any other network has an mlp, which does not normalise.
+    """
     if network == "conv":
         trunk = ConvTrunk(width, norm)
         normalise = nn.BatchNorm1d(256) if norm == "batch" else nn.LayerNorm(256)
@@ -67,12 +70,12 @@ def uncentre(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 @torch.no_grad()
-def generate(generator: nn.Module, *noise: Tensor) -> Tensor:
-    """What ``generator`` makes of noise by its running statistics, which stay as they are, whatever its mode."""
+def generate(generator: nn.Module, z: Tensor) -> Tensor:
+    """What ``generator`` makes of ``z`` by its running statistics, which stay as they are, whatever its mode."""
     training = generator.training
     generator.eval()
     try:
-        return generator(*noise)
+        return generator(z)
     finally:
         generator.train(training)
 

@@ -26,9 +26,8 @@ class Judged(NamedTuple):
 
 
 @torch.no_grad()
-def judge_images(images: Tensor, judge=None) -> Judged:
-    """Images in [0, 1], (N, 1, 28, 28), as a classifier sees them, the zoo's own if None."""
-    judge = zoo.load("classifier") if judge is None else judge
+def judge_images(images: Tensor, judge) -> Judged:
+    """Images in [0, 1], (N, 1, 28, 28), as a classifier sees them that is in eval mode, ``zoo.load("classifier")``."""
     features = torch.cat([judge.features(x.to(judge.device)) for x in images.split(500)])
     return Judged(features.double().cpu(), judge.head(features).softmax(-1).cpu())
 
@@ -39,16 +38,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     The squared 2-Wasserstein distance of the Gaussians with their means and covariances. The eigenvalues of C_a C_b are
     those of the symmetric C_a^(1/2) C_b C_a^(1/2).
     """
-    return _frechet(_moments(a), _moments(b))
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    mu = x.mean(0)
-    return mu, (x - mu).T @ (x - mu) / (len(x) - 1)
-
-
-def _frechet(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
-    (mu_a, C_a), (mu_b, C_b) = a, b
+    (mu_a, C_a), (mu_b, C_b) = ((x.mean(0), torch.atleast_2d(torch.cov(x.T))) for x in (a, b))
     values, vectors = torch.linalg.eigh(C_a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ C_b @ root).clamp(min=0).sqrt().sum()
@@ -68,27 +58,26 @@ def frechet_standard_error(a: Tensor, b: Tensor, resamples: int = 50, seed: int 
     return float(torch.tensor(distances).std())
 
 
-def judged_samples(model, real: Tensor, n: int = 10_000, seed: int = 0, judge=None) -> dict[str, float]:
+def judged_samples(model, real: Tensor, judge, n: int = 10_000, seed: int = 0) -> dict[str, float]:
     """What the classifier says of ``n`` samples, beside real images.
 
     Args:
         model: anything with ``sample(n, *, generator)``; put it in eval mode first.
-        real: images in [0, 1], (N, 1, 28, 28).
+        real: features of real images by the same judge, (N, F).
+        judge: the classifier, in eval mode.
         n: samples, drawn in the chunks of zoo/sampling.py.
         seed: of the noise.
-        judge: the classifier, in eval mode; the zoo's own, trained on MNIST, if None.
 
     Returns:
         ``classifier_fid`` and ``classifier_fid_error``, its standard error; ``rarest_digit`` and ``commonest_digit``,
         the shares of samples taken for them; ``confident``, the share of which the judge is more than 0.9 sure.
     """
-    judge = zoo.load("classifier").to(model.device) if judge is None else judge
-    fake, data = judge_images(sample_chunks(model, n, seed), judge), judge_images(real, judge)
+    fake = judge_images(sample_chunks(model, n, seed), judge)
     sure, digit = fake.probabilities.max(-1)
     shares = digit.bincount(minlength=fake.probabilities.shape[1]) / n
     return {
-        "classifier_fid": frechet_distance(fake.features, data.features),
-        "classifier_fid_error": frechet_standard_error(fake.features, data.features),
+        "classifier_fid": frechet_distance(fake.features, real),
+        "classifier_fid_error": frechet_standard_error(fake.features, real),
         "rarest_digit": shares.min().item(),
         "commonest_digit": shares.max().item(),
         "confident": (sure > CONFIDENT).double().mean().item(),
@@ -98,7 +87,7 @@ def judged_samples(model, real: Tensor, n: int = 10_000, seed: int = 0, judge=No
 def energy_distance(a: Tensor, b: Tensor) -> float:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'| of two sets of points, (N, D) and (M, D), N, M at least 2.
 
-    Szekely & Rizzo 2013, eq. 5: 0 for equal distributions and positive else. Unbiased, so that estimates of 0 lie on
+    Szekely & Rizzo 2013: 0 for equal distributions and positive else. Unbiased, so that estimates of 0 lie on
     both sides of it.
     """
     a, b = a.double(), b.double()
@@ -136,10 +125,9 @@ class Yardstick:
     Args:
         data: a datamodule, set up.
         split: ``train``, ``val`` or ``test``.
-        judge: the classifier, in eval mode; the zoo's own, trained on MNIST, if None.
     """
 
-    def __init__(self, data, split: str = "val", judge=None):
+    def __init__(self, data, split: str = "val"):
         real = data.splits[split].images.cpu()
         if hasattr(data, "distribution") and hasattr(data.distribution, "kl"):
             self.name = "kl"
@@ -149,7 +137,7 @@ class Yardstick:
             self.measure = lambda _, samples: energy_distance(samples, real[: len(samples)])
         else:
             self.name = "classifier_fid"
-            judge = zoo.load("classifier") if judge is None else judge
+            judge = zoo.load("classifier")
             features = judge_images(real[:, None].float() / 255, judge).features
             self.measure = lambda _, samples: frechet_distance(judge_images(samples, judge).features, features)
 

@@ -245,11 +245,12 @@ def measure_samples(model, data) -> dict[str, float]:
         return metrics
     if data.used != "mnist":
         return {}
-    val, test = (data.splits[split].images[:, None].cpu().float() / 255 for split in ("val", "test"))
-    floor = [judge_images(images).features for images in (val, test)]
-    return judged_samples(model, test) | {
-        "classifier_fid_floor": frechet_distance(*floor),
-        "classifier_fid_floor_error": frechet_standard_error(*floor),
+    judge = zoo.load("classifier").to(model.device)
+    images = (data.splits[split].images[:, None].float() / 255 for split in ("val", "test"))
+    val, test = (judge_images(x, judge).features for x in images)
+    return judged_samples(model, test, judge) | {
+        "classifier_fid_floor": frechet_distance(val, test),
+        "classifier_fid_floor_error": frechet_standard_error(val, test),
     }
 
 

@@ -139,8 +139,7 @@ class GAN(L.LightningModule):
             self.generator = SequenceGenerator(shape[1], shape[0], width)
         else:
             self.generator = make_generator(network, z_dim, shape, width, hidden)
-        kind = "conv" if network == "conv" else "mlp"
-        self.discriminator = make_discriminator(kind, shape, width, hidden, "batch")
+        self.discriminator = make_discriminator(network, shape, width, hidden, "batch")
 
     # The two players.
 

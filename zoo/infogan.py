@@ -159,12 +159,11 @@ class InfoGAN(L.LightningModule):
 
     def information(self, fake: Tensor, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """The two parts of L_I, () nats each: of categories, in training read from bent images, and of numbers."""
-        _, mu, logvar = self.posterior(features)
+        category_logits, mu, logvar = self.posterior(features)
         if self.hparams.deformation > 0 and self.training:
             # Bent in [0, 1], where what comes in from outside the image is black.
             bent = deform(fake / 2 + 0.5, noise["affine"], noise["bumps"], self.hparams.deformation)
-            features = self.trunk(2 * bent - 1)
-        category_logits, _, _ = self.posterior(features)
+            category_logits, _, _ = self.posterior(self.trunk(2 * bent - 1))
         return (
             categorical_bound(category_logits, noise["category"]),
             continuous_bound(mu, logvar, noise["continuous"]),
