@@ -213,7 +213,7 @@ def measure(model, data, num_samples: int = 0, progress: bool = False) -> tuple[
         metrics["test/log_likelihood"] = sum(m * n for m, n in zip(hundreds, sizes, strict=True)) / sum(sizes)
     if hasattr(model, "generator_loss"):
         metrics |= measure_samples(model, data)
-    if data.used == "mnist" and hasattr(model, "rows") and model.rows()[0] == "labels":
+    if data.used == "mnist" and hasattr(model, "rows") and (model.rows() or [None])[0] == "labels":
         metrics["judged_accuracy"] = judged_accuracy(model)["judged_accuracy"]
     if hasattr(model, "cluster"):
         metrics |= {f"all/{name}": score for name, score in clustering_of_everything(model, data).items()}

@@ -222,12 +222,21 @@ class UNet(nn.Module):
         widths: channels of each level, the highest resolution first; multiples of 8.
         blocks: residual blocks per level.
         patch: side of the folded blocks in pixels; 1 folds nothing.
+        num_classes: of labels that the prediction may depend on, or None; the network then knows one more, number
+            ``num_classes``, which stands for no label.
 
     Raises:
         ValueError: for widths that are not multiples of 8, or ``blocks`` or ``patch`` below 1.
     """
 
-    def __init__(self, channels: int = 1, widths: Sequence[int] = (64, 128), blocks: int = 2, patch: int = 2):
+    def __init__(
+        self,
+        channels: int = 1,
+        widths: Sequence[int] = (64, 128),
+        blocks: int = 2,
+        patch: int = 2,
+        num_classes: int | None = None,
+    ):
         super().__init__()
         if not widths or any(w < 8 or w % 8 for w in widths):
             raise ValueError(f"widths must be positive multiples of 8, one per level, got {list(widths)}")
@@ -237,6 +246,7 @@ class UNet(nn.Module):
         dim = 4 * widths[0]
         self.time_dim = widths[0]
         self.time = nn.Sequential(nn.Linear(widths[0], dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU())
+        self.label = None if num_classes is None else nn.Embedding(num_classes + 1, dim)
         self.conv_in = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
 
         self.down = nn.ModuleList()
@@ -261,11 +271,16 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out[-1].weight)  # the first prediction is zero, whatever the input
         nn.init.zeros_(self.out[-1].bias)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Predict for images ``x`` (B, C, H, W) at steps ``t`` (B,); H and W must divide by patch * 2^(levels - 1)."""
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Predict for images ``x`` (B, C, H, W) at steps or noise levels ``t`` (B,), given labels ``y`` (B,).
+
+        H and W must divide by patch * 2^(levels - 1).
+        """
         if x.shape[-1] % self.multiple or x.shape[-2] % self.multiple:
             raise ValueError(f"image sides must be multiples of {self.multiple}, got {tuple(x.shape[-2:])}")
         embedding = self.time(timestep_embedding(t, self.time_dim))  # (B, dim)
+        if y is not None:
+            embedding = embedding + self.label(y)
         h = self.conv_in(F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last))
         skips = [h]
         for layer in self.down:

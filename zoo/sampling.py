@@ -104,12 +104,12 @@ class Picture(NamedTuple):
 def picture(model, n: int, conditions: dict[str, object]) -> Picture:
     """``n`` samples, as square as can be; or at least ``n``, one row for each of ``model.rows()``, where it has them.
 
-    A model whose samples come in kinds names the condition and its values, ``rows() -> ("labels", [0, ..., 9])``. Where
-    the caller has set that condition, there are no rows.
+    A model whose samples come in kinds names the condition and its values, ``rows() -> ("labels", [0, ..., 9])``, or
+    None if it was made without. Where the caller has set that condition, there are no rows.
     """
     check_whole("the number of samples", n)
-    if hasattr(model, "rows"):
-        name, values = model.rows()
+    if hasattr(model, "rows") and (rows := model.rows()) is not None:
+        name, values = rows
         if name not in conditions:
             columns = -(-n // len(values))  # whole rows: n, or a few more
             return Picture(
