@@ -20,6 +20,7 @@ MODELS = {
     "gan": "zoo.gan.GAN",
     "wgan": "zoo.wgan.WGAN",
     "infogan": "zoo.infogan.InfoGAN",
+    "score": "zoo.score.Score",
 }
 
 # What judges their samples in zoo.evaluation: trained by python train.py experiment=<name>, and loaded like them.

@@ -210,6 +210,26 @@ class SelfAttention(nn.Module):
         return x + self.out(h.transpose(-1, -2).reshape(B, C, H, W))
 
 
+class PointNet(nn.Module):
+    """Points and a step index or noise level to points, by layers with smooth activations, of which derivatives exist.
+
+    Args:
+        dim: D.
+        hidden: widths of the hidden layers.
+    """
+
+    def __init__(self, dim: int = 2, hidden: Sequence[int] = (128, 128, 128)):
+        super().__init__()
+        self.time_dim = 16
+        self.layers = mlp([dim + self.time_dim, *hidden, dim], nn.SiLU)
+        nn.init.zeros_(self.layers[-1].weight)  # the first prediction is zero
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Predict for points ``x`` (B, D) at ``t`` (B,); (B, D)."""
+        return self.layers(torch.cat([x, timestep_embedding(t, self.time_dim)], 1))
+
+
 class UNet(nn.Module):
     """Images and a step index to images of the same shape, by a U-Net on patches.
 

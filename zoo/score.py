@@ -1,0 +1,358 @@
+"""Score model: the gradient of the log density, learned without the density, and Langevin dynamics to sample by it.
+
+Hyvarinen 2005 (explicit); Song, Garg, Shi & Ermon 2019, arXiv:1905.07088 (sliced); Vincent 2011 (denoising); Song &
+Ermon 2019, arXiv:1907.05600 (noise levels, annealed Langevin dynamics: NCSN) and 2020, arXiv:2006.09011; seed 004, 14.6.
+
+    Fisher divergence   J        = 1/2 E_p || s(x) - grad log p(x) ||^2                              seed 14.53
+    explicit            J        = E_p[ tr(grad s(x)) + 1/2 || s(x) ||^2 ] + const                   seed 14.61
+    sliced              J        = E_p E_v[ v' grad s(x) v + 1/2 (v' s(x))^2 ] + const, v of covariance I
+                        reduced  = E_p E_v[ v' grad s(x) v ] + 1/2 E_p || s(x) ||^2                  SSM-VR, sec. 3.2
+    denoising           J_sigma  = 1/2 E_x E_eps || s(x + sigma eps, sigma) + eps / sigma ||^2 + const
+    NCSN                sum_i w(sigma_i) J_(sigma_i) over a ladder of noise levels
+
+Denoising targets the score of p blurred by N(0, sigma^2 I); the other two that of p, and on a ladder of noise levels
+that of the blurred p likewise. Seed 14.54-14.62 is the case of one dimension; the trace is the general one.
+
+Symbols: x points (B, D) or images (B, 1, 28, 28), in [-1, 1] inside; sigma noise levels (B,), large to small in
+``sigmas`` (L,); s the score, of x's shape; v random directions; eps standard normal noise.
+Logged: {train,val,test}/loss, the weighted objective per dimension, without its constant: for explicit and sliced it may
+be negative.
+
+Differs from the papers:
+- s(x, sigma) = -x / (1 + sigma^2) + F(x / sqrt(1 + sigma^2), sigma) / (sigma sqrt(1 + sigma^2)), where F is the network:
+  the exact score of data N(0, I), corrected (Karras et al. 2022, arXiv:2206.00364, table 1, with sigma_data = 1). The
+  papers use F / sigma or F itself. Without a ladder s(x) = F(x).
+- By default w(sigma) = sigma^2 (1 + sigma^2), which gives the error of F the same weight at every level (Karras et al.);
+  ``weights=ncsn`` is the papers' sigma^2.
+- The U-Net is that of DDPM (zoo/ddpm.py), a fraction of the papers' in size, and learning rate and averages are its too.
+- Levels from 10 to 0.05 for images in [-1, 1] (2019: 1 to 0.01 for images in [0, 1], ten levels), with Langevin steps of
+  the size that technique 4 of the 2020 paper asks for, and its denoising at the end.
+- Sliced directions v are Rademacher (+1 or -1): of all with covariance I those of the least variance.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm.auto import tqdm
+
+from zoo.configuration import check_choice, check_positive, check_whole, check_widths
+from zoo.estimators import GradientEstimator, Noise, Params, call_with
+from zoo.langevin import (
+    annealed_langevin_steps,
+    best_step_size,
+    langevin_steps,
+    noise_levels,
+)
+from zoo.nets import PointNet, UNet
+from zoo.sampling import chunk_generator, randn
+
+OBJECTIVES = ("denoising", "sliced", "explicit")
+WEIGHTS = ("edm", "ncsn")
+LARGEST_TRACE = 32  # dimensions up to which an exact trace is sensible: a backward pass for each
+
+ScoreFunction = Callable[[Tensor], Tensor]  # (B, ...) -> (B, ...)
+
+
+def directional(score: ScoreFunction, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """s(x), and v' (grad s(x)) v of each example: (B, ...) and (B,). ``v`` is (B, ...) too."""
+    s, pull = torch.func.vjp(score, x)
+    return s, (pull(v)[0] * v).flatten(1).sum(1)
+
+
+def explicit_loss(x: Tensor, score: ScoreFunction) -> Tensor:
+    """tr(grad s(x)) + 1/2 || s(x) ||^2 of points (B, D), the trace exact, by D products with unit vectors; (B,)."""
+    trace = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    for unit in torch.eye(x[0].numel(), dtype=x.dtype, device=x.device):
+        s, slope = directional(score, x, unit.view(x.shape[1:]).expand_as(x))
+        trace = trace + slope
+    return trace + s.flatten(1).square().sum(1) / 2
+
+
+def sliced_loss(x: Tensor, v: Tensor, score: ScoreFunction, variance_reduced: bool = True) -> Tensor:
+    """The mean over M directions of v' grad s(x) v + 1/2 (v' s(x))^2, or, with less variance, + 1/2 || s(x) ||^2; (B,).
+
+    Args:
+        x: (B, ...).
+        v: directions with covariance I, (B, M, ...).
+        score: x -> s(x).
+    """
+    total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    for direction in v.unbind(1):
+        s, slope = directional(score, x, direction)
+        along = (direction * s).flatten(1).sum(1)
+        total = total + slope + (s.flatten(1).square().sum(1) if variance_reduced else along**2) / 2
+    return total / v.shape[1]
+
+
+def denoising_loss(x: Tensor, sigma: Tensor, eps: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
+    """1/2 || s(x + sigma eps) + eps / sigma ||^2; (B,).
+
+    Args:
+        x: (B, ...).
+        sigma: (B,), positive.
+        eps: standard normal, of x's shape.
+        score: x -> s(x), at the noise level of each example.
+    """
+    column = sigma.view(-1, *[1] * (x.ndim - 1))
+    return (score(x + column * eps) + eps / column).flatten(1).square().sum(1) / 2
+
+
+class Score(L.LightningModule):
+    """The model, its training and its uses.
+
+    Args:
+        shape: of one example, [1, 28, 28] or [D].
+        objective: ``denoising``, ``sliced`` or ``explicit``; the last for 32 dimensions at most.
+        sigma_max: the largest noise level, in units of images in [-1, 1], or of points as they are.
+        sigma_min: the smallest one.
+        num_sigmas: levels of the ladder; 1 has the smallest alone, and 0 none, no noise, which ``denoising`` needs.
+        weights: of the levels, ``edm`` or ``ncsn``.
+        projections: M, of ``sliced``.
+        variance_reduced: whether ``sliced`` takes || s ||^2 for (v' s)^2.
+        hidden: widths of the network of points.
+        widths: channels of the U-Net's levels, multiples of 8, for images.
+        blocks: residual blocks per level.
+        patch: pixels folded into channels, per side.
+        lr: of Adam, reached after ``warmup`` steps; it falls to 0 at the end of the run along half a cosine.
+        warmup: optimiser steps over which the learning rate rises linearly.
+
+    Raises:
+        ValueError: for a value outside these.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int] = (1, 28, 28),
+        objective: str = "denoising",
+        sigma_max: float = 10.0,
+        sigma_min: float = 0.05,
+        num_sigmas: int = 64,
+        weights: str = "edm",
+        projections: int = 1,
+        variance_reduced: bool = True,
+        hidden: Sequence[int] = (128, 128, 128),
+        widths: Sequence[int] = (32, 96),
+        blocks: int = 1,
+        patch: int = 2,
+        lr: float = 1e-3,
+        warmup: int = 200,
+    ):
+        super().__init__()
+        shape, hidden, widths = list(shape), list(hidden), list(widths)
+        if shape != [1, 28, 28] and (len(shape) != 1 or type(shape[0]) is not int or shape[0] < 1):
+            raise ValueError(f"shape must be [1, 28, 28], or [D] of points, got {shape}")
+        check_choice("objective", objective, OBJECTIVES)
+        check_positive("sigma_max", sigma_max)
+        check_positive("sigma_min", sigma_min)
+        check_whole("num_sigmas", num_sigmas, least=0)
+        if sigma_min >= sigma_max and num_sigmas > 1:
+            raise ValueError(f"sigma_min must be below sigma_max, got {sigma_min} and {sigma_max}")
+        if objective == "denoising" and num_sigmas == 0:
+            raise ValueError("denoising needs a noise level to take away: num_sigmas must be at least 1, got 0")
+        check_choice("weights", weights, WEIGHTS)
+        check_whole("projections", projections)
+        if not isinstance(variance_reduced, bool):
+            raise ValueError(f"variance_reduced must be true or false, got {variance_reduced!r}")
+        check_widths("hidden", hidden, (128, 128))
+        if objective == "explicit" and math.prod(shape) > LARGEST_TRACE:
+            raise ValueError(
+                f"objective=explicit takes a backward pass for each of {math.prod(shape)} dimensions and is for "
+                f"{LARGEST_TRACE} at most: take sliced or denoising"
+            )
+        check_positive("lr", lr)
+        check_whole("warmup", warmup, least=0)
+        self.save_hyperparameters()
+        sigmas = noise_levels(sigma_max if num_sigmas > 1 else sigma_min, sigma_min, num_sigmas)
+        self.register_buffer("sigmas", sigmas.float(), persistent=False)  # a function of the hyperparameters
+        self.images = len(shape) == 3
+        if self.images:
+            self.net = UNet(1, widths, blocks, patch).to(memory_format=torch.channels_last)
+            if 28 % self.net.multiple:
+                raise ValueError(
+                    f"28 pixels do not divide by patch * 2^(levels - 1) = {self.net.multiple}: take fewer widths or "
+                    "another patch"
+                )
+        else:
+            self.net = PointNet(shape[0], hidden)
+
+    def forward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """s(x, sigma), the score at ``x`` (B, ...) of data blurred by N(0, sigma^2 I), ``sigma`` (B,).
+
+        Images are in [-1, 1] here. Without a ladder s(x), and ``sigma`` is not looked at.
+        """
+        if not len(self.sigmas):
+            return self.net(x, torch.zeros(len(x), device=x.device)).float()
+        # The network sees where log sigma lies on the ladder, 0 to 1000.
+        low, high = math.log(self.hparams.sigma_min), math.log(max(self.hparams.sigma_max, 2 * self.hparams.sigma_min))
+        t = (sigma.log() - low) / (high - low) * 1000
+        sigma = sigma.view(-1, *[1] * (x.ndim - 1))
+        scale = (1 + sigma**2).sqrt()
+        return self.net(x / scale, t).float() / (sigma * scale) - x / scale**2
+
+    # Training: everything random in one draw, then a plain function.
+
+    def noise(self, batch, generator: torch.Generator | None = None, objective: str | None = None) -> Noise:
+        """``level`` (B,), 0 .. L-1, and ``eps`` (B, ...) of a ladder; ``v`` (B, M, ...) of ``sliced``."""
+        x, objective = batch[0], self.hparams.objective if objective is None else objective
+        where = x.device if generator is None else generator.device
+        noise = {}
+        if len(self.sigmas):
+            level = torch.randint(len(self.sigmas), (len(x),), generator=generator, device=where)
+            noise |= {"level": level.to(x.device), "eps": randn(*x.shape, generator=generator, device=x.device)}
+        if objective == "sliced":
+            shape = (len(x), self.hparams.projections, *x.shape[1:])
+            signs = torch.randint(2, shape, generator=generator, device=where) * 2 - 1
+            noise["v"] = signs.to(x.device, x.dtype)
+        return noise
+
+    def losses(self, batch, noise: Noise, objective: str | None = None, reduced: bool | None = None) -> Tensor:
+        """The weighted objective of each example, per dimension; (B,)."""
+        objective = self.hparams.objective if objective is None else objective
+        x = 2 * batch[0] - 1 if self.images else batch[0]
+        score, weight = self.forward, 1.0
+        if len(self.sigmas):
+            sigma = self.sigmas[noise["level"]]
+            weight = sigma**2 * (1 + sigma**2 if self.hparams.weights == "edm" else 1)
+            score = partial(self, sigma=sigma)
+            if objective == "denoising":
+                return weight * denoising_loss(x, sigma, noise["eps"], score) / x[0].numel()
+            x = x + sigma.view(-1, *[1] * (x.ndim - 1)) * noise["eps"]
+        with sdpa_kernel(SDPBackend.MATH):  # the attention that can be differentiated twice
+            if objective == "explicit":
+                return weight * explicit_loss(x, score) / x[0].numel()
+            reduced = self.hparams.variance_reduced if reduced is None else reduced
+            return weight * sliced_loss(x, noise["v"], score, reduced) / x[0].numel()
+
+    def loss(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """``loss``: the objective of images in [0, 1] or points, (B, ...), per dimension, averaged over the batch."""
+        return {"loss": self.losses(batch, self.noise(batch, generator)).mean()}
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch)["loss"]
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx, stage="val"):
+        noise = self.noise(batch, chunk_generator(self.global_rank, batch_idx))  # the same noise in every epoch
+        losses = self.losses(batch, noise)
+        self.log(f"{stage}/loss", losses.mean(), sync_dist=True, batch_size=len(batch[0]), prog_bar=True)
+        return {"step": noise["level"], "losses": losses} if len(self.sigmas) else None
+
+    def test_step(self, batch, batch_idx):
+        self.validation_step(batch, batch_idx, stage="test")
+
+    def configure_optimizers(self):
+        optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
+        total, warmup = max(1, self.trainer.estimated_stepping_batches), self.hparams.warmup  # infinite for -1 epochs
+
+        # A function, not CosineAnnealingLR, whose length comes back from a checkpoint: a finished run that is extended
+        # would climb the cosine again.
+        def rate(step: int) -> float:
+            return min(1.0, (step + 1) / max(1, warmup)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["model"] = "score"
+
+    # What it is for.
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        steps: int | None = None,
+        step_size: float | None = None,
+        denoise: bool = True,
+        adjusted: bool = False,
+        frames: int | None = None,
+    ) -> Tensor:
+        """Draw ``n`` examples by Langevin dynamics, annealed where there is a ladder of noise levels.
+
+        Args:
+            steps: at each level, 5 by default; without a ladder in all, 500.
+            step_size: e / sigma^2, :func:`zoo.langevin.best_step_size` by default; without a ladder e itself, 0.1.
+            denoise: take the last level's noise away at the end; without a ladder there is none.
+            adjusted: accept each step by Metropolis and Hastings, from the integral of the score: four more evaluations
+                a step. A learned score need not be a gradient, and then that integral depends on its path.
+            frames: None, or how many moments of the way to return, at least 2, the last its end: (n, frames, ...).
+
+        Returns:
+            (n, 1, 28, 28) images in [0, 1]; (n, D) points.
+
+        Raises:
+            ValueError: for values outside these.
+        """
+        moments, _ = self.chains(n, steps, step_size, denoise, adjusted, generator)
+        x = moments[-1]
+        if frames is not None:
+            check_whole("frames", frames, least=2)
+            if frames > len(moments):
+                raise ValueError(f"there are {len(moments)} moments to show, fewer than {frames} frames")
+            kept = torch.linspace(0, len(moments) - 1, frames, dtype=torch.float64).round().long().tolist()
+            x = torch.stack([moments[k] for k in kept], 1)
+        return (x / 2 + 0.5).clamp(0, 1) if self.images else x
+
+    @torch.no_grad()
+    def chains(
+        self,
+        n: int,
+        steps: int | None = None,
+        step_size: float | None = None,
+        denoise: bool = True,
+        adjusted: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> tuple[list[Tensor], list[float]]:
+        """Where the ``n`` chains of :meth:`sample` are after each level, or each step without a ladder, and the share
+        of steps taken there, which is 1 unless they are ``adjusted``; images are in [-1, 1]."""
+        levels = len(self.sigmas)
+        steps = (5 if levels else 500) if steps is None else steps
+        check_whole("steps", steps)
+        for name, value in {"denoise": denoise, "adjusted": adjusted}.items():
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false, got {value!r}")
+        if step_size is None:
+            step_size = best_step_size(float(self.sigmas[0] / self.sigmas[1]), steps) if levels > 1 else 0.1
+        check_positive("step_size", step_size)
+        # As wide as data of variance 1 blurred by the first level.
+        start = float((1 + self.sigmas[0] ** 2).sqrt()) if levels else 1.0
+        x = start * randn(n, *self.hparams.shape, generator=generator, device=self.device)
+        if levels:
+            way = annealed_langevin_steps(self, x, self.sigmas, steps, step_size, denoise, adjusted, generator)
+            way = tqdm(way, total=levels, desc="annealing", unit="level", delay=3, leave=False, disable=None)
+        else:
+            way = langevin_steps(self, x, steps, step_size, adjusted, generator)
+        moments, taken = zip(*way, strict=True)
+        return list(moments), list(taken)
+
+    # How its gradient can be estimated.
+
+    def gradient_estimators(self) -> dict[str, GradientEstimator]:
+        """The objective's own, and what estimates the same gradient otherwise.
+
+        ``denoising`` has its own alone, named so. ``sliced`` has ``sliced`` and ``sliced_reduced``, with (v' s)^2 and with
+        || s ||^2, at the model's number of projections, and up to 32 dimensions ``explicit``, by the exact trace;
+        ``explicit`` has all three.
+        """
+        params = dict(self.named_parameters())
+
+        def estimator(name: str, objective: str, reduced: bool | None = None) -> GradientEstimator:
+            def surrogate(params: Params, batch, noise: Noise) -> Tensor:
+                return call_with(self, params, lambda: self.losses(batch, noise, objective, reduced).mean())
+
+            return GradientEstimator(name, params, partial(self.noise, objective=objective), surrogate)
+
+        if self.hparams.objective == "denoising":
+            return {"denoising": estimator("denoising", "denoising")}
+        found = [estimator("sliced_reduced", "sliced", True), estimator("sliced", "sliced", False)]
+        if math.prod(self.hparams.shape) <= LARGEST_TRACE:
+            found.append(estimator("explicit", "explicit"))
+        return {e.name: e for e in found}
