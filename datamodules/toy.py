@@ -1,12 +1,13 @@
 """Data whose distribution is known: points in the plane, and sequences of a Markov chain.
 
+    mixture       three Gaussians, sigma 0.6 and weights 0.5, 0.3, 0.2, on a circle of radius 1.5: they overlap
     ring          eight Gaussians, sigma 0.1, on a circle of radius 2
     moons         two half circles of radius 1 that reach into each other, blurred by sigma 0.1
     swiss_roll    one and a half turns of a spiral, blurred by sigma 0.1
     line          x = theta, y uniform in [0, 1]: the parallel lines of seed 004, sec. 13.3.2; it has no density
     markov_chain  sequences of five symbols
 
-The first three have an exact log density and score: a blurred curve is the integral of Gaussians along it, and
+The first four have an exact log density and score: a blurred curve is the integral of Gaussians along it, and
 Gauss-Legendre nodes much closer than sigma make of that integral a mixture that equals it to rounding, except a hundred
 sigma away from all data.
 """
@@ -56,6 +57,10 @@ class Mixture:
         k = torch.multinomial(self.w, n, replacement=True, generator=generator)
         eps = torch.randn(n, 2, generator=generator, dtype=torch.float64)
         return self.mu[k] + self.sigma * eps, k
+
+    def blurred(self, sigma: float) -> "Mixture":
+        """The distribution of x + sigma eps, eps ~ N(0, I)."""
+        return Mixture(self.mu, self.w, math.hypot(self.sigma, sigma))
 
 
 class BlurredCurves(Mixture):
@@ -133,6 +138,13 @@ class MarkovChain:
         return F.one_hot(torch.stack(v, 1), self.symbols).double(), v[0]
 
 
+def mixture() -> Mixture:
+    """Three Gaussians that a chain wanders between."""
+    angle = math.pi * torch.tensor([1 / 2, 7 / 6, 11 / 6], dtype=torch.float64)
+    mu = 1.5 * torch.stack([angle.cos(), angle.sin()], -1)
+    return Mixture(mu, torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), 0.6)
+
+
 def ring(modes: int = 8, radius: float = 2.0, sigma: float = 0.1) -> Mixture:
     """Gaussians evenly spaced on a circle."""
     angle = 2 * math.pi * torch.arange(modes, dtype=torch.float64) / modes
@@ -153,7 +165,14 @@ def swiss_roll(sigma: float = 0.1) -> BlurredCurves:
     return BlurredCurves([roll], sigma)
 
 
-DISTRIBUTIONS = {"ring": ring, "moons": moons, "swiss_roll": swiss_roll, "line": Line, "markov_chain": MarkovChain}
+DISTRIBUTIONS = {
+    "mixture": mixture,
+    "ring": ring,
+    "moons": moons,
+    "swiss_roll": swiss_roll,
+    "line": Line,
+    "markov_chain": MarkovChain,
+}
 
 
 class PointLoader(ImageLoader):
@@ -167,7 +186,7 @@ class Toy(L.LightningDataModule):
     """One of the distributions above, drawn once: 50,000 examples to train on, 5,000 to validate, 10,000 to test.
 
     Args:
-        name: ``ring``, ``moons``, ``swiss_roll``, ``line`` or ``markov_chain``.
+        name: ``mixture``, ``ring``, ``moons``, ``swiss_roll``, ``line`` or ``markov_chain``.
         theta: where the line is.
         batch_size: examples per training step, over all processes.
         eval_batch_size: the same for validation and test.

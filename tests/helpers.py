@@ -31,7 +31,9 @@ TINY = {
     "infogan": ["model=infogan", "data=digits", "data.digits_repeat=1", "data.batch_size=128", "model.width=4"]
     + ["model.features=16", "callbacks.sample_distance.n=20"],
     "ddpm": ["model=ddpm", "data=digits", "data.digits_repeat=1", "data.batch_size=128"]
-    + ["model.widths=[8,16]", "model.blocks=1", "model.steps=50", "callbacks.samples.conditions.num_steps=2"],
+    + ["model.widths=[8,16]", "model.steps=50", "callbacks.samples.conditions.num_steps=2"],
+    "score": ["model=score", "data=digits", "data.digits_repeat=1", "data.batch_size=128"]
+    + ["model.widths=[8,16]", "model.num_sigmas=3", "callbacks.samples.conditions.steps=1"],
 }
 QUIET = ["logger=csv", "trainer=cpu", "trainer.enable_progress_bar=false", "trainer.num_sanity_val_steps=0"]
 

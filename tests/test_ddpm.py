@@ -1,187 +1,81 @@
-"""The diffusion against Gaussian data, whose every conditional is known."""
+"""The DDPM module: what it shows its network, how it draws, its bound and its estimators; the mathematics is tested in
+test_diffusion.py and test_diffusion_bound.py."""
+
+import math
+from functools import partial
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from zoo.ddpm import DDPM, ancestral_sample, ddim_sample, linear_betas, predict_x0, q_sample, simple_loss
+from zoo.ddpm import DDPM
+from zoo.diffusion import cosine_betas, linear_betas, make_chain, posterior_mean, q_sample
+from zoo.diffusion_bound import prior_kl
+from zoo.langevin import langevin_sample
 from zoo.nets import UNet
 
 
-def exact_eps(betas, s2):
-    """E[eps | x_t] for data N(0, s2): with v_t = abar s2 + 1 - abar the variance of x_t, sqrt(1 - abar) x_t / v_t."""
-    abar = (1 - betas).cumprod(0)
-
-    def eps_model(xt, t):
-        a = abar[t].view(-1, *[1] * (xt.ndim - 1))
-        return (1 - a).sqrt() * xt / (a * s2 + 1 - a)
-
-    return eps_model
-
-
-def test_the_schedule_is_the_papers_and_keeps_its_end():
-    betas = linear_betas(1000)
-    assert_close(betas[[0, -1]], torch.tensor([1e-4, 0.02], dtype=torch.float64))
-    for steps in (50, 200, 1000, 4000):
-        betas = linear_betas(steps)
-        assert betas.dtype == torch.float64
-        assert betas.min() > 0 and betas.max() < 1
-    end = [(1 - linear_betas(steps)).log().sum() for steps in (1000, 2000)]
-    assert_close(end[0], end[1], rtol=0.02, atol=0)  # log abar_T: about -10 either way
-    with pytest.raises(ValueError, match=r"more than 20 steps.*got 20"):
-        linear_betas(20)
-
-
-def test_q_sample_is_the_one_step_kernels_composed(generator):
-    """Mean and variance of eq. 2 applied t + 1 times are those of eq. 4, for every t."""
-    betas = linear_betas(100)
-    abar = (1 - betas).cumprod(0)
-    mean, var = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    x0 = torch.tensor([[1.7]], dtype=torch.float64)
-    for t, beta in enumerate(betas):
-        mean, var = (1 - beta).sqrt() * mean, (1 - beta) * var + beta
-        zero, one = (q_sample(x0, torch.tensor([t]), torch.full_like(x0, e), abar) for e in (0.0, 1.0))
-        assert_close(zero, mean * x0)
-        assert_close((one - zero) ** 2, var.view(1, 1))
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 10, "schedule": "linear"}, r"with 10 steps beta_6 is 1\."),
+        ({"steps": 1}, "steps must be a whole number of at least 2, got 1"),
+        ({"steps": "100"}, "whole number of at least 2, got '100'"),
+        ({"schedule": "sqrt"}, "schedule must be linear or cosine, got 'sqrt'"),
+        ({"predict": "noise"}, "predict must be eps, x0 or v, got 'noise'"),
+        ({"variance": "learned"}, "variance must be posterior or beta, got 'learned'"),
+        ({"timesteps": "low"}, "timesteps must be uniform, stratified or importance, got 'low'"),
+        ({"num_classes": 0}, "num_classes must be a whole number of at least 1, got 0"),
+        ({"label_dropout": 1}, "label_dropout must be below 1, got 1"),
+        ({"widths": [12]}, r"multiples of 8, one per level, got \[12\]"),
+        ({"widths": [8, 8, 8]}, r"28 pixels do not divide by patch \* 2\^\(levels - 1\) = 8"),
+        ({"lr": 0}, "lr must be a positive number, got 0"),
+        ({"warmup": -1}, "warmup must be a whole number of at least 0, got -1"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DDPM(**arguments)
 
 
-def test_the_step_back_is_bayes_rule():
-    """One ancestral step from x_t with x0 known has the mean and variance of q(x_{t-1} | x_t, x0)."""
-    betas = linear_betas(30)
-    abar = (1 - betas).cumprod(0)
-    x0, xt, t = 0.3, -1.1, 17
-    a, a_prev, beta = abar[t], abar[t - 1], betas[t]
-    # Prior N(sqrt(a_prev) x0, 1 - a_prev) times likelihood N(x_t; sqrt(1 - beta) x_{t-1}, beta).
-    precision = 1 / (1 - a_prev) + (1 - beta) / beta
-    mean = (a_prev.sqrt() * x0 / (1 - a_prev) + (1 - beta).sqrt() * xt / beta) / precision
-
-    # The chain's own step, by running it with a network that always says the noise which belongs to x0, from t on.
-    class Stop(Exception):
-        pass
-
-    seen = []
-
-    def eps_model(x, step):
-        seen.append((int(step[0]), x.clone()))
-        if len(seen) == 2:
-            raise Stop
-        return (x - a.sqrt() * x0) / (1 - a).sqrt()
-
-    generator = torch.Generator().manual_seed(1)
-    x = torch.full((100_000, 1), xt, dtype=torch.float64)
-    with pytest.raises(Stop):
-        ancestral_sample(eps_model, x, betas[: t + 1], generator, clip=False)
-    assert [s for s, _ in seen] == [t, t - 1]
-    drawn = seen[1][1]
-    assert abs(drawn.mean() - mean) < 4.3 * (1 / precision / 100_000) ** 0.5  # false alarm once in 60,000
-    assert_close(drawn.var(), 1 / precision, rtol=4.3 * (2 / 100_000) ** 0.5, atol=0)
-
-
-@pytest.mark.parametrize("s2", [0.25, 1.0, 4.0])
-def test_ancestral_sampling_of_gaussian_data(s2):
-    """With the exact noise predictor every step is linear, so the output's variance follows a scalar recursion."""
-    betas = linear_betas(50)
-    abar = (1 - betas).cumprod(0)
-    abar_prev = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
-    v = torch.ones((), dtype=torch.float64)
-    for t in reversed(range(50)):
-        # eq. 11: x_{t-1} = (x_t - beta / sqrt(1 - abar) eps) / sqrt(alpha) + sigma z
-        factor = (1 - betas[t] / (abar[t] * s2 + 1 - abar[t])) / (1 - betas[t]).sqrt()
-        v = factor**2 * v + betas[t] * (1 - abar_prev[t]) / (1 - abar[t])
-    n = 200_000
-    generator = torch.Generator().manual_seed(2)
-    x = torch.randn(n, 1, generator=generator, dtype=torch.float64)
-    drawn = ancestral_sample(exact_eps(betas, s2), x, betas, generator, clip=False)
-    assert_close(drawn.var(), v, rtol=4.3 * (2 / n) ** 0.5, atol=0)  # false alarm once in 60,000
-
-
-@pytest.mark.parametrize("s2", [0.25, 4.0])
-def test_ddim_follows_the_flow_of_gaussian_data(s2):
-    """The deterministic sampler scales x_T by a product of exact factors; with many steps it reaches the variance."""
-    betas = linear_betas(1000)
-    x = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
-    out = ddim_sample(exact_eps(betas, s2), x, betas, num_steps=1000, clip=False)
-    a = (1 - betas).prod()
-    flow = (s2 / (a * s2 + 1 - a)) ** 0.5  # the probability flow keeps the ratio of x to its standard deviation
-    assert_close(out, flow * x, rtol=0.005, atol=0)  # the error of a thousand steps: 0.3 % and 0.15 %
-    one = ddim_sample(exact_eps(betas, s2), x, betas, num_steps=1, clip=False)
-    assert_close(one, predict_x0(x, exact_eps(betas, s2)(x, torch.tensor([999])), a, clip=False))
-
-
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_ddim_on_a_subset_is_its_equations(eta):
-    """Seven of fifty steps, each written out: eq. 12 of Song et al. with the coarse chain's posterior deviation."""
-    betas, s2 = linear_betas(50), 0.25
-    abar = (1 - betas).cumprod(0)
-    start = torch.randn(3, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    generator, x = torch.Generator().manual_seed(2), start
-    for i, i_prev in zip([49, 41, 33, 24, 16, 8, 0], [41, 33, 24, 16, 8, 0, None], strict=True):
-        a, a_prev = abar[i], abar[i_prev] if i_prev is not None else torch.ones((), dtype=torch.float64)
-        eps = (1 - a).sqrt() * x / (a * s2 + 1 - a)
-        x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
-        sigma = eta * ((1 - a / a_prev) * (1 - a_prev) / (1 - a)).sqrt()
-        x = a_prev.sqrt() * x0 + (1 - a_prev - sigma**2).sqrt() * eps
-        if eta > 0 and i_prev is not None:
-            x = x + sigma * torch.randn(3, 1, generator=generator)
-    ours = ddim_sample(exact_eps(betas, s2), start, betas, 7, eta, torch.Generator().manual_seed(2), clip=False)
-    assert_close(ours, x)
-
-
-@pytest.mark.parametrize("clip", [True, False])
-def test_ddim_with_all_steps_and_all_noise_is_the_ancestral_sampler(clip, generator):
-    betas = linear_betas(40)
-    x = torch.randn(8, 3, generator=generator, dtype=torch.float64)
-    eps_model = exact_eps(betas, 0.5)
-    a = ancestral_sample(eps_model, x, betas, torch.Generator().manual_seed(7), clip)
-    b = ddim_sample(eps_model, x, betas, 40, 1.0, torch.Generator().manual_seed(7), clip)
-    assert_close(a, b)
-
-
-def test_clipping_keeps_samples_in_range(generator):
-    betas = linear_betas(30)
-    x = torch.randn(50, 2, generator=generator, dtype=torch.float64)
-    wide = exact_eps(betas, 100.0)
-    rounding = 1 + 1e-12
-    assert ancestral_sample(wide, x, betas, generator).abs().max() <= rounding
-    assert ddim_sample(wide, x, betas, 30).abs().max() <= rounding
-    assert ddim_sample(wide, x, betas, 30, clip=False).abs().max() > 2
-
-
-def test_the_exact_predictor_reaches_the_least_loss(generator):
-    """For N(0, s2) data the least L_simple at step t is Var(eps | x_t) = abar s2 / (abar s2 + 1 - abar)."""
-    s2, T, n = 0.5, 100, 400_000
-    betas = linear_betas(T)
-    abar = (1 - betas).cumprod(0)
-    x0 = s2**0.5 * torch.randn(n, 1, generator=generator, dtype=torch.float64)
-    t = torch.randint(T, (n,), generator=generator)
-    eps = torch.randn(n, 1, generator=generator, dtype=torch.float64)
-    loss = simple_loss(x0, t, eps, abar, exact_eps(betas, s2))
-    least = (abar * s2 / (abar * s2 + 1 - abar)).mean()
-    error = loss.std() / n**0.5
-    assert 4.3 * error < 0.02 * least  # a false alarm once in 60,000
-    assert abs(loss.mean() - least) < 4.3 * error
-
-
-def test_bad_steps_and_noise_are_named():
-    betas, x = linear_betas(30), torch.zeros(1, 1)
-    with pytest.raises(ValueError, match="between 1 and the model's 30 steps, got 31"):
-        ddim_sample(lambda x, t: x, x, betas, 31)
-    with pytest.raises(ValueError, match="eta must be a number between 0 and 1, got 2"):
-        ddim_sample(lambda x, t: x, x, betas, 10, eta=2)
-    with pytest.raises(ValueError, match="more than 20 steps"):
-        DDPM(steps=10)
-    with pytest.raises(ValueError, match=r"multiples of 8, one per level, got \[12\]"):
-        DDPM(widths=[12])
-    with pytest.raises(ValueError, match=r"28 pixels do not divide by patch \* 2\^\(levels - 1\) = 8"):
-        DDPM(widths=[8, 8, 8])
-    with pytest.raises(ValueError, match="whole number, got '100'"):
-        DDPM(steps="100")
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        ({"num_steps": 51}, "between 1 and the model's 50 steps, got 51"),
+        ({"eta": -1}, "eta must be a number between 0 and 1, got -1"),
+        ({"labels": 3}, "trained without labels"),
+        ({"guidance": 1.0}, "guidance=1.0 is towards labels: name some"),
+        ({"guidance": -1}, "guidance must be a number of at least 0, got -1"),
+        ({"frames": 1}, "frames must be a whole number of at least 2, got 1"),
+        ({"frames": 9, "num_steps": 5}, "5 steps to show, fewer than 9 frames"),
+        ({"show": "eps"}, "show must be xt or x0, got 'eps'"),
+        ({"corrector_steps": -1}, "corrector_steps must be a whole number of at least 0, got -1"),
+        ({"corrector_snr": 0}, "corrector_snr must be a positive number, got 0"),
+    ],
+)
+def test_bad_conditions_are_named(small, conditions, message):
+    with pytest.raises(ValueError, match=message):
+        small.sample(1, **conditions)
 
 
 @pytest.fixture
 def small():
     torch.manual_seed(0)
-    return DDPM(steps=50, widths=[8, 16], blocks=1)
+    return DDPM(steps=50, widths=[8, 16], predict="eps", schedule="linear")
+
+
+@pytest.fixture
+def labelled():
+    """With labels, and away from the zero at which its output begins."""
+    torch.manual_seed(0)
+    model = DDPM(steps=50, widths=[8, 16], num_classes=3, label_dropout=0.3)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return model
+
+
+def grey(n, generator):
+    return torch.randint(256, (n, 1, 28, 28), generator=generator) / 255
 
 
 def test_the_first_loss_is_that_of_predicting_zero(small, generator):
@@ -196,8 +90,7 @@ def test_images_enter_in_minus_one_to_one(small):
     shown = []
     small.net.register_forward_pre_hook(lambda module, args: shown.append(args[0]))
     x, eps = torch.rand(2, 1, 28, 28), torch.zeros(2, 1, 28, 28)
-    small.noise = lambda batch, generator: {"t": torch.zeros(2, dtype=torch.long), "eps": eps}
-    small.loss([x, None])
+    small.losses([x, None], {"t": torch.zeros(2, dtype=torch.long), "eps": eps})
     assert_close(shown[0], small.abar[0].sqrt() * (2 * x - 1))
 
 
@@ -205,7 +98,7 @@ def test_the_modules_schedule_is_linear(small):
     betas = linear_betas(50)
     assert_close(small.betas.double(), betas, rtol=1e-6, atol=0)
     assert_close(small.abar.double(), (1 - betas).cumprod(0), rtol=1e-6, atol=0)
-    assert_close(betas.diff(), torch.full((49,), (20 / 50 - 0.1 / 50) / 49, dtype=torch.float64))
+    assert_close(DDPM(steps=50).abar[10], make_chain(cosine_betas(50)).abar[10].float())
 
 
 def test_every_step_is_drawn_and_each_example_has_its_own(small, generator):
@@ -218,7 +111,7 @@ def test_every_step_is_drawn_and_each_example_has_its_own(small, generator):
 
 def test_a_network_that_knows_the_image_samples_it(small):
     """The noise that belongs to x0 = -0.5 everywhere: every sampler returns its grey, 0.25."""
-    small.forward = lambda x, t: (x - small.abar[t[0]].sqrt() * -0.5) / (1 - small.abar[t[0]]).sqrt()
+    small.forward = lambda x, t, y: (x - small.abar[t[0]].sqrt() * -0.5) / (1 - small.abar[t[0]]).sqrt()
     for kw in ({"num_steps": 5}, {"num_steps": None}):
         images = small.sample(2, generator=torch.Generator().manual_seed(0), **kw)
         assert_close(images, torch.full((2, 1, 28, 28), 0.25), rtol=1e-3, atol=0)
@@ -253,3 +146,189 @@ def test_unet_keeps_shapes_and_refuses_others():
     assert net(torch.zeros(2, 1, 32, 28), torch.tensor([0, 5])).shape == (2, 1, 32, 28)
     with pytest.raises(ValueError, match=r"multiples of 4, got \(30, 30\)"):
         net(torch.zeros(2, 1, 30, 30), torch.tensor([0, 5]))
+
+
+def test_every_way_to_draw_steps(generator):
+    """All three within 0 .. T-1, weighted to the same expectation; importance draws what its history says."""
+    model = DDPM(steps=50, widths=[8], timesteps="importance")
+    batch = [torch.zeros(40_000, 1, 1, 1)]
+    for timesteps in ("uniform", "stratified", "importance"):  # no history yet: uniform
+        noise = model.noise(batch, generator, timesteps)
+        assert (noise["t"].bincount(minlength=50) - 800).abs().max() < 4.5 * (800 * 49 / 50) ** 0.5
+        assert_close(noise["weight"], torch.ones(40_000))
+    model.loss_history.copy_(torch.arange(1.0, 51)[:, None].expand(50, 10))
+    model.loss_count.fill_(10)
+    noise = model.noise(batch, generator)
+    p = 0.999 * torch.arange(1.0, 51) / 1275 + 0.001 / 50
+    z = (noise["t"].bincount(minlength=50) - 40_000 * p) / (40_000 * p * (1 - p)).sqrt()
+    assert z.abs().max() < 4.5  # each count: a false alarm once in 3,000 for all fifty
+    assert_close(noise["weight"], 1 / (50 * p[noise["t"]]))
+    with pytest.raises(ValueError, match="keeps a history of losses, and this is uniform"):
+        DDPM(steps=50, widths=[8]).noise(batch, generator, "importance")
+
+
+def test_the_last_ten_losses_of_each_step_are_remembered():
+    model = DDPM(steps=5, widths=[8], timesteps="importance")
+    for k in range(12):
+        model._remember(torch.tensor([1, 3]), torch.tensor([float(k), 10.0 * k]))
+    assert model.loss_history[1].tolist() == list(range(2, 12))
+    assert model.loss_history[3].tolist() == [10.0 * k for k in range(2, 12)]
+    assert model.loss_history[[0, 2, 4]].sum() == 0 and model.loss_count.tolist() == [0, 12, 0, 12, 0]
+    assert "loss_history" in model.state_dict()
+
+
+def test_estimators_of_the_same_gradient_agree(labelled, generator):
+    """uniform and stratified: the means of 400 draws, along their difference, within 4.5 standard errors."""
+    batch = [torch.rand(4, 1, 28, 28, generator=generator), torch.tensor([0, 1, 2, 0])]
+    estimators = labelled.gradient_estimators()
+    assert list(estimators) == [
+        "uniform",
+        "stratified",
+        "bound_single",
+        "bound_joint",
+        "bound_single_chain",
+        "bound_joint_chain",
+    ]
+    name = "net.out.2.bias"
+    draws = {}
+    for key in ("uniform", "stratified"):
+        e = estimators[key]
+        params = {k: p.detach() for k, p in e.params.items()}
+        gradient = torch.func.grad(lambda p, noise, e=e, params=params: e.surrogate({**params, name: p}, batch, noise))
+        draws[key] = torch.stack([gradient(params[name], e.noise(batch, generator)) for _ in range(200)]).double()
+    a, b = draws["uniform"], draws["stratified"]
+    error = ((a.var(0) + b.var(0)) / 200).sqrt()
+    assert ((a.mean(0) - b.mean(0)).abs() < 4.5 * error).all()
+    assert (b.mean(0).abs() > 9 * error).any()  # there is a gradient to agree on
+
+
+def test_losses_do_not_depend_on_who_else_is_in_the_batch(labelled, generator):
+    """Every random number is of an example, so that a batch may be spread over processes."""
+    batch = [torch.rand(6, 1, 28, 28, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2])]
+    noise = labelled.noise(batch, generator)
+    whole = labelled.losses(batch, noise)
+    half = labelled.losses([t[3:] for t in batch], {k: v[3:] for k, v in noise.items()})
+    assert_close(whole[3:], half, rtol=1e-5, atol=1e-6)
+
+
+def test_labels_reach_the_network_and_are_dropped_as_often_as_said(labelled, generator):
+    seen = []
+    labelled.net.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+    n = 2000
+    batch = [torch.zeros(n, 1, 28, 28), torch.full((n,), 2)]
+    noise = labelled.noise([torch.zeros(n, 1, 1, 1)], generator) | {"eps": torch.zeros(n, 1, 28, 28)}
+    labelled.losses(batch, noise)
+    dropped = (seen[0] == 3).double().mean()
+    assert set(seen[0].tolist()) == {2, 3}
+    assert abs(dropped - 0.3) < 4.5 * (0.21 / n) ** 0.5
+    labelled(torch.zeros(2, 1, 28, 28), torch.zeros(2, dtype=torch.long))
+    assert seen[1].tolist() == [3, 3]
+
+
+def test_guidance_is_its_equation(labelled, generator):
+    """(1 + w) eps(x, y) - w eps(x), of noise, whatever is predicted; w = 0 is the conditional model."""
+    x, t = torch.randn(4, 1, 28, 28, generator=generator), torch.tensor([0, 10, 30, 45])
+    y = torch.tensor([0, 1, 2, 0])
+    eps = lambda y, w=0.0: -labelled.score(x, t, y, w) * labelled.one_minus_abar[t].view(-1, 1, 1, 1).sqrt()  # noqa: E731
+    assert_close(eps(y, 2.0), 3 * eps(y) - 2 * eps(None), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(eps(y), eps(None))
+
+
+def test_samples_with_labels_come_in_rows(labelled):
+    assert labelled.rows() == ("labels", [0, 1, 2])
+    draw = partial(labelled.sample, 3, num_steps=3)
+    one, two, free = (draw(generator=torch.Generator().manual_seed(0), labels=y) for y in ([0, 1, 2], [0, 2, 2], None))
+    assert torch.equal(one[[0, 2]], two[[0, 2]]) and not torch.equal(one[1], two[1]) and not torch.equal(one, free)
+    with pytest.raises(ValueError, match="whole numbers from 0 to 2, got 3"):
+        draw(labels=3)
+
+
+def test_the_score_of_normal_data(small):
+    """For a network that predicts exactly, eps of N(0, I) data, the score is that of N(0, I): -x."""
+    small.forward = lambda x, t, y=None: small.one_minus_abar[t].view(-1, 1, 1, 1).sqrt() * x
+    x = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert_close(small.score(x, torch.tensor([0, 10, 20, 30, 49])), -x, rtol=1e-3, atol=1e-3)
+    # As the score of data blurred by N(0, sigma^2): of N(0, 1 + sigma^2).
+    for sigma in small.sigmas[[3, 20, 45]].tolist():
+        blurred = small.blurred_score((1 + sigma**2) ** 0.5 * x, torch.full((5,), sigma))
+        assert_close(blurred, -x / (1 + sigma**2) ** 0.5, rtol=1e-3, atol=1e-3)
+
+
+def test_a_corrector_is_langevin_at_the_level_reached(small):
+    """One step of DDIM to t = 0 and no further cannot be corrected; of two, the first is."""
+    torch.nn.init.normal_(small.net.out[2].weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    plain = small.sample(2, generator=torch.Generator().manual_seed(0), num_steps=1)
+    assert torch.equal(
+        plain, small.sample(2, generator=torch.Generator().manual_seed(0), num_steps=1, corrector_steps=3)
+    )
+    ours = small.sample(
+        2, generator=torch.Generator().manual_seed(0), num_steps=2, corrector_steps=3, corrector_snr=0.2
+    )
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 1, 28, 28, generator=generator)
+    with torch.no_grad():
+        last, first = torch.full((2,), 49), torch.zeros(2, dtype=torch.long)
+        x0 = small.x0_hat(x, last).clamp(-1, 1)
+        eps = (x - small.abar[49].sqrt() * x0) / small.one_minus_abar[49].sqrt()
+        x = small.abar[0].sqrt() * x0 + small.one_minus_abar[0].sqrt() * eps
+        x = langevin_sample(lambda x: small.score(x, first), x, 3, snr=0.2, generator=generator)
+        x0 = small.x0_hat(x, first).clamp(-1, 1)
+    assert_close(ours, x0 / 2 + 0.5, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_steps", [10, None])
+def test_frames_show_the_way_and_end_in_the_sample(small, num_steps):
+    draw = partial(small.sample, 2, num_steps=num_steps)
+    end = draw(generator=torch.Generator().manual_seed(0))
+    for show in ("xt", "x0"):
+        way = draw(generator=torch.Generator().manual_seed(0), frames=4, show=show)
+        assert way.shape == (2, 4, 1, 28, 28) and way.min() >= 0 and way.max() <= 1
+        assert torch.equal(way[:, -1], end)  # at the last step x_{t-1} is x0_hat
+
+
+def test_images_are_encoded_and_come_back(small, generator):
+    """Noise in between, images at both ends of an interpolation; the network is nearly that of N(0, I) data."""
+    small.forward = lambda x, t, y=None: small.one_minus_abar[t].view(-1, 1, 1, 1).sqrt() * x
+    x = grey(2, generator)
+    noise = small.encode(x)
+    assert_close(small.decode(noise), x, rtol=0, atol=0.05)  # fifty steps each way
+    between = small.interpolate(noise[:1], noise[1:], between=5)
+    assert between.shape == (1, 5, 1, 28, 28)
+    assert_close(between[0, [0, -1]], x, rtol=0, atol=0.05)
+    with pytest.raises(ValueError, match="between must be a whole number of at least 2, got 1"):
+        small.interpolate(noise[:1], noise[1:], between=1)
+
+
+@pytest.mark.parametrize("variance", ["posterior", "beta"])
+def test_the_bound_of_a_network_that_knows_the_image(variance, generator):
+    """Then every L_t is 0 (with the posterior's variance), L_0 that of a mean at the image, and L_T in closed form."""
+    model = DDPM(steps=30, widths=[8], variance=variance)
+    x = grey(3, generator)
+    model.x0_hat = lambda xt, t, y=None: 2 * x - 1
+    terms = model.bound_terms(x, generator)
+    assert terms.shape == (31, 3)
+    assert_close(terms[-1], prior_kl(2 * x - 1, make_chain(cosine_betas(30)).to(torch.float32)), rtol=1e-3, atol=0)
+    sigma = (model.posterior_variance[1] if variance == "posterior" else model.betas[0]).sqrt().item()
+    inside = ((x > 0) & (x < 1)).flatten(1).sum(1)
+    half = 0.5 * (1 + math.erf(1 / 255 / sigma / 2**0.5))  # an end bin, open on one side
+    expected = -(inside * math.log(2 * half - 1) + (784 - inside) * math.log(half))
+    assert_close(terms[0], expected, rtol=1e-3, atol=0)
+    if variance == "posterior":
+        assert terms[1:-1].abs().max() < 0.05
+    assert_close(model.log_likelihood(x, generator), -terms.sum(0), rtol=1e-3, atol=0.1)
+
+
+def test_the_bound_is_of_the_chain_that_is_sampled(small, generator):
+    """L_t from the means of q and of the sampler's own step, clipped, written out."""
+    torch.nn.init.normal_(small.net.out[2].weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    x = grey(2, generator)
+    terms = small.bound_terms(x, torch.Generator().manual_seed(5))
+    noise = torch.Generator().manual_seed(5)
+    for _ in range(3):
+        eps = torch.randn(2, 1, 28, 28, generator=noise)
+    t = torch.full((2,), 2)
+    with torch.no_grad():
+        xt = q_sample(2 * x - 1, t, eps, small.chain)
+        ours, theirs = 2 * x - 1, small.x0_hat(xt, t).clamp(-1, 1)
+    gap = posterior_mean(ours, xt, t, small.chain) - posterior_mean(theirs, xt, t, small.chain)
+    assert_close(terms[2], gap.square().flatten(1).sum(1) / (2 * small.posterior_variance[2]), rtol=1e-3, atol=1e-2)

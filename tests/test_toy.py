@@ -9,15 +9,15 @@ from sklearn.datasets import make_moons, make_swiss_roll
 from torch.testing import assert_close
 
 from datamodules import DataError, Toy
-from datamodules.toy import BlurredCurves, Line, MarkovChain, Mixture, moons, ring, swiss_roll
+from datamodules.toy import BlurredCurves, Line, MarkovChain, Mixture, mixture, moons, ring, swiss_roll
 
-PLANES = {"ring": ring(), "moons": moons(), "swiss_roll": swiss_roll()}
+PLANES = {"mixture": mixture(), "ring": ring(), "moons": moons(), "swiss_roll": swiss_roll()}
 
 
 @pytest.mark.parametrize("name", PLANES)
 def test_a_density_integrates_to_one(name):
     """On a grid much finer than sigma the sum is the integral to rounding."""
-    side = torch.arange(-4, 4, 0.05, dtype=torch.float64)
+    side = torch.arange(-7, 7, 0.05, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side)
     total = PLANES[name].log_density(grid).exp().sum() * 0.05**2
     assert_close(total.item(), 1.0, rtol=1e-9, atol=0)
@@ -32,14 +32,25 @@ def test_a_score_is_the_gradient_of_the_log_density(name, generator):
 
 
 def test_the_ring_is_the_mixture_it_is_said_to_be():
-    mixture = ring()
+    distribution = ring()
     angles = [2 * math.pi * k / 8 for k in range(8)]
     for x in [(2.0, 0.0), (0.3, -1.2), (1.5, 1.4)]:
         each = [
             math.exp(-((x[0] - 2 * math.cos(a)) ** 2 + (x[1] - 2 * math.sin(a)) ** 2) / (2 * 0.1**2)) for a in angles
         ]
         expected = math.log(sum(each) / 8 / (2 * math.pi * 0.1**2))
-        assert_close(mixture.log_density(torch.tensor(x)).item(), expected, rtol=1e-6, atol=0)
+        assert_close(distribution.log_density(torch.tensor(x)).item(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_a_blurred_density_is_the_convolution(name):
+    """By the sum over a grid much finer than either deviation."""
+    side = torch.arange(-7, 7, 0.05, dtype=torch.float64)
+    grid = torch.cartesian_prod(side, side)
+    for x in torch.tensor([[0.3, -1.2], [1.5, 1.4], [0.0, 0.0]], dtype=torch.float64):
+        kernel = Mixture(x[None], torch.ones(1), 0.3).log_density(grid)
+        convolved = (PLANES[name].log_density(grid) + kernel).exp().sum() * 0.05**2
+        assert_close(PLANES[name].blurred(0.3).log_density(x).exp(), convolved, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(("name", "x"), [("moons", (0.9, 0.3)), ("moons", (0.0, 1.05)), ("swiss_roll", (-1.0, 0.2))])
@@ -70,17 +81,17 @@ def test_curves_are_those_of_scikit_learn():
 
 
 def test_more_nodes_change_nothing(generator):
-    for mixture in (moons(), swiss_roll()):
-        x, _ = mixture.sample(50, generator)
-        finer = BlurredCurves(mixture.curves, mixture.sigma, nodes=800)
-        assert_close(mixture.log_density(x), finer.log_density(x), rtol=1e-10, atol=1e-10)
+    for blurred in (moons(), swiss_roll()):
+        x, _ = blurred.sample(50, generator)
+        finer = BlurredCurves(blurred.curves, blurred.sigma, nodes=800)
+        assert_close(blurred.log_density(x), finer.log_density(x), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", PLANES)
 def test_samples_have_the_density(name):
     """Their mean log density is minus the entropy, integrated on a grid: within 4.5 standard errors (once in 1.5e5)."""
     x, _ = PLANES[name].sample(20_000, torch.Generator().manual_seed(1))
-    side = torch.arange(-4, 4, 0.05, dtype=torch.float64)
+    side = torch.arange(-7, 7, 0.05, dtype=torch.float64)
     log_p = PLANES[name].log_density(torch.cartesian_prod(side, side))
     expected = (log_p.exp() * log_p).nan_to_num().sum() * 0.05**2
     measured = PLANES[name].log_density(x)
@@ -140,7 +151,7 @@ def test_the_module_draws_the_same_points_every_time():
     assert a[0].shape == (256, 2) and a[0].dtype == torch.float32
     assert not torch.equal(a[0], b[0])
     with pytest.raises(
-        ValueError, match="name must be one of ring, moons, swiss_roll, line, markov_chain, got 'rings'"
+        ValueError, match="name must be one of mixture, ring, moons, swiss_roll, line, markov_chain, got 'rings'"
     ):
         Toy("rings")
     with pytest.raises(ValueError, match="theta must be a number, got 'a'"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import zoo
 
 SAMPLES = "per test image, for log p(x) of a model that has it, such as 5000; 0, the default, leaves it out"
-DATA = "mnist, fashion_mnist, digits, mnist_or_digits; ring, moons, swiss_roll, line, markov_chain"
+DATA = "mnist, fashion_mnist, digits, mnist_or_digits; mixture, ring, moons, swiss_roll, line, markov_chain"
 SOURCE = "name of a pretrained checkpoint, path of a training checkpoint, or a run folder"
 
 

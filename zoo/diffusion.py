@@ -2,16 +2,17 @@
 
 No network is known here: samplers take a function (x_t, t) -> x0_hat, so that a test can hand them the exact one.
 
-    q(x_t | x_{t-1})      = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)                               eq. 2, seed 004 eq. 14.1
+    q(x_t | x_{t-1})      = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)                               eq. 2, seed 004, 14.1
     q(x_t | x_0)          = N(sqrt(abar_t) x_0, (1 - abar_t) I),  abar_t = prod_s (1 - beta_s)  eq. 4, seed 14.11
     q(x_{t-1} | x_t, x_0) = N( [sqrt(abar_{t-1}) beta_t x_0 + sqrt(1 - beta_t) (1 - abar_{t-1}) x_t] / (1 - abar_t),
-                               beta_t (1 - abar_{t-1}) / (1 - abar_t) I )                       eq. 7, seed 14.45
+                               beta_t (1 - abar_{t-1}) / (1 - abar_t) I )                      eq. 7, seed 14.45
 
-Equations without a name are those of Ho, Jain & Abbeel 2020, arXiv:2006.11239. Everywhere t is an index, 0 .. T-1, where
-0 is one step of noise (the paper's t = 1), x_{t-1} at t = 0 is x_0 itself, and images are in [-1, 1].
+Equations without a name are those of Ho, Jain & Abbeel 2020, arXiv:2006.11239. Everywhere t is an index, 0 .. T-1,
+where 0 is one step of noise (the paper's t = 1), x_{t-1} at t = 0 is x_0 itself, and images are in [-1, 1].
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -277,14 +278,13 @@ def ddim_encode(x0_model: X0Model, x0: Tensor, chain: Chain, num_steps: int = 50
 
 def last(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, name: str) -> Tensor:
     """Run a sampler to its end, with a bar where it takes long, and return x_0."""
-    x = None
-    for _, x, _ in tqdm(steps, total=total, desc=name, unit="step", delay=3, leave=False, disable=None):
-        pass
+    bar = tqdm(steps, total=total, desc=name, unit="step", delay=3, leave=False, disable=None)
+    _, x, _ = deque(bar, maxlen=1)[0]
     return x
 
 
 def frames(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, shown: int) -> tuple[Tensor, Tensor]:
-    """``shown`` moments of a sampler's way, spread evenly, the last its end: x_{t-1} and x0_hat, (B, shown, ...) each."""
+    """``shown`` moments on a sampler's way, spread evenly, the last its end: x_{t-1}, x0_hat, (B, shown, ...) each."""
     keep = set(torch.linspace(0, total - 1, shown, dtype=torch.float64).round().long().tolist())
     seen = [(x, x0) for k, (_, x, x0) in enumerate(steps) if k in keep]
     return tuple(torch.stack(column, 1) for column in zip(*seen, strict=True))

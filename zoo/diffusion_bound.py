@@ -1,17 +1,17 @@
 """The variational bound of a diffusion, -log p(x_0) <= L, term by term and in both of the forms of seed 004, ch. 14.
 
-    L = L_T + sum_{t > 0} L_t + L_0                                             eq. 5, seed 14.41: one random variable x_t
+    L = L_T + sum_{t > 0} L_t + L_0                                            eq. 5, seed 14.41: one random variable
         L_T = KL( q(x_T | x_0) || N(0, I) )
         L_t = E_q KL( q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t) )
         L_0 = E_q[ -log p(x_0 | x_1) ]
     L = E_q[ -log p(x_0 | x_1) + log q(x_T | x_{T-1}) / p(x_T)
-             + sum_t log q(x_t | x_{t-1}) / p(x_t | x_{t+1}) ]                  seed 14.28: joint draws of its variables
+             + sum_t log q(x_t | x_{t-1}) / p(x_t | x_{t+1}) ]                  seed 14.28: joint draws
 
-Equations without a name are those of Ho, Jain & Abbeel 2020. The two agree in expectation. The first is the second with
-x_{t-1} integrated out given x_t and x_0: of one step t at a time it has the lower variance (Rao-Blackwell). Summed over a
-whole trajectory the order can turn round: at the optimum the terms of the second cancel along the chain, to nothing for
-N(0, I) data and variance beta_t. Seed 14.29-14.30 is no third form: it treats x_t and x_{t+1} as independent given
-x_{t-1}.
+Equations without a name are those of Ho, Jain & Abbeel 2020. The two agree in expectation. The first is the second
+with x_{t-1} integrated out given x_t and x_0: of one step t at a time it has the lower variance (Rao-Blackwell). Summed
+over a whole trajectory the order can turn round: at the optimum what the terms of the second scatter cancels along the
+chain, all of it for N(0, I) data and variance beta_t. Seed 14.29-14.30 is no third form: it treats x_t and x_{t+1} as
+independent given x_{t-1}.
 
 p(x_{t-1} | x_t) = N(posterior mean at x0_hat, sigma_t^2 I) with sigma_t^2 = beta_t, or the posterior's variance, whose
 value at t = 0, where it is 0, is that of t = 1 (as the authors' code has it). All in nats per example, summed over

@@ -2,9 +2,10 @@
 
     x' = x + (e / 2) score(x) + sqrt(e) z,   z ~ N(0, I)                         seed 14.6.2, e the step size
 
-Its stationary density is p as e goes to 0; at a finite step it is wider, N(0, s^2 / (1 - e / (4 s^2))) for p = N(0, s^2).
-Accepting a step with the probability of Metropolis and Hastings makes it p at every e. Annealed, the chain follows
-p convolved with N(0, sigma^2 I) for falling sigma, so that it finds modes that a chain in p alone would never reach.
+Its stationary density is p as e goes to 0; at a finite step it is wider, of variance s^2 / (1 - e / (4 s^2)) for p =
+N(0, s^2). Accepting a step with the probability of Metropolis and Hastings makes it p at every e. Annealed, the chain
+follows p convolved with N(0, sigma^2 I) for falling sigma, so that it finds modes that a chain in p alone would never
+reach.
 
 Symbols: x (B, ...); score, the gradient of a log density, (B, ...) to (B, ...); e the step size; sigmas large to small.
 """
@@ -71,8 +72,8 @@ def metropolis_langevin_sample(
 ) -> tuple[Tensor, float]:
     """Langevin steps that are taken with probability min(1, p(x') q(x | x') / (p(x) q(x' | x))) and else not taken.
 
-    Metropolis and Hastings with q(x' | x) = N(x + (e / 2) score(x), e I) (seed 004, 7.3.1; Roberts & Tweedie 1996): p is
-    invariant at every e. Where only the score is known, log p(x') - log p(x) is its integral along the straight line
+    Metropolis and Hastings with q(x' | x) = N(x + (e / 2) score(x), e I) (seed 004, 7.3.1; Roberts & Tweedie 1996): p
+    is invariant at every e. Where only the score is known, log p(x') - log p(x) is its integral along the straight line
     between them, by Gauss-Legendre: exact for a score that is a polynomial of degree 2 nodes - 1 along it.
 
     Args:
@@ -84,14 +85,14 @@ def metropolis_langevin_sample(
     Returns:
         where the chains are, and the share of steps taken.
     """
-    points, weights = np.polynomial.legendre.leggauss(nodes)
+    nodes_and_weights = list(zip(*np.polynomial.legendre.leggauss(nodes), strict=True))
     e, taken = step_size, 0.0
 
     def log_ratio(x: Tensor, proposal: Tensor) -> Tensor:
         if log_density is not None:
             return log_density(proposal) - log_density(x)
         move = proposal - x
-        slopes = [(score(x + (u + 1) / 2 * move) * move).flatten(1).sum(1) * w / 2 for u, w in zip(points, weights)]
+        slopes = [(score(x + (u + 1) / 2 * move) * move).flatten(1).sum(1) * w / 2 for u, w in nodes_and_weights]
         return torch.stack(slopes).sum(0)
 
     s = score(x)
@@ -134,8 +135,8 @@ def noise_levels(largest: float, smallest: float, levels: int) -> Tensor:
 def best_step_size(ratio: float, steps: int) -> float:
     """The step e / sigma^2 after whose ``steps`` the variance at a new level is the nearest to what it should be.
 
-    At a level that is ``ratio`` times smaller than the last one, chains in a single point blurred by N(0, sigma^2) begin
-    with variance ratio^2 (in units of sigma^2), and end with
+    At a level ``ratio`` times smaller than the last one, chains for a single point blurred by N(0, sigma^2) begin with
+    variance ratio^2, in units of sigma^2, and end with
 
         (1 - e/2)^(2 T) ratio^2 + (1 - (1 - e/2)^(2 T)) / (1 - e/4),    T steps
 

@@ -1,7 +1,8 @@
 """Score model: the gradient of the log density, learned without the density, and Langevin dynamics to sample by it.
 
 Hyvarinen 2005 (explicit); Song, Garg, Shi & Ermon 2019, arXiv:1905.07088 (sliced); Vincent 2011 (denoising); Song &
-Ermon 2019, arXiv:1907.05600 (noise levels, annealed Langevin dynamics: NCSN) and 2020, arXiv:2006.09011; seed 004, 14.6.
+Ermon 2019, arXiv:1907.05600 (noise levels, annealed Langevin dynamics: NCSN) and 2020, arXiv:2006.09011; seed 004,
+14.6.
 
     Fisher divergence   J        = 1/2 E_p || s(x) - grad log p(x) ||^2                              seed 14.53
     explicit            J        = E_p[ tr(grad s(x)) + 1/2 || s(x) ||^2 ] + const                   seed 14.61
@@ -15,18 +16,18 @@ that of the blurred p likewise. Seed 14.54-14.62 is the case of one dimension; t
 
 Symbols: x points (B, D) or images (B, 1, 28, 28), in [-1, 1] inside; sigma noise levels (B,), large to small in
 ``sigmas`` (L,); s the score, of x's shape; v random directions; eps standard normal noise.
-Logged: {train,val,test}/loss, the weighted objective per dimension, without its constant: for explicit and sliced it may
-be negative.
+Logged: {train,val,test}/loss, the weighted objective per dimension, without its constant: for explicit and sliced it
+may be negative.
 
 Differs from the papers:
-- s(x, sigma) = -x / (1 + sigma^2) + F(x / sqrt(1 + sigma^2), sigma) / (sigma sqrt(1 + sigma^2)), where F is the network:
-  the exact score of data N(0, I), corrected (Karras et al. 2022, arXiv:2206.00364, table 1, with sigma_data = 1). The
+- s(x, sigma) = -x / (1 + sigma^2) + F(x / sqrt(1 + sigma^2), sigma) / (sigma sqrt(1 + sigma^2)), F the network: the
+  exact score of data N(0, I), corrected (Karras et al. 2022, arXiv:2206.00364, table 1, with sigma_data = 1). The
   papers use F / sigma or F itself. Without a ladder s(x) = F(x).
-- By default w(sigma) = sigma^2 (1 + sigma^2), which gives the error of F the same weight at every level (Karras et al.);
-  ``weights=ncsn`` is the papers' sigma^2.
-- The U-Net is that of DDPM (zoo/ddpm.py), a fraction of the papers' in size, and learning rate and averages are its too.
-- Levels from 10 to 0.05 for images in [-1, 1] (2019: 1 to 0.01 for images in [0, 1], ten levels), with Langevin steps of
-  the size that technique 4 of the 2020 paper asks for, and its denoising at the end.
+- By default w(sigma) = sigma^2 (1 + sigma^2), which gives the error of F the same weight at every level (Karras et
+  al.); ``weights=ncsn`` is the papers' sigma^2.
+- The U-Net is that of DDPM (zoo/ddpm.py), a fraction of the papers' in size; learning rate and averages are its too.
+- Levels from 10 to 0.05 for images in [-1, 1] (2019: 1 to 0.01 for images in [0, 1], ten levels), with Langevin steps
+  of the size that technique 4 of the 2020 paper asks for, and its denoising at the end.
 - Sliced directions v are Rademacher (+1 or -1): of all with covariance I those of the least variance.
 """
 
@@ -338,8 +339,8 @@ class Score(L.LightningModule):
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
         """The objective's own, and what estimates the same gradient otherwise.
 
-        ``denoising`` has its own alone, named so. ``sliced`` has ``sliced`` and ``sliced_reduced``, with (v' s)^2 and with
-        || s ||^2, at the model's number of projections, and up to 32 dimensions ``explicit``, by the exact trace;
+        ``denoising`` has its own alone, named so. ``sliced`` has ``sliced`` and ``sliced_reduced``, with (v' s)^2 and
+        with || s ||^2, at the model's number of projections, and up to 32 dimensions ``explicit``, by the exact trace;
         ``explicit`` has all three.
         """
         params = dict(self.named_parameters())
