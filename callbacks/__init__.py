@@ -7,9 +7,11 @@ from callbacks.exact_resume import ExactResume
 from callbacks.latents import Latents
 from callbacks.log_likelihood import LogLikelihood
 from callbacks.loggers import CSVLogger, WandbLogger
+from callbacks.loss_per_step import LossPerStep
 from callbacks.run_record import RunRecord
 from callbacks.sample_distance import SampleDistance
 from callbacks.samples import Samples
+from callbacks.score_field import ScoreField
 from callbacks.time_estimate import TimeEstimate
 
 __all__ = [
@@ -20,9 +22,11 @@ __all__ = [
     "ExactResume",
     "Latents",
     "LogLikelihood",
+    "LossPerStep",
     "RunRecord",
     "SampleDistance",
     "Samples",
+    "ScoreField",
     "TimeEstimate",
     "WandbLogger",
 ]

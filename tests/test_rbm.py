@@ -636,7 +636,7 @@ def test_chains_that_cannot_begin(wrong, message):
 
 def test_importance_samples_are_of_other_models():
     with pytest.raises(ValueError, match="the log likelihood of RBM takes no importance samples"):
-        evaluation.measure(RBM(num_hidden=8), Images("digits"), num_samples=5)
+        evaluation.measure(RBM(num_hidden=8), Images("digits"), evaluation.Protocol(importance_samples=5))
 
 
 # scikit-learn.

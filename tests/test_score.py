@@ -297,13 +297,14 @@ def test_annealing_by_the_exact_score_draws_the_mixture(points):
 
 def test_samples_are_the_annealed_chain(points):
     """From N(0, 1 + sigma_1^2), at the ladder's levels and the step that the ratio of the levels asks for."""
-    ours = points.sample(3, generator=torch.Generator().manual_seed(4))
-    generator = torch.Generator().manual_seed(4)
-    x = 17**0.5 * torch.randn(3, 2, generator=generator)
-    e = best_step_size(2.0, 5)
-    with torch.no_grad():
-        *_, (x, _) = annealed_langevin_steps(points, x, torch.tensor([4, 2, 1, 0.5]), 5, e, generator=generator)
-    assert_close(ours, x)
+    images = Score(widths=[8], num_sigmas=4, sigma_max=4.0, sigma_min=0.5)
+    for model, shape, steps, e in ((points, (3, 2), 100, 0.05), (images, (3, 1, 28, 28), 5, best_step_size(2.0, 5))):
+        ours, _ = model.chains(3, generator=torch.Generator().manual_seed(4))
+        generator = torch.Generator().manual_seed(4)
+        x = 17**0.5 * torch.randn(*shape, generator=generator)
+        with torch.no_grad():
+            *_, (x, _) = annealed_langevin_steps(model, x, torch.tensor([4, 2, 1, 0.5]), steps, e, generator=generator)
+        assert_close(ours[-1], x)
 
 
 @pytest.mark.parametrize("num_sigmas", [0, 1, 3])

@@ -2,12 +2,16 @@
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
 import zoo
 
 SAMPLES = "per test image, for log p(x) of a model that has it, such as 5000; 0, the default, leaves it out"
+BOUND = "test images, a multiple of 5, for the full variational bound of a diffusion; 0, the default, leaves it out"
+JUDGED = "drawn and judged; by default 10,000 of a model of two players, and none of others"
+CONDITIONS = "of the samples that are judged, num_steps=50,eta=1; given again, they are judged again"
 DATA = "mnist, fashion_mnist, digits, mnist_or_digits; mixture, ring, moons, swiss_roll, line, markov_chain"
 SOURCE = "name of a pretrained checkpoint, path of a training checkpoint, or a run folder"
 
@@ -49,7 +53,7 @@ def evaluate(args: argparse.Namespace) -> None:
     model, data = _on_device(zoo.load(args.source)), by_name(args.data)
     data.setup()
     _check_shape(model, data)
-    metrics, _ = measure(model, data, args.importance_samples, progress=True)
+    metrics, _ = measure(model, data, _protocol(args), progress=True)
     for name, value in metrics.items():
         print(f"{name}: {value:.6g}")
 
@@ -106,10 +110,17 @@ def export(args: argparse.Namespace) -> None:
     """Publish a training checkpoint in zoo/weights."""
     from zoo import hub
 
-    weights = hub.export(args.source, args.name, args.force, args.importance_samples, progress=True)
+    weights = hub.export(args.source, args.name, args.force, _protocol(args), progress=True)
     print(f"{weights} ({weights.stat().st_size / 1e6:.1f} MB) and its card")
     for name, value in hub.read_card(args.name)["metrics"].items():
         print(f"{name}: {value:.6g}")
+
+
+def _protocol(args: argparse.Namespace):
+    from zoo.evaluation import Protocol
+
+    several = [dict(_condition(c) for c in re.split(r",(?=\w+=)", text)) for text in args.condition] or [{}]
+    return Protocol(args.importance_samples, args.bound_images, args.samples, tuple(several))
 
 
 def _condition(text: str) -> tuple[str, object]:
@@ -163,6 +174,12 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("source", help=SOURCE)
         return sub
 
+    def protocol(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--importance-samples", type=int, default=0, help=SAMPLES)
+        sub.add_argument("--bound-images", type=int, default=0, help=BOUND)
+        sub.add_argument("--samples", type=int, help=JUDGED)
+        sub.add_argument("-c", "--condition", action="append", default=[], help=CONDITIONS)
+
     command(list_everything, "list", source=False)
     sub = command(sample, "sample")
     sub.add_argument("-n", type=int, default=64, help="how many, 64 by default")
@@ -172,7 +189,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--images", help="data set at whose test images chains begin, where samples are chains")
     sub = command(evaluate, "evaluate")
     sub.add_argument("--data", default="mnist_or_digits", help=f"{DATA}; of what the model is made for")
-    sub.add_argument("--importance-samples", type=int, default=0, help=SAMPLES)
+    protocol(sub)
     sub = command(compare, "compare")
     sub.add_argument("--estimators", help="names with commas between them; all that the model has by default")
     sub.add_argument("--draws", type=int, help="gradients of each, 256 by default (toy: 100,000)")
@@ -187,7 +204,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", type=Path, default=Path("curves.png"), help="the figure, a PNG")
     sub = command(export, "export")
     sub.add_argument("name", help="lower-case letters, digits and hyphens")
-    sub.add_argument("--importance-samples", type=int, default=0, help=SAMPLES)
+    protocol(sub)
     sub.add_argument("--force", action="store_true", help="replace a checkpoint of that name")
     return parser
 

@@ -125,6 +125,11 @@ class DDPM(L.LightningModule):
         """The forward process, (T,) each, float32."""
         return Chain(*(getattr(self, name) for name in Chain._fields))
 
+    @property
+    def num_steps(self) -> int:
+        """T, how many steps the loss is one of."""
+        return self.hparams.steps
+
     def forward(self, xt: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """What is predicted of ``xt`` (B, 1, 28, 28) at steps ``t`` (B,), 0 .. T-1, given labels ``y`` (B,) or none."""
         if self.hparams.num_classes is not None and y is None:

@@ -58,7 +58,9 @@ def frechet_standard_error(a: Tensor, b: Tensor, resamples: int = 50, seed: int 
     return float(torch.tensor(distances).std())
 
 
-def judged_samples(model, real: Tensor, judge, n: int = 10_000, seed: int = 0) -> dict[str, float]:
+def judged_samples(
+    model, real: Tensor, judge, n: int = 10_000, seed: int = 0, conditions=None, progress: bool = False
+) -> dict[str, float]:
     """What the classifier says of ``n`` samples, beside real images.
 
     Args:
@@ -67,12 +69,14 @@ def judged_samples(model, real: Tensor, judge, n: int = 10_000, seed: int = 0) -
         judge: the classifier, in eval mode.
         n: samples, drawn in the chunks of zoo/sampling.py.
         seed: of the noise.
+        conditions: of the samples, by name.
+        progress: show a bar.
 
     Returns:
         ``classifier_fid`` and ``classifier_fid_error``, its standard error; ``rarest_digit`` and ``commonest_digit``,
         the shares of samples taken for them; ``confident``, the share of which the judge is more than 0.9 sure.
     """
-    fake = judge_images(sample_chunks(model, n, seed), judge)
+    fake = judge_images(sample_chunks(model, n, seed, progress=progress, **(conditions or {})), judge)
     sure, digit = fake.probabilities.max(-1)
     shares = digit.bincount(minlength=fake.probabilities.shape[1]) / n
     return {

@@ -1,6 +1,7 @@
 """What turns a trained model into a published number."""
 
 import inspect
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 import zoo
 from datamodules import Toy
+from zoo.configuration import check_whole
 from zoo.distances import (
     Yardstick,
     frechet_distance,
@@ -26,6 +28,7 @@ from zoo.sampling import check_conditions, chunk_generator, sample_chunks
 
 ROWS_AT_ONCE = 2000  # of images times importance samples: enough to keep a processor busy, few enough for its cache
 IMAGES_AT_ONCE = 100
+BOUND_AT_ONCE = 5
 
 
 def importance_weighted_log_likelihood(log_weight: Callable[[int], Tensor], num_samples: int, images: int) -> Tensor:
@@ -185,59 +188,148 @@ def log_likelihood_by_hundreds(
     return means
 
 
-def measure(model, data, num_samples: int = 0, progress: bool = False) -> tuple[dict[str, float], list[float]]:
-    """All that a card publishes of a model: its test loop, its log likelihood if asked for, and what its samples show.
+class Protocol(NamedTuple):
+    """What is measured beyond the test loop, and on how much of the data.
+
+    Attributes:
+        importance_samples: per test image, for the log likelihood; 0 leaves it out.
+        bound_images: test images, the first ones, on which a diffusion's bound is taken; 0 leaves it out.
+        samples: how many are judged, at least 2; None is 10,000 for a model of two players, and none for others.
+        conditions: of the samples that are judged; several are measured in turn.
+    """
+
+    importance_samples: int = 0
+    bound_images: int = 0
+    samples: int | None = None
+    conditions: tuple[dict[str, object], ...] = ({},)
+
+
+def check_protocol(protocol: Protocol, model) -> None:
+    """Refuse, before any work, what a model cannot be measured by.
+
+    Raises:
+        ValueError: saying what.
+    """
+    name = type(model).__name__
+    check_whole("importance samples", protocol.importance_samples, least=0)
+    check_whole("images of the bound", protocol.bound_images, least=0)
+    if protocol.importance_samples:
+        check_importance_weighted(model)
+    if protocol.bound_images and not hasattr(model, "bound_terms"):
+        raise ValueError(f"{name} has no bound of many terms: that is a diffusion's")
+    if protocol.bound_images % BOUND_AT_ONCE:
+        raise ValueError(f"the bound is taken of {BOUND_AT_ONCE} images at a time, got {protocol.bound_images}")
+    if protocol.samples is not None:
+        check_whole("samples", protocol.samples, least=2)
+    for conditions in protocol.conditions:
+        if protocol.samples is not None or conditions:
+            check_conditions(model, conditions)
+
+
+def measure(
+    model, data, protocol: Protocol | None = None, progress: bool = False
+) -> tuple[dict[str, float], dict[str, object]]:
+    """All that a card publishes of a model: its test loop, and what the protocol asks for.
 
     Args:
         model: in eval mode.
-        data: an Images.
-        num_samples: importance samples per test image; 0 leaves the log likelihood out.
+        data: an Images, or a Toy.
+        protocol: its defaults if None.
+        progress: show bars.
 
     Returns:
         metrics: those of the test loop; ``test/log_likelihood``, nats per image; ``judged_accuracy`` of a model of
             labels, on MNIST; ``all/accuracy``, ``/nmi`` and ``/ari`` of clusters, on training and test images together;
-            ``feature_accuracy`` of a model with ``transform``; of the samples of two players :func:`measure_samples`.
-        the log likelihood of each hundred test images, in turn; empty if left out.
+            ``feature_accuracy`` of a model with ``transform``; ``bits_per_dim`` and the terms of a diffusion's bound;
+            ``fisher_divergence`` and ``log_density_gap`` of a score model of points; of samples those of
+            :func:`measure_samples`, with the conditions after their names where there are several.
+        evidence: from which some of them were made, for a card: ``log_likelihood``, ``bound``, ``samples``.
 
     Raises:
-        ValueError: for a log likelihood of a model without one.
+        ValueError: for what the model cannot be measured by.
     """
-    if num_samples < 0:
-        raise ValueError(f"importance samples must be at least 0, got {num_samples}")
-    if num_samples:
-        check_importance_weighted(model)
-    metrics, hundreds = evaluate(model, data), []
-    if num_samples:
-        hundreds = log_likelihood_by_hundreds(model.eval(), data, num_samples, progress=progress)
+    protocol = protocol or Protocol()
+    check_protocol(protocol, model)
+    metrics, evidence = evaluate(model, data), {}
+    model.eval()
+    if num_samples := protocol.importance_samples:
+        hundreds = log_likelihood_by_hundreds(model, data, num_samples, progress=progress)
         sizes = [len(part) for part in data.splits["test"].images.split(IMAGES_AT_ONCE)]
         metrics["test/log_likelihood"] = sum(m * n for m, n in zip(hundreds, sizes, strict=True)) / sum(sizes)
-    if hasattr(model, "generator_loss"):
-        metrics |= measure_samples(model, data)
+        evidence["log_likelihood"] = {"num_samples": num_samples, "of_each_hundred": hundreds}
+    if protocol.bound_images:
+        terms = bound_by_fives(model, data, protocol.bound_images // BOUND_AT_ONCE, progress)
+        metrics |= bound_metrics(terms)
+        evidence["bound"] = {"images": protocol.bound_images, "of_each_five": terms.tolist()}
+    if isinstance(data, Toy) and hasattr(model, "sigmas"):
+        from zoo.fields import measure_field
+
+        field = measure_field(model, data.distribution)
+        metrics |= {"fisher_divergence": field.fisher_divergence, "log_density_gap": field.log_density_gap}
+    samples = protocol.samples or (10_000 if hasattr(model, "generator_loss") else 0)
+    if samples:
+        several = len(protocol.conditions) > 1
+        for conditions in protocol.conditions:
+            found = measure_samples(model, data, samples, conditions, progress)
+            after = "".join(f"/{k}={json.dumps(v)}" for k, v in conditions.items()) if several else ""
+            metrics |= {name + after: value for name, value in found.items()}
+        evidence["samples"] = {"n": samples, "conditions": list(protocol.conditions)}
     if data.used == "mnist" and hasattr(model, "rows") and (model.rows() or [None])[0] == "labels":
         metrics["judged_accuracy"] = judged_accuracy(model)["judged_accuracy"]
     if hasattr(model, "cluster"):
         metrics |= {f"all/{name}": score for name, score in clustering_of_everything(model, data).items()}
     if hasattr(model, "transform"):
         metrics["feature_accuracy"] = feature_accuracy(model, data)
-    return metrics, hundreds
+    return metrics, evidence
 
 
-def measure_samples(model, data) -> dict[str, float]:
+@torch.no_grad()
+def bound_by_fives(model, data, fives: int, progress: bool = False) -> Tensor:
+    """The bound of a diffusion on the first ``fives`` times five test images, by its terms: (fives, 3).
+
+    L_0, the sum of L_t over t > 0, and L_T, nats per image, means of five images each, whose noise is keyed by their
+    place: any five can be measured again alone. T evaluations of the network for each image.
+    """
+    images, labels = (t[: fives * BOUND_AT_ONCE] for t in data.splits["test"])
+    fives = list(zip(images.split(BOUND_AT_ONCE), labels.split(BOUND_AT_ONCE), strict=True))
+    found = []
+    for i, (x, y) in enumerate(tqdm(fives, desc="bound", disable=None if progress else True)):
+        x = x[:, None].to(model.device).float() / 255
+        y = None if model.hparams.num_classes is None else y.to(model.device).long()
+        terms = model.bound_terms(x, chunk_generator(0, i), y).double().mean(1)
+        found.append(torch.stack([terms[0], terms[1:-1].sum(), terms[-1]]).cpu())
+    return torch.stack(found)
+
+
+def bound_metrics(terms: Tensor) -> dict[str, float]:
+    """What a card says of :func:`bound_by_fives`: nats per image, and bits per dimension with their standard error."""
+    total = terms.sum(1) / (784 * math.log(2))
+    error = total.std() / len(total) ** 0.5 if len(total) > 1 else torch.tensor(math.nan)
+    means = dict(zip(("bound/L_0", "bound/L_t", "bound/L_T"), terms.mean(0).tolist(), strict=True))
+    return {"bits_per_dim": float(total.mean()), "bits_per_dim_error": float(error), **means}
+
+
+def measure_samples(
+    model, data, n: int = 10_000, conditions: dict[str, object] | None = None, progress: bool = False
+) -> dict[str, float]:
     """How far samples are from test data.
 
     Args:
         model: in eval mode.
         data: a datamodule, set up.
+        n: samples.
+        conditions: of the samples.
 
     Returns:
-        on MNIST what zoo.distances.judged_samples says of 10,000 samples, and as ``classifier_fid_floor``, with its
-        standard error, the distance of the 5,000 validation images, half as many, from the test images; of points
-        ``energy_distance`` from 5,000 samples, on a ring ``modes_covered`` and ``near_a_mode`` of 10,000; of sequences
-        ``kl``, enumerated;
-        nothing of other images, for which there is no judge.
+        on MNIST what zoo.distances.judged_samples says of the samples, and as ``classifier_fid_floor``, with its
+        standard error, the distance of as many validation images, or of all 5,000 if there are fewer, from the test
+        images; of points ``energy_distance`` from 5,000 of the samples, or from all if there are fewer, on a ring
+        ``modes_covered`` and ``near_a_mode``; of sequences ``kl``, enumerated; nothing of other images, for which there
+        is no judge.
     """
+    conditions = conditions or {}
     if isinstance(data, Toy):
-        yardstick, samples = Yardstick(data, "test"), sample_chunks(model, 10_000, seed=0)
+        yardstick, samples = Yardstick(data, "test"), sample_chunks(model, n, seed=0, progress=progress, **conditions)
         metrics = {yardstick.name: yardstick(model, samples[:5000])}
         if data.used == "ring":
             found = modes(samples, data.distribution.mu, data.distribution.sigma)
@@ -246,9 +338,11 @@ def measure_samples(model, data) -> dict[str, float]:
     if data.used != "mnist":
         return {}
     judge = zoo.load("classifier").to(model.device)
-    images = (data.splits[split].images[:, None].float() / 255 for split in ("val", "test"))
-    val, test = (judge_images(x, judge).features for x in images)
-    return judged_samples(model, test, judge) | {
+    val, test = (
+        judge_images(data.splits[split].images[:of, None].float() / 255, judge).features
+        for split, of in (("val", n), ("test", None))
+    )
+    return judged_samples(model, test, judge, n, conditions=conditions, progress=progress) | {
         "classifier_fid_floor": frechet_distance(val, test),
         "classifier_fid_floor_error": frechet_standard_error(val, test),
     }

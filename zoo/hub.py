@@ -182,7 +182,7 @@ def golden_terms(model) -> dict[str, float]:
     return {f"{player}/{name}": float(term) for player, terms in players.items() for name, term in terms.items()}
 
 
-def export(source: str | Path, name: str, force: bool = False, num_samples: int = 0, progress: bool = False) -> Path:
+def export(source: str | Path, name: str, force: bool = False, protocol=None, progress: bool = False) -> Path:
     """Publish a training checkpoint: write ``zoo/weights/<name>.safetensors``, its card, and a picture of samples.
 
     The numbers on the card are measured here and now, on the test images of the data it was trained on.
@@ -191,7 +191,7 @@ def export(source: str | Path, name: str, force: bool = False, num_samples: int 
         source: a checkpoint, or a run folder (its best checkpoint).
         name: lower-case letters, digits and hyphens.
         force: replace a checkpoint of that name.
-        num_samples: importance samples per test image for the log likelihood, which 0 leaves out.
+        protocol: a zoo.evaluation.Protocol, what is measured beyond the test loop; its defaults if None.
         progress: show a bar over the test images.
 
     Returns:
@@ -201,7 +201,7 @@ def export(source: str | Path, name: str, force: bool = False, num_samples: int 
         CheckpointError: for a name of another form or already taken, or a checkpoint that records no run.
     """
     from datamodules import Toy, by_name
-    from zoo.evaluation import measure
+    from zoo.evaluation import Protocol, check_protocol, measure
     from zoo.sampling import picture, sample_chunks, save_grid
 
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
@@ -217,6 +217,7 @@ def export(source: str | Path, name: str, force: bool = False, num_samples: int 
     if not record:
         raise CheckpointError(f"{path} does not record the run that made it, so no card can be written: see RunRecord")
     model = _from_training(checkpoint, path)
+    check_protocol(protocol or Protocol(), model)
 
     metadata = {"model": checkpoint["model"], "hyper_parameters": json.dumps(checkpoint["hyper_parameters"])}
     tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
@@ -225,7 +226,7 @@ def export(source: str | Path, name: str, force: bool = False, num_samples: int 
     theta = record["config"].get("data", {}).get("theta")
     data_module = Toy("line", theta) if record["data"] == "line" else by_name(record["data"])
     data_module.setup()
-    metrics, hundreds = measure(model, data_module, num_samples, progress)
+    metrics, evidence = measure(model, data_module, protocol or Protocol(), progress)
     card = {
         "name": name,
         "model": checkpoint["model"],
@@ -245,7 +246,9 @@ def export(source: str | Path, name: str, force: bool = False, num_samples: int 
         "metrics": metrics,
         "protocol": f"the model's test_step on all {len(data_module.splits['test'].images):,} test examples of "
         f"{record['data']}, noise keyed by batch; units in zoo/{checkpoint['model']}.py",
-        "log_likelihood": {"num_samples": num_samples, "of_each_hundred": hundreds} if hundreds else None,
+        "log_likelihood": evidence.get("log_likelihood"),
+        "bound": evidence.get("bound"),
+        "samples": evidence.get("samples"),
         "golden": golden_terms(published),
         "sha256": hashlib.sha256(data).hexdigest(),
     }

@@ -148,11 +148,9 @@ def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
 
 def scatter(points: Tensor) -> Tensor:
     """Points in the plane, (n, 2), as one image (1, 3, 480, 480); those far out are left out."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.8, 4.8), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     points = points.float().cpu()
     axes.plot(*points.T.tolist(), ".", markersize=2, alpha=0.5)
@@ -160,6 +158,14 @@ def scatter(points: Tensor) -> Tensor:
     middle, half = ((low + high) / 2).tolist(), max(0.1, 0.7 * float((high - low).max()))
     axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half), aspect="equal")
     axes.grid(alpha=0.3)
+    return as_image(figure)
+
+
+def as_image(figure) -> Tensor:
+    """A matplotlib figure as an image in [0, 1], (1, 3, H, W)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = torch.from_numpy(np.asarray(canvas.buffer_rgba()).copy())
     return pixels[..., :3].permute(2, 0, 1)[None].float() / 255

@@ -181,6 +181,11 @@ class Score(L.LightningModule):
         else:
             self.net = PointNet(shape[0], hidden)
 
+    @property
+    def num_steps(self) -> int:
+        """L, how many noise levels the loss is one of."""
+        return len(self.sigmas)
+
     def forward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         """s(x, sigma), the score at ``x`` (B, ...) of data blurred by N(0, sigma^2 I), ``sigma`` (B,).
 
@@ -279,8 +284,9 @@ class Score(L.LightningModule):
         """Draw ``n`` examples by Langevin dynamics, annealed where there is a ladder of noise levels.
 
         Args:
-            steps: at each level, 5 by default; without a ladder in all, 500.
-            step_size: e / sigma^2, :func:`zoo.langevin.best_step_size` by default; without a ladder e itself, 0.1.
+            steps: at each level, by default 5 for images and 100 for points; without a ladder in all, 1000.
+            step_size: e / sigma^2, by default :func:`zoo.langevin.best_step_size` for images and 0.05 for points;
+                without a ladder e itself, 0.05.
             denoise: take the last level's noise away at the end; without a ladder there is none.
             adjusted: accept each step by Metropolis and Hastings, from the integral of the score: four more evaluations
                 a step. A learned score need not be a gradient, and then that integral depends on its path.
@@ -315,13 +321,16 @@ class Score(L.LightningModule):
         """Where the ``n`` chains of :meth:`sample` are after each level, or each step without a ladder, and the share
         of steps taken there, which is 1 unless they are ``adjusted``; images are in [-1, 1]."""
         levels = len(self.sigmas)
-        steps = (5 if levels else 500) if steps is None else steps
+        if steps is None:
+            steps = (5 if self.images else 100) if levels else 1000
         check_whole("steps", steps)
         for name, value in {"denoise": denoise, "adjusted": adjusted}.items():
             if not isinstance(value, bool):
                 raise ValueError(f"{name} must be true or false, got {value!r}")
         if step_size is None:
-            step_size = best_step_size(float(self.sigmas[0] / self.sigmas[1]), steps) if levels > 1 else 0.1
+            # Few steps are made long, for the variance to come right; many need not be, and their error is small.
+            few = self.images and levels > 1
+            step_size = best_step_size(float(self.sigmas[0] / self.sigmas[1]), steps) if few else 0.05
         check_positive("step_size", step_size)
         # As wide as data of variance 1 blurred by the first level.
         start = float((1 + self.sigmas[0] ** 2).sqrt()) if levels else 1.0

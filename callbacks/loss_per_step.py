@@ -1,0 +1,70 @@
+"""Where on the way from data to noise the loss is, as a picture."""
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from matplotlib.figure import Figure
+
+from callbacks.grids import write_grid
+from zoo.configuration import check_whole
+from zoo.sampling import as_image
+
+
+class LossPerStep(L.Callback):
+    """Draw the validation loss against the step of a diffusion, or the level of a ladder of noise levels.
+
+    ``loss_per_step/epoch_000.png``, from what ``validation_step`` returns, ``{"step": (B,), "losses": (B,)}``, with the
+    mean over the steps in each of at most ``bins`` equal parts; all processes' examples are in it.
+
+    Args:
+        folder: the run folder.
+        every_n_epochs: how often; the last epoch is always drawn.
+        bins: at least 1; where the model has fewer steps, each has its own.
+
+    Raises:
+        ValueError: for numbers below 1; in the first validation, for a model that returns nothing of this kind.
+    """
+
+    def __init__(self, folder: str, every_n_epochs: int = 2, bins: int = 50):
+        check_whole("every_n_epochs", every_n_epochs)
+        check_whole("bins", bins)
+        self.folder, self.every_n_epochs, self.bins = Path(folder), every_n_epochs, bins
+
+    def setup(self, trainer, pl_module, stage):
+        if not hasattr(pl_module, "num_steps"):
+            raise ValueError(f"{type(pl_module).__name__} has no num_steps: its loss is not one of many steps")
+
+    def on_validation_epoch_start(self, trainer, pl_module):
+        self.steps = pl_module.num_steps
+        bins = min(self.bins, max(1, self.steps))
+        self.sums = torch.zeros(2, bins, dtype=torch.float64)
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        if outputs is None:  # a model without noise levels
+            return
+        which = outputs["step"].cpu() * self.sums.shape[1] // self.steps
+        self.sums[0].scatter_add_(0, which, outputs["losses"].double().cpu())
+        self.sums[1].scatter_add_(0, which, torch.ones(len(which), dtype=torch.float64))
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        epoch = trainer.current_epoch + 1
+        if trainer.sanity_checking or not (epoch == trainer.max_epochs or epoch % self.every_n_epochs == 0):
+            return
+        device = pl_module.device
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        sums, counts = trainer.strategy.reduce(self.sums.to(device, kind), reduce_op="sum").cpu()
+        if not trainer.is_global_zero or not counts.any():
+            return
+        path = self.folder / "loss_per_step" / f"epoch_{epoch - 1:03d}.png"
+        write_grid(trainer, as_image(_figure(sums / counts, self.steps)), path, "loss_per_step", 1)
+
+
+def _figure(means: torch.Tensor, steps: int) -> Figure:
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    width = steps / len(means)
+    axes.plot([(k + 0.5) * width for k in range(len(means))], means.tolist(), marker=".")
+    axes.set(xlabel="step", ylabel="validation loss", xlim=(0, steps), yscale="log" if means.min() > 0 else "linear")
+    axes.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,54 @@
+"""The learned score of points in the plane beside the true one."""
+
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from callbacks.grids import write_grid
+from zoo import fields
+from zoo.configuration import check_whole
+from zoo.sampling import as_image
+
+
+class ScoreField(L.Callback):
+    """Log ``val/fisher_divergence`` and ``val/log_density_gap`` (zoo/fields.py) and draw ``field/epoch_000.png``.
+
+    Args:
+        folder: the run folder.
+        every_n_epochs: how often; the last epoch is always drawn.
+        samples: drawn for the gap.
+
+    Raises:
+        ValueError: for numbers below 1; at set-up, for data whose score is not known, or a model without one.
+    """
+
+    def __init__(self, folder: str, every_n_epochs: int = 10, samples: int = 1000):
+        check_whole("every_n_epochs", every_n_epochs)
+        check_whole("samples", samples)
+        self.folder, self.every_n_epochs, self.samples = Path(folder), every_n_epochs, samples
+
+    def setup(self, trainer, pl_module, stage):
+        distribution = getattr(trainer.datamodule, "distribution", None)
+        if not hasattr(distribution, "score") or not hasattr(pl_module, "sigmas"):
+            raise ValueError(
+                "the field is drawn of a score model of points whose density is known: model=score with data=mixture, "
+                "ring, moons or swiss_roll"
+            )
+
+    @torch.no_grad()
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        epoch = trainer.current_epoch + 1
+        due = epoch == trainer.max_epochs or epoch % self.every_n_epochs == 0
+        if trainer.sanity_checking or batch_idx != 0 or not due:
+            return
+        distribution = trainer.datamodule.distribution
+        with isolate_rng():
+            measured = fields.measure_field(pl_module, distribution, samples=self.samples)
+        for name in ("fisher_divergence", "log_density_gap"):
+            value = torch.tensor(getattr(measured, name))  # each process has measured the same
+            pl_module.log(f"val/{name}", value, on_epoch=True, batch_size=1, sync_dist=True)
+        if trainer.is_global_zero:
+            image = as_image(fields.figure(pl_module, distribution))
+            write_grid(trainer, image, self.folder / "field" / f"epoch_{epoch - 1:03d}.png", "field", 1)

@@ -1,0 +1,80 @@
+"""A learned score beside the true one, in the plane: how far apart they are, and a picture of both."""
+
+from typing import NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from zoo.sampling import chunk_generator
+
+BULK = 0.99  # share of the density that counts: beyond it there are hardly any data to learn from
+
+
+class Field(NamedTuple):
+    """``fisher_divergence``: 1/2 E || s - grad log q ||^2 in the bulk of q, seed 004 eq. 14.53; ``log_density_gap``: E
+    log q of samples less that of draws of q, nats, and ``error``, its standard error."""
+
+    fisher_divergence: float
+    log_density_gap: float
+    error: float
+
+
+def target(model, distribution):
+    """The density whose score a model of zoo/score.py is after: the data's, or the data's blurred by its last level."""
+    return distribution.blurred(float(model.sigmas[-1])) if len(model.sigmas) else distribution
+
+
+@torch.no_grad()
+def learned_score(model, x: Tensor) -> Tensor:
+    """s(x) at the smallest noise level, (B, 2), float64 on the CPU."""
+    x = x.to(model.device, torch.float32)
+    sigma = model.sigmas[-1].expand(len(x)) if len(model.sigmas) else None
+    return model(x, sigma).double().cpu()
+
+
+def measure_field(model, distribution, n: int = 10_000, samples: int = 5_000) -> Field:
+    """How far a model's score is from the one it targets, and its samples from that density.
+
+    Args:
+        model: of zoo/score.py, of points in the plane, in eval mode.
+        distribution: with ``log_density``, ``score``, ``sample`` and ``blurred``, as in datamodules/toy.py.
+        n: draws of the target; its bulk are the 99 % of the highest density.
+        samples: of the model, without the last level's denoising.
+    """
+    q = target(model, distribution)
+    x, _ = q.sample(n, chunk_generator(1, 0))
+    log_q = q.log_density(x)
+    bulk = x[log_q >= log_q.quantile(1 - BULK)]
+    gap = learned_score(model, bulk) - q.score(bulk)
+    drawn = q.log_density(model.sample(samples, generator=chunk_generator(0, 0), denoise=False).cpu())
+    error = (drawn.var() / samples + log_q.var() / n) ** 0.5
+    return Field(float(gap.square().sum(1).mean() / 2), float(drawn.mean() - log_q.mean()), float(error))
+
+
+def figure(model, distribution, arrows: int = 24) -> Figure:
+    """The learned field in red over the true one in black, on the density's contours."""
+    q = target(model, distribution)
+    x, _ = q.sample(2_000, chunk_generator(1, 0))
+    half = 1.15 * float(x.abs().max())
+    side = torch.linspace(-half, half, 120, dtype=torch.float64)
+    plane = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)
+    coarse = torch.linspace(-half, half, arrows, dtype=torch.float64)
+    at = torch.stack(torch.meshgrid(coarse, coarse, indexing="xy"), -1).flatten(0, 1)
+    fig = Figure(figsize=(6, 6), dpi=100, layout="constrained")
+    axes = fig.subplots()
+    log_q = q.log_density(plane)
+    levels = [float(log_q.max()) - d for d in (12, 8, 5, 3, 2, 1, 0.3)]
+    axes.contour(side.numpy(), side.numpy(), log_q.numpy(), levels=levels, linewidths=0.6, colors="0.7")
+    at = at[q.log_density(at) > levels[0]]
+    longest = 3 * half / arrows  # of the arrow of a long score, one in ten is longer
+    scale = float(q.score(x).norm(dim=1).quantile(0.9)) / longest
+    for name, field, colour, width in (
+        ("true", q.score(at), "black", 0.006),
+        ("learned", learned_score(model, at), "red", 0.0025),
+    ):
+        arrows_at = {"angles": "xy", "scale_units": "xy", "scale": scale}
+        axes.quiver(*at.T.numpy(), *field.T.numpy(), color=colour, width=width, label=name, **arrows_at)
+    axes.set(aspect="equal", title="score: learned over true")
+    axes.legend(loc="upper right")
+    return fig
