@@ -35,7 +35,9 @@ def test_training_is_bit_identical_with_and_without_them(name, tmp_path):
     run(tmp_path / "with", *TINY[name], *SHORT, *often)
     without = [o for o in TINY[name] if "callbacks" not in o] + ["callbacks=none", "logger=none"]
     without += [
-        f"~callbacks.{c}" for c in ("best", "sample_distance", "codes") if c in config("/", *TINY[name]).callbacks
+        f"~callbacks.{c}"
+        for c in ("best", "sample_distance", "codes", "loss_per_step")
+        if c in config("/", *TINY[name]).callbacks
     ]
     run(tmp_path / "without", *without, *SHORT)
     a, b = checkpoint(tmp_path / "with"), checkpoint(tmp_path / "without")

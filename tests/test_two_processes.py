@@ -13,7 +13,14 @@ from torch.testing import assert_close
 
 ROOT = Path(__file__).parent.parent
 DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.enable_progress_bar=false"]
-ESTIMATOR = {"ddpm": "uniform", "rbm": "cd-1", "gan": "non_saturating", "wgan": "critic", "infogan": "bound"}
+ESTIMATOR = {
+    "ddpm": "uniform",
+    "score": "denoising",
+    "rbm": "cd-1",
+    "gan": "non_saturating",
+    "wgan": "critic",
+    "infogan": "bound",
+}
 OPPONENT = {"gan": "discriminator_loss", "wgan": "critic_loss", "infogan": "discriminator_loss"}
 SHORT = ["trainer.max_epochs=2", "trainer.log_every_n_steps=4", "callbacks.estimator_variance.draws=5"]
 SHORT += ["callbacks.estimator_variance.every_n_steps=8", "callbacks.samples.n=20"]
