@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from zoo.ddpm import DDPM
 from zoo.estimators import GradientEstimator, GradientMoments, call_with, gradient_moments
 from zoo.sampling import chunk_generator
+from zoo.score import Score
 from zoo.vae import VAE
 
 A, B, THETA = 2.0, 3.0, 0.5
@@ -125,7 +126,7 @@ def test_a_noiseless_gradient_has_an_infinite_ratio_and_one_draw_no_variance():
 
 
 @pytest.mark.parametrize(
-    "model", [lambda: VAE(latent_dim=3, hidden=[16]), lambda: DDPM(steps=50, widths=[16], blocks=1)]
+    "model", [lambda: VAE(latent_dim=3, hidden=[16]), lambda: DDPM(steps=50, widths=[16]), lambda: Score(widths=[16])]
 )
 def test_the_estimator_that_trains_is_the_gradient_of_the_loss(model, generator):
     """For the same noise, what EstimatorVariance measures first is what backward gives in training."""

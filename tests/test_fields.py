@@ -101,7 +101,7 @@ def test_what_a_protocol_measures_of_points():
         "energy_distance/steps=2",
         "energy_distance/steps=3",
     }
-    assert evidence["samples"] == {"n": 40, "conditions": [{"steps": 2}, {"steps": 3}]}
+    assert evidence["samples"] == {"n": 40, "conditions": [{"steps": 2}, {"steps": 3}], "sure_of_the_first": []}
     # The network begins at s = 0, whose divergence is half the mean square of the score.
     x, _ = mixture().sample(10_000, chunk_generator(1, 0))
     log_p = mixture().log_density(x)

@@ -27,7 +27,7 @@ EPOCHS = [
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    resumed = ("vae", "ddpm", "wgan", "infogan")
+    resumed = ("vae", "ddpm", "score", "wgan", "infogan")
     return {name: (run(folder / name, *TINY[name], *EPOCHS), folder / name) for name in resumed}
 
 
@@ -56,6 +56,7 @@ def assert_same_run(metrics, folder, reference):
         ("vae", 0, signal.SIGINT, "interrupted"),  # in the first batch of all
         ("vae", 21, signal.SIGTERM, "last"),  # in the last batch of the second epoch
         ("ddpm", 18, signal.SIGTERM, "interrupted"),
+        ("score", 14, signal.SIGINT, "interrupted"),
         ("wgan", 16, signal.SIGTERM, "interrupted"),  # between two steps of the generator, with averages of both
         ("infogan", 13, signal.SIGINT, "interrupted"),
     ],

@@ -8,14 +8,20 @@ from torch.testing import assert_close
 
 from zoo.ddpm import DDPM
 from zoo.sampling import check_conditions, chunk_generator, in_rows, picture, rand, randn, sample_chunks, save_grid
+from zoo.score import Score
 from zoo.vae import VAE
 
 
-@pytest.fixture(params=["vae", "ddpm"])
+@pytest.fixture(params=["vae", "ddpm", "score"])
 def model(request):
     torch.manual_seed(0)
     if request.param == "vae":
         return VAE(latent_dim=3, hidden=[37]).eval()
+    if request.param == "score":
+        model = Score(widths=[8, 16], num_sigmas=3).eval()
+        torch.nn.init.normal_(model.net.out[-1].weight, std=0.1)
+        model.sample = lambda n, generator, f=model.sample: f(n, generator=generator, steps=2)
+        return model
     model = DDPM(steps=30, widths=[8, 16], blocks=1).eval()
     torch.nn.init.normal_(model.net.out[-1].weight, std=0.1)  # zero at first, which would hide everything
     model.sample = lambda n, generator, f=model.sample: f(n, generator=generator, num_steps=3, eta=1.0)

@@ -202,7 +202,8 @@ class DDPM(L.LightningModule):
         """The squared error of each example, averaged over dimensions, unweighted; (B,)."""
         network = self
         if self.hparams.num_classes is not None:
-            y = torch.where(noise["u"] < self.hparams.label_dropout, self.hparams.num_classes, batch[1])
+            y = as_labels(batch[1], len(batch[0]), self.hparams.num_classes, self.device)
+            y = torch.where(noise["u"] < self.hparams.label_dropout, self.hparams.num_classes, y)
             network = partial(self, y=y)
         return simple_loss(2 * batch[0] - 1, noise["t"], noise["eps"], self.chain, self.hparams.predict, network)
 

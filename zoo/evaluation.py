@@ -24,7 +24,7 @@ from zoo.distances import (
     judged_samples,
     modes,
 )
-from zoo.sampling import check_conditions, chunk_generator, sample_chunks
+from zoo.sampling import CHUNK, check_conditions, chunk_generator, sample_chunks
 
 ROWS_AT_ONCE = 2000  # of images times importance samples: enough to keep a processor busy, few enough for its cache
 IMAGES_AT_ONCE = 100
@@ -268,12 +268,16 @@ def measure(
         metrics |= {"fisher_divergence": field.fisher_divergence, "log_density_gap": field.log_density_gap}
     samples = protocol.samples or (10_000 if hasattr(model, "generator_loss") else 0)
     if samples:
-        several = len(protocol.conditions) > 1
+        several, first = len(protocol.conditions) > 1, []
         for conditions in protocol.conditions:
             found = measure_samples(model, data, samples, conditions, progress)
             after = "".join(f"/{k}={json.dumps(v)}" for k, v in conditions.items()) if several else ""
             metrics |= {name + after: value for name, value in found.items()}
-        evidence["samples"] = {"n": samples, "conditions": list(protocol.conditions)}
+            if "confident" in found:
+                judge = zoo.load("classifier").to(model.device)
+                chunk = judge_images(sample_chunks(model, CHUNK, seed=0, **conditions), judge)
+                first.append(chunk.probabilities.max(-1).values.tolist())
+        evidence["samples"] = {"n": samples, "conditions": list(protocol.conditions), "sure_of_the_first": first}
     if data.used == "mnist" and hasattr(model, "rows") and (model.rows() or [None])[0] == "labels":
         metrics["judged_accuracy"] = judged_accuracy(model)["judged_accuracy"]
     if hasattr(model, "cluster"):

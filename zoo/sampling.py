@@ -133,11 +133,14 @@ def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
 
     Args:
         images: (n, 1, H, W); (n, frames, 1, H, W), n chains over time, each of which has a row; (n, T, K), one-hot
-            sequences, each an image; or (n, 2), points, which make one scatter plot.
+            sequences, each an image; or (n, 2), points, which make one scatter plot, and (n, frames, 2) one for each
+            frame.
         columns: of the former; as many as make the picture square if None.
     """
     if images.ndim == 2:
         return scatter(images), 1
+    if images.ndim == 3 and images.shape[-1] == 2:
+        return torch.cat([scatter(moment) for moment in images.unbind(1)]), images.shape[1]
     if images.ndim == 3:
         # Time goes to the right, and a symbol is a square of 4 x 4 pixels.
         images = images[:, None].transpose(-1, -2).repeat_interleave(4, -1).repeat_interleave(4, -2)

@@ -1,8 +1,9 @@
-"""Images per second in training: the default U-Net bare, inside Lightning, and diffusers' UNet2DModel beside them.
+"""The default U-Net in training, bare and inside Lightning, and in sampling; diffusers' UNet2DModel beside it.
 
     pip install -e ".[bench]" && python tests/benchmarks/unet_training.py
 
-Batch 32, Adam, 28 x 28 images, noise prediction; the peer has block_out_channels 32, 64, 64 with attention at 14 x 14.
+Training: batches of 64, Adam, 28 x 28 images, noise prediction. Sampling: 64 images by deterministic DDIM in 10 steps,
+by the zoo's sampler and by diffusers' scheduler. The peer has block_out_channels 32, 64, 64 with attention at 14 x 14.
 The contenders take turns in one process, on the CPU or on the GPU if there is one.
 """
 
@@ -11,16 +12,16 @@ import time
 
 import lightning as L
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDIMScheduler, UNet2DModel
 from tqdm.auto import tqdm
 
 from zoo.ddpm import DDPM, simple_loss
 
-BATCH, STEPS, ROUNDS = 32, 16, 5
+BATCH, STEPS, ROUNDS, SAMPLER_STEPS = 64, 8, 5, 10
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def bare(eps_model, parameters, abar):
+def bare(eps_model, parameters, chain):
     """A training step of the plainest kind."""
     optimiser = torch.optim.Adam(parameters, lr=1e-4)
     x0 = torch.rand(BATCH, 1, 28, 28, device=device) * 2 - 1
@@ -28,7 +29,7 @@ def bare(eps_model, parameters, abar):
     def run() -> None:
         for _ in range(STEPS):
             t = torch.randint(1000, (BATCH,), device=device)
-            loss = simple_loss(x0, t, torch.randn_like(x0), abar, eps_model).mean()
+            loss = simple_loss(x0, t, torch.randn_like(x0), chain, "eps", eps_model).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -74,6 +75,21 @@ def in_lightning() -> float:
     return timer.seconds
 
 
+def sampler(peer):
+    """64 images by diffusers' own DDIM."""
+    scheduler = DDIMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", clip_sample=True)
+    scheduler.set_timesteps(SAMPLER_STEPS)
+
+    @torch.no_grad()
+    def draw():
+        x = torch.randn(64, 1, 28, 28, device=device)
+        for t in scheduler.timesteps:
+            x = scheduler.step(peer(x, t).sample, t, x).prev_sample
+        return x
+
+    return draw
+
+
 def main() -> None:
     torch.manual_seed(0)
     ours = DDPM().to(device)
@@ -90,8 +106,8 @@ def main() -> None:
     for name, net in (("zoo", ours.net), ("diffusers", peer)):
         print(f"{name:22} {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters")
     steps = {
-        "zoo, bare loop": bare(ours, ours.parameters(), ours.abar),
-        "diffusers, bare loop": bare(lambda x, t: peer(x, t).sample, peer.parameters(), ours.abar),
+        "zoo, bare loop": bare(ours, ours.parameters(), ours.chain),
+        "diffusers, bare loop": bare(lambda x, t: peer(x, t).sample, peer.parameters(), ours.chain),
     }
     rates = {name: [] for name in [*steps, "zoo, in Lightning"]}
     for step in steps.values():
@@ -104,6 +120,24 @@ def main() -> None:
         rates["zoo, in Lightning"].append(BATCH * STEPS / in_lightning())
     for name, values in rates.items():
         print(f"{name:22} {statistics.median(values):8.0f} images/s (median of {ROUNDS}, {min(values):.0f} lowest)")
+    ratio = [a / b for a, b in zip(rates["zoo, in Lightning"], rates["zoo, bare loop"], strict=True)]
+    print(f"Lightning against the bare loop, round by round: {statistics.median(ratio):.2f}")
+
+    samplers = {
+        "zoo, 64 samples": lambda: ours.sample(64, num_steps=SAMPLER_STEPS),
+        "diffusers, 64 samples": sampler(peer),
+    }
+    seconds = {name: [] for name in samplers}
+    for _ in tqdm(range(ROUNDS), desc="rounds"):
+        for name, draw in samplers.items():
+            start = time.perf_counter()
+            draw()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds[name].append((time.perf_counter() - start) / SAMPLER_STEPS)
+    for name, values in seconds.items():
+        ms = [1000 * v for v in values]
+        print(f"{name:22} {statistics.median(ms):8.1f} ms a step (median of {ROUNDS}, {max(ms):.1f} highest)")
 
 
 if __name__ == "__main__":
