@@ -8,7 +8,7 @@ import pytest
 from helpers import config
 
 import zoo
-from zoo.__main__ import parser
+from zoo.__main__ import _condition, parser
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -36,7 +36,9 @@ def test_training_commands_compose(command):
 
 @pytest.mark.parametrize("command", ZOO)
 def test_zoo_commands_parse(command):
-    parser().parse_args(shlex.split(command)[3:])
+    args = parser().parse_args(shlex.split(command)[3:])
+    for condition in getattr(args, "condition", []):
+        assert _condition(condition)
 
 
 def test_every_model_has_its_row_and_unbuilt_ones_say_so():

@@ -130,7 +130,7 @@ def _condition(text: str) -> tuple[str, object]:
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
-        if value.isalpha():
+        if value.isidentifier():
             return name, value
         raise ValueError(f"a condition is a number, a word, true, false, null or a list; got {text!r}") from None
 

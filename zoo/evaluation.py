@@ -362,9 +362,8 @@ def check_importance_weighted(model) -> None:
     if not callable(method):
         raise ValueError(f"{name} has no log_likelihood to measure with importance samples")
     if "num_samples" not in inspect.signature(method).parameters:
-        raise ValueError(
-            f"the log likelihood of {name} takes no importance samples: it is minus the loss of its validation and test"
-        )
+        instead = "--bound-images asks for its bound" if hasattr(model, "bound_terms") else "its test loss is minus it"
+        raise ValueError(f"the log likelihood of {name} takes no importance samples: {instead}")
 
 
 def feature_accuracy(model, data) -> float:
