@@ -1,4 +1,4 @@
-"""Where on the way from data to noise the loss is, as a picture."""
+"""Where between data and noise the loss is, as a picture."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ class LossPerStep(L.Callback):
         bins: at least 1; where the model has fewer steps, each has its own.
 
     Raises:
-        ValueError: for numbers below 1; in the first validation, for a model that returns nothing of this kind.
+        ValueError: for numbers below 1; at set-up, for a model without ``num_steps``.
     """
 
     def __init__(self, folder: str, every_n_epochs: int = 2, bins: int = 50):
@@ -44,7 +44,7 @@ class LossPerStep(L.Callback):
         if outputs is None:  # a model without noise levels
             return
         which = outputs["step"].cpu() * self.sums.shape[1] // self.steps
-        self.sums[0].scatter_add_(0, which, outputs["losses"].double().cpu())
+        self.sums[0].scatter_add_(0, which, outputs["losses"].cpu().double())
         self.sums[1].scatter_add_(0, which, torch.ones(len(which), dtype=torch.float64))
 
     def on_validation_epoch_end(self, trainer, pl_module):
@@ -64,7 +64,9 @@ def _figure(means: torch.Tensor, steps: int) -> Figure:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     width = steps / len(means)
-    axes.plot([(k + 0.5) * width for k in range(len(means))], means.tolist(), marker=".")
+    seen = [(k + 0.5) * width for k, mean in enumerate(means) if mean.isfinite()]
+    means = means[means.isfinite()]
+    axes.plot(seen, means.tolist(), marker=".")
     axes.set(xlabel="step", ylabel="validation loss", xlim=(0, steps), yscale="log" if means.min() > 0 else "linear")
     axes.grid(alpha=0.3)
     return figure

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers import TINY, checkpoint, run
 from torch.testing import assert_close
 
 from zoo.ddpm import DDPM
@@ -46,6 +47,7 @@ def test_bad_arguments_are_named(arguments, message):
         ({"labels": 3}, "trained without labels"),
         ({"guidance": 1.0}, "guidance=1.0 is towards labels: name some"),
         ({"guidance": -1}, "guidance must be a number of at least 0, got -1"),
+        ({"num_steps": None, "eta": 0.5}, "the whole chain .* has its own noise, got eta=0.5"),
         ({"frames": 1}, "frames must be a whole number of at least 2, got 1"),
         ({"frames": 9, "num_steps": 5}, "5 steps to show, fewer than 9 frames"),
         ({"show": "eps"}, "show must be xt or x0, got 'eps'"),
@@ -117,6 +119,13 @@ def test_a_network_that_knows_the_image_samples_it(small):
         assert_close(images, torch.full((2, 1, 28, 28), 0.25), rtol=1e-3, atol=0)
 
 
+def test_fifty_steps_are_the_default_and_fewer_where_there_are_fewer():
+    model = DDPM(steps=20, widths=[8])
+    a, b = (model.sample(1, generator=torch.Generator().manual_seed(0), **kw) for kw in ({}, {"num_steps": 20}))
+    assert torch.equal(a, b)
+    assert model.decode(model.encode(a)).shape == a.shape
+
+
 def test_samples_are_images_and_depend_on_the_seed_alone(small):
     draw = lambda seed, **kw: small.sample(3, generator=torch.Generator().manual_seed(seed), **kw)  # noqa: E731
     for kw in ({"num_steps": 5}, {"num_steps": 5, "eta": 1.0}, {"num_steps": None}):
@@ -177,29 +186,41 @@ def test_the_last_ten_losses_of_each_step_are_remembered():
     assert "loss_history" in model.state_dict()
 
 
-def test_estimators_of_the_same_gradient_agree(labelled, generator):
-    """uniform and stratified: the means of 400 draws, along their difference, within 4.5 standard errors."""
-    batch = [torch.rand(4, 1, 28, 28, generator=generator), torch.tensor([0, 1, 2, 0])]
-    estimators = labelled.gradient_estimators()
-    assert list(estimators) == [
-        "uniform",
-        "stratified",
-        "bound_single",
-        "bound_joint",
-        "bound_single_chain",
-        "bound_joint_chain",
-    ]
-    name = "net.out.2.bias"
-    draws = {}
-    for key in ("uniform", "stratified"):
-        e = estimators[key]
-        params = {k: p.detach() for k, p in e.params.items()}
-        gradient = torch.func.grad(lambda p, noise, e=e, params=params: e.surrogate({**params, name: p}, batch, noise))
-        draws[key] = torch.stack([gradient(params[name], e.noise(batch, generator)) for _ in range(200)]).double()
-    a, b = draws["uniform"], draws["stratified"]
-    error = ((a.var(0) + b.var(0)) / 200).sqrt()
-    assert ((a.mean(0) - b.mean(0)).abs() < 4.5 * error).all()
-    assert (b.mean(0).abs() > 9 * error).any()  # there is a gradient to agree on
+def test_what_the_estimators_of_the_training_loss_are(generator):
+    """Each the weighted mean of the losses at its own noise; that weights and steps are right is tested above."""
+    model = DDPM(steps=20, widths=[8], timesteps="importance")
+    torch.nn.init.normal_(model.net.out[2].weight, std=0.1, generator=generator)
+    model.loss_history.uniform_(generator=generator)
+    model.loss_count.fill_(10)
+    batch = [torch.rand(6, 1, 28, 28, generator=generator), torch.zeros(6)]
+    estimators = model.gradient_estimators()
+    bounds = [f"bound_{form}{chain}" for chain in ("", "_chain") for form in ("single", "joint")]
+    assert list(estimators) == ["uniform", "stratified", "importance", *bounds]
+    assert list(DDPM(steps=101, widths=[8]).gradient_estimators()) == ["uniform", "stratified", *bounds[:2]]
+    for name in ("uniform", "stratified", "importance"):
+        noise = estimators[name].noise(batch, generator)
+        assert torch.equal(noise["weight"], torch.ones(6)) == (name != "importance")
+        value = estimators[name].surrogate(dict(model.named_parameters()), batch, noise)
+        assert_close(value, (noise["weight"] * model.losses(batch, noise)).mean())
+    for name in bounds:
+        value = estimators[name].surrogate(
+            dict(model.named_parameters()), batch, estimators[name].noise(batch, generator)
+        )
+        assert value.isfinite() and value > 0
+
+
+def test_importance_sampling_trains(tmp_path):
+    """Through train.py, long enough for a full history: steps of the larger losses are drawn more often."""
+    few = ["model.steps=10", "model.timesteps=importance", "callbacks.samples.conditions.num_steps=2"]
+    run(
+        tmp_path,
+        *TINY["ddpm"],
+        *few,
+        "trainer.max_epochs=3",
+        "callbacks.estimator_variance.compare=[uniform,importance]",
+    )
+    state = checkpoint(tmp_path)["state_dict"]
+    assert state["loss_count"].min() >= 10 and (state["loss_history"] > 0).all()
 
 
 def test_losses_do_not_depend_on_who_else_is_in_the_batch(labelled, generator):
@@ -225,6 +246,14 @@ def test_labels_reach_the_network_and_are_dropped_as_often_as_said(labelled, gen
         labelled.losses([batch[0], torch.full((n,), 7)], noise)
     labelled(torch.zeros(2, 1, 28, 28), torch.zeros(2, dtype=torch.long))
     assert seen[1].tolist() == [3, 3]
+
+
+def test_a_model_that_always_saw_labels_needs_them():
+    model = DDPM(steps=20, widths=[8], num_classes=3, label_dropout=0)
+    for conditions in ({}, {"labels": 1, "guidance": 1.0}):
+        with pytest.raises(ValueError, match="never trained without labels"):
+            model.sample(1, **conditions)
+    assert model.sample(1, labels=1).shape == (1, 1, 28, 28)
 
 
 def test_guidance_is_its_equation(labelled, generator):

@@ -133,12 +133,13 @@ def test_noise_levels_are_geometric():
 
 
 def test_a_correctors_step_is_by_its_signal_to_noise_ratio(generator):
-    """e = 2 (r |z| / |s|)^2 with means over the batch."""
+    """e = 4 (r |z| / |s|)^2 with means over the batch, so that the drift is r times the noise."""
     x = torch.randn(50, 4, generator=generator, dtype=F64)
     out = langevin_sample(normal_score(2.0), x, 1, snr=0.2, generator=generator.manual_seed(3))
     z = torch.randn(50, 4, generator=generator.manual_seed(3))
-    e = 2 * (0.2 * z.norm(dim=1).double().mean() / (x / 2).norm(dim=1).mean()) ** 2
+    e = 4 * (0.2 * z.norm(dim=1).double().mean() / (x / 2).norm(dim=1).mean()) ** 2
     assert_close(out, x - e / 4 * x + e.sqrt() * z)
+    assert_close((e / 4 * x).norm(dim=1).mean(), 0.2 * (e.sqrt() * z.double()).norm(dim=1).mean())
     for kw in ({}, {"snr": 0.1, "step_size": 0.1}):
         with pytest.raises(ValueError, match="one of the two"):
             langevin_sample(normal_score(1.0), x, 1, **kw)

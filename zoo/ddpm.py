@@ -23,7 +23,7 @@ Differs from the paper:
 - The linear schedule is the paper's at T = 1000 and is rescaled for other T, to end at about the same noise: log abar_T
   is -10.1 at T = 1000, -10.4 at 200 and -11.8 at 50.
 - sigma_t^2 is the posterior variance (the paper's second choice, sec. 3.2), and x0_hat is clipped to [-1, 1] at every
-  step, as the authors' code does; so it is in the bound, which is of the model that is sampled. Seed 004's algorithm 7
+  step, as the authors' code does; so it is in the bound, which is of the chain of all T steps. Seed 004's algorithm 7
   multiplies z by the variance and adds noise at the last step too; it is the standard deviation, and none.
 - The U-Net is small and works on 2 x 2 patches of 28 x 28 images without padding, for speed on a CPU; it has no dropout
   and attends at the lowest resolution only. Learning rate 1e-3 (2e-4 in the paper), batches of 64 (128), and the rate
@@ -133,6 +133,8 @@ class DDPM(L.LightningModule):
     def forward(self, xt: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """What is predicted of ``xt`` (B, 1, 28, 28) at steps ``t`` (B,), 0 .. T-1, given labels ``y`` (B,) or none."""
         if self.hparams.num_classes is not None and y is None:
+            if self.hparams.label_dropout == 0:
+                raise ValueError("this model was never trained without labels (label_dropout=0), so it needs some")
             y = torch.full_like(t, self.hparams.num_classes)
         return self.net(xt, t, y).float()
 
@@ -223,8 +225,9 @@ class DDPM(L.LightningModule):
 
     def _remember(self, t: Tensor, losses: Tensor) -> None:
         # Of several losses of one step in a batch the last is kept.
+        places = torch.arange(len(t), device=t.device)
         t, inverse = t.unique(return_inverse=True)
-        newest = torch.zeros(len(t), device=t.device).scatter_(0, inverse, losses.float())
+        newest = losses[torch.zeros_like(t).scatter_reduce(0, inverse, places, "amax")].float()
         self.loss_history[t] = torch.cat([self.loss_history[t, 1:], newest[:, None]], 1)
         self.loss_count[t] += 1
 
@@ -261,7 +264,7 @@ class DDPM(L.LightningModule):
         n: int,
         *,
         generator: torch.Generator | None = None,
-        num_steps: int | None = 50,
+        num_steps: int | str | None = "default",
         eta: float = 0.0,
         labels: Labels | None = None,
         guidance: float = 0.0,
@@ -273,12 +276,13 @@ class DDPM(L.LightningModule):
         """Draw ``n`` images in [0, 1], (n, 1, 28, 28).
 
         Args:
-            num_steps: of DDIM, 1 to T; None runs the whole chain by ancestral sampling.
+            num_steps: of DDIM, 1 to T, by default 50, or T if there are fewer; None runs the whole chain by ancestral
+                sampling.
             eta: DDIM's noise, 0 to 1.
             labels: of a model with ``num_classes``: one for all, or one for each; None draws without.
             guidance: w, 0 or more; 0 draws from the conditional model as it is.
             corrector_steps: Langevin steps at the noise level of each step, after it (Song et al. 2021, algorithm 5).
-            corrector_snr: of a corrector's step, which is 2 (snr |z| / |score|)^2 long.
+            corrector_snr: of a corrector's step, which is 4 (snr |z| / |score|)^2 long (zoo/langevin.py).
             frames: None, or how many moments of the way to return, at least 2, the last its end, as (n, frames, 1, 28,
                 28).
             show: with frames, ``xt``, the noisy images, or ``x0``, what the network takes them for.
@@ -307,12 +311,18 @@ class DDPM(L.LightningModule):
 
     def _steps(self, x0_model, x: Tensor, num_steps, eta: float, generator, correct) -> tuple[Iterator, int]:
         if num_steps is None:
+            if eta:
+                raise ValueError(f"eta is DDIM's; the whole chain (num_steps=null) has its own noise, got eta={eta!r}")
             variance = self.hparams.variance
             return diffusion.ancestral_steps(x0_model, x, self.chain, variance, generator, correct=correct), len(
                 self.betas
             )
-        taus = diffusion.ddim_subset(len(self.betas), num_steps)
-        return diffusion.ddim_steps(x0_model, x, self.chain, num_steps, eta, generator, correct=correct), len(taus)
+        num_steps = self._fifty() if num_steps == "default" else num_steps
+        total = len(diffusion.ddim_subset(len(self.betas), num_steps))  # which refuses other numbers
+        return diffusion.ddim_steps(x0_model, x, self.chain, num_steps, eta, generator, correct=correct), total
+
+    def _fifty(self) -> int:
+        return min(50, len(self.betas))
 
     def _labels(self, labels: Labels | None, n: int, guidance: float) -> Tensor | None:
         check_not_negative("guidance", guidance)
@@ -329,18 +339,23 @@ class DDPM(L.LightningModule):
         return None if classes is None else ("labels", list(range(classes)))
 
     @torch.no_grad()
-    def encode(self, x: Tensor, num_steps: int = 50) -> Tensor:
-        """The noise x_T from which deterministic DDIM draws images ``x`` in [0, 1], nearly; (B, 1, 28, 28)."""
-        return diffusion.ddim_encode(self.x0_hat, 2 * x - 1, self.chain, num_steps)
+    def encode(self, x: Tensor, num_steps: int | None = None) -> Tensor:
+        """The noise x_T from which deterministic DDIM draws images ``x`` in [0, 1], nearly; (B, 1, 28, 28).
+
+        ``num_steps`` here and below are by default 50, or T if there are fewer.
+        """
+        return diffusion.ddim_encode(self.x0_hat, 2 * x - 1, self.chain, num_steps or self._fifty())
 
     @torch.no_grad()
-    def decode(self, x_T: Tensor, num_steps: int = 50) -> Tensor:
+    def decode(self, x_T: Tensor, num_steps: int | None = None) -> Tensor:
         """The images in [0, 1] that deterministic DDIM draws from noise ``x_T``; (B, 1, 28, 28) both."""
-        steps = diffusion.ddim_steps(self.x0_hat, x_T, self.chain, num_steps)
-        return _as_images(diffusion.last(steps, num_steps, "sampling"))
+        num_steps = num_steps or self._fifty()
+        return _as_images(
+            diffusion.last(diffusion.ddim_steps(self.x0_hat, x_T, self.chain, num_steps), num_steps, "sampling")
+        )
 
     @torch.no_grad()
-    def interpolate(self, a: Tensor, b: Tensor, between: int = 8, num_steps: int = 50) -> Tensor:
+    def interpolate(self, a: Tensor, b: Tensor, between: int = 8, num_steps: int | None = None) -> Tensor:
         """Images from noise on the great arc between noise ``a`` and ``b``, (B, 1, 28, 28) each.
 
         Noise is drawn, or what :meth:`encode` finds for images.
@@ -378,7 +393,7 @@ class DDPM(L.LightningModule):
         return torch.stack([*terms, diffusion_bound.prior_kl(x0, chain)])
 
     def log_likelihood(self, x: Tensor, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
-        """A lower bound of log p(x), eq. 5, for images ``x`` of 256 grey values in [0, 1]; nats, (B,).
+        """A lower bound of log p(x), or of log p(x | y), eq. 5, for ``x`` of 256 grey values in [0, 1]; nats, (B,).
 
         Minus the sum of :meth:`bound_terms`; divided by -784 log 2 it is bits per dimension.
         """

@@ -7,15 +7,16 @@
     L = E_q[ -log p(x_0 | x_1) + log q(x_T | x_{T-1}) / p(x_T)
              + sum_t log q(x_t | x_{t-1}) / p(x_t | x_{t+1}) ]                  seed 14.28: joint draws
 
-Equations without a name are those of Ho, Jain & Abbeel 2020. The two agree in expectation. The first is the second
-with x_{t-1} integrated out given x_t and x_0: of one step t at a time it has the lower variance (Rao-Blackwell). Summed
+Equations without a name are those of Ho, Jain & Abbeel 2020. The two agree in expectation. The gradient of the first
+is that of the second with x_{t-1} integrated out given x_t and x_0: of one step t at a time it has the lower variance
+(Rao-Blackwell). Summed
 over a whole trajectory the order can turn round: at the optimum what the terms of the second scatter cancels along the
 chain, all of it for N(0, I) data and variance beta_t. Seed 14.29-14.30 is no third form: it treats x_t and x_{t+1} as
 independent given x_{t-1}.
 
 p(x_{t-1} | x_t) = N(posterior mean at x0_hat, sigma_t^2 I) with sigma_t^2 = beta_t, or the posterior's variance, whose
-value at t = 0, where it is 0, is that of t = 1 (as the authors' code has it). All in nats per example, summed over
-dimensions; t counts from 0, as in zoo/diffusion.py.
+value at t = 0, where it is 0, is that of t = 1 (as the authors' code has it, which takes it there for beta_t, too). All
+in nats per example, summed over dimensions; t counts from 0, as in zoo/diffusion.py.
 """
 
 import math

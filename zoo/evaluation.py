@@ -221,9 +221,12 @@ def check_protocol(protocol: Protocol, model) -> None:
         raise ValueError(f"the bound is taken of {BOUND_AT_ONCE} images at a time, got {protocol.bound_images}")
     if protocol.samples is not None:
         check_whole("samples", protocol.samples, least=2)
-    for conditions in protocol.conditions:
-        if protocol.samples is not None or conditions:
-            check_conditions(model, conditions)
+    for conditions in protocol.conditions if protocol.samples is not None or any(protocol.conditions) else ():
+        check_conditions(model, conditions)
+        first = {k: v[:1] if isinstance(v, list) else v for k, v in conditions.items()}
+        drawn = model.sample(1, generator=chunk_generator(0, 0), **first)  # values that do not fit fail now
+        if list(drawn.shape[1:]) != list(model.hparams.get("shape", [1, 28, 28])):
+            raise ValueError(f"what is judged are single examples, and with {conditions} samples are more than that")
 
 
 def measure(
@@ -260,8 +263,8 @@ def measure(
     if protocol.bound_images:
         terms = bound_by_fives(model, data, protocol.bound_images // BOUND_AT_ONCE, progress)
         metrics |= bound_metrics(terms)
-        evidence["bound"] = {"images": protocol.bound_images, "of_each_five": terms.tolist()}
-    if isinstance(data, Toy) and hasattr(model, "sigmas"):
+        evidence["bound"] = {"images": len(terms) * BOUND_AT_ONCE, "of_each_five": terms.tolist()}
+    if isinstance(data, Toy) and hasattr(model, "sigmas") and hasattr(data.distribution, "score"):
         from zoo.fields import measure_field
 
         field = measure_field(model, data.distribution)
@@ -275,7 +278,8 @@ def measure(
             metrics |= {name + after: value for name, value in found.items()}
             if "confident" in found:
                 judge = zoo.load("classifier").to(model.device)
-                chunk = judge_images(sample_chunks(model, CHUNK, seed=0, **conditions), judge)
+                own = {k: v[:CHUNK] if isinstance(v, list) else v for k, v in conditions.items()}
+                chunk = judge_images(sample_chunks(model, CHUNK, seed=0, **own), judge)
                 first.append(chunk.probabilities.max(-1).values.tolist())
         evidence["samples"] = {"n": samples, "conditions": list(protocol.conditions), "sure_of_the_first": first}
     if data.used == "mnist" and hasattr(model, "rows") and (model.rows() or [None])[0] == "labels":
@@ -291,8 +295,9 @@ def measure(
 def bound_by_fives(model, data, fives: int, progress: bool = False) -> Tensor:
     """The bound of a diffusion on the first ``fives`` times five test images, by its terms: (fives, 3).
 
-    L_0, the sum of L_t over t > 0, and L_T, nats per image, means of five images each, whose noise is keyed by their
-    place: any five can be measured again alone. T evaluations of the network for each image.
+    L_0, the sum of L_t over t > 0, and L_T, nats per image, means of five images each, given their labels where the
+    model has labels; the noise is keyed by their place: any five can be measured again alone. T evaluations of the
+    network for each image.
     """
     images, labels = (t[: fives * BOUND_AT_ONCE] for t in data.splits["test"])
     fives = list(zip(images.split(BOUND_AT_ONCE), labels.split(BOUND_AT_ONCE), strict=True))

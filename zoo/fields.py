@@ -13,7 +13,7 @@ BULK = 0.99  # share of the density that counts: beyond it there are hardly any 
 
 class Field(NamedTuple):
     """``fisher_divergence``: 1/2 E || s - grad log q ||^2 in the bulk of q, seed 004 eq. 14.53; ``log_density_gap``: E
-    log q of samples less that of draws of q, nats, and ``error``, its standard error."""
+    log q of samples less that of draws of q, nats, the sampler's own error in it; ``error``, its standard error."""
 
     fisher_divergence: float
     log_density_gap: float

@@ -44,8 +44,8 @@ def langevin_sample(
         score: x -> grad log p(x), (B, ...) both.
         steps: 0 or more.
         step_size: e; or
-        snr: r, for steps of e = 2 (r |z| / |score|)^2, means over the batch: the corrector of Song et al. 2021
-            (arXiv:2011.13456), algorithm 5.
+        snr: r, for steps of e = 4 (r |z| / |score|)^2, norms averaged over the batch: the corrector of Song et al. 2021
+            (arXiv:2011.13456), algorithms 4 and 5, whose epsilon is e / 2; the latter's factor alpha_t is left out.
 
     Returns:
         where the chains are, (B, ...).
@@ -54,7 +54,7 @@ def langevin_sample(
         raise ValueError("a Langevin step has a step_size or a signal-to-noise ratio snr, one of the two")
     for _ in tqdm(range(steps), desc="Langevin", unit="step", leave=False, disable=None if progress else True):
         s, z = score(x), randn(*x.shape, generator=generator, device=x.device).to(x.dtype)
-        e = step_size if snr is None else 2 * (snr * _norm(z).mean() / _norm(s).mean()) ** 2
+        e = step_size if snr is None else 4 * (snr * _norm(z).mean() / _norm(s).mean()) ** 2
         x = x + e / 2 * s + e**0.5 * z
     return x
 
@@ -128,7 +128,7 @@ def langevin_steps(
 
 
 def noise_levels(largest: float, smallest: float, levels: int) -> Tensor:
-    """sigma_1 > ... > sigma_L in geometric progression, (L,), float64; Song & Ermon 2019, sec. 3.2."""
+    """sigma_1 > ... > sigma_L in geometric progression, (L,), float64; Song & Ermon 2019, sec. 4.1."""
     return torch.logspace(math.log10(largest), math.log10(smallest), levels, dtype=torch.float64)
 
 
@@ -166,7 +166,7 @@ def annealed_langevin_steps(
         sigmas: (L,), large to small.
         steps: at each level.
         step_size: e / sigma^2, the same at all levels (the paper's epsilon / sigma_L^2).
-        denoise: end with x + sigma_L^2 score(x, sigma_L), the mean of what was blurred (Song & Ermon 2020, appendix D).
+        denoise: end with x + sigma_L^2 score(x, sigma_L), the mean of what was blurred, as Song & Ermon 2020 do.
         adjusted: accept steps by Metropolis and Hastings, from the integral of the score.
 
     Yields:

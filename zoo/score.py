@@ -5,9 +5,9 @@ Ermon 2019, arXiv:1907.05600 (noise levels, annealed Langevin dynamics: NCSN) an
 14.6.
 
     Fisher divergence   J        = 1/2 E_p || s(x) - grad log p(x) ||^2                              seed 14.53
-    explicit            J        = E_p[ tr(grad s(x)) + 1/2 || s(x) ||^2 ] + const                   seed 14.61
+    explicit            J        = E_p[ tr(grad s(x)) + 1/2 || s(x) ||^2 ] + const                   seed 14.62
     sliced              J        = E_p E_v[ v' grad s(x) v + 1/2 (v' s(x))^2 ] + const, v of covariance I
-                        reduced  = E_p E_v[ v' grad s(x) v ] + 1/2 E_p || s(x) ||^2                  SSM-VR, sec. 3.2
+                        reduced  = E_p E_v[ v' grad s(x) v ] + 1/2 E_p || s(x) ||^2                  SSM-VR
     denoising           J_sigma  = 1/2 E_x E_eps || s(x + sigma eps, sigma) + eps / sigma ||^2 + const
     NCSN                sum_i w(sigma_i) J_(sigma_i) over a ladder of noise levels
 
@@ -28,7 +28,7 @@ Differs from the papers:
 - The U-Net is that of DDPM (zoo/ddpm.py), a fraction of the papers' in size; learning rate and averages are its too.
 - Levels from 10 to 0.05 for images in [-1, 1] (2019: 1 to 0.01 for images in [0, 1], ten levels), with Langevin steps
   of the size that technique 4 of the 2020 paper asks for, and its denoising at the end.
-- Sliced directions v are Rademacher (+1 or -1): of all with covariance I those of the least variance.
+- Sliced directions v are Rademacher (+1 or -1): of all with independent entries those of the least variance.
 """
 
 import math
@@ -75,7 +75,9 @@ def explicit_loss(x: Tensor, score: ScoreFunction) -> Tensor:
 
 
 def sliced_loss(x: Tensor, v: Tensor, score: ScoreFunction, variance_reduced: bool = True) -> Tensor:
-    """The mean over M directions of v' grad s(x) v + 1/2 (v' s(x))^2, or, with less variance, + 1/2 || s(x) ||^2; (B,).
+    """The mean over M directions of v' grad s(x) v + 1/2 (v' s(x))^2, or, reduced, + 1/2 || s(x) ||^2; (B,).
+
+    The reduced form usually has the lower variance, hence its name in the paper.
 
     Args:
         x: (B, ...).
@@ -193,6 +195,8 @@ class Score(L.LightningModule):
         """
         if not len(self.sigmas):
             return self.net(x, torch.zeros(len(x), device=x.device)).float()
+        if sigma is None:
+            raise ValueError("the score of a model with noise levels is that at one of them: give sigma, (B,)")
         # The network sees where log sigma lies on the ladder, 0 to 1000.
         low, high = math.log(self.hparams.sigma_min), math.log(max(self.hparams.sigma_max, 2 * self.hparams.sigma_min))
         t = (sigma.log() - low) / (high - low) * 1000
@@ -284,10 +288,11 @@ class Score(L.LightningModule):
         """Draw ``n`` examples by Langevin dynamics, annealed where there is a ladder of noise levels.
 
         Args:
-            steps: at each level, by default 5 for images and 100 for points; without a ladder in all, 1000.
-            step_size: e / sigma^2, by default :func:`zoo.langevin.best_step_size` for images and 0.05 for points;
-                without a ladder e itself, 0.05.
-            denoise: take the last level's noise away at the end; without a ladder there is none.
+            steps: at each level, by default 5 for images and 100 for points; with one level or none 1000.
+            step_size: e / sigma^2, by default :func:`zoo.langevin.best_step_size` for images and 0.05 for points; with
+                one level or none e itself, by default 0.14 D / E|s(x)|^2 where the chains begin, a seventh of the
+                variance of data N(0, s^2 I).
+            denoise: take the last level's noise away at the end; without levels there is none.
             adjusted: accept each step by Metropolis and Hastings, from the integral of the score: four more evaluations
                 a step. A learned score need not be a gradient, and then that integral depends on its path.
             frames: None, or how many moments of the way to return, at least 2, the last its end: (n, frames, ...).
@@ -322,26 +327,46 @@ class Score(L.LightningModule):
         of steps taken there, which is 1 unless they are ``adjusted``; images are in [-1, 1]."""
         levels = len(self.sigmas)
         if steps is None:
-            steps = (5 if self.images else 100) if levels else 1000
+            steps = (5 if self.images else 100) if levels > 1 else 1000
         check_whole("steps", steps)
         for name, value in {"denoise": denoise, "adjusted": adjusted}.items():
             if not isinstance(value, bool):
                 raise ValueError(f"{name} must be true or false, got {value!r}")
-        if step_size is None:
-            # Few steps are made long, for the variance to come right; many need not be, and their error is small.
-            few = self.images and levels > 1
-            step_size = best_step_size(float(self.sigmas[0] / self.sigmas[1]), steps) if few else 0.05
-        check_positive("step_size", step_size)
         # As wide as data of variance 1 blurred by the first level.
         start = float((1 + self.sigmas[0] ** 2).sqrt()) if levels else 1.0
+        if step_size is None:
+            if levels > 1:
+                # Few steps are made long, for the variance to come right; many need not be, and their error is small.
+                ratio = float(self.sigmas[0] / self.sigmas[1])
+                step_size = best_step_size(ratio, steps) if self.images else 0.05
+            else:
+                step_size = self._stable_step(start)
+        check_positive("step_size", step_size)
         x = start * randn(n, *self.hparams.shape, generator=generator, device=self.device)
-        if levels:
+        if levels > 1:
             way = annealed_langevin_steps(self, x, self.sigmas, steps, step_size, denoise, adjusted, generator)
             way = tqdm(way, total=levels, desc="annealing", unit="level", delay=3, leave=False, disable=None)
+            moments, taken = zip(*way, strict=True)
         else:
-            way = langevin_steps(self, x, steps, step_size, adjusted, generator)
-        moments, taken = zip(*way, strict=True)
+            way = langevin_steps(self._score_of_data, x, steps, step_size, adjusted, generator)
+            way = tqdm(way, total=steps, desc="Langevin", unit="step", delay=3, leave=False, disable=None)
+            moments, taken = zip(*way, strict=True)
+            if levels and denoise:
+                x = moments[-1]
+                moments = (*moments[:-1], x + self.sigmas[-1] ** 2 * self._score_of_data(x))
+        if not moments[-1].isfinite().all():
+            raise ValueError(f"a chain of step_size {step_size:.3g} has run off to infinity: take a smaller one")
         return list(moments), list(taken)
+
+    def _score_of_data(self, x: Tensor) -> Tensor:
+        """s(x) of a model with one noise level or none."""
+        return self(x, self.sigmas.expand(len(x)) if len(self.sigmas) else None)
+
+    def _stable_step(self, start: float) -> float:
+        # Of N(0, s^2 I) the mean square of the score is D / s^2. Fixed points, so that it is the same for every chunk.
+        shape = (16 if self.images else 256, *self.hparams.shape)
+        x = start * randn(*shape, generator=chunk_generator(0, 0), device=self.device)
+        return 0.14 * x[0].numel() / max(1e-6, float(self._score_of_data(x).flatten(1).square().sum(1).mean()))
 
     # How its gradient can be estimated.
 
