@@ -295,8 +295,8 @@ class Images(L.LightningDataModule):
             model = self.trainer.lightning_module
             if (shape := list(model.hparams.get("shape", [1, 28, 28]))) != [1, 28, 28]:
                 raise DataError(
-                    f"{self.hparams.name} is made of images, [1, 28, 28], and {type(model).__name__} is made for {shape}:"
-                    " leave model.shape out, or choose other data"
+                    f"{self.hparams.name} is made of images, [1, 28, 28], and {type(model).__name__} is made for "
+                    f"{shape}: leave model.shape out, or choose other data"
                 )
             self.used = self.trainer.strategy.broadcast(self.used)
         elif self.used is None:
