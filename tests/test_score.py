@@ -323,8 +323,8 @@ def test_samples_depend_on_the_seed_alone(num_sigmas, shape):
 
 def test_a_step_that_suits_the_data_is_found(points):
     """By the exact score, without a ladder. The mixture is drawn; in moons, of 36 times less variance, where a step of
-    the mixture's size has no stationary density, a thousand steps bring chains near the data, if not all along it. A step
-    too long is refused by name."""
+    the mixture's size has no stationary density, a thousand steps bring chains near the data, if not all along it.
+    A step too long is refused by name."""
     model = Score(shape=[2], hidden=[8], objective="explicit", num_sigmas=0)
     for p, nats in ((moons(), 1.0), (mixture(), 0.2)):
         model.forward = lambda x, sigma=None, p=p: p.score(x).float()
