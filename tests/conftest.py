@@ -22,3 +22,17 @@ def mnist_root():
     if not root or not (Path(root) / "MNIST" / "raw").is_dir():
         pytest.skip("no real MNIST: ZOO_DATA names no folder with MNIST/raw in it")
     return Path(root)
+
+
+LONG = (
+    "test_two_processes",
+    "test_hub",
+    "test_resume",
+    "test_callbacks",
+    "test_rbm",
+)  # minutes, where others take seconds
+
+
+def pytest_collection_modifyitems(items):
+    """Files of many minutes first, so that no core waits for the last of them."""
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONG) if name in item.nodeid), len(LONG)))

@@ -117,6 +117,6 @@ def test_a_run_shorter_than_the_validation_interval_is_validated():
 
 def test_the_command_line_wins_over_the_recipe():
     cfg = config("/nowhere", "model=ddpm", "data=fashion_mnist", "callbacks=none", "trainer.max_epochs=1")
-    assert cfg.data.name == "fashion_mnist" and cfg.data.batch_size == 32
+    assert cfg.data.name == "fashion_mnist" and cfg.data.batch_size == 64
     assert "ema" not in cfg.callbacks and cfg.trainer.max_epochs == 1
     assert config("/nowhere", "experiment=vae_gaussian").model.likelihood == "gaussian"
