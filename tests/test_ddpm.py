@@ -210,7 +210,7 @@ def test_what_the_estimators_of_the_training_loss_are(generator):
 
 
 def test_importance_sampling_trains(tmp_path):
-    """Through train.py, long enough for a full history: steps of the larger losses are drawn more often."""
+    """Through train.py, averages of the weights included, long enough for a full history of every step."""
     few = ["model.steps=10", "model.timesteps=importance", "callbacks.samples.conditions.num_steps=2"]
     run(
         tmp_path,

@@ -114,11 +114,6 @@ class DDPM(L.LightningModule):
             self.register_buffer("loss_history", torch.zeros(steps, HISTORY))
             self.register_buffer("loss_count", torch.zeros(steps, dtype=torch.long))
         self.net = UNet(1, widths, blocks, patch, num_classes).to(memory_format=torch.channels_last)
-        if 28 % self.net.multiple:
-            raise ValueError(
-                f"28 pixels do not divide by patch * 2^(levels - 1) = {self.net.multiple}: take fewer widths or "
-                "another patch"
-            )
 
     @property
     def chain(self) -> Chain:
@@ -178,21 +173,24 @@ class DDPM(L.LightningModule):
         """``t`` and its ``weight`` 1 / (T p_t), (B,) each, ``eps`` (B, 1, 28, 28), and ``u`` (B,) of dropped labels."""
         x, timesteps = batch[0], self.hparams.timesteps if timesteps is None else timesteps
         B, T = len(x), self.hparams.steps
-        where = x.device if generator is None else generator.device
         weight = torch.ones(B, device=x.device)
         if timesteps == "stratified":
             u = rand(1, generator=generator, device=x.device).expand(B)
             t = diffusion.stratified_steps(u, T)
         elif timesteps == "importance":
-            p = self.importance().to(where)
+            p = self.importance().to(x.device if generator is None else generator.device)
             t = torch.multinomial(p, B, replacement=True, generator=generator).to(x.device)
             weight = (1 / (T * p.to(x.device)[t])).to(weight.dtype)
         else:
-            t = torch.randint(T, (B,), generator=generator, device=where).to(x.device)
+            t = self._uniform_steps(x, generator)
         noise = {"t": t, "weight": weight, "eps": randn(*x.shape, generator=generator, device=x.device)}
         if self.hparams.num_classes is not None:
             noise["u"] = rand(B, generator=generator, device=x.device)
         return noise
+
+    def _uniform_steps(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        where = x.device if generator is None else generator.device
+        return torch.randint(self.hparams.steps, (len(x),), generator=generator, device=where).to(x.device)
 
     def importance(self) -> Tensor:
         """p_t of ``timesteps=importance``, (T,): uniform until there is a history of every step's loss."""
@@ -313,10 +311,10 @@ class DDPM(L.LightningModule):
         if num_steps is None:
             if eta:
                 raise ValueError(f"eta is DDIM's; the whole chain (num_steps=null) has its own noise, got eta={eta!r}")
-            variance = self.hparams.variance
-            return diffusion.ancestral_steps(x0_model, x, self.chain, variance, generator, correct=correct), len(
-                self.betas
+            steps = diffusion.ancestral_steps(
+                x0_model, x, self.chain, self.hparams.variance, generator, correct=correct
             )
+            return steps, len(self.betas)
         num_steps = self._fifty() if num_steps == "default" else num_steps
         total = len(diffusion.ddim_subset(len(self.betas), num_steps))  # which refuses other numbers
         return diffusion.ddim_steps(x0_model, x, self.chain, num_steps, eta, generator, correct=correct), total
@@ -423,7 +421,7 @@ class DDPM(L.LightningModule):
                 x = batch[0]
                 shape = (len(x), *([draws] if draws > 1 else []), *x.shape[1:])
                 eps = randn(*shape, generator=generator, device=x.device)
-                return {"eps": eps} | ({"t": self.noise(batch, generator, "uniform")["t"]} if one_step else {})
+                return {"eps": eps} | ({"t": self._uniform_steps(x, generator)} if one_step else {})
 
             def surrogate(params: Params, batch, noise: Noise) -> Tensor:
                 y = None if self.hparams.num_classes is None else batch[1]

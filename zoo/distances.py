@@ -32,6 +32,11 @@ def judge_images(images: Tensor, judge) -> Judged:
     return Judged(features.double().cpu(), judge.head(features).softmax(-1).cpu())
 
 
+def confident(judged: Judged) -> float:
+    """The share of images that the judge is more than 0.9 sure of."""
+    return (judged.probabilities.max(-1).values > CONFIDENT).double().mean().item()
+
+
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """|mu_a - mu_b|^2 + tr( C_a + C_b - 2 (C_a C_b)^(1/2) ) of two sets of vectors, (N, F) and (M, F), N, M at least 2.
 
@@ -77,14 +82,14 @@ def judged_samples(
         the shares of samples taken for them; ``confident``, the share of which the judge is more than 0.9 sure.
     """
     fake = judge_images(sample_chunks(model, n, seed, progress=progress, **(conditions or {})), judge)
-    sure, digit = fake.probabilities.max(-1)
+    digit = fake.probabilities.argmax(-1)
     shares = digit.bincount(minlength=fake.probabilities.shape[1]) / n
     return {
         "classifier_fid": frechet_distance(fake.features, real),
         "classifier_fid_error": frechet_standard_error(fake.features, real),
         "rarest_digit": shares.min().item(),
         "commonest_digit": shares.max().item(),
-        "confident": (sure > CONFIDENT).double().mean().item(),
+        "confident": confident(fake),
     }
 
 

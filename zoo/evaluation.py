@@ -18,6 +18,7 @@ from datamodules import Toy
 from zoo.configuration import check_whole
 from zoo.distances import (
     Yardstick,
+    confident,
     frechet_distance,
     frechet_standard_error,
     judge_images,
@@ -330,11 +331,11 @@ def measure_samples(
         conditions: of the samples.
 
     Returns:
-        on MNIST what zoo.distances.judged_samples says of the samples, and as ``classifier_fid_floor``, with its
-        standard error, the distance of as many validation images, or of all 5,000 if there are fewer, from the test
-        images; of points ``energy_distance`` from 5,000 of the samples, or from all if there are fewer, on a ring
-        ``modes_covered`` and ``near_a_mode``; of sequences ``kl``, enumerated; nothing of other images, for which there
-        is no judge.
+        on MNIST what zoo.distances.judged_samples says of the samples; ``confident_of_test_images``, the share of test
+        images that the judge is as sure of; as ``classifier_fid_floor``, with its standard error, the distance of as
+        many validation images, or of all 5,000 if there are fewer, from the test images; of points ``energy_distance``
+        from 5,000 of the samples, or from all if there are fewer, on a ring ``modes_covered`` and ``near_a_mode``; of
+        sequences ``kl``, enumerated; nothing of other images, for which there is no judge.
     """
     conditions = conditions or {}
     if isinstance(data, Toy):
@@ -348,12 +349,13 @@ def measure_samples(
         return {}
     judge = zoo.load("classifier").to(model.device)
     val, test = (
-        judge_images(data.splits[split].images[:of, None].float() / 255, judge).features
+        judge_images(data.splits[split].images[:of, None].float() / 255, judge)
         for split, of in (("val", n), ("test", None))
     )
-    return judged_samples(model, test, judge, n, conditions=conditions, progress=progress) | {
-        "classifier_fid_floor": frechet_distance(val, test),
-        "classifier_fid_floor_error": frechet_standard_error(val, test),
+    return judged_samples(model, test.features, judge, n, conditions=conditions, progress=progress) | {
+        "confident_of_test_images": confident(test),
+        "classifier_fid_floor": frechet_distance(val.features, test.features),
+        "classifier_fid_floor_error": frechet_standard_error(val.features, test.features),
     }
 
 

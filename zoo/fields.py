@@ -67,7 +67,7 @@ def figure(model, distribution, arrows: int = 24) -> Figure:
     levels = [float(log_q.max()) - d for d in (12, 8, 5, 3, 2, 1, 0.3)]
     axes.contour(side.numpy(), side.numpy(), log_q.numpy(), levels=levels, linewidths=0.6, colors="0.7")
     at = at[q.log_density(at) > levels[0]]
-    longest = 3 * half / arrows  # of the arrow of a long score, one in ten is longer
+    longest = 2 * half / arrows  # of the arrow of a long score, one in ten is longer
     scale = float(q.score(x).norm(dim=1).quantile(0.9)) / longest
     for name, field, colour, width in (
         ("true", q.score(at), "black", 0.006),

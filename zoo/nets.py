@@ -244,9 +244,11 @@ class UNet(nn.Module):
         patch: side of the folded blocks in pixels; 1 folds nothing.
         num_classes: of labels that the prediction may depend on, or None; the network then knows one more, number
             ``num_classes``, which stands for no label.
+        side: of the images that it is for, in pixels; others that divide as well will do.
 
     Raises:
-        ValueError: for widths that are not multiples of 8, or ``blocks`` or ``patch`` below 1.
+        ValueError: for widths that are not multiples of 8, ``blocks`` or ``patch`` below 1, or a side that does not
+            divide by patch * 2^(levels - 1).
     """
 
     def __init__(
@@ -256,6 +258,7 @@ class UNet(nn.Module):
         blocks: int = 2,
         patch: int = 2,
         num_classes: int | None = None,
+        side: int = 28,
     ):
         super().__init__()
         if not widths or any(w < 8 or w % 8 for w in widths):
@@ -263,6 +266,11 @@ class UNet(nn.Module):
         if blocks < 1 or patch < 1:
             raise ValueError(f"blocks and patch must be at least 1, got blocks={blocks}, patch={patch}")
         self.patch, self.multiple = patch, patch * 2 ** (len(widths) - 1)
+        if side % self.multiple:
+            raise ValueError(
+                f"{side} pixels do not divide by patch * 2^(levels - 1) = {self.multiple}: take fewer widths or "
+                "another patch"
+            )
         dim = 4 * widths[0]
         self.time_dim = widths[0]
         self.time = nn.Sequential(nn.Linear(widths[0], dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU())

@@ -175,11 +175,6 @@ class Score(L.LightningModule):
         self.images = len(shape) == 3
         if self.images:
             self.net = UNet(1, widths, blocks, patch).to(memory_format=torch.channels_last)
-            if 28 % self.net.multiple:
-                raise ValueError(
-                    f"28 pixels do not divide by patch * 2^(levels - 1) = {self.net.multiple}: take fewer widths or "
-                    "another patch"
-                )
         else:
             self.net = PointNet(shape[0], hidden)
 
@@ -197,7 +192,7 @@ class Score(L.LightningModule):
             return self.net(x, torch.zeros(len(x), device=x.device)).float()
         if sigma is None:
             raise ValueError("the score of a model with noise levels is that at one of them: give sigma, (B,)")
-        # The network sees where log sigma lies on the ladder, 0 to 1000.
+        # The network sees where log sigma lies on the ladder, 0 to 1000; a single level lies at 0.
         low, high = math.log(self.hparams.sigma_min), math.log(max(self.hparams.sigma_max, 2 * self.hparams.sigma_min))
         t = (sigma.log() - low) / (high - low) * 1000
         sigma = sigma.view(-1, *[1] * (x.ndim - 1))
