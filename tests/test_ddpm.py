@@ -45,7 +45,7 @@ def test_bad_arguments_are_named(arguments, message):
         ({"num_steps": 51}, "between 1 and the model's 50 steps, got 51"),
         ({"eta": -1}, "eta must be a number between 0 and 1, got -1"),
         ({"labels": 3}, "trained without labels"),
-        ({"guidance": 1.0}, "guidance=1.0 is towards labels: name some"),
+        ({"guidance": 1.0}, "trained without labels .* no guidance"),
         ({"guidance": -1}, "guidance must be a number of at least 0, got -1"),
         ({"num_steps": None, "eta": 0.5}, "the whole chain .* has its own noise, got eta=0.5"),
         ({"frames": 1}, "frames must be a whole number of at least 2, got 1"),
@@ -250,7 +250,7 @@ def test_labels_reach_the_network_and_are_dropped_as_often_as_said(labelled, gen
 
 def test_a_model_that_always_saw_labels_needs_them():
     model = DDPM(steps=20, widths=[8], num_classes=3, label_dropout=0)
-    for conditions in ({}, {"labels": 1, "guidance": 1.0}):
+    for conditions in ({"labels": "dropped"}, {"labels": 1, "guidance": 1.0}):
         with pytest.raises(ValueError, match="never trained without labels"):
             model.sample(1, **conditions)
     assert model.sample(1, labels=1).shape == (1, 1, 28, 28)
@@ -268,10 +268,23 @@ def test_guidance_is_its_equation(labelled, generator):
 def test_samples_with_labels_come_in_rows(labelled):
     assert labelled.rows() == ("labels", [0, 1, 2])
     draw = partial(labelled.sample, 3, num_steps=3)
-    one, two, free = (draw(generator=torch.Generator().manual_seed(0), labels=y) for y in ([0, 1, 2], [0, 2, 2], None))
+    one, two, free = (
+        draw(generator=torch.Generator().manual_seed(0), labels=y) for y in ([0, 1, 2], [0, 2, 2], "dropped")
+    )
     assert torch.equal(one[[0, 2]], two[[0, 2]]) and not torch.equal(one[1], two[1]) and not torch.equal(one, free)
     with pytest.raises(ValueError, match="whole numbers from 0 to 2, got 3"):
         draw(labels=3)
+    with pytest.raises(ValueError, match="guidance=2 is towards labels, which labels=dropped leaves out"):
+        draw(labels="dropped", guidance=2)
+
+
+def test_without_labels_they_are_drawn_uniformly(labelled):
+    """Each sample is that of its noise under the label that was drawn for it; of 600 each has about 200."""
+    draw = lambda y: labelled.sample(600, generator=torch.Generator().manual_seed(0), num_steps=1, labels=y, guidance=1)  # noqa: E731
+    under = torch.stack([draw(y) for y in range(3)])
+    match = (draw(None) == under).flatten(2).all(2)
+    assert torch.equal(match.sum(0), torch.ones(600, dtype=torch.long))
+    assert (match.sum(1) - 200).abs().max() < 4.5 * (600 * 2 / 9) ** 0.5  # fails once in 50,000 seeds
 
 
 def test_the_score_of_normal_data(small):

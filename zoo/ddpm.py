@@ -264,7 +264,7 @@ class DDPM(L.LightningModule):
         generator: torch.Generator | None = None,
         num_steps: int | str | None = "default",
         eta: float = 0.0,
-        labels: Labels | None = None,
+        labels: Labels | str | None = None,
         guidance: float = 0.0,
         corrector_steps: int = 0,
         corrector_snr: float = 0.1,
@@ -277,8 +277,9 @@ class DDPM(L.LightningModule):
             num_steps: of DDIM, 1 to T, by default 50, or T if there are fewer; None runs the whole chain by ancestral
                 sampling.
             eta: DDIM's noise, 0 to 1.
-            labels: of a model with ``num_classes``: one for all, or one for each; None draws without.
-            guidance: w, 0 or more; 0 draws from the conditional model as it is.
+            labels: of a model with ``num_classes``: one for all, one for each, uniformly drawn ones if None, or
+                ``dropped``, which draws without. The noise is the same whatever they are.
+            guidance: w, 0 or more, towards the labels; 0 draws from the conditional model as it is.
             corrector_steps: Langevin steps at the noise level of each step, after it (Song et al. 2021, algorithm 5).
             corrector_snr: of a corrector's step, which is 4 (snr |z| / |score|)^2 long (zoo/langevin.py).
             frames: None, or how many moments of the way to return, at least 2, the last its end, as (n, frames, 1, 28,
@@ -288,11 +289,12 @@ class DDPM(L.LightningModule):
         Raises:
             ValueError: for values outside these.
         """
-        y = self._labels(labels, n, guidance)
+        check_not_negative("guidance", guidance)
         check_whole("corrector_steps", corrector_steps, least=0)
         check_positive("corrector_snr", corrector_snr)
         check_choice("show", show, SHOWN)
         x = randn(n, 1, 28, 28, generator=generator, device=self.device)
+        y = self._labels(labels, n, guidance, generator)
         x0_model = partial(self.x0_hat, y=y, guidance=guidance)
 
         def correct(x: Tensor, i: int) -> Tensor:
@@ -322,14 +324,20 @@ class DDPM(L.LightningModule):
     def _fifty(self) -> int:
         return min(50, len(self.betas))
 
-    def _labels(self, labels: Labels | None, n: int, guidance: float) -> Tensor | None:
-        check_not_negative("guidance", guidance)
+    def _labels(self, labels: Labels | str | None, n: int, guidance: float, generator) -> Tensor | None:
         classes = self.hparams.num_classes
-        if labels is not None and classes is None:
-            raise ValueError("this model was trained without labels (num_classes=null), so its samples take none")
-        if labels is None and guidance:
-            raise ValueError(f"guidance={guidance} is towards labels: name some")
-        return None if labels is None else as_labels(labels, n, classes, self.device)
+        if classes is None:
+            if labels is not None or guidance:
+                raise ValueError(
+                    "this model was trained without labels (num_classes=null), so its samples take none and no guidance"
+                )
+            return None
+        uniform = (rand(n, generator=generator, device=self.device) * classes).long()  # drawn in any case: see sample
+        if isinstance(labels, str) and labels == "dropped":
+            if guidance:
+                raise ValueError(f"guidance={guidance!r} is towards labels, which labels=dropped leaves out")
+            return None
+        return uniform if labels is None else as_labels(labels, n, classes, self.device)
 
     def rows(self) -> tuple[str, list[int]] | None:
         """The condition that a picture of samples has one row for each value of; None without labels."""
