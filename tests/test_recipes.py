@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from helpers import CONFIGS, TINY, checkpoint, config, run
+from hydra.utils import instantiate
 
 import zoo
 from zoo.hardware import make_trainer
@@ -108,6 +109,17 @@ def test_looking_around_imports_no_torch(arguments):
 def test_every_choice_composes(group):
     for choice in (Path(CONFIGS) / group).glob("*.yaml"):
         assert config("/nowhere", f"{group}={choice.stem}").run_dir == "/nowhere"
+
+
+@pytest.mark.parametrize("experiment", sorted(p.stem for p in (Path(CONFIGS) / "experiment").glob("*.yaml")))
+def test_an_experiment_starts(experiment):
+    """Its model is made and, where it samples, draws under the conditions that the recipe names."""
+    cfg = config("/nowhere", f"experiment={experiment}")
+    model = instantiate(cfg.model, _convert_="all").eval()
+    if samples := cfg.callbacks.get("samples"):
+        callback = instantiate(samples, _convert_="all")
+        callback.setup(None, model, "fit")
+        callback.on_train_start(None, model)
 
 
 def test_a_run_shorter_than_the_validation_interval_is_validated():
