@@ -1,13 +1,15 @@
-"""Data shared by the models: images in [0, 1] with integer labels, and data whose distribution is known."""
+"""Data shared by the models: images in [0, 1] with integer labels, text, and data whose distribution is known."""
 
-from datamodules.images import NAMES, DataError, ImageLoader, Images
+from datamodules.files import DataError
+from datamodules.images import NAMES, ImageLoader, Images
+from datamodules.text import Text, TextLoader
 from datamodules.toy import DISTRIBUTIONS, Toy
 
-__all__ = ["DataError", "ImageLoader", "Images", "Toy", "by_name"]
+__all__ = ["DataError", "ImageLoader", "Images", "Text", "TextLoader", "Toy", "by_name"]
 
 
 def by_name(name: str) -> Images | Toy:
-    """The datamodule of a data set, with its default settings.
+    """The datamodule of a data set of images or points, with its default settings.
 
     Raises:
         ValueError: for a name that is none.

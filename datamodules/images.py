@@ -9,10 +9,7 @@ training resumes in the middle of one.
 import gzip
 import hashlib
 import logging
-import os
 import socket
-import threading
-import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -23,12 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datamodules.files import DataError, data_root, reachable
+
 log = logging.getLogger(__name__)
 
 NAMES = ("mnist", "fashion_mnist", "digits", "mnist_or_digits")
 TRAIN_ON = {"train": ["train"], "train_and_validation": ["train", "val"], "everything": ["train", "val", "test"]}
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # torchvision's class and folder names
-SECONDS_TO_DECIDE = 8
 
 # MD5 of the published files after decompression; the compressed ones are checked by torchvision as they arrive.
 MD5 = {
@@ -47,20 +45,11 @@ MD5 = {
 }
 
 
-class DataError(ValueError):
-    """Data that cannot be had or cannot be read; the message says which, and what to do."""
-
-
 class Split(NamedTuple):
     """Images (n, 28, 28) and labels (n,), both uint8."""
 
     images: Tensor
     labels: Tensor
-
-
-def data_root() -> Path:
-    """The folder where data live: ``ZOO_DATA``, else ``data`` in the working folder."""
-    return Path(os.environ.get("ZOO_DATA") or "data")
 
 
 def _find(name: str, file: str, root: Path) -> Path | None:
@@ -88,30 +77,6 @@ def _read_idx(name: str, file: str, root: Path, md5: str) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
 
 
-def _reachable(name: str) -> bool:
-    """Whether a mirror of the data set answers, found out within ``SECONDS_TO_DECIDE``."""
-    import torchvision.datasets
-
-    hosts = [urllib.parse.urlsplit(m).hostname for m in getattr(torchvision.datasets, FOLDERS[name]).mirrors]
-    answered = threading.Event()
-
-    def knock(host: str) -> None:
-        try:
-            socket.create_connection((host, 443), timeout=SECONDS_TO_DECIDE).close()
-            answered.set()
-        except OSError:
-            pass
-
-    # Threads, since looking up a name obeys no timeout.
-    threads = [threading.Thread(target=knock, args=(host,), daemon=True) for host in hosts]
-    for thread in threads:
-        thread.start()
-    for _ in range(10 * SECONDS_TO_DECIDE):
-        if answered.wait(0.1) or not any(thread.is_alive() for thread in threads):
-            break
-    return answered.is_set()
-
-
 def fetch(name: str, root: Path) -> None:
     """Have all four files of ``name`` under ``root``: nothing to do where they are, else download and verify them.
 
@@ -125,10 +90,10 @@ def fetch(name: str, root: Path) -> None:
         "Put the four files of the data set there (ZOO_DATA names another folder than data/), connect to the network, "
         "or use the digits that need no download: data=digits"
     )
-    if not _reachable(name):
-        raise DataError(f"{wanted}: no mirror answers. {remedy}.")
     import torchvision.datasets
 
+    if not reachable(getattr(torchvision.datasets, FOLDERS[name]).mirrors):
+        raise DataError(f"{wanted}: no mirror answers. {remedy}.")
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)
     try:

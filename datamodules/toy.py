@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datamodules.images import DataError, ImageLoader, Split
+from datamodules.files import DataError
+from datamodules.images import ImageLoader, Split
 
 SIZES = {"train": 50_000, "val": 5_000, "test": 10_000}
 

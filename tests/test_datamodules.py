@@ -133,12 +133,12 @@ def test_deciding_takes_seconds_even_if_nothing_answers(tmp_path, monkeypatch):
     """A network that swallows packets: looking up a name hangs for good, and the decision comes all the same."""
     import threading
 
-    import datamodules.images as images
+    import datamodules.files as files
 
     forever = threading.Event()
     monkeypatch.setattr(socket, "create_connection", lambda *a, **k: forever.wait())
-    monkeypatch.setattr(images, "SECONDS_TO_DECIDE", 1)
-    assert images._reachable("mnist") is False
+    monkeypatch.setattr(files, "SECONDS_TO_DECIDE", 1)
+    assert files.reachable(["https://example.org/a", "https://example.org/b"]) is False
 
 
 def test_damaged_files_are_named_with_the_remedy(tmp_path, monkeypatch, offline):

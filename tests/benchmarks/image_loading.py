@@ -17,7 +17,8 @@ from torchvision.transforms import ToTensor
 from tqdm.auto import tqdm
 
 from datamodules import Images
-from datamodules.images import MD5, data_root
+from datamodules.files import data_root
+from datamodules.images import MD5
 
 
 def rate(loader, batches: int) -> float:
