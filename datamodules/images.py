@@ -12,6 +12,7 @@ import logging
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal, NamedTuple
 
 import lightning as L
@@ -158,7 +159,7 @@ class ImageLoader:
         self.epoch = 0
         self.position = 0  # batches drawn in this epoch
         self._resume_at = 0
-        self.batch_sampler = self  # Lightning calls batch_sampler.set_epoch
+        self.batch_sampler = SimpleNamespace(sampler=self)  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

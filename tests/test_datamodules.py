@@ -5,6 +5,7 @@ import logging
 import shutil
 import socket
 
+import lightning as L
 import pytest
 import torch
 
@@ -92,6 +93,41 @@ def test_a_loader_goes_on_where_it_stopped(split):
     assert len(seen(resumed)) == 10  # the next epoch is whole again
     list(zip(range(2), loader, strict=False))  # a look at two batches
     assert len(seen(loader)) == 10
+
+
+def test_lightning_tells_the_loader_which_epoch_it_is(digits_seen):
+    """Real training: every epoch has all images, in an order of its own, the same in a second run."""
+    first, again = digits_seen(), digits_seen()
+    assert first == again and len(first) == 3
+    epochs = [torch.tensor(epoch) for epoch in first]
+    assert all(torch.equal(e.sort().values, epochs[0].sort().values) for e in epochs)
+    assert len({tuple(e.tolist()) for e in epochs}) == 3
+
+
+@pytest.fixture
+def digits_seen():
+    class Watching(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.w, self.seen = torch.nn.Parameter(torch.zeros(())), [[], [], []]
+
+        def training_step(self, batch, batch_idx):
+            self.seen[self.current_epoch] += (batch[0].flatten(1).double() @ torch.arange(784.0).double()).tolist()
+            return self.w
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    def run():
+        model, quiet = Watching(), {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = L.Trainer(max_epochs=3, accelerator="cpu", enable_model_summary=False, **quiet)
+        trainer.fit(model, datamodule=Images("digits", batch_size=479, digits_repeat=1))
+        return model.seen
+
+    return run
 
 
 def test_digits_need_no_download():
