@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from callbacks.grids import write_grid
 from zoo.configuration import check_whole
-from zoo.sampling import check_conditions, picture, sample_chunks
+from zoo.sampling import check_conditions, picture, sample_chunks, try_conditions
 
 
 class Samples(L.Callback):
@@ -47,9 +46,12 @@ class Samples(L.Callback):
 
     def on_train_start(self, trainer, pl_module):
         # Conditions that do not fit, such as more steps than the model has, fail here and not after an epoch.
-        with isolate_rng(), torch.no_grad():
-            first = {k: v[:1] if isinstance(v, list) else v for k, v in self.conditions.items()}
-            pl_module.sample(1, generator=torch.Generator().manual_seed(0), **first)
+        n, conditions, _ = picture(pl_module, self.n, self.conditions)
+        try:
+            with isolate_rng():
+                try_conditions(pl_module, n, conditions)
+        except ValueError as error:
+            raise ValueError(f"callbacks.samples.conditions={self.conditions}: {error}") from error
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         epoch = trainer.current_epoch

@@ -5,7 +5,7 @@ from datamodules.images import NAMES, ImageLoader, Images
 from datamodules.text import Text, TextLoader
 from datamodules.toy import DISTRIBUTIONS, Toy
 
-__all__ = ["DataError", "ImageLoader", "Images", "Text", "TextLoader", "Toy", "by_name"]
+__all__ = ["DISTRIBUTIONS", "DataError", "ImageLoader", "Images", "Text", "TextLoader", "Toy", "by_name"]
 
 
 def by_name(name: str) -> Images | Toy:

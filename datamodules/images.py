@@ -273,6 +273,10 @@ class Images(L.LightningDataModule):
             parts = [splits[k] for k in TRAIN_ON[self.hparams.train_on]]
             splits["train"] = Split(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
             self.splits = {k: Split(s.images.to(device), s.labels.to(device)) for k, s in splits.items()}
+        if self.trainer is not None and (classes := model.hparams.get("num_classes")) is not None:
+            labels = int(max(split.labels.max() for split in self.splits.values())) + 1
+            if classes < labels:
+                raise DataError(f"{self.used} has {labels} classes: model.num_classes must be as many, got {classes}")
         batch_size, images = self.hparams.batch_size, len(self.splits["train"].images) * self._repeat
         world_size = self.trainer.world_size if self.trainer is not None else 1
         if batch_size > images:

@@ -143,8 +143,11 @@ def test_a_missing_capability_fails_at_set_up_with_both_names(tmp_path):
     ) as error:
         run(tmp_path, *TINY["vae"], "debug=fast", "callbacks.estimator_variance.compare=[pathwize]")
     assert raised_by_the_zoo(error.value)  # so that the command line prints it without a traceback
-    with pytest.raises(ValueError, match="between 1 and the model's 50 steps, got 51"):
+    wrong = r"callbacks.samples.conditions={'num_steps': 51}: .* between 1 and the model's 50 steps, got 51"
+    with pytest.raises(ValueError, match=wrong):
         run(tmp_path / "steps", *TINY["ddpm"], "callbacks.samples.conditions.num_steps=51")
+    with pytest.raises(ValueError, match="contrast must be one value, or a list of one for each of 64 samples; got 2"):
+        fit(Trainable(), Samples(tmp_path, conditions={"contrast": [0.1, 0.2]}))
     with pytest.raises(ValueError, match="seed must be a whole number from 0"):
         run(tmp_path / "seed", *TINY["vae"], "seed=-1")
     with pytest.raises(ValueError, match="draws must be a whole number of at least 2, got 1"):

@@ -28,6 +28,13 @@ from zoo.nets import UNet
         ({"timesteps": "low"}, "timesteps must be uniform, stratified or importance, got 'low'"),
         ({"num_classes": 0}, "num_classes must be a whole number of at least 1, got 0"),
         ({"label_dropout": 1}, "label_dropout must be below 1, got 1"),
+        ({"widths": 32}, "widths must be a list of whole numbers of at least 1, such as .*, got 32"),
+        ({"widths": None}, "widths must be a list of whole numbers"),
+        ({"widths": ["a", 8]}, "widths must be a list of whole numbers"),
+        ({"widths": [8.0, 16]}, r"widths must be a list of whole numbers .*, got \[8.0, 16\]"),
+        ({"blocks": True}, "blocks must be a whole number of at least 1, got True"),
+        ({"blocks": 1.5}, "blocks must be a whole number of at least 1, got 1.5"),
+        ({"patch": "x"}, "patch must be a whole number of at least 1, got 'x'"),
         ({"widths": [12]}, r"multiples of 8, one per level, got \[12\]"),
         ({"widths": [8, 8, 8]}, r"28 pixels do not divide by patch \* 2\^\(levels - 1\) = 8"),
         ({"lr": 0}, "lr must be a positive number, got 0"),
@@ -51,6 +58,8 @@ def test_bad_arguments_are_named(arguments, message):
         ({"frames": 1}, "frames must be a whole number of at least 2, got 1"),
         ({"frames": 9, "num_steps": 5}, "5 steps to show, fewer than 9 frames"),
         ({"show": "eps"}, "show must be xt or x0, got 'eps'"),
+        ({"show": "x0"}, "show=x0 is of the way to a sample: say how many moments of it"),
+        ({"corrector_steps": 2, "corrector_snr": 1e20}, r"run off to infinity with guidance=0.0, corrector_snr=1e\+20"),
         ({"corrector_steps": -1}, "corrector_steps must be a whole number of at least 0, got -1"),
         ({"corrector_snr": 0}, "corrector_snr must be a positive number, got 0"),
     ],
@@ -276,6 +285,12 @@ def test_samples_with_labels_come_in_rows(labelled):
         draw(labels=3)
     with pytest.raises(ValueError, match="guidance=2 is towards labels, which labels=dropped leaves out"):
         draw(labels="dropped", guidance=2)
+
+
+def test_samples_that_run_off_to_infinity_are_refused(labelled):
+    """NaN would be drawn as black."""
+    with pytest.raises(ValueError, match=r"run off to infinity with guidance=1e\+300, corrector_snr=0.1"):
+        labelled.sample(2, labels=1, guidance=1e300, num_steps=4)
 
 
 def test_without_labels_they_are_drawn_uniformly(labelled):

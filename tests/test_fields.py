@@ -127,7 +127,21 @@ def test_what_a_protocol_measures_of_points():
 )
 def test_what_cannot_be_measured_is_refused_first(protocol, message):
     with pytest.raises(ValueError, match=message):
-        check_protocol(protocol, Score(shape=[2]))
+        check_protocol(protocol, Score(shape=[2], hidden=[4]), "mixture")
+
+
+def test_samples_are_judged_only_where_there_is_a_judge():
+    from zoo.ddpm import DDPM
+
+    model = DDPM(steps=4, widths=[8], num_classes=3)
+    check_protocol(Protocol(samples=2), model, "mnist")
+    for data in ("digits", "fashion_mnist"):
+        with pytest.raises(ValueError, match=f"samples are judged beside MNIST, not {data}"):
+            check_protocol(Protocol(samples=2), model, data)
+    with pytest.raises(ValueError, match="of DDPM none are by default: say how many"):
+        check_protocol(Protocol(conditions=({"eta": 1},)), model, "mnist")
+    with pytest.raises(ValueError, match="labels must be one value, or a list of one for each of 20 samples; got 2"):
+        check_protocol(Protocol(samples=20, conditions=({"labels": [1, 2]},)), model, "mnist")
 
 
 def test_the_bound_of_five_images_can_be_taken_again_alone():
@@ -137,7 +151,7 @@ def test_the_bound_of_five_images_can_be_taken_again_alone():
     data, model = Images("digits"), DDPM(steps=4, widths=[8])
     data.setup()
     with pytest.raises(ValueError, match="of 5 images at a time, got 7"):
-        check_protocol(Protocol(bound_images=7), model)
+        check_protocol(Protocol(bound_images=7), model, "digits")
     terms = bound_by_fives(model, data, 3)
     assert terms.shape == (3, 3)
     assert_close(bound_by_fives(model, data, 1), terms[:1])
@@ -148,5 +162,6 @@ def test_the_bound_of_five_images_can_be_taken_again_alone():
     bits = terms.sum(1) / (784 * 0.6931471805599453)
     assert_close(found["bits_per_dim"], float(bits.mean()))
     assert_close(found["bits_per_dim_error"], float(bits.std() / 3**0.5))
+    assert "bits_per_dim_error" not in bound_metrics(terms[:1])
     assert_close(sum(found[f"bound/{k}"] for k in ("L_0", "L_t", "L_T")), float(terms.sum(1).mean()))
     assert BOUND_AT_ONCE == 5

@@ -152,6 +152,33 @@ def test_export_refuses_before_it_writes(published, runs, tmp_path):
     hub.export(runs / "vae", "vae", force=True)
 
 
+def test_conditions_as_people_type_them():
+    from datamodules import Toy
+    from zoo.__main__ import _check_shape, _conditions
+    from zoo.ddpm import DDPM
+
+    assert _conditions("") == {}
+    assert _conditions("num_steps=5,eta=1,labels=[1,2],show=x0") == {
+        "num_steps": 5,
+        "eta": 1,
+        "labels": [1, 2],
+        "show": "x0",
+    }
+    for text, message in {
+        "eta=1,eta=0": "each condition is given once, got eta=1,eta=0",
+        "eta": "a condition is written name=value, such as num_steps=100; got 'eta'",
+        "eta=1/2": "a condition is a number, a word, true, false, null or a list; got 'eta=1/2'",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            _conditions(text)
+    data = Toy("mixture")
+    data.setup()
+    with pytest.raises(
+        ValueError, match=r"DDPM is made for examples of shape \[1, 28, 28\], and those of mixture have"
+    ):
+        _check_shape(DDPM(steps=4, widths=[8]), data)
+
+
 def test_the_command_line(runs, published, tmp_path, monkeypatch, capsys):
     """List, sample, evaluate and export as people type them; the same seed draws the same picture."""
 

@@ -162,7 +162,7 @@ def points():
     ("arguments", "message"),
     [
         ({"shape": [28, 28]}, r"shape must be \[1, 28, 28\], or \[D\] of points, got \[28, 28\]"),
-        ({"shape": [0]}, r"or \[D\] of points, got \[0\]"),
+        ({"shape": [0]}, r"shape must be a list of whole numbers of at least 1, such as .*, got \[0\]"),
         ({"objective": "implicit"}, "objective must be denoising, sliced or explicit, got 'implicit'"),
         ({"objective": "explicit"}, "for each of 784 dimensions and is for 32 at most: take sliced or denoising"),
         ({"num_sigmas": 0}, "num_sigmas must be at least 1, got 0"),
@@ -173,6 +173,11 @@ def points():
         ({"projections": 0}, "projections must be a whole number of at least 1, got 0"),
         ({"variance_reduced": 1}, "variance_reduced must be true or false, got 1"),
         ({"hidden": [0], "shape": [2]}, "hidden must be a list of whole numbers"),
+        ({"hidden": 128}, "hidden must be a list of whole numbers .*, got 128"),
+        ({"shape": 28}, "shape must be a list of whole numbers .*, got 28"),
+        ({"shape": None}, "shape must be a list of whole numbers .*, got None"),
+        ({"shape": [2], "widths": "junk"}, "widths must be a list of whole numbers .*, got 'junk'"),
+        ({"blocks": None}, "blocks must be a whole number of at least 1, got None"),
         ({"widths": [8, 8, 8]}, "28 pixels do not divide"),
         ({"lr": "fast"}, "lr must be a positive number, got 'fast'"),
     ],
@@ -192,9 +197,18 @@ def test_bad_arguments_are_named(arguments, message):
         ({"frames": 9}, "4 moments to show, fewer than 9 frames"),
     ],
 )
-def test_bad_conditions_are_named(points, conditions, message):
+def test_bad_conditions_are_named(points, conditions, message, monkeypatch):
+    monkeypatch.setattr(points, "_score_of_data", None)
+    monkeypatch.setattr(points, "forward", None)  # before any work
     with pytest.raises(ValueError, match=message):
         points.sample(1, **conditions)
+
+
+def test_a_chain_without_levels_has_as_many_moments_as_steps():
+    model = Score(shape=[2], hidden=[4], num_sigmas=1)
+    assert model.sample(3, steps=4, frames=4).shape == (3, 4, 2)
+    with pytest.raises(ValueError, match="4 moments to show, fewer than 5 frames"):
+        model.sample(3, steps=4, frames=5)
 
 
 def test_the_first_score_is_that_of_normal_data(points, generator):

@@ -33,7 +33,7 @@ def sample(args: argparse.Namespace) -> None:
     from zoo.sampling import check_conditions, picture, sample_chunks, save_grid
 
     model = _on_device(zoo.load(args.source))
-    conditions = dict(_condition(c) for c in args.condition)
+    conditions = _conditions(",".join(args.condition))
     if args.images and "init" in conditions:
         raise ValueError("--images says where chains begin, and so does -c init=...: leave out one of them")
     if args.images:
@@ -119,8 +119,16 @@ def export(args: argparse.Namespace) -> None:
 def _protocol(args: argparse.Namespace):
     from zoo.evaluation import Protocol
 
-    several = [dict(_condition(c) for c in re.split(r",(?=\w+=)", text)) for text in args.condition] or [{}]
+    several = [_conditions(text) for text in args.condition] or [{}]
     return Protocol(args.importance_samples, args.bound_images, args.samples, tuple(several))
+
+
+def _conditions(text: str) -> dict[str, object]:
+    """``a=1,b=2`` as a dictionary."""
+    found = [_condition(part) for part in re.split(r",(?=\w+=)", text)] if text else []
+    if len(twice := [name for name, _ in found]) > len(set(twice)):
+        raise ValueError(f"each condition is given once, got {text}")
+    return dict(found)
 
 
 def _condition(text: str) -> tuple[str, object]:
@@ -148,7 +156,7 @@ def _test_images(name: str, n: int) -> list:
 
 def _check_shape(model, data) -> None:
     example = list(next(iter(data.test_dataloader()))[0].shape[1:])
-    shape = model.hparams.get("shape", example)
+    shape = list(model.hparams.get("shape", [1, 28, 28]))
     if shape != example:
         raise ValueError(
             f"{type(model).__name__} is made for examples of shape {shape}, and those of {data.used} have {example}: "
@@ -185,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("-n", type=int, default=64, help="how many, 64 by default")
     sub.add_argument("--seed", type=int, default=0, help="the same seed gives the same pixels")
     sub.add_argument("-o", "--output", type=Path, default=Path("samples.png"), help="the picture, a PNG")
-    sub.add_argument("-c", "--condition", action="append", default=[], help="of the model's sample, num_steps=100")
+    sub.add_argument("-c", "--condition", action="append", default=[], help="of the model's sample, num_steps=50,eta=1")
     sub.add_argument("--images", help="data set at whose test images chains begin, where samples are chains")
     sub = command(evaluate, "evaluate")
     sub.add_argument("--data", default="mnist_or_digits", help=f"{DATA}; of what the model is made for")

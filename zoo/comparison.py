@@ -127,7 +127,8 @@ def figure(rows: list[Row]) -> Figure:
         right.set(xscale="log", xlabel="variance x milliseconds per draw", title="price of a given accuracy")
         right.set_yticks(range(len(mine)), [row.estimator for row in mine])
         right.invert_yaxis()
-        left.legend(fontsize="small")
+        if mine:
+            left.legend(fontsize="small")
         left.grid(alpha=0.3)
         right.grid(alpha=0.3, axis="x")
     return picture

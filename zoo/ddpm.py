@@ -49,7 +49,7 @@ from zoo.diffusion import Chain, predicted_eps, predicted_x0, q_sample, simple_l
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
 from zoo.labels import Labels, as_labels
 from zoo.langevin import langevin_sample
-from zoo.nets import UNet
+from zoo.nets import UNet, check_unet
 from zoo.sampling import chunk_generator, rand, randn
 
 TIMESTEPS = ("uniform", "stratified", "importance")
@@ -105,6 +105,7 @@ class DDPM(L.LightningModule):
         check_share("label_dropout", label_dropout)
         check_positive("lr", lr)
         check_whole("warmup", warmup, least=0)
+        check_unet(widths, blocks, patch)
         widths = list(widths)
         self.save_hyperparameters()
         # Functions of the hyperparameters, so they stay out of checkpoints and published weights; float64 until here.
@@ -303,11 +304,17 @@ class DDPM(L.LightningModule):
 
         steps, total = self._steps(x0_model, x, num_steps, eta, generator, correct if corrector_steps else None)
         if frames is None:
-            return _as_images(diffusion.last(steps, total, "sampling"))
-        check_whole("frames", frames, least=2)
-        if frames > total:
-            raise ValueError(f"there are {total} steps to show, fewer than {frames} frames")
-        return _as_images(diffusion.frames(steps, total, frames)[SHOWN.index(show)])
+            if show != "xt":
+                raise ValueError(f"show={show} is of the way to a sample: say how many moments of it, frames=12")
+            drawn = diffusion.last(steps, total, "sampling")
+        else:
+            check_whole("frames", frames, least=2)
+            if frames > total:
+                raise ValueError(f"there are {total} steps to show, fewer than {frames} frames")
+            drawn = diffusion.frames(steps, total, frames)[SHOWN.index(show)]
+        if (guidance or corrector_steps) and not drawn.isfinite().all():
+            raise ValueError(f"samples have run off to infinity with {guidance=}, {corrector_snr=}: take smaller ones")
+        return _as_images(drawn)
 
     def _steps(self, x0_model, x: Tensor, num_steps, eta: float, generator, correct) -> tuple[Iterator, int]:
         if num_steps is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import zoo
-from datamodules import Toy
+from datamodules import DISTRIBUTIONS, Toy
 from zoo.configuration import check_whole
 from zoo.distances import (
     Yardstick,
@@ -25,7 +25,7 @@ from zoo.distances import (
     judged_samples,
     modes,
 )
-from zoo.sampling import CHUNK, check_conditions, chunk_generator, sample_chunks
+from zoo.sampling import CHUNK, check_conditions, chunk_generator, sample_chunks, try_conditions
 
 ROWS_AT_ONCE = 2000  # of images times importance samples: enough to keep a processor busy, few enough for its cache
 IMAGES_AT_ONCE = 100
@@ -205,8 +205,8 @@ class Protocol(NamedTuple):
     conditions: tuple[dict[str, object], ...] = ({},)
 
 
-def check_protocol(protocol: Protocol, model) -> None:
-    """Refuse, before any work, what a model cannot be measured by.
+def check_protocol(protocol: Protocol, model, data: str) -> None:
+    """Refuse, before any work, what a model cannot be measured by on the data set named ``data``.
 
     Raises:
         ValueError: saying what.
@@ -222,12 +222,20 @@ def check_protocol(protocol: Protocol, model) -> None:
         raise ValueError(f"the bound is taken of {BOUND_AT_ONCE} images at a time, got {protocol.bound_images}")
     if protocol.samples is not None:
         check_whole("samples", protocol.samples, least=2)
-    for conditions in protocol.conditions if protocol.samples is not None or any(protocol.conditions) else ():
-        check_conditions(model, conditions)
-        first = {k: v[:1] if isinstance(v, list) else v for k, v in conditions.items()}
-        drawn = model.sample(1, generator=chunk_generator(0, 0), **first)  # values that do not fit fail now
+        if data not in ("mnist", *DISTRIBUTIONS):
+            raise ValueError(f"samples are judged beside MNIST, not {data}: choose that data, or leave samples out")
+    samples = _samples(protocol, model)
+    if any(protocol.conditions) and not samples:
+        raise ValueError(f"conditions are of samples that are judged, and of {name} none are by default: say how many")
+    for conditions in protocol.conditions if samples and (protocol.samples or any(protocol.conditions)) else ():
+        drawn = try_conditions(model, samples, conditions)
         if list(drawn.shape[1:]) != list(model.hparams.get("shape", [1, 28, 28])):
             raise ValueError(f"what is judged are single examples, and with {conditions} samples are more than that")
+
+
+def _samples(protocol: Protocol, model) -> int:
+    """How many samples are judged."""
+    return protocol.samples or (10_000 if hasattr(model, "generator_loss") else 0)
 
 
 def measure(
@@ -253,7 +261,7 @@ def measure(
         ValueError: for what the model cannot be measured by.
     """
     protocol = protocol or Protocol()
-    check_protocol(protocol, model)
+    check_protocol(protocol, model, data.used)
     metrics, evidence = evaluate(model, data), {}
     model.eval()
     if num_samples := protocol.importance_samples:
@@ -270,8 +278,7 @@ def measure(
 
         field = measure_field(model, data.distribution)
         metrics |= {"fisher_divergence": field.fisher_divergence, "log_density_gap": field.log_density_gap}
-    samples = protocol.samples or (10_000 if hasattr(model, "generator_loss") else 0)
-    if samples:
+    if samples := _samples(protocol, model):
         several, first = len(protocol.conditions) > 1, []
         for conditions in protocol.conditions:
             found = measure_samples(model, data, samples, conditions, progress)
@@ -314,9 +321,9 @@ def bound_by_fives(model, data, fives: int, progress: bool = False) -> Tensor:
 def bound_metrics(terms: Tensor) -> dict[str, float]:
     """What a card says of :func:`bound_by_fives`: nats per image, and bits per dimension with their standard error."""
     total = terms.sum(1) / (784 * math.log(2))
-    error = total.std() / len(total) ** 0.5 if len(total) > 1 else torch.tensor(math.nan)
+    error = {"bits_per_dim_error": float(total.std() / len(total) ** 0.5)} if len(total) > 1 else {}
     means = dict(zip(("bound/L_0", "bound/L_t", "bound/L_T"), terms.mean(0).tolist(), strict=True))
-    return {"bits_per_dim": float(total.mean()), "bits_per_dim_error": float(error), **means}
+    return {"bits_per_dim": float(total.mean()), **error, **means}
 
 
 def measure_samples(

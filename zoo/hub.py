@@ -217,7 +217,7 @@ def export(source: str | Path, name: str, force: bool = False, protocol=None, pr
     if not record:
         raise CheckpointError(f"{path} does not record the run that made it, so no card can be written: see RunRecord")
     model = _from_training(checkpoint, path)
-    check_protocol(protocol or Protocol(), model)
+    check_protocol(protocol or Protocol(), model, record["data"])
 
     metadata = {"model": checkpoint["model"], "hyper_parameters": json.dumps(checkpoint["hyper_parameters"])}
     tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
@@ -254,15 +254,15 @@ def export(source: str | Path, name: str, force: bool = False, protocol=None, pr
     }
     zoo.WEIGHTS.mkdir(exist_ok=True)
     weights = zoo.WEIGHTS / f"{name}.safetensors"
+    if hasattr(model, "sample"):
+        points = model.hparams.get("shape") == [2]
+        n, conditions, columns = picture(model, 2000 if points else 64, {})
+        save_grid(sample_chunks(model, n, seed=0, **conditions), weights.with_suffix(".png"), columns)
     # The card last: a checkpoint exists once its card does.
     for target, content in [(weights, data), (weights.with_suffix(".json"), _json(card))]:
         part = target.with_name(target.name + ".part")
         part.write_bytes(content)
         part.replace(target)
-    if hasattr(model, "sample"):
-        points = model.hparams.get("shape") == [2]
-        n, conditions, columns = picture(model, 2000 if points else 64, {})
-        save_grid(sample_chunks(model, n, seed=0, **conditions), weights.with_suffix(".png"), columns)
     return weights
 
 

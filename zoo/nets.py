@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.configuration import check_whole, check_widths
+
 
 def mlp(widths: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Linear layers of the given widths, input first, with ``activation`` between them and none after the last."""
@@ -230,6 +232,15 @@ class PointNet(nn.Module):
         return self.layers(torch.cat([x, timestep_embedding(t, self.time_dim)], 1))
 
 
+def check_unet(widths: object, blocks: object, patch: object) -> None:
+    """Refuse what are no sizes of a :class:`UNet`."""
+    check_widths("widths", widths, (32, 96))
+    if any(width % 8 for width in widths):
+        raise ValueError(f"widths must be multiples of 8, one per level, got {list(widths)}")
+    check_whole("blocks", blocks)
+    check_whole("patch", patch)
+
+
 class UNet(nn.Module):
     """Images and a step index to images of the same shape, by a U-Net on patches.
 
@@ -261,10 +272,7 @@ class UNet(nn.Module):
         side: int = 28,
     ):
         super().__init__()
-        if not widths or any(w < 8 or w % 8 for w in widths):
-            raise ValueError(f"widths must be positive multiples of 8, one per level, got {list(widths)}")
-        if blocks < 1 or patch < 1:
-            raise ValueError(f"blocks and patch must be at least 1, got blocks={blocks}, patch={patch}")
+        check_unet(widths, blocks, patch)
         self.patch, self.multiple = patch, patch * 2 ** (len(widths) - 1)
         if side % self.multiple:
             raise ValueError(

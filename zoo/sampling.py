@@ -56,6 +56,26 @@ def check_conditions(model, conditions: dict[str, object]) -> None:
         )
 
 
+def check_lengths(n: int, conditions: dict[str, object]) -> None:
+    """Refuse a condition that is a list of another length than ``n``, the number of samples."""
+    for name, value in conditions.items():
+        if isinstance(value, list) and len(value) != n:
+            raise ValueError(f"{name} must be one value, or a list of one for each of {n} samples; got {len(value)}")
+
+
+def try_conditions(model, n: int, conditions: dict[str, object]) -> Tensor:
+    """The first of ``n`` samples, (1, ...), drawn so that conditions that do not fit fail now and not after hours.
+
+    Raises:
+        ValueError: as ``model.sample`` does, or for a list of another length than ``n``.
+    """
+    check_conditions(model, conditions)
+    check_lengths(n, conditions)
+    first = {k: v[:1] if isinstance(v, list) else v for k, v in conditions.items()}
+    with torch.no_grad():
+        return model.sample(1, generator=chunk_generator(0, 0), **first)
+
+
 @torch.no_grad()
 def sample_chunks(
     model, n: int, seed: int, rank: int = 0, world_size: int = 1, progress: bool = False, **conditions
@@ -75,9 +95,7 @@ def sample_chunks(
         (n, ...): as ``model.sample`` returns them, on the CPU.
     """
     check_whole("the number of samples", n)
-    for name, value in conditions.items():
-        if isinstance(value, list) and len(value) != n:
-            raise ValueError(f"{name} must be one value, or a list of one for each of {n} samples; got {len(value)}")
+    check_lengths(n, conditions)
 
     def draw(c: int) -> Tensor:
         padded = [min(i, n - 1) for i in range(c * CHUNK, (c + 1) * CHUNK)]

@@ -49,7 +49,7 @@ from zoo.langevin import (
     langevin_steps,
     noise_levels,
 )
-from zoo.nets import PointNet, UNet
+from zoo.nets import PointNet, UNet, check_unet
 from zoo.sampling import chunk_generator, randn
 
 OBJECTIVES = ("denoising", "sliced", "explicit")
@@ -146,6 +146,9 @@ class Score(L.LightningModule):
         warmup: int = 200,
     ):
         super().__init__()
+        check_widths("shape", shape, (1, 28, 28))
+        check_widths("hidden", hidden, (128, 128))
+        check_unet(widths, blocks, patch)
         shape, hidden, widths = list(shape), list(hidden), list(widths)
         if shape != [1, 28, 28] and (len(shape) != 1 or type(shape[0]) is not int or shape[0] < 1):
             raise ValueError(f"shape must be [1, 28, 28], or [D] of points, got {shape}")
@@ -161,7 +164,6 @@ class Score(L.LightningModule):
         check_whole("projections", projections)
         if not isinstance(variance_reduced, bool):
             raise ValueError(f"variance_reduced must be true or false, got {variance_reduced!r}")
-        check_widths("hidden", hidden, (128, 128))
         if objective == "explicit" and math.prod(shape) > LARGEST_TRACE:
             raise ValueError(
                 f"objective=explicit takes a backward pass for each of {math.prod(shape)} dimensions and is for "
@@ -298,12 +300,14 @@ class Score(L.LightningModule):
         Raises:
             ValueError: for values outside these.
         """
+        if frames is not None:
+            check_whole("frames", frames, least=2)
+            total = len(self.sigmas) if len(self.sigmas) > 1 else self._default_steps if steps is None else steps
+            if frames > total:
+                raise ValueError(f"there are {total} moments to show, fewer than {frames} frames")
         moments, _ = self.chains(n, steps, step_size, denoise, adjusted, generator)
         x = moments[-1]
         if frames is not None:
-            check_whole("frames", frames, least=2)
-            if frames > len(moments):
-                raise ValueError(f"there are {len(moments)} moments to show, fewer than {frames} frames")
             kept = torch.linspace(0, len(moments) - 1, frames, dtype=torch.float64).round().long().tolist()
             x = torch.stack([moments[k] for k in kept], 1)
         return (x / 2 + 0.5).clamp(0, 1) if self.images else x
@@ -321,8 +325,7 @@ class Score(L.LightningModule):
         """Where the ``n`` chains of :meth:`sample` are after each level, or each step without a ladder, and the share
         of steps taken there, which is 1 unless they are ``adjusted``; images are in [-1, 1]."""
         levels = len(self.sigmas)
-        if steps is None:
-            steps = (5 if self.images else 100) if levels > 1 else 1000
+        steps = self._default_steps if steps is None else steps
         check_whole("steps", steps)
         for name, value in {"denoise": denoise, "adjusted": adjusted}.items():
             if not isinstance(value, bool):
@@ -350,8 +353,15 @@ class Score(L.LightningModule):
                 x = moments[-1]
                 moments = (*moments[:-1], x + self.sigmas[-1] ** 2 * self._score_of_data(x))
         if not moments[-1].isfinite().all():
-            raise ValueError(f"a chain of step_size {step_size:.3g} has run off to infinity: take a smaller one")
+            raise ValueError(
+                f"a chain of step_size {step_size:.3g} has run off to infinity: take a smaller one, or noise levels "
+                "nearer to the data's own size"
+            )
         return list(moments), list(taken)
+
+    @property
+    def _default_steps(self) -> int:
+        return (5 if self.images else 100) if len(self.sigmas) > 1 else 1000
 
     def _score_of_data(self, x: Tensor) -> Tensor:
         """s(x) of a model with one noise level or none."""
