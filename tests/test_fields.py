@@ -144,6 +144,22 @@ def test_samples_are_judged_only_where_there_is_a_judge():
         check_protocol(Protocol(samples=20, conditions=({"labels": [1, 2]},)), model, "mnist")
 
 
+def test_samples_with_labels_are_judged_by_them_too(mnist_root):
+    from datamodules import Images
+    from zoo.ddpm import DDPM
+    from zoo.evaluation import judged_accuracy
+
+    torch.manual_seed(0)
+    data, model = Images("mnist", eval_batch_size=5000), DDPM(steps=4, widths=[8], num_classes=10).eval()
+    data.setup()
+    conditions = ({"num_steps": 2, "guidance": 1}, {"num_steps": 2, "labels": "dropped"})
+    metrics, evidence = measure(model, data, Protocol(samples=25, conditions=conditions))
+    expected = judged_accuracy(model, 20, num_steps=2, guidance=1)["judged_accuracy"]
+    assert metrics["judged_accuracy/num_steps=2/guidance=1"] == expected
+    assert [k for k in metrics if k.startswith("judged")] == ["judged_accuracy/num_steps=2/guidance=1"]
+    assert evidence["samples"]["n"] == 25 and len(evidence["samples"]["sure_of_the_first"]) == 2
+
+
 def test_the_bound_of_five_images_can_be_taken_again_alone():
     from datamodules import Images
     from zoo.ddpm import DDPM

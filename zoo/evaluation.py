@@ -251,7 +251,8 @@ def measure(
 
     Returns:
         metrics: those of the test loop; ``test/log_likelihood``, nats per image; ``judged_accuracy`` of a model of
-            labels, on MNIST; ``all/accuracy``, ``/nmi`` and ``/ari`` of clusters, on training and test images together;
+            labels, on MNIST, of about as many samples as the protocol has, or of 10,000 if it has none;
+            ``all/accuracy``, ``/nmi`` and ``/ari`` of clusters, on training and test images together;
             ``feature_accuracy`` of a model with ``transform``; ``bits_per_dim`` and the terms of a diffusion's bound;
             ``fisher_divergence`` and ``log_density_gap`` of a score model of points; of samples those of
             :func:`measure_samples`, with the conditions after their names where there are several.
@@ -278,11 +279,15 @@ def measure(
 
         field = measure_field(model, data.distribution)
         metrics |= {"fisher_divergence": field.fisher_divergence, "log_density_gap": field.log_density_gap}
+    classes = (hasattr(model, "rows") and model.rows()) or ()
     if samples := _samples(protocol, model):
         several, first = len(protocol.conditions) > 1, []
         for conditions in protocol.conditions:
             found = measure_samples(model, data, samples, conditions, progress)
             after = "".join(f"/{k}={json.dumps(v)}" for k, v in conditions.items()) if several else ""
+            if "confident" in found and "labels" in classes and "labels" not in conditions:
+                obeyed = judged_accuracy(model, max(10, samples - samples % 10), **conditions)
+                found["judged_accuracy"] = obeyed["judged_accuracy"]
             metrics |= {name + after: value for name, value in found.items()}
             if "confident" in found:
                 judge = zoo.load("classifier").to(model.device)
@@ -290,7 +295,7 @@ def measure(
                 chunk = judge_images(sample_chunks(model, CHUNK, seed=0, **own), judge)
                 first.append(chunk.probabilities.max(-1).values.tolist())
         evidence["samples"] = {"n": samples, "conditions": list(protocol.conditions), "sure_of_the_first": first}
-    if data.used == "mnist" and hasattr(model, "rows") and (model.rows() or [None])[0] == "labels":
+    elif data.used == "mnist" and "labels" in classes:
         metrics["judged_accuracy"] = judged_accuracy(model)["judged_accuracy"]
     if hasattr(model, "cluster"):
         metrics |= {f"all/{name}": score for name, score in clustering_of_everything(model, data).items()}
@@ -398,7 +403,7 @@ def feature_accuracy(model, data) -> float:
     return float(pipeline.fit(images["train"], labels["train"]).score(images["test"], labels["test"]))
 
 
-def judged_accuracy(model, n: int = 10_000, seed: int = 0, judge=None) -> dict[str, float]:
+def judged_accuracy(model, n: int = 10_000, seed: int = 0, judge=None, **conditions) -> dict[str, float]:
     """The share of class-conditional samples that a classifier recognises as their label.
 
     It measures whether conditions are obeyed, not whether samples are varied: one good sample of each class, repeated,
@@ -409,6 +414,7 @@ def judged_accuracy(model, n: int = 10_000, seed: int = 0, judge=None) -> dict[s
         n: how many samples, as many of each class; drawn in the chunks of zoo/sampling.py.
         seed: of the noise.
         judge: the classifier, in eval mode; the zoo's own, trained on MNIST, if None.
+        conditions: of the samples, beside their labels.
 
     Returns:
         ``judged_accuracy``, and ``judged_accuracy/<label>`` for each: shares of 1.
@@ -423,7 +429,7 @@ def judged_accuracy(model, n: int = 10_000, seed: int = 0, judge=None) -> dict[s
     if n < 1 or n % classes:
         raise ValueError(f"n must be a multiple of the {classes} classes, as many samples of each, got {n}")
     labels = [k for k in range(classes) for _ in range(n // classes)]
-    images = sample_chunks(model, n, seed, labels=labels)
+    images = sample_chunks(model, n, seed, labels=labels, **conditions)
     predicted = torch.cat([judge.predict(x.to(judge.device)).cpu() for x in images.split(500)])
     right = (predicted == torch.tensor(labels)).double().view(classes, -1).mean(1)
     return {"judged_accuracy": right.mean().item()} | {
