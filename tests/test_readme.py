@@ -8,7 +8,7 @@ import pytest
 from helpers import config
 
 import zoo
-from zoo.__main__ import _condition, parser
+from zoo.__main__ import _conditions, parser
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -38,7 +38,7 @@ def test_training_commands_compose(command):
 def test_zoo_commands_parse(command):
     args = parser().parse_args(shlex.split(command)[3:])
     for condition in getattr(args, "condition", []):
-        assert _condition(condition)
+        assert _conditions(condition)
 
 
 def test_every_model_has_its_row_and_unbuilt_ones_say_so():

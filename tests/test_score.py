@@ -195,6 +195,7 @@ def test_bad_arguments_are_named(arguments, message):
         ({"denoise": "yes"}, "denoise must be true or false, got 'yes'"),
         ({"frames": 1}, "frames must be a whole number of at least 2, got 1"),
         ({"frames": 9}, "4 moments to show, fewer than 9 frames"),
+        ({"frames": 2, "steps": "x"}, "steps must be a whole number of at least 1, got 'x'"),
     ],
 )
 def test_bad_conditions_are_named(points, conditions, message, monkeypatch):

@@ -300,9 +300,11 @@ class Score(L.LightningModule):
         Raises:
             ValueError: for values outside these.
         """
+        steps = self._default_steps if steps is None else steps
+        check_whole("steps", steps)
         if frames is not None:
             check_whole("frames", frames, least=2)
-            total = len(self.sigmas) if len(self.sigmas) > 1 else self._default_steps if steps is None else steps
+            total = len(self.sigmas) if len(self.sigmas) > 1 else steps
             if frames > total:
                 raise ValueError(f"there are {total} moments to show, fewer than {frames} frames")
         moments, _ = self.chains(n, steps, step_size, denoise, adjusted, generator)
