@@ -1,0 +1,81 @@
+"""Learning p(w | c) = exp(s(w, c)) / Z_c of words without the sum Z_c over all of them.
+
+Gutmann & Hyvarinen 2012; Mnih & Teh 2012, arXiv:1206.6426; Mnih & Kavukcuoglu 2013; Mikolov et al. 2013,
+arXiv:1310.4546; Bengio & Senecal 2003; seed 000, "Noise Contrastive Estimation".
+
+    maximum likelihood    J = -log p(w | c) = -s(w, c) + log Z_c,    Z_c = sum_w' exp s(w', c)
+    NCE                   J = -log sigma(delta s(w, c)) - sum_{i<=k} log sigma(-delta s(w_i, c)),   w_i ~ q
+                          delta s = s - log(k q)
+    negative sampling     the same with delta s = s, which is NCE where k q(w) = 1: q uniform and k = V
+    importance sampling   J = -s(w, c) + log 1/k sum_{i<=k} exp(s(w_i, c)) / q(w_i),    w_i ~ q
+
+NCE tells a word of the text from k words of noise. Its expected gradient is
+sum_w k q / (e^s + k q) (p(w | c) - e^s) grad s, zero where e^s = p(w | c), normalised by itself, and tends to that of the
+likelihood as k grows if Z_c = 1. Importance sampling's gradient weighs the noise by e^s / q, normalised over the k, and
+is biased by O(1 / k). Seed 000 writes the objectives as sums of sigmoids; they are sums of log sigmoids.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def nce_loss(s: Tensor, s_noise: Tensor, log_kq: Tensor, log_kq_noise: Tensor, each: Tensor | float = 1.0) -> Tensor:
+    """-log sigma(s - log kq) - sum over noise words of ``each`` log sigma(log kq - s_noise); nats, (...).
+
+    Args:
+        s: scores of the words of the text, (...).
+        s_noise: of the noise words, (..., M).
+        log_kq: log(k q(w)) of the former, (...); 0 for negative sampling.
+        log_kq_noise: of the latter, (..., M).
+        each: what a noise word counts for, k / M if M of them stand for k.
+    """
+    return F.softplus(log_kq - s) + (each * F.softplus(s_noise - log_kq_noise)).sum(-1)
+
+
+def softmax_loss(s: Tensor, s_all: Tensor) -> Tensor:
+    """-s + log sum exp of the scores of all words, (...) and (..., V): -log p(w | c), nats, (...)."""
+    return s_all.logsumexp(-1) - s
+
+
+def importance_sampled_loss(s: Tensor, s_noise: Tensor, log_q_noise: Tensor) -> Tensor:
+    """-s + log 1/M sum exp(s_noise - log q): -log p(w | c) with Z_c estimated from noise words (..., M); nats, (...)."""
+    weights = s_noise - log_q_noise
+    return weights.logsumexp(-1) - torch.log(torch.tensor(float(weights.shape[-1]))) - s
+
+
+class Noise(NamedTuple):
+    """A distribution q over V words, drawn from in constant time by the alias method (Walker 1977; Vose 1991).
+
+    Word i is drawn with the probability 1 / V of its own column, kept with ``share`` (V,) and else exchanged for
+    ``alias`` (V,). ``log_q`` (V,) is in nats.
+    """
+
+    log_q: Tensor
+    share: Tensor
+    alias: Tensor
+
+    @classmethod
+    def of(cls, weights: Tensor) -> "Noise":
+        """q proportional to ``weights`` (V,), positive."""
+        q = weights.double() / weights.double().sum()
+        column = (q * len(q)).tolist()
+        share, alias = [1.0] * len(column), list(range(len(column)))
+        poor = [i for i, mass in enumerate(column) if mass < 1]
+        rich = [i for i, mass in enumerate(column) if mass >= 1]
+        while poor and rich:
+            i, j = poor.pop(), rich[-1]
+            share[i], alias[i] = column[i], j
+            column[j] -= 1 - column[i]  # j fills what i leaves of its column
+            if column[j] < 1:
+                poor.append(rich.pop())
+        return cls(q.log().float(), torch.tensor(share), torch.tensor(alias))
+
+    def draw(self, *shape: int, generator: torch.Generator | None = None) -> Tensor:
+        """Words, (*shape), drawn where ``generator`` lives, on the device of q."""
+        where = self.share.device if generator is None else generator.device
+        column = torch.randint(len(self.share), shape, generator=generator, device=where).to(self.share.device)
+        u = torch.rand(shape, generator=generator, device=where).to(self.share.device)
+        return torch.where(u < self.share[column], column, self.alias[column])
