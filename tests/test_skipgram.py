@@ -1,0 +1,234 @@
+"""Skip-gram against enumeration, on vocabularies of a few words."""
+
+import math
+
+import lightning as L
+import pytest
+import torch
+from torch.testing import assert_close
+
+from datamodules import Text
+from datamodules.text import ROW, Rows, within_reach
+from zoo.contrastive import Noise
+from zoo.estimators import gradient_moments
+from zoo.skipgram import OBJECTIVES, SkipGram, dense, sparse
+
+V, WINDOW = 7, 2
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "today"]
+
+
+@pytest.fixture
+def rows(generator):
+    """Three rows with gaps, and reaches of 0 to 2."""
+    words = torch.randint(V, (3, WINDOW + ROW + WINDOW), generator=generator)
+    words[torch.rand(words.shape, generator=generator) < 0.1] = -1
+    reach = torch.randint(1, WINDOW + 1, (3, ROW), generator=generator)
+    reach[words[:, WINDOW:-WINDOW] < 0] = 0
+    return Rows(words, reach)
+
+
+def made(objective="nce", generator=None, **kwargs):
+    """A model of seven words, away from where it begins."""
+    torch.manual_seed(0)
+    model = SkipGram(objective, dim=4, **kwargs)
+    model.make_vocabulary(WORDS, torch.tensor([90, 50, 40, 30, 20, 10, 5]), torch.ones(V))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.5, generator=torch.Generator().manual_seed(1))
+    return model.double()
+
+
+def by_loops(model, rows, noise, objective, k):
+    """Every pair's objective, one after the other, from the definitions."""
+    input, output = model.input, model.output
+    b = model.bias[:, 0] if hasattr(model, "bias") else torch.zeros(V, dtype=torch.float64)
+    q = model.counts.double() ** model.hparams.alpha
+    q = q / q.sum()
+    s = lambda w, c: output[w] @ input[c] + b[w]  # noqa: E731
+    found = []
+    for r in range(len(rows.words)):
+        for i in range(ROW):
+            c = int(rows.words[r, WINDOW + i])
+            for offset in range(-WINDOW, WINDOW + 1):
+                w = int(rows.words[r, WINDOW + i + offset])
+                if c < 0 or w < 0 or offset == 0 or abs(offset) > int(rows.reach[r, i]):
+                    continue
+                drawn = noise[r] if noise.ndim == 2 else noise[r, i, offset + WINDOW]
+                if objective == "softmax":
+                    loss = -s(w, c) + torch.stack([s(v, c) for v in range(V)]).logsumexp(0)
+                elif objective == "importance_sampling":
+                    loss = -s(w, c) + torch.stack([s(n, c).exp() / q[n] for n in drawn]).mean().log()
+                else:
+                    shift = lambda n: (k * q[n]).log() if objective == "nce" else 0.0  # noqa: E731
+                    loss = -torch.sigmoid(s(w, c) - shift(w)).log()
+                    for n in drawn:
+                        loss = loss - k / len(drawn) * torch.sigmoid(shift(n) - s(n, c)).log()
+                found.append(loss)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("shared", [0, 6])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_pair_by_loops(objective, shared, rows, generator):
+    model = made(objective, num_noise=3, shared_noise=shared)
+    noise = model.noise(list(rows), generator)["noise"]
+    assert noise.shape == ((3, 6) if shared else (3, ROW, 2 * WINDOW + 1, 3))
+    losses, taken = model.pair_losses(dict(model.named_parameters()), rows, noise, objective, 3)
+    assert_close(losses[taken], by_loops(model, rows, noise, objective, 3), rtol=1e-5, atol=1e-5)
+    generator.manual_seed(5)
+    terms = model.loss(list(rows), generator)
+    noise = model.noise(list(rows), generator.manual_seed(5))["noise"]
+    assert_close(terms["loss"], by_loops(model, rows, noise, objective, 3).mean(), rtol=1e-5, atol=1e-5)
+    assert int(terms["pairs"]) == int(taken.sum())
+
+
+@pytest.mark.parametrize("shared", [0, 6])
+def test_sparse_gradients_are_the_dense_ones(shared, rows):
+    model = made(shared_noise=shared)
+    gradients = []
+    for lookup in (dense, sparse):
+        model.zero_grad(set_to_none=True)
+        model.loss(list(rows), torch.Generator().manual_seed(0), lookup)["loss"].backward()
+        gradients.append([p.grad.to_dense() if p.grad.is_sparse else p.grad for p in model.parameters()])
+    assert model.input.grad.is_sparse and model.output.grad.is_sparse and model.bias.grad.is_sparse
+    for a, b in zip(*gradients, strict=True):
+        assert_close(a, b)
+
+
+def test_the_likelihood_is_summed_over_the_vocabulary(rows):
+    model = made("negative_sampling")
+    log_p, log_Z = model.log_likelihood(list(rows))
+    assert_close(log_p, -by_loops(model, rows, torch.zeros(3, 1, dtype=torch.long), "softmax", 1))
+    centres = within_reach(rows)[0]
+    s = model.input[centres[centres >= 0]] @ model.output.T
+    assert_close(log_Z, s.exp().sum(-1).log())
+    assert not hasattr(model, "bias")
+
+
+def test_it_begins_normalised():
+    """s = b = log frequency, of what is left of a text: Z_c = 1 and nobody knows more than how often words come."""
+    torch.manual_seed(0)
+    model = SkipGram(dim=4)
+    counts, keep = torch.tensor([6, 3, 1]), torch.tensor([0.5, 1.0, 1.0])
+    model.make_vocabulary(["a", "b", "c"], counts, keep)
+    assert_close(model.bias[:, 0].exp(), torch.tensor([3 / 7, 3 / 7, 1 / 7]))
+    s = model.all_scores(dict(model.named_parameters()), torch.arange(3))
+    assert_close(s.logsumexp(-1), torch.zeros(3), atol=1e-6, rtol=0)
+    assert model.input.abs().max() <= 1 / 8 and (model.output == 0).all()
+    q = counts**0.75
+    assert_close(model.q.log_q, (q / q.sum()).log())
+
+
+def world():
+    """A Markov chain of three words, and p(w | c) of neighbours at distance 1: on with P or back with its reverse."""
+    P = torch.tensor([[0.1, 0.8, 0.1], [0.3, 0.1, 0.6], [0.6, 0.3, 0.1]], dtype=torch.float64)
+    pi = torch.linalg.matrix_power(P, 1000)[0]
+    back = (pi[:, None] * P).T / pi[:, None]
+    return P, pi, (P + back) / 2
+
+
+def markov_text(n, generator):
+    P = world()[0]
+    state, words = 0, []
+    u = torch.rand(n, generator=generator, dtype=torch.float64)
+    for x, cumulative in zip(u.tolist(), [P.cumsum(1).tolist()] * n, strict=True):
+        state = min(2, sum(x > bound for bound in cumulative[state]))
+        words.append("abc"[state])
+    return " ".join(words)
+
+
+def test_nce_finds_the_distribution_and_its_normaliser(tmp_path, monkeypatch):
+    """Of 60,000 words whose neighbours are known: p(w | c) within 0.02, and log Z_c near 0 without being asked for."""
+    monkeypatch.setenv("ZOO_DATA", str(tmp_path / "data"))
+    path = tmp_path / "chain.txt"
+    path.write_text(markov_text(60_000, torch.Generator().manual_seed(0)))
+    L.seed_everything(0, verbose=False)
+    data = Text("textfile", str(path), window=1, sample=0, batch_size=8, eval_batch_size=8)
+    model = SkipGram(dim=3, num_noise=10, lr=0.05)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(max_epochs=8, accelerator="cpu", enable_model_summary=False, **quiet)
+    trainer.fit(model, datamodule=data)
+    order = [model.number(w) for w in "abc"]
+    s = model.all_scores(dict(model.named_parameters()), torch.tensor(order))[:, order].detach().double()
+    p, pi = world()[2], world()[1]
+    assert_close(s.softmax(-1), p, rtol=0, atol=0.02)
+    assert s.logsumexp(-1).abs().max() < 0.03
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    entropy = -float((pi[:, None] * p * p.log()).sum())
+    assert abs(metrics["val/nll"] - entropy) < 0.05  # 2,000 words of validation
+    assert_close(metrics["val/perplexity"], math.exp(metrics["val/nll"]), rtol=1e-5, atol=0)
+    assert abs(metrics["val/log_Z"]) < 0.03 and metrics["val/log_Z_sd"] < 0.03
+
+
+def test_the_bias_of_each_estimator_is_what_theory_says(rows):
+    """Where scores are normalised, NCE's gradient tends to the likelihood's as k grows and importance sampling's bias
+    falls too; negative sampling estimates another gradient. Means of 3,000 draws; their noise is taken out."""
+    model = made(num_noise=25, shared_noise=25)
+    with torch.no_grad():  # normalise: one more dimension would do, and so does a bias if vectors are zero
+        model.output.zero_()
+        model.bias.copy_(model.bias.log_softmax(0))
+    estimators = model.gradient_estimators()
+    assert list(estimators) == ["softmax", "nce_1", "nce_5", "nce_25", "negative_sampling", "importance_sampling"]
+    exact, _ = gradient_moments(estimators["softmax"], list(rows), [0])
+    bias = {}
+    for name, estimator in estimators.items():
+        moments, _ = gradient_moments(estimator, list(rows), range(400))
+        off = sum(float((moments.mean[k] - exact.mean[k]).square().sum()) for k in exact.mean)
+        scatter = moments.statistics()["all"]["variance"] / moments.n
+        bias[name] = max(0.0, off - scatter) ** 0.5
+    norm = sum(float(g.square().sum()) for g in exact.mean.values()) ** 0.5
+    assert bias["softmax"] < 1e-6
+    assert bias["nce_1"] > 2 * bias["nce_5"] > 0 and bias["nce_5"] > bias["nce_25"]
+    assert bias["nce_25"] < 0.25 * norm and bias["importance_sampling"] < 0.25 * norm < bias["negative_sampling"]
+
+
+def test_words_are_found_by_their_vectors():
+    model = made()
+    with torch.no_grad():
+        model.input.copy_(torch.tensor([[9, 1, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 2, 0.1, 0], [1, 0, 1, 0],
+                                        [0, 1, 1, 0], [0, 0, 0, 1]], dtype=torch.float64))  # fmt: skip
+    assert torch.equal(model.vector("sat"), torch.tensor([0, 1, 0, 0], dtype=torch.float64))
+    names, cosines = zip(*model.nearest("cat", 2), strict=True)
+    assert names == ("the", "a")
+    assert_close(torch.tensor(cosines), torch.tensor([9 / 82**0.5, 2**-0.5]))
+    # cat : sat as a : mat, exactly; the three that are given do not answer.
+    assert model.analogy("cat", "a", "sat")[0][0] == "mat"
+    assert len(model.nearest("cat", 100)) == 6 and len(model.analogy("cat", "a", "sat", 100)) == 4
+    with pytest.raises(KeyError, match="'tody' is not among the 7 words of the vocabulary; close to it: today"):
+        model.nearest("tody")
+    with pytest.raises(KeyError, match="'xyzzy' is not among the 7 words of the vocabulary\"?$"):
+        model.analogy("xyzzy", "the", "cat")
+
+
+def test_weights_bring_their_vocabulary(tmp_path):
+    model = made()
+    again = SkipGram(**model.hparams).double()
+    again.load_state_dict(model.state_dict())
+    assert again.words == WORDS and torch.equal(again.input, model.input)
+    assert all(torch.equal(a, b) for a, b in zip(again.q, model.q, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"objective": "hinge"},
+            "objective must be nce, negative_sampling, importance_sampling or softmax, got 'hinge'",
+        ),
+        ({"dim": 0}, "dim must be a whole number of at least 1, got 0"),
+        ({"num_noise": 0}, "num_noise must be a whole number of at least 1"),
+        ({"alpha": -1}, "alpha must be a number of at least 0"),
+        ({"shared_noise": -1}, "shared_noise must be a whole number of at least 0"),
+        ({"lr": 0}, "lr must be a positive number"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SkipGram(**arguments)
+
+
+def test_the_noise_is_of_the_counts_to_the_power_alpha():
+    for alpha in (0.0, 0.75, 1.0):
+        model = made(alpha=alpha)
+        q = model.counts.double() ** alpha
+        assert_close(model.q.log_q.double(), (q / q.sum()).log(), rtol=1e-6, atol=1e-6)
+    assert isinstance(model.q, Noise)
