@@ -1,0 +1,96 @@
+"""The nearest neighbours of some words while their vectors are learned, and a map of many at the end."""
+
+import csv
+from pathlib import Path
+
+import lightning as L
+import torch
+from matplotlib.figure import Figure
+
+from zoo.configuration import check_whole
+
+
+class Neighbours(L.Callback):
+    """Write ``neighbours/epoch_000.csv`` during validation, a row for each probe word, and ``words.png`` at the end.
+
+    The picture has the most frequent words by the first two principal components of their vectors.
+
+    Args:
+        folder: the run folder.
+        words: whose neighbours are shown, such as ``[two, king]``; those that the vocabulary lacks are left out. The
+            most frequent ones of five letters and more if None.
+        n: neighbours of each.
+        probes: how many words, where ``words`` is None.
+        every_n_epochs: how often; the last epoch is always written.
+        shown: words in the picture.
+
+    Raises:
+        ValueError: for numbers below 1, or ``words`` that is no list of words; at set-up, for a model without vectors of
+            words.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        words: list[str] | None = None,
+        n: int = 8,
+        probes: int = 16,
+        every_n_epochs: int = 1,
+        shown: int = 150,
+    ):
+        for key, value in {"n": n, "probes": probes, "every_n_epochs": every_n_epochs, "shown": shown}.items():
+            check_whole(key, value)
+        if words is not None and (not isinstance(words, list) or not all(isinstance(w, str) for w in words)):
+            raise ValueError(f"words must be null or a list of words, got {words!r}")
+        self.folder, self.words, self.n, self.probes = Path(folder), words, n, probes
+        self.every_n_epochs, self.shown = every_n_epochs, shown
+
+    def setup(self, trainer, pl_module, stage):
+        if not callable(getattr(pl_module, "nearest", None)):
+            raise ValueError(f"{type(pl_module).__name__} has no method nearest(word, n), so no word has neighbours")
+
+    def table(self, model) -> list[list[str]]:
+        """Each probe word and its neighbours with their cosines."""
+        words = [w for w in model.words if len(w) >= 5][: self.probes] if self.words is None else self.words
+        near = {w: model.nearest(w, self.n) for w in words if w in model.index}
+        return [[w, *(f"{other} {cosine:.2f}" for other, cosine in found)] for w, found in near.items()]
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        epoch = trainer.current_epoch + 1
+        due = epoch == trainer.max_epochs or epoch % self.every_n_epochs == 0
+        if trainer.sanity_checking or batch_idx != 0 or not due or not trainer.is_global_zero:
+            return
+        head, rows = ["word", *map(str, range(1, self.n + 1))], self.table(pl_module)
+        folder = self.folder / "neighbours"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"epoch_{epoch - 1:03d}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([head, *rows])
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_table"):  # Weights & Biases
+                padded = [row + [""] * (len(head) - len(row)) for row in rows]
+                logger.log_table("neighbours", columns=head, data=padded, step=trainer.fit_loop.total_batch_idx)
+
+    def on_train_end(self, trainer, pl_module):
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            word_map(pl_module.words[: self.shown], pl_module.input.detach()[: self.shown]).savefig(
+                self.folder / "words.png", dpi=120
+            )
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_image"):
+                    logger.log_image("words", [str(self.folder / "words.png")])
+
+
+def word_map(words: list[str], vectors: torch.Tensor) -> Figure:
+    """Words at the first two principal components of their vectors (n, D), scaled to length 1."""
+    unit = torch.nn.functional.normalize(vectors.double().cpu(), dim=1)
+    centred = unit - unit.mean(0)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    place = centred @ directions[:2].T
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(*place.T, s=2, alpha=0.3)
+    for word, (x, y) in zip(words, place.tolist(), strict=True):
+        axes.text(x, y, word, fontsize=7, ha="center", va="center")
+    axes.set(xlabel="first principal component", ylabel="second principal component")
+    return figure
