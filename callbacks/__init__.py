@@ -8,6 +8,7 @@ from callbacks.latents import Latents
 from callbacks.log_likelihood import LogLikelihood
 from callbacks.loggers import CSVLogger, WandbLogger
 from callbacks.loss_per_step import LossPerStep
+from callbacks.neighbours import Neighbours
 from callbacks.run_record import RunRecord
 from callbacks.sample_distance import SampleDistance
 from callbacks.samples import Samples
@@ -23,6 +24,7 @@ __all__ = [
     "Latents",
     "LogLikelihood",
     "LossPerStep",
+    "Neighbours",
     "RunRecord",
     "SampleDistance",
     "Samples",

@@ -4,16 +4,15 @@ import csv
 from pathlib import Path
 
 import lightning as L
-import torch
-from matplotlib.figure import Figure
 
 from zoo.configuration import check_whole
+from zoo.words import LONG, word_map
 
 
 class Neighbours(L.Callback):
     """Write ``neighbours/epoch_000.csv`` during validation, a row for each probe word, and ``words.png`` at the end.
 
-    The picture has the most frequent words by the first two principal components of their vectors.
+    The picture is :func:`zoo.words.word_map`.
 
     Args:
         folder: the run folder.
@@ -25,7 +24,7 @@ class Neighbours(L.Callback):
         shown: words in the picture.
 
     Raises:
-        ValueError: for numbers below 1, or ``words`` that is no list of words; at set-up, for a model without vectors of
+        ValueError: for numbers below 1, or ``words`` that is no list of words; at set-up, for a model that knows no
             words.
     """
 
@@ -51,7 +50,7 @@ class Neighbours(L.Callback):
 
     def table(self, model) -> list[list[str]]:
         """Each probe word and its neighbours with their cosines."""
-        words = [w for w in model.words if len(w) >= 5][: self.probes] if self.words is None else self.words
+        words = [w for w in model.words if len(w) >= LONG][: self.probes] if self.words is None else self.words
         near = {w: model.nearest(w, self.n) for w in words if w in model.index}
         return [[w, *(f"{other} {cosine:.2f}" for other, cosine in found)] for w, found in near.items()]
 
@@ -73,24 +72,7 @@ class Neighbours(L.Callback):
     def on_train_end(self, trainer, pl_module):
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            word_map(pl_module.words[: self.shown], pl_module.input.detach()[: self.shown]).savefig(
-                self.folder / "words.png", dpi=120
-            )
+            word_map(pl_module, self.shown).savefig(self.folder / "words.png", dpi=120)
             for logger in trainer.loggers:
                 if hasattr(logger, "log_image"):
                     logger.log_image("words", [str(self.folder / "words.png")])
-
-
-def word_map(words: list[str], vectors: torch.Tensor) -> Figure:
-    """Words at the first two principal components of their vectors (n, D), scaled to length 1."""
-    unit = torch.nn.functional.normalize(vectors.double().cpu(), dim=1)
-    centred = unit - unit.mean(0)
-    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    place = centred @ directions[:2].T
-    figure = Figure(figsize=(9, 9), layout="constrained")
-    axes = figure.subplots()
-    axes.scatter(*place.T, s=2, alpha=0.3)
-    for word, (x, y) in zip(words, place.tolist(), strict=True):
-        axes.text(x, y, word, fontsize=7, ha="center", va="center")
-    axes.set(xlabel="first principal component", ylabel="second principal component")
-    return figure

@@ -1,19 +1,29 @@
 """Data shared by the models: images in [0, 1] with integer labels, text, and data whose distribution is known."""
 
+from pathlib import Path
+
 from datamodules.files import DataError
 from datamodules.images import NAMES, ImageLoader, Images
-from datamodules.text import Text, TextLoader
+from datamodules.text import TEXTS, Text, TextLoader
 from datamodules.toy import DISTRIBUTIONS, Toy
 
 __all__ = ["DISTRIBUTIONS", "DataError", "ImageLoader", "Images", "Text", "TextLoader", "Toy", "by_name"]
 
 
-def by_name(name: str) -> Images | Toy:
-    """The datamodule of a data set of images or points, with its default settings.
+def by_name(name: str) -> Images | Text | Toy:
+    """The datamodule of a data set by its name, or of a text file by its path, with default settings.
 
     Raises:
         ValueError: for a name that is none.
     """
-    if name not in (*NAMES, *DISTRIBUTIONS):
-        raise ValueError(f"data are one of {', '.join((*NAMES, *DISTRIBUTIONS))}, got {name!r}")
-    return Toy(name) if name in DISTRIBUTIONS else Images(name)
+    if name in NAMES:
+        return Images(name)
+    if name in DISTRIBUTIONS:
+        return Toy(name)
+    texts = [text for text in TEXTS if text != "textfile"]
+    if name in texts:
+        return Text(name)
+    if Path(name).is_file():
+        return Text("textfile", path=name)
+    known = ", ".join((*NAMES, *DISTRIBUTIONS, *texts))
+    raise ValueError(f"data are one of {known}, or the path of a text file, got {name!r}")

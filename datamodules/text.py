@@ -277,6 +277,12 @@ class Text(L.LightningDataModule):
         """With what probability each word of the vocabulary is kept, (V,)."""
         return keep_probability(torch.from_numpy(self.corpus.counts), self.hparams.sample)
 
+    @property
+    def unit(self) -> tuple[str, float]:
+        """What is counted in this text, and how much of it a row of training stands for."""
+        kept = float((torch.from_numpy(self.corpus.counts) * self.keep.double()).sum())
+        return "words", ROW * self.corpus.raw_words / kept
+
     def _loader(self, split: str) -> TextLoader:
         train, trainer = split == "train", self.trainer
         return TextLoader(

@@ -51,16 +51,22 @@ def test_recipe(name, tmp_path):
         "config.yaml",
         "estimator_variance.png",
         "metrics.csv",
-        "samples/epoch_000.png",
+        "neighbours/epoch_000.csv" if name == "skipgram" else "samples/epoch_000.png",
     ]
     for file in expected:
         assert (tmp_path / file).stat().st_size > 0, file
     assert list((tmp_path / "checkpoints").glob("best-*.ckpt"))
     assert checkpoint(tmp_path)["model"] == name
     recorded = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert recorded["data_used"] == "digits" and recorded["model"]["_target_"] == zoo.MODELS[name]
+    assert (
+        recorded["data_used"] == ("pydocs" if name == "skipgram" else "digits")
+        and recorded["model"]["_target_"] == zoo.MODELS[name]
+    )
     model = zoo.load(tmp_path)
     assert not model.training
+    if name == "skipgram":
+        assert len(model.nearest("class", 3)) == 3
+        return
     assert model.sample(2, generator=torch.Generator().manual_seed(0)).shape == (2, 1, 28, 28)
 
 

@@ -39,8 +39,8 @@ def made(objective="nce", generator=None, **kwargs):
 
 def by_loops(model, rows, noise, objective, k):
     """Every pair's objective, one after the other, from the definitions."""
-    input, output = model.input, model.output
-    b = model.bias[:, 0] if hasattr(model, "bias") else torch.zeros(V, dtype=torch.float64)
+    input, output = model.input.weight, model.output.weight
+    b = model.bias.weight[:, 0] if hasattr(model, "bias") else torch.zeros(V, dtype=torch.float64)
     q = model.counts.double() ** model.hparams.alpha
     q = q / q.sum()
     s = lambda w, c: output[w] @ input[c] + b[w]  # noqa: E731
@@ -89,17 +89,17 @@ def test_sparse_gradients_are_the_dense_ones(shared, rows):
         model.zero_grad(set_to_none=True)
         model.loss(list(rows), torch.Generator().manual_seed(0), lookup)["loss"].backward()
         gradients.append([p.grad.to_dense() if p.grad.is_sparse else p.grad for p in model.parameters()])
-    assert model.input.grad.is_sparse and model.output.grad.is_sparse and model.bias.grad.is_sparse
+    assert all(p.grad.is_sparse for p in model.parameters())
     for a, b in zip(*gradients, strict=True):
         assert_close(a, b)
 
 
 def test_the_likelihood_is_summed_over_the_vocabulary(rows):
     model = made("negative_sampling")
-    log_p, log_Z = model.log_likelihood(list(rows))
+    log_p, log_Z = model.pair_log_likelihood(list(rows))
     assert_close(log_p, -by_loops(model, rows, torch.zeros(3, 1, dtype=torch.long), "softmax", 1))
     centres = within_reach(rows)[0]
-    s = model.input[centres[centres >= 0]] @ model.output.T
+    s = model.input(centres[centres >= 0]) @ model.output.weight.T
     assert_close(log_Z, s.exp().sum(-1).log())
     assert not hasattr(model, "bias")
 
@@ -110,10 +110,10 @@ def test_it_begins_normalised():
     model = SkipGram(dim=4)
     counts, keep = torch.tensor([6, 3, 1]), torch.tensor([0.5, 1.0, 1.0])
     model.make_vocabulary(["a", "b", "c"], counts, keep)
-    assert_close(model.bias[:, 0].exp(), torch.tensor([3 / 7, 3 / 7, 1 / 7]))
+    assert_close(model.bias.weight[:, 0].exp(), torch.tensor([3 / 7, 3 / 7, 1 / 7]))
     s = model.all_scores(dict(model.named_parameters()), torch.arange(3))
     assert_close(s.logsumexp(-1), torch.zeros(3), atol=1e-6, rtol=0)
-    assert model.input.abs().max() <= 1 / 8 and (model.output == 0).all()
+    assert model.input.weight.abs().max() <= 1 / 8 and (model.output.weight == 0).all()
     q = counts**0.75
     assert_close(model.q.log_q, (q / q.sum()).log())
 
@@ -164,8 +164,8 @@ def test_the_bias_of_each_estimator_is_what_theory_says(rows):
     falls too; negative sampling estimates another gradient. Means of 3,000 draws; their noise is taken out."""
     model = made(num_noise=25, shared_noise=25)
     with torch.no_grad():  # normalise: one more dimension would do, and so does a bias if vectors are zero
-        model.output.zero_()
-        model.bias.copy_(model.bias.log_softmax(0))
+        model.output.weight.zero_()
+        model.bias.weight.copy_(model.bias.weight.log_softmax(0))
     estimators = model.gradient_estimators()
     assert list(estimators) == ["softmax", "nce_1", "nce_5", "nce_25", "negative_sampling", "importance_sampling"]
     exact, _ = gradient_moments(estimators["softmax"], list(rows), [0])
@@ -184,7 +184,7 @@ def test_the_bias_of_each_estimator_is_what_theory_says(rows):
 def test_words_are_found_by_their_vectors():
     model = made()
     with torch.no_grad():
-        model.input.copy_(torch.tensor([[9, 1, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 2, 0.1, 0], [1, 0, 1, 0],
+        model.input.weight.copy_(torch.tensor([[9, 1, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 2, 0.1, 0], [1, 0, 1, 0],
                                         [0, 1, 1, 0], [0, 0, 0, 1]], dtype=torch.float64))  # fmt: skip
     assert torch.equal(model.vector("sat"), torch.tensor([0, 1, 0, 0], dtype=torch.float64))
     names, cosines = zip(*model.nearest("cat", 2), strict=True)
@@ -203,7 +203,7 @@ def test_weights_bring_their_vocabulary(tmp_path):
     model = made()
     again = SkipGram(**model.hparams).double()
     again.load_state_dict(model.state_dict())
-    assert again.words == WORDS and torch.equal(again.input, model.input)
+    assert again.words == WORDS and torch.equal(again.input.weight, model.input.weight)
     assert all(torch.equal(a, b) for a, b in zip(again.q, model.q, strict=True))
 
 

@@ -21,6 +21,7 @@ MODELS = {
     "wgan": "zoo.wgan.WGAN",
     "infogan": "zoo.infogan.InfoGAN",
     "score": "zoo.score.Score",
+    "skipgram": "zoo.skipgram.SkipGram",
 }
 
 # What judges their samples in zoo.evaluation: trained by python train.py experiment=<name>, and loaded like them.

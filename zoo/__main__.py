@@ -1,4 +1,5 @@
-"""The command line beside train.py: ``python -m zoo list | sample | evaluate | compare | curves | export``."""
+"""The command line beside train.py: ``python -m zoo list | sample | evaluate | compare | curves | export``, and of
+models of words ``nearest | analogy | vectors``."""
 
 import argparse
 import json
@@ -12,7 +13,10 @@ SAMPLES = "per test image, for log p(x) of a model that has it, such as 5000; 0,
 BOUND = "test images, a multiple of 5, for the full variational bound of a diffusion; 0, the default, leaves it out"
 JUDGED = "drawn and judged; by default 10,000 of a model of two players, and none of others"
 CONDITIONS = "of the samples that are judged, num_steps=50,eta=1; given again, they are judged again"
-DATA = "mnist, fashion_mnist, digits, mnist_or_digits; mixture, ring, moons, swiss_roll, line, markov_chain"
+DATA = (
+    "mnist, fashion_mnist, digits, mnist_or_digits; mixture, ring, moons, swiss_roll, line, markov_chain; text8, "
+    "wikitext2, pydocs, or the path of a text file"
+)
 SOURCE = "name of a pretrained checkpoint, path of a training checkpoint, or a run folder"
 
 
@@ -46,14 +50,24 @@ def sample(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Measure a trained model on test images."""
+    """Measure a trained model on test images, or vectors of words by the published sets."""
     from datamodules import by_name
-    from zoo.evaluation import measure
+    from zoo import evaluation
 
-    model, data = _on_device(zoo.load(args.source)), by_name(args.data)
-    data.setup()
-    _check_shape(model, data)
-    metrics, _ = measure(model, data, _protocol(args), progress=True)
+    model = _on_device(zoo.load(args.source))
+    if hasattr(model, "nearest") and args.data is None:
+        from zoo.words import measure_words
+
+        metrics = measure_words(model, args.words)
+    else:
+        data = by_name(args.data or "mnist_or_digits")
+        _check_kind(model, data)
+        data.setup()
+        _check_shape(model, data)
+        if hasattr(model, "nearest"):
+            metrics = evaluation.evaluate(model, data)
+        else:
+            metrics, _ = evaluation.measure(model, data, _protocol(args), progress=True)
     for name, value in metrics.items():
         print(f"{name}: {value:.6g}")
 
@@ -65,7 +79,7 @@ def compare(args: argparse.Namespace) -> None:
 
     check_picture(args.output)  # before the work, not after it
     draws = (100_000 if args.source == "toy" else 256) if args.draws is None else args.draws
-    if args.batch_size < 1:
+    if args.batch_size is not None and args.batch_size < 1:
         raise ValueError(f"batch-size must be at least 1, got {args.batch_size}")
     if args.source == "toy":
         results = comparison.toy(draws, args.seed)
@@ -76,10 +90,13 @@ def compare(args: argparse.Namespace) -> None:
 
         model = _on_device(zoo.load(args.source))
         names = args.estimators.split(",") if args.estimators else None
-        data = by_name(args.data)
+        words = hasattr(model, "nearest")
+        data = by_name(args.data or ("text8_or_pydocs" if words else "mnist_or_digits"))
+        _check_kind(model, data)
         data.setup()
         _check_shape(model, data)
-        batch = [t[: args.batch_size].to(model.device) for t in next(iter(data.val_dataloader()))]
+        size = args.batch_size or (4 if words else 64)
+        batch = [t[:size].to(model.device) for t in next(iter(data.val_dataloader()))]
         results = comparison.compare_model(model, batch, names, draws, args.seed, progress=True)
         print(comparison.table(results))
         comparison.save(comparison.figure(results), args.output)
@@ -104,6 +121,39 @@ def curves(args: argparse.Namespace) -> None:
         print(f"{name}: {args.metric} {points[-1][1]:.6g} after {points[-1][0]} {unit}")
     comparison.save(curves.figure({k: points for k, (_, points) in found.items()}, args.metric, unit), args.output)
     print(f"figure in {args.output}")
+
+
+def nearest(args: argparse.Namespace) -> None:
+    """The words nearest to a word."""
+    _print_words(_words(args.source).nearest, args.word, args.n)
+
+
+def analogy(args: argparse.Namespace) -> None:
+    """What is to C as B is to A."""
+    _print_words(_words(args.source).analogy, args.a, args.b, args.c, args.n)
+
+
+def vectors(args: argparse.Namespace) -> None:
+    """Write vectors of words in the word2vec format, which gensim's KeyedVectors reads."""
+    model = _words(args.source)
+    model.export(args.output, args.binary)
+    print(f"{len(model.words):,} words, {model.hparams.dim} numbers each, in {args.output}")
+
+
+def _words(source: str):
+    model = zoo.load(source)
+    if not hasattr(model, "nearest"):
+        raise ValueError(f"{type(model).__name__} knows no words; a skip-gram model does")
+    return model
+
+
+def _print_words(find, *arguments) -> None:
+    try:
+        found = find(*arguments)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from None
+    for word, cosine in found:
+        print(f"{cosine:.3f}  {word}")
 
 
 def export(args: argparse.Namespace) -> None:
@@ -154,7 +204,20 @@ def _test_images(name: str, n: int) -> list:
     return list(images[:, None].float() / 255)
 
 
+def _check_kind(model, data) -> None:
+    """Refuse text for a model of images, and images for one of words."""
+    if hasattr(model, "nearest") != hasattr(data, "corpus"):
+        kinds = ("text", "images or points") if hasattr(model, "nearest") else ("images or points", "text")
+        raise ValueError(
+            f"{type(model).__name__} is made for {kinds[0]}, and {data.used or data.hparams.name} is {kinds[1]}: "
+            "choose other data with --data"
+        )
+
+
 def _check_shape(model, data) -> None:
+    if hasattr(model, "nearest"):
+        model.check_vocabulary(data.corpus.words)
+        return
     example = list(next(iter(data.test_dataloader()))[0].shape[1:])
     shape = list(model.hparams.get("shape", [1, 28, 28]))
     if shape != example:
@@ -196,13 +259,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("-c", "--condition", action="append", default=[], help="of the model's sample, num_steps=50,eta=1")
     sub.add_argument("--images", help="data set at whose test images chains begin, where samples are chains")
     sub = command(evaluate, "evaluate")
-    sub.add_argument("--data", default="mnist_or_digits", help=f"{DATA}; of what the model is made for")
+    sub.add_argument("--data", help=f"{DATA}; of what the model is made for, mnist_or_digits by default")
+    sub.add_argument("--words", type=Path, help="folder of the published sets of words; by default gensim's own")
     protocol(sub)
     sub = command(compare, "compare")
     sub.add_argument("--estimators", help="names with commas between them; all that the model has by default")
     sub.add_argument("--draws", type=int, help="gradients of each, 256 by default (toy: 100,000)")
-    sub.add_argument("--data", default="mnist_or_digits", help=f"whose validation set the batch is from: {DATA}")
-    sub.add_argument("--batch-size", type=int, default=64, help="images in the batch, at most 500")
+    sub.add_argument("--data", help=f"whose validation set the batch is from: {DATA}")
+    sub.add_argument("--batch-size", type=int, help="images in the batch, 64 by default, or rows of 32 words, 4")
     sub.add_argument("--seed", type=int, default=0, help="of all noise")
     sub.add_argument("-o", "--output", type=Path, default=Path("comparison.png"), help="the figure, a PNG")
     sub = command(curves, "curves", source=False)
@@ -210,6 +274,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--metric", default="val/loss", help="a column of metrics.csv, val/loss by default")
     sub.add_argument("--against", help="another column: one against the other, with their correlation, not over time")
     sub.add_argument("-o", "--output", type=Path, default=Path("curves.png"), help="the figure, a PNG")
+    sub = command(nearest, "nearest")
+    sub.add_argument("word")
+    sub.add_argument("-n", type=int, default=10, help="how many, 10 by default")
+    sub = command(analogy, "analogy")
+    for name in "abc":
+        sub.add_argument(name, metavar=name.upper())
+    sub.add_argument("-n", type=int, default=5, help="how many, 5 by default")
+    sub = command(vectors, "vectors")
+    sub.add_argument("-o", "--output", type=Path, default=Path("vectors.txt"), help="the file, vectors.txt by default")
+    sub.add_argument("--binary", action="store_true", help="the binary format, not the one of text")
     sub = command(export, "export")
     sub.add_argument("name", help="lower-case letters, digits and hyphens")
     protocol(sub)

@@ -9,12 +9,14 @@ arXiv:1310.4546; Bengio & Senecal 2003; seed 000, "Noise Contrastive Estimation"
     negative sampling     the same with delta s = s, which is NCE where k q(w) = 1: q uniform and k = V
     importance sampling   J = -s(w, c) + log 1/k sum_{i<=k} exp(s(w_i, c)) / q(w_i),    w_i ~ q
 
-NCE tells a word of the text from k words of noise. Its expected gradient is
-sum_w k q / (e^s + k q) (p(w | c) - e^s) grad s, zero where e^s = p(w | c), normalised by itself, and tends to that of the
-likelihood as k grows if Z_c = 1. Importance sampling's gradient weighs the noise by e^s / q, normalised over the k, and
-is biased by O(1 / k). Seed 000 writes the objectives as sums of sigmoids; they are sums of log sigmoids.
+NCE tells a word of the text from k words of noise. Its expected gradient of -J is
+sum_w k q / (e^s + k q) (p(w | c) - e^s) grad s: zero where e^s = p(w | c), which is normalised by itself, and as k
+grows sum_w (p(w | c) - e^s) grad s, the likelihood's where Z_c = 1. Importance sampling's weighs the noise by e^s / q,
+normalised over the k, and is biased by O(1 / k). Seed 000 writes the objectives as sums of sigmoids; they are sums of
+log sigmoids.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -41,9 +43,9 @@ def softmax_loss(s: Tensor, s_all: Tensor) -> Tensor:
 
 
 def importance_sampled_loss(s: Tensor, s_noise: Tensor, log_q_noise: Tensor) -> Tensor:
-    """-s + log 1/M sum exp(s_noise - log q): -log p(w | c) with Z_c estimated from noise words (..., M); nats, (...)."""
+    """-s + log 1/M sum exp(s_noise - log q), nats (...): -log p(w | c) with Z_c estimated from noise words (..., M)."""
     weights = s_noise - log_q_noise
-    return weights.logsumexp(-1) - torch.log(torch.tensor(float(weights.shape[-1]))) - s
+    return weights.logsumexp(-1) - math.log(weights.shape[-1]) - s
 
 
 class Noise(NamedTuple):

@@ -26,6 +26,7 @@ from zoo.distances import (
     modes,
 )
 from zoo.sampling import CHUNK, check_conditions, chunk_generator, sample_chunks, try_conditions
+from zoo.words import measure_words
 
 ROWS_AT_ONCE = 2000  # of images times importance samples: enough to keep a processor busy, few enough for its cache
 IMAGES_AT_ONCE = 100
@@ -256,6 +257,7 @@ def measure(
             ``feature_accuracy`` of a model with ``transform``; ``bits_per_dim`` and the terms of a diffusion's bound;
             ``fisher_divergence`` and ``log_density_gap`` of a score model of points; of samples those of
             :func:`measure_samples`, with the conditions after their names where there are several.
+            Of a model of words those of :func:`zoo.words.measure_words`, alone.
         evidence: from which some of them were made, for a card: ``log_likelihood``, ``bound``, ``samples``.
 
     Raises:
@@ -263,6 +265,8 @@ def measure(
     """
     protocol = protocol or Protocol()
     check_protocol(protocol, model, data.used)
+    if hasattr(model, "nearest"):
+        return measure_words(model), {}
     metrics, evidence = evaluate(model, data), {}
     model.eval()
     if num_samples := protocol.importance_samples:

@@ -24,6 +24,10 @@ import zoo
 
 SECONDS_TO_DOWNLOAD = 60
 LARGEST_DOWNLOAD = 2**30  # bytes
+WORDS_PROTOCOL = (
+    "the published sets of analogies and of similarity on what is shipped, see zoo/words.py; whole_model: the test "
+    "loop of the trained model with its whole vocabulary and output vectors, units in zoo/skipgram.py"
+)
 
 
 class CheckpointError(ValueError):
@@ -170,8 +174,11 @@ def _build(model: Any, hyper_parameters: dict[str, Any], state_dict: dict[str, t
 def golden_terms(model) -> dict[str, float]:
     """The terms of the loss on 16 examples of uniform noise, every random number fixed: a fingerprint of the weights.
 
-    Of two players the terms of both.
+    Of two players the terms of both; of vectors of words the nearest neighbours of a few and their cosines.
     """
+    if hasattr(model, "nearest"):
+        near = {word: model.nearest(word, 3) for word in model.words[:: max(1, len(model.words) // 10)]}
+        return {f"{word}/{other}": cosine for word, found in near.items() for other, cosine in found}
     generator = torch.Generator().manual_seed(0)
     shape = model.hparams.get("shape", [1, 28, 28])
     batch = [torch.rand(16, *shape, generator=generator), torch.zeros(16, dtype=torch.long)]
@@ -200,9 +207,9 @@ def export(source: str | Path, name: str, force: bool = False, protocol=None, pr
     Raises:
         CheckpointError: for a name of another form or already taken, or a checkpoint that records no run.
     """
-    from datamodules import Toy, by_name
-    from zoo.evaluation import Protocol, check_protocol, measure
+    from zoo.evaluation import Protocol, check_protocol, evaluate, measure
     from zoo.sampling import picture, sample_chunks, save_grid
+    from zoo.words import word_map
 
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise CheckpointError(f"a name is lower-case letters, digits and hyphens, such as vae-bernoulli; got {name!r}")
@@ -220,13 +227,13 @@ def export(source: str | Path, name: str, force: bool = False, protocol=None, pr
     check_protocol(protocol or Protocol(), model, record["data"])
 
     metadata = {"model": checkpoint["model"], "hyper_parameters": json.dumps(checkpoint["hyper_parameters"])}
-    tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
+    words = hasattr(model, "nearest")
+    tensors = {k: v.contiguous() for k, v in (model.published() if words else model.state_dict()).items()}
     data = save_tensors(tensors, metadata=metadata)
     published = _from_weights(data, hashlib.sha256(data).hexdigest(), name)  # without what only training needs
-    theta = record["config"].get("data", {}).get("theta")
-    data_module = Toy("line", theta) if record["data"] == "line" else by_name(record["data"])
+    data_module = _data_of(record)
     data_module.setup()
-    metrics, evidence = measure(model, data_module, protocol or Protocol(), progress)
+    metrics, evidence = measure(published if words else model, data_module, protocol or Protocol(), progress)
     card = {
         "name": name,
         "model": checkpoint["model"],
@@ -234,7 +241,9 @@ def export(source: str | Path, name: str, force: bool = False, protocol=None, pr
         "parameters": sum(t.numel() for t in tensors.values()),
         "data": record["data"],
         "train_on": record["config"].get("data", {}).get("train_on", "train"),
-        "preprocessing": "as datamodules give it, images (B, 1, 28, 28) in [0, 1]; what else the model needs it does",
+        "preprocessing": "words in lower case"
+        if words
+        else "as datamodules give it, images (B, 1, 28, 28) in [0, 1]; what else the model needs it does",
         "command": record["command"],
         "commit": record["commit"],
         "seed": record["config"].get("seed"),
@@ -244,17 +253,22 @@ def export(source: str | Path, name: str, force: bool = False, protocol=None, pr
         "hardware": record["hardware"],
         "earlier": record.get("earlier", []),
         "metrics": metrics,
-        "protocol": f"the model's test_step on all {len(data_module.splits['test'].images):,} test examples of "
+        "protocol": WORDS_PROTOCOL
+        if words
+        else f"the model's test_step on all {len(data_module.splits['test'].images):,} test examples of "
         f"{record['data']}, noise keyed by batch; units in zoo/{checkpoint['model']}.py",
         "log_likelihood": evidence.get("log_likelihood"),
         "bound": evidence.get("bound"),
         "samples": evidence.get("samples"),
+        "whole_model": evaluate(model, data_module) if words else None,
         "golden": golden_terms(published),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     zoo.WEIGHTS.mkdir(exist_ok=True)
     weights = zoo.WEIGHTS / f"{name}.safetensors"
-    if hasattr(model, "sample"):
+    if words:
+        word_map(published).savefig(weights.with_suffix(".png"), dpi=80)
+    elif hasattr(model, "sample"):
         points = model.hparams.get("shape") == [2]
         n, conditions, columns = picture(model, 2000 if points else 64, {})
         save_grid(sample_chunks(model, n, seed=0, **conditions), weights.with_suffix(".png"), columns)
@@ -264,6 +278,19 @@ def export(source: str | Path, name: str, force: bool = False, protocol=None, pr
         part.write_bytes(content)
         part.replace(target)
     return weights
+
+
+def _data_of(record: dict[str, Any]):
+    """The data that a recorded run used, with the settings that are the data's own and not those of training."""
+    from datamodules import Text, Toy, by_name
+    from datamodules.text import TEXTS
+
+    config = record["config"].get("data", {})
+    if record["data"] == "line":
+        return Toy("line", config.get("theta"))
+    if record["data"] in TEXTS:
+        return Text(**{key: value for key, value in config.items() if key != "_target_"} | {"name": record["data"]})
+    return by_name(record["data"])
 
 
 def _json(card: dict[str, Any]) -> bytes:

@@ -12,18 +12,21 @@ arXiv:1206.6426, and Mnih & Kavukcuoglu 2013 (NCE); seed 000, "Noise Contrastive
     importance_sampling   -log p(w | c), Z_c estimated from the noise words
     softmax               -log p(w | c), Z_c summed over the vocabulary
 
-The objectives are in zoo/contrastive.py. NCE gives probabilities that sum to about one by themselves: log Z_c is logged.
+The objectives are in zoo/contrastive.py. NCE's probabilities sum to about one by themselves: log Z_c is logged.
 
-Symbols: v_c input vectors (V, D), u_w output vectors (V, D), b_w output biases (V,); q noise distribution, unigram counts
-to the power alpha; k noise words per pair. All in nats per pair.
+Symbols: v_c input vectors (V, D), u_w output vectors (V, D), b_w output biases (V,); q noise distribution, unigram
+counts to the power alpha; k noise words per pair. All in nats per pair.
 Logged: {train,val,test}/loss, the objective; {val,test}/nll, -log p(w | c) summed over the whole vocabulary, and
-/perplexity, its exponential; /log_Z and /log_Z_sd, mean and standard deviation of log Z_c over the words of the text, of
-the first rows of each validation.
+/perplexity, its exponential; /log_Z and /log_Z_sd, mean and standard deviation of log Z_c over the words of the text;
+all four of rows spread over the held-out text.
 
 Differs from the papers:
-- The 32 centres of a row share ``shared_noise`` noise words, each counted k / M times: the expected gradient is that of k
-  words per pair, and matrix products replace look-ups. ``shared_noise=0`` draws k for every pair, as word2vec does.
-- Gradients of a batch are taken at once and summed over its pairs; word2vec takes one pair after the other.
+- The 32 centres of a row share ``shared_noise`` noise words, each counted k / M times: the expected gradient is that
+  of k words per pair, and matrix products replace look-ups. ``shared_noise=0`` draws k for every pair, as word2vec.
+- Gradients of a batch are taken at once and summed over its pairs; word2vec takes one pair after the other. So that the
+  sum of many does not overshoot, the learning rate of a word of which a batch has n pairs on average, noise included,
+  is at most ``LONGEST_STEP`` / n. With subsampling that concerns a few of the most frequent words; in a small
+  vocabulary, all.
 - Windows reach over the places of words left out by subsampling and for rarity, as in word2vec.
 - Negative sampling has no biases. Those of the other objectives begin at the log frequency of words in training pairs,
   where s = b has Z_c = 1.
@@ -33,6 +36,7 @@ import difflib
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -44,10 +48,13 @@ from zoo import contrastive
 from zoo.configuration import check_choice, check_not_negative, check_positive, check_whole
 from zoo.estimators import GradientEstimator, Params
 from zoo.sampling import chunk_generator
+from zoo.words import save_word2vec
 
 OBJECTIVES = ("nce", "negative_sampling", "importance_sampling", "softmax")
 LEAST_RATE = 1e-4  # share of the learning rate that is left at the end of a run
-EXACT_ROWS = 64  # of each validation, at most, on which whole vocabularies are summed
+LONGEST_STEP = 3.0  # learning rate times pairs of one word that a step adds up, at most
+PUBLISHED_WORDS = 20_000
+EXACT_ROWS = 256  # of a validation, about, spread evenly over the text: for them the whole vocabulary is summed
 
 
 Lookup = Callable[[Tensor, Tensor], Tensor]  # rows of a table (V, D) by numbers (...), (..., D)
@@ -67,8 +74,8 @@ class SkipGram(L.LightningModule):
     """The model, its training and its uses. The vocabulary is that of the data, or of the weights that are loaded.
 
     Args:
-        objective: ``nce``, ``negative_sampling``, ``importance_sampling`` or ``softmax``, which sums over the vocabulary
-            for every pair and is for small ones.
+        objective: ``nce``, ``negative_sampling``, ``importance_sampling`` or ``softmax``, which sums over the
+            vocabulary for every pair and is for small ones.
         dim: D.
         num_noise: k, noise words per pair.
         alpha: the power of the unigram counts that the noise is drawn by, 0 (uniform) or more.
@@ -100,7 +107,7 @@ class SkipGram(L.LightningModule):
         self.register_load_state_dict_pre_hook(_make_room)
 
     def make_vocabulary(self, words: list[str], counts: Tensor, keep: Tensor) -> None:
-        """Begin anew with ``words``, of which ``counts`` (V,) are in the text and the share ``keep`` (V,) is trained on.
+        """Begin anew with ``words``, of which ``counts`` (V,) are in the text and the share ``keep`` (V,) trained on.
 
         Input vectors begin uniform within 1 / 2 D of 0 and output vectors at 0, as in word2vec.
         """
@@ -109,11 +116,20 @@ class SkipGram(L.LightningModule):
         self.register_buffer("spelling", spelled)
         self.register_buffer("counts", counts.long().clone())
         frequency = counts.double() * keep.double()
-        self.input = nn.Parameter((torch.rand(V, D) - 0.5) / D)
-        self.output = nn.Parameter(torch.zeros(V, D))
+        self.input = nn.Embedding.from_pretrained((torch.rand(V, D) - 0.5) / D, freeze=False)
+        self.output = nn.Embedding.from_pretrained(torch.zeros(V, D), freeze=False)
         if self.hparams.objective != "negative_sampling":
-            self.bias = nn.Parameter((frequency / frequency.sum()).log().float()[:, None])
+            bias = (frequency / frequency.sum()).log().float()[:, None]
+            self.bias = nn.Embedding.from_pretrained(bias, freeze=False)
         self._remember()
+
+    def limit_rates(self, pairs: float, frequency: Tensor) -> None:
+        """Prepare for steps that add up about ``pairs`` pairs of words, which come with ``frequency`` (V,)."""
+        q = self.q.log_q.double().exp()
+        noise = 0 if self.hparams.objective == "softmax" else self.hparams.num_noise * q
+        for name, expected in {"input": pairs * frequency, "output": pairs * (frequency + noise)}.items():
+            share = (LONGEST_STEP / (self.hparams.lr * expected)).clamp(max=1).float()
+            self.register_buffer(f"share_{name}", share[:, None], persistent=False)
 
     def _remember(self) -> None:
         self.words = bytes(self.spelling.tolist()).decode().split("\n")
@@ -123,13 +139,34 @@ class SkipGram(L.LightningModule):
             self.register_buffer(f"noise_{name}", values, persistent=False)
 
     def setup(self, stage: str) -> None:
-        corpus = self.trainer.datamodule.corpus
+        data = self.trainer.datamodule
+        if not hasattr(data, "corpus"):
+            raise ValueError(
+                f"a skip-gram model learns from text, and {data.used} is none: choose data=pydocs, for example"
+            )
+        counts = torch.from_numpy(data.corpus.counts)
         if not self.words:
-            self.make_vocabulary(corpus.words, torch.from_numpy(corpus.counts), self.trainer.datamodule.keep)
-        elif self.words != corpus.words:
+            self.make_vocabulary(data.corpus.words, counts, data.keep)
+        self.check_vocabulary(data.corpus.words)
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        for embedding in self.children():
+            embedding.sparse = on_cpu  # DistributedDataParallel asks the modules; NCCL reduces only dense gradients
+        kept = counts.double() * data.keep.double()
+        pairs = data.hparams.batch_size * ROW * (data.hparams.window + 1)  # (1 + window) / 2 to either side, on average
+        self.limit_rates(pairs, kept / kept.sum())
+
+    def check_vocabulary(self, words: list[str]) -> None:
+        """Refuse a text of other ``words`` than the model's, and weights that can predict none.
+
+        Raises:
+            ValueError: saying which.
+        """
+        if not hasattr(self, "output"):
+            raise ValueError("these weights are input vectors alone, which predict nothing: take those of a run")
+        if self.words != words:
             raise ValueError(
                 f"the model has a vocabulary of {len(self.words):,} words, and the text another one, of "
-                f"{len(corpus.words):,}: choose the text and the options that it was trained with"
+                f"{len(words):,}: choose the text and the options that it was trained with"
             )
 
     @property
@@ -139,25 +176,25 @@ class SkipGram(L.LightningModule):
 
     # Scores.
 
-    def centre_scores(self, params: Params, centres: Tensor, words: Tensor, lookup: Lookup = dense) -> Tensor:
-        """s(w, c) of every centre of a row and every word beside it.
+    def scores(self, params: Params, centres: Tensor, words: Tensor, lookup: Lookup = dense) -> Tensor:
+        """s(w, c) of every centre and every word of a row.
 
         Args:
-            params: ``input``, ``output`` and, where there are biases, ``bias``.
+            params: the model's, by name.
             centres: (B, C).
             words: (B, M).
 
         Returns:
             (B, C, M).
         """
-        v, u = lookup(params["input"], centres), lookup(params["output"], words)
+        v, u = lookup(params["input.weight"], centres), lookup(params["output.weight"], words)
         s = v @ u.transpose(-1, -2)
-        return s + lookup(params["bias"], words).transpose(-1, -2) if "bias" in params else s
+        return s + lookup(params["bias.weight"], words).transpose(-1, -2) if "bias.weight" in params else s
 
     def all_scores(self, params: Params, centres: Tensor) -> Tensor:
         """s(w, c) of centres (...) and the whole vocabulary, (..., V)."""
-        s = params["input"][centres] @ params["output"].T
-        return s + params["bias"][:, 0] if "bias" in params else s
+        s = params["input.weight"][centres] @ params["output.weight"].T
+        return s + params["bias.weight"][:, 0] if "bias.weight" in params else s
 
     def pair_losses(
         self, params: Params, rows: Rows, noise: Tensor, objective: str, k: int, lookup: Lookup = dense
@@ -165,36 +202,34 @@ class SkipGram(L.LightningModule):
         """The objective of each centre and each word around it, nats, and which of these are pairs.
 
         Args:
-            params: see :meth:`centre_scores`.
+            params: the model's, by name.
             rows: see datamodules/text.py.
             noise: noise words of each row, (B, M), or of each pair, (B, 32, 2 window + 1, k).
 
         Returns:
             (B, 32, 2 window + 1), and the same as booleans.
         """
-        centres, around, taken = within_reach(rows)
-        centres, around, words = (
-            centres.clamp(min=0),
-            around.clamp(min=0),
-            rows.words.clamp(min=0),
-        )  # the rest is masked
-        every = self.centre_scores(params, centres, words, lookup)  # (B, 32, window + 32 + window)
-        place = torch.arange(ROW, device=words.device)[:, None] + torch.arange(around.shape[-1], device=words.device)
+        centres, _, taken = within_reach(rows)
+        centres, words = centres.clamp(min=0), rows.words.clamp(min=0)  # where there is none, nothing is taken
+        n, width = words.shape[1], taken.shape[-1]
+        own = noise.ndim == 4
+        every = self.scores(params, centres, words if own else torch.cat([words, noise], 1), lookup)
+        # Of the words of a row each centre has those around it: the i-th from the i-th on.
+        place = torch.arange(ROW, device=words.device)[:, None] + torch.arange(width, device=words.device)
         s = every.gather(-1, place.expand(len(words), -1, -1))
         if objective == "softmax":
             return contrastive.softmax_loss(s, self.all_scores(params, centres)[:, :, None]), taken
-        if noise.ndim == 2:
-            s_noise = self.centre_scores(params, centres, noise, lookup)[:, :, None]  # (B, 32, 1, M)
-            noise = noise[:, None, None]
+        if own:
+            u = lookup(params["output.weight"], noise)
+            s_noise = (u @ lookup(params["input.weight"], centres)[:, :, None, :, None])[..., 0]  # (..., k)
+            s_noise = s_noise + lookup(params["bias.weight"], noise)[..., 0] if "bias.weight" in params else s_noise
         else:
-            u = lookup(params["output"], noise)
-            s_noise = (u @ lookup(params["input"], centres)[:, :, None, :, None])[..., 0]  # (B, 32, 2 window + 1, k)
-            s_noise = s_noise + lookup(params["bias"], noise)[..., 0] if "bias" in params else s_noise
-        log_q = self.noise_log_q
+            s_noise, noise = every[:, :, None, n:], noise[:, None, None]  # (B, 32, 1, M), (B, 1, 1, M)
         if objective == "importance_sampling":
-            return contrastive.importance_sampled_loss(s, s_noise, log_q[noise]), taken
-        log_kq = log_q + math.log(k) if objective == "nce" else torch.zeros_like(log_q)
-        return contrastive.nce_loss(s, s_noise, log_kq[around], log_kq[noise], each=k / noise.shape[-1]), taken
+            return contrastive.importance_sampled_loss(s, s_noise, self.noise_log_q[noise]), taken
+        log_kq = self.noise_log_q + math.log(k) if objective == "nce" else torch.zeros_like(self.noise_log_q)
+        around = log_kq[words].unfold(-1, width, 1)
+        return contrastive.nce_loss(s, s_noise, around, log_kq[noise], each=k / noise.shape[-1]), taken
 
     # Training: everything random in one draw, then a plain function.
 
@@ -210,13 +245,22 @@ class SkipGram(L.LightningModule):
         params, noise = dict(self.named_parameters()), self.noise(batch, generator)["noise"]
         objective, k = self.hparams.objective, self.hparams.num_noise
         losses, taken = self.pair_losses(params, Rows(*batch), noise, objective, k, lookup)
-        return {"loss": losses[taken].mean(), "pairs": taken.sum()}
+        pairs = taken.sum()
+        return {"loss": (losses * taken).sum() / pairs.clamp(min=1), "pairs": pairs}
 
     def training_step(self, batch, batch_idx):
-        terms = self.loss(batch, lookup=sparse)
+        terms = self.loss(batch, lookup=sparse if self.input.sparse else dense)
         self.log("train/loss", terms["loss"], prog_bar=True)
         # The rate is that of one pair: a step adds up what its pairs ask for, on however many processes they are.
         return terms["loss"] * terms["pairs"] * self.trainer.world_size
+
+    def on_before_optimizer_step(self, optimizer):
+        for name, embedding in self.named_children():
+            share, gradient = self.share_input if name == "input" else self.share_output, embedding.weight.grad
+            if gradient.is_sparse:
+                gradient._values().mul_(share[gradient._indices()[0]])
+            else:
+                gradient.mul_(share)
 
     def configure_optimizers(self):
         optimiser = torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
@@ -227,27 +271,35 @@ class SkipGram(L.LightningModule):
     # Measuring.
 
     @torch.no_grad()
-    def log_likelihood(self, batch) -> tuple[Tensor, Tensor]:
+    def pair_log_likelihood(self, batch) -> tuple[Tensor, Tensor]:
         """log p(w | c) of each pair, summed over the whole vocabulary, and log Z_c of each centre; nats, (P,) and (n,).
 
         For negative sampling, whose scores are no log probabilities, too: what they say when they are normalised.
         """
-        centres, around, taken = within_reach(Rows(*batch))
-        present = centres >= 0
-        s = self.all_scores(dict(self.named_parameters()), centres[present])  # (n, V)
-        log_Z = s.logsumexp(-1)
-        log_p = s.gather(-1, around[present].clamp(min=0)) - log_Z[:, None]
-        return log_p[taken[present]], log_Z
+        log_p, log_Z = [], []
+        for row in range(len(batch[0])):  # one at a time: 32 centres times the vocabulary is much already
+            centres, around, taken = within_reach(Rows(*(t[row : row + 1] for t in batch)))
+            present = centres >= 0
+            s = self.all_scores(dict(self.named_parameters()), centres[present])  # (n, V)
+            log_Z.append(s.logsumexp(-1))
+            log_p.append((s.gather(-1, around[present].clamp(min=0)) - log_Z[-1][:, None])[taken[present]])
+        return torch.cat(log_p), torch.cat(log_Z)
 
     def validation_step(self, batch, batch_idx, stage="val"):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
         terms = self.loss(batch, generator)
         self.log(f"{stage}/loss", terms["loss"], batch_size=int(terms["pairs"]), sync_dist=True, prog_bar=True)
-        left = EXACT_ROWS - batch_idx * len(batch[0])
-        if left > 0:
-            log_p, log_Z = self.log_likelihood([t[:left] for t in batch])
-            sums = [len(log_p), -log_p.sum(), len(log_Z), log_Z.sum(), log_Z.square().sum()]
-            self.exact = self.exact + torch.tensor(sums, dtype=torch.float64, device=self.device)
+        rank, world_size = self.global_rank, self.trainer.world_size
+        if batch_idx == 0:
+            batches = self.trainer.num_test_batches if stage == "test" else self.trainer.num_val_batches
+            self.every = max(1, int(batches[0]) * len(batch[0]) * world_size // EXACT_ROWS)
+            self.rows_before = 0
+        number = self.rows_before + rank + world_size * torch.arange(len(batch[0]))  # in the order of the text
+        self.rows_before += len(batch[0]) * world_size
+        chosen = (number % self.every == 0).nonzero()[:, 0].to(self.device)
+        log_p, log_Z = self.pair_log_likelihood([t[chosen] for t in batch])
+        sums = [len(log_p), -log_p.double().sum(), len(log_Z), log_Z.double().sum(), log_Z.double().square().sum()]
+        self.exact = self.exact + torch.tensor(sums, dtype=torch.float64, device=self.device)
 
     def test_step(self, batch, batch_idx):
         self.validation_step(batch, batch_idx, stage="test")
@@ -286,38 +338,57 @@ class SkipGram(L.LightningModule):
 
     def vector(self, word: str) -> Tensor:
         """The input vector of ``word``, (D,). Raises KeyError as :meth:`number` does."""
-        return self.input[self.number(word)].detach()
+        return self.input.weight[self.number(word)].detach()
 
     def nearest(self, word: str, n: int = 10) -> list[tuple[str, float]]:
-        """The ``n`` words whose input vectors have the largest cosine with that of ``word``, and these cosines."""
-        return self._most_similar(self.unit_vectors()[self.number(word)], [word], n)
+        """The ``n`` words whose input vectors have the largest cosine with that of ``word``, and these cosines.
+
+        Raises:
+            KeyError: as :meth:`number` does.
+        """
+        unit = self.unit_vectors()
+        return self._most_similar(unit, unit[self.number(word)], [word], n)
 
     def analogy(self, a: str, b: str, c: str, n: int = 1) -> list[tuple[str, float]]:
-        """What is to ``c`` as ``b`` is to ``a``: king, for man, woman, queen. The largest cosines with b - a + c, of unit
-        vectors, among other words than these three (Mikolov et al. 2013a)."""
+        """What is to ``c`` as ``b`` is to ``a``: king, for man, woman, queen.
+
+        The words with the largest cosines with b - a + c, of vectors of length 1, other than these three (Mikolov et
+        al. 2013a), and these cosines. KeyError as :meth:`number` raises it.
+        """
         unit = self.unit_vectors()
         x, y, z = (unit[self.number(word)] for word in (a, b, c))
-        return self._most_similar(F.normalize(y - x + z, dim=0), [a, b, c], n)
+        return self._most_similar(unit, F.normalize(y - x + z, dim=0), [a, b, c], n)
 
     def unit_vectors(self) -> Tensor:
         """The input vectors, scaled to length 1; (V, D)."""
-        return F.normalize(self.input.detach(), dim=1)
+        return F.normalize(self.input.weight.detach(), dim=1)
 
-    def _most_similar(self, x: Tensor, besides: list[str], n: int) -> list[tuple[str, float]]:
+    def _most_similar(self, unit: Tensor, x: Tensor, besides: list[str], n: int) -> list[tuple[str, float]]:
         check_whole("n", n)
-        cosines = self.unit_vectors() @ x
+        cosines = unit @ x
         cosines[[self.number(word) for word in besides]] = -math.inf
         top = cosines.topk(min(n, len(self.words) - len(set(besides))))
         return [(self.words[i], cosine) for cosine, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
 
+    def export(self, path: str | Path, binary: bool = False) -> None:
+        """Write words and input vectors in the word2vec text or binary format: see zoo.words.save_word2vec."""
+        save_word2vec(self, Path(path), binary)
+
+    def published(self) -> dict[str, Tensor]:
+        """What is shipped of a trained model: the input vectors of its 20,000 most frequent words, as float16."""
+        words = "\n".join(self.words[:PUBLISHED_WORDS]).encode()
+        return {
+            "spelling": torch.frombuffer(bytearray(words), dtype=torch.uint8),
+            "counts": self.counts[:PUBLISHED_WORDS].clone(),
+            "input.weight": self.input.weight.detach()[:PUBLISHED_WORDS].half(),
+        }
+
     # How its gradient can be estimated.
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """``nce_<k>`` at k = 1, 5 and 25, ``negative_sampling``, ``importance_sampling`` at the model's k, and ``softmax``,
-        the gradient of the likelihood itself, without noise, which they stand for."""
-        params = {
-            k: p for k, p in self.named_parameters() if k != "bias" or self.hparams.objective != "negative_sampling"
-        }
+        """``softmax``, the gradient of the likelihood itself, without noise, which the others stand for; ``nce_<k>`` at
+        k = 1, 5 and 25; ``negative_sampling`` and ``importance_sampling`` at the model's k."""
+        params = dict(self.named_parameters())
 
         def estimator(name: str, objective: str, k: int) -> GradientEstimator:
             def surrogate(params: Params, batch, noise) -> Tensor:
@@ -339,6 +410,6 @@ def _make_room(model: SkipGram, state_dict: dict[str, Tensor], prefix: str, *_) 
         for name in ("spelling", "counts"):
             model.register_buffer(name, state_dict[prefix + name].clone())
         for name in ("input", "output", "bias"):
-            if prefix + name in state_dict:
-                setattr(model, name, nn.Parameter(torch.empty_like(state_dict[prefix + name])))
+            if (weight := state_dict.get(f"{prefix}{name}.weight")) is not None:
+                setattr(model, name, nn.Embedding(*weight.shape))
         model._remember()

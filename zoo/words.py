@@ -9,22 +9,30 @@ vocabulary are left out, and how many are left is said beside each number.
 import os
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import Tensor
 
+LONG = 5  # letters of a word that tells more than how sentences are built
+SETS = ("questions-words.txt", "wordsim353.tsv", "simlex999.txt")
 AT_ONCE = 256  # questions answered by one product with the vocabulary
+
+
+Question = tuple[str, str, str, str]  # a is to b as c is to d
 
 
 class WordFileError(ValueError):
     """A file of questions or of pairs that is not one; the message says which line."""
 
 
-def read_questions(path: Path) -> dict[str, list[tuple[str, str, str, str]]]:
+def read_questions(path: Path) -> dict[str, list[Question]]:
     """Sections and their questions (a, b, c, d), in lower case: lines of four words after a line ``: name``."""
-    sections: dict[str, list[tuple[str, str, str, str]]] = {}
+    sections: dict[str, list[Question]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         words = line.lower().split()
         if words[:1] == [":"]:
@@ -32,7 +40,9 @@ def read_questions(path: Path) -> dict[str, list[tuple[str, str, str, str]]]:
         elif len(words) == 4 and sections:
             section.append(tuple(words))
         elif words:
-            raise WordFileError(f"{path}, line {number}: four words after a section ': name' are expected, got {line!r}")
+            raise WordFileError(
+                f"{path}, line {number}: four words after a section ': name' are expected, got {line!r}"
+            )
     return sections
 
 
@@ -43,14 +53,51 @@ def read_pairs(path: Path) -> list[tuple[str, str, float]]:
         if not line.strip() or line.startswith("#"):
             continue
         try:
-            a, b, score = line.lower().split("\t")[:3]
+            a, b, score = line.lower().split()[:3]
             pairs.append((a, b, float(score)))
         except ValueError:
             raise WordFileError(f"{path}, line {number}: two words and a number are expected, got {line!r}") from None
     return pairs
 
 
-def analogies(model, sections: dict[str, list[tuple[str, str, str, str]]], most_frequent: int = 30_000) -> dict[str, float]:
+def find_word_sets(folder: Path | None = None) -> Path:
+    """The folder that holds the three published sets under the names in ``SETS``: ``folder``, or gensim's own copy.
+
+    Raises:
+        WordFileError: where they are not.
+    """
+    if folder is None:
+        if (gensim := find_spec("gensim")) is None:
+            raise WordFileError(
+                f"the published sets of words ({', '.join(SETS)}) come with gensim, which is not installed: "
+                'pip install -e ".[bench]", or name a folder that holds them with --words'
+            )
+        folder = Path(gensim.origin).parent / "test" / "test_data"
+    if missing := [name for name in SETS if not (folder / name).is_file()]:
+        raise WordFileError(f"{folder} holds no {', '.join(missing)}")
+    return folder
+
+
+def measure_words(model, folder: Path | None = None) -> dict[str, float]:
+    """All that is published of vectors of words.
+
+    Args:
+        model: a SkipGram.
+        folder: see :func:`find_word_sets`.
+
+    Returns:
+        what :func:`analogies` gives, all shares of 1; ``wordsim353`` and ``simlex999``, Spearman's correlations, each
+        with its ``/coverage``.
+    """
+    folder = find_word_sets(folder)
+    metrics = analogies(model, read_questions(folder / SETS[0]))
+    for name in SETS[1:]:
+        key = Path(name).stem
+        metrics[key], metrics[f"{key}/coverage"] = similarity(model, read_pairs(folder / name))
+    return metrics
+
+
+def analogies(model, sections: dict[str, list[Question]], most_frequent: int = 30_000) -> dict[str, float]:
     """The share of questions answered right: ``analogies``, ``/semantic``, ``/syntactic``, and ``/coverage``.
 
     Sections whose name begins with ``gram`` are syntactic, the others semantic, as in the published set.
@@ -65,18 +112,21 @@ def analogies(model, sections: dict[str, list[tuple[str, str, str, str]]], most_
     for name, questions in sections.items():
         kind = "syntactic" if name.startswith("gram") else "semantic"
         all_of_them += len(questions)
-        known = [
-            [model.index[w] for w in q] for q in questions if all(model.index.get(w, most_frequent) < len(unit) for w in q)
-        ]
+        numbers = [[model.index.get(word, len(unit)) for word in question] for question in questions]
+        known = [question for question in numbers if max(question) < len(unit)]
         for part in torch.tensor(known, dtype=torch.long).view(-1, 4).split(AT_ONCE):
             a, b, c, d = part.T
-            cosines = torch.nn.functional.normalize(unit[b] - unit[a] + unit[c], dim=1) @ unit.T
+            cosines = F.normalize(unit[b] - unit[a] + unit[c], dim=1) @ unit.T
             cosines.scatter_(1, part[:, :3], -torch.inf)
             right[kind] += int((cosines.argmax(1) == d).sum())
             asked[kind] += len(part)
     total = sum(asked.values())
     shares = {f"analogies/{kind}": right[kind] / max(1, asked[kind]) for kind in asked}
-    return {"analogies": sum(right.values()) / max(1, total), **shares, "analogies/coverage": total / max(1, all_of_them)}
+    return {
+        "analogies": sum(right.values()) / max(1, total),
+        **shares,
+        "analogies/coverage": total / max(1, all_of_them),
+    }
 
 
 def similarity(model, pairs: list[tuple[str, str, float]]) -> tuple[float, float]:
@@ -96,7 +146,7 @@ def save_word2vec(model, path: Path, binary: bool = False) -> None:
     as float32, least significant byte first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    vectors = model.input.detach().float().cpu()
+    vectors = model.input.weight.detach().float().cpu()
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as unfinished:
         try:
             unfinished.write(f"{len(model.words)} {vectors.shape[1]}\n".encode())
@@ -113,3 +163,20 @@ def _lines(words: list[str], vectors: Tensor, binary: bool) -> Iterator[bytes]:
     for word, vector in zip(words, vectors.numpy().astype("<f4"), strict=True):
         yield word.encode() + b" "
         yield vector.tobytes() + b"\n" if binary else " ".join(f"{x:.9g}" for x in vector.tolist()).encode() + b"\n"
+
+
+def word_map(model, n: int = 150) -> Figure:
+    """The ``n`` most frequent words of five letters and more, at the first two principal components of their vectors,
+    scaled to length 1."""
+    words = [w for w in model.words if len(w) >= LONG][:n]
+    unit = model.unit_vectors()[[model.index[w] for w in words]].double().cpu()
+    centred = unit - unit.mean(0)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    place = centred @ directions[:2].T
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(*place.T, s=2, alpha=0.3)
+    for word, (x, y) in zip(words, place.tolist(), strict=True):
+        axes.text(x, y, word, fontsize=7, ha="center", va="center")
+    axes.set(xlabel="first principal component", ylabel="second principal component")
+    return figure
