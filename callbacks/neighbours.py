@@ -1,12 +1,15 @@
 """The nearest neighbours of some words while their vectors are learned, and a map of many at the end."""
 
 import csv
+import logging
 from pathlib import Path
 
 import lightning as L
 
 from zoo.configuration import check_whole
 from zoo.words import LONG, word_map
+
+log = logging.getLogger(__name__)
 
 
 class Neighbours(L.Callback):
@@ -47,6 +50,12 @@ class Neighbours(L.Callback):
     def setup(self, trainer, pl_module, stage):
         if not callable(getattr(pl_module, "nearest", None)):
             raise ValueError(f"{type(pl_module).__name__} has no method nearest(word, n), so no word has neighbours")
+
+    def on_train_start(self, trainer, pl_module):
+        if missing := [w for w in self.words or [] if w not in pl_module.index]:
+            log.warning(
+                "no neighbours of %s are shown, which the text has too rarely or not at all", ", ".join(missing)
+            )
 
     def table(self, model) -> list[list[str]]:
         """Each probe word and its neighbours with their cosines."""
