@@ -103,7 +103,7 @@ def read_text(path: Path, md5: str | None = None) -> Iterator[str]:
     digest, position, text, block = hashlib.md5(usedforsecurity=False), 0, "", b"begin"
     with (
         path.open("rb") as file,
-        tqdm(total=path.stat().st_size, desc=f"reading {path.name}", unit="B", unit_scale=True) as bar,
+        tqdm(total=path.stat().st_size, desc=f"reading {path.name}", unit="B", unit_scale=True, disable=None) as bar,
     ):
         try:
             stream = unpack(file, path)

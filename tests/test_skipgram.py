@@ -104,6 +104,24 @@ def test_the_likelihood_is_summed_over_the_vocabulary(rows):
     assert not hasattr(model, "bias")
 
 
+def test_validation_sums_over_rows_spread_over_the_text(monkeypatch):
+    """Every n-th row, whatever the batches, and some batches without any."""
+    monkeypatch.setattr("zoo.skipgram.EXACT_ROWS", 7)
+    data = Text("pydocs", eval_batch_size=4)
+    torch.manual_seed(0)
+    model = SkipGram(dim=4)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    (metrics,) = trainer.validate(model, data, verbose=False)
+    rows = data.val_dataloader().rows()
+    n = len(rows.reach)
+    chosen = [i for i in range(n) if i % (-(-n // 4) * 4 // 7) == 0]
+    assert 7 <= len(chosen) <= 8
+    log_p, log_Z = model.pair_log_likelihood([t[chosen].long() for t in rows])
+    expected = [float(-log_p.mean()), float((-log_p.mean()).exp()), float(log_Z.mean()), float(log_Z.std(correction=0))]
+    found = [metrics[f"val/{name}"] for name in ("nll", "perplexity", "log_Z", "log_Z_sd")]
+    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_it_begins_normalised():
     """s = b = log frequency, of what is left of a text: Z_c = 1 and nobody knows more than how often words come."""
     torch.manual_seed(0)

@@ -276,14 +276,12 @@ class SkipGram(L.LightningModule):
 
         For negative sampling, whose scores are no log probabilities, too: what they say when they are normalised.
         """
-        log_p, log_Z = [], []
-        for row in range(len(batch[0])):  # one at a time: 32 centres times the vocabulary is much already
-            centres, around, taken = within_reach(Rows(*(t[row : row + 1] for t in batch)))
-            present = centres >= 0
-            s = self.all_scores(dict(self.named_parameters()), centres[present])  # (n, V)
-            log_Z.append(s.logsumexp(-1))
-            log_p.append((s.gather(-1, around[present].clamp(min=0)) - log_Z[-1][:, None])[taken[present]])
-        return torch.cat(log_p), torch.cat(log_Z)
+        centres, around, taken = within_reach(Rows(*batch))
+        present = centres >= 0
+        s = self.all_scores(dict(self.named_parameters()), centres[present])  # (n, V)
+        log_Z = s.logsumexp(-1)
+        log_p = s.gather(-1, around[present].clamp(min=0)) - log_Z[:, None]
+        return log_p[taken[present]], log_Z
 
     def validation_step(self, batch, batch_idx, stage="val"):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
@@ -297,9 +295,10 @@ class SkipGram(L.LightningModule):
         number = self.rows_before + rank + world_size * torch.arange(len(batch[0]))  # in the order of the text
         self.rows_before += len(batch[0]) * world_size
         chosen = (number % self.every == 0).nonzero()[:, 0].to(self.device)
-        log_p, log_Z = self.pair_log_likelihood([t[chosen] for t in batch])
-        sums = [len(log_p), -log_p.double().sum(), len(log_Z), log_Z.double().sum(), log_Z.double().square().sum()]
-        self.exact = self.exact + torch.tensor(sums, dtype=torch.float64, device=self.device)
+        for row in chosen.split(1):  # 32 centres times the vocabulary are much already
+            log_p, log_Z = (t.double() for t in self.pair_log_likelihood([t[row] for t in batch]))
+            sums = [len(log_p), -log_p.sum(), len(log_Z), log_Z.sum(), log_Z.square().sum()]
+            self.exact = self.exact + torch.tensor(sums, dtype=torch.float64, device=self.device)
 
     def test_step(self, batch, batch_idx):
         self.validation_step(batch, batch_idx, stage="test")

@@ -1,0 +1,147 @@
+"""Skip-gram in training, inside Lightning and as a bare loop, beside gensim's Word2Vec; then where our time goes.
+
+    pip install -e ".[bench]" && python tests/benchmarks/skipgram_training.py PATH [WORDS] [THREADS]
+
+PATH is a UTF-8 text, of which the first WORDS words (3,000,000) are learned once by each contender: 100 dimensions,
+window 5, 5 noise words, sample 1e-4, minimum count 5. gensim has THREADS workers (2) and torch THREADS threads; the
+contenders take turns. Raw words per second: all words of the training text, also those that subsampling leaves out.
+gensim counts no time for its vocabulary, nor do we; that each of our epochs is subsampled and shuffled anew is counted.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from gensim.models import Word2Vec
+from torch.profiler import ProfilerActivity, profile
+
+from datamodules import Text
+from datamodules.corpus import read_text
+from zoo.skipgram import SkipGram, sparse
+
+ROUNDS = 5
+KINDS = {
+    "matrix products": ("aten::bmm",),
+    "look-ups": ("aten::index_select", "aten::index", "aten::gather", "aten::scatter_add_"),
+    "updates of looked-up rows": ("aten::add", "aten::add_", "aten::mul_"),
+    "copies": ("aten::copy_", "aten::cat"),
+    "sigmoids and softplus": ("aten::softplus", "aten::softplus_backward", "aten::sigmoid"),
+}
+
+
+def first_words(path: Path, n: int) -> str:
+    words: list[str] = []
+    for piece in read_text(path):
+        words += piece.split()
+        if len(words) >= n:
+            break
+    return " ".join(words[:n])
+
+
+class Sentences:
+    """The training part of the text, as gensim takes it: lists of 10,000 words."""
+
+    def __init__(self, corpus):
+        self.words, self.numbers = np.array(corpus.words, dtype=object), corpus.splits["train"]
+
+    def __iter__(self):
+        for begin in range(0, len(self.numbers), 10_000):
+            part = self.numbers[begin : begin + 10_000]
+            yield self.words[part[part >= 0]].tolist()
+
+
+def of_gensim(corpus, threads: int) -> float:
+    model = Word2Vec(vector_size=100, window=5, negative=5, sample=1e-4, sg=1, min_count=5, workers=threads, epochs=1)
+    sentences = Sentences(corpus)
+    model.build_vocab(sentences)
+    start = time.perf_counter()
+    model.train(sentences, total_examples=model.corpus_count, epochs=1)
+    return time.perf_counter() - start
+
+
+class Timer(L.Callback):
+    """Seconds of the epoch, its preparation included."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.seconds = time.perf_counter() - self.start
+
+
+def in_lightning(data: Text) -> float:
+    timer = Timer()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", callbacks=[timer], limit_val_batches=0, enable_model_summary=False, **quiet
+    )
+    trainer.fit(SkipGram(), datamodule=data)
+    return timer.seconds
+
+
+def bare(data: Text) -> tuple[float, SkipGram]:
+    """The same steps without Lightning."""
+    model, keep = SkipGram(), data.keep
+    counts = torch.from_numpy(data.corpus.counts)
+    model.make_vocabulary(data.corpus.words, counts, keep)
+    optimiser = torch.optim.SGD(model.parameters(), lr=model.hparams.lr)
+    start, loader = time.perf_counter(), data.train_dataloader()
+    for batch in loader:
+        step(model, optimiser, batch)
+    return time.perf_counter() - start, model
+
+
+def step(model: SkipGram, optimiser, batch) -> None:
+    terms = model.loss(batch, lookup=sparse)
+    optimiser.zero_grad()
+    (terms["loss"] * terms["pairs"]).backward()
+    optimiser.step()
+
+
+def shares(model: SkipGram, data: Text) -> dict[str, float]:
+    """What the time of a bare step is spent on."""
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-9)
+    batches = [batch for _, batch in zip(range(100), data.train_dataloader(), strict=False)]
+    with profile(activities=[ProfilerActivity.CPU]) as watched:
+        for batch in batches:
+            step(model, optimiser, batch)
+    spent: dict[str, float] = defaultdict(float)
+    for event in watched.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if event.key in names), "everything else")
+        spent[kind] += event.self_cpu_time_total
+    return {kind: seconds / sum(spent.values()) for kind, seconds in spent.items()}
+
+
+def main(path: str, words: int = 3_000_000, threads: int = 2) -> None:
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "text.txt"
+        text.write_text(first_words(Path(path), words), encoding="utf-8")
+        data = Text("textfile", str(text))
+        data.setup()
+    data.prepare_data = lambda: None  # it has been read
+    raw = data.corpus.raw_words
+    print(f"{raw:,} training words, {len(data.corpus.words):,} in the vocabulary; {threads} threads")
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for round in range(ROUNDS):
+        seconds["gensim"].append(of_gensim(data.corpus, threads))
+        seconds["zoo, in Lightning"].append(in_lightning(data))
+        took, model = bare(data)
+        seconds["zoo, bare loop"].append(took)
+        print(round + 1, {name: f"{raw / taken[-1]:,.0f}" for name, taken in seconds.items()}, flush=True)
+    for name, taken in seconds.items():
+        ratio = statistics.median(g / t for g, t in zip(seconds["gensim"], taken, strict=True))
+        rate = raw / statistics.median(taken)
+        print(f"{name:20} {rate:10,.0f} raw words per second, {ratio:.2f} x gensim, round by round")
+    for kind, share in sorted(shares(model, data).items(), key=lambda item: -item[1]):
+        print(f"{share:6.1%}  {kind}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(int, sys.argv[2:]))
