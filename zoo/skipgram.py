@@ -27,6 +27,8 @@ Differs from the papers:
   sum of many does not overshoot, the learning rate of a word of which a batch has n pairs on average, noise included,
   is at most ``LONGEST_STEP`` / n. With subsampling that concerns a few of the most frequent words; in a small
   vocabulary, all.
+- Input vectors begin sqrt(D) times as large as word2vec's, whose size leaves the scores at those of the biases for the
+  first tenth of a run.
 - Windows reach over the places of words left out by subsampling and for rarity, as in word2vec.
 - Negative sampling has no biases. Those of the other objectives begin at the log frequency of words in training pairs,
   where s = b has Z_c = 1.
@@ -109,14 +111,14 @@ class SkipGram(L.LightningModule):
     def make_vocabulary(self, words: list[str], counts: Tensor, keep: Tensor) -> None:
         """Begin anew with ``words``, of which ``counts`` (V,) are in the text and the share ``keep`` (V,) trained on.
 
-        Input vectors begin uniform within 1 / 2 D of 0 and output vectors at 0, as in word2vec.
+        Input vectors begin uniform within 1 / (2 sqrt(D)) of 0, output vectors at 0.
         """
         V, D = len(words), self.hparams.dim
         spelled = torch.frombuffer(bytearray("\n".join(words).encode()), dtype=torch.uint8)
         self.register_buffer("spelling", spelled)
         self.register_buffer("counts", counts.long().clone())
         frequency = counts.double() * keep.double()
-        self.input = nn.Embedding.from_pretrained((torch.rand(V, D) - 0.5) / D, freeze=False)
+        self.input = nn.Embedding.from_pretrained((torch.rand(V, D) - 0.5) / D**0.5, freeze=False)
         self.output = nn.Embedding.from_pretrained(torch.zeros(V, D), freeze=False)
         if self.hparams.objective != "negative_sampling":
             bias = (frequency / frequency.sum()).log().float()[:, None]
