@@ -51,23 +51,20 @@ def sample(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a trained model on test images, or vectors of words by the published sets."""
-    from datamodules import by_name
     from zoo import evaluation
 
-    model = _on_device(zoo.load(args.source))
-    if hasattr(model, "nearest") and args.data is None:
-        from zoo.words import measure_words
-
-        metrics = measure_words(model, args.words)
-    else:
-        data = by_name(args.data or "mnist_or_digits")
-        _check_kind(model, data)
-        data.setup()
-        _check_shape(model, data)
-        if hasattr(model, "nearest"):
+    model, metrics = _on_device(zoo.load(args.source)), {}
+    words = hasattr(model, "nearest")
+    if not words or args.data or hasattr(model, "output"):
+        data = _data(args, model)
+        if words:
             metrics = evaluation.evaluate(model, data)
         else:
             metrics, _ = evaluation.measure(model, data, _protocol(args), progress=True)
+    if words:
+        from zoo.words import measure_words
+
+        metrics |= measure_words(model, args.words)
     for name, value in metrics.items():
         print(f"{name}: {value:.6g}")
 
@@ -86,16 +83,10 @@ def compare(args: argparse.Namespace) -> None:
         print(comparison.toy_table(results))
         comparison.save(comparison.toy_figure(results), args.output)
     else:
-        from datamodules import by_name
-
         model = _on_device(zoo.load(args.source))
         names = args.estimators.split(",") if args.estimators else None
-        words = hasattr(model, "nearest")
-        data = by_name(args.data or ("text8_or_pydocs" if words else "mnist_or_digits"))
-        _check_kind(model, data)
-        data.setup()
-        _check_shape(model, data)
-        size = args.batch_size or (4 if words else 64)
+        data = _data(args, model)
+        size = args.batch_size or (4 if hasattr(model, "nearest") else 64)
         batch = [t[:size].to(model.device) for t in next(iter(data.val_dataloader()))]
         results = comparison.compare_model(model, batch, names, draws, args.seed, progress=True)
         print(comparison.table(results))
@@ -204,6 +195,21 @@ def _test_images(name: str, n: int) -> list:
     return list(images[:, None].float() / 255)
 
 
+def _data(args: argparse.Namespace, model):
+    """The data that are named, or else those of the run that learned words, or digits; set up, and such as fit."""
+    from datamodules import by_name
+    from zoo import hub
+
+    if args.data is None and hasattr(model, "nearest"):
+        data = hub.data_of(args.source)
+    else:
+        data = by_name(args.data or "mnist_or_digits")
+    _check_kind(model, data)
+    data.setup()
+    _check_shape(model, data)
+    return data
+
+
 def _check_kind(model, data) -> None:
     """Refuse text for a model of images, and images for one of words."""
     if hasattr(model, "nearest") != hasattr(data, "corpus"):
@@ -259,13 +265,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("-c", "--condition", action="append", default=[], help="of the model's sample, num_steps=50,eta=1")
     sub.add_argument("--images", help="data set at whose test images chains begin, where samples are chains")
     sub = command(evaluate, "evaluate")
-    sub.add_argument("--data", help=f"{DATA}; of what the model is made for, mnist_or_digits by default")
+    sub.add_argument("--data", help=f"{DATA}; by default mnist_or_digits, or the text of the run")
     sub.add_argument("--words", type=Path, help="folder of the published sets of words; by default gensim's own")
     protocol(sub)
     sub = command(compare, "compare")
     sub.add_argument("--estimators", help="names with commas between them; all that the model has by default")
     sub.add_argument("--draws", type=int, help="gradients of each, 256 by default (toy: 100,000)")
-    sub.add_argument("--data", help=f"whose validation set the batch is from: {DATA}")
+    sub.add_argument("--data", help=f"whose validation set the batch is from, likewise: {DATA}")
     sub.add_argument("--batch-size", type=int, help="images in the batch, 64 by default, or rows of 32 words, 4")
     sub.add_argument("--seed", type=int, default=0, help="of all noise")
     sub.add_argument("-o", "--output", type=Path, default=Path("comparison.png"), help="the figure, a PNG")

@@ -280,8 +280,21 @@ def export(source: str | Path, name: str, force: bool = False, protocol=None, pr
     return weights
 
 
+def data_of(source: str | Path):
+    """The data of a training checkpoint or run folder, as the run recorded them.
+
+    Raises:
+        CheckpointError: for anything else.
+    """
+    path = Path(source)
+    path = _best_of(path) if path.is_dir() else path
+    record = read_training_checkpoint(path).get("record") if path.is_file() else None
+    if not record:
+        raise CheckpointError(f"{source} does not record what it was trained on: name data with --data")
+    return _data_of(record)
+
+
 def _data_of(record: dict[str, Any]):
-    """The data that a recorded run used, with the settings that are the data's own and not those of training."""
     from datamodules import Text, Toy, by_name
     from datamodules.text import TEXTS
 
