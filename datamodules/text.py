@@ -131,9 +131,14 @@ class TextLoader:
         """Batches per epoch: with ``train`` as many as every epoch has, except one in a million."""
         if not self.train:
             return -(-len(self.rows().reach) // self.batch_size)
+        mean, sd = self.mean_rows()
+        return max(0, int((mean - 5 * sd) // self.batch_size))
+
+    def mean_rows(self) -> tuple[float, float]:
+        """Rows of an epoch of training, on average, and their standard deviation."""
         p = self.keep[self.stream[self.stream >= 0].long()].double()
-        words = float(p.sum() - 5 * (p * (1 - p)).sum().sqrt()) + self.window * int((self.stream < 0).sum())
-        return max(0, int(words / ROW // self.batch_size))
+        words = float(p.sum()) + self.window * int((self.stream < 0).sum())
+        return words / ROW, float((p * (1 - p)).sum().sqrt()) / ROW
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -280,8 +285,7 @@ class Text(L.LightningDataModule):
     @property
     def unit(self) -> tuple[str, float]:
         """What is counted in this text, and how much of it a row of training stands for."""
-        kept = float((torch.from_numpy(self.corpus.counts) * self.keep.double()).sum())
-        return "words", ROW * self.corpus.raw_words / kept
+        return "words", self.corpus.raw_words / self.train_dataloader().mean_rows()[0]
 
     def _loader(self, split: str) -> TextLoader:
         train, trainer = split == "train", self.trainer

@@ -34,7 +34,7 @@ TINY = {
     + ["model.widths=[8,16]", "model.steps=50", "callbacks.samples.conditions.num_steps=2"],
     "score": ["model=score", "data=digits", "data.digits_repeat=1", "data.batch_size=128"]
     + ["model.widths=[8,16]", "model.num_sigmas=3", "callbacks.samples.conditions.steps=1"],
-    "skipgram": ["model=skipgram", "data=pydocs", "data.batch_size=64", "data.min_count=20", "model.dim=4"],
+    "skipgram": ["model=skipgram", "data=pydocs", "data.batch_size=60", "data.min_count=20", "model.dim=4"],
 }
 QUIET = ["logger=csv", "trainer=cpu", "trainer.enable_progress_bar=false", "trainer.num_sanity_val_steps=0"]
 

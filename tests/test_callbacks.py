@@ -1,6 +1,7 @@
 """Callbacks look and write; what is learnt does not know of them."""
 
 import csv
+import re
 import signal
 from urllib.parse import urlsplit
 
@@ -18,7 +19,7 @@ from callbacks.ema import ema_update
 from callbacks.estimator_variance import merge_over_ranks, plot
 from callbacks.loggers import wandb_credentials
 from callbacks.run_record import commit, hardware
-from datamodules import Images
+from datamodules import Images, Text
 from zoo.configuration import raised_by_the_zoo
 from zoo.estimators import GradientMoments
 from zoo.sampling import chunk_generator
@@ -232,6 +233,21 @@ def test_the_time_to_go_is_said_once(tmp_path, caplog):
     with (tmp_path / "metrics.csv").open() as file:
         assert sum(bool(row["train/images_per_second"]) for row in csv.DictReader(file)) == 2
     assert TimeEstimate().after == 30
+
+
+def test_of_a_text_words_are_counted(tmp_path, caplog):
+    import logging
+
+    with caplog.at_level(logging.INFO, logger="callbacks.time_estimate"):
+        run(tmp_path, *TINY["skipgram"], "trainer.max_epochs=2", "callbacks.time_estimate.after=7", "test=false")
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "callbacks.time_estimate"]
+    words = int(re.search(r"2 epochs of ([\d,]+) words \(pydocs\)", said)[1].replace(",", ""))
+    raw = Text("pydocs", min_count=20)
+    raw.setup()
+    # All of the text but for what does not fill a batch of 60 rows, and the spread of what is left out.
+    assert 0.88 * raw.corpus.raw_words < words < 1.02 * raw.corpus.raw_words
+    with (tmp_path / "metrics.csv").open() as file:
+        assert sum(bool(row["train/words_per_second"]) for row in csv.DictReader(file)) == 2
 
 
 def test_tensorboard_gets_metrics_and_samples(tmp_path):

@@ -27,7 +27,7 @@ EPOCHS = [
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    resumed = ("vae", "ddpm", "score", "wgan", "infogan")
+    resumed = ("vae", "ddpm", "score", "wgan", "infogan", "skipgram")
     return {name: (run(folder / name, *TINY[name], *EPOCHS), folder / name) for name in resumed}
 
 
@@ -59,6 +59,7 @@ def assert_same_run(metrics, folder, reference):
         ("score", 14, signal.SIGINT, "interrupted"),
         ("wgan", 16, signal.SIGTERM, "interrupted"),  # between two steps of the generator, with averages of both
         ("infogan", 13, signal.SIGINT, "interrupted"),
+        ("skipgram", 17, signal.SIGTERM, "interrupted"),
     ],
 )
 def test_a_signal_saves_and_the_run_goes_on_exactly(name, at, signum, left, tmp_path, uninterrupted, caplog):
