@@ -29,7 +29,8 @@ class EstimatorVariance(L.Callback):
 
     Args:
         folder: where ``estimator_variance.png`` goes at the end of the run.
-        every_n_steps: batches between two measurements; the first is before the first step.
+        every_n_steps: batches between two measurements, or the share of the run between them, such as 0.25; the first
+            is before the first step.
         draws: gradients per measurement, over all processes; at least 2.
         batch_size: images of the probe batch, the first of the validation set.
         compare: estimators to measure, by name; all of the model's if None.
@@ -43,14 +44,18 @@ class EstimatorVariance(L.Callback):
     def __init__(
         self,
         folder: str,
-        every_n_steps: int = 500,
+        every_n_steps: int | float = 500,
         draws: int = 16,
         batch_size: int = 64,
         compare: list[str] | None = None,
         seed: int = 0,
     ):
         check_whole("draws", draws, least=2)
-        check_whole("every_n_steps", every_n_steps)
+        if isinstance(every_n_steps, float):
+            if not 0 < every_n_steps < 1:
+                raise ValueError(f"every_n_steps must be a whole number, or a share below 1, got {every_n_steps}")
+        else:
+            check_whole("every_n_steps", every_n_steps)
         check_whole("batch_size", batch_size)
         check_whole("seed", seed, least=0)
         names = compare if isinstance(compare, list | tuple) else []
@@ -85,10 +90,15 @@ class EstimatorVariance(L.Callback):
         if hasattr(pl_module, "probe_batch"):
             batch = pl_module.probe_batch(batch, chunk_generator(self.seed, -1))
         self.batch = batch
+        self.interval = self.every_n_steps
+        if isinstance(self.interval, float):
+            if trainer.max_epochs in (None, -1):
+                raise ValueError(f"every_n_steps={self.interval} is a share of a run, and this one has no end")
+            self.interval = max(1, int(self.interval * trainer.max_epochs * trainer.num_training_batches))
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         step = trainer.fit_loop.total_batch_idx
-        if step % self.every_n_steps:
+        if step % self.interval:
             return
         row: dict[str, float] = {"step": step}
         with isolate_rng():

@@ -235,6 +235,19 @@ def test_the_time_to_go_is_said_once(tmp_path, caplog):
     assert TimeEstimate().after == 30
 
 
+def test_the_variance_is_measured_in_shares_of_the_run(tmp_path):
+    share = ["callbacks.estimator_variance.every_n_steps=0.3", "callbacks.estimator_variance.draws=2"]
+    run(tmp_path, *TINY["vae"], "trainer.max_epochs=2", *share, "test=false")
+    with (tmp_path / "metrics.csv").open() as file:
+        measured = [int(row["step"]) for row in csv.DictReader(file) if row["variance/pathwise/all"]]
+    assert measured == [0, 6, 12, 18]  # of 22
+    for wrong in (0, 1.5, True):
+        with pytest.raises(ValueError, match="every_n_steps must be a whole number"):
+            EstimatorVariance("x", every_n_steps=wrong)
+    with pytest.raises(ValueError, match=r"every_n_steps=0.3 is a share of a run, and this one has no end"):
+        run(tmp_path / "endless", *TINY["vae"], "trainer.max_epochs=-1", *share)
+
+
 def test_of_a_text_words_are_counted(tmp_path, caplog):
     import logging
 
