@@ -232,7 +232,19 @@ def test_shipped_weights_give_their_golden_output(name):
 ENERGIES = [name for name in CARDS if "test/log_partition" in hub.read_card(name)["metrics"]]
 
 
-@pytest.mark.parametrize("name", [name for name in CARDS if name not in ENERGIES])
+WORDS = [name for name in CARDS if hub.read_card(name)["model"] == "skipgram"]
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_shipped_vectors_answer_as_published(name):
+    from zoo.words import measure_words
+
+    published, model = hub.read_card(name)["metrics"], zoo.load(name)
+    assert len(model.words) == 20_000
+    assert_close(measure_words(model), published, rtol=0, atol=2e-3)  # rounding may tip a question or two
+
+
+@pytest.mark.parametrize("name", [name for name in CARDS if name not in ENERGIES + WORDS])
 def test_shipped_numbers_are_recomputed(name, mnist_root):
     from datamodules import by_name
     from zoo.evaluation import evaluate

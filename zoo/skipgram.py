@@ -314,7 +314,8 @@ class SkipGram(L.LightningModule):
         pairs, nll, n, first, second = self.trainer.strategy.reduce(self.exact, reduce_op="sum").tolist()
         nll, mean = nll / max(1, pairs), first / max(1, n)
         sd = max(0.0, second / max(1, n) - mean**2) ** 0.5
-        exact = {"nll": nll, "perplexity": math.exp(nll), "log_Z": mean, "log_Z_sd": sd}
+        perplexity = float(torch.tensor(nll).exp())  # infinite, not an error, of scores that have diverged
+        exact = {"nll": nll, "perplexity": perplexity, "log_Z": mean, "log_Z_sd": sd}
         self.log_dict({f"{stage}/{name}": value for name, value in exact.items()})
 
     def on_test_epoch_end(self):
