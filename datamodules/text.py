@@ -29,6 +29,7 @@ from torch import Tensor
 from datamodules.corpus import PUBLISHED, RULES, Corpus, fetch, load_corpus
 from datamodules.files import DataError
 from zoo.configuration import check_choice, check_share, check_whole
+from zoo.sampling import chunk_generator
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def make_rows(stream: Tensor, keep: Tensor, window: int, generator: torch.Genera
     R = max(1, -(-len(stream) // ROW))
     padded = torch.full((window + R * ROW + window,), -1, dtype=stream.dtype)
     padded[window : window + len(stream)] = stream
-    reach = torch.randint(1, window + 1, (R * ROW,), generator=generator, dtype=torch.int8)
+    reach = torch.randint(1, window + 1, (R * ROW,), generator=generator, dtype=torch.int16)
     reach[padded[window:-window] < 0] = 0
     return Rows(padded.unfold(0, window + ROW + window, ROW), reach.view(R, ROW))
 
@@ -146,19 +147,18 @@ class TextLoader:
     def __len__(self) -> int:
         return self._length
 
-    def rows(self) -> Rows:
-        """All rows of the current epoch, in the order of the text."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + (self.epoch if self.train else 0))
-        return make_rows(self.stream, self.keep, self.window, generator)
+    def rows(self, generator: torch.Generator | None = None) -> Rows:
+        """All rows of the current epoch, in the order of the text, by its own generator if none is given."""
+        return make_rows(self.stream, self.keep, self.window, generator or self._generator())
+
+    def _generator(self) -> torch.Generator:
+        return chunk_generator(self.seed, self.epoch if self.train else 0)
 
     def __iter__(self) -> Iterator[Rows]:
-        rows = self.rows()
+        generator = self._generator()
+        rows = self.rows(generator)
         n = len(rows.reach)
-        if self.train:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(n, generator=generator)
-        else:
-            order = torch.arange(n)
+        order = torch.randperm(n, generator=generator) if self.train else torch.arange(n)
         begin, self._resume_at = self._resume_at, 0
         for batch, own in enumerate(order.split(self.batch_size)[begin : len(self)], start=begin + 1):
             self.position, own = batch, own[self.rank :: self.world_size]

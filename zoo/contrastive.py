@@ -9,11 +9,11 @@ arXiv:1310.4546; Bengio & Senecal 2003; seed 000, "Noise Contrastive Estimation"
     negative sampling     the same with delta s = s, which is NCE where k q(w) = 1: q uniform and k = V
     importance sampling   J = -s(w, c) + log 1/k sum_{i<=k} exp(s(w_i, c)) / q(w_i),    w_i ~ q
 
-NCE tells a word of the text from k words of noise. Its expected gradient of -J is
-sum_w k q / (e^s + k q) (p(w | c) - e^s) grad s: zero where e^s = p(w | c), which is normalised by itself, and as k
-grows sum_w (p(w | c) - e^s) grad s, the likelihood's where Z_c = 1. Importance sampling's weighs the noise by e^s / q,
-normalised over the k, and is biased by O(1 / k). Seed 000 writes the objectives as sums of sigmoids; they are sums of
-log sigmoids.
+NCE tells a word of the text from k words of noise. With P(w | c) the distribution of the text, its expected gradient of
+-J is sum_w k q / (e^s + k q) (P - e^s) grad s: zero where e^s = P, which is normalised by itself, and as k grows
+sum_w (P - e^s) grad s, the likelihood's where Z_c = 1. Importance sampling's weighs the noise by e^s / q, normalised
+over the k, and is biased by O(1 / k). Seed 000 writes the objectives as sums of sigmoids; they are sums of log
+sigmoids.
 """
 
 import math

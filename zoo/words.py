@@ -1,7 +1,7 @@
 """What word vectors are worth: analogies, agreement with people's judgements of similarity, and the word2vec formats.
 
-Analogies (Mikolov et al. 2013a): the word nearest to b - a + c is d, of vectors of length 1, among all words of the
-vocabulary that are not a, b or c. Similarity: Spearman's rank correlation of cosines with people's mean scores
+Analogies (Mikolov et al. 2013a): the word nearest to b - a + c is d, of vectors of length 1, among the most frequent
+words that are not a, b or c. Similarity: Spearman's rank correlation of cosines with people's mean scores
 (WordSim-353, Finkelstein et al. 2002; SimLex-999, Hill et al. 2015). Questions and pairs with a word outside the
 vocabulary are left out, and how many are left is said beside each number.
 """
