@@ -7,7 +7,7 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.configuration import check_overrides, check_values, raised_by_the_zoo
+from zoo.configuration import check_kind, check_overrides, check_values, raised_by_the_zoo
 
 # torch and Lightning take seconds to import; they come in with the first `build`, after the configuration is composed.
 
@@ -31,6 +31,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     check_values(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data, model = build(cfg.data), build(cfg.model)
+    check_kind(model, data)
     if cfg.ckpt is not None:
         check_resumable(cfg.ckpt, model)
     record = RunRecord(cfg.run_dir, OmegaConf.to_container(cfg, resolve=True))

@@ -26,4 +26,4 @@ def by_name(name: str) -> Images | Text | Toy:
     if Path(name).is_file():
         return Text("textfile", path=name)
     known = ", ".join((*NAMES, *DISTRIBUTIONS, *texts))
-    raise ValueError(f"data are one of {known}, or the path of a text file, got {name!r}")
+    raise ValueError(f"data are one of {known}, or the path of a text file that is there, got {name!r}")

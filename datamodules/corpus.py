@@ -17,33 +17,47 @@ import hashlib
 import itertools
 import logging
 import lzma
-import os
 import re
-import tempfile
+import sys
+import unicodedata
 import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from datamodules.files import DataError, data_root, download, reachable
+from datamodules.files import DataError, data_root, download, reachable, written_whole
 
 log = logging.getLogger(__name__)
 
 BLOCK = 1 << 22  # bytes read at a time
-WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 BLANK_LINES = re.compile(r"\n\s*\n")
-FORMAT = 1  # of what is kept; a change of it makes everything anew
+FORMAT = 2  # of what is kept; a change of it makes everything anew
 
-RULES: dict[str, Callable[[str], list[str]]] = {
-    "words": lambda text: WORD.findall(text.lower()),
-    "as_spaced": str.split,
-}
+
+@cache
+def _pattern(ascii: bool) -> re.Pattern[str]:
+    """Runs of letters and digits, with apostrophes inside; beyond ASCII with the marks that letters carry, too."""
+    if ascii:
+        letter = "[^\\W_]"
+    else:  # vowel signs and accents are no letters to re: é as e and U+0301, or most of Hindi
+        marks = (chr(i) for i in range(sys.maxunicode + 1) if unicodedata.category(chr(i))[0] == "M")
+        letter = f"(?:[^\\W_][{''.join(marks)}]*)"
+    return re.compile(rf"{letter}+(?:['\u2019]{letter}+)*")
+
+
+def find_words(text: str) -> list[str]:
+    """The words of ``text`` in lower case, accents composed with their letters where Unicode can."""
+    text = text.lower()
+    return _pattern(text.isascii()).findall(unicodedata.normalize("NFC", text))
+
+
+RULES: dict[str, Callable[[str], list[str]]] = {"words": find_words, "as_spaced": str.split}
 
 WIKITEXT2 = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2"
 # Of each file: where it is had from, what it is called there, and the MD5 of the text inside.
@@ -119,8 +133,11 @@ def read_text(path: Path, md5: str | None = None) -> Iterator[str]:
                 yield piece
                 text = text[len(piece) :]
         except UnicodeDecodeError as error:
+            place = (
+                position + error.start - (len(error.object) - len(block))
+            )  # what was left of the block before counts
             raise DataError(
-                f"{path} is not UTF-8 text: {error.object[error.start]:#04x} stands near its byte {position:,}. "
+                f"{path} is not UTF-8 text: {error.object[error.start]:#04x} stands at byte {place:,} of the text. "
                 "Convert it first, for example with iconv"
             ) from error
         except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, lzma.LZMAError, zlib.error) as error:
@@ -178,7 +195,8 @@ def encode(parts: dict[str, np.ndarray], index: dict[str, int], min_count: int, 
     if len(often) < 2:
         raise DataError(
             f"of the {int(counts.sum()):,} words of the training text {len(often)} come min_count={min_count} times or "
-            "more, and a vocabulary has at least two words: take more text, or a lower min_count"
+            "more, and a vocabulary has at least two words: take more text, or a lower min_count. (Words are what "
+            "stands between spaces and punctuation; a language without them has to be cut into words first.)"
         )
     new = np.full(len(spelling) + 1, -2, np.int32)
     new[often] = np.arange(len(often), dtype=np.int32)
@@ -202,16 +220,9 @@ def encode(parts: dict[str, np.ndarray], index: dict[str, int], min_count: int, 
 
 def save(corpus: Corpus, path: Path) -> None:
     """Write ``corpus`` whole or not at all. Raises OSError if it cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     words = np.frombuffer("\n".join(corpus.words).encode(), np.uint8)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as unfinished:
-        try:
-            np.savez(unfinished, words=words, counts=corpus.counts, raw_words=corpus.raw_words, **corpus.splits)
-            unfinished.flush()
-            os.replace(unfinished.name, path)
-        except BaseException:
-            os.unlink(unfinished.name)
-            raise
+    with written_whole(path) as file:
+        np.savez(file, words=words, counts=corpus.counts, raw_words=corpus.raw_words, **corpus.splits)
 
 
 def restore(path: Path) -> Corpus | None:

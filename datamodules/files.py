@@ -1,13 +1,16 @@
 """Where data files lie, and how those that are missing are fetched."""
 
+import errno
 import os
+import secrets
 import socket
-import tempfile
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from tqdm.auto import tqdm
 
@@ -45,24 +48,38 @@ def reachable(addresses: Iterable[str]) -> bool:
     return answered.is_set()
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that becomes ``path`` when all is written, and is gone if anything fails before.
+
+    Raises:
+        OSError: naming ``path``, if it cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with unfinished.open("xb") as file:
+            yield file
+        unfinished.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def download(address: str, path: Path) -> None:
     """Put what is at ``address`` into ``path``, whole or not at all; the digest is the reader's to check.
 
     Raises:
         OSError: if it cannot be had, or written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with (
         urllib.request.urlopen(address, timeout=20) as source,
-        tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as partial,
+        written_whole(path) as file,
         tqdm(total=source.length, desc=f"fetching {path.name}", unit="B", unit_scale=True) as bar,
     ):
-        try:
-            while block := source.read(1 << 16):
-                partial.write(block)
-                bar.update(len(block))
-            partial.flush()
-            os.replace(partial.name, path)
-        except BaseException:
-            os.unlink(partial.name)
-            raise
+        while block := source.read(1 << 16):
+            file.write(block)
+            bar.update(len(block))

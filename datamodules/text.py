@@ -226,6 +226,9 @@ class Text(L.LightningDataModule):
         if max_vocabulary is not None:
             check_whole("max_vocabulary", max_vocabulary, least=2)
         check_share("sample", sample)
+        check_whole("seed", seed, least=0)
+        if path is not None and not isinstance(path, str):
+            raise ValueError(f"data.path must be the path of a file, got {path!r}: a name that is a number is quoted")
         self.save_hyperparameters(logger=False)
         self.used: str | None = None if name == "text8_or_pydocs" else name
         self.corpus: Corpus | None = None
@@ -263,14 +266,15 @@ class Text(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.trainer is not None:
             self.used = self.trainer.strategy.broadcast(self.used)
-        elif self.used is None:
+        elif self.corpus is None:
             self.prepare_data()
         if self.corpus is None:
             self.corpus = self._load()
         world_size = self.trainer.world_size if self.trainer is not None else 1
         if self.hparams.batch_size % world_size:
             raise DataError(f"batch_size {self.hparams.batch_size} does not divide evenly over {world_size} processes")
-        if len(self.train_dataloader()) == 0:
+        kept = float((torch.from_numpy(self.corpus.counts) * self.keep.double()).sum())
+        if len(self.train_dataloader()) == 0 or kept < ROW:
             raise DataError(
                 f"batch_size {self.hparams.batch_size} rows of {ROW} words are more than the training text has: of its "
                 f"{self.corpus.raw_words:,} words some are rare or left out at random. Take a smaller batch, a larger "

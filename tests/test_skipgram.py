@@ -1,6 +1,7 @@
 """Skip-gram against enumeration, on vocabularies of a few words."""
 
 import math
+import random
 
 import lightning as L
 import pytest
@@ -11,6 +12,7 @@ from datamodules import Text
 from datamodules.text import ROW, Rows, within_reach
 from zoo.contrastive import Noise
 from zoo.estimators import gradient_moments
+from zoo.sampling import chunk_generator
 from zoo.skipgram import OBJECTIVES, SkipGram, dense, sparse
 
 V, WINDOW = 7, 2
@@ -32,8 +34,9 @@ def made(objective="nce", generator=None, **kwargs):
     torch.manual_seed(0)
     model = SkipGram(objective, dim=4, **kwargs)
     model.make_vocabulary(WORDS, torch.tensor([90, 50, 40, 30, 20, 10, 5]), torch.ones(V))
+    generator = torch.Generator().manual_seed(1)
     for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.5, generator=torch.Generator().manual_seed(1))
+        torch.nn.init.normal_(p, std=0.5, generator=generator)
     return model.double()
 
 
@@ -110,8 +113,16 @@ def test_validation_sums_over_rows_spread_over_the_text(monkeypatch):
     data = Text("pydocs", eval_batch_size=4)
     torch.manual_seed(0)
     model = SkipGram(dim=4)
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    (metrics,) = trainer.validate(model, data, verbose=False)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    L.Trainer(accelerator="cpu", **quiet).validate(model, data, verbose=False)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    (metrics,) = L.Trainer(accelerator="cpu", **quiet).validate(model, data, verbose=False)
+    assert L.Trainer(accelerator="cpu", **quiet).validate(model, data, verbose=False) == [metrics]  # the same noise
+    batches = [model.loss(batch, chunk_generator(0, i)) for i, batch in enumerate(data.val_dataloader())]
+    pairs = [int(terms["pairs"]) for terms in batches]
+    mean = sum(n * float(terms["loss"].detach()) for n, terms in zip(pairs, batches, strict=True)) / sum(pairs)
+    assert_close(metrics["val/loss"], mean, rtol=1e-5, atol=0)
     rows = data.val_dataloader().rows()
     n = len(rows.reach)
     chosen = [i for i in range(n) if i % (-(-n // 4) * 4 // 7) == 0]
@@ -120,6 +131,81 @@ def test_validation_sums_over_rows_spread_over_the_text(monkeypatch):
     expected = [float(-log_p.mean()), float((-log_p.mean()).exp()), float(log_Z.mean()), float(log_Z.std(correction=0))]
     found = [metrics[f"val/{name}"] for name in ("nll", "perplexity", "log_Z", "log_Z_sd")]
     assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dense_gradients", [False, True])
+@pytest.mark.parametrize("objective", ["nce", "softmax"])
+def test_a_step_is_each_pairs_gradient_at_the_rates_of_its_words(objective, dense_gradients, tmp_path, monkeypatch):
+    """Two steps by Lightning, of two batches each, against sums over pairs; words of a large share go slower."""
+    monkeypatch.setenv("ZOO_DATA", str(tmp_path / "data"))
+    path, k = tmp_path / "text.txt", 3
+    path.write_text(" ".join(random.Random(0).choices(WORDS, weights=[60, 30, 10, 5, 3, 2, 1], k=4000)))
+    data = Text("textfile", str(path), window=WINDOW, sample=0.05, batch_size=2, min_count=1)
+    model = SkipGram(objective, dim=4, num_noise=k, shared_noise=6, lr=0.02)
+    start, seen = {}, []
+
+    class Watch(L.Callback):
+        def on_train_start(self, trainer, pl_module):
+            for p in pl_module.parameters():
+                torch.nn.init.normal_(p, std=0.5, generator=torch.Generator().manual_seed(len(start)))
+                start[len(start)] = p.detach().clone()
+            for embedding in pl_module.children() if dense_gradients else ():
+                embedding.sparse = False
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            noise = pl_module.noise(batch, torch.Generator().manual_seed(batch_idx))
+            pl_module.noise = lambda batch, generator: noise
+            seen.append((Rows(*batch), noise["noise"]))
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            del pl_module.noise
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    L.Trainer(max_steps=2, accelerator="cpu", limit_val_batches=0, accumulate_grad_batches=2, callbacks=[Watch()],
+              enable_model_summary=False, **quiet).fit(model, datamodule=data)  # fmt: skip
+    # Rates: of n pairs of a word that a step has on average, so that 1 / n is the most.
+    kept = torch.tensor(data.corpus.counts) * data.keep.double()
+    frequency, q = kept / kept.sum(), model.q.log_q.double().exp()
+    pairs = 2 * 2 * ROW * (WINDOW + 1)
+    into = (1 / (pairs * frequency)).clamp(max=0.02)
+    out = (1 / (pairs * (frequency + (k * q if objective == "nce" else 0)))).clamp(max=0.02)
+    assert (into < 0.02).any() and (into == 0.02).any() and (out < 0.02).any() and (out == 0.02).any()
+    by_hand = SkipGram(objective, dim=4, num_noise=k, shared_noise=6)
+    by_hand.make_vocabulary(model.words, model.counts, data.keep)
+    by_hand.double()
+    with torch.no_grad():
+        for p, value in zip(by_hand.parameters(), start.values(), strict=True):
+            p.copy_(value)
+    for step in range(2):
+        total = sum(by_loops(by_hand, rows, noise, objective, k).sum() for rows, noise in seen[2 * step : 2 * step + 2])
+        gradients = torch.autograd.grad(total, list(by_hand.parameters()))
+        with torch.no_grad():
+            for (name, p), gradient in zip(by_hand.named_parameters(), gradients, strict=True):
+                p -= (into if name.startswith("input") else out)[:, None] * (1 - step / 2) * gradient
+    for p, expected, begin in zip(model.parameters(), by_hand.parameters(), start.values(), strict=True):
+        assert (expected - begin).abs().max() > 0.01
+        assert_close(p.double(), expected.detach(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_vocabulary_of_three_words_does_not_diverge(objective, tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOO_DATA", str(tmp_path / "data"))
+    path = tmp_path / "chain.txt"
+    path.write_text(markov_text(5_000, torch.Generator().manual_seed(0)))
+    L.seed_everything(0, verbose=False)
+    data = Text("textfile", str(path), window=1, sample=0, batch_size=8)
+    model = SkipGram(objective, dim=3, lr=0.05)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    L.Trainer(max_epochs=8, accelerator="cpu", enable_model_summary=False, **quiet).fit(model, datamodule=data)
+    assert all(p.abs().max() < 10 for p in model.parameters())
+
+
+def test_other_weights_are_refused_in_one_line():
+    model = made()
+    other = SkipGram(dim=4)
+    other.make_vocabulary(["one", "two"], torch.tensor([2, 1]), torch.ones(2))
+    with pytest.raises(ValueError, match="have a vocabulary of 2 words, and the text another one, of 7: go"):
+        model.load_state_dict(other.state_dict())
 
 
 def test_it_begins_normalised():
@@ -179,7 +265,7 @@ def test_nce_finds_the_distribution_and_its_normaliser(tmp_path, monkeypatch):
 
 def test_the_bias_of_each_estimator_is_what_theory_says(rows):
     """Where scores are normalised, NCE's gradient tends to the likelihood's as k grows and importance sampling's bias
-    falls too; negative sampling estimates another gradient. Means of 3,000 draws; their noise is taken out."""
+    falls too; negative sampling estimates another gradient. Means of 400 draws; their noise is taken out."""
     model = made(num_noise=25, shared_noise=25)
     with torch.no_grad():  # normalise: one more dimension would do, and so does a bias if vectors are zero
         model.output.weight.zero_()
@@ -208,7 +294,7 @@ def test_words_are_found_by_their_vectors():
     names, cosines = zip(*model.nearest("cat", 2), strict=True)
     assert names == ("the", "a")
     assert_close(torch.tensor(cosines), torch.tensor([9 / 82**0.5, 2**-0.5]))
-    # cat : sat as a : mat, exactly; the three that are given do not answer.
+    # cat : sat as a : mat; the three that are given do not answer.
     assert model.analogy("cat", "a", "sat")[0][0] == "mat"
     assert len(model.nearest("cat", 100)) == 6 and len(model.analogy("cat", "a", "sat", 100)) == 4
     with pytest.raises(KeyError, match="'tody' is not among the 7 words of the vocabulary; close to it: today"):
@@ -235,6 +321,7 @@ def test_weights_bring_their_vocabulary(tmp_path):
         ({"dim": 0}, "dim must be a whole number of at least 1, got 0"),
         ({"num_noise": 0}, "num_noise must be a whole number of at least 1"),
         ({"alpha": -1}, "alpha must be a number of at least 0"),
+        ({"alpha": 1.5}, "alpha must be at most 1, got 1.5"),
         ({"shared_noise": -1}, "shared_noise must be a whole number of at least 0"),
         ({"lr": 0}, "lr must be a positive number"),
     ],

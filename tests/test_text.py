@@ -91,7 +91,7 @@ def _growing(index):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"abc d\xff e" * 9, r"a.txt is not UTF-8 text: 0xff stands near its byte 0"),
+        ("a.txt", b"abc d\xff e" * 9, r"a.txt is not UTF-8 text: 0xff stands at byte 5 of the text"),
         ("a.txt", b"", "of the 0 words of the training text 0 come min_count=1 times or more"),
         ("a.txt", b" \n\t \n\n ", "of the 0 words"),
         ("a.txt", b"one " * 500, "of the 450 words of the training text 1 come min_count=1 times"),

@@ -21,6 +21,7 @@ from zoo.words import (
     WordFileError,
     analogies,
     find_word_sets,
+    lower_case,
     measure_words,
     read_pairs,
     read_questions,
@@ -173,8 +174,37 @@ def test_neighbours_need_words():
 def test_the_map_shows_long_words(some):
     figure = word_map(some, 20)
     assert isinstance(figure, Figure)
-    shown = [text.get_text() for text in figure.axes[0].texts]
-    assert shown == [word for word in some.words if len(word) >= 5][:20]
+    words = [word for word in some.words if len(word) >= 5][:20]
+    assert [text.get_text() for text in figure.axes[0].texts] == words
+    unit = torch.nn.functional.normalize(torch.stack([some.vector(word) for word in words]), dim=1).double()
+    left, sizes, _ = torch.linalg.svd(unit - unit.mean(0))
+    place = torch.tensor([text.get_position() for text in figure.axes[0].texts]).double()
+    assert_close(place.abs(), (left[:, :2] * sizes[:2]).abs(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("words", "dim"), [(["a", "b"], 3), (["elephant", "b", "c"], 1), (["a", "b", "c"], 1)])
+def test_a_map_of_little_is_drawn_too(words, dim):
+    figure = word_map(knows(words, torch.randn(len(words), dim, generator=torch.Generator().manual_seed(0))))
+    assert [text.get_text() for text in figure.axes[0].texts] == words
+    assert len(word_map(knows(words, torch.full((len(words), dim), torch.nan))).axes[0].texts) == len(words)
+
+
+def test_what_is_shipped_are_input_vectors(some, monkeypatch):
+    monkeypatch.setattr("zoo.skipgram.PUBLISHED_WORDS", 100)
+    shipped = SkipGram(**some.hparams)
+    shipped.load_state_dict(some.published())
+    assert shipped.words == some.words[:100] and shipped.input.weight.dtype == torch.float32
+    assert_close(shipped.input.weight, some.input.weight[:100], rtol=1e-3, atol=1e-4)
+    assert not hasattr(shipped, "output")
+    with pytest.raises(ValueError, match="these weights are input vectors alone, which predict nothing"):
+        shipped.check_vocabulary(shipped.words)
+
+
+def test_words_of_any_case_are_those_of_the_questions():
+    model = knows(["Athens", "Greece", "athens", "x"], torch.tensor([[1.0, 0], [1, 1], [5, -3], [-1, 2]]))
+    pairs = [("athens", "greece", 1.0), ("greece", "athens", 2.0), ("x", "greece", 3.0)]
+    assert similarity(model, pairs)[1] == 1
+    assert model.index["athens"] == 2 and lower_case(model.words) == {"athens": 0, "greece": 1, "x": 3}
 
 
 def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
@@ -190,11 +220,18 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
     said = command("vectors", source, "-o", tmp_path / "v.bin", "--binary")
     read = KeyedVectors.load_word2vec_format(tmp_path / "v.bin", binary=True)
     assert f"{len(read):,} words, 4 numbers each" in said
-    said = command("evaluate", source)
-    assert "wordsim353/coverage: " in said and "test/perplexity: " in said
+    told = command("evaluate", source).splitlines()
+    assert {"wordsim353/coverage", "test/perplexity"} <= {line.split(":")[0] for line in told}
     table = command("compare", source, "--draws", 4, "--estimators", "softmax,nce_5", "-o",
                     tmp_path / "c.png")  # fmt: skip
     assert "nce_5" in table and (tmp_path / "c.png").is_file()
+    assert list(tmp_path.glob(".*")) == []
+    # Another text is measured with the run's own options: of the same words, the same numbers.
+    from pydoc_data.topics import topics
+
+    (tmp_path / "again.txt").write_text("\n\n".join(topics[title] for title in sorted(topics)))
+    again = command("evaluate", source, "--data", tmp_path / "again.txt")
+    assert [line for line in again.splitlines() if "test/" in line] == [line for line in told if "test/" in line]
     (tmp_path / "other.txt").write_text("one two three four five six seven eight nine ten " * 9000)
     for wrong, message in [
         (["nearest", source, "clas"], "'clas' is not among the [0-9,]+ words of the vocabulary; close to it: .*class"),
@@ -208,7 +245,14 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
             "vocabulary of .* words, and the text another one, of",
         ),
         (["evaluate", source, "--words", tmp_path], "holds no questions-words.txt"),
-        (["compare", source, "--data", "imagenet"], "or the path of a text file, got 'imagenet'"),
+        (["compare", source, "--data", "imagenet"], "or the path of a text file that is there, got 'imagenet'"),
+        (
+            ["compare", source, "--batch-size", "33"],
+            "batch-size must be at most 32, of one batch of",
+        ),
+        (["compare", source, "--data", "wikitext2"], "wikitext2 is not in .* and cannot be downloaded"),
+        (["evaluate", source, "--importance-samples", "5"], "SkipGram has no log_likelihood to measure"),
+        (["vectors", source, "-o", tmp_path], "it is a folder: '.*'$"),
     ]:
         with pytest.raises(SystemExit, match=message):
             command(*wrong)

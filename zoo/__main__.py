@@ -57,6 +57,7 @@ def evaluate(args: argparse.Namespace) -> None:
     words = hasattr(model, "nearest")
     if not words or args.data or hasattr(model, "output"):
         data = _data(args, model)
+        evaluation.check_protocol(_protocol(args), model, data.used)
         if words:
             metrics = evaluation.evaluate(model, data)
         else:
@@ -87,7 +88,10 @@ def compare(args: argparse.Namespace) -> None:
         names = args.estimators.split(",") if args.estimators else None
         data = _data(args, model)
         size = args.batch_size or (4 if hasattr(model, "nearest") else 64)
-        batch = [t[:size].to(model.device) for t in next(iter(data.val_dataloader()))]
+        batch = [t.to(model.device) for t in next(iter(data.val_dataloader()))]
+        if size > len(batch[0]):
+            raise ValueError(f"batch-size must be at most {len(batch[0])}, of one batch of validation, got {size}")
+        batch = [t[:size] for t in batch]
         results = comparison.compare_model(model, batch, names, draws, args.seed, progress=True)
         print(comparison.table(results))
         comparison.save(comparison.figure(results), args.output)
@@ -199,25 +203,20 @@ def _data(args: argparse.Namespace, model):
     """The data that are named, or else those of the run that learned words, or digits; set up, and such as fit."""
     from datamodules import by_name
     from zoo import hub
+    from zoo.configuration import check_kind
 
-    if args.data is None and hasattr(model, "nearest"):
-        data = hub.data_of(args.source)
+    words = hasattr(model, "nearest")
+    recorded = hub.record_of(args.source) if words else None
+    if words and recorded is None and args.data is None:
+        raise ValueError(f"{args.source} does not record what it was trained on: name data with --data")
+    if recorded:  # the vocabulary and the windows of the run, of whatever text
+        data = hub.data_of(recorded, args.data)
     else:
         data = by_name(args.data or "mnist_or_digits")
-    _check_kind(model, data)
+    check_kind(model, data)
     data.setup()
     _check_shape(model, data)
     return data
-
-
-def _check_kind(model, data) -> None:
-    """Refuse text for a model of images, and images for one of words."""
-    if hasattr(model, "nearest") != hasattr(data, "corpus"):
-        kinds = ("text", "images or points") if hasattr(model, "nearest") else ("images or points", "text")
-        raise ValueError(
-            f"{type(model).__name__} is made for {kinds[0]}, and {data.used or data.hparams.name} is {kinds[1]}: "
-            "choose other data with --data"
-        )
 
 
 def _check_shape(model, data) -> None:

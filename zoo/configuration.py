@@ -123,6 +123,18 @@ def check_share(key: str, value: object) -> None:
         raise ValueError(f"{key} must be below 1, got {value!r}")
 
 
+def check_kind(model, data) -> None:
+    """Refuse text for a model of images, and images for one of words.
+
+    Raises:
+        ValueError: saying which.
+    """
+    if hasattr(model, "nearest") != hasattr(data, "corpus"):
+        kinds = ("text", "images or points") if hasattr(model, "nearest") else ("images or points", "text")
+        name, chosen = type(model).__name__, data.used or data.hparams.name
+        raise ValueError(f"{name} is made for {kinds[0]}, and {chosen} is {kinds[1]}: choose other data")
+
+
 def raised_by_the_zoo(error: BaseException) -> bool:
     """Whether the line that raised ``error`` is one of this project's, so that its message was written for people."""
     trace = error.__traceback__

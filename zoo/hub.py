@@ -231,7 +231,7 @@ def export(source: str | Path, name: str, force: bool = False, protocol=None, pr
     tensors = {k: v.contiguous() for k, v in (model.published() if words else model.state_dict()).items()}
     data = save_tensors(tensors, metadata=metadata)
     published = _from_weights(data, hashlib.sha256(data).hexdigest(), name)  # without what only training needs
-    data_module = _data_of(record)
+    data_module = data_of(record)
     data_module.setup()
     metrics, evidence = measure(published if words else model, data_module, protocol or Protocol(), progress)
     card = {
@@ -280,30 +280,33 @@ def export(source: str | Path, name: str, force: bool = False, protocol=None, pr
     return weights
 
 
-def data_of(source: str | Path):
-    """The data of a training checkpoint or run folder, as the run recorded them.
-
-    Raises:
-        CheckpointError: for anything else.
-    """
+def record_of(source: str | Path) -> dict[str, Any] | None:
+    """What a training checkpoint, or the best one of a run folder, records of its run; None of anything else."""
     path = Path(source)
     path = _best_of(path) if path.is_dir() else path
-    record = read_training_checkpoint(path).get("record") if path.is_file() else None
-    if not record:
-        raise CheckpointError(f"{source} does not record what it was trained on: name data with --data")
-    return _data_of(record)
+    return read_training_checkpoint(path).get("record") if path.is_file() else None
 
 
-def _data_of(record: dict[str, Any]):
+def data_of(record: dict[str, Any], name: str | None = None):
+    """The data that a recorded run used, or with the options of its text another one, by its name or path.
+
+    Images come with default options: those of a run are of its training.
+
+    Raises:
+        ValueError: for a name that is none.
+    """
     from datamodules import Text, Toy, by_name
     from datamodules.text import TEXTS
 
     config = record["config"].get("data", {})
-    if record["data"] == "line":
-        return Toy("line", config.get("theta"))
     if record["data"] in TEXTS:
-        return Text(**{key: value for key, value in config.items() if key != "_target_"} | {"name": record["data"]})
-    return by_name(record["data"])
+        options = {key: value for key, value in config.items() if key != "_target_"} | {"name": record["data"]}
+        if name is not None:
+            other = by_name(name)
+            options |= {key: other.hparams.get(key) for key in ("name", "path")}
+            return Text(**options) if isinstance(other, Text) else other
+        return Text(**options)
+    return Toy("line", config.get("theta")) if record["data"] == "line" else by_name(record["data"])
 
 
 def _json(card: dict[str, Any]) -> bytes:

@@ -48,7 +48,8 @@ def check_conditions(model, conditions: dict[str, object]) -> None:
     """
     name = type(model).__name__
     if not callable(getattr(model, "sample", None)):
-        raise ValueError(f"{name} has no method sample(n, generator=...), so there is nothing to draw")
+        instead = "; for words there is callbacks=words, or python -m zoo nearest" if hasattr(model, "nearest") else ""
+        raise ValueError(f"{name} has no method sample(n, generator=...), so there is nothing to draw{instead}")
     takes = set(inspect.signature(model.sample).parameters) - {"n", "generator"}
     if unknown := set(conditions) - takes:
         raise ValueError(

@@ -146,10 +146,6 @@ class SkipGram(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
-        if not hasattr(data, "corpus"):
-            raise ValueError(
-                f"a skip-gram model learns from text, and {data.used} is none: choose data=pydocs, for example"
-            )
         counts = torch.from_numpy(data.corpus.counts)
         if not self.words:
             self.make_vocabulary(data.corpus.words, counts, data.keep)
@@ -338,8 +334,8 @@ class SkipGram(L.LightningModule):
             KeyError: for a word that is not in it, with those that are spelled nearly so.
         """
         if word not in self.index:
-            close = difflib.get_close_matches(word, self.words, n=5)
-            hint = f"; close to it: {', '.join(close)}" if close else ""
+            close = [w for form in (word.lower(), word) for w in difflib.get_close_matches(form, self.words, n=5)]
+            hint = f"; close to it: {', '.join(dict.fromkeys(close))}" if close else ""
             raise KeyError(f"{word!r} is not among the {len(self.words):,} words of the vocabulary{hint}")
         return self.index[word]
 
@@ -413,7 +409,17 @@ class SkipGram(L.LightningModule):
 
 
 def _make_room(model: SkipGram, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
-    """Before weights are loaded: a vocabulary as large as theirs, under the same spelling."""
+    """Before weights are loaded: a vocabulary as large as theirs, under the same spelling.
+
+    Raises:
+        ValueError: if the model has another one already.
+    """
+    if model.words and not torch.equal(state_dict.get(f"{prefix}spelling", model.spelling), model.spelling):
+        theirs = bytes(state_dict[f"{prefix}spelling"].tolist()).count(b"\n") + 1
+        raise ValueError(
+            f"the weights have a vocabulary of {theirs:,} words, and the text another one, of {len(model.words):,}: go "
+            "on with the text and the options that they were trained with"
+        )
     if not model.words and f"{prefix}spelling" in state_dict:
         for name in ("spelling", "counts"):
             model.register_buffer(name, state_dict[prefix + name].clone())

@@ -6,8 +6,7 @@ words that are not a, b or c. Similarity: Spearman's rank correlation of cosines
 vocabulary are left out, and how many are left is said beside each number.
 """
 
-import os
-import tempfile
+import math
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import Tensor
+
+from datamodules.files import written_whole
 
 LONG = 5  # letters of a word that tells more than how sentences are built
 SETS = ("questions-words.txt", "wordsim353.tsv", "simlex999.txt")
@@ -87,14 +88,14 @@ def measure_words(model, folder: Path | None = None) -> dict[str, float]:
 
     Returns:
         what :func:`analogies` gives, all shares of 1; ``wordsim353`` and ``simlex999``, Spearman's correlations, each
-        with its ``/coverage``.
+        with its ``/coverage``; what no question or pair was known for is left out.
     """
     folder = find_word_sets(folder)
     metrics = analogies(model, read_questions(folder / SETS[0]))
     for name in SETS[1:]:
         key = Path(name).stem
         metrics[key], metrics[f"{key}/coverage"] = similarity(model, read_pairs(folder / name))
-    return metrics
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
 def analogies(model, sections: dict[str, list[Question]], most_frequent: int = 30_000) -> dict[str, float]:
@@ -107,12 +108,12 @@ def analogies(model, sections: dict[str, list[Question]], most_frequent: int = 3
         sections: as :func:`read_questions` gives them.
         most_frequent: words of the vocabulary that questions and answers are from.
     """
-    unit = model.unit_vectors()[:most_frequent]
+    unit, index = model.unit_vectors()[:most_frequent], lower_case(model.words)
     right, asked, all_of_them = {"semantic": 0, "syntactic": 0}, {"semantic": 0, "syntactic": 0}, 0
     for name, questions in sections.items():
         kind = "syntactic" if name.startswith("gram") else "semantic"
         all_of_them += len(questions)
-        numbers = [[model.index.get(word, len(unit)) for word in question] for question in questions]
+        numbers = [[index.get(word, len(unit)) for word in question] for question in questions]
         known = [question for question in numbers if max(question) < len(unit)]
         for part in torch.tensor(known, dtype=torch.long).view(-1, 4).split(AT_ONCE):
             a, b, c, d = part.T
@@ -121,17 +122,24 @@ def analogies(model, sections: dict[str, list[Question]], most_frequent: int = 3
             right[kind] += int((cosines.argmax(1) == d).sum())
             asked[kind] += len(part)
     total = sum(asked.values())
-    shares = {f"analogies/{kind}": right[kind] / max(1, asked[kind]) for kind in asked}
+    share = lambda right, asked: right / asked if asked else math.nan  # noqa: E731
+    shares = {f"analogies/{kind}": share(right[kind], asked[kind]) for kind in asked}
     return {
-        "analogies": sum(right.values()) / max(1, total),
+        "analogies": share(sum(right.values()), total),
         **shares,
         "analogies/coverage": total / max(1, all_of_them),
     }
 
 
+def lower_case(words: list[str]) -> dict[str, int]:
+    """The places of words by their spelling in lower case, of several the most frequent one's."""
+    return {word.lower(): i for i, word in reversed(list(enumerate(words)))}
+
+
 def similarity(model, pairs: list[tuple[str, str, float]]) -> tuple[float, float]:
     """Spearman's correlation of cosines with people's scores, and the share of pairs whose words are both known."""
-    known = [(model.index[a], model.index[b], score) for a, b, score in pairs if a in model.index and b in model.index]
+    index = lower_case(model.words)
+    known = [(index[a], index[b], score) for a, b, score in pairs if a in index and b in index]
     if len(known) < 3:
         return float("nan"), len(known) / max(1, len(pairs))
     unit = model.unit_vectors()
@@ -145,18 +153,11 @@ def save_word2vec(model, path: Path, binary: bool = False) -> None:
     A line with V and D, then for each word, the most frequent first, its name, a space, and its numbers: in decimal, or
     as float32, least significant byte first.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     vectors = model.input.weight.detach().float().cpu()
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as unfinished:
-        try:
-            unfinished.write(f"{len(model.words)} {vectors.shape[1]}\n".encode())
-            for part in _lines(model.words, vectors, binary):
-                unfinished.write(part)
-            unfinished.flush()
-            os.replace(unfinished.name, path)
-        except BaseException:
-            os.unlink(unfinished.name)
-            raise
+    with written_whole(path) as file:
+        file.write(f"{len(model.words)} {vectors.shape[1]}\n".encode())
+        for part in _lines(model.words, vectors, binary):
+            file.write(part)
 
 
 def _lines(words: list[str], vectors: Tensor, binary: bool) -> Iterator[bytes]:
@@ -166,13 +167,16 @@ def _lines(words: list[str], vectors: Tensor, binary: bool) -> Iterator[bytes]:
 
 
 def word_map(model, n: int = 150) -> Figure:
-    """The ``n`` most frequent words of five letters and more, at the first two principal components of their vectors,
-    scaled to length 1."""
-    words = [w for w in model.words if len(w) >= LONG][:n]
-    unit = model.unit_vectors()[[model.index[w] for w in words]].double().cpu()
+    """The ``n`` most frequent words at the first two principal components of their vectors, scaled to length 1.
+
+    Words of five letters and more, where there are ten or more of these, else any.
+    """
+    words = [w for w in model.words if len(w) >= LONG]
+    words = (words if len(words) >= 10 else model.words)[:n]
+    unit = model.unit_vectors()[[model.index[w] for w in words]].double().nan_to_num().cpu()
     centred = unit - unit.mean(0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    place = centred @ directions[:2].T
+    place = F.pad(centred @ directions[:2].T, (0, 2 - len(directions[:2])))
     figure = Figure(figsize=(9, 9), layout="constrained")
     axes = figure.subplots()
     axes.scatter(*place.T, s=2, alpha=0.3)
