@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 import zoo
 from callbacks import Codes
+from zoo.deformation import deform
 from zoo.infogan import InfoGAN, categorical_bound, continuous_bound
 from zoo.sampling import chunk_generator, picture, sample_chunks
 from zoo.vae import VAE
@@ -97,17 +98,38 @@ def test_the_discriminator_and_q_see_images_centred():
     noise = model.noise([x], chunk_generator(0, 0))
     D = model.head(model.trunk(2 * x - 1)).squeeze(-1).sigmoid()
     assert_close(model.discriminator_terms(x, noise)["D_x"], D.mean())
-    assert torch.equal(model.cluster(x), model.code(model.trunk(2 * x - 1))[:, :10].argmax(-1))
     discriminator, generator = small(lr_discriminator=3e-4, lr_generator=7e-4, beta1=0.2).configure_optimizers()
     assert discriminator.param_groups[0]["lr"] == 3e-4 and generator.param_groups[0]["lr"] == 7e-4
     assert discriminator.param_groups[0]["betas"] == generator.param_groups[0]["betas"] == (0.2, 0.999)
 
 
-def test_validation_takes_statistics_anew_of_samples():
+def test_a_category_is_read_from_eight_bent_copies():
+    model, x = small(deformation=0.8).eval(), torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    model.take_statistics((x * 255).byte()[:, 0])  # so that its readings of such images differ
+    ways = model.noise([torch.zeros(8, 1)], chunk_generator(0, 0))
+    log_Q = []
+    for affine, bumps in zip(ways["affine"], ways["bumps"], strict=True):
+        copy = deform(x, affine.expand(40, -1, -1), bumps.expand(40, -1, -1, -1), 0.4)
+        log_Q.append(model.code(model.trunk(2 * copy - 1))[:, :10].log_softmax(-1))
+    assert torch.equal(model.cluster(x), sum(log_Q).argmax(-1))
+    assert any(not torch.equal(one.argmax(-1), sum(log_Q).argmax(-1)) for one in log_Q)
+    assert torch.equal(model.cluster(x[3:]), model.cluster(x)[3:])
+    plain = small(deformation=0.0).eval()
+    assert torch.equal(plain.cluster(x), plain.code(plain.trunk(2 * x - 1))[:, :10].argmax(-1))
+
+
+def test_validation_takes_statistics_anew():
+    """The generator's by its samples, those of trunk and Q by real images."""
     model = small()
     before = {k: v.clone() for k, v in model.state_dict().items() if "running_mean" in k}
-    model.eval().on_validation_epoch_start()
-    assert all(not torch.equal(v, before[k]) for k, v in model.state_dict().items() if k in before)
+    model.eval().take_statistics(torch.zeros(50, 28, 28, dtype=torch.uint8))
+    after = model.state_dict()
+    assert all(not torch.equal(after[k], v) for k, v in before.items())
+    black = model.trunk(torch.full((2, 1, 28, 28), -1.0))
+    model.take_statistics(torch.zeros(3, 28, 28, dtype=torch.uint8))
+    assert_close(model.trunk(torch.full((2, 1, 28, 28), -1.0)), black, rtol=1e-4, atol=1e-5)
+    model.take_statistics(torch.full((50, 28, 28), 255, dtype=torch.uint8))
+    assert not torch.allclose(model.trunk(torch.full((2, 1, 28, 28), -1.0)), black, rtol=1e-2)
 
 
 def test_what_is_bent_in_from_outside_is_black():
