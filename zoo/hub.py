@@ -238,7 +238,7 @@ def export(source: str | Path, name: str, force: bool = False, protocol=None, pr
         "name": name,
         "model": checkpoint["model"],
         "hyper_parameters": checkpoint["hyper_parameters"],
-        "parameters": sum(t.numel() for t in tensors.values()),
+        "parameters": sum(t.numel() for t in tensors.values() if t.is_floating_point()),
         "data": record["data"],
         "train_on": record["config"].get("data", {}).get("train_on", "train"),
         "preprocessing": "words in lower case"
