@@ -90,6 +90,18 @@ class PrintDigest(L.Callback):
         print(f"rank {trainer.global_rank} digest {digest.hexdigest()}\n", end="", flush=True)
 
 
+class NoiseOfTheRow(L.Callback):
+    """Skip-gram's loss with a row's own first words for noise, the same however rows are split over processes."""
+
+    def on_fit_start(self, trainer, pl_module):
+        drawn = pl_module.noise  # as gradient estimators go on to ask for it, with their k
+
+        def noise(batch, generator=None, k=None):
+            return {"noise": batch[0][:, :7].clamp(min=0)} if k is None else drawn(batch, generator, k)
+
+        pl_module.noise = noise
+
+
 class Pixel(L.LightningModule):
     """The smallest model with samples: a grid of noise around a learned grey."""
 
