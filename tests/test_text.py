@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from datamodules import DataError, Text, corpus
-from datamodules.corpus import load_corpus, number_words, read_text
+from datamodules.corpus import find_words, load_corpus, number_words, read_text
 from datamodules.text import ROW, TextLoader, keep_probability, make_rows, within_reach
 
 STORY = "The cat sat.\nThe cat's hat!\n \n\nA dog\u2019s den; the END\n"
@@ -339,6 +339,25 @@ def test_epochs_differ_and_come_again_with_the_seed(tmp_path):
     val = data.val_dataloader()
     assert torch.equal(torch.cat([b.words for b in val]), val.rows().words)
     assert torch.equal(torch.cat([b.words for b in val]), torch.cat([b.words for b in data.val_dataloader()]))
+
+
+def test_rows_are_drawn_anew_for_each_epoch_and_shuffled():
+    stream = torch.arange(3200, dtype=torch.int32)
+    loader = TextLoader(stream, torch.full((3200,), 0.9), 2, 10, train=True)
+    first = loader.rows()
+    begin = [words[2] for words in next(iter(loader)).words.tolist()]
+    assert begin != sorted(begin) and begin != list(range(begin[0], begin[0] + 10))
+    loader.set_epoch(1)
+    second = loader.rows()
+    n = min(len(first.reach), len(second.reach))
+    assert not torch.equal(first.words[:n], second.words[:n]) and not torch.equal(first.reach[:n], second.reach[:n])
+
+
+def test_marks_belong_to_their_letters():
+    """Vowel signs, combining accents, and what lower case makes of a dotted capital I."""
+    assert find_words("İstanbul  e\u0301te\u0301 नमस्ते दुनिया It\u2019s x_y") == [
+        "i\u0307stanbul", "\u00e9t\u00e9", "नमस्ते", "दुनिया", "it\u2019s", "x", "y"
+    ]  # fmt: skip
 
 
 def test_an_epoch_is_as_long_as_said_in_every_seed():
