@@ -53,18 +53,20 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that becomes ``path`` when all is written, and is gone if anything fails before.
 
     Raises:
-        OSError: naming ``path``, if it cannot be written.
+        OSError: naming ``path``, if it cannot be made; what fails while it is written, as it fails.
     """
     unfinished = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
         with unfinished.open("xb") as file:
             yield file
         unfinished.replace(path)
     except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        if error.filename != str(unfinished):  # such as a download that breaks off
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         unfinished.unlink(missing_ok=True)
 

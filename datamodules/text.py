@@ -249,7 +249,7 @@ class Text(L.LightningDataModule):
                     error,
                 )
         self.used = name
-        self._load()  # so that other processes find it made
+        self.corpus = self._load()  # and other processes find it made
 
     def _load(self) -> Corpus:
         options = self.hparams

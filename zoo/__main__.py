@@ -55,17 +55,19 @@ def evaluate(args: argparse.Namespace) -> None:
 
     model, metrics = _on_device(zoo.load(args.source)), {}
     words = hasattr(model, "nearest")
+    if words:  # before the work, not after it
+        from zoo.words import find_word_sets, measure_words
+
+        evaluation.check_protocol(_protocol(args), model, "text")
+        sets = find_word_sets(args.words)
     if not words or args.data or hasattr(model, "output"):
         data = _data(args, model)
-        evaluation.check_protocol(_protocol(args), model, data.used)
         if words:
             metrics = evaluation.evaluate(model, data)
         else:
             metrics, _ = evaluation.measure(model, data, _protocol(args), progress=True)
     if words:
-        from zoo.words import measure_words
-
-        metrics |= measure_words(model, args.words)
+        metrics |= measure_words(model, sets)
     for name, value in metrics.items():
         print(f"{name}: {value:.6g}")
 
