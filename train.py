@@ -1,5 +1,6 @@
 """Train one model of the zoo: ``python train.py model=ddpm data=mnist trainer.max_epochs=2``."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.configuration import check_kind, check_overrides, check_values, raised_by_the_zoo
+from zoo.configuration import check_kind, check_overrides, check_values, overrides_of_process, raised_by_the_zoo
 
 # torch and Lightning take seconds to import; they come in with the first `build`, after the configuration is composed.
 
@@ -32,6 +33,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data, model = build(cfg.data), build(cfg.model)
     check_kind(model, data)
+    if cfg.compile:
+        for network in model.children():
+            network.compile(backend=cfg.compile)  # in place: checkpoints keep the names of their weights
     if cfg.ckpt is not None:
         check_resumable(cfg.ckpt, model)
     record = RunRecord(cfg.run_dir, OmegaConf.to_container(cfg, resolve=True))
@@ -59,4 +63,5 @@ def main(cfg: DictConfig) -> float | None:
 
 if __name__ == "__main__":
     check_overrides(sys.argv[1:], Path(__file__).parent / "configs")
+    sys.argv += overrides_of_process(sys.argv[1:], os.environ)
     main()

@@ -1,5 +1,7 @@
 """The variance of a model's gradient estimators, measured while it trains."""
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.figure import Figure
 
 from zoo.configuration import check_whole
-from zoo.estimators import GradientMoments, gradient_moments
+from zoo.estimators import GradientEstimator, GradientMoments, chunk_size, gradient_moments, split_variance
 from zoo.sampling import chunk_generator
+
+AUTO_EVERY = 50  # batches between two moments at which every_n_steps="auto" may measure
+AUTO_SHARE = 0.05  # of the time of training that it may take
 
 
 class EstimatorVariance(L.Callback):
@@ -22,31 +27,43 @@ class EstimatorVariance(L.Callback):
         snr/<estimator>/<group>          |g| / sqrt(tr C), with the bias of |g|^2 taken out (zoo/estimators.py)
         ms_per_draw/<estimator>          cost of one draw in milliseconds, mean over the processes
 
-    Draw k has its own noise, keyed by (seed, k), whichever process makes it and whichever estimator uses it; processes
-    take the draws in turns and their moments are merged exactly. Training is not touched: parameters are only read, no
-    gradient is accumulated, and no global random state is used. Gradients are those of the weights as they are stored:
-    under mixed precision, float32.
+    With several ``batches`` the variance is the mean over them, Monte-Carlo noise alone, and beside it stand
+
+        data_variance/<estimator>/<group>    of the expected gradient between batches of ``batch_size`` examples
+        total_variance/<estimator>/<group>   the sum of the two: what a step of training sees
+
+    Draw k has its own noise, keyed by (seed, k), whichever process makes it and whichever estimator uses it. Draws of
+    small networks are made in chunks (zoo.estimators.chunk_size); processes take the chunks in turns, and their
+    moments are merged in float64, so that K draws give the same result however they were spread. In memory an
+    estimator is one gradient and its mean in float64, and 16 MB for a chunk; with several batches one mean more.
+
+    Training is not touched: parameters are only read, no gradient is accumulated, and no global random state is used.
+    Gradients are those of the weights as they are trained, not averaged, and as they are stored: under mixed
+    precision, float32. Where gradients are accumulated over batches, one draw is still of one batch.
 
     Args:
         folder: where ``estimator_variance.png`` goes at the end of the run.
-        every_n_steps: batches between two measurements, or the share of the run between them, such as 0.25; the first
-            is before the first step.
-        draws: gradients per measurement, over all processes; at least 2.
-        batch_size: images of the probe batch, the first of the validation set.
+        every_n_steps: batches between two measurements; or the share of the run between them, such as 0.25; or
+            ``auto``: at every 50th batch at which measuring has so far taken less than 5 % of the time. The first is
+            before the first step.
+        draws: gradients per measurement and batch, over all processes; at least 2.
+        batch_size: examples of a probe batch, of the first of the validation set.
+        batches: probe batches; 1, or more to tell the noise of the data from that of the draws.
         compare: estimators to measure, by name; all of the model's if None.
         seed: of the noise and of the probe batch's binarisation.
 
     Raises:
         ValueError: for values outside these; at set-up, for a model without ``gradient_estimators`` or without one of
-            ``compare``, or a run without validation data.
+            ``compare``, or a run without validation data or with too few.
     """
 
     def __init__(
         self,
         folder: str,
-        every_n_steps: int | float = 500,
+        every_n_steps: int | float | str = "auto",
         draws: int = 16,
         batch_size: int = 64,
+        batches: int = 1,
         compare: list[str] | None = None,
         seed: int = 0,
     ):
@@ -54,18 +71,25 @@ class EstimatorVariance(L.Callback):
         if isinstance(every_n_steps, float):
             if not 0 < every_n_steps < 1:
                 raise ValueError(f"every_n_steps must be a whole number, or a share below 1, got {every_n_steps}")
-        else:
+        elif every_n_steps != "auto":
+            if isinstance(every_n_steps, str):
+                raise ValueError(
+                    f"every_n_steps must be a whole number, a share below 1, or auto, got {every_n_steps!r}"
+                )
             check_whole("every_n_steps", every_n_steps)
         check_whole("batch_size", batch_size)
+        check_whole("batches", batches)
         check_whole("seed", seed, least=0)
         names = compare if isinstance(compare, list | tuple) else []
         strings = {name for name in names if isinstance(name, str)}
         if compare is not None and (not names or len(strings) < len(names)):
             raise ValueError(f"compare must be null or a list of estimators, each once, got {compare!r}")
         self.folder, self.every_n_steps, self.draws, self.batch_size = Path(folder), every_n_steps, draws, batch_size
-        self.compare, self.seed = compare, seed
-        self.batch: Any = None
+        self.batches, self.compare, self.seed = batches, compare, seed
+        self.probes: list[Any] = []
         self.history: list[dict[str, float]] = []  # one row per measurement, with "step"
+        self._seconds = 0.0  # spent on measurements since training began or went on
+        self._started = 0.0
 
     def setup(self, trainer, pl_module, stage):
         name = type(pl_module).__name__
@@ -86,39 +110,72 @@ class EstimatorVariance(L.Callback):
                 "(trainer.limit_val_batches), or leave the callback out (~callbacks.estimator_variance)"
             )
         with isolate_rng():
-            batch = [first_images(t.to(pl_module.device), self.batch_size, trainer) for t in next(iter(loader))]
+            self.probes = list(probe_batches(loader, self.batch_size, self.batches, trainer, pl_module.device))
+        if len(self.probes) < self.batches:
+            raise ValueError(
+                f"the validation data are {len(self.probes)} whole batches of {self.batch_size}: they do not make "
+                f"batches={self.batches} of EstimatorVariance"
+            )
         if hasattr(pl_module, "probe_batch"):
-            batch = pl_module.probe_batch(batch, chunk_generator(self.seed, -1))
-        self.batch = batch
+            # The first has one generator whatever their number.
+            self.probes = [
+                pl_module.probe_batch(probe, chunk_generator(self.seed, -1 - i)) for i, probe in enumerate(self.probes)
+            ]
         self.interval = self.every_n_steps
-        if isinstance(self.interval, float):
+        if self.interval == "auto":
+            self.interval = AUTO_EVERY
+        elif isinstance(self.interval, float):
             if trainer.max_epochs in (None, -1):
                 raise ValueError(f"every_n_steps={self.interval} is a share of a run, and this one has no end")
             self.interval = max(1, int(self.interval * trainer.max_epochs * trainer.num_training_batches))
+        self._seconds, self._started = 0.0, time.monotonic()
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         step = trainer.fit_loop.total_batch_idx
-        if step % self.interval:
+        if step % self.interval or not self._affordable(trainer, step):
             return
+        start = time.monotonic()
         row: dict[str, float] = {"step": step}
         with isolate_rng():
             for name, estimator in pl_module.gradient_estimators().items():
                 if self.compare is None or name in self.compare:
                     row |= self._measure(trainer, name, estimator)
+        self._seconds += time.monotonic() - start
         self.history.append(row)
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)
 
-    def _measure(self, trainer, name, estimator) -> dict[str, float]:
-        mine = range(trainer.global_rank, self.draws, trainer.world_size)
-        moments, seconds = gradient_moments(estimator, self.batch, mine, self.seed)
-        moments = merge_over_ranks(moments, estimator.params, trainer)
-        seconds = torch.tensor(seconds, device=trainer.strategy.root_device)
-        row = {f"ms_per_draw/{name}": 1000 * float(trainer.strategy.reduce(seconds, reduce_op="mean"))}
-        for group, values in moments.statistics().items():
-            row[f"variance/{name}/{group}"] = values["variance"]
-            row[f"snr/{name}/{group}"] = values["snr"]
-        return row
+    def _affordable(self, trainer, step: int) -> bool:
+        if self.every_n_steps != "auto" or step == 0:
+            return True
+        due = self._seconds <= AUTO_SHARE * (time.monotonic() - self._started - self._seconds)
+        return trainer.strategy.broadcast(due)  # clocks differ, and all must measure or none
+
+    def _measure(self, trainer, name: str, estimator: GradientEstimator) -> dict[str, float]:
+        size = chunk_size(estimator)
+        mine = [k for k in range(self.draws) if k // size % trainer.world_size == trainer.global_rank]
+        seconds = []
+
+        def moments() -> Iterator[GradientMoments]:
+            for i, probe in enumerate(self.probes):
+                found, spent = gradient_moments(estimator, probe, [i * self.draws + k for k in mine], self.seed)
+                if trainer.world_size > 1:
+                    found.merge(lambda t: trainer.strategy.reduce(t, reduce_op="sum"), estimator.params)
+                seconds.append(spent)
+                yield found
+
+        row = {}
+        if self.batches == 1:
+            for group, values in next(moments()).statistics().items():
+                row[f"variance/{name}/{group}"] = values["variance"]
+                row[f"snr/{name}/{group}"] = values["snr"]
+        else:
+            for group, split in split_variance(moments()).items():
+                row[f"variance/{name}/{group}"] = split.variance
+                row[f"data_variance/{name}/{group}"] = split.data_variance
+                row[f"total_variance/{name}/{group}"] = split.variance + split.data_variance
+                row[f"snr/{name}/{group}"] = split.snr
+        return row | {f"ms_per_draw/{name}": 1000 * mean_over_processes(seconds, trainer)}
 
     def state_dict(self):
         return {"history": self.history}
@@ -127,49 +184,70 @@ class EstimatorVariance(L.Callback):
         self.history = state["history"]
 
     def on_train_end(self, trainer, pl_module):
-        if trainer.is_global_zero and self.history:
-            figure = plot(self.history)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(self.folder / "estimator_variance.png", dpi=120)
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_image"):
-                    logger.log_image("estimator_variance", [str(self.folder / "estimator_variance.png")])
+        if not trainer.is_global_zero or not self.history:
+            return
+        figure = plot(self.history)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(self.folder / "estimator_variance.png", dpi=120)
+        columns, rows = table(self.history)
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image("estimator_variance", [str(self.folder / "estimator_variance.png")])
+            if hasattr(logger, "log_table"):
+                logger.log_table("estimator_variance_table", columns, rows)
 
 
-def first_images(mine: torch.Tensor, n: int, trainer) -> torch.Tensor:
-    """The first ``n`` rows of a batch that processes hold in turns, row i with process i mod world size; on all."""
+def probe_batches(loader, size: int, count: int, trainer, device: torch.device) -> Iterator[list[torch.Tensor]]:
+    """The first ``count`` batches of ``size`` examples, on every process, of a loader that processes share.
+
+    A single one may have fewer examples, where the loader's own batch has.
+    """
+    left, given = None, 0
+    for batch in loader:
+        whole = [all_rows(t.to(device), trainer) for t in batch]
+        left = whole if left is None else [torch.cat(pair) for pair in zip(left, whole, strict=True)]
+        while len(left[0]) >= size or count == 1:
+            yield [t[:size] for t in left]
+            left, given = [t[size:] for t in left], given + 1
+            if given == count:
+                return
+
+
+def all_rows(mine: torch.Tensor, trainer) -> torch.Tensor:
+    """A batch that processes hold in turns, row i with process i mod world size, on all; a last odd row is left out."""
     if trainer.world_size == 1:
-        return mine[:n]
-    rows = trainer.strategy.reduce(torch.tensor(len(mine), device=mine.device), reduce_op="min")
-    whole = mine.new_zeros(min(n, int(rows) * trainer.world_size), *mine.shape[1:])
-    place = whole[trainer.global_rank :: trainer.world_size]
-    place.copy_(mine[: len(place)])
+        return mine
+    rows = int(trainer.strategy.reduce(torch.tensor(len(mine), device=mine.device), reduce_op="min"))
+    whole = mine.new_zeros(rows * trainer.world_size, *mine.shape[1:])
+    whole[trainer.global_rank :: trainer.world_size] = mine[:rows]
     return trainer.strategy.reduce(whole, reduce_op="sum")  # every row has one owner, the others add zeros
 
 
-def merge_over_ranks(moments: GradientMoments, params: dict[str, torch.Tensor], trainer) -> GradientMoments:
-    """The moments of all processes' draws together, from sums over processes.
+def mean_over_processes(seconds: list[float], trainer) -> float:
+    """The mean of what is not 0, a process that had no draw, over batches and processes."""
+    made = torch.tensor([sum(s > 0 for s in seconds), sum(seconds)], device=trainer.strategy.root_device)
+    count, total = trainer.strategy.reduce(made, reduce_op="sum").tolist()
+    return total / max(1, count)
 
-    mean = sum_i n_i mean_i / n, and the squared deviations about it are sum_i [ M_i + n_i |mean_i - mean|^2 ].
-    """
-    if trainer.world_size == 1:
-        return moments
-    total = lambda t: trainer.strategy.reduce(t, reduce_op="sum")  # noqa: E731
-    device = trainer.strategy.root_device
-    n = int(total(torch.tensor(moments.n, device=device)))
-    whole = GradientMoments(n=n)
-    for name, p in params.items():
-        mean = moments.mean.get(name, torch.zeros_like(p, dtype=torch.float64))
-        whole.mean[name] = total(mean * moments.n) / n
-        about_whole = moments.squared_deviation.get(name, 0.0) + moments.n * (mean - whole.mean[name]).square().sum()
-        whole.squared_deviation[name] = float(total(torch.as_tensor(about_whole, dtype=torch.float64, device=device)))
-    return whole
+
+def table(history: list[dict[str, float]]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of one table of all measurements: step, estimator, group, and what was measured of them."""
+    quantities = ("variance", "data_variance", "total_variance", "snr")
+    rows = []
+    for row in history:
+        for key in row:
+            if key.startswith("variance/"):
+                name, group = key.split("/")[1:]
+                measured = [row.get(f"{quantity}/{name}/{group}") for quantity in quantities]
+                rows.append([row["step"], name, group, *measured, row[f"ms_per_draw/{name}"]])
+    return ["step", "estimator", "group", *quantities, "ms_per_draw"], rows
 
 
 def plot(history: list[dict[str, float]]) -> Figure:
     """Variance and signal-to-noise ratio against steps: a colour per estimator, a row per parameter group.
 
-    Of a single estimator the groups share one row, with a colour each.
+    Of a single estimator the groups share one row, with a colour each. Dashed: the total variance, where it was
+    measured.
     """
     measured = {tuple(key.split("/", 2)[1:]) for row in history for key in row if key.startswith("variance/")}
     estimators = list(dict.fromkeys(name for name, _ in sorted(measured)))
@@ -178,13 +256,16 @@ def plot(history: list[dict[str, float]]) -> Figure:
     figure = Figure(figsize=(11, 1 + 3 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), 2, squeeze=False)
     for (left, right), shown in zip(panels, rows, strict=True):
-        for axes, quantity in ((left, "variance"), (right, "snr")):
+        for axes, quantity, line in ((left, "variance", "-"), (left, "total_variance", "--"), (right, "snr", "-")):
             for colour, (estimator, group) in enumerate((e, g) for g in shown for e in estimators):
                 key = f"{quantity}/{estimator}/{group}"
                 points = [(row["step"], row[key]) for row in history if row.get(key, 0) > 0]
+                if quantity == "total_variance" and not points:
+                    continue
                 axes.plot(
                     *zip(*points, strict=True) if points else ([], []),
                     color=f"C{colour}",
+                    linestyle=line,
                     marker="." if len(points) < 20 else None,
                     label=group if len(estimators) < 2 else estimator,
                 )

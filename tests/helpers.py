@@ -1,14 +1,18 @@
 """Pieces that tests share: running the real train.py, a callback that sends signals, a model of three lines."""
 
 import hashlib
+import itertools
 import os
+from pathlib import Path
 
 import lightning as L
 import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
+from callbacks.estimator_variance import all_rows
 from train import train
+from zoo.sampling import chunk_generator
 
 CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
 
@@ -90,16 +94,66 @@ class PrintDigest(L.Callback):
         print(f"rank {trainer.global_rank} digest {digest.hexdigest()}\n", end="", flush=True)
 
 
-class NoiseOfTheRow(L.Callback):
-    """Skip-gram's loss with a row's own first words for noise, the same however rows are split over processes."""
+class NoiseOfTheExample(L.Callback):
+    """Give every example the noise that it would have on one process, however examples are split.
+
+    What the whole batch draws is drawn on every process, from a generator keyed by the number of the draw; of it a
+    process takes its own rows. Validation and estimators, which bring generators of their own, are left alone.
+    """
 
     def on_fit_start(self, trainer, pl_module):
-        drawn = pl_module.noise  # as gradient estimators go on to ask for it, with their k
+        drawn, rank, world_size = pl_module.noise, trainer.global_rank, trainer.world_size
+        count = itertools.count()
 
-        def noise(batch, generator=None, k=None):
-            return {"noise": batch[0][:, :7].clamp(min=0)} if k is None else drawn(batch, generator, k)
+        def own_rows(whole, mine):
+            differ = [i for i, (a, b) in enumerate(zip(whole.shape, mine.shape, strict=True)) if a != b]
+            assert world_size == 1 or len(differ) == 1 or not whole.numel()
+            return whole[(slice(None),) * differ[0] + (slice(rank, None, world_size),)] if differ else whole
+
+        def noise(batch, generator=None, *args, **kwargs):
+            if generator is not None:
+                return drawn(batch, generator, *args, **kwargs)
+            key = chunk_generator(1, next(count))
+            everything = [all_rows(t, trainer) for t in batch]
+            if not hasattr(pl_module, "all_chains") or pl_module.chains is None:
+                whole = drawn(everything, key, *args, **kwargs)
+            else:  # persistent chains are split as the batch is
+                here, pl_module.chains = pl_module.chains, pl_module.all_chains()
+                whole = drawn(everything, key, *args, **kwargs)
+                pl_module.chains = here
+            mine = drawn(batch, chunk_generator(0, 0), *args, **kwargs)
+            return {name: own_rows(whole[name], mine[name]) for name in whole}
 
         pl_module.noise = noise
+
+
+class NoBatchNorm(L.Callback):
+    """In place of batch normalisation, whose statistics are of the examples a process has, one of each example."""
+
+    def setup(self, trainer, pl_module, stage):
+        for module in list(pl_module.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                    setattr(module, name, nn.GroupNorm(1, child.num_features))
+
+
+class KeepGradients(L.Callback):
+    """At the end, ``steps.pt`` in ``folder``: weights before and after, and what every optimiser's steps were given."""
+
+    def __init__(self, folder):
+        self.path, self.gradients = Path(folder) / "steps.pt", []
+
+    def on_train_start(self, trainer, pl_module):
+        self.before = {k: v.clone() for k, v in pl_module.state_dict().items()}
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        gradients = {k: p.grad for k, p in pl_module.named_parameters() if p.grad is not None}
+        self.gradients.append({k: (g.to_dense() if g.is_sparse else g).clone() for k, g in gradients.items()})
+
+    def on_train_end(self, trainer, pl_module):
+        if trainer.is_global_zero:
+            kept = {"before": self.before, "gradients": self.gradients, "after": pl_module.state_dict()}
+            torch.save(kept, self.path)
 
 
 class Pixel(L.LightningModule):

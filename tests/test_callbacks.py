@@ -16,12 +16,10 @@ from torch.testing import assert_close
 import zoo
 from callbacks import EMA, CSVLogger, EstimatorVariance, ExactResume, LogLikelihood, Samples, TimeEstimate
 from callbacks.ema import ema_update
-from callbacks.estimator_variance import merge_over_ranks, plot
 from callbacks.loggers import wandb_credentials
 from callbacks.run_record import commit, hardware
 from datamodules import Images, Text
 from zoo.configuration import raised_by_the_zoo
-from zoo.estimators import GradientMoments
 from zoo.sampling import chunk_generator
 
 SHORT = ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "trainer.limit_train_batches=4", "test=false"]
@@ -163,58 +161,6 @@ def test_samples_cadence(tmp_path):
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [f"epoch_00{e}.png" for e in (1, 3, 4)]
 
 
-def test_estimator_variance_writes_what_it_measures(tmp_path):
-    every = ["callbacks.estimator_variance.every_n_steps=4", "callbacks.estimator_variance.draws=3"]
-    run(tmp_path, *TINY["vae"], "trainer.max_epochs=1", *every, "test=false")
-    with (tmp_path / "metrics.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["variance/pathwise/all"]]
-    assert [int(row["step"]) for row in rows] == [0, 4, 8]
-    for row in rows:
-        total, encoder, decoder = (float(row[f"variance/pathwise/{g}"]) for g in ("all", "encoder", "decoder"))
-        assert_close(total, encoder + decoder)
-        assert float(row["variance/score_function/encoder"]) > 10 * encoder
-        assert float(row["ms_per_draw/pathwise"]) > 0
-
-
-class Ranks:
-    """Processes one after the other: their sums, taken when all have spoken."""
-
-    def __init__(self, parts):
-        self.world_size, self.strategy, self.calls = len(parts), self, []
-        self.root_device = torch.device("cpu")
-
-    def reduce(self, value, reduce_op):
-        self.calls.append(torch.as_tensor(value))
-        return self.replies.pop(0) if self.replies else value
-
-
-def test_moments_merged_over_ranks_are_those_of_all_draws(generator):
-    """Real processes do it in test_two_processes.py; here the arithmetic, with the sums handed in."""
-    draws = [{"w": 1e4 + torch.randn(3, generator=generator, dtype=torch.float64)} for _ in range(7)]
-    whole, parts = GradientMoments(), [GradientMoments() for _ in range(3)]
-    for k, draw in enumerate(draws):
-        whole.update(draw)
-        parts[k % 3].update(draw)
-    n = torch.tensor(7)
-    mean = sum(p.mean["w"] * p.n for p in parts)
-    about = sum(p.squared_deviation["w"] + p.n * (p.mean["w"] - whole.mean["w"]).square().sum() for p in parts)
-    ranks = Ranks(parts)
-    ranks.replies = [n, mean, about]
-    merged = merge_over_ranks(parts[0], draws[0], ranks)
-    assert merged.n == 7
-    assert_close(merged.mean, whole.mean)
-    assert_close(merged.statistics()["all"]["variance"], whole.statistics()["all"]["variance"], rtol=1e-6, atol=0)
-    # What it asked the sums of: its own share of the mean, and its own deviations about the whole.
-    share = parts[0].squared_deviation["w"] + parts[0].n * (parts[0].mean["w"] - whole.mean["w"]).square().sum()
-    assert_close(ranks.calls[1], parts[0].mean["w"] * parts[0].n)
-    assert_close(ranks.calls[2], share, rtol=1e-6, atol=0)
-
-
-def test_the_plot_takes_any_history():
-    for history in ([], [{"step": 0, "variance/a/all": 1.0, "snr/a/all": 0.0}]):
-        assert len(plot(history).axes) == 2
-
-
 def test_csv_continues_in_the_same_folder(tmp_path):
     for step, metrics in enumerate([{"a": 1.0}, {"b": 2.0}]):
         logger = CSVLogger(tmp_path)
@@ -234,19 +180,6 @@ def test_the_time_to_go_is_said_once(tmp_path, caplog):
     with (tmp_path / "metrics.csv").open() as file:
         assert sum(bool(row["train/images_per_second"]) for row in csv.DictReader(file)) == 2
     assert TimeEstimate().after == 30
-
-
-def test_the_variance_is_measured_in_shares_of_the_run(tmp_path):
-    share = ["callbacks.estimator_variance.every_n_steps=0.3", "callbacks.estimator_variance.draws=2"]
-    run(tmp_path, *TINY["vae"], "trainer.max_epochs=2", *share, "test=false")
-    with (tmp_path / "metrics.csv").open() as file:
-        measured = [int(row["step"]) for row in csv.DictReader(file) if row["variance/pathwise/all"]]
-    assert measured == [0, 6, 12, 18]  # of 22
-    for wrong in (0, 1.5, True):
-        with pytest.raises(ValueError, match="every_n_steps must be a whole number"):
-            EstimatorVariance("x", every_n_steps=wrong)
-    with pytest.raises(ValueError, match=r"every_n_steps=0.3 is a share of a run, and this one has no end"):
-        run(tmp_path / "endless", *TINY["vae"], "trainer.max_epochs=-1", *share)
 
 
 def test_of_a_text_words_are_counted(tmp_path, caplog):

@@ -1,7 +1,7 @@
 """Readable answers to what is wrong with a command line: keys that do not exist, values that do not fit."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -53,6 +53,17 @@ def check_overrides(arguments: list[str], config_dir: Path) -> None:
         raise SystemExit(f"unknown key {override.key_or_group}: {parent} has {', '.join(known)}.{hint}")
 
 
+def overrides_of_process(arguments: list[str], environment: Mapping[str, str]) -> list[str]:
+    """What the command line lacks where torchrun or SLURM has started it in a process other than the first.
+
+    Run folders are named by the time: that of the first process is the run's, and the others have none.
+    """
+    if int(environment.get("RANK") or environment.get("SLURM_PROCID") or 0) == 0:
+        return []
+    folder = [] if any(a.startswith("hydra.run.dir=") for a in arguments) else ["hydra.run.dir=."]
+    return [*folder, "hydra.output_subdir=null", "hydra/job_logging=none"]
+
+
 def check_values(cfg) -> None:
     """Refuse values of the configuration's own keys that do not fit; those of its groups check theirs themselves.
 
@@ -63,6 +74,8 @@ def check_values(cfg) -> None:
         raise ValueError(f"seed must be a whole number from 0 to 2^32 - 1, got {cfg.seed!r}")
     if not isinstance(cfg.test, bool):
         raise ValueError(f"test must be true or false, got {cfg.test!r}")
+    if cfg.compile is not False:
+        check_choice("compile, where it is not false,", cfg.compile, ("inductor", "cudagraphs", "aot_eager", "eager"))
 
 
 def check_whole(key: str, value: object, least: int = 1) -> None:

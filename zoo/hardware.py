@@ -56,6 +56,10 @@ def quiet_lightning() -> None:
         logging.getLogger("lightning").handlers.clear()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # its own to mend
+    warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
+    warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated")
+    # Of convolutions of one channel, whose gradients may lie in either order.
+    warnings.filterwarnings("ignore", r"(?s)Grad strides do not match bucket view strides")
 
 
 def _in_sweep() -> bool:

@@ -396,7 +396,8 @@ class InfoGAN(L.LightningModule):
             def surrogate(params: Params, batch, noise: Noise) -> Tensor:
                 return call_with(self, params, lambda: loss(batch[0], noise))
 
-            return GradientEstimator(name, params, self.noise, surrogate)
+            # What bends images has no batched form in torch.
+            return GradientEstimator(name, params, self.noise, surrogate, batched=False)
 
         estimators = [
             estimator("generator", generator, lambda x, noise: self.generator_terms(noise)["loss"]),

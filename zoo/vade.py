@@ -382,7 +382,9 @@ class VaDE(L.LightningModule):
         for x, *_ in loader:
             x = x.to(self.device)
             z.append(torch.stack([self.encode(x)[0], self.encode_deformed(self.noise([x]))(x)[0]], dim=1))
-        z = strategy.all_gather(torch.cat(z)).flatten(0, -3)  # (N, 2, D): of images, and of the same deformed
+        z = strategy.all_gather(torch.cat(z))
+        # (N, 2, D), in the order of the images: of each, and of the same deformed.
+        z = z.transpose(0, 1).flatten(0, 1) if z.ndim == 4 else z  # no processes, no dimension for them
         if not z.isfinite().all():
             raise ValueError(f"the autoencoder has diverged: its latents are not finite; lower lr, {self.hparams.lr}")
         seed = int(torch.randint(2**31, ()))
@@ -555,7 +557,8 @@ class VaDE(L.LightningModule):
             def surrogate(params: Params, batch, noise: Noise) -> Tensor:
                 return call_with(self, params, objective, binarise(batch[0], noise["u"]), noise).mean()
 
-            return GradientEstimator(name, params, self.noise, surrogate)
+            # What deforms images has no batched form in torch.
+            return GradientEstimator(name, params, self.noise, surrogate, batched=False)
 
         def sampled(objective: Callable, x: Tensor, noise: Noise):
             return objective(x, noise["eps"], self.encode_deformed(noise), self.log_px, self.mixture)

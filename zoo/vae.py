@@ -537,6 +537,8 @@ class VAE(L.LightningModule):
 
                 return call_with(self, params, loss)
 
-            return GradientEstimator(name, params, lambda batch, g: self.noise(batch, g, name), surrogate)
+            several = name.endswith(("+optimal", "+rao_blackwell"))  # decodings in one draw, a batch in themselves
+            noise = lambda batch, g: self.noise(batch, g, name)  # noqa: E731
+            return GradientEstimator(name, params, noise, surrogate, batched=not several)
 
         return {name: estimator(name) for name in names if name == self.estimator or name not in left_out}

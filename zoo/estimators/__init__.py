@@ -17,9 +17,13 @@ from zoo.estimators.moments import (
     GradientMoments,
     Noise,
     Params,
+    Split,
     call_with,
+    chunk_size,
     compare,
     gradient_moments,
+    gradients,
+    split_variance,
 )
 from zoo.estimators.pathwise import antithetic, rsample
 from zoo.estimators.relaxed import ControlVariate, gumbel_softmax, relax, relax_variance, straight_through
@@ -39,11 +43,14 @@ __all__ = [
     "GradientMoments",
     "Noise",
     "Params",
+    "Split",
     "antithetic",
     "by_name",
     "call_with",
+    "chunk_size",
     "compare",
     "gradient_moments",
+    "gradients",
     "gumbel_softmax",
     "leave_one_out",
     "local_expectation",
@@ -53,6 +60,7 @@ __all__ = [
     "relax_variance",
     "rsample",
     "score_function",
+    "split_variance",
     "straight_through",
     "with_gradient",
 ]

@@ -10,19 +10,25 @@ and from n draws with mean g_n,  E |g_n|^2 = |g|^2 + tr C / n,  so that |g|^2 is
 ratio without that correction never falls below about 1 / sqrt(n), however small the true one is.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import functional_call, grad, vmap
 
 from zoo.sampling import chunk_generator
 
 Params = dict[str, Tensor]
 Noise = dict[str, Tensor]
+
+CHUNK = 8  # draws that are batched, where they are; always the same ones together, so that their bits are the same
+MOST_AT_ONCE = 2**22  # numbers in the gradients of a chunk, 16 MB: larger networks are as fast one draw at a time
+SLICE = 2**17  # numbers of a gradient that are in float64 at once, beside their mean: half a megabyte stays in caches
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,15 @@ class GradientEstimator:
         noise: ``noise(batch, generator)`` draws everything that is random, at once.
         surrogate: ``surrogate(params, batch, noise)``, a scalar whose gradient with respect to ``params`` is that draw
             of the estimator. It depends on its arguments alone and changes no buffer.
+        batched: whether several draws of a small network may go through torch.func.vmap together. False for what makes
+            so much of one draw that this is slower; a surrogate that vmap cannot take needs not say so.
     """
 
     name: str
     params: Params
     noise: Callable[[Any, torch.Generator | None], Noise]
     surrogate: Callable[[Params, Any, Noise], Tensor]
+    batched: bool = True
 
 
 class _Method(nn.Module):
@@ -67,7 +76,7 @@ def call_with(module: nn.Module, params: Params, function: Callable, *args):
 class GradientMoments:
     """Running moments of gradient draws, accumulated in float64: one mean vector, one scalar per parameter.
 
-    ``update`` is Welford's recursion, so that no large numbers are subtracted.
+    ``update`` is Welford's recursion, so that no large numbers are subtracted. In memory it is the mean, in float64.
     """
 
     n: int = 0
@@ -78,11 +87,36 @@ class GradientMoments:
         """Take in one draw."""
         self.n += 1
         for name, g in gradient.items():
-            g = g.detach().double()
-            before = g - self.mean.setdefault(name, torch.zeros_like(g))
-            self.mean[name].add_(before, alpha=1 / self.n)
-            added = (before * (g - self.mean[name])).sum().item()
+            if name not in self.mean:
+                self.mean[name] = torch.zeros(g.shape, dtype=torch.float64, device=g.device)
+            mean = self.mean[name]
+            added = torch.zeros((), dtype=torch.float64, device=g.device)
+            for part, mean_part in zip(g.detach().reshape(-1).split(SLICE), mean.view(-1).split(SLICE), strict=True):
+                before = part - mean_part  # in float64, as mean is
+                mean_part.add_(before, alpha=1 / self.n)
+                added += before.dot(before)  # (g - mean before)'(g - mean after) = |g - mean before|^2 (n - 1) / n
+            added = added.item() * (self.n - 1) / self.n
             self.squared_deviation[name] = self.squared_deviation.get(name, 0.0) + added
+
+    def merge(self, total: Callable[[Tensor], Tensor], like: Params) -> None:
+        """Take in the moments of the other processes, exactly, in place; every process then has those of all draws.
+
+        mean = sum_i n_i mean_i / n, and the squared deviations about it are sum_i [ M_i + n_i |mean_i - mean|^2 ].
+
+        Args:
+            total: the sum of a tensor over processes, on each of them.
+            like: the parameters, for a process that has made no draw.
+        """
+        device = next(iter(like.values())).device
+        n = int(total(torch.tensor(self.n, device=device)))
+        for name, p in like.items():
+            mean = self.mean.pop(name, None)
+            mean = torch.zeros_like(p, dtype=torch.float64) if mean is None else mean
+            merged = total(mean * self.n) / n
+            about = self.n * (mean.sub_(merged)).square_().sum() + self.squared_deviation.get(name, 0.0)
+            self.mean[name] = merged
+            self.squared_deviation[name] = float(total(about))
+        self.n = n
 
     def statistics(self) -> dict[str, dict[str, float]]:
         """Variance and signal-to-noise ratio, for ``all`` parameters and for each group.
@@ -114,23 +148,99 @@ class GradientMoments:
         return result
 
 
+def chunk_size(estimator: GradientEstimator) -> int:
+    """How many draws are made together: ``CHUNK`` of a small network, one of others.
+
+    Those together are draws 0 to CHUNK - 1, then the next CHUNK, and so on, so that processes can take whole chunks in
+    turns and each draw has the same bits whoever makes it.
+    """
+    numel = sum(p.numel() for p in estimator.params.values())
+    return CHUNK if estimator.batched and numel * CHUNK <= MOST_AT_ONCE else 1
+
+
+def gradients(estimator: GradientEstimator, batch: Any, draws: Iterable[int], seed: int = 0) -> Iterator[Params]:
+    """One gradient for each number in ``draws``; draw k has its own generator, keyed by (seed, k).
+
+    The draws of a chunk go through torch.func.vmap together, unless the surrogate holds what vmap cannot take, such as
+    batch normalisation: then one after the other, with the same result but for rounding.
+    """
+    params = {k: v.detach() for k, v in estimator.params.items()}
+    gradient, size = grad(estimator.surrogate), chunk_size(estimator)
+    together = vmap(gradient, in_dims=(None, None, 0)) if size > 1 else None
+    for _, group in groupby(draws, key=lambda k: k // size):
+        noises = [estimator.noise(batch, chunk_generator(seed, k)) for k in group]
+        if together is not None and len(noises) > 1:
+            try:
+                found = together(params, batch, {k: torch.stack([noise[k] for noise in noises]) for k in noises[0]})
+            except RuntimeError:  # what is wrong with the surrogate itself, the loop below says
+                together = None
+            else:
+                yield from ({name: g[i] for name, g in found.items()} for i in range(len(noises)))
+                continue
+        for noise in noises:
+            yield gradient(params, batch, noise)
+
+
 def gradient_moments(
     estimator: GradientEstimator, batch: Any, draws: Iterable[int], seed: int = 0
 ) -> tuple[GradientMoments, float]:
-    """Moments of the draws numbered ``draws``; draw k has its own generator, keyed by (seed, k).
+    """Moments of the draws numbered ``draws``.
 
-    Two estimators whose noise has the same shape therefore see the same noise (common random numbers), and a draw is
-    the same whoever makes it.
+    Two estimators whose noise has the same shape see the same noise (common random numbers), and a draw is the same
+    whoever makes it.
 
     Returns:
         the moments, and the seconds spent per draw (0 for no draws).
     """
-    moments, params = GradientMoments(), {k: v.detach() for k, v in estimator.params.items()}
-    gradient = grad(estimator.surrogate)
+    moments = GradientMoments()
     start = clock()
-    for k in draws:
-        moments.update(gradient(params, batch, estimator.noise(batch, chunk_generator(seed, k))))
+    for g in gradients(estimator, batch, draws, seed):
+        moments.update(g)
+        del g  # before the next one is made
     return moments, (clock() - start) / max(1, moments.n)
+
+
+class Split(NamedTuple):
+    """The variance of a stochastic gradient, in squared units of the gradient, for one group of parameters.
+
+    total = E_batch[ tr Cov(g | batch) ]  +  tr Cov_batch( E[g | batch] )
+             Monte-Carlo noise, ``variance``   noise of the data, ``data_variance``
+    """
+
+    variance: float
+    data_variance: float
+    snr: float
+
+
+def split_variance(per_batch: Iterable[GradientMoments]) -> dict[str, Split]:
+    """Tell the noise of the data from that of the draws (law of total variance).
+
+    From B batches with K draws each: the first term is the mean of their variances; the second the variance of their
+    means, less the 1 / K of the first that is in it, and at least 0. Both are unbiased but for that.
+
+    Args:
+        per_batch: moments of the draws of each batch, of at least two batches and with equal numbers of draws. Each is
+            let go before the next is asked for.
+
+    Returns:
+        for ``all`` parameters and each group; ``snr`` is |g| of the mean over batches over sqrt(variance).
+
+    Raises:
+        ValueError: for fewer than two batches, or fewer than two draws of one.
+    """
+    between, within = GradientMoments(), []
+    for moments in per_batch:
+        within.append({group: values["variance"] for group, values in moments.statistics().items()})
+        draws = moments.n
+        between.update(moments.mean)
+    if between.n < 2:
+        raise ValueError(f"the noise of the data needs at least two batches, got {between.n}")
+    result = {}
+    for group, values in between.statistics().items():
+        variance = sum(w[group] for w in within) / len(within)
+        ratio = values["signal"] / variance if variance > 0 else math.inf if values["signal"] > 0 else 0.0
+        result[group] = Split(variance, max(0.0, values["variance"] - variance / draws), ratio**0.5)
+    return result
 
 
 def clock() -> float:
