@@ -217,7 +217,9 @@ class DDPM(L.LightningModule):
         noise = self.noise(batch)
         losses = self.losses(batch, noise)
         if self.hparams.timesteps == "importance":
-            self._remember(self.all_gather(noise["t"]).flatten(), self.all_gather(losses.detach()).flatten())
+            # In the order of the batch, of which each process has every so manieth example.
+            of_all = lambda mine: self.all_gather(mine).movedim(0, -1).flatten()  # noqa: E731
+            self._remember(of_all(noise["t"]), of_all(losses.detach()))
         loss = (noise["weight"] * losses).mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss

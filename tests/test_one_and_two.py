@@ -1,0 +1,66 @@
+"""The same steps on one process with a batch and on two with half of it each, all noise being that of the example.
+
+Gradients are averaged over processes, so that they agree to float32's rounding, which Adam and the players' turns then
+carry on. Batch normalisation would make them differ by nature; in its place is a norm of each example.
+"""
+
+import pytest
+import torch
+from helpers import TINY, run
+from processes import together
+
+ALL = {name: [o for o in overrides if not o.startswith("callbacks.")] for name, overrides in TINY.items()} | {
+    "vae, moving average": TINY["vae"] + ["model.latent=bernoulli", "model.estimator=score_function+moving_average"],
+    "vae, relax": TINY["vae"] + ["model.latent=categorical", "model.estimator=relax"],
+    "vae, wake-sleep": TINY["vae"] + ["model.objective=wake_sleep"],
+    "vae, iwae": TINY["vae"] + ["model.objective=iwae", "model.num_samples=3"],
+    "rbm": TINY["rbm"] + ["model.restarts=0"],  # how many chains begin anew depends on how they are split
+    "rbm, contrastive divergence": TINY["rbm"] + ["model.learning=cd"],
+    "ddpm, importance": TINY["ddpm"] + ["model.timesteps=importance", "model.steps=3"],
+    "skipgram, own noise": TINY["skipgram"] + ["model.shared_noise=0"],
+}
+
+
+def steps(folder, world_size, overrides):
+    run(
+        folder,
+        *[o for o in overrides if not o.startswith("callbacks.")],
+        *["callbacks=none", "~callbacks.best", "~callbacks.last", "logger=none", "test=false"],
+        *["trainer.max_epochs=2", "trainer.limit_train_batches=3", "trainer.limit_val_batches=0"],
+        *["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={world_size}"],
+        *["+callbacks.norm._target_=helpers.NoBatchNorm", "+callbacks.keep._target_=helpers.KeepGradients"],
+        f"+callbacks.keep.folder={folder}",
+    )
+
+
+def flat(tensors):
+    return torch.cat([t.double().flatten() for t in tensors])
+
+
+def distances(folder, overrides):
+    """How far two processes are from one: the gradients of each step, in units of them, and what the weights moved."""
+    for n in (1, 2):
+        (folder / str(n)).mkdir()
+        together(n, steps, folder / str(n), n, overrides)
+    one, two = (torch.load(folder / str(n) / "steps.pt", weights_only=True) for n in (1, 2))
+    assert len(one["gradients"]) == len(two["gradients"]) >= 6
+    apart = []
+    for a, b in zip(one["gradients"], two["gradients"], strict=True):
+        assert a.keys() == b.keys()
+        apart.append(float(flat(a[k] - b[k] for k in a).norm() / flat(a.values()).norm()))
+    moved = {k: v - one["before"][k] for k, v in one["after"].items() if v.is_floating_point()}
+    error = flat(one["after"][k] - two["after"][k] for k in moved).norm() / flat(moved.values()).norm()
+    return apart, float(error)
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_gradients_and_weights_are_those_of_one_process(name, tmp_path):
+    apart, error = distances(tmp_path, [*ALL[name], "+callbacks.noise._target_=helpers.NoiseOfTheExample"])
+    assert apart[0] < 1e-5 and max(apart) < 1e-3, apart
+    assert error < 2e-3
+
+
+def test_noise_of_other_examples_would_be_seen(tmp_path):
+    """Without it the processes draw from streams of their own, and the same comparison fails by far."""
+    apart, error = distances(tmp_path, ALL["vae"])
+    assert min(apart) > 0.01 and error > 0.05
