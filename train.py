@@ -1,5 +1,6 @@
 """Train one model of the zoo: ``python train.py model=ddpm data=mnist trainer.max_epochs=2``."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -51,6 +52,12 @@ def train(cfg: DictConfig) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
+def speaker() -> str:
+    """Which process speaks, if it is not the first."""
+    rank = int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
+    return f"[process {rank}] " if rank else ""
+
+
 @hydra.main(config_path="configs", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
     try:
@@ -58,7 +65,14 @@ def main(cfg: DictConfig) -> float | None:
     except ValueError as error:
         if not raised_by_the_zoo(error):
             raise
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"{speaker()}error: {error}") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        what, last = error.filename or cfg.run_dir, f"{cfg.run_dir}/checkpoints/last.ckpt"
+        raise SystemExit(
+            f"{speaker()}error: {what} cannot be written: {error.strerror}. Make room: ckpt={last} then goes on"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from callbacks.codes import Codes
 from callbacks.ema import EMA
 from callbacks.estimator_variance import EstimatorVariance
 from callbacks.exact_resume import ExactResume
+from callbacks.finite_loss import FiniteLoss
 from callbacks.latents import Latents
 from callbacks.log_likelihood import LogLikelihood
 from callbacks.loggers import CSVLogger, WandbLogger
@@ -21,6 +22,7 @@ __all__ = [
     "Codes",
     "EstimatorVariance",
     "ExactResume",
+    "FiniteLoss",
     "Latents",
     "LogLikelihood",
     "LossPerStep",

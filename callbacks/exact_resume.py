@@ -22,7 +22,7 @@ class ExactResume(Checkpoint):
     A signal lets the current batch finish, writes ``interrupted.ckpt``, in the middle of the epoch if need be, prints
     the command that resumes, and ends the process with the exit status that the signal would have given it (130 or
     143). ``last.ckpt`` is left at the epoch boundary. A signal during validation waits for the end of the epoch. A
-    second signal ends the process at once.
+    second signal ends the process at once, and so does SIGTERM during the test, when all is saved.
 
     It belongs among the checkpoint callbacks, which Lightning runs last: after the averages of this step are made.
 
@@ -104,12 +104,26 @@ class ExactResume(Checkpoint):
     def _stop(self, trainer, path: Path | None):
         if trainer.is_global_zero:
             if path is None:
-                folder = shlex.quote(str(self.folder))
-                log.warning("Interrupted after training; the test was left out: python -m zoo evaluate %s", folder)
+                self._say_without_test()
             else:
                 log.warning("Interrupted. To go on exactly where it stopped:\n    %s", run_command(self.folder, path))
         # The other processes end as if all were well: Lightning kills the first one, with SIGKILL, if a child fails.
         raise SystemExit(128 + (self.received or signal.SIGTERM) if trainer.is_global_zero else 0)
+
+    def _say_without_test(self):
+        folder = shlex.quote(str(self.folder))
+        log.warning("Interrupted after training; the test was left out: python -m zoo evaluate %s", folder)
+
+    def on_test_start(self, trainer, pl_module):
+        self._handlers = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._on_signal_in_test)}
+
+    def _on_signal_in_test(self, signum, frame):
+        if int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0:
+            self._say_without_test()
+        raise SystemExit(128 + signum)
+
+    def on_test_end(self, trainer, pl_module):
+        self._restore_handlers()
 
     def on_exception(self, trainer, pl_module, exception):
         self._restore_handlers()

@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 import os
+import resource
+import signal
 from pathlib import Path
 
 import lightning as L
@@ -84,6 +86,47 @@ class SendSignal(L.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.fit_loop.total_batch_idx == self.at:
             os.kill(os.getpid(), self.signum)
+
+
+class SignalInTest(L.Callback):
+    """Send this process SIGTERM at the first batch of the test."""
+
+    def on_test_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Poison(L.Callback):
+    """At the start of batch number ``at`` one weight is no number any more."""
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.fit_loop.total_batch_idx == self.at:
+            with torch.no_grad():
+                next(pl_module.parameters()).view(-1)[0] = torch.nan
+
+
+class KillProcess(L.Callback):
+    """Process ``rank`` kills itself, as memory running out would, at the start of batch number ``at``."""
+
+    def __init__(self, rank: int, at: int):
+        self.rank, self.at = rank, at
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.fit_loop.total_batch_idx == self.at and trainer.global_rank == self.rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FullDisk(L.Callback):
+    """From epoch ``epoch`` on no file of this process can grow beyond ``size`` bytes."""
+
+    def __init__(self, epoch: int, size: int):
+        self.epoch, self.size = epoch, size
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == self.epoch:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
 
 
 class PrintDigest(L.Callback):

@@ -154,7 +154,7 @@ class Classifier(L.LightningModule):
     def training_step(self, batch, batch_idx):
         terms = self.loss(batch)
         self.log_dict({f"train/{k}": v for k, v in terms.items()}, prog_bar=True)
-        return terms["loss"]
+        return terms
 
     def validation_step(self, batch, batch_idx, stage="val"):
         x, y = batch

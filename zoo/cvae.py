@@ -195,7 +195,7 @@ class CVAE(L.LightningModule):
     def training_step(self, batch, batch_idx):
         terms = self.loss(batch)
         self.log_dict({f"train/{k}": v for k, v in terms.items()}, prog_bar=True)
-        return terms["loss"]
+        return terms
 
     def validation_step(self, batch, batch_idx, stage="val"):
         terms = self.loss(batch, chunk_generator(self.global_rank, batch_idx))  # the same noise in every epoch

@@ -196,17 +196,19 @@ class GAN(L.LightningModule):
         terms = self.discriminator_loss(batch)
         step(self, d_optimiser, terms["loss"], counts=True)
         self.untoggle_optimizer(d_optimiser)
-        self._log("train", "discriminator", terms)
+        seen = self._log("train", "discriminator", terms)
         if (self.trainer.fit_loop.total_batch_idx + 1) % self.hparams.discriminator_steps == 0:
             self.toggle_optimizer(g_optimiser)
             terms = self.generator_loss(batch)
             step(self, g_optimiser, terms["loss"], counts=False)
             self.untoggle_optimizer(g_optimiser)
-            self._log("train", "generator", terms)
+            seen |= self._log("train", "generator", terms)
+        return seen
 
-    def _log(self, stage: str, player: str, terms: dict[str, Tensor], **kwargs) -> None:
+    def _log(self, stage: str, player: str, terms: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
         self.log(f"{stage}/{player}_loss", terms["loss"], prog_bar=True, **kwargs)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items() if k != "loss"}, **kwargs)
+        return {f"{player}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
 
     def on_validation_epoch_start(self):
         restate(self, lambda i: self.discriminator(self.G(self.z(250, chunk_generator(0, i)))))

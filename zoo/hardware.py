@@ -1,11 +1,16 @@
 """A Lightning Trainer that uses the hardware it finds."""
 
 import logging
+import os
+import threading
+import time
 import warnings
 
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+
+from zoo.checkpoint_files import CheckpointFiles
 
 
 def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -> L.Trainer:
@@ -39,6 +44,8 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
     epochs, every = kwargs.get("max_epochs"), kwargs.get("check_val_every_n_epoch")
     if epochs and every and 0 < epochs < every:
         kwargs["check_val_every_n_epoch"] = epochs  # a run that never validates has no best checkpoint and no samples
+    kwargs["plugins"] = [*(kwargs.get("plugins") or []), CheckpointFiles()]
+    _end_with_parent()
     trainer = L.Trainer(precision=precision, **kwargs)
     if two_players and isinstance(trainer.strategy, DDPStrategy):
         trainer = L.Trainer(precision=precision, **{**kwargs, "strategy": "ddp_find_unused_parameters_true"})
@@ -60,6 +67,26 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated")
     # Of convolutions of one channel, whose gradients may lie in either order.
     warnings.filterwarnings("ignore", r"(?s)Grad strides do not match bucket view strides")
+
+
+def _end_with_parent() -> None:
+    """End this process, if it is one that Lightning has started, when the one that started it is gone.
+
+    Killed outright, the first process of a machine would leave the others waiting for it, for as long as NCCL does.
+    """
+    started_here = (
+        int(os.environ.get("LOCAL_RANK", 0)) > 0 and "NODE_RANK" in os.environ
+    )  # torchrun and SLURM see to it
+    if not started_here or "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
 
 
 def _in_sweep() -> bool:

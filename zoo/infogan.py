@@ -202,16 +202,18 @@ class InfoGAN(L.LightningModule):
         terms = self.discriminator_loss(batch)
         step(self, d_optimiser, terms["loss"], counts=True)
         self.untoggle_optimizer(d_optimiser)
-        self._log("train", "discriminator", terms)
+        seen = self._log("train", "discriminator", terms)
         self.toggle_optimizer(g_optimiser)
         terms = self.generator_loss(batch)
         step(self, g_optimiser, terms["loss"], counts=False)
         self.untoggle_optimizer(g_optimiser)
-        self._log("train", "generator", terms)
+        seen |= self._log("train", "generator", terms)
+        return seen
 
-    def _log(self, stage: str, player: str, terms: dict[str, Tensor], **kwargs) -> None:
+    def _log(self, stage: str, player: str, terms: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
         self.log(f"{stage}/{player}_loss", terms["loss"], prog_bar=True, **kwargs)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items() if k not in ("loss", "bound")}, **kwargs)
+        return {f"{player}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
 
     def on_validation_epoch_start(self):
         self.take_statistics(self.trainer.datamodule.splits["train"].images[:5000])  # on all processes the same

@@ -416,7 +416,7 @@ class VaDE(L.LightningModule):
             return loss
         terms = self.loss(batch)
         self.log_dict({f"train/{k}": v for k, v in terms.items()}, prog_bar=True)
-        return terms["loss"]
+        return terms
 
     def on_validation_epoch_start(self):
         self._table = torch.zeros_like(self._table, device=self.device)

@@ -406,7 +406,7 @@ class VAE(L.LightningModule):
             # The first step sets it; then it forgets over a hundred.
             self.moving_cost.copy_(torch.where(self.moving_cost == 0, cost, self.moving_cost.lerp(cost, 0.01)))
         self.log_dict({f"train/{k}": v for k, v in terms.items()}, prog_bar=True)
-        return terms["loss"]
+        return terms
 
     def validation_step(self, batch, batch_idx, stage="val"):
         terms = self.bound(batch, chunk_generator(self.global_rank, batch_idx))  # the same noise in every epoch

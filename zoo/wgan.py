@@ -192,17 +192,19 @@ class WGAN(L.LightningModule):
         self.untoggle_optimizer(critic_optimiser)
         if self.hparams.lipschitz == "clip":
             self.clip()
-        self._log("train", "critic", terms)
+        seen = self._log("train", "critic", terms)
         if (self.trainer.fit_loop.total_batch_idx + 1) % self.hparams.n_critic == 0:
             self.toggle_optimizer(g_optimiser)
             terms = self.generator_loss(batch)
             step(self, g_optimiser, terms["loss"], counts=False)
             self.untoggle_optimizer(g_optimiser)
-            self._log("train", "generator", terms)
+            seen |= self._log("train", "generator", terms)
+        return seen
 
-    def _log(self, stage: str, player: str, terms: dict[str, Tensor], **kwargs) -> None:
+    def _log(self, stage: str, player: str, terms: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
         self.log(f"{stage}/{player}_loss", terms["loss"], **kwargs)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items() if k != "loss"}, prog_bar=True, **kwargs)
+        return {f"{player}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
 
     def on_validation_epoch_start(self):
         noise = lambda i: randn(250, self.hparams.z_dim, generator=chunk_generator(0, i), device=self.device)  # noqa: E731

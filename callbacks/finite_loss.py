@@ -1,0 +1,61 @@
+"""A run that has diverged stops, and says where."""
+
+from pathlib import Path
+
+import lightning as L
+import torch
+
+
+class NotFinite(ValueError):
+    """A loss or weights that are infinite or no numbers; the message says when, which, and from where to go on."""
+
+
+class FiniteLoss(L.Callback):
+    """Stop where a term of the loss is infinite or not a number, before any checkpoint holds what came of it.
+
+    Terms are those that ``training_step`` returns, by name. They are looked at one batch later, so that a GPU is not
+    waited for, and before every checkpoint, whose weights are looked at, too.
+
+    Args:
+        folder: the run folder, whose ``checkpoints/last.ckpt`` is the last good one.
+    """
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+        self._seen: tuple[int, int, dict[str, torch.Tensor], torch.Tensor] | None = None
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self._look()
+        terms = {k: v.detach() for k, v in (outputs or {}).items() if isinstance(v, torch.Tensor)}
+        if terms:
+            finite = torch.stack([v.isfinite().all() for v in terms.values()]).all()
+            self._seen = (trainer.fit_loop.total_batch_idx, trainer.current_epoch, terms, finite)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self._look()
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        self._look()
+        states = [checkpoint["state_dict"], checkpoint.get("current_model_state", {})]  # averages, and what they are of
+        wrong = [k for s in states for k, v in s.items() if v.is_floating_point() and not v.isfinite().all()]
+        if wrong:
+            self._seen = None
+            raise NotFinite(
+                f"after step {trainer.fit_loop.total_batch_idx} (epoch {trainer.current_epoch}) the weights are not "
+                f"finite: {', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}. {self._advice()}"
+            )
+
+    def _look(self) -> None:
+        if self._seen is None or self._seen[3]:
+            return
+        step, epoch, terms, _ = self._seen
+        self._seen = None  # what is left to do on the way out is no further news
+        wrong = [f"{k} = {v.float().mean().item():g}" for k, v in terms.items() if not v.isfinite().all()]
+        right = [f"{k} = {v.float().mean().item():g}" for k, v in terms.items() if v.isfinite().all()]
+        others = f" (beside {', '.join(right)})" if right else ""
+        raise NotFinite(f"at step {step} (epoch {epoch}) {', '.join(wrong)}{others}. {self._advice()}")
+
+    def _advice(self) -> str:
+        last = self.folder / "checkpoints" / "last.ckpt"
+        good = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
+        return f"Training has diverged; {good}. A lower learning rate helps most often"
