@@ -1,5 +1,8 @@
 """Exponential moving average of the weights, used for validation, samples, tests and published checkpoints."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
@@ -12,6 +15,22 @@ def ema_update(averaged: Tensor, current: Tensor, num_averaged: Tensor, decay: f
     """
     warm = (1 + num_averaged) / (10 + num_averaged)
     return torch.lerp(current, averaged, warm.clamp(max=decay).to(current.dtype))
+
+
+@contextmanager
+def judged(trainer, pl_module) -> Iterator[None]:
+    """In training, the module as validation has it: averaged weights, where there are any, and eval mode."""
+    averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
+    training = pl_module.training
+    for callback in averages:
+        callback._swap_models(pl_module)
+    pl_module.eval()
+    try:
+        yield
+    finally:
+        pl_module.train(training)
+        for callback in averages:
+            callback._swap_models(pl_module)
 
 
 class EMA(WeightAveraging):

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from callbacks.ema import judged
 from callbacks.grids import write_grid
 from zoo.configuration import check_whole
 from zoo.sampling import check_conditions, picture, sample_chunks, try_conditions
@@ -22,24 +23,34 @@ class Samples(L.Callback):
         folder: where ``epoch_000.png``, ... go.
         n: samples per grid, or a few more where the model draws whole rows, one for each of its classes.
         every_n_epochs: how often; the last epoch is always drawn.
+        every_n_steps: None, or draw also after every so many batches, ``step_000500.png``, ... with the weights that
+            validation would judge. Batch normalisation then has the statistics of training.
         seed: of the noise.
         conditions: handed on to ``model.sample``, such as ``{num_steps: 50}``.
 
     Raises:
-        ValueError: for ``n`` or ``every_n_epochs`` below 1; at set-up, for a model without ``sample`` or a condition
-            that it does not take.
+        ValueError: for ``n``, ``every_n_epochs`` or ``every_n_steps`` below 1; at set-up, for a model without
+            ``sample`` or a condition that it does not take.
     """
 
     def __init__(
-        self, folder: str, n: int = 64, every_n_epochs: int = 1, seed: int = 0, conditions: dict[str, Any] | None = None
+        self,
+        folder: str,
+        n: int = 64,
+        every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
+        seed: int = 0,
+        conditions: dict[str, Any] | None = None,
     ):
         check_whole("n", n)
         check_whole("every_n_epochs", every_n_epochs)
+        if every_n_steps is not None:
+            check_whole("every_n_steps, where it is not null,", every_n_steps)
         check_whole("seed", seed, least=0)
         if not isinstance(conditions or {}, Mapping):
             raise ValueError(f"conditions must be names with values, such as {{num_steps: 50}}, got {conditions!r}")
         self.folder, self.n, self.every_n_epochs, self.seed = Path(folder), n, every_n_epochs, seed
-        self.conditions = dict(conditions or {})
+        self.every_n_steps, self.conditions = every_n_steps, dict(conditions or {})
 
     def setup(self, trainer, pl_module, stage):
         check_conditions(pl_module, self.conditions)
@@ -58,10 +69,20 @@ class Samples(L.Callback):
         last = trainer.max_epochs is not None and epoch + 1 == trainer.max_epochs
         if trainer.sanity_checking or batch_idx != 0 or not (last or (epoch + 1) % self.every_n_epochs == 0):
             return
+        self._draw(trainer, pl_module, f"epoch_{epoch:03d}.png")
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        step = trainer.fit_loop.total_batch_idx + 1
+        if self.every_n_steps is not None and step % self.every_n_steps == 0:
+            with judged(trainer, pl_module):
+                self._draw(trainer, pl_module, f"step_{step:06d}.png")
+
+    def _draw(self, trainer, pl_module, name: str) -> None:
         n, conditions, columns = picture(pl_module, self.n, self.conditions)
+        progress = trainer.is_global_zero and trainer.progress_bar_callback is not None
+        rank, world_size = trainer.global_rank, trainer.world_size
         with isolate_rng():
-            part = sample_chunks(pl_module, n, self.seed, trainer.global_rank, trainer.world_size, **conditions)
+            part = sample_chunks(pl_module, n, self.seed, rank, world_size, progress, **conditions)
         images = trainer.strategy.reduce(part.to(pl_module.device), reduce_op="sum").cpu()
-        if not trainer.is_global_zero:
-            return
-        write_grid(trainer, images, self.folder / f"epoch_{epoch:03d}.png", "samples", columns)
+        if trainer.is_global_zero:
+            write_grid(trainer, images, self.folder / name, "samples", columns)

@@ -161,6 +161,19 @@ def test_samples_cadence(tmp_path):
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [f"epoch_00{e}.png" for e in (1, 3, 4)]
 
 
+@pytest.mark.parametrize("callbacks", ["default", "ema"])
+def test_samples_within_epochs_are_of_the_weights_that_are_judged(callbacks, tmp_path):
+    """The last batch of the run leaves the weights that the last validation judges: the same picture."""
+    few = ["trainer.max_epochs=2", "callbacks.samples.every_n_steps=11", "callbacks.samples.n=5", "test=false"]
+    without = [o for o in TINY["ddpm"] if "callbacks" not in o] + [f"callbacks={callbacks}"]
+    run(tmp_path, *without, *few, "callbacks.samples.conditions.num_steps=2", "~callbacks.loss_per_step")
+    pictures = {p.name: p.read_bytes() for p in (tmp_path / "samples").iterdir()}
+    assert set(pictures) == {"step_000011.png", "step_000022.png", "epoch_001.png"}
+    assert pictures["step_000022.png"] == pictures["epoch_001.png"] != pictures["step_000011.png"]
+    with pytest.raises(ValueError, match="every_n_steps, where it is not null, must be a whole number"):
+        Samples(tmp_path, every_n_steps=0)
+
+
 def test_csv_continues_in_the_same_folder(tmp_path):
     for step, metrics in enumerate([{"a": 1.0}, {"b": 2.0}]):
         logger = CSVLogger(tmp_path)

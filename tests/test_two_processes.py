@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, checkpoint, run
+from helpers import QUIET, TINY, checkpoint, config, run
 from processes import free_port, together
 from torch.testing import assert_close
+
+from train import build
 
 ROOT = Path(__file__).parent.parent
 DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
@@ -118,6 +120,26 @@ def test_two_nodes_started_by_torchrun_are_one_run(tmp_path):
     assert sum(bool(r["test/loss"]) for r in rows(folder)) == 1
     assert len(checkpoint(folder)["random_state"]) == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["runs"]
+
+
+def draw_all(folder, world_size):
+    """Untrained weights' samples as validation draws them, 20 to a picture, on this one of so many processes."""
+    for name in sorted(set(TINY) - {"skipgram"}):
+        overrides = [*TINY[name], "data.batch_size=60", "callbacks.samples.n=20", "logger=none"]
+        cfg = config(folder / name, *QUIET, *overrides, *DDP, f"trainer.devices={world_size}")
+        torch.manual_seed(3)
+        model, data = build(cfg.model), build(cfg.data)
+        trainer = build(cfg.trainer, callbacks=[build(cfg.callbacks.samples)], max_epochs=1)
+        trainer.validate(model, datamodule=data, verbose=False)
+
+
+def test_samples_are_the_same_pixels_on_one_two_and_three_processes(tmp_path):
+    """Of every model; 20 are a chunk of 16 and one of 4, so that of three processes one draws nothing."""
+    for n in (1, 2, 3):
+        together(n, draw_all, tmp_path / str(n), n)
+    for name in sorted(set(TINY) - {"skipgram"}):
+        one, two, three = (next((tmp_path / str(n) / name).glob("samples/*.png")).read_bytes() for n in (1, 2, 3))
+        assert one == two == three, name
 
 
 def without_callbacks(name):

@@ -89,7 +89,7 @@ def sample_chunks(
         model: anything with ``sample(n, *, generator, **conditions)``; put it in eval mode first.
         n: how many samples, at least 1.
         seed: any integer; the same one gives the same samples.
-        progress: show a bar over the chunks.
+        progress: show a bar over the chunks, where they take more than two seconds.
         conditions: handed on to ``model.sample``; a list has one value per sample.
 
     Returns:
@@ -103,13 +103,13 @@ def sample_chunks(
         own = {k: [v[i] for i in padded] if isinstance(v, list) else v for k, v in conditions.items()}
         return model.sample(CHUNK, generator=chunk_generator(seed, c), **own)
 
-    chunks: list[Tensor | None] = []
-    for c in tqdm(range(-(-n // CHUNK)), desc="samples", unit="chunk", disable=None if progress else True):
-        chunks.append(draw(c).cpu() if c % world_size == rank else None)
-    shape = next((c.shape for c in chunks if c is not None), None)
-    if shape is None:  # more ranks than chunks: the shape is found by drawing what nobody asked for
-        shape = draw(0).shape
-    return torch.cat([torch.zeros(shape) if c is None else c for c in chunks])[:n]
+    chunks = -(-n // CHUNK)
+    mine = range(rank, chunks, world_size)
+    bar = tqdm(mine, desc="samples", unit="chunk", disable=None if progress else True, delay=2, leave=False)
+    drawn = {c: draw(c).cpu() for c in bar}
+    # More ranks than chunks: the shape is found by drawing what nobody asked for.
+    shape = next(iter(drawn.values())).shape if drawn else draw(0).shape
+    return torch.cat([drawn[c] if c in drawn else torch.zeros(shape) for c in range(chunks)])[:n]
 
 
 class Picture(NamedTuple):
