@@ -87,6 +87,9 @@ class ExactResume(Checkpoint):
         if whole and not trainer.is_last_batch and self._any_received(trainer):
             path = self.folder / "checkpoints" / "interrupted.ckpt"
             trainer.save_checkpoint(path, weights_only=False)
+            # What the batch logged is written by Lightning once all callbacks have seen it, which now it never does.
+            trainer._logger_connector.on_batch_end()
+            trainer._logger_connector.update_train_step_metrics()
             self._stop(trainer, path)
 
     def on_train_epoch_start(self, trainer, pl_module):
