@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,7 +17,12 @@ from zoo.configuration import check_kind, check_overrides, check_values, overrid
 
 def build(node: DictConfig, **kwargs):
     # _convert_="all": hyperparameters reach checkpoints as plain lists and dicts, which load with weights_only=True.
-    return instantiate(node, _convert_="all", **kwargs)
+    try:
+        return instantiate(node, _convert_="all", **kwargs)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError) and raised_by_the_zoo(error.__cause__):
+            raise error.__cause__ from None  # what is wrong with a value, without Hydra's account of where
+        raise
 
 
 def build_all(group: DictConfig | None) -> list:

@@ -1,17 +1,19 @@
 """Loggers: metrics.csv in every run folder, and Weights & Biases that never asks for a login nor fails without one."""
 
 import csv
+import hashlib
+import json
 import logging
-import netrc
 import os
 import warnings
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import lightning.pytorch.loggers as lightning_loggers
 import torch
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from zoo.hub import wandb_credentials
 
 log = logging.getLogger(__name__)
 
@@ -44,24 +46,6 @@ class CSVLogger(lightning_loggers.CSVLogger):
         """Nothing: ``config.yaml`` beside the file says it."""
 
 
-def wandb_credentials() -> bool:
-    """Whether Weights & Biases has a key: in the environment, or from ``wandb login`` (a netrc file)."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    import wandb
-
-    base = os.environ.get("WANDB_BASE_URL")
-    urls = [base] if base else [wandb.Settings().base_url, "https://api.wandb.ai"]  # the service, by both its names
-    home = Path.home()
-    for path in [os.environ.get("NETRC"), home / ".netrc", home / "_netrc"]:
-        try:
-            if path and any(netrc.netrc(path).authenticators(urlsplit(url).netloc) for url in urls):
-                return True
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
-
-
 class WandbLogger(lightning_loggers.WandbLogger):
     """Weights & Biases: online where there is a login, else offline with a line that says how to sync.
 
@@ -72,10 +56,20 @@ class WandbLogger(lightning_loggers.WandbLogger):
         project: name of the project.
         resume_from: the checkpoint this run resumes from, whose Weights & Biases run it continues; or None.
         patience: seconds to wait for the service before going on offline.
+        checkpoints: whether :meth:`log_checkpoints` does anything.
     """
 
-    def __init__(self, folder: str, project: str = "zoo", resume_from: str | None = None, patience: float = 20):
+    def __init__(
+        self,
+        folder: str,
+        project: str = "zoo",
+        resume_from: str | None = None,
+        patience: float = 20,
+        checkpoints: bool = True,
+    ):
         import wandb
+
+        self._checkpoints = checkpoints
 
         if wandb.run is not None:  # an earlier job of the same sweep
             wandb.finish()
@@ -109,3 +103,27 @@ class WandbLogger(lightning_loggers.WandbLogger):
             elif self._chosen_mode == "online":
                 log.info("Weights & Biases: %s", run.url)
         return self._experiment
+
+    @rank_zero_only
+    def log_checkpoints(self, folder: Path, metrics: dict[str, float]) -> None:
+        """Log ``last.ckpt`` and the newest ``best-*.ckpt`` in ``folder``, as versions ``last`` and ``best``.
+
+        They are of one artifact of type ``model``, named by the model and the run, which has beside each checkpoint its
+        card, ``card.json``: the model and its arguments, the record of the run, ``metrics``, and the file's SHA-256.
+        ``zoo.load("wandb:entity/project/name:best")`` reads it back.
+        """
+        import wandb
+
+        best = sorted(folder.glob("best-*.ckpt"), key=lambda path: path.stat().st_mtime)[-1:]
+        for alias, path in [*(("last", path) for path in folder.glob("last.ckpt")), *(("best", path) for path in best)]:
+            if not self._checkpoints:
+                return
+            checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+            card = {key: checkpoint.get(key) for key in ("model", "hyper_parameters", "epoch", "global_step", "record")}
+            with path.open("rb") as file:
+                card |= {"metrics": metrics, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+            artifact = wandb.Artifact(f"{card['model']}-{self.version}", type="model", metadata={"metrics": metrics})
+            artifact.add_file(str(path), name=path.name, policy="immutable")  # read where it lies; else copied to HOME
+            with artifact.new_file("card.json") as file:
+                json.dump(card, file, indent=2)
+            self.experiment.log_artifact(artifact, aliases=[alias])

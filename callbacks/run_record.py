@@ -72,7 +72,8 @@ class RunRecord(L.Callback):
     """Write ``config.yaml`` and tell loggers and checkpoints what the run is: configuration, data really used, commit.
 
     Checkpoints hold it under ``record``, with the seconds trained so far, over all resumptions; what is said of the
-    parts before the last resumption is kept under ``earlier``.
+    parts before the last resumption is kept under ``earlier``. Where the run ends, after its test if there is one,
+    Weights & Biases has the best and the last checkpoint, with a card.
 
     Args:
         folder: the run folder.
@@ -92,6 +93,7 @@ class RunRecord(L.Callback):
         self.record: dict[str, Any] = {}
         self._earlier: list[dict[str, Any]] = []
         self._seconds_before, self._started = 0.0, 0.0
+        self._metrics: dict[str, float] = {}
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint):
         if before := checkpoint.get("record"):
@@ -118,6 +120,19 @@ class RunRecord(L.Callback):
 
     def on_train_start(self, trainer, pl_module):
         self._started = time.monotonic()
+
+    def on_fit_end(self, trainer, pl_module):
+        self._log_checkpoints(trainer, last=not self.config.get("test"))
+
+    def on_test_end(self, trainer, pl_module):
+        self._log_checkpoints(trainer, last=True)
+
+    def _log_checkpoints(self, trainer, last: bool) -> None:
+        # Asked of on every process: it may be a sum over them.
+        self._metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        for logger in trainer.loggers:
+            if last and isinstance(logger, WandbLogger):
+                logger.log_checkpoints(self.folder / "checkpoints", self._metrics)
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):
         seconds = self._seconds_before + time.monotonic() - self._started

@@ -16,10 +16,10 @@ from torch.testing import assert_close
 import zoo
 from callbacks import EMA, CSVLogger, EstimatorVariance, ExactResume, LogLikelihood, Samples, TimeEstimate
 from callbacks.ema import ema_update
-from callbacks.loggers import wandb_credentials
 from callbacks.run_record import commit, hardware
 from datamodules import Images, Text
 from zoo.configuration import raised_by_the_zoo
+from zoo.hub import wandb_credentials
 from zoo.sampling import chunk_generator
 
 SHORT = ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "trainer.limit_train_batches=4", "test=false"]

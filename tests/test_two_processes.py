@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import QUIET, TINY, checkpoint, config, run
 from processes import free_port, together
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.testing import assert_close
 
 from train import build
+from zoo.ddpm import DDPM
+from zoo.score import Score
 
 ROOT = Path(__file__).parent.parent
 DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
@@ -140,6 +145,48 @@ def test_samples_are_the_same_pixels_on_one_two_and_three_processes(tmp_path):
     for name in sorted(set(TINY) - {"skipgram"}):
         one, two, three = (next((tmp_path / str(n) / name).glob("samples/*.png")).read_bytes() for n in (1, 2, 3))
         assert one == two == three, name
+
+
+def sharded(kind):
+    """The gradient of a batch by a U-Net that is sharded over the processes, and by a whole one; its distance."""
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(kind(widths=[8, 16]))
+        for p in models[-1].parameters():  # away from layers that begin at zero
+            p.data.add_(0.05 * torch.randn(p.shape))
+    whole, parts = models
+    batch = [torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(1))]
+    noise = whole.noise(batch, torch.Generator().manual_seed(2))
+    whole.losses(batch, noise).mean().backward()
+
+    class Loss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = parts
+
+        def forward(self, x, noise):
+            return self.model.losses([x], noise).mean()
+
+    loss = FullyShardedDataParallel(Loss(), device_id=torch.device("cpu"), use_orig_params=True)
+    loss(batch[0][rank::2], {k: v[rank::2] for k, v in noise.items()}).backward()
+    with FullyShardedDataParallel.summon_full_params(loss, with_grads=True):
+        pairs = list(zip(loss.parameters(), whole.parameters(), strict=True))
+        apart = sum((p.grad - q.grad).square().sum() for p, q in pairs)
+        return float((apart / sum(q.grad.square().sum() for _, q in pairs)).sqrt())
+
+
+@pytest.mark.parametrize("kind", [DDPM, Score])
+def test_sharded_u_nets_have_the_gradients_of_whole_ones(kind):
+    """What trainer.strategy=fsdp does to them, as far as CPUs can; Lightning's strategy wants GPUs."""
+    assert max(together(2, sharded, kind)) < 1e-5
+
+
+def test_sharding_without_gpus_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="shards weights over GPUs, and there are none"):
+        run(tmp_path, *TINY["ddpm"], "trainer.strategy=fsdp")
 
 
 def without_callbacks(name):

@@ -1,5 +1,6 @@
 """Weights & Biases offline, for real: the run's transaction log is read back."""
 
+import hashlib
 import json
 import os
 import struct
@@ -8,10 +9,16 @@ from pathlib import Path
 
 import pytest
 import wandb
-from helpers import TINY, checkpoint, run
+import yaml
+from helpers import CONFIGS, TINY, assert_same, checkpoint, config, run
+from omegaconf import OmegaConf
 from wandb.proto.wandb_internal_pb2 import Record
+from wandb_server import serve
 
+import zoo
 from callbacks import WandbLogger
+from train import build
+from zoo.hub import CheckpointError
 
 
 def records(path: Path):
@@ -57,11 +64,14 @@ def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, capl
         if any(record.WhichOneof("record_type") == "exit" for record in records(log)):
             break
         time.sleep(0.1)
-    config, history, run_id = {}, [], None
+    config, history, run_id, artifacts = {}, [], None, []
     for record in records(log):
         for update in [*record.run.config.update, *record.config.update]:
             config[update.key or "/".join(update.nested_key)] = json.loads(update.value_json)
         run_id = record.run.run_id or run_id
+        logged = record.request.log_artifact.artifact if record.request.HasField("log_artifact") else record.artifact
+        if logged.name:
+            artifacts.append(logged)
         if record.history.item:
             history.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
     assert config["data_used"] == "digits" and config["model"]["latent_dim"] == 2 and config["seed"] == 0
@@ -72,6 +82,22 @@ def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, capl
     (picture,) = [file for row in history for file in row.get("samples/filenames", [])]
     assert (folder / "files" / picture).read_bytes().startswith(b"\x89PNG")
     assert checkpoint(tmp_path / "run")["wandb_run_id"] == run_id
+
+    # Best and last checkpoint, each a version of one artifact, with a card.
+    artifacts = [a for a in artifacts if a.type == "model"]
+    assert [a.name for a in artifacts] == [f"vae-{run_id}"] * 2
+    assert [set(a.aliases) - {"latest"} for a in artifacts] == [{"last"}, {"best"}]
+    for artifact, path in zip(artifacts, ("last.ckpt", "best-epoch001.ckpt"), strict=True):
+        entries = {entry.path: entry for entry in artifact.manifest.contents}
+        assert set(entries) == {path, "card.json"}
+        checkpoint_file = tmp_path / "run" / "checkpoints" / path
+        assert Path(entries[path].local_path).samefile(checkpoint_file)
+        card = json.loads(Path(entries["card.json"].local_path).read_text())
+        assert card["model"] == "vae" and card["hyper_parameters"]["latent_dim"] == 2
+        assert card["record"]["data"] == "digits" and {"val/loss", "test/loss"} <= set(card["metrics"])
+        assert card["sha256"] == hashlib.sha256(checkpoint_file.read_bytes()).hexdigest()
+    tables = [row for row in history if "estimator_variance_table/path" in row]
+    assert len(tables) == 1 and any("estimator_variance/filenames" in row for row in history)
 
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert WandbLogger(tmp_path / "again", resume_from=str(last)).version == run_id  # a resumed run continues it
@@ -85,3 +111,41 @@ def test_a_service_out_of_reach_does_not_stop_a_run(tmp_path, offline, monkeypat
     assert "tracking this run offline" in caplog.text
     wandb.finish()
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_an_artifact_of_a_run_is_loaded(tmp_path, offline, monkeypatch):
+    """Through the public API, from a stand-in for the service: what it asks, and what is wrong with the answers."""
+    run(tmp_path, *TINY["vae"], "debug=fast", "callbacks=none", "test=false")
+    files = {"last.ckpt": (tmp_path / "checkpoints" / "last.ckpt").read_bytes(), "card.json": b"{}"}
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with serve("vae-1a2b3c4d", files) as address:
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        model = zoo.load("wandb:someone/zoo/vae-1a2b3c4d:best")
+        assert_same(dict(model.state_dict()), dict(checkpoint(tmp_path)["state_dict"]))
+        with pytest.raises(CheckpointError, match="wandb:someone/zoo/gan-1a2b3c4d:best cannot be had: .*not found"):
+            zoo.load("wandb:someone/zoo/gan-1a2b3c4d:best")
+    with serve("vae-1a2b3c4e", {"last.ckpt": b"other" * 99, "card.json": b"{}"}, damaged=True) as address:
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        with pytest.raises(CheckpointError, match="is not what was logged: Digest mismatch"):
+            zoo.load("wandb:someone/zoo/vae-1a2b3c4e:best")
+    with serve("vae-1a2b3c4f", {"card.json": b"{}"}) as address:
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        with pytest.raises(CheckpointError, match="is no artifact of this zoo: it holds 0 files"):
+            zoo.load("wandb:someone/zoo/vae-1a2b3c4f:best")
+    with pytest.raises(CheckpointError, match="an artifact is wandb:entity/project/name:alias"):
+        zoo.load("wandb:vae")
+    monkeypatch.delenv("WANDB_API_KEY")
+    with pytest.raises(CheckpointError, match="asks for a login: wandb login"):
+        zoo.load("wandb:someone/zoo/vae-1a2b3c4d:best")
+
+
+def test_the_sweep_files_fit_the_configuration():
+    """What wandb agent would run is a command line of train.py, whose metric the recipe logs."""
+    for path in (Path(CONFIGS) / "sweeps").glob("*.yaml"):
+        sweep = yaml.safe_load(path.read_text())
+        first = {k: v.get("values", [v.get("value", v.get("min"))])[0] for k, v in sweep["parameters"].items()}
+        fixed = [part for part in sweep["command"] if "=" in part]
+        cfg = config("/", *fixed, *(f"{key}={value}" for key, value in first.items()))
+        assert OmegaConf.select(cfg, "callbacks.best.monitor") == sweep["metric"]["name"]
+        assert sweep["program"] == "train.py" and sweep["command"][-1] == "${args_no_hyphens}"
+        build(cfg.model)

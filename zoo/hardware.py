@@ -23,8 +23,9 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
         kwargs: Lightning's arguments.
 
     Raises:
-        ValueError: for epochs that are no whole numbers; for gradient clipping or accumulation of two players; and for
-            several processes in a Hydra sweep, where each of them would start the whole sweep again.
+        ValueError: for epochs that are no whole numbers; for gradient clipping or accumulation of two players; for
+            sharded weights on CPUs or beside callbacks that need them whole; and for several processes in a Hydra
+            sweep, where each of them would start the whole sweep again.
     """
     quiet_lightning()
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it; nothing changes on a CPU
@@ -46,6 +47,8 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
         kwargs["check_val_every_n_epoch"] = epochs  # a run that never validates has no best checkpoint and no samples
     kwargs["plugins"] = [*(kwargs.get("plugins") or []), CheckpointFiles()]
     _end_with_parent()
+    if "fsdp" in str(kwargs.get("strategy")):
+        _check_sharding(kwargs.get("callbacks") or [])
     trainer = L.Trainer(precision=precision, **kwargs)
     if two_players and isinstance(trainer.strategy, DDPStrategy):
         trainer = L.Trainer(precision=precision, **{**kwargs, "strategy": "ddp_find_unused_parameters_true"})
@@ -67,6 +70,22 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated")
     # Of convolutions of one channel, whose gradients may lie in either order.
     warnings.filterwarnings("ignore", r"(?s)Grad strides do not match bucket view strides")
+
+
+def _check_sharding(callbacks: list) -> None:
+    """Refuse to shard the weights where there are no GPUs, or beside what asks each process for all of them.
+
+    Raises:
+        ValueError: saying which.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError("trainer.strategy=fsdp shards weights over GPUs, and there are none: trainer.strategy=ddp")
+    kept = ("ModelCheckpoint", "FiniteLoss", "ExactResume", "RunRecord", "TimeEstimate", "LossPerStep")
+    if whole := [name for c in callbacks if (name := type(c).__name__) not in kept]:
+        raise ValueError(
+            f"{', '.join(whole)} cannot go with trainer.strategy=fsdp, where no process has all the weights: add "
+            "callbacks=none"
+        )
 
 
 def _end_with_parent() -> None:

@@ -9,8 +9,12 @@ and training checkpoints are read with ``weights_only=True``.
 import hashlib
 import importlib
 import json
+import netrc
+import os
 import re
+import tempfile
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -39,8 +43,9 @@ def load(source: str | Path):
 
     Args:
         source: the name of a pretrained checkpoint (``zoo.list_checkpoints()``); the path of a training checkpoint
-            or of a run folder (its best checkpoint); or the address of a safetensors file with its digest,
-            ``file:///.../x.safetensors#sha256=<64 hexadecimal digits>``, or ``https:`` likewise.
+            or of a run folder (its best checkpoint); the address of a safetensors file with its digest,
+            ``file:///.../x.safetensors#sha256=<64 hexadecimal digits>``, or ``https:`` likewise; or an artifact that a
+            run has left in Weights & Biases, ``wandb:entity/project/vae-1a2b3c4d:best``.
 
     Returns:
         the LightningModule.
@@ -58,6 +63,8 @@ def load(source: str | Path):
         return _from_weights(weights.read_bytes(), read_card(text)["sha256"], text)
     if re.match(r"(file|https?):", text):
         return _from_address(text)
+    if text.startswith("wandb:"):
+        return _from_wandb(text.removeprefix("wandb:"))
     path = Path(source)
     if path.is_dir():
         path = _best_of(path)
@@ -139,6 +146,49 @@ def _from_address(address: str):
     if len(data) > LARGEST_DOWNLOAD:
         raise CheckpointError(f"{url} is larger than {LARGEST_DOWNLOAD:,} bytes, which no checkpoint of this zoo is")
     return _from_weights(data, digest, url)
+
+
+def wandb_credentials() -> bool:
+    """Whether Weights & Biases has a key: in the environment, or from ``wandb login`` (a netrc file)."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    import wandb
+
+    base = os.environ.get("WANDB_BASE_URL")
+    urls = [base] if base else [wandb.Settings().base_url, "https://api.wandb.ai"]  # the service, by both its names
+    home = Path.home()
+    for path in [os.environ.get("NETRC"), home / ".netrc", home / "_netrc"]:
+        try:
+            if path and any(netrc.netrc(path).authenticators(urllib.parse.urlsplit(url).netloc) for url in urls):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def _from_wandb(name: str):
+    """The checkpoint in an artifact of Weights & Biases, whose files must be those that were logged."""
+    import wandb
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+/[\w.-]+:[\w.-]+", name):
+        raise CheckpointError(f"an artifact is wandb:entity/project/name:alias, such as :best; got wandb:{name}")
+    if not wandb_credentials():
+        raise CheckpointError(f"wandb:{name} asks for a login: wandb login, or set WANDB_API_KEY")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            artifact = wandb.Api(timeout=SECONDS_TO_DOWNLOAD).artifact(name, type="model")
+            artifact.download(folder)
+            artifact.verify(folder)
+        except wandb.errors.Error as error:
+            raise CheckpointError(f"wandb:{name} cannot be had: {error}") from error
+        except ValueError as error:
+            raise CheckpointError(f"wandb:{name} is not what was logged: {error}") from error
+        found = list(Path(folder).glob("*.ckpt"))
+        if len(found) != 1:
+            raise CheckpointError(
+                f"wandb:{name} is no artifact of this zoo: it holds {len(found)} files .ckpt, not one"
+            )
+        return _from_training(read_training_checkpoint(found[0]), found[0])
 
 
 def _from_weights(data: bytes, digest: str, source: str):
