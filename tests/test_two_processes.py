@@ -101,19 +101,32 @@ def test_more_devices_are_enough(name, tmp_path):
     assert len(checkpoint(tmp_path)["random_state"]) == 2
 
 
-def test_two_nodes_started_by_torchrun_are_one_run(tmp_path):
-    """Two torchrun agents, each of one process, as on two machines; only the first writes to a folder of its own."""
-    port = free_port()
-    nodes = []
+def by_torchrun(rank, port):
+    agent = ["--nnodes=2", f"--node-rank={rank}", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+    return [sys.executable, "-m", "torch.distributed.run", *agent, f"--master-port={port}"], {}
+
+
+def by_slurm(rank, port):
+    """The variables of srun --nodes=2 --ntasks-per-node=1."""
+    nodes = {"SLURM_NNODES": "2", "SLURM_NODEID": str(rank), "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "zoo"}
+    tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_PROCID": str(rank), "SLURM_LOCALID": "0"}
+    where = {"SLURM_JOB_ID": "7", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [sys.executable], nodes | tasks | where
+
+
+@pytest.mark.parametrize("start", [by_torchrun, by_slurm])
+def test_two_nodes_are_one_run(start, tmp_path):
+    """Two agents, each of one process, as on two machines; only the first writes, to a folder of its own."""
+    port, nodes = free_port(), []
     for rank in (0, 1):
-        agent = ["--nnodes=2", f"--node-rank={rank}", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+        begin, environment = start(rank, port)
         nodes.append(
             subprocess.Popen(
-                [sys.executable, "-m", "torch.distributed.run", *agent, f"--master-port={port}", str(ROOT / "train.py")]
-                + [*TINY["vae"], "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.num_nodes=2"]
-                + ["trainer.max_epochs=1", "trainer.enable_progress_bar=false", "logger=csv", "callbacks.samples.n=20"],
+                [*begin, str(ROOT / "train.py"), *TINY["vae"], "trainer=ddp", "trainer.accelerator=cpu"]
+                + ["trainer.devices=1", "trainer.num_nodes=2", "trainer.max_epochs=1", "logger=csv"]
+                + ["trainer.enable_progress_bar=false", "callbacks.samples.n=20"],
                 cwd=tmp_path,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -112,8 +112,9 @@ class GradientMoments:
         for name, p in like.items():
             mean = self.mean.pop(name, None)
             mean = torch.zeros_like(p, dtype=torch.float64) if mean is None else mean
-            merged = total(mean * self.n) / n
-            about = self.n * (mean.sub_(merged)).square_().sum() + self.squared_deviation.get(name, 0.0)
+            merged = total(mean * self.n).div_(n)
+            apart = mean.sub_(merged).view(-1)
+            about = self.n * apart.dot(apart) + self.squared_deviation.get(name, 0.0)
             self.mean[name] = merged
             self.squared_deviation[name] = float(total(about))
         self.n = n
