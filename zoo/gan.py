@@ -24,7 +24,9 @@ Differs from the papers:
 - One batch is one step of the discriminator, so that each sees fresh data (algorithm 1); every k-th batch is a step of
   the generator. Batches with a step of both draw their noise apart.
 - Batch normalisation is by batch in training and by running statistics in samples and judgement; either player's step
-  runs both networks and moves the statistics, not the weights, of both. Validation takes them anew, from samples.
+  runs both networks and moves the statistics, not the weights, of both. Validation takes them anew, from samples. On
+  several processes or GPUs each normalises by its own part of the batch, and the first one's statistics are saved: so
+  many examples fewer to a norm, and other steps than on one. Nothing else depends on how a batch is split.
 - z is normal (uniform in DCGAN).
 - Two convolutions in place of DCGAN's four, for 28 pixels, and a layer of 256; learning rates of 5e-4 and 1e-3 (2e-4
   both). The exponential moving average of both players is judged.

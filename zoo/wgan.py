@@ -29,7 +29,7 @@ Differs from the papers:
   critic 100 steps for each of the generator's first 25, and for every 500th).
 - A penalised critic normalises each image by itself, as WGAN-GP's may: batch normalisation would make the penalty of
   one image depend on the others. A clipped one, of convolutions, normalises by batch, as WGAN's; validation takes its
-  statistics anew, from samples.
+  statistics anew, from samples. On several processes a batch is a process's own part, as in zoo/gan.py.
 - Clipping goes with RMSprop, as in the paper (lr 5e-5; experiment=wgan_clip has 1e-3), the penalty with Adam and
   beta_2 = 0.9 (lr 1e-4; 5e-4 here).
 - The exponential moving average of both players is what is judged.
