@@ -44,8 +44,8 @@ class EstimatorVariance(L.Callback):
     Args:
         folder: where ``estimator_variance.png`` goes at the end of the run.
         every_n_steps: batches between two measurements; or the share of the run between them, such as 0.25; or
-            ``auto``: at every 50th batch at which measuring has so far taken less than 5 % of the time. The first is
-            before the first step.
+            ``auto``: at every 50th batch at which it will still have taken less than 5 % of the time. The first is
+            before the first step, whatever it takes.
         draws: gradients per measurement and batch, over all processes; at least 2.
         batch_size: examples of a probe batch, of the first of the validation set.
         batches: probe batches; 1, or more to tell the noise of the data from that of the draws.
@@ -89,6 +89,7 @@ class EstimatorVariance(L.Callback):
         self.probes: list[Any] = []
         self.history: list[dict[str, float]] = []  # one row per measurement, with "step"
         self._seconds = 0.0  # spent on measurements since training began or went on
+        self._last = 0.0  # of the latest of them
         self._started = 0.0
 
     def setup(self, trainer, pl_module, stage):
@@ -140,7 +141,8 @@ class EstimatorVariance(L.Callback):
             for name, estimator in pl_module.gradient_estimators().items():
                 if self.compare is None or name in self.compare:
                     row |= self._measure(trainer, name, estimator)
-        self._seconds += time.monotonic() - start
+        self._last = time.monotonic() - start
+        self._seconds += self._last
         self.history.append(row)
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)
@@ -148,7 +150,8 @@ class EstimatorVariance(L.Callback):
     def _affordable(self, trainer, step: int) -> bool:
         if self.every_n_steps != "auto" or step == 0:
             return True
-        due = self._seconds <= AUTO_SHARE * (time.monotonic() - self._started - self._seconds)
+        trained = time.monotonic() - self._started - self._seconds
+        due = self._seconds + self._last <= AUTO_SHARE * trained  # with this one still no more than the share
         return trainer.strategy.broadcast(due)  # clocks differ, and all must measure or none
 
     def _measure(self, trainer, name: str, estimator: GradientEstimator) -> dict[str, float]:
