@@ -140,25 +140,38 @@ def test_moments_merged_over_processes_are_those_of_all_draws(generator):
         assert_close(variance, whole.statistics()["all"]["variance"], rtol=1e-8, atol=0)
 
 
-def one_measurement(folder, world_size, *overrides):
+def one_measurement(folder, world_size, name, overrides):
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={world_size}", "trainer.max_epochs=1"]
-    run(folder, *TINY["vae"], *ddp, *overrides, "trainer.limit_train_batches=1", "callbacks.samples.n=1", "test=false")
+    once = ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "test=false", "logger=csv"]
+    others = [c for c, node in config("/", *TINY[name]).callbacks.items() if "_target_" in node]
+    drop = [f"~callbacks.{c}" for c in others if c != "estimator_variance"]
+    run(folder, *[o for o in TINY[name] if not o.startswith("callbacks.")], *ddp, *once, *drop, *overrides)
 
 
-@pytest.mark.parametrize("overrides", [[], ["callbacks.estimator_variance.batches=3"]])
-def test_the_result_does_not_depend_on_how_draws_are_spread(overrides, tmp_path):
-    """21 draws in chunks of 8, 8 and 5 on one, two and four processes, of which one has none; float64's rounding."""
-    few = ["callbacks.estimator_variance.draws=21", "callbacks.estimator_variance.batch_size=20", "data.batch_size=120"]
-    for n in (1, 2, 4):
-        together(n, one_measurement, tmp_path / str(n), n, *few, *overrides)
-    (one,) = measured(tmp_path / "1")
-    kinds = ("variance/", "snr/", "data_variance/", "total_variance/")
-    keys = [k for k in one if k.startswith(kinds)]
-    assert len(keys) == (84 if overrides else 42)
-    for n in (2, 4):
-        (other,) = measured(tmp_path / str(n))
+def assert_same_measurement(folder, world_sizes, name, *overrides):
+    few = [f"callbacks.estimator_variance.{o}" for o in overrides]
+    for n in world_sizes:
+        together(n, one_measurement, folder / str(n), n, name, few)
+    (one,) = measured(folder / "1")
+    keys = [k for k in one if k.startswith(("variance/", "snr/", "data_variance/", "total_variance/")) and one[k]]
+    for n in world_sizes[1:]:
+        (other,) = measured(folder / str(n))
         for key in keys:
             assert_close(float(other[key]), float(one[key]), rtol=1e-9, atol=1e-12, msg=key)
+    return keys
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_two_processes_measure_what_one_does(name, tmp_path):
+    """Five draws of every estimator of every model, to float64's rounding."""
+    assert assert_same_measurement(tmp_path, (1, 2), name, "draws=5", "batch_size=20")
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_the_result_does_not_depend_on_how_draws_are_spread(batches, tmp_path):
+    """21 draws in chunks of 8, 8 and 5 on one, two and four processes, of which one has none."""
+    few = ["draws=21", "batch_size=20", f"batches={batches}"]
+    assert len(assert_same_measurement(tmp_path, (1, 2, 4), "vae", *few)) == (42 if batches == 1 else 84)
 
 
 # Two kinds of noise.

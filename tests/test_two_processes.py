@@ -21,16 +21,8 @@ from zoo.score import Score
 
 ROOT = Path(__file__).parent.parent
 DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-ESTIMATOR = {
-    "ddpm": "uniform",
-    "score": "denoising",
-    "rbm": "cd-1",
-    "gan": "non_saturating",
-    "wgan": "critic",
-    "infogan": "bound",
-    "skipgram": "nce_5",
-}
-OPPONENT = {"gan": "discriminator_loss", "wgan": "critic_loss", "infogan": "discriminator_loss"}
+ESTIMATOR = {"vade": "mean_field", "rbm": "cd-1", "gan": "non_saturating", "skipgram": "nce_5"}
+OPPONENT = {"gan": "discriminator_loss"}
 SHORT = ["trainer.max_epochs=2", "trainer.log_every_n_steps=4", "callbacks.estimator_variance.draws=5"]
 SHORT += ["callbacks.estimator_variance.every_n_steps=8"]
 
@@ -53,7 +45,7 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("name", sorted(TINY))
+@pytest.mark.parametrize("name", ["vae", "vade", "rbm", "gan", "skipgram"])
 def test_two_processes_train_validate_sample_and_log_once(name, tmp_path):
     fixed = ["+callbacks.fixed._target_=helpers.NoiseOfTheExample"]
     short = [*TINY[name], *SHORT, *(fixed if name == "skipgram" else ["callbacks.samples.n=20"])]
@@ -66,11 +58,6 @@ def test_two_processes_train_validate_sample_and_log_once(name, tmp_path):
     for key in (f"val/{loss}", f"train/{loss}", f"variance/{ESTIMATOR.get(name, 'pathwise')}/all"):
         assert [r["step"] for r in two if r[key]] == [r["step"] for r in one if r[key]], key
     assert sum(bool(r[f"test/{loss}"]) for r in two) == 1
-
-    # Before the first step the weights are the same, and so is what K draws measure, however they were spread.
-    for key in one[0]:
-        if key.startswith(("variance/", "snr/")):
-            assert_close(float(two[0][key]), float(one[0][key]), rtol=1e-9, atol=1e-12)
 
     # The same images in the same batches, other training noise: which two players carry far apart.
     a, b = (float(r[-1][f"test/{loss}"]) for r in (two, one))

@@ -26,8 +26,8 @@ Differs from the paper:
 - The category of an image is the likeliest one by the mean of log Q over eight copies, bent half as much as Q's images
   in training, every image in the same eight ways; one reading of the image as it is errs 1.6 times as often.
 - Batch normalisation has batches of its own for real and for made images in training, as in zoo/gan.py, and each of
-  several processes has its part of them. Players are judged by statistics of samples, and the categories of real images read
-  by those of real ones, bent likewise.
+  several processes has its part of them. Players are judged by statistics of samples, and the categories of real images
+  read by those of real ones, bent likewise.
 - z is normal (uniform in the authors' code).
 - The generator descends the non-saturating loss (as the authors' code).
 - Smaller layers; the exponential moving average of both players is what is judged.

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from callbacks import EstimatorVariance
 from zoo.cvae import CVAE
@@ -127,7 +128,8 @@ def share(models):
         with initialize_config_dir(str(Path(__file__).parents[2] / "configs"), version_base="1.3"):
             cfg = compose("train", [f"model={name}", f"data={data}", "trainer=cpu", "trainer.max_epochs=1000000"])
             cfg.run_dir = "none"
-        node = {k: v for k, v in cfg.callbacks.estimator_variance.items() if k != "_target_"}
+        node = OmegaConf.to_container(cfg.callbacks.estimator_variance, resolve=True)
+        del node["_target_"]
         callback = StopAfter(**node)
         trainer = instantiate(
             cfg.trainer,

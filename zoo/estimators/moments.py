@@ -111,7 +111,8 @@ class GradientMoments:
         n = int(total(torch.tensor(self.n, device=device)))
         for name, p in like.items():
             mean = self.mean.pop(name, None)
-            mean = torch.zeros_like(p, dtype=torch.float64) if mean is None else mean
+            if mean is None:  # in the memory order of the others', whatever that of p is
+                mean = torch.zeros(p.shape, dtype=torch.float64, device=device)
             merged = total(mean * self.n).div_(n)
             apart = mean.sub_(merged).view(-1)
             about = self.n * apart.dot(apart) + self.squared_deviation.get(name, 0.0)
