@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.configuration import check_kind, check_overrides, check_values, overrides_of_process, raised_by_the_zoo
+from zoo.configuration import check_kind, check_overrides, check_values, raised_by_the_zoo
+from zoo.processes import end_with_parent, overrides_of_process, speaker
 
 # torch and Lightning take seconds to import; they come in with the first `build`, after the configuration is composed.
 
@@ -44,7 +46,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         for network in model.children():
             network.compile(backend=cfg.compile)  # in place: checkpoints keep the names of their weights
     if cfg.ckpt is not None:
-        check_resumable(cfg.ckpt, model)
+        check_resumable(cfg.ckpt, model, cfg.seed, cfg.trainer.max_epochs)
     record = RunRecord(cfg.run_dir, OmegaConf.to_container(cfg, resolve=True))
     trainer = build(cfg.trainer, callbacks=[*build_all(cfg.callbacks), record], logger=build_all(cfg.logger))
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
@@ -58,12 +60,6 @@ def train(cfg: DictConfig) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def speaker() -> str:
-    """Which process speaks, if it is not the first."""
-    rank = int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
-    return f"[process {rank}] " if rank else ""
-
-
 @hydra.main(config_path="configs", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
     try:
@@ -72,6 +68,11 @@ def main(cfg: DictConfig) -> float | None:
         if not raised_by_the_zoo(error):
             raise
         raise SystemExit(f"{speaker()}error: {error}") from None
+    except RuntimeError as error:
+        if not re.search("closed by peer|reset by peer", str(error)):  # as gloo says it
+            raise
+        last = f"{cfg.run_dir}/checkpoints/last.ckpt"
+        raise SystemExit(f"{speaker()}error: another process of this run is gone; ckpt={last} goes on") from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -82,6 +83,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     check_overrides(sys.argv[1:], Path(__file__).parent / "configs")
     sys.argv += overrides_of_process(sys.argv[1:], os.environ)
     main()

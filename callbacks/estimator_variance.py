@@ -35,7 +35,8 @@ class EstimatorVariance(L.Callback):
     Draw k has its own noise, keyed by (seed, k), whichever process makes it and whichever estimator uses it. Draws of
     small networks are made in chunks (zoo.estimators.chunk_size); processes take the chunks in turns, and their
     moments are merged in float64, so that K draws give the same result however they were spread. In memory an
-    estimator is one gradient and its mean in float64, and 16 MB for a chunk; with several batches one mean more.
+    estimator is one gradient and its mean in float64, beside what one draw needs, or of a small network (up to 520,000
+    parameters) the eight draws of a chunk; with several batches one mean more.
 
     Training is not touched: parameters are only read, no gradient is accumulated, and no global random state is used.
     Gradients are those of the weights as they are trained, not averaged, and as they are stored: under mixed
@@ -88,9 +89,8 @@ class EstimatorVariance(L.Callback):
         self.batches, self.compare, self.seed = batches, compare, seed
         self.probes: list[Any] = []
         self.history: list[dict[str, float]] = []  # one row per measurement, with "step"
-        self._seconds = 0.0  # spent on measurements since training began or went on
-        self._last = 0.0  # of the latest of them
-        self._started = 0.0
+        self._seconds, self._last = 0.0, 0.0  # spent on all measurements and on the latest
+        self._started, self._trained_before = 0.0, 0.0
 
     def setup(self, trainer, pl_module, stage):
         name = type(pl_module).__name__
@@ -129,7 +129,7 @@ class EstimatorVariance(L.Callback):
             if trainer.max_epochs in (None, -1):
                 raise ValueError(f"every_n_steps={self.interval} is a share of a run, and this one has no end")
             self.interval = max(1, int(self.interval * trainer.max_epochs * trainer.num_training_batches))
-        self._seconds, self._started = 0.0, time.monotonic()
+        self._started = time.monotonic() - self._trained_before
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         step = trainer.fit_loop.total_batch_idx
@@ -157,11 +157,12 @@ class EstimatorVariance(L.Callback):
     def _measure(self, trainer, name: str, estimator: GradientEstimator) -> dict[str, float]:
         size = chunk_size(estimator)
         mine = [k for k in range(self.draws) if k // size % trainer.world_size == trainer.global_rank]
+        stride = -(-self.draws // size) * size  # the draws of each batch begin with a whole chunk
         seconds = []
 
         def moments() -> Iterator[GradientMoments]:
             for i, probe in enumerate(self.probes):
-                found, spent = gradient_moments(estimator, probe, [i * self.draws + k for k in mine], self.seed)
+                found, spent = gradient_moments(estimator, probe, [i * stride + k for k in mine], self.seed)
                 if trainer.world_size > 1:
                     found.merge(lambda t: trainer.strategy.reduce(t, reduce_op="sum"), estimator.params)
                 seconds.append(spent)
@@ -181,10 +182,13 @@ class EstimatorVariance(L.Callback):
         return row | {f"ms_per_draw/{name}": 1000 * mean_over_processes(seconds, trainer)}
 
     def state_dict(self):
-        return {"history": self.history}
+        trained = time.monotonic() - self._started
+        return {"history": self.history, "seconds": self._seconds, "last": self._last, "trained": trained}
 
     def load_state_dict(self, state):
         self.history = state["history"]
+        self._seconds, self._last = state.get("seconds", 0.0), state.get("last", 0.0)
+        self._trained_before = state.get("trained", 0.0)
 
     def on_train_end(self, trainer, pl_module):
         if not trainer.is_global_zero or not self.history:
@@ -268,6 +272,7 @@ def plot(history: list[dict[str, float]]) -> Figure:
                 axes.plot(
                     *zip(*points, strict=True) if points else ([], []),
                     color=f"C{colour}",
+                    linewidth=1.2 + 0.8 * (len(estimators) * len(shown) - 1 - colour),  # those that coincide are seen
                     linestyle=line,
                     marker="." if len(points) < 20 else None,
                     label=group if len(estimators) < 2 else estimator,
@@ -275,7 +280,10 @@ def plot(history: list[dict[str, float]]) -> Figure:
             axes.set(xlabel="step", yscale="log")
             axes.grid(alpha=0.3)
         what = estimators[0] if len(estimators) == 1 else f"{shown[0]} parameters" if shown else ""
-        left.set(ylabel="variance (trace of the covariance)", title=what)
+        split = any(key.startswith("total_variance/") for row in history for key in row)
+        left.set(
+            ylabel="variance (trace of the covariance)" + ("; dashed: with the data's" if split else ""), title=what
+        )
         right.set(ylabel="signal-to-noise ratio", title=what)
     if estimators:
         panels[0][1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))

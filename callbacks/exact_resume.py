@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.run_record import run_command
+from zoo.checkpoint_files import clear_unfinished
+from zoo.processes import number
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,10 @@ class ExactResume(Checkpoint):
         self._handlers: dict[int, object] = {}
         self._states: list[dict[str, torch.Tensor]] | None = None
         self._loader_states: list[dict] = []
+
+    def on_fit_start(self, trainer, pl_module):
+        if trainer.is_global_zero:
+            clear_unfinished(self.folder / "checkpoints")
 
     # Random state.
 
@@ -121,7 +127,7 @@ class ExactResume(Checkpoint):
         self._handlers = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._on_signal_in_test)}
 
     def _on_signal_in_test(self, signum, frame):
-        if int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0:
+        if number() == 0:
             self._say_without_test()
         raise SystemExit(128 + signum)
 

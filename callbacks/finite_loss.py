@@ -1,6 +1,8 @@
 """A run that has diverged stops, and says where."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -10,11 +12,36 @@ class NotFinite(ValueError):
     """A loss or weights that are infinite or no numbers; the message says when, which, and from where to go on."""
 
 
+def later(flag: torch.Tensor) -> Callable[[], bool]:
+    """What ``flag`` is, to be asked for later: of a GPU, without waiting for more than has made it."""
+    if not flag.is_cuda:
+        return flag.item
+    here, copied = torch.empty_like(flag, device="cpu", pin_memory=True), torch.cuda.Event()
+    here.copy_(flag, non_blocking=True)
+    copied.record()
+
+    def value() -> bool:
+        copied.synchronize()
+        return here.item()
+
+    return value
+
+
+def not_finite(state: Any, path: str = "") -> Iterator[str]:
+    """The places of tensors with infinite values or no numbers in nested dictionaries and lists."""
+    if isinstance(state, torch.Tensor):
+        if state.is_floating_point() and not state.isfinite().all():
+            yield path
+    elif isinstance(state, dict | list):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from not_finite(value, f"{path}.{key}" if path else str(key))
+
+
 class FiniteLoss(L.Callback):
     """Stop where a term of the loss is infinite or not a number, before any checkpoint holds what came of it.
 
     Terms are those that ``training_step`` returns, by name. They are looked at one batch later, so that a GPU is not
-    waited for, and before every checkpoint, whose weights are looked at, too.
+    waited for, and before every checkpoint, whose weights, averages and optimisers are looked at, too.
 
     Args:
         folder: the run folder, whose ``checkpoints/last.ckpt`` is the last good one.
@@ -22,31 +49,32 @@ class FiniteLoss(L.Callback):
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
-        self._seen: tuple[int, int, dict[str, torch.Tensor], torch.Tensor] | None = None
+        self._seen: tuple[int, int, dict[str, torch.Tensor], Callable[[], bool]] | None = None
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self._look()
         terms = {k: v.detach() for k, v in (outputs or {}).items() if isinstance(v, torch.Tensor)}
         if terms:
             finite = torch.stack([v.isfinite().all() for v in terms.values()]).all()
-            self._seen = (trainer.fit_loop.total_batch_idx, trainer.current_epoch, terms, finite)
+            self._seen = (trainer.fit_loop.total_batch_idx, trainer.current_epoch, terms, later(finite))
 
     def on_train_epoch_end(self, trainer, pl_module):
         self._look()
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):
         self._look()
-        states = [checkpoint["state_dict"], checkpoint.get("current_model_state", {})]  # averages, and what they are of
-        wrong = [k for s in states for k, v in s.items() if v.is_floating_point() and not v.isfinite().all()]
+        # Averages, what they are of, and the moments of optimisers: an infinite one holds its weight for ever.
+        states = {key: checkpoint.get(key) for key in ("state_dict", "current_model_state", "optimizer_states")}
+        wrong = [path.removeprefix("state_dict.") for path in not_finite(states)]
         if wrong:
             self._seen = None
             raise NotFinite(
-                f"after step {trainer.fit_loop.total_batch_idx} (epoch {trainer.current_epoch}) the weights are not "
-                f"finite: {', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}. {self._advice()}"
+                f"after step {trainer.fit_loop.total_batch_idx} (epoch {trainer.current_epoch}) what would be saved "
+                f"is not finite: {', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}. {self._advice()}"
             )
 
     def _look(self) -> None:
-        if self._seen is None or self._seen[3]:
+        if self._seen is None or self._seen[3]():
             return
         step, epoch, terms, _ = self._seen
         self._seen = None  # what is left to do on the way out is no further news

@@ -181,10 +181,10 @@ class NoBatchNorm(L.Callback):
 
 
 class KeepGradients(L.Callback):
-    """At the end, ``steps.pt`` in ``folder``: weights before and after, and what every optimiser's steps were given."""
+    """At the end, ``steps<rank>.pt`` in ``folder``: state before and after, and what every optimiser was given."""
 
     def __init__(self, folder):
-        self.path, self.gradients = Path(folder) / "steps.pt", []
+        self.folder, self.gradients = Path(folder), []
 
     def on_train_start(self, trainer, pl_module):
         self.before = {k: v.clone() for k, v in pl_module.state_dict().items()}
@@ -194,9 +194,9 @@ class KeepGradients(L.Callback):
         self.gradients.append({k: (g.to_dense() if g.is_sparse else g).clone() for k, g in gradients.items()})
 
     def on_train_end(self, trainer, pl_module):
-        if trainer.is_global_zero:
-            kept = {"before": self.before, "gradients": self.gradients, "after": pl_module.state_dict()}
-            torch.save(kept, self.path)
+        kept = {"before": self.before, "gradients": self.gradients, "after": pl_module.state_dict()}
+        kept["parameters"] = [name for name, _ in pl_module.named_parameters()]
+        torch.save(kept, self.folder / f"steps{trainer.global_rank}.pt")
 
 
 class Pixel(L.LightningModule):

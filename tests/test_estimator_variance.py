@@ -1,6 +1,7 @@
 """EstimatorVariance: what it measures, how it is spread and merged, what it costs, and beside what it works."""
 
 import csv
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from zoo.estimators import (
     split_variance,
 )
 from zoo.sampling import chunk_generator
+from zoo.vae import VAE
 
 
 def measured(folder):
@@ -76,6 +78,22 @@ def test_chunks_are_of_small_networks_and_of_the_same_draws():
         numbers.append(len(seen))
         assert_close(g["theta"], torch.randn(3, generator=chunk_generator(0, 4 + len(numbers))))
     assert numbers == [3] * 3 + [11] * 8 + [15] * 4
+
+
+def test_a_chunk_is_one_call_and_noise_may_be_none():
+    """Eight draws of a small network are one call of the surrogate, through vmap, for models too; others are eight."""
+    for e, batch in (
+        (linear(), torch.zeros(3)),
+        (VAE(latent_dim=2, hidden=[8]).gradient_estimators()["pathwise"], None),
+    ):
+        batch = [torch.zeros(4, 1, 28, 28)] if batch is None else batch
+        for batched, expected in ((True, 1), (False, 8)):
+            calls = []
+            counted = lambda p, b, n, e=e, calls=calls: calls.append(1) or e.surrogate(p, b, n)  # noqa: E731
+            found = list(gradients(replace(e, surrogate=counted, batched=batched), batch, range(8)))
+            assert (len(found), len(calls)) == (8, expected)
+    sure = GradientEstimator("sure", {"theta": torch.ones(3)}, lambda b, g: {}, lambda p, b, n: p["theta"].sum())
+    assert gradient_moments(sure, None, range(9))[0].statistics()["all"]["snr"] == float("inf")
 
 
 def test_what_vmap_cannot_take_goes_one_by_one(generator):

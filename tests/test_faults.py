@@ -17,7 +17,7 @@ from helpers import TINY, checkpoint, run
 from processes import CONTEXT, start, together
 
 from callbacks.finite_loss import FiniteLoss, NotFinite
-from zoo.checkpoint_files import CheckpointFiles, CheckpointNotWritten
+from zoo.checkpoint_files import CheckpointFiles, CheckpointNotWritten, clear_unfinished
 
 ROOT = Path(__file__).parent.parent
 EVERY_PICTURE = ["callbacks.samples.every_n_epochs=1", "logger=none", "test=false"]
@@ -59,10 +59,15 @@ def test_weights_that_the_last_batch_has_spoilt_are_not_saved(tmp_path):
     bad = {"state_dict": {"v": torch.ones(1), "w": torch.tensor([1, torch.inf])}}
     callback = FiniteLoss(tmp_path)
     callback.on_save_checkpoint(Trainer, None, good)
-    with pytest.raises(NotFinite, match=r"step 33 \(epoch 2\) the weights are not finite: w. .* no checkpoint yet"):
+    with pytest.raises(
+        NotFinite, match=r"step 33 \(epoch 2\) what would be saved is not finite: w. .* no checkpoint yet"
+    ):
         callback.on_save_checkpoint(Trainer, None, bad)
-    with pytest.raises(NotFinite, match="not finite: w"):
+    with pytest.raises(NotFinite, match="not finite: current_model_state.w"):
         callback.on_save_checkpoint(Trainer, None, good | {"current_model_state": bad["state_dict"]})
+    moments = [{"state": {0: {"exp_avg_sq": torch.tensor([torch.inf])}}}]
+    with pytest.raises(NotFinite, match="not finite: optimizer_states.0.state.0.exp_avg_sq"):
+        callback.on_save_checkpoint(Trainer, None, good | {"optimizer_states": moments})
 
 
 def test_two_processes_stop_where_one_has_diverged(tmp_path):
@@ -147,7 +152,8 @@ def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
         writer.join()
         found = torch.load(path, weights_only=True)
         assert found["number"] == -1 or (found["weights"] == found["number"]).all()
-    CheckpointFiles().save_checkpoint({}, path)
+    (tmp_path / ".best-epoch003.ckpt-0123abcd").touch()
+    clear_unfinished(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]  # what the killed ones left is gone
 
 

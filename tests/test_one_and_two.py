@@ -6,7 +6,7 @@ carry on. Batch normalisation would make them differ by nature; in its place is 
 
 import pytest
 import torch
-from helpers import TINY, run
+from helpers import TINY, assert_same, run
 from processes import together
 
 ALL = {name: [o for o in overrides if not o.startswith("callbacks.")] for name, overrides in TINY.items()} | {
@@ -38,19 +38,29 @@ def flat(tensors):
 
 
 def distances(folder, overrides):
-    """How far two processes are from one: the gradients of each step, in units of them, and what the weights moved."""
+    """How far two processes are from one: the gradients of each step, in units of them; weights and buffers, each by
+    themselves, in units of what they moved. Counts are the same, and so is everything on both processes."""
     for n in (1, 2):
         (folder / str(n)).mkdir()
         together(n, steps, folder / str(n), n, overrides)
-    one, two = (torch.load(folder / str(n) / "steps.pt", weights_only=True) for n in (1, 2))
+    one, two, other = (
+        torch.load(folder / path, weights_only=True) for path in ("1/steps0.pt", "2/steps0.pt", "2/steps1.pt")
+    )
     assert len(one["gradients"]) == len(two["gradients"]) >= 6
     apart = []
     for a, b in zip(one["gradients"], two["gradients"], strict=True):
         assert a.keys() == b.keys()
         apart.append(float(flat(a[k] - b[k] for k in a).norm() / flat(a.values()).norm()))
-    moved = {k: v - one["before"][k] for k, v in one["after"].items() if v.is_floating_point()}
-    error = flat(one["after"][k] - two["after"][k] for k in moved).norm() / flat(moved.values()).norm()
-    return apart, float(error)
+    assert_same(dict(two["after"]), dict(other["after"]))
+    errors = []
+    for weights in (True, False):
+        names = [k for k in one["after"] if (k in one["parameters"]) == weights]
+        moved = {k: one["after"][k] - one["before"][k] for k in names if one["after"][k].is_floating_point()}
+        for k in set(names) - set(moved):
+            assert torch.equal(one["after"][k], two["after"][k]), k
+        if moved and (distance := flat(moved.values()).norm()) > 0:
+            errors.append(float(flat(one["after"][k] - two["after"][k] for k in moved).norm() / distance))
+    return apart, max(errors)
 
 
 @pytest.mark.parametrize("name", sorted(ALL))

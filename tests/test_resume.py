@@ -173,6 +173,10 @@ def test_another_models_checkpoint_is_refused(tmp_path, uninterrupted):
         run(tmp_path, *TINY["ddpm"], f"ckpt={last}")
     with pytest.raises(CheckpointError, match=r"model.latent_dim was 2 and is 3; model.lr was 0.001 and is 0.1"):
         run(tmp_path, *TINY["vae"], "model.latent_dim=3", "model.lr=0.1", f"ckpt={last}")
+    with pytest.raises(CheckpointError, match=r"seed was 0 and is 5"):
+        run(tmp_path, *TINY["vae"], "seed=5", f"ckpt={last}")
+    with pytest.raises(CheckpointError, match=r"has 3 epochs behind it: trainer.max_epochs must be more, got 2"):
+        run(tmp_path, *TINY["vae"], "trainer.max_epochs=2", f"ckpt={last}")
 
 
 def test_a_finished_run_can_be_extended(tmp_path, uninterrupted):

@@ -134,7 +134,7 @@ def draw_all(folder, world_size):
         cfg = config(folder / name, *QUIET, *overrides, *DDP, f"trainer.devices={world_size}")
         torch.manual_seed(3)
         model, data = build(cfg.model), build(cfg.data)
-        trainer = build(cfg.trainer, callbacks=[build(cfg.callbacks.samples)], max_epochs=1)
+        trainer = build(cfg.trainer, callbacks=[build(cfg.callbacks.samples)], max_epochs=1, logger=False)
         trainer.validate(model, datamodule=data, verbose=False)
 
 
@@ -219,6 +219,16 @@ def first_chains(folder, *overrides):
     keep = ["+callbacks.keep._target_=helpers.KeepGradients", f"+callbacks.keep.folder={folder}"]
     run(folder, "trainer.max_epochs=2", *keep, *overrides)
     return seen
+
+
+def test_as_many_are_started_as_the_trainer_wants(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="torchrun has started 2 processes, and trainer.num_nodes times .* are 1"):
+        run(tmp_path, *TINY["vae"])
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    with pytest.raises(ValueError, match="monitor=val/distance asks for callbacks.sample_distance"):
+        run(tmp_path, *without_callbacks("gan"), "~callbacks.sample_distance")
 
 
 def test_a_sweep_of_several_processes_is_refused_in_one_line(tmp_path):

@@ -15,6 +15,12 @@ class CheckpointNotWritten(ValueError):
     """A checkpoint that the disk did not take; the message says which, and what it lacks."""
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Remove from ``folder`` what a process that was killed while it wrote has left."""
+    for left in folder.glob(".*.ckpt-????????"):
+        left.unlink(missing_ok=True)
+
+
 class CheckpointFiles(TorchCheckpointIO):
     """Write checkpoints beside their place, on the same disk, and move them there once they are on it.
 
@@ -28,8 +34,6 @@ class CheckpointFiles(TorchCheckpointIO):
             CheckpointNotWritten: if the disk is full, or cannot be written to.
         """
         path = Path(path)
-        for left in path.parent.glob(f".{path.name}-*"):  # by a process that was killed while it wrote
-            left.unlink(missing_ok=True)
         content = io.BytesIO()  # torch hides what goes wrong with a file
         torch.save(checkpoint, content)
         try:

@@ -1,7 +1,7 @@
 """Readable answers to what is wrong with a command line: keys that do not exist, values that do not fit."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -51,17 +51,6 @@ def check_overrides(arguments: list[str], config_dir: Path) -> None:
         if not known:  # a place for keys of the user's own, such as the conditions of samples
             raise SystemExit(f"{parent} has no key {key} yet: add it with +{override.input_line}")
         raise SystemExit(f"unknown key {override.key_or_group}: {parent} has {', '.join(known)}.{hint}")
-
-
-def overrides_of_process(arguments: list[str], environment: Mapping[str, str]) -> list[str]:
-    """What the command line lacks where torchrun or SLURM has started it in a process other than the first.
-
-    Run folders are named by the time: that of the first process is the run's, and the others have none.
-    """
-    if int(environment.get("RANK") or environment.get("SLURM_PROCID") or 0) == 0:
-        return []
-    folder = [] if any(a.startswith("hydra.run.dir=") for a in arguments) else ["hydra.run.dir=."]
-    return [*folder, "hydra.output_subdir=null", "hydra/job_logging=none"]
 
 
 def check_values(cfg) -> None:

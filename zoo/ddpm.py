@@ -431,7 +431,8 @@ class DDPM(L.LightningModule):
             def surrogate(params: Params, batch, noise: Noise) -> Tensor:
                 return call_with(self, params, lambda: (noise["weight"] * self.losses(batch, noise)).mean())
 
-            return GradientEstimator(timesteps, params, partial(self.noise, timesteps=timesteps), surrogate)
+            noise = partial(self.noise, timesteps=timesteps)
+            return GradientEstimator(timesteps, params, noise, surrogate, batched=False)
 
         def bound(name: str, function, draws: int, one_step: bool) -> GradientEstimator:
             def noise(batch, generator: torch.Generator | None = None) -> Noise:
@@ -449,7 +450,7 @@ class DDPM(L.LightningModule):
                     self, params, lambda: function(x0, *step, noise["eps"], *settings).mean() / x0[0].numel()
                 )
 
-            return GradientEstimator(name, params, noise, surrogate)
+            return GradientEstimator(name, params, noise, surrogate, batched=False)
 
         found = [training(name) for name in TIMESTEPS if name != "importance" or self.hparams.timesteps == name]
         found.append(bound("bound_single", diffusion_bound.single_draw, 1, one_step=True))

@@ -267,12 +267,15 @@ class GAN(L.LightningModule):
             def surrogate(params: Params, batch, noise: Noise) -> Tensor:
                 return call_with(self, params, lambda: self.generator_terms(noise, kind)["loss"])
 
-            return GradientEstimator(kind, generator, self.noise, surrogate)
+            # Batch normalisation has no batched form in torch.
+            return GradientEstimator(kind, generator, self.noise, surrogate, batched=False)
 
         def of_discriminator(params: Params, batch, noise: Noise) -> Tensor:
             return call_with(self, params, lambda: self.discriminator_terms(batch[0], noise)["loss"])
 
         kinds = dict.fromkeys([self.hparams.generator_loss, *GENERATOR_LOSSES])
         estimators = {kind: of_generator(kind) for kind in kinds}
-        estimators["discriminator"] = GradientEstimator("discriminator", discriminator, self.noise, of_discriminator)
+        estimators["discriminator"] = GradientEstimator(
+            "discriminator", discriminator, self.noise, of_discriminator, batched=False
+        )
         return estimators

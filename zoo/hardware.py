@@ -2,8 +2,6 @@
 
 import logging
 import os
-import threading
-import time
 import warnings
 
 import lightning as L
@@ -23,9 +21,10 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
         kwargs: Lightning's arguments.
 
     Raises:
-        ValueError: for epochs that are no whole numbers; for gradient clipping or accumulation of two players; for
-            sharded weights on CPUs or beside callbacks that need them whole; and for several processes in a Hydra
-            sweep, where each of them would start the whole sweep again.
+        ValueError: for epochs that are no whole numbers; for gradient clipping or accumulation of two players; for a
+            monitor that nothing measures; for other processes than torchrun or SLURM has started; for sharded weights
+            on CPUs or beside callbacks that need them whole; and for several processes in a Hydra sweep, where each of
+            them would start the whole sweep again.
     """
     quiet_lightning()
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it; nothing changes on a CPU
@@ -46,10 +45,11 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
     if epochs and every and 0 < epochs < every:
         kwargs["check_val_every_n_epoch"] = epochs  # a run that never validates has no best checkpoint and no samples
     kwargs["plugins"] = [*(kwargs.get("plugins") or []), CheckpointFiles()]
-    _end_with_parent()
     if "fsdp" in str(kwargs.get("strategy")):
-        _check_sharding(kwargs.get("callbacks") or [])
+        _check_sharding(kwargs.get("accelerator", "auto"), kwargs.get("callbacks") or [])
+    _check_monitors(kwargs.get("callbacks") or [])
     trainer = L.Trainer(precision=precision, **kwargs)
+    _check_started(trainer.world_size)
     if two_players and isinstance(trainer.strategy, DDPStrategy):
         trainer = L.Trainer(precision=precision, **{**kwargs, "strategy": "ddp_find_unused_parameters_true"})
     if trainer.world_size > 1 and _in_sweep():
@@ -72,14 +72,16 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", r"(?s)Grad strides do not match bucket view strides")
 
 
-def _check_sharding(callbacks: list) -> None:
+def _check_sharding(accelerator: str, callbacks: list) -> None:
     """Refuse to shard the weights where there are no GPUs, or beside what asks each process for all of them.
 
     Raises:
         ValueError: saying which.
     """
-    if not torch.cuda.is_available():
-        raise ValueError("trainer.strategy=fsdp shards weights over GPUs, and there are none: trainer.strategy=ddp")
+    if not torch.cuda.is_available() or accelerator == "cpu":
+        raise ValueError(
+            "trainer.strategy=fsdp shards weights over GPUs, and there are none here: trainer.strategy=ddp"
+        )
     kept = ("ModelCheckpoint", "FiniteLoss", "ExactResume", "RunRecord", "TimeEstimate", "LossPerStep")
     if whole := [name for c in callbacks if (name := type(c).__name__) not in kept]:
         raise ValueError(
@@ -88,24 +90,33 @@ def _check_sharding(callbacks: list) -> None:
         )
 
 
-def _end_with_parent() -> None:
-    """End this process, if it is one that Lightning has started, when the one that started it is gone.
+def _check_monitors(callbacks: list) -> None:
+    """Refuse to choose the best checkpoint by a distance that nothing measures.
 
-    Killed outright, the first process of a machine would leave the others waiting for it, for as long as NCCL does.
+    Raises:
+        ValueError: saying so.
     """
-    started_here = (
-        int(os.environ.get("LOCAL_RANK", 0)) > 0 and "NODE_RANK" in os.environ
-    )  # torchrun and SLURM see to it
-    if not started_here or "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ:
-        return
-    parent = os.getppid()
+    kinds = {type(c).__name__ for c in callbacks}
+    if any(getattr(c, "monitor", None) == "val/distance" for c in callbacks) and "SampleDistance" not in kinds:
+        raise ValueError(
+            "callbacks.best.monitor=val/distance asks for callbacks.sample_distance, which measures it: keep that, or "
+            "choose another monitor"
+        )
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+def _check_started(world_size: int) -> None:
+    """Refuse to train once more in each process that torchrun or SLURM has started.
+
+    Raises:
+        ValueError: where they have started another number of them than ``world_size``.
+    """
+    by = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM" if "SLURM_PROCID" in os.environ else None
+    started = int(os.environ.get("WORLD_SIZE" if by == "torchrun" else "SLURM_NTASKS", 1)) if by else world_size
+    if started != world_size:
+        raise ValueError(
+            f"{by} has started {started} processes, and trainer.num_nodes times trainer.devices are {world_size}: set "
+            "them to the numbers of machines and of processes on each, with trainer=ddp"
+        )
 
 
 def _in_sweep() -> bool:

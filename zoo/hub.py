@@ -106,8 +106,12 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def check_resumable(path: str | Path, model) -> None:
+def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs: int | None = None) -> None:
     """Refuse to resume ``model`` from what is not a training checkpoint of its class and with its arguments.
+
+    Args:
+        seed: of this run, which must be that of the checkpoint's; not looked at if None.
+        max_epochs: of this run, which must be no fewer than are done; likewise, or if -1.
 
     Raises:
         CheckpointError: saying what it is instead.
@@ -122,7 +126,15 @@ def check_resumable(path: str | Path, model) -> None:
     if (zoo.MODELS | zoo.JUDGES).get(name) != f"{type(model).__module__}.{type(model).__name__}":
         raise CheckpointError(f"{path} is a checkpoint of the model {name!r}, and this run trains another one")
     before = checkpoint.get("hyper_parameters", {})
+    done = (
+        checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {}).get("completed", 0)
+    )
+    if max_epochs not in (None, -1) and done > max_epochs:
+        raise CheckpointError(f"{path} has {done} epochs behind it: trainer.max_epochs must be more, got {max_epochs}")
     changed = [f"model.{k} was {before.get(k)!r} and is {v!r}" for k, v in model.hparams.items() if before.get(k) != v]
+    began = checkpoint.get("record", {}).get("config", {}).get("seed", seed)
+    if seed is not None and began != seed:
+        changed.append(f"seed was {began} and is {seed}")
     if changed:
         raise CheckpointError(f"a run resumes with the settings it began with: in {path}, {'; '.join(changed)}")
 

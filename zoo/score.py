@@ -390,7 +390,9 @@ class Score(L.LightningModule):
             def surrogate(params: Params, batch, noise: Noise) -> Tensor:
                 return call_with(self, params, lambda: self.losses(batch, noise, objective, reduced).mean())
 
-            return GradientEstimator(name, params, partial(self.noise, objective=objective), surrogate)
+            # Images go through a U-Net, whose memory order torch does not batch.
+            noise, images = partial(self.noise, objective=objective), len(self.hparams.shape) == 3
+            return GradientEstimator(name, params, noise, surrogate, batched=not images)
 
         if self.hparams.objective == "denoising":
             return {"denoising": estimator("denoising", "denoising")}

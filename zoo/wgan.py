@@ -250,7 +250,8 @@ class WGAN(L.LightningModule):
                 return call_with(self, params, lambda: terms(batch[0], noise)["loss"])
 
             own = {k: p for k, p in named.items() if k.startswith(f"{name}.")}
-            return GradientEstimator(name, own, self.noise, surrogate)
+            # Batch normalisation has no batched form in torch.
+            return GradientEstimator(name, own, self.noise, surrogate, batched=False)
 
         return {
             "generator": estimator("generator", lambda x, noise: self.generator_terms(noise)),

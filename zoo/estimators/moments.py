@@ -27,7 +27,7 @@ Params = dict[str, Tensor]
 Noise = dict[str, Tensor]
 
 CHUNK = 8  # draws that are batched, where they are; always the same ones together, so that their bits are the same
-MOST_AT_ONCE = 2**22  # numbers in the gradients of a chunk, 16 MB: larger networks are as fast one draw at a time
+MOST_AT_ONCE = 2**22  # numbers in the gradients of a chunk: larger networks are as fast one draw at a time
 SLICE = 2**17  # numbers of a gradient that are in float64 at once, beside their mean: half a megabyte stays in caches
 
 
@@ -124,7 +124,7 @@ class GradientMoments:
         """Variance and signal-to-noise ratio, for ``all`` parameters and for each group.
 
         A group is a module at the first level where parameters differ: ``encoder.0.weight`` is in ``encoder``, and
-        ``net.down.0.weight`` in ``down`` if everything is in ``net``.
+        ``net.down.0.weight`` in ``down`` if everything is in ``net``; of numbered modules in ``net.0``, ``net.1``, ...
 
         Returns:
             ``{group: {"variance": tr C, "signal": max(0, |g_n|^2 - tr C / n), "snr": sqrt(signal / variance)}}``; the
@@ -140,7 +140,9 @@ class GradientMoments:
         while len({tuple(name.split(".")[: level + 1]) for name in self.mean}) == 1 and len(self.mean) > 1:
             level += 1
         for name in self.mean:
-            groups.setdefault(name.split(".")[level], []).append(name)
+            parts = name.split(".")
+            group = parts[level] if level == 0 or not parts[level].isdigit() else ".".join(parts[level - 1 : level + 1])
+            groups.setdefault(group, []).append(name)
         result = {}
         for group, names in groups.items():
             variance = sum(self.squared_deviation[name] for name in names) / (self.n - 1)
@@ -171,13 +173,14 @@ def gradients(estimator: GradientEstimator, batch: Any, draws: Iterable[int], se
     together = vmap(gradient, in_dims=(None, None, 0)) if size > 1 else None
     for _, group in groupby(draws, key=lambda k: k // size):
         noises = [estimator.noise(batch, chunk_generator(seed, k)) for k in group]
-        if together is not None and len(noises) > 1:
+        if together is not None and len(noises) > 1 and noises[0]:
             try:
                 found = together(params, batch, {k: torch.stack([noise[k] for noise in noises]) for k in noises[0]})
             except RuntimeError:  # what is wrong with the surrogate itself, the loop below says
                 together = None
             else:
                 yield from ({name: g[i] for name, g in found.items()} for i in range(len(noises)))
+                del found, noises  # before the next ones are made
                 continue
         for noise in noises:
             yield gradient(params, batch, noise)
@@ -218,7 +221,8 @@ def split_variance(per_batch: Iterable[GradientMoments]) -> dict[str, Split]:
     """Tell the noise of the data from that of the draws (law of total variance).
 
     From B batches with K draws each: the first term is the mean of their variances; the second the variance of their
-    means, less the 1 / K of the first that is in it, and at least 0. Both are unbiased but for that.
+    means, less the 1 / K of the first that is in it, and at least 0. Both are unbiased but for that, and so is |g|^2
+    in ``snr``.
 
     Args:
         per_batch: moments of the draws of each batch, of at least two batches and with equal numbers of draws. Each is
