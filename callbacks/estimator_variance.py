@@ -272,7 +272,7 @@ def plot(history: list[dict[str, float]]) -> Figure:
                 axes.plot(
                     *zip(*points, strict=True) if points else ([], []),
                     color=f"C{colour}",
-                    linewidth=1.2 + 0.8 * (len(estimators) * len(shown) - 1 - colour),  # those that coincide are seen
+                    linewidth=1.2 + 0.4 * (len(estimators) * len(shown) - 1 - colour),  # those that coincide are seen
                     linestyle=line,
                     marker="." if len(points) < 20 else None,
                     label=group if len(estimators) < 2 else estimator,
@@ -280,11 +280,10 @@ def plot(history: list[dict[str, float]]) -> Figure:
             axes.set(xlabel="step", yscale="log")
             axes.grid(alpha=0.3)
         what = estimators[0] if len(estimators) == 1 else f"{shown[0]} parameters" if shown else ""
-        split = any(key.startswith("total_variance/") for row in history for key in row)
-        left.set(
-            ylabel="variance (trace of the covariance)" + ("; dashed: with the data's" if split else ""), title=what
-        )
+        left.set(ylabel="variance (trace of the covariance)", title=what)
         right.set(ylabel="signal-to-noise ratio", title=what)
     if estimators:
+        if any(key.startswith("total_variance/") for row in history for key in row):
+            panels[0][1].plot([], [], color="black", linestyle="--", label="total, with the data's noise")
         panels[0][1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
