@@ -30,6 +30,9 @@ LONG = (
     "test_resume",
     "test_callbacks",
     "test_rbm",
+    "test_one_and_two",
+    "test_estimator_variance",
+    "test_faults",
 )  # minutes, where others take seconds
 
 

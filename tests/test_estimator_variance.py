@@ -181,8 +181,8 @@ def assert_same_measurement(folder, world_sizes, name, *overrides):
 
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_two_processes_measure_what_one_does(name, tmp_path):
-    """Five draws of every estimator of every model, to float64's rounding."""
-    assert assert_same_measurement(tmp_path, (1, 2), name, "draws=5", "batch_size=20")
+    """Three draws of every estimator of every model, to float64's rounding."""
+    assert assert_same_measurement(tmp_path, (1, 2), name, "draws=3", "batch_size=8")
 
 
 @pytest.mark.parametrize("batches", [1, 3])
