@@ -26,17 +26,26 @@ ROOT = Path(__file__).parent.parent
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name in TINY:
-        run(folder / name, *TINY[name], "debug=fast", "test=false")
+        run(folder / name, *TINY[name], "debug=fast", "test=false", "logger=none")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(runs, tmp_path_factory):
+    """Every model exported, once."""
+    folder = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo, "WEIGHTS", folder)
+        for name in TINY:
+            hub.export(runs / name, name)
     return folder
 
 
 @pytest.fixture
-def published(runs, tmp_path, monkeypatch):
-    """A folder of weights of the test's own, with every model exported to it."""
+def published(exported, tmp_path, monkeypatch):
+    """A folder of weights of the test's own, with every model in it."""
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
-    for name in TINY:
-        hub.export(runs / name, name)
-    return tmp_path / "weights"
+    return Path(shutil.copytree(exported, tmp_path / "weights"))
 
 
 def test_export_then_load_is_the_same_model(published, runs):

@@ -126,9 +126,8 @@ def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs
     if (zoo.MODELS | zoo.JUDGES).get(name) != f"{type(model).__module__}.{type(model).__name__}":
         raise CheckpointError(f"{path} is a checkpoint of the model {name!r}, and this run trains another one")
     before = checkpoint.get("hyper_parameters", {})
-    done = (
-        checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {}).get("completed", 0)
-    )
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
+    done = progress.get("current", {}).get("processed", 0)
     if max_epochs not in (None, -1) and done > max_epochs:
         raise CheckpointError(f"{path} has {done} epochs behind it: trainer.max_epochs must be more, got {max_epochs}")
     changed = [f"model.{k} was {before.get(k)!r} and is {v!r}" for k, v in model.hparams.items() if before.get(k) != v]
