@@ -17,7 +17,7 @@ class Samples(L.Callback):
     """Draw samples during validation, where averaged weights are in place, and leave training as it was.
 
     The same seed gives the same noise in every epoch, so that pictures show the model changing and nothing else, and
-    the same pixels on any number of processes, which share the work.
+    the same pixels on any number of processes, which share the work (on CPUs, if each has as many threads).
 
     Args:
         folder: where ``epoch_000.png``, ... go.

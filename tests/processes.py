@@ -19,6 +19,7 @@ def _as_rank(rank, world_size, port, function, args, results):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "test",
+        "OMP_NUM_THREADS": "1",  # Lightning would give one process all cores, and several a part each: other bits
     }
     try:
         result = function(*args)
