@@ -114,10 +114,10 @@ class WandbLogger(lightning_loggers.WandbLogger):
         """
         import wandb
 
+        if not self._checkpoints:
+            return
         best = sorted(folder.glob("best-*.ckpt"), key=lambda path: path.stat().st_mtime)[-1:]
         for alias, path in [*(("last", path) for path in folder.glob("last.ckpt")), *(("best", path) for path in best)]:
-            if not self._checkpoints:
-                return
             checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
             card = {key: checkpoint.get(key) for key in ("model", "hyper_parameters", "epoch", "global_step", "record")}
             with path.open("rb") as file:

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from train import build
 from zoo.ddpm import DDPM
+from zoo.hardware import _check_started
 from zoo.score import Score
 
 ROOT = Path(__file__).parent.parent
@@ -226,6 +227,14 @@ def test_as_many_are_started_as_the_trainer_wants(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="torchrun has started 2 processes, and trainer.num_nodes times .* are 1"):
         run(tmp_path, *TINY["vae"])
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "3")
+    monkeypatch.setenv("SLURM_JOB_NAME", "zoo")
+    with pytest.raises(ValueError, match="SLURM has started 3 processes, and .* are 1"):
+        _check_started(1)
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+    _check_started(1)
+    monkeypatch.delenv("SLURM_PROCID")
     with pytest.raises(ValueError, match="monitor=val/distance asks for callbacks.sample_distance"):
         run(tmp_path, *without_callbacks("gan"), "~callbacks.sample_distance")
 

@@ -110,7 +110,9 @@ def _check_started(world_size: int) -> None:
     Raises:
         ValueError: where they have started another number of them than ``world_size``.
     """
-    by = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM" if "SLURM_PROCID" in os.environ else None
+    # In an interactive job of SLURM it is Lightning that starts processes.
+    slurm = "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+    by = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM" if slurm else None
     started = int(os.environ.get("WORLD_SIZE" if by == "torchrun" else "SLURM_NTASKS", 1)) if by else world_size
     if started != world_size:
         raise ValueError(
