@@ -1,8 +1,6 @@
 """Train one model of the zoo: ``python train.py model=ddpm data=mnist trainer.max_epochs=2``."""
 
-import errno
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -11,8 +9,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.configuration import check_kind, check_overrides, check_values, raised_by_the_zoo
-from zoo.processes import end_with_parent, overrides_of_process, speaker
+from zoo.training.command_line import check_kind, check_overrides, check_values, errors_for_people
+from zoo.training.processes import end_with_parent, overrides_of_process
 
 # torch and Lightning take seconds to import; they come in with the first `build`, after the configuration is composed.
 
@@ -22,8 +20,10 @@ def build(node: DictConfig, **kwargs):
     try:
         return instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError) and raised_by_the_zoo(error.__cause__):
-            raise error.__cause__ from None  # what is wrong with a value, without Hydra's account of where
+        # Hydra says in words what it cannot find or call. What the call itself raised keeps its traceback.
+        called, cause = "Error in call to target" in str(error), error.__cause__
+        if called and cause is not None and cause.__traceback__.tb_next is not None:
+            raise cause from None
         raise
 
 
@@ -62,28 +62,13 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 @hydra.main(config_path="configs", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
-    try:
+    with errors_for_people(cfg.run_dir):
         return train(cfg).get(OmegaConf.select(cfg, "callbacks.best.monitor"))  # what a sweep minimises
-    except ValueError as error:
-        if not raised_by_the_zoo(error):
-            raise
-        raise SystemExit(f"{speaker()}error: {error}") from None
-    except RuntimeError as error:
-        if not re.search("closed by peer|reset by peer", str(error)):  # as gloo says it
-            raise
-        last = f"{cfg.run_dir}/checkpoints/last.ckpt"
-        raise SystemExit(f"{speaker()}error: another process of this run is gone; ckpt={last} goes on") from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        what, last = error.filename or cfg.run_dir, f"{cfg.run_dir}/checkpoints/last.ckpt"
-        raise SystemExit(
-            f"{speaker()}error: {what} cannot be written: {error.strerror}. Make room: ckpt={last} then goes on"
-        ) from None
 
 
 if __name__ == "__main__":
     end_with_parent()
-    check_overrides(sys.argv[1:], Path(__file__).parent / "configs")
+    with errors_for_people():
+        check_overrides(sys.argv[1:], Path(__file__).parent / "configs")
     sys.argv += overrides_of_process(sys.argv[1:], os.environ)
     main()

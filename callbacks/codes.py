@@ -6,7 +6,8 @@ import lightning as L
 import torch
 
 from callbacks.grids import write_grid
-from zoo.configuration import check_whole
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_whole
 from zoo.sampling import chunk_generator
 
 
@@ -21,7 +22,7 @@ class Codes(L.Callback):
         seed: of the noise.
 
     Raises:
-        ValueError: for numbers below 1; at set-up, for a model without ``vary``.
+        UserError: for numbers below 1; at set-up, for a model without ``vary``.
     """
 
     def __init__(self, folder: str, every_n_epochs: int = 5, seed: int = 0):
@@ -31,7 +32,7 @@ class Codes(L.Callback):
 
     def setup(self, trainer, pl_module, stage):
         if not callable(getattr(pl_module, "vary", None)):
-            raise ValueError(f"{type(pl_module).__name__} has no method vary(code), so there is nothing to draw")
+            raise UserError(f"{type(pl_module).__name__} has no method vary(code), so there is nothing to draw")
 
     @torch.no_grad()
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):

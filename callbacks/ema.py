@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
+from zoo.checks.errors import UserError
+
 
 def ema_update(averaged: Tensor, current: Tensor, num_averaged: Tensor, decay: float) -> Tensor:
     """One step of the average with a decay that warms up, min(decay, (1 + n) / (10 + n)), n counting the updates.
@@ -43,19 +45,19 @@ class EMA(WeightAveraging):
         decay: per optimiser step, 0 to 1 exclusive; 0.999 averages over about 1,000 steps.
 
     Raises:
-        ValueError: for a ``decay`` outside that; at the start of training, for weights of 16 bits, where an average
+        UserError: for a ``decay`` outside that; at the start of training, for weights of 16 bits, where an average
             that moves by a thousandth a step does not move at all.
     """
 
     def __init__(self, decay: float = 0.999):
         if not 0 < decay < 1:
-            raise ValueError(f"decay must lie between 0 and 1, got {decay}")
+            raise UserError(f"decay must lie between 0 and 1, got {decay}")
         self.decay = decay
         super().__init__(use_buffers=False, avg_fn=lambda a, c, n: ema_update(a, c, n, decay))
 
     def on_train_start(self, trainer, pl_module):
         if narrow := {p.dtype for p in pl_module.parameters() if p.dtype in (torch.bfloat16, torch.float16)}:
-            raise ValueError(
+            raise UserError(
                 f"weights of {narrow.pop()} cannot hold an average of decay {self.decay}: use precision bf16-mixed, "
                 "or callbacks=default to train without averages"
             )

@@ -10,7 +10,8 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from matplotlib.figure import Figure
 
-from zoo.configuration import check_whole
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_whole
 from zoo.estimators import GradientEstimator, GradientMoments, chunk_size, gradient_moments, split_variance
 from zoo.sampling import chunk_generator
 
@@ -54,7 +55,7 @@ class EstimatorVariance(L.Callback):
         seed: of the noise and of the probe batch's binarisation.
 
     Raises:
-        ValueError: for values outside these; at set-up, for a model without ``gradient_estimators`` or without one of
+        UserError: for values outside these; at set-up, for a model without ``gradient_estimators`` or without one of
             ``compare``, or a run without validation data or with too few.
     """
 
@@ -71,10 +72,10 @@ class EstimatorVariance(L.Callback):
         check_whole("draws", draws, least=2)
         if isinstance(every_n_steps, float):
             if not 0 < every_n_steps < 1:
-                raise ValueError(f"every_n_steps must be a whole number, or a share below 1, got {every_n_steps}")
+                raise UserError(f"every_n_steps must be a whole number, or a share below 1, got {every_n_steps}")
         elif every_n_steps != "auto":
             if isinstance(every_n_steps, str):
-                raise ValueError(
+                raise UserError(
                     f"every_n_steps must be a whole number, a share below 1, or auto, got {every_n_steps!r}"
                 )
             check_whole("every_n_steps", every_n_steps)
@@ -84,7 +85,7 @@ class EstimatorVariance(L.Callback):
         names = compare if isinstance(compare, list | tuple) else []
         strings = {name for name in names if isinstance(name, str)}
         if compare is not None and (not names or len(strings) < len(names)):
-            raise ValueError(f"compare must be null or a list of estimators, each once, got {compare!r}")
+            raise UserError(f"compare must be null or a list of estimators, each once, got {compare!r}")
         self.folder, self.every_n_steps, self.draws, self.batch_size = Path(folder), every_n_steps, draws, batch_size
         self.batches, self.compare, self.seed = batches, compare, seed
         self.probes: list[Any] = []
@@ -95,25 +96,25 @@ class EstimatorVariance(L.Callback):
     def setup(self, trainer, pl_module, stage):
         name = type(pl_module).__name__
         if not callable(getattr(pl_module, "gradient_estimators", None)):
-            raise ValueError(f"{name} has no method gradient_estimators(), so there is no variance to measure")
+            raise UserError(f"{name} has no method gradient_estimators(), so there is no variance to measure")
         known = pl_module.gradient_estimators()
         unknown = [e for e in self.compare or [] if e not in known]
         if unknown:
-            raise ValueError(f"{name} has no gradient estimator {', '.join(unknown)}; it has {', '.join(known)}")
+            raise UserError(f"{name} has no gradient estimator {', '.join(unknown)}; it has {', '.join(known)}")
 
     def on_train_start(self, trainer, pl_module):
         loader = trainer.val_dataloaders  # not there yet where the first validation is some epochs off
         if loader is None and trainer.datamodule is not None and trainer.limit_val_batches:
             loader = trainer.datamodule.val_dataloader()
         if loader is None:
-            raise ValueError(
+            raise UserError(
                 "the probe batch of EstimatorVariance comes from validation data, and there are none: have some "
                 "(trainer.limit_val_batches), or leave the callback out (~callbacks.estimator_variance)"
             )
         with isolate_rng():
             self.probes = list(probe_batches(loader, self.batch_size, self.batches, trainer, pl_module.device))
         if len(self.probes) < self.batches:
-            raise ValueError(
+            raise UserError(
                 f"the validation data are {len(self.probes)} whole batches of {self.batch_size}: they do not make "
                 f"batches={self.batches} of EstimatorVariance"
             )
@@ -127,7 +128,7 @@ class EstimatorVariance(L.Callback):
             self.interval = AUTO_EVERY
         elif isinstance(self.interval, float):
             if trainer.max_epochs in (None, -1):
-                raise ValueError(f"every_n_steps={self.interval} is a share of a run, and this one has no end")
+                raise UserError(f"every_n_steps={self.interval} is a share of a run, and this one has no end")
             self.interval = max(1, int(self.interval * trainer.max_epochs * trainer.num_training_batches))
         self._started = time.monotonic() - self._trained_before
 

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.run_record import run_command
 from zoo.checkpoint_files import clear_unfinished
-from zoo.processes import number
+from zoo.training.processes import number
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,10 @@ from typing import Any
 import lightning as L
 import torch
 
+from zoo.checks.errors import UserError
 
-class NotFinite(ValueError):
+
+class NotFinite(UserError):
     """A loss or weights that are infinite or no numbers; the message says when, which, and from where to go on."""
 
 

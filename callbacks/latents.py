@@ -7,7 +7,8 @@ import lightning as L
 import torch
 
 from callbacks.grids import write_grid
-from zoo.configuration import check_whole
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_whole
 
 
 class Latents(L.Callback):
@@ -23,7 +24,7 @@ class Latents(L.Callback):
         every_n_epochs: how often; the last epoch is always drawn.
 
     Raises:
-        ValueError: for ``n`` or ``every_n_epochs`` below 1; at set-up, for a model without ``reconstruct``.
+        UserError: for ``n`` or ``every_n_epochs`` below 1; at set-up, for a model without ``reconstruct``.
     """
 
     def __init__(self, folder: str, n: int = 40, every_n_epochs: int = 5):
@@ -33,7 +34,7 @@ class Latents(L.Callback):
 
     def setup(self, trainer, pl_module, stage):
         if not callable(getattr(pl_module, "reconstruct", None)):
-            raise ValueError(f"{type(pl_module).__name__} has no method reconstruct(x), so there is nothing to draw")
+            raise UserError(f"{type(pl_module).__name__} has no method reconstruct(x), so there is nothing to draw")
 
     @torch.no_grad()
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):

@@ -3,7 +3,7 @@
 import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from zoo.configuration import check_whole
+from zoo.checks.values import check_whole
 from zoo.evaluation import check_importance_weighted, log_likelihood
 from zoo.sampling import chunk_generator
 
@@ -21,7 +21,7 @@ class LogLikelihood(L.Callback):
         seed: of the noise.
 
     Raises:
-        ValueError: for numbers below 1; at set-up, for a model without ``log_likelihood``.
+        UserError: for numbers below 1; at set-up, for a model without ``log_likelihood``.
     """
 
     def __init__(self, every_n_epochs: int = 10, num_samples: int = 100, batches: int = 2, seed: int = 0):

@@ -7,7 +7,8 @@ import torch
 from matplotlib.figure import Figure
 
 from callbacks.grids import write_grid
-from zoo.configuration import check_whole
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_whole
 from zoo.sampling import as_image
 
 
@@ -23,7 +24,7 @@ class LossPerStep(L.Callback):
         bins: at least 1; where the model has fewer steps, each has its own.
 
     Raises:
-        ValueError: for numbers below 1; at set-up, for a model without ``num_steps``.
+        UserError: for numbers below 1; at set-up, for a model without ``num_steps``.
     """
 
     def __init__(self, folder: str, every_n_epochs: int = 2, bins: int = 50):
@@ -33,7 +34,7 @@ class LossPerStep(L.Callback):
 
     def setup(self, trainer, pl_module, stage):
         if not hasattr(pl_module, "num_steps"):
-            raise ValueError(f"{type(pl_module).__name__} has no num_steps: its loss is not one of many steps")
+            raise UserError(f"{type(pl_module).__name__} has no num_steps: its loss is not one of many steps")
 
     def on_validation_epoch_start(self, trainer, pl_module):
         self.steps = pl_module.num_steps

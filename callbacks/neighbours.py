@@ -6,7 +6,8 @@ from pathlib import Path
 
 import lightning as L
 
-from zoo.configuration import check_whole
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_whole
 from zoo.words import LONG, word_map
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class Neighbours(L.Callback):
         shown: words in the picture.
 
     Raises:
-        ValueError: for numbers below 1, or ``words`` that is no list of words; at set-up, for a model that knows no
+        UserError: for numbers below 1, or ``words`` that is no list of words; at set-up, for a model that knows no
             words.
     """
 
@@ -43,13 +44,13 @@ class Neighbours(L.Callback):
         for key, value in {"n": n, "probes": probes, "every_n_epochs": every_n_epochs, "shown": shown}.items():
             check_whole(key, value)
         if words is not None and (not isinstance(words, list) or not all(isinstance(w, str) for w in words)):
-            raise ValueError(f"words must be null or a list of words, got {words!r}")
+            raise UserError(f"words must be null or a list of words, got {words!r}")
         self.folder, self.words, self.n, self.probes = Path(folder), words, n, probes
         self.every_n_epochs, self.shown = every_n_epochs, shown
 
     def setup(self, trainer, pl_module, stage):
         if not callable(getattr(pl_module, "nearest", None)):
-            raise ValueError(f"{type(pl_module).__name__} has no method nearest(word, n), so no word has neighbours")
+            raise UserError(f"{type(pl_module).__name__} has no method nearest(word, n), so no word has neighbours")
 
     def on_train_start(self, trainer, pl_module):
         if missing := [w for w in self.words or [] if w not in pl_module.index]:

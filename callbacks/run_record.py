@@ -13,6 +13,8 @@ import torch
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 
+from zoo.checks.errors import UserError
+
 FOLDER = Path(__file__).parent
 
 
@@ -80,14 +82,14 @@ class RunRecord(L.Callback):
         config: the resolved configuration, plain values.
 
     Raises:
-        ValueError: for a folder that holds a run, unless this one resumes from a checkpoint.
+        UserError: for a folder that holds a run, unless this one resumes from a checkpoint.
     """
 
     def __init__(self, folder: str, config: dict[str, Any] | None = None):
         self.folder, self.config = Path(folder), dict(config or {})
         if (self.folder / "config.yaml").is_file() and self.config.get("ckpt") is None:
             last = _short(self.folder / "checkpoints" / "last.ckpt")
-            raise ValueError(
+            raise UserError(
                 f"{_short(self.folder)} holds a run already: resume it with ckpt={last}, or name another folder"
             )
         self.record: dict[str, Any] = {}

@@ -4,7 +4,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from zoo.configuration import check_whole
+from zoo.checks.values import check_whole
 from zoo.distances import Yardstick
 from zoo.sampling import check_conditions, sample_chunks
 
@@ -22,7 +22,7 @@ class SampleDistance(L.Callback):
         seed: of the noise.
 
     Raises:
-        ValueError: for numbers below these; at set-up, for a model without ``sample``.
+        UserError: for numbers below these; at set-up, for a model without ``sample``.
     """
 
     def __init__(self, n: int = 5000, seed: int = 0):

@@ -9,7 +9,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from callbacks.ema import judged
 from callbacks.grids import write_grid
-from zoo.configuration import check_whole
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_whole
 from zoo.sampling import check_conditions, picture, sample_chunks, try_conditions
 
 
@@ -29,7 +30,7 @@ class Samples(L.Callback):
         conditions: handed on to ``model.sample``, such as ``{num_steps: 50}``.
 
     Raises:
-        ValueError: for ``n``, ``every_n_epochs`` or ``every_n_steps`` below 1; at set-up, for a model without
+        UserError: for ``n``, ``every_n_epochs`` or ``every_n_steps`` below 1; at set-up, for a model without
             ``sample`` or a condition that it does not take.
     """
 
@@ -48,7 +49,7 @@ class Samples(L.Callback):
             check_whole("every_n_steps, where it is not null,", every_n_steps)
         check_whole("seed", seed, least=0)
         if not isinstance(conditions or {}, Mapping):
-            raise ValueError(f"conditions must be names with values, such as {{num_steps: 50}}, got {conditions!r}")
+            raise UserError(f"conditions must be names with values, such as {{num_steps: 50}}, got {conditions!r}")
         self.folder, self.n, self.every_n_epochs, self.seed = Path(folder), n, every_n_epochs, seed
         self.every_n_steps, self.conditions = every_n_steps, dict(conditions or {})
 
@@ -61,8 +62,8 @@ class Samples(L.Callback):
         try:
             with isolate_rng():
                 try_conditions(pl_module, n, conditions)
-        except ValueError as error:
-            raise ValueError(f"callbacks.samples.conditions={self.conditions}: {error}") from error
+        except UserError as error:
+            raise UserError(f"callbacks.samples.conditions={self.conditions}: {error}") from error
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         epoch = trainer.current_epoch

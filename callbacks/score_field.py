@@ -8,7 +8,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from callbacks.grids import write_grid
 from zoo import fields
-from zoo.configuration import check_whole
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_whole
 from zoo.sampling import as_image
 
 
@@ -21,7 +22,7 @@ class ScoreField(L.Callback):
         samples: drawn for the gap.
 
     Raises:
-        ValueError: for numbers below 1; at set-up, for data whose score is not known, or a model without one.
+        UserError: for numbers below 1; at set-up, for data whose score is not known, or a model without one.
     """
 
     def __init__(self, folder: str, every_n_epochs: int = 10, samples: int = 1000):
@@ -32,7 +33,7 @@ class ScoreField(L.Callback):
     def setup(self, trainer, pl_module, stage):
         distribution = getattr(trainer.datamodule, "distribution", None)
         if not hasattr(distribution, "score") or not hasattr(pl_module, "sigmas"):
-            raise ValueError(
+            raise UserError(
                 "the field is drawn of a score model of points whose density is known: model=score with data=mixture, "
                 "ring, moons or swiss_roll"
             )

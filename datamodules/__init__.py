@@ -6,6 +6,7 @@ from datamodules.files import DataError
 from datamodules.images import NAMES, ImageLoader, Images
 from datamodules.text import TEXTS, Text, TextLoader
 from datamodules.toy import DISTRIBUTIONS, Toy
+from zoo.checks.errors import UserError
 
 __all__ = ["DISTRIBUTIONS", "DataError", "ImageLoader", "Images", "Text", "TextLoader", "Toy", "by_name"]
 
@@ -14,7 +15,7 @@ def by_name(name: str) -> Images | Text | Toy:
     """The datamodule of a data set by its name, or of a text file by its path, with default settings.
 
     Raises:
-        ValueError: for a name that is none.
+        UserError: for a name that is none.
     """
     if name in NAMES:
         return Images(name)
@@ -26,4 +27,4 @@ def by_name(name: str) -> Images | Text | Toy:
     if Path(name).is_file():
         return Text("textfile", path=name)
     known = ", ".join((*NAMES, *DISTRIBUTIONS, *texts))
-    raise ValueError(f"data are one of {known}, or the path of a text file that is there, got {name!r}")
+    raise UserError(f"data are one of {known}, or the path of a text file that is there, got {name!r}")

@@ -14,10 +14,16 @@ from typing import BinaryIO
 
 from tqdm.auto import tqdm
 
+from zoo.checks.errors import UserError
+
 SECONDS_TO_DECIDE = 8
 
 
-class DataError(ValueError):
+class FileNotWritten(OSError, UserError):
+    """A file that cannot be made where it was asked for; ``filename`` says which, ``strerror`` why."""
+
+
+class DataError(UserError):
     """Data that cannot be had or cannot be read; the message says which, and what to do."""
 
 
@@ -53,7 +59,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that becomes ``path`` when all is written, and is gone if anything fails before.
 
     Raises:
-        OSError: naming ``path``, if it cannot be made; what fails while it is written, as it fails.
+        FileNotWritten: naming ``path``, if it cannot be made; what fails while it is written, as it fails.
     """
     unfinished = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
@@ -64,9 +70,9 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             yield file
         unfinished.replace(path)
     except OSError as error:
-        if error.filename != str(unfinished):  # such as a download that breaks off
+        if error.filename not in map(str, (unfinished, path, *path.parents)):  # such as a download that breaks off
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise FileNotWritten(error.errno, error.strerror, str(path)) from error
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datamodules.files import DataError, data_root, reachable
+from zoo.checks.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ class Images(L.LightningDataModule):
             stay the same, and in the last two cases are not held out.
 
     Raises:
-        ValueError: for values outside these.
+        UserError: for values outside these.
         DataError: from ``prepare_data`` or ``setup``, where data are missing, damaged or too few.
     """
 
@@ -227,13 +228,13 @@ class Images(L.LightningDataModule):
     ):
         super().__init__()
         if name not in NAMES:
-            raise ValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
+            raise UserError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
         if train_on not in TRAIN_ON:
-            raise ValueError(f"train_on must be one of {', '.join(TRAIN_ON)}, got {train_on!r}")
+            raise UserError(f"train_on must be one of {', '.join(TRAIN_ON)}, got {train_on!r}")
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "digits_repeat": digits_repeat}
         for key, value in sizes.items():
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
+                raise UserError(f"{key} must be a whole number of at least 1, got {value!r}")
         self.save_hyperparameters(logger=False)
         self.used: str | None = None if name == "mnist_or_digits" else name
         self.splits: dict[str, Split] = {}

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from datamodules.corpus import PUBLISHED, RULES, Corpus, fetch, load_corpus
 from datamodules.files import DataError
-from zoo.configuration import check_choice, check_share, check_whole
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_choice, check_share, check_whole
 from zoo.sampling import chunk_generator
 
 log = logging.getLogger(__name__)
@@ -191,7 +192,7 @@ class Text(L.LightningDataModule):
         train_on: ``train``, or ``everything``, the validation and test text too, which then are not held out.
 
     Raises:
-        ValueError: for values outside these.
+        UserError: for values outside these.
         DataError: from ``prepare_data`` or ``setup``, where text is missing, damaged, not UTF-8 or too short.
     """
 
@@ -215,7 +216,7 @@ class Text(L.LightningDataModule):
         if rule is not None:
             check_choice("rule", rule, tuple(RULES))
         if (name == "textfile") != (path is not None):
-            raise ValueError(
+            raise UserError(
                 "data=textfile needs data.path=, the file to read"
                 if path is None
                 else f"data.path={path} is for data=textfile; {name} has its own place"
@@ -228,7 +229,7 @@ class Text(L.LightningDataModule):
         check_share("sample", sample)
         check_whole("seed", seed, least=0)
         if path is not None and not isinstance(path, str):
-            raise ValueError(f"data.path must be the path of a file, got {path!r}: a name that is a number is quoted")
+            raise UserError(f"data.path must be the path of a file, got {path!r}: a name that is a number is quoted")
         self.save_hyperparameters(logger=False)
         self.used: str | None = None if name == "text8_or_pydocs" else name
         self.corpus: Corpus | None = None

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from datamodules.files import DataError
 from datamodules.images import ImageLoader, Split
+from zoo.checks.errors import UserError
 
 SIZES = {"train": 50_000, "val": 5_000, "test": 10_000}
 
@@ -194,7 +195,7 @@ class Toy(L.LightningDataModule):
         seed: of the order of the training examples; the examples are always the same.
 
     Raises:
-        ValueError: for values outside these.
+        UserError: for values outside these.
         DataError: at set-up, for a model of examples of another shape.
     """
 
@@ -208,12 +209,12 @@ class Toy(L.LightningDataModule):
     ):
         super().__init__()
         if name not in DISTRIBUTIONS:
-            raise ValueError(f"name must be one of {', '.join(DISTRIBUTIONS)}, got {name!r}")
+            raise UserError(f"name must be one of {', '.join(DISTRIBUTIONS)}, got {name!r}")
         if isinstance(theta, bool) or not isinstance(theta, int | float) or not math.isfinite(theta):
-            raise ValueError(f"theta must be a number, got {theta!r}")
+            raise UserError(f"theta must be a number, got {theta!r}")
         for key, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= SIZES["train"]:
-                raise ValueError(f"{key} must be a whole number from 1 to {SIZES['train']:,}, got {value!r}")
+                raise UserError(f"{key} must be a whole number from 1 to {SIZES['train']:,}, got {value!r}")
         self.save_hyperparameters(logger=False)
         self.used = name
         self.distribution = Line(theta) if name == "line" else DISTRIBUTIONS[name]()

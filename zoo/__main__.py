@@ -4,10 +4,11 @@ models of words ``nearest | analogy | vectors``."""
 import argparse
 import json
 import re
-import sys
 from pathlib import Path
 
 import zoo
+from zoo.checks.errors import UserError
+from zoo.training.command_line import errors_for_people
 
 SAMPLES = "per test image, for log p(x) of a model that has it, such as 5000; 0, the default, leaves it out"
 BOUND = "test images, a multiple of 5, for the full variational bound of a diffusion; 0, the default, leaves it out"
@@ -39,7 +40,7 @@ def sample(args: argparse.Namespace) -> None:
     model = _on_device(zoo.load(args.source))
     conditions = _conditions(",".join(args.condition))
     if args.images and "init" in conditions:
-        raise ValueError("--images says where chains begin, and so does -c init=...: leave out one of them")
+        raise UserError("--images says where chains begin, and so does -c init=...: leave out one of them")
     if args.images:
         conditions["init"] = _test_images(args.images, args.n)
     check_conditions(model, conditions)
@@ -80,7 +81,7 @@ def compare(args: argparse.Namespace) -> None:
     check_picture(args.output)  # before the work, not after it
     draws = (100_000 if args.source == "toy" else 256) if args.draws is None else args.draws
     if args.batch_size is not None and args.batch_size < 1:
-        raise ValueError(f"batch-size must be at least 1, got {args.batch_size}")
+        raise UserError(f"batch-size must be at least 1, got {args.batch_size}")
     if args.source == "toy":
         results = comparison.toy(draws, args.seed)
         print(comparison.toy_table(results))
@@ -92,7 +93,7 @@ def compare(args: argparse.Namespace) -> None:
         size = args.batch_size or (4 if hasattr(model, "nearest") else 64)
         batch = [t.to(model.device) for t in next(iter(data.val_dataloader()))]
         if size > len(batch[0]):
-            raise ValueError(f"batch-size must be at most {len(batch[0])}, of one batch of validation, got {size}")
+            raise UserError(f"batch-size must be at most {len(batch[0])}, of one batch of validation, got {size}")
         batch = [t[:size] for t in batch]
         results = comparison.compare_model(model, batch, names, draws, args.seed, progress=True)
         print(comparison.table(results))
@@ -140,16 +141,12 @@ def vectors(args: argparse.Namespace) -> None:
 def _words(source: str):
     model = zoo.load(source)
     if not hasattr(model, "nearest"):
-        raise ValueError(f"{type(model).__name__} knows no words; a skip-gram model does")
+        raise UserError(f"{type(model).__name__} knows no words; a skip-gram model does")
     return model
 
 
 def _print_words(find, *arguments) -> None:
-    try:
-        found = find(*arguments)
-    except KeyError as error:
-        raise ValueError(error.args[0]) from None
-    for word, cosine in found:
+    for word, cosine in find(*arguments):
         print(f"{cosine:.3f}  {word}")
 
 
@@ -174,20 +171,20 @@ def _conditions(text: str) -> dict[str, object]:
     """``a=1,b=2`` as a dictionary."""
     found = [_condition(part) for part in re.split(r",(?=\w+=)", text)] if text else []
     if len(twice := [name for name, _ in found]) > len(set(twice)):
-        raise ValueError(f"each condition is given once, got {text}")
+        raise UserError(f"each condition is given once, got {text}")
     return dict(found)
 
 
 def _condition(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise ValueError(f"a condition is written name=value, such as num_steps=100; got {text!r}")
+        raise UserError(f"a condition is written name=value, such as num_steps=100; got {text!r}")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
         if value.isidentifier():
             return name, value
-        raise ValueError(f"a condition is a number, a word, true, false, null or a list; got {text!r}") from None
+        raise UserError(f"a condition is a number, a word, true, false, null or a list; got {text!r}") from None
 
 
 def _test_images(name: str, n: int) -> list:
@@ -197,7 +194,7 @@ def _test_images(name: str, n: int) -> list:
     data.setup()
     images = data.splits["test"].images[:n]
     if len(images) < n:
-        raise ValueError(f"{data.used} has {len(images):,} test images, fewer than {n:,} chains")
+        raise UserError(f"{data.used} has {len(images):,} test images, fewer than {n:,} chains")
     return list(images[:, None].float() / 255)
 
 
@@ -205,12 +202,12 @@ def _data(args: argparse.Namespace, model):
     """The data that are named, or else those of the run that learned words, or digits; set up, and such as fit."""
     from datamodules import by_name
     from zoo import hub
-    from zoo.configuration import check_kind
+    from zoo.training.command_line import check_kind
 
     words = hasattr(model, "nearest")
     recorded = hub.record_of(args.source) if words else None
     if words and recorded is None and args.data is None:
-        raise ValueError(f"{args.source} does not record what it was trained on: name data with --data")
+        raise UserError(f"{args.source} does not record what it was trained on: name data with --data")
     if recorded:  # the vocabulary and the windows of the run, of whatever text
         data = hub.data_of(recorded, args.data)
     else:
@@ -228,7 +225,7 @@ def _check_shape(model, data) -> None:
     example = list(next(iter(data.test_dataloader()))[0].shape[1:])
     shape = list(model.hparams.get("shape", [1, 28, 28]))
     if shape != example:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} is made for examples of shape {shape}, and those of {data.used} have {example}: "
             "choose others with --data"
         )
@@ -300,10 +297,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
-    try:
+    with errors_for_people():
         args.run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

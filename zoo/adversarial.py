@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from zoo.configuration import check_whole, check_widths
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_whole, check_widths
 from zoo.nets import ConvGenerator, ConvTrunk, mlp
 
 IMAGE = [1, 28, 28]
@@ -20,14 +21,14 @@ def check_networks(network: str, shape: Sequence[int], width: int, hidden: Seque
     """Refuse sizes that make no network.
 
     Raises:
-        ValueError: saying which, and what is allowed.
+        UserError: saying which, and what is allowed.
     """
     check_widths("shape", shape, IMAGE)
     check_widths("hidden", hidden, [256, 256])
     check_whole("width", width)
     check_whole("z_dim", z_dim)
     if network == "conv" and list(shape) != IMAGE:
-        raise ValueError(
+        raise UserError(
             f"network=conv makes images of shape {IMAGE}; for examples of shape {list(shape)} set model.network=mlp"
         )
 

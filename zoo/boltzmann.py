@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.checks.errors import UserError
 from zoo.evaluation import LogPartition, annealed_importance_sampling, log_mean
 from zoo.sampling import rand
 
@@ -117,11 +118,11 @@ def smaller_layer_first(weights: Weights) -> Weights:
     """The same machine with its layers exchanged where the hidden one is the smaller; their roles are symmetric.
 
     Raises:
-        ValueError: where both have more than 20 units.
+        UserError: where both have more than 20 units.
     """
     V, H = weights.W.shape
     if min(V, H) > ENUMERABLE:
-        raise ValueError(
+        raise UserError(
             f"of {V} visible and {H} hidden units neither layer can be enumerated: one of them may have at most "
             f"{ENUMERABLE}; annealed importance sampling has no such limit"
         )
@@ -138,7 +139,7 @@ def exact_log_partition(weights: Weights) -> Tensor:
     """log Z by enumeration of the smaller layer; () nats, float64.
 
     Raises:
-        ValueError: where both layers have more than 20 units.
+        UserError: where both layers have more than 20 units.
     """
     return log_masses(weights).logsumexp(0)
 

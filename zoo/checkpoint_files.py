@@ -9,9 +9,10 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from datamodules.files import written_whole
+from zoo.checks.errors import UserError
 
 
-class CheckpointNotWritten(ValueError):
+class CheckpointNotWritten(UserError):
     """A checkpoint that the disk did not take; the message says which, and what it lacks."""
 
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.checks.errors import UserError
 from zoo.estimators import Noise
 from zoo.sampling import rand
 
@@ -65,7 +66,7 @@ class Classifier(L.LightningModule):
         shear: at most so many degrees.
 
     Raises:
-        ValueError: for a value outside these.
+        UserError: for a value outside these.
     """
 
     def __init__(
@@ -82,13 +83,13 @@ class Classifier(L.LightningModule):
     ):
         super().__init__()
         if not isinstance(num_classes, int) or num_classes < 2:
-            raise ValueError(f"num_classes must be a whole number of at least 2, got {num_classes!r}")
+            raise UserError(f"num_classes must be a whole number of at least 2, got {num_classes!r}")
         if not isinstance(num_features, int) or num_features < 1:
-            raise ValueError(f"num_features must be a whole number of at least 1, got {num_features!r}")
+            raise UserError(f"num_features must be a whole number of at least 1, got {num_features!r}")
         if isinstance(widths, int | str) or len(widths) != 3 or any(not isinstance(w, int) or w < 1 for w in widths):
-            raise ValueError(f"widths must be three whole numbers of at least 1, such as [16, 32, 64], got {widths!r}")
+            raise UserError(f"widths must be three whole numbers of at least 1, such as [16, 32, 64], got {widths!r}")
         if not isinstance(lr, int | float) or not lr > 0:
-            raise ValueError(f"lr must be a positive number, got {lr!r}")
+            raise UserError(f"lr must be a positive number, got {lr!r}")
         for key, value, limit in [
             ("label_smoothing", label_smoothing, 1),
             ("shift", shift, 28),
@@ -97,7 +98,7 @@ class Classifier(L.LightningModule):
             ("shear", shear, 90),
         ]:
             if not isinstance(value, int | float) or not 0 <= value < limit:
-                raise ValueError(f"{key} must be a number of at least 0 and below {limit}, got {value!r}")
+                raise UserError(f"{key} must be a number of at least 0 and below {limit}, got {value!r}")
         widths = list(widths)
         self.save_hyperparameters()
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from tqdm.auto import tqdm
 
+from zoo.checks.errors import UserError
 from zoo.estimators import Comparison, compare, optimal_baseline, score_function
 from zoo.sampling import chunk_generator
 
@@ -46,18 +47,18 @@ def compare_model(
     """Measure the estimators ``names`` of ``model`` (all of its own if None) on ``batch`` with ``draws`` draws each.
 
     Raises:
-        ValueError: for a model without estimators, a name it does not have, or fewer than two draws.
+        UserError: for a model without estimators, a name it does not have, or fewer than two draws.
     """
     kind = type(model).__name__
     if not callable(getattr(model, "gradient_estimators", None)):
-        raise ValueError(f"{kind} has no method gradient_estimators(), so there is nothing to compare")
+        raise UserError(f"{kind} has no method gradient_estimators(), so there is nothing to compare")
     known = model.gradient_estimators()
     if unknown := [name for name in names or [] if name not in known]:
-        raise ValueError(f"{kind} has no gradient estimator {', '.join(unknown)}; it has {', '.join(known)}")
+        raise UserError(f"{kind} has no gradient estimator {', '.join(unknown)}; it has {', '.join(known)}")
     if names is not None and len(set(names)) < len(names):
-        raise ValueError(f"name each estimator once, got {', '.join(names)}")
+        raise UserError(f"name each estimator once, got {', '.join(names)}")
     if draws < 2:
-        raise ValueError(f"a variance needs at least two draws, got {draws}")
+        raise UserError(f"a variance needs at least two draws, got {draws}")
     if hasattr(model, "probe_batch"):
         batch = model.probe_batch(batch, chunk_generator(seed, -1))
     chosen = [known[name] for name in names or known]
@@ -162,10 +163,10 @@ def toy(draws: int = 100_000, seed: int = 0) -> list[Toy]:
     beta* = mu^2 + 3 is estimated from 10,000 draws of its own.
 
     Raises:
-        ValueError: for fewer than two draws.
+        UserError: for fewer than two draws.
     """
     if draws < 2:
-        raise ValueError(f"a variance needs at least two draws, got {draws}")
+        raise UserError(f"a variance needs at least two draws, got {draws}")
     mu = A * THETA + B
     normal = lambda number, *shape: torch.randn(  # noqa: E731
         *shape, generator=chunk_generator(seed, number), dtype=torch.float64

@@ -5,16 +5,18 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from zoo.checks.errors import UserError
+
 
 def read_curve(run: Path, metric: str) -> tuple[str, list[tuple[int, float]]]:
     """``epochs`` or ``steps``, whichever the metric is logged by, and (how many of them, value) in order.
 
     Raises:
-        ValueError: for a folder without metrics.csv, or a metric it does not hold.
+        UserError: for a folder without metrics.csv, or a metric it does not hold.
     """
     path = run / "metrics.csv"
     if not path.is_file():
-        raise ValueError(f"there is no {path}: name run folders, such as runs/vae/2026-11-21_10-00-00")
+        raise UserError(f"there is no {path}: name run folders, such as runs/vae/2026-11-21_10-00-00")
     with path.open() as file:
         rows = list(csv.DictReader(file))
     per_epoch = any(row.get(metric) and row.get("epoch") for row in rows)
@@ -28,7 +30,7 @@ def read_curve(run: Path, metric: str) -> tuple[str, list[tuple[int, float]]]:
             points[place] = float(row[metric])
     if not points:
         known = sorted({key for row in rows for key, value in row.items() if value} - {"epoch", "step"})
-        raise ValueError(f"{path} has no values of {metric}; it has {', '.join(known) or 'none at all'}")
+        raise UserError(f"{path} has no values of {metric}; it has {', '.join(known) or 'none at all'}")
     return ("epochs" if per_epoch else "steps"), sorted(points.items())
 
 
@@ -36,15 +38,15 @@ def read_pairs(run: Path, x: str, y: str) -> list[tuple[float, float]]:
     """The values of two metrics wherever both were logged, in the order of epochs or steps.
 
     Raises:
-        ValueError: as :func:`read_curve`; where one is logged by epochs and one by steps; for fewer than three pairs.
+        UserError: as :func:`read_curve`; where one is logged by epochs and one by steps; for fewer than three pairs.
     """
     (unit_x, of_x), (unit_y, of_y) = read_curve(run, x), read_curve(run, y)
     if unit_x != unit_y:
-        raise ValueError(f"{x} is logged by {unit_x} and {y} by {unit_y}, so that they have no pairs")
+        raise UserError(f"{x} is logged by {unit_x} and {y} by {unit_y}, so that they have no pairs")
     places = dict(of_y)
     pairs = [(value, places[place]) for place, value in of_x if place in places]
     if len(pairs) < 3:
-        raise ValueError(f"{run} has {x} and {y} together {len(pairs)} times, and a correlation needs three")
+        raise UserError(f"{run} has {x} and {y} together {len(pairs)} times, and a correlation needs three")
     return pairs
 
 

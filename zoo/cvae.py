@@ -35,11 +35,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.configuration import check_choice, check_positive, check_whole, check_widths
+from zoo.checks.labels import Labels, as_labels
+from zoo.checks.values import check_choice, check_positive, check_whole, check_widths
 from zoo.estimators import GradientEstimator, Noise, Params, call_with, score_function
 from zoo.evaluation import importance_weighted_log_likelihood
 from zoo.functional import at_least_float32, binarise, kl_normal, log_bernoulli, log_normal, reparameterise
-from zoo.labels import Labels, as_labels
 from zoo.nets import mlp
 from zoo.sampling import chunk_generator, rand, randn
 
@@ -106,7 +106,7 @@ class CVAE(L.LightningModule):
         variance_floor: added to the learned variance of the Gaussian likelihood, in squared pixel units (1 is white).
 
     Raises:
-        ValueError: for a value outside these; when it sees data, for a label that is not 0 to K - 1.
+        UserError: for a value outside these; when it sees data, for a label that is not 0 to K - 1.
     """
 
     def __init__(

@@ -44,10 +44,11 @@ import torch
 from torch import Tensor
 
 from zoo import diffusion, diffusion_bound
-from zoo.configuration import check_choice, check_not_negative, check_positive, check_share, check_whole
+from zoo.checks.errors import UserError
+from zoo.checks.labels import Labels, as_labels
+from zoo.checks.values import check_choice, check_not_negative, check_positive, check_share, check_whole
 from zoo.diffusion import Chain, predicted_eps, predicted_x0, q_sample, simple_loss
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
-from zoo.labels import Labels, as_labels
 from zoo.langevin import langevin_sample
 from zoo.nets import UNet, check_unet
 from zoo.sampling import chunk_generator, rand, randn
@@ -76,7 +77,7 @@ class DDPM(L.LightningModule):
         warmup: optimiser steps over which the learning rate rises linearly.
 
     Raises:
-        ValueError: for a value outside these.
+        UserError: for a value outside these.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class DDPM(L.LightningModule):
         """What is predicted of ``xt`` (B, 1, 28, 28) at steps ``t`` (B,), 0 .. T-1, given labels ``y`` (B,) or none."""
         if self.hparams.num_classes is not None and y is None:
             if self.hparams.label_dropout == 0:
-                raise ValueError("this model was never trained without labels (label_dropout=0), so it needs some")
+                raise UserError("this model was never trained without labels (label_dropout=0), so it needs some")
             y = torch.full_like(t, self.hparams.num_classes)
         return self.net(xt, t, y).float()
 
@@ -196,7 +197,7 @@ class DDPM(L.LightningModule):
     def importance(self) -> Tensor:
         """p_t of ``timesteps=importance``, (T,): uniform until there is a history of every step's loss."""
         if self.hparams.timesteps != "importance":
-            raise ValueError(f"timesteps=importance keeps a history of losses, and this is {self.hparams.timesteps}")
+            raise UserError(f"timesteps=importance keeps a history of losses, and this is {self.hparams.timesteps}")
         return diffusion.importance(self.loss_history, self.loss_count)
 
     def losses(self, batch, noise: Noise) -> Tensor:
@@ -290,7 +291,7 @@ class DDPM(L.LightningModule):
             show: with frames, ``xt``, the noisy images, or ``x0``, what the network takes them for.
 
         Raises:
-            ValueError: for values outside these.
+            UserError: for values outside these.
         """
         check_not_negative("guidance", guidance)
         check_whole("corrector_steps", corrector_steps, least=0)
@@ -307,21 +308,21 @@ class DDPM(L.LightningModule):
         steps, total = self._steps(x0_model, x, num_steps, eta, generator, correct if corrector_steps else None)
         if frames is None:
             if show != "xt":
-                raise ValueError(f"show={show} is of the way to a sample: say how many moments of it, frames=12")
+                raise UserError(f"show={show} is of the way to a sample: say how many moments of it, frames=12")
             drawn = diffusion.last(steps, total, "sampling")
         else:
             check_whole("frames", frames, least=2)
             if frames > total:
-                raise ValueError(f"there are {total} steps to show, fewer than {frames} frames")
+                raise UserError(f"there are {total} steps to show, fewer than {frames} frames")
             drawn = diffusion.frames(steps, total, frames)[SHOWN.index(show)]
         if (guidance or corrector_steps) and not drawn.isfinite().all():
-            raise ValueError(f"samples have run off to infinity with {guidance=}, {corrector_snr=}: take smaller ones")
+            raise UserError(f"samples have run off to infinity with {guidance=}, {corrector_snr=}: take smaller ones")
         return _as_images(drawn)
 
     def _steps(self, x0_model, x: Tensor, num_steps, eta: float, generator, correct) -> tuple[Iterator, int]:
         if num_steps is None:
             if eta:
-                raise ValueError(f"eta is DDIM's; the whole chain (num_steps=null) has its own noise, got eta={eta!r}")
+                raise UserError(f"eta is DDIM's; the whole chain (num_steps=null) has its own noise, got eta={eta!r}")
             steps = diffusion.ancestral_steps(
                 x0_model, x, self.chain, self.hparams.variance, generator, correct=correct
             )
@@ -337,14 +338,14 @@ class DDPM(L.LightningModule):
         classes = self.hparams.num_classes
         if classes is None:
             if labels is not None or guidance:
-                raise ValueError(
+                raise UserError(
                     "this model was trained without labels (num_classes=null), so its samples take none and no guidance"
                 )
             return None
         uniform = (rand(n, generator=generator, device=self.device) * classes).long()  # drawn in any case: see sample
         if isinstance(labels, str) and labels == "dropped":
             if guidance:
-                raise ValueError(f"guidance={guidance!r} is towards labels, which labels=dropped leaves out")
+                raise UserError(f"guidance={guidance!r} is towards labels, which labels=dropped leaves out")
             return None
         return uniform if labels is None else as_labels(labels, n, classes, self.device)
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from zoo.checks.errors import UserError
 from zoo.sampling import randn
 
 PREDICTIONS = ("eps", "x0", "v")
@@ -47,15 +48,15 @@ def make_chain(betas: Tensor) -> Chain:
     """All that follows from the variances ``betas``, (T,), T at least 2; in float64.
 
     Raises:
-        ValueError: for a beta_t that is not between 0 and 1, naming the step.
+        UserError: for a beta_t that is not between 0 and 1, naming the step.
     """
     if len(betas) < 2:
-        raise ValueError(f"a diffusion has at least 2 steps, got {len(betas)}")
+        raise UserError(f"a diffusion has at least 2 steps, got {len(betas)}")
     betas = betas.double()
     outside = ~((betas > 0) & (betas < 1))
     if outside.any():
         t = int(outside.nonzero()[0])
-        raise ValueError(
+        raise UserError(
             f"every beta_t must lie between 0 and 1, both excluded; with {len(betas)} steps beta_{t + 1} is "
             f"{betas[t].item():.6g}: take another schedule, or another number of steps"
         )
@@ -229,11 +230,11 @@ def ddim_steps(
         eta: noise put back in, 0 to 1, in units of the posterior's standard deviation.
 
     Raises:
-        ValueError: for ``num_steps`` or ``eta`` outside these.
+        UserError: for ``num_steps`` or ``eta`` outside these.
     """
     taus = ddim_subset(len(chain.betas), num_steps)
     if isinstance(eta, bool) or not isinstance(eta, int | float) or not 0 <= eta <= 1:
-        raise ValueError(f"eta must be a number between 0 and 1, got {eta!r}")
+        raise UserError(f"eta must be a number between 0 and 1, got {eta!r}")
     for i, i_prev in pairwise([*reversed(taus), None]):
         a, rest = chain.abar[i], chain.one_minus_abar[i]
         a_prev, rest_prev = (1.0, 0 * a) if i_prev is None else (chain.abar[i_prev], chain.one_minus_abar[i_prev])
@@ -253,10 +254,10 @@ def ddim_subset(T: int, num_steps: int) -> list[int]:
     """The steps DDIM runs, rising: ``num_steps`` of 0 .. T-1, evenly spread, the first and the last included.
 
     Raises:
-        ValueError: for ``num_steps`` that is no whole number from 1 to T.
+        UserError: for ``num_steps`` that is no whole number from 1 to T.
     """
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or not 1 <= num_steps <= T:
-        raise ValueError(f"num_steps must be a whole number between 1 and the model's {T} steps, got {num_steps!r}")
+        raise UserError(f"num_steps must be a whole number between 1 and the model's {T} steps, got {num_steps!r}")
     return torch.linspace(T - 1, 0, num_steps, dtype=torch.float64).round().long().flip(0).tolist()
 
 

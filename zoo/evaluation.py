@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 import zoo
 from datamodules import DISTRIBUTIONS, Toy
-from zoo.configuration import check_whole
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_whole
 from zoo.distances import (
     Yardstick,
     confident,
@@ -48,10 +49,10 @@ def importance_weighted_log_likelihood(log_weight: Callable[[int], Tensor], num_
         (B,): nats.
 
     Raises:
-        ValueError: for ``num_samples`` that is no whole number of at least 1.
+        UserError: for ``num_samples`` that is no whole number of at least 1.
     """
     if not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"num_samples must be a whole number of at least 1, got {num_samples!r}")
+        raise UserError(f"num_samples must be a whole number of at least 1, got {num_samples!r}")
     total, left, at_once = None, num_samples, max(1, ROWS_AT_ONCE // max(1, images))
     while left:
         part = log_weight(min(left, at_once)).double().logsumexp(0)
@@ -125,14 +126,14 @@ def clustering_scores(table: Tensor) -> dict[str, float]:
         entropies; ``ari``: the Rand index, adjusted to 0 for chance. All at most 1.
 
     Raises:
-        ValueError: for a table without examples.
+        UserError: for a table without examples.
     """
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     counts = table.cpu().numpy()
     if counts.sum() < 1:
-        raise ValueError("there are no examples to score clusters on")
+        raise UserError("there are no examples to score clusters on")
     matched = counts[linear_sum_assignment(counts, maximize=True)].sum()
     # The scores depend on the table alone: any list of pairs with these counts will do.
     cluster, label = np.indices(counts.shape).reshape(2, -1).repeat(counts.ravel(), axis=1)
@@ -148,10 +149,10 @@ def clustering_of_everything(model, data) -> dict[str, float]:
     """:func:`clustering_scores` of ``model.cluster`` on the training, validation and test images of an Images.
 
     Raises:
-        ValueError: for an Images whose training images hold others too, which would be counted twice.
+        UserError: for an Images whose training images hold others too, which would be counted twice.
     """
     if data.hparams.train_on != "train":
-        raise ValueError(f"each image is counted once with train_on=train, got {data.hparams.train_on}")
+        raise UserError(f"each image is counted once with train_on=train, got {data.hparams.train_on}")
     table = torch.zeros(len(model.rows()[1]), 10, dtype=torch.long)
     for split in ("train", "val", "test"):
         for x, y in zip(*(t.split(1000) for t in data.splits[split]), strict=True):
@@ -210,7 +211,7 @@ def check_protocol(protocol: Protocol, model, data: str) -> None:
     """Refuse, before any work, what a model cannot be measured by on the data set named ``data``.
 
     Raises:
-        ValueError: saying what.
+        UserError: saying what.
     """
     name = type(model).__name__
     check_whole("importance samples", protocol.importance_samples, least=0)
@@ -218,20 +219,20 @@ def check_protocol(protocol: Protocol, model, data: str) -> None:
     if protocol.importance_samples:
         check_importance_weighted(model)
     if protocol.bound_images and not hasattr(model, "bound_terms"):
-        raise ValueError(f"{name} has no bound of many terms: that is a diffusion's")
+        raise UserError(f"{name} has no bound of many terms: that is a diffusion's")
     if protocol.bound_images % BOUND_AT_ONCE:
-        raise ValueError(f"the bound is taken of {BOUND_AT_ONCE} images at a time, got {protocol.bound_images}")
+        raise UserError(f"the bound is taken of {BOUND_AT_ONCE} images at a time, got {protocol.bound_images}")
     if protocol.samples is not None:
         check_whole("samples", protocol.samples, least=2)
         if data not in ("mnist", *DISTRIBUTIONS):
-            raise ValueError(f"samples are judged beside MNIST, not {data}: choose that data, or leave samples out")
+            raise UserError(f"samples are judged beside MNIST, not {data}: choose that data, or leave samples out")
     samples = _samples(protocol, model)
     if any(protocol.conditions) and not samples:
-        raise ValueError(f"conditions are of samples that are judged, and of {name} none are by default: say how many")
+        raise UserError(f"conditions are of samples that are judged, and of {name} none are by default: say how many")
     for conditions in protocol.conditions if samples and (protocol.samples or any(protocol.conditions)) else ():
         drawn = try_conditions(model, samples, conditions)
         if list(drawn.shape[1:]) != list(model.hparams.get("shape", [1, 28, 28])):
-            raise ValueError(f"what is judged are single examples, and with {conditions} samples are more than that")
+            raise UserError(f"what is judged are single examples, and with {conditions} samples are more than that")
 
 
 def _samples(protocol: Protocol, model) -> int:
@@ -261,7 +262,7 @@ def measure(
         evidence: from which some of them were made, for a card: ``log_likelihood``, ``bound``, ``samples``.
 
     Raises:
-        ValueError: for what the model cannot be measured by.
+        UserError: for what the model cannot be measured by.
     """
     protocol = protocol or Protocol()
     check_protocol(protocol, model, data.used)
@@ -379,14 +380,14 @@ def check_importance_weighted(model) -> None:
     """Refuse a model whose ``log_likelihood`` is not there, or takes no importance samples.
 
     Raises:
-        ValueError: saying which.
+        UserError: saying which.
     """
     name, method = type(model).__name__, getattr(model, "log_likelihood", None)
     if not callable(method):
-        raise ValueError(f"{name} has no log_likelihood to measure with importance samples")
+        raise UserError(f"{name} has no log_likelihood to measure with importance samples")
     if "num_samples" not in inspect.signature(method).parameters:
         instead = "--bound-images asks for its bound" if hasattr(model, "bound_terms") else "its test loss is minus it"
-        raise ValueError(f"the log likelihood of {name} takes no importance samples: {instead}")
+        raise UserError(f"the log likelihood of {name} takes no importance samples: {instead}")
 
 
 def feature_accuracy(model, data) -> float:
@@ -424,14 +425,14 @@ def judged_accuracy(model, n: int = 10_000, seed: int = 0, judge=None, **conditi
         ``judged_accuracy``, and ``judged_accuracy/<label>`` for each: shares of 1.
 
     Raises:
-        ValueError: for a model whose samples take no labels, or ``n`` that is no multiple of the number of classes.
+        UserError: for a model whose samples take no labels, or ``n`` that is no multiple of the number of classes.
     """
     check_conditions(model, {"labels": 0})
     if judge is None:
         judge = zoo.load("classifier").to(getattr(model, "device", "cpu"))
     classes = judge.hparams.num_classes
     if n < 1 or n % classes:
-        raise ValueError(f"n must be a multiple of the {classes} classes, as many samples of each, got {n}")
+        raise UserError(f"n must be a multiple of the {classes} classes, as many samples of each, got {n}")
     labels = [k for k in range(classes) for _ in range(n // classes)]
     images = sample_chunks(model, n, seed, labels=labels, **conditions)
     predicted = torch.cat([judge.predict(x.to(judge.device)).cpu() for x in images.split(500)])

@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 import zoo
+from zoo.checks.errors import UserError
 
 IMAGES_AT_ONCE = 1000
 
@@ -28,11 +29,11 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """Load the model; images ``X`` and labels ``y`` are only looked at.
 
         Raises:
-            ValueError: for a model without ``transform``, or images that it does not take.
+            UserError: for a model without ``transform``, or images that it does not take.
         """
         self.model_ = zoo.load(self.source) if isinstance(self.source, str | Path) else self.source.eval()
         if not callable(getattr(self.model_, "transform", None)):
-            raise ValueError(f"{type(self.model_).__name__} has no method transform(x), so it has no features to give")
+            raise UserError(f"{type(self.model_).__name__} has no method transform(x), so it has no features to give")
         X = np.asarray(X)
         self.n_features_in_ = X[0].size
         self._n_features_out = self.transform(X[:1]).shape[1]
@@ -42,7 +43,7 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """Features of images ``X`` in [0, 1], (n, 784) or (n, 1, 28, 28); (n, H), float32.
 
         Raises:
-            ValueError: for pixels outside [0, 1], or another number of them.
+            UserError: for pixels outside [0, 1], or another number of them.
         """
         check_is_fitted(self, "model_")
         images = torch.as_tensor(np.asarray(X, dtype=np.float32))

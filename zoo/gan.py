@@ -55,7 +55,8 @@ from zoo.adversarial import (
     step,
     uncentre,
 )
-from zoo.configuration import check_choice, check_positive, check_share, check_whole
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_choice, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise, Params, call_with, with_gradient
 from zoo.functional import at_least_float32
 from zoo.latents import Categorical
@@ -104,7 +105,7 @@ class GAN(L.LightningModule):
         temperature: of the relaxation, positive.
 
     Raises:
-        ValueError: for a value outside these.
+        UserError: for a value outside these.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class GAN(L.LightningModule):
         check_positive("lr_generator", lr_generator)
         check_share("beta1", beta1)
         if network == "sequence" and (len(shape) != 2 or shape[1] < 2):
-            raise ValueError(f"a sequence has the shape [length, symbols], at least 2 symbols; got {list(shape)}")
+            raise UserError(f"a sequence has the shape [length, symbols], at least 2 symbols; got {list(shape)}")
         shape, hidden = list(shape), list(hidden)
         self.save_hyperparameters()
         self.automatic_optimization = False
@@ -248,10 +249,10 @@ class GAN(L.LightningModule):
         """log p(v) of one-hot sequences (B, T, K) under the generator, exact; (B,) nats.
 
         Raises:
-            ValueError: for networks other than ``sequence``, which have no density to speak of.
+            UserError: for networks other than ``sequence``, which have no density to speak of.
         """
         if self.hparams.network != "sequence":
-            raise ValueError("a GAN has no likelihood, except where its generator draws symbol by symbol: sequences")
+            raise UserError("a GAN has no likelihood, except where its generator draws symbol by symbol: sequences")
         return self.generator.log_probability(x)
 
     # How its gradients can be estimated.

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from zoo.checkpoint_files import CheckpointFiles
+from zoo.checks.errors import UserError
 
 
 def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -> L.Trainer:
@@ -21,7 +22,7 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
         kwargs: Lightning's arguments.
 
     Raises:
-        ValueError: for epochs that are no whole numbers; for gradient clipping or accumulation of two players; for a
+        UserError: for epochs that are no whole numbers; for gradient clipping or accumulation of two players; for a
             monitor that nothing measures; for other processes than torchrun or SLURM has started; for sharded weights
             on CPUs or beside callbacks that need them whole; and for several processes in a Hydra sweep, where each of
             them would start the whole sweep again.
@@ -30,17 +31,17 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it; nothing changes on a CPU
     allowed = ("auto", "32-true", "32", 32, "bf16-mixed", "16-mixed")
     if precision not in allowed:
-        raise ValueError(f"trainer.precision must be auto, 32-true, bf16-mixed or 16-mixed, got {precision!r}")
+        raise UserError(f"trainer.precision must be auto, 32-true, bf16-mixed or 16-mixed, got {precision!r}")
     if precision == "auto":
         gpu = kwargs.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         precision = "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
     for key, least in (("max_epochs", -1), ("check_val_every_n_epoch", 1)):
         value = kwargs.get(key, least)
         if value is not None and (not isinstance(value, int) or value < least):
-            raise ValueError(f"trainer.{key} must be a whole number of at least {least}, got {value!r}")
+            raise UserError(f"trainer.{key} must be a whole number of at least {least}, got {value!r}")
     for key, value in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
         if two_players and kwargs.get(key, value) != value:
-            raise ValueError(f"two players are trained with trainer.{key}={value or 'null'} alone, got {kwargs[key]!r}")
+            raise UserError(f"two players are trained with trainer.{key}={value or 'null'} alone, got {kwargs[key]!r}")
     epochs, every = kwargs.get("max_epochs"), kwargs.get("check_val_every_n_epoch")
     if epochs and every and 0 < epochs < every:
         kwargs["check_val_every_n_epoch"] = epochs  # a run that never validates has no best checkpoint and no samples
@@ -53,7 +54,7 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
     if two_players and isinstance(trainer.strategy, DDPStrategy):
         trainer = L.Trainer(precision=precision, **{**kwargs, "strategy": "ddp_find_unused_parameters_true"})
     if trainer.world_size > 1 and _in_sweep():
-        raise ValueError(
+        raise UserError(
             f"a sweep (-m) cannot run jobs of {trainer.world_size} processes: start one command per job, "
             "for seed in 1 2 3; do python train.py seed=$seed ...; done"
         )
@@ -76,15 +77,13 @@ def _check_sharding(accelerator: str, callbacks: list) -> None:
     """Refuse to shard the weights where there are no GPUs, or beside what asks each process for all of them.
 
     Raises:
-        ValueError: saying which.
+        UserError: saying which.
     """
     if not torch.cuda.is_available() or accelerator == "cpu":
-        raise ValueError(
-            "trainer.strategy=fsdp shards weights over GPUs, and there are none here: trainer.strategy=ddp"
-        )
+        raise UserError("trainer.strategy=fsdp shards weights over GPUs, and there are none here: trainer.strategy=ddp")
     kept = ("ModelCheckpoint", "FiniteLoss", "ExactResume", "RunRecord", "TimeEstimate", "LossPerStep")
     if whole := [name for c in callbacks if (name := type(c).__name__) not in kept]:
-        raise ValueError(
+        raise UserError(
             f"{', '.join(whole)} cannot go with trainer.strategy=fsdp, where no process has all the weights: add "
             "callbacks=none"
         )
@@ -94,11 +93,11 @@ def _check_monitors(callbacks: list) -> None:
     """Refuse to choose the best checkpoint by a distance that nothing measures.
 
     Raises:
-        ValueError: saying so.
+        UserError: saying so.
     """
     kinds = {type(c).__name__ for c in callbacks}
     if any(getattr(c, "monitor", None) == "val/distance" for c in callbacks) and "SampleDistance" not in kinds:
-        raise ValueError(
+        raise UserError(
             "callbacks.best.monitor=val/distance asks for callbacks.sample_distance, which measures it: keep that, or "
             "choose another monitor"
         )
@@ -108,14 +107,14 @@ def _check_started(world_size: int) -> None:
     """Refuse to train once more in each process that torchrun or SLURM has started.
 
     Raises:
-        ValueError: where they have started another number of them than ``world_size``.
+        UserError: where they have started another number of them than ``world_size``.
     """
     # In an interactive job of SLURM it is Lightning that starts processes.
     slurm = "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
     by = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM" if slurm else None
     started = int(os.environ.get("WORLD_SIZE" if by == "torchrun" else "SLURM_NTASKS", 1)) if by else world_size
     if started != world_size:
-        raise ValueError(
+        raise UserError(
             f"{by} has started {started} processes, and trainer.num_nodes times trainer.devices are {world_size}: set "
             "them to the numbers of machines and of processes on each, with trainer=ddp"
         )

@@ -8,6 +8,7 @@ and training checkpoints are read with ``weights_only=True``.
 
 import hashlib
 import importlib
+import inspect
 import json
 import netrc
 import os
@@ -25,6 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 import zoo
+from zoo.checks.errors import UserError
 
 SECONDS_TO_DOWNLOAD = 60
 LARGEST_DOWNLOAD = 2**30  # bytes
@@ -34,7 +36,7 @@ WORDS_PROTOCOL = (
 )
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be found, trusted or used; the message says which and why."""
 
 
@@ -223,10 +225,18 @@ def _build(model: Any, hyper_parameters: dict[str, Any], state_dict: dict[str, t
     if model not in known:
         raise CheckpointError(f"{source} holds a model named {model!r}; the known ones are {', '.join(known)}")
     module, _, name = known[model].rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
     try:
-        built = getattr(importlib.import_module(module), name)(**hyper_parameters)
+        inspect.signature(kind).bind(**hyper_parameters)
+    except TypeError as error:
+        raise CheckpointError(f"{source} does not fit {name} of this version: {error}") from error
+    try:
+        built = kind(**hyper_parameters)
+    except UserError as error:
+        raise CheckpointError(f"{source} does not fit {name} of this version: {error}") from error
+    try:
         built.load_state_dict(state_dict)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (UserError, RuntimeError) as error:  # torch's, of weights that are missing, left over, or of another shape
         raise CheckpointError(f"{source} does not fit {name} of this version: {error}") from error
     return built.eval()
 
@@ -354,7 +364,7 @@ def data_of(record: dict[str, Any], name: str | None = None):
     Images come with default options: those of a run are of its training.
 
     Raises:
-        ValueError: for a name that is none.
+        UserError: for a name that is none.
     """
     from datamodules import Text, Toy, by_name
     from datamodules.text import TEXTS

@@ -44,7 +44,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.adversarial import IMAGE, centre, generate, restate, step, uncentre
-from zoo.configuration import check_not_negative, check_positive, check_share, check_whole
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_not_negative, check_positive, check_share, check_whole
 from zoo.deformation import deform
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
 from zoo.evaluation import clustering_scores
@@ -84,7 +85,7 @@ class InfoGAN(L.LightningModule):
         beta1: of Adam, at least 0, below 1.
 
     Raises:
-        ValueError: for a value outside these.
+        UserError: for a value outside these.
     """
 
     def __init__(
@@ -331,14 +332,14 @@ class InfoGAN(L.LightningModule):
             (n, 1, 28, 28), in [0, 1].
 
         Raises:
-            ValueError: for codes that are no such numbers.
+            UserError: for codes that are no such numbers.
         """
         noise = self.noise([torch.zeros(n, 1, device=self.device)], generator)
         K, D = self.hparams.num_categories, self.hparams.num_continuous
         if category is not None:
             values = list(category) if isinstance(category, list | tuple) else [category] * n
             if any(isinstance(c, bool) or not isinstance(c, int) or not 0 <= c < K for c in values) or len(values) != n:
-                raise ValueError(
+                raise UserError(
                     f"category must be a whole number from 0 to {K - 1}, or one for each of {n} images; got "
                     f"{category!r}"
                 )
@@ -349,7 +350,7 @@ class InfoGAN(L.LightningModule):
                 if not values.isfinite().all():
                     raise ValueError
             except (TypeError, ValueError, RuntimeError):
-                raise ValueError(
+                raise UserError(
                     f"continuous must be a number, {D} numbers, or {D} for each of {n} images; got {continuous!r}"
                 ) from None
             noise["continuous"] = values
@@ -369,11 +370,11 @@ class InfoGAN(L.LightningModule):
             (steps, K, 1, 28, 28), in [0, 1].
 
         Raises:
-            ValueError: for ``code`` or ``steps`` outside these.
+            UserError: for ``code`` or ``steps`` outside these.
         """
         K, D = self.hparams.num_categories, self.hparams.num_continuous
         if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code < D:
-            raise ValueError(f"code must be a whole number from 0 to {D - 1}, got {code!r}")
+            raise UserError(f"code must be a whole number from 0 to {D - 1}, got {code!r}")
         check_whole("steps", steps, least=2)
         values = torch.zeros(steps, K, D, device=self.device)
         values[..., code] = torch.linspace(-2, 2, steps, device=self.device)[:, None]

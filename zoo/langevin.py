@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from zoo.checks.errors import UserError
 from zoo.sampling import rand, randn
 
 Score = Callable[[Tensor], Tensor]  # (B, ...) -> (B, ...)
@@ -51,7 +52,7 @@ def langevin_sample(
         where the chains are, (B, ...).
     """
     if (step_size is None) == (snr is None):
-        raise ValueError("a Langevin step has a step_size or a signal-to-noise ratio snr, one of the two")
+        raise UserError("a Langevin step has a step_size or a signal-to-noise ratio snr, one of the two")
     for _ in tqdm(range(steps), desc="Langevin", unit="step", leave=False, disable=None if progress else True):
         s, z = score(x), randn(*x.shape, generator=generator, device=x.device).to(x.dtype)
         e = step_size if snr is None else 4 * (snr * _norm(z).mean() / _norm(s).mean()) ** 2

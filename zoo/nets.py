@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.configuration import check_whole, check_widths
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_whole, check_widths
 
 
 def mlp(widths: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -236,7 +237,7 @@ def check_unet(widths: object, blocks: object, patch: object) -> None:
     """Refuse what are no sizes of a :class:`UNet`."""
     check_widths("widths", widths, (32, 96))
     if any(width % 8 for width in widths):
-        raise ValueError(f"widths must be multiples of 8, one per level, got {list(widths)}")
+        raise UserError(f"widths must be multiples of 8, one per level, got {list(widths)}")
     check_whole("blocks", blocks)
     check_whole("patch", patch)
 
@@ -258,7 +259,7 @@ class UNet(nn.Module):
         side: of the images that it is for, in pixels; others that divide as well will do.
 
     Raises:
-        ValueError: for widths that are not multiples of 8, ``blocks`` or ``patch`` below 1, or a side that does not
+        UserError: for widths that are not multiples of 8, ``blocks`` or ``patch`` below 1, or a side that does not
             divide by patch * 2^(levels - 1).
     """
 
@@ -275,7 +276,7 @@ class UNet(nn.Module):
         check_unet(widths, blocks, patch)
         self.patch, self.multiple = patch, patch * 2 ** (len(widths) - 1)
         if side % self.multiple:
-            raise ValueError(
+            raise UserError(
                 f"{side} pixels do not divide by patch * 2^(levels - 1) = {self.multiple}: take fewer widths or "
                 "another patch"
             )
@@ -313,7 +314,7 @@ class UNet(nn.Module):
         H and W must divide by patch * 2^(levels - 1).
         """
         if x.shape[-1] % self.multiple or x.shape[-2] % self.multiple:
-            raise ValueError(f"image sides must be multiples of {self.multiple}, got {tuple(x.shape[-2:])}")
+            raise UserError(f"image sides must be multiples of {self.multiple}, got {tuple(x.shape[-2:])}")
         embedding = self.time(timestep_embedding(t, self.time_dim))  # (B, dim)
         if y is not None:
             embedding = embedding + self.label(y)

@@ -64,14 +64,9 @@ from zoo.boltzmann import (
     pseudo_log_likelihood,
     visible_logits,
 )
-from zoo.configuration import (
-    check_choice,
-    check_not_negative,
-    check_positive,
-    check_schedule,
-    check_share,
-    check_whole,
-)
+from zoo.checks.errors import UserError
+from zoo.checks.pixels import check_pixels
+from zoo.checks.values import check_choice, check_not_negative, check_positive, check_schedule, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise, Params, call_with, with_gradient
 from zoo.evaluation import LogPartition
 from zoo.functional import binarise
@@ -82,28 +77,17 @@ AT_ONCE = 16  # units up to which log Z is enumerated without being asked: secon
 PIXELS_FLIPPED = 10  # of each image, for its pseudo-likelihood while a model is validated
 
 
-def check_pixels(x: Tensor) -> None:
-    """Refuse pixels that are no numbers in [0, 1].
-
-    Raises:
-        ValueError: naming one.
-    """
-    wrong = ~((x >= 0) & (x <= 1))  # also where x is not a number
-    if wrong.any():
-        raise ValueError(f"pixels must be numbers from 0 to 1, got {x[wrong][0].item():g} ({int(wrong.sum())} such)")
-
-
 def frame_steps(steps: int, frames: int | None) -> list[int]:
     """The steps at which a chain of ``steps`` is shown: its end alone, or ``frames`` from 0 on, ever further apart.
 
     Raises:
-        ValueError: for fewer than two frames, or more than there are steps.
+        UserError: for fewer than two frames, or more than there are steps.
     """
     if frames is None:
         return [steps]
     check_whole("frames", frames, least=2)
     if frames > steps + 1:
-        raise ValueError(
+        raise UserError(
             f"a chain of {steps} steps has at most {steps + 1} frames, its beginning included; got {frames}"
         )
     # Whole numbers near a geometric series from 1 to steps, each above the one before.
@@ -154,7 +138,7 @@ class RBM(L.LightningModule):
         test_ais_temperatures: its steps in the test, whose log Z is published.
 
     Raises:
-        ValueError: for a value outside these; at the start of training, for pixels outside [0, 1], more processes than
+        UserError: for a value outside these; at the start of training, for pixels outside [0, 1], more processes than
             chains, or data that are no datamodule.
     """
 
@@ -204,9 +188,9 @@ class RBM(L.LightningModule):
         check_positive("lr", h.lr)
         check_not_negative("weight_decay", h.weight_decay)
         if not isinstance(h.centred, bool):
-            raise ValueError(f"centred must be true or false, got {h.centred!r}")
+            raise UserError(f"centred must be true or false, got {h.centred!r}")
         if h.learning == "exact" and not self.enumerable:
-            raise ValueError(
+            raise UserError(
                 f"learning=exact enumerates the smaller layer, which may have at most {ENUMERABLE} units; got "
                 f"num_visible={h.num_visible} and num_hidden={h.num_hidden}"
             )
@@ -245,7 +229,7 @@ class RBM(L.LightningModule):
 
     def _flat(self, x: Tensor) -> Tensor:
         if x.ndim < 2 or x.shape[1:].numel() != self.hparams.num_visible:
-            raise ValueError(
+            raise UserError(
                 f"images must have {self.hparams.num_visible} pixels each, such as (B, 1, 28, 28) for 784; got "
                 f"{tuple(x.shape)}"
             )
@@ -261,7 +245,7 @@ class RBM(L.LightningModule):
         Grey pixels stand for their means. zoo.features.Features is this as a scikit-learn transformer.
 
         Raises:
-            ValueError: for pixels outside [0, 1], or another number of them.
+            UserError: for pixels outside [0, 1], or another number of them.
         """
         check_pixels(v)
         return self.hidden_logits(self._flat(v)).sigmoid()
@@ -276,7 +260,7 @@ class RBM(L.LightningModule):
         """F(v), (B,) nats, of binary ``v``, (B, 1, 28, 28) or (B, V).
 
         Raises:
-            ValueError: for pixels outside [0, 1].
+            UserError: for pixels outside [0, 1].
         """
         check_pixels(v)
         return free_energy(self._flat(v), self.weights())
@@ -382,10 +366,10 @@ class RBM(L.LightningModule):
     @torch.no_grad()
     def on_fit_start(self):
         if self.trainer.datamodule is None:
-            raise ValueError("RBM is trained with fit(model, datamodule=...): it asks for the mean of the images first")
+            raise UserError("RBM is trained with fit(model, datamodule=...): it asks for the mean of the images first")
         strategy, world_size = self.trainer.strategy, self.trainer.world_size
         if self.hparams.num_chains < world_size:
-            raise ValueError(
+            raise UserError(
                 f"num_chains must be at least one for each of {world_size} processes, got {self.hparams.num_chains}"
             )
         total, first = torch.zeros(self.hparams.num_visible + 1, dtype=torch.float64), []
@@ -545,7 +529,7 @@ class RBM(L.LightningModule):
         """log Z in nats by enumeration, in float64.
 
         Raises:
-            ValueError: where both layers have more than 20 units.
+            UserError: where both layers have more than 20 units.
         """
         return float(exact_log_partition(Weights(*(t.double() for t in self.weights()))))
 
@@ -559,7 +543,7 @@ class RBM(L.LightningModule):
             log_partition: log Z, where it is known; that of :meth:`log_partition` if None, which takes its time.
 
         Raises:
-            ValueError: for pixels outside [0, 1].
+            UserError: for pixels outside [0, 1].
         """
         check_pixels(x)
         v = self.observe(x, rand(*x.shape, generator=generator, device=x.device))
@@ -591,7 +575,7 @@ class RBM(L.LightningModule):
             (n, 1, 28, 28) in [0, 1]; with frames, (n, frames, 1, 28, 28).
 
         Raises:
-            ValueError: for values outside these, and for data or chains that there are not.
+            UserError: for values outside these, and for data or chains that there are not.
         """
         check_whole("steps", steps)
         shown = frame_steps(steps, frames)
@@ -627,14 +611,14 @@ class RBM(L.LightningModule):
         else:
             whole = isinstance(init, Tensor) or (isinstance(init, list) and all(isinstance(x, Tensor) for x in init))
             if not whole or len(init) != n:
-                raise ValueError(f"init must be noise, data, chains or images, one tensor per chain, got {init!r:.80}")
+                raise UserError(f"init must be noise, data, chains or images, one tensor per chain, got {init!r:.80}")
             images = (torch.stack(init) if isinstance(init, list) else init).to(self.device)
             check_pixels(images)
         return self.observe(images, uniform(*images.shape))
 
     def _pick(self, source: Tensor | None, n: int, generator, what: str) -> Tensor:
         if source is None:
-            raise ValueError(f"there are no {what}")
+            raise UserError(f"there are no {what}")
         return source[(rand(n, generator=generator, device=torch.device("cpu")) * len(source)).long()].to(
             self.device, self.W.dtype
         )

@@ -16,7 +16,8 @@ from torchvision.utils import make_grid
 from torchvision.utils import save_image as save_png
 from tqdm.auto import tqdm
 
-from zoo.configuration import check_whole
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_whole
 
 CHUNK = 16
 
@@ -44,15 +45,15 @@ def check_conditions(model, conditions: dict[str, object]) -> None:
     """Refuse a model that cannot sample, or conditions that its ``sample`` does not take.
 
     Raises:
-        ValueError: naming what it takes.
+        UserError: naming what it takes.
     """
     name = type(model).__name__
     if not callable(getattr(model, "sample", None)):
         instead = "; for words there is callbacks=words, or python -m zoo nearest" if hasattr(model, "nearest") else ""
-        raise ValueError(f"{name} has no method sample(n, generator=...), so there is nothing to draw{instead}")
+        raise UserError(f"{name} has no method sample(n, generator=...), so there is nothing to draw{instead}")
     takes = set(inspect.signature(model.sample).parameters) - {"n", "generator"}
     if unknown := set(conditions) - takes:
-        raise ValueError(
+        raise UserError(
             f"{name}.sample takes no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(takes)) or 'nothing'}"
         )
 
@@ -61,14 +62,14 @@ def check_lengths(n: int, conditions: dict[str, object]) -> None:
     """Refuse a condition that is a list of another length than ``n``, the number of samples."""
     for name, value in conditions.items():
         if isinstance(value, list) and len(value) != n:
-            raise ValueError(f"{name} must be one value, or a list of one for each of {n} samples; got {len(value)}")
+            raise UserError(f"{name} must be one value, or a list of one for each of {n} samples; got {len(value)}")
 
 
 def try_conditions(model, n: int, conditions: dict[str, object]) -> Tensor:
     """The first of ``n`` samples, (1, ...), drawn so that conditions that do not fit fail now and not after hours.
 
     Raises:
-        ValueError: as ``model.sample`` does, or for a list of another length than ``n``.
+        UserError: as ``model.sample`` does, or for a list of another length than ``n``.
     """
     check_conditions(model, conditions)
     check_lengths(n, conditions)
@@ -141,10 +142,10 @@ def check_picture(path: Path) -> None:
     """Refuse what is not the name of a PNG.
 
     Raises:
-        ValueError: for another ending, or a folder.
+        UserError: for another ending, or a folder.
     """
     if path.suffix.lower() != ".png" or path.is_dir():
-        raise ValueError(f"a picture is a file that ends in .png, got {str(path)!r}")
+        raise UserError(f"a picture is a file that ends in .png, got {str(path)!r}")
 
 
 def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:

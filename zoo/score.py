@@ -41,7 +41,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from zoo.configuration import check_choice, check_positive, check_whole, check_widths
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_choice, check_positive, check_whole, check_widths
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
 from zoo.langevin import (
     annealed_langevin_steps,
@@ -125,7 +126,7 @@ class Score(L.LightningModule):
         warmup: optimiser steps over which the learning rate rises linearly.
 
     Raises:
-        ValueError: for a value outside these.
+        UserError: for a value outside these.
     """
 
     def __init__(
@@ -151,21 +152,21 @@ class Score(L.LightningModule):
         check_unet(widths, blocks, patch)
         shape, hidden, widths = list(shape), list(hidden), list(widths)
         if shape != [1, 28, 28] and (len(shape) != 1 or type(shape[0]) is not int or shape[0] < 1):
-            raise ValueError(f"shape must be [1, 28, 28], or [D] of points, got {shape}")
+            raise UserError(f"shape must be [1, 28, 28], or [D] of points, got {shape}")
         check_choice("objective", objective, OBJECTIVES)
         check_positive("sigma_max", sigma_max)
         check_positive("sigma_min", sigma_min)
         check_whole("num_sigmas", num_sigmas, least=0)
         if sigma_min >= sigma_max and num_sigmas > 1:
-            raise ValueError(f"sigma_min must be below sigma_max, got {sigma_min} and {sigma_max}")
+            raise UserError(f"sigma_min must be below sigma_max, got {sigma_min} and {sigma_max}")
         if objective == "denoising" and num_sigmas == 0:
-            raise ValueError("denoising needs a noise level to take away: num_sigmas must be at least 1, got 0")
+            raise UserError("denoising needs a noise level to take away: num_sigmas must be at least 1, got 0")
         check_choice("weights", weights, WEIGHTS)
         check_whole("projections", projections)
         if not isinstance(variance_reduced, bool):
-            raise ValueError(f"variance_reduced must be true or false, got {variance_reduced!r}")
+            raise UserError(f"variance_reduced must be true or false, got {variance_reduced!r}")
         if objective == "explicit" and math.prod(shape) > LARGEST_TRACE:
-            raise ValueError(
+            raise UserError(
                 f"objective=explicit takes a backward pass for each of {math.prod(shape)} dimensions and is for "
                 f"{LARGEST_TRACE} at most: take sliced or denoising"
             )
@@ -193,7 +194,7 @@ class Score(L.LightningModule):
         if not len(self.sigmas):
             return self.net(x, torch.zeros(len(x), device=x.device)).float()
         if sigma is None:
-            raise ValueError("the score of a model with noise levels is that at one of them: give sigma, (B,)")
+            raise UserError("the score of a model with noise levels is that at one of them: give sigma, (B,)")
         # The network sees where log sigma lies on the ladder, 0 to 1000; a single level lies at 0.
         low, high = math.log(self.hparams.sigma_min), math.log(max(self.hparams.sigma_max, 2 * self.hparams.sigma_min))
         t = (sigma.log() - low) / (high - low) * 1000
@@ -298,7 +299,7 @@ class Score(L.LightningModule):
             (n, 1, 28, 28) images in [0, 1]; (n, D) points.
 
         Raises:
-            ValueError: for values outside these.
+            UserError: for values outside these.
         """
         steps = self._default_steps if steps is None else steps
         check_whole("steps", steps)
@@ -306,7 +307,7 @@ class Score(L.LightningModule):
             check_whole("frames", frames, least=2)
             total = len(self.sigmas) if len(self.sigmas) > 1 else steps
             if frames > total:
-                raise ValueError(f"there are {total} moments to show, fewer than {frames} frames")
+                raise UserError(f"there are {total} moments to show, fewer than {frames} frames")
         moments, _ = self.chains(n, steps, step_size, denoise, adjusted, generator)
         x = moments[-1]
         if frames is not None:
@@ -331,7 +332,7 @@ class Score(L.LightningModule):
         check_whole("steps", steps)
         for name, value in {"denoise": denoise, "adjusted": adjusted}.items():
             if not isinstance(value, bool):
-                raise ValueError(f"{name} must be true or false, got {value!r}")
+                raise UserError(f"{name} must be true or false, got {value!r}")
         # As wide as data of variance 1 blurred by the first level.
         start = float((1 + self.sigmas[0] ** 2).sqrt()) if levels else 1.0
         if step_size is None:
@@ -355,7 +356,7 @@ class Score(L.LightningModule):
                 x = moments[-1]
                 moments = (*moments[:-1], x + self.sigmas[-1] ** 2 * self._score_of_data(x))
         if not moments[-1].isfinite().all():
-            raise ValueError(
+            raise UserError(
                 f"a chain of step_size {step_size:.3g} has run off to infinity: take a smaller one, or noise levels "
                 "nearer to the data's own size"
             )

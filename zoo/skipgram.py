@@ -49,7 +49,8 @@ from torch import Tensor, nn
 
 from datamodules.text import ROW, Rows, within_reach
 from zoo import contrastive
-from zoo.configuration import check_choice, check_not_negative, check_positive, check_whole
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole
 from zoo.estimators import GradientEstimator, Params
 from zoo.sampling import chunk_generator
 from zoo.words import save_word2vec
@@ -74,6 +75,12 @@ def sparse(table: Tensor, numbers: Tensor) -> Tensor:
     return F.embedding(numbers, table, sparse=True)
 
 
+class UnknownWord(KeyError, UserError):
+    """A word outside the vocabulary; the message has those that are spelled nearly so."""
+
+    __str__ = Exception.__str__  # KeyError's would put the message in quotes
+
+
 class SkipGram(L.LightningModule):
     """The model, its training and its uses. The vocabulary is that of the data, or of the weights that are loaded.
 
@@ -87,7 +94,7 @@ class SkipGram(L.LightningModule):
         lr: of stochastic gradient descent, for one pair; it falls to nothing along a line.
 
     Raises:
-        ValueError: for a value outside these.
+        UserError: for a value outside these.
     """
 
     def __init__(
@@ -105,7 +112,7 @@ class SkipGram(L.LightningModule):
         check_whole("num_noise", num_noise)
         check_not_negative("alpha", alpha)
         if alpha > 1:
-            raise ValueError(f"alpha must be at most 1, got {alpha!r}")
+            raise UserError(f"alpha must be at most 1, got {alpha!r}")
         check_whole("shared_noise", shared_noise, least=0)
         check_positive("lr", lr)
         self.save_hyperparameters()
@@ -163,12 +170,12 @@ class SkipGram(L.LightningModule):
         """Refuse a text of other ``words`` than the model's, and weights that can predict none.
 
         Raises:
-            ValueError: saying which.
+            UserError: saying which.
         """
         if not hasattr(self, "output"):
-            raise ValueError("these weights are input vectors alone, which predict nothing: take those of a run")
+            raise UserError("these weights are input vectors alone, which predict nothing: take those of a run")
         if self.words != words:
-            raise ValueError(
+            raise UserError(
                 f"the model has a vocabulary of {len(self.words):,} words, and the text another one, of "
                 f"{len(words):,}: choose the text and the options that it was trained with"
             )
@@ -332,12 +339,12 @@ class SkipGram(L.LightningModule):
         """The place of ``word`` in the vocabulary, 0 for the most frequent.
 
         Raises:
-            KeyError: for a word that is not in it, with those that are spelled nearly so.
+            UnknownWord: a KeyError, for a word that is not in it, with those that are spelled nearly so.
         """
         if word not in self.index:
             close = [w for form in (word.lower(), word) for w in difflib.get_close_matches(form, self.words, n=5)]
             hint = f"; close to it: {', '.join(dict.fromkeys(close))}" if close else ""
-            raise KeyError(f"{word!r} is not among the {len(self.words):,} words of the vocabulary{hint}")
+            raise UnknownWord(f"{word!r} is not among the {len(self.words):,} words of the vocabulary{hint}")
         return self.index[word]
 
     def vector(self, word: str) -> Tensor:
@@ -413,11 +420,11 @@ def _make_room(model: SkipGram, state_dict: dict[str, Tensor], prefix: str, *_) 
     """Before weights are loaded: a vocabulary as large as theirs, under the same spelling.
 
     Raises:
-        ValueError: if the model has another one already.
+        UserError: if the model has another one already.
     """
     if model.words and not torch.equal(state_dict.get(f"{prefix}spelling", model.spelling), model.spelling):
         theirs = bytes(state_dict[f"{prefix}spelling"].tolist()).count(b"\n") + 1
-        raise ValueError(
+        raise UserError(
             f"the weights have a vocabulary of {theirs:,} words, and the text another one, of {len(model.words):,}: go "
             "on with the text and the options that they were trained with"
         )

@@ -57,7 +57,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from zoo.configuration import check_choice, check_not_negative, check_positive, check_whole, check_widths
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole, check_widths
 from zoo.deformation import deform
 from zoo.estimators import GradientEstimator, Noise, Params, call_with, score_function
 from zoo.evaluation import clustering_scores, importance_weighted_log_likelihood
@@ -207,14 +208,14 @@ def fit_mixture(
             diagonal covariances of the highest likelihood, which begins with k-means.
 
     Raises:
-        ValueError: for latents that do not fall into ``num_clusters`` clusters.
+        UserError: for latents that do not fall into ``num_clusters`` clusters.
     """
     from sklearn.cluster import KMeans
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits
 
     if (distinct := len(z.unique(dim=0))) < num_clusters:
-        raise ValueError(
+        raise UserError(
             f"{len(z):,} images have {distinct:,} different latents, fewer than the {num_clusters} clusters: lower "
             "num_clusters, or where the autoencoder has collapsed, lr"
         )
@@ -253,7 +254,7 @@ class VaDE(L.LightningModule):
         lr: of Adam, decayed to zero by half a cosine, in each phase anew.
 
     Raises:
-        ValueError: for a value outside these.
+        UserError: for a value outside these.
     """
 
     def __init__(
@@ -354,7 +355,7 @@ class VaDE(L.LightningModule):
     def on_fit_start(self):
         epochs, pretraining = self.trainer.max_epochs, self.hparams.pretrain_epochs
         if self.trainer.datamodule is None:
-            raise ValueError(
+            raise UserError(
                 "VaDE is trained with fit(model, datamodule=...): it asks for the training images once more"
             )
         if not self.initialised and epochs not in (None, -1) and epochs <= pretraining and self.trainer.is_global_zero:
@@ -373,7 +374,7 @@ class VaDE(L.LightningModule):
         """Fit the mixture to the training images' latents mu(x): encoded by all processes, fitted by the first.
 
         Raises:
-            ValueError: if the autoencoder has diverged.
+            UserError: if the autoencoder has diverged.
         """
         started = time.monotonic()
         strategy = self.trainer.strategy
@@ -386,7 +387,7 @@ class VaDE(L.LightningModule):
         # (N, 2, D), in the order of the images: of each, and of the same deformed.
         z = z.transpose(0, 1).flatten(0, 1) if z.ndim == 4 else z  # no processes, no dimension for them
         if not z.isfinite().all():
-            raise ValueError(f"the autoencoder has diverged: its latents are not finite; lower lr, {self.hparams.lr}")
+            raise UserError(f"the autoencoder has diverged: its latents are not finite; lower lr, {self.hparams.lr}")
         seed = int(torch.randint(2**31, ()))
         K, restarts = self.hparams.num_clusters, self.hparams.restarts
         fitted = None
@@ -495,7 +496,7 @@ class VaDE(L.LightningModule):
             (n, 1, 28, 28), in [0, 1].
 
         Raises:
-            ValueError: for ``clusters`` that are no such numbers.
+            UserError: for ``clusters`` that are no such numbers.
         """
         eps = randn(n, self.hparams.latent_dim, generator=generator, device=self.device)
         if clusters is None:
@@ -510,13 +511,13 @@ class VaDE(L.LightningModule):
         values = clusters.tolist() if isinstance(clusters, Tensor) else clusters
         values = values if isinstance(values, list | tuple) else [values] * n
         if any(isinstance(c, bool) or not isinstance(c, int) for c in values):
-            raise ValueError(f"clusters must be whole numbers, got {clusters!r}")
+            raise UserError(f"clusters must be whole numbers, got {clusters!r}")
         if len(values) != n:
-            raise ValueError(
+            raise UserError(
                 f"clusters must be one number for each of the {n} images, or one for all; got {len(values)}"
             )
         if wrong := [c for c in values if not 0 <= c < K]:
-            raise ValueError(f"clusters must lie between 0 and {K - 1}, got {wrong[0]}")
+            raise UserError(f"clusters must lie between 0 and {K - 1}, got {wrong[0]}")
         return torch.tensor(values, device=self.device)
 
     @torch.no_grad()

@@ -44,7 +44,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from zoo.configuration import check_choice, check_not_negative, check_positive, check_whole, check_widths
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole, check_widths
 from zoo.estimators import (
     ControlVariate,
     GradientEstimator,
@@ -133,7 +134,7 @@ class VAE(L.LightningModule):
         variance_floor: added to the learned variance of the Gaussian likelihood, in squared pixel units (1 is white).
 
     Raises:
-        ValueError: for a value outside these, or values that exclude each other.
+        UserError: for a value outside these, or values that exclude each other.
     """
 
     def __init__(
@@ -199,24 +200,24 @@ class VAE(L.LightningModule):
             check_positive("temperature_end, where it is not null,", end)
         check_not_negative("beta", h.beta)
         if h.net == "conv" and len(hidden) != 1:
-            raise ValueError(f"net=conv takes one number in hidden, its channels, such as [32], got {hidden}")
+            raise UserError(f"net=conv takes one number in hidden, its channels, such as [32], got {hidden}")
         if end is not None and h.estimator not in ("gumbel_softmax", "straight_through"):
-            raise ValueError(
+            raise UserError(
                 f"temperature_end belongs to estimator=gumbel_softmax or straight_through, got estimator={h.estimator}"
             )
         if h.beta != 1 and h.objective != "elbo":
-            raise ValueError(f"beta belongs to objective=elbo; with objective={h.objective} it must be 1, got {h.beta}")
+            raise UserError(f"beta belongs to objective=elbo; with objective={h.objective} it must be 1, got {h.beta}")
         if h.objective == "wake_sleep":
             if h.estimator != "auto":
-                raise ValueError(f"objective=wake_sleep has gradients of its own: leave out estimator={h.estimator}")
+                raise UserError(f"objective=wake_sleep has gradients of its own: leave out estimator={h.estimator}")
         elif h.estimator not in ("auto", *ESTIMATORS[h.objective, h.latent]):
-            raise ValueError(
+            raise UserError(
                 f"estimator must be one of auto, {', '.join(ESTIMATORS[h.objective, h.latent])} for latent={h.latent} "
                 f"and objective={h.objective}, got {h.estimator!r}"
             )
         loo = h.estimator.endswith("+loo") or (h.estimator == "auto" and h.latent != "gaussian")
         if h.objective == "iwae" and h.num_samples == 1 and loo:
-            raise ValueError(
+            raise UserError(
                 "the leave-one-out baseline needs num_samples of at least 2, got 1; or take estimator=score_function"
             )
 
@@ -499,10 +500,10 @@ class VAE(L.LightningModule):
             (side^2, 1, 28, 28), row by row.
 
         Raises:
-            ValueError: unless the latents are two Gaussians.
+            UserError: unless the latents are two Gaussians.
         """
         if self.latents is not Gaussian or self.hparams.latent_dim != 2:
-            raise ValueError(f"a manifold is drawn of 2 Gaussian latents; this model has {self.latent_shape}")
+            raise UserError(f"a manifold is drawn of 2 Gaussian latents; this model has {self.latent_shape}")
         quantiles = (torch.arange(side, device=self.device) + 0.5) / side
         z = math.sqrt(2) * torch.erfinv(2 * quantiles - 1)
         return self.decode(torch.cartesian_prod(-z, z).flip(-1))

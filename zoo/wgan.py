@@ -52,7 +52,7 @@ from zoo.adversarial import (
     step,
     uncentre,
 )
-from zoo.configuration import check_choice, check_positive, check_share, check_whole
+from zoo.checks.values import check_choice, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
 from zoo.functional import at_least_float32
 from zoo.sampling import chunk_generator, rand, randn
@@ -101,7 +101,7 @@ class WGAN(L.LightningModule):
         beta1: of Adam, at least 0, below 1.
 
     Raises:
-        ValueError: for a value outside these.
+        UserError: for a value outside these.
     """
 
     def __init__(

@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from datamodules.files import written_whole
+from zoo.checks.errors import UserError
 
 LONG = 5  # letters of a word that tells more than how sentences are built
 SETS = ("questions-words.txt", "wordsim353.tsv", "simlex999.txt")
@@ -27,14 +28,21 @@ AT_ONCE = 256  # questions answered by one product with the vocabulary
 Question = tuple[str, str, str, str]  # a is to b as c is to d
 
 
-class WordFileError(ValueError):
+class WordFileError(UserError):
     """A file of questions or of pairs that is not one; the message says which line."""
+
+
+def _lines_of(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise WordFileError(f"{path} cannot be read: {error}") from error
 
 
 def read_questions(path: Path) -> dict[str, list[Question]]:
     """Sections and their questions (a, b, c, d), in lower case: lines of four words after a line ``: name``."""
     sections: dict[str, list[Question]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_lines_of(path), start=1):
         words = line.lower().split()
         if words[:1] == [":"]:
             section = sections.setdefault(" ".join(words[1:]), [])
@@ -50,7 +58,7 @@ def read_questions(path: Path) -> dict[str, list[Question]]:
 def read_pairs(path: Path) -> list[tuple[str, str, float]]:
     """Word, word and score of each line, in lower case; lines that begin with # are comments."""
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_lines_of(path), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         try:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from zoo.checks.errors import UserError
 from zoo.sampling import chunk_generator
 
 Params = dict[str, Tensor]
@@ -131,10 +132,10 @@ class GradientMoments:
             ratio is infinite for a gradient without noise and 0 where noise hides the signal.
 
         Raises:
-            ValueError: for fewer than two draws, which have no variance.
+            UserError: for fewer than two draws, which have no variance.
         """
         if self.n < 2:
-            raise ValueError(f"a variance needs at least two draws, got {self.n}")
+            raise UserError(f"a variance needs at least two draws, got {self.n}")
         groups: dict[str, list[str]] = {"all": list(self.mean)}
         level = 0
         while len({tuple(name.split(".")[: level + 1]) for name in self.mean}) == 1 and len(self.mean) > 1:
@@ -232,7 +233,7 @@ def split_variance(per_batch: Iterable[GradientMoments]) -> dict[str, Split]:
         for ``all`` parameters and each group; ``snr`` is |g| of the mean over batches over sqrt(variance).
 
     Raises:
-        ValueError: for fewer than two batches, or fewer than two draws of one.
+        UserError: for fewer than two batches, or fewer than two draws of one.
     """
     between, within = GradientMoments(), []
     for moments in per_batch:
@@ -240,7 +241,7 @@ def split_variance(per_batch: Iterable[GradientMoments]) -> dict[str, Split]:
         draws = moments.n
         between.update(moments.mean)
     if between.n < 2:
-        raise ValueError(f"the noise of the data needs at least two batches, got {between.n}")
+        raise UserError(f"the noise of the data needs at least two batches, got {between.n}")
     result = {}
     for group, values in between.statistics().items():
         variance = sum(w[group] for w in within) / len(within)
@@ -284,12 +285,12 @@ def compare(
         draws: numbers of the draws; wrap them in tqdm to see progress.
 
     Raises:
-        ValueError: if they differentiate different parameters.
+        UserError: if they differentiate different parameters.
     """
     reference = estimators[0]
     for e in estimators:
         if set(e.params) != set(reference.params):
-            raise ValueError(f"{e.name} and {reference.name} differentiate different parameters")
+            raise UserError(f"{e.name} and {reference.name} differentiate different parameters")
     params = {name: p.detach() for name, p in reference.params.items()}
     gradient = {e.name: grad(e.surrogate) for e in estimators}
     result = {e.name: Comparison() for e in estimators}

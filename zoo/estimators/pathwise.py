@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from zoo.checks.errors import UserError
+
 
 def antithetic(eps: Tensor) -> Tensor:
     """Noise and its mirror image, (k, ...) to (2 k, ...): draws whose errors cancel where f is nearly linear in z."""
@@ -30,10 +32,10 @@ def rsample(q: Distribution, shape: tuple[int, ...], seed: int) -> Tensor:
         (*shape, ...): differentiable in the parameters of ``q``.
 
     Raises:
-        ValueError: for a family without a re-parameterisation, such as Bernoulli.
+        UserError: for a family without a re-parameterisation, such as Bernoulli.
     """
     if not q.has_rsample:
-        raise ValueError(f"{type(q).__name__} has no re-parameterisation; use the score function or a relaxation")
+        raise UserError(f"{type(q).__name__} has no re-parameterisation; use the score function or a relaxation")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         return q.rsample(shape)

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from zoo.checks.errors import UserError
+
 
 def with_gradient(value: Tensor, gradient_of: Tensor) -> Tensor:
     """Something equal to ``value`` whose gradient is that of ``value`` and of ``gradient_of`` together."""
@@ -37,11 +39,11 @@ def leave_one_out(cost: Tensor) -> Tensor:
     """For each of k >= 2 draws, the mean cost of the others (Mnih & Rezende 2016, sec. 2.2; Kool et al. 2019); (k, B).
 
     Raises:
-        ValueError: for a single draw.
+        UserError: for a single draw.
     """
     k = len(cost)
     if k < 2:
-        raise ValueError("the leave-one-out baseline needs num_samples of at least 2, got 1")
+        raise UserError("the leave-one-out baseline needs num_samples of at least 2, got 1")
     return (cost.sum(0) - cost) / (k - 1)
 
 
@@ -57,7 +59,7 @@ def multi_sample_baseline(log_w: Tensor) -> Tensor:
         (k, B): nats.
 
     Raises:
-        ValueError: for a single draw.
+        UserError: for a single draw.
     """
     k = len(log_w)
     filled = torch.where(torch.eye(k, dtype=torch.bool, device=log_w.device)[..., None], leave_one_out(log_w), log_w)
