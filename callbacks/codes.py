@@ -8,7 +8,7 @@ import torch
 from callbacks.grids import write_grid
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
-from zoo.sampling import chunk_generator
+from zoo.functional.noise import chunk_generator
 
 
 class Codes(L.Callback):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
 from zoo.estimators import GradientEstimator, GradientMoments, chunk_size, gradient_moments, split_variance
-from zoo.sampling import chunk_generator
+from zoo.functional.noise import chunk_generator
 
 AUTO_EVERY = 50  # batches between two moments at which every_n_steps="auto" may measure
 AUTO_SHARE = 0.05  # of the time of training that it may take

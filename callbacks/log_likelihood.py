@@ -5,7 +5,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from zoo.checks.values import check_whole
 from zoo.evaluation import check_importance_weighted, log_likelihood
-from zoo.sampling import chunk_generator
+from zoo.functional.noise import chunk_generator
 
 
 class LogLikelihood(L.Callback):

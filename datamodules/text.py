@@ -20,7 +20,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import lightning as L
 import torch
@@ -30,23 +30,12 @@ from datamodules.corpus import PUBLISHED, RULES, Corpus, fetch, load_corpus
 from datamodules.files import DataError
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_choice, check_share, check_whole
-from zoo.sampling import chunk_generator
+from zoo.functional.contrastive import ROW, Rows
+from zoo.functional.noise import chunk_generator
 
 log = logging.getLogger(__name__)
 
 TEXTS = ("text8", "wikitext2", "textfile", "pydocs", "text8_or_pydocs")
-ROW = 32  # centres of a row
-
-
-class Rows(NamedTuple):
-    """A batch.
-
-    words: numbers of words, (B, window + 32 + window); -1 where there is none.
-    reach: of each centre's window, 1 to window words to either side, or 0 where there is no centre; (B, 32).
-    """
-
-    words: Tensor
-    reach: Tensor
 
 
 def keep_probability(counts: Tensor, sample: float) -> Tensor:
@@ -79,19 +68,6 @@ def make_rows(stream: Tensor, keep: Tensor, window: int, generator: torch.Genera
     reach = torch.randint(1, window + 1, (R * ROW,), generator=generator, dtype=torch.int16)
     reach[padded[window:-window] < 0] = 0
     return Rows(padded.unfold(0, window + ROW + window, ROW), reach.view(R, ROW))
-
-
-def within_reach(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-    """The centres, the words around each, and which of these are within its reach, so that the two are a pair.
-
-    Returns:
-        (B, 32), (B, 32, 2 window + 1), the centre itself in the middle, and the same as booleans.
-    """
-    window = (rows.words.shape[-1] - ROW) // 2
-    around = rows.words.unfold(-1, 2 * window + 1, 1)
-    distance = torch.arange(-window, window + 1, device=rows.words.device).abs()
-    taken = (distance > 0) & (distance <= rows.reach[..., None]) & (around >= 0)
-    return rows.words[..., window:-window], around, taken
 
 
 class TextLoader:

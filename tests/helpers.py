@@ -14,7 +14,7 @@ from torch import nn
 
 from callbacks.estimator_variance import all_rows
 from train import train
-from zoo.sampling import chunk_generator
+from zoo.functional.noise import chunk_generator
 
 CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
 

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import chisquare
 from torch.testing import assert_close
 
-from zoo.boltzmann import (
+from zoo.functional.boltzmann import (
     Weights,
     ais_log_partition,
     draw,
@@ -23,7 +23,7 @@ from zoo.boltzmann import (
     temperatures,
     visible_logits,
 )
-from zoo.evaluation import annealed_importance_sampling, log_mean
+from zoo.functional.importance import annealed_importance_sampling, log_mean
 
 
 def machine(V=4, H=3, scale=1.0, seed=0):

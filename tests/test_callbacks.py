@@ -19,8 +19,8 @@ from callbacks.ema import ema_update
 from callbacks.run_record import commit, hardware
 from datamodules import Images, Text
 from zoo.checks.errors import UserError
+from zoo.functional.noise import chunk_generator
 from zoo.hub import wandb_credentials
-from zoo.sampling import chunk_generator
 
 SHORT = ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "trainer.limit_train_batches=4", "test=false"]
 

@@ -12,7 +12,7 @@ import zoo
 from zoo import hub
 from zoo.classifier import Classifier, move, random_affine
 from zoo.evaluation import judged_accuracy
-from zoo.sampling import chunk_generator
+from zoo.functional.noise import chunk_generator
 
 RECIPE = ["experiment=classifier", "data=digits", "model.widths=[8,8,16]"]
 STILL = {"shift": 0, "rotate": 0, "scale": 0, "shear": 0}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from zoo.contrastive import Noise, importance_sampled_loss, nce_loss, softmax_loss
+from zoo.functional.contrastive import Noise, importance_sampled_loss, nce_loss, softmax_loss
 
 torch.manual_seed(0)
 V = 7

@@ -13,7 +13,7 @@ from train import build
 from zoo.checks.labels import as_labels
 from zoo.cvae import CVAE, log_importance_weight, negative_elbo, score_function_surrogate
 from zoo.estimators import gradient_moments
-from zoo.functional import log_normal
+from zoo.functional.densities import log_normal
 from zoo.sampling import picture, sample_chunks
 from zoo.vae import VAE
 

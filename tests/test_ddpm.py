@@ -10,9 +10,9 @@ from helpers import TINY, checkpoint, run
 from torch.testing import assert_close
 
 from zoo.ddpm import DDPM
-from zoo.diffusion import cosine_betas, linear_betas, make_chain, posterior_mean, q_sample
-from zoo.diffusion_bound import prior_kl
-from zoo.langevin import langevin_sample
+from zoo.functional.diffusion import cosine_betas, linear_betas, make_chain, posterior_mean, q_sample
+from zoo.functional.diffusion_bound import prior_kl
+from zoo.functional.langevin import langevin_sample
 from zoo.nets import UNet
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from zoo.diffusion import (
+from zoo.functional.diffusion import (
     ancestral_steps,
     at,
     cosine_betas,

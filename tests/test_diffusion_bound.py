@@ -9,8 +9,8 @@ from scipy.stats import norm
 from test_diffusion import exact_x0
 from torch.testing import assert_close
 
-from zoo.diffusion import at, cosine_betas, linear_betas, make_chain, q_sample
-from zoo.diffusion_bound import (
+from zoo.functional.diffusion import at, cosine_betas, linear_betas, make_chain, q_sample
+from zoo.functional.diffusion_bound import (
     denoising_term,
     joint_chain,
     joint_draw,

@@ -25,7 +25,7 @@ from zoo.estimators import (
     gradients,
     split_variance,
 )
-from zoo.sampling import chunk_generator
+from zoo.functional.noise import chunk_generator
 from zoo.vae import VAE
 
 

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from zoo.ddpm import DDPM
 from zoo.estimators import GradientEstimator, GradientMoments, call_with, gradient_moments
-from zoo.sampling import chunk_generator
+from zoo.functional.noise import chunk_generator
 from zoo.score import Score
 from zoo.vae import VAE
 

@@ -4,7 +4,7 @@ import torch
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from torch.testing import assert_close
 
-from zoo.functional import kl_normal, kl_standard_normal, log_bernoulli, log_normal
+from zoo.functional.densities import kl_normal, kl_standard_normal, log_bernoulli, log_normal
 
 D = 5
 

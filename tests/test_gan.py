@@ -21,11 +21,12 @@ from zoo.__main__ import main
 from zoo.adversarial import centre, generate, restate, uncentre
 from zoo.distances import Yardstick
 from zoo.estimators import GradientMoments, gradient_moments
+from zoo.functional.noise import chunk_generator
 from zoo.gan import GAN, generator_loss, jensen_shannon, value_function
 from zoo.hardware import make_trainer
 from zoo.infogan import InfoGAN
 from zoo.nets import mlp
-from zoo.sampling import chunk_generator, sample_chunks
+from zoo.sampling import sample_chunks
 from zoo.wgan import WGAN
 
 

@@ -13,9 +13,10 @@ from torch.testing import assert_close
 
 import zoo
 from callbacks import Codes
-from zoo.deformation import deform
+from zoo.functional.deformation import deform
+from zoo.functional.noise import chunk_generator
 from zoo.infogan import InfoGAN, categorical_bound, continuous_bound
-from zoo.sampling import chunk_generator, picture, sample_chunks
+from zoo.sampling import picture, sample_chunks
 from zoo.vae import VAE
 
 

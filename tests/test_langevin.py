@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from datamodules.toy import Mixture, mixture
-from zoo.langevin import (
+from zoo.functional.langevin import (
     annealed_langevin_steps,
     best_step_size,
     langevin_sample,

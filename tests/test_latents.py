@@ -8,7 +8,7 @@ from scipy.stats import kstest
 from torch.distributions import Bernoulli, Independent, Normal, OneHotCategorical, kl_divergence
 from torch.testing import assert_close
 
-from zoo import latents
+from zoo.functional import latents
 
 
 def normal(generator, *shape):

@@ -19,7 +19,9 @@ from torch.testing import assert_close
 import zoo
 from datamodules import Images
 from zoo import evaluation
-from zoo.boltzmann import (
+from zoo.estimators import GradientMoments, gradient_moments
+from zoo.features import Features
+from zoo.functional.boltzmann import (
     Weights,
     ais_log_partition,
     draw,
@@ -31,11 +33,9 @@ from zoo.boltzmann import (
     hidden_logits,
     pseudo_log_likelihood,
 )
-from zoo.estimators import GradientMoments, gradient_moments
-from zoo.evaluation import LogPartition
-from zoo.features import Features
+from zoo.functional.importance import LogPartition
+from zoo.functional.noise import chunk_generator
 from zoo.rbm import RBM, at_epoch, frame_steps, interleave
-from zoo.sampling import chunk_generator
 
 
 def small(V=4, H=3, scale=1.0, seed=0, **kwargs):

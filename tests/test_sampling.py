@@ -7,7 +7,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 from zoo.ddpm import DDPM
-from zoo.sampling import check_conditions, chunk_generator, in_rows, picture, rand, randn, sample_chunks, save_grid
+from zoo.functional.noise import chunk_generator, rand, randn
+from zoo.sampling import check_conditions, in_rows, picture, sample_chunks, save_grid
 from zoo.score import Score
 from zoo.vae import VAE
 

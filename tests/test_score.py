@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from datamodules.toy import mixture, moons
-from zoo.langevin import annealed_langevin_steps, best_step_size
+from zoo.functional.langevin import annealed_langevin_steps, best_step_size
 from zoo.score import Score, denoising_loss, directional, explicit_loss, sliced_loss
 
 F64 = torch.float64

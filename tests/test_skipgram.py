@@ -9,10 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from datamodules import Text
-from datamodules.text import ROW, Rows, within_reach
-from zoo.contrastive import Noise
 from zoo.estimators import gradient_moments
-from zoo.sampling import chunk_generator
+from zoo.functional.contrastive import ROW, Noise, Rows, within_reach
+from zoo.functional.noise import chunk_generator
 from zoo.skipgram import OBJECTIVES, SkipGram, dense, sparse
 
 V, WINDOW = 7, 2

@@ -19,7 +19,8 @@ import torch
 
 from datamodules import DataError, Text, corpus
 from datamodules.corpus import find_words, load_corpus, number_words, read_text
-from datamodules.text import ROW, TextLoader, keep_probability, make_rows, within_reach
+from datamodules.text import TextLoader, keep_probability, make_rows
+from zoo.functional.contrastive import ROW, within_reach
 
 STORY = "The cat sat.\nThe cat's hat!\n \n\nA dog\u2019s den; the END\n"
 WORDS = ["the", "cat", "sat", "the", "cat's", "hat", None, "a", "dog\u2019s", "den", "the", "end"]

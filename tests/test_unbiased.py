@@ -26,7 +26,7 @@ from zoo.estimators import (
     straight_through,
     with_gradient,
 )
-from zoo.latents import Bernoulli, Categorical
+from zoo.functional.latents import Bernoulli, Categorical
 
 N = 100_000
 X = torch.tensor([[0.5, -1.0, 1.0], [-0.3, 0.8, 1.0]], dtype=torch.float64)  # (B, 3)

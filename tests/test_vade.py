@@ -18,23 +18,26 @@ from torch.func import grad
 from torch.testing import assert_close
 
 from zoo import vae
-from zoo.deformation import deform
 from zoo.estimators import gradient_moments
-from zoo.evaluation import clustering_scores, evaluate
-from zoo.functional import log_bernoulli, reparameterise
-from zoo.latents import Gaussian
-from zoo.sampling import chunk_generator
-from zoo.vade import (
+from zoo.evaluation import evaluate
+from zoo.functional.clusters import clustering_scores
+from zoo.functional.deformation import deform
+from zoo.functional.densities import log_bernoulli, reparameterise
+from zoo.functional.latents import Gaussian
+from zoo.functional.mixture import (
     Mixture,
-    VaDE,
     fit_mixture,
     invariance,
     kl_components,
-    kl_terms,
     log_gmm,
-    log_importance_weight,
     log_p_z_given_c,
     log_responsibilities,
+)
+from zoo.functional.noise import chunk_generator
+from zoo.vade import (
+    VaDE,
+    kl_terms,
+    log_importance_weight,
     mean_field_negative_elbo,
     negative_elbo,
     reconstruction_loss,

@@ -12,9 +12,10 @@ from torch.testing import assert_close
 
 from datamodules import Images
 from zoo.estimators import gradient_moments, relax
-from zoo.evaluation import evaluate, importance_weighted_log_likelihood
-from zoo.functional import binarise, log_bernoulli, log_normal
-from zoo.latents import Bernoulli, Gaussian
+from zoo.evaluation import evaluate
+from zoo.functional.densities import binarise, log_bernoulli, log_normal
+from zoo.functional.importance import importance_weighted_log_likelihood
+from zoo.functional.latents import Bernoulli, Gaussian
 from zoo.vae import ESTIMATORS, VAE, importance_weighted_bound, log_importance_weight, sleep, wake
 
 D, P, SIGMA = 2, 4, 0.7

@@ -10,8 +10,8 @@ from torch.func import grad
 from torch.testing import assert_close
 
 from datamodules.toy import Line, ring
+from zoo.functional.noise import chunk_generator
 from zoo.nets import mlp
-from zoo.sampling import chunk_generator
 from zoo.wgan import WGAN, gradient_norms, gradient_penalty, interpolate, wasserstein_estimate
 
 

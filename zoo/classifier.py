@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from zoo.checks.errors import UserError
 from zoo.estimators import Noise
-from zoo.sampling import rand
+from zoo.functional.noise import rand
 
 
 def random_affine(u: Tensor, shift: float, rotate: float, scale: float, shear: float) -> Tensor:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from zoo.checks.errors import UserError
 from zoo.estimators import Comparison, compare, optimal_baseline, score_function
-from zoo.sampling import chunk_generator
+from zoo.functional.noise import chunk_generator
 
 SEVERAL = ("+antithetic", "+loo", "+optimal")
 WHY_SEVERAL = (

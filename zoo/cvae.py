@@ -38,10 +38,10 @@ from torch import Tensor, nn
 from zoo.checks.labels import Labels, as_labels
 from zoo.checks.values import check_choice, check_positive, check_whole, check_widths
 from zoo.estimators import GradientEstimator, Noise, Params, call_with, score_function
-from zoo.evaluation import importance_weighted_log_likelihood
-from zoo.functional import at_least_float32, binarise, kl_normal, log_bernoulli, log_normal, reparameterise
+from zoo.functional.densities import at_least_float32, binarise, kl_normal, log_bernoulli, log_normal, reparameterise
+from zoo.functional.importance import importance_weighted_log_likelihood
+from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets import mlp
-from zoo.sampling import chunk_generator, rand, randn
 
 PIXELS = 28 * 28
 

@@ -1,7 +1,7 @@
 """DDPM: a Markov chain of small Gaussian denoising steps.
 
 Ho, Jain & Abbeel, "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239; seed 004 ch. 14. Its kernels,
-schedules and samplers are in zoo/diffusion.py, its variational bound in zoo/diffusion_bound.py.
+schedules and samplers are in zoo/functional/diffusion.py, its variational bound in zoo/functional/diffusion_bound.py.
 
     q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I)                         eq. 4,  seed 14.11
     L_simple     = E_{t, x_0, eps} || eps - eps_theta(x_t, t) ||^2             eq. 14, seed algorithm 6; for predict=eps
@@ -43,15 +43,15 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from zoo import diffusion, diffusion_bound
 from zoo.checks.errors import UserError
 from zoo.checks.labels import Labels, as_labels
 from zoo.checks.values import check_choice, check_not_negative, check_positive, check_share, check_whole
-from zoo.diffusion import Chain, predicted_eps, predicted_x0, q_sample, simple_loss
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
-from zoo.langevin import langevin_sample
+from zoo.functional import diffusion, diffusion_bound
+from zoo.functional.diffusion import Chain, predicted_eps, predicted_x0, q_sample, simple_loss
+from zoo.functional.langevin import langevin_sample
+from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets import UNet, check_unet
-from zoo.sampling import chunk_generator, rand, randn
 
 TIMESTEPS = ("uniform", "stratified", "importance")
 HISTORY = 10  # losses remembered of each step, for importance sampling
@@ -285,7 +285,7 @@ class DDPM(L.LightningModule):
                 ``dropped``, which draws without. The noise is the same whatever they are.
             guidance: w, 0 or more, towards the labels; 0 draws from the conditional model as it is.
             corrector_steps: Langevin steps at the noise level of each step, after it (Song et al. 2021, algorithm 5).
-            corrector_snr: of a corrector's step, which is 4 (snr |z| / |score|)^2 long (zoo/langevin.py).
+            corrector_snr: of a corrector's step, which is 4 (snr |z| / |score|)^2 long (zoo/functional/langevin.py).
             frames: None, or how many moments of the way to return, at least 2, the last its end, as (n, frames, 1, 28,
                 28).
             show: with frames, ``xt``, the noisy images, or ``x0``, what the network takes them for.

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 import zoo
-from zoo.sampling import chunk_generator, sample_chunks
+from zoo.functional.noise import chunk_generator
+from zoo.sampling import sample_chunks
 
 CONFIDENT = 0.9
 

@@ -6,7 +6,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from zoo.sampling import chunk_generator
+from zoo.functional.noise import chunk_generator
 
 BULK = 0.99  # share of the density that counts: beyond it there are hardly any data to learn from
 

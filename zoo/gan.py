@@ -58,10 +58,10 @@ from zoo.adversarial import (
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_choice, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise, Params, call_with, with_gradient
-from zoo.functional import at_least_float32
-from zoo.latents import Categorical
+from zoo.functional.densities import at_least_float32
+from zoo.functional.latents import Categorical
+from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets import SequenceGenerator
-from zoo.sampling import chunk_generator, rand, randn
 
 GENERATOR_LOSSES = ("non_saturating", "minimax", "kl")
 RELAXATIONS = ("straight_through", "gumbel_softmax")

@@ -50,7 +50,11 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.boltzmann import (
+from zoo.checks.errors import UserError
+from zoo.checks.pixels import check_pixels
+from zoo.checks.values import check_choice, check_not_negative, check_positive, check_schedule, check_share, check_whole
+from zoo.estimators import GradientEstimator, Noise, Params, call_with, with_gradient
+from zoo.functional.boltzmann import (
     ENUMERABLE,
     Weights,
     ais_log_partition,
@@ -64,13 +68,9 @@ from zoo.boltzmann import (
     pseudo_log_likelihood,
     visible_logits,
 )
-from zoo.checks.errors import UserError
-from zoo.checks.pixels import check_pixels
-from zoo.checks.values import check_choice, check_not_negative, check_positive, check_schedule, check_share, check_whole
-from zoo.estimators import GradientEstimator, Noise, Params, call_with, with_gradient
-from zoo.evaluation import LogPartition
-from zoo.functional import binarise
-from zoo.sampling import chunk_generator, rand
+from zoo.functional.densities import binarise
+from zoo.functional.importance import LogPartition
+from zoo.functional.noise import chunk_generator, rand
 
 PROBE = 1000  # training images that the free-energy gap compares with, and that chains can begin from
 AT_ONCE = 16  # units up to which log Z is enumerated without being asked: seconds, where a million states are minutes

@@ -18,27 +18,9 @@ from tqdm.auto import tqdm
 
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
+from zoo.functional.noise import chunk_generator
 
 CHUNK = 16
-
-
-def randn(*shape: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Standard normal noise drawn where ``generator`` lives, then moved to ``device``; (*shape)."""
-    where = device if generator is None else generator.device
-    return torch.randn(shape, generator=generator, device=where).to(device)
-
-
-def rand(*shape: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Uniform noise in [0, 1) drawn where ``generator`` lives, then moved to ``device``; (*shape)."""
-    where = device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=where).to(device)
-
-
-def chunk_generator(seed: int, chunk: int) -> torch.Generator:
-    """The CPU generator of one chunk (or of one draw, or of one batch), keyed by ``(seed, chunk)``."""
-    # Consecutive integer seeds of one Mersenne Twister are independent streams for every practical purpose; the
-    # multiplier keeps (seed 0, chunk 1) and (seed 1, chunk 0) apart. Seeds are taken modulo 2^63.
-    return torch.Generator().manual_seed((seed * 1_000_003 + chunk) % 2**63)
 
 
 def check_conditions(model, conditions: dict[str, object]) -> None:

@@ -44,14 +44,9 @@ from tqdm.auto import tqdm
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_choice, check_positive, check_whole, check_widths
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
-from zoo.langevin import (
-    annealed_langevin_steps,
-    best_step_size,
-    langevin_steps,
-    noise_levels,
-)
+from zoo.functional.langevin import annealed_langevin_steps, best_step_size, langevin_steps, noise_levels
+from zoo.functional.noise import chunk_generator, randn
 from zoo.nets import PointNet, UNet, check_unet
-from zoo.sampling import chunk_generator, randn
 
 OBJECTIVES = ("denoising", "sliced", "explicit")
 WEIGHTS = ("edm", "ncsn")
@@ -287,7 +282,7 @@ class Score(L.LightningModule):
 
         Args:
             steps: at each level, by default 5 for images and 100 for points; with one level or none 1000.
-            step_size: e / sigma^2, by default :func:`zoo.langevin.best_step_size` for images and 0.05 for points; with
+            step_size: e / sigma^2, by default :func:`zoo.functional.langevin.best_step_size` for images and 0.05 for points; with
                 one level or none e itself, by default 0.14 D / E|s(x)|^2 where the chains begin, a seventh of the
                 variance of data N(0, s^2 I).
             denoise: take the last level's noise away at the end; without levels there is none.

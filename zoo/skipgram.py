@@ -12,7 +12,7 @@ arXiv:1206.6426, and Mnih & Kavukcuoglu 2013 (NCE); seed 000, "Noise Contrastive
     importance_sampling   -log p(w | c), Z_c estimated from the noise words
     softmax               -log p(w | c), Z_c summed over the vocabulary
 
-The objectives are in zoo/contrastive.py. NCE's probabilities sum to about one by themselves: log Z_c is logged.
+The objectives are in zoo/functional/contrastive.py. NCE's probabilities sum to about one by themselves: log Z_c is logged.
 
 Symbols: v_c input vectors (V, D), u_w output vectors (V, D), b_w output biases (V,); q noise distribution, unigram
 counts to the power alpha; k noise words per pair. All in nats per pair.
@@ -47,12 +47,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datamodules.text import ROW, Rows, within_reach
-from zoo import contrastive
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole
 from zoo.estimators import GradientEstimator, Params
-from zoo.sampling import chunk_generator
+from zoo.functional import contrastive
+from zoo.functional.contrastive import ROW, Rows, within_reach
+from zoo.functional.noise import chunk_generator
 from zoo.words import save_word2vec
 
 OBJECTIVES = ("nce", "negative_sampling", "importance_sampling", "softmax")

@@ -6,7 +6,7 @@ Hinton et al. 1995 and seed 003 for wake-sleep.
 
     p(z)        = N(0, I), Bernoulli(1/2)^D, or uniform over K categories, D times
     p(x | z)    = prod_d Bernoulli(x_d | sigmoid(logits_d(z)))   or   N(x | mean(z), sigma^2 I)
-    q(z | x)    = of the prior's family, factorised over D, its parameters a network of x (zoo/latents.py)
+    q(z | x)    = of the prior's family, factorised over D, its parameters a network of x (zoo/functional/latents.py)
     ELBO(x)     = E_q[ log p(x | z) ] - beta KL( q(z | x) || p(z) )  <=  log p(x)  at beta = 1     (eq. 3; 002 P4)
     L_k(x)      = E_q[ log 1/k sum_i w_i ],  w_i = p(x, z_i) / q(z_i | x),  ELBO <= L_k <= log p   (Burda eq. 8)
     wake-sleep  wake: z ~ q(z | x), raise log p(x | z);  sleep: z ~ p(z), x ~ p(x | z), raise log q(z | x)
@@ -58,11 +58,11 @@ from zoo.estimators import (
     with_gradient,
 )
 from zoo.estimators.by_name import log_ratio
-from zoo.evaluation import importance_weighted_log_likelihood
-from zoo.functional import at_least_float32, binarise, log_bernoulli, log_normal
-from zoo.latents import LATENTS, Categorical, Gaussian
+from zoo.functional.densities import at_least_float32, binarise, log_bernoulli, log_normal
+from zoo.functional.importance import importance_weighted_log_likelihood
+from zoo.functional.latents import LATENTS, Categorical, Gaussian
+from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets import ConvDecoder, ConvEncoder, mlp
-from zoo.sampling import chunk_generator, rand, randn
 
 PIXELS = 28 * 28
 COIN_FLIPS = PIXELS * math.log(2)  # nats of an image of which nothing is known: the unit of the learned baseline
@@ -85,7 +85,7 @@ def log_importance_weight(x: Tensor, z: Tensor, q, log_px: Callable) -> Tensor:
     Args:
         x: data as the likelihood wants them, (B, ...).
         z: draws of q, (k, B, ...).
-        q: one of zoo.latents, of B examples.
+        q: one of zoo.functional.latents, of B examples.
         log_px: (x, z) -> log p(x | z), (k, B).
 
     Returns:
@@ -224,7 +224,7 @@ class VAE(L.LightningModule):
     # The model: p(x | z) and q(z | x).
 
     def encode(self, x: Tensor):
-        """q(z | x) for images ``x`` (B, 1, 28, 28): one of zoo.latents, such as ``Gaussian(mu, logvar)``, (B, D)."""
+        """q(z | x) for images ``x`` (B, 1, 28, 28): one of zoo.functional.latents, such as ``Gaussian(mu, logvar)``, (B, D)."""
         h = at_least_float32(self.encoder(x))
         if self.latents is Gaussian:
             return Gaussian(*h.chunk(2, dim=-1))

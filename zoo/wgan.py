@@ -54,8 +54,8 @@ from zoo.adversarial import (
 )
 from zoo.checks.values import check_choice, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
-from zoo.functional import at_least_float32
-from zoo.sampling import chunk_generator, rand, randn
+from zoo.functional.densities import at_least_float32
+from zoo.functional.noise import chunk_generator, rand, randn
 
 
 def wasserstein_estimate(real: Tensor, fake: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from datamodules import Images
-from zoo.deformation import deform
+from zoo.functional.deformation import deform
 from zoo.gan import GAN
 from zoo.hardware import quiet_lightning
 from zoo.infogan import InfoGAN

@@ -1,4 +1,4 @@
-"""Estimators of grad E_q[f(z)] by the names that users write, for any posterior of :mod:`zoo.latents`.
+"""Estimators of grad E_q[f(z)] by the names that users write, for any posterior of :mod:`zoo.functional.latents`.
 
 ``+sampled_kl`` adds log q(z) - log p(z) to the cost, in place of its expectation in closed form.
 """

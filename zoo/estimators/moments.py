@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from zoo.checks.errors import UserError
-from zoo.sampling import chunk_generator
+from zoo.functional.noise import chunk_generator
 
 Params = dict[str, Tensor]
 Noise = dict[str, Tensor]

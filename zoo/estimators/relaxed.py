@@ -1,6 +1,6 @@
 """Gradients of discrete latents by way of continuous ones.
 
-With s the scores (:mod:`zoo.latents`), H the threshold and z = H(s), sigma_tau the soft threshold at temperature tau:
+With s the scores (:mod:`zoo.functional.latents`), H the threshold and z = H(s), sigma_tau the soft threshold at temperature tau:
 
     gumbel_softmax     grad f(sigma_tau(s))                                  biased; Maddison et al., Jang et al. 2017
     straight_through   f at H(s), its derivative by z passed to sigma_tau(s) biased; Jang et al. 2017, sec. 2.2
@@ -24,7 +24,7 @@ def gumbel_softmax(f: Callable[[Tensor], Tensor], q, u: Tensor, tau: Tensor | fl
 
     Args:
         f: z -> cost, (k, B, D) or (k, B, D, K) to (k, B).
-        q: a Bernoulli or Categorical of zoo.latents.
+        q: a Bernoulli or Categorical of zoo.functional.latents.
         u: uniform noise, (k, B, D) or (k, B, D, K).
         tau: temperature, positive: as it falls the bias falls and the variance grows.
 

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.checks.errors import UserError
-from zoo.evaluation import LogPartition, annealed_importance_sampling, log_mean
-from zoo.sampling import rand
+from zoo.functional.importance import LogPartition, annealed_importance_sampling, log_mean
+from zoo.functional.noise import rand
 
 ENUMERABLE = 20  # units: a million states
 BLOCK = 4096  # states at a time

@@ -23,6 +23,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ROW = 32  # centres of a row
+
+
+class Rows(NamedTuple):
+    """A batch.
+
+    words: numbers of words, (B, window + 32 + window); -1 where there is none.
+    reach: of each centre's window, 1 to window words to either side, or 0 where there is no centre; (B, 32).
+    """
+
+    words: Tensor
+    reach: Tensor
+
+
+def within_reach(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """The centres, the words around each, and which of these are within its reach, so that the two are a pair.
+
+    Returns:
+        (B, 32), (B, 32, 2 window + 1), the centre itself in the middle, and the same as booleans.
+    """
+    window = (rows.words.shape[-1] - ROW) // 2
+    around = rows.words.unfold(-1, 2 * window + 1, 1)
+    distance = torch.arange(-window, window + 1, device=rows.words.device).abs()
+    taken = (distance > 0) & (distance <= rows.reach[..., None]) & (around >= 0)
+    return rows.words[..., window:-window], around, taken
+
 
 def nce_loss(s: Tensor, s_noise: Tensor, log_kq: Tensor, log_kq_noise: Tensor, each: Tensor | float = 1.0) -> Tensor:
     """-log sigma(s - log kq) - sum over noise words of ``each`` log sigma(log kq - s_noise); nats, (...).

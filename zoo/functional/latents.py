@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.functional import kl_standard_normal, log_bernoulli, log_normal, reparameterise
-from zoo.sampling import rand, randn
+from zoo.functional.densities import kl_standard_normal, log_bernoulli, log_normal, reparameterise
+from zoo.functional.noise import rand, randn
 
 TINY = 1e-7  # uniform noise is kept this far from 0 and 1, where its logarithms are infinite
 

@@ -16,7 +16,7 @@ independent given x_{t-1}.
 
 p(x_{t-1} | x_t) = N(posterior mean at x0_hat, sigma_t^2 I) with sigma_t^2 = beta_t, or the posterior's variance, whose
 value at t = 0, where it is 0, is that of t = 1 (as the authors' code has it, which takes it there for beta_t, too). All
-in nats per example, summed over dimensions; t counts from 0, as in zoo/diffusion.py.
+in nats per example, summed over dimensions; t counts from 0, as in zoo/functional/diffusion.py.
 """
 
 import math
@@ -24,8 +24,8 @@ import math
 import torch
 from torch import Tensor
 
-from zoo.diffusion import Chain, X0Model, at, posterior_mean, q_sample
-from zoo.functional import kl_normal, kl_standard_normal, log_normal
+from zoo.functional.densities import kl_normal, kl_standard_normal, log_normal
+from zoo.functional.diffusion import Chain, X0Model, at, posterior_mean, q_sample
 
 LEVELS = 255  # grey values are k / 127.5 - 1, k = 0 .. 255
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from zoo.checks.errors import UserError
-from zoo.sampling import rand, randn
+from zoo.functional.noise import rand, randn
 
 Score = Callable[[Tensor], Tensor]  # (B, ...) -> (B, ...)
 

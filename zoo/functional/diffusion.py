@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from zoo.checks.errors import UserError
-from zoo.sampling import randn
+from zoo.functional.noise import randn
 
 PREDICTIONS = ("eps", "x0", "v")
 VARIANCES = ("posterior", "beta")

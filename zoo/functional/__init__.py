@@ -1,0 +1,1 @@
+"""Mathematics without parameters: densities, posteriors, importance weights, diffusion, Langevin, Boltzmann."""
