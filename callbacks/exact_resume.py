@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.run_record import run_command
-from zoo.checkpoint_files import clear_unfinished
+from zoo.training.checkpoint_files import clear_unfinished
 from zoo.training.processes import number
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from zoo.sampling import in_rows, save_grid
+from zoo.sampling.pictures import in_rows, save_grid
 
 
 def write_grid(trainer, images: Tensor, path: Path, name: str, columns: int) -> None:

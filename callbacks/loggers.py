@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from zoo.hub import wandb_credentials
+from zoo.training.wandb_login import wandb_credentials
 
 log = logging.getLogger(__name__)
 

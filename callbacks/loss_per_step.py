@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from callbacks.grids import write_grid
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
-from zoo.sampling import as_image
+from zoo.sampling.pictures import as_image
 
 
 class LossPerStep(L.Callback):

@@ -6,7 +6,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from zoo.checks.values import check_whole
 from zoo.distances import Yardstick
-from zoo.sampling import check_conditions, sample_chunks
+from zoo.sampling.chunks import check_conditions, sample_chunks
 
 
 class SampleDistance(L.Callback):

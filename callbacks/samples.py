@@ -11,7 +11,8 @@ from callbacks.ema import judged
 from callbacks.grids import write_grid
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
-from zoo.sampling import check_conditions, picture, sample_chunks, try_conditions
+from zoo.sampling.chunks import check_conditions, sample_chunks, try_conditions
+from zoo.sampling.pictures import picture
 
 
 class Samples(L.Callback):

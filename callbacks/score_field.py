@@ -10,7 +10,7 @@ from callbacks.grids import write_grid
 from zoo import fields
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
-from zoo.sampling import as_image
+from zoo.sampling.pictures import as_image
 
 
 class ScoreField(L.Callback):

@@ -31,7 +31,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from datamodules.files import DataError, data_root, download, reachable, written_whole
+from datamodules.files import DataError, data_root, download
+from zoo.training.files import reachable, written_whole
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from callbacks.run_record import commit, hardware
 from datamodules import Images, Text
 from zoo.checks.errors import UserError
 from zoo.functional.noise import chunk_generator
-from zoo.hub import wandb_credentials
+from zoo.training.wandb_login import wandb_credentials
 
 SHORT = ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "trainer.limit_train_batches=4", "test=false"]
 

@@ -14,7 +14,8 @@ from zoo.checks.labels import as_labels
 from zoo.cvae import CVAE, log_importance_weight, negative_elbo, score_function_surrogate
 from zoo.estimators import gradient_moments
 from zoo.functional.densities import log_normal
-from zoo.sampling import picture, sample_chunks
+from zoo.sampling.chunks import sample_chunks
+from zoo.sampling.pictures import picture
 from zoo.vae import VAE
 
 D, P, K, SIGMA = 2, 4, 3, 0.7

@@ -13,7 +13,7 @@ from zoo.ddpm import DDPM
 from zoo.functional.diffusion import cosine_betas, linear_betas, make_chain, posterior_mean, q_sample
 from zoo.functional.diffusion_bound import prior_kl
 from zoo.functional.langevin import langevin_sample
-from zoo.nets import UNet
+from zoo.nets.unet import UNet
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from helpers import TINY, checkpoint, run
 from processes import CONTEXT, start, together
 
 from callbacks.finite_loss import FiniteLoss, NotFinite
-from zoo.checkpoint_files import CheckpointFiles, CheckpointNotWritten, clear_unfinished
+from zoo.training.checkpoint_files import CheckpointFiles, CheckpointNotWritten, clear_unfinished
 
 ROOT = Path(__file__).parent.parent
 EVERY_PICTURE = ["callbacks.samples.every_n_epochs=1", "logger=none", "test=false"]

@@ -12,7 +12,7 @@ from datamodules.toy import mixture
 from zoo.evaluation import BOUND_AT_ONCE, Protocol, bound_by_fives, bound_metrics, check_protocol, measure
 from zoo.fields import figure, learned_score, measure_field, target
 from zoo.functional.noise import chunk_generator
-from zoo.sampling import as_image
+from zoo.sampling.pictures import as_image
 from zoo.score import Score
 
 TINY = ["experiment=score_mixture", "model.hidden=[16]", "model.num_sigmas=3", "callbacks.score_field.samples=50"]

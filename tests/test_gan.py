@@ -18,15 +18,16 @@ from datamodules import Toy
 from datamodules.toy import Line, MarkovChain, Mixture
 from zoo import hub
 from zoo.__main__ import main
-from zoo.adversarial import centre, generate, restate, uncentre
 from zoo.distances import Yardstick
 from zoo.estimators import GradientMoments, gradient_moments
 from zoo.functional.noise import chunk_generator
 from zoo.gan import GAN, generator_loss, jensen_shannon, value_function
-from zoo.hardware import make_trainer
 from zoo.infogan import InfoGAN
-from zoo.nets import mlp
-from zoo.sampling import sample_chunks
+from zoo.nets.adversarial import centre, uncentre
+from zoo.nets.layers import mlp
+from zoo.sampling.chunks import sample_chunks
+from zoo.training.adversarial import generate, restate
+from zoo.training.trainer import make_trainer
 from zoo.wgan import WGAN
 
 

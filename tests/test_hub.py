@@ -324,7 +324,7 @@ TWO_PLAYERS = [name for name in CARDS if hub.read_card(name)["model"] in ("gan",
 def test_shipped_samples_are_as_far_from_data_as_published(name, floor):
     """All 10,000; a pixel's rounding may tip a sample or two. No digit is missing, none has more than a quarter."""
     from zoo.distances import frechet_distance, judge_images
-    from zoo.sampling import sample_chunks
+    from zoo.sampling.chunks import sample_chunks
 
     judge, real, distance = floor
     published = hub.read_card(name)["metrics"]
@@ -374,7 +374,7 @@ def test_shipped_log_likelihoods_are_recomputed(name, mnist_root):
 def test_the_first_samples_of_many_steps_are_judged_as_published(name):
     """Sixteen by every protocol but the whole chain of a thousand steps, which is 40 seconds."""
     from zoo.distances import judge_images
-    from zoo.sampling import sample_chunks
+    from zoo.sampling.chunks import sample_chunks
 
     card, judge = hub.read_card(name), zoo.load("classifier")
     drawn = card["samples"]

@@ -16,7 +16,8 @@ from callbacks import Codes
 from zoo.functional.deformation import deform
 from zoo.functional.noise import chunk_generator
 from zoo.infogan import InfoGAN, categorical_bound, continuous_bound
-from zoo.sampling import picture, sample_chunks
+from zoo.sampling.chunks import sample_chunks
+from zoo.sampling.pictures import picture
 from zoo.vae import VAE
 
 

@@ -13,7 +13,7 @@ from helpers import CONFIGS, TINY, checkpoint, config, run
 from hydra.utils import instantiate
 
 import zoo
-from zoo.hardware import make_trainer
+from zoo.training.trainer import make_trainer
 
 ROOT = Path(CONFIGS).parent
 RECIPES = sorted(p.stem for p in (Path(CONFIGS) / "model").glob("*.yaml"))

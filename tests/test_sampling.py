@@ -8,7 +8,8 @@ from torch.testing import assert_close
 
 from zoo.ddpm import DDPM
 from zoo.functional.noise import chunk_generator, rand, randn
-from zoo.sampling import check_conditions, in_rows, picture, sample_chunks, save_grid
+from zoo.sampling.chunks import check_conditions, sample_chunks
+from zoo.sampling.pictures import in_rows, picture, save_grid
 from zoo.score import Score
 from zoo.vae import VAE
 

@@ -17,8 +17,8 @@ from torch.testing import assert_close
 
 from train import build
 from zoo.ddpm import DDPM
-from zoo.hardware import _check_started
 from zoo.score import Score
+from zoo.training.trainer import _check_started
 
 ROOT = Path(__file__).parent.parent
 DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]

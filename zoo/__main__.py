@@ -35,7 +35,8 @@ def list_everything(args: argparse.Namespace) -> None:
 
 def sample(args: argparse.Namespace) -> None:
     """Draw samples of a trained model as one picture."""
-    from zoo.sampling import check_conditions, picture, sample_chunks, save_grid
+    from zoo.sampling.chunks import check_conditions, sample_chunks
+    from zoo.sampling.pictures import picture, save_grid
 
     model = _on_device(zoo.load(args.source))
     conditions = _conditions(",".join(args.condition))
@@ -76,7 +77,7 @@ def evaluate(args: argparse.Namespace) -> None:
 def compare(args: argparse.Namespace) -> None:
     """Measure gradient estimators side by side; ``toy`` is the seeds' example, beside its exact values."""
     from zoo import comparison
-    from zoo.sampling import check_picture
+    from zoo.sampling.pictures import check_picture
 
     check_picture(args.output)  # before the work, not after it
     draws = (100_000 if args.source == "toy" else 256) if args.draws is None else args.draws
@@ -104,7 +105,7 @@ def compare(args: argparse.Namespace) -> None:
 def curves(args: argparse.Namespace) -> None:
     """Draw one metric of several runs against epochs."""
     from zoo import comparison, curves
-    from zoo.sampling import check_picture
+    from zoo.sampling.pictures import check_picture
 
     check_picture(args.output)
     if args.against:

@@ -41,7 +41,7 @@ from zoo.estimators import GradientEstimator, Noise, Params, call_with, score_fu
 from zoo.functional.densities import at_least_float32, binarise, kl_normal, log_bernoulli, log_normal, reparameterise
 from zoo.functional.importance import importance_weighted_log_likelihood
 from zoo.functional.noise import chunk_generator, rand, randn
-from zoo.nets import mlp
+from zoo.nets.layers import mlp
 
 PIXELS = 28 * 28
 

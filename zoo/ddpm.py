@@ -51,7 +51,7 @@ from zoo.functional import diffusion, diffusion_bound
 from zoo.functional.diffusion import Chain, predicted_eps, predicted_x0, q_sample, simple_loss
 from zoo.functional.langevin import langevin_sample
 from zoo.functional.noise import chunk_generator, rand, randn
-from zoo.nets import UNet, check_unet
+from zoo.nets.unet import UNet, check_unet
 
 TIMESTEPS = ("uniform", "stratified", "importance")
 HISTORY = 10  # losses remembered of each step, for importance sampling

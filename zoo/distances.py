@@ -14,7 +14,7 @@ from torch import Tensor
 
 import zoo
 from zoo.functional.noise import chunk_generator
-from zoo.sampling import sample_chunks
+from zoo.sampling.chunks import sample_chunks
 
 CONFIDENT = 0.9
 

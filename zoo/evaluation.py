@@ -26,7 +26,7 @@ from zoo.distances import (
 )
 from zoo.functional.clusters import clustering_scores
 from zoo.functional.noise import chunk_generator
-from zoo.sampling import CHUNK, check_conditions, sample_chunks, try_conditions
+from zoo.sampling.chunks import CHUNK, check_conditions, sample_chunks, try_conditions
 from zoo.words import measure_words
 
 IMAGES_AT_ONCE = 100
@@ -341,7 +341,7 @@ def evaluate(model, data) -> dict[str, float]:
     """
     import lightning as L
 
-    from zoo.hardware import quiet_lightning
+    from zoo.training.trainer import quiet_lightning
 
     quiet_lightning()
     trainer = L.Trainer(

@@ -45,23 +45,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.adversarial import (
-    centre,
-    check_networks,
-    generate,
-    make_discriminator,
-    make_generator,
-    restate,
-    step,
-    uncentre,
-)
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_choice, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise, Params, call_with, with_gradient
 from zoo.functional.densities import at_least_float32
 from zoo.functional.latents import Categorical
 from zoo.functional.noise import chunk_generator, rand, randn
-from zoo.nets import SequenceGenerator
+from zoo.nets.adversarial import SequenceGenerator, centre, check_networks, make_discriminator, make_generator, uncentre
+from zoo.training.adversarial import generate, restate, step
 
 GENERATOR_LOSSES = ("non_saturating", "minimax", "kl")
 RELAXATIONS = ("straight_through", "gumbel_softmax")

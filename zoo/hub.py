@@ -10,8 +10,6 @@ import hashlib
 import importlib
 import inspect
 import json
-import netrc
-import os
 import re
 import tempfile
 import urllib.error
@@ -27,6 +25,7 @@ from safetensors.torch import save as save_tensors
 
 import zoo
 from zoo.checks.errors import UserError
+from zoo.training.wandb_login import wandb_credentials
 
 SECONDS_TO_DOWNLOAD = 60
 LARGEST_DOWNLOAD = 2**30  # bytes
@@ -161,24 +160,6 @@ def _from_address(address: str):
     return _from_weights(data, digest, url)
 
 
-def wandb_credentials() -> bool:
-    """Whether Weights & Biases has a key: in the environment, or from ``wandb login`` (a netrc file)."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    import wandb
-
-    base = os.environ.get("WANDB_BASE_URL")
-    urls = [base] if base else [wandb.Settings().base_url, "https://api.wandb.ai"]  # the service, by both its names
-    home = Path.home()
-    for path in [os.environ.get("NETRC"), home / ".netrc", home / "_netrc"]:
-        try:
-            if path and any(netrc.netrc(path).authenticators(urllib.parse.urlsplit(url).netloc) for url in urls):
-                return True
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
-
-
 def _from_wandb(name: str):
     """The checkpoint in an artifact of Weights & Biases, whose files must be those that were logged."""
     import wandb
@@ -279,7 +260,8 @@ def export(source: str | Path, name: str, force: bool = False, protocol=None, pr
         CheckpointError: for a name of another form or already taken, or a checkpoint that records no run.
     """
     from zoo.evaluation import Protocol, check_protocol, evaluate, measure
-    from zoo.sampling import picture, sample_chunks, save_grid
+    from zoo.sampling.chunks import sample_chunks
+    from zoo.sampling.pictures import picture, save_grid
     from zoo.words import word_map
 
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):

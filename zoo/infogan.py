@@ -43,7 +43,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.adversarial import IMAGE, centre, generate, restate, step, uncentre
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_not_negative, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
@@ -52,7 +51,8 @@ from zoo.functional.deformation import deform
 from zoo.functional.densities import at_least_float32, log_normal
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.gan import generator_loss, jensen_shannon, value_function
-from zoo.nets import ConvGenerator, ConvTrunk
+from zoo.nets.adversarial import IMAGE, ConvGenerator, ConvTrunk, centre, uncentre
+from zoo.training.adversarial import generate, restate, step
 
 CLASSES = 10  # of labels, which only judge
 READINGS = 8  # bent copies of an image that its category is read from

@@ -46,7 +46,7 @@ from zoo.checks.values import check_choice, check_positive, check_whole, check_w
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
 from zoo.functional.langevin import annealed_langevin_steps, best_step_size, langevin_steps, noise_levels
 from zoo.functional.noise import chunk_generator, randn
-from zoo.nets import PointNet, UNet, check_unet
+from zoo.nets.unet import PointNet, UNet, check_unet
 
 OBJECTIVES = ("denoising", "sliced", "explicit")
 WEIGHTS = ("edm", "ncsn")
@@ -282,7 +282,7 @@ class Score(L.LightningModule):
 
         Args:
             steps: at each level, by default 5 for images and 100 for points; with one level or none 1000.
-            step_size: e / sigma^2, by default :func:`zoo.functional.langevin.best_step_size` for images and 0.05 for points; with
+            step_size: e / sigma^2, by default :func:`best_step_size` for images and 0.05 for points; with
                 one level or none e itself, by default 0.14 D / E|s(x)|^2 where the chains begin, a seventh of the
                 variance of data N(0, s^2 I).
             denoise: take the last level's noise away at the end; without levels there is none.

@@ -12,7 +12,8 @@ arXiv:1206.6426, and Mnih & Kavukcuoglu 2013 (NCE); seed 000, "Noise Contrastive
     importance_sampling   -log p(w | c), Z_c estimated from the noise words
     softmax               -log p(w | c), Z_c summed over the vocabulary
 
-The objectives are in zoo/functional/contrastive.py. NCE's probabilities sum to about one by themselves: log Z_c is logged.
+The objectives are in zoo/functional/contrastive.py. NCE's probabilities sum to about one by themselves: log Z_c is
+logged.
 
 Symbols: v_c input vectors (V, D), u_w output vectors (V, D), b_w output biases (V,); q noise distribution, unigram
 counts to the power alpha; k noise words per pair. All in nats per pair.
@@ -53,7 +54,7 @@ from zoo.estimators import GradientEstimator, Params
 from zoo.functional import contrastive
 from zoo.functional.contrastive import ROW, Rows, within_reach
 from zoo.functional.noise import chunk_generator
-from zoo.words import save_word2vec
+from zoo.training.files import save_word2vec
 
 OBJECTIVES = ("nce", "negative_sampling", "importance_sampling", "softmax")
 LEAST_RATE = 1e-4  # share of the learning rate that is left at the end of a run
@@ -382,8 +383,8 @@ class SkipGram(L.LightningModule):
         return [(self.words[i], cosine) for cosine, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
 
     def export(self, path: str | Path, binary: bool = False) -> None:
-        """Write words and input vectors in the word2vec text or binary format: see zoo.words.save_word2vec."""
-        save_word2vec(self, Path(path), binary)
+        """Write words and input vectors in the word2vec text or binary format: see zoo.training.files.save_word2vec."""
+        save_word2vec(self.words, self.input.weight, Path(path), binary)
 
     def published(self) -> dict[str, Tensor]:
         """What is shipped of a trained model: the input vectors of its 20,000 most frequent words, as float16."""

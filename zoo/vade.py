@@ -66,7 +66,7 @@ from zoo.functional.densities import at_least_float32, binarise, log_bernoulli, 
 from zoo.functional.importance import importance_weighted_log_likelihood
 from zoo.functional.mixture import Mixture, fit_mixture, kl_components, log_gmm, log_p_z_given_c, log_responsibilities
 from zoo.functional.noise import chunk_generator, rand, randn
-from zoo.nets import mlp
+from zoo.nets.layers import mlp
 
 log = logging.getLogger(__name__)
 

@@ -62,7 +62,7 @@ from zoo.functional.densities import at_least_float32, binarise, log_bernoulli, 
 from zoo.functional.importance import importance_weighted_log_likelihood
 from zoo.functional.latents import LATENTS, Categorical, Gaussian
 from zoo.functional.noise import chunk_generator, rand, randn
-from zoo.nets import ConvDecoder, ConvEncoder, mlp
+from zoo.nets.layers import ConvDecoder, ConvEncoder, mlp
 
 PIXELS = 28 * 28
 COIN_FLIPS = PIXELS * math.log(2)  # nats of an image of which nothing is known: the unit of the learned baseline
@@ -224,7 +224,7 @@ class VAE(L.LightningModule):
     # The model: p(x | z) and q(z | x).
 
     def encode(self, x: Tensor):
-        """q(z | x) for images ``x`` (B, 1, 28, 28): one of zoo.functional.latents, such as ``Gaussian(mu, logvar)``, (B, D)."""
+        """q(z | x) of images ``x`` (B, 1, 28, 28), one of zoo/functional/latents.py: ``Gaussian(mu, logvar)``, (B, D)."""
         h = at_least_float32(self.encoder(x))
         if self.latents is Gaussian:
             return Gaussian(*h.chunk(2, dim=-1))

@@ -42,20 +42,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from zoo.adversarial import (
-    centre,
-    check_networks,
-    generate,
-    make_discriminator,
-    make_generator,
-    restate,
-    step,
-    uncentre,
-)
 from zoo.checks.values import check_choice, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
 from zoo.functional.densities import at_least_float32
 from zoo.functional.noise import chunk_generator, rand, randn
+from zoo.nets.adversarial import centre, check_networks, make_discriminator, make_generator, uncentre
+from zoo.training.adversarial import generate, restate, step
 
 
 def wasserstein_estimate(real: Tensor, fake: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ vocabulary are left out, and how many are left is said beside each number.
 """
 
 import math
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,9 +14,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
-from torch import Tensor
 
-from datamodules.files import written_whole
 from zoo.checks.errors import UserError
 
 LONG = 5  # letters of a word that tells more than how sentences are built
@@ -153,25 +150,6 @@ def similarity(model, pairs: list[tuple[str, str, float]]) -> tuple[float, float
     unit = model.unit_vectors()
     a, b, score = (torch.tensor(column) for column in zip(*known, strict=True))
     return float(spearmanr((unit[a] * unit[b]).sum(1).tolist(), score.tolist()).statistic), len(known) / len(pairs)
-
-
-def save_word2vec(model, path: Path, binary: bool = False) -> None:
-    """The words and their input vectors in the format of the word2vec program, which gensim's KeyedVectors reads too.
-
-    A line with V and D, then for each word, the most frequent first, its name, a space, and its numbers: in decimal, or
-    as float32, least significant byte first.
-    """
-    vectors = model.input.weight.detach().float().cpu()
-    with written_whole(path) as file:
-        file.write(f"{len(model.words)} {vectors.shape[1]}\n".encode())
-        for part in _lines(model.words, vectors, binary):
-            file.write(part)
-
-
-def _lines(words: list[str], vectors: Tensor, binary: bool) -> Iterator[bytes]:
-    for word, vector in zip(words, vectors.numpy().astype("<f4"), strict=True):
-        yield word.encode() + b" "
-        yield vector.tobytes() + b"\n" if binary else " ".join(f"{x:.9g}" for x in vector.tolist()).encode() + b"\n"
 
 
 def word_map(model, n: int = 150) -> Figure:

@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 from datamodules import Images
 from zoo.functional.deformation import deform
 from zoo.gan import GAN
-from zoo.hardware import quiet_lightning
 from zoo.infogan import InfoGAN
+from zoo.training.trainer import quiet_lightning
 from zoo.wgan import WGAN
 
 BATCH, PASSES, ROUNDS = 64, 1, 7

@@ -17,8 +17,8 @@ from sklearn.neural_network import BernoulliRBM
 from tqdm.auto import tqdm
 
 from datamodules import Images
-from zoo.hardware import quiet_lightning
 from zoo.rbm import RBM
+from zoo.training.trainer import quiet_lightning
 
 OURS = "zoo.rbm.RBM in Lightning"
 BATCH, HIDDEN, PASSES, ROUNDS, LR = 100, 500, 7, 7, 0.1

@@ -2,8 +2,8 @@
 
 Seeds 000 and 001 ("re-parameterization trick"), 003 (learning in amortised variational inference); Kingma & Welling
 2014. 003 lists the families it extends to, among them location and scale (Gaussian, Laplace, Student's t) and
-compositions (log-normal, Dirichlet). The Gaussian one is :class:`zoo.functional.latents.Gaussian`; the others are those of
-torch.distributions, which differentiates gamma draws, and with them Dirichlet ones, implicitly.
+compositions (log-normal, Dirichlet). The Gaussian one is :class:`zoo.functional.latents.Gaussian`; the others are
+those of torch.distributions, which differentiates gamma draws, and with them Dirichlet ones, implicitly.
 """
 
 import torch

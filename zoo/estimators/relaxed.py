@@ -1,6 +1,7 @@
 """Gradients of discrete latents by way of continuous ones.
 
-With s the scores (:mod:`zoo.functional.latents`), H the threshold and z = H(s), sigma_tau the soft threshold at temperature tau:
+With s the scores (zoo/functional/latents.py), H the threshold and z = H(s), sigma_tau the soft threshold at temperature
+tau:
 
     gumbel_softmax     grad f(sigma_tau(s))                                  biased; Maddison et al., Jang et al. 2017
     straight_through   f at H(s), its derivative by z passed to sigma_tau(s) biased; Jang et al. 2017, sec. 2.2
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.estimators.score_function import score_function, with_gradient
-from zoo.nets import mlp
+from zoo.nets.layers import mlp
 
 
 def gumbel_softmax(f: Callable[[Tensor], Tensor], q, u: Tensor, tau: Tensor | float) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from datamodules.files import written_whole
 from zoo.checks.errors import UserError
+from zoo.training.files import written_whole
 
 
 class CheckpointNotWritten(UserError):

@@ -8,8 +8,8 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from zoo.checkpoint_files import CheckpointFiles
 from zoo.checks.errors import UserError
+from zoo.training.checkpoint_files import CheckpointFiles
 
 
 def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -> L.Trainer:

@@ -1,0 +1,168 @@
+"""Generators and discriminators: networks of images after DCGAN, of any shape, and of sequences."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_whole, check_widths
+from zoo.nets.layers import mlp
+
+IMAGE = [1, 28, 28]
+
+
+def check_networks(network: str, shape: Sequence[int], width: int, hidden: Sequence[int], z_dim: int) -> None:
+    """Refuse sizes that make no network.
+
+    Raises:
+        UserError: saying which, and what is allowed.
+    """
+    check_widths("shape", shape, IMAGE)
+    check_widths("hidden", hidden, [256, 256])
+    check_whole("width", width)
+    check_whole("z_dim", z_dim)
+    if network == "conv" and list(shape) != IMAGE:
+        raise UserError(
+            f"network=conv makes images of shape {IMAGE}; for examples of shape {list(shape)} set model.network=mlp"
+        )
+
+
+def make_generator(network: str, z_dim: int, shape: Sequence[int], width: int, hidden: Sequence[int]) -> nn.Module:
+    """Noise (B, z_dim) to examples (B, *shape) as the players see them: images in [-1, 1], others unbounded."""
+    if network == "conv":
+        return ConvGenerator(z_dim, width)
+    layers = mlp([z_dim, *hidden, math.prod(shape)])
+    return nn.Sequential(*layers, nn.Unflatten(1, tuple(shape)), nn.Tanh() if is_image(shape) else nn.Identity())
+
+
+def make_discriminator(
+    network: str, shape: Sequence[int], width: int, hidden: Sequence[int], norm: str = "layer"
+) -> nn.Module:
+    """Examples (B, *shape) to one unbounded number each, (B, 1): a logit, or what a critic says.
+
+    ``norm`` is that of ``conv``; any other network has an mlp, which does not normalise.
+    """
+    if network == "conv":
+        trunk = ConvTrunk(width, norm)
+        normalise = nn.BatchNorm1d(256) if norm == "batch" else nn.LayerNorm(256)
+        return nn.Sequential(trunk, nn.Linear(trunk.out_features, 256), normalise, nn.LeakyReLU(0.2), nn.Linear(256, 1))
+    return nn.Sequential(nn.Flatten(), *mlp([math.prod(shape), *hidden, 1], lambda: nn.LeakyReLU(0.2)))
+
+
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether examples of this shape are images, in [0, 1] outside the model and in [-1, 1] inside."""
+    return list(shape) == IMAGE
+
+
+def centre(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Examples as the players see them: images from [0, 1] to [-1, 1], others as they are."""
+    return 2 * x - 1 if is_image(shape) else x
+
+
+def uncentre(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """The way back; images are cut off to [0, 1]."""
+    return (x / 2 + 0.5).clamp(0, 1) if is_image(shape) else x
+
+
+class ConvGenerator(nn.Module):
+    """Noise (B, D) to images (B, 1, 28, 28) in [-1, 1], as DCGAN has it (Radford et al. 2016), for 28 pixels a side.
+
+    A layer to 7 x 7, then transposed convolutions 7 -> 14 -> 28, batch normalisation before each rectifier, tanh last;
+    convolutions begin at N(0, 0.02^2).
+    """
+
+    def __init__(self, in_features: int, width: int = 32):
+        super().__init__()
+        self.project = nn.Sequential(
+            nn.Linear(in_features, 2 * width * 49, bias=False),
+            nn.BatchNorm1d(2 * width * 49),
+            nn.ReLU(),
+            nn.Unflatten(1, (2 * width, 7, 7)),
+        )
+        self.upsample = nn.Sequential(
+            nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1, bias=False),  # (B, width, 14, 14)
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.ConvTranspose2d(width, 1, 4, stride=2, padding=1),  # (B, 1, 28, 28)
+            nn.Tanh(),
+        ).to(memory_format=torch.channels_last)
+        _normal_convolutions(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.upsample(self.project(z))
+
+
+class ConvTrunk(nn.Module):
+    """Images (B, 1, 28, 28) to features (B, 98 width): DCGAN's discriminator without its last layer.
+
+    Strided convolutions 28 -> 14 -> 7 and leaky rectifiers, the second after normalisation.
+
+    Args:
+        width: channels at 14 x 14 pixels.
+        norm: over each image by itself, ``layer``; or over the ``batch``, which makes what is said of one image depend
+            on the others, so that it has no place where the gradient of each is penalised.
+    """
+
+    def __init__(self, width: int = 32, norm: Literal["layer", "batch"] = "layer"):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, width, 4, stride=2, padding=1),  # (B, width, 14, 14)
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),  # (B, 2 width, 7, 7)
+            nn.BatchNorm2d(2 * width) if norm == "batch" else nn.GroupNorm(1, 2 * width),
+            nn.LeakyReLU(0.2),
+            nn.Flatten(),
+        ).to(memory_format=torch.channels_last)
+        self.out_features = 98 * width
+        _normal_convolutions(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class SequenceGenerator(nn.Module):
+    """Uniform noise (B, T, K) to sequences of T symbols out of K, one after the other (seed 001's recurrent network).
+
+    A gated recurrent unit reads v_{t-1} and gives the logits mu_t of K_t ~ softmax(mu_t); v_t is K_t's one-hot vector
+    by the Gumbel-max trick, or its relaxation at a temperature.
+
+    Args:
+        symbols: K.
+        length: T.
+        width: of the recurrent state.
+    """
+
+    def __init__(self, symbols: int, length: int, width: int = 64):
+        super().__init__()
+        self.symbols, self.length, self.width = symbols, length, width
+        self.cell = nn.GRUCell(symbols, width)
+        self.head = nn.Linear(width, symbols)
+
+    def unroll(self, B: int, symbol: Callable[[int, Tensor], Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+        """Sequences v and the logits that each symbol was drawn from, (B, T, K) both; ``symbol(t, logits)`` is v_t."""
+        h, v = like.new_zeros(B, self.width), like.new_zeros(B, self.symbols)
+        drawn, logits = [], []
+        for t in range(self.length):
+            h = self.cell(v, h)
+            logits.append(self.head(h))
+            v = symbol(t, logits[-1])
+            drawn.append(v)
+        return torch.stack(drawn, 1), torch.stack(logits, 1)
+
+    def forward(self, u: Tensor, symbol: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Sequences (B, T, K) from uniform noise (B, T, K); ``symbol(logits, u)``: (B, K) each to v_t."""
+        return self.unroll(len(u), lambda t, logits: symbol(logits, u[:, t]), u)[0]
+
+    def log_probability(self, v: Tensor) -> Tensor:
+        """log p(v) of one-hot sequences (B, T, K), nats; (B,)."""
+        _, logits = self.unroll(len(v), lambda t, _: v[:, t], v)
+        return (v * logits.log_softmax(-1)).sum((-2, -1))
+
+
+def _normal_convolutions(module: nn.Module) -> None:
+    for m in module.modules():
+        if isinstance(m, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(m.weight, std=0.02)

@@ -1,0 +1,50 @@
+"""Fully connected layers, and the convolutions of autoencoders."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+
+def mlp(widths: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Linear layers of the given widths, input first, with ``activation`` between them and none after the last."""
+    layers = []
+    for d_in, d_out in pairwise(widths):
+        layers += [nn.Linear(d_in, d_out), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+class ConvEncoder(nn.Module):
+    """Images (B, 1, 28, 28) to features (B, out_features): two strided convolutions, 28 -> 14 -> 7, and a layer."""
+
+    def __init__(self, out_features: int, width: int = 32):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, width, 4, stride=2, padding=1),  # (B, width, 14, 14)
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),  # (B, 2 width, 7, 7)
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(2 * width * 49, out_features),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class ConvDecoder(nn.Module):
+    """Latents (..., D) to one value per pixel (..., 1, 28, 28): the mirror image of :class:`ConvEncoder`."""
+
+    def __init__(self, in_features: int, width: int = 32):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(in_features, 2 * width * 49),
+            nn.ReLU(),
+            nn.Unflatten(1, (2 * width, 7, 7)),
+            nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1),  # (B, width, 14, 14)
+            nn.ReLU(),
+            nn.ConvTranspose2d(width, 1, 4, stride=2, padding=1),  # (B, 1, 28, 28)
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z.flatten(0, -2)).unflatten(0, z.shape[:-1])

@@ -1,0 +1,90 @@
+"""Noise for output, and samples drawn in fixed chunks so that a seed means the same pixels everywhere.
+
+A layer gives bitwise different rows for different batch sizes, and what a generator draws later depends on how much it
+drew before. So samples come in chunks of 16, the last one padded, each with a CPU generator of its own: the pixels
+depend on the seed and on nothing else, not on how many are asked for nor on how many processes draw them.
+"""
+
+import inspect
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from zoo.checks.errors import UserError
+from zoo.checks.values import check_whole
+from zoo.functional.noise import chunk_generator
+
+CHUNK = 16
+
+
+def check_conditions(model, conditions: dict[str, object]) -> None:
+    """Refuse a model that cannot sample, or conditions that its ``sample`` does not take.
+
+    Raises:
+        UserError: naming what it takes.
+    """
+    name = type(model).__name__
+    if not callable(getattr(model, "sample", None)):
+        instead = "; for words there is callbacks=words, or python -m zoo nearest" if hasattr(model, "nearest") else ""
+        raise UserError(f"{name} has no method sample(n, generator=...), so there is nothing to draw{instead}")
+    takes = set(inspect.signature(model.sample).parameters) - {"n", "generator"}
+    if unknown := set(conditions) - takes:
+        raise UserError(
+            f"{name}.sample takes no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(takes)) or 'nothing'}"
+        )
+
+
+def check_lengths(n: int, conditions: dict[str, object]) -> None:
+    """Refuse a condition that is a list of another length than ``n``, the number of samples."""
+    for name, value in conditions.items():
+        if isinstance(value, list) and len(value) != n:
+            raise UserError(f"{name} must be one value, or a list of one for each of {n} samples; got {len(value)}")
+
+
+def try_conditions(model, n: int, conditions: dict[str, object]) -> Tensor:
+    """The first of ``n`` samples, (1, ...), drawn so that conditions that do not fit fail now and not after hours.
+
+    Raises:
+        UserError: as ``model.sample`` does, or for a list of another length than ``n``.
+    """
+    check_conditions(model, conditions)
+    check_lengths(n, conditions)
+    first = {k: v[:1] if isinstance(v, list) else v for k, v in conditions.items()}
+    with torch.no_grad():
+        return model.sample(1, generator=chunk_generator(0, 0), **first)
+
+
+@torch.no_grad()
+def sample_chunks(
+    model, n: int, seed: int, rank: int = 0, world_size: int = 1, progress: bool = False, **conditions
+) -> Tensor:
+    """This rank's part of ``n`` samples; summed over the ranks, the parts are the samples.
+
+    Chunk c belongs to rank c mod ``world_size``; samples of other ranks are zero, so that a sum over ranks is exact.
+
+    Args:
+        model: anything with ``sample(n, *, generator, **conditions)``; put it in eval mode first.
+        n: how many samples, at least 1.
+        seed: any integer; the same one gives the same samples.
+        progress: show a bar over the chunks, where they take more than two seconds.
+        conditions: handed on to ``model.sample``; a list has one value per sample.
+
+    Returns:
+        (n, ...): as ``model.sample`` returns them, on the CPU.
+    """
+    check_whole("the number of samples", n)
+    check_lengths(n, conditions)
+
+    def draw(c: int) -> Tensor:
+        padded = [min(i, n - 1) for i in range(c * CHUNK, (c + 1) * CHUNK)]
+        own = {k: [v[i] for i in padded] if isinstance(v, list) else v for k, v in conditions.items()}
+        return model.sample(CHUNK, generator=chunk_generator(seed, c), **own)
+
+    chunks = -(-n // CHUNK)
+    mine = range(rank, chunks, world_size)
+    bar = tqdm(mine, desc="samples", unit="chunk", disable=None if progress else True, delay=2, leave=False)
+    drawn = {c: draw(c).cpu() for c in bar}
+    # More ranks than chunks: the shape is found by drawing what nobody asked for.
+    shape = next(iter(drawn.values())).shape if drawn else draw(0).shape
+    return torch.cat([drawn[c] if c in drawn else torch.zeros(shape) for c in range(chunks)])[:n]

@@ -1,0 +1,69 @@
+"""What two players need besides objectives and networks: one count of steps, and statistics to be judged by.
+
+A model of two players is trained by hand (Lightning's manual optimisation): each batch is a step of the discriminator,
+every k-th one of the generator, too; ``trainer.global_step``, checkpoints, loggers and averages count batches.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def generate(generator: nn.Module, z: Tensor) -> Tensor:
+    """What ``generator`` makes of ``z`` by its running statistics, which stay as they are, whatever its mode."""
+    training = generator.training
+    generator.eval()
+    try:
+        return generator(z)
+    finally:
+        generator.train(training)
+
+
+@torch.no_grad()
+def restate(module: nn.Module, forward: Callable[[int], object], batches: int = 20) -> None:
+    """Take the running statistics of batch normalisation anew, as means over ``batches`` batches.
+
+    Those of training are of weights that have moved on since, and averaged weights never had any of their own: an
+    InfoGAN read digits right 74 % of the time by the former, and 82 % by its own.
+
+    Args:
+        module: whose statistics these are.
+        forward: makes ``module`` see batch number i, from 0 on.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    training, momentum = module.training, [m.momentum for m in norms]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # a plain mean
+    module.train()
+    for i in range(batches if norms else 0):
+        forward(i)
+    module.train(training)
+    for m, value in zip(norms, momentum, strict=True):
+        m.momentum = value
+
+
+def step(module, optimiser, loss: Tensor, counts: bool) -> None:
+    """One step of one player down ``loss``; the other's parameters are left out of the backward pass.
+
+    Args:
+        module: the LightningModule.
+        optimiser: one of ``module.optimizers()``.
+        loss: made while the parameters of the other player were switched off (``toggle_optimizer``).
+        counts: whether it is this step that ``trainer.global_step`` counts; Lightning counts those of every optimiser,
+            so that averages, ``max_steps`` and checkpoints would run ahead of the batches.
+    """
+    optimiser.zero_grad()
+    module.manual_backward(loss)
+    if not counts:
+        before, after = optimiser._on_before_step, optimiser._on_after_step  # set anew by Lightning before each batch
+        optimiser._on_before_step = optimiser._on_after_step = _nothing
+    optimiser.step()
+    if not counts:
+        optimiser._on_before_step, optimiser._on_after_step = before, after
+
+
+def _nothing() -> None:
+    pass

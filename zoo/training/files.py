@@ -1,0 +1,85 @@
+"""Files that are written whole or not at all, and hosts that answer in time or not."""
+
+import errno
+import secrets
+import socket
+import threading
+import urllib.parse
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from torch import Tensor
+
+from zoo.checks.errors import UserError
+
+SECONDS_TO_DECIDE = 8
+
+
+class FileNotWritten(OSError, UserError):
+    """A file that cannot be made where it was asked for; ``filename`` says which, ``strerror`` why."""
+
+
+def reachable(addresses: Iterable[str]) -> bool:
+    """Whether the host of one of these web addresses answers, found out within ``SECONDS_TO_DECIDE``."""
+    answered = threading.Event()
+
+    def knock(host: str) -> None:
+        try:
+            socket.create_connection((host, 443), timeout=SECONDS_TO_DECIDE).close()
+            answered.set()
+        except OSError:
+            pass
+
+    # Threads, since looking up a name obeys no timeout.
+    hosts = {urllib.parse.urlsplit(address).hostname for address in addresses}
+    threads = [threading.Thread(target=knock, args=(host,), daemon=True) for host in hosts]
+    for thread in threads:
+        thread.start()
+    for _ in range(10 * SECONDS_TO_DECIDE):
+        if answered.wait(0.1) or not any(thread.is_alive() for thread in threads):
+            break
+    return answered.is_set()
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that becomes ``path`` when all is written, and is gone if anything fails before.
+
+    Raises:
+        FileNotWritten: naming ``path``, if it cannot be made; what fails while it is written, as it fails.
+    """
+    unfinished = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+        with unfinished.open("xb") as file:
+            yield file
+        unfinished.replace(path)
+    except OSError as error:
+        if error.filename not in map(str, (unfinished, path, *path.parents)):  # such as a download that breaks off
+            raise
+        raise FileNotWritten(error.errno, error.strerror, str(path)) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def save_word2vec(words: list[str], vectors: Tensor, path: Path, binary: bool = False) -> None:
+    """Words and their vectors, (V, D), in the format of the word2vec program, which gensim's KeyedVectors reads too.
+
+    A line with V and D, then for each word, the most frequent first, its name, a space, and its numbers: in decimal, or
+    as float32, least significant byte first.
+    """
+    vectors = vectors.detach().float().cpu()
+    with written_whole(path) as file:
+        file.write(f"{len(words)} {vectors.shape[1]}\n".encode())
+        for part in _lines(words, vectors, binary):
+            file.write(part)
+
+
+def _lines(words: list[str], vectors: Tensor, binary: bool) -> Iterator[bytes]:
+    for word, vector in zip(words, vectors.numpy().astype("<f4"), strict=True):
+        yield word.encode() + b" "
+        yield vector.tobytes() + b"\n" if binary else " ".join(f"{x:.9g}" for x in vector.tolist()).encode() + b"\n"
