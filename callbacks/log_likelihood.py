@@ -4,7 +4,7 @@ import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from zoo.checks.values import check_whole
-from zoo.evaluation import check_importance_weighted, log_likelihood
+from zoo.evaluation.protocol import check_importance_weighted, log_likelihood
 from zoo.functional.noise import chunk_generator
 
 

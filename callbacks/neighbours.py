@@ -8,7 +8,7 @@ import lightning as L
 
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
-from zoo.words import LONG, word_map
+from zoo.evaluation.words import LONG, word_map
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 class Neighbours(L.Callback):
     """Write ``neighbours/epoch_000.csv`` during validation, a row for each probe word, and ``words.png`` at the end.
 
-    The picture is :func:`zoo.words.word_map`.
+    The picture is :func:`zoo.evaluation.words.word_map`.
 
     Args:
         folder: the run folder.

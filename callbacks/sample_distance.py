@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from zoo.checks.values import check_whole
-from zoo.distances import Yardstick
+from zoo.evaluation.distances import Yardstick
 from zoo.sampling.chunks import check_conditions, sample_chunks
 
 
@@ -13,9 +13,9 @@ class SampleDistance(L.Callback):
     """Log ``val/distance`` at every validation, where averaged weights are in place, and leave training as it was.
 
     Of images it is classifier-FID, of points the energy distance, of sequences the divergence KL(p_data || p_G)
-    (zoo/distances.py); it is logged by that name, too, such as ``val/classifier_fid``. The judge of images knows MNIST
-    alone: of others its distance helps to choose among epochs, and is no number to publish. The same seed gives the
-    same noise in every epoch; processes share the drawing.
+    (zoo/evaluation/distances.py); it is logged by that name, too, such as ``val/classifier_fid``. The judge of images
+    knows MNIST alone: of others its distance helps to choose among epochs, and is no number to publish. The same seed
+    gives the same noise in every epoch; processes share the drawing.
 
     Args:
         n: samples, compared with all validation images, or with as many validation points as there are; at least 2.

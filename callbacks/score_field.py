@@ -7,14 +7,16 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from callbacks.grids import write_grid
-from zoo import fields
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
+from zoo.evaluation import fields
 from zoo.sampling.pictures import as_image
 
 
 class ScoreField(L.Callback):
-    """Log ``val/fisher_divergence`` and ``val/log_density_gap`` (zoo/fields.py) and draw ``field/epoch_000.png``.
+    """Log ``val/fisher_divergence`` and ``val/log_density_gap``, and draw ``field/epoch_000.png``.
+
+    Both are explained in zoo/evaluation/fields.py.
 
     Args:
         folder: the run folder.

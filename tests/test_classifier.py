@@ -10,9 +10,10 @@ from torch.testing import assert_close
 
 import zoo
 from zoo import hub
-from zoo.classifier import Classifier, move, random_affine
-from zoo.evaluation import judged_accuracy
+from zoo.evaluation.classifier import Classifier, move, random_affine
+from zoo.evaluation.protocol import judged_accuracy
 from zoo.functional.noise import chunk_generator
+from zoo.hub import exporting
 
 RECIPE = ["experiment=classifier", "data=digits", "model.widths=[8,8,16]"]
 STILL = {"shift": 0, "rotate": 0, "scale": 0, "shear": 0}
@@ -119,10 +120,10 @@ def test_it_learns_digits_and_comes_back(tmp_path):
 def test_it_is_published_like_a_model_and_listed_as_none(tmp_path, monkeypatch):
     run(tmp_path / "run", *RECIPE, "debug=fast", "test=false")
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
-    hub.export(tmp_path / "run", "classifier")
+    exporting.export(tmp_path / "run", "classifier")
     assert zoo.list_checkpoints() == ["classifier"] and "classifier" not in zoo.list_models()
     card = hub.read_card("classifier")
-    assert hub.golden_terms(zoo.load("classifier")) == card["golden"]
+    assert exporting.golden_terms(zoo.load("classifier")) == card["golden"]
     assert set(card["metrics"]) == {"test/loss", "test/accuracy"}
     assert "python train.py" in card["command"]
     assert not (tmp_path / "weights" / "classifier.png").exists()  # it draws nothing

@@ -8,9 +8,9 @@ import torch
 from helpers import TINY, run
 from torch.testing import assert_close
 
-from zoo import comparison
 from zoo.__main__ import main
 from zoo.estimators import Comparison, GradientEstimator, compare, gradient_moments
+from zoo.evaluation import comparison
 from zoo.gan import GAN
 from zoo.vae import VAE
 

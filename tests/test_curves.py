@@ -5,9 +5,9 @@ import sys
 import pytest
 from helpers import TINY, run
 
-from zoo import curves
 from zoo.__main__ import main
-from zoo.curves import figure, read_curve
+from zoo.evaluation import curves
+from zoo.evaluation.curves import figure, read_curve
 
 
 def test_curves_of_runs(tmp_path, monkeypatch, capsys):

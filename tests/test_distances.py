@@ -11,7 +11,7 @@ from torch.testing import assert_close
 import zoo
 from datamodules import Toy
 from datamodules.toy import MarkovChain, ring
-from zoo.distances import (
+from zoo.evaluation.distances import (
     Yardstick,
     energy_distance,
     frechet_distance,
@@ -161,7 +161,7 @@ def test_the_yardstick_of_points_and_sequences(generator):
 
 
 def test_what_is_measured_of_points():
-    from zoo.evaluation import measure_samples
+    from zoo.evaluation.protocol import measure_samples
 
     class Drawn:
         """Samples of the ring itself."""

@@ -9,8 +9,8 @@ from callbacks import LossPerStep, ScoreField
 from callbacks.loss_per_step import _figure
 from datamodules import Toy
 from datamodules.toy import mixture
-from zoo.evaluation import BOUND_AT_ONCE, Protocol, bound_by_fives, bound_metrics, check_protocol, measure
-from zoo.fields import figure, learned_score, measure_field, target
+from zoo.evaluation.fields import figure, learned_score, measure_field, target
+from zoo.evaluation.protocol import BOUND_AT_ONCE, Protocol, bound_by_fives, bound_metrics, check_protocol, measure
 from zoo.functional.noise import chunk_generator
 from zoo.sampling.pictures import as_image
 from zoo.score import Score
@@ -148,7 +148,7 @@ def test_samples_are_judged_only_where_there_is_a_judge():
 def test_samples_with_labels_are_judged_by_them_too(mnist_root):
     from datamodules import Images
     from zoo.ddpm import DDPM
-    from zoo.evaluation import judged_accuracy
+    from zoo.evaluation.protocol import judged_accuracy
 
     torch.manual_seed(0)
     data, model = Images("mnist", eval_batch_size=5000), DDPM(steps=4, widths=[8], num_classes=10).eval()

@@ -18,10 +18,11 @@ from datamodules import Toy
 from datamodules.toy import Line, MarkovChain, Mixture
 from zoo import hub
 from zoo.__main__ import main
-from zoo.distances import Yardstick
 from zoo.estimators import GradientMoments, gradient_moments
+from zoo.evaluation.distances import Yardstick
 from zoo.functional.noise import chunk_generator
 from zoo.gan import GAN, generator_loss, jensen_shannon, value_function
+from zoo.hub import exporting
 from zoo.infogan import InfoGAN
 from zoo.nets.adversarial import centre, uncentre
 from zoo.nets.layers import mlp
@@ -407,7 +408,7 @@ def test_what_is_published_is_measured_on_the_data_of_the_run(tmp_path, monkeypa
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
     small = ["model=gan", "data=line", "data.theta=5", "model.network=mlp", "model.shape=[2]", "model.hidden=[4]"]
     run(tmp_path / "run", *small, "debug=fast", "callbacks.sample_distance.n=20", "test=false")
-    hub.export(tmp_path / "run", "line")
+    exporting.export(tmp_path / "run", "line")
     distance = hub.read_card("line")["metrics"]["energy_distance"]
     data = Toy("line", 5.0)
     data.setup()

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 import zoo
 from zoo import hub
 from zoo.__main__ import main
-from zoo.hub import CheckpointError
+from zoo.hub import CheckpointError, exporting
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,7 +37,7 @@ def exported(runs, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zoo, "WEIGHTS", folder)
         for name in TINY:
-            hub.export(runs / name, name)
+            exporting.export(runs / name, name)
     return folder
 
 
@@ -66,7 +66,7 @@ def test_export_then_load_is_the_same_model(published, runs):
         assert metrics.get("test/loss", metrics.get("test/generator_loss")) is not None
         assert card["seconds"] >= 0 and card["hardware"] and card["commit"] and "train.py" in card["command"]
         assert card["sha256"] == hashlib.sha256((published / f"{name}.safetensors").read_bytes()).hexdigest()
-        assert hub.golden_terms(ours) == card["golden"]
+        assert exporting.golden_terms(ours) == card["golden"]
     assert not list(published.glob("*.part"))
 
 
@@ -157,14 +157,14 @@ def test_unknown_sources_name_the_known_ones(published, tmp_path):
 def test_export_refuses_before_it_writes(published, runs, tmp_path):
     before = (published / "vae.safetensors").read_bytes()
     with pytest.raises(CheckpointError, match="named vae already; --force"):
-        hub.export(runs / "vae", "vae")
+        exporting.export(runs / "vae", "vae")
     with pytest.raises(CheckpointError, match="lower-case letters"):
-        hub.export(runs / "vae", "../vae")
+        exporting.export(runs / "vae", "../vae")
     torch.save({"state_dict": {}, "model": "vae"}, tmp_path / "bare.ckpt")
     with pytest.raises(CheckpointError, match="does not record the run"):
-        hub.export(tmp_path / "bare.ckpt", "bare")
+        exporting.export(tmp_path / "bare.ckpt", "bare")
     assert (published / "vae.safetensors").read_bytes() == before
-    hub.export(runs / "vae", "vae", force=True)
+    exporting.export(runs / "vae", "vae", force=True)
 
 
 def test_conditions_as_people_type_them():
@@ -231,7 +231,7 @@ CARDS = sorted(p.stem for p in (ROOT / "zoo" / "weights").glob("*.json"))
 
 @pytest.mark.parametrize("name", CARDS)
 def test_shipped_weights_give_their_golden_output(name):
-    terms, card = hub.golden_terms(zoo.load(name)), hub.read_card(name)
+    terms, card = exporting.golden_terms(zoo.load(name)), hub.read_card(name)
     assert_close(terms, card["golden"], rtol=1e-4, atol=0)
     assert (ROOT / "zoo" / "weights" / f"{name}.safetensors").stat().st_size < 10e6
     assert card["name"] == name and "+changes" not in card["commit"]
@@ -246,7 +246,7 @@ WORDS = [name for name in CARDS if hub.read_card(name)["model"] == "skipgram"]
 
 @pytest.mark.parametrize("name", WORDS)
 def test_shipped_vectors_answer_as_published(name):
-    from zoo.words import measure_words
+    from zoo.evaluation.words import measure_words
 
     published, model = hub.read_card(name)["metrics"], zoo.load(name)
     assert len(model.words) == 20_000
@@ -256,7 +256,7 @@ def test_shipped_vectors_answer_as_published(name):
 @pytest.mark.parametrize("name", [name for name in CARDS if name not in ENERGIES + WORDS])
 def test_shipped_numbers_are_recomputed(name, mnist_root):
     from datamodules import by_name
-    from zoo.evaluation import evaluate
+    from zoo.evaluation.protocol import evaluate
 
     card = hub.read_card(name)
     measured = evaluate(zoo.load(name), by_name(card["data"]))
@@ -271,7 +271,7 @@ def test_shipped_numbers_are_recomputed(name, mnist_root):
 def test_shipped_energies_are_recomputed(name, mnist_root):
     """All but log Z exactly; log Z with a fifth of the chains and temperatures: intervals have to overlap."""
     from datamodules import Images
-    from zoo.evaluation import evaluate, feature_accuracy
+    from zoo.evaluation.protocol import evaluate, feature_accuracy
 
     model, published = zoo.load(name), hub.read_card(name)["metrics"]
     model.hparams.ais_chains //= 5
@@ -297,7 +297,7 @@ def test_all_weights_fit_their_budget():
 @pytest.mark.parametrize("name", [name for name in CARDS if "judged_accuracy" in hub.read_card(name)["metrics"]])
 def test_shipped_samples_are_recognised_as_their_labels(name):
     """All 10,000; a pixel's rounding may tip a sample or two."""
-    from zoo.evaluation import judged_accuracy
+    from zoo.evaluation.protocol import judged_accuracy
 
     published = hub.read_card(name)["metrics"]["judged_accuracy"]
     assert abs(judged_accuracy(zoo.load(name))["judged_accuracy"] - published) <= 3e-4
@@ -308,7 +308,7 @@ def test_shipped_samples_are_recognised_as_their_labels(name):
 def floor(mnist_root):
     """The judge, what it says of test images, and the distance of validation images from them."""
     from datamodules import Images
-    from zoo.distances import frechet_distance, judge_images
+    from zoo.evaluation.distances import frechet_distance, judge_images
 
     data, judge = Images("mnist"), zoo.load("classifier")
     data.setup()
@@ -323,7 +323,7 @@ TWO_PLAYERS = [name for name in CARDS if hub.read_card(name)["model"] in ("gan",
 @pytest.mark.parametrize("name", [n for n in TWO_PLAYERS if "classifier_fid" in hub.read_card(n)["metrics"]])
 def test_shipped_samples_are_as_far_from_data_as_published(name, floor):
     """All 10,000; a pixel's rounding may tip a sample or two. No digit is missing, none has more than a quarter."""
-    from zoo.distances import frechet_distance, judge_images
+    from zoo.evaluation.distances import frechet_distance, judge_images
     from zoo.sampling.chunks import sample_chunks
 
     judge, real, distance = floor
@@ -340,7 +340,7 @@ def test_shipped_samples_are_as_far_from_data_as_published(name, floor):
 @pytest.mark.parametrize("name", [name for name in CARDS if hub.read_card(name)["data"] in ("ring", "markov_chain")])
 def test_shipped_models_of_known_distributions(name):
     from datamodules import by_name
-    from zoo.evaluation import measure_samples
+    from zoo.evaluation.protocol import measure_samples
 
     card = hub.read_card(name)
     data = by_name(card["data"])
@@ -356,7 +356,7 @@ WITH_LIKELIHOOD = [name for name in CARDS if hub.read_card(name).get("log_likeli
 def test_shipped_log_likelihoods_are_recomputed(name, mnist_root):
     """The first hundred test images with all importance samples; each hundred has noise of its own."""
     from datamodules import Images
-    from zoo.evaluation import log_likelihood_by_hundreds
+    from zoo.evaluation.protocol import log_likelihood_by_hundreds
 
     card = hub.read_card(name)
     published, data = card["log_likelihood"], Images(card["data"])
@@ -373,7 +373,7 @@ def test_shipped_log_likelihoods_are_recomputed(name, mnist_root):
 )
 def test_the_first_samples_of_many_steps_are_judged_as_published(name):
     """Sixteen by every protocol but the whole chain of a thousand steps, which is 40 seconds."""
-    from zoo.distances import judge_images
+    from zoo.evaluation.distances import judge_images
     from zoo.sampling.chunks import sample_chunks
 
     card, judge = hub.read_card(name), zoo.load("classifier")
@@ -389,7 +389,7 @@ def test_the_first_samples_of_many_steps_are_judged_as_published(name):
 def test_the_shipped_bound_is_recomputed(name, mnist_root):
     """The first five test images with all their terms; each five have noise of their own."""
     from datamodules import Images
-    from zoo.evaluation import bound_by_fives, bound_metrics
+    from zoo.evaluation.protocol import bound_by_fives, bound_metrics
 
     card = hub.read_card(name)
     published = torch.tensor(card["bound"]["of_each_five"], dtype=torch.float64)

@@ -18,9 +18,9 @@ from torch.testing import assert_close
 
 import zoo
 from datamodules import Images
-from zoo import evaluation
 from zoo.estimators import GradientMoments, gradient_moments
-from zoo.features import Features
+from zoo.evaluation import protocol as evaluation
+from zoo.evaluation.features import Features
 from zoo.functional.boltzmann import (
     Weights,
     ais_log_partition,

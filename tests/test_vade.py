@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 from zoo import vae
 from zoo.estimators import gradient_moments
-from zoo.evaluation import evaluate
+from zoo.evaluation.protocol import evaluate
 from zoo.functional.clusters import clustering_scores
 from zoo.functional.deformation import deform
 from zoo.functional.densities import log_bernoulli, reparameterise

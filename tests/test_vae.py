@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from datamodules import Images
 from zoo.estimators import gradient_moments, relax
-from zoo.evaluation import evaluate
+from zoo.evaluation.protocol import evaluate
 from zoo.functional.densities import binarise, log_bernoulli, log_normal
 from zoo.functional.importance import importance_weighted_log_likelihood
 from zoo.functional.latents import Bernoulli, Gaussian

@@ -15,8 +15,7 @@ from torch.testing import assert_close
 import zoo
 from callbacks import Neighbours
 from zoo.__main__ import main
-from zoo.skipgram import SkipGram
-from zoo.words import (
+from zoo.evaluation.words import (
     SETS,
     WordFileError,
     analogies,
@@ -28,6 +27,7 @@ from zoo.words import (
     similarity,
     word_map,
 )
+from zoo.skipgram import SkipGram
 
 
 def knows(words, vectors):
@@ -79,7 +79,7 @@ def test_gensim_reads_what_is_written(binary, some, tmp_path):
 def test_a_failed_export_leaves_what_was_there(some, tmp_path, monkeypatch):
     path = tmp_path / "vectors"
     path.write_text("precious")
-    monkeypatch.setattr("zoo.words._lines", lambda *_: iter([b"half", None]))
+    monkeypatch.setattr("zoo.training.files._lines", lambda *_: iter([b"half", None]))
     with pytest.raises(TypeError):
         some.export(path)
     assert path.read_text() == "precious" and os.listdir(tmp_path) == ["vectors"]

@@ -26,7 +26,7 @@ MODELS = {
 
 # What judges their samples in zoo.evaluation: trained by python train.py experiment=<name>, and loaded like them.
 JUDGES = {
-    "classifier": "zoo.classifier.Classifier",
+    "classifier": "zoo.evaluation.classifier.Classifier",
 }
 
 WEIGHTS = Path(__file__).parent / "weights"

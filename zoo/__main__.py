@@ -53,12 +53,12 @@ def sample(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a trained model on test images, or vectors of words by the published sets."""
-    from zoo import evaluation
+    from zoo.evaluation import protocol as evaluation
 
     model, metrics = _on_device(zoo.load(args.source)), {}
     words = hasattr(model, "nearest")
     if words:  # before the work, not after it
-        from zoo.words import find_word_sets, measure_words
+        from zoo.evaluation.words import find_word_sets, measure_words
 
         evaluation.check_protocol(_protocol(args), model, "text")
         sets = find_word_sets(args.words)
@@ -76,7 +76,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Measure gradient estimators side by side; ``toy`` is the seeds' example, beside its exact values."""
-    from zoo import comparison
+    from zoo.evaluation import comparison
     from zoo.sampling.pictures import check_picture
 
     check_picture(args.output)  # before the work, not after it
@@ -104,7 +104,7 @@ def compare(args: argparse.Namespace) -> None:
 
 def curves(args: argparse.Namespace) -> None:
     """Draw one metric of several runs against epochs."""
-    from zoo import comparison, curves
+    from zoo.evaluation import comparison, curves
     from zoo.sampling.pictures import check_picture
 
     check_picture(args.output)
@@ -154,15 +154,16 @@ def _print_words(find, *arguments) -> None:
 def export(args: argparse.Namespace) -> None:
     """Publish a training checkpoint in zoo/weights."""
     from zoo import hub
+    from zoo.hub import exporting
 
-    weights = hub.export(args.source, args.name, args.force, _protocol(args), progress=True)
+    weights = exporting.export(args.source, args.name, args.force, _protocol(args), progress=True)
     print(f"{weights} ({weights.stat().st_size / 1e6:.1f} MB) and its card")
     for name, value in hub.read_card(args.name)["metrics"].items():
         print(f"{name}: {value:.6g}")
 
 
 def _protocol(args: argparse.Namespace):
-    from zoo.evaluation import Protocol
+    from zoo.evaluation.protocol import Protocol
 
     several = [_conditions(text) for text in args.condition] or [{}]
     return Protocol(args.importance_samples, args.bound_images, args.samples, tuple(several))

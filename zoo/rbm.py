@@ -242,7 +242,7 @@ class RBM(L.LightningModule):
     def transform(self, v: Tensor) -> Tensor:
         """Marginals p(h_j = 1 | v), (B, H), the features of images ``v`` in [0, 1], (B, 1, 28, 28) or (B, V).
 
-        Grey pixels stand for their means. zoo.features.Features is this as a scikit-learn transformer.
+        Grey pixels stand for their means. zoo.evaluation.features.Features is this as a scikit-learn transformer.
 
         Raises:
             UserError: for pixels outside [0, 1], or another number of them.

@@ -224,7 +224,7 @@ class VAE(L.LightningModule):
     # The model: p(x | z) and q(z | x).
 
     def encode(self, x: Tensor):
-        """q(z | x) of images ``x`` (B, 1, 28, 28), one of zoo/functional/latents.py: ``Gaussian(mu, logvar)``, (B, D)."""
+        """q(z | x) of images ``x`` (B, 1, 28, 28): one of zoo.functional.latents, ``Gaussian(mu, logvar)`` say."""
         h = at_least_float32(self.encoder(x))
         if self.latents is Gaussian:
             return Gaussian(*h.chunk(2, dim=-1))

@@ -1,4 +1,4 @@
-"""Pretrained checkpoints: find, verify, load, export.
+"""Pretrained checkpoints and those of training: find, verify, load.
 
 A published checkpoint is two files in ``zoo/weights``: ``<name>.safetensors``, whose metadata name the model and its
 constructor arguments, and the card ``<name>.json``: where the weights come from, what they score under which protocol,
@@ -21,7 +21,6 @@ from typing import Any
 import safetensors
 import torch
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 
 import zoo
 from zoo.checks.errors import UserError
@@ -29,10 +28,6 @@ from zoo.training.wandb_login import wandb_credentials
 
 SECONDS_TO_DOWNLOAD = 60
 LARGEST_DOWNLOAD = 2**30  # bytes
-WORDS_PROTOCOL = (
-    "the published sets of analogies and of similarity on what is shipped, see zoo/words.py; whole_model: the test "
-    "loop of the trained model with its whole vocabulary and output vectors, units in zoo/skipgram.py"
-)
 
 
 class CheckpointError(UserError):
@@ -61,16 +56,16 @@ def load(source: str | Path):
         weights = zoo.WEIGHTS / f"{text}.safetensors"
         if not weights.is_file():
             raise CheckpointError(f"the weights of {text} are missing: {weights}")
-        return _from_weights(weights.read_bytes(), read_card(text)["sha256"], text)
+        return from_weights(weights.read_bytes(), read_card(text)["sha256"], text)
     if re.match(r"(file|https?):", text):
         return _from_address(text)
     if text.startswith("wandb:"):
         return _from_wandb(text.removeprefix("wandb:"))
     path = Path(source)
     if path.is_dir():
-        path = _best_of(path)
+        path = best_of(path)
     if path.is_file():
-        return _from_training(read_training_checkpoint(path), path)
+        return from_training(read_training_checkpoint(path), path)
     known = ", ".join(zoo.list_checkpoints()) or "none yet"
     raise CheckpointError(f"{text!r} is neither a file nor a pretrained checkpoint; the pretrained ones are: {known}")
 
@@ -80,7 +75,7 @@ def read_card(name: str) -> dict[str, Any]:
     return json.loads((zoo.WEIGHTS / f"{name}.json").read_text())
 
 
-def _best_of(run: Path) -> Path:
+def best_of(run: Path) -> Path:
     """The newest best checkpoint of a run folder, else its last one."""
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     found = sorted(folder.glob("best-*.ckpt"), key=lambda p: p.stat().st_mtime) or list(folder.glob("last.ckpt"))
@@ -139,7 +134,7 @@ def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs
         raise CheckpointError(f"a run resumes with the settings it began with: in {path}, {'; '.join(changed)}")
 
 
-def _from_training(checkpoint: dict[str, Any], path: Path):
+def from_training(checkpoint: dict[str, Any], path: Path):
     model = _build(checkpoint.get("model"), checkpoint.get("hyper_parameters", {}), checkpoint["state_dict"], path)
     model.on_load_checkpoint(checkpoint)  # what is no parameter and no buffer, such as persistent chains
     return model
@@ -157,7 +152,7 @@ def _from_address(address: str):
         raise CheckpointError(f"{url} cannot be read: {error}") from error
     if len(data) > LARGEST_DOWNLOAD:
         raise CheckpointError(f"{url} is larger than {LARGEST_DOWNLOAD:,} bytes, which no checkpoint of this zoo is")
-    return _from_weights(data, digest, url)
+    return from_weights(data, digest, url)
 
 
 def _from_wandb(name: str):
@@ -182,10 +177,10 @@ def _from_wandb(name: str):
             raise CheckpointError(
                 f"wandb:{name} is no artifact of this zoo: it holds {len(found)} files .ckpt, not one"
             )
-        return _from_training(read_training_checkpoint(found[0]), found[0])
+        return from_training(read_training_checkpoint(found[0]), found[0])
 
 
-def _from_weights(data: bytes, digest: str, source: str):
+def from_weights(data: bytes, digest: str, source: str):
     """The model in the bytes of a safetensors file, which must have the digest."""
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
@@ -222,121 +217,10 @@ def _build(model: Any, hyper_parameters: dict[str, Any], state_dict: dict[str, t
     return built.eval()
 
 
-@torch.no_grad()
-def golden_terms(model) -> dict[str, float]:
-    """The terms of the loss on 16 examples of uniform noise, every random number fixed: a fingerprint of the weights.
-
-    Of two players the terms of both; of vectors of words the nearest neighbours of a few and their cosines.
-    """
-    if hasattr(model, "nearest"):
-        near = {word: model.nearest(word, 3) for word in model.words[:: max(1, len(model.words) // 10)]}
-        return {f"{word}/{other}": cosine for word, found in near.items() for other, cosine in found}
-    generator = torch.Generator().manual_seed(0)
-    shape = model.hparams.get("shape", [1, 28, 28])
-    batch = [torch.rand(16, *shape, generator=generator), torch.zeros(16, dtype=torch.long)]
-    if hasattr(model, "loss"):
-        return {name: float(term) for name, term in model.loss(batch, generator).items()}
-    opponent = model.critic_loss if hasattr(model, "critic_loss") else model.discriminator_loss
-    players = {"opponent": opponent(batch, generator), "generator": model.generator_loss(batch, generator)}
-    return {f"{player}/{name}": float(term) for player, terms in players.items() for name, term in terms.items()}
-
-
-def export(source: str | Path, name: str, force: bool = False, protocol=None, progress: bool = False) -> Path:
-    """Publish a training checkpoint: write ``zoo/weights/<name>.safetensors``, its card, and a picture of samples.
-
-    The numbers on the card are measured here and now, on the test images of the data it was trained on.
-
-    Args:
-        source: a checkpoint, or a run folder (its best checkpoint).
-        name: lower-case letters, digits and hyphens.
-        force: replace a checkpoint of that name.
-        protocol: a zoo.evaluation.Protocol, what is measured beyond the test loop; its defaults if None.
-        progress: show a bar over the test images.
-
-    Returns:
-        the path of the weights.
-
-    Raises:
-        CheckpointError: for a name of another form or already taken, or a checkpoint that records no run.
-    """
-    from zoo.evaluation import Protocol, check_protocol, evaluate, measure
-    from zoo.sampling.chunks import sample_chunks
-    from zoo.sampling.pictures import picture, save_grid
-    from zoo.words import word_map
-
-    if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-        raise CheckpointError(f"a name is lower-case letters, digits and hyphens, such as vae-bernoulli; got {name!r}")
-    if name in zoo.list_checkpoints() and not force:
-        raise CheckpointError(f"there is a checkpoint named {name} already; --force replaces it")
-    path = Path(source)
-    path = _best_of(path) if path.is_dir() else path
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint at {path}")
-    checkpoint = read_training_checkpoint(path)
-    record = checkpoint.get("record")
-    if not record:
-        raise CheckpointError(f"{path} does not record the run that made it, so no card can be written: see RunRecord")
-    model = _from_training(checkpoint, path)
-    check_protocol(protocol or Protocol(), model, record["data"])
-
-    metadata = {"model": checkpoint["model"], "hyper_parameters": json.dumps(checkpoint["hyper_parameters"])}
-    words = hasattr(model, "nearest")
-    tensors = {k: v.contiguous() for k, v in (model.published() if words else model.state_dict()).items()}
-    data = save_tensors(tensors, metadata=metadata)
-    published = _from_weights(data, hashlib.sha256(data).hexdigest(), name)  # without what only training needs
-    data_module = data_of(record)
-    data_module.setup()
-    metrics, evidence = measure(published if words else model, data_module, protocol or Protocol(), progress)
-    card = {
-        "name": name,
-        "model": checkpoint["model"],
-        "hyper_parameters": checkpoint["hyper_parameters"],
-        "parameters": sum(t.numel() for t in tensors.values() if t.is_floating_point()),
-        "data": record["data"],
-        "train_on": record["config"].get("data", {}).get("train_on", "train"),
-        "preprocessing": "words in lower case"
-        if words
-        else "as datamodules give it, images (B, 1, 28, 28) in [0, 1]; what else the model needs it does",
-        "command": record["command"],
-        "commit": record["commit"],
-        "seed": record["config"].get("seed"),
-        "epochs": checkpoint["epoch"] + 1,
-        "steps": checkpoint["global_step"],
-        "seconds": round(record["seconds"]),
-        "hardware": record["hardware"],
-        "earlier": record.get("earlier", []),
-        "metrics": metrics,
-        "protocol": WORDS_PROTOCOL
-        if words
-        else f"the model's test_step on all {len(data_module.splits['test'].images):,} test examples of "
-        f"{record['data']}, noise keyed by batch; units in zoo/{checkpoint['model']}.py",
-        "log_likelihood": evidence.get("log_likelihood"),
-        "bound": evidence.get("bound"),
-        "samples": evidence.get("samples"),
-        "whole_model": evaluate(model, data_module) if words else None,
-        "golden": golden_terms(published),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
-    zoo.WEIGHTS.mkdir(exist_ok=True)
-    weights = zoo.WEIGHTS / f"{name}.safetensors"
-    if words:
-        word_map(published).savefig(weights.with_suffix(".png"), dpi=80)
-    elif hasattr(model, "sample"):
-        points = model.hparams.get("shape") == [2]
-        n, conditions, columns = picture(model, 2000 if points else 64, {})
-        save_grid(sample_chunks(model, n, seed=0, **conditions), weights.with_suffix(".png"), columns)
-    # The card last: a checkpoint exists once its card does.
-    for target, content in [(weights, data), (weights.with_suffix(".json"), _json(card))]:
-        part = target.with_name(target.name + ".part")
-        part.write_bytes(content)
-        part.replace(target)
-    return weights
-
-
 def record_of(source: str | Path) -> dict[str, Any] | None:
     """What a training checkpoint, or the best one of a run folder, records of its run; None of anything else."""
     path = Path(source)
-    path = _best_of(path) if path.is_dir() else path
+    path = best_of(path) if path.is_dir() else path
     return read_training_checkpoint(path).get("record") if path.is_file() else None
 
 
@@ -360,7 +244,3 @@ def data_of(record: dict[str, Any], name: str | None = None):
             return Text(**options) if isinstance(other, Text) else other
         return Text(**options)
     return Toy("line", config.get("theta")) if record["data"] == "line" else by_name(record["data"])
-
-
-def _json(card: dict[str, Any]) -> bytes:
-    return (json.dumps(card, indent=2) + "\n").encode()

@@ -15,7 +15,7 @@ import zoo
 from datamodules import DISTRIBUTIONS, Toy
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
-from zoo.distances import (
+from zoo.evaluation.distances import (
     Yardstick,
     confident,
     frechet_distance,
@@ -24,10 +24,10 @@ from zoo.distances import (
     judged_samples,
     modes,
 )
+from zoo.evaluation.words import measure_words
 from zoo.functional.clusters import clustering_scores
 from zoo.functional.noise import chunk_generator
 from zoo.sampling.chunks import CHUNK, check_conditions, sample_chunks, try_conditions
-from zoo.words import measure_words
 
 IMAGES_AT_ONCE = 100
 BOUND_AT_ONCE = 5
@@ -147,7 +147,7 @@ def measure(
             ``feature_accuracy`` of a model with ``transform``; ``bits_per_dim`` and the terms of a diffusion's bound;
             ``fisher_divergence`` and ``log_density_gap`` of a score model of points; of samples those of
             :func:`measure_samples`, with the conditions after their names where there are several.
-            Of a model of words those of :func:`zoo.words.measure_words`, alone.
+            Of a model of words those of :func:`zoo.evaluation.words.measure_words`, alone.
         evidence: from which some of them were made, for a card: ``log_likelihood``, ``bound``, ``samples``.
 
     Raises:
@@ -169,7 +169,7 @@ def measure(
         metrics |= bound_metrics(terms)
         evidence["bound"] = {"images": len(terms) * BOUND_AT_ONCE, "of_each_five": terms.tolist()}
     if isinstance(data, Toy) and hasattr(model, "sigmas") and hasattr(data.distribution, "score"):
-        from zoo.fields import measure_field
+        from zoo.evaluation.fields import measure_field
 
         field = measure_field(model, data.distribution)
         metrics |= {"fisher_divergence": field.fisher_divergence, "log_density_gap": field.log_density_gap}
@@ -237,8 +237,8 @@ def measure_samples(
         conditions: of the samples.
 
     Returns:
-        on MNIST what zoo.distances.judged_samples says of the samples; ``confident_of_test_images``, the share of test
-        images that the judge is as sure of; as ``classifier_fid_floor``, with its standard error, the distance of as
+        on MNIST what :func:`judged_samples` says of the samples; ``confident_of_test_images``, the share of test images
+        that the judge is as sure of; as ``classifier_fid_floor``, with its standard error, the distance of as
         many validation images, or of all 5,000 if there are fewer, from the test images; of points ``energy_distance``
         from 5,000 of the samples, or from all if there are fewer, on a ring ``modes_covered`` and ``near_a_mode``; of
         sequences ``kl``, enumerated; nothing of other images, for which there is no judge.
@@ -289,7 +289,7 @@ def feature_accuracy(model, data) -> float:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    from zoo.features import Features
+    from zoo.evaluation.features import Features
 
     images = {k: (data.splits[k].images.flatten(1).cpu().numpy() / np.float32(255)) for k in ("train", "test")}
     labels = {k: data.splits[k].labels.cpu().numpy() for k in images}

@@ -1,0 +1,21 @@
+"""Checkpoints, from and to where they are kept: ``load`` one, ``export`` one (zoo/hub/exporting.py)."""
+
+from zoo.hub.loading import (
+    CheckpointError,
+    check_resumable,
+    data_of,
+    load,
+    read_card,
+    read_training_checkpoint,
+    record_of,
+)
+
+__all__ = [
+    "CheckpointError",
+    "check_resumable",
+    "data_of",
+    "load",
+    "read_card",
+    "read_training_checkpoint",
+    "record_of",
+]

@@ -1,0 +1,133 @@
+"""Publish a training checkpoint: weights, their card, and a picture."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as save_tensors
+
+import zoo
+from zoo.hub.loading import CheckpointError, best_of, data_of, from_training, from_weights, read_training_checkpoint
+
+WORDS_PROTOCOL = (
+    "the published sets of analogies and of similarity on what is shipped, see zoo/evaluation/words.py; whole_model: "
+    "the test loop of the trained model with its whole vocabulary and output vectors, units in zoo/skipgram.py"
+)
+
+
+@torch.no_grad()
+def golden_terms(model) -> dict[str, float]:
+    """The terms of the loss on 16 examples of uniform noise, every random number fixed: a fingerprint of the weights.
+
+    Of two players the terms of both; of vectors of words the nearest neighbours of a few and their cosines.
+    """
+    if hasattr(model, "nearest"):
+        near = {word: model.nearest(word, 3) for word in model.words[:: max(1, len(model.words) // 10)]}
+        return {f"{word}/{other}": cosine for word, found in near.items() for other, cosine in found}
+    generator = torch.Generator().manual_seed(0)
+    shape = model.hparams.get("shape", [1, 28, 28])
+    batch = [torch.rand(16, *shape, generator=generator), torch.zeros(16, dtype=torch.long)]
+    if hasattr(model, "loss"):
+        return {name: float(term) for name, term in model.loss(batch, generator).items()}
+    opponent = model.critic_loss if hasattr(model, "critic_loss") else model.discriminator_loss
+    players = {"opponent": opponent(batch, generator), "generator": model.generator_loss(batch, generator)}
+    return {f"{player}/{name}": float(term) for player, terms in players.items() for name, term in terms.items()}
+
+
+def export(source: str | Path, name: str, force: bool = False, protocol=None, progress: bool = False) -> Path:
+    """Publish a training checkpoint: write ``zoo/weights/<name>.safetensors``, its card, and a picture of samples.
+
+    The numbers on the card are measured here and now, on the test images of the data it was trained on.
+
+    Args:
+        source: a checkpoint, or a run folder (its best checkpoint).
+        name: lower-case letters, digits and hyphens.
+        force: replace a checkpoint of that name.
+        protocol: a zoo.evaluation.Protocol, what is measured beyond the test loop; its defaults if None.
+        progress: show a bar over the test images.
+
+    Returns:
+        the path of the weights.
+
+    Raises:
+        CheckpointError: for a name of another form or already taken, or a checkpoint that records no run.
+    """
+    from zoo.evaluation.protocol import Protocol, check_protocol, evaluate, measure
+    from zoo.evaluation.words import word_map
+    from zoo.sampling.chunks import sample_chunks
+    from zoo.sampling.pictures import picture, save_grid
+
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        raise CheckpointError(f"a name is lower-case letters, digits and hyphens, such as vae-bernoulli; got {name!r}")
+    if name in zoo.list_checkpoints() and not force:
+        raise CheckpointError(f"there is a checkpoint named {name} already; --force replaces it")
+    path = Path(source)
+    path = best_of(path) if path.is_dir() else path
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    checkpoint = read_training_checkpoint(path)
+    record = checkpoint.get("record")
+    if not record:
+        raise CheckpointError(f"{path} does not record the run that made it, so no card can be written: see RunRecord")
+    model = from_training(checkpoint, path)
+    check_protocol(protocol or Protocol(), model, record["data"])
+
+    metadata = {"model": checkpoint["model"], "hyper_parameters": json.dumps(checkpoint["hyper_parameters"])}
+    words = hasattr(model, "nearest")
+    tensors = {k: v.contiguous() for k, v in (model.published() if words else model.state_dict()).items()}
+    data = save_tensors(tensors, metadata=metadata)
+    published = from_weights(data, hashlib.sha256(data).hexdigest(), name)  # without what only training needs
+    data_module = data_of(record)
+    data_module.setup()
+    metrics, evidence = measure(published if words else model, data_module, protocol or Protocol(), progress)
+    card = {
+        "name": name,
+        "model": checkpoint["model"],
+        "hyper_parameters": checkpoint["hyper_parameters"],
+        "parameters": sum(t.numel() for t in tensors.values() if t.is_floating_point()),
+        "data": record["data"],
+        "train_on": record["config"].get("data", {}).get("train_on", "train"),
+        "preprocessing": "words in lower case"
+        if words
+        else "as datamodules give it, images (B, 1, 28, 28) in [0, 1]; what else the model needs it does",
+        "command": record["command"],
+        "commit": record["commit"],
+        "seed": record["config"].get("seed"),
+        "epochs": checkpoint["epoch"] + 1,
+        "steps": checkpoint["global_step"],
+        "seconds": round(record["seconds"]),
+        "hardware": record["hardware"],
+        "earlier": record.get("earlier", []),
+        "metrics": metrics,
+        "protocol": WORDS_PROTOCOL
+        if words
+        else f"the model's test_step on all {len(data_module.splits['test'].images):,} test examples of "
+        f"{record['data']}, noise keyed by batch; units in zoo/{checkpoint['model']}.py",
+        "log_likelihood": evidence.get("log_likelihood"),
+        "bound": evidence.get("bound"),
+        "samples": evidence.get("samples"),
+        "whole_model": evaluate(model, data_module) if words else None,
+        "golden": golden_terms(published),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    zoo.WEIGHTS.mkdir(exist_ok=True)
+    weights = zoo.WEIGHTS / f"{name}.safetensors"
+    if words:
+        word_map(published).savefig(weights.with_suffix(".png"), dpi=80)
+    elif hasattr(model, "sample"):
+        points = model.hparams.get("shape") == [2]
+        n, conditions, columns = picture(model, 2000 if points else 64, {})
+        save_grid(sample_chunks(model, n, seed=0, **conditions), weights.with_suffix(".png"), columns)
+    # The card last: a checkpoint exists once its card does.
+    for target, content in [(weights, data), (weights.with_suffix(".json"), _json(card))]:
+        part = target.with_name(target.name + ".part")
+        part.write_bytes(content)
+        part.replace(target)
+    return weights
+
+
+def _json(card: dict[str, Any]) -> bytes:
+    return (json.dumps(card, indent=2) + "\n").encode()
