@@ -7,12 +7,23 @@ from pathlib import Path
 import hydra
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from zoo.checks.moved import current_name
 from zoo.training.command_line import check_kind, check_overrides, check_values, errors_for_people
 from zoo.training.processes import end_with_parent, overrides_of_process
 
 # torch and Lightning take seconds to import; they come in with the first `build`, after the configuration is composed.
+
+
+def with_names_of_today(node: DictConfig | ListConfig) -> None:
+    """Write every ``_target_`` in a configuration as this version names it."""
+    for key in range(len(node)) if isinstance(node, ListConfig) else node:
+        value = node._get_node(key)
+        if isinstance(value, DictConfig | ListConfig):
+            with_names_of_today(value)
+        elif key == "_target_":
+            node[key] = current_name(node[key])
 
 
 def build(node: DictConfig, **kwargs):
@@ -35,10 +46,11 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """Fit ``cfg.model`` on ``cfg.data``, test its best checkpoint, and return the final metrics."""
     import lightning as L
 
-    from callbacks import RunRecord
+    from zoo.callbacks import RunRecord
     from zoo.hub import check_resumable
 
     check_values(cfg)
+    with_names_of_today(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data, model = build(cfg.data), build(cfg.model)
     check_kind(model, data)

@@ -1,20 +1,23 @@
 """Callbacks and loggers: they look and write, and never change what is learnt (EMA changes what is judged)."""
 
-from callbacks.codes import Codes
-from callbacks.ema import EMA
-from callbacks.estimator_variance import EstimatorVariance
-from callbacks.exact_resume import ExactResume
-from callbacks.finite_loss import FiniteLoss
-from callbacks.latents import Latents
-from callbacks.log_likelihood import LogLikelihood
-from callbacks.loggers import CSVLogger, WandbLogger
-from callbacks.loss_per_step import LossPerStep
-from callbacks.neighbours import Neighbours
-from callbacks.run_record import RunRecord
-from callbacks.sample_distance import SampleDistance
-from callbacks.samples import Samples
-from callbacks.score_field import ScoreField
-from callbacks.time_estimate import TimeEstimate
+if __name__ != "zoo.callbacks":  # a module under two names would be two modules
+    raise ImportError("callbacks is imported as zoo.callbacks")
+
+from zoo.callbacks.codes import Codes
+from zoo.callbacks.ema import EMA
+from zoo.callbacks.estimator_variance import EstimatorVariance
+from zoo.callbacks.exact_resume import ExactResume
+from zoo.callbacks.finite_loss import FiniteLoss
+from zoo.callbacks.latents import Latents
+from zoo.callbacks.log_likelihood import LogLikelihood
+from zoo.callbacks.loggers import CSVLogger, WandbLogger
+from zoo.callbacks.loss_per_step import LossPerStep
+from zoo.callbacks.neighbours import Neighbours
+from zoo.callbacks.run_record import RunRecord
+from zoo.callbacks.sample_distance import SampleDistance
+from zoo.callbacks.samples import Samples
+from zoo.callbacks.score_field import ScoreField
+from zoo.callbacks.time_estimate import TimeEstimate
 
 __all__ = [
     "EMA",

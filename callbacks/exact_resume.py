@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks.run_record import run_command
+from zoo.callbacks.run_record import run_command
 from zoo.training.checkpoint_files import clear_unfinished
 from zoo.training.processes import number
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from callbacks.grids import write_grid
+from zoo.callbacks.grids import write_grid
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
 

@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from matplotlib.figure import Figure
 
-from callbacks.grids import write_grid
+from zoo.callbacks.grids import write_grid
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
 from zoo.sampling.pictures import as_image

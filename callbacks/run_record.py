@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from zoo.checks.errors import UserError
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent  # in a checkout the folder itself, not the link to it
 
 
 def commit() -> str:

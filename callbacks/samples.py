@@ -7,8 +7,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from callbacks.ema import judged
-from callbacks.grids import write_grid
+from zoo.callbacks.ema import judged
+from zoo.callbacks.grids import write_grid
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
 from zoo.sampling.chunks import check_conditions, sample_chunks, try_conditions

@@ -1,12 +1,15 @@
 """Data shared by the models: images in [0, 1] with integer labels, text, and data whose distribution is known."""
 
+if __name__ != "zoo.datamodules":  # a module under two names would be two modules
+    raise ImportError("datamodules is imported as zoo.datamodules")
+
 from pathlib import Path
 
-from datamodules.files import DataError
-from datamodules.images import NAMES, ImageLoader, Images
-from datamodules.text import TEXTS, Text, TextLoader
-from datamodules.toy import DISTRIBUTIONS, Toy
 from zoo.checks.errors import UserError
+from zoo.datamodules.files import DataError
+from zoo.datamodules.images import NAMES, ImageLoader, Images
+from zoo.datamodules.text import TEXTS, Text, TextLoader
+from zoo.datamodules.toy import DISTRIBUTIONS, Toy
 
 __all__ = ["DISTRIBUTIONS", "DataError", "ImageLoader", "Images", "Text", "TextLoader", "Toy", "by_name"]
 

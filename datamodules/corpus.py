@@ -31,7 +31,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from datamodules.files import DataError, data_root, download
+from zoo.datamodules.files import DataError, data_root, download
 from zoo.training.files import reachable, written_whole
 
 log = logging.getLogger(__name__)

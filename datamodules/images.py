@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datamodules.files import DataError, data_root
 from zoo.checks.errors import UserError
+from zoo.datamodules.files import DataError, data_root
 from zoo.training.files import reachable
 
 log = logging.getLogger(__name__)

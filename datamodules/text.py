@@ -26,10 +26,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from datamodules.corpus import PUBLISHED, RULES, Corpus, fetch, load_corpus
-from datamodules.files import DataError
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_choice, check_share, check_whole
+from zoo.datamodules.corpus import PUBLISHED, RULES, Corpus, fetch, load_corpus
+from zoo.datamodules.files import DataError
 from zoo.functional.contrastive import ROW, Rows
 from zoo.functional.noise import chunk_generator
 

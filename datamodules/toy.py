@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datamodules.files import DataError
-from datamodules.images import ImageLoader, Split
 from zoo.checks.errors import UserError
+from zoo.datamodules.files import DataError
+from zoo.datamodules.images import ImageLoader, Split
 
 SIZES = {"train": 50_000, "val": 5_000, "test": 10_000}
 

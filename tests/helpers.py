@@ -12,8 +12,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from callbacks.estimator_variance import all_rows
 from train import train
+from zoo.callbacks.estimator_variance import all_rows
 from zoo.functional.noise import chunk_generator
 
 CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")

@@ -14,11 +14,11 @@ from torch import nn
 from torch.testing import assert_close
 
 import zoo
-from callbacks import EMA, CSVLogger, EstimatorVariance, ExactResume, LogLikelihood, Samples, TimeEstimate
-from callbacks.ema import ema_update
-from callbacks.run_record import commit, hardware
-from datamodules import Images, Text
+from zoo.callbacks import EMA, CSVLogger, EstimatorVariance, ExactResume, LogLikelihood, Samples, TimeEstimate
+from zoo.callbacks.ema import ema_update
+from zoo.callbacks.run_record import commit, hardware
 from zoo.checks.errors import UserError
+from zoo.datamodules import Images, Text
 from zoo.functional.noise import chunk_generator
 from zoo.training.wandb_login import wandb_credentials
 

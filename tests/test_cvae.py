@@ -8,10 +8,10 @@ from helpers import TINY, config
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from torch.testing import assert_close
 
-from datamodules import Images
 from train import build
 from zoo.checks.labels import as_labels
 from zoo.cvae import CVAE, log_importance_weight, negative_elbo, score_function_surrogate
+from zoo.datamodules import Images
 from zoo.estimators import gradient_moments
 from zoo.functional.densities import log_normal
 from zoo.sampling.chunks import sample_chunks

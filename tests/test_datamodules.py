@@ -9,8 +9,8 @@ import lightning as L
 import pytest
 import torch
 
-from datamodules import DataError, ImageLoader, Images
-from datamodules.images import MD5, Split, load_split
+from zoo.datamodules import DataError, ImageLoader, Images
+from zoo.datamodules.images import MD5, Split, load_split
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_deciding_takes_seconds_even_if_nothing_answers(tmp_path, monkeypatch):
     """A network that swallows packets: looking up a name hangs for good, and the decision comes all the same."""
     import threading
 
-    import datamodules.files as files
+    import zoo.training.files as files
 
     forever = threading.Event()
     monkeypatch.setattr(socket, "create_connection", lambda *a, **k: forever.wait())

@@ -9,8 +9,8 @@ from torch import nn
 from torch.testing import assert_close
 
 import zoo
-from datamodules import Toy
-from datamodules.toy import MarkovChain, ring
+from zoo.datamodules import Toy
+from zoo.datamodules.toy import MarkovChain, ring
 from zoo.evaluation.distances import (
     Yardstick,
     energy_distance,
@@ -125,7 +125,7 @@ def test_what_is_said_of_samples():
 
 
 def test_the_yardstick_fits_the_data(mnist_root, generator):
-    from datamodules import Images
+    from zoo.datamodules import Images
 
     data = Images("mnist")
     data.setup()

@@ -38,7 +38,7 @@ def planted(module, where, argv, run):
     [
         ("zoo.vae", "module.mlp"),  # while Hydra calls the constructor
         ("zoo.vae", "module.VAE.negative_elbo"),  # in a training step
-        ("callbacks.samples", "module.Samples._draw"),  # in a callback
+        ("zoo.callbacks.samples", "module.Samples._draw"),  # in a callback
     ],
 )
 def test_a_bug_keeps_its_traceback_in_training(module, where, tmp_path):

@@ -13,9 +13,9 @@ from torch.func import grad
 from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 
-from callbacks import EstimatorVariance
-from callbacks.estimator_variance import plot, table
 from train import build
+from zoo.callbacks import EstimatorVariance
+from zoo.callbacks.estimator_variance import plot, table
 from zoo.estimators import (
     GradientEstimator,
     GradientMoments,
@@ -273,7 +273,7 @@ class Clock:
 
 def test_by_itself_it_takes_a_twentieth_of_the_time(monkeypatch):
     """Steps of 1/8 s and measurements of 10 s: the second after 400 s, then one for each 200 s."""
-    import callbacks.estimator_variance as module
+    import zoo.callbacks.estimator_variance as module
 
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)

@@ -16,7 +16,7 @@ import torch
 from helpers import TINY, checkpoint, run
 from processes import CONTEXT, start, together
 
-from callbacks.finite_loss import FiniteLoss, NotFinite
+from zoo.callbacks.finite_loss import FiniteLoss, NotFinite
 from zoo.training.checkpoint_files import CheckpointFiles, CheckpointNotWritten, clear_unfinished
 
 ROOT = Path(__file__).parent.parent

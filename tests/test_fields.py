@@ -5,10 +5,10 @@ import torch
 from helpers import run
 from torch.testing import assert_close
 
-from callbacks import LossPerStep, ScoreField
-from callbacks.loss_per_step import _figure
-from datamodules import Toy
-from datamodules.toy import mixture
+from zoo.callbacks import LossPerStep, ScoreField
+from zoo.callbacks.loss_per_step import _figure
+from zoo.datamodules import Toy
+from zoo.datamodules.toy import mixture
 from zoo.evaluation.fields import figure, learned_score, measure_field, target
 from zoo.evaluation.protocol import BOUND_AT_ONCE, Protocol, bound_by_fives, bound_metrics, check_protocol, measure
 from zoo.functional.noise import chunk_generator
@@ -146,7 +146,7 @@ def test_samples_are_judged_only_where_there_is_a_judge():
 
 
 def test_samples_with_labels_are_judged_by_them_too(mnist_root):
-    from datamodules import Images
+    from zoo.datamodules import Images
     from zoo.ddpm import DDPM
     from zoo.evaluation.protocol import judged_accuracy
 
@@ -162,7 +162,7 @@ def test_samples_with_labels_are_judged_by_them_too(mnist_root):
 
 
 def test_the_bound_of_five_images_can_be_taken_again_alone():
-    from datamodules import Images
+    from zoo.datamodules import Images
     from zoo.ddpm import DDPM
 
     data, model = Images("digits"), DDPM(steps=4, widths=[8])

@@ -14,10 +14,10 @@ from torch.func import grad
 from torch.testing import assert_close
 
 import zoo
-from datamodules import Toy
-from datamodules.toy import Line, MarkovChain, Mixture
 from zoo import hub
 from zoo.__main__ import main
+from zoo.datamodules import Toy
+from zoo.datamodules.toy import Line, MarkovChain, Mixture
 from zoo.estimators import GradientMoments, gradient_moments
 from zoo.evaluation.distances import Yardstick
 from zoo.functional.noise import chunk_generator

@@ -168,8 +168,8 @@ def test_export_refuses_before_it_writes(published, runs, tmp_path):
 
 
 def test_conditions_as_people_type_them():
-    from datamodules import Toy
     from zoo.__main__ import _check_shape, _conditions
+    from zoo.datamodules import Toy
     from zoo.ddpm import DDPM
 
     assert _conditions("") == {}
@@ -255,7 +255,7 @@ def test_shipped_vectors_answer_as_published(name):
 
 @pytest.mark.parametrize("name", [name for name in CARDS if name not in ENERGIES + WORDS])
 def test_shipped_numbers_are_recomputed(name, mnist_root):
-    from datamodules import by_name
+    from zoo.datamodules import by_name
     from zoo.evaluation.protocol import evaluate
 
     card = hub.read_card(name)
@@ -270,7 +270,7 @@ def test_shipped_numbers_are_recomputed(name, mnist_root):
 @pytest.mark.parametrize("name", ENERGIES)
 def test_shipped_energies_are_recomputed(name, mnist_root):
     """All but log Z exactly; log Z with a fifth of the chains and temperatures: intervals have to overlap."""
-    from datamodules import Images
+    from zoo.datamodules import Images
     from zoo.evaluation.protocol import evaluate, feature_accuracy
 
     model, published = zoo.load(name), hub.read_card(name)["metrics"]
@@ -307,7 +307,7 @@ def test_shipped_samples_are_recognised_as_their_labels(name):
 @pytest.fixture(scope="module")
 def floor(mnist_root):
     """The judge, what it says of test images, and the distance of validation images from them."""
-    from datamodules import Images
+    from zoo.datamodules import Images
     from zoo.evaluation.distances import frechet_distance, judge_images
 
     data, judge = Images("mnist"), zoo.load("classifier")
@@ -339,7 +339,7 @@ def test_shipped_samples_are_as_far_from_data_as_published(name, floor):
 
 @pytest.mark.parametrize("name", [name for name in CARDS if hub.read_card(name)["data"] in ("ring", "markov_chain")])
 def test_shipped_models_of_known_distributions(name):
-    from datamodules import by_name
+    from zoo.datamodules import by_name
     from zoo.evaluation.protocol import measure_samples
 
     card = hub.read_card(name)
@@ -355,7 +355,7 @@ WITH_LIKELIHOOD = [name for name in CARDS if hub.read_card(name).get("log_likeli
 @pytest.mark.parametrize("name", WITH_LIKELIHOOD)
 def test_shipped_log_likelihoods_are_recomputed(name, mnist_root):
     """The first hundred test images with all importance samples; each hundred has noise of its own."""
-    from datamodules import Images
+    from zoo.datamodules import Images
     from zoo.evaluation.protocol import log_likelihood_by_hundreds
 
     card = hub.read_card(name)
@@ -388,7 +388,7 @@ def test_the_first_samples_of_many_steps_are_judged_as_published(name):
 @pytest.mark.parametrize("name", [name for name in CARDS if hub.read_card(name).get("bound")])
 def test_the_shipped_bound_is_recomputed(name, mnist_root):
     """The first five test images with all their terms; each five have noise of their own."""
-    from datamodules import Images
+    from zoo.datamodules import Images
     from zoo.evaluation.protocol import bound_by_fives, bound_metrics
 
     card = hub.read_card(name)

@@ -12,7 +12,7 @@ from torch.func import grad
 from torch.testing import assert_close
 
 import zoo
-from callbacks import Codes
+from zoo.callbacks import Codes
 from zoo.functional.deformation import deform
 from zoo.functional.noise import chunk_generator
 from zoo.infogan import InfoGAN, categorical_bound, continuous_bound

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from datamodules.toy import Mixture, mixture
+from zoo.datamodules.toy import Mixture, mixture
 from zoo.functional.langevin import (
     annealed_langevin_steps,
     best_step_size,

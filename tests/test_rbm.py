@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from torch.testing import assert_close
 
 import zoo
-from datamodules import Images
+from zoo.datamodules import Images
 from zoo.estimators import GradientMoments, gradient_moments
 from zoo.evaluation import protocol as evaluation
 from zoo.evaluation.features import Features

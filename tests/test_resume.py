@@ -14,8 +14,8 @@ import torch
 from helpers import QUIET, TINY, assert_same, checkpoint, config, run
 from processes import together
 
-from callbacks import ExactResume
-from datamodules import DataError
+from zoo.callbacks import ExactResume
+from zoo.datamodules import DataError
 from zoo.hub import CheckpointError
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from datamodules.toy import mixture, moons
+from zoo.datamodules.toy import mixture, moons
 from zoo.functional.langevin import annealed_langevin_steps, best_step_size
 from zoo.score import Score, denoising_loss, directional, explicit_loss, sliced_loss
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from datamodules import Text
+from zoo.datamodules import Text
 from zoo.estimators import gradient_moments
 from zoo.functional.contrastive import ROW, Noise, Rows, within_reach
 from zoo.functional.noise import chunk_generator

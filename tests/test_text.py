@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import DataError, Text, corpus
-from datamodules.corpus import find_words, load_corpus, number_words, read_text
-from datamodules.text import TextLoader, keep_probability, make_rows
+from zoo.datamodules import DataError, Text, corpus
+from zoo.datamodules.corpus import find_words, load_corpus, number_words, read_text
+from zoo.datamodules.text import TextLoader, keep_probability, make_rows
 from zoo.functional.contrastive import ROW, within_reach
 
 STORY = "The cat sat.\nThe cat's hat!\n \n\nA dog\u2019s den; the END\n"

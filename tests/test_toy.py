@@ -8,8 +8,8 @@ from scipy.integrate import dblquad, quad
 from sklearn.datasets import make_moons, make_swiss_roll
 from torch.testing import assert_close
 
-from datamodules import DataError, Toy
-from datamodules.toy import BlurredCurves, Line, MarkovChain, Mixture, mixture, moons, ring, swiss_roll
+from zoo.datamodules import DataError, Toy
+from zoo.datamodules.toy import BlurredCurves, Line, MarkovChain, Mixture, mixture, moons, ring, swiss_roll
 
 PLANES = {"mixture": mixture(), "ring": ring(), "moons": moons(), "swiss_roll": swiss_roll()}
 

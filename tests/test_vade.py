@@ -494,7 +494,7 @@ def test_fit_without_a_data_module_is_refused():
 
 def test_the_metrics_of_the_run_are_those_of_the_reloaded_model(uninterrupted):
     import zoo
-    from datamodules import Images
+    from zoo.datamodules import Images
 
     metrics, folder = uninterrupted
     data = Images("digits")

@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.func import grad, vmap
 from torch.testing import assert_close
 
-from datamodules import Images
+from zoo.datamodules import Images
 from zoo.estimators import gradient_moments, relax
 from zoo.evaluation.protocol import evaluate
 from zoo.functional.densities import binarise, log_bernoulli, log_normal

@@ -16,8 +16,8 @@ from wandb.proto.wandb_internal_pb2 import Record
 from wandb_server import serve
 
 import zoo
-from callbacks import WandbLogger
 from train import build
+from zoo.callbacks import WandbLogger
 from zoo.hub import CheckpointError
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import grad
 from torch.testing import assert_close
 
-from datamodules.toy import Line, ring
+from zoo.datamodules.toy import Line, ring
 from zoo.functional.noise import chunk_generator
 from zoo.nets.layers import mlp
 from zoo.wgan import WGAN, gradient_norms, gradient_penalty, interpolate, wasserstein_estimate

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from torch.testing import assert_close
 
 import zoo
-from callbacks import Neighbours
 from zoo.__main__ import main
+from zoo.callbacks import Neighbours
 from zoo.evaluation.words import (
     SETS,
     WordFileError,

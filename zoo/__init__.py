@@ -8,7 +8,12 @@
 Importing this package imports no torch; asking for a model does.
 """
 
+import sys
 from pathlib import Path
+
+from zoo.checks.moved import MovedModules
+
+sys.meta_path.append(MovedModules)  # after all others: for names that no file has
 
 # The class of each model. Checkpoints name their model, and only these are ever built.
 MODELS = {

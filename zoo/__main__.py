@@ -190,7 +190,7 @@ def _condition(text: str) -> tuple[str, object]:
 
 
 def _test_images(name: str, n: int) -> list:
-    from datamodules import Images
+    from zoo.datamodules import Images
 
     data = Images(name)
     data.setup()
@@ -202,8 +202,8 @@ def _test_images(name: str, n: int) -> list:
 
 def _data(args: argparse.Namespace, model):
     """The data that are named, or else those of the run that learned words, or digits; set up, and such as fit."""
-    from datamodules import by_name
     from zoo import hub
+    from zoo.datamodules import by_name
     from zoo.training.command_line import check_kind
 
     words = hasattr(model, "nearest")

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from datamodules import Images
+from zoo.datamodules import Images
 from zoo.functional.deformation import deform
 from zoo.gan import GAN
 from zoo.infogan import InfoGAN

@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from callbacks import EstimatorVariance
+from zoo.callbacks import EstimatorVariance
 from zoo.cvae import CVAE
 from zoo.estimators import GradientMoments, chunk_size, gradient_moments, gradients
 from zoo.rbm import RBM

@@ -16,9 +16,9 @@ from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 from tqdm.auto import tqdm
 
-from datamodules import Images
-from datamodules.files import data_root
-from datamodules.images import MD5
+from zoo.datamodules import Images
+from zoo.datamodules.files import data_root
+from zoo.datamodules.images import MD5
 
 
 def rate(loader, batches: int) -> float:

@@ -16,7 +16,7 @@ import torch
 from sklearn.neural_network import BernoulliRBM
 from tqdm.auto import tqdm
 
-from datamodules import Images
+from zoo.datamodules import Images
 from zoo.rbm import RBM
 from zoo.training.trainer import quiet_lightning
 

@@ -22,8 +22,8 @@ import torch
 from gensim.models import Word2Vec
 from torch.profiler import ProfilerActivity, profile
 
-from datamodules import Text
-from datamodules.corpus import read_text
+from zoo.datamodules import Text
+from zoo.datamodules.corpus import read_text
 from zoo.skipgram import SkipGram, sparse
 
 ROUNDS, BATCH = 5, 128

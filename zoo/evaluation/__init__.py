@@ -1,1 +1,7 @@
 """What turns a trained model into published numbers and figures."""
+
+from zoo.checks.moved import names_in
+
+__getattr__ = names_in(
+    "zoo.evaluation", "zoo.evaluation.protocol", "zoo.functional.importance", "zoo.functional.clusters"
+)

@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import zoo
-from datamodules import DISTRIBUTIONS, Toy
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
+from zoo.datamodules import DISTRIBUTIONS, Toy
 from zoo.evaluation.distances import (
     Yardstick,
     confident,

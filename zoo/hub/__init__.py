@@ -1,5 +1,6 @@
 """Checkpoints, from and to where they are kept: ``load`` one, ``export`` one (zoo/hub/exporting.py)."""
 
+from zoo.checks.moved import names_in
 from zoo.hub.loading import (
     CheckpointError,
     check_resumable,
@@ -19,3 +20,5 @@ __all__ = [
     "read_training_checkpoint",
     "record_of",
 ]
+
+__getattr__ = names_in("zoo.hub", "zoo.hub.exporting", "zoo.training.wandb_login")

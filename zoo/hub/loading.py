@@ -232,8 +232,8 @@ def data_of(record: dict[str, Any], name: str | None = None):
     Raises:
         UserError: for a name that is none.
     """
-    from datamodules import Text, Toy, by_name
-    from datamodules.text import TEXTS
+    from zoo.datamodules import Text, Toy, by_name
+    from zoo.datamodules.text import TEXTS
 
     config = record["config"].get("data", {})
     if record["data"] in TEXTS:
