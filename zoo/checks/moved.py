@@ -1,11 +1,16 @@
 """Names of an earlier version, which lead on to today's for one version more, with a DeprecationWarning."""
 
+from __future__ import annotations
+
 import sys
 import warnings
-from collections.abc import Callable
 from importlib import import_module
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+
+TYPE_CHECKING = False  # as type checkers read it; typing itself would be most of what `import zoo` takes
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
 
 MOVED = {
     "zoo.boltzmann": "zoo.functional.boltzmann",

@@ -52,6 +52,31 @@ class GradientEstimator:
     surrogate: Callable[[Params, Any, Noise], Tensor]
     batched: bool = True
 
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        name: str,
+        params: Params,
+        noise: Callable[..., Noise],
+        loss: Callable[[Any, Noise], Tensor],
+        batched: bool = True,
+    ) -> "GradientEstimator":
+        """The gradient of ``loss(batch, noise)``, a scalar that ``module`` computes, by ``params``.
+
+        Args:
+            module: whose parameters ``params`` are, or some of them; the others are held fixed.
+            noise: ``noise(batch, generator=...)``.
+        """
+
+        def surrogate(params: Params, batch: Any, noise: Noise) -> Tensor:
+            return call_with(module, params, loss, batch, noise)
+
+        def draw(batch: Any, generator: torch.Generator | None) -> Noise:
+            return noise(batch, generator=generator)
+
+        return cls(name, params, draw, surrogate, batched)
+
 
 class _Method(nn.Module):
     """A module whose forward is a function of another module: functional_call reaches modules by forward alone."""

@@ -1,0 +1,51 @@
+"""Calls as an earlier version had them, which are taken for one version more, with a DeprecationWarning."""
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TypeVar
+
+C = TypeVar("C")
+
+
+def old_form(function: Callable, renamed: Mapping[str, str] = MappingProxyType({})) -> Callable:
+    """``function`` that also takes, with a DeprecationWarning, arguments as an earlier version had them.
+
+    Positional arguments beyond those of its signature are its keyword-only ones in their order.
+
+    Args:
+        renamed: earlier names of keyword arguments, and those of today.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    first = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    named = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        if len(first) < len(args) <= len(first) + len(named):
+            given = dict(zip(named, args[len(first) :], strict=False))
+            if not given.keys() & kwargs.keys():
+                names = ", ".join(f"{name}=" for name in given)
+                warnings.warn(f"give {names} of {function.__qualname__} by name", DeprecationWarning, stacklevel=2)
+                args, kwargs = args[: len(first)], given | kwargs
+        for old in renamed.keys() & kwargs.keys():
+            new = renamed[old]
+            warnings.warn(f"{old}= of {function.__qualname__} is {new}= now", DeprecationWarning, stacklevel=2)
+            kwargs[new] = kwargs.pop(old)
+        return function(*args, **kwargs)
+
+    call.renamed = renamed
+    return call
+
+
+def accepts_old_form(*methods: str, **renamed: str) -> Callable[[type[C]], type[C]]:
+    """Decorate a class so that ``methods`` take arguments in their :func:`old_form`, and ``sample`` those renamed."""
+
+    def decorate(cls: type[C]) -> type[C]:
+        for name in {*methods, *(["sample"] if renamed else [])}:
+            setattr(cls, name, old_form(vars(cls)[name], renamed if name == "sample" else {}))
+        return cls
+
+    return decorate

@@ -1,0 +1,28 @@
+"""What the processes of a run hold in turns, row i with process i mod n, put together in its order."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def interleave(parts: Sequence[Tensor]) -> Tensor:
+    """x from ``[x[r::n] for r in range(n)]``."""
+    whole = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
+    for rank, part in enumerate(parts):
+        whole[rank :: len(parts)] = part
+    return whole
+
+
+def all_rows(mine: Tensor, trainer) -> Tensor:
+    """The rows of all processes in their order, on each of them; where they have unequal numbers, the last are left
+    out. All processes must call it.
+
+    Args:
+        mine: this process's rows, (n, ...), on its device.
+        trainer: the Trainer of the run.
+    """
+    if trainer.world_size == 1:
+        return mine
+    fewest = int(trainer.strategy.reduce(torch.tensor(len(mine), device=mine.device), reduce_op="min"))
+    return interleave(trainer.strategy.all_gather(mine[:fewest].contiguous()))
