@@ -45,6 +45,7 @@ def build_all(group: DictConfig | None) -> list:
 def train(cfg: DictConfig) -> dict[str, float]:
     """Fit ``cfg.model`` on ``cfg.data``, test its best checkpoint, and return the final metrics."""
     import lightning as L
+    from lightning.pytorch.callbacks import ModelCheckpoint
 
     from zoo.callbacks import RunRecord
     from zoo.hub import check_resumable
@@ -56,7 +57,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     check_kind(model, data)
     if cfg.compile:
         for network in model.children():
-            network.compile(backend=cfg.compile)  # in place: checkpoints keep the names of their weights
+            if any(True for _ in network.parameters()):  # not a metric
+                network.compile(backend=cfg.compile)  # in place: checkpoints keep the names of their weights
     if cfg.ckpt is not None:
         check_resumable(cfg.ckpt, model, cfg.seed, cfg.trainer.max_epochs)
     record = RunRecord(cfg.run_dir, OmegaConf.to_container(cfg, resolve=True))
@@ -65,7 +67,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     metrics = dict(trainer.callback_metrics)
     if cfg.test:
         # Reloaded, and not test(ckpt_path=...): after fit the averaging callback would put the raw weights back.
-        best = next((c.best_model_path for c in trainer.checkpoint_callbacks if hasattr(c, "best_model_path")), "")
+        best = next((c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), "")
         model = type(model).load_from_checkpoint(best, weights_only=True) if best else model
         trainer.test(model, datamodule=data)
         metrics |= trainer.callback_metrics

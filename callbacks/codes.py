@@ -5,7 +5,9 @@ from pathlib import Path
 import lightning as L
 import torch
 
+from zoo.callbacks.cadence import due
 from zoo.callbacks.grids import write_grid
+from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
 from zoo.functional.noise import chunk_generator
@@ -31,16 +33,14 @@ class Codes(L.Callback):
         self.folder, self.every_n_epochs, self.seed = Path(folder), every_n_epochs, seed
 
     def setup(self, trainer, pl_module, stage):
-        if not callable(getattr(pl_module, "vary", None)):
+        if not isinstance(pl_module, capabilities.Codes):
             raise UserError(f"{type(pl_module).__name__} has no method vary(code), so there is nothing to draw")
 
     @torch.no_grad()
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        epoch = trainer.current_epoch + 1
-        due = epoch == trainer.max_epochs or epoch % self.every_n_epochs == 0
-        if trainer.sanity_checking or batch_idx != 0 or not due or not trainer.is_global_zero:
+        if batch_idx != 0 or not due(trainer, self.every_n_epochs) or not trainer.is_global_zero:
             return
         for code in range(pl_module.hparams.num_continuous):
             grid = pl_module.vary(code, generator=chunk_generator(self.seed, 0)).cpu()
-            path = self.folder / f"code{code}_epoch_{epoch - 1:03d}.png"
+            path = self.folder / f"code{code}_epoch_{trainer.current_epoch:03d}.png"
             write_grid(trainer, grid.flatten(0, 1), path, f"code{code}", grid.shape[1])

@@ -8,12 +8,15 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from matplotlib.figure import Figure
 
+from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
 from zoo.estimators import GradientEstimator, GradientMoments, chunk_size, gradient_moments, split_variance
+from zoo.estimators.figures import plot, table
 from zoo.functional.noise import chunk_generator
+from zoo.sampling.pictures import save_figure
+from zoo.training.ranks import all_rows
 
 AUTO_EVERY = 50  # batches between two moments at which every_n_steps="auto" may measure
 AUTO_SHARE = 0.05  # of the time of training that it may take
@@ -25,7 +28,7 @@ class EstimatorVariance(L.Callback):
     For each estimator in ``model.gradient_estimators()`` and each parameter group (``all``, ``encoder``, ...):
 
         variance/<estimator>/<group>     trace of the covariance of one draw, squared units of the gradient
-        snr/<estimator>/<group>          |g| / sqrt(tr C), with the bias of |g|^2 taken out (zoo/estimators.py)
+        snr/<estimator>/<group>          |g| / sqrt(tr C), with the bias of |g|^2 taken out (zoo/estimators/moments.py)
         ms_per_draw/<estimator>          cost of one draw in milliseconds, mean over the processes
 
     With several ``batches`` the variance is the mean over them, Monte-Carlo noise alone, and beside it stand
@@ -95,7 +98,7 @@ class EstimatorVariance(L.Callback):
 
     def setup(self, trainer, pl_module, stage):
         name = type(pl_module).__name__
-        if not callable(getattr(pl_module, "gradient_estimators", None)):
+        if not isinstance(pl_module, capabilities.GradientEstimators):
             raise UserError(f"{name} has no method gradient_estimators(), so there is no variance to measure")
         known = pl_module.gradient_estimators()
         unknown = [e for e in self.compare or [] if e not in known]
@@ -118,10 +121,12 @@ class EstimatorVariance(L.Callback):
                 f"the validation data are {len(self.probes)} whole batches of {self.batch_size}: they do not make "
                 f"batches={self.batches} of EstimatorVariance"
             )
-        if hasattr(pl_module, "probe_batch"):
+        if isinstance(pl_module, capabilities.ProbeBatch):
             # The first has one generator whatever their number.
+            generators = [chunk_generator(self.seed, -1 - i) for i in range(len(self.probes))]
             self.probes = [
-                pl_module.probe_batch(probe, chunk_generator(self.seed, -1 - i)) for i, probe in enumerate(self.probes)
+                pl_module.probe_batch(probe, generator=generator)
+                for probe, generator in zip(self.probes, generators, strict=True)
             ]
         self.interval = self.every_n_steps
         if self.interval == "auto":
@@ -194,14 +199,12 @@ class EstimatorVariance(L.Callback):
     def on_train_end(self, trainer, pl_module):
         if not trainer.is_global_zero or not self.history:
             return
-        figure = plot(self.history)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(self.folder / "estimator_variance.png", dpi=120)
+        save_figure(plot(self.history), self.folder / "estimator_variance.png")
         columns, rows = table(self.history)
         for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):
+            if isinstance(logger, capabilities.LogsImages):
                 logger.log_image("estimator_variance", [str(self.folder / "estimator_variance.png")])
-            if hasattr(logger, "log_table"):
+            if isinstance(logger, capabilities.LogsTables):
                 logger.log_table("estimator_variance_table", columns, rows)
 
 
@@ -221,70 +224,8 @@ def probe_batches(loader, size: int, count: int, trainer, device: torch.device) 
                 return
 
 
-def all_rows(mine: torch.Tensor, trainer) -> torch.Tensor:
-    """A batch that processes hold in turns, row i with process i mod world size, on all; a last odd row is left out."""
-    if trainer.world_size == 1:
-        return mine
-    rows = int(trainer.strategy.reduce(torch.tensor(len(mine), device=mine.device), reduce_op="min"))
-    whole = mine.new_zeros(rows * trainer.world_size, *mine.shape[1:])
-    whole[trainer.global_rank :: trainer.world_size] = mine[:rows]
-    return trainer.strategy.reduce(whole, reduce_op="sum")  # every row has one owner, the others add zeros
-
-
 def mean_over_processes(seconds: list[float], trainer) -> float:
     """The mean of what is not 0, a process that had no draw, over batches and processes."""
     made = torch.tensor([sum(s > 0 for s in seconds), sum(seconds)], device=trainer.strategy.root_device)
     count, total = trainer.strategy.reduce(made, reduce_op="sum").tolist()
     return total / max(1, count)
-
-
-def table(history: list[dict[str, float]]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of one table of all measurements: step, estimator, group, and what was measured of them."""
-    quantities = ("variance", "data_variance", "total_variance", "snr")
-    rows = []
-    for row in history:
-        for key in row:
-            if key.startswith("variance/"):
-                name, group = key.split("/")[1:]
-                measured = [row.get(f"{quantity}/{name}/{group}") for quantity in quantities]
-                rows.append([row["step"], name, group, *measured, row[f"ms_per_draw/{name}"]])
-    return ["step", "estimator", "group", *quantities, "ms_per_draw"], rows
-
-
-def plot(history: list[dict[str, float]]) -> Figure:
-    """Variance and signal-to-noise ratio against steps: a colour per estimator, a row per parameter group.
-
-    Of a single estimator the groups share one row, with a colour each. Dashed: the total variance, where it was
-    measured.
-    """
-    measured = {tuple(key.split("/", 2)[1:]) for row in history for key in row if key.startswith("variance/")}
-    estimators = list(dict.fromkeys(name for name, _ in sorted(measured)))
-    groups = sorted({group for _, group in measured}, key=lambda group: (group != "all", group))
-    rows = [groups] if len(estimators) < 2 else [[group] for group in groups]
-    figure = Figure(figsize=(11, 1 + 3 * len(rows)), layout="constrained")
-    panels = figure.subplots(len(rows), 2, squeeze=False)
-    for (left, right), shown in zip(panels, rows, strict=True):
-        for axes, quantity, line in ((left, "variance", "-"), (left, "total_variance", "--"), (right, "snr", "-")):
-            for colour, (estimator, group) in enumerate((e, g) for g in shown for e in estimators):
-                key = f"{quantity}/{estimator}/{group}"
-                points = [(row["step"], row[key]) for row in history if row.get(key, 0) > 0]
-                if quantity == "total_variance" and not points:
-                    continue
-                axes.plot(
-                    *zip(*points, strict=True) if points else ([], []),
-                    color=f"C{colour}",
-                    linewidth=1.2 + 0.4 * (len(estimators) * len(shown) - 1 - colour),  # those that coincide are seen
-                    linestyle=line,
-                    marker="." if len(points) < 20 else None,
-                    label=group if len(estimators) < 2 else estimator,
-                )
-            axes.set(xlabel="step", yscale="log")
-            axes.grid(alpha=0.3)
-        what = estimators[0] if len(estimators) == 1 else f"{shown[0]} parameters" if shown else ""
-        left.set(ylabel="variance (trace of the covariance)", title=what)
-        right.set(ylabel="signal-to-noise ratio", title=what)
-    if estimators:
-        if any(key.startswith("total_variance/") for row in history for key in row):
-            panels[0][1].plot([], [], color="black", linestyle="--", label="total, with the data's noise")
-        panels[0][1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
-    return figure

@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Checkpoint
@@ -38,7 +39,7 @@ class ExactResume(Checkpoint):
     def __init__(self, folder: str):
         self.folder = Path(folder)
         self.received: int | None = None
-        self._handlers: dict[int, object] = {}
+        self._handlers: dict[int, Any] = {}
         self._states: list[dict[str, torch.Tensor]] | None = None
         self._loader_states: list[dict] = []
 
@@ -52,9 +53,8 @@ class ExactResume(Checkpoint):
         state = {"cpu": torch.get_rng_state()}
         if pl_module.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(pl_module.device)
-        states = [state]
+        states = [state] * trainer.world_size
         if trainer.world_size > 1:
-            states = [None] * trainer.world_size
             torch.distributed.all_gather_object(states, state)
         checkpoint["random_state"] = states
 

@@ -17,14 +17,14 @@ class NotFinite(UserError):
 def later(flag: torch.Tensor) -> Callable[[], bool]:
     """What ``flag`` is, to be asked for later: of a GPU, without waiting for more than has made it."""
     if not flag.is_cuda:
-        return flag.item
+        return lambda: bool(flag)
     here, copied = torch.empty_like(flag, device="cpu", pin_memory=True), torch.cuda.Event()
     here.copy_(flag, non_blocking=True)
     copied.record()
 
     def value() -> bool:
         copied.synchronize()
-        return here.item()
+        return bool(here)
 
     return value
 

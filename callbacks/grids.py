@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from zoo.checks import capabilities
 from zoo.sampling.pictures import in_rows, save_grid
 
 
 def write_grid(trainer, images: Tensor, path: Path, name: str, columns: int) -> None:
-    """Write images in [0, 1], as zoo.sampling.in_rows lays them out, to ``path``, and log them as ``name``.
+    """Write images in [0, 1], as :func:`in_rows` lays them out, to ``path``, and log them as ``name``.
 
     On the first process alone.
     """
@@ -18,7 +20,7 @@ def write_grid(trainer, images: Tensor, path: Path, name: str, columns: int) -> 
     images, columns = in_rows(images, columns)
     grid = make_grid(images.clamp(0, 1), nrow=columns)
     for logger in trainer.loggers:
-        if hasattr(logger, "log_image"):  # Weights & Biases
+        if isinstance(logger, capabilities.LogsImages):
             logger.log_image(name, [to_pil_image(grid)], step=trainer.fit_loop.total_batch_idx)
-        elif hasattr(logger.experiment, "add_image"):  # TensorBoard
+        elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, grid, trainer.fit_loop.total_batch_idx)

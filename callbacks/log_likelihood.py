@@ -3,6 +3,7 @@
 import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from zoo.callbacks.cadence import due
 from zoo.checks.values import check_whole
 from zoo.evaluation.protocol import check_importance_weighted, log_likelihood
 from zoo.functional.noise import chunk_generator
@@ -34,11 +35,9 @@ class LogLikelihood(L.Callback):
         check_importance_weighted(pl_module)
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        epoch = trainer.current_epoch + 1
-        due = epoch == trainer.max_epochs or epoch % self.every_n_epochs == 0
-        if trainer.sanity_checking or batch_idx >= self.batches or not due:
+        if batch_idx >= self.batches or not due(trainer, self.every_n_epochs):
             return
         generator = chunk_generator(self.seed + trainer.global_rank, batch_idx)
         with isolate_rng():
-            values = log_likelihood(pl_module, batch, self.num_samples, generator)
+            values = log_likelihood(pl_module, batch, self.num_samples, generator=generator)
         pl_module.log("val/log_likelihood", values.mean(), on_epoch=True, sync_dist=True, batch_size=len(values))

@@ -69,7 +69,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
     ):
         import wandb
 
-        self._checkpoints = checkpoints
+        self._checkpoints, self._folder = checkpoints, Path(folder)
 
         if wandb.run is not None:  # an earlier job of the same sweep
             wandb.finish()
@@ -91,7 +91,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
         import wandb
 
         if self._experiment is None:
-            Path(self.save_dir).mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
             try:
                 run = super().experiment
             except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:

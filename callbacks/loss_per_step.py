@@ -6,7 +6,9 @@ import lightning as L
 import torch
 from matplotlib.figure import Figure
 
+from zoo.callbacks.cadence import due
 from zoo.callbacks.grids import write_grid
+from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
 from zoo.sampling.pictures import as_image
@@ -33,7 +35,7 @@ class LossPerStep(L.Callback):
         self.folder, self.every_n_epochs, self.bins = Path(folder), every_n_epochs, bins
 
     def setup(self, trainer, pl_module, stage):
-        if not hasattr(pl_module, "num_steps"):
+        if not isinstance(pl_module, capabilities.ManySteps):
             raise UserError(f"{type(pl_module).__name__} has no num_steps: its loss is not one of many steps")
 
     def on_validation_epoch_start(self, trainer, pl_module):
@@ -49,15 +51,14 @@ class LossPerStep(L.Callback):
         self.sums[1].scatter_add_(0, which, torch.ones(len(which), dtype=torch.float64))
 
     def on_validation_epoch_end(self, trainer, pl_module):
-        epoch = trainer.current_epoch + 1
-        if trainer.sanity_checking or not (epoch == trainer.max_epochs or epoch % self.every_n_epochs == 0):
+        if not due(trainer, self.every_n_epochs):
             return
         device = pl_module.device
         kind = torch.float32 if device.type == "mps" else torch.float64
         sums, counts = trainer.strategy.reduce(self.sums.to(device, kind), reduce_op="sum").cpu()
         if not trainer.is_global_zero or not counts.any():
             return
-        path = self.folder / "loss_per_step" / f"epoch_{epoch - 1:03d}.png"
+        path = self.folder / "loss_per_step" / f"epoch_{trainer.current_epoch:03d}.png"
         write_grid(trainer, as_image(_figure(sums / counts, self.steps)), path, "loss_per_step", 1)
 
 

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import lightning as L
 
+from zoo.callbacks.cadence import due
+from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
 from zoo.evaluation.words import LONG, word_map
+from zoo.sampling.pictures import save_figure
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ class Neighbours(L.Callback):
         self.every_n_epochs, self.shown = every_n_epochs, shown
 
     def setup(self, trainer, pl_module, stage):
-        if not callable(getattr(pl_module, "nearest", None)):
+        if not isinstance(pl_module, capabilities.Words):
             raise UserError(f"{type(pl_module).__name__} has no method nearest(word, n), so no word has neighbours")
 
     def on_train_start(self, trainer, pl_module):
@@ -65,24 +68,21 @@ class Neighbours(L.Callback):
         return [[w, *(f"{other} {cosine:.2f}" for other, cosine in found)] for w, found in near.items()]
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        epoch = trainer.current_epoch + 1
-        due = epoch == trainer.max_epochs or epoch % self.every_n_epochs == 0
-        if trainer.sanity_checking or batch_idx != 0 or not due or not trainer.is_global_zero:
+        if batch_idx != 0 or not due(trainer, self.every_n_epochs) or not trainer.is_global_zero:
             return
         head, rows = ["word", *map(str, range(1, self.n + 1))], self.table(pl_module)
         folder = self.folder / "neighbours"
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"epoch_{epoch - 1:03d}.csv").open("w", newline="", encoding="utf-8") as file:
+        with (folder / f"epoch_{trainer.current_epoch:03d}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([head, *rows])
         for logger in trainer.loggers:
-            if hasattr(logger, "log_table"):  # Weights & Biases
+            if isinstance(logger, capabilities.LogsTables):
                 padded = [row + [""] * (len(head) - len(row)) for row in rows]
                 logger.log_table("neighbours", columns=head, data=padded, step=trainer.fit_loop.total_batch_idx)
 
     def on_train_end(self, trainer, pl_module):
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            word_map(pl_module, self.shown).savefig(self.folder / "words.png", dpi=120)
+            save_figure(word_map(pl_module, self.shown), self.folder / "words.png")
             for logger in trainer.loggers:
-                if hasattr(logger, "log_image"):
+                if isinstance(logger, capabilities.LogsImages):
                     logger.log_image("words", [str(self.folder / "words.png")])

@@ -13,6 +13,8 @@ import torch
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 
+from zoo.callbacks import loggers
+from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 
 FOLDER = Path(__file__).resolve().parent  # in a checkout the folder itself, not the link to it
@@ -54,7 +56,7 @@ def run_command(folder: Path | None = None, ckpt: Path | None = None) -> str:
     from hydra.core.hydra_config import HydraConfig
 
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    if ckpt is not None:
+    if ckpt is not None and folder is not None:
         overrides = [o for o in overrides if not o.startswith("ckpt=")]
         overrides += [f"ckpt={_quoted(_short(ckpt))}", f"hydra.run.dir={_quoted(_short(folder))}"]
     return shlex.join(["python", "train.py", *overrides])
@@ -104,10 +106,11 @@ class RunRecord(L.Callback):
             self._earlier = [*before.get("earlier", []), part]
 
     def on_fit_start(self, trainer, pl_module):
+        data = trainer.datamodule
         self.record = {
             "command": run_command(),
             "config": self.config,
-            "data": getattr(trainer.datamodule, "used", None),
+            "data": data.used if isinstance(data, capabilities.NamedData) else None,
             "commit": commit(),
             "hardware": hardware(pl_module.device, trainer.world_size),
             "earlier": self._earlier,
@@ -133,7 +136,7 @@ class RunRecord(L.Callback):
         # Asked of on every process: it may be a sum over them.
         self._metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         for logger in trainer.loggers:
-            if last and isinstance(logger, WandbLogger):
+            if last and isinstance(logger, loggers.WandbLogger):
                 logger.log_checkpoints(self.folder / "checkpoints", self._metrics)
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):

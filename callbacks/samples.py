@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from zoo.callbacks.cadence import due
 from zoo.callbacks.ema import judged
 from zoo.callbacks.grids import write_grid
 from zoo.checks.errors import UserError
@@ -55,7 +56,7 @@ class Samples(L.Callback):
         self.every_n_steps, self.conditions = every_n_steps, dict(conditions or {})
 
     def setup(self, trainer, pl_module, stage):
-        check_conditions(pl_module, self.conditions)
+        self.conditions = check_conditions(pl_module, self.conditions)
 
     def on_train_start(self, trainer, pl_module):
         # Conditions that do not fit, such as more steps than the model has, fail here and not after an epoch.
@@ -67,11 +68,8 @@ class Samples(L.Callback):
             raise UserError(f"callbacks.samples.conditions={self.conditions}: {error}") from error
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        epoch = trainer.current_epoch
-        last = trainer.max_epochs is not None and epoch + 1 == trainer.max_epochs
-        if trainer.sanity_checking or batch_idx != 0 or not (last or (epoch + 1) % self.every_n_epochs == 0):
-            return
-        self._draw(trainer, pl_module, f"epoch_{epoch:03d}.png")
+        if batch_idx == 0 and due(trainer, self.every_n_epochs):
+            self._draw(trainer, pl_module, f"epoch_{trainer.current_epoch:03d}.png")
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         step = trainer.fit_loop.total_batch_idx + 1

@@ -6,9 +6,12 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from zoo.callbacks.cadence import due
 from zoo.callbacks.grids import write_grid
+from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
+from zoo.datamodules import Toy
 from zoo.evaluation import fields
 from zoo.sampling.pictures import as_image
 
@@ -33,8 +36,9 @@ class ScoreField(L.Callback):
         self.folder, self.every_n_epochs, self.samples = Path(folder), every_n_epochs, samples
 
     def setup(self, trainer, pl_module, stage):
-        distribution = getattr(trainer.datamodule, "distribution", None)
-        if not hasattr(distribution, "score") or not hasattr(pl_module, "sigmas"):
+        data = trainer.datamodule
+        known = isinstance(data, Toy) and isinstance(data.distribution, capabilities.KnownScore)
+        if not known or not isinstance(pl_module, capabilities.ScoreChains):
             raise UserError(
                 "the field is drawn of a score model of points whose density is known: model=score with data=mixture, "
                 "ring, moons or swiss_roll"
@@ -42,16 +46,15 @@ class ScoreField(L.Callback):
 
     @torch.no_grad()
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        epoch = trainer.current_epoch + 1
-        due = epoch == trainer.max_epochs or epoch % self.every_n_epochs == 0
-        if trainer.sanity_checking or batch_idx != 0 or not due:
+        if batch_idx != 0 or not due(trainer, self.every_n_epochs):
             return
         distribution = trainer.datamodule.distribution
         with isolate_rng():
             measured = fields.measure_field(pl_module, distribution, samples=self.samples)
-        for name in ("fisher_divergence", "log_density_gap"):
-            value = torch.tensor(getattr(measured, name))  # each process has measured the same
+        found = {"fisher_divergence": measured.fisher_divergence, "log_density_gap": measured.log_density_gap}
+        for name, number in found.items():
+            value = torch.tensor(number)  # each process has measured the same
             pl_module.log(f"val/{name}", value, on_epoch=True, batch_size=1, sync_dist=True)
         if trainer.is_global_zero:
             image = as_image(fields.figure(pl_module, distribution))
-            write_grid(trainer, image, self.folder / "field" / f"epoch_{epoch - 1:03d}.png", "field", 1)
+            write_grid(trainer, image, self.folder / "field" / f"epoch_{trainer.current_epoch:03d}.png", "field", 1)

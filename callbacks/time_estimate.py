@@ -5,6 +5,8 @@ import time
 
 import lightning as L
 
+from zoo.checks import capabilities
+
 log = logging.getLogger(__name__)
 
 
@@ -24,7 +26,8 @@ class TimeEstimate(L.Callback):
 
     def on_train_epoch_start(self, trainer, pl_module):
         self._seconds, self._images, self._batches = 0.0, 0.0, 0
-        self._unit, self._each = getattr(trainer.datamodule, "unit", ("images", 1.0))
+        data = trainer.datamodule
+        self._unit, self._each = data.unit if isinstance(data, capabilities.CountedData) else ("images", 1.0)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self._begin = time.perf_counter()
@@ -47,11 +50,13 @@ class TimeEstimate(L.Callback):
         epochs = trainer.max_epochs - trainer.current_epoch
         images = round(trainer.num_training_batches * batch_size)
         minutes = epochs * images / rate / 60
+        data = trainer.datamodule
+        used = data.used if isinstance(data, capabilities.NamedData) else "data"
         length = f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{60 * minutes:.0f} seconds"
         log.info(
             "About %s to go, validation and samples not counted: %d epochs of %s %s (%s), %.0f per second. "
             "Shorter: trainer.max_epochs=1",
-            *(length, epochs, f"{images:,}", self._unit, getattr(trainer.datamodule, "used", "data"), rate),
+            *(length, epochs, f"{images:,}", self._unit, used, rate),
         )
 
     def on_train_epoch_end(self, trainer, pl_module):

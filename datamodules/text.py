@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from zoo.checks.errors import UserError
+from zoo.checks.old_forms import old_form
 from zoo.checks.values import check_choice, check_share, check_whole
 from zoo.datamodules.corpus import PUBLISHED, RULES, Corpus, fetch, load_corpus
 from zoo.datamodules.files import DataError
@@ -46,7 +47,8 @@ def keep_probability(counts: Tensor, sample: float) -> Tensor:
     return (f.sqrt() + f).clamp(max=1).float()
 
 
-def make_rows(stream: Tensor, keep: Tensor, window: int, generator: torch.Generator) -> Rows:
+@old_form
+def make_rows(stream: Tensor, keep: Tensor, window: int, *, generator: torch.Generator) -> Rows:
     """Subsample a text and cut it into rows, all of them, in the order of the text.
 
     Args:
@@ -124,16 +126,16 @@ class TextLoader:
     def __len__(self) -> int:
         return self._length
 
-    def rows(self, generator: torch.Generator | None = None) -> Rows:
+    def rows(self, *, generator: torch.Generator | None = None) -> Rows:
         """All rows of the current epoch, in the order of the text, by its own generator if none is given."""
-        return make_rows(self.stream, self.keep, self.window, generator or self._generator())
+        return make_rows(self.stream, self.keep, self.window, generator=generator or self._generator())
 
     def _generator(self) -> torch.Generator:
         return chunk_generator(self.seed, self.epoch if self.train else 0)
 
     def __iter__(self) -> Iterator[Rows]:
         generator = self._generator()
-        rows = self.rows(generator)
+        rows = self.rows(generator=generator)
         n = len(rows.reach)
         order = torch.randperm(n, generator=generator) if self.train else torch.arange(n)
         begin, self._resume_at = self._resume_at, 0

@@ -23,12 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.checks.errors import UserError
+from zoo.checks.old_forms import accepts_old_form
 from zoo.datamodules.files import DataError
 from zoo.datamodules.images import ImageLoader, Split
 
 SIZES = {"train": 50_000, "val": 5_000, "test": 10_000}
 
 
+@accepts_old_form("sample")
 class Mixture:
     """sum_k w_k N(x | mu_k, sigma^2 I) in the plane.
 
@@ -54,7 +56,7 @@ class Mixture:
         """The gradient of log p(x) by x, (..., 2), float64."""
         return (self._log_joint(x).softmax(-1) @ self.mu - x.double()) / self.sigma**2
 
-    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, n: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """``n`` points, (n, 2), and which component each is from, (n,)."""
         k = torch.multinomial(self.w, n, replacement=True, generator=generator)
         eps = torch.randn(n, 2, generator=generator, dtype=torch.float64)
@@ -65,6 +67,7 @@ class Mixture:
         return Mixture(self.mu, self.w, math.hypot(self.sigma, sigma))
 
 
+@accepts_old_form("sample")
 class BlurredCurves(Mixture):
     """Curves, each as likely as the others, run through evenly in t, and blurred by N(0, sigma^2 I).
 
@@ -79,7 +82,7 @@ class BlurredCurves(Mixture):
         super().__init__(torch.cat([c((t + 1) / 2) for c in curves]), (w / 2 / len(curves)).repeat(len(curves)), sigma)
         self.curves = curves
 
-    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, n: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """``n`` points, (n, 2), and which curve each is from, (n,)."""
         which = torch.randint(len(self.curves), (n,), generator=generator)
         t = torch.rand(n, generator=generator, dtype=torch.float64)
@@ -87,6 +90,7 @@ class BlurredCurves(Mixture):
         return on_curve + self.sigma * torch.randn(n, 2, generator=generator, dtype=torch.float64), which
 
 
+@accepts_old_form("sample")
 class Line:
     """x = theta, y ~ U(0, 1). Two of different theta lie |theta - theta'| apart in Wasserstein distance, log 2 in
     Jensen-Shannon divergence, whatever theta, and infinitely far in Kullback-Leibler divergence (seed 004, 13.3.2)."""
@@ -94,12 +98,13 @@ class Line:
     def __init__(self, theta: float):
         self.theta = theta
 
-    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, n: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """``n`` points, (n, 2), and zeros, (n,)."""
         y = torch.rand(n, generator=generator, dtype=torch.float64)
         return torch.stack([torch.full_like(y, self.theta), y], -1), torch.zeros(n, dtype=torch.long)
 
 
+@accepts_old_form("sample")
 class MarkovChain:
     """Sequences v_1 ... v_T of K symbols, p(v) = pi(v_1) prod_t P(v_t | v_{t-1}), as one-hot vectors (T, K).
 
@@ -132,7 +137,7 @@ class MarkovChain:
         log_p = self.log_probability(v)
         return float((log_p.exp() * (log_p - log_q(v).double().cpu())).sum())
 
-    def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, n: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """``n`` sequences, (n, T, K) one-hot, and the first symbol of each, (n,)."""
         v = [torch.multinomial(self.pi, n, replacement=True, generator=generator)]
         while len(v) < self.length:
@@ -227,7 +232,7 @@ class Toy(L.LightningDataModule):
         if not self.splits:
             device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
             for number, (split, n) in enumerate(SIZES.items()):
-                x, label = self.distribution.sample(n, torch.Generator().manual_seed(number))
+                x, label = self.distribution.sample(n, generator=torch.Generator().manual_seed(number))
                 self.splits[split] = Split(x.float().to(device), label.to(device))
 
     def _check(self, trainer) -> None:

@@ -13,8 +13,10 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from train import train
-from zoo.callbacks.estimator_variance import all_rows
+from zoo.functional.diffusion import at
 from zoo.functional.noise import chunk_generator
+from zoo.rbm import RBM
+from zoo.training.ranks import all_rows
 
 CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
 
@@ -75,6 +77,35 @@ def assert_same(a, b, path=""):
         assert torch.equal(a, b), path
     else:
         assert a == b, path
+
+
+def stop(at, signum):
+    return [
+        "+callbacks.stop._target_=helpers.SendSignal",
+        f"+callbacks.stop.at={at}",
+        f"+callbacks.stop.signum={int(signum)}",
+    ]
+
+
+def assert_same_run(metrics, folder, reference):
+    expected, reference_folder = reference
+    assert {k: v for k, v in metrics.items() if "second" not in k} == expected
+    ours, theirs = checkpoint(folder), checkpoint(reference_folder)
+    keys = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
+    for key in (*keys, "chains", "random_state", "epoch", "global_step"):
+        assert_same(ours.get(key), theirs.get(key), key)
+    progress = "epoch_loop.batch_progress"
+    assert_same(*(c["loops"]["fit_loop"][progress]["total"]["completed"] for c in (ours, theirs)))
+
+
+def exact_x0(chain, s2):
+    """E[x_0 | x_t] for data N(0, s2): sqrt(abar) s2 x_t / (abar s2 + 1 - abar)."""
+
+    def x0_model(xt, t):
+        a, rest = at(chain.abar, t, xt), at(chain.one_minus_abar, t, xt)
+        return a.sqrt() * s2 * xt / (a * s2 + rest)
+
+    return x0_model
 
 
 class SendSignal(L.Callback):
@@ -153,18 +184,18 @@ class NoiseOfTheExample(L.Callback):
             assert world_size == 1 or len(differ) == 1 or not whole.numel()
             return whole[(slice(None),) * differ[0] + (slice(rank, None, world_size),)] if differ else whole
 
-        def noise(batch, generator=None, *args, **kwargs):
+        def noise(batch, *, generator=None, **kwargs):
             if generator is not None:
-                return drawn(batch, generator, *args, **kwargs)
+                return drawn(batch, generator=generator, **kwargs)
             key = chunk_generator(1, next(count))
             everything = [all_rows(t, trainer) for t in batch]
-            if not hasattr(pl_module, "all_chains") or pl_module.chains is None:
-                whole = drawn(everything, key, *args, **kwargs)
+            if not isinstance(pl_module, RBM) or pl_module.chains is None:
+                whole = drawn(everything, generator=key, **kwargs)
             else:  # persistent chains are split as the batch is
                 here, pl_module.chains = pl_module.chains, pl_module.all_chains()
-                whole = drawn(everything, key, *args, **kwargs)
+                whole = drawn(everything, generator=key, **kwargs)
                 pl_module.chains = here
-            mine = drawn(batch, chunk_generator(0, 0), *args, **kwargs)
+            mine = drawn(batch, generator=chunk_generator(0, 0), **kwargs)
             return {name: own_rows(whole[name], mine[name]) for name in whole}
 
         pl_module.noise = noise

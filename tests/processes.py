@@ -1,11 +1,15 @@
 """Several processes of one test, started as torchrun starts them, but forked: nothing is imported twice."""
 
+import csv
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import traceback
+from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("fork")
 
 
@@ -71,3 +75,21 @@ def together(world_size, function, *args, codes=(0,), timeout=120):
         rank, result = results.get()
         returned[rank] = result
     return [returned.get(rank) for rank in range(world_size)]
+
+
+def command(folder, *overrides, **environment):
+    """``python train.py``, started and not waited for."""
+    return subprocess.Popen(
+        [sys.executable, "train.py", "trainer.enable_progress_bar=false", *overrides, f"hydra.run.dir={folder}"],
+        cwd=ROOT,
+        # One process's torch would otherwise take all cores.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests"), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))

@@ -8,10 +8,16 @@
 Importing this package imports no torch; asking for a model does.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
 from zoo.checks.moved import MovedModules
+
+TYPE_CHECKING = False  # as type checkers read it: neither typing nor Lightning is imported here
+if TYPE_CHECKING:
+    from lightning import LightningModule
 
 sys.meta_path.append(MovedModules)  # after all others: for names that no file has
 
@@ -47,7 +53,7 @@ def list_checkpoints() -> list[str]:
     return sorted(card.stem for card in WEIGHTS.glob("*.json"))
 
 
-def load(source):
+def load(source: str | Path) -> LightningModule:
     """A trained model in eval mode, on the CPU: see :func:`zoo.hub.load`."""
     from zoo import hub
 

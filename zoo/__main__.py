@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import zoo
+from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.training.command_line import errors_for_people
 
@@ -44,10 +45,10 @@ def sample(args: argparse.Namespace) -> None:
         raise UserError("--images says where chains begin, and so does -c init=...: leave out one of them")
     if args.images:
         conditions["init"] = _test_images(args.images, args.n)
-    check_conditions(model, conditions)
+    conditions = check_conditions(model, conditions)
     n, conditions, columns = picture(model, args.n, conditions)
     save_grid(sample_chunks(model, n, args.seed, progress=True, **conditions), args.output, columns)
-    rows = f", in rows of {columns} for each of the {model.rows()[0]}" if n != args.n else ""
+    rows = f", in rows of {columns} for each value of {model.rows()[0]}" if n != args.n else ""
     print(f"{n} samples in {args.output}{rows}")
 
 
@@ -56,13 +57,13 @@ def evaluate(args: argparse.Namespace) -> None:
     from zoo.evaluation import protocol as evaluation
 
     model, metrics = _on_device(zoo.load(args.source)), {}
-    words = hasattr(model, "nearest")
+    words = isinstance(model, capabilities.Words)
     if words:  # before the work, not after it
         from zoo.evaluation.words import find_word_sets, measure_words
 
         evaluation.check_protocol(_protocol(args), model, "text")
         sets = find_word_sets(args.words)
-    if not words or args.data or hasattr(model, "output"):
+    if not words or args.data or model.predicts:
         data = _data(args, model)
         if words:
             metrics = evaluation.evaluate(model, data)
@@ -77,7 +78,7 @@ def evaluate(args: argparse.Namespace) -> None:
 def compare(args: argparse.Namespace) -> None:
     """Measure gradient estimators side by side; ``toy`` is the seeds' example, beside its exact values."""
     from zoo.evaluation import comparison
-    from zoo.sampling.pictures import check_picture
+    from zoo.sampling.pictures import check_picture, save_figure
 
     check_picture(args.output)  # before the work, not after it
     draws = (100_000 if args.source == "toy" else 256) if args.draws is None else args.draws
@@ -86,39 +87,39 @@ def compare(args: argparse.Namespace) -> None:
     if args.source == "toy":
         results = comparison.toy(draws, args.seed)
         print(comparison.toy_table(results))
-        comparison.save(comparison.toy_figure(results), args.output)
+        save_figure(comparison.toy_figure(results), args.output)
     else:
         model = _on_device(zoo.load(args.source))
         names = args.estimators.split(",") if args.estimators else None
         data = _data(args, model)
-        size = args.batch_size or (4 if hasattr(model, "nearest") else 64)
+        size = args.batch_size or (4 if isinstance(model, capabilities.Words) else 64)
         batch = [t.to(model.device) for t in next(iter(data.val_dataloader()))]
         if size > len(batch[0]):
             raise UserError(f"batch-size must be at most {len(batch[0])}, of one batch of validation, got {size}")
         batch = [t[:size] for t in batch]
         results = comparison.compare_model(model, batch, names, draws, args.seed, progress=True)
         print(comparison.table(results))
-        comparison.save(comparison.figure(results), args.output)
+        save_figure(comparison.figure(results), args.output)
     print(f"figure in {args.output}")
 
 
 def curves(args: argparse.Namespace) -> None:
     """Draw one metric of several runs against epochs."""
-    from zoo.evaluation import comparison, curves
-    from zoo.sampling.pictures import check_picture
+    from zoo.evaluation import curves
+    from zoo.sampling.pictures import check_picture, save_figure
 
     check_picture(args.output)
     if args.against:
         pairs = {str(run): curves.read_pairs(run, args.against, args.metric) for run in args.runs}
         for name, points in pairs.items():
             print(f"{name}: {curves.correlation(points)} of {args.metric} with {args.against}")
-        comparison.save(curves.scatter(pairs, args.against, args.metric), args.output)
+        save_figure(curves.scatter(pairs, args.against, args.metric), args.output)
         print(f"figure in {args.output}")
         return
     found = {str(run): curves.read_curve(run, args.metric) for run in args.runs}
     for name, (unit, points) in found.items():
         print(f"{name}: {args.metric} {points[-1][1]:.6g} after {points[-1][0]} {unit}")
-    comparison.save(curves.figure({k: points for k, (_, points) in found.items()}, args.metric, unit), args.output)
+    save_figure(curves.figure({k: points for k, (_, points) in found.items()}, args.metric, unit), args.output)
     print(f"figure in {args.output}")
 
 
@@ -141,7 +142,7 @@ def vectors(args: argparse.Namespace) -> None:
 
 def _words(source: str):
     model = zoo.load(source)
-    if not hasattr(model, "nearest"):
+    if not isinstance(model, capabilities.Words):
         raise UserError(f"{type(model).__name__} knows no words; a skip-gram model does")
     return model
 
@@ -206,7 +207,7 @@ def _data(args: argparse.Namespace, model):
     from zoo.datamodules import by_name
     from zoo.training.command_line import check_kind
 
-    words = hasattr(model, "nearest")
+    words = isinstance(model, capabilities.Words)
     recorded = hub.record_of(args.source) if words else None
     if words and recorded is None and args.data is None:
         raise UserError(f"{args.source} does not record what it was trained on: name data with --data")
@@ -221,7 +222,7 @@ def _data(args: argparse.Namespace, model):
 
 
 def _check_shape(model, data) -> None:
-    if hasattr(model, "nearest"):
+    if isinstance(model, capabilities.Words):
         model.check_vocabulary(data.corpus.words)
         return
     example = list(next(iter(data.test_dataloader()))[0].shape[1:])

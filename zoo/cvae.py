@@ -35,13 +35,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.checks.capabilities import IMPORTANCE
+from zoo.checks.errors import UserError
 from zoo.checks.labels import Labels, as_labels
+from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_positive, check_whole, check_widths
-from zoo.estimators import GradientEstimator, Noise, Params, call_with, score_function
+from zoo.estimators import GradientEstimator, Noise, score_function
 from zoo.functional.densities import at_least_float32, binarise, kl_normal, log_bernoulli, log_normal, reparameterise
 from zoo.functional.importance import importance_weighted_log_likelihood
+from zoo.functional.latents import Gaussian
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.layers import mlp
+from zoo.training.schedules import half_cosine
 
 PIXELS = 28 * 28
 
@@ -93,6 +98,7 @@ def log_importance_weight(
     return log_px(x, z, y) + log_normal(z, *prior(y)) - log_q
 
 
+@accepts_old_form("noise", "loss", "probe_batch", "reconstruct", "log_likelihood", labels="y")
 class CVAE(L.LightningModule):
     """The model, its training and its uses. Labels are given as :func:`as_labels` takes them, which checks them.
 
@@ -147,9 +153,9 @@ class CVAE(L.LightningModule):
             return zero, zero
         return self.prior_table(y).chunk(2, dim=-1)
 
-    def encode(self, x: Tensor, y: Labels) -> tuple[Tensor, Tensor]:
-        """``mu`` and ``logvar`` of q(z | x, y) for images ``x`` (B, 1, 28, 28) of labels ``y`` (B,); (B, D) each."""
-        return at_least_float32(self.encoder(self._with_label(x.flatten(1), y))).chunk(2, dim=-1)
+    def encode(self, x: Tensor, y: Labels) -> Gaussian:
+        """q(z | x, y) = N(mu, diag exp(logvar)) of images ``x`` (B, 1, 28, 28) and labels ``y`` (B,); (B, D) each."""
+        return Gaussian(*at_least_float32(self.encoder(self._with_label(x.flatten(1), y))).chunk(2, dim=-1))
 
     def decode(self, z: Tensor, y: Labels) -> Tensor:
         """The mean of p(x | z, y), in [0, 1] (clipped if Gaussian): (..., B, D) and (B,) to (..., B, 1, 28, 28)."""
@@ -167,6 +173,11 @@ class CVAE(L.LightningModule):
     def _labels(self, y: Labels, n: int) -> Tensor:
         return as_labels(y, n, self.hparams.num_classes, self.decoder[0].weight.device)
 
+    def _given(self, y: Labels | None, n: int) -> Tensor:
+        if y is None:
+            raise UserError(f"a model of images given their labels needs them: give y, the labels of the {n} images")
+        return self._labels(y, n)
+
     def _with_label(self, a: Tensor, y: Labels) -> Tensor:
         """``a`` (..., B, F) and its labels, one-hot, beside each other, (..., B, F + K)."""
         one_hot = F.one_hot(self._labels(y, a.shape[-2]), self.hparams.num_classes)
@@ -174,7 +185,7 @@ class CVAE(L.LightningModule):
 
     # Training: everything random in one draw, then a plain function.
 
-    def noise(self, batch, generator: torch.Generator | None = None) -> Noise:
+    def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
         """``u`` to binarise with (B, 1, 28, 28) and ``eps`` (B, D)."""
         x = batch[0]
         return {
@@ -186,9 +197,9 @@ class CVAE(L.LightningModule):
         """Images in [0, 1] as the likelihood sees them: binarised with ``u``, or unchanged if it is Gaussian."""
         return binarise(x, u) if self.hparams.likelihood == "bernoulli" else x
 
-    def loss(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """``loss``, ``nll`` and ``kl``: means over the batch, nats per example."""
-        (x, y), noise = batch, self.noise(batch, generator)
+        (x, y), noise = batch, self.noise(batch, generator=generator)
         terms = negative_elbo(self.observe(x, noise["u"]), y, noise["eps"], self.encode, self.log_px, self.prior)
         return {name: term.mean() for name, term in terms.items()}
 
@@ -198,7 +209,8 @@ class CVAE(L.LightningModule):
         return terms
 
     def validation_step(self, batch, batch_idx, stage="val"):
-        terms = self.loss(batch, chunk_generator(self.global_rank, batch_idx))  # the same noise in every epoch
+        generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
+        terms = self.loss(batch, generator=generator)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items()}, sync_dist=True, batch_size=len(batch[0]))
 
     def test_step(self, batch, batch_idx):
@@ -207,8 +219,7 @@ class CVAE(L.LightningModule):
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
         steps = max(1, self.trainer.estimated_stepping_batches)  # infinite for max_epochs=-1
-        half_cosine = lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))  # noqa: E731
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, half_cosine)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: half_cosine(step, steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint):
@@ -216,35 +227,47 @@ class CVAE(L.LightningModule):
 
     # What it is for.
 
+    log_likelihood_by = IMPORTANCE
+
     def forward(self, x: Tensor, y: Labels) -> Tensor:
-        return self.reconstruct(x, y)
+        return self.reconstruct(x, y=y)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, y: Labels) -> Tensor:
-        """The mean of p(x | z, y) at the posterior mean z = mu(x, y): images in [0, 1], (B, 1, 28, 28)."""
-        return self.decode(self.encode(x, y)[0], y)
+    def reconstruct(self, x: Tensor, *, y: Labels | None = None) -> Tensor:
+        """The mean of p(x | z, y) at the posterior mean z = mu(x, y): images in [0, 1], (B, 1, 28, 28).
+
+        Raises:
+            UserError: without ``y``, the labels of ``x``.
+        """
+        y = self._given(y, len(x))
+        return self.decode(self.encode(x, y).mu, y)
 
     def rows(self) -> tuple[str, list[int]]:
         """The condition of ``sample`` that the rows of a picture show, and its values: every label."""
-        return "labels", list(range(self.hparams.num_classes))
+        return "y", list(range(self.hparams.num_classes))
 
     @torch.no_grad()
-    def sample(self, n: int, *, labels: Labels | None = None, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, n: int, *, y: Labels | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``n`` latents from p(z | y) and return the means of p(x | z, y), in [0, 1], (n, 1, 28, 28).
 
         Args:
-            labels: ``n`` of them, or one for all; drawn uniformly if None. The latents' noise does not depend on them.
+            y: labels, ``n`` of them or one for all; drawn uniformly if None. They do not change the noise.
         """
         eps = randn(n, self.hparams.latent_dim, generator=generator, device=self.device)
-        if labels is None:
+        if y is None:
             where = self.device if generator is None else generator.device
-            labels = torch.randint(self.hparams.num_classes, (n,), generator=generator, device=where)
-        y = self._labels(labels, n)
+            y = torch.randint(self.hparams.num_classes, (n,), generator=generator, device=where)
+        y = self._labels(y, n)
         return self.decode(reparameterise(*self.prior(y), eps), y)
 
     @torch.no_grad()
     def log_likelihood(
-        self, x: Tensor, y: Labels, num_samples: int = 100, *, generator: torch.Generator | None = None
+        self,
+        x: Tensor,
+        *,
+        y: Labels | None = None,
+        num_samples: int = 100,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Importance-weighted lower bound of log p(x | y), as eq. 8 of Burda et al. 2015, tight with ``num_samples``.
 
@@ -255,8 +278,11 @@ class CVAE(L.LightningModule):
 
         Returns:
             (B,): nats.
+
+        Raises:
+            UserError: without ``y``.
         """
-        y = self._labels(y, len(x))
+        y = self._given(y, len(x))
         x = self.observe(x, rand(*x.shape, generator=generator, device=x.device))
         posterior, prior = self.encode(x, y), self.prior(y)
 
@@ -268,7 +294,7 @@ class CVAE(L.LightningModule):
 
     # How its gradient can be estimated.
 
-    def probe_batch(self, batch, generator: torch.Generator | None = None):
+    def probe_batch(self, batch, *, generator: torch.Generator | None = None):
         """``batch`` with its pixels binarised, so that what then varies between draws is Monte-Carlo noise alone."""
         x, y = batch
         return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)), y]
@@ -278,15 +304,13 @@ class CVAE(L.LightningModule):
         params = dict(self.named_parameters())
 
         def estimator(name: str, objective: Callable) -> GradientEstimator:
-            def surrogate(params: Params, batch, noise: Noise) -> Tensor:
+            def loss(batch, noise: Noise) -> Tensor:
                 x = self.observe(batch[0], noise["u"])
-                args = (x, batch[1], noise["eps"], self.encode, self.log_px, self.prior)
-                return call_with(self, params, objective, *args).mean()
+                return objective(x, batch[1], noise["eps"], self.encode, self.log_px, self.prior).mean()
 
-            return GradientEstimator(name, params, self.noise, surrogate)
+            return GradientEstimator.of(self, name, params, self.noise, loss)
 
-        estimators = [
-            estimator("pathwise", lambda *args: negative_elbo(*args)["loss"]),
-            estimator("score_function", score_function_surrogate),
-        ]
-        return {e.name: e for e in estimators}
+        return {
+            "pathwise": estimator("pathwise", lambda *args: negative_elbo(*args)["loss"]),
+            "score_function": estimator("score_function", score_function_surrogate),
+        }

@@ -35,29 +35,31 @@ Differs from the paper:
   Salimans 2022 (arXiv:2207.12598).
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from zoo.checks.capabilities import BOUND
 from zoo.checks.errors import UserError
 from zoo.checks.labels import Labels, as_labels
+from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_not_negative, check_positive, check_share, check_whole
-from zoo.estimators import GradientEstimator, Noise, Params, call_with
+from zoo.estimators import GradientEstimator, Noise
 from zoo.functional import diffusion, diffusion_bound
-from zoo.functional.diffusion import Chain, predicted_eps, predicted_x0, q_sample, simple_loss
+from zoo.functional.diffusion import Chain, predicted_eps, predicted_x0, simple_loss
 from zoo.functional.langevin import langevin_sample
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.unet import UNet, check_unet
+from zoo.training.ranks import all_rows
+from zoo.training.schedules import half_cosine
 
-TIMESTEPS = ("uniform", "stratified", "importance")
 HISTORY = 10  # losses remembered of each step, for importance sampling
-SHOWN = ("xt", "x0")
 
 
+@accepts_old_form("noise", "loss", "bound_terms", "log_likelihood", labels="y")
 class DDPM(L.LightningModule):
     """The model, its training and its uses.
 
@@ -100,7 +102,7 @@ class DDPM(L.LightningModule):
         check_choice("schedule", schedule, tuple(diffusion.SCHEDULES))
         check_choice("predict", predict, diffusion.PREDICTIONS)
         check_choice("variance", variance, diffusion.VARIANCES)
-        check_choice("timesteps", timesteps, TIMESTEPS)
+        check_choice("timesteps", timesteps, diffusion.TIMESTEPS)
         if num_classes is not None:
             check_whole("num_classes", num_classes)
         check_share("label_dropout", label_dropout)
@@ -171,28 +173,16 @@ class DDPM(L.LightningModule):
 
     # Training: everything random in one draw, then a plain function.
 
-    def noise(self, batch, generator: torch.Generator | None = None, timesteps: str | None = None) -> Noise:
+    def noise(self, batch, *, generator: torch.Generator | None = None, timesteps: str | None = None) -> Noise:
         """``t`` and its ``weight`` 1 / (T p_t), (B,) each, ``eps`` (B, 1, 28, 28), and ``u`` (B,) of dropped labels."""
         x, timesteps = batch[0], self.hparams.timesteps if timesteps is None else timesteps
-        B, T = len(x), self.hparams.steps
-        weight = torch.ones(B, device=x.device)
-        if timesteps == "stratified":
-            u = rand(1, generator=generator, device=x.device).expand(B)
-            t = diffusion.stratified_steps(u, T)
-        elif timesteps == "importance":
-            p = self.importance().to(x.device if generator is None else generator.device)
-            t = torch.multinomial(p, B, replacement=True, generator=generator).to(x.device)
-            weight = (1 / (T * p.to(x.device)[t])).to(weight.dtype)
-        else:
-            t = self._uniform_steps(x, generator)
-        noise = {"t": t, "weight": weight, "eps": randn(*x.shape, generator=generator, device=x.device)}
+        B, T, drawn = len(batch[0]), self.hparams.steps, {"generator": generator, "device": batch[0].device}
+        p = self.importance() if timesteps == "importance" else None
+        t, weight = diffusion.draw_steps(timesteps, B, T, p, **drawn)
+        noise = {"t": t, "weight": weight, "eps": randn(*x.shape, **drawn)}
         if self.hparams.num_classes is not None:
-            noise["u"] = rand(B, generator=generator, device=x.device)
+            noise["u"] = rand(B, **drawn)
         return noise
-
-    def _uniform_steps(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        where = x.device if generator is None else generator.device
-        return torch.randint(self.hparams.steps, (len(x),), generator=generator, device=where).to(x.device)
 
     def importance(self) -> Tensor:
         """p_t of ``timesteps=importance``, (T,): uniform until there is a history of every step's loss."""
@@ -209,33 +199,25 @@ class DDPM(L.LightningModule):
             network = partial(self, y=y)
         return simple_loss(2 * batch[0] - 1, noise["t"], noise["eps"], self.chain, self.hparams.predict, network)
 
-    def loss(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """``loss``: of images in [0, 1], (B, 1, 28, 28), averaged over batch and dimensions; t uniform."""
-        noise = self.noise(batch, generator, "uniform")
+        noise = self.noise(batch, generator=generator, timesteps="uniform")
         return {"loss": self.losses(batch, noise).mean()}
 
     def training_step(self, batch, batch_idx):
         noise = self.noise(batch)
         losses = self.losses(batch, noise)
         if self.hparams.timesteps == "importance":
-            # In the order of the batch, of which each process has every so manieth example.
-            of_all = lambda mine: self.all_gather(mine).movedim(0, -1).flatten()  # noqa: E731
-            self._remember(of_all(noise["t"]), of_all(losses.detach()))
+            t, found = (all_rows(mine, self.trainer) for mine in (noise["t"], losses.detach()))
+            diffusion.remember(self.loss_history, self.loss_count, t, found)
         loss = (noise["weight"] * losses).mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def _remember(self, t: Tensor, losses: Tensor) -> None:
-        # Of several losses of one step in a batch the last is kept.
-        places = torch.arange(len(t), device=t.device)
-        t, inverse = t.unique(return_inverse=True)
-        newest = losses[torch.zeros_like(t).scatter_reduce(0, inverse, places, "amax")].float()
-        self.loss_history[t] = torch.cat([self.loss_history[t, 1:], newest[:, None]], 1)
-        self.loss_count[t] += 1
-
     def validation_step(self, batch, batch_idx, stage="val"):
         # The same noise in every epoch, its steps spread evenly.
-        noise = self.noise(batch, chunk_generator(self.global_rank, batch_idx), "stratified")
+        generator = chunk_generator(self.global_rank, batch_idx)
+        noise = self.noise(batch, generator=generator, timesteps="stratified")
         losses = self.losses(batch, noise)
         self.log(f"{stage}/loss", losses.mean(), sync_dist=True, batch_size=len(batch[0]), prog_bar=True)
         return {"step": noise["t"], "losses": losses}
@@ -246,13 +228,7 @@ class DDPM(L.LightningModule):
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
         total, warmup = max(1, self.trainer.estimated_stepping_batches), self.hparams.warmup  # infinite for -1 epochs
-
-        # A function, not CosineAnnealingLR, whose length comes back from a checkpoint: a finished run that is extended
-        # would climb the cosine again.
-        def rate(step: int) -> float:
-            return min(1.0, (step + 1) / max(1, warmup)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: half_cosine(step, total, warmup))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint):
@@ -268,7 +244,7 @@ class DDPM(L.LightningModule):
         generator: torch.Generator | None = None,
         num_steps: int | str | None = "default",
         eta: float = 0.0,
-        labels: Labels | str | None = None,
+        y: Labels | str | None = None,
         guidance: float = 0.0,
         corrector_steps: int = 0,
         corrector_snr: float = 0.1,
@@ -281,7 +257,7 @@ class DDPM(L.LightningModule):
             num_steps: of DDIM, 1 to T, by default 50, or T if there are fewer; None runs the whole chain by ancestral
                 sampling.
             eta: DDIM's noise, 0 to 1.
-            labels: of a model with ``num_classes``: one for all, one for each, uniformly drawn ones if None, or
+            y: labels, of a model with ``num_classes``: one for all, one for each, uniformly drawn ones if None, or
                 ``dropped``, which draws without. The noise is the same whatever they are.
             guidance: w, 0 or more, towards the labels; 0 draws from the conditional model as it is.
             corrector_steps: Langevin steps at the noise level of each step, after it (Song et al. 2021, algorithm 5).
@@ -296,63 +272,44 @@ class DDPM(L.LightningModule):
         check_not_negative("guidance", guidance)
         check_whole("corrector_steps", corrector_steps, least=0)
         check_positive("corrector_snr", corrector_snr)
-        check_choice("show", show, SHOWN)
         x = randn(n, 1, 28, 28, generator=generator, device=self.device)
-        y = self._labels(labels, n, guidance, generator)
-        x0_model = partial(self.x0_hat, y=y, guidance=guidance)
+        given = self._labels(y, n, guidance, generator)
+        x0_model = partial(self.x0_hat, y=given, guidance=guidance)
 
         def correct(x: Tensor, i: int) -> Tensor:
-            score = lambda x: self.score(x, torch.full((len(x),), i, device=x.device), y, guidance)  # noqa: E731
+            score = lambda x: self.score(x, torch.full((len(x),), i, device=x.device), given, guidance)  # noqa: E731
             return langevin_sample(score, x, corrector_steps, snr=corrector_snr, generator=generator)
 
-        steps, total = self._steps(x0_model, x, num_steps, eta, generator, correct if corrector_steps else None)
-        if frames is None:
-            if show != "xt":
-                raise UserError(f"show={show} is of the way to a sample: say how many moments of it, frames=12")
-            drawn = diffusion.last(steps, total, "sampling")
-        else:
-            check_whole("frames", frames, least=2)
-            if frames > total:
-                raise UserError(f"there are {total} steps to show, fewer than {frames} frames")
-            drawn = diffusion.frames(steps, total, frames)[SHOWN.index(show)]
+        num_steps = self._fifty() if num_steps == "default" else num_steps
+        how = {"generator": generator, "correct": correct if corrector_steps else None}
+        steps, total = diffusion.sampler(x0_model, x, self.chain, num_steps, eta, self.hparams.variance, **how)
+        drawn = diffusion.shown(steps, total, frames, show)
         if (guidance or corrector_steps) and not drawn.isfinite().all():
             raise UserError(f"samples have run off to infinity with {guidance=}, {corrector_snr=}: take smaller ones")
         return _as_images(drawn)
 
-    def _steps(self, x0_model, x: Tensor, num_steps, eta: float, generator, correct) -> tuple[Iterator, int]:
-        if num_steps is None:
-            if eta:
-                raise UserError(f"eta is DDIM's; the whole chain (num_steps=null) has its own noise, got eta={eta!r}")
-            steps = diffusion.ancestral_steps(
-                x0_model, x, self.chain, self.hparams.variance, generator, correct=correct
-            )
-            return steps, len(self.betas)
-        num_steps = self._fifty() if num_steps == "default" else num_steps
-        total = len(diffusion.ddim_subset(len(self.betas), num_steps))  # which refuses other numbers
-        return diffusion.ddim_steps(x0_model, x, self.chain, num_steps, eta, generator, correct=correct), total
-
     def _fifty(self) -> int:
         return min(50, len(self.betas))
 
-    def _labels(self, labels: Labels | str | None, n: int, guidance: float, generator) -> Tensor | None:
+    def _labels(self, y: Labels | str | None, n: int, guidance: float, generator) -> Tensor | None:
         classes = self.hparams.num_classes
         if classes is None:
-            if labels is not None or guidance:
+            if y is not None or guidance:
                 raise UserError(
                     "this model was trained without labels (num_classes=null), so its samples take none and no guidance"
                 )
             return None
         uniform = (rand(n, generator=generator, device=self.device) * classes).long()  # drawn in any case: see sample
-        if isinstance(labels, str) and labels == "dropped":
+        if isinstance(y, str) and y == "dropped":
             if guidance:
-                raise UserError(f"guidance={guidance!r} is towards labels, which labels=dropped leaves out")
+                raise UserError(f"guidance={guidance!r} is towards labels, which y=dropped leaves out")
             return None
-        return uniform if labels is None else as_labels(labels, n, classes, self.device)
+        return uniform if y is None else as_labels(y, n, classes, self.device)
 
     def rows(self) -> tuple[str, list[int]] | None:
         """The condition that a picture of samples has one row for each value of; None without labels."""
         classes = self.hparams.num_classes
-        return None if classes is None else ("labels", list(range(classes)))
+        return None if classes is None else ("y", list(range(classes)))
 
     @torch.no_grad()
     def encode(self, x: Tensor, num_steps: int | None = None) -> Tensor:
@@ -389,31 +346,25 @@ class DDPM(L.LightningModule):
 
     # The variational bound.
 
-    def _clipped_x0_hat(self, xt: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.x0_hat(xt, t, y).clamp(-1, 1)
+    log_likelihood_by = BOUND
 
     @torch.no_grad()
-    def bound_terms(self, x: Tensor, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
+    def bound_terms(self, x: Tensor, *, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
         """L_0, ..., L_{T-1} and L_T of images ``x`` of 256 grey values in [0, 1]: nats, (T + 1, B).
 
         Their sum is, in expectation, an upper bound of -log p(x), the mass of the grey values; every term but L_T is
         estimated at one draw of x_t of its own. T evaluations of the network for each image.
         """
-        x0, chain = 2 * x - 1, self.chain
-        terms = []
-        for i in range(self.hparams.steps):
-            t = torch.full((len(x),), i, device=x.device)
-            xt = q_sample(x0, t, randn(*x.shape, generator=generator, device=x.device), chain)
-            x0_hat = self._clipped_x0_hat(xt, t, y)
-            terms.append(diffusion_bound.denoising_term(x0, xt, t, x0_hat, chain, self.hparams.variance, discrete=True))
-        return torch.stack([*terms, diffusion_bound.prior_kl(x0, chain)])
+        draw = partial(randn, *x.shape, generator=generator, device=x.device)
+        x0_model = lambda xt, t: self.x0_hat(xt, t, y).clamp(-1, 1)  # noqa: E731
+        return diffusion_bound.terms(2 * x - 1, draw, x0_model, self.chain, self.hparams.variance)
 
-    def log_likelihood(self, x: Tensor, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
+    def log_likelihood(self, x: Tensor, *, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
         """A lower bound of log p(x), or of log p(x | y), eq. 5, for ``x`` of 256 grey values in [0, 1]; nats, (B,).
 
         Minus the sum of :meth:`bound_terms`; divided by -784 log 2 it is bits per dimension.
         """
-        return -self.bound_terms(x, generator, y).double().sum(0).float()
+        return -self.bound_terms(x, generator=generator, y=y).double().sum(0).float()
 
     # How its gradient can be estimated.
 
@@ -429,31 +380,31 @@ class DDPM(L.LightningModule):
         params = dict(self.named_parameters())
 
         def training(timesteps: str) -> GradientEstimator:
-            def surrogate(params: Params, batch, noise: Noise) -> Tensor:
-                return call_with(self, params, lambda: (noise["weight"] * self.losses(batch, noise)).mean())
+            def loss(batch, noise: Noise) -> Tensor:
+                return (noise["weight"] * self.losses(batch, noise)).mean()
 
             noise = partial(self.noise, timesteps=timesteps)
-            return GradientEstimator(timesteps, params, noise, surrogate, batched=False)
+            return GradientEstimator.of(self, timesteps, params, noise, loss, batched=False)
 
         def bound(name: str, function, draws: int, one_step: bool) -> GradientEstimator:
-            def noise(batch, generator: torch.Generator | None = None) -> Noise:
-                x = batch[0]
-                shape = (len(x), *([draws] if draws > 1 else []), *x.shape[1:])
-                eps = randn(*shape, generator=generator, device=x.device)
-                return {"eps": eps} | ({"t": self._uniform_steps(x, generator)} if one_step else {})
+            def noise(batch, *, generator: torch.Generator | None = None) -> Noise:
+                B, *shape = batch[0].shape
+                drawn = {"generator": generator, "device": batch[0].device}
+                eps = {"eps": randn(B, *([draws] if draws > 1 else []), *shape, **drawn)}
+                return eps | ({"t": diffusion.uniform_steps(B, self.hparams.steps, **drawn)} if one_step else {})
 
-            def surrogate(params: Params, batch, noise: Noise) -> Tensor:
+            def loss(batch, noise: Noise) -> Tensor:
                 y = None if self.hparams.num_classes is None else batch[1]
                 step = [noise["t"]] if one_step else []
                 settings = (partial(self.x0_hat, y=y), self.chain, self.hparams.variance, True)
                 x0 = 2 * batch[0] - 1
-                return call_with(
-                    self, params, lambda: function(x0, *step, noise["eps"], *settings).mean() / x0[0].numel()
-                )
+                return function(x0, *step, noise["eps"], *settings).mean() / x0[0].numel()
 
-            return GradientEstimator(name, params, noise, surrogate, batched=False)
+            return GradientEstimator.of(self, name, params, noise, loss, batched=False)
 
-        found = [training(name) for name in TIMESTEPS if name != "importance" or self.hparams.timesteps == name]
+        found = [
+            training(name) for name in diffusion.TIMESTEPS if name != "importance" or self.hparams.timesteps == name
+        ]
         found.append(bound("bound_single", diffusion_bound.single_draw, 1, one_step=True))
         found.append(bound("bound_joint", diffusion_bound.joint_draw, 5, one_step=True))
         if (T := self.hparams.steps) <= 100:

@@ -37,7 +37,7 @@ Differs from the papers:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import lightning as L
@@ -45,9 +45,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zoo.checks.capabilities import EXACT
 from zoo.checks.errors import UserError
+from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_positive, check_share, check_whole
-from zoo.estimators import GradientEstimator, Noise, Params, call_with, with_gradient
+from zoo.estimators import GradientEstimator, Noise, with_gradient
 from zoo.functional.densities import at_least_float32
 from zoo.functional.latents import Categorical
 from zoo.functional.noise import chunk_generator, rand, randn
@@ -71,13 +73,14 @@ def jensen_shannon(value: Tensor) -> Tensor:
     return (value + math.log(4)) / 2
 
 
-def generator_loss(fake_logits: Tensor, kind: str) -> Tensor:
+def generator_objective(fake_logits: Tensor, kind: str) -> Tensor:
     """What the generator descends, by name, from the logits of its samples (B,); () nats."""
     if kind == "non_saturating":
         return F.softplus(-fake_logits).mean()
     return -F.softplus(fake_logits).mean() if kind == "minimax" else -fake_logits.mean()
 
 
+@accepts_old_form("z", "noise", "discriminator_loss", "generator_loss")
 class GAN(L.LightningModule):
     """The model, its training and its uses.
 
@@ -137,15 +140,15 @@ class GAN(L.LightningModule):
 
     # The two players.
 
-    def z(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def z(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """The generator's noise for ``n`` examples: standard normal (n, z_dim), or uniform (n, T, K) for sequences."""
         if self.hparams.network == "sequence":
             return rand(n, *self.hparams.shape, generator=generator, device=self.device)
         return randn(n, self.hparams.z_dim, generator=generator, device=self.device)
 
-    def noise(self, batch, generator: torch.Generator | None = None) -> Noise:
+    def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
         """``z``, as many as examples in the batch."""
-        return {"z": self.z(len(batch[0]), generator)}
+        return {"z": self.z(len(batch[0]), generator=generator)}
 
     def G(self, z: Tensor) -> Tensor:
         """What the generator makes of noise, (B, *shape): images in [-1, 1]; sequences relaxed, to be learned from."""
@@ -153,7 +156,7 @@ class GAN(L.LightningModule):
 
     def _relaxed(self, logits: Tensor, u: Tensor) -> Tensor:
         q = Categorical(logits)
-        s = q.scores(u)
+        s = q.perturb(u)
         soft = q.soften(s, self.hparams.temperature)
         return soft if self.hparams.relaxation == "gumbel_softmax" else with_gradient(q.harden(s).detach(), soft)
 
@@ -172,15 +175,15 @@ class GAN(L.LightningModule):
 
     def generator_terms(self, noise: Noise, kind: str | None = None) -> dict[str, Tensor]:
         """``loss``, of ``kind`` (the model's own if None), nats."""
-        return {"loss": generator_loss(self.logits(self.G(noise["z"])), kind or self.hparams.generator_loss)}
+        return {"loss": generator_objective(self.logits(self.G(noise["z"])), kind or self.hparams.generator_loss)}
 
-    def discriminator_loss(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def discriminator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The terms of the discriminator, whose ``loss`` it descends, with noise of their own."""
-        return self.discriminator_terms(batch[0], self.noise(batch, generator))
+        return self.discriminator_terms(batch[0], self.noise(batch, generator=generator))
 
-    def generator_loss(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def generator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The terms of the generator, whose ``loss`` it descends; of the batch only its size counts."""
-        return self.generator_terms(self.noise(batch, generator))
+        return self.generator_terms(self.noise(batch, generator=generator))
 
     # Training, by hand.
 
@@ -205,13 +208,13 @@ class GAN(L.LightningModule):
         return {f"{player}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
 
     def on_validation_epoch_start(self):
-        restate(self, lambda i: self.discriminator(self.G(self.z(250, chunk_generator(0, i)))))
+        restate(self, lambda i: self.discriminator(self.G(self.z(250, generator=chunk_generator(0, i)))))
 
     def validation_step(self, batch, batch_idx, stage="val"):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
         how = {"sync_dist": True, "batch_size": len(batch[0])}
-        self._log(stage, "discriminator", self.discriminator_loss(batch, generator), **how)
-        self._log(stage, "generator", self.generator_loss(batch, generator), **how)
+        self._log(stage, "discriminator", self.discriminator_loss(batch, generator=generator), **how)
+        self._log(stage, "generator", self.generator_loss(batch, generator=generator), **how)
         if self.hparams.network == "sequence":
             self.log(f"{stage}/log_likelihood", self.log_likelihood(batch[0]).mean(), **how)
 
@@ -230,14 +233,21 @@ class GAN(L.LightningModule):
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``n`` examples: images in [0, 1], (n, 1, 28, 28); points (n, 2); one-hot sequences (n, T, K)."""
-        z = self.z(n, generator)
+        z = self.z(n, generator=generator)
         if self.hparams.network == "sequence":
             return self.generator(z, lambda logits, u: Categorical(logits).draw(u))
         return uncentre(generate(self.generator, z), self.hparams.shape)
 
+    @property
+    def log_likelihood_by(self) -> str | None:
+        """How ``log_likelihood`` comes by its number; None of networks other than ``sequence``."""
+        return EXACT if self.hparams.network == "sequence" else None
+
     @torch.no_grad()
-    def log_likelihood(self, x: Tensor) -> Tensor:
+    def log_likelihood(self, x: Tensor, *, y: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """log p(v) of one-hot sequences (B, T, K) under the generator, exact; (B,) nats.
+
+        ``y`` and ``generator`` are not used.
 
         Raises:
             UserError: for networks other than ``sequence``, which have no density to speak of.
@@ -251,23 +261,19 @@ class GAN(L.LightningModule):
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
         """Of the generator's loss by its parameters, over z, for each of the three losses, the model's own first;
         ``discriminator``, of -V by the discriminator's. One draw is of as many z as the batch has examples."""
-        named = dict(self.named_parameters())
-        generator = {k: p for k, p in named.items() if k.startswith("generator.")}
-        discriminator = {k: p for k, p in named.items() if k.startswith("discriminator.")}
+
+        def estimator(name: str, player: str, loss: Callable) -> GradientEstimator:
+            own = {k: p for k, p in self.named_parameters() if k.startswith(f"{player}.")}
+            # Batch normalisation has no batched form in torch.
+            return GradientEstimator.of(self, name, own, self.noise, loss, batched=False)
 
         def of_generator(kind: str) -> GradientEstimator:
-            def surrogate(params: Params, batch, noise: Noise) -> Tensor:
-                return call_with(self, params, lambda: self.generator_terms(noise, kind)["loss"])
+            return estimator(kind, "generator", lambda _, noise: self.generator_terms(noise, kind)["loss"])
 
-            # Batch normalisation has no batched form in torch.
-            return GradientEstimator(kind, generator, self.noise, surrogate, batched=False)
-
-        def of_discriminator(params: Params, batch, noise: Noise) -> Tensor:
-            return call_with(self, params, lambda: self.discriminator_terms(batch[0], noise)["loss"])
+        def discriminator_loss(batch, noise: Noise) -> Tensor:
+            return self.discriminator_terms(batch[0], noise)["loss"]
 
         kinds = dict.fromkeys([self.hparams.generator_loss, *GENERATOR_LOSSES])
         estimators = {kind: of_generator(kind) for kind in kinds}
-        estimators["discriminator"] = GradientEstimator(
-            "discriminator", discriminator, self.noise, of_discriminator, batched=False
-        )
+        estimators["discriminator"] = estimator("discriminator", "discriminator", discriminator_loss)
         return estimators

@@ -37,6 +37,7 @@ Differs from the paper:
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import lightning as L
 import torch
@@ -44,17 +45,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.checks.errors import UserError
+from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_not_negative, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
-from zoo.functional.clusters import clustering_scores
+from zoo.functional.clusters import ClusterTable
 from zoo.functional.deformation import deform
 from zoo.functional.densities import at_least_float32, log_normal
 from zoo.functional.noise import chunk_generator, rand, randn
-from zoo.gan import generator_loss, jensen_shannon, value_function
+from zoo.gan import generator_objective, jensen_shannon, value_function
 from zoo.nets.adversarial import IMAGE, ConvGenerator, ConvTrunk, centre, uncentre
-from zoo.training.adversarial import generate, restate, step
+from zoo.training.adversarial import (
+    as_statistics,
+    flat_statistics,
+    generate,
+    restate,
+    running_statistics,
+    step,
+)
 
-CLASSES = 10  # of labels, which only judge
 READINGS = 8  # bent copies of an image that its category is read from
 
 
@@ -68,6 +76,7 @@ def continuous_bound(mu: Tensor, logvar: Tensor, continuous: Tensor) -> Tensor:
     return continuous.shape[-1] * math.log(2) + log_normal(continuous, mu, logvar).mean()
 
 
+@accepts_old_form("noise", "discriminator_loss", "generator_loss")
 class InfoGAN(L.LightningModule):
     """The model, its training and its uses.
 
@@ -123,13 +132,13 @@ class InfoGAN(L.LightningModule):
         self.trunk = nn.Sequential(trunk, *layer(trunk.out_features, features))
         self.head = nn.Linear(features, 1)
         self.code = nn.Sequential(*layer(features, 128), nn.Linear(128, K + 2 * D))
-        self.register_buffer("real_statistics", torch.cat([getattr(*where) for where in self._statistics().values()]))
-        # Images by category and label, (K 10,). No buffer: averaged weights come and go with theirs.
-        self._table: Tensor | None = None
+        # The running statistics of trunk and Q on real images; the modules' own are of samples.
+        self.register_buffer("real_statistics", flat_statistics(running_statistics(self.readers())))
+        self.agreement = ClusterTable(num_categories)
 
     # The players: the discriminator has trunk and head; the generator, and Q with it, the rest.
 
-    def noise(self, batch, generator: torch.Generator | None = None) -> Noise:
+    def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
         """``z`` (B, z_dim); ``category`` (B,); ``continuous`` (B, D); ``affine`` (B, 2, 3), ``bumps`` (B, 2, 4, 4)."""
         B, drawn = len(batch[0]), {"generator": generator, "device": batch[0].device}
         K, D = self.hparams.num_categories, self.hparams.num_continuous
@@ -185,16 +194,16 @@ class InfoGAN(L.LightningModule):
         features = self.trunk(fake)
         categorical, continuous = self.information(fake, features, noise)
         bound = self.hparams.info_weight * categorical + self.hparams.continuous_weight * continuous
-        loss = generator_loss(self.logits(features), "non_saturating") - bound
+        loss = generator_objective(self.logits(features), "non_saturating") - bound
         return {"loss": loss, "bound": bound, "mi_categorical": categorical, "mi_continuous": continuous}
 
-    def discriminator_loss(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def discriminator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The terms of the discriminator, whose ``loss`` it descends, with noise of their own."""
-        return self.discriminator_terms(batch[0], self.noise(batch, generator))
+        return self.discriminator_terms(batch[0], self.noise(batch, generator=generator))
 
-    def generator_loss(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def generator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The terms of generator and Q, whose ``loss`` they descend; of the batch only its size counts."""
-        return self.generator_terms(self.noise(batch, generator))
+        return self.generator_terms(self.noise(batch, generator=generator))
 
     # Training, by hand.
 
@@ -219,7 +228,6 @@ class InfoGAN(L.LightningModule):
 
     def on_validation_epoch_start(self):
         self.take_statistics(self.trainer.datamodule.splits["train"].images[:5000])  # on all processes the same
-        self._begin_table()
 
     def take_statistics(self, images: Tensor) -> None:
         """Take the running statistics anew, of samples, and ``real_statistics``, of trunk and Q on ``images``, bent.
@@ -229,43 +237,37 @@ class InfoGAN(L.LightningModule):
         """
 
         def see_samples(i: int) -> None:
-            noise = self.noise([torch.zeros(250, 1, device=self.device)], chunk_generator(0, i))
+            noise = self.noise([torch.zeros(250, 1, device=self.device)], generator=chunk_generator(0, i))
             self.posterior(self.trunk(self.generator(self.inputs(noise))))
 
         def see_images(i: int) -> None:
             generator = chunk_generator(0, i)
             some = images[torch.randint(len(images), (250,), generator=generator).to(images.device)]
             x = some[:, None].to(self.device).float() / 255
-            self.posterior(self.trunk(centre(self.bend(x, self.noise([x], generator), 0.5), IMAGE)))
+            self.posterior(self.trunk(centre(self.bend(x, self.noise([x], generator=generator), 0.5), IMAGE)))
 
-        restate(nn.ModuleList([self.trunk, self.code]), see_images)
-        self.real_statistics.copy_(torch.cat([getattr(*where) for where in self._statistics().values()]))
+        readers = self.readers()
+        restate(nn.ModuleDict(readers), see_images)
+        self.real_statistics.copy_(flat_statistics(running_statistics(readers)))
         restate(self, see_samples)
 
-    def _statistics(self) -> dict[str, tuple[nn.Module, str]]:
-        """The running statistics that Q's readings rest on, by name: the module of each and its attribute."""
-        norms = {k: m for k, m in self.named_modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)}
-        read = {k: m for k, m in norms.items() if k.startswith(("trunk.", "code."))}
-        return {f"{k}.{name}": (m, name) for k, m in read.items() for name in ("running_mean", "running_var")}
-
-    def _begin_table(self):
-        self._table = torch.zeros(self.hparams.num_categories * CLASSES, dtype=torch.long, device=self.device)
+    def readers(self) -> dict[str, nn.Module]:
+        """What Q reads with, by name: the trunk and Q's own layers."""
+        return {"trunk": self.trunk, "code": self.code}
 
     def validation_step(self, batch, batch_idx, stage="val"):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
         how = {"sync_dist": True, "batch_size": len(batch[0])}
-        self._log(stage, "discriminator", self.discriminator_loss(batch, generator), **how)
-        self._log(stage, "generator", self.generator_loss(batch, generator), **how)
+        self._log(stage, "discriminator", self.discriminator_loss(batch, generator=generator), **how)
+        self._log(stage, "generator", self.generator_loss(batch, generator=generator), **how)
         self.log(f"{stage}/mi_ceiling", math.log(self.hparams.num_categories), **how)
-        pairs = self.cluster(batch[0]) * CLASSES + batch[1]
-        self._table += pairs.bincount(minlength=self._table.numel())
+        if batch_idx == 0:
+            self.agreement.reset()  # of what an interrupted evaluation left
+        self.agreement.update(self.cluster(batch[0]), batch[1])
 
     def on_validation_epoch_end(self, stage="val"):
-        table = self.trainer.strategy.reduce(self._table, reduce_op="sum").view(-1, CLASSES)
-        self.log_dict({f"{stage}/{k}": v for k, v in clustering_scores(table).items()}, sync_dist=True)
-
-    def on_test_epoch_start(self):
-        self._begin_table()
+        self.log_dict({f"{stage}/{k}": v for k, v in self.agreement.compute().items()}, sync_dist=True)
+        self.agreement.reset()
 
     def test_step(self, batch, batch_idx):
         self.validation_step(batch, batch_idx, stage="test")
@@ -296,7 +298,7 @@ class InfoGAN(L.LightningModule):
         By the mean of log Q(c | x) over ``READINGS`` copies, bent half as much as in training, always in the same ways.
         """
         readings = READINGS if self.hparams.deformation > 0 else 1
-        ways = self.noise([x.new_zeros(readings, 1)], chunk_generator(0, 0))
+        ways = self.noise([x.new_zeros(readings, 1)], generator=chunk_generator(0, 0))
 
         def read() -> Tensor:
             log_Q = 0.0
@@ -305,8 +307,7 @@ class InfoGAN(L.LightningModule):
                 log_Q = log_Q + self.posterior(self.trunk(centre(self.bend(x, way, 0.5), IMAGE)))[0].log_softmax(-1)
             return log_Q.argmax(-1)
 
-        sizes = [len(getattr(*where)) for where in self._statistics().values()]
-        return call_with(self, dict(zip(self._statistics(), self.real_statistics.split(sizes), strict=True)), read)
+        return call_with(self, as_statistics(self.real_statistics, running_statistics(self.readers())), read)
 
     def rows(self) -> tuple[str, list[int]]:
         """The condition of :meth:`sample` that makes the rows of a picture, and its values."""
@@ -334,7 +335,7 @@ class InfoGAN(L.LightningModule):
         Raises:
             UserError: for codes that are no such numbers.
         """
-        noise = self.noise([torch.zeros(n, 1, device=self.device)], generator)
+        noise = self.noise([torch.zeros(n, 1, device=self.device)], generator=generator)
         K, D = self.hparams.num_categories, self.hparams.num_continuous
         if category is not None:
             values = list(category) if isinstance(category, list | tuple) else [category] * n
@@ -347,12 +348,12 @@ class InfoGAN(L.LightningModule):
         if continuous is not None:
             try:
                 values = torch.tensor(continuous, dtype=torch.float32, device=self.device).expand(n, D)
-                if not values.isfinite().all():
-                    raise ValueError
-            except (TypeError, ValueError, RuntimeError):
+            except (TypeError, ValueError, RuntimeError):  # torch's, of what is no number or of another shape
+                values = torch.tensor(math.nan)
+            if not values.isfinite().all():
                 raise UserError(
                     f"continuous must be a number, {D} numbers, or {D} for each of {n} images; got {continuous!r}"
-                ) from None
+                )
             noise["continuous"] = values
         return uncentre(generate(self.generator, self.inputs(noise)), IMAGE)
 
@@ -396,16 +397,14 @@ class InfoGAN(L.LightningModule):
         discriminator = {k: p for k, p in named.items() if k.startswith(("trunk.", "head."))}
         generator = {k: p for k, p in named.items() if k not in discriminator}
 
-        def estimator(name: str, params: Params, loss: Callable[[Tensor, Noise], Tensor]) -> GradientEstimator:
-            def surrogate(params: Params, batch, noise: Noise) -> Tensor:
-                return call_with(self, params, lambda: loss(batch[0], noise))
-
+        def estimator(name: str, params: Params, loss: Callable[[Any, Noise], Tensor]) -> GradientEstimator:
             # What bends images has no batched form in torch.
-            return GradientEstimator(name, params, self.noise, surrogate, batched=False)
+            return GradientEstimator.of(self, name, params, self.noise, loss, batched=False)
 
-        estimators = [
-            estimator("generator", generator, lambda x, noise: self.generator_terms(noise)["loss"]),
-            estimator("bound", generator, lambda x, noise: -self.generator_terms(noise)["bound"]),
-            estimator("discriminator", discriminator, lambda x, noise: self.discriminator_terms(x, noise)["loss"]),
-        ]
-        return {e.name: e for e in estimators}
+        return {
+            "generator": estimator("generator", generator, lambda _, noise: self.generator_terms(noise)["loss"]),
+            "bound": estimator("bound", generator, lambda _, noise: -self.generator_terms(noise)["bound"]),
+            "discriminator": estimator(
+                "discriminator", discriminator, lambda batch, noise: self.discriminator_terms(batch[0], noise)["loss"]
+            ),
+        }

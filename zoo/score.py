@@ -42,11 +42,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_choice, check_positive, check_whole, check_widths
-from zoo.estimators import GradientEstimator, Noise, Params, call_with
+from zoo.checks.old_forms import accepts_old_form
+from zoo.checks.values import check_choice, check_flag, check_positive, check_whole, check_widths
+from zoo.estimators import GradientEstimator, Noise
 from zoo.functional.langevin import annealed_langevin_steps, best_step_size, langevin_steps, noise_levels
 from zoo.functional.noise import chunk_generator, randn
 from zoo.nets.unet import PointNet, UNet, check_unet
+from zoo.training.schedules import half_cosine
 
 OBJECTIVES = ("denoising", "sliced", "explicit")
 WEIGHTS = ("edm", "ncsn")
@@ -101,6 +103,7 @@ def denoising_loss(x: Tensor, sigma: Tensor, eps: Tensor, score: Callable[[Tenso
     return (score(x + column * eps) + eps / column).flatten(1).square().sum(1) / 2
 
 
+@accepts_old_form("noise", "loss", "chains")
 class Score(L.LightningModule):
     """The model, its training and its uses.
 
@@ -158,8 +161,7 @@ class Score(L.LightningModule):
             raise UserError("denoising needs a noise level to take away: num_sigmas must be at least 1, got 0")
         check_choice("weights", weights, WEIGHTS)
         check_whole("projections", projections)
-        if not isinstance(variance_reduced, bool):
-            raise UserError(f"variance_reduced must be true or false, got {variance_reduced!r}")
+        check_flag("variance_reduced", variance_reduced)
         if objective == "explicit" and math.prod(shape) > LARGEST_TRACE:
             raise UserError(
                 f"objective=explicit takes a backward pass for each of {math.prod(shape)} dimensions and is for "
@@ -199,7 +201,7 @@ class Score(L.LightningModule):
 
     # Training: everything random in one draw, then a plain function.
 
-    def noise(self, batch, generator: torch.Generator | None = None, objective: str | None = None) -> Noise:
+    def noise(self, batch, *, generator: torch.Generator | None = None, objective: str | None = None) -> Noise:
         """``level`` (B,), 0 .. L-1, and ``eps`` (B, ...) of a ladder; ``v`` (B, M, ...) of ``sliced``."""
         x, objective = batch[0], self.hparams.objective if objective is None else objective
         where = x.device if generator is None else generator.device
@@ -231,9 +233,9 @@ class Score(L.LightningModule):
             reduced = self.hparams.variance_reduced if reduced is None else reduced
             return weight * sliced_loss(x, noise["v"], score, reduced) / x[0].numel()
 
-    def loss(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """``loss``: the objective of images in [0, 1] or points, (B, ...), per dimension, averaged over the batch."""
-        return {"loss": self.losses(batch, self.noise(batch, generator)).mean()}
+        return {"loss": self.losses(batch, self.noise(batch, generator=generator)).mean()}
 
     def training_step(self, batch, batch_idx):
         loss = self.loss(batch)["loss"]
@@ -241,7 +243,9 @@ class Score(L.LightningModule):
         return loss
 
     def validation_step(self, batch, batch_idx, stage="val"):
-        noise = self.noise(batch, chunk_generator(self.global_rank, batch_idx))  # the same noise in every epoch
+        noise = self.noise(
+            batch, generator=chunk_generator(self.global_rank, batch_idx)
+        )  # the same noise in every epoch
         losses = self.losses(batch, noise)
         self.log(f"{stage}/loss", losses.mean(), sync_dist=True, batch_size=len(batch[0]), prog_bar=True)
         return {"step": noise["level"], "losses": losses} if len(self.sigmas) else None
@@ -252,13 +256,7 @@ class Score(L.LightningModule):
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
         total, warmup = max(1, self.trainer.estimated_stepping_batches), self.hparams.warmup  # infinite for -1 epochs
-
-        # A function, not CosineAnnealingLR, whose length comes back from a checkpoint: a finished run that is extended
-        # would climb the cosine again.
-        def rate(step: int) -> float:
-            return min(1.0, (step + 1) / max(1, warmup)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: half_cosine(step, total, warmup))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint):
@@ -303,7 +301,8 @@ class Score(L.LightningModule):
             total = len(self.sigmas) if len(self.sigmas) > 1 else steps
             if frames > total:
                 raise UserError(f"there are {total} moments to show, fewer than {frames} frames")
-        moments, _ = self.chains(n, steps, step_size, denoise, adjusted, generator)
+        how = {"denoise": denoise, "adjusted": adjusted, "generator": generator}
+        moments, _ = self.chains(n, steps=steps, step_size=step_size, **how)
         x = moments[-1]
         if frames is not None:
             kept = torch.linspace(0, len(moments) - 1, frames, dtype=torch.float64).round().long().tolist()
@@ -314,6 +313,7 @@ class Score(L.LightningModule):
     def chains(
         self,
         n: int,
+        *,
         steps: int | None = None,
         step_size: float | None = None,
         denoise: bool = True,
@@ -325,9 +325,8 @@ class Score(L.LightningModule):
         levels = len(self.sigmas)
         steps = self._default_steps if steps is None else steps
         check_whole("steps", steps)
-        for name, value in {"denoise": denoise, "adjusted": adjusted}.items():
-            if not isinstance(value, bool):
-                raise UserError(f"{name} must be true or false, got {value!r}")
+        check_flag("denoise", denoise)
+        check_flag("adjusted", adjusted)
         # As wide as data of variance 1 blurred by the first level.
         start = float((1 + self.sigmas[0] ** 2).sqrt()) if levels else 1.0
         if step_size is None:
@@ -340,11 +339,13 @@ class Score(L.LightningModule):
         check_positive("step_size", step_size)
         x = start * randn(n, *self.hparams.shape, generator=generator, device=self.device)
         if levels > 1:
-            way = annealed_langevin_steps(self, x, self.sigmas, steps, step_size, denoise, adjusted, generator)
+            way = annealed_langevin_steps(
+                self, x, self.sigmas, steps, step_size, denoise, adjusted, generator=generator
+            )
             way = tqdm(way, total=levels, desc="annealing", unit="level", delay=3, leave=False, disable=None)
             moments, taken = zip(*way, strict=True)
         else:
-            way = langevin_steps(self._score_of_data, x, steps, step_size, adjusted, generator)
+            way = langevin_steps(self._score_of_data, x, steps, step_size, adjusted, generator=generator)
             way = tqdm(way, total=steps, desc="Langevin", unit="step", delay=3, leave=False, disable=None)
             moments, taken = zip(*way, strict=True)
             if levels and denoise:
@@ -383,12 +384,12 @@ class Score(L.LightningModule):
         params = dict(self.named_parameters())
 
         def estimator(name: str, objective: str, reduced: bool | None = None) -> GradientEstimator:
-            def surrogate(params: Params, batch, noise: Noise) -> Tensor:
-                return call_with(self, params, lambda: self.losses(batch, noise, objective, reduced).mean())
+            def loss(batch, noise: Noise) -> Tensor:
+                return self.losses(batch, noise, objective, reduced).mean()
 
             # Images go through a U-Net, whose memory order torch does not batch.
-            noise, images = partial(self.noise, objective=objective), len(self.hparams.shape) == 3
-            return GradientEstimator(name, params, noise, surrogate, batched=not images)
+            noise = partial(self.noise, objective=objective)
+            return GradientEstimator.of(self, name, params, noise, loss, batched=not self.images)
 
         if self.hparams.objective == "denoising":
             return {"denoising": estimator("denoising", "denoising")}

@@ -37,9 +37,7 @@ Differs from the papers:
   where s = b has Z_c = 1.
 """
 
-import difflib
 import math
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -49,10 +47,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.checks.errors import UserError
+from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole
-from zoo.estimators import GradientEstimator, Params
+from zoo.estimators import GradientEstimator, Noise
 from zoo.functional import contrastive
-from zoo.functional.contrastive import ROW, Rows, within_reach
+from zoo.functional.contrastive import ROW, HeldOut, Lookup, NoiseDistribution, Rows, UnknownWord, dense, sparse
 from zoo.functional.noise import chunk_generator
 from zoo.training.files import save_word2vec
 
@@ -63,25 +62,7 @@ PUBLISHED_WORDS = 20_000
 EXACT_ROWS = 256  # of a validation, about, spread evenly over the text: for them the whole vocabulary is summed
 
 
-Lookup = Callable[[Tensor, Tensor], Tensor]  # rows of a table (V, D) by numbers (...), (..., D)
-
-
-def dense(table: Tensor, numbers: Tensor) -> Tensor:
-    """Rows of a table, differentiable as any other function."""
-    return table[numbers]
-
-
-def sparse(table: Tensor, numbers: Tensor) -> Tensor:
-    """The same with a gradient that holds the rows that were looked up, and no others."""
-    return F.embedding(numbers, table, sparse=True)
-
-
-class UnknownWord(KeyError, UserError):
-    """A word outside the vocabulary; the message has those that are spelled nearly so."""
-
-    __str__ = Exception.__str__  # KeyError's would put the message in quotes
-
-
+@accepts_old_form("noise", "loss")
 class SkipGram(L.LightningModule):
     """The model, its training and its uses. The vocabulary is that of the data, or of the weights that are loaded.
 
@@ -118,6 +99,7 @@ class SkipGram(L.LightningModule):
         check_positive("lr", lr)
         self.save_hyperparameters()
         self.words: list[str] = []
+        self.held_out = HeldOut()
         self.register_load_state_dict_pre_hook(_make_room)
 
     def make_vocabulary(self, words: list[str], counts: Tensor, keep: Tensor) -> None:
@@ -126,16 +108,33 @@ class SkipGram(L.LightningModule):
         Input vectors begin uniform within 1 / (2 sqrt(D)) of 0, output vectors at 0.
         """
         V, D = len(words), self.hparams.dim
-        spelled = torch.frombuffer(bytearray("\n".join(words).encode()), dtype=torch.uint8)
-        self.register_buffer("spelling", spelled)
-        self.register_buffer("counts", counts.long().clone())
         frequency = counts.double() * keep.double()
-        self.input = nn.Embedding.from_pretrained((torch.rand(V, D) - 0.5) / D**0.5, freeze=False)
-        self.output = nn.Embedding.from_pretrained(torch.zeros(V, D), freeze=False)
+        begin = {"input": (torch.rand(V, D) - 0.5) / D**0.5, "output": torch.zeros(V, D)}
         if self.hparams.objective != "negative_sampling":
-            bias = (frequency / frequency.sum()).log().float()[:, None]
-            self.bias = nn.Embedding.from_pretrained(bias, freeze=False)
-        self._remember()
+            begin["bias"] = (frequency / frequency.sum()).log().float()[:, None]
+        tables = {name: nn.Embedding.from_pretrained(table, freeze=False) for name, table in begin.items()}
+        self._hold(contrastive.spelled(words), counts.long(), tables)
+
+    def _hold(self, spelling: Tensor, counts: Tensor, tables: dict[str, nn.Embedding]) -> None:
+        self.register_buffer("spelling", spelling)
+        self.register_buffer("counts", counts.clone())
+        for name, table in tables.items():
+            setattr(self, name, table)
+        self.words = contrastive.words_of(spelling)
+        self.index = {word: i for i, word in enumerate(self.words)}
+        noise = NoiseDistribution.of(self.counts.double() ** self.hparams.alpha)
+        for name, values in noise._asdict().items():
+            self.register_buffer(f"noise_{name}", values, persistent=False)
+
+    @property
+    def tables(self) -> dict[str, nn.Embedding]:
+        """``input`` (V, D), ``output`` (V, D) and ``bias`` (V, 1), those of them that this model has."""
+        return {name: m for name, m in self.named_children() if isinstance(m, nn.Embedding)}
+
+    @property
+    def predicts(self) -> bool:
+        """Whether there are output vectors; published weights have none."""
+        return "output" in self.tables
 
     def limit_rates(self, pairs: float, frequency: Tensor) -> None:
         """Prepare for steps of ``pairs`` pairs, on average, of words that come with ``frequency`` (V,)."""
@@ -145,13 +144,6 @@ class SkipGram(L.LightningModule):
             share = (LONGEST_STEP / (self.hparams.lr * expected)).clamp(max=1).float()
             self.register_buffer(f"share_{name}", share[:, None], persistent=False)
 
-    def _remember(self) -> None:
-        self.words = bytes(self.spelling.tolist()).decode().split("\n")
-        self.index = {word: i for i, word in enumerate(self.words)}
-        noise = contrastive.Noise.of(self.counts.double() ** self.hparams.alpha)
-        for name, values in noise._asdict().items():
-            self.register_buffer(f"noise_{name}", values, persistent=False)
-
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
         counts = torch.from_numpy(data.corpus.counts)
@@ -160,8 +152,8 @@ class SkipGram(L.LightningModule):
         self.check_vocabulary(data.corpus.words)
         # DistributedDataParallel asks the modules. NCCL reduces only dense gradients; a whole softmax has no others.
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        for embedding in self.children():
-            embedding.sparse = on_cpu and self.hparams.objective != "softmax"
+        for table in self.tables.values():
+            table.sparse = on_cpu and self.hparams.objective != "softmax"
         kept = counts.double() * data.keep.double()
         rows = data.hparams.batch_size * self.trainer.accumulate_grad_batches
         pairs = rows * ROW * (data.hparams.window + 1)  # (1 + window) / 2 to either side, on average
@@ -173,7 +165,7 @@ class SkipGram(L.LightningModule):
         Raises:
             UserError: saying which.
         """
-        if not hasattr(self, "output"):
+        if not self.predicts:
             raise UserError("these weights are input vectors alone, which predict nothing: take those of a run")
         if self.words != words:
             raise UserError(
@@ -182,82 +174,65 @@ class SkipGram(L.LightningModule):
             )
 
     @property
-    def q(self) -> contrastive.Noise:
+    def q(self) -> NoiseDistribution:
         """The noise distribution."""
-        return contrastive.Noise(self.noise_log_q, self.noise_share, self.noise_alias)
+        return NoiseDistribution(self.noise_log_q, self.noise_share, self.noise_alias)
 
     # Scores.
 
-    def scores(self, params: Params, centres: Tensor, words: Tensor, lookup: Lookup = dense) -> Tensor:
-        """s(w, c) of every centre and every word of a row.
-
-        Args:
-            params: the model's, by name.
-            centres: (B, C).
-            words: (B, M).
-
-        Returns:
-            (B, C, M).
-        """
-        v, u = lookup(params["input.weight"], centres), lookup(params["output.weight"], words)
+    def scores(self, centres: Tensor, words: Tensor, lookup: Lookup = dense) -> Tensor:
+        """s(w, c) of every centre (B, C) and every word (B, M) of a row, (B, C, M)."""
+        v, u = lookup(self.input.weight, centres), lookup(self.output.weight, words)
         s = v @ u.transpose(-1, -2)
-        return s + lookup(params["bias.weight"], words).transpose(-1, -2) if "bias.weight" in params else s
+        return s + lookup(self.bias.weight, words).transpose(-1, -2) if "bias" in self.tables else s
 
-    def all_scores(self, params: Params, centres: Tensor) -> Tensor:
+    def all_scores(self, centres: Tensor) -> Tensor:
         """s(w, c) of centres (...) and the whole vocabulary, (..., V)."""
-        s = params["input.weight"][centres] @ params["output.weight"].T
-        return s + params["bias.weight"][:, 0] if "bias.weight" in params else s
+        s = self.input.weight[centres] @ self.output.weight.T
+        return s + self.bias.weight[:, 0] if "bias" in self.tables else s
 
     def pair_losses(
-        self, params: Params, rows: Rows, noise: Tensor, objective: str, k: int, lookup: Lookup = dense
+        self, rows: Rows, noise: Tensor, objective: str, k: int, lookup: Lookup = dense
     ) -> tuple[Tensor, Tensor]:
         """The objective of each centre and each word around it, nats, and which of these are pairs.
 
         Args:
-            params: the model's, by name.
             rows: see datamodules/text.py.
             noise: noise words of each row, (B, M), or of each pair, (B, 32, 2 window + 1, k).
 
         Returns:
             (B, 32, 2 window + 1), and the same as booleans.
         """
-        centres, _, taken = within_reach(rows)
+        centres, _, taken = contrastive.within_reach(rows)
         centres, words = centres.clamp(min=0), rows.words.clamp(min=0)  # where there is none, nothing is taken
-        n, width = words.shape[1], taken.shape[-1]
-        own = noise.ndim == 4
-        every = self.scores(params, centres, words if own else torch.cat([words, noise], 1), lookup)
-        # Of the words of a row each centre has those around it: the i-th from the i-th on.
-        place = torch.arange(ROW, device=words.device)[:, None] + torch.arange(width, device=words.device)
-        s = every.gather(-1, place.expand(len(words), -1, -1))
+        n, own = words.shape[1], noise.ndim == 4
+        every = self.scores(centres, words if own else torch.cat([words, noise], 1), lookup)
+        s = contrastive.around_each(every, taken.shape[-1])
         if objective == "softmax":
-            return contrastive.softmax_loss(s, self.all_scores(params, centres)[:, :, None]), taken
+            return contrastive.softmax_loss(s, self.all_scores(centres)[:, :, None]), taken
         if own:
-            u = lookup(params["output.weight"], noise)
-            s_noise = (u @ lookup(params["input.weight"], centres)[:, :, None, :, None])[..., 0]  # (..., k)
-            s_noise = s_noise + lookup(params["bias.weight"], noise)[..., 0] if "bias.weight" in params else s_noise
+            u = lookup(self.output.weight, noise)
+            s_noise = (u @ lookup(self.input.weight, centres)[:, :, None, :, None])[..., 0]  # (..., k)
+            s_noise = s_noise + lookup(self.bias.weight, noise)[..., 0] if "bias" in self.tables else s_noise
         else:
             s_noise, noise = every[:, :, None, n:], noise[:, None, None]  # (B, 32, 1, M), (B, 1, 1, M)
-        if objective == "importance_sampling":
-            return contrastive.importance_sampled_loss(s, s_noise, self.noise_log_q[noise]), taken
-        shift = (self.noise_log_q[words] + math.log(k), self.noise_log_q[noise] + math.log(k))
-        log_kq, log_kq_noise = shift if objective == "nce" else map(torch.zeros_like, shift)
-        around = log_kq.unfold(-1, width, 1)
-        return contrastive.nce_loss(s, s_noise, around, log_kq_noise, each=k / noise.shape[-1]), taken
+        log_q, log_q_noise = self.noise_log_q[words].unfold(-1, taken.shape[-1], 1), self.noise_log_q[noise]
+        return contrastive.noise_loss(objective, s, s_noise, log_q, log_q_noise, k), taken
 
     # Training: everything random in one draw, then a plain function.
 
-    def noise(self, batch, generator: torch.Generator | None = None, k: int | None = None) -> dict[str, Tensor]:
+    def noise(self, batch, *, generator: torch.Generator | None = None, k: int | None = None) -> dict[str, Tensor]:
         """``noise``: words for each row, (B, M), or for each pair, (B, 32, 2 window + 1, k), if none are shared."""
         words, k = batch[0], self.hparams.num_noise if k is None else k
         window = (words.shape[1] - ROW) // 2
         own = (ROW, 2 * window + 1, k) if self.hparams.shared_noise == 0 else (self.hparams.shared_noise,)
         return {"noise": self.q.draw(len(words), *own, generator=generator)}
 
-    def loss(self, batch, generator: torch.Generator | None = None, lookup: Lookup = dense) -> dict[str, Tensor]:
+    def loss(self, batch, *, generator: torch.Generator | None = None, lookup: Lookup = dense) -> dict[str, Tensor]:
         """``loss``: the objective of the pairs of a batch, nats per pair; ``pairs``: how many there are."""
-        params, noise = dict(self.named_parameters()), self.noise(batch, generator)["noise"]
+        noise = self.noise(batch, generator=generator)["noise"]
         objective, k = self.hparams.objective, self.hparams.num_noise
-        losses, taken = self.pair_losses(params, Rows(*batch), noise, objective, k, lookup)
+        losses, taken = self.pair_losses(Rows(*batch), noise, objective, k, lookup)
         pairs = taken.sum()
         return {"loss": (losses * taken).sum() / pairs.clamp(min=1), "pairs": pairs}
 
@@ -268,8 +243,8 @@ class SkipGram(L.LightningModule):
         return terms["loss"] * terms["pairs"] * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, optimizer):
-        for name, embedding in self.named_children():
-            share, gradient = self.share_input if name == "input" else self.share_output, embedding.weight.grad
+        for name, table in self.tables.items():
+            share, gradient = self.share_input if name == "input" else self.share_output, table.weight.grad
             if gradient.is_sparse:
                 gradient._values().mul_(share[gradient._indices()[0]])
             else:
@@ -289,44 +264,36 @@ class SkipGram(L.LightningModule):
 
         For negative sampling, whose scores are no log probabilities, too: what they say when they are normalised.
         """
-        centres, around, taken = within_reach(Rows(*batch))
+        centres, around, taken = contrastive.within_reach(Rows(*batch))
         present = centres >= 0
-        s = self.all_scores(dict(self.named_parameters()), centres[present])  # (n, V)
+        s = self.all_scores(centres[present])  # (n, V)
         log_Z = s.logsumexp(-1)
         log_p = s.gather(-1, around[present].clamp(min=0)) - log_Z[:, None]
         return log_p[taken[present]], log_Z
 
     def validation_step(self, batch, batch_idx, stage="val"):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
-        terms = self.loss(batch, generator)
+        terms = self.loss(batch, generator=generator)
         self.log(f"{stage}/loss", terms["loss"], batch_size=int(terms["pairs"]), sync_dist=True, prog_bar=True)
         at_once, world_size = self.trainer.datamodule.hparams.eval_batch_size, self.trainer.world_size
         batches = self.trainer.num_test_batches if stage == "test" else self.trainer.num_val_batches
         every = max(1, int(batches[0]) * at_once // EXACT_ROWS)
-        number = (
-            batch_idx * at_once + self.global_rank + world_size * torch.arange(len(batch[0]))
-        )  # in the text's order
+        first = batch_idx * at_once + self.global_rank
+        number = first + world_size * torch.arange(len(batch[0]))  # in the text's order
         chosen = (number % every == 0).nonzero()[:, 0].to(self.device)
         for row in chosen.split(1):  # 32 centres times the vocabulary are much already
-            log_p, log_Z = (t.double() for t in self.pair_log_likelihood([t[row] for t in batch]))
-            sums = [len(log_p), -log_p.sum(), len(log_Z), log_Z.sum(), log_Z.square().sum()]
-            self.exact = self.exact + torch.tensor(sums, dtype=torch.float64, device=self.device)
+            self.held_out.update(*self.pair_log_likelihood([t[row] for t in batch]))
 
     def test_step(self, batch, batch_idx):
         self.validation_step(batch, batch_idx, stage="test")
 
     def on_validation_epoch_start(self):
-        self.exact = torch.zeros(5, dtype=torch.float64, device=self.device)
+        self.held_out.reset()  # an evaluation that was interrupted leaves its sums
 
     on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self, stage="val"):
-        pairs, nll, n, first, second = self.trainer.strategy.reduce(self.exact, reduce_op="sum").tolist()
-        nll, mean = nll / max(1, pairs), first / max(1, n)
-        sd = max(0.0, second / max(1, n) - mean**2) ** 0.5
-        perplexity = float(torch.tensor(nll).exp())  # infinite, not an error, of scores that have diverged
-        exact = {"nll": nll, "perplexity": perplexity, "log_Z": mean, "log_Z_sd": sd}
-        self.log_dict({f"{stage}/{name}": value for name, value in exact.items()}, sync_dist=True)
+        self.log_dict({f"{stage}/{k}": v for k, v in self.held_out.compute().items()}, sync_dist=True)
 
     def on_test_epoch_end(self):
         self.on_validation_epoch_end(stage="test")
@@ -343,9 +310,7 @@ class SkipGram(L.LightningModule):
             UnknownWord: a KeyError, for a word that is not in it, with those that are spelled nearly so.
         """
         if word not in self.index:
-            close = [w for form in (word.lower(), word) for w in difflib.get_close_matches(form, self.words, n=5)]
-            hint = f"; close to it: {', '.join(dict.fromkeys(close))}" if close else ""
-            raise UnknownWord(f"{word!r} is not among the {len(self.words):,} words of the vocabulary{hint}")
+            raise UnknownWord.of(word, self.words)
         return self.index[word]
 
     def vector(self, word: str) -> Tensor:
@@ -388,9 +353,8 @@ class SkipGram(L.LightningModule):
 
     def published(self) -> dict[str, Tensor]:
         """What is shipped of a trained model: the input vectors of its 20,000 most frequent words, as float16."""
-        words = "\n".join(self.words[:PUBLISHED_WORDS]).encode()
         return {
-            "spelling": torch.frombuffer(bytearray(words), dtype=torch.uint8),
+            "spelling": contrastive.spelled(self.words[:PUBLISHED_WORDS]),
             "counts": self.counts[:PUBLISHED_WORDS].clone(),
             "input.weight": self.input.weight.detach()[:PUBLISHED_WORDS].half(),
         }
@@ -404,17 +368,16 @@ class SkipGram(L.LightningModule):
         params = dict(self.named_parameters())
 
         def estimator(name: str, objective: str, k: int) -> GradientEstimator:
-            def surrogate(params: Params, batch, noise) -> Tensor:
-                losses, taken = self.pair_losses(params, Rows(*batch), noise["noise"], objective, k)
+            def loss(batch, noise: Noise) -> Tensor:
+                losses, taken = self.pair_losses(Rows(*batch), noise["noise"], objective, k)
                 return (losses * taken).sum() / taken.sum()
 
-            return GradientEstimator(name, params, partial(self.noise, k=k), surrogate)
+            return GradientEstimator.of(self, name, params, partial(self.noise, k=k), loss)
 
         k = self.hparams.num_noise
-        found = [estimator("softmax", "softmax", k)]
-        found += [estimator(f"nce_{n}", "nce", n) for n in (1, 5, 25)]
-        found += [estimator(name, name, k) for name in ("negative_sampling", "importance_sampling")]
-        return {e.name: e for e in found}
+        kinds = {"softmax": ("softmax", k)} | {f"nce_{n}": ("nce", n) for n in (1, 5, 25)}
+        kinds |= {name: (name, k) for name in ("negative_sampling", "importance_sampling")}
+        return {name: estimator(name, *kind) for name, kind in kinds.items()}
 
 
 def _make_room(model: SkipGram, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
@@ -424,15 +387,12 @@ def _make_room(model: SkipGram, state_dict: dict[str, Tensor], prefix: str, *_) 
         UserError: if the model has another one already.
     """
     if model.words and not torch.equal(state_dict.get(f"{prefix}spelling", model.spelling), model.spelling):
-        theirs = bytes(state_dict[f"{prefix}spelling"].tolist()).count(b"\n") + 1
+        theirs = len(contrastive.words_of(state_dict[f"{prefix}spelling"]))
         raise UserError(
             f"the weights have a vocabulary of {theirs:,} words, and the text another one, of {len(model.words):,}: go "
             "on with the text and the options that they were trained with"
         )
     if not model.words and f"{prefix}spelling" in state_dict:
-        for name in ("spelling", "counts"):
-            model.register_buffer(name, state_dict[prefix + name].clone())
-        for name in ("input", "output", "bias"):
-            if (weight := state_dict.get(f"{prefix}{name}.weight")) is not None:
-                setattr(model, name, nn.Embedding(*weight.shape))
-        model._remember()
+        weights = {name: state_dict.get(f"{prefix}{name}.weight") for name in ("input", "output", "bias")}
+        tables = {name: nn.Embedding(*weight.shape) for name, weight in weights.items() if weight is not None}
+        model._hold(state_dict[f"{prefix}spelling"].clone(), state_dict[f"{prefix}counts"], tables)

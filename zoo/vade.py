@@ -49,7 +49,6 @@ Differs from the paper:
 
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -57,107 +56,47 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from zoo.checks.capabilities import IMPORTANCE
+from zoo.checks.codes import Codes, as_codes
 from zoo.checks.errors import UserError
+from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole, check_widths
-from zoo.estimators import GradientEstimator, Noise, Params, call_with, score_function
-from zoo.functional.clusters import clustering_scores
+from zoo.estimators import GradientEstimator, Noise, score_function
+from zoo.functional import mixture as gmm
+from zoo.functional.clusters import ClusterTable
 from zoo.functional.deformation import deform
-from zoo.functional.densities import at_least_float32, binarise, log_bernoulli, log_normal, reparameterise
+from zoo.functional.densities import at_least_float32, binarise, log_bernoulli, reparameterise
 from zoo.functional.importance import importance_weighted_log_likelihood
-from zoo.functional.mixture import Mixture, fit_mixture, kl_components, log_gmm, log_p_z_given_c, log_responsibilities
+from zoo.functional.latents import Gaussian
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.layers import mlp
+from zoo.training.ranks import all_rows
+from zoo.training.schedules import half_cosine
 
 log = logging.getLogger(__name__)
 
 PIXELS = 28 * 28
-CLASSES = 10  # of every image data set here
-
-
-def log_q(eps: Tensor, logvar: Tensor) -> Tensor:
-    """log q(z | x) at z = mu + sigma eps, from eps = (z - mu) / sigma without its rounding; (...) nats."""
-    return log_normal(eps, torch.zeros_like(eps), torch.zeros_like(eps)) - logvar.sum(-1) / 2
-
-
-def kl_terms(z: Tensor, log_q: Tensor, log_gamma: Tensor, mixture: Mixture) -> dict[str, Tensor]:
-    """What the five terms have beside log p(x | z), at one z.
-
-    Args:
-        z: (B, D).
-        log_q: log q(z | x), (B,).
-        log_gamma: logarithms of any distribution over clusters, (B, K).
-
-    Returns:
-        ``kl_z`` = log q(z|x) - sum_c gamma_c log p(z|c), and ``kl_c`` = KL( gamma || pi ): nats, (B,) each.
-    """
-    gamma = log_gamma.exp()
-    return {
-        "kl_z": log_q - (gamma * log_p_z_given_c(z, mixture)).sum(-1),
-        "kl_c": (gamma * (log_gamma - mixture.log_pi)).sum(-1),
-    }
-
-
-def negative_elbo(x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture) -> dict[str, Tensor]:
-    """The five terms with gamma = p(c | z), one draw of z: - log p(x|z) - log p(z) + log q(z|x), term by term.
-
-    Args:
-        x: binary images, (B, ...).
-        eps: standard normal, (B, D).
-        encode: x -> (mu, logvar) of q(z | x), (B, D) each.
-        log_px: (x, z) -> log p(x | z), (B,).
-
-    Returns:
-        ``loss = nll + kl_z + kl_c``, ``nll``, ``kl_z``, ``kl_c``: nats per example, (B,) each.
-    """
-    mu, logvar = encode(x)
-    z = reparameterise(mu, logvar, eps)
-    terms = {"nll": -log_px(x, z), **kl_terms(z, log_q(eps, logvar), log_responsibilities(z, mixture), mixture)}
-    return {"loss": sum(terms.values()), **terms}
 
 
 def mean_field_negative_elbo(
-    x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture, log_gamma: Tensor
+    x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: gmm.Mixture, log_gamma: Tensor
 ) -> dict[str, Tensor]:
     """The mean field with its divergences in closed form, eq. 12; a bound for any gamma that does not depend on z.
 
     Args:
-        log_gamma: logarithms of q(c | x), (B, K); the others are as for :func:`negative_elbo`, and so is the result.
+        log_gamma: logarithms of q(c | x), (B, K); the others, and the result, are as for :func:`gmm.negative_elbo`.
     """
     mu, logvar = encode(x)
     gamma = log_gamma.exp()
     terms = {
         "nll": -log_px(x, reparameterise(mu, logvar, eps)),
-        "kl_z": (gamma * kl_components(mu, logvar, mixture)).sum(-1),
+        "kl_z": (gamma * gmm.kl_components(mu, logvar, mixture)).sum(-1),
         "kl_c": (gamma * (log_gamma - mixture.log_pi)).sum(-1),
     }
     return {"loss": sum(terms.values()), **terms}
 
 
-def score_function_surrogate(x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture) -> Tensor:
-    """A scalar per example whose gradient is the score-function (REINFORCE) estimate of :func:`negative_elbo`'s; (B,).
-
-    With f = -log p(x|z) - log p(z) + log q(z|x) at a fixed z, the encoder's gradient is E_q[ f grad log q(z|x) ] (the
-    gradient of f's own log q has mean zero and is left out), the decoder's and the mixture's are those of f.
-    """
-    mu, logvar = encode(x)
-    z = reparameterise(mu, logvar, eps).detach()
-    log_qz = log_normal(z, mu, logvar)
-    f = -log_px(x, z) - log_gmm(z, mixture) + log_qz.detach()
-    return score_function(f, log_qz)
-
-
-def log_importance_weight(x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture) -> Tensor:
-    """log w = log p(x|z) + log p(z) - log q(z|x) at z = mu + sigma eps; (B,) nats. E_q[w] = p(x)."""
-    mu, logvar = encode(x)
-    z = reparameterise(mu, logvar, eps)
-    return log_px(x, z) + log_gmm(z, mixture) - log_q(eps, logvar)
-
-
-def reconstruction_loss(x: Tensor, encode: Callable, log_px: Callable) -> Tensor:
-    """-log p(x | z) at z = mu(x): the loss of the autoencoder that is pretrained; (B,) nats."""
-    return -log_px(x, encode(x)[0])
-
-
+@accepts_old_form("noise", "loss", "bound", "pretraining_loss", "log_likelihood", "probe_batch")
 class VaDE(L.LightningModule):
     """The model, its training and its uses.
 
@@ -169,7 +108,7 @@ class VaDE(L.LightningModule):
         latent_dim: D.
         hidden: widths of the encoder's hidden layers, the decoder's in reverse.
         pretrain_epochs: of the autoencoder; 0 fits the mixture to the untrained encoder's latents.
-        initial_mixture: ``kmeans`` or ``em``: how the mixture is fitted (:func:`fit_mixture`).
+        initial_mixture: ``kmeans`` or ``em``: how the mixture is fitted (:func:`gmm.fit_mixture`).
         restarts: runs of that, of which one is taken.
         deformation: strength of the random deformation of what the encoder sees in training; 0 for none.
         lr: of Adam, decayed to zero by half a cosine, in each phase anew.
@@ -206,18 +145,18 @@ class VaDE(L.LightningModule):
         self.mu_c = nn.Parameter(torch.randn(num_clusters, latent_dim))
         self.logvar_c = nn.Parameter(torch.zeros(num_clusters, latent_dim))
         self.register_buffer("initialised", torch.tensor(False))  # whether the mixture has been fitted
-        self._table = torch.zeros(num_clusters, CLASSES, dtype=torch.long)  # clusters by labels, of one evaluation
+        self.agreement = ClusterTable(num_clusters)
 
     # The model: p(c), p(z | c), p(x | z) and q(z | x). Densities are float32 whatever the precision of the networks.
 
     @property
-    def mixture(self) -> Mixture:
+    def mixture(self) -> gmm.Mixture:
         """The prior as it stands."""
-        return Mixture(self.pi_logits.log_softmax(0), self.mu_c, self.logvar_c)
+        return gmm.Mixture(self.pi_logits.log_softmax(0), self.mu_c, self.logvar_c)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``mu`` and ``logvar`` of q(z | x) for images ``x`` (B, 1, 28, 28); (B, D) each."""
-        return at_least_float32(self.encoder(x)).chunk(2, dim=-1)
+    def encode(self, x: Tensor) -> Gaussian:
+        """q(z | x) for images ``x`` (B, 1, 28, 28): ``mu`` and ``logvar``, (B, D) each."""
+        return Gaussian(*at_least_float32(self.encoder(x)).chunk(2, dim=-1))
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean of p(x | z), in [0, 1]: (..., D) to (..., 1, 28, 28)."""
@@ -229,11 +168,11 @@ class VaDE(L.LightningModule):
 
     def responsibilities(self, z: Tensor) -> Tensor:
         """p(c | z): latents (..., D) to (..., K)."""
-        return log_responsibilities(z, self.mixture).exp()
+        return gmm.log_responsibilities(z, self.mixture).exp()
 
     # Training: everything random in one draw, then a plain function.
 
-    def noise(self, batch, generator: torch.Generator | None = None) -> Noise:
+    def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
         """``u`` to binarise with (B, 1, 28, 28), ``eps`` (B, D), ``affine`` (B, 2, 3) and ``bumps`` (B, 2, 4, 4)."""
         x, D = batch[0], self.hparams.latent_dim
         shapes = {"eps": (D,), "affine": (2, 3), "bumps": (2, 4, 4)}
@@ -249,29 +188,29 @@ class VaDE(L.LightningModule):
     def mean_field(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
         """What training minimises, of binary ``x``: q(z | deformed x); gamma = p(c | z) at z = mu(x), held fixed."""
         with torch.no_grad():
-            log_gamma = log_responsibilities(self.encode(x)[0], self.mixture)
+            log_gamma = gmm.log_responsibilities(self.encode(x).mu, self.mixture)
         encode = self.encode_deformed(noise)
         return mean_field_negative_elbo(x, noise["eps"], encode, self.log_px, self.mixture, log_gamma)
 
-    def loss(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """``loss``, what training minimises, ``nll``, ``kl_z`` and ``kl_c``: means over the batch, nats per example."""
-        noise = self.noise(batch, generator)
+        noise = self.noise(batch, generator=generator)
         return {name: term.mean() for name, term in self.mean_field(binarise(batch[0], noise["u"]), noise).items()}
 
-    def bound(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def bound(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The same of the -ELBO at gamma = p(c | z), of images that are not deformed."""
-        noise = self.noise(batch, generator)
+        noise = self.noise(batch, generator=generator)
         x = binarise(batch[0], noise["u"])
-        terms = negative_elbo(x, noise["eps"], self.encode, self.log_px, self.mixture)
+        terms = gmm.negative_elbo(x, noise["eps"], self.encode, self.log_px, self.mixture)
         return {name: term.mean() for name, term in terms.items()}
 
-    def pretraining_loss(self, batch, generator: torch.Generator | None = None) -> Tensor:
-        """The denoising autoencoder's loss, mean over the batch, nats per example."""
-        noise = self.noise(batch, generator)
+    def pretraining_loss(self, batch, *, generator: torch.Generator | None = None) -> Tensor:
+        """The denoising autoencoder's: -log p(x | z) at z = mu(deformed x), mean over the batch, nats per example."""
+        noise = self.noise(batch, generator=generator)
         x = binarise(batch[0], noise["u"])
         # Several processes want a gradient for every parameter: the mixture's is zero.
         mixture = self.pi_logits.sum() + self.mu_c.sum() + self.logvar_c.sum()
-        return reconstruction_loss(x, self.encode_deformed(noise), self.log_px).mean() + 0.0 * mixture
+        return -self.log_px(x, self.encode_deformed(noise)(x).mu).mean() + 0.0 * mixture
 
     def on_fit_start(self):
         epochs, pretraining = self.trainer.max_epochs, self.hparams.pretrain_epochs
@@ -297,30 +236,19 @@ class VaDE(L.LightningModule):
         Raises:
             UserError: if the autoencoder has diverged.
         """
-        started = time.monotonic()
-        strategy = self.trainer.strategy
-        loader = self.trainer.datamodule.train_dataloader()  # one of its own: the other knows where training stands
         z = []
-        for x, *_ in loader:
+        for x, *_ in self.trainer.datamodule.train_dataloader():  # its own: the other knows where training stands
             x = x.to(self.device)
-            z.append(torch.stack([self.encode(x)[0], self.encode_deformed(self.noise([x]))(x)[0]], dim=1))
-        z = strategy.all_gather(torch.cat(z))
+            z.append(torch.stack([self.encode(x).mu, self.encode_deformed(self.noise([x]))(x).mu], dim=1))
         # (N, 2, D), in the order of the images: of each, and of the same deformed.
-        z = z.transpose(0, 1).flatten(0, 1) if z.ndim == 4 else z  # no processes, no dimension for them
+        z = all_rows(torch.cat(z), self.trainer)
         if not z.isfinite().all():
             raise UserError(f"the autoencoder has diverged: its latents are not finite; lower lr, {self.hparams.lr}")
         seed = int(torch.randint(2**31, ()))
-        K, restarts = self.hparams.num_clusters, self.hparams.restarts
-        fitted = None
+        h, fitted = self.hparams, None
         if self.trainer.is_global_zero:
-            method = self.hparams.initial_mixture
-            fitted = list(fit_mixture(*z.cpu().unbind(1), K, restarts, seed, method))
-            log.info(
-                "Mixture of %d Gaussians fitted to %s latents in %.0f seconds, weights %s",
-                *(K, f"{len(z):,}", time.monotonic() - started),
-                " ".join(f"{p:.2f}" for p in fitted[0].exp().sort(descending=True).values.tolist()),
-            )
-        fitted = strategy.broadcast(fitted)
+            fitted = gmm.fit_mixture(*z.cpu().unbind(1), h.num_clusters, h.restarts, seed, h.initial_mixture)
+        fitted = self.trainer.strategy.broadcast(fitted)
         for parameter, value in zip((self.pi_logits, self.mu_c, self.logvar_c), fitted, strict=True):
             parameter.copy_(value)
         # q(z | x) has had no variance so far: it begins with a twentieth of the components'.
@@ -340,22 +268,18 @@ class VaDE(L.LightningModule):
         self.log_dict({f"train/{k}": v for k, v in terms.items()}, prog_bar=True)
         return terms
 
-    def on_validation_epoch_start(self):
-        self._table = torch.zeros_like(self._table, device=self.device)
-
     def validation_step(self, batch, batch_idx, stage="val"):
         x, y = batch
-        terms = self.bound(batch, chunk_generator(self.global_rank, batch_idx))  # the same noise in every epoch
+        generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
+        terms = self.bound(batch, generator=generator)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items()}, sync_dist=True, batch_size=len(x))
-        pairs = self.cluster(x) * CLASSES + y
-        self._table += pairs.bincount(minlength=self._table.numel()).view_as(self._table)
+        if batch_idx == 0:
+            self.agreement.reset()  # of what an interrupted evaluation left
+        self.agreement.update(self.cluster(x), y)
 
     def on_validation_epoch_end(self, stage="val"):
-        table = self.trainer.strategy.reduce(self._table, reduce_op="sum")
-        self.log_dict({f"{stage}/{k}": v for k, v in clustering_scores(table).items()}, sync_dist=True)
-
-    def on_test_epoch_start(self):
-        self.on_validation_epoch_start()
+        self.log_dict({f"{stage}/{k}": v for k, v in self.agreement.compute().items()}, sync_dist=True)
+        self.agreement.reset()
 
     def test_step(self, batch, batch_idx):
         self.validation_step(batch, batch_idx, stage="test")
@@ -368,15 +292,12 @@ class VaDE(L.LightningModule):
         steps = max(1, self.trainer.estimated_stepping_batches)  # infinite for max_epochs=-1
         self.trainer.fit_loop.setup_data()  # not done yet if the run's length is given in steps
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        pretraining = min(steps, self.hparams.pretrain_epochs * per_epoch)
+        first = min(steps, self.hparams.pretrain_epochs * per_epoch)
 
-        # A function, not CosineAnnealingLR, whose length comes back from a checkpoint: a finished run that is extended
-        # would climb the cosine again.
-        def half_cosine(step: int) -> float:
-            begin, end = (0, pretraining) if step < pretraining else (pretraining, steps)
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - begin) / max(1, end - begin))))
+        def rate(step: int) -> float:
+            return half_cosine(step, first) if step < first else half_cosine(step - first, max(1, steps - first))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, half_cosine)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint):
@@ -384,30 +305,26 @@ class VaDE(L.LightningModule):
 
     # What it is for.
 
+    log_likelihood_by = IMPORTANCE
+
     def forward(self, x: Tensor) -> Tensor:
         return self.cluster(x)
 
     def cluster(self, x: Tensor) -> Tensor:
         """The likeliest cluster at z = mu(x), 0 .. K-1, for images ``x`` in [0, 1], (B, 1, 28, 28); (B,)."""
-        return self.responsibilities(self.encode(x)[0]).argmax(-1)
+        return self.responsibilities(self.encode(x).mu).argmax(-1)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """The mean of p(x | z) at the posterior mean z = mu(x): images in [0, 1], (B, 1, 28, 28)."""
-        return self.decode(self.encode(x)[0])
+    def reconstruct(self, x: Tensor, *, y: Tensor | None = None) -> Tensor:
+        """The mean of p(x | z) at the posterior mean z = mu(x): images in [0, 1], (B, 1, 28, 28); ``y`` is not used."""
+        return self.decode(self.encode(x).mu)
 
     def rows(self) -> tuple[str, list[int]]:
         """The condition of :meth:`sample` that makes the rows of a picture, and its values."""
         return "clusters", list(range(self.hparams.num_clusters))
 
     @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        *,
-        clusters: int | Sequence[int] | Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def sample(self, n: int, *, clusters: Codes | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``n`` latents from the prior, or from given clusters, and return the means of p(x | z).
 
         Args:
@@ -424,30 +341,19 @@ class VaDE(L.LightningModule):
             pi = self.mixture.log_pi.exp().to(self.device if generator is None else generator.device)
             c = torch.multinomial(pi, n, replacement=True, generator=generator).to(self.device)
         else:
-            c = self._check_clusters(clusters, n)
+            c = as_codes("clusters", clusters, n, self.hparams.num_clusters, self.device)
         return self.decode(reparameterise(self.mu_c[c], self.logvar_c[c], eps))
 
-    def _check_clusters(self, clusters: int | Sequence[int] | Tensor, n: int) -> Tensor:
-        K = self.hparams.num_clusters
-        values = clusters.tolist() if isinstance(clusters, Tensor) else clusters
-        values = values if isinstance(values, list | tuple) else [values] * n
-        if any(isinstance(c, bool) or not isinstance(c, int) for c in values):
-            raise UserError(f"clusters must be whole numbers, got {clusters!r}")
-        if len(values) != n:
-            raise UserError(
-                f"clusters must be one number for each of the {n} images, or one for all; got {len(values)}"
-            )
-        if wrong := [c for c in values if not 0 <= c < K]:
-            raise UserError(f"clusters must lie between 0 and {K - 1}, got {wrong[0]}")
-        return torch.tensor(values, device=self.device)
-
     @torch.no_grad()
-    def log_likelihood(self, x: Tensor, num_samples: int = 100, *, generator: torch.Generator | None = None) -> Tensor:
+    def log_likelihood(
+        self, x: Tensor, *, num_samples: int = 100, y: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Importance-weighted lower bound of log p(x), eq. 8 of Burda et al. 2015, tight as ``num_samples`` grows.
 
         Args:
             x: images in [0, 1], (B, 1, 28, 28), binarised here, once.
             num_samples: importance samples per image, at least 1.
+            y: labels, not used: this is a model of p(x) alone.
 
         Returns:
             (B,): nats.
@@ -457,13 +363,13 @@ class VaDE(L.LightningModule):
 
         def log_weight(n: int) -> Tensor:
             eps = randn(n, len(x), self.hparams.latent_dim, generator=generator, device=x.device)
-            return log_importance_weight(x, eps, lambda _: posterior, self.log_px, mixture)
+            return gmm.log_importance_weight(x, eps, lambda _: posterior, self.log_px, mixture)
 
         return importance_weighted_log_likelihood(log_weight, num_samples, len(x))
 
     # How its gradient can be estimated.
 
-    def probe_batch(self, batch, generator: torch.Generator | None = None):
+    def probe_batch(self, batch, *, generator: torch.Generator | None = None):
         """``batch`` with its pixels binarised, so that what then varies between draws is Monte-Carlo noise alone."""
         x, *rest = batch
         return [binarise(x, rand(*x.shape, generator=generator, device=x.device)), *rest]
@@ -475,19 +381,19 @@ class VaDE(L.LightningModule):
         """
         params = dict(self.named_parameters())
 
+        def given(noise: Noise) -> tuple:
+            return noise["eps"], self.encode_deformed(noise), self.log_px, self.mixture
+
         def estimator(name: str, objective: Callable[[Tensor, Noise], Tensor]) -> GradientEstimator:
-            def surrogate(params: Params, batch, noise: Noise) -> Tensor:
-                return call_with(self, params, objective, binarise(batch[0], noise["u"]), noise).mean()
+            def loss(batch, noise: Noise) -> Tensor:
+                return objective(binarise(batch[0], noise["u"]), noise).mean()
 
             # What deforms images has no batched form in torch.
-            return GradientEstimator(name, params, self.noise, surrogate, batched=False)
+            return GradientEstimator.of(self, name, params, self.noise, loss, batched=False)
 
-        def sampled(objective: Callable, x: Tensor, noise: Noise):
-            return objective(x, noise["eps"], self.encode_deformed(noise), self.log_px, self.mixture)
-
-        estimators = [
-            estimator("mean_field", lambda x, noise: self.mean_field(x, noise)["loss"]),
-            estimator("pathwise", lambda x, noise: sampled(negative_elbo, x, noise)["loss"]),
-            estimator("score_function", lambda x, noise: sampled(score_function_surrogate, x, noise)),
-        ]
-        return {e.name: e for e in estimators}
+        objectives = {
+            "mean_field": lambda x, noise: self.mean_field(x, noise)["loss"],
+            "pathwise": lambda x, noise: gmm.negative_elbo(x, *given(noise))["loss"],
+            "score_function": lambda x, noise: score_function(*gmm.cost_at_a_fixed_draw(x, *given(noise))),
+        }
+        return {name: estimator(name, objective) for name, objective in objectives.items()}

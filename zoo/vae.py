@@ -37,66 +37,28 @@ Differs from the papers:
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from zoo.checks.capabilities import IMPORTANCE
 from zoo.checks.errors import UserError
+from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole, check_widths
-from zoo.estimators import (
-    ControlVariate,
-    GradientEstimator,
-    Noise,
-    Params,
-    by_name,
-    call_with,
-    multi_sample_baseline,
-    relax_variance,
-    with_gradient,
-)
-from zoo.estimators.by_name import log_ratio
+from zoo.estimators import GradientEstimator, Noise, by_name, multi_sample_surrogate, with_gradient
+from zoo.estimators.learned import FixedControl, Learned, earlier_keys, held_fixed, learned_by
+from zoo.functional import importance
 from zoo.functional.densities import at_least_float32, binarise, log_bernoulli, log_normal
-from zoo.functional.importance import importance_weighted_log_likelihood
-from zoo.functional.latents import LATENTS, Categorical, Gaussian
+from zoo.functional.latents import LATENTS, Categorical, Gaussian, log_ratio
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.layers import ConvDecoder, ConvEncoder, mlp
+from zoo.training.schedules import half_cosine
 
 PIXELS = 28 * 28
-COIN_FLIPS = PIXELS * math.log(2)  # nats of an image of which nothing is known: the unit of the learned baseline
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
-
-# What can train each latent, by objective; the first is what ``estimator=auto`` means.
-MULTI_SAMPLE = ("score_function+loo", "score_function")
-ESTIMATORS = {("elbo", latent): names for latent, names in by_name.ESTIMATORS.items()} | {
-    ("iwae", "gaussian"): ("pathwise", *MULTI_SAMPLE),
-    ("iwae", "bernoulli"): MULTI_SAMPLE,
-    ("iwae", "categorical"): MULTI_SAMPLE,
-}
-LEARNED = ("score_function+nvil", "score_function+moving_average", "relax")  # of use only to the model they trained
-MOST_FLIPS = 32  # latents up to which the Rao-Blackwellised estimator, one decoding for each, is measured
-
-
-def log_importance_weight(x: Tensor, z: Tensor, q, log_px: Callable) -> Tensor:
-    """log w = log p(x | z) + log p(z) - log q(z | x) in nats, whose weights have E_q[w] = p(x).
-
-    Args:
-        x: data as the likelihood wants them, (B, ...).
-        z: draws of q, (k, B, ...).
-        q: one of zoo.functional.latents, of B examples.
-        log_px: (x, z) -> log p(x | z), (k, B).
-
-    Returns:
-        (k, B).
-    """
-    return log_px(x, z) - log_ratio(z, q)
-
-
-def importance_weighted_bound(log_w: Tensor) -> Tensor:
-    """L_k = log 1/k sum_i w_i, one draw of Burda et al. 2015, eq. 8; log weights (k, B) to (B,) nats."""
-    return log_w.logsumexp(0) - math.log(len(log_w))
 
 
 def wake(x: Tensor, z: Tensor, log_px: Callable) -> Tensor:
@@ -109,6 +71,7 @@ def sleep(x: Tensor, z: Tensor, encode: Callable) -> Tensor:
     return -encode(x.detach()).log_probs(z.detach()).sum(-1)
 
 
+@accepts_old_form("noise", "loss", "bound", "prior", "probe_batch", "log_likelihood")
 class VAE(L.LightningModule):
     """The model, its training and its uses.
 
@@ -125,8 +88,8 @@ class VAE(L.LightningModule):
         num_samples: k, draws of z for each image; the bound is L_k under ``iwae``, and an average over draws else. The
             antithetic and leave-one-out estimators use at least two.
         beta: weight of the divergence (``elbo``), at least 0; 1 is the bound of the log likelihood.
-        estimator: of the gradient, one of ``ESTIMATORS``; ``auto`` is pathwise for Gaussian latents, for discrete ones
-            score_function+nvil (``elbo``) or score_function+loo (``iwae``).
+        estimator: of the gradient, one of zoo.estimators.by_name's ``ESTIMATORS``; ``auto`` is pathwise for Gaussian
+            latents, for discrete ones score_function+nvil (``elbo``) or score_function+loo (``iwae``).
         temperature: of relaxed latents; where a control variate learns it, where it begins.
         temperature_end: if not null, the temperature of gumbel_softmax and straight_through falls to this,
             exponentially over the run.
@@ -161,9 +124,7 @@ class VAE(L.LightningModule):
         self._check()
         self.latents = LATENTS[latent]
         self.latent_shape = (latent_dim, num_categories) if latent == "categorical" else (latent_dim,)
-        self.estimator = estimator
-        if estimator == "auto":
-            self.estimator = "wake_sleep" if objective == "wake_sleep" else ESTIMATORS[objective, latent][0]
+        self.estimator = by_name.chosen(objective, latent, estimator, num_samples)
         features = math.prod(self.latent_shape)
         outputs = 2 * latent_dim if latent == "gaussian" else features
         if net == "mlp":
@@ -175,13 +136,9 @@ class VAE(L.LightningModule):
             self.decoder = ConvDecoder(features, width=hidden[0])
         if likelihood == "gaussian":
             self.log_variance = nn.Parameter(torch.tensor(math.log(0.05)))  # about the variance of a pixel of MNIST
-        if self.estimator == "score_function+nvil":
-            self.baseline = nn.Sequential(nn.Flatten(), mlp([PIXELS, 100, 1], nn.Tanh))
-        elif self.estimator == "score_function+moving_average":
-            # The same on every process, since each takes in the mean over all of them; 0 until the first step.
-            self.register_buffer("moving_cost", torch.zeros(()))
-        elif self.estimator in ("rebar", "relax"):
-            self.control = ControlVariate(temperature, features if self.estimator == "relax" else None)
+        for name, module in learned_by(self.estimator, PIXELS, features, temperature).items():
+            self.add_module(name, module)
+        self.register_load_state_dict_pre_hook(earlier_keys)
 
     def _check(self) -> None:
         h = self.hparams
@@ -201,48 +158,27 @@ class VAE(L.LightningModule):
         check_not_negative("beta", h.beta)
         if h.net == "conv" and len(hidden) != 1:
             raise UserError(f"net=conv takes one number in hidden, its channels, such as [32], got {hidden}")
-        if end is not None and h.estimator not in ("gumbel_softmax", "straight_through"):
+        if end is not None and h.estimator not in by_name.TEMPERED:
             raise UserError(
                 f"temperature_end belongs to estimator=gumbel_softmax or straight_through, got estimator={h.estimator}"
             )
         if h.beta != 1 and h.objective != "elbo":
             raise UserError(f"beta belongs to objective=elbo; with objective={h.objective} it must be 1, got {h.beta}")
-        if h.objective == "wake_sleep":
-            if h.estimator != "auto":
-                raise UserError(f"objective=wake_sleep has gradients of its own: leave out estimator={h.estimator}")
-        elif h.estimator not in ("auto", *ESTIMATORS[h.objective, h.latent]):
-            raise UserError(
-                f"estimator must be one of auto, {', '.join(ESTIMATORS[h.objective, h.latent])} for latent={h.latent} "
-                f"and objective={h.objective}, got {h.estimator!r}"
-            )
-        loo = h.estimator.endswith("+loo") or (h.estimator == "auto" and h.latent != "gaussian")
-        if h.objective == "iwae" and h.num_samples == 1 and loo:
-            raise UserError(
-                "the leave-one-out baseline needs num_samples of at least 2, got 1; or take estimator=score_function"
-            )
 
     # The model: p(x | z) and q(z | x).
 
     def encode(self, x: Tensor):
         """q(z | x) of images ``x`` (B, 1, 28, 28): one of zoo.functional.latents, ``Gaussian(mu, logvar)`` say."""
-        h = at_least_float32(self.encoder(x))
-        if self.latents is Gaussian:
-            return Gaussian(*h.chunk(2, dim=-1))
-        return self.latents(h.unflatten(-1, self.latent_shape))
+        return self.latents.of(at_least_float32(self.encoder(x)), self.latent_shape)
 
-    def prior(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def prior(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """``n`` draws of p(z): (n, D), or one-hot (n, D, K)."""
         noise = self.latents.noise(n, *self.latent_shape, generator=generator, device=self.device)
-        if self.latents is Gaussian:
-            return noise
-        return self.latents(torch.zeros_like(noise)).draw(noise)
+        return self.latents.draw_prior(noise)
 
-    def _decoder(self, z: Tensor, held_fixed: bool = False) -> Tensor:
+    def _decoder(self, z: Tensor, fixed: bool = False) -> Tensor:
         z = z.flatten(-2) if self.latents is Categorical else z
-        if not held_fixed:
-            return at_least_float32(self.decoder(z))
-        held = {k: p.detach() for k, p in self.decoder.named_parameters()}
-        return at_least_float32(functional_call(self.decoder, held, (z,)))
+        return at_least_float32(held_fixed(self.decoder, z) if fixed else self.decoder(z))
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean of p(x | z), clipped to [0, 1] where it is Gaussian: (..., D) or (..., D, K) to (..., 1, 28, 28)."""
@@ -267,7 +203,7 @@ class VAE(L.LightningModule):
 
     # Training: everything random in one draw, then functions of it.
 
-    def noise(self, batch, generator: torch.Generator | None = None, estimator: str | None = None) -> Noise:
+    def noise(self, batch, *, generator: torch.Generator | None = None, estimator: str | None = None) -> Noise:
         """All that one step draws, for ``estimator`` (the model's own if None).
 
         ``u`` binarises, (B, 1, 28, 28); ``z`` makes k latents of each image; then what the estimator needs besides.
@@ -277,8 +213,6 @@ class VAE(L.LightningModule):
         drawn = {"generator": generator, "device": x.device}
         latents = lambda n: self.latents.noise(n, len(x), *self.latent_shape, **drawn)  # noqa: E731
         noise = {"u": rand(*x.shape, **drawn)}
-        if self.hparams.objective == "iwae":
-            return noise | {"z": latents(k)}
         noise |= by_name.draw_noise(estimator, latents, k)
         if estimator == "wake_sleep":
             noise["dream_z"] = latents(1)[0]
@@ -291,33 +225,28 @@ class VAE(L.LightningModule):
 
     def negative_elbo(self, x: Tensor, noise: Noise, estimator: str) -> dict[str, Tensor]:
         """``loss`` = nll + beta kl, ``nll``, ``kl``, (B,) nats each, with the gradient of ``estimator``."""
-        q, parts = self.encode(x), {}
-        if estimator == "score_function+nvil":
-            parts["baseline"] = self.baseline_of(x)
-        elif estimator == "score_function+moving_average":
-            parts["baseline"] = self.moving_cost
-        elif estimator in ("rebar", "relax"):
-            parts["control"] = self._control(x, q, estimator)
-        elif estimator in ("gumbel_softmax", "straight_through"):
-            parts["tau"] = self.tau
-        f = lambda z: -self.log_px(x, z)  # noqa: E731
-        nll = by_name.surrogate(estimator, f, q, noise, self.hparams.beta, **parts).mean(0)
+        q, beta = self.encode(x), self.hparams.beta
+        # An estimator that did not train this model has no control variate but REBAR's with eta = 1.
+        learned = self.learned if estimator == self.estimator else FixedControl(self.hparams.temperature)
+        parts = learned.parts(x, q, lambda z: -self.log_px(x, z, held_fixed=True))
+        tau = self.tau if estimator in by_name.TEMPERED else 1.0
+        nll = by_name.surrogate(estimator, lambda z: -self.log_px(x, z), q, noise, beta, tau, **parts).mean(0)
         kl = q.kls().sum(-1)
         if estimator.endswith("+sampled_kl"):  # nll is nll + log q - log p: the closed form is for the eye alone
-            return {"loss": nll, "nll": (nll - self.hparams.beta * kl).detach(), "kl": kl.detach()}
-        return {"loss": nll + self.hparams.beta * kl, "nll": nll, "kl": kl}
+            loss, nll, kl = nll, (nll - beta * kl).detach(), kl.detach()
+        else:
+            loss = nll + beta * kl
+        return {"loss": loss, "nll": nll, "kl": kl}
 
     def negative_iwae(self, x: Tensor, noise: Noise, estimator: str) -> dict[str, Tensor]:
         """``loss`` = -L_k, (B,) nats, with the gradient of ``estimator``; ``nll`` and ``kl`` of the same draws."""
         q = self.encode(x)
         z = q.draw(noise["z"])
         z = z if estimator == "pathwise" else z.detach()
-        log_w = log_importance_weight(x, z, q, self.log_px)
-        bound = importance_weighted_bound(log_w)
+        log_w = importance.log_importance_weight(x, z, q, self.log_px)
+        bound = importance.importance_weighted_bound(log_w)
         if estimator != "pathwise":
-            baseline = multi_sample_baseline(log_w) if estimator.endswith("+loo") else torch.zeros_like(log_w)
-            score = (bound - baseline).detach() * q.log_probs(z).sum(-1)  # (k, B)
-            bound = with_gradient(bound, score.sum(0))
+            bound = multi_sample_surrogate(estimator, log_w, bound, q.log_probs(z).sum(-1))
         kl = q.kls().sum(-1).detach()
         nll = -(log_w + log_ratio(z, q)).mean(0).detach()
         return {"loss": -bound, "nll": nll, "kl": kl}
@@ -326,8 +255,7 @@ class VAE(L.LightningModule):
         """``loss`` = wake + sleep, ``wake``, ``sleep``: nats per example, (B,) each."""
         awake = wake(x, self.encode(x).draw(noise["z"]), self.log_px).mean(0)
         with torch.no_grad():
-            z = noise["dream_z"]
-            z = z if self.latents is Gaussian else self.latents(torch.zeros_like(z)).draw(z)
+            z = self.latents.draw_prior(noise["dream_z"])
             if self.hparams.likelihood == "bernoulli":
                 dream = binarise(self.decode(z), noise["dream_x"])
             else:
@@ -335,51 +263,31 @@ class VAE(L.LightningModule):
         asleep = sleep(dream, z, self.encode)
         return {"loss": awake + asleep, "wake": awake, "sleep": asleep}
 
-    def objective(self, x: Tensor, noise: Noise, estimator: str) -> dict[str, Tensor]:
-        """The terms of the objective for observed images ``x``: nats per example, (B,) each."""
+    def objective(self, estimator: str) -> Callable[[Tensor, Noise], dict[str, Tensor]]:
+        """What makes the terms of the objective, one of the three above, of observed images and noise."""
         if estimator == "wake_sleep":
-            return self.wake_and_sleep(x, noise)
-        if self.hparams.objective == "iwae":
-            return self.negative_iwae(x, noise, estimator)
-        return self.negative_elbo(x, noise, estimator)
+            return self.wake_and_sleep
+        bound = self.negative_iwae if self.hparams.objective == "iwae" else self.negative_elbo
+        return partial(bound, estimator=estimator)
 
-    def loss(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The named terms of the objective, means over the batch, nats per example; ``loss`` is what is optimised.
 
         A learned baseline or control variate adds its own loss to the gradient of ``loss``, not to its value.
         """
-        noise = self.noise(batch, generator)
+        noise = self.noise(batch, generator=generator)
         x = self.observe(batch[0], noise["u"])
-        each = self.objective(x, noise, self.estimator)
+        each = self.objective(self.estimator)(x, noise)
         terms = {name: term.mean() for name, term in each.items()}
-        if self.estimator == "score_function+nvil":
-            terms["baseline"] = (self.baseline_of(x) - each["nll"].detach()).square().mean()
-            terms["loss"] = with_gradient(terms["loss"], terms["baseline"])
-        elif self.estimator in ("rebar", "relax") and torch.is_grad_enabled():
-            with torch.no_grad():
-                q = self.encode(x)
-            f = self._fixed_nll(x)
-            control = self._control(x, q, self.estimator, learn=True)
-            terms["control"] = relax_variance(f, control, q, noise["z"], noise["v"]).mean()
-            terms["loss"] = with_gradient(terms["loss"], terms["control"])
+        fixed = lambda z: -self.log_px(x, z, held_fixed=True)  # noqa: E731
+        for name, term in self.learned.loss(x, noise, each, self.encode, fixed).items():
+            terms |= {name: term, "loss": with_gradient(terms["loss"], term)}
         return terms
 
-    def _fixed_nll(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda z: -self.log_px(x, z, held_fixed=True)
-
-    def baseline_of(self, x: Tensor) -> Tensor:
-        """C_psi(x), NVIL's learned baseline (003): what -log p(x | z) is on average for this image; (B,) nats."""
-        return COIN_FLIPS * at_least_float32(self.baseline(x)).squeeze(-1)
-
-    def _control(self, x: Tensor, q, estimator: str, learn: bool = False) -> Callable[[Tensor], Tensor]:
-        """The control variate of scores; learned where this estimator trains the model, else REBAR's with eta = 1."""
-        f = self._fixed_nll(x)
-        if estimator != self.estimator:
-            return lambda s: f(q.soften(s, self.hparams.temperature))
-        if learn:
-            return lambda s: self.control(f, q, s)
-        held = {name: p.detach() for name, p in self.control.named_parameters()}
-        return lambda s: functional_call(self.control, held, (f, q, s))
+    @property
+    def learned(self) -> Learned:
+        """What the estimator learns besides: a baseline, a control variate, or nothing."""
+        return next((module for module in self.children() if isinstance(module, Learned)), Learned())
 
     @property
     def tau(self) -> float:
@@ -393,24 +301,22 @@ class VAE(L.LightningModule):
     def _steps(self) -> float:
         return max(1, self.trainer.estimated_stepping_batches)  # infinite for max_epochs=-1
 
-    def bound(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def bound(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The terms that are validated: -ELBO, or -L_k, at hard draws of z, whatever estimates the gradient."""
         plain = "pathwise" if self.latents is Gaussian else "score_function"
-        noise = self.noise(batch, generator, plain)
-        terms = self.objective(self.observe(batch[0], noise["u"]), noise, plain)
+        noise = self.noise(batch, generator=generator, estimator=plain)
+        terms = self.objective(plain)(self.observe(batch[0], noise["u"]), noise)
         return {name: term.mean() for name, term in terms.items()}
 
     def training_step(self, batch, batch_idx):
         terms = self.loss(batch)
-        if self.estimator == "score_function+moving_average":
-            cost = self.all_gather(terms["nll"].detach()).mean()
-            # The first step sets it; then it forgets over a hundred.
-            self.moving_cost.copy_(torch.where(self.moving_cost == 0, cost, self.moving_cost.lerp(cost, 0.01)))
+        self.learned.after_step(terms, self.all_gather)
         self.log_dict({f"train/{k}": v for k, v in terms.items()}, prog_bar=True)
         return terms
 
     def validation_step(self, batch, batch_idx, stage="val"):
-        terms = self.bound(batch, chunk_generator(self.global_rank, batch_idx))  # the same noise in every epoch
+        generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
+        terms = self.bound(batch, generator=generator)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items()}, sync_dist=True, batch_size=len(batch[0]))
 
     def test_step(self, batch, batch_idx):
@@ -419,10 +325,7 @@ class VAE(L.LightningModule):
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
         steps = self._steps()
-        # A function, not CosineAnnealingLR, whose length comes back from a checkpoint: a finished run that is extended
-        # would climb the cosine again.
-        half_cosine = lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))  # noqa: E731
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, half_cosine)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: half_cosine(step, steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint):
@@ -430,26 +333,31 @@ class VAE(L.LightningModule):
 
     # What it is for.
 
+    log_likelihood_by = IMPORTANCE
+
     def forward(self, x: Tensor) -> Tensor:
         return self.reconstruct(x)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """The mean of p(x | z) at the most probable z of q(z | x): images in [0, 1], (B, 1, 28, 28)."""
+    def reconstruct(self, x: Tensor, *, y: Tensor | None = None) -> Tensor:
+        """The mean of p(x | z) at the most probable z of q(z | x): images in [0, 1], (B, 1, 28, 28); y is not used."""
         return self.decode(self.encode(x).mode())
 
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw ``n`` latents from the prior and return the means of p(x | z), in [0, 1], (n, 1, 28, 28)."""
-        return self.decode(self.prior(n, generator))
+        return self.decode(self.prior(n, generator=generator))
 
     @torch.no_grad()
-    def log_likelihood(self, x: Tensor, num_samples: int = 100, *, generator: torch.Generator | None = None) -> Tensor:
+    def log_likelihood(
+        self, x: Tensor, *, num_samples: int = 100, y: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Importance-weighted lower bound of log p(x), eq. 8 of Burda et al. 2015, tight as ``num_samples`` grows.
 
         Args:
             x: images in [0, 1], (B, 1, 28, 28); under the Bernoulli likelihood binarised here, once.
             num_samples: importance samples per image, at least 1.
+            y: labels, which a model of p(x) alone does not use.
 
         Returns:
             (B,): nats.
@@ -459,58 +367,13 @@ class VAE(L.LightningModule):
 
         def log_weight(n: int) -> Tensor:
             noise = self.latents.noise(n, len(x), *self.latent_shape, generator=generator, device=x.device)
-            return log_importance_weight(x, q.draw(noise), q, self.log_px)
+            return importance.log_importance_weight(x, q.draw(noise), q, self.log_px)
 
-        return importance_weighted_log_likelihood(log_weight, num_samples, len(x))
-
-    @torch.no_grad()
-    def traverse(self, x: Tensor, rows: int = 10, steps: int = 9) -> Tensor:
-        """Means of p(x | z) as one latent at a time is varied, the others at the most probable z of the first image.
-
-        Gaussian latents go from -3 to 3; binary ones from 0 to 1; categorical ones through their categories.
-
-        Args:
-            x: images in [0, 1], (B, 1, 28, 28); latents are ranked by their mean divergence from the prior over these.
-            rows: latents to vary, those of the largest divergence.
-            steps: values of each, for Gaussian latents.
-
-        Returns:
-            (rows, values, 1, 28, 28), rows at most D.
-        """
-        q = self.encode(x)
-        ranked = q.kls().mean(0).argsort(descending=True)[:rows]
-        if self.latents is Gaussian:
-            values = torch.linspace(-3, 3, steps, device=x.device)
-        else:
-            values = torch.tensor([0.0, 1.0], device=x.device)
-        if self.latents is Categorical:
-            values = torch.eye(self.latent_shape[1], device=x.device)
-        z = q.mode()[0].repeat(
-            len(ranked), len(values), *[1] * len(self.latent_shape)
-        )  # (rows, values, D) or (..., D, K)
-        for row, latent in enumerate(ranked):
-            z[row, :, latent] = values
-        return self.decode(z)
-
-    @torch.no_grad()
-    def manifold(self, side: int = 20) -> Tensor:
-        """Means of p(x | z) over the plane of two Gaussian latents, at quantiles of the prior (paper, fig. 4).
-
-        Returns:
-            (side^2, 1, 28, 28), row by row.
-
-        Raises:
-            UserError: unless the latents are two Gaussians.
-        """
-        if self.latents is not Gaussian or self.hparams.latent_dim != 2:
-            raise UserError(f"a manifold is drawn of 2 Gaussian latents; this model has {self.latent_shape}")
-        quantiles = (torch.arange(side, device=self.device) + 0.5) / side
-        z = math.sqrt(2) * torch.erfinv(2 * quantiles - 1)
-        return self.decode(torch.cartesian_prod(-z, z).flip(-1))
+        return importance.importance_weighted_log_likelihood(log_weight, num_samples, len(x))
 
     # How its gradient can be estimated.
 
-    def probe_batch(self, batch, generator: torch.Generator | None = None):
+    def probe_batch(self, batch, *, generator: torch.Generator | None = None):
         """``batch`` with its pixels binarised, so that what then varies between draws is Monte-Carlo noise alone."""
         x, *rest = batch
         return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)), *rest]
@@ -522,24 +385,15 @@ class VAE(L.LightningModule):
         Rao-Blackwellised one decodes once per latent, and is there for up to 32. Beside wake-sleep, whose gradient is
         that of two objectives, stand the estimators of the ELBO's.
         """
+        h = self.hparams
         params = {k: p for k, p in self.named_parameters() if not k.startswith(("baseline.", "control."))}
-        objective = "elbo" if self.hparams.objective == "wake_sleep" else self.hparams.objective
-        names = [self.estimator, *ESTIMATORS[objective, self.hparams.latent]]
-        left_out = {*LEARNED}
-        if self.hparams.latent_dim > MOST_FLIPS:
-            left_out.add("score_function+rao_blackwell")
-        if objective == "iwae" and self.hparams.num_samples == 1:
-            left_out.add("score_function+loo")
+        names = [self.estimator, *by_name.measurable(h.objective, h.latent, h.latent_dim, h.num_samples)]
 
         def estimator(name: str) -> GradientEstimator:
-            def surrogate(params: Params, batch, noise: Noise) -> Tensor:
-                def loss() -> Tensor:
-                    return self.objective(self.observe(batch[0], noise["u"]), noise, name)["loss"].mean()
+            def loss(batch, noise: Noise) -> Tensor:
+                return self.objective(name)(self.observe(batch[0], noise["u"]), noise)["loss"].mean()
 
-                return call_with(self, params, loss)
+            noise, several = partial(self.noise, estimator=name), name.endswith(by_name.SEVERAL)
+            return GradientEstimator.of(self, name, params, noise, loss, batched=not several)
 
-            several = name.endswith(("+optimal", "+rao_blackwell"))  # decodings in one draw, a batch in themselves
-            noise = lambda batch, g: self.noise(batch, g, name)  # noqa: E731
-            return GradientEstimator(name, params, noise, surrogate, batched=not several)
-
-        return {name: estimator(name) for name in names if name == self.estimator or name not in left_out}
+        return {name: estimator(name) for name in names}

@@ -42,8 +42,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_positive, check_share, check_whole
-from zoo.estimators import GradientEstimator, Noise, Params, call_with
+from zoo.estimators import GradientEstimator, Noise
 from zoo.functional.densities import at_least_float32
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.adversarial import centre, check_networks, make_discriminator, make_generator, uncentre
@@ -76,6 +77,7 @@ def gradient_penalty(norms: Tensor) -> Tensor:
     return (norms - 1).square()
 
 
+@accepts_old_form("noise", "critic_loss", "generator_loss")
 class WGAN(L.LightningModule):
     """The model, its training and its uses.
 
@@ -129,7 +131,7 @@ class WGAN(L.LightningModule):
 
     # The two players.
 
-    def noise(self, batch, generator: torch.Generator | None = None) -> Noise:
+    def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
         """``z`` (B, z_dim), standard normal, and ``u`` (B,), uniform."""
         B, drawn = len(batch[0]), {"generator": generator, "device": batch[0].device}
         return {"z": randn(B, self.hparams.z_dim, **drawn), "u": rand(B, **drawn)}
@@ -160,13 +162,13 @@ class WGAN(L.LightningModule):
         """``loss`` = -mean f(G(z))."""
         return {"loss": -self.f(self.generator(noise["z"])).mean()}
 
-    def critic_loss(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def critic_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The terms of the critic, whose ``loss`` it descends, with noise of their own."""
-        return self.critic_terms(batch[0], self.noise(batch, generator))
+        return self.critic_terms(batch[0], self.noise(batch, generator=generator))
 
-    def generator_loss(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def generator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The terms of the generator, whose ``loss`` it descends; of the batch only its size counts."""
-        return self.generator_terms(self.noise(batch, generator))
+        return self.generator_terms(self.noise(batch, generator=generator))
 
     # Training, by hand.
 
@@ -206,9 +208,9 @@ class WGAN(L.LightningModule):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
         how = {"sync_dist": True, "batch_size": len(batch[0])}
         with torch.inference_mode(False), torch.no_grad():  # the norm of a gradient is measured, too
-            terms = self.critic_terms(batch[0].clone(), self.noise(batch, generator), measure=True)
+            terms = self.critic_terms(batch[0].clone(), self.noise(batch, generator=generator), measure=True)
         self._log(stage, "critic", terms, **how)
-        self._log(stage, "generator", self.generator_loss(batch, generator), **how)
+        self._log(stage, "generator", self.generator_loss(batch, generator=generator), **how)
 
     def test_step(self, batch, batch_idx):
         self.validation_step(batch, batch_idx, stage="test")
@@ -235,15 +237,14 @@ class WGAN(L.LightningModule):
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
         """``generator``: of -E f(G(z)) by the generator's parameters, over z; ``critic``: of the critic's loss, penalty
         included, by its own. One draw is of as many z as the batch has examples."""
-        named = dict(self.named_parameters())
 
         def estimator(name: str, terms: Callable) -> GradientEstimator:
-            def surrogate(params: Params, batch, noise: Noise) -> Tensor:
-                return call_with(self, params, lambda: terms(batch[0], noise)["loss"])
+            def loss(batch, noise: Noise) -> Tensor:
+                return terms(batch[0], noise)["loss"]
 
-            own = {k: p for k, p in named.items() if k.startswith(f"{name}.")}
+            own = {k: p for k, p in self.named_parameters() if k.startswith(f"{name}.")}
             # Batch normalisation has no batched form in torch.
-            return GradientEstimator(name, own, self.noise, surrogate, batched=False)
+            return GradientEstimator.of(self, name, own, self.noise, loss, batched=False)
 
         return {
             "generator": estimator("generator", lambda x, noise: self.generator_terms(noise)),

@@ -151,7 +151,9 @@ class ScoreChains(Protocol):
 
 @runtime_checkable
 class Words(Protocol):
-    """Knows words by vectors, and predicts words where it has ``predicts``."""
+    """Knows words by vectors, and predicts words where ``predicts`` says so."""
+
+    words: list[str]
 
     @property
     def predicts(self) -> bool: ...
@@ -189,6 +191,21 @@ class TextData(Protocol):
     """Data that are text: a corpus, once they are set up."""
 
     corpus: Any
+
+
+@runtime_checkable
+class NamedData(Protocol):
+    """Data that say which data set is used."""
+
+    used: str | None
+
+
+@runtime_checkable
+class CountedData(Protocol):
+    """Data that are counted in a unit of their own, and how much of it a row of training stands for."""
+
+    @property
+    def unit(self) -> tuple[str, float]: ...
 
 
 @runtime_checkable

@@ -30,7 +30,7 @@ def as_labels(labels: Labels, n: int, num_classes: int, device: torch.device) ->
         if isinstance(listed, str) or not isinstance(listed, Sequence):
             raise UserError(f"{rule}, one for all or a list or tensor of one for each, got {labels!r}")
         for label in listed:
-            if not isinstance(label, Integral) or isinstance(label, bool) or not 0 <= label < num_classes:
+            if not isinstance(label, Integral) or isinstance(label, bool) or not 0 <= int(label) < num_classes:
                 raise UserError(f"{rule}, got {label!r}")
         values = torch.tensor(listed, dtype=torch.long, device=device)
     if values.shape != (n,):

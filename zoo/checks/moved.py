@@ -56,14 +56,12 @@ class MovedModules:
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        return ModuleSpec(name, MovedModules) if name in MOVED else None
+        return ModuleSpec(name, MovedModules()) if name in MOVED else None  # type: ignore[arg-type]
 
-    @staticmethod
-    def create_module(spec: ModuleSpec) -> None:
+    def create_module(self, spec: ModuleSpec) -> None:
         return None
 
-    @staticmethod
-    def exec_module(module: ModuleType) -> None:
+    def exec_module(self, module: ModuleType) -> None:
         name = module.__name__
         warnings.warn(f"{name} is {MOVED[name]} now", DeprecationWarning, stacklevel=2)
         sys.modules[name] = import_module(MOVED[name])  # one module under both names, not two

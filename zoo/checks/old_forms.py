@@ -4,6 +4,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -36,8 +37,13 @@ def old_form(function: Callable, renamed: Mapping[str, str] = MappingProxyType({
             kwargs[new] = kwargs.pop(old)
         return function(*args, **kwargs)
 
-    call.renamed = renamed
+    vars(call)["renamed"] = renamed
     return call
+
+
+def earlier_names(function: Callable) -> Mapping[str, str]:
+    """The names that arguments of ``function`` had in an earlier version, and those of today."""
+    return getattr(function, "renamed", {})
 
 
 def accepts_old_form(*methods: str, **renamed: str) -> Callable[[type[C]], type[C]]:
@@ -46,6 +52,24 @@ def accepts_old_form(*methods: str, **renamed: str) -> Callable[[type[C]], type[
     def decorate(cls: type[C]) -> type[C]:
         for name in {*methods, *(["sample"] if renamed else [])}:
             setattr(cls, name, old_form(vars(cls)[name], renamed if name == "sample" else {}))
+        return cls
+
+    return decorate
+
+
+def leads_on(**names: str) -> Callable[[type[C]], type[C]]:
+    """Decorate a class whose attributes ``names`` have moved to other places of an instance, ``old="part.new"``."""
+
+    def leading(old: str, new: str) -> property:
+        def find(self: object) -> object:
+            warnings.warn(f"{type(self).__name__}.{old} is .{new} now", DeprecationWarning, stacklevel=2)
+            return attrgetter(new)(self)
+
+        return property(find)
+
+    def decorate(cls: type[C]) -> type[C]:
+        for old, new in names.items():
+            setattr(cls, old, leading(old, new))
         return cls
 
     return decorate

@@ -30,6 +30,12 @@ def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
         raise UserError(f"{key} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
 
 
+def check_flag(key: str, value: object) -> None:
+    """Refuse what is neither true nor false."""
+    if not isinstance(value, bool):
+        raise UserError(f"{key} must be true or false, got {value!r}")
+
+
 def check_widths(key: str, value: object, example: Sequence[int]) -> None:
     """Refuse what is no list of whole numbers of at least 1, one per layer."""
     whole = isinstance(value, list | tuple) and all(type(n) is int and n >= 1 for n in value)
@@ -60,5 +66,5 @@ def check_schedule(key: str, schedule: object, check_value: Callable[[str, objec
 def check_share(key: str, value: object) -> None:
     """Refuse what is no number of at least 0 and below 1."""
     check_not_negative(key, value)
-    if value >= 1:
+    if isinstance(value, int | float) and value >= 1:
         raise UserError(f"{key} must be below 1, got {value!r}")

@@ -3,14 +3,26 @@
     pathwise.py         z a differentiable function of noise: re-parameterisation, antithetic pairs, other families
     score_function.py   f(z) grad log q(z): REINFORCE, its baselines, its Rao-Blackwellised form
     relaxed.py          discrete z through continuous ones: Gumbel-softmax, straight-through, REBAR, RELAX
+    learned.py          what they learn besides: NVIL's baseline, a moving average, REBAR's and RELAX's control variate
     by_name.py          all of these by the names that users write
     moments.py          variance, signal-to-noise ratio and cost of any of them
+    figures.py          what was measured over a run, as a table and as a figure
 
 Each is a function that returns a *surrogate*: its value is the cost f(z) itself, its gradient is one draw of the
 estimator. So what is logged as a loss means what it says, whatever trains the model.
 """
 
 from zoo.estimators import by_name
+from zoo.estimators.learned import (
+    ControlVariate,
+    FixedControl,
+    Learned,
+    LearnedBaseline,
+    MovingAverage,
+    earlier_keys,
+    held_fixed,
+    learned_by,
+)
 from zoo.estimators.moments import (
     Comparison,
     GradientEstimator,
@@ -26,11 +38,12 @@ from zoo.estimators.moments import (
     split_variance,
 )
 from zoo.estimators.pathwise import antithetic, rsample
-from zoo.estimators.relaxed import ControlVariate, gumbel_softmax, relax, relax_variance, straight_through
+from zoo.estimators.relaxed import gumbel_softmax, relax, relax_variance, straight_through
 from zoo.estimators.score_function import (
     leave_one_out,
     local_expectation,
     multi_sample_baseline,
+    multi_sample_surrogate,
     optimal_baseline,
     score_function,
     with_gradient,
@@ -39,8 +52,12 @@ from zoo.estimators.score_function import (
 __all__ = [
     "Comparison",
     "ControlVariate",
+    "FixedControl",
     "GradientEstimator",
     "GradientMoments",
+    "Learned",
+    "LearnedBaseline",
+    "MovingAverage",
     "Noise",
     "Params",
     "Split",
@@ -49,12 +66,16 @@ __all__ = [
     "call_with",
     "chunk_size",
     "compare",
+    "earlier_keys",
     "gradient_moments",
     "gradients",
     "gumbel_softmax",
+    "held_fixed",
+    "learned_by",
     "leave_one_out",
     "local_expectation",
     "multi_sample_baseline",
+    "multi_sample_surrogate",
     "optimal_baseline",
     "relax",
     "relax_variance",

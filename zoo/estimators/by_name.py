@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from zoo.checks.errors import UserError
 from zoo.estimators.moments import Noise
 from zoo.estimators.pathwise import antithetic
 from zoo.estimators.relaxed import gumbel_softmax, relax, straight_through
@@ -17,6 +18,7 @@ from zoo.estimators.score_function import (
     score_function,
     with_gradient,
 )
+from zoo.functional.latents import log_ratio
 
 SCORE_FUNCTION = (
     "score_function+nvil",
@@ -27,22 +29,66 @@ SCORE_FUNCTION = (
     "score_function",
 )
 PATHWISE = ("pathwise", "pathwise+antithetic", "pathwise+sampled_kl")
-RELAXED = ("gumbel_softmax", "straight_through", "rebar", "relax")
+TEMPERED = ("gumbel_softmax", "straight_through")  # at a temperature that is given
+RELAXED = (*TEMPERED, "rebar", "relax")
+MULTI_SAMPLE = ("score_function+loo", "score_function")
 
-# What each family of latents has; the first is the usual choice.
+# What can train each family of latents, by objective; the first is what ``auto`` means.
 ESTIMATORS = {
-    "gaussian": (*PATHWISE, *SCORE_FUNCTION),
-    "bernoulli": (*SCORE_FUNCTION, *RELAXED, "score_function+rao_blackwell"),
-    "categorical": (*SCORE_FUNCTION, *RELAXED),
+    ("elbo", "gaussian"): (*PATHWISE, *SCORE_FUNCTION),
+    ("elbo", "bernoulli"): (*SCORE_FUNCTION, *RELAXED, "score_function+rao_blackwell"),
+    ("elbo", "categorical"): (*SCORE_FUNCTION, *RELAXED),
+    ("iwae", "gaussian"): ("pathwise", *MULTI_SAMPLE),
+    ("iwae", "bernoulli"): MULTI_SAMPLE,
+    ("iwae", "categorical"): MULTI_SAMPLE,
 }
+LEARNED = ("score_function+nvil", "score_function+moving_average", "relax")  # of use only to the model they trained
+MOST_FLIPS = 32  # latents up to which the Rao-Blackwellised estimator, one decoding for each, is measured
+SEVERAL = ("+optimal", "+rao_blackwell")  # decodings in one draw, a batch in themselves
 HELD_OUT = 8  # draws from which the optimal baseline is estimated
+
+
+def chosen(objective: str, latent: str, estimator: str, num_samples: int) -> str:
+    """The name of the estimator that ``estimator``, which may be ``auto``, stands for.
+
+    Raises:
+        UserError: if the objective has no such estimator for these latents, or it needs more draws of z.
+    """
+    if objective == "wake_sleep":
+        if estimator != "auto":
+            raise UserError(f"objective=wake_sleep has gradients of its own: leave out estimator={estimator}")
+        return objective
+    names = ESTIMATORS[objective, latent]
+    if estimator not in ("auto", *names):
+        raise UserError(
+            f"estimator must be one of auto, {', '.join(names)} for latent={latent} and objective={objective}, "
+            f"got {estimator!r}"
+        )
+    name = names[0] if estimator == "auto" else estimator
+    if objective == "iwae" and num_samples == 1 and name.endswith("+loo"):
+        raise UserError(
+            "the leave-one-out baseline needs num_samples of at least 2, got 1; or take estimator=score_function"
+        )
+    return name
+
+
+def measurable(objective: str, latent: str, latent_dim: int, num_samples: int) -> list[str]:
+    """Names of the estimators that can be measured whatever trained the model: none needs what it would have learned,
+    nor a decoding for each of many latents, nor more draws of z than there are. Of wake-sleep they are the ELBO's."""
+    objective = "elbo" if objective == "wake_sleep" else objective
+    left_out = {*LEARNED}
+    if latent_dim > MOST_FLIPS:
+        left_out.add("score_function+rao_blackwell")
+    if objective == "iwae" and num_samples == 1:
+        left_out.add("score_function+loo")
+    return [name for name in ESTIMATORS[objective, latent] if name not in left_out]
 
 
 def draw_noise(name: str, draw: Callable[[int], Tensor], k: int) -> Noise:
     """All that one estimate with ``k`` latents of each example draws; ``draw(n)`` is noise for n of them, (n, B, ...).
 
     ``z`` makes the latents: for the antithetic variant that of half of them, k rounded up to an even number; at least
-    two for the leave-one-out baseline. ``v`` makes scores anew given z, ``held_out`` the optimal baseline's draws.
+    two for the leave-one-out baseline. ``v`` perturbs the logits again given z; ``held_out`` is the optimal baseline's.
     """
     if name == "pathwise+antithetic":
         k = (k + 1) // 2
@@ -54,11 +100,6 @@ def draw_noise(name: str, draw: Callable[[int], Tensor], k: int) -> Noise:
     elif name == "score_function+optimal":
         noise["held_out"] = draw(HELD_OUT)
     return noise
-
-
-def log_ratio(z: Tensor, q) -> Tensor:
-    """log q(z) - log p(z), one draw of KL(q || p); z (k, B, ...) to (k, B) nats."""
-    return q.log_probs(z).sum(-1) - q.log_prior(z)
 
 
 def surrogate(
@@ -74,14 +115,14 @@ def surrogate(
     """The cost of draws of z, (k, B), with a gradient that estimates that of its expectation under q.
 
     Args:
-        name: one of ``ESTIMATORS``.
+        name: one of the ELBO's ``ESTIMATORS``.
         f: z -> cost, (k, B, ...) to (k, B).
         q: B posteriors.
         noise: as :func:`draw_noise` makes it.
         beta: weight of the sampled divergence.
         tau: temperature of ``gumbel_softmax`` and ``straight_through``.
         baseline: of ``+nvil`` and ``+moving_average``, broadcastable to (k, B).
-        control: scores -> (k, B), the control variate of ``rebar`` and ``relax``.
+        control: perturbed logits -> (k, B), the control variate of ``rebar`` and ``relax``.
     """
     if name.startswith("pathwise"):
         z = q.draw(antithetic(noise["z"]) if name == "pathwise+antithetic" else noise["z"])

@@ -121,8 +121,8 @@ class GradientMoments:
                 before = part - mean_part  # in float64, as mean is
                 mean_part.add_(before, alpha=1 / self.n)
                 added += before.dot(before)  # (g - mean before)'(g - mean after) = |g - mean before|^2 (n - 1) / n
-            added = added.item() * (self.n - 1) / self.n
-            self.squared_deviation[name] = self.squared_deviation.get(name, 0.0) + added
+            deviation = added.item() * (self.n - 1) / self.n
+            self.squared_deviation[name] = self.squared_deviation.get(name, 0.0) + deviation
 
     def merge(self, total: Callable[[Tensor], Tensor], like: Params) -> None:
         """Take in the moments of the other processes, exactly, in place; every process then has those of all draws.

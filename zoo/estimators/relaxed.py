@@ -1,7 +1,7 @@
 """Gradients of discrete latents by way of continuous ones.
 
-With s the scores (zoo/functional/latents.py), H the threshold and z = H(s), sigma_tau the soft threshold at temperature
-tau:
+With s the perturbed logits (zoo/functional/latents.py), H the threshold and z = H(s), sigma_tau the soft threshold at
+temperature tau:
 
     gumbel_softmax     grad f(sigma_tau(s))                                  biased; Maddison et al., Jang et al. 2017
     straight_through   f at H(s), its derivative by z passed to sigma_tau(s) biased; Jang et al. 2017, sec. 2.2
@@ -14,10 +14,9 @@ network to it. Whatever c is, the estimator is unbiased, so its parameters are f
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.estimators.score_function import score_function, with_gradient
-from zoo.nets.layers import mlp
 
 
 def gumbel_softmax(f: Callable[[Tensor], Tensor], q, u: Tensor, tau: Tensor | float) -> Tensor:
@@ -32,12 +31,12 @@ def gumbel_softmax(f: Callable[[Tensor], Tensor], q, u: Tensor, tau: Tensor | fl
     Returns:
         (k, B).
     """
-    return f(q.soften(q.scores(u), tau))
+    return f(q.soften(q.perturb(u), tau))
 
 
 def straight_through(f: Callable[[Tensor], Tensor], q, u: Tensor, tau: Tensor | float) -> Tensor:
     """The cost of hard latents with the gradient of soft ones; arguments as in :func:`gumbel_softmax`."""
-    s = q.scores(u)
+    s = q.perturb(u)
     return f(with_gradient(q.harden(s).detach(), q.soften(s, tau)))
 
 
@@ -46,16 +45,16 @@ def relax(f: Callable[[Tensor], Tensor], control: Callable[[Tensor], Tensor], q,
 
     Args:
         f: z -> cost, (k, B, ...) to (k, B).
-        control: c, scores -> (k, B); holds fixed whatever else f depends on, which gets its gradient from f(z) alone.
+        control: c, s -> (k, B); holds fixed whatever else f depends on, which gets its gradient from f(z) alone.
         q: a Bernoulli or Categorical.
         u, v: uniform noise for s and for s~, the shape of the latents.
 
     Returns:
         (k, B): the cost at the hard latents.
     """
-    s = q.scores(u)
+    s = q.perturb(u)
     z = q.harden(s).detach()
-    cost, conditional = f(z), control(q.scores_given(z, v))
+    cost, conditional = f(z), control(q.perturb_given(z, v))
     return with_gradient(score_function(cost, q.log_probs(z).sum(-1), baseline=conditional), control(s) - conditional)
 
 
@@ -72,33 +71,12 @@ def relax_variance(
     """
     logits = q.logits.detach().expand_as(u).clone().requires_grad_()  # each draw's own, to have its gradient apart
     q = type(q)(logits)
-    s = q.scores(u)
+    s = q.perturb(u)
     z = q.harden(s).detach()
-    conditional = control(q.scores_given(z, v))
+    conditional = control(q.perturb_given(z, v))
     (through_control,) = torch.autograd.grad((control(s) - conditional).sum(), logits, create_graph=True)
     g = unsqueeze_to(f(z).detach() - conditional, z) * q.score(z).detach() + through_control
     return g.square().flatten(conditional.dim()).sum(-1)
-
-
-class ControlVariate(nn.Module):
-    """c(s) = eta f(sigma_tau(s)) for REBAR, and + r(sigma_tau(s)) with a network r for RELAX; eta, tau, r are learned.
-
-    Args:
-        tau: the temperature to begin with.
-        features: D, or D K: width of r's input; None for REBAR.
-    """
-
-    def __init__(self, tau: float, features: int | None = None):
-        super().__init__()
-        self.eta = nn.Parameter(torch.tensor(1.0))
-        self.log_tau = nn.Parameter(torch.tensor(tau).log())
-        self.r = mlp([features, 128, 1], nn.Tanh) if features else None
-
-    def forward(self, f: Callable[[Tensor], Tensor], q, s: Tensor) -> Tensor:
-        """c(s), (k, B), for scores (k, B, ...)."""
-        soft = q.soften(s, self.log_tau.exp())
-        c = self.eta * f(soft)
-        return c if self.r is None else c + self.r(soft.flatten(c.dim())).squeeze(-1)
 
 
 def unsqueeze_to(t: Tensor, like: Tensor) -> Tensor:

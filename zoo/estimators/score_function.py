@@ -66,6 +66,19 @@ def multi_sample_baseline(log_w: Tensor) -> Tensor:
     return filled.logsumexp(1) - math.log(k)  # filled is (k left out, k, B)
 
 
+def multi_sample_surrogate(name: str, log_w: Tensor, bound: Tensor, log_q: Tensor) -> Tensor:
+    """The bound with the score function's estimate of its gradient, at draws of z that are held fixed; (B,) nats.
+
+    Args:
+        name: ``score_function+loo``, with the baseline above, or ``score_function``, without one.
+        log_w: log importance weights, (k, B).
+        bound: log 1/k sum_i w_i, (B,).
+        log_q: log q(z | x) of the draws, (k, B).
+    """
+    baseline = multi_sample_baseline(log_w) if name.endswith("+loo") else torch.zeros_like(log_w)
+    return with_gradient(bound, ((bound - baseline).detach() * log_q).sum(0))
+
+
 def optimal_baseline(cost: Tensor, score_square: Tensor) -> Tensor:
     """003's regression coefficient beta* = Cov(f s, s) / Var(s) = E[f s^2] / E[s^2], for the score s of each latent.
 

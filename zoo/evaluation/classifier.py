@@ -20,10 +20,13 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
 
 from zoo.checks.errors import UserError
+from zoo.checks.old_forms import accepts_old_form
 from zoo.estimators import Noise
 from zoo.functional.noise import rand
+from zoo.training.schedules import half_cosine
 
 
 def random_affine(u: Tensor, shift: float, rotate: float, scale: float, shear: float) -> Tensor:
@@ -51,6 +54,7 @@ def move(x: Tensor, theta: Tensor) -> Tensor:
     return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
 
 
+@accepts_old_form("noise", "loss")
 class Classifier(L.LightningModule):
     """The network, its training and its uses.
 
@@ -122,6 +126,7 @@ class Classifier(L.LightningModule):
             nn.ReLU(),
         ).to(memory_format=torch.channels_last)  # half as fast again on a CPU
         self.head = nn.Linear(num_features, num_classes)
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     # What it is for.
 
@@ -140,15 +145,17 @@ class Classifier(L.LightningModule):
 
     # Training.
 
-    def noise(self, batch, generator: torch.Generator | None = None) -> Noise:
+    def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
         """``u`` (B, 5), from which the images are moved."""
         return {"u": rand(len(batch[0]), 5, generator=generator, device=batch[0].device)}
 
-    def loss(self, batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """``loss``: cross-entropy on moved images and smoothed labels, nats per example, and ``accuracy`` on those."""
         x, y = batch
         h = self.hparams
-        logits = self(move(x, random_affine(self.noise(batch, generator)["u"], h.shift, h.rotate, h.scale, h.shear)))
+        logits = self(
+            move(x, random_affine(self.noise(batch, generator=generator)["u"], h.shift, h.rotate, h.scale, h.shear))
+        )
         loss = F.cross_entropy(logits, y, label_smoothing=h.label_smoothing)
         return {"loss": loss, "accuracy": (logits.argmax(-1) == y).float().mean()}
 
@@ -160,8 +167,11 @@ class Classifier(L.LightningModule):
     def validation_step(self, batch, batch_idx, stage="val"):
         x, y = batch
         logits = self(x)
-        terms = {"loss": F.cross_entropy(logits, y), "accuracy": (logits.argmax(-1) == y).float().mean()}
-        self.log_dict({f"{stage}/{k}": v for k, v in terms.items()}, sync_dist=True, batch_size=len(x))
+        if batch_idx == 0:
+            self.accuracy.reset()  # of what an interrupted evaluation left
+        self.accuracy.update(logits, y)
+        self.log(f"{stage}/loss", F.cross_entropy(logits, y), sync_dist=True, batch_size=len(x))
+        self.log(f"{stage}/accuracy", self.accuracy)  # Lightning computes it over all batches and processes
 
     def test_step(self, batch, batch_idx):
         self.validation_step(batch, batch_idx, stage="test")
@@ -169,8 +179,10 @@ class Classifier(L.LightningModule):
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
         steps = max(1, self.trainer.estimated_stepping_batches)  # infinite for max_epochs=-1
-        half_cosine = lambda t: 0.5 * (1 + math.cos(math.pi * min(1.0, t)))  # noqa: E731
-        rise_and_fall = lambda step: min((step + 1) / (0.2 * steps), half_cosine(max(0.0, step / steps - 0.2) / 0.8))  # noqa: E731
+
+        def rise_and_fall(step: int) -> float:
+            return min((step + 1) / (0.2 * steps), half_cosine(max(0.0, step / steps - 0.2), 0.8))
+
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rise_and_fall)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -5,7 +5,6 @@ where mean and variance are known and stand beside what is measured.
 """
 
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from tqdm.auto import tqdm
 
+from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.estimators import Comparison, compare, optimal_baseline, score_function
 from zoo.functional.noise import chunk_generator
@@ -50,7 +50,7 @@ def compare_model(
         UserError: for a model without estimators, a name it does not have, or fewer than two draws.
     """
     kind = type(model).__name__
-    if not callable(getattr(model, "gradient_estimators", None)):
+    if not isinstance(model, capabilities.GradientEstimators):
         raise UserError(f"{kind} has no method gradient_estimators(), so there is nothing to compare")
     known = model.gradient_estimators()
     if unknown := [name for name in names or [] if name not in known]:
@@ -59,8 +59,8 @@ def compare_model(
         raise UserError(f"name each estimator once, got {', '.join(names)}")
     if draws < 2:
         raise UserError(f"a variance needs at least two draws, got {draws}")
-    if hasattr(model, "probe_batch"):
-        batch = model.probe_batch(batch, chunk_generator(seed, -1))
+    if isinstance(model, capabilities.ProbeBatch):
+        batch = model.probe_batch(batch, generator=chunk_generator(seed, -1))
     chosen = [known[name] for name in names or known]
     # Two players have gradients of their own parameters each, which do not compare with the other's.
     players: dict[frozenset[str], list] = {}
@@ -234,11 +234,3 @@ def toy_figure(results: list[Toy]) -> Figure:
         axes.legend(fontsize="small")
         axes.grid(alpha=0.3)
     return picture
-
-
-def save(picture: Figure, path: Path) -> None:
-    """Write a figure as PNG; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    picture.savefig(part, dpi=120, format="png")
-    part.replace(path)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 import zoo
+from zoo.checks import capabilities
+from zoo.datamodules import Toy
 from zoo.functional.noise import chunk_generator
 from zoo.sampling.chunks import sample_chunks
 
@@ -73,7 +75,7 @@ def judged_samples(
         model: anything with ``sample(n, *, generator)``; put it in eval mode first.
         real: features of real images by the same judge, (N, F).
         judge: the classifier, in eval mode.
-        n: samples, drawn in the chunks of zoo/sampling.py.
+        n: samples, drawn in the chunks of zoo/sampling/chunks.py.
         seed: of the noise.
         conditions: of the samples, by name.
         progress: show a bar.
@@ -139,7 +141,7 @@ class Yardstick:
 
     def __init__(self, data, split: str = "val"):
         real = data.splits[split].images.cpu()
-        if hasattr(data, "distribution") and hasattr(data.distribution, "kl"):
+        if isinstance(data, Toy) and isinstance(data.distribution, capabilities.Enumerable):
             self.name = "kl"
             self.measure = lambda model, _: data.distribution.kl(lambda v: model.log_likelihood(v.to(model.device)))
         elif real.shape[1:] == (2,):

@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 import zoo
+from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 
 IMAGES_AT_ONCE = 1000
@@ -32,7 +33,7 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             UserError: for a model without ``transform``, or images that it does not take.
         """
         self.model_ = zoo.load(self.source) if isinstance(self.source, str | Path) else self.source.eval()
-        if not callable(getattr(self.model_, "transform", None)):
+        if not isinstance(self.model_, capabilities.Features):
             raise UserError(f"{type(self.model_).__name__} has no method transform(x), so it has no features to give")
         X = np.asarray(X)
         self.n_features_in_ = X[0].size

@@ -43,7 +43,7 @@ def measure_field(model, distribution, n: int = 10_000, samples: int = 5_000) ->
         samples: of the model, without the last level's denoising.
     """
     q = target(model, distribution)
-    x, _ = q.sample(n, chunk_generator(1, 0))
+    x, _ = q.sample(n, generator=chunk_generator(1, 0))
     log_q = q.log_density(x)
     bulk = x[log_q >= log_q.quantile(1 - BULK)]
     gap = learned_score(model, bulk) - q.score(bulk)
@@ -55,7 +55,7 @@ def measure_field(model, distribution, n: int = 10_000, samples: int = 5_000) ->
 def figure(model, distribution, arrows: int = 24) -> Figure:
     """The learned field in red over the true one in black, on the density's contours."""
     q = target(model, distribution)
-    x, _ = q.sample(2_000, chunk_generator(1, 0))
+    x, _ = q.sample(2_000, generator=chunk_generator(1, 0))
     half = 1.15 * float(x.abs().max())
     side = torch.linspace(-half, half, 120, dtype=torch.float64)
     plane = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1)

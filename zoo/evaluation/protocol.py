@@ -1,17 +1,18 @@
 """What turns a trained model into a published number."""
 
-import inspect
 import json
 import math
 import sys
 from typing import NamedTuple
 
+import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import zoo
+from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
 from zoo.datamodules import DISTRIBUTIONS, Toy
@@ -24,10 +25,13 @@ from zoo.evaluation.distances import (
     judged_samples,
     modes,
 )
+from zoo.evaluation.features import Features
+from zoo.evaluation.fields import measure_field
 from zoo.evaluation.words import measure_words
 from zoo.functional.clusters import clustering_scores
 from zoo.functional.noise import chunk_generator
 from zoo.sampling.chunks import CHUNK, check_conditions, sample_chunks, try_conditions
+from zoo.training.trainer import quiet_lightning
 
 IMAGES_AT_ONCE = 100
 BOUND_AT_ONCE = 5
@@ -50,11 +54,9 @@ def clustering_of_everything(model, data) -> dict[str, float]:
     return clustering_scores(table)
 
 
-def log_likelihood(model, batch, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+def log_likelihood(model, batch, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
     """``model.log_likelihood`` of the images of a batch, given their labels where the model wants them; (B,) nats."""
-    x, y = batch[0], batch[1]
-    given = {"y": y} if "y" in inspect.signature(model.log_likelihood).parameters else {}
-    return model.log_likelihood(x, num_samples=num_samples, generator=generator, **given)
+    return model.log_likelihood(batch[0], y=batch[1], num_samples=num_samples, generator=generator)
 
 
 @torch.no_grad()
@@ -76,7 +78,8 @@ def log_likelihood_by_hundreds(
     means = []
     for i, (x, y) in enumerate(tqdm(hundreds, desc="log likelihood", disable=None if progress else True)):
         batch = [x[:, None].to(model.device).float() / 255, y.to(model.device).long()]
-        means.append(log_likelihood(model, batch, num_samples, chunk_generator(0, i)).double().mean().item())
+        found = log_likelihood(model, batch, num_samples, generator=chunk_generator(0, i))
+        means.append(found.double().mean().item())
     return means
 
 
@@ -107,7 +110,7 @@ def check_protocol(protocol: Protocol, model, data: str) -> None:
     check_whole("images of the bound", protocol.bound_images, least=0)
     if protocol.importance_samples:
         check_importance_weighted(model)
-    if protocol.bound_images and not hasattr(model, "bound_terms"):
+    if protocol.bound_images and not isinstance(model, capabilities.BoundTerms):
         raise UserError(f"{name} has no bound of many terms: that is a diffusion's")
     if protocol.bound_images % BOUND_AT_ONCE:
         raise UserError(f"the bound is taken of {BOUND_AT_ONCE} images at a time, got {protocol.bound_images}")
@@ -126,7 +129,7 @@ def check_protocol(protocol: Protocol, model, data: str) -> None:
 
 def _samples(protocol: Protocol, model) -> int:
     """How many samples are judged."""
-    return protocol.samples or (10_000 if hasattr(model, "generator_loss") else 0)
+    return protocol.samples or (10_000 if isinstance(model, capabilities.TwoPlayers) else 0)
 
 
 def measure(
@@ -155,7 +158,7 @@ def measure(
     """
     protocol = protocol or Protocol()
     check_protocol(protocol, model, data.used)
-    if hasattr(model, "nearest"):
+    if isinstance(model, capabilities.Words):
         return measure_words(model), {}
     metrics, evidence = evaluate(model, data), {}
     model.eval()
@@ -168,18 +171,18 @@ def measure(
         terms = bound_by_fives(model, data, protocol.bound_images // BOUND_AT_ONCE, progress)
         metrics |= bound_metrics(terms)
         evidence["bound"] = {"images": len(terms) * BOUND_AT_ONCE, "of_each_five": terms.tolist()}
-    if isinstance(data, Toy) and hasattr(model, "sigmas") and hasattr(data.distribution, "score"):
-        from zoo.evaluation.fields import measure_field
-
+    known = isinstance(data, Toy) and isinstance(data.distribution, capabilities.KnownScore)
+    if known and isinstance(model, capabilities.ScoreChains):
         field = measure_field(model, data.distribution)
         metrics |= {"fisher_divergence": field.fisher_divergence, "log_density_gap": field.log_density_gap}
-    classes = (hasattr(model, "rows") and model.rows()) or ()
+    kinds = model.rows() if isinstance(model, capabilities.SampleRows) else None
+    labelled = kinds is not None and kinds[0] == "y"
     if samples := _samples(protocol, model):
         several, first = len(protocol.conditions) > 1, []
         for conditions in protocol.conditions:
             found = measure_samples(model, data, samples, conditions, progress)
             after = "".join(f"/{k}={json.dumps(v)}" for k, v in conditions.items()) if several else ""
-            if "confident" in found and "labels" in classes and "labels" not in conditions:
+            if "confident" in found and labelled and "y" not in conditions:
                 obeyed = judged_accuracy(model, max(10, samples - samples % 10), **conditions)
                 found["judged_accuracy"] = obeyed["judged_accuracy"]
             metrics |= {name + after: value for name, value in found.items()}
@@ -189,11 +192,11 @@ def measure(
                 chunk = judge_images(sample_chunks(model, CHUNK, seed=0, **own), judge)
                 first.append(chunk.probabilities.max(-1).values.tolist())
         evidence["samples"] = {"n": samples, "conditions": list(protocol.conditions), "sure_of_the_first": first}
-    elif data.used == "mnist" and "labels" in classes:
+    elif data.used == "mnist" and labelled:
         metrics["judged_accuracy"] = judged_accuracy(model)["judged_accuracy"]
-    if hasattr(model, "cluster"):
+    if isinstance(model, capabilities.Clusters):
         metrics |= {f"all/{name}": score for name, score in clustering_of_everything(model, data).items()}
-    if hasattr(model, "transform"):
+    if isinstance(model, capabilities.Features):
         metrics["feature_accuracy"] = feature_accuracy(model, data)
     return metrics, evidence
 
@@ -212,7 +215,7 @@ def bound_by_fives(model, data, fives: int, progress: bool = False) -> Tensor:
     for i, (x, y) in enumerate(tqdm(fives, desc="bound", disable=None if progress else True)):
         x = x[:, None].to(model.device).float() / 255
         y = None if model.hparams.num_classes is None else y.to(model.device).long()
-        terms = model.bound_terms(x, chunk_generator(0, i), y).double().mean(1)
+        terms = model.bound_terms(x, generator=chunk_generator(0, i), y=y).double().mean(1)
         found.append(torch.stack([terms[0], terms[1:-1].sum(), terms[-1]]).cpu())
     return torch.stack(found)
 
@@ -271,11 +274,12 @@ def check_importance_weighted(model) -> None:
     Raises:
         UserError: saying which.
     """
-    name, method = type(model).__name__, getattr(model, "log_likelihood", None)
-    if not callable(method):
+    name = type(model).__name__
+    if not capabilities.has_log_likelihood(model):
         raise UserError(f"{name} has no log_likelihood to measure with importance samples")
-    if "num_samples" not in inspect.signature(method).parameters:
-        instead = "--bound-images asks for its bound" if hasattr(model, "bound_terms") else "its test loss is minus it"
+    if not capabilities.has_log_likelihood(model, by=capabilities.IMPORTANCE):
+        bound = capabilities.has_log_likelihood(model, by=capabilities.BOUND)
+        instead = "--bound-images asks for its bound" if bound else "its test loss is minus it"
         raise UserError(f"the log likelihood of {name} takes no importance samples: {instead}")
 
 
@@ -288,8 +292,6 @@ def feature_accuracy(model, data) -> float:
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
-
-    from zoo.evaluation.features import Features
 
     images = {k: (data.splits[k].images.flatten(1).cpu().numpy() / np.float32(255)) for k in ("train", "test")}
     labels = {k: data.splits[k].labels.cpu().numpy() for k in images}
@@ -304,8 +306,8 @@ def judged_accuracy(model, n: int = 10_000, seed: int = 0, judge=None, **conditi
     would score 1. The judge's own share of errors on test images is on its card.
 
     Args:
-        model: anything with ``sample(n, *, labels, generator)``; put it in eval mode first.
-        n: how many samples, as many of each class; drawn in the chunks of zoo/sampling.py.
+        model: anything with ``sample(n, *, y, generator)``; put it in eval mode first.
+        n: how many samples, as many of each class; drawn in the chunks of zoo/sampling/chunks.py.
         seed: of the noise.
         judge: the classifier, in eval mode; the zoo's own, trained on MNIST, if None.
         conditions: of the samples, beside their labels.
@@ -316,14 +318,13 @@ def judged_accuracy(model, n: int = 10_000, seed: int = 0, judge=None, **conditi
     Raises:
         UserError: for a model whose samples take no labels, or ``n`` that is no multiple of the number of classes.
     """
-    check_conditions(model, {"labels": 0})
-    if judge is None:
-        judge = zoo.load("classifier").to(getattr(model, "device", "cpu"))
+    check_conditions(model, {"y": 0})
+    judge = zoo.load("classifier").to(model.device) if judge is None else judge
     classes = judge.hparams.num_classes
     if n < 1 or n % classes:
         raise UserError(f"n must be a multiple of the {classes} classes, as many samples of each, got {n}")
     labels = [k for k in range(classes) for _ in range(n // classes)]
-    images = sample_chunks(model, n, seed, labels=labels, **conditions)
+    images = sample_chunks(model, n, seed, y=labels, **conditions)
     predicted = torch.cat([judge.predict(x.to(judge.device)).cpu() for x in images.split(500)])
     right = (predicted == torch.tensor(labels)).double().view(classes, -1).mean(1)
     return {"judged_accuracy": right.mean().item()} | {
@@ -339,10 +340,6 @@ def evaluate(model, data) -> dict[str, float]:
     Returns:
         the metrics that the model logs under ``test/``, as floats.
     """
-    import lightning as L
-
-    from zoo.training.trainer import quiet_lightning
-
     quiet_lightning()
     trainer = L.Trainer(
         devices=1,

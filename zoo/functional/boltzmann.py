@@ -1,29 +1,19 @@
-"""The restricted Boltzmann machine itself: its energy, its conditionals, and everything about log Z.
+"""The restricted Boltzmann machine itself: its energy, its conditionals, its free energy.
 
     E(v, h)      = - b'v - c'h - v'W h,         p(v, h) = exp(-E(v, h)) / Z                      seed 003
     F(v)         = - log sum_h exp(-E(v, h)) = - b'v - sum_j softplus( c_j + (v'W)_j )
     p(h_j=1 | v) = sigmoid( c_j + (v'W)_j ),    p(v_i=1 | h) = sigmoid( b_i + (W h)_i )
 
 v (..., V) and h (..., H) are binary, W is (V, H), b (V,), c (H,), u uniform in [0, 1). Energies and logarithms are in
-nats. log Z is enumerated where one of the layers has at most 20 units, and estimated by annealed importance sampling
-(Salakhutdinov & Murray, "On the Quantitative Analysis of Deep Belief Networks", 2008) anywhere. Seed 003 writes x for
-v, and a, b for the biases.
+nats. Seed 003 writes x for v, and a, b for the biases. Gibbs chains between the two layers are in
+zoo/functional/gibbs.py, log Z is in zoo/functional/partition.py.
 """
 
-import math
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from zoo.checks.errors import UserError
-from zoo.functional.importance import LogPartition, annealed_importance_sampling, log_mean
-from zoo.functional.noise import rand
-
-ENUMERABLE = 20  # units: a million states
-BLOCK = 4096  # states at a time
 
 
 class Weights(NamedTuple):
@@ -33,8 +23,8 @@ class Weights(NamedTuple):
     b: Tensor
     c: Tensor
 
-
-# The model.
+    def to(self, dtype: torch.dtype) -> "Weights":
+        return Weights(*(t.to(dtype) for t in self))
 
 
 def energy(v: Tensor, h: Tensor, weights: Weights) -> Tensor:
@@ -68,26 +58,6 @@ def draw(logits: Tensor, u: Tensor) -> Tensor:
     return (u < logits.sigmoid()).to(logits.dtype)
 
 
-def gibbs(h: Tensor, u_v: Tensor, u_h: Tensor, visible_logits: Callable, hidden_logits: Callable) -> Tensor:
-    """v after v | h, h | v, ..., v | h: ``len(u_v)`` draws of v with one of h between each two; seed 004 sec. 7.2.
-
-    Args:
-        h: (n, H).
-        u_v: uniform noise, (k, n, V).
-        u_h: uniform noise, (k - 1, n, H).
-        visible_logits: h -> log odds of v given h, (n, V).
-        hidden_logits: v -> log odds of h given v, (n, H).
-
-    Returns:
-        (n, V).
-    """
-    v = draw(visible_logits(h), u_v[0])
-    for i in range(1, len(u_v)):
-        h = draw(hidden_logits(v), u_h[i - 1])
-        v = draw(visible_logits(h), u_v[i])
-    return v
-
-
 def pseudo_log_likelihood(v: Tensor, weights: Weights, pixels: Tensor | None = None) -> Tensor:
     """sum_i log p(v_i | v without i), nats, of binary v, (B, V) to (B,); Besag 1975.
 
@@ -104,118 +74,51 @@ def pseudo_log_likelihood(v: Tensor, weights: Weights, pixels: Tensor | None = N
     return v.shape[-1] * F.logsigmoid(rise).mean(-1)
 
 
-# The partition function.
+# What is learnt.
 
 
-def states(n: int, device: torch.device) -> Iterator[Tensor]:
-    """All 2^n binary vectors in order, a block at a time, (at most 4096, n)."""
-    bits = torch.arange(n, device=device)
-    for block in torch.arange(2**n, device=device).split(BLOCK):
-        yield (block.unsqueeze(-1) >> bits & 1).float()
+class Machine(NamedTuple):
+    """W (V, H), b (V,), c (H,) as they are learnt: of the energy above or, where ``mu`` (V,) is given, centred.
 
+        E(v, h) = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2)
 
-def smaller_layer_first(weights: Weights) -> Weights:
-    """The same machine with its layers exchanged where the hidden one is the smaller; their roles are symmetric.
-
-    Raises:
-        UserError: where both have more than 20 units.
+    Both forms are the same family; what a machine returns is the same in either.
     """
-    V, H = weights.W.shape
-    if min(V, H) > ENUMERABLE:
-        raise UserError(
-            f"of {V} visible and {H} hidden units neither layer can be enumerated: one of them may have at most "
-            f"{ENUMERABLE}; annealed importance sampling has no such limit"
-        )
-    return weights if V <= H else Weights(weights.W.T, weights.c, weights.b)
 
+    W: Tensor
+    b: Tensor
+    c: Tensor
+    mu: Tensor | None = None
 
-def log_masses(weights: Weights) -> Tensor:
-    """-F of every state of the smaller layer, in the order of :func:`states`: (2^n,) nats, float64."""
-    first = smaller_layer_first(weights)
-    return torch.cat([-free_energy(s.to(first.b.dtype), first).double() for s in states(len(first.b), first.b.device)])
+    def weights(self) -> Weights:
+        """W, b and c of E = - b'v - c'h - v'W h."""
+        if self.mu is None:
+            return Weights(self.W, self.b, self.c)
+        with torch.autocast(self.W.device.type, enabled=False):  # hundreds of terms, of which 16 bits lose too much
+            return Weights(self.W, self.b - self.W.sum(1) / 2, self.c - self.W.T @ self.mu)
 
+    def hidden_logits(self, v: Tensor) -> Tensor:
+        """log odds of h_j = 1 given v, (..., V) to (..., H): c + (v - mu)'W in the centred form."""
+        return hidden_logits(v if self.mu is None else v - self.mu, Weights(self.W, self.b, self.c))
 
-def exact_log_partition(weights: Weights) -> Tensor:
-    """log Z by enumeration of the smaller layer; () nats, float64.
+    def visible_logits(self, h: Tensor) -> Tensor:
+        """log odds of v_i = 1 given h, (..., H) to (..., V): b + W(h - 1/2) in the centred form."""
+        return visible_logits(h if self.mu is None else h - 0.5, Weights(self.W, self.b, self.c))
 
-    Raises:
-        UserError: where both layers have more than 20 units.
-    """
-    return log_masses(weights).logsumexp(0)
+    def free_energy_difference(self, v: Tensor, v_model: Tensor) -> tuple[Tensor, Tensor]:
+        """mean F(v) - mean F(v'), as a function of what is learnt; () nats. And log odds of h given v', (n, H).
 
+        In the centred form F(v) = - b'v - sum_j ( softplus(a_j) - a_j / 2 ) + a constant, which the difference loses; a
+        are the log odds of h. Both batches go through one product, so that autograd has half the nodes to walk.
 
-def exact_statistics(weights: Weights) -> tuple[Tensor, Weights]:
-    """log Z and its gradient, E[v h'], E[v] and E[h] under the model, by enumeration of the smaller layer."""
-    first, log_mass = smaller_layer_first(weights), log_masses(weights)
-    log_Z = log_mass.logsumexp(0)
-    W, b, c = (torch.zeros_like(t) for t in first)
-    for s, part in zip(states(len(b), b.device), (log_mass - log_Z).exp().split(BLOCK), strict=True):
-        s = s.to(b.dtype)
-        weighted = part.to(b.dtype).unsqueeze(-1) * s
-        other = hidden_logits(s, first).sigmoid()
-        W += weighted.T @ other
-        b += weighted.sum(0)
-        c += part.to(c.dtype) @ other
-    return log_Z, Weights(W, b, c) if first is weights else Weights(W.T, c, b)
-
-
-def exact_draw(u: Tensor, u_other: Tensor, weights: Weights) -> Tensor:
-    """Independent draws of p(v), by inverting the distribution function of the enumerated layer; (n, V).
-
-    Args:
-        u: uniform, (n,).
-        u_other: uniform, (n, V): draws v given h where it is h that is enumerated.
-    """
-    first = smaller_layer_first(weights)
-    masses = log_masses(weights).softmax(0).cumsum(0)
-    index = torch.searchsorted(masses, u.double() * masses[-1], right=True).clamp(max=len(masses) - 1)
-    bits = torch.arange(len(first.b), device=u.device)
-    s = (index.unsqueeze(-1) >> bits & 1).to(first.b.dtype)
-    return s if first is weights else draw(visible_logits(s, weights), u_other)
-
-
-def temperatures(n: int) -> Tensor:
-    """n + 1 inverse temperatures from 0 to 1, spaced as in Salakhutdinov & Murray 2008, sec. 5; float64.
-
-    Of every 29 steps one goes to 0.5, eight to 0.9 and twenty to 1 (theirs: 500, 4,000 and 10,000).
-    """
-    ends = torch.tensor([0.0, 1.0, 9.0, 29.0], dtype=torch.float64) / 29
-    values = torch.tensor([0.0, 0.5, 0.9, 1.0], dtype=torch.float64)
-    place = torch.linspace(0, 1, n + 1, dtype=torch.float64)
-    piece = torch.searchsorted(ends, place, right=True).clamp(max=3) - 1
-    share = (place - ends[piece]) / (ends[piece + 1] - ends[piece])
-    return values[piece].lerp(values[piece + 1], share).clamp(max=1.0)
-
-
-def ais_log_partition(
-    weights: Weights, base: Tensor, chains: int, steps: int, generator: torch.Generator | None, progress: bool = False
-) -> LogPartition:
-    """log Z by annealed importance sampling from the base-rate model; Salakhutdinov & Murray 2008, sec. 4.1.
-
-        f_beta(v) = exp( (1 - beta) base'v + beta b'v ) prod_j ( 1 + exp( beta (c_j + (v'W)_j) ) )
-
-    f_0 is a product of Bernoulli(sigmoid(base)) times 2^H, so that log Z_0 = H log 2 + sum_i softplus(base_i).
-
-    Args:
-        base: log odds of the pixels of the base-rate model, (V,).
-        chains: at least 2.
-        steps: inverse temperatures after 0, at least 1.
-        progress: show a bar.
-
-    Returns:
-        the estimate with its interval of three standard errors.
-    """
-    W, b, c = weights
-    u = lambda n: rand(chains, n, generator=generator, device=W.device)  # noqa: E731
-
-    def anneal(v: Tensor, beta: float, next_beta: float) -> tuple[Tensor, Tensor]:
-        logits = hidden_logits(v, weights)
-        change = F.softplus(next_beta * logits).sum(-1) - F.softplus(beta * logits).sum(-1)
-        change = change + (next_beta - beta) * (v * (b - base)).sum(-1)
-        h = draw(next_beta * logits, u(len(c)))
-        return change, draw((1 - next_beta) * base + next_beta * visible_logits(h, weights), u(len(b)))
-
-    v = draw(base.expand(chains, -1), u(len(b)))
-    log_w = annealed_importance_sampling(v, anneal, temperatures(steps), progress)
-    log_Z0 = len(c) * math.log(2) + F.softplus(base.double()).sum()
-    return log_mean(log_w + log_Z0)
+        Args:
+            v: (B, V).
+            v_model: v', (n, V).
+        """
+        logits = self.hidden_logits(torch.cat([v, v_model]))
+        of_hidden = F.softplus(logits).sum(-1)
+        if self.mu is not None:
+            of_hidden = of_hidden - logits.sum(-1) / 2
+        sign = torch.cat([torch.full_like(x[:, 0], s / len(x)) for x, s in ((v, 1), (v_model, -1))])
+        difference = -((v.mean(0) - v_model.mean(0)) * self.b).sum() - (sign * of_hidden).sum()
+        return difference, logits[len(v) :]

@@ -1,7 +1,9 @@
 """How well clusters agree with labels."""
 
 import numpy as np
+import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from zoo.checks.errors import UserError
 
@@ -34,3 +36,34 @@ def clustering_scores(table: Tensor) -> dict[str, float]:
         "nmi": float(normalized_mutual_info_score(label, cluster)),
         "ari": float(adjusted_rand_score(label, cluster)),
     }
+
+
+class ClusterTable(Metric):
+    """:func:`clustering_scores` over batches and processes: of how many examples of each label lie in each cluster.
+
+    Args:
+        num_clusters: K.
+        num_labels: L; 10 in every image data set here.
+    """
+
+    full_state_update = False
+    table: Tensor
+
+    def __init__(self, num_clusters: int, num_labels: int = 10):
+        super().__init__()
+        # No buffer: a state_dict has no key for it, and averaged weights come and go without it.
+        self.add_state("table", torch.zeros(num_clusters, num_labels, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, cluster: Tensor, label: Tensor) -> None:
+        """Count a batch: clusters 0 .. K-1 and labels 0 .. L-1, (B,) each."""
+        pairs = cluster * self.table.shape[1] + label
+        # Out of place: a table that was reset in inference mode could not be written to outside it.
+        self.table = self.table + pairs.bincount(minlength=self.table.numel()).view_as(self.table)
+
+    def compute(self) -> dict[str, float]:
+        """The scores of all that was counted since the last ``reset``, on every process the same.
+
+        Raises:
+            UserError: if nothing was.
+        """
+        return clustering_scores(self.table)

@@ -16,14 +16,31 @@ over the k, and is biased by O(1 / k). Seed 000 writes the objectives as sums of
 sigmoids.
 """
 
+import difflib
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from zoo.checks.errors import UserError
 
 ROW = 32  # centres of a row
+
+Lookup = Callable[[Tensor, Tensor], Tensor]  # rows of a table (V, D) by numbers (...), (..., D)
+
+
+def dense(table: Tensor, numbers: Tensor) -> Tensor:
+    """Rows of a table, differentiable as any other function."""
+    return table[numbers]
+
+
+def sparse(table: Tensor, numbers: Tensor) -> Tensor:
+    """The same with a gradient that holds the rows that were looked up, and no others."""
+    return F.embedding(numbers, table, sparse=True)
 
 
 class Rows(NamedTuple):
@@ -50,6 +67,15 @@ def within_reach(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     return rows.words[..., window:-window], around, taken
 
 
+def around_each(values: Tensor, width: int) -> Tensor:
+    """Of values for each centre and each word of its row, (B, 32, n), those of the words around it, (B, 32, width).
+
+    Of the words of a row the i-th centre has those from the i-th on.
+    """
+    place = torch.arange(ROW, device=values.device)[:, None] + torch.arange(width, device=values.device)
+    return values.gather(-1, place.expand(len(values), -1, -1))
+
+
 def nce_loss(s: Tensor, s_noise: Tensor, log_kq: Tensor, log_kq_noise: Tensor, each: Tensor | float = 1.0) -> Tensor:
     """-log sigma(s - log kq) - sum over noise words of ``each`` log sigma(log kq - s_noise); nats, (...).
 
@@ -74,7 +100,25 @@ def importance_sampled_loss(s: Tensor, s_noise: Tensor, log_q_noise: Tensor) -> 
     return weights.logsumexp(-1) - math.log(weights.shape[-1]) - s
 
 
-class Noise(NamedTuple):
+def noise_loss(objective: str, s: Tensor, s_noise: Tensor, log_q: Tensor, log_q_noise: Tensor, k: int) -> Tensor:
+    """The objective by its name, of those that draw noise words; nats, (...).
+
+    Args:
+        objective: ``nce``, ``negative_sampling`` or ``importance_sampling``.
+        s: scores of the words of the text, (...).
+        s_noise: of the noise words, (..., M).
+        log_q: log q(w) of the former, (...).
+        log_q_noise: of the latter, (..., M).
+        k: noise words per word of the text, that the M stand for.
+    """
+    if objective == "importance_sampling":
+        return importance_sampled_loss(s, s_noise, log_q_noise)
+    shift = (log_q + math.log(k), log_q_noise + math.log(k))
+    log_kq, log_kq_noise = shift if objective == "nce" else map(torch.zeros_like, shift)
+    return nce_loss(s, s_noise, log_kq, log_kq_noise, each=k / log_q_noise.shape[-1])
+
+
+class NoiseDistribution(NamedTuple):
     """A distribution q over V words, drawn from in constant time by the alias method (Walker 1977; Vose 1991).
 
     Word i is drawn with the probability 1 / V of its own column, kept with ``share`` (V,) and else exchanged for
@@ -86,7 +130,7 @@ class Noise(NamedTuple):
     alias: Tensor
 
     @classmethod
-    def of(cls, weights: Tensor) -> "Noise":
+    def of(cls, weights: Tensor) -> "NoiseDistribution":
         """q proportional to ``weights`` (V,), positive."""
         q = weights.double() / weights.double().sum()
         column = (q * len(q)).tolist()
@@ -107,3 +151,60 @@ class Noise(NamedTuple):
         column = torch.randint(len(self.share), shape, generator=generator, device=where).to(self.share.device)
         u = torch.rand(shape, generator=generator, device=where).to(self.share.device)
         return torch.where(u < self.share[column], column, self.alias[column])
+
+
+class HeldOut(Metric):
+    """What p(w | c), summed over the whole vocabulary, says of held-out text: sums over pairs and centres.
+
+    They are float64, and float32 on MPS, which has no float64.
+    """
+
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("sums", torch.zeros(5, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> nn.Module:
+        if fn(torch.empty(0)).device.type == "mps":
+            self.sums, self._defaults["sums"] = self.sums.float(), self._defaults["sums"].float()
+        return super()._apply(fn, exclude_state)
+
+    def update(self, log_p: Tensor, log_Z: Tensor) -> None:
+        """Take in log p(w | c) of pairs, (P,), and log Z_c of centres, (n,); nats."""
+        log_p, log_Z = log_p.to(self.sums.dtype), log_Z.to(self.sums.dtype)
+        sums = [len(log_p), -log_p.sum(), len(log_Z), log_Z.sum(), log_Z.square().sum()]
+        self.sums = self.sums + torch.tensor(sums, dtype=self.sums.dtype, device=self.sums.device)
+
+    def compute(self) -> dict[str, float]:
+        """``nll``, nats per pair, and its exponential, ``perplexity``; ``log_Z`` and ``log_Z_sd``, the mean and the
+        standard deviation of log Z_c over centres, nats."""
+        pairs, nll, n, first, second = self.sums.tolist()
+        nll, mean = nll / max(1, pairs), first / max(1, n)
+        sd = max(0.0, second / max(1, n) - mean**2) ** 0.5
+        perplexity = float(torch.tensor(nll).exp())  # infinite, not an error, of scores that have diverged
+        return {"nll": nll, "perplexity": perplexity, "log_Z": mean, "log_Z_sd": sd}
+
+
+def spelled(words: list[str]) -> Tensor:
+    """Words as a tensor that goes with weights: UTF-8, a line each; uint8."""
+    return torch.frombuffer(bytearray("\n".join(words).encode()), dtype=torch.uint8)
+
+
+def words_of(spelling: Tensor) -> list[str]:
+    """The way back."""
+    return bytes(spelling.tolist()).decode().split("\n")
+
+
+class UnknownWord(KeyError, UserError):
+    """A word outside the vocabulary; the message has those that are spelled nearly so."""
+
+    __str__ = Exception.__str__  # KeyError's would put the message in quotes
+
+    @classmethod
+    def of(cls, word: str, words: list[str]) -> "UnknownWord":
+        """The refusal of ``word``, which is not one of ``words``."""
+        close = [w for form in (word.lower(), word) for w in difflib.get_close_matches(form, words, n=5)]
+        hint = f"; close to it: {', '.join(dict.fromkeys(close))}" if close else ""
+        return cls(f"{word!r} is not among the {len(words):,} words of the vocabulary{hint}")

@@ -22,7 +22,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from zoo.checks.errors import UserError
-from zoo.functional.noise import randn
+from zoo.checks.old_forms import old_form
+from zoo.checks.values import check_choice, check_whole
+from zoo.functional.noise import rand, randn
 
 PREDICTIONS = ("eps", "x0", "v")
 VARIANCES = ("posterior", "beta")
@@ -141,6 +143,33 @@ def simple_loss(x0: Tensor, t: Tensor, eps: Tensor, chain: Chain, predict: str, 
 # Which steps a batch is trained on.
 
 
+TIMESTEPS = ("uniform", "stratified", "importance")
+
+
+def uniform_steps(B: int, T: int, *, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Independent steps, each uniform on 0 .. T-1; (B,)."""
+    where = device if generator is None else generator.device
+    return torch.randint(T, (B,), generator=generator, device=where).to(device)
+
+
+def draw_steps(
+    timesteps: str, B: int, T: int, p: Tensor | None, *, generator: torch.Generator | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The steps t of a batch, by one of ``TIMESTEPS``, and their weights 1 / (T p_t); (B,) each.
+
+    Args:
+        p: the distribution of :func:`importance`, (T,), for ``importance``.
+    """
+    weight = torch.ones(B, device=device)
+    if timesteps == "stratified":
+        return stratified_steps(rand(1, generator=generator, device=device).expand(B), T), weight
+    if timesteps == "importance" and p is not None:
+        p = p.to(device if generator is None else generator.device)
+        t = torch.multinomial(p, B, replacement=True, generator=generator).to(device)
+        return t, (1 / (T * p.to(device)[t])).to(weight.dtype)
+    return uniform_steps(B, T, generator=generator, device=device), weight
+
+
 def stratified_steps(u: Tensor, steps: int) -> Tensor:
     """t_i = floor( T frac(u + i / B) ): each uniform on 0 .. T-1, and together spread evenly; (B,).
 
@@ -172,6 +201,22 @@ def importance(history: Tensor, count: Tensor) -> Tensor:
     return 0.999 * p / p.sum() + 0.001 / T
 
 
+def remember(history: Tensor, count: Tensor, t: Tensor, losses: Tensor) -> None:
+    """Take losses in, in place, each as the newest of its step; of several of one step the last.
+
+    Args:
+        history: the last losses of each step, the newest last, (T, H).
+        count: how many there have been, (T,).
+        t: (B,).
+        losses: unweighted, (B,).
+    """
+    places = torch.arange(len(t), device=t.device)
+    t, inverse = t.unique(return_inverse=True)
+    newest = losses[torch.zeros_like(t).scatter_reduce(0, inverse, places, "amax")].float()
+    history[t] = torch.cat([history[t, 1:], newest[:, None]], 1)
+    count[t] += 1
+
+
 # Samplers: each yields t, x_{t-1} and x0_hat, step by step from t = T-1 to 0, where x_{t-1} is the sample.
 
 
@@ -179,12 +224,14 @@ def _clipped(x0: Tensor, clip: bool) -> Tensor:
     return x0.clamp(-1, 1) if clip else x0
 
 
+@old_form
 @torch.no_grad()
 def ancestral_steps(
     x0_model: X0Model,
     x: Tensor,
     chain: Chain,
     variance: str = "posterior",
+    *,
     generator: torch.Generator | None = None,
     clip: bool = True,
     correct: Callable[[Tensor, int], Tensor] | None = None,
@@ -209,6 +256,7 @@ def ancestral_steps(
         yield i, x, x0
 
 
+@old_form
 @torch.no_grad()
 def ddim_steps(
     x0_model: X0Model,
@@ -216,6 +264,7 @@ def ddim_steps(
     chain: Chain,
     num_steps: int = 50,
     eta: float = 0.0,
+    *,
     generator: torch.Generator | None = None,
     clip: bool = True,
     correct: Callable[[Tensor, int], Tensor] | None = None,
@@ -235,7 +284,7 @@ def ddim_steps(
     taus = ddim_subset(len(chain.betas), num_steps)
     if isinstance(eta, bool) or not isinstance(eta, int | float) or not 0 <= eta <= 1:
         raise UserError(f"eta must be a number between 0 and 1, got {eta!r}")
-    for i, i_prev in pairwise([*reversed(taus), None]):
+    for i, i_prev in zip(reversed(taus), [*reversed(taus[:-1]), None], strict=True):
         a, rest = chain.abar[i], chain.one_minus_abar[i]
         a_prev, rest_prev = (1.0, 0 * a) if i_prev is None else (chain.abar[i_prev], chain.one_minus_abar[i_prev])
         t = torch.full((len(x),), i, device=x.device)
@@ -277,6 +326,56 @@ def ddim_encode(x0_model: X0Model, x0: Tensor, chain: Chain, num_steps: int = 50
     return x
 
 
+def sampler(
+    x0_model: X0Model,
+    x: Tensor,
+    chain: Chain,
+    num_steps: int | None,
+    eta: float,
+    variance: str,
+    *,
+    generator: torch.Generator | None = None,
+    correct: Callable[[Tensor, int], Tensor] | None = None,
+) -> tuple[Iterator[tuple[int, Tensor, Tensor]], int]:
+    """The steps of DDIM, or where ``num_steps`` is None of the whole chain, and how many there are.
+
+    Args:
+        x0_model, x, chain, variance, correct: as for :func:`ancestral_steps`.
+        num_steps, eta: as for :func:`ddim_steps`.
+
+    Raises:
+        UserError: for values outside these; for ``eta`` of the whole chain, which has noise of its own.
+    """
+    how = {"generator": generator, "correct": correct}
+    if num_steps is None:
+        if eta:
+            raise UserError(f"eta is DDIM's; the whole chain (num_steps=null) has its own noise, got eta={eta!r}")
+        return ancestral_steps(x0_model, x, chain, variance, **how), len(chain.betas)
+    total = len(ddim_subset(len(chain.betas), num_steps))  # which refuses other numbers
+    return ddim_steps(x0_model, x, chain, num_steps, eta, **how), total
+
+
+def shown(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, number: int | None, show: str) -> Tensor:
+    """What is shown of a sampler's way: its end, (B, ...), or ``number`` of its states, (B, number, ...).
+
+    Args:
+        show: ``xt``, the noisy images, or ``x0``, what the network takes them for.
+
+    Raises:
+        UserError: for another ``show``, or ``x0`` of the end; for fewer than two states, or more than there are.
+    """
+    check_choice("show", show, ("xt", "x0"))
+    if number is None:
+        if show != "xt":
+            raise UserError(f"show={show} is of the way to a sample: say how many moments of it, frames=12")
+        return last(steps, total, "sampling")
+    check_whole("frames", number, least=2)
+    if number > total:
+        raise UserError(f"there are {total} steps to show, fewer than {number} frames")
+    xt, x0 = frames(steps, total, number)
+    return xt if show == "xt" else x0
+
+
 def last(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, name: str) -> Tensor:
     """Run a sampler to its end, with a bar where it takes long, and return x_0."""
     bar = tqdm(steps, total=total, desc=name, unit="step", delay=3, leave=False, disable=None)
@@ -288,7 +387,7 @@ def frames(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, shown: int) 
     """``shown`` moments on a sampler's way, spread evenly, the last its end: x_{t-1}, x0_hat, (B, shown, ...) each."""
     keep = set(torch.linspace(0, total - 1, shown, dtype=torch.float64).round().long().tolist())
     seen = [(x, x0) for k, (_, x, x0) in enumerate(steps) if k in keep]
-    return tuple(torch.stack(column, 1) for column in zip(*seen, strict=True))
+    return torch.stack([x for x, _ in seen], 1), torch.stack([x0 for _, x0 in seen], 1)
 
 
 def slerp(a: Tensor, b: Tensor, between: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ in nats per example, summed over dimensions; t counts from 0, as in zoo/function
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -88,6 +89,22 @@ def denoising_term(
     kl = kl_normal(mu_q.flatten(1), var_q.log().flatten(1) + zero, mu_p.flatten(1), var_p.log().flatten(1) + zero)
     log_decoder = log_discretised_normal if discrete else log_normal_t
     return torch.where(t == 0, -log_decoder(x0, mu_p, var_p + torch.zeros_like(x0)), kl)
+
+
+def terms(x0: Tensor, draw: Callable[[], Tensor], x0_model: X0Model, chain: Chain, variance: str) -> Tensor:
+    """L_0, ..., L_{T-1} and L_T of images of 256 grey values, each L_t at one draw of x_t of its own; nats, (T + 1, B).
+
+    Args:
+        x0: grey values k / 127.5 - 1, (B, ...).
+        draw: standard normal noise of the shape of ``x0``, drawn at each call.
+        x0_model: (x_t, t) -> x0_hat.
+    """
+    found = []
+    for i in range(len(chain.betas)):
+        t = torch.full((len(x0),), i, device=x0.device)
+        xt = q_sample(x0, t, draw(), chain)
+        found.append(denoising_term(x0, xt, t, x0_model(xt, t), chain, variance, discrete=True))
+    return torch.stack([*found, prior_kl(x0, chain)])
 
 
 def single_draw(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -10,8 +11,29 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from zoo.checks.errors import UserError
+from zoo.functional.latents import log_ratio
 
 ROWS_AT_ONCE = 2000  # of images times importance samples: enough to keep a processor busy, few enough for its cache
+
+
+def log_importance_weight(x: Tensor, z: Tensor, q, log_px: Callable) -> Tensor:
+    """log w = log p(x | z) + log p(z) - log q(z | x) in nats, whose weights have E_q[w] = p(x).
+
+    Args:
+        x: data as the likelihood wants them, (B, ...).
+        z: draws of q, (k, B, ...).
+        q: one of zoo.functional.latents, of B examples.
+        log_px: (x, z) -> log p(x | z), (k, B).
+
+    Returns:
+        (k, B).
+    """
+    return log_px(x, z) - log_ratio(z, q)
+
+
+def importance_weighted_bound(log_w: Tensor) -> Tensor:
+    """L_k = log 1/k sum_i w_i, one draw of Burda et al. 2015, eq. 8; log weights (k, B) to (B,) nats."""
+    return log_w.logsumexp(0) - math.log(len(log_w))
 
 
 def importance_weighted_log_likelihood(log_weight: Callable[[int], Tensor], num_samples: int, images: int) -> Tensor:
@@ -33,12 +55,12 @@ def importance_weighted_log_likelihood(log_weight: Callable[[int], Tensor], num_
     """
     if not isinstance(num_samples, int) or num_samples < 1:
         raise UserError(f"num_samples must be a whole number of at least 1, got {num_samples!r}")
-    total, left, at_once = None, num_samples, max(1, ROWS_AT_ONCE // max(1, images))
+    left, at_once = num_samples, max(1, ROWS_AT_ONCE // max(1, images))
+    parts = []
     while left:
-        part = log_weight(min(left, at_once)).double().logsumexp(0)
-        total = part if total is None else torch.logaddexp(total, part)
+        parts.append(log_weight(min(left, at_once)).double().logsumexp(0))
         left -= min(left, at_once)
-    return (total - math.log(num_samples)).float()
+    return (reduce(torch.logaddexp, parts) - math.log(num_samples)).float()
 
 
 class LogPartition(NamedTuple):

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from zoo.checks.errors import UserError
+from zoo.checks.old_forms import old_form
 from zoo.functional.noise import rand, randn
 
 Score = Callable[[Tensor], Tensor]  # (B, ...) -> (B, ...)
@@ -29,6 +30,7 @@ def _norm(x: Tensor) -> Tensor:
     return x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
 
 
+@old_form
 @torch.no_grad()
 def langevin_sample(
     score: Score,
@@ -36,6 +38,7 @@ def langevin_sample(
     steps: int,
     step_size: float | None = None,
     snr: float | None = None,
+    *,
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -55,11 +58,16 @@ def langevin_sample(
         raise UserError("a Langevin step has a step_size or a signal-to-noise ratio snr, one of the two")
     for _ in tqdm(range(steps), desc="Langevin", unit="step", leave=False, disable=None if progress else True):
         s, z = score(x), randn(*x.shape, generator=generator, device=x.device).to(x.dtype)
-        e = step_size if snr is None else 4 * (snr * _norm(z).mean() / _norm(s).mean()) ** 2
+        e: Tensor | float
+        if snr is not None:
+            e = 4 * (snr * _norm(z).mean() / _norm(s).mean()) ** 2
+        elif step_size is not None:
+            e = step_size
         x = x + e / 2 * s + e**0.5 * z
     return x
 
 
+@old_form
 @torch.no_grad()
 def metropolis_langevin_sample(
     score: Score,
@@ -68,6 +76,7 @@ def metropolis_langevin_sample(
     step_size: float,
     log_density: Callable[[Tensor], Tensor] | None = None,
     nodes: int = 4,
+    *,
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> tuple[Tensor, float]:
@@ -111,12 +120,14 @@ def metropolis_langevin_sample(
     return x, taken / max(1, steps)
 
 
+@old_form
 def langevin_steps(
     score: Score,
     x: Tensor,
     steps: int,
     step_size: float,
     adjusted: bool = False,
+    *,
     generator: torch.Generator | None = None,
 ) -> Iterator[tuple[Tensor, float]]:
     """:func:`langevin_sample`, or the adjusted one: yields x after each step, and the share of chains that took it."""
@@ -148,15 +159,17 @@ def best_step_size(ratio: float, steps: int) -> float:
     return float(e[(kept * ratio**2 + (1 - kept) / (1 - e / 4) - 1).abs().argmin()])
 
 
+@old_form
 @torch.no_grad()
 def annealed_langevin_steps(
-    score: Callable[[Tensor, Tensor], Tensor],
+    score: Callable[..., Tensor],
     x: Tensor,
     sigmas: Tensor,
     steps: int,
     step_size: float,
     denoise: bool = True,
     adjusted: bool = False,
+    *,
     generator: torch.Generator | None = None,
 ) -> Iterator[tuple[Tensor, float]]:
     """Langevin dynamics at each noise level in turn, Song & Ermon 2019, algorithm 1.

@@ -11,7 +11,7 @@ Discrete latents come from continuous ones by a threshold: with u uniform,
 with l the logits; and a temperature softens the threshold to sigmoid(s / tau) or softmax(s / tau) (Maddison et al.
 2017; Jang et al. 2017). Seeds 000 and 001 print the tempered softmax otherwise: each class has a G_k of its own, and
 the whole of l_k + G_k is divided by tau, inside the exponent. Given z, s can be drawn again (Tucker et al. 2017,
-appendix C; Grathwohl et al. 2018, appendix B): that is ``scores_given``.
+appendix C; Grathwohl et al. 2018, appendix B): that is ``perturb_given``.
 """
 
 import math
@@ -44,10 +44,20 @@ class Gaussian(NamedTuple):
     mu: Tensor
     logvar: Tensor
 
+    @classmethod
+    def of(cls, out: Tensor, shape: tuple[int, ...]) -> "Gaussian":
+        """From what a network says, (..., 2 D): mu, then logvar. ``shape`` is (D,)."""
+        return cls(*out.chunk(2, dim=-1))
+
     @staticmethod
     def noise(*shape: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
         """Standard normal eps."""
         return randn(*shape, generator=generator, device=device)
+
+    @staticmethod
+    def draw_prior(eps: Tensor) -> Tensor:
+        """A draw of N(0, I)."""
+        return eps
 
     def draw(self, eps: Tensor) -> Tensor:
         """z = mu + sigma eps: differentiable in both."""
@@ -80,13 +90,23 @@ class Bernoulli(NamedTuple):
 
     logits: Tensor
 
+    @classmethod
+    def of(cls, out: Tensor, shape: tuple[int, ...]) -> "Bernoulli":
+        """From what a network says, (..., D): logits. ``shape`` is (D,)."""
+        return cls(out.unflatten(-1, shape))
+
     @staticmethod
     def noise(*shape: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
         """Uniform u in [0, 1)."""
         return rand(*shape, generator=generator, device=device)
 
-    def scores(self, u: Tensor) -> Tensor:
-        """s = l + logistic noise; z = 1 where it is positive."""
+    @staticmethod
+    def draw_prior(u: Tensor) -> Tensor:
+        """A draw of Bernoulli(1/2)."""
+        return Bernoulli(torch.zeros_like(u)).draw(u)
+
+    def perturb(self, u: Tensor) -> Tensor:
+        """The perturbed logits s = l + logistic noise; z = 1 where they are positive."""
         return self.logits + logistic(u)
 
     def harden(self, s: Tensor) -> Tensor:
@@ -97,7 +117,7 @@ class Bernoulli(NamedTuple):
         """sigmoid(s / tau)."""
         return (s / tau).sigmoid()
 
-    def scores_given(self, z: Tensor, v: Tensor) -> Tensor:
+    def perturb_given(self, z: Tensor, v: Tensor) -> Tensor:
         """s given z, from uniform noise v: the part of u's interval that leads to z, differentiable in the logits."""
         off = (-self.logits).sigmoid()  # P(z = 0): u <= off
         u = torch.where(z > 0, off + v * (1 - off), v * off)
@@ -105,7 +125,7 @@ class Bernoulli(NamedTuple):
 
     def draw(self, u: Tensor) -> Tensor:
         """z in {0, 1}, without a gradient."""
-        return self.harden(self.scores(u)).detach()
+        return self.harden(self.perturb(u)).detach()
 
     def log_probs(self, z: Tensor) -> Tensor:
         """log q(z_d), nats, (..., D)."""
@@ -138,13 +158,23 @@ class Categorical(NamedTuple):
 
     logits: Tensor
 
+    @classmethod
+    def of(cls, out: Tensor, shape: tuple[int, ...]) -> "Categorical":
+        """From what a network says, (..., D K): logits. ``shape`` is (D, K)."""
+        return cls(out.unflatten(-1, shape))
+
     @staticmethod
     def noise(*shape: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
         """Uniform u in [0, 1)."""
         return rand(*shape, generator=generator, device=device)
 
-    def scores(self, u: Tensor) -> Tensor:
-        """s = l + Gumbel noise; z is where it is largest."""
+    @staticmethod
+    def draw_prior(u: Tensor) -> Tensor:
+        """A draw of the uniform distribution."""
+        return Categorical(torch.zeros_like(u)).draw(u)
+
+    def perturb(self, u: Tensor) -> Tensor:
+        """The perturbed logits s = l + Gumbel noise; z is where they are largest."""
         return self.logits.log_softmax(-1) + gumbel(u)
 
     def harden(self, s: Tensor) -> Tensor:
@@ -155,7 +185,7 @@ class Categorical(NamedTuple):
         """softmax(s / tau)."""
         return (s / tau).softmax(-1)
 
-    def scores_given(self, z: Tensor, v: Tensor) -> Tensor:
+    def perturb_given(self, z: Tensor, v: Tensor) -> Tensor:
         """s given z, from uniform noise v: the largest is Gumbel(0), the others are Gumbels cut off below it."""
         log_p = self.logits.log_softmax(-1)
         largest = (gumbel(v) * z).sum(-1, keepdim=True)
@@ -164,7 +194,7 @@ class Categorical(NamedTuple):
 
     def draw(self, u: Tensor) -> Tensor:
         """One-hot z, without a gradient."""
-        return self.harden(self.scores(u)).detach()
+        return self.harden(self.perturb(u)).detach()
 
     def log_probs(self, z: Tensor) -> Tensor:
         """log q(z_d), nats, (..., D)."""
@@ -191,6 +221,11 @@ class Categorical(NamedTuple):
     def mode(self) -> Tensor:
         """The most probable z."""
         return self.harden(self.logits)
+
+
+def log_ratio(z: Tensor, q) -> Tensor:
+    """log q(z) - log p(z), one draw of KL(q || p); z (k, B, ...) to (k, B) nats."""
+    return q.log_probs(z).sum(-1) - q.log_prior(z)
 
 
 LATENTS = {"gaussian": Gaussian, "bernoulli": Bernoulli, "categorical": Categorical}

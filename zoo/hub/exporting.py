@@ -10,7 +10,13 @@ import torch
 from safetensors.torch import save as save_tensors
 
 import zoo
+from zoo.checks import capabilities
+from zoo.evaluation.protocol import Protocol, check_protocol, evaluate, measure
+from zoo.evaluation.words import word_map
 from zoo.hub.loading import CheckpointError, best_of, data_of, from_training, from_weights, read_training_checkpoint
+from zoo.sampling.chunks import sample_chunks
+from zoo.sampling.pictures import picture, save_figure, save_grid
+from zoo.training.files import written_whole
 
 WORDS_PROTOCOL = (
     "the published sets of analogies and of similarity on what is shipped, see zoo/evaluation/words.py; whole_model: "
@@ -19,25 +25,30 @@ WORDS_PROTOCOL = (
 
 
 @torch.no_grad()
-def golden_terms(model) -> dict[str, float]:
+def golden_terms(model: Any) -> dict[str, float]:
     """The terms of the loss on 16 examples of uniform noise, every random number fixed: a fingerprint of the weights.
 
     Of two players the terms of both; of vectors of words the nearest neighbours of a few and their cosines.
     """
-    if hasattr(model, "nearest"):
+    if isinstance(model, capabilities.Words):
         near = {word: model.nearest(word, 3) for word in model.words[:: max(1, len(model.words) // 10)]}
         return {f"{word}/{other}": cosine for word, found in near.items() for other, cosine in found}
     generator = torch.Generator().manual_seed(0)
     shape = model.hparams.get("shape", [1, 28, 28])
     batch = [torch.rand(16, *shape, generator=generator), torch.zeros(16, dtype=torch.long)]
-    if hasattr(model, "loss"):
-        return {name: float(term) for name, term in model.loss(batch, generator).items()}
-    opponent = model.critic_loss if hasattr(model, "critic_loss") else model.discriminator_loss
-    players = {"opponent": opponent(batch, generator), "generator": model.generator_loss(batch, generator)}
+    if isinstance(model, capabilities.Loss):
+        return {name: float(term) for name, term in model.loss(batch, generator=generator).items()}
+    opponent = model.critic_loss if isinstance(model, capabilities.Critic) else model.discriminator_loss
+    players = {
+        "opponent": opponent(batch, generator=generator),
+        "generator": model.generator_loss(batch, generator=generator),
+    }
     return {f"{player}/{name}": float(term) for player, terms in players.items() for name, term in terms.items()}
 
 
-def export(source: str | Path, name: str, force: bool = False, protocol=None, progress: bool = False) -> Path:
+def export(
+    source: str | Path, name: str, force: bool = False, protocol: Protocol | None = None, progress: bool = False
+) -> Path:
     """Publish a training checkpoint: write ``zoo/weights/<name>.safetensors``, its card, and a picture of samples.
 
     The numbers on the card are measured here and now, on the test images of the data it was trained on.
@@ -46,7 +57,7 @@ def export(source: str | Path, name: str, force: bool = False, protocol=None, pr
         source: a checkpoint, or a run folder (its best checkpoint).
         name: lower-case letters, digits and hyphens.
         force: replace a checkpoint of that name.
-        protocol: a zoo.evaluation.Protocol, what is measured beyond the test loop; its defaults if None.
+        protocol: what is measured beyond the test loop; its defaults if None.
         progress: show a bar over the test images.
 
     Returns:
@@ -55,11 +66,6 @@ def export(source: str | Path, name: str, force: bool = False, protocol=None, pr
     Raises:
         CheckpointError: for a name of another form or already taken, or a checkpoint that records no run.
     """
-    from zoo.evaluation.protocol import Protocol, check_protocol, evaluate, measure
-    from zoo.evaluation.words import word_map
-    from zoo.sampling.chunks import sample_chunks
-    from zoo.sampling.pictures import picture, save_grid
-
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
         raise CheckpointError(f"a name is lower-case letters, digits and hyphens, such as vae-bernoulli; got {name!r}")
     if name in zoo.list_checkpoints() and not force:
@@ -76,7 +82,7 @@ def export(source: str | Path, name: str, force: bool = False, protocol=None, pr
     check_protocol(protocol or Protocol(), model, record["data"])
 
     metadata = {"model": checkpoint["model"], "hyper_parameters": json.dumps(checkpoint["hyper_parameters"])}
-    words = hasattr(model, "nearest")
+    words = isinstance(model, capabilities.Words)
     tensors = {k: v.contiguous() for k, v in (model.published() if words else model.state_dict()).items()}
     data = save_tensors(tensors, metadata=metadata)
     published = from_weights(data, hashlib.sha256(data).hexdigest(), name)  # without what only training needs
@@ -116,16 +122,15 @@ def export(source: str | Path, name: str, force: bool = False, protocol=None, pr
     zoo.WEIGHTS.mkdir(exist_ok=True)
     weights = zoo.WEIGHTS / f"{name}.safetensors"
     if words:
-        word_map(published).savefig(weights.with_suffix(".png"), dpi=80)
-    elif hasattr(model, "sample"):
+        save_figure(word_map(published), weights.with_suffix(".png"), dpi=80)
+    elif isinstance(model, capabilities.Samples):
         points = model.hparams.get("shape") == [2]
         n, conditions, columns = picture(model, 2000 if points else 64, {})
         save_grid(sample_chunks(model, n, seed=0, **conditions), weights.with_suffix(".png"), columns)
     # The card last: a checkpoint exists once its card does.
     for target, content in [(weights, data), (weights.with_suffix(".json"), _json(card))]:
-        part = target.with_name(target.name + ".part")
-        part.write_bytes(content)
-        part.replace(target)
+        with written_whole(target) as file:
+            file.write(content)
     return weights
 
 

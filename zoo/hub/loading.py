@@ -20,6 +20,7 @@ from typing import Any
 
 import safetensors
 import torch
+from lightning import LightningModule
 from safetensors.torch import load as load_tensors
 
 import zoo
@@ -34,7 +35,7 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be found, trusted or used; the message says which and why."""
 
 
-def load(source: str | Path):
+def load(source: str | Path) -> LightningModule:
     """A trained model in eval mode, on the CPU.
 
     Args:
@@ -118,7 +119,7 @@ def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs
             "interruption, checkpoints/interrupted.ckpt"
         )
     checkpoint = read_training_checkpoint(Path(path))
-    name = checkpoint.get("model")
+    name = str(checkpoint.get("model"))
     if (zoo.MODELS | zoo.JUDGES).get(name) != f"{type(model).__module__}.{type(model).__name__}":
         raise CheckpointError(f"{path} is a checkpoint of the model {name!r}, and this run trains another one")
     before = checkpoint.get("hyper_parameters", {})
@@ -134,13 +135,13 @@ def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs
         raise CheckpointError(f"a run resumes with the settings it began with: in {path}, {'; '.join(changed)}")
 
 
-def from_training(checkpoint: dict[str, Any], path: Path):
+def from_training(checkpoint: dict[str, Any], path: Path) -> LightningModule:
     model = _build(checkpoint.get("model"), checkpoint.get("hyper_parameters", {}), checkpoint["state_dict"], path)
     model.on_load_checkpoint(checkpoint)  # what is no parameter and no buffer, such as persistent chains
     return model
 
 
-def _from_address(address: str):
+def _from_address(address: str) -> LightningModule:
     url, _, fragment = address.partition("#")
     digest = fragment.removeprefix("sha256=")
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
@@ -155,7 +156,7 @@ def _from_address(address: str):
     return from_weights(data, digest, url)
 
 
-def _from_wandb(name: str):
+def _from_wandb(name: str) -> LightningModule:
     """The checkpoint in an artifact of Weights & Biases, whose files must be those that were logged."""
     import wandb
 
@@ -180,7 +181,7 @@ def _from_wandb(name: str):
         return from_training(read_training_checkpoint(found[0]), found[0])
 
 
-def from_weights(data: bytes, digest: str, source: str):
+def from_weights(data: bytes, digest: str, source: str) -> LightningModule:
     """The model in the bytes of a safetensors file, which must have the digest."""
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
@@ -195,7 +196,9 @@ def from_weights(data: bytes, digest: str, source: str):
     return _build(metadata.get("model"), hyper_parameters, tensors, source)
 
 
-def _build(model: Any, hyper_parameters: dict[str, Any], state_dict: dict[str, torch.Tensor], source: str | Path):
+def _build(
+    model: Any, hyper_parameters: dict[str, Any], state_dict: dict[str, torch.Tensor], source: str | Path
+) -> LightningModule:
     """The module of a known name with these constructor arguments and weights, in eval mode."""
     known = zoo.MODELS | zoo.JUDGES
     if model not in known:

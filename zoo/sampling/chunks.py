@@ -6,49 +6,56 @@ depend on the seed and on nothing else, not on how many are asked for nor on how
 """
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from zoo.checks import capabilities
 from zoo.checks.errors import UserError
+from zoo.checks.old_forms import earlier_names
 from zoo.checks.values import check_whole
 from zoo.functional.noise import chunk_generator
 
 CHUNK = 16
 
 
-def check_conditions(model, conditions: dict[str, object]) -> None:
-    """Refuse a model that cannot sample, or conditions that its ``sample`` does not take.
+def check_conditions(model: object, conditions: dict[str, Any]) -> dict[str, Any]:
+    """``conditions`` of the model's ``sample``, by the names that it has for them today.
 
     Raises:
-        UserError: naming what it takes.
+        UserError: for a model that cannot sample, or for conditions that its ``sample`` does not take.
     """
     name = type(model).__name__
-    if not callable(getattr(model, "sample", None)):
-        instead = "; for words there is callbacks=words, or python -m zoo nearest" if hasattr(model, "nearest") else ""
+    if not isinstance(model, capabilities.Samples):
+        words = isinstance(model, capabilities.Words)
+        instead = "; for words there is callbacks=words, or python -m zoo nearest" if words else ""
         raise UserError(f"{name} has no method sample(n, generator=...), so there is nothing to draw{instead}")
+    renamed = earlier_names(model.sample)
+    conditions = {renamed.get(key, key): value for key, value in conditions.items()}
     takes = set(inspect.signature(model.sample).parameters) - {"n", "generator"}
     if unknown := set(conditions) - takes:
         raise UserError(
             f"{name}.sample takes no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(takes)) or 'nothing'}"
         )
+    return conditions
 
 
-def check_lengths(n: int, conditions: dict[str, object]) -> None:
+def check_lengths(n: int, conditions: dict[str, Any]) -> None:
     """Refuse a condition that is a list of another length than ``n``, the number of samples."""
     for name, value in conditions.items():
         if isinstance(value, list) and len(value) != n:
             raise UserError(f"{name} must be one value, or a list of one for each of {n} samples; got {len(value)}")
 
 
-def try_conditions(model, n: int, conditions: dict[str, object]) -> Tensor:
+def try_conditions(model, n: int, conditions: dict[str, Any]) -> Tensor:
     """The first of ``n`` samples, (1, ...), drawn so that conditions that do not fit fail now and not after hours.
 
     Raises:
         UserError: as ``model.sample`` does, or for a list of another length than ``n``.
     """
-    check_conditions(model, conditions)
+    conditions = check_conditions(model, conditions)
     check_lengths(n, conditions)
     first = {k: v[:1] if isinstance(v, list) else v for k, v in conditions.items()}
     with torch.no_grad():

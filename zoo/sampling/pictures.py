@@ -1,34 +1,38 @@
 """Samples as pictures: how many, in which rows, and written as one PNG."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.utils import make_grid
 from torchvision.utils import save_image as save_png
 
+from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
+from zoo.training.files import written_whole
 
 
 class Picture(NamedTuple):
     """What one picture of samples asks for: ``n`` samples under ``conditions``, in rows of ``columns``."""
 
     n: int
-    conditions: dict[str, object]
+    conditions: dict[str, Any]
     columns: int
 
 
-def picture(model, n: int, conditions: dict[str, object]) -> Picture:
+def picture(model, n: int, conditions: dict[str, Any]) -> Picture:
     """``n`` samples, as square as can be; or at least ``n``, one row for each of ``model.rows()``, where it has them.
 
-    A model whose samples come in kinds names the condition and its values, ``rows() -> ("labels", [0, ..., 9])``, or
+    A model whose samples come in kinds names the condition and its values, ``rows() -> ("y", [0, ..., 9])``, or
     None if it was made without. Where the caller has set that condition, there are no rows.
     """
     check_whole("the number of samples", n)
-    if hasattr(model, "rows") and (rows := model.rows()) is not None:
+    rows = model.rows() if isinstance(model, capabilities.SampleRows) else None
+    if rows is not None:
         name, values = rows
         if name not in conditions:
             columns = -(-n // len(values))  # whole rows: n, or a few more
@@ -71,8 +75,6 @@ def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
 
 def scatter(points: Tensor) -> Tensor:
     """Points in the plane, (n, 2), as one image (1, 3, 480, 480); those far out are left out."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(4.8, 4.8), dpi=100, layout="constrained")
     axes = figure.subplots()
     points = points.float().cpu()
@@ -84,7 +86,7 @@ def scatter(points: Tensor) -> Tensor:
     return as_image(figure)
 
 
-def as_image(figure) -> Tensor:
+def as_image(figure: Figure) -> Tensor:
     """A matplotlib figure as an image in [0, 1], (1, 3, H, W)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -98,8 +100,12 @@ def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> N
     """Write images in [0, 1] as one PNG, in the rows of :func:`in_rows`; the file appears whole or not at all."""
     path = Path(path)
     check_picture(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     images, columns = in_rows(images, columns)
-    part = path.with_name(path.name + ".part")
-    save_png(make_grid(images.clamp(0, 1), nrow=columns, padding=2, pad_value=0.5), part, format="png")
-    part.replace(path)
+    with written_whole(path) as file:
+        save_png(make_grid(images.clamp(0, 1), nrow=columns, padding=2, pad_value=0.5), file, format="png")
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
+    """Write a figure as PNG; the file appears whole or not at all."""
+    with written_whole(path) as file:
+        figure.savefig(file, dpi=dpi, format="png")

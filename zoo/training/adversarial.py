@@ -4,7 +4,7 @@ A model of two players is trained by hand (Lightning's manual optimisation): eac
 every k-th one of the generator, too; ``trainer.global_step``, checkpoints, loggers and averages count batches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,27 @@ def restate(module: nn.Module, forward: Callable[[int], object], batches: int = 
     module.train(training)
     for m, value in zip(norms, momentum, strict=True):
         m.momentum = value
+
+
+def running_statistics(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The running statistics of batch normalisation in ``modules``, by their names below these, in order; (F,) each."""
+    norms = {
+        f"{root}.{k}": m
+        for root, module in modules.items()
+        for k, m in module.named_modules()
+        if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)
+    }
+    return {f"{k}.{name}": m.get_buffer(name) for k, m in norms.items() for name in ("running_mean", "running_var")}
+
+
+def flat_statistics(statistics: Mapping[str, Tensor]) -> Tensor:
+    """Statistics by name as one vector."""
+    return torch.cat(list(statistics.values()))
+
+
+def as_statistics(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The way back: a vector by the names and sizes of ``like``."""
+    return dict(zip(like, flat.split([len(t) for t in like.values()]), strict=True))
 
 
 def step(module, optimiser, loss: Tensor, counts: bool) -> None:

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
+from zoo.checks import capabilities
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_choice
+from zoo.checks.values import check_choice, check_flag
 from zoo.training.processes import speaker
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -97,8 +98,7 @@ def check_values(cfg) -> None:
     """
     if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed must be a whole number from 0 to 2^32 - 1, got {cfg.seed!r}")
-    if not isinstance(cfg.test, bool):
-        raise UserError(f"test must be true or false, got {cfg.test!r}")
+    check_flag("test", cfg.test)
     if cfg.compile is not False:
         check_choice("compile, where it is not false,", cfg.compile, ("inductor", "cudagraphs", "aot_eager", "eager"))
 
@@ -109,7 +109,8 @@ def check_kind(model, data) -> None:
     Raises:
         UserError: saying which.
     """
-    if hasattr(model, "nearest") != hasattr(data, "corpus"):
-        kinds = ("text", "images or points") if hasattr(model, "nearest") else ("images or points", "text")
+    words = isinstance(model, capabilities.Words)
+    if words != isinstance(data, capabilities.TextData):
+        kinds = ("text", "images or points") if words else ("images or points", "text")
         name, chosen = type(model).__name__, data.used or data.hparams.name
         raise UserError(f"{name} is made for {kinds[0]}, and {chosen} is {kinds[1]}: choose other data")

@@ -1,8 +1,10 @@
 """What the processes of a run hold in turns, row i with process i mod n, put together in its order."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor
 
 
@@ -12,6 +14,20 @@ def interleave(parts: Sequence[Tensor]) -> Tensor:
     for rank, part in enumerate(parts):
         whole[rank :: len(parts)] = part
     return whole
+
+
+def gathered(mine: Tensor, trainer) -> Tensor:
+    """The rows of all processes in their order, of which they may hold unequal numbers; on the CPU, for checkpoints.
+
+    Args:
+        mine: this process's rows, (n, ...), on the CPU.
+        trainer: the Trainer of the run; None outside one.
+    """
+    if trainer is None or trainer.world_size == 1:
+        return mine
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, mine)
+    return interleave(parts)
 
 
 def all_rows(mine: Tensor, trainer) -> Tensor:

@@ -6,6 +6,7 @@ import warnings
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 
 from zoo.checks.errors import UserError
@@ -96,7 +97,8 @@ def _check_monitors(callbacks: list) -> None:
         UserError: saying so.
     """
     kinds = {type(c).__name__ for c in callbacks}
-    if any(getattr(c, "monitor", None) == "val/distance" for c in callbacks) and "SampleDistance" not in kinds:
+    monitors = {c.monitor for c in callbacks if isinstance(c, ModelCheckpoint | EarlyStopping)}
+    if "val/distance" in monitors and "SampleDistance" not in kinds:
         raise UserError(
             "callbacks.best.monitor=val/distance asks for callbacks.sample_distance, which measures it: keep that, or "
             "choose another monitor"

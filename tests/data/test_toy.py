@@ -1,0 +1,170 @@
+"""Known distributions: densities integrate to one, scores are their gradients, samples are drawn from them."""
+
+import math
+
+import pytest
+import torch
+from scipy.integrate import dblquad, quad
+from sklearn.datasets import make_moons, make_swiss_roll
+from torch.testing import assert_close
+
+from zoo.datamodules import DataError, Toy
+from zoo.datamodules.toy import BlurredCurves, Line, MarkovChain, Mixture, mixture, moons, ring, swiss_roll
+
+PLANES = {"mixture": mixture(), "ring": ring(), "moons": moons(), "swiss_roll": swiss_roll()}
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_a_density_integrates_to_one(name):
+    """On a grid much finer than sigma the sum is the integral to rounding."""
+    side = torch.arange(-7, 7, 0.05, dtype=torch.float64)
+    grid = torch.cartesian_prod(side, side)
+    total = PLANES[name].log_density(grid).exp().sum() * 0.05**2
+    assert_close(total.item(), 1.0, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_a_score_is_the_gradient_of_the_log_density(name, generator):
+    x, _ = PLANES[name].sample(50, generator=generator)
+    x = torch.cat([x, x + torch.randn(50, 2, generator=generator, dtype=torch.float64)]).requires_grad_()
+    (gradient,) = torch.autograd.grad(PLANES[name].log_density(x).sum(), x)
+    assert_close(PLANES[name].score(x.detach()), gradient)
+
+
+def test_the_ring_is_the_mixture_it_is_said_to_be():
+    distribution = ring()
+    angles = [2 * math.pi * k / 8 for k in range(8)]
+    for x in [(2.0, 0.0), (0.3, -1.2), (1.5, 1.4)]:
+        each = [
+            math.exp(-((x[0] - 2 * math.cos(a)) ** 2 + (x[1] - 2 * math.sin(a)) ** 2) / (2 * 0.1**2)) for a in angles
+        ]
+        expected = math.log(sum(each) / 8 / (2 * math.pi * 0.1**2))
+        assert_close(distribution.log_density(torch.tensor(x)).item(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_a_blurred_density_is_the_convolution(name):
+    """By the sum over a grid much finer than either deviation."""
+    side = torch.arange(-7, 7, 0.05, dtype=torch.float64)
+    grid = torch.cartesian_prod(side, side)
+    for x in torch.tensor([[0.3, -1.2], [1.5, 1.4], [0.0, 0.0]], dtype=torch.float64):
+        kernel = Mixture(x[None], torch.ones(1), 0.3).log_density(grid)
+        convolved = (PLANES[name].log_density(grid) + kernel).exp().sum() * 0.05**2
+        assert_close(PLANES[name].blurred(0.3).log_density(x).exp(), convolved, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("name", "x"), [("moons", (0.9, 0.3)), ("moons", (0.0, 1.05)), ("swiss_roll", (-1.0, 0.2))])
+def test_a_blurred_curve_is_the_integral_along_it(name, x):
+    """Adaptive quadrature of N(x | curve(t), sigma^2 I) over t, a mean over curves."""
+    curves = PLANES[name].curves
+
+    def normal(t, curve):
+        point = curve(torch.tensor([t], dtype=torch.float64))[0]
+        square = (x[0] - point[0].item()) ** 2 + (x[1] - point[1].item()) ** 2
+        return math.exp(-square / (2 * 0.1**2)) / (2 * math.pi * 0.1**2)
+
+    expected = sum(quad(normal, 0, 1, args=(c,), epsabs=1e-13, limit=500)[0] for c in curves) / len(curves)
+    assert_close(
+        PLANES[name].log_density(torch.tensor(x, dtype=torch.float64)).exp().item(), expected, rtol=1e-8, atol=0
+    )
+
+
+def test_curves_are_those_of_scikit_learn():
+    """Without noise its moons lie on ours, and so does its roll, seven times the size."""
+    t = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    moons_there, which = make_moons(50, noise=None)
+    for k in (0, 1):
+        there = torch.from_numpy(moons_there[which == k])
+        assert torch.cdist(there, PLANES["moons"].curves[k](t)).min(1).values.max() < 1e-3
+    roll = torch.from_numpy(make_swiss_roll(50, noise=0.0, random_state=0)[0][:, [0, 2]]) / 7
+    assert torch.cdist(roll, PLANES["swiss_roll"].curves[0](t)).min(1).values.max() < 5e-3
+
+
+def test_more_nodes_change_nothing(generator):
+    for blurred in (moons(), swiss_roll()):
+        x, _ = blurred.sample(50, generator=generator)
+        finer = BlurredCurves(blurred.curves, blurred.sigma, nodes=800)
+        assert_close(blurred.log_density(x), finer.log_density(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_samples_have_the_density(name):
+    """Their mean log density is minus the entropy, integrated on a grid: within 4.5 standard errors (once in 1.5e5)."""
+    x, _ = PLANES[name].sample(20_000, generator=torch.Generator().manual_seed(1))
+    side = torch.arange(-7, 7, 0.05, dtype=torch.float64)
+    log_p = PLANES[name].log_density(torch.cartesian_prod(side, side))
+    expected = (log_p.exp() * log_p).nan_to_num().sum() * 0.05**2
+    measured = PLANES[name].log_density(x)
+    assert (measured.mean() - expected).abs() < 4.5 * measured.std() / len(x) ** 0.5
+    # And in each quarter of the plane as many as there should be.
+    centres = torch.cartesian_prod(side, side) + 0.025
+    density = PLANES[name].log_density(centres).exp()
+    for sign in [(1, 1), (-1, 1), (1, -1), (-1, -1)]:
+        inside = lambda points, s=sign: (points[..., 0] * s[0] > 0) & (points[..., 1] * s[1] > 0)  # noqa: E731
+        share = (density * inside(centres)).sum() * 0.05**2
+        error = (share * (1 - share) / len(x)).sqrt()
+        assert (inside(x).double().mean() - share).abs() < 4.5 * error + 1e-9, sign
+
+
+def test_parallel_lines(generator):
+    x, _ = Line(0.25).sample(1000, generator=generator)
+    assert (x[:, 0] == 0.25).all()
+    assert 0 <= x[:, 1].min() < 0.01 and 0.99 < x[:, 1].max() <= 1
+
+
+def test_a_markov_chain_is_enumerated(generator):
+    chain = MarkovChain()
+    v = chain.everything()
+    assert v.shape == (5**5, 5, 5) and len(v.flatten(1).unique(dim=0)) == 5**5
+    p = chain.log_probability(v).exp()
+    assert_close(p.sum().item(), 1.0)
+    assert_close(chain.P.sum(1), torch.ones(5, dtype=torch.float64))
+    # One sequence by hand: 2, 3, 3, 0, 1.
+    hand = (1 / 3) / (1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) * 0.6 * 0.2 * (0.2 / 3) * 0.6
+    one = torch.eye(5)[torch.tensor([2, 3, 3, 0, 1])]
+    assert_close(chain.log_probability(one).exp().item(), hand)
+    assert chain.kl(lambda v: chain.log_probability(v)) == 0
+    uniform = -5 * math.log(5)
+    assert_close(chain.kl(lambda v: torch.full((len(v),), uniform)), float((p * p.log()).sum()) - uniform)
+    # Samples: goodness of fit over the first two symbols, chi-squared with 24 degrees, exceeded once in 1e5.
+    x, first = chain.sample(20_000, generator=generator)
+    pairs = (x[:, 0].argmax(-1) * 5 + x[:, 1].argmax(-1)).bincount(minlength=25)
+    expected = 20_000 * (chain.pi[:, None] * chain.P).flatten()
+    assert ((pairs - expected).square() / expected).sum() < 67.6
+    assert torch.equal(first, x[:, 0].argmax(-1))
+    # And in the last step, given the one before.
+    counts = torch.zeros(5, 5, dtype=torch.float64)
+    counts.index_put_(
+        (x[:, 3].argmax(-1), x[:, 4].argmax(-1)), torch.ones(20_000, dtype=torch.float64), accumulate=True
+    )
+    expected = counts.sum(1, keepdim=True) * chain.P
+    assert ((counts - expected).square() / expected).sum() < 61.0  # 20 degrees of freedom, once in 5e6 or less
+
+
+def test_the_module_draws_the_same_points_every_time():
+    one, two = Toy("ring"), Toy("ring", seed=3)
+    for data in (one, two):
+        data.setup()
+    assert [len(one.splits[k].images) for k in ("train", "val", "test")] == [50_000, 5_000, 10_000]
+    assert torch.equal(one.splits["train"].images, two.splits["train"].images)
+    assert not torch.equal(one.splits["val"].images, one.splits["test"].images[:5000])
+    a, b = (next(iter(data.train_dataloader())) for data in (one, two))
+    assert a[0].shape == (256, 2) and a[0].dtype == torch.float32
+    assert not torch.equal(a[0], b[0])
+    with pytest.raises(
+        ValueError, match="name must be one of mixture, ring, moons, swiss_roll, line, markov_chain, got 'rings'"
+    ):
+        Toy("rings")
+    with pytest.raises(ValueError, match="theta must be a number, got 'a'"):
+        Toy("line", theta="a")
+    with pytest.raises(ValueError, match="batch_size must be a whole number from 1 to 50,000, got 0"):
+        Toy("ring", batch_size=0)
+    with pytest.raises(DataError, match="data.name was ring, is moons"):
+        Toy("moons").load_state_dict(Toy("ring").state_dict())
+
+
+def test_a_mixture_of_one_component_is_a_gaussian():
+    mixture = Mixture(torch.tensor([[1.0, -1.0]]), torch.ones(1), 2.0)
+    mass, _ = dblquad(lambda y, x: mixture.log_density(torch.tensor([x, y])).exp().item(), 0, 2, -2, 0, epsabs=1e-6)
+    inside = math.erf(1 / (2 * math.sqrt(2)))  # |x - 1| < 1 in units of sigma 2
+    assert_close(mass, inside**2, rtol=1e-5, atol=0)

@@ -1,0 +1,184 @@
+"""Learned scores beside true ones: what is measured of a field that is known."""
+
+import pytest
+import torch
+from helpers import run
+from torch.testing import assert_close
+
+from zoo.callbacks import LossPerStep, ScoreField
+from zoo.callbacks.loss_per_step import _figure
+from zoo.datamodules import Toy
+from zoo.datamodules.toy import mixture
+from zoo.evaluation.fields import figure, learned_score, measure_field, target
+from zoo.evaluation.protocol import BOUND_AT_ONCE, Protocol, bound_by_fives, bound_metrics, check_protocol, measure
+from zoo.functional.noise import chunk_generator
+from zoo.sampling.pictures import as_image
+from zoo.score import Score
+
+TINY = ["experiment=score_mixture", "model.hidden=[16]", "model.num_sigmas=3", "callbacks.score_field.samples=50"]
+TINY += ["callbacks.samples.n=50", "callbacks.samples.conditions.steps=2", "data.batch_size=10000"]
+TINY += ["trainer.max_epochs=2"]
+
+
+class Exact(Score):
+    """The score of the blurred mixture itself, off by a constant; samples of it, off by a factor."""
+
+    def __init__(self, off=0.0, factor=1.0, **kw):
+        super().__init__(shape=[2], hidden=[8], **kw)
+        self.off, self.factor = off, factor
+
+    def forward(self, x, sigma=None):
+        q = mixture() if sigma is None else mixture().blurred(float(sigma[0]))
+        return q.score(x).float() + self.off
+
+    def sample(self, n, *, generator, denoise):
+        return self.factor * target(self, mixture()).sample(n, generator=generator)[0].float()
+
+
+@pytest.mark.parametrize("ladder", [{"num_sigmas": 0, "objective": "explicit"}, {"num_sigmas": 4, "sigma_min": 0.3}])
+def test_a_field_is_measured_against_the_score_it_targets(ladder):
+    """The exact score has no divergence, off by (c, c) it has c^2; exact samples have no gap, within 4.5 standard
+    errors, and drawn together they have one."""
+    exact = measure_field(Exact(**ladder), mixture())
+    assert exact.fisher_divergence < 1e-10
+    assert abs(exact.log_density_gap) < 4.5 * exact.error < 0.15
+    assert_close(measure_field(Exact(0.2, **ladder), mixture()).fisher_divergence, 0.04, rtol=1e-4, atol=0)
+    assert measure_field(Exact(factor=0.8, **ladder), mixture()).log_density_gap > 9 * exact.error
+    model = Exact(**ladder)
+    sigma = 0.3 if ladder["num_sigmas"] else 0.0
+    assert_close(target(model, mixture()).sigma, (0.6**2 + sigma**2) ** 0.5, rtol=1e-6, atol=0)
+    x = torch.randn(5, 2, dtype=torch.float64)
+    assert_close(learned_score(model, x), target(model, mixture()).score(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_field_is_drawn():
+    image = as_image(figure(Exact(num_sigmas=0, objective="explicit"), mixture()))
+    assert image.shape == (1, 3, 600, 600)
+    red = (image[0, 0] > 0.9) & (image[0, 1:] < 0.2).all(0)
+    assert red.sum() > 500
+
+
+def test_a_run_draws_its_field_and_logs_how_far_it_is(tmp_path):
+    metrics = run(tmp_path, *TINY, "callbacks.score_field.every_n_epochs=1", "callbacks.loss_per_step.every_n_epochs=1")
+    assert sorted(p.name for p in (tmp_path / "field").iterdir()) == ["epoch_000.png", "epoch_001.png"]
+    assert sorted(p.name for p in (tmp_path / "loss_per_step").iterdir()) == ["epoch_000.png", "epoch_001.png"]
+    assert metrics["val/fisher_divergence"] > 0 and "val/log_density_gap" in metrics
+
+
+def test_what_cannot_be_drawn_is_refused_at_the_start(tmp_path):
+    with pytest.raises(ValueError, match="score model of points whose density is known"):
+        run(tmp_path, "experiment=score_mixture", "model.shape=[2]", "data=line", "trainer.max_epochs=1")
+    with pytest.raises(ValueError, match="VAE has no num_steps: its loss is not one of many steps"):
+        run(
+            tmp_path, "model=vae", "data=digits", "+callbacks.l._target_=callbacks.LossPerStep", "+callbacks.l.folder=x"
+        )
+    with pytest.raises(ValueError, match=r"digits is made of images, \[1, 28, 28\], and Score is made for \[2\]"):
+        run(tmp_path, "model=score", "data=digits", "model.shape=[2]")
+    for cls in (LossPerStep, ScoreField):
+        with pytest.raises(ValueError, match="every_n_epochs must be a whole number of at least 1, got 0"):
+            cls("x", every_n_epochs=0)
+
+
+def test_the_loss_of_each_step_is_the_mean_of_its_examples():
+    """Ten steps in five bins, by hand."""
+    callback = LossPerStep("x", bins=5)
+
+    class Model:
+        num_steps = 10
+
+    callback.on_validation_epoch_start(None, Model())
+    out = {"step": torch.tensor([0, 1, 1, 9]), "losses": torch.tensor([1.0, 2.0, 6.0, 5.0])}
+    callback.on_validation_batch_end(None, None, out, None, 0)
+    callback.on_validation_batch_end(None, None, {k: v[:1] for k, v in out.items()}, None, 1)
+    assert callback.sums.tolist() == [[10, 0, 0, 0, 5], [4, 0, 0, 0, 1]]
+    line = _figure(torch.tensor([2.5, 5.0]), 10).axes[0].lines[0]
+    assert line.get_xdata().tolist() == [2.5, 7.5] and line.get_ydata().tolist() == [2.5, 5.0]
+
+
+def test_what_a_protocol_measures_of_points():
+    data = Toy("mixture")
+    data.setup()
+    model = Score(shape=[2], hidden=[8], objective="explicit", num_sigmas=0)
+    metrics, evidence = measure(model, data, Protocol(samples=40, conditions=({"steps": 2}, {"steps": 3})))
+    assert set(metrics) == {"test/loss", "fisher_divergence", "log_density_gap"} | {
+        "energy_distance/steps=2",
+        "energy_distance/steps=3",
+    }
+    assert evidence["samples"] == {"n": 40, "conditions": [{"steps": 2}, {"steps": 3}], "sure_of_the_first": []}
+    # The network begins at s = 0, whose divergence is half the mean square of the score.
+    x, _ = mixture().sample(10_000, generator=chunk_generator(1, 0))
+    log_p = mixture().log_density(x)
+    bulk = x[log_p >= log_p.quantile(0.01)]
+    assert_close(
+        metrics["fisher_divergence"], float(mixture().score(bulk).square().sum(1).mean() / 2), rtol=1e-6, atol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("protocol", "message"),
+    [
+        (Protocol(bound_images=5), "Score has no bound of many terms: that is a diffusion's"),
+        (Protocol(importance_samples=3), "Score has no log_likelihood"),
+        (Protocol(samples=1), "samples must be a whole number of at least 2, got 1"),
+        (Protocol(samples=2, conditions=({"eta": 1},)), "Score.sample takes no eta"),
+        (Protocol(samples=2, conditions=({"steps": 0},)), "steps must be a whole number of at least 1, got 0"),
+        (Protocol(samples=2, conditions=({"frames": 2},)), "what is judged are single examples"),
+        (Protocol(bound_images=-1), "images of the bound must be a whole number of at least 0, got -1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_first(protocol, message):
+    with pytest.raises(ValueError, match=message):
+        check_protocol(protocol, Score(shape=[2], hidden=[4]), "mixture")
+
+
+def test_samples_are_judged_only_where_there_is_a_judge():
+    from zoo.ddpm import DDPM
+
+    model = DDPM(steps=4, widths=[8], num_classes=3)
+    check_protocol(Protocol(samples=2), model, "mnist")
+    for data in ("digits", "fashion_mnist"):
+        with pytest.raises(ValueError, match=f"samples are judged beside MNIST, not {data}"):
+            check_protocol(Protocol(samples=2), model, data)
+    with pytest.raises(ValueError, match="of DDPM none are by default: say how many"):
+        check_protocol(Protocol(conditions=({"eta": 1},)), model, "mnist")
+    with pytest.raises(ValueError, match="labels must be one value, or a list of one for each of 20 samples; got 2"):
+        check_protocol(Protocol(samples=20, conditions=({"labels": [1, 2]},)), model, "mnist")
+
+
+def test_samples_with_labels_are_judged_by_them_too(mnist_root):
+    from zoo.datamodules import Images
+    from zoo.ddpm import DDPM
+    from zoo.evaluation.protocol import judged_accuracy
+
+    torch.manual_seed(0)
+    data, model = Images("mnist", eval_batch_size=5000), DDPM(steps=4, widths=[8], num_classes=10).eval()
+    data.setup()
+    conditions = ({"num_steps": 2, "guidance": 1}, {"num_steps": 2, "labels": "dropped"})
+    metrics, evidence = measure(model, data, Protocol(samples=25, conditions=conditions))
+    expected = judged_accuracy(model, 20, num_steps=2, guidance=1)["judged_accuracy"]
+    assert metrics["judged_accuracy/num_steps=2/guidance=1"] == expected
+    assert [k for k in metrics if k.startswith("judged")] == ["judged_accuracy/num_steps=2/guidance=1"]
+    assert evidence["samples"]["n"] == 25 and len(evidence["samples"]["sure_of_the_first"]) == 2
+
+
+def test_the_bound_of_five_images_can_be_taken_again_alone():
+    from zoo.datamodules import Images
+    from zoo.ddpm import DDPM
+
+    data, model = Images("digits"), DDPM(steps=4, widths=[8])
+    data.setup()
+    with pytest.raises(ValueError, match="of 5 images at a time, got 7"):
+        check_protocol(Protocol(bound_images=7), model, "digits")
+    terms = bound_by_fives(model, data, 3)
+    assert terms.shape == (3, 3)
+    assert_close(bound_by_fives(model, data, 1), terms[:1])
+    x = data.splits["test"].images[5:10, None].float() / 255
+    again = model.bound_terms(x, chunk_generator(0, 1)).double().mean(1)
+    assert_close(terms[1], torch.stack([again[0], again[1:4].sum(), again[4]]))
+    found = bound_metrics(terms)
+    bits = terms.sum(1) / (784 * 0.6931471805599453)
+    assert_close(found["bits_per_dim"], float(bits.mean()))
+    assert_close(found["bits_per_dim_error"], float(bits.std() / 3**0.5))
+    assert "bits_per_dim_error" not in bound_metrics(terms[:1])
+    assert_close(sum(found[f"bound/{k}"] for k in ("L_0", "L_t", "L_T")), float(terms.sum(1).mean()))
+    assert BOUND_AT_ONCE == 5

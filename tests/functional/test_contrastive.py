@@ -1,0 +1,157 @@
+"""Noise-contrastive objectives against enumeration on vocabularies of a few words."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from zoo.functional.contrastive import HeldOut, NoiseDistribution, importance_sampled_loss, nce_loss, softmax_loss
+
+torch.manual_seed(0)
+V = 7
+
+
+@pytest.fixture
+def world(generator):
+    """Scores s of V words in one context, the text's p, and the noise's q."""
+    s = torch.randn(V, generator=generator, dtype=torch.float64)
+    p = torch.rand(V, generator=generator, dtype=torch.float64) + 0.1
+    q = torch.rand(V, generator=generator, dtype=torch.float64) + 0.1
+    return s, p / p.sum(), q / q.sum()
+
+
+def expected_nce(s, p, q, k, log_kq):
+    """E J over w ~ p and k words ~ q, by enumeration: the k are alike, so k times the expectation over one."""
+    data = nce_loss(s, s[:, None][:, :0], log_kq, s[:, None][:, :0])
+    noise = nce_loss(s, s[:, None], log_kq, log_kq[:, None]) - data
+    return (p * data).sum() + k * (q * noise).sum()
+
+
+def gradient(f, s):
+    s = s.clone().requires_grad_()
+    return torch.autograd.grad(f(s), s)[0]
+
+
+@pytest.mark.parametrize("k", [1, 5, 100])
+def test_the_expected_gradient_of_nce_is_its_closed_form_and_zero_at_log_p(world, k):
+    """With respect to the scores themselves: k q / (e^s + k q) (e^s - p)."""
+    s, p, q = world
+    log_kq = (k * q).log()
+    found = gradient(lambda s: expected_nce(s, p, q, k, log_kq), s)
+    assert_close(found, k * q / (s.exp() + k * q) * (s.exp() - p))
+    assert_close(gradient(lambda s: expected_nce(s, p, q, k, log_kq), p.log()), torch.zeros(V, dtype=torch.float64))
+    # Scores that are off by a constant have Z = e^0.5: NCE is not indifferent to that, the likelihood is.
+    shifted = gradient(lambda s: expected_nce(s, p, q, k, log_kq), p.log() + 0.5)
+    assert (shifted > 0.01 * p).all()
+    likelihood = gradient(lambda s: (p * softmax_loss(s, s.expand(V, V))).sum(), p.log() + 0.5)
+    assert_close(likelihood, torch.zeros(V, dtype=torch.float64))
+
+
+def test_the_gradient_of_nce_tends_to_that_of_the_likelihood_of_normalised_scores(world):
+    """And of others to sum (p - e^s) grad s (Mnih & Teh 2012)."""
+    s, p, q = world
+    normalised = s.log_softmax(0)
+    likelihood = gradient(lambda s: (p * softmax_loss(s, s.expand(V, V))).sum(), normalised)
+    assert_close(likelihood, normalised.exp() - p)
+    gaps = [
+        (gradient(lambda s, k=k: expected_nce(s, p, q, k, (k * q).log()), normalised) - likelihood).norm()
+        for k in (1, 10, 100, 1000)
+    ]
+    assert all(later < 0.2 * earlier for earlier, later in pairwise(gaps[1:]))
+    limit = gradient(lambda s: expected_nce(s, p, q, 10**6, (10**6 * q).log()), s)
+    assert_close(limit, s.exp() - p, rtol=1e-4, atol=1e-5)
+
+
+def test_with_k_of_v_and_uniform_noise_nce_is_negative_sampling(world, generator):
+    """Seed 000: then k q(w) = 1."""
+    s = world[0]
+    uniform = NoiseDistribution.of(torch.ones(V))
+    noise = torch.randint(V, (V, V), generator=generator)
+    log_kq = uniform.log_q.double() + math.log(V)
+    ours = nce_loss(s, s[noise], log_kq, log_kq[noise])
+    sampling = -(s.sigmoid().log()) - (-s[noise]).sigmoid().log().sum(-1)
+    assert_close(ours, sampling, rtol=1e-6, atol=1e-6)
+
+
+def test_three_words_by_hand():
+    """s = log 2, k = 2 noise words of q = 1/4 and 1/2, so that e^s = 2 and k q = 1/2 and 1."""
+    s = torch.tensor(math.log(2), dtype=torch.float64)
+    log_kq = torch.tensor([0.5, 1.0], dtype=torch.float64).log()
+    loss = nce_loss(s, torch.stack([s, s]), log_kq[0], log_kq)
+    # The text's word: 2 / (2 + 1/2) = 4/5; the noise's: (1/2) / (5/2) = 1/5 and 1 / 3.
+    assert_close(loss, -torch.log(torch.tensor(4 / 5 * 1 / 5 * 1 / 3, dtype=torch.float64)))
+
+
+def test_shared_noise_words_count_for_k(world, generator):
+    s, _, q = world
+    noise = torch.randint(V, (V, 5), generator=generator)
+    log_kq = (5 * q).log()
+    one_by_one = nce_loss(s, s[noise], log_kq, log_kq[noise])
+    twice = torch.cat([noise, noise], 1)
+    assert_close(nce_loss(s, s[twice], log_kq, log_kq[twice], each=0.5), one_by_one)
+
+
+def test_importance_sampling_is_exact_where_its_weights_are_equal(world, generator):
+    """With q = p_theta every weight is Z, and whatever is drawn the loss is the likelihood's."""
+    s = world[0]
+    log_q = s.log_softmax(0)
+    noise = torch.randint(V, (V, 3), generator=generator)
+    exact = softmax_loss(s, s.expand(V, V))
+    assert_close(importance_sampled_loss(s, s[noise], log_q[noise]), exact, rtol=1e-6, atol=1e-6)
+    assert_close(exact, -s.log_softmax(0))
+
+
+def test_importance_sampling_is_biased_as_one_over_k(world):
+    """E of the gradient by enumeration of all draws of k words: its error times k tends to a constant."""
+    s, _, q = world
+    exact = gradient(lambda s: s.logsumexp(0), s)
+
+    def error(k):
+        draws = torch.cartesian_prod(*[torch.arange(V)] * k).view(-1, k)
+        loss = lambda s: (q[draws].prod(1) * importance_sampled_loss(s[0] * 0, s[draws], q.log()[draws])).sum()  # noqa: E731
+        return float((gradient(loss, s) - exact).norm())
+
+    scaled = [k * error(k) for k in (1, 2, 3, 4, 5, 6)]
+    steps = [b - a for a, b in pairwise(scaled)]
+    assert all(0 < b < 0.7 * a for a, b in pairwise(steps)) and steps[-1] < 0.03 * scaled[-1]
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1, 1, 1], [5, 1, 1, 1], [1e6, 1, 3, 1e-3], list(range(1, 200))])
+def test_the_alias_table_holds_q_exactly(weights):
+    """Its columns, summed: word i has its own share and what others leave to it, each times 1 / V."""
+    noise = NoiseDistribution.of(torch.tensor(weights))
+    held = noise.share.double().clone()
+    held.index_add_(0, noise.alias, 1 - noise.share.double())
+    q = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+    assert_close(held / len(q), q, rtol=1e-5, atol=1e-7 / len(q))
+    assert_close(noise.log_q.double(), q.log(), rtol=1e-6, atol=1e-6)
+
+
+def test_draws_are_from_q(generator):
+    """Chi-squared with 49 degrees of freedom; the bound is passed once in 100,000 seeds."""
+    q = 1 / torch.arange(1, 51).double()
+    q /= q.sum()
+    n = 200_000
+    counts = torch.bincount(NoiseDistribution.of(q).draw(n // 10, 10, generator=generator).flatten(), minlength=50)
+    chi_squared = ((counts - n * q) ** 2 / (n * q)).sum()
+    assert chi_squared < 104.0
+
+
+def test_held_out_text_is_measured_by_pair_and_by_centre(generator):
+    """Whatever the parts; beside weights, not among them; and from the beginning after a reset."""
+    log_p, log_Z = -torch.rand(50, generator=generator), torch.randn(20, generator=generator)
+    held_out = HeldOut().double().half()
+    assert held_out.sums.dtype == torch.float64 and not held_out.state_dict() and not list(held_out.buffers())
+    for _ in range(2):
+        for part in ((log_p[:7], log_Z[:0]), (log_p[7:], log_Z[:3]), (log_p[:0], log_Z[3:])):
+            held_out.update(*part)
+        nll = -log_p.double().mean().item()
+        found = held_out.compute()
+        assert list(found) == ["nll", "perplexity", "log_Z", "log_Z_sd"]
+        expected = [nll, math.exp(nll), log_Z.double().mean().item(), log_Z.double().std(correction=0).item()]
+        assert_close(list(found.values()), expected, rtol=1e-6, atol=1e-9)
+        held_out.reset()
+    held_out.update(torch.tensor([-1e6]), torch.zeros(1))
+    assert held_out.compute() == {"nll": 1e6, "perplexity": math.inf, "log_Z": 0.0, "log_Z_sd": 0.0}

@@ -1,0 +1,318 @@
+"""The diffusion against Gaussian data, whose every conditional is known."""
+
+import math
+
+import pytest
+import torch
+from helpers import exact_x0
+from torch.testing import assert_close
+
+from zoo.functional.diffusion import (
+    ancestral_steps,
+    cosine_betas,
+    ddim_encode,
+    ddim_steps,
+    ddim_subset,
+    frames,
+    importance,
+    last,
+    linear_betas,
+    make_chain,
+    posterior_mean,
+    predicted_eps,
+    predicted_x0,
+    prediction_target,
+    q_sample,
+    simple_loss,
+    slerp,
+    stratified_steps,
+)
+
+SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas}
+
+
+def ancestral(chain, *args, **kwargs):
+    return last(ancestral_steps(*args[:2], chain, *args[2:], **kwargs), len(chain.betas), "")
+
+
+def ddim(x0_model, x, chain, num_steps, *args, **kwargs):
+    return last(ddim_steps(x0_model, x, chain, num_steps, *args, **kwargs), num_steps, "")
+
+
+def test_the_linear_schedule_is_the_papers_and_keeps_its_end():
+    betas = linear_betas(1000)
+    assert_close(betas[[0, -1]], torch.tensor([1e-4, 0.02], dtype=torch.float64))
+    assert_close(betas.diff(), torch.full((999,), (0.02 - 1e-4) / 999, dtype=torch.float64))
+    end = [(1 - linear_betas(steps)).log().sum() for steps in (1000, 2000)]
+    assert_close(end[0], end[1], rtol=0.02, atol=0)  # log abar_T: about -10 either way
+
+
+def test_the_cosine_schedule_is_its_equation():
+    """abar_t = g(t) / g(0) wherever no beta_t is held at 0.999, which is at the last step alone."""
+    abar = make_chain(cosine_betas(1000)).abar
+    g = [math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(1001)]
+    expected = torch.tensor([v / g[0] for v in g[1:-1]], dtype=torch.float64)
+    assert_close(abar[:-1], expected, rtol=1e-9, atol=0)
+    assert_close(abar[-1] / abar[-2], torch.tensor(1e-3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("steps", [21, 50, 1000, 4000])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedules_stay_inside(schedule, steps):
+    chain = make_chain(SCHEDULES[schedule](steps))
+    assert chain.betas.dtype == torch.float64
+    assert chain.betas.min() > 0 and chain.betas.max() < 1
+    assert chain.abar.min() > 0 and chain.posterior_variance[0] == 0 and chain.posterior_variance[1:].min() > 0
+    assert_close(chain.one_minus_abar, 1 - chain.abar)
+
+
+@pytest.mark.parametrize(
+    ("betas", "message"),
+    [
+        (linear_betas(20), r"with 20 steps beta_20 is 1:"),
+        (linear_betas(10), r"with 10 steps beta_6 is 1\."),
+        (torch.tensor([0.1, 0.0, 0.2]), "beta_2 is 0:"),
+        (torch.tensor([0.1, math.nan]), "beta_2 is nan:"),
+        (torch.tensor([0.5]), "at least 2 steps, got 1"),
+    ],
+)
+def test_schedules_that_leave_zero_to_one_are_refused(betas, message):
+    with pytest.raises(ValueError, match=message):
+        make_chain(betas)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_q_sample_is_the_one_step_kernels_composed(schedule):
+    """Mean and variance of eq. 2 applied t + 1 times are those of eq. 4, for every t."""
+    chain = make_chain(SCHEDULES[schedule](100))
+    mean, var = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    x0 = torch.tensor([[1.7]], dtype=torch.float64)
+    for t, beta in enumerate(chain.betas):
+        mean, var = (1 - beta).sqrt() * mean, (1 - beta) * var + beta
+        zero, one = (q_sample(x0, torch.tensor([t]), torch.full_like(x0, e), chain) for e in (0.0, 1.0))
+        assert_close(zero, mean * x0)
+        assert_close((one - zero) ** 2, var.view(1, 1))
+
+
+@pytest.mark.parametrize("t", [0, 1, 17, 29])
+def test_the_posterior_is_bayes_rule(t):
+    """Prior N(sqrt(abar_{t-1}) x0, 1 - abar_{t-1}) times likelihood N(x_t; sqrt(1 - beta) x_{t-1}, beta); 14.45."""
+    chain = make_chain(linear_betas(30))
+    x0, xt, beta = 0.3, -1.1, chain.betas[t]
+    ours = posterior_mean(*torch.tensor([[[x0]], [[xt]]], dtype=torch.float64), torch.tensor([t]), chain)
+    if t == 0:
+        assert_close(ours.item(), x0, rtol=1e-12, atol=0)
+        return
+    a_prev = chain.abar[t - 1]
+    precision = 1 / (1 - a_prev) + (1 - beta) / beta
+    mean = (a_prev.sqrt() * x0 / (1 - a_prev) + (1 - beta).sqrt() * xt / beta) / precision
+    assert_close(ours, mean.view(1, 1))
+    assert_close(chain.posterior_variance[t], 1 / precision)
+
+
+@pytest.mark.parametrize("variance", ["posterior", "beta"])
+def test_the_step_back_is_drawn_from_it(variance):
+    """One step of the sampler from x_t with x0 known: mean and variance within 4.3 standard errors (once in 60,000)."""
+    chain, n, t = make_chain(linear_betas(18 + 12)), 100_000, 17
+    short = make_chain(linear_betas(30)[: t + 1])
+    x = torch.full((n, 1), -1.1, dtype=torch.float64)
+    given = torch.Generator().manual_seed(1)
+    steps = ancestral_steps(lambda x, _: torch.full_like(x, 0.3), x, short, variance, generator=given)
+    i, drawn, _ = next(steps)
+    assert i == t
+    mean = posterior_mean(torch.full((1, 1), 0.3).double(), x[:1], torch.tensor([t]), chain)
+    sigma2 = chain.posterior_variance[t] if variance == "posterior" else chain.betas[t]
+    assert abs(drawn.mean() - mean) < 4.3 * (sigma2 / n) ** 0.5
+    assert_close(drawn.var(), sigma2, rtol=4.3 * (2 / n) ** 0.5, atol=0)
+
+
+@pytest.mark.parametrize("predict", ["eps", "x0", "v"])
+def test_predictions_say_the_same(predict, generator):
+    """The target gives back image and noise; predicting zero costs its mean square."""
+    chain = make_chain(cosine_betas(50))
+    x0, eps = (torch.randn(50, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    t = torch.arange(50)
+    xt, target = q_sample(x0, t, eps, chain), prediction_target(predict, x0, t, eps, chain)
+    assert_close(predicted_x0(predict, target, xt, t, chain)[:-1], x0[:-1], rtol=1e-9, atol=1e-9)
+    assert_close(predicted_eps(x0, xt, t, chain), eps)
+    assert_close(simple_loss(x0, t, eps, chain, predict, lambda xt, t: target), torch.zeros(50, dtype=torch.float64))
+    zero = simple_loss(x0, t, eps, chain, predict, lambda xt, t: torch.zeros_like(xt))
+    assert_close(zero, target.square().mean(1))
+
+
+def test_v_is_the_velocity_of_the_circle(generator):
+    """d x_t / d phi for sqrt(abar) = cos phi, sqrt(1 - abar) = sin phi; Salimans & Ho, appendix D."""
+    chain = make_chain(cosine_betas(50))
+    x0, eps = (torch.randn(50, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    phi = torch.atan2(chain.one_minus_abar.sqrt(), chain.abar.sqrt())[:, None].requires_grad_()
+    xt = phi.cos() * x0 + phi.sin() * eps
+    v = torch.stack([torch.autograd.grad(xt[:, d].sum(), phi, retain_graph=True)[0][:, 0] for d in range(3)], 1)
+    assert_close(prediction_target("v", x0, torch.arange(50), eps, chain), v)
+
+
+@pytest.mark.parametrize("variance", ["posterior", "beta"])
+@pytest.mark.parametrize("s2", [0.25, 1.0, 4.0])
+def test_ancestral_sampling_of_gaussian_data(s2, variance):
+    """With the exact prediction every step is linear, so the output's variance follows a scalar recursion."""
+    chain = make_chain(linear_betas(50))
+    v = torch.ones((), dtype=torch.float64)
+    for t in reversed(range(50)):
+        # eq. 11: x_{t-1} = (x_t - beta / sqrt(1 - abar) eps) / sqrt(alpha) + sigma z
+        factor = (1 - chain.betas[t] / (chain.abar[t] * s2 + 1 - chain.abar[t])) / (1 - chain.betas[t]).sqrt()
+        sigma2 = chain.posterior_variance[t] if variance == "posterior" else chain.betas[t]
+        v = factor**2 * v + (sigma2 if t > 0 else 0)
+    n = 200_000
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(n, 1, generator=generator, dtype=torch.float64)
+    drawn = ancestral(chain, exact_x0(chain, s2), x, variance, generator=generator, clip=False)
+    assert_close(drawn.var(), v, rtol=4.3 * (2 / n) ** 0.5, atol=0)  # false alarm once in 60,000
+
+
+@pytest.mark.parametrize("s2", [0.25, 4.0])
+def test_ddim_follows_the_flow_of_gaussian_data(s2):
+    """The deterministic sampler scales x_T by a product of exact factors; with many steps it reaches the variance."""
+    chain = make_chain(linear_betas(1000))
+    x = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
+    out = ddim(exact_x0(chain, s2), x, chain, 1000, clip=False)
+    a = chain.abar[-1]
+    flow = (s2 / (a * s2 + 1 - a)) ** 0.5  # the probability flow keeps the ratio of x to its standard deviation
+    assert_close(out, flow * x, rtol=0.005, atol=0)  # the error of a thousand steps: 0.3 % and 0.15 %
+    one = ddim(exact_x0(chain, s2), x, chain, 1, clip=False)
+    assert_close(one, exact_x0(chain, s2)(x, torch.tensor([999, 999])))
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_on_a_subset_is_its_equations(eta):
+    """Seven of fifty steps, each written out: eq. 12 of Song et al. with the coarse chain's posterior deviation."""
+    chain, s2 = make_chain(linear_betas(50)), 0.25
+    start = torch.randn(3, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    generator, x = torch.Generator().manual_seed(2), start
+    assert ddim_subset(50, 7) == [0, 8, 16, 24, 33, 41, 49]
+    for i, i_prev in zip([49, 41, 33, 24, 16, 8, 0], [41, 33, 24, 16, 8, 0, None], strict=True):
+        a, a_prev = chain.abar[i], chain.abar[i_prev] if i_prev is not None else torch.ones((), dtype=torch.float64)
+        eps = (1 - a).sqrt() * x / (a * s2 + 1 - a)
+        x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
+        sigma = eta * ((1 - a / a_prev) * (1 - a_prev) / (1 - a)).sqrt()
+        x = a_prev.sqrt() * x0 + (1 - a_prev - sigma**2).sqrt() * eps
+        if eta > 0 and i_prev is not None:
+            x = x + sigma * torch.randn(3, 1, generator=generator)
+    ours = ddim(exact_x0(chain, s2), start, chain, 7, eta, generator=torch.Generator().manual_seed(2), clip=False)
+    assert_close(ours, x)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_ddim_with_all_steps_and_all_noise_is_the_ancestral_sampler(clip, generator):
+    """Path by path: every x_{t-1} on the way, and every x0_hat."""
+    chain = make_chain(linear_betas(40))
+    x = torch.randn(8, 3, generator=generator, dtype=torch.float64)
+    model = exact_x0(chain, 0.5)
+    a = list(ancestral_steps(model, x, chain, "posterior", generator=torch.Generator().manual_seed(7), clip=clip))
+    b = list(ddim_steps(model, x, chain, 40, 1.0, generator=torch.Generator().manual_seed(7), clip=clip))
+    assert [i for i, *_ in a] == [i for i, *_ in b] == list(range(39, -1, -1))
+    for (_, *ours), (_, *theirs) in zip(a, b, strict=True):
+        assert_close(ours, theirs)
+
+
+def test_clipping_keeps_samples_in_range(generator):
+    chain = make_chain(linear_betas(30))
+    x = torch.randn(50, 2, generator=generator, dtype=torch.float64)
+    wide = exact_x0(chain, 100.0)
+    rounding = 1 + 1e-12
+    assert ancestral(chain, wide, x, generator=generator).abs().max() <= rounding
+    assert ddim(wide, x, chain, 30).abs().max() <= rounding
+    assert ddim(wide, x, chain, 30, clip=False).abs().max() > 2
+
+
+def test_a_corrector_runs_at_the_level_just_reached(generator):
+    chain, seen = make_chain(linear_betas(30)), []
+
+    def correct(x, i):
+        seen.append(i)
+        return x + 1
+
+    ancestral(chain, exact_x0(chain, 1.0), torch.zeros(2, 1), generator=generator, correct=correct)
+    assert seen == list(range(28, -1, -1))
+    seen.clear()
+    ddim(exact_x0(chain, 1.0), torch.zeros(2, 1), chain, 4, correct=correct)
+    assert seen == [19, 10, 0]
+
+
+@pytest.mark.parametrize("s2", [0.25, 4.0])
+def test_encoding_undoes_the_deterministic_sampler(s2):
+    """The two run the same flow in opposite directions, on a thousand steps to within their error."""
+    chain = make_chain(cosine_betas(1000))
+    x = torch.tensor([[0.4], [-0.7]], dtype=torch.float64)
+    noise = ddim_encode(exact_x0(chain, s2), x, chain, 1000)
+    assert_close(noise, x / s2**0.5, rtol=0.03, atol=0)
+    assert_close(ddim(exact_x0(chain, s2), noise, chain, 1000, clip=False), x, rtol=0.01, atol=0)
+
+
+def test_frames_are_spread_evenly_and_end_at_the_end(generator):
+    chain = make_chain(linear_betas(30))
+    steps = lambda: ancestral_steps(exact_x0(chain, 1.0), torch.ones(2, 1), chain, clip=False)  # noqa: E731
+    torch.manual_seed(0)
+    every = list(steps())
+    torch.manual_seed(0)
+    xt, x0 = frames(steps(), 30, 4)
+    assert xt.shape == x0.shape == (2, 4, 1)
+    for k, step in enumerate([0, 10, 19, 29]):
+        assert torch.equal(xt[:, k], every[step][1]) and torch.equal(x0[:, k], every[step][2])
+
+
+def test_the_arc_keeps_the_length_and_the_angle(generator):
+    a, b = torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
+    a, b = (v / v.norm(dim=1, keepdim=True) for v in (a, b))
+    arc = slerp(a, b, torch.linspace(0, 1, 5))
+    assert_close(arc[:, 0], a)
+    assert_close(arc[:, -1], b)
+    assert_close(arc.norm(dim=2), torch.ones(5, 5, dtype=torch.float64))
+    angles = torch.acos((arc[:, 1:] * arc[:, :-1]).sum(2))
+    assert_close(angles, (torch.acos((a * b).sum(1)) / 4)[:, None].expand(5, 4))
+    assert_close(slerp(a, a, torch.tensor([0.5]))[:, 0], a)
+
+
+def test_the_exact_predictor_reaches_the_least_loss(generator):
+    """For N(0, s2) data the least L_simple at step t is Var(eps | x_t) = abar s2 / (abar s2 + 1 - abar)."""
+    s2, T, n = 0.5, 100, 400_000
+    chain = make_chain(linear_betas(T))
+    x0 = s2**0.5 * torch.randn(n, 1, generator=generator, dtype=torch.float64)
+    t = torch.randint(T, (n,), generator=generator)
+    eps = torch.randn(n, 1, generator=generator, dtype=torch.float64)
+    model = lambda xt, t: predicted_eps(exact_x0(chain, s2)(xt, t), xt, t, chain)  # noqa: E731
+    loss = simple_loss(x0, t, eps, chain, "eps", model)
+    least = (chain.abar * s2 / (chain.abar * s2 + 1 - chain.abar)).mean()
+    error = loss.std() / n**0.5
+    assert 4.3 * error < 0.02 * least  # a false alarm once in 60,000
+    assert abs(loss.mean() - least) < 4.3 * error
+
+
+def test_stratified_steps_are_one_in_each_stratum_and_uniform_each(generator):
+    t = stratified_steps(torch.rand(1, generator=generator).expand(50), 1000)
+    assert sorted(t.div(20, rounding_mode="floor").tolist()) == list(range(50))
+    # Each alone is uniform, whatever is added to its u: counts of ten steps within 4.5 standard errors.
+    counts = stratified_steps(torch.rand(20_000, generator=generator), 10)
+    assert (counts.bincount(minlength=10) - 2000).abs().max() < 4.5 * (2000 * 0.9) ** 0.5
+    assert stratified_steps(torch.full((4,), 1 - 1e-9, dtype=torch.float64), 7).max() == 6
+
+
+def test_importance_is_by_the_root_of_the_mean_square():
+    history = torch.tensor([[1.0, 1.0], [3.0, 4.0], [0.0, 2.0]])
+    assert_close(importance(history, torch.tensor([2, 1, 2])), torch.full((3,), 1 / 3, dtype=torch.float64))
+    root = torch.tensor([1.0, 12.5**0.5, 2**0.5], dtype=torch.float64)
+    p = importance(history, torch.tensor([2, 3, 2]))
+    assert_close(p, 0.999 * root / root.sum() + 0.001 / 3)
+    assert_close(p.sum().item(), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "eta", "message"),
+    [
+        (31, 0, "between 1 and the model's 30 steps, got 31"),
+        (True, 0, "between 1 and the model's 30 steps, got True"),
+        (10, 2, "eta must be a number between 0 and 1, got 2"),
+    ],
+)
+def test_bad_steps_and_noise_are_named(num_steps, eta, message):
+    chain = make_chain(linear_betas(30))
+    with pytest.raises(ValueError, match=message):
+        next(ddim_steps(lambda x, t: x, torch.zeros(1, 1), chain, num_steps, eta))

@@ -1,0 +1,172 @@
+"""The variational bound: against exact likelihoods of Gaussian data, and its two forms against each other."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import exact_x0
+from scipy.stats import norm
+from torch.testing import assert_close
+
+from zoo.functional.diffusion import at, cosine_betas, linear_betas, make_chain, q_sample
+from zoo.functional.diffusion_bound import (
+    denoising_term,
+    joint_chain,
+    joint_draw,
+    log_discretised_normal,
+    prior_kl,
+    reverse_variance,
+    single_chain,
+    single_draw,
+    trajectory,
+)
+
+F64 = torch.float64
+FALSE_ALARM = 4.5  # standard errors: once in 150,000
+
+
+def log_p_of_the_chain(x0, x0_factor, chain, variance):
+    """log p(x_0) of a reverse chain with x0_hat = f_t x_t, in closed form: every x_t is Gaussian; x0 (B, D)."""
+    sigma2, v = reverse_variance(chain, variance), torch.ones((), dtype=F64)
+    for t in reversed(range(len(chain.betas))):
+        beta, abar_prev, rest = chain.betas[t], chain.abar_prev[t], chain.one_minus_abar[t]
+        a = abar_prev.sqrt() * beta / rest * x0_factor[t] + (1 - beta).sqrt() * (1 - abar_prev) / rest
+        v = a**2 * v + sigma2[t]
+    return -0.5 * (x0.square() / v + (2 * math.pi * v).log()).sum(1)
+
+
+def linear_model(factor):
+    return lambda xt, t: at(factor, t, xt) * xt
+
+
+def exact_factor(chain, s2=1.0):
+    return chain.abar.sqrt() * s2 / (chain.abar * s2 + chain.one_minus_abar)
+
+
+@pytest.mark.parametrize("betas", [linear_betas(40), cosine_betas(40)], ids=["linear", "cosine"])
+def test_the_bound_is_the_likelihood_on_every_trajectory_of_normal_data(betas, generator):
+    """N(0, I) data, variance beta_t, a continuous decoder and the exact prediction: the reversal is exact.
+
+    Then p(x_{0:T}) = q(x_{1:T} | x_0) N(x_0; 0, I), up to the end of the chain, which is N(0, I) there and here.
+    """
+    chain = make_chain(betas)
+    x0 = 3 * torch.randn(20, 3, generator=generator, dtype=F64)
+    eps = torch.randn(20, 40, 3, generator=generator, dtype=F64)
+    bound = joint_chain(x0, eps, exact_x0(chain, 1.0), chain, "beta", discrete=False)
+    log_p = -0.5 * (x0.square() + math.log(2 * math.pi)).sum(1)
+    assert_close(-bound, log_p)
+    # The other form scatters on the same trajectories: on whole chains the order of the variances has turned round.
+    single = single_chain(x0, eps, exact_x0(chain, 1.0), chain, "beta", discrete=False)
+    assert (-single - log_p).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("variance", ["posterior", "beta"])
+@pytest.mark.parametrize("form", ["single_chain", "joint_chain", "single_draw", "joint_draw"])
+def test_every_form_has_the_same_expectation(form, variance, generator):
+    """That of a chain with a wrong linear prediction, where the bound is known: E_q of a quadratic in Gaussians.
+
+    The exact value is the sum of L_t by quadrature over x_t ~ q(x_t | x_0), one dimension at a time.
+    """
+    T = 12
+    chain = make_chain(cosine_betas(T))
+    factor = 0.8 * exact_factor(chain, 0.5)
+    model = linear_model(factor)
+    x0 = torch.tensor([[0.7, -0.2]], dtype=F64)
+    exact = prior_kl(x0, chain)
+    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(6))
+    weights = weights / weights.sum()
+    for t in range(T):
+        tt = torch.full((6,), t)
+        for d in range(2):
+            x = x0[:, d : d + 1].expand(6, 1)
+            xt = q_sample(x, tt, nodes[:, None], chain)
+            exact = exact + (weights * denoising_term(x, xt, tt, model(xt, tt), chain, variance, False)).sum()
+
+    n = 1_000_000 if form == "joint_draw" else 200_000
+    many = x0.expand(n, 2)
+    settings = (model, chain, variance, False)
+    if form.endswith("chain"):
+        eps = torch.randn(n, T, 2, generator=generator, dtype=F64)
+        draws = (single_chain if form == "single_chain" else joint_chain)(many, eps, *settings)
+    else:
+        t = torch.randint(T, (n,), generator=generator)
+        shape = (n, 2) if form == "single_draw" else (n, 5, 2)
+        eps = torch.randn(*shape, generator=generator, dtype=F64)
+        draws = (single_draw if form == "single_draw" else joint_draw)(many, t, eps, *settings)
+    error = draws.std() / n**0.5
+    assert FALSE_ALARM * error < 0.05 * exact.abs()  # a fault of a twentieth would show
+    assert abs(draws.mean() - exact) < FALSE_ALARM * error
+    # It is a bound: of the exact likelihood of this chain.
+    assert exact > -log_p_of_the_chain(x0, factor, chain, variance)
+
+
+@pytest.mark.parametrize("t", [1, 10, 29])
+def test_one_step_at_a_time_the_single_form_varies_less(t, generator):
+    """Rao-Blackwell at each t > 0: gradients by a factor of the prediction, the same in the mean, less in the variance.
+
+    Both within 4.5 standard errors, and the ratio of the variances far from what chance makes of equal ones.
+    """
+    chain, n = make_chain(linear_betas(30)), 100_000
+    x0 = torch.tensor([[0.7, -0.2, 1.1, -1.6]], dtype=F64).expand(n, 4)
+    steps, base, found = torch.full((n,), t), exact_factor(chain, 0.5), []
+    for function, shape in ((single_draw, (n, 4)), (joint_draw, (n, 5, 4))):
+        scale = torch.ones(n, 1, dtype=F64, requires_grad=True)
+        eps = torch.randn(*shape, generator=generator, dtype=F64)
+        model = lambda xt, t, scale=scale: scale * at(base, t, xt) * xt  # noqa: E731
+        value = function(x0, steps, eps, model, chain, "beta", False).sum()
+        found.append(torch.autograd.grad(value, scale)[0])
+    single, joint = found
+    assert abs(single.mean() - joint.mean()) < FALSE_ALARM * ((single.var() + joint.var()) / n) ** 0.5
+    assert joint.var() > 1.05 * single.var()
+
+
+def test_trajectories_have_the_marginals_of_q_sample(generator):
+    """Mean and variance of x_T by one-step kernels, within 4.5 standard errors."""
+    chain, n = make_chain(linear_betas(25)), 100_000
+    x0 = torch.full((n, 1), 1.5, dtype=F64)
+    path = trajectory(x0, torch.randn(n, 25, 1, generator=generator, dtype=F64), chain)
+    assert len(path) == 25
+    for t in (0, 10, 24):
+        variance = chain.one_minus_abar[t]
+        assert abs(path[t].mean() - 1.5 * chain.abar[t].sqrt()) < FALSE_ALARM * (variance / n) ** 0.5
+        assert_close(path[t].var(), variance, rtol=FALSE_ALARM * (2 / n) ** 0.5, atol=0)
+
+
+@pytest.mark.parametrize("sigma", [0.003, 0.05, 1.0])
+def test_the_discretised_normal_is_a_distribution_over_256_grey_values(sigma):
+    grey = torch.arange(256, dtype=F64) / 127.5 - 1
+    for mu in (-1.0, -0.37, 0.999):
+        variance = torch.full((256, 1), sigma**2, dtype=F64)
+        log_mass = log_discretised_normal(grey[:, None], torch.full((256, 1), mu, dtype=F64), variance)
+        assert_close(log_mass.logsumexp(0).item(), 0.0, rtol=0, atol=1e-9)
+        for k in (0, 40, 80, 254, 255):  # masses that are not below what scipy's difference of two numbers can say
+            upper = 1.0 if k == 255 else norm.cdf((grey[k].item() + 1 / 255 - mu) / sigma)
+            lower = 0.0 if k == 0 else norm.cdf((grey[k].item() - 1 / 255 - mu) / sigma)
+            assert_close(log_mass[k].exp().item(), upper - lower, rtol=1e-6, atol=1e-14)
+
+
+def test_the_discretised_normal_keeps_its_digits_far_out_and_its_gradient():
+    """In float32, a hundred deviations from the mean: near the density times the bin, finite, and so is its slope."""
+    x, sigma = torch.tensor([[-1.0], [-1 + 20 / 127.5], [0.2 / 127.5], [1.0]]), 0.02
+    mu = torch.tensor([[1.0], [1.0], [0.0], [-1.0]], requires_grad=True)
+    log_mass = log_discretised_normal(x, mu, torch.full_like(x, sigma**2))
+    (slope,) = torch.autograd.grad(log_mass.sum(), mu)
+    assert log_mass.isfinite().all() and slope.isfinite().all() and log_mass.max() <= 0
+    edge = (x[1] + 1 / 255 - 1) / sigma  # the bin's nearest edge decides
+    assert_close(log_mass[1], torch.special.log_ndtr(edge)[0], rtol=1e-3, atol=0)
+
+
+def test_terms_of_images_are_finite_with_their_gradient(generator):
+    """Every t at once, float32, predictions as wrong as can be."""
+    chain = make_chain(cosine_betas(60)).to(torch.float32)
+    t = torch.arange(60)
+    x0 = torch.randint(256, (60, 1, 4, 4), generator=generator) / 127.5 - 1
+    xt = q_sample(x0, t, torch.randn(x0.shape, generator=generator), chain)
+    for variance in ("posterior", "beta"):
+        x0_hat = (-x0).clone().requires_grad_()
+        terms = denoising_term(x0, xt, t, x0_hat, chain, variance, discrete=True)
+        (slope,) = torch.autograd.grad(terms.sum(), x0_hat)
+        assert terms.isfinite().all() and slope.isfinite().all() and terms.min() > 0
+        if variance == "posterior":  # with the image known nothing is lost but at t = 0
+            assert_close(denoising_term(x0, xt, t, x0, chain, variance, True)[1:], torch.zeros(59), rtol=0, atol=1e-4)

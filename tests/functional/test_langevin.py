@@ -1,0 +1,154 @@
+"""Langevin dynamics against stationary densities in closed form."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from zoo.datamodules.toy import Mixture, mixture
+from zoo.functional.langevin import (
+    annealed_langevin_steps,
+    best_step_size,
+    langevin_sample,
+    langevin_steps,
+    metropolis_langevin_sample,
+    noise_levels,
+)
+
+F64 = torch.float64
+
+
+def normal_score(s2):
+    return lambda x: -x / s2
+
+
+@pytest.mark.parametrize("e", [0.3, 1.5])
+def test_the_stationary_variance_has_the_steps_error(e):
+    """s^2 / (1 - e / (4 s^2)), within 4.5 standard errors of 200,000 independent chains: once in 150,000."""
+    n, s2 = 200_000, 0.8
+    x = torch.randn(n, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
+    x = langevin_sample(normal_score(s2), x, 60, e, generator=torch.Generator().manual_seed(1))
+    stationary = s2 / (1 - e / (4 * s2))
+    assert stationary / s2 - 1 > 4.5 * (2 / n) ** 0.5  # the error is there to be seen
+    assert_close(x.var(), torch.tensor(stationary, dtype=F64), rtol=4.5 * (2 / n) ** 0.5, atol=0)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("e", [0.3, 1.5])
+def test_the_adjusted_chain_has_none(e, known):
+    """By the exact density, and by the integral of the score, which is linear here and integrated exactly."""
+    n, s2 = 200_000, 0.8
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(n, 1, generator=generator, dtype=F64)
+    log_density = (lambda x: -x.square().sum(1) / (2 * s2)) if known else None
+    x, taken = metropolis_langevin_sample(normal_score(s2), x, 60, e, log_density, generator=generator)
+    assert_close(x.var(), torch.tensor(s2, dtype=F64), rtol=4.5 * (2 / n) ** 0.5, atol=0)
+    assert 0.5 < taken < 1
+
+
+def test_the_acceptance_rate_is_that_of_its_formula():
+    """At stationarity, the mean of min(1, ratio) over exact draws, each ratio from densities written out."""
+    n, s2, e = 200_000, 0.8, 1.0
+    generator = torch.Generator().manual_seed(3)
+    x = s2**0.5 * torch.randn(n, 1, generator=generator, dtype=F64)
+    _, taken = metropolis_langevin_sample(normal_score(s2), x, 1, e, generator=torch.Generator().manual_seed(4))
+    proposal = x * (1 - e / (2 * s2)) + e**0.5 * torch.randn(n, 1, generator=generator, dtype=F64)
+    log_p = lambda x: -x.square() / (2 * s2)  # noqa: E731
+    log_q = lambda to, at: -(to - at * (1 - e / (2 * s2))).square() / (2 * e)  # noqa: E731
+    ratio = (log_p(proposal) - log_p(x) + log_q(x, proposal) - log_q(proposal, x)).exp().clamp(max=1)
+    assert abs(taken - ratio.mean()) < 4.5 * (2 * 0.25 / n) ** 0.5
+
+
+def test_the_integral_of_a_mixtures_score_is_its_density_ratio():
+    """The same chains, accepted by the density and by the quadrature, nearly always agree."""
+    p, generator = mixture(), torch.Generator().manual_seed(5)
+    x, _ = p.sample(2000, generator=generator)
+    ends = []
+    for log_density in (p.log_density, None):
+        g = torch.Generator().manual_seed(6)
+        ends.append(metropolis_langevin_sample(p.score, x, 30, 0.2, log_density, generator=g)[0])
+    assert (ends[0] == ends[1]).all(1).double().mean() > 0.99
+
+
+def test_chains_in_a_mixture_reach_its_entropy():
+    """Adjusted chains from far away: mean log density within 4.5 standard errors of that of exact samples."""
+    p, generator = mixture(), torch.Generator().manual_seed(7)
+    exact, _ = p.sample(20_000, generator=generator)
+    x = 3 * torch.randn(20_000, 2, generator=generator, dtype=F64)
+    x, _ = metropolis_langevin_sample(p.score, x, 400, 0.25, p.log_density, generator=generator)
+    a, b = p.log_density(x), p.log_density(exact)
+    assert abs(a.mean() - b.mean()) < 4.5 * (a.var() / 20_000 + b.var() / 20_000) ** 0.5
+
+
+def test_annealing_finds_the_weights_that_a_plain_chain_does_not():
+    """Song & Ermon 2019, sec. 3.2.2: 1/5 N((-5, -5), I) + 4/5 N((5, 5), I), by the exact score of every level."""
+    p = Mixture(torch.tensor([[-5.0, -5.0], [5.0, 5.0]]), torch.tensor([0.2, 0.8]), 1.0)
+    n, generator = 4000, torch.Generator().manual_seed(8)
+    start = 16 * torch.rand(n, 2, generator=generator, dtype=F64) - 8
+    plain = langevin_sample(p.score, start, 500, 0.1, generator=generator)
+    assert abs((plain.sum(1) > 0).double().mean() - 0.5) < 4.5 * (0.25 / n) ** 0.5  # where it began, by symmetry
+    sigmas = noise_levels(20, 0.1, 40)
+    score = lambda x, sigma: p.blurred(sigma[0].item()).score(x)  # noqa: E731
+    x = 20 * torch.randn(n, 2, generator=generator, dtype=F64)
+    *_, (x, taken) = annealed_langevin_steps(score, x, sigmas, 20, 0.2, generator=generator)
+    assert taken == 1.0
+    assert abs((x.sum(1) > 0).double().mean() - 0.8) < 0.04
+
+
+def test_the_best_step_ends_nearest_to_the_variance_it_should_have():
+    """The recursion of technique 4, run: x' = (1 - e/2) x + sqrt(e) z has variance (1 - e/2)^2 v + e."""
+    for ratio, steps in [(1.09, 5), (1.5, 10), (2.0, 100)]:
+
+        def after(e, ratio=ratio, steps=steps):
+            v = ratio**2
+            for _ in range(steps):
+                v = (1 - e / 2) ** 2 * v + e
+            return v
+
+        e = best_step_size(ratio, steps)
+        assert 0 < e < 2
+        assert abs(after(e) - 1) <= min(abs(after(k / 100) - 1) for k in range(1, 200)) + 1e-6
+
+
+def test_annealed_levels_are_langevin_at_their_own_step(generator):
+    """Two levels written out, with the denoising step at the end."""
+    score = lambda x, sigma: -x / (1 + sigma[:, None] ** 2)  # noqa: E731
+    x = torch.randn(3, 2, generator=generator, dtype=F64)
+    ours = list(annealed_langevin_steps(score, x, torch.tensor([2.0, 0.5]), 3, 0.4, generator=generator.manual_seed(1)))
+    generator.manual_seed(1)
+    for (sigma, last), (at_level, _) in zip([(2.0, False), (0.5, True)], ours, strict=True):
+        for _ in range(3):
+            z = torch.randn(3, 2, generator=generator)
+            x = x - 0.5 * 0.4 * sigma**2 * x / (1 + sigma**2) + (0.4**0.5 * sigma) * z
+        if last:
+            x = x - sigma**2 * x / (1 + sigma**2)
+        assert_close(at_level, x)
+
+
+def test_noise_levels_are_geometric():
+    sigmas = noise_levels(10, 0.01, 4)
+    assert_close(sigmas, torch.tensor([10, 1, 0.1, 0.01], dtype=F64))
+    assert len(noise_levels(1, 1, 0)) == 0
+
+
+def test_a_correctors_step_is_by_its_signal_to_noise_ratio(generator):
+    """e = 4 (r |z| / |s|)^2 with means over the batch, so that the drift is r times the noise."""
+    x = torch.randn(50, 4, generator=generator, dtype=F64)
+    out = langevin_sample(normal_score(2.0), x, 1, snr=0.2, generator=generator.manual_seed(3))
+    z = torch.randn(50, 4, generator=generator.manual_seed(3))
+    e = 4 * (0.2 * z.norm(dim=1).double().mean() / (x / 2).norm(dim=1).mean()) ** 2
+    assert_close(out, x - e / 4 * x + e.sqrt() * z)
+    assert_close((e / 4 * x).norm(dim=1).mean(), 0.2 * (e.sqrt() * z.double()).norm(dim=1).mean())
+    for kw in ({}, {"snr": 0.1, "step_size": 0.1}):
+        with pytest.raises(ValueError, match="one of the two"):
+            langevin_sample(normal_score(1.0), x, 1, **kw)
+
+
+def test_steps_one_by_one_are_the_chain(generator):
+    x = torch.randn(5, 2, generator=generator, dtype=F64)
+    *_, (a, taken) = langevin_steps(normal_score(1.0), x, 7, 0.2, generator=torch.Generator().manual_seed(1))
+    b = langevin_sample(normal_score(1.0), x, 7, 0.2, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(a, b) and taken == 1.0
+    shares = [t for _, t in langevin_steps(normal_score(0.1), x, 50, 0.3, adjusted=True, generator=generator)]
+    assert len(shares) == 50 and 0 < sum(shares) / 50 < 1 and math.isfinite(sum(shares))

@@ -1,0 +1,86 @@
+"""What models can do: the table in the documentation, and who asks for it."""
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+
+from zoo.checks import capabilities
+from zoo.checks.capabilities import has_log_likelihood
+from zoo.checks.errors import UserError
+from zoo.ddpm import DDPM
+from zoo.evaluation.protocol import Protocol, check_protocol
+from zoo.gan import GAN
+from zoo.rbm import RBM
+from zoo.score import Score
+from zoo.vae import VAE
+
+ROOT = Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location("make_capabilities", ROOT / "docs" / "make_capabilities.py")
+documented = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(documented)
+
+
+def test_the_table_of_capabilities_is_true():
+    written = (ROOT / "docs" / "capabilities.md").read_text(encoding="utf-8")
+    assert written == documented.table(), "python docs/make_capabilities.py writes it"
+
+
+def test_what_the_table_says_of_options_is_so():
+    assert DDPM(num_classes=10).rows() is not None and DDPM().rows() is None
+    assert has_log_likelihood(GAN(network="sequence", shape=[5, 5])) and not has_log_likelihood(GAN())
+
+
+def test_a_name_is_not_enough():
+    assert isinstance(GAN(), capabilities.LogLikelihood)
+    with pytest.raises(UserError, match="GAN has no log_likelihood to measure"):
+        check_protocol(Protocol(importance_samples=5), GAN(), "digits")
+    with pytest.raises(UserError, match="log likelihood of GAN takes no importance samples"):
+        check_protocol(Protocol(importance_samples=5), GAN(network="sequence", shape=[5, 5]), "markov_chain")
+    with pytest.raises(UserError, match="--bound-images asks for its bound"):
+        check_protocol(Protocol(importance_samples=5), DDPM(steps=30, widths=[8]), "digits")
+    assert has_log_likelihood(RBM(num_hidden=4)) and not has_log_likelihood(RBM(num_hidden=4), capabilities.IMPORTANCE)
+    assert has_log_likelihood(VAE(), capabilities.IMPORTANCE)
+    # A diffusion has sigmas and a score too, and no chains of its own at a noise level.
+    assert isinstance(Score(shape=[2]), capabilities.ScoreChains)
+    assert not isinstance(DDPM(steps=30, widths=[8]), capabilities.ScoreChains)
+
+
+class Stranger(L.LightningModule):
+    """A model of somebody else, which inherits from nothing of the zoo."""
+
+    log_likelihood_by = capabilities.EXACT
+
+    def sample(self, n, *, generator=None):
+        return torch.zeros(n, 1, 28, 28)
+
+    def log_likelihood(self, x, *, y=None, generator=None):
+        return torch.zeros(len(x))
+
+
+def test_a_model_needs_no_base_class():
+    model = Stranger()
+    assert isinstance(model, capabilities.Samples) and has_log_likelihood(model)
+    assert not isinstance(model, capabilities.GradientEstimators)
+    for kind in documented.protocols().values():
+        assert kind not in type(model).__mro__
+
+
+FILES = [ROOT / "train.py", *(ROOT / "zoo").rglob("*.py"), *(ROOT / "callbacks").glob("*.py")]
+FILES += [*(ROOT / "datamodules").glob("*.py")]
+ABOUT_NAMES = {"moved.py", "old_forms.py"}  # of modules and functions of an earlier version
+
+
+def test_nobody_guesses_what_a_model_can_do():
+    """``hasattr`` is asked of nothing, and ``getattr`` with a name that is written out neither."""
+    guesses = []
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and file.name not in ABOUT_NAMES:
+                by_name = node.func.id == "getattr" and len(node.args) > 1 and isinstance(node.args[1], ast.Constant)
+                if by_name or node.func.id == "hasattr":
+                    guesses.append(f"{file.relative_to(ROOT)}: {ast.unparse(node)}")
+    assert not guesses

@@ -1,0 +1,129 @@
+"""Names that people read and type: those in documents import, and those of the version before lead on."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import TINY, run
+
+from zoo.checks.moved import MOVED, current_name
+from zoo.checks.old_forms import accepts_old_form
+
+ROOT = Path(__file__).parents[2]
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "configs").rglob("*.yaml"))]
+SOURCES = [*(ROOT / "zoo").rglob("*.py"), *(ROOT / "callbacks").glob("*.py"), *(ROOT / "datamodules").glob("*.py")]
+SOURCES = sorted(path for path in SOURCES if path.name != "moved.py")
+
+
+def found_by(name):
+    """Whether ``name``, dotted, is a module or something in one."""
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            thing = importlib.import_module(".".join(parts[:cut]))
+        except ImportError:
+            continue
+        for part in parts[cut:]:
+            if not hasattr(thing, part):
+                return False
+            thing = getattr(thing, part)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("path", [*TEXTS, *SOURCES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_dotted_name_imports(path):
+    text = path.read_text(encoding="utf-8")
+    names = set(re.findall(r"(?<![\w/.@:\"'-])zoo(?:\.[A-Za-z_]\w*)+", text))
+    names |= set(re.findall(r"_target_: *([\w.]+)", text))
+    wrong = sorted(name for name in names if not found_by(name))
+    assert not wrong
+    paths = re.findall(r"\b(?:zoo|callbacks|datamodules|configs|tests|docs)/[\w/.]+\.(?:py|md|yaml|json)\b", text)
+    ignored = ("configs/local/default.yaml",)  # of one machine, and not in the repository
+    assert not [path for path in paths if not (ROOT / path).is_file() and path not in ignored]
+
+
+def test_a_wrong_name_is_not_found():
+    assert found_by("zoo.vae.VAE.sample") and not found_by("zoo.vae.VAF") and not found_by("zoo.vaf.VAE")
+
+
+@pytest.mark.parametrize("old", sorted(MOVED))
+def test_a_module_that_moved_still_imports_with_a_warning(old):
+    sys.modules.pop(old, None)
+    with pytest.warns(DeprecationWarning, match=rf"{old} is {MOVED[old]} now") as warned:
+        module = importlib.import_module(old)
+    assert module is importlib.import_module(MOVED[old])  # one module, not two
+    assert len(warned) == 1
+    assert not Path(ROOT, *old.split(".")).with_suffix(".py").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "new"),
+    [
+        ("from zoo.classifier import Classifier as x", "zoo.evaluation.classifier.Classifier"),
+        ("from zoo.hardware import make_trainer as x", "zoo.training.trainer.make_trainer"),
+        ("from zoo.features import Features as x", "zoo.evaluation.features.Features"),
+        ("from zoo.sampling import sample_chunks as x", "zoo.sampling.chunks.sample_chunks"),
+        ("from zoo.functional import log_normal as x", "zoo.functional.densities.log_normal"),
+        ("from zoo.nets import UNet as x", "zoo.nets.unet.UNet"),
+        ("from zoo.evaluation import evaluate as x", "zoo.evaluation.protocol.evaluate"),
+        ("from zoo.hub import export as x", "zoo.hub.exporting.export"),
+    ],
+)
+def test_a_line_of_the_version_before_still_works(line, new):
+    sys.modules.pop(line.split()[1], None) if line.split()[1] in MOVED else None
+    where = {}
+    with pytest.warns(DeprecationWarning, match=re.escape(new.rpartition(".")[0])):
+        exec(line, where)
+    module, _, name = new.rpartition(".")
+    assert where["x"] is getattr(importlib.import_module(module), name)
+
+
+def test_a_name_that_never_was_is_an_error():
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        exec("from zoo.sampling import nothing")
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("zoo.nothing")
+
+
+@pytest.mark.parametrize("name", ["callbacks", "datamodules"])
+def test_the_folders_inside_are_not_modules_of_their_own(name):
+    with pytest.raises(ImportError, match=f"{name} is imported as zoo.{name}"):
+        importlib.import_module(name)
+    assert name not in sys.modules
+
+
+def test_targets_of_the_version_before_resolve(tmp_path):
+    assert current_name("datamodules.Images") == "zoo.datamodules.Images"
+    assert current_name("callbacks.Samples") == "zoo.callbacks.Samples"
+    assert current_name("zoo.hardware.make_trainer") == "zoo.training.trainer.make_trainer"
+    assert current_name("lightning.pytorch.callbacks.ModelCheckpoint") == "lightning.pytorch.callbacks.ModelCheckpoint"
+    old = ["data._target_=datamodules.Images", "callbacks.samples._target_=callbacks.Samples"]
+    old += ["trainer._target_=zoo.hardware.make_trainer", "logger.csv._target_=callbacks.CSVLogger"]
+    run(tmp_path, *TINY["vae"], "debug=fast", *old)
+    assert (tmp_path / "samples" / "epoch_000.png").is_file() and (tmp_path / "metrics.csv").is_file()
+
+
+@accepts_old_form("f", labels="y")
+class Old:
+    def f(self, x, *, a=1, b=2):
+        return x, a, b
+
+    def sample(self, n, *, y=None):
+        return n, y
+
+
+def test_calls_of_the_version_before_still_work():
+    with pytest.warns(DeprecationWarning, match=r"give a=, b= of Old.f by name"):
+        assert Old().f(0, 3, 4) == (0, 3, 4)
+    with pytest.warns(DeprecationWarning, match=r"give a= of Old.f by name"):
+        assert Old().f(0, 3, b=5) == (0, 3, 5)
+    with pytest.warns(DeprecationWarning, match=r"labels= of Old.sample is y= now"):
+        assert Old().sample(1, labels=7) == (1, 7)
+    assert Old().f(0, a=3) == (0, 3, 2) and Old().sample(1, y=2) == (1, 2)
+    with pytest.raises(TypeError):
+        Old().f(0, 1, 2, 3)
+    with pytest.raises(TypeError):
+        Old().f(0, 1, a=2)

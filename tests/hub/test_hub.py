@@ -1,0 +1,401 @@
+"""Published checkpoints load as published, and nothing else does."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TINY, run
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+import zoo
+from zoo import hub
+from zoo.__main__ import main
+from zoo.hub import CheckpointError, exporting
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name in TINY:
+        run(folder / name, *TINY[name], "debug=fast", "test=false", "logger=none")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(runs, tmp_path_factory):
+    """Every model exported, once."""
+    folder = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoo, "WEIGHTS", folder)
+        for name in TINY:
+            exporting.export(runs / name, name)
+    return folder
+
+
+@pytest.fixture
+def published(exported, tmp_path, monkeypatch):
+    """A folder of weights of the test's own, with every model in it."""
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
+    return Path(shutil.copytree(exported, tmp_path / "weights"))
+
+
+def test_export_then_load_is_the_same_model(published, runs):
+    assert zoo.list_checkpoints() == sorted(TINY)
+    for name in TINY:
+        ours, theirs = zoo.load(name), zoo.load(runs / name)
+        assert not ours.training
+        if name == "skipgram":
+            expected = {k: v.float() if v.is_floating_point() else v for k, v in theirs.published().items()}
+        else:
+            expected = theirs.state_dict()
+        assert list(ours.state_dict()) == list(expected)
+        for key, value in expected.items():
+            assert torch.equal(ours.state_dict()[key], value)
+        card = hub.read_card(name)
+        assert card["model"] == name and card["data"] == ("pydocs" if name == "skipgram" else "digits")
+        metrics = card["whole_model"] or card["metrics"]
+        assert metrics.get("test/loss", metrics.get("test/generator_loss")) is not None
+        assert card["seconds"] >= 0 and card["hardware"] and card["commit"] and "train.py" in card["command"]
+        assert card["sha256"] == hashlib.sha256((published / f"{name}.safetensors").read_bytes()).hexdigest()
+        assert exporting.golden_terms(ours) == card["golden"]
+    assert not list(published.glob("*.part"))
+
+
+def test_averaged_weights_are_what_is_published(runs, published):
+    checkpoint = torch.load(next((runs / "ddpm" / "checkpoints").glob("best-*")), weights_only=True)
+    ours = zoo.load("ddpm").state_dict()
+    assert all(torch.equal(ours[k], v) for k, v in checkpoint["state_dict"].items())
+    assert "current_model_state" in checkpoint
+
+
+def test_a_changed_byte_is_refused(published):
+    weights = published / "vae.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CheckpointError, match="weights of vae are not the published ones: SHA-256"):
+        zoo.load("vae")
+
+
+def test_another_models_file_is_refused(published):
+    shutil.copy(published / "ddpm.safetensors", published / "vae.safetensors")
+    with pytest.raises(CheckpointError, match="weights of vae are not the published ones"):
+        zoo.load("vae")
+
+
+def test_weights_of_another_shape_are_refused(published):
+    tensors = load_file(published / "vae.safetensors")
+    tensors.pop(next(iter(tensors)))
+    metadata = {"model": "vae", "hyper_parameters": json.dumps(hub.read_card("vae")["hyper_parameters"])}
+    save_file(tensors, published / "odd.safetensors", metadata)
+    with pytest.raises(CheckpointError, match="does not fit VAE of this version"):
+        zoo.load(address(published / "odd.safetensors"))
+    save_file(tensors, published / "odd.safetensors", {**metadata, "model": "os.system"})
+    with pytest.raises(CheckpointError, match=f"a model named 'os.system'; the known ones are {', '.join(zoo.MODELS)}"):
+        zoo.load(address(published / "odd.safetensors"))
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch hostile-pickle-ran",)
+
+
+def test_a_hostile_pickle_is_never_run(published, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = published / "vae.safetensors"
+    weights.write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(CheckpointError, match="not the published ones"):
+        zoo.load("vae")
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
+        zoo.load(address(weights))  # even with a matching digest
+    torch.save({"state_dict": {}, "model": "vae", "x": Hostile()}, tmp_path / "hostile.ckpt")
+    with pytest.raises(CheckpointError, match="cannot be read|not a checkpoint that can be read safely"):
+        zoo.load(tmp_path / "hostile.ckpt")
+    assert not (tmp_path / "hostile-pickle-ran").exists()
+
+
+def address(path, digest=None):
+    return f"{path.as_uri()}#sha256={digest or hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def test_an_address_needs_its_digest(published):
+    path = published / "vae.safetensors"
+    assert torch.equal(
+        next(iter(zoo.load(address(path)).state_dict().values())), next(iter(zoo.load("vae").state_dict().values()))
+    )
+    with pytest.raises(CheckpointError, match="needs the digest"):
+        zoo.load(path.as_uri())
+    with pytest.raises(CheckpointError, match="not the published ones"):
+        zoo.load(address(path, "0" * 64))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        zoo.load(address(path.with_name("absent"), "0" * 64))
+
+
+def test_unknown_sources_name_the_known_ones(published, tmp_path):
+    known = ", ".join(sorted(TINY))
+    with pytest.raises(CheckpointError, match=f"'vea' is neither a file nor a pretrained checkpoint.*: {known}"):
+        zoo.load("vea")
+    with pytest.raises(CheckpointError, match=r"holds no best-\*.ckpt and no last.ckpt"):
+        zoo.load(tmp_path)
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    with pytest.raises(CheckpointError, match="holds no state_dict"):
+        zoo.load(tmp_path / "list.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "nameless.ckpt")
+    with pytest.raises(CheckpointError, match="a model named None"):
+        zoo.load(tmp_path / "nameless.ckpt")
+
+
+def test_export_refuses_before_it_writes(published, runs, tmp_path):
+    before = (published / "vae.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match="named vae already; --force"):
+        exporting.export(runs / "vae", "vae")
+    with pytest.raises(CheckpointError, match="lower-case letters"):
+        exporting.export(runs / "vae", "../vae")
+    torch.save({"state_dict": {}, "model": "vae"}, tmp_path / "bare.ckpt")
+    with pytest.raises(CheckpointError, match="does not record the run"):
+        exporting.export(tmp_path / "bare.ckpt", "bare")
+    assert (published / "vae.safetensors").read_bytes() == before
+    exporting.export(runs / "vae", "vae", force=True)
+
+
+def test_conditions_as_people_type_them():
+    from zoo.__main__ import _check_shape, _conditions
+    from zoo.datamodules import Toy
+    from zoo.ddpm import DDPM
+
+    assert _conditions("") == {}
+    assert _conditions("num_steps=5,eta=1,labels=[1,2],show=x0") == {
+        "num_steps": 5,
+        "eta": 1,
+        "labels": [1, 2],
+        "show": "x0",
+    }
+    for text, message in {
+        "eta=1,eta=0": "each condition is given once, got eta=1,eta=0",
+        "eta": "a condition is written name=value, such as num_steps=100; got 'eta'",
+        "eta=1/2": "a condition is a number, a word, true, false, null or a list; got 'eta=1/2'",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            _conditions(text)
+    data = Toy("mixture")
+    data.setup()
+    with pytest.raises(
+        ValueError, match=r"DDPM is made for examples of shape \[1, 28, 28\], and those of mixture have"
+    ):
+        _check_shape(DDPM(steps=4, widths=[8]), data)
+
+
+def test_the_command_line(runs, published, tmp_path, monkeypatch, capsys):
+    """List, sample, evaluate and export as people type them; the same seed draws the same picture."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])
+        main()
+        return capsys.readouterr().out
+
+    assert "vae" in command("list") and "test/loss" in command("list")
+    command("sample", runs / "vae", "-n", 20, "--seed", 0, "-o", tmp_path / "a.png")
+    command("sample", "vae", "-n", 20, "-o", tmp_path / "b.png")
+    command("sample", "rbm", "-n", 3, "-c", "steps=2", "-c", "frames=2", "--images", "digits", "-o", tmp_path / "d.png")
+    command("sample", "ddpm", "-n", 1, "-o", tmp_path / "c.png", "-c", "num_steps=2", "--condition", "eta=0.5")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    measured = dict(line.split(": ") for line in command("evaluate", "vae", "--data", "digits").splitlines())
+    assert_close(float(measured["test/loss"]), hub.read_card("vae")["metrics"]["test/loss"], rtol=1e-5, atol=0)
+    assert "its card" in command("export", runs / "vae", "again")
+    for wrong, message in [
+        (["sample", "nothing"], "neither a file nor a pretrained"),
+        (["sample", "vae", "-c", "eta=1"], "VAE.sample takes no eta; it takes nothing"),
+        (["sample", "ddpm", "-c", "eta"], "written name=value"),
+        (["sample", "vae", "-n", "0"], "at least 1, got 0"),
+        (["sample", "ddpm", "-c", "eta=1;2"], "a condition is a number, a word"),
+        (["sample", "rbm", "-c", "init=nowhere"], "must be noise, data or chains, got 'nowhere'"),
+        (["sample", "rbm", "--images", "digits", "-c", "init=noise"], "leave out one of them"),
+        (["evaluate", "vae", "--data", "imagenet"], "got 'imagenet'"),
+        (["export", tmp_path / "none", "x"], "no checkpoint at"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            command(*wrong)
+
+
+CARDS = sorted(p.stem for p in (ROOT / "zoo" / "weights").glob("*.json"))
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_shipped_weights_give_their_golden_output(name):
+    terms, card = exporting.golden_terms(zoo.load(name)), hub.read_card(name)
+    assert_close(terms, card["golden"], rtol=1e-4, atol=0)
+    assert (ROOT / "zoo" / "weights" / f"{name}.safetensors").stat().st_size < 10e6
+    assert card["name"] == name and "+changes" not in card["commit"]
+
+
+# Of these the test loop estimates log Z, which takes a minute or more.
+ENERGIES = [name for name in CARDS if "test/log_partition" in hub.read_card(name)["metrics"]]
+
+
+WORDS = [name for name in CARDS if hub.read_card(name)["model"] == "skipgram"]
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_shipped_vectors_answer_as_published(name):
+    from zoo.evaluation.words import measure_words
+
+    published, model = hub.read_card(name)["metrics"], zoo.load(name)
+    assert len(model.words) == 20_000
+    assert_close(measure_words(model), published, rtol=0, atol=2e-3)  # rounding may tip a question or two
+
+
+@pytest.mark.parametrize("name", [name for name in CARDS if name not in ENERGIES + WORDS])
+def test_shipped_numbers_are_recomputed(name, mnist_root):
+    from zoo.datamodules import by_name
+    from zoo.evaluation.protocol import evaluate
+
+    card = hub.read_card(name)
+    measured = evaluate(zoo.load(name), by_name(card["data"]))
+    apart = {"test/log_likelihood"} if card.get("log_likelihood") else set()  # measured with importance samples
+    assert set(measured) == {key for key in card["metrics"] if key.startswith("test/")} - apart
+    for key, value in measured.items():
+        one_image = 1.5e-4 if any(s in key for s in ("accuracy", "nmi", "ari")) else 0.0  # rounding may tip one over
+        assert_close(value, card["metrics"][key], rtol=1e-4, atol=2 * one_image)
+
+
+@pytest.mark.parametrize("name", ENERGIES)
+def test_shipped_energies_are_recomputed(name, mnist_root):
+    """All but log Z exactly; log Z with a fifth of the chains and temperatures: intervals have to overlap."""
+    from zoo.datamodules import Images
+    from zoo.evaluation.protocol import evaluate, feature_accuracy
+
+    model, published = zoo.load(name), hub.read_card(name)["metrics"]
+    model.hparams.ais_chains //= 5
+    model.hparams.test_ais_temperatures //= 5
+    measured, data = evaluate(model, Images(hub.read_card(name)["data"])), Images(hub.read_card(name)["data"])
+    for key in ("pseudo_likelihood", "reconstruction_error"):
+        assert_close(measured[f"test/{key}"], published[f"test/{key}"], rtol=1e-4, atol=0)
+    free_energy = [m["test/loss"] - m["test/log_partition"] for m in (measured, published)]
+    assert_close(*free_energy, rtol=1e-5, atol=0)
+    assert measured["test/log_partition_low"] < published["test/log_partition_high"]
+    assert measured["test/log_partition_high"] > published["test/log_partition_low"]
+    # Chains from far away find no mass that those from the data's side have missed.
+    assert published["test/log_partition_coins"] < published["test/log_partition_high"]
+    data.setup()
+    # Where the regression's optimiser stops depends on rounding: on another number of threads 8 images of 10,000.
+    assert abs(feature_accuracy(model, data) - published["feature_accuracy"]) < 2e-3
+
+
+def test_all_weights_fit_their_budget():
+    assert sum(p.stat().st_size for p in (ROOT / "zoo" / "weights").glob("*.safetensors")) < 60e6
+
+
+@pytest.mark.parametrize("name", [name for name in CARDS if "judged_accuracy" in hub.read_card(name)["metrics"]])
+def test_shipped_samples_are_recognised_as_their_labels(name):
+    """All 10,000; a pixel's rounding may tip a sample or two."""
+    from zoo.evaluation.protocol import judged_accuracy
+
+    published = hub.read_card(name)["metrics"]["judged_accuracy"]
+    assert abs(judged_accuracy(zoo.load(name))["judged_accuracy"] - published) <= 3e-4
+    assert published >= 0.98
+
+
+@pytest.fixture(scope="module")
+def floor(mnist_root):
+    """The judge, what it says of test images, and the distance of validation images from them."""
+    from zoo.datamodules import Images
+    from zoo.evaluation.distances import frechet_distance, judge_images
+
+    data, judge = Images("mnist"), zoo.load("classifier")
+    data.setup()
+    said = {k: judge_images(data.splits[k].images[:, None].float() / 255, judge).features for k in ("val", "test")}
+    return judge, said["test"], frechet_distance(said["val"], said["test"])
+
+
+# Of these 10,000 samples are drawn in a minute; those of many steps each are recomputed in part, below.
+TWO_PLAYERS = [name for name in CARDS if hub.read_card(name)["model"] in ("gan", "wgan", "infogan")]
+
+
+@pytest.mark.parametrize("name", [n for n in TWO_PLAYERS if "classifier_fid" in hub.read_card(n)["metrics"]])
+def test_shipped_samples_are_as_far_from_data_as_published(name, floor):
+    """All 10,000; a pixel's rounding may tip a sample or two. No digit is missing, none has more than a quarter."""
+    from zoo.evaluation.distances import frechet_distance, judge_images
+    from zoo.sampling.chunks import sample_chunks
+
+    judge, real, distance = floor
+    published = hub.read_card(name)["metrics"]
+    fake = judge_images(sample_chunks(zoo.load(name), 10_000, seed=0), judge)
+    assert_close(frechet_distance(fake.features, real), published["classifier_fid"], rtol=1e-3, atol=0)
+    shares = fake.probabilities.argmax(-1).bincount(minlength=10) / 10_000
+    assert_close(shares.min().item(), published["rarest_digit"], atol=3e-4, rtol=0)
+    assert_close(shares.max().item(), published["commonest_digit"], atol=3e-4, rtol=0)
+    assert shares.min() > 0 and shares.max() < 0.25
+    assert_close(distance, published["classifier_fid_floor"], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in CARDS if hub.read_card(name)["data"] in ("ring", "markov_chain")])
+def test_shipped_models_of_known_distributions(name):
+    from zoo.datamodules import by_name
+    from zoo.evaluation.protocol import measure_samples
+
+    card = hub.read_card(name)
+    data = by_name(card["data"])
+    data.setup()
+    for key, value in measure_samples(zoo.load(name), data).items():
+        assert_close(value, card["metrics"][key], rtol=1e-2, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
+
+
+WITH_LIKELIHOOD = [name for name in CARDS if hub.read_card(name).get("log_likelihood")]
+
+
+@pytest.mark.parametrize("name", WITH_LIKELIHOOD)
+def test_shipped_log_likelihoods_are_recomputed(name, mnist_root):
+    """The first hundred test images with all importance samples; each hundred has noise of its own."""
+    from zoo.datamodules import Images
+    from zoo.evaluation.protocol import log_likelihood_by_hundreds
+
+    card = hub.read_card(name)
+    published, data = card["log_likelihood"], Images(card["data"])
+    data.setup()
+    measured = log_likelihood_by_hundreds(zoo.load(name), data, published["num_samples"], batches=1)
+    assert_close(measured, published["of_each_hundred"][:1], rtol=1e-4, atol=0)
+    mean = sum(published["of_each_hundred"]) / len(published["of_each_hundred"])
+    assert_close(mean, card["metrics"]["test/log_likelihood"], rtol=1e-6, atol=0)
+    assert len(published["of_each_hundred"]) == 100
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CARDS if (hub.read_card(name).get("samples") or {}).get("n") == 1000]
+)
+def test_the_first_samples_of_many_steps_are_judged_as_published(name):
+    """Sixteen by every protocol but the whole chain of a thousand steps, which is 40 seconds."""
+    from zoo.evaluation.distances import judge_images
+    from zoo.sampling.chunks import sample_chunks
+
+    card, judge = hub.read_card(name), zoo.load("classifier")
+    drawn = card["samples"]
+    for conditions, published in zip(drawn["conditions"], drawn["sure_of_the_first"], strict=True):
+        if conditions.get("num_steps", 0) is None:
+            continue
+        said = judge_images(sample_chunks(zoo.load(name), 16, seed=0, **conditions), judge).probabilities.max(-1).values
+        assert_close(said, torch.tensor(published), rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in CARDS if hub.read_card(name).get("bound")])
+def test_the_shipped_bound_is_recomputed(name, mnist_root):
+    """The first five test images with all their terms; each five have noise of their own."""
+    from zoo.datamodules import Images
+    from zoo.evaluation.protocol import bound_by_fives, bound_metrics
+
+    card = hub.read_card(name)
+    published = torch.tensor(card["bound"]["of_each_five"], dtype=torch.float64)
+    data = Images(card["data"])
+    data.setup()
+    assert_close(bound_by_fives(zoo.load(name), data, 1), published[:1], rtol=1e-3, atol=1e-2)
+    assert len(published) * 5 == card["bound"]["images"]
+    for key, value in bound_metrics(published).items():
+        assert_close(value, card["metrics"][key], rtol=1e-6, atol=0)

@@ -1,0 +1,542 @@
+"""VaDE against Bayes' rule, the exact mixture and the VAE."""
+
+import logging
+import math
+import re
+import signal
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from helpers import TINY, assert_same, assert_same_run, checkpoint, run, stop
+from processes import command, rows
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
+from torch.func import grad
+from torch.testing import assert_close
+
+from zoo.estimators import gradient_moments, score_function
+from zoo.evaluation.protocol import evaluate
+from zoo.functional import importance
+from zoo.functional.clusters import clustering_scores
+from zoo.functional.deformation import deform
+from zoo.functional.densities import binarise, log_bernoulli, reparameterise
+from zoo.functional.latents import Gaussian
+from zoo.functional.mixture import (
+    Mixture,
+    cost_at_a_fixed_draw,
+    fit_mixture,
+    invariance,
+    kl_components,
+    kl_terms,
+    log_gmm,
+    log_importance_weight,
+    log_p_z_given_c,
+    log_responsibilities,
+    negative_elbo,
+)
+from zoo.functional.noise import chunk_generator
+from zoo.vade import VaDE, mean_field_negative_elbo
+
+K, D, P = 3, 2, 5
+
+
+def normal(generator, *shape):
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def mixture(generator):
+    return Mixture(normal(generator, K).log_softmax(0), normal(generator, K, D), 0.5 * normal(generator, K, D))
+
+
+def reference(mixture):
+    """The same prior by torch.distributions."""
+    components = Independent(Normal(mixture.mu_c, (mixture.logvar_c / 2).exp()), 1)
+    return MixtureSameFamily(Categorical(logits=mixture.log_pi), components)
+
+
+@pytest.fixture
+def toy(generator):
+    """Binary x (B, P), an encoder and a Bernoulli decoder, both of one nonlinear layer."""
+    x = torch.bernoulli(torch.full((4, P), 0.5, dtype=torch.float64), generator=generator)
+    W, V, U = normal(generator, P, D), normal(generator, P, D), normal(generator, D, P)
+
+    def encode(x):
+        return (x @ W).tanh(), (x @ V).tanh() - 1
+
+    def log_px(x, z):
+        return log_bernoulli(x, 2 * (z @ U).tanh())
+
+    return x, encode, log_px
+
+
+def test_densities_are_those_of_torch_distributions(mixture, generator):
+    z, mu, logvar = (2 * normal(generator, 7, D) for _ in range(3))
+    prior = reference(mixture)
+    assert_close(log_gmm(z, mixture), prior.log_prob(z))
+    assert_close(log_p_z_given_c(z, mixture), prior.component_distribution.log_prob(z[:, None]))
+    joint = prior.mixture_distribution.logits + prior.component_distribution.log_prob(z[:, None])
+    assert_close(log_responsibilities(z, mixture).exp(), (joint - prior.log_prob(z)[:, None]).exp())  # Bayes' rule
+    q = Independent(Normal(mu[:, None], (logvar[:, None] / 2).exp()), 1)
+    assert_close(kl_components(mu, logvar, mixture), kl_divergence(q, prior.component_distribution.expand((7, K))))
+
+
+def test_responsibilities_are_finite_far_from_every_component(mixture):
+    z = torch.full((1, D), 1e4, dtype=torch.float64, requires_grad=True)
+    log_gamma = log_responsibilities(z, mixture)
+    terms = kl_terms(z, torch.zeros(1, dtype=torch.float64), log_gamma, mixture)
+    (terms["kl_z"] + terms["kl_c"]).sum().backward()
+    assert log_gamma.isfinite().all() and z.grad.isfinite().all()
+    assert_close(log_gamma.exp().sum(), torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_five_terms_are_the_marginal_form_for_every_draw(toy, mixture, generator):
+    """log p(x|z) + log p_GMM(z) - log q(z|x), at any z, likely or not; and the importance weight is the same number."""
+    x, encode, log_px = toy
+    mu, logvar = encode(x)
+    for _ in range(5):
+        eps = 3 * normal(generator, len(x), D)
+        terms = negative_elbo(x, eps, encode, log_px, mixture)
+        z = mu + (logvar / 2).exp() * eps
+        log_q = Normal(mu, (logvar / 2).exp()).log_prob(z).sum(-1)
+        exact = log_px(x, z) + reference(mixture).log_prob(z) - log_q
+        assert_close(-terms["loss"], exact)
+        assert_close(log_importance_weight(x, eps, encode, log_px, mixture), exact)
+        assert_close(terms["loss"], terms["nll"] + terms["kl_z"] + terms["kl_c"])
+        assert (terms["kl_c"] >= 0).all()
+
+
+def test_another_gamma_costs_its_divergence_from_bayes_rule(mixture, generator):
+    """Seed 002 P7 with the divergence in its place: five terms(gamma) = marginal form - KL(gamma || p(c|z))."""
+    z, log_q = 2 * normal(generator, 6, D), normal(generator, 6)
+    posterior = log_responsibilities(z, mixture)
+    for log_gamma in (posterior, normal(generator, 6, K).log_softmax(-1), mixture.log_pi.expand(6, K)):
+        terms = kl_terms(z, log_q, log_gamma, mixture)
+        deficit = kl_divergence(Categorical(logits=log_gamma), Categorical(logits=posterior))
+        assert_close(terms["kl_z"] + terms["kl_c"], log_q - reference(mixture).log_prob(z) + deficit)
+        if log_gamma is posterior:
+            assert_close(deficit, torch.zeros_like(deficit))
+        else:
+            assert deficit.min() > 1e-3
+
+
+def quadrature(x, objective):
+    """E over eps ~ N(0, I) in two dimensions of an objective's loss, by Gauss-Hermite: (B,)."""
+    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(60))
+    weights = weights / weights.sum()
+    total = torch.zeros(len(x), dtype=torch.float64)
+    for i, a in enumerate(nodes):
+        eps = torch.stack([a.expand(60), nodes], -1)  # (60, 2)
+        loss = objective(x.repeat_interleave(60, 0), eps.repeat(len(x), 1)).view(len(x), 60)
+        total = total + weights[i] * (loss * weights).sum(-1)
+    return total
+
+
+def test_the_mean_field_lies_below_the_exact_bound(toy, mixture, generator):
+    """In expectation over eps, by quadrature, for any gamma; and they meet where K = 1."""
+    x, encode, log_px = toy
+
+    def exact(mixture):
+        return quadrature(x, lambda x, eps: negative_elbo(x, eps, encode, log_px, mixture)["loss"])
+
+    def mean_field(mixture, log_gamma):
+        repeated = log_gamma.repeat_interleave(60, 0)
+        return quadrature(x, lambda x, eps: mean_field_negative_elbo(x, eps, encode, log_px, mixture, repeated)["loss"])
+
+    at_the_mean = log_responsibilities(encode(x)[0], mixture)
+    best = (mixture.log_pi - kl_components(*encode(x), mixture)).log_softmax(-1)  # its maximum over gamma
+    gaps = [mean_field(mixture, g) - exact(mixture) for g in (best, at_the_mean, mixture.log_pi.expand(4, K))]
+    assert (gaps[0] > 1e-3).all() and (gaps[0] < gaps[1]).all() and (gaps[0] < gaps[2]).all()
+    one = Mixture(torch.zeros(1, dtype=torch.float64), mixture.mu_c[:1], mixture.logvar_c[:1])
+    assert_close(mean_field(one, torch.zeros(4, 1, dtype=torch.float64)), exact(one))
+
+
+def test_the_five_terms_and_the_mean_field_agree_in_expectation_at_the_same_gamma(toy, mixture, generator):
+    """Term by term, by quadrature, for a gamma that does not depend on z."""
+    x, encode, log_px = toy
+    log_gamma = normal(generator, len(x), K).log_softmax(-1).repeat_interleave(60, 0)
+
+    def five_terms(x, eps):
+        mu, logvar = encode(x)
+        z = reparameterise(mu, logvar, eps)
+        return kl_terms(z, Normal(mu, (logvar / 2).exp()).log_prob(z).sum(-1), log_gamma, mixture)
+
+    for term in ("kl_z", "kl_c"):
+        closed = mean_field_negative_elbo(x, torch.zeros(4, D), encode, log_px, mixture, log_gamma[::60])[term]
+        assert_close(quadrature(x, lambda x, eps: five_terms(x, eps)[term]), closed)  # noqa: B023
+
+
+def test_one_standard_component_is_the_vae(toy, generator):
+    x, encode, log_px = toy
+    zeros = torch.zeros(1, D, dtype=torch.float64)
+    standard = Mixture(zeros[:, 0], zeros, zeros)
+    eps = normal(generator, len(x), D)
+    ours = mean_field_negative_elbo(x, eps, encode, log_px, standard, torch.zeros(4, 1, dtype=torch.float64))
+    q = Gaussian(*encode(x))
+    assert_close(ours["kl_z"], q.kls().sum(-1))
+    assert_close(ours["loss"], -log_px(x, q.draw(eps)) + q.kls().sum(-1))
+    weight = importance.log_importance_weight(x, q.draw(eps), q, log_px)
+    assert_close(-negative_elbo(x, eps, encode, log_px, standard)["loss"], weight)
+
+
+def test_gradients_by_score_function_agree_in_expectation(toy, mixture):
+    """Exactly, by quadrature: in the encoder, the decoder and the mixture."""
+    x, encode, log_px = toy
+    shift, logvar_shift, theta = (torch.zeros(D, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    leaves = Mixture(*(t.clone().requires_grad_() for t in mixture))
+
+    def shifted(x):
+        mu, logvar = encode(x)
+        return mu + shift, logvar + logvar_shift
+
+    def gradients(objective):
+        value = quadrature(x, lambda x, eps: objective(x, eps, shifted, lambda x, z: log_px(x, z + theta), leaves))
+        return torch.autograd.grad(value.mean(), (shift, logvar_shift, theta, *leaves))
+
+    pathwise = gradients(lambda *args: negative_elbo(*args)["loss"])
+    assert min(g.abs().max().item() for g in pathwise) > 0.01
+    assert_close(gradients(lambda *args: score_function(*cost_at_a_fixed_draw(*args))), pathwise)
+
+
+def test_deformations_are_smooth_and_near_the_identity(generator):
+    x = torch.rand(3, 1, 28, 28, generator=generator)
+    affine, bumps = torch.randn(3, 2, 3, generator=generator), torch.randn(3, 2, 4, 4, generator=generator)
+    assert torch.equal(deform(x, affine, bumps, 0.0), x)
+    assert_close(deform(x, affine, bumps, 1e-7), x, rtol=0, atol=1e-4)
+    shift = torch.zeros(3, 2, 3)
+    shift[:, 0, 2] = 2 / 28  # of a range of 2: one pixel to the left
+    moved = deform(x, shift, torch.zeros(3, 2, 4, 4), 1.0)
+    assert_close(moved[..., :-1], x[..., 1:], rtol=0, atol=1e-4)
+    assert deform(x, affine, bumps, 0.3).min() >= 0 and deform(x, affine, bumps, 0.3).max() <= 1
+
+
+def test_pretraining_minimises_minus_the_likelihood_at_the_mean(generator):
+    """Of images that are encoded deformed and decoded as they are; the mixture has no part in it."""
+    model = VaDE(hidden=[8], latent_dim=2, deformation=0.2)
+    batch = [torch.rand(3, 1, 28, 28, generator=generator), torch.zeros(3)]
+    noise = model.noise(batch, generator=chunk_generator(0, 1))
+    x = (noise["u"] < batch[0]).float()
+    mu = model.encode(deform(x, noise["affine"], noise["bumps"], 0.2)).mu
+    loss = model.pretraining_loss(batch, generator=chunk_generator(0, 1))
+    assert_close(loss, -log_bernoulli(x.flatten(1), model.decoder(mu).flatten(1)).mean())
+    loss.backward()
+    assert model.mu_c.grad.abs().sum() == 0 and model.encoder[1][0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("method", ["kmeans", "em"])
+def test_fit_mixture_finds_well_separated_clusters(method, generator):
+    """4,000 draws of three Gaussians 10 standard deviations apart; 4.5 standard errors, a false alarm in 10,000."""
+    n = 4000
+    true = Mixture(torch.tensor([0.5, 0.3, 0.2]).log(), 10 * torch.eye(3)[:, :2], torch.zeros(3, 2))
+    c = torch.multinomial(true.log_pi.exp(), n, replacement=True, generator=generator)
+    z = true.mu_c[c] + torch.randn(n, 2, generator=generator)
+    fitted = fit_mixture(z, z, 3, restarts=2, seed=0, method=method)
+    order = fitted.log_pi.argsort(descending=True)
+    found = Mixture(*(t[order] for t in fitted))
+    assert (found.log_pi.exp() - true.log_pi.exp()).abs().max() < 4.5 * 0.5 / n**0.5
+    assert (found.mu_c - true.mu_c).abs().max() < 4.5 / (0.2 * n) ** 0.5
+    assert (found.logvar_c).abs().max() < 4.5 * (2 / (0.2 * n)) ** 0.5
+    assert_same(list(fit_mixture(z, z, 3, 2, 0, method)), list(fitted))
+
+
+def test_fit_mixture_takes_the_clusters_that_deformation_keeps(generator):
+    """A rectangle's corners, mirrored along its long side: the tightest halves mix, those along the short side stay."""
+    z = torch.tensor([1.2, 1.0]) * torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]).repeat(100, 1)
+    z = z + 0.01 * torch.randn(400, 2, generator=generator)
+    mirrored = torch.tensor([-1.0, 1.0]) * z
+    mirrored[::2] = z[::2]
+    left, right = fit_mixture(z, mirrored, 2, restarts=30, seed=0).mu_c
+    assert_close((left - right).abs(), torch.tensor([0.0, 2.0]), rtol=0, atol=0.02)
+
+
+def test_invariance_is_the_mutual_information_of_clusters(generator):
+    """Far clusters of equal shares: log K where they are kept, 0 where they are forgotten, less where two are one."""
+    mixture = Mixture(torch.zeros(4).log_softmax(0), 20 * torch.eye(4), torch.zeros(4, 4))
+    c = torch.arange(400) % 4
+    z = mixture.mu_c[c] + torch.randn(400, 4, generator=generator)
+    assert_close(invariance(z, z.roll(4, 0), mixture), math.log(4))
+    assert abs(invariance(z, mixture.mu_c[(c + torch.arange(400) // 4) % 4], mixture)) < 1e-4
+    swapped = mixture.mu_c[torch.where(c < 2, (c + torch.arange(400) // 4) % 2, c)]
+    assert_close(invariance(z, swapped, mixture), 1.5 * math.log(2))
+
+
+def tiny(**arguments):
+    torch.manual_seed(0)
+    return VaDE(**{"num_clusters": K, "latent_dim": 4, "hidden": [16], **arguments})
+
+
+def test_every_parameter_learns_and_every_use_has_its_shape(generator):
+    model = tiny()
+    batch = [torch.rand(5, 1, 28, 28, generator=generator), torch.zeros(5, dtype=torch.long)]
+    terms = model.loss(batch, generator=generator)
+    assert_close(terms["loss"], terms["nll"] + terms["kl_z"] + terms["kl_c"])
+    terms["loss"].backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0, name
+    x = batch[0]
+    mu, logvar = model.encode(x)
+    assert mu.shape == logvar.shape == (5, 4)
+    gamma = model.responsibilities(mu)
+    assert_close(gamma.sum(-1), torch.ones(5))
+    assert torch.equal(model.cluster(x), gamma.argmax(-1))
+    assert model.reconstruct(x).shape == model.decode(mu).shape == (5, 1, 28, 28)
+
+
+def test_terms_are_sums_over_dimensions():
+    """Zero weights and one component N(0, I): every pixel costs log 2, and q is the prior."""
+    model = tiny(num_clusters=1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    batch = [torch.rand(3, 1, 28, 28), torch.zeros(3)]
+    for terms in (model.loss(batch), model.bound(batch)):
+        assert_close(terms["nll"], torch.tensor(784 * math.log(2)))
+        assert_close(terms["loss"], terms["nll"], rtol=1e-5, atol=0)
+        assert terms["kl_c"] == 0
+
+
+def test_pretraining_gives_every_parameter_a_gradient_and_the_mixture_a_zero_one(generator):
+    model = tiny()
+    batch = [torch.rand(5, 1, 28, 28, generator=generator), torch.zeros(5)]
+    model.pretraining_loss(batch, generator=generator).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all(), name
+        assert (p.grad.abs().sum() > 0) == name.startswith(("encoder", "decoder")), name
+
+
+def test_samples_come_from_the_clusters_asked_for(generator):
+    """Components far apart and narrow, and a decoder that shows z: the picture tells its cluster."""
+    model = tiny(latent_dim=2, hidden=[2])
+    with torch.no_grad():
+        model.mu_c.copy_(torch.tensor([[-5.0, 0.0], [0.0, 5.0], [5.0, 0.0]]))
+        model.logvar_c.fill_(-6)
+        model.pi_logits.copy_(torch.tensor([0.1, 0.2, 0.7]).log())
+    asked = [2, 0, 1, 1, 0]
+    images = model.sample(5, clusters=asked, generator=generator)
+    assert images.shape == (5, 1, 28, 28) and images.min() >= 0 and images.max() <= 1
+    nearest = lambda x: torch.cdist(x.flatten(1), model.decode(model.mu_c).flatten(1)).argmin(-1)  # noqa: E731
+    assert nearest(images).tolist() == asked
+    again = model.sample(5, clusters=torch.tensor(asked), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(images, again)
+    assert nearest(model.sample(4, clusters=1, generator=generator)).tolist() == [1] * 4
+    n = 3000
+    share = nearest(model.sample(n, generator=generator)).bincount(minlength=3) / n
+    # 4.5 standard errors of three shares: a false alarm once in 50,000.
+    assert (share - torch.tensor([0.1, 0.2, 0.7])).abs().max() < 4.5 * (0.25 / n) ** 0.5
+    assert model.rows() == ("clusters", [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("clusters", "message"),
+    [
+        ([0, 3], "between 0 and 2, got 3"),
+        ([-1, 0], "between 0 and 2, got -1"),
+        ([0], "one number for each of the 2 images, or one for all; got 1"),
+        ([0.5, 1], "whole numbers, got [0.5, 1]"),
+        (3, "between 0 and 2, got 3"),
+        ("one", "whole numbers, got 'one'"),
+        (torch.tensor([0.0, 1.0]), "whole numbers, got tensor"),
+    ],
+)
+def test_bad_clusters_are_named(clusters, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tiny().sample(2, clusters=clusters)
+
+
+def test_log_likelihood_closes_the_gap_and_draws_from_the_generator():
+    """By hand for two samples: the binarisation first, then one eps per sample."""
+    model = tiny()
+    x, generator = torch.rand(1, 1, 28, 28), torch.Generator().manual_seed(1)
+    ours = model.log_likelihood(x, num_samples=2, generator=torch.Generator().manual_seed(1))
+    binary = binarise(x, torch.rand(x.shape, generator=generator))
+    with torch.no_grad():
+        weights = [
+            log_importance_weight(
+                binary, torch.randn(1, 4, generator=generator), model.encode, model.log_px, model.mixture
+            )
+            for _ in range(2)
+        ]
+    assert_close(ours, torch.stack(weights).logsumexp(0) - math.log(2))
+
+
+def test_importance_weights_have_mean_p_of_x(toy, mixture, generator):
+    """Against p(x) by quadrature over the prior: 4.3 standard errors, a false alarm once in 10,000 (four images)."""
+    x, encode, log_px = toy
+    n, side = 20_000, torch.linspace(-12, 12, 300, dtype=torch.float64)
+    grid = torch.cartesian_prod(side, side)
+    cell = (side[1] - side[0]) ** 2
+    prior = reference(mixture).log_prob(grid)
+    p_x = torch.stack([(log_px(row, grid) + prior).exp().sum() * cell for row in x])
+    wide = lambda x: (encode(x)[0], encode(x)[1] + 4)  # noqa: E731  # so that no weight is far above the others
+    eps = normal(generator, n * len(x), D)
+    weights = log_importance_weight(x.repeat(n, 1), eps, wide, log_px, mixture).exp().view(n, len(x))
+    error = weights.std(0) / n**0.5
+    assert (error < 0.03 * p_x).all()
+    assert ((weights.mean(0) - p_x).abs() < 4.3 * error).all()
+
+
+def test_estimators_see_the_same_decoder_and_the_first_is_what_trains(generator):
+    model = tiny()
+    batch = model.probe_batch([torch.rand(6, 1, 28, 28, generator=generator), torch.zeros(6)], generator=generator)
+    assert set(batch[0].unique().tolist()) == {0.0, 1.0}
+    estimators = model.gradient_estimators()
+    assert list(estimators) == ["mean_field", "pathwise", "score_function"]
+    means = {name: gradient_moments(e, batch, range(3))[0].mean for name, e in estimators.items()}
+    for name in means["pathwise"]:  # common random numbers: equal draw by draw
+        if name.startswith("decoder"):
+            assert_close(means["pathwise"][name], means["mean_field"][name])
+        if not name.startswith("encoder"):
+            assert_close(means["pathwise"][name], means["score_function"][name], rtol=1e-4, atol=1e-6)
+    e = estimators["mean_field"]
+    g = grad(e.surrogate)({k: p.detach() for k, p in e.params.items()}, batch, e.noise(batch, chunk_generator(9, 0)))
+    model.loss(batch, generator=chunk_generator(9, 0))["loss"].backward()
+    for name, p in model.named_parameters():
+        assert_close(g[name], p.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_clustering_scores():
+    """Against scikit-learn on the labels themselves, and by hand."""
+    table = torch.tensor([[0, 5, 1], [4, 0, 0], [0, 1, 3]])
+    cluster = [0] * 6 + [1] * 4 + [2] * 4
+    label = [1] * 5 + [2] + [0] * 4 + [1] + [2] * 3
+    scores = clustering_scores(table)
+    assert_close(scores["accuracy"], 12 / 14)
+    assert_close(scores["nmi"], float(normalized_mutual_info_score(label, cluster)))
+    assert_close(scores["ari"], float(adjusted_rand_score(label, cluster)))
+    assert clustering_scores(torch.diag(torch.tensor([3, 1, 2]))[[2, 0, 1]]) == {"accuracy": 1, "nmi": 1, "ari": 1}
+    more_clusters_than_labels = torch.tensor([[2, 0], [3, 0], [0, 4]])
+    assert_close(clustering_scores(more_clusters_than_labels)["accuracy"], 7 / 9)  # one cluster for each label
+    with pytest.raises(ValueError, match="no examples"):
+        clustering_scores(torch.zeros(2, 2, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_clusters": 0}, "num_clusters must be a whole number of at least 1, got 0"),
+        ({"latent_dim": 2.5}, "latent_dim must be a whole number of at least 1, got 2.5"),
+        ({"hidden": 5}, r"such as [300, 300, 600], got 5"),
+        ({"pretrain_epochs": -1}, "pretrain_epochs must be a whole number of at least 0, got -1"),
+        ({"initial_mixture": "gmm"}, "kmeans or em, got 'gmm'"),
+        ({"restarts": 0}, "restarts must be a whole number of at least 1, got 0"),
+        ({"deformation": -0.1}, "deformation must be a number of at least 0, got -0.1"),
+        ({"lr": "abc"}, "lr must be a positive number, got 'abc'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        VaDE(**arguments)
+
+
+# Runs: 11 batches an epoch, of which the first is the autoencoder's.
+
+SHORT = [*TINY["vade"], "trainer.max_epochs=3", "callbacks=none", "trainer.log_every_n_steps=1"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return run(folder, *SHORT), folder
+
+
+def test_the_mixture_is_fitted_once_between_the_phases(tmp_path, uninterrupted, caplog):
+    metrics, folder = uninterrupted
+    logged = rows(folder)
+    phase = ["".join(k[0] for k in ("reconstruction", "loss") if r[f"train/{k}"]) for r in logged]
+    assert [p for p in phase if p] == ["r"] * 11 + ["l"] * 22
+    state = checkpoint(folder)
+    assert state["state_dict"]["initialised"]
+    assert state["optimizer_states"][0]["state"][0]["step"] == 22  # Adam began anew
+    assert metrics["val/loss"] == pytest.approx(metrics["val/nll"] + metrics["val/kl_z"] + metrics["val/kl_c"])
+    assert 0.1 < metrics["test/accuracy"] <= 1 and metrics["test/nmi"] >= 0
+
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, *SHORT, "trainer.max_epochs=2", "test=false")
+    assert sum("Mixture of 10 Gaussians fitted to 1,408 latents" in r.message for r in caplog.records) == 1
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, *SHORT, "trainer.max_epochs=3", f"ckpt={tmp_path / 'checkpoints' / 'last.ckpt'}", "test=false")
+    assert "Mixture" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("at", "left"),
+    [
+        (5, "interrupted"),  # in the middle of the autoencoder's epoch
+        (10, "last"),  # in its last batch: the mixture is fitted after resuming
+        (11, "interrupted"),  # in the first batch after the mixture was fitted
+    ],
+)
+def test_a_run_interrupted_around_the_fit_goes_on_exactly(at, left, tmp_path, uninterrupted):
+    with pytest.raises(SystemExit):
+        run(tmp_path, *SHORT, *stop(at, signal.SIGTERM))
+    path = tmp_path / "checkpoints" / f"{left}.ckpt"
+    assert bool(checkpoint(tmp_path, left)["state_dict"]["initialised"]) == (at > 10)
+    metrics, folder = uninterrupted
+    resumed = run(tmp_path, *SHORT, f"ckpt={path}")
+    if at >= 10:  # its last value belongs to the part before
+        metrics = {k: v for k, v in metrics.items() if k != "train/reconstruction"}
+    assert_same_run(resumed, tmp_path, (metrics, folder))
+
+
+def test_a_run_without_a_mixture_is_said_to_be_one(tmp_path, caplog):
+    run(tmp_path, *SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=1", "test=false")
+    assert "ends before there is a mixture: its epochs, 1, are all" in caplog.text
+    assert not checkpoint(tmp_path)["state_dict"]["initialised"]
+
+
+def test_fit_without_a_data_module_is_refused():
+    trainer = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    with pytest.raises(ValueError, match=r"fit\(model, datamodule=...\)"):
+        trainer.fit(
+            tiny(), [(torch.zeros(2, 1, 28, 28), torch.zeros(2))], [(torch.zeros(2, 1, 28, 28), torch.zeros(2))]
+        )
+
+
+def test_the_metrics_of_the_run_are_those_of_the_reloaded_model(uninterrupted):
+    import zoo
+    from zoo.datamodules import Images
+
+    metrics, folder = uninterrupted
+    data = Images("digits")
+    again = evaluate(zoo.load(folder), data)
+    for key, value in again.items():
+        assert_close(value, metrics[key])
+    x, y = (torch.cat(parts) for parts in zip(*data.test_dataloader(), strict=True))
+    table = torch.zeros(10, 10, dtype=torch.long)
+    for cluster, label in zip(zoo.load(folder).cluster(x).tolist(), y.tolist(), strict=True):
+        table[cluster, label] += 1
+    assert_close(again["test/accuracy"], clustering_scores(table)["accuracy"])
+
+
+def test_two_processes_fit_one_mixture(tmp_path):
+    """Every process prints a digest of its parameters after training."""
+    started = command(
+        tmp_path,
+        *[*SHORT, "trainer=cpu", "trainer.devices=2", "logger=csv", "trainer.max_epochs=2"],
+        "+callbacks.digest._target_=helpers.PrintDigest",
+    )
+    said, errors = started.communicate(timeout=240)
+    assert started.returncode == 0, errors
+    digests = re.findall(r"rank (\d) digest (\w+)", said)
+    assert sorted(rank for rank, _ in digests) == ["0", "1"]
+    assert len({digest for _, digest in digests}) == 1
+    assert errors.count("Mixture of 10 Gaussians fitted to 1,408 latents") == 1
+    # The scores of both halves together: 180 test images, so accuracy is a whole number of them.
+    accuracy = float(rows(tmp_path)[-1]["test/accuracy"])
+    assert accuracy * 180 == pytest.approx(round(accuracy * 180), abs=1e-4)
+
+
+def test_earlier_calls_still_work(generator):
+    model, seeded = VaDE(hidden=[4], latent_dim=2), lambda: torch.Generator().manual_seed(7)
+    batch = [torch.rand(3, 1, 28, 28, generator=generator), torch.zeros(3)]
+    assert isinstance(model.encode(batch[0]), Gaussian)
+    for name in ("noise", "loss", "bound", "pretraining_loss", "probe_batch"):
+        with pytest.warns(DeprecationWarning, match=f"give generator= of VaDE.{name} by name"):
+            old = getattr(model, name)(batch, seeded())
+        assert_same(old, getattr(model, name)(batch, generator=seeded()))
+    with pytest.warns(DeprecationWarning, match="give num_samples= of VaDE.log_likelihood by name"):
+        old = model.log_likelihood(batch[0], 2, generator=seeded())
+    assert torch.equal(old, model.log_likelihood(batch[0], num_samples=2, generator=seeded()))

@@ -1,0 +1,232 @@
+"""What goes wrong in long runs: divergence, processes that die, disks that fill up, and being killed at any moment."""
+
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TINY, checkpoint, run
+from processes import CONTEXT, start, together
+
+from zoo.callbacks.finite_loss import FiniteLoss, NotFinite
+from zoo.training.checkpoint_files import CheckpointFiles, CheckpointNotWritten, clear_unfinished
+
+ROOT = Path(__file__).parents[2]
+EVERY_PICTURE = ["callbacks.samples.every_n_epochs=1", "logger=none", "test=false"]
+BARE = ["callbacks=none", "logger=none", "test=false"]
+
+
+def bare(name):
+    return [o for o in TINY[name] if not o.startswith("callbacks.")] + BARE
+
+
+def poison(at):
+    return ["+callbacks.poison._target_=helpers.Poison", f"+callbacks.poison.at={at}"]
+
+
+# Divergence.
+
+
+@pytest.mark.parametrize(
+    ("name", "term"),
+    [("vae", r"nll = nan"), ("wgan", r"critic_loss = nan"), ("rbm", "loss = nan"), ("skipgram", "loss = nan")],
+)
+def test_a_diverged_run_stops_with_step_term_and_the_last_good_checkpoint(name, term, tmp_path):
+    batches = ["trainer.max_epochs=3", "trainer.limit_train_batches=4"]
+    with pytest.raises(NotFinite, match=rf"at step 5 \(epoch 1\) .*{term}.*last good checkpoint is .*/last.ckpt"):
+        run(tmp_path, *bare(name), *batches, *poison(5))
+    last = checkpoint(tmp_path)
+    assert last["global_step"] == 4
+    assert all(v.isfinite().all() for v in last["state_dict"].values() if v.is_floating_point())
+
+
+def test_weights_that_the_last_batch_has_spoilt_are_not_saved(tmp_path):
+    """The loss of the last batch is finite, its update is not: what is saved is looked at."""
+
+    class Trainer:
+        current_epoch = 2
+        fit_loop = type("Loop", (), {"total_batch_idx": 33})
+
+    good = {"state_dict": {"w": torch.ones(2)}}
+    bad = {"state_dict": {"v": torch.ones(1), "w": torch.tensor([1, torch.inf])}}
+    callback = FiniteLoss(tmp_path)
+    callback.on_save_checkpoint(Trainer, None, good)
+    with pytest.raises(
+        NotFinite, match=r"step 33 \(epoch 2\) what would be saved is not finite: w. .* no checkpoint yet"
+    ):
+        callback.on_save_checkpoint(Trainer, None, bad)
+    with pytest.raises(NotFinite, match="not finite: current_model_state.w"):
+        callback.on_save_checkpoint(Trainer, None, good | {"current_model_state": bad["state_dict"]})
+    moments = [{"state": {0: {"exp_avg_sq": torch.tensor([torch.inf])}}}]
+    with pytest.raises(NotFinite, match="not finite: optimizer_states.0.state.0.exp_avg_sq"):
+        callback.on_save_checkpoint(Trainer, None, good | {"optimizer_states": moments})
+
+
+def test_two_processes_stop_where_one_has_diverged(tmp_path):
+    children, _ = start(2, diverge_on_one, tmp_path)
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [1, 1]
+    assert checkpoint(tmp_path)["global_step"] == 4
+
+
+def diverge_on_one(folder):
+    at = 5 if os.environ["RANK"] == "1" else 10**6
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    run(folder, *bare("vae"), *ddp, "trainer.max_epochs=30", "trainer.limit_train_batches=4", *poison(at))
+
+
+# Processes that die.
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_dead_process_ends_the_run(rank, tmp_path):
+    """Within a minute, with a status that says so, and with nothing left behind."""
+    kill = ["+callbacks.kill._target_=helpers.KillProcess", f"+callbacks.kill.rank={rank}", "+callbacks.kill.at=14"]
+    run = subprocess.Popen(
+        [
+            sys.executable,
+            "train.py",
+            *bare("vae"),
+            *kill,
+            "trainer=cpu",
+            "trainer.devices=2",
+            "trainer.max_epochs=10000",
+        ]
+        + ["trainer.enable_progress_bar=false", f"hydra.run.dir={tmp_path}"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        last = tmp_path / "checkpoints" / "last.ckpt"
+        for _ in range(1200):  # until the first epoch is over, after which a process dies
+            if last.is_file() or run.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert last.is_file()
+        assert run.wait(60) != 0
+        for _ in range(300):
+            try:
+                os.killpg(run.pid, 0)
+            except ProcessLookupError:
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError("a process outlived the run")
+        assert checkpoint(tmp_path)["global_step"] == 11
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+
+
+# Killed at any moment.
+
+
+def write_for_ever(path):
+    number = 0
+    while True:
+        CheckpointFiles().save_checkpoint({"number": number, "weights": torch.full((1_000_000,), float(number))}, path)
+        number += 1
+
+
+def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
+    """4 MB, written over and over; with Lightning's own writer moving files between disks some would be cut."""
+    path, chance = tmp_path / "last.ckpt", random.Random(0)
+    CheckpointFiles().save_checkpoint({"number": -1, "weights": torch.zeros(1)}, path)
+    for _ in range(25):
+        writer = CONTEXT.Process(target=write_for_ever, args=(path,), daemon=True)
+        writer.start()
+        time.sleep(0.02 + 0.2 * chance.random())
+        writer.kill()
+        writer.join()
+        found = torch.load(path, weights_only=True)
+        assert found["number"] == -1 or (found["weights"] == found["number"]).all()
+    (tmp_path / ".best-epoch003.ckpt-0123abcd").touch()
+    clear_unfinished(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]  # what the killed ones left is gone
+
+
+def test_a_run_killed_again_and_again_goes_on(tmp_path):
+    """Five times at random moments; each time last.ckpt is there, loads, and is no older than before."""
+    chance, epoch = random.Random(1), -1
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    endless = [*bare("vae"), "trainer.max_epochs=100000", "trainer.limit_train_batches=3"]
+    for _ in range(5):
+        resumed = [f"ckpt={last}"] if last.is_file() else []
+        before = last.stat().st_mtime_ns if last.is_file() else 0
+        child = CONTEXT.Process(target=run, args=(tmp_path, *endless, *resumed), daemon=True)
+        child.start()
+        for _ in range(600):  # until it has got somewhere
+            if last.is_file() and last.stat().st_mtime_ns > before:
+                break
+            time.sleep(0.05)
+        time.sleep(chance.random())
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+        found = checkpoint(tmp_path)
+        assert found["epoch"] > epoch
+        assert found["global_step"] == 3 * (found["epoch"] + 1)
+        epoch = found["epoch"]
+
+
+# A full disk.
+
+
+def test_a_full_disk_is_said_and_what_was_there_stays(tmp_path):
+    path = tmp_path / "last.ckpt"
+    CheckpointFiles().save_checkpoint({"a": 1}, path)
+    assert together(1, too_large, path) == [True]
+    assert torch.load(path, weights_only=True) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def too_large(path):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    with pytest.raises(CheckpointNotWritten, match=r"last.ckpt cannot be written, 4.0 MB: File too large. Make room"):
+        CheckpointFiles().save_checkpoint({"weights": torch.zeros(1_000_000)}, path)
+    return True
+
+
+@pytest.mark.parametrize(
+    ("overrides", "size", "said"),
+    [
+        (BARE, 20_000, r"epoch002.ckpt cannot be written, 1\.9 MB: File too large. Make room"),
+        (EVERY_PICTURE, 200, r"cannot be written: File too large. Make room: ckpt=.*last.ckpt then goes on"),
+    ],
+    ids=["checkpoints", "pictures"],
+)
+def test_a_run_on_a_full_disk_ends_in_one_line(overrides, size, said, tmp_path):
+    full = ["+callbacks.full._target_=helpers.FullDisk", "+callbacks.full.epoch=2", f"+callbacks.full.size={size}"]
+    full += ["model.hidden=[100]", "trainer.max_epochs=5", "trainer=cpu", "trainer.enable_progress_bar=false"]
+    done = subprocess.run(
+        [sys.executable, "train.py", *TINY["vae"], *overrides, *full, f"hydra.run.dir={tmp_path}"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert re.search(said, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert checkpoint(tmp_path)["epoch"] == 1
+
+
+def test_a_signal_during_the_test_ends_it(tmp_path):
+    stop = ["+callbacks.stop._target_=helpers.SignalInTest", "trainer.max_epochs=1"]
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, *TINY["vae"], *stop)
+    assert stopped.value.code == 143
+    assert checkpoint(tmp_path)["global_step"] == 11

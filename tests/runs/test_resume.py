@@ -1,0 +1,185 @@
+"""A run that was stopped goes on as if it had not been: every weight, moment and counter bitwise the same."""
+
+import csv
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import QUIET, TINY, assert_same, assert_same_run, checkpoint, config, run, stop
+from processes import together
+
+from zoo.callbacks import ExactResume
+from zoo.datamodules import DataError
+from zoo.hub import CheckpointError
+
+ROOT = Path(__file__).parents[2]
+EPOCHS = [
+    "trainer.max_epochs=3",
+    "trainer.log_every_n_steps=4",
+    "callbacks.estimator_variance.draws=2",
+]  # 11 batches each
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return {"vae": (run(folder / "vae", *TINY["vae"], *EPOCHS), folder / "vae")}
+
+
+def logged(folder):
+    """Every row of metrics.csv, but for what is of time."""
+    timed = ("second", "ms_per_draw")
+    with (folder / "metrics.csv").open() as file:
+        rows = [{k: v for k, v in row.items() if v and not any(t in k for t in timed)} for row in csv.DictReader(file)]
+    return [row for row in rows if set(row) != {"step"}]
+
+
+TWO_EPOCHS = ["trainer.max_epochs=2", "trainer.log_every_n_steps=4", "callbacks.estimator_variance.draws=2"]
+TWO_EPOCHS += ["callbacks.estimator_variance.every_n_steps=6", "callbacks.estimator_variance.batch_size=8"]
+TWO_EPOCHS += ["trainer.limit_train_batches=8", "data.batch_size=32"]
+DDP = ["trainer=ddp", "trainer.accelerator=cpu"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_a_resumed_run_is_the_uninterrupted_one(name, processes, tmp_path):
+    """Stopped in the middle of the second epoch: weights, averages, optimisers, chains, random states of every process,
+    the order of the data, the logger's steps and whatever was logged, bit for bit."""
+    overrides = [*TINY[name], *TWO_EPOCHS, *DDP, f"trainer.devices={processes}"]
+    # What is only drawn would be drawn again.
+    kept = ("best", "last", "finite_loss", "exact_resume", "ema", "estimator_variance", "sample_distance")
+    drawn = [c for c, node in config("/", *TINY[name]).callbacks.items() if "_target_" in node and c not in kept]
+    overrides = [o for o in overrides if not any(f"callbacks.{c}." in o for c in drawn)]
+    overrides += [*(f"~callbacks.{c}" for c in drawn), *(["test=false"] if processes == 2 else [])]
+    expected = together(processes, run, tmp_path / "whole", *overrides)[0]
+    stopped = [*overrides, *stop(11, signal.SIGTERM)]
+    together(processes, run, tmp_path / "parts", *stopped, codes=(143, 0))  # the first, and the others
+    interrupted = tmp_path / "parts" / "checkpoints" / "interrupted.ckpt"
+    assert checkpoint(tmp_path / "parts", "interrupted")["global_step"] == 12
+    metrics = together(processes, run, tmp_path / "parts", *overrides, f"ckpt={interrupted}")[0]
+    expected = {k: v for k, v in expected.items() if k in metrics and "second" not in k}  # VaDE: of its first epoch
+    assert_same_run(metrics, tmp_path / "parts", (expected, tmp_path / "whole"))
+    assert len(checkpoint(tmp_path / "parts")["random_state"]) == processes
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "signum", "left"),
+    [
+        ("vae", 15, signal.SIGTERM, "interrupted"),  # in the middle of the second epoch
+        ("vae", 0, signal.SIGINT, "interrupted"),  # in the first batch of all
+        ("vae", 21, signal.SIGTERM, "last"),  # in the last batch of the second epoch
+    ],
+)
+def test_a_signal_saves_and_the_run_goes_on_exactly(name, at, signum, left, tmp_path, uninterrupted, caplog):
+    overrides = [*TINY[name], *EPOCHS]
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, *overrides, *stop(at, signum))
+    assert stopped.value.code == 128 + signum
+    path = tmp_path / "checkpoints" / f"{left}.ckpt"
+    assert f"ckpt={path}" in caplog.text
+    if left == "interrupted" and at > 11:
+        assert checkpoint(tmp_path)["global_step"] == 11  # last.ckpt stays at the epoch boundary
+        assert checkpoint(tmp_path, left)["global_step"] == at + 1
+    metrics = run(tmp_path, *overrides, f"ckpt={path}")
+    assert_same_run(metrics, tmp_path, uninterrupted[name])
+    record = checkpoint(tmp_path)["record"]
+    assert len(record["earlier"]) == 1
+    assert record["seconds"] > record["earlier"][0]["seconds"] > 0
+
+
+def test_a_signal_in_the_last_batch_of_all_ends_a_finished_run(tmp_path, uninterrupted):
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, *TINY["vae"], *EPOCHS, *stop(32, signal.SIGTERM))
+    assert stopped.value.code == 143
+    assert_same(checkpoint(tmp_path)["state_dict"], checkpoint(uninterrupted["vae"][1])["state_dict"])
+
+
+def test_after_kill_9_the_run_goes_on_from_the_epoch_boundary(tmp_path, uninterrupted):
+    overrides = [*TINY["vae"], *EPOCHS]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    killed = subprocess.run(
+        [sys.executable, "train.py", *QUIET, *overrides, *stop(26, signal.SIGKILL), f"hydra.run.dir={tmp_path}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        timeout=120,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert checkpoint(tmp_path)["global_step"] == 22
+    metrics = run(tmp_path, *overrides, f"ckpt={tmp_path / 'checkpoints' / 'last.ckpt'}")
+    assert_same_run(metrics, tmp_path, uninterrupted["vae"])
+
+
+def signalled_twice():
+    class Trainer:
+        world_size, global_rank, global_step = 1, 0, 0
+        fit_loop = type("FitLoop", (), {"restarting": False})
+
+    callback = ExactResume(".")
+    callback.on_train_start(Trainer, None)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert callback.received == signal.SIGTERM
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_second_signal_does_not_wait():
+    child = multiprocessing.get_context("fork").Process(target=signalled_twice)
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGTERM
+
+
+def test_resuming_on_other_data_is_refused(tmp_path, uninterrupted, mnist_root):
+    last = uninterrupted["vae"][1] / "checkpoints" / "last.ckpt"
+    with pytest.raises(DataError, match="trained on digits and this run would go on with mnist"):
+        run(tmp_path, *TINY["vae"], "data=mnist", "trainer.max_epochs=4", f"ckpt={last}")
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no checkpoint to resume from at .*nothing\.ckpt"):
+        run(tmp_path, *TINY["vae"], f"ckpt={tmp_path / 'nothing.ckpt'}")
+
+
+def test_another_models_checkpoint_is_refused(tmp_path, uninterrupted):
+    last = uninterrupted["vae"][1] / "checkpoints" / "last.ckpt"
+    with pytest.raises(CheckpointError, match="is a checkpoint of the model 'vae', and this run trains another one"):
+        run(tmp_path, *TINY["ddpm"], f"ckpt={last}")
+    with pytest.raises(CheckpointError, match=r"model.latent_dim was 2 and is 3; model.lr was 0.001 and is 0.1"):
+        run(tmp_path, *TINY["vae"], "model.latent_dim=3", "model.lr=0.1", f"ckpt={last}")
+    with pytest.raises(CheckpointError, match=r"seed was 0 and is 5"):
+        run(tmp_path, *TINY["vae"], "seed=5", f"ckpt={last}")
+    with pytest.raises(CheckpointError, match=r"has 3 epochs behind it: trainer.max_epochs must be more, got 2"):
+        run(tmp_path, *TINY["vae"], "trainer.max_epochs=2", f"ckpt={last}")
+
+
+def test_a_finished_run_can_be_extended(tmp_path, uninterrupted):
+    """The learning rate follows the new length: at the end of twice the epochs it is 0, not at its peak again."""
+    last = uninterrupted["vae"][1] / "checkpoints" / "last.ckpt"
+    run(tmp_path, *TINY["vae"], "trainer.max_epochs=6", f"ckpt={last}", "test=false")
+    extended = checkpoint(tmp_path)
+    assert extended["global_step"] == 66
+    assert extended["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-12)
+    assert not torch.equal(
+        extended["state_dict"]["decoder.0.0.weight"], checkpoint(last.parent.parent)["state_dict"]["decoder.0.0.weight"]
+    )
+
+
+def test_a_folder_with_a_run_in_it_is_not_mixed_with_another(tmp_path):
+    run(tmp_path, *TINY["vae"], "debug=fast")
+    with pytest.raises(ValueError, match=r"holds a run already: resume it with ckpt="):
+        run(tmp_path, *TINY["vae"], "debug=fast")
+
+
+def test_resuming_in_another_folder_continues_too(tmp_path, uninterrupted):
+    _, reference = uninterrupted["vae"]
+    shutil.copytree(reference / "checkpoints", tmp_path / "copy")
+    run(tmp_path / "new", *TINY["vae"], "trainer.max_epochs=4", f"ckpt={tmp_path / 'copy' / 'last.ckpt'}", "test=false")
+    assert checkpoint(tmp_path / "new")["epoch"] == 3
+    assert list((tmp_path / "new" / "checkpoints").glob("best-*.ckpt"))

@@ -1,0 +1,233 @@
+"""Two gloo processes: one run, one log, the measurements of one process; and as many as there are, started anyhow."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers import QUIET, TINY, checkpoint, config, run
+from processes import command, free_port, rows, together
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.testing import assert_close
+
+from train import build
+from zoo.ddpm import DDPM
+from zoo.score import Score
+from zoo.training.trainer import _check_started
+
+ROOT = Path(__file__).parents[2]
+DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+ESTIMATOR = {"rbm": "cd-1", "gan": "non_saturating", "skipgram": "nce_5"}
+OPPONENT = {"gan": "discriminator_loss"}
+SHORT = ["trainer.max_epochs=2", "trainer.log_every_n_steps=4", "callbacks.estimator_variance.draws=5"]
+SHORT += ["callbacks.estimator_variance.every_n_steps=8"]
+
+
+@pytest.mark.parametrize("name", ["vae", "rbm", "gan", "skipgram"])
+def test_two_processes_train_validate_sample_and_log_once(name, tmp_path):
+    fixed = ["+callbacks.fixed._target_=helpers.NoiseOfTheExample"]
+    short = [*TINY[name], *SHORT, *(fixed if name == "skipgram" else ["callbacks.samples.n=20"])]
+    together(2, run, tmp_path / "two", *short, *DDP)
+    run(tmp_path / "one", *short)
+    two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
+
+    # Logged once: the same steps.
+    loss = OPPONENT.get(name, "loss")
+    for key in (f"val/{loss}", f"train/{loss}", f"variance/{ESTIMATOR.get(name, 'pathwise')}/all"):
+        assert [r["step"] for r in two if r[key]] == [r["step"] for r in one if r[key]], key
+    assert sum(bool(r[f"test/{loss}"]) for r in two) == 1
+
+    # The same images in the same batches, other training noise: which two players carry far apart.
+    a, b = (float(r[-1][f"test/{loss}"]) for r in (two, one))
+    if name == "skipgram":  # the same noise, too: the same steps and numbers
+        for key in ("val/nll", "val/perplexity", "val/log_Z", "test/nll"):
+            assert_close(*([float(r[key]) for r in rows if r[key]] for rows in (two, one)), rtol=1e-4, atol=1e-6)
+    else:
+        assert a != b
+        if name not in OPPONENT:
+            assert_close(a, b, rtol=0.1, atol=0)
+    states = checkpoint(tmp_path / "two")["random_state"]
+    assert len(states) == 2
+    if name != "skipgram":
+        assert not torch.equal(states[0]["cpu"], states[1]["cpu"])
+        assert sorted(p.name for p in (tmp_path / "two" / "samples").iterdir()) == ["epoch_001.png"]
+    else:
+        assert sorted(p.name for p in (tmp_path / "two" / "neighbours").iterdir()) == ["epoch_000.csv", "epoch_001.csv"]
+
+
+def test_more_devices_are_enough(tmp_path):
+    """The strategy is found: the processes are started here, and two players are not waited for at once."""
+    overrides = [*without_callbacks("wgan"), "trainer=cpu", "trainer.devices=2", "trainer.max_epochs=1", "logger=wandb"]
+    run = command(tmp_path, *overrides, "callbacks.sample_distance.n=20")
+    _, errors = run.communicate(timeout=240)
+    assert run.returncode == 0, errors
+    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
+    assert len(checkpoint(tmp_path)["random_state"]) == 2
+
+
+def by_torchrun(rank, port):
+    agent = ["--nnodes=2", f"--node-rank={rank}", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+    return [sys.executable, "-m", "torch.distributed.run", *agent, f"--master-port={port}"], {}
+
+
+def by_slurm(rank, port):
+    """The variables of srun --nodes=2 --ntasks-per-node=1."""
+    nodes = {"SLURM_NNODES": "2", "SLURM_NODEID": str(rank), "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "zoo"}
+    tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_PROCID": str(rank), "SLURM_LOCALID": "0"}
+    where = {"SLURM_JOB_ID": "7", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [sys.executable], nodes | tasks | where
+
+
+@pytest.mark.parametrize("start", [by_torchrun, by_slurm])
+def test_two_nodes_are_one_run(start, tmp_path):
+    """Two agents, each of one process, as on two machines; only the first writes, to a folder of its own."""
+    port, nodes = free_port(), []
+    for rank in (0, 1):
+        begin, environment = start(rank, port)
+        nodes.append(
+            subprocess.Popen(
+                [*begin, str(ROOT / "train.py"), *TINY["vae"], "trainer=ddp", "trainer.accelerator=cpu"]
+                + ["trainer.devices=1", "trainer.num_nodes=2", "trainer.max_epochs=1", "logger=csv", "callbacks=none"]
+                + ["trainer.enable_progress_bar=false"],
+                cwd=tmp_path,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    said = [node.communicate(timeout=240)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    (folder,) = (tmp_path / "runs" / "vae").iterdir()
+    assert sum(bool(r["test/loss"]) for r in rows(folder)) == 1
+    assert len(checkpoint(folder)["random_state"]) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["runs"]
+
+
+def draw_all(folder, world_size):
+    """Untrained weights' samples as validation draws them, 20 to a picture, on this one of so many processes."""
+    for name in sorted(set(TINY) - {"skipgram"}):
+        overrides = [*TINY[name], "data.batch_size=60", "callbacks.samples.n=20", "logger=none"]
+        cfg = config(folder / name, *QUIET, *overrides, *DDP, f"trainer.devices={world_size}")
+        torch.manual_seed(3)
+        model, data = build(cfg.model), build(cfg.data)
+        trainer = build(cfg.trainer, callbacks=[build(cfg.callbacks.samples)], max_epochs=1, logger=False)
+        trainer.validate(model, datamodule=data, verbose=False)
+
+
+def test_samples_are_the_same_pixels_on_one_two_and_three_processes(tmp_path):
+    """Of every model; 20 are a chunk of 16 and one of 4, so that of three processes one draws nothing."""
+    for n in (1, 2, 3):
+        together(n, draw_all, tmp_path / str(n), n)
+    for name in sorted(set(TINY) - {"skipgram"}):
+        one, two, three = (next((tmp_path / str(n) / name).glob("samples/*.png")).read_bytes() for n in (1, 2, 3))
+        assert one == two == three, name
+
+
+def sharded(kind):
+    """The gradient of a batch by a U-Net that is sharded over the processes, and by a whole one; its distance."""
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(kind(widths=[8, 16]))
+        for p in models[-1].parameters():  # away from layers that begin at zero
+            p.data.add_(0.05 * torch.randn(p.shape))
+    whole, parts = models
+    batch = [torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(1))]
+    noise = whole.noise(batch, torch.Generator().manual_seed(2))
+    whole.losses(batch, noise).mean().backward()
+
+    class Loss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = parts
+
+        def forward(self, x, noise):
+            return self.model.losses([x], noise).mean()
+
+    loss = FullyShardedDataParallel(Loss(), device_id=torch.device("cpu"), use_orig_params=True)
+    loss(batch[0][rank::2], {k: v[rank::2] for k, v in noise.items()}).backward()
+    with FullyShardedDataParallel.summon_full_params(loss, with_grads=True):
+        pairs = list(zip(loss.parameters(), whole.parameters(), strict=True))
+        apart = sum((p.grad - q.grad).square().sum() for p, q in pairs)
+        return float((apart / sum(q.grad.square().sum() for _, q in pairs)).sqrt())
+
+
+@pytest.mark.parametrize("kind", [DDPM, Score])
+def test_sharded_u_nets_have_the_gradients_of_whole_ones(kind):
+    """What trainer.strategy=fsdp does to them, as far as CPUs can; Lightning's strategy wants GPUs."""
+    assert max(together(2, sharded, kind)) < 1e-5
+
+
+def test_sharding_without_gpus_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="shards weights over GPUs, and there are none"):
+        run(tmp_path, *TINY["ddpm"], "trainer.strategy=fsdp")
+
+
+def without_callbacks(name):
+    return [o for o in TINY[name] if not o.startswith("callbacks.")] + ["callbacks=none", "test=false"]
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 2)])
+def test_persistent_chains_are_of_each_process_and_go_on_in_any_number(first, then, tmp_path):
+    """All of them in the checkpoint, in the order of one process, and split anew where a run goes on."""
+    few = [*without_callbacks("rbm"), "model.num_chains=31"]
+    together(first, run, tmp_path, *few, "trainer.max_epochs=1", *DDP, f"trainer.devices={first}")
+    chains = checkpoint(tmp_path)["chains"]
+    assert chains.shape == (31, 8) and chains.dtype == torch.bool
+    assert not torch.equal(chains[:30:2], chains[1:31:2])  # each process has its own
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    shown = together(then, first_chains, tmp_path, *few, f"ckpt={last}", *DDP, f"trainer.devices={then}")
+    for rank, mine in enumerate(shown):
+        assert mine == chains[rank::then].tolist()
+    after = checkpoint(tmp_path)["chains"]
+    assert after.shape == (31, 8) and not torch.equal(after, chains)
+
+
+def first_chains(folder, *overrides):
+    """Go on for an epoch; where this process's chains stood when it began."""
+    import helpers
+
+    seen = []
+    helpers.KeepGradients.on_train_start = lambda self, trainer, model: seen.extend(model.chains.tolist())
+    helpers.KeepGradients.on_train_end = lambda self, trainer, model: None
+    keep = ["+callbacks.keep._target_=helpers.KeepGradients", f"+callbacks.keep.folder={folder}"]
+    run(folder, "trainer.max_epochs=2", *keep, *overrides)
+    return seen
+
+
+def test_as_many_are_started_as_the_trainer_wants(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="torchrun has started 2 processes, and trainer.num_nodes times .* are 1"):
+        run(tmp_path, *TINY["vae"])
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "3")
+    monkeypatch.setenv("SLURM_JOB_NAME", "zoo")
+    with pytest.raises(ValueError, match="SLURM has started 3 processes, and .* are 1"):
+        _check_started(1)
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
+    _check_started(1)
+    monkeypatch.delenv("SLURM_PROCID")
+    with pytest.raises(ValueError, match="monitor=val/distance asks for callbacks.sample_distance"):
+        run(tmp_path, *without_callbacks("gan"), "~callbacks.sample_distance")
+
+
+def test_a_sweep_of_several_processes_is_refused_in_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "train.py", "-m", "seed=1,2", *DDP, *TINY["vae"], f"hydra.sweep.dir={tmp_path}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "a sweep (-m) cannot run jobs of 2 processes" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,90 @@
+"""What the zoo raises on purpose is one line; everything else keeps its traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import QUIET, TINY
+
+from zoo.checks.errors import UserError
+from zoo.training.command_line import errors_for_people
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+
+# A wrong call inside the package, planted before the program begins: its ValueError comes from the zoo's own line.
+PLANT = """
+import runpy, sys
+import {module} as module
+def bug(*args, **kwargs):
+    first, second = (1, 2, 3)
+{where} = bug
+sys.argv = {argv!r}
+runpy.{run}
+"""
+
+
+def planted(module, where, argv, run):
+    script = PLANT.format(module=module, where=where, argv=argv, run=run)
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "where"),
+    [
+        ("zoo.vae", "module.mlp"),  # while Hydra calls the constructor
+        ("zoo.vae", "module.VAE.negative_elbo"),  # in a training step
+        ("zoo.callbacks.samples", "module.Samples._draw"),  # in a callback
+    ],
+)
+def test_a_bug_keeps_its_traceback_in_training(module, where, tmp_path):
+    argv = ["train.py", *TINY["vae"], *QUIET, "debug=fast", f"hydra.run.dir={tmp_path}"]
+    done = planted(module, where, argv, f"run_path({str(ROOT / 'train.py')!r}, run_name='__main__')")
+    assert done.returncode != 0
+    assert "in bug" in done.stderr and "too many values to unpack" in done.stderr, done.stderr[-2000:]
+    assert "error: too many" not in done.stderr
+
+
+def test_a_bug_keeps_its_traceback_on_the_command_line(tmp_path):
+    argv = ["zoo", "sample", "vae", "-o", str(tmp_path / "a.png")]
+    done = planted("zoo.vae", "module.VAE.prior", argv, "run_module('zoo', run_name='__main__')")
+    assert done.returncode != 0
+    assert "in bug" in done.stderr and "too many values to unpack" in done.stderr, done.stderr[-2000:]
+    assert "error: too many" not in done.stderr
+
+
+def test_a_bug_in_the_constructor_of_a_checkpoint_keeps_its_traceback(tmp_path):
+    argv = ["zoo", "sample", "vae", "-o", str(tmp_path / "a.png")]
+    done = planted("zoo.vae", "module.mlp", argv, "run_module('zoo', run_name='__main__')")
+    assert done.returncode != 0 and "in bug" in done.stderr, done.stderr[-2000:]
+
+
+def test_what_a_user_can_mend_is_one_line():
+    with pytest.raises(SystemExit, match="error: lr must be positive"), errors_for_people():
+        raise UserError("lr must be positive")
+    bugs = (ValueError("not enough values"), KeyError("x"), RuntimeError("closed by peer"), FileNotFoundError(2, "x"))
+    for bug in bugs:
+        with pytest.raises(type(bug)), errors_for_people():
+            raise bug
+    gone = "another process of this run is gone; ckpt=runs/a/checkpoints/last.ckpt"
+    with pytest.raises(SystemExit, match=gone), errors_for_people("runs/a"):
+        raise RuntimeError("Connection closed by peer [127.0.0.1]")
+    full = "error: a.csv cannot be written: No space left on device. Make room$"
+    with pytest.raises(SystemExit, match=full), errors_for_people():
+        raise OSError(28, "No space left on device", "a.csv")
+
+
+def test_a_file_that_cannot_be_made_is_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "zoo", "vectors", "skipgram", "-o", "/proc/nothing/v.txt"],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "/proc/nothing/v.txt" in done.stderr

@@ -1,0 +1,57 @@
+"""Measurements of estimators over a run, as a table and as a figure."""
+
+from typing import Any
+
+from matplotlib.figure import Figure
+
+
+def table(history: list[dict[str, float]]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of one table of all measurements: step, estimator, group, and what was measured of them."""
+    quantities = ("variance", "data_variance", "total_variance", "snr")
+    rows = []
+    for row in history:
+        for key in row:
+            if key.startswith("variance/"):
+                name, group = key.split("/")[1:]
+                measured = [row.get(f"{quantity}/{name}/{group}") for quantity in quantities]
+                rows.append([row["step"], name, group, *measured, row[f"ms_per_draw/{name}"]])
+    return ["step", "estimator", "group", *quantities, "ms_per_draw"], rows
+
+
+def plot(history: list[dict[str, float]]) -> Figure:
+    """Variance and signal-to-noise ratio against steps: a colour per estimator, a row per parameter group.
+
+    Of a single estimator the groups share one row, with a colour each. Dashed: the total variance, where it was
+    measured.
+    """
+    measured = {tuple(key.split("/", 2)[1:]) for row in history for key in row if key.startswith("variance/")}
+    estimators = list(dict.fromkeys(name for name, _ in sorted(measured)))
+    groups = sorted({group for _, group in measured}, key=lambda group: (group != "all", group))
+    rows = [groups] if len(estimators) < 2 else [[group] for group in groups]
+    figure = Figure(figsize=(11, 1 + 3 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), 2, squeeze=False)
+    for (left, right), shown in zip(panels, rows, strict=True):
+        for axes, quantity, line in ((left, "variance", "-"), (left, "total_variance", "--"), (right, "snr", "-")):
+            for colour, (estimator, group) in enumerate((e, g) for g in shown for e in estimators):
+                key = f"{quantity}/{estimator}/{group}"
+                points = [(row["step"], row[key]) for row in history if row.get(key, 0) > 0]
+                if quantity == "total_variance" and not points:
+                    continue
+                axes.plot(
+                    *zip(*points, strict=True) if points else ([], []),
+                    color=f"C{colour}",
+                    linewidth=1.2 + 0.4 * (len(estimators) * len(shown) - 1 - colour),  # those that coincide are seen
+                    linestyle=line,
+                    marker="." if len(points) < 20 else None,
+                    label=group if len(estimators) < 2 else estimator,
+                )
+            axes.set(xlabel="step", yscale="log")
+            axes.grid(alpha=0.3)
+        what = estimators[0] if len(estimators) == 1 else f"{shown[0]} parameters" if shown else ""
+        left.set(ylabel="variance (trace of the covariance)", title=what)
+        right.set(ylabel="signal-to-noise ratio", title=what)
+    if estimators:
+        if any(key.startswith("total_variance/") for row in history for key in row):
+            panels[0][1].plot([], [], color="black", linestyle="--", label="total, with the data's noise")
+        panels[0][1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
