@@ -7,23 +7,12 @@ from pathlib import Path
 import hydra
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from zoo.checks.moved import current_name
-from zoo.training.command_line import check_kind, check_overrides, check_values, errors_for_people
+from zoo.training.command_line import check_kind, check_overrides, check_values, errors_for_people, with_names_of_today
 from zoo.training.processes import end_with_parent, overrides_of_process
 
 # torch and Lightning take seconds to import; they come in with the first `build`, after the configuration is composed.
-
-
-def with_names_of_today(node: DictConfig | ListConfig) -> None:
-    """Write every ``_target_`` in a configuration as this version names it."""
-    for key in range(len(node)) if isinstance(node, ListConfig) else node:
-        value = node._get_node(key)
-        if isinstance(value, DictConfig | ListConfig):
-            with_names_of_today(value)
-        elif key == "_target_":
-            node[key] = current_name(node[key])
 
 
 def build(node: DictConfig, **kwargs):

@@ -11,7 +11,6 @@ from zoo.callbacks.grids import write_grid
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
-from zoo.datamodules import Toy
 from zoo.evaluation import fields
 from zoo.sampling.pictures import as_image
 
@@ -37,7 +36,7 @@ class ScoreField(L.Callback):
 
     def setup(self, trainer, pl_module, stage):
         data = trainer.datamodule
-        known = isinstance(data, Toy) and isinstance(data.distribution, capabilities.KnownScore)
+        known = isinstance(data, capabilities.DrawnData) and isinstance(data.distribution, capabilities.KnownScore)
         if not known or not isinstance(pl_module, capabilities.ScoreChains):
             raise UserError(
                 "the field is drawn of a score model of points whose density is known: model=score with data=mixture, "

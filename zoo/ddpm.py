@@ -1,7 +1,7 @@
 """DDPM: a Markov chain of small Gaussian denoising steps.
 
-Ho, Jain & Abbeel, "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239; seed 004 ch. 14. Its kernels,
-schedules and samplers are in zoo/functional/diffusion.py, its variational bound in zoo/functional/diffusion_bound.py.
+Ho, Jain & Abbeel, "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239; seed 004 ch. 14. Its kernels and
+schedules are in zoo/functional/diffusion.py, its samplers and its variational bound in the files beside that.
 
     q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I)                         eq. 4,  seed 14.11
     L_simple     = E_{t, x_0, eps} || eps - eps_theta(x_t, t) ||^2             eq. 14, seed algorithm 6; for predict=eps
@@ -49,6 +49,7 @@ from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_not_negative, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional import diffusion, diffusion_bound
+from zoo.functional import diffusion_samplers as samplers
 from zoo.functional.diffusion import Chain, predicted_eps, predicted_x0, simple_loss
 from zoo.functional.langevin import langevin_sample
 from zoo.functional.noise import chunk_generator, rand, randn
@@ -282,8 +283,8 @@ class DDPM(L.LightningModule):
 
         num_steps = self._fifty() if num_steps == "default" else num_steps
         how = {"generator": generator, "correct": correct if corrector_steps else None}
-        steps, total = diffusion.sampler(x0_model, x, self.chain, num_steps, eta, self.hparams.variance, **how)
-        drawn = diffusion.shown(steps, total, frames, show)
+        steps, total = samplers.sampler(x0_model, x, self.chain, num_steps, eta, self.hparams.variance, **how)
+        drawn = samplers.shown(steps, total, frames, show)
         if (guidance or corrector_steps) and not drawn.isfinite().all():
             raise UserError(f"samples have run off to infinity with {guidance=}, {corrector_snr=}: take smaller ones")
         return _as_images(drawn)
@@ -317,14 +318,14 @@ class DDPM(L.LightningModule):
 
         ``num_steps`` here and below are by default 50, or T if there are fewer.
         """
-        return diffusion.ddim_encode(self.x0_hat, 2 * x - 1, self.chain, num_steps or self._fifty())
+        return samplers.ddim_encode(self.x0_hat, 2 * x - 1, self.chain, num_steps or self._fifty())
 
     @torch.no_grad()
     def decode(self, x_T: Tensor, num_steps: int | None = None) -> Tensor:
         """The images in [0, 1] that deterministic DDIM draws from noise ``x_T``; (B, 1, 28, 28) both."""
         num_steps = num_steps or self._fifty()
         return _as_images(
-            diffusion.last(diffusion.ddim_steps(self.x0_hat, x_T, self.chain, num_steps), num_steps, "sampling")
+            samplers.last(samplers.ddim_steps(self.x0_hat, x_T, self.chain, num_steps), num_steps, "sampling")
         )
 
     @torch.no_grad()
@@ -341,7 +342,7 @@ class DDPM(L.LightningModule):
             (B, between, 1, 28, 28) in [0, 1].
         """
         check_whole("between", between, least=2)
-        x_T = diffusion.slerp(a, b, torch.linspace(0, 1, between))
+        x_T = samplers.slerp(a, b, torch.linspace(0, 1, between))
         return self.decode(x_T.flatten(0, 1), num_steps).view(x_T.shape)
 
     # The variational bound.

@@ -243,9 +243,8 @@ class Score(L.LightningModule):
         return loss
 
     def validation_step(self, batch, batch_idx, stage="val"):
-        noise = self.noise(
-            batch, generator=chunk_generator(self.global_rank, batch_idx)
-        )  # the same noise in every epoch
+        generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
+        noise = self.noise(batch, generator=generator)
         losses = self.losses(batch, noise)
         self.log(f"{stage}/loss", losses.mean(), sync_dist=True, batch_size=len(batch[0]), prog_bar=True)
         return {"step": noise["level"], "losses": losses} if len(self.sigmas) else None

@@ -184,9 +184,9 @@ def test_csv_continues_in_the_same_folder(tmp_path):
 def test_the_time_to_go_is_said_once(tmp_path, caplog):
     import logging
 
-    with caplog.at_level(logging.INFO, logger="callbacks.time_estimate"):
+    with caplog.at_level(logging.INFO, logger="zoo.callbacks.time_estimate"):
         run(tmp_path, *TINY["vae"], "trainer.max_epochs=2", "callbacks.time_estimate.after=7", "test=false")
-    (said,) = [r.getMessage() for r in caplog.records if r.name == "callbacks.time_estimate"]
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "zoo.callbacks.time_estimate"]
     assert said.startswith("About ") and "2 epochs of 1,408 images (digits)" in said
     with (tmp_path / "metrics.csv").open() as file:
         assert sum(bool(row["train/images_per_second"]) for row in csv.DictReader(file)) == 2
@@ -196,9 +196,9 @@ def test_the_time_to_go_is_said_once(tmp_path, caplog):
 def test_of_a_text_words_are_counted(tmp_path, caplog):
     import logging
 
-    with caplog.at_level(logging.INFO, logger="callbacks.time_estimate"):
+    with caplog.at_level(logging.INFO, logger="zoo.callbacks.time_estimate"):
         run(tmp_path, *TINY["skipgram"], "trainer.max_epochs=2", "callbacks.time_estimate.after=7", "test=false")
-    (said,) = [r.getMessage() for r in caplog.records if r.name == "callbacks.time_estimate"]
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "zoo.callbacks.time_estimate"]
     words = int(re.search(r"2 epochs of ([\d,]+) words \(pydocs\)", said)[1].replace(",", ""))
     raw = Text("pydocs", min_count=20)
     raw.setup()
@@ -252,7 +252,8 @@ def test_log_likelihood_is_that_of_the_first_validation_images(tmp_path):
     data = Images("digits")
     data.setup()
     x, _ = next(iter(data.val_dataloader()))
-    measured = zoo.load(tmp_path / "checkpoints" / "last.ckpt").log_likelihood(x, 100, generator=chunk_generator(0, 0))
+    model = zoo.load(tmp_path / "checkpoints" / "last.ckpt")
+    measured = model.log_likelihood(x, num_samples=100, generator=chunk_generator(0, 0))
     assert_close(values[-1], measured.mean().item(), rtol=1e-5, atol=0)
     with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
         LogLikelihood(num_samples=0)

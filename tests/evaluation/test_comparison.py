@@ -60,7 +60,9 @@ def test_rows_are_the_moments_of_each_and_of_their_difference(model, generator):
     names = ["pathwise", "score_function"]
     rows = comparison.compare_model(model, batch, names, draws=20, seed=2)
     assert [(r.estimator, r.group) for r in rows] == [(n, g) for n in names for g in ("all", "encoder", "decoder")]
-    probe = model.probe_batch(batch, torch.Generator().manual_seed(0))  # binary already: any generator will do
+    probe = model.probe_batch(
+        batch, generator=torch.Generator().manual_seed(0)
+    )  # binary already: any generator will do
     for row in rows:
         moments, _ = gradient_moments(model.gradient_estimators()[row.estimator], probe, range(20), seed=2)
         expected = moments.statistics()[row.group]

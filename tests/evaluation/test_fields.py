@@ -141,7 +141,7 @@ def test_samples_are_judged_only_where_there_is_a_judge():
             check_protocol(Protocol(samples=2), model, data)
     with pytest.raises(ValueError, match="of DDPM none are by default: say how many"):
         check_protocol(Protocol(conditions=({"eta": 1},)), model, "mnist")
-    with pytest.raises(ValueError, match="labels must be one value, or a list of one for each of 20 samples; got 2"):
+    with pytest.raises(ValueError, match="y must be one value, or a list of one for each of 20 samples; got 2"):
         check_protocol(Protocol(samples=20, conditions=({"labels": [1, 2]},)), model, "mnist")
 
 
@@ -173,7 +173,7 @@ def test_the_bound_of_five_images_can_be_taken_again_alone():
     assert terms.shape == (3, 3)
     assert_close(bound_by_fives(model, data, 1), terms[:1])
     x = data.splits["test"].images[5:10, None].float() / 255
-    again = model.bound_terms(x, chunk_generator(0, 1)).double().mean(1)
+    again = model.bound_terms(x, generator=chunk_generator(0, 1)).double().mean(1)
     assert_close(terms[1], torch.stack([again[0], again[1:4].sum(), again[4]]))
     found = bound_metrics(terms)
     bits = terms.sum(1) / (784 * 0.6931471805599453)

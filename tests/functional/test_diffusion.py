@@ -8,14 +8,8 @@ from helpers import exact_x0
 from torch.testing import assert_close
 
 from zoo.functional.diffusion import (
-    ancestral_steps,
     cosine_betas,
-    ddim_encode,
-    ddim_steps,
-    ddim_subset,
-    frames,
     importance,
-    last,
     linear_betas,
     make_chain,
     posterior_mean,
@@ -24,9 +18,9 @@ from zoo.functional.diffusion import (
     prediction_target,
     q_sample,
     simple_loss,
-    slerp,
     stratified_steps,
 )
+from zoo.functional.diffusion_samplers import ancestral_steps, ddim_encode, ddim_steps, ddim_subset, frames, last, slerp
 
 SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas}
 

@@ -10,7 +10,7 @@ from helpers import TINY, assert_same, checkpoint, run
 from torch.testing import assert_close
 
 from zoo.ddpm import DDPM
-from zoo.functional import diffusion
+from zoo.functional import diffusion, diffusion_samplers
 from zoo.functional.diffusion import cosine_betas, linear_betas, make_chain, posterior_mean, q_sample
 from zoo.functional.diffusion_bound import prior_kl
 from zoo.functional.langevin import langevin_sample
@@ -405,6 +405,6 @@ def test_earlier_calls_still_work(small):
     assert torch.equal(old, labelled.sample(2, y=1, num_steps=2, generator=seeded()))
     x = torch.randn(2, 3)
     with pytest.warns(DeprecationWarning, match="give generator= of ancestral_steps by name"):
-        old = list(diffusion.ancestral_steps(lambda x, t: x, x, small.chain, "posterior", seeded()))
-    new = list(diffusion.ancestral_steps(lambda x, t: x, x, small.chain, "posterior", generator=seeded()))
+        old = list(diffusion_samplers.ancestral_steps(lambda x, t: x, x, small.chain, "posterior", seeded()))
+    new = list(diffusion_samplers.ancestral_steps(lambda x, t: x, x, small.chain, "posterior", generator=seeded()))
     assert_same(old, new)

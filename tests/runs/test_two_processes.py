@@ -140,7 +140,7 @@ def sharded(kind):
             p.data.add_(0.05 * torch.randn(p.shape))
     whole, parts = models
     batch = [torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(1))]
-    noise = whole.noise(batch, torch.Generator().manual_seed(2))
+    noise = whole.noise(batch, generator=torch.Generator().manual_seed(2))
     whole.losses(batch, noise).mean().backward()
 
     class Loss(nn.Module):

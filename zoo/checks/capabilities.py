@@ -209,6 +209,13 @@ class CountedData(Protocol):
 
 
 @runtime_checkable
+class DrawnData(Protocol):
+    """Data drawn from a distribution that is known."""
+
+    distribution: Any
+
+
+@runtime_checkable
 class KnownScore(Protocol):
     """A distribution whose log density and score are known."""
 

@@ -48,12 +48,13 @@ def look_through(
     Raises:
         UserError: for pixels outside [0, 1].
     """
-    total, found = torch.zeros((), dtype=torch.float64), []
+    total = torch.zeros((), dtype=torch.float64)
+    found: list[Tensor] = []
     for x, *_ in batches:
         check_pixels(x)
         x = x.cpu()
         v = vectors(x).double()
         total = total + torch.cat([v.sum(0), torch.tensor([len(v)])])
-        if sum(map(len, found)) < first:
+        if sum(len(images) for images in found) < first:
             found.append(x)
     return total, torch.cat(found)[:first]

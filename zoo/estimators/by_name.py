@@ -132,6 +132,7 @@ def surrogate(
     if name == "straight_through":
         return straight_through(f, q, noise["z"], tau)
     if name in ("rebar", "relax"):
+        assert control is not None  # they have no other
         return relax(f, control, q, noise["z"], noise["v"])
     z = q.draw(noise["z"]).detach()
     if name == "score_function+rao_blackwell":

@@ -90,6 +90,8 @@ class LearnedBaseline(nn.Sequential, Learned):
 class MovingAverage(nn.Module, Learned):
     """The mean cost of the batches before: the first one sets it, then it forgets over a hundred."""
 
+    moving_cost: Tensor
+
     def __init__(self):
         super().__init__()
         # The same on every process, since each takes in the mean over all of them; 0 until the first step.

@@ -168,7 +168,7 @@ class HeldOut(Metric):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> nn.Module:
         if fn(torch.empty(0)).device.type == "mps":
-            self.sums, self._defaults["sums"] = self.sums.float(), self._defaults["sums"].float()
+            self.sums, self._defaults["sums"] = self.sums.float(), torch.zeros(5)
         return super()._apply(fn, exclude_state)
 
     def update(self, log_p: Tensor, log_Z: Tensor) -> None:

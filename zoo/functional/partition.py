@@ -107,7 +107,7 @@ def exact_loss(v: Tensor, weights: Weights) -> Tensor:
     """- mean log p(v) of binary ``v``, (B, V), by enumeration, with its gradient by ``weights``; () nats."""
     with torch.autocast(v.device.type, enabled=False):
         log_Z, statistics = exact_statistics(Weights(*(t.detach() for t in weights)))
-        linear = sum((t * s).sum() for t, s in zip(weights, statistics, strict=True))
+        linear = torch.stack([(t * s).sum() for t, s in zip(weights, statistics, strict=True)]).sum()
         # log Z, with the gradient of what is linear in the weights.
         return free_energy(v, weights).mean() + (log_Z.to(v.dtype) + (linear - linear.detach()))
 
@@ -244,10 +244,10 @@ def validation_terms(
         log_partition           the largest of ``partitions``, nats; _low, _high: its three standard errors;
                                 _base_rate, _coins: each of the two
     """
-    weights, drawn = machine.weights(), {"generator": generator, "device": v.device}
+    weights = machine.weights()
     logits = hidden_logits(v, weights)
-    h = draw(logits, rand(*logits.shape, **drawn))
-    pixels = (rand(len(v), PIXELS_FLIPPED, **drawn) * v.shape[-1]).long()
+    h = draw(logits, rand(*logits.shape, generator=generator, device=v.device))
+    pixels = (rand(len(v), PIXELS_FLIPPED, generator=generator, device=v.device) * v.shape[-1]).long()
     largest = max(partitions.values())
     estimates = {"log_partition": largest.estimate}
     estimates |= {"log_partition_low": largest.low, "log_partition_high": largest.high}

@@ -78,7 +78,7 @@ def export(
     record = checkpoint.get("record")
     if not record:
         raise CheckpointError(f"{path} does not record the run that made it, so no card can be written: see RunRecord")
-    model = from_training(checkpoint, path)
+    model: Any = from_training(checkpoint, path)
     check_protocol(protocol or Protocol(), model, record["data"])
 
     metadata = {"model": checkpoint["model"], "hyper_parameters": json.dumps(checkpoint["hyper_parameters"])}
@@ -124,8 +124,7 @@ def export(
     if words:
         save_figure(word_map(published), weights.with_suffix(".png"), dpi=80)
     elif isinstance(model, capabilities.Samples):
-        points = model.hparams.get("shape") == [2]
-        n, conditions, columns = picture(model, 2000 if points else 64, {})
+        n, conditions, columns = picture(model, 2000 if checkpoint["hyper_parameters"].get("shape") == [2] else 64, {})
         save_grid(sample_chunks(model, n, seed=0, **conditions), weights.with_suffix(".png"), columns)
     # The card last: a checkpoint exists once its card does.
     for target, content in [(weights, data), (weights.with_suffix(".json"), _json(card))]:

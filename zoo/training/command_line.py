@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
+from zoo.checks.moved import current_name
 from zoo.checks.values import check_choice, check_flag
 from zoo.training.processes import speaker
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig, ListConfig
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -88,6 +93,18 @@ def check_overrides(arguments: list[str], config_dir: Path) -> None:
         if not known:  # a place for keys of the user's own, such as the conditions of samples
             raise UserError(f"{parent} has no key {key} yet: add it with +{override.input_line}")
         raise UserError(f"unknown key {override.key_or_group}: {parent} has {', '.join(known)}.{hint}")
+
+
+def with_names_of_today(node: "DictConfig | ListConfig") -> None:
+    """Write every ``_target_`` in a configuration as this version names it."""
+    from omegaconf import DictConfig, ListConfig
+
+    for key in range(len(node)) if isinstance(node, ListConfig) else node:
+        value = node._get_node(key)
+        if isinstance(value, DictConfig | ListConfig):
+            with_names_of_today(value)
+        elif key == "_target_":
+            node[key] = current_name(node[key])
 
 
 def check_values(cfg) -> None:
