@@ -1,6 +1,7 @@
 """The nearest neighbours of some words while their vectors are learned, and a map of many at the end."""
 
 import csv
+import io
 import logging
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
 from zoo.evaluation.words import LONG, word_map
 from zoo.sampling.pictures import save_figure
+from zoo.training.files import written_whole
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +73,10 @@ class Neighbours(L.Callback):
         if batch_idx != 0 or not due(trainer, self.every_n_epochs) or not trainer.is_global_zero:
             return
         head, rows = ["word", *map(str, range(1, self.n + 1))], self.table(pl_module)
-        folder = self.folder / "neighbours"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"epoch_{trainer.current_epoch:03d}.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([head, *rows])
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([head, *rows])
+        with written_whole(self.folder / "neighbours" / f"epoch_{trainer.current_epoch:03d}.csv") as file:
+            file.write(text.getvalue().encode())
         for logger in trainer.loggers:
             if isinstance(logger, capabilities.LogsTables):
                 padded = [row + [""] * (len(head) - len(row)) for row in rows]

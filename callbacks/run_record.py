@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 from zoo.callbacks import loggers
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
+from zoo.training.files import written_whole
 
 FOLDER = Path(__file__).resolve().parent  # in a checkout the folder itself, not the link to it
 
@@ -118,8 +119,8 @@ class RunRecord(L.Callback):
         if not trainer.is_global_zero:
             return
         written = {**self.config, "data_used": self.record["data"]}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(written, sort_keys=False))
+        with written_whole(self.folder / "config.yaml") as file:
+            file.write(yaml.safe_dump(written, sort_keys=False).encode())
         for logger in trainer.loggers:
             logger.log_hyperparams({**written, "commit": self.record["commit"], "hardware": self.record["hardware"]})
 

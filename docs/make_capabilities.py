@@ -56,8 +56,8 @@ def table() -> str:
         "# What each model can do",
         "",
         "Made by `python docs/make_capabilities.py` from `zoo/checks/capabilities.py`. A test keeps it so. Callbacks,",
-        "the command line and evaluation ask for these. `yes` is said of a model with default options; where an option",
-        "is needed, it is named.",
+        "the command line and evaluation ask for these, all but `Encodes` and `Decodes`, which are for people. `yes`",
+        "is said of a model with default options; where an option is needed, it is named.",
         "",
         "| capability | asks for | " + " | ".join(ours) + " |",
         "| --- " * (len(ours) + 2) + "|",
@@ -70,10 +70,12 @@ def table() -> str:
             cells.append("yes" if has(model, name, kind) else f"`{missing}`" if missing else "")
         asked = ", ".join(f"`{m}`" for m in members)
         lines.append(f"| {name} | {asked} | " + " | ".join(cells) + " |")
-    lines += ["", "How each comes by its log p(x), and what a capability means:", ""]
+    lines += ["", "How each model computes log p(x), and what a capability means:", ""]
     for model_name, model in ours.items():
         if capabilities.has_log_likelihood(model):
             lines.append(f"- `{model_name}`: {model.log_likelihood_by}")
+        elif option := WITH.get((model_name, "LogLikelihood")):
+            lines.append(f"- `{model_name}` with `{option}`: {capabilities.EXACT}")
     lines.append("")
     lines += [f"- {name}: {inspect.getdoc(kind)}" for name, kind in kinds.items()]
     return "\n".join(lines) + "\n"

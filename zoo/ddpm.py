@@ -274,7 +274,7 @@ class DDPM(L.LightningModule):
         check_whole("corrector_steps", corrector_steps, least=0)
         check_positive("corrector_snr", corrector_snr)
         x = randn(n, 1, 28, 28, generator=generator, device=self.device)
-        given = self._labels(y, n, guidance, generator)
+        given = self._labels(y, n, guidance, generator=generator)
         x0_model = partial(self.x0_hat, y=given, guidance=guidance)
 
         def correct(x: Tensor, i: int) -> Tensor:
@@ -292,7 +292,7 @@ class DDPM(L.LightningModule):
     def _fifty(self) -> int:
         return min(50, len(self.betas))
 
-    def _labels(self, y: Labels | str | None, n: int, guidance: float, generator) -> Tensor | None:
+    def _labels(self, y: Labels | str | None, n: int, guidance: float, *, generator) -> Tensor | None:
         classes = self.hparams.num_classes
         if classes is None:
             if y is not None or guidance:

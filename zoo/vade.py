@@ -15,6 +15,8 @@ the third it may not:
     marginal    E_q[ log p(x|z) + log p(z) - log q(z|x) - KL( gamma || p(c|z) ) ],     p(z) = sum_c pi_c N(z | c)
     mean field  E_q[ log p(x|z) ] - sum_c gamma_c KL( q(z|x) || p(z|c) ) - KL( gamma || pi )
 
+zoo/functional/mixture.py computes the first, :func:`mean_field_negative_elbo` the third.
+
 The first two are equal at every z for every gamma, and largest at gamma = p(c|z), where the divergence is zero: this is
 the tightest, it is what val/loss and test/loss report. The mean field lies below it, whatever its gamma, and meets it
 at K = 1. Training maximises the mean field, as the paper does, with gamma = p(c | z = mu(x)): its gamma belongs to the

@@ -52,7 +52,7 @@ from zoo.estimators import GradientEstimator, Noise, by_name, multi_sample_surro
 from zoo.estimators.learned import FixedControl, Learned, earlier_keys, held_fixed, learned_by
 from zoo.functional import importance
 from zoo.functional.densities import at_least_float32, binarise, log_bernoulli, log_normal
-from zoo.functional.latents import LATENTS, Categorical, Gaussian, log_ratio
+from zoo.functional.latents import LATENTS, Bernoulli, Categorical, Gaussian, log_ratio
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.layers import ConvDecoder, ConvEncoder, mlp
 from zoo.training.schedules import half_cosine
@@ -167,7 +167,7 @@ class VAE(L.LightningModule):
 
     # The model: p(x | z) and q(z | x).
 
-    def encode(self, x: Tensor):
+    def encode(self, x: Tensor) -> Gaussian | Bernoulli | Categorical:
         """q(z | x) of images ``x`` (B, 1, 28, 28): one of zoo.functional.latents, ``Gaussian(mu, logvar)`` say."""
         return self.latents.of(at_least_float32(self.encoder(x)), self.latent_shape)
 
@@ -232,7 +232,7 @@ class VAE(L.LightningModule):
         tau = self.tau if estimator in by_name.TEMPERED else 1.0
         nll = by_name.surrogate(estimator, lambda z: -self.log_px(x, z), q, noise, beta, tau, **parts).mean(0)
         kl = q.kls().sum(-1)
-        if estimator.endswith("+sampled_kl"):  # nll is nll + log q - log p: the closed form is for the eye alone
+        if estimator.endswith("+sampled_kl"):  # nll is nll + log q - log p: the closed form is only logged
             loss, nll, kl = nll, (nll - beta * kl).detach(), kl.detach()
         else:
             loss = nll + beta * kl

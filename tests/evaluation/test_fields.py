@@ -153,7 +153,7 @@ def test_samples_with_labels_are_judged_by_them_too(mnist_root):
     torch.manual_seed(0)
     data, model = Images("mnist", eval_batch_size=5000), DDPM(steps=4, widths=[8], num_classes=10).eval()
     data.setup()
-    conditions = ({"num_steps": 2, "guidance": 1}, {"num_steps": 2, "labels": "dropped"})
+    conditions = ({"num_steps": 2, "guidance": 1}, {"num_steps": 2, "y": "dropped"})
     metrics, evidence = measure(model, data, Protocol(samples=25, conditions=conditions))
     expected = judged_accuracy(model, 20, num_steps=2, guidance=1)["judged_accuracy"]
     assert metrics["judged_accuracy/num_steps=2/guidance=1"] == expected

@@ -1,5 +1,6 @@
 """Names that people read and type: those in documents import, and those of the version before lead on."""
 
+import ast
 import importlib
 import re
 import sys
@@ -127,3 +128,13 @@ def test_calls_of_the_version_before_still_work():
         Old().f(0, 1, 2, 3)
     with pytest.raises(TypeError):
         Old().f(0, 1, a=2)
+
+
+def test_generator_is_given_by_name_everywhere():
+    """Of every function that takes one, but for the ``noise(batch, generator)`` that a GradientEstimator holds."""
+    by_position = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and "generator" in [a.arg for a in node.args.args]:
+                by_position.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert sorted(set(by_position)) == ["zoo/estimators/moments.py: draw"]

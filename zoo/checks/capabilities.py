@@ -1,6 +1,6 @@
 """What a model can do, as protocols: what callbacks, the command line and evaluation ask of it.
 
-A model inherits from none of them; it has the methods. Whatever is missing is said at set-up, by name.
+A model inherits from none of them; it has the methods. What is missing is named at set-up.
 ``docs/capabilities.md`` is the table of the ten models by these.
 """
 
@@ -115,16 +115,16 @@ class Features(Protocol):
 
 @runtime_checkable
 class LogLikelihood(Protocol):
-    """Has log p(x) in nats, and says how it comes by it, one of ``LIKELIHOODS``; None where it has no number."""
+    """Has log p(x) in nats, and says how it computes it; None of a network that has no density."""
 
     @property
     def log_likelihood_by(self) -> str | None: ...
 
-    def log_likelihood(self, x: Tensor) -> Tensor: ...
+    def log_likelihood(self, x: Tensor, *, y: Tensor | None = None, generator: Generator = None) -> Tensor: ...
 
 
+# How a model computes log p(x).
 IMPORTANCE, ANNEALED, BOUND, EXACT = "importance samples", "annealed importance sampling", "a bound", "symbol by symbol"
-LIKELIHOODS = (IMPORTANCE, ANNEALED, BOUND, EXACT)
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Codes as people give them, clusters and categories: one for all, or one for each image."""
+"""Clusters as people give them: one for all images, or one for each."""
 
 from collections.abc import Sequence
 

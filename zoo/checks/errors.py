@@ -1,8 +1,8 @@
-"""What the zoo refuses on purpose, in words for people."""
+"""The error that the zoo raises on purpose."""
 
 
 class UserError(ValueError):
-    """Something that a user can mend; the message says what was wrong, what is allowed, and what to do.
+    """A mistake that a user can mend. The message says what was wrong, what is allowed, and what to do.
 
-    It alone is shown without a traceback. Everything else that is raised keeps its own.
+    The command line shows it without a traceback. Every other error keeps its traceback.
     """

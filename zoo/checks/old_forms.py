@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from types import MappingProxyType
-from typing import TypeVar
+from typing import TypeVar, cast
 
 C = TypeVar("C")
+F = TypeVar("F", bound=Callable)
 
 
-def old_form(function: Callable, renamed: Mapping[str, str] = MappingProxyType({})) -> Callable:
+def old_form(function: F, renamed: Mapping[str, str] = MappingProxyType({})) -> F:
     """``function`` that also takes, with a DeprecationWarning, arguments as an earlier version had them.
 
     Positional arguments beyond those of its signature are its keyword-only ones in their order.
@@ -38,7 +39,7 @@ def old_form(function: Callable, renamed: Mapping[str, str] = MappingProxyType({
         return function(*args, **kwargs)
 
     vars(call)["renamed"] = renamed
-    return call
+    return cast(F, call)
 
 
 def earlier_names(function: Callable) -> Mapping[str, str]:

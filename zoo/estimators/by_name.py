@@ -73,8 +73,11 @@ def chosen(objective: str, latent: str, estimator: str, num_samples: int) -> str
 
 
 def measurable(objective: str, latent: str, latent_dim: int, num_samples: int) -> list[str]:
-    """Names of the estimators that can be measured whatever trained the model: none needs what it would have learned,
-    nor a decoding for each of many latents, nor more draws of z than there are. Of wake-sleep they are the ELBO's."""
+    """Names of the estimators that can be measured on a model, whichever of them trained it.
+
+    An estimator is left out if it needs a learned part, more than 32 decodings of an example, or more draws of z than
+    ``num_samples``. For ``wake_sleep`` these are the ELBO's.
+    """
     objective = "elbo" if objective == "wake_sleep" else objective
     left_out = {*LEARNED}
     if latent_dim > MOST_FLIPS:

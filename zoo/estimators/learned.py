@@ -27,7 +27,7 @@ def held_fixed(module: nn.Module, *args) -> Tensor:
 
 
 class Learned:
-    """Nothing at all, as most estimators have it; and the questions that the others answer."""
+    """What an estimator learns: nothing. Those that learn something define some of these three methods."""
 
     def parts(self, x: Tensor, q, f: Cost) -> dict[str, Any]:
         """What :func:`zoo.estimators.by_name.surrogate` is given besides, by the names of its arguments.
@@ -65,8 +65,8 @@ class Learned:
 class LearnedBaseline(nn.Sequential, Learned):
     """C_psi(x), NVIL's learned baseline (003): what the cost is on average for this example.
 
-    Its unit is the cost of an example of which nothing is known, a coin flip for each pixel. It minimises its squared
-    error, logged as ``baseline``.
+    The network's output is in units of D log 2 nats, the cost of D pixels that are fair coins. It minimises its
+    squared error, logged as ``baseline``.
 
     Args:
         pixels: of an example.
@@ -139,7 +139,7 @@ class ControlVariate(nn.Module, Learned):
 
 
 class FixedControl(Learned):
-    """REBAR's control variate with eta = 1 at a temperature that is given: of a model that was trained otherwise.
+    """REBAR's control variate with eta = 1 and a fixed temperature, for a model that another estimator trained.
 
     Args:
         tau: the temperature.

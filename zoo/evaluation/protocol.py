@@ -28,7 +28,7 @@ from zoo.evaluation.distances import (
 from zoo.evaluation.features import Features
 from zoo.evaluation.fields import measure_field
 from zoo.evaluation.words import measure_words
-from zoo.functional.clusters import clustering_scores
+from zoo.functional.clusters import ClusterTable
 from zoo.functional.noise import chunk_generator
 from zoo.sampling.chunks import CHUNK, check_conditions, sample_chunks, try_conditions
 from zoo.training.trainer import quiet_lightning
@@ -39,19 +39,18 @@ BOUND_AT_ONCE = 5
 
 @torch.no_grad()
 def clustering_of_everything(model, data) -> dict[str, float]:
-    """:func:`clustering_scores` of ``model.cluster`` on the training, validation and test images of an Images.
+    """Scores of ``model.cluster`` on the training, validation and test images of an Images: see ``ClusterTable``.
 
     Raises:
         UserError: for an Images whose training images hold others too, which would be counted twice.
     """
     if data.hparams.train_on != "train":
         raise UserError(f"each image is counted once with train_on=train, got {data.hparams.train_on}")
-    table = torch.zeros(len(model.rows()[1]), 10, dtype=torch.long)
+    table = ClusterTable(len(model.rows()[1]))
     for split in ("train", "val", "test"):
         for x, y in zip(*(t.split(1000) for t in data.splits[split]), strict=True):
-            c = model.cluster(x[:, None].to(model.device).float() / 255).cpu()
-            table += (c * 10 + y.cpu()).bincount(minlength=table.numel()).view_as(table)
-    return clustering_scores(table)
+            table.update(model.cluster(x[:, None].to(model.device).float() / 255).cpu(), y.cpu())
+    return table.compute()
 
 
 def log_likelihood(model, batch, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Mathematics without parameters: densities, posteriors, importance weights, diffusion, Langevin, Boltzmann."""
+"""Mathematics without a network: densities, posteriors, clusters, diffusion, Langevin, Boltzmann, contrast."""
 
 from zoo.checks.moved import names_in
 

@@ -68,9 +68,9 @@ def within_reach(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def around_each(values: Tensor, width: int) -> Tensor:
-    """Of values for each centre and each word of its row, (B, 32, n), those of the words around it, (B, 32, width).
+    """Select the words around each centre: (B, 32, n) values for each centre and word of a row, to (B, 32, width).
 
-    Of the words of a row the i-th centre has those from the i-th on.
+    The i-th centre takes words i .. i + width - 1 of its row.
     """
     place = torch.arange(ROW, device=values.device)[:, None] + torch.arange(width, device=values.device)
     return values.gather(-1, place.expand(len(values), -1, -1))
@@ -193,7 +193,7 @@ def spelled(words: list[str]) -> Tensor:
 
 
 def words_of(spelling: Tensor) -> list[str]:
-    """The way back."""
+    """The words of such a tensor: the inverse of :func:`spelled`."""
     return bytes(spelling.tolist()).decode().split("\n")
 
 

@@ -198,7 +198,7 @@ def importance(history: Tensor, count: Tensor) -> Tensor:
 
 
 def remember(history: Tensor, count: Tensor, t: Tensor, losses: Tensor) -> None:
-    """Take losses in, in place, each as the newest of its step; of several of one step the last.
+    """Write losses into ``history`` in place. Where several belong to one step, the last of them counts.
 
     Args:
         history: the last losses of each step, the newest last, (T, H).

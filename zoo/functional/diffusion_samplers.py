@@ -1,4 +1,4 @@
-"""Samplers of a Gaussian diffusion: ancestral sampling, DDIM both ways, and what is shown of a sample's way.
+"""Samplers of a Gaussian diffusion: ancestral sampling, DDIM both ways, and the intermediate states of a sample.
 
 No network is known here: samplers take a function (x_t, t) -> x0_hat, so that a test can hand them the exact one. Each
 yields t, x_{t-1} and x0_hat, step by step from t = T-1 to 0, where x_{t-1} is the sample. Equations without a name are
@@ -146,17 +146,16 @@ def sampler(
     Raises:
         UserError: for values outside these; for ``eta`` of the whole chain, which has noise of its own.
     """
-    how = {"generator": generator, "correct": correct}
     if num_steps is None:
         if eta:
             raise UserError(f"eta is DDIM's; the whole chain (num_steps=null) has its own noise, got eta={eta!r}")
-        return ancestral_steps(x0_model, x, chain, variance, **how), len(chain.betas)
+        return ancestral_steps(x0_model, x, chain, variance, generator=generator, correct=correct), len(chain.betas)
     total = len(ddim_subset(len(chain.betas), num_steps))  # which refuses other numbers
-    return ddim_steps(x0_model, x, chain, num_steps, eta, **how), total
+    return ddim_steps(x0_model, x, chain, num_steps, eta, generator=generator, correct=correct), total
 
 
 def shown(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, number: int | None, show: str) -> Tensor:
-    """What is shown of a sampler's way: its end, (B, ...), or ``number`` of its states, (B, number, ...).
+    """A sampler's result, (B, ...), or ``number`` of its states, (B, number, ...).
 
     Args:
         show: ``xt``, the noisy images, or ``x0``, what the network takes them for.
@@ -184,7 +183,7 @@ def last(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, name: str) -> 
 
 
 def frames(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, shown: int) -> tuple[Tensor, Tensor]:
-    """``shown`` moments on a sampler's way, spread evenly, the last its end: x_{t-1}, x0_hat, (B, shown, ...) each."""
+    """``shown`` evenly spread states of a sampler, the last its result: x_{t-1} and x0_hat, (B, shown, ...) each."""
     keep = set(torch.linspace(0, total - 1, shown, dtype=torch.float64).round().long().tolist())
     seen = [(x, x0) for k, (_, x, x0) in enumerate(steps) if k in keep]
     return torch.stack([x for x, _ in seen], 1), torch.stack([x0 for _, x0 in seen], 1)

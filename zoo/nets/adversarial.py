@@ -63,7 +63,7 @@ def centre(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def uncentre(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """The way back; images are cut off to [0, 1]."""
+    """The inverse; images are clipped to [0, 1]."""
     return (x / 2 + 0.5).clamp(0, 1) if is_image(shape) else x
 
 

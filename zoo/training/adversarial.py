@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def generate(generator: nn.Module, z: Tensor) -> Tensor:
-    """What ``generator`` makes of ``z`` by its running statistics, which stay as they are, whatever its mode."""
-    training = generator.training
-    generator.eval()
+def generate(network: nn.Module, z: Tensor) -> Tensor:
+    """A generator's samples for ``z`` in evaluation mode. Its running statistics and its mode stay as they were."""
+    training = network.training
+    network.eval()
     try:
-        return generator(z)
+        return network(z)
     finally:
-        generator.train(training)
+        network.train(training)
 
 
 @torch.no_grad()
@@ -62,7 +62,7 @@ def flat_statistics(statistics: Mapping[str, Tensor]) -> Tensor:
 
 
 def as_statistics(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The way back: a vector by the names and sizes of ``like``."""
+    """The inverse: a vector split by the names and sizes of ``like``."""
     return dict(zip(like, flat.split([len(t) for t in like.values()]), strict=True))
 
 
