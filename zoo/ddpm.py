@@ -1,7 +1,7 @@
 """DDPM: a Markov chain of small Gaussian denoising steps.
 
 Ho, Jain & Abbeel, "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239; seed 004 ch. 14. Its kernels and
-schedules are in zoo/functional/diffusion.py, its samplers and its variational bound in the files beside that.
+schedules are in zoo/functional/diffusion.py, its samplers in diffusion_samplers.py and eq. 5 in diffusion_bound.py.
 
     q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I)                         eq. 4,  seed 14.11
     L_simple     = E_{t, x_0, eps} || eps - eps_theta(x_t, t) ||^2             eq. 14, seed algorithm 6; for predict=eps

@@ -9,9 +9,9 @@ Analysis of Deep Belief Networks", 2008; seed 003 (discrete latent variable mode
     p(h_j=1 | v) = sigmoid( c_j + (v'W)_j ),    p(v_i=1 | h) = sigmoid( b_i + (W h)_i )
     - grad log p(v) = grad F(v) - E_{v' ~ p}[ grad F(v') ]
 
-Neither layer has connections within itself, so that each is independent given the other: marginals of h given v, its
-most probable value, and Gibbs sampling of a whole layer at once are exact. Learning descends a difference of free
-energies, mean F(v) - mean F(v'), whose gradient is that of -log p once v' is a draw of the model:
+Neither layer has connections within itself, so that each is independent given the other: Gibbs sampling of a whole
+layer at once is exact (zoo/functional/gibbs.py, energies in boltzmann.py beside it). Learning descends a difference of
+free energies, mean F(v) - mean F(v'), whose gradient is that of -log p once v' is a draw of the model:
 
     cd      v' is k Gibbs steps away from the data                         (biased, low variance)
     pcd     v' is k Gibbs steps further along chains that go on            (biased only as far as they lag behind)

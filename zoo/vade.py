@@ -15,8 +15,7 @@ the third it may not:
     marginal    E_q[ log p(x|z) + log p(z) - log q(z|x) - KL( gamma || p(c|z) ) ],     p(z) = sum_c pi_c N(z | c)
     mean field  E_q[ log p(x|z) ] - sum_c gamma_c KL( q(z|x) || p(z|c) ) - KL( gamma || pi )
 
-zoo/functional/mixture.py computes the first, :func:`mean_field_negative_elbo` the third.
-
+zoo/functional/mixture.py computes the first and p(c | z), :func:`mean_field_negative_elbo` the third.
 The first two are equal at every z for every gamma, and largest at gamma = p(c|z), where the divergence is zero: this is
 the tightest, it is what val/loss and test/loss report. The mean field lies below it, whatever its gamma, and meets it
 at K = 1. Training maximises the mean field, as the paper does, with gamma = p(c | z = mu(x)): its gamma belongs to the
@@ -61,6 +60,7 @@ from torch import Tensor, nn
 from zoo.checks.capabilities import IMPORTANCE
 from zoo.checks.codes import Codes, as_codes
 from zoo.checks.errors import UserError
+from zoo.checks.moved import names_in
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole, check_widths
 from zoo.estimators import GradientEstimator, Noise, score_function
@@ -78,6 +78,8 @@ from zoo.training.schedules import half_cosine
 log = logging.getLogger(__name__)
 
 PIXELS = 28 * 28
+
+__getattr__ = names_in("zoo.vade", "zoo.functional.mixture")  # names that were here
 
 
 def mean_field_negative_elbo(

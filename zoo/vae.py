@@ -13,6 +13,8 @@ Hinton et al. 1995 and seed 003 for wake-sleep.
 
 Symbols: x images in [0, 1], (B, 1, 28, 28), binary under the Bernoulli likelihood; z latents, (B, D) or one-hot
 (B, D, K), with k draws each (k, B, ...); u uniform noise that binarises pixels.
+Files: L_k and w_i are in zoo/functional/importance.py, gradients by name in zoo/estimators/by_name.py, NVIL's baseline
+and control variates in zoo/estimators/learned.py.
 Logged: {train,val,test}/loss = -ELBO (beta included) or -L_k, /nll = -E_q log p(x | z), /kl, all in nats per example.
 Validation and test take hard draws of z whatever trains the model. Training by gumbel_softmax reports relaxed latents;
 by wake_sleep, train/loss = wake + sleep. What is learned besides logs its own loss: train/baseline, the squared error
@@ -46,6 +48,7 @@ from torch import Tensor, nn
 
 from zoo.checks.capabilities import IMPORTANCE
 from zoo.checks.errors import UserError
+from zoo.checks.moved import names_in
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole, check_widths
 from zoo.estimators import GradientEstimator, Noise, by_name, multi_sample_surrogate, with_gradient
@@ -59,6 +62,8 @@ from zoo.training.schedules import half_cosine
 
 PIXELS = 28 * 28
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+__getattr__ = names_in("zoo.vae", "zoo.functional.importance", "zoo.estimators.by_name")  # names that were here
 
 
 def wake(x: Tensor, z: Tensor, log_px: Callable) -> Tensor:

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 import zoo
 from zoo.callbacks import EMA, CSVLogger, EstimatorVariance, ExactResume, LogLikelihood, Samples, TimeEstimate
+from zoo.callbacks.cadence import due
 from zoo.callbacks.ema import ema_update
 from zoo.callbacks.run_record import commit, hardware
 from zoo.checks.errors import UserError
@@ -152,6 +153,17 @@ def test_a_missing_capability_fails_at_set_up_with_both_names(tmp_path):
     with pytest.raises(ValueError, match="draws must be a whole number of at least 2, got 1"):
         EstimatorVariance(tmp_path, draws=1)
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_what_is_due_at_which_epochs():
+    trainer = L.Trainer(max_epochs=5, logger=False, enable_checkpointing=False)
+    found = []
+    for epoch in range(5):
+        trainer.fit_loop.epoch_progress.current.completed = epoch
+        found.append(due(trainer, 2))
+    assert found == [False, True, False, True, True]
+    trainer.sanity_checking = True
+    assert not due(trainer, 2)
 
 
 def test_samples_cadence(tmp_path):

@@ -143,6 +143,8 @@ def test_samples_are_judged_only_where_there_is_a_judge():
         check_protocol(Protocol(conditions=({"eta": 1},)), model, "mnist")
     with pytest.raises(ValueError, match="y must be one value, or a list of one for each of 20 samples; got 2"):
         check_protocol(Protocol(samples=20, conditions=({"labels": [1, 2]},)), model, "mnist")
+    with pytest.raises(ValueError, match="labels and y are one condition of DDPM.sample; give y alone"):
+        check_protocol(Protocol(samples=20, conditions=({"labels": 1, "y": 2},)), model, "mnist")
 
 
 def test_samples_with_labels_are_judged_by_them_too(mnist_root):
@@ -153,11 +155,14 @@ def test_samples_with_labels_are_judged_by_them_too(mnist_root):
     torch.manual_seed(0)
     data, model = Images("mnist", eval_batch_size=5000), DDPM(steps=4, widths=[8], num_classes=10).eval()
     data.setup()
-    conditions = ({"num_steps": 2, "guidance": 1}, {"num_steps": 2, "y": "dropped"})
+    conditions = ({"num_steps": 2, "guidance": 1}, {"num_steps": 2, "labels": "dropped"})
     metrics, evidence = measure(model, data, Protocol(samples=25, conditions=conditions))
     expected = judged_accuracy(model, 20, num_steps=2, guidance=1)["judged_accuracy"]
     assert metrics["judged_accuracy/num_steps=2/guidance=1"] == expected
     assert [k for k in metrics if k.startswith("judged")] == ["judged_accuracy/num_steps=2/guidance=1"]
+    # ``labels`` is the name that ``y`` had in the version before.
+    assert 'confident/num_steps=2/y="dropped"' in metrics and not [k for k in metrics if "labels" in k]
+    assert evidence["samples"]["conditions"] == [conditions[0], {"num_steps": 2, "y": "dropped"}]
     assert evidence["samples"]["n"] == 25 and len(evidence["samples"]["sure_of_the_first"]) == 2
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import TINY, run
 
-from zoo.checks.moved import MOVED, current_name
+from zoo.checks.moved import MOVED, SPLIT, current_name
 from zoo.checks.old_forms import accepts_old_form
 
 ROOT = Path(__file__).parents[2]
@@ -71,10 +71,22 @@ def test_a_module_that_moved_still_imports_with_a_warning(old):
         ("from zoo.nets import UNet as x", "zoo.nets.unet.UNet"),
         ("from zoo.evaluation import evaluate as x", "zoo.evaluation.protocol.evaluate"),
         ("from zoo.hub import export as x", "zoo.hub.exporting.export"),
+        ("from zoo.adversarial import make_generator as x", "zoo.nets.adversarial.make_generator"),
+        ("from zoo.adversarial import restate as x", "zoo.training.adversarial.restate"),
+        ("from zoo.boltzmann import free_energy as x", "zoo.functional.boltzmann.free_energy"),
+        ("from zoo.boltzmann import gibbs as x", "zoo.functional.gibbs.gibbs"),
+        ("from zoo.boltzmann import ais_log_partition as x", "zoo.functional.partition.ais_log_partition"),
+        ("from zoo.configuration import check_whole as x", "zoo.checks.values.check_whole"),
+        ("from zoo.configuration import check_kind as x", "zoo.training.command_line.check_kind"),
+        ("from zoo.diffusion import q_sample as x", "zoo.functional.diffusion.q_sample"),
+        ("from zoo.diffusion import ddim_encode as x", "zoo.functional.diffusion_samplers.ddim_encode"),
+        ("from zoo.words import save_word2vec as x", "zoo.training.files.save_word2vec"),
+        ("from zoo.vade import fit_mixture as x", "zoo.functional.mixture.fit_mixture"),
+        ("from zoo.vae import importance_weighted_bound as x", "zoo.functional.importance.importance_weighted_bound"),
     ],
 )
 def test_a_line_of_the_version_before_still_works(line, new):
-    sys.modules.pop(line.split()[1], None) if line.split()[1] in MOVED else None
+    sys.modules.pop(line.split()[1], None) if line.split()[1] in {*MOVED, *SPLIT} else None
     where = {}
     with pytest.warns(DeprecationWarning, match=re.escape(new.rpartition(".")[0])):
         exec(line, where)
@@ -85,6 +97,8 @@ def test_a_line_of_the_version_before_still_works(line, new):
 def test_a_name_that_never_was_is_an_error():
     with pytest.raises(ImportError, match="cannot import name 'nothing'"):
         exec("from zoo.sampling import nothing")
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        exec("from zoo.diffusion import nothing")
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("zoo.nothing")
 
@@ -100,6 +114,8 @@ def test_targets_of_the_version_before_resolve(tmp_path):
     assert current_name("datamodules.Images") == "zoo.datamodules.Images"
     assert current_name("callbacks.Samples") == "zoo.callbacks.Samples"
     assert current_name("zoo.hardware.make_trainer") == "zoo.training.trainer.make_trainer"
+    assert current_name("zoo.diffusion.ddim_steps") == "zoo.functional.diffusion_samplers.ddim_steps"
+    assert current_name("zoo.diffusion.nothing") == "zoo.diffusion.nothing"
     assert current_name("lightning.pytorch.callbacks.ModelCheckpoint") == "lightning.pytorch.callbacks.ModelCheckpoint"
     old = ["data._target_=datamodules.Images", "callbacks.samples._target_=callbacks.Samples"]
     old += ["trainer._target_=zoo.hardware.make_trainer", "logger.csv._target_=callbacks.CSVLogger"]
@@ -128,6 +144,12 @@ def test_calls_of_the_version_before_still_work():
         Old().f(0, 1, 2, 3)
     with pytest.raises(TypeError):
         Old().f(0, 1, a=2)
+    with pytest.raises(TypeError, match="got labels= and y=, which are one argument; give y="):
+        Old().sample(1, labels=7, y=2)
+    with pytest.raises(TypeError):  # renamed of sample alone
+        Old().f(0, labels=1)
+    with pytest.raises(TypeError):  # which never took it by position
+        Old().sample(1, 7)
 
 
 def test_generator_is_given_by_name_everywhere():

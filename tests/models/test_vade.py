@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from zoo.estimators import gradient_moments, score_function
 from zoo.evaluation.protocol import evaluate
 from zoo.functional import importance
-from zoo.functional.clusters import clustering_scores
+from zoo.functional.clusters import ClusterTable, clustering_scores
 from zoo.functional.deformation import deform
 from zoo.functional.densities import binarise, log_bernoulli, reparameterise
 from zoo.functional.latents import Gaussian
@@ -410,6 +410,10 @@ def test_clustering_scores():
     assert_close(clustering_scores(more_clusters_than_labels)["accuracy"], 7 / 9)  # one cluster for each label
     with pytest.raises(ValueError, match="no examples"):
         clustering_scores(torch.zeros(2, 2, dtype=torch.long))
+    batches = ClusterTable(3, 3)
+    for start in range(0, 14, 4):  # batch by batch, the last one smaller
+        batches.update(torch.tensor(cluster[start : start + 4]), torch.tensor(label[start : start + 4]))
+    assert batches.compute() == scores and batches.table.tolist() == table.tolist()
 
 
 @pytest.mark.parametrize(

@@ -430,7 +430,7 @@ def test_the_temperature_falls_over_a_run(tmp_path):
 def test_the_moving_average_follows_the_cost(generator):
     model = VAE("bernoulli", 3, hidden=[4], estimator="score_function+moving_average")
     model.log_dict = lambda *a, **k: None
-    model.all_gather = lambda t: t
+    model.all_gather = lambda t: torch.stack([t, t + 40])  # a second process, whose batch costs 40 nats more
     batch = [torch.rand(4, 1, 28, 28, generator=generator), torch.zeros(4)]
     costs = []
     for _ in range(3):
@@ -438,9 +438,9 @@ def test_the_moving_average_follows_the_cost(generator):
         costs.append(model.loss(batch)["nll"].item())
         torch.manual_seed(len(costs) - 1)
         model.training_step(batch, 0)
-    expected = costs[0]
+    expected = costs[0] + 20
     for cost in costs[1:]:
-        expected = 0.99 * expected + 0.01 * cost
+        expected = 0.99 * expected + 0.01 * (cost + 20)
     assert_close(model.baseline.moving_cost.item(), expected, rtol=1e-5, atol=0)
 
 
@@ -507,6 +507,9 @@ def test_training_follows_the_estimator_that_is_measured(latent, objective, esti
     learned = {n: p for n, p in model.named_parameters() if n not in e.params}
     own = terms.get("baseline", terms.get("control"))
     assert (own is None) == (not learned)
+    noise = model.noise(batch, generator=seeded())
+    value = model.objective(model.estimator)(model.observe(batch[0], noise["u"]), noise)["loss"].mean()
+    assert_close(terms["loss"], value)  # what is learned besides has a gradient, and no value
     if learned:
         expected = torch.autograd.grad(own, list(learned.values()), retain_graph=True)
     terms["loss"].backward()

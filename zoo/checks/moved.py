@@ -13,19 +13,28 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 MOVED = {
-    "zoo.boltzmann": "zoo.functional.boltzmann",
+    "zoo.checkpoint_files": "zoo.training.checkpoint_files",
     "zoo.classifier": "zoo.evaluation.classifier",
+    "zoo.comparison": "zoo.evaluation.comparison",
     "zoo.contrastive": "zoo.functional.contrastive",
+    "zoo.curves": "zoo.evaluation.curves",
     "zoo.deformation": "zoo.functional.deformation",
-    "zoo.diffusion": "zoo.functional.diffusion",
     "zoo.diffusion_bound": "zoo.functional.diffusion_bound",
     "zoo.distances": "zoo.evaluation.distances",
     "zoo.features": "zoo.evaluation.features",
     "zoo.fields": "zoo.evaluation.fields",
     "zoo.hardware": "zoo.training.trainer",
+    "zoo.labels": "zoo.checks.labels",
     "zoo.langevin": "zoo.functional.langevin",
     "zoo.latents": "zoo.functional.latents",
-    "zoo.words": "zoo.evaluation.words",
+    "zoo.processes": "zoo.training.processes",
+}
+SPLIT = {  # a module whose names are in several today
+    "zoo.adversarial": ("zoo.nets.adversarial", "zoo.training.adversarial"),
+    "zoo.boltzmann": ("zoo.functional.boltzmann", "zoo.functional.gibbs", "zoo.functional.partition"),
+    "zoo.configuration": ("zoo.checks.values", "zoo.training.command_line"),
+    "zoo.diffusion": ("zoo.functional.diffusion", "zoo.functional.diffusion_samplers"),
+    "zoo.words": ("zoo.evaluation.words", "zoo.training.files"),
 }
 INSIDE = ("callbacks", "datamodules")  # packages that were beside zoo and are in it
 
@@ -35,18 +44,24 @@ def current_name(target: str) -> str:
     if target.split(".")[0] in INSIDE:
         return f"zoo.{target}"
     module, _, name = target.rpartition(".")
+    if module in SPLIT:
+        return f"{_holder(name, SPLIT[module]) or module}.{name}"
     return f"{MOVED[module]}.{name}" if module in MOVED else target
+
+
+def _holder(name: str, modules: tuple[str, ...]) -> str | None:
+    return next((module for module in modules if hasattr(import_module(module), name)), None)
 
 
 def names_in(package: str, *modules: str) -> Callable[[str], object]:
     """A ``__getattr__`` for ``package``, once a module, whose names are in ``modules`` today."""
 
     def find(name: str) -> object:
-        for module in modules if not name.startswith("_") else ():
-            if hasattr(import_module(module), name):
-                warnings.warn(f"{package}.{name} is {module}.{name} now", DeprecationWarning, stacklevel=2)
-                return getattr(import_module(module), name)
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module = None if name.startswith("_") else _holder(name, modules)
+        if module is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        warnings.warn(f"{package}.{name} is {module}.{name} now", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(module), name)
 
     return find
 
@@ -56,12 +71,15 @@ class MovedModules:
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        return ModuleSpec(name, MovedModules()) if name in MOVED else None  # type: ignore[arg-type]
+        return ModuleSpec(name, MovedModules()) if name in MOVED or name in SPLIT else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> None:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__
+        if name in SPLIT:
+            vars(module)["__getattr__"] = names_in(name, *SPLIT[name])  # which warns of each name
+            return
         warnings.warn(f"{name} is {MOVED[name]} now", DeprecationWarning, stacklevel=2)
         sys.modules[name] = import_module(MOVED[name])  # one module under both names, not two

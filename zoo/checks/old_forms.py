@@ -12,13 +12,15 @@ C = TypeVar("C")
 F = TypeVar("F", bound=Callable)
 
 
-def old_form(function: F, renamed: Mapping[str, str] = MappingProxyType({})) -> F:
+def old_form(function: F, renamed: Mapping[str, str] = MappingProxyType({}), positional: bool = True) -> F:
     """``function`` that also takes, with a DeprecationWarning, arguments as an earlier version had them.
-
-    Positional arguments beyond those of its signature are its keyword-only ones in their order.
 
     Args:
         renamed: earlier names of keyword arguments, and those of today.
+        positional: whether positional arguments beyond those of its signature are its keyword-only ones in their order.
+
+    Raises:
+        TypeError: by the result, where an argument is given by both its names.
     """
     parameters = inspect.signature(function).parameters.values()
     first = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -26,7 +28,7 @@ def old_form(function: F, renamed: Mapping[str, str] = MappingProxyType({})) -> 
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        if len(first) < len(args) <= len(first) + len(named):
+        if positional and len(first) < len(args) <= len(first) + len(named):
             given = dict(zip(named, args[len(first) :], strict=False))
             if not given.keys() & kwargs.keys():
                 names = ", ".join(f"{name}=" for name in given)
@@ -34,6 +36,8 @@ def old_form(function: F, renamed: Mapping[str, str] = MappingProxyType({})) -> 
                 args, kwargs = args[: len(first)], given | kwargs
         for old in renamed.keys() & kwargs.keys():
             new = renamed[old]
+            if new in kwargs:
+                raise TypeError(f"{function.__qualname__} got {old}= and {new}=, which are one argument; give {new}=")
             warnings.warn(f"{old}= of {function.__qualname__} is {new}= now", DeprecationWarning, stacklevel=2)
             kwargs[new] = kwargs.pop(old)
         return function(*args, **kwargs)
@@ -48,11 +52,13 @@ def earlier_names(function: Callable) -> Mapping[str, str]:
 
 
 def accepts_old_form(*methods: str, **renamed: str) -> Callable[[type[C]], type[C]]:
-    """Decorate a class so that ``methods`` take arguments in their :func:`old_form`, and ``sample`` those renamed."""
+    """Decorate a class so that ``methods`` take positional arguments as before, and ``sample`` those ``renamed``."""
 
     def decorate(cls: type[C]) -> type[C]:
-        for name in {*methods, *(["sample"] if renamed else [])}:
-            setattr(cls, name, old_form(vars(cls)[name], renamed if name == "sample" else {}))
+        for name in methods:
+            setattr(cls, name, old_form(vars(cls)[name]))
+        for name in ["sample"] if renamed else []:
+            setattr(cls, name, old_form(vars(cls)[name], renamed, positional=False))
         return cls
 
     return decorate

@@ -178,7 +178,8 @@ def measure(
     labelled = kinds is not None and kinds[0] == "y"
     if samples := _samples(protocol, model):
         several, first = len(protocol.conditions) > 1, []
-        for conditions in protocol.conditions:
+        of_samples = [check_conditions(model, conditions) for conditions in protocol.conditions]  # by today's names
+        for conditions in of_samples:
             found = measure_samples(model, data, samples, conditions, progress)
             after = "".join(f"/{k}={json.dumps(v)}" for k, v in conditions.items()) if several else ""
             if "confident" in found and labelled and "y" not in conditions:
@@ -190,7 +191,7 @@ def measure(
                 own = {k: v[:CHUNK] if isinstance(v, list) else v for k, v in conditions.items()}
                 chunk = judge_images(sample_chunks(model, CHUNK, seed=0, **own), judge)
                 first.append(chunk.probabilities.max(-1).values.tolist())
-        evidence["samples"] = {"n": samples, "conditions": list(protocol.conditions), "sure_of_the_first": first}
+        evidence["samples"] = {"n": samples, "conditions": of_samples, "sure_of_the_first": first}
     elif data.used == "mnist" and labelled:
         metrics["judged_accuracy"] = judged_accuracy(model)["judged_accuracy"]
     if isinstance(model, capabilities.Clusters):
@@ -305,7 +306,7 @@ def judged_accuracy(model, n: int = 10_000, seed: int = 0, judge=None, **conditi
     would score 1. The judge's own share of errors on test images is on its card.
 
     Args:
-        model: anything with ``sample(n, *, y, generator)``; put it in eval mode first.
+        model: a module with ``sample(n, *, y, generator)`` and ``device``; put it in eval mode first.
         n: how many samples, as many of each class; drawn in the chunks of zoo/sampling/chunks.py.
         seed: of the noise.
         judge: the classifier, in eval mode; the zoo's own, trained on MNIST, if None.

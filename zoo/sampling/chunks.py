@@ -33,6 +33,9 @@ def check_conditions(model: object, conditions: dict[str, Any]) -> dict[str, Any
         instead = "; for words there is callbacks=words, or python -m zoo nearest" if words else ""
         raise UserError(f"{name} has no method sample(n, generator=...), so there is nothing to draw{instead}")
     renamed = earlier_names(model.sample)
+    for old, new in renamed.items():
+        if old in conditions and new in conditions:
+            raise UserError(f"{old} and {new} are one condition of {name}.sample; give {new} alone")
     conditions = {renamed.get(key, key): value for key, value in conditions.items()}
     takes = set(inspect.signature(model.sample).parameters) - {"n", "generator"}
     if unknown := set(conditions) - takes:

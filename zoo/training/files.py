@@ -52,6 +52,8 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     """
     unfinished = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
+        if file := next((parent for parent in path.parents if parent.is_file()), None):
+            raise NotADirectoryError(errno.ENOTDIR, f"{file} is no folder", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
@@ -63,7 +65,8 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             raise
         raise FileNotWritten(error.errno, error.strerror, str(path)) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        if unfinished.exists():  # False too where a part of the path is a file
+            unfinished.unlink()
 
 
 def save_word2vec(words: list[str], vectors: Tensor, path: Path, binary: bool = False) -> None:
