@@ -9,7 +9,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from zoo.training.command_line import check_kind, check_overrides, check_values, errors_for_people, with_names_of_today
+from zoo.training.command_line import check_kind, check_overrides, check_values, with_names_of_today
+from zoo.training.error_lines import errors_for_people
 from zoo.training.processes import end_with_parent, overrides_of_process
 
 # torch and Lightning take seconds to import; they come in with the first `build`, after the configuration is composed.

@@ -13,13 +13,26 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from zoo.checks.moved import MovedModules
-
 TYPE_CHECKING = False  # as type checkers read it: neither typing nor Lightning is imported here
 if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+
     from lightning import LightningModule
 
-sys.meta_path.append(MovedModules)  # after all others: for names that no file has
+
+class _Moved:
+    """Finds modules by their names of an earlier version; looked at last, for names that no file has."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if not name.startswith("zoo."):
+            return None
+        from zoo.checks.moved import MovedModules
+
+        return MovedModules.find_spec(name)
+
+
+sys.meta_path.append(_Moved)
 
 # The class of each model. Checkpoints name their model, and only these are ever built.
 MODELS = {

@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 
 import zoo
-from zoo.checks import capabilities
 from zoo.checks.errors import UserError
-from zoo.training.command_line import errors_for_people
+from zoo.training.error_lines import errors_for_people
 
 SAMPLES = "per test image, for log p(x) of a model that has it, such as 5000; 0, the default, leaves it out"
 BOUND = "test images, a multiple of 5, for the full variational bound of a diffusion; 0, the default, leaves it out"
@@ -57,7 +56,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from zoo.evaluation import protocol as evaluation
 
     model, metrics = _on_device(zoo.load(args.source)), {}
-    words = isinstance(model, capabilities.Words)
+    words = _knows_words(model)
     if words:  # before the work, not after it
         from zoo.evaluation.words import find_word_sets, measure_words
 
@@ -92,7 +91,7 @@ def compare(args: argparse.Namespace) -> None:
         model = _on_device(zoo.load(args.source))
         names = args.estimators.split(",") if args.estimators else None
         data = _data(args, model)
-        size = args.batch_size or (4 if isinstance(model, capabilities.Words) else 64)
+        size = args.batch_size or (4 if _knows_words(model) else 64)
         batch = [t.to(model.device) for t in next(iter(data.val_dataloader()))]
         if size > len(batch[0]):
             raise UserError(f"batch-size must be at most {len(batch[0])}, of one batch of validation, got {size}")
@@ -140,9 +139,15 @@ def vectors(args: argparse.Namespace) -> None:
     print(f"{len(model.words):,} words, {model.hparams.dim} numbers each, in {args.output}")
 
 
+def _knows_words(model: object) -> bool:
+    from zoo.checks import capabilities  # typing is a tenth of what ``list`` takes
+
+    return isinstance(model, capabilities.Words)
+
+
 def _words(source: str):
     model = zoo.load(source)
-    if not isinstance(model, capabilities.Words):
+    if not _knows_words(model):
         raise UserError(f"{type(model).__name__} knows no words; a skip-gram model does")
     return model
 
@@ -207,7 +212,7 @@ def _data(args: argparse.Namespace, model):
     from zoo.datamodules import by_name
     from zoo.training.command_line import check_kind
 
-    words = isinstance(model, capabilities.Words)
+    words = _knows_words(model)
     recorded = hub.record_of(args.source) if words else None
     if words and recorded is None and args.data is None:
         raise UserError(f"{args.source} does not record what it was trained on: name data with --data")
@@ -222,7 +227,7 @@ def _data(args: argparse.Namespace, model):
 
 
 def _check_shape(model, data) -> None:
-    if isinstance(model, capabilities.Words):
+    if _knows_words(model):
         model.check_vocabulary(data.corpus.words)
         return
     example = list(next(iter(data.test_dataloader()))[0].shape[1:])

@@ -9,7 +9,7 @@ import pytest
 from helpers import QUIET, TINY
 
 from zoo.checks.errors import UserError
-from zoo.training.command_line import errors_for_people
+from zoo.training.error_lines import errors_for_people
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
