@@ -1,5 +1,6 @@
 """What goes wrong in long runs: divergence, processes that die, disks that fill up, and being killed at any moment."""
 
+import importlib
 import os
 import random
 import re
@@ -11,12 +12,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from helpers import TINY, checkpoint, run
 from processes import CONTEXT, start, together
 
 from zoo.callbacks.finite_loss import FiniteLoss, NotFinite
+from zoo.datamodules import Images
 from zoo.training.checkpoint_files import CheckpointFiles, CheckpointNotWritten, clear_unfinished
 
 ROOT = Path(__file__).parents[2]
@@ -230,3 +233,36 @@ def test_a_signal_during_the_test_ends_it(tmp_path):
         run(tmp_path, *TINY["vae"], *stop)
     assert stopped.value.code == 143
     assert checkpoint(tmp_path)["global_step"] == 11
+
+
+# Evaluations that are broken off.
+
+
+class BrokenOff(L.Callback):
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == 1:
+            raise RuntimeError("broken off")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("zoo.evaluation.classifier.Classifier", {"widths": [2, 2, 4], "num_features": 8}),
+        ("zoo.vade.VaDE", {"hidden": [8], "latent_dim": 2}),
+        ("zoo.infogan.InfoGAN", {}),
+    ],
+)
+def test_an_evaluation_that_was_broken_off_leaves_nothing_in_the_next(kind, options):
+    module, _, name = kind.rpartition(".")
+    torch.manual_seed(0)
+    model = getattr(importlib.import_module(module), name)(**options)
+
+    def validate(*callbacks):
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = L.Trainer(accelerator="cpu", callbacks=list(callbacks), **quiet)
+        return trainer.validate(model, Images("digits", eval_batch_size=32), verbose=False)[0]
+
+    whole = validate()
+    with pytest.raises(RuntimeError, match="broken off"):
+        validate(BrokenOff())
+    assert validate() == whole and "val/accuracy" in whole

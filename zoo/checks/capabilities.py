@@ -144,7 +144,9 @@ class ManySteps(Protocol):
 
 @runtime_checkable
 class ScoreChains(Protocol):
-    """Has a score, and runs Langevin chains by it."""
+    """Has a score at noise levels ``sigmas``, and runs Langevin chains by it."""
+
+    sigmas: Tensor
 
     def chains(self, n: int, *, generator: Generator = None) -> tuple[list[Tensor], list[float]]: ...
 
