@@ -54,7 +54,7 @@ from zoo.functional.diffusion import Chain, predicted_eps, predicted_x0, simple_
 from zoo.functional.langevin import langevin_sample
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.unet import UNet, check_unet
-from zoo.training.ranks import all_rows
+from zoo.training.ranks import equal_rows
 from zoo.training.schedules import half_cosine
 
 HISTORY = 10  # losses remembered of each step, for importance sampling
@@ -209,7 +209,7 @@ class DDPM(L.LightningModule):
         noise = self.noise(batch)
         losses = self.losses(batch, noise)
         if self.hparams.timesteps == "importance":
-            t, found = (all_rows(mine, self.trainer) for mine in (noise["t"], losses.detach()))
+            t, found = (equal_rows(mine, self.trainer) for mine in (noise["t"], losses.detach()))
             diffusion.remember(self.loss_history, self.loss_count, t, found)
         loss = (noise["weight"] * losses).mean()
         self.log("train/loss", loss, prog_bar=True)

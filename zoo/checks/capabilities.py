@@ -34,15 +34,8 @@ class TwoPlayers(Protocol):
 
 
 @runtime_checkable
-class Discriminator(Protocol):
-    """The opponent is a discriminator."""
-
-    def discriminator_loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]: ...
-
-
-@runtime_checkable
 class Critic(Protocol):
-    """The opponent is a critic."""
+    """The opponent is a critic, and not a discriminator."""
 
     def critic_loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]: ...
 

@@ -41,4 +41,9 @@ def all_rows(mine: Tensor, trainer) -> Tensor:
     if trainer.world_size == 1:
         return mine
     fewest = int(trainer.strategy.reduce(torch.tensor(len(mine), device=mine.device), reduce_op="min"))
-    return interleave(trainer.strategy.all_gather(mine[:fewest].contiguous()))
+    return equal_rows(mine[:fewest].contiguous(), trainer)
+
+
+def equal_rows(mine: Tensor, trainer) -> Tensor:
+    """:func:`all_rows` where all processes hold equally many, as in training: no value is read back."""
+    return mine if trainer.world_size == 1 else interleave(trainer.strategy.all_gather(mine))
