@@ -1,7 +1,10 @@
 """The variance of a model's gradient estimators, measured while it trains."""
 
+import logging
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +12,22 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from zoo.callbacks.exact_resume import ExactResume
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
 from zoo.estimators import GradientEstimator, GradientMoments, chunk_size, gradient_moments, split_variance
 from zoo.estimators.figures import plot, table
 from zoo.functional.noise import chunk_generator
+from zoo.functional.progress import tracked
 from zoo.sampling.pictures import save_figure
-from zoo.training.ranks import all_rows
+from zoo.training.ranks import all_rows, shows_progress
 
-AUTO_EVERY = 50  # batches between two moments at which every_n_steps="auto" may measure
-AUTO_SHARE = 0.05  # of the time of training that it may take
+log = logging.getLogger(__name__)
+
+AUTO_SHARE = 0.05  # of the time of training that every_n_steps="auto" may take
+AUTO_STEPS = 10  # it measures at multiples of so many batches
+AUTO_DRAWS = (2, 4)  # the first measurements have so few draws, and after every so many twice as many
 
 
 class EstimatorVariance(L.Callback):
@@ -30,6 +38,8 @@ class EstimatorVariance(L.Callback):
         variance/<estimator>/<group>     trace of the covariance of one draw, squared units of the gradient
         snr/<estimator>/<group>          |g| / sqrt(tr C), with the bias of |g|^2 taken out (zoo/estimators/moments.py)
         ms_per_draw/<estimator>          cost of one draw in milliseconds, mean over the processes
+
+    Beside them stands ``estimator_draws``, the number of draws of the measurement.
 
     With several ``batches`` the variance is the mean over them, Monte-Carlo noise alone, and beside it stand
 
@@ -48,10 +58,11 @@ class EstimatorVariance(L.Callback):
 
     Args:
         folder: where ``estimator_variance.png`` goes at the end of the run.
-        every_n_steps: batches between two measurements; or the share of the run between them, such as 0.25; or
-            ``auto``: at every 50th batch at which it will still have taken less than 5 % of the time. The first is
-            before the first step, whatever it takes.
-        draws: gradients per measurement and batch, over all processes; at least 2.
+        every_n_steps: batches between two measurements, the first before the first step; or the fraction of the run
+            between them, such as 0.25; or ``auto``: as often as measuring takes less than 5 % of the time of training,
+            never before the first step. The first four measurements then have 2 draws, the next four 4, and so on
+            up to ``draws``, so that short runs have a line, too.
+        draws: gradients per measurement and batch, over all processes; at least 2. With ``auto``, at most so many.
         batch_size: examples of a probe batch, of the first of the validation set.
         batches: probe batches; 1, or more to tell the noise of the data from that of the draws.
         compare: estimators to measure, by name; all of the model's if None.
@@ -93,8 +104,9 @@ class EstimatorVariance(L.Callback):
         self.batches, self.compare, self.seed = batches, compare, seed
         self.probes: list[Any] = []
         self.history: list[dict[str, float]] = []  # one row per measurement, with "step"
-        self._seconds, self._last = 0.0, 0.0  # spent on all measurements and on the latest
+        self._seconds, self._per_draw = 0.0, 0.0  # spent on all measurements; on a draw of each, in the latest
         self._started, self._trained_before = 0.0, 0.0
+        self._first_step, self._next = 0, AUTO_STEPS  # of this process's training; the next that may be measured at
 
     def setup(self, trainer, pl_module, stage):
         name = type(pl_module).__name__
@@ -128,76 +140,120 @@ class EstimatorVariance(L.Callback):
                 pl_module.probe_batch(probe, generator=generator)
                 for probe, generator in zip(self.probes, generators, strict=True)
             ]
-        self.interval = self.every_n_steps
-        if self.interval == "auto":
-            self.interval = AUTO_EVERY
-        elif isinstance(self.interval, float):
-            if trainer.max_epochs in (None, -1):
-                raise UserError(f"every_n_steps={self.interval} is a share of a run, and this one has no end")
-            self.interval = max(1, int(self.interval * trainer.max_epochs * trainer.num_training_batches))
-        self._started = time.monotonic() - self._trained_before
+        if isinstance(self.every_n_steps, float) and trainer.max_epochs in (None, -1):
+            raise UserError(f"every_n_steps={self.every_n_steps} is a share of a run, and this one has no end")
+        self._started = time.monotonic()
+        self._first_step = trainer.fit_loop.total_batch_idx + 1
+        self._next = max(self._next, self._first_step)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         step = trainer.fit_loop.total_batch_idx
-        if step % self.interval or not self._affordable(trainer, step):
+        draws = self._due(trainer, pl_module, step)
+        if draws < 2:
             return
         start = time.monotonic()
-        row: dict[str, float] = {"step": step}
+        row: dict[str, float] = {"step": step, "estimator_draws": draws}
         with isolate_rng():
             for name, estimator in pl_module.gradient_estimators().items():
-                if self.compare is None or name in self.compare:
-                    row |= self._measure(trainer, name, estimator)
-        self._last = time.monotonic() - start
-        self._seconds += self._last
+                if self.compare is not None and name not in self.compare:
+                    continue
+                measured = self._measure(trainer, name, estimator, draws)
+                if measured is None:  # interrupted
+                    return
+                row |= measured
+        spent = time.monotonic() - start
+        self._seconds += spent
+        self._per_draw = spent / draws
         self.history.append(row)
         for logger in trainer.loggers:
             logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)
 
-    def _affordable(self, trainer, step: int) -> bool:
-        if self.every_n_steps != "auto" or step == 0:
-            return True
-        trained = time.monotonic() - self._started - self._seconds
-        due = self._seconds + self._last <= AUTO_SHARE * trained  # with this one still no more than the share
-        return trainer.strategy.broadcast(due)  # clocks differ, and all must measure or none
+    def _due(self, trainer, pl_module, step: int) -> int:
+        """How many draws to measure with before this step; 0 for none."""
+        interval = self.every_n_steps
+        if not isinstance(interval, str):
+            if isinstance(interval, float):
+                interval = max(1, int(interval * trainer.max_epochs * trainer.num_training_batches))
+            return 0 if step % interval else self.draws
+        if step < self._next:
+            return 0
+        draws, wait = self._affordable(pl_module, step)
+        # Clocks differ, and all processes must measure or none.
+        draws, wait = trainer.strategy.broadcast((draws, wait))
+        self._next = step + max(1, round(wait / AUTO_STEPS)) * AUTO_STEPS
+        return draws
 
-    def _measure(self, trainer, name: str, estimator: GradientEstimator) -> dict[str, float]:
+    def _affordable(self, pl_module, step: int) -> tuple[int, int]:
+        """How many draws can be afforded now, or 0; and the number of steps after which to ask again."""
+        now = time.monotonic()
+        trained = self._trained_before + now - self._started - self._seconds
+        per_step = max(1e-9, (now - self._started) / max(1, step - self._first_step + 1))
+        fewest, repeated = AUTO_DRAWS
+        draws = min(self.draws, fewest * 2 ** (len(self.history) // repeated))
+        # Before the first measurement, a draw is taken for a step of training.
+        per_draw = self._per_draw or per_step * self.batches * self._number_of_estimators(pl_module)
+        missing = draws * per_draw + self._seconds - AUTO_SHARE * trained
+        if missing > 0:
+            return 0, math.ceil(missing / AUTO_SHARE / per_step)
+        return draws, AUTO_STEPS
+
+    def _number_of_estimators(self, pl_module) -> int:
+        return len(self.compare or pl_module.gradient_estimators())
+
+    def _measure(self, trainer, name: str, estimator: GradientEstimator, draws: int) -> dict[str, float] | None:
+        """The numbers of one estimator; None if a signal has come in, which all processes then know."""
         size = chunk_size(estimator)
-        mine = [k for k in range(self.draws) if k // size % trainer.world_size == trainer.global_rank]
-        stride = -(-self.draws // size) * size  # the draws of each batch begin with a whole chunk
+        mine = [k for k in range(draws) if k // size % trainer.world_size == trainer.global_rank]
+        stride = -(-draws // size) * size  # the draws of each batch begin with a whole chunk
         seconds = []
 
         def moments() -> Iterator[GradientMoments]:
             for i, probe in enumerate(self.probes):
-                found, spent = gradient_moments(estimator, probe, [i * stride + k for k in mine], self.seed)
+                numbers = tracked(
+                    [i * stride + k for k in mine], f"measuring {name}", "draw", show=shows_progress(trainer)
+                )
+                found, spent = gradient_moments(estimator, probe, until_interrupted(numbers, trainer), self.seed)
+                if trainer.strategy.reduce_boolean_decision(interrupted(trainer), all=False):
+                    raise Interrupted
                 if trainer.world_size > 1:
                     found.merge(lambda t: trainer.strategy.reduce(t, reduce_op="sum"), estimator.params)
                 seconds.append(spent)
                 yield found
 
         row = {}
-        if self.batches == 1:
-            for group, values in next(moments()).statistics().items():
-                row[f"variance/{name}/{group}"] = values["variance"]
-                row[f"snr/{name}/{group}"] = values["snr"]
-        else:
-            for group, split in split_variance(moments()).items():
-                row[f"variance/{name}/{group}"] = split.variance
-                row[f"data_variance/{name}/{group}"] = split.data_variance
-                row[f"total_variance/{name}/{group}"] = split.variance + split.data_variance
-                row[f"snr/{name}/{group}"] = split.snr
+        try:
+            if self.batches == 1:
+                for group, values in next(moments()).statistics().items():
+                    row[f"variance/{name}/{group}"] = values["variance"]
+                    row[f"snr/{name}/{group}"] = values["snr"]
+            else:
+                for group, split in split_variance(moments()).items():
+                    row[f"variance/{name}/{group}"] = split.variance
+                    row[f"data_variance/{name}/{group}"] = split.data_variance
+                    row[f"total_variance/{name}/{group}"] = split.variance + split.data_variance
+                    row[f"snr/{name}/{group}"] = split.snr
+        except Interrupted:
+            return None
         return row | {f"ms_per_draw/{name}": 1000 * mean_over_processes(seconds, trainer)}
 
     def state_dict(self):
-        trained = time.monotonic() - self._started
-        return {"history": self.history, "seconds": self._seconds, "last": self._last, "trained": trained}
+        trained = self._trained_before + time.monotonic() - self._started
+        state = {"history": self.history, "seconds": self._seconds, "trained": trained}
+        return state | {"per_draw": self._per_draw, "next": self._next}
 
     def load_state_dict(self, state):
         self.history = state["history"]
-        self._seconds, self._last = state.get("seconds", 0.0), state.get("last", 0.0)
-        self._trained_before = state.get("trained", 0.0)
+        self._seconds, self._per_draw = state.get("seconds", 0.0), state.get("per_draw", 0.0)
+        self._trained_before, self._next = state.get("trained", 0.0), state.get("next", AUTO_STEPS)
 
     def on_train_end(self, trainer, pl_module):
-        if not trainer.is_global_zero or not self.history:
+        if not trainer.is_global_zero:
+            return
+        if not self.history:
+            log.info(
+                "Training was too short to measure its gradient estimators within 5 %% of its time. "
+                "callbacks.estimator_variance.every_n_steps=10 measures them whatever it takes"
+            )
             return
         save_figure(plot(self.history), self.folder / "estimator_variance.png")
         columns, rows = table(self.history)
@@ -206,6 +262,20 @@ class EstimatorVariance(L.Callback):
                 logger.log_image("estimator_variance", [str(self.folder / "estimator_variance.png")])
             if isinstance(logger, capabilities.LogsTables):
                 logger.log_table("estimator_variance_table", columns, rows)
+
+
+class Interrupted(Exception):
+    """A signal has come in while gradients are drawn."""
+
+
+def interrupted(trainer) -> bool:
+    """Whether this process has received a signal that ends the run after this batch."""
+    return any(c.received is not None for c in trainer.callbacks if isinstance(c, ExactResume))
+
+
+def until_interrupted(draws: Iterable[int], trainer) -> Iterator[int]:
+    """``draws`` until a signal comes in, so that the run ends soon after Ctrl-C."""
+    return takewhile(lambda _: not interrupted(trainer), draws)
 
 
 def probe_batches(loader, size: int, count: int, trainer, device: torch.device) -> Iterator[list[torch.Tensor]]:

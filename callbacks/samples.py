@@ -14,6 +14,7 @@ from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
 from zoo.sampling.chunks import check_conditions, sample_chunks, try_conditions
 from zoo.sampling.pictures import picture
+from zoo.training.ranks import shows_progress
 
 
 class Samples(L.Callback):
@@ -79,8 +80,7 @@ class Samples(L.Callback):
 
     def _draw(self, trainer, pl_module, name: str) -> None:
         n, conditions, columns = picture(pl_module, self.n, self.conditions)
-        progress = trainer.is_global_zero and trainer.progress_bar_callback is not None
-        rank, world_size = trainer.global_rank, trainer.world_size
+        progress, rank, world_size = shows_progress(trainer), trainer.global_rank, trainer.world_size
         with isolate_rng():
             part = sample_chunks(pl_module, n, self.seed, rank, world_size, progress, **conditions)
         images = trainer.strategy.reduce(part.to(pl_module.device), reduce_op="sum").cpu()

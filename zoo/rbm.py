@@ -54,7 +54,7 @@ from zoo.functional.densities import binarise
 from zoo.functional.gibbs import Init
 from zoo.functional.noise import chunk_generator, rand
 from zoo.functional.partition import LogPartition, Partitions
-from zoo.training.ranks import all_rows, gathered
+from zoo.training.ranks import all_rows, gathered, shows_progress
 from zoo.training.schedules import Schedule, at_epoch, half_cosine
 
 PROBE = 1000  # training images that the free-energy gap compares with, and that chains can begin from
@@ -301,12 +301,12 @@ class RBM(L.LightningModule):
 
     def on_validation_epoch_start(self):
         steps = 10 if self.trainer.sanity_checking else self.hparams.ais_temperatures
-        self._log_partitions = self.log_partitions(steps)
+        self._log_partitions = self.log_partitions(steps, progress=shows_progress(self.trainer))
 
     def on_test_epoch_start(self):
         # Of some of the images no number is published: as few temperatures as in validation will do.
-        few = self.trainer.limit_test_batches != 1.0
-        self._log_partitions = self.log_partitions(self.hparams.ais_temperatures if few else None, progress=True)
+        steps = self.hparams.ais_temperatures if self.trainer.limit_test_batches != 1.0 else None
+        self._log_partitions = self.log_partitions(steps, progress=shows_progress(self.trainer))
 
     def validation_step(self, batch, batch_idx, stage="val"):
         x, generator = batch[0], chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch

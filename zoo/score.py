@@ -39,7 +39,6 @@ import lightning as L
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from tqdm.auto import tqdm
 
 from zoo.checks.errors import UserError
 from zoo.checks.old_forms import accepts_old_form
@@ -47,6 +46,7 @@ from zoo.checks.values import check_choice, check_flag, check_positive, check_wh
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional.langevin import annealed_langevin_steps, best_step_size, langevin_steps, noise_levels
 from zoo.functional.noise import chunk_generator, randn
+from zoo.functional.progress import tracked
 from zoo.nets.unet import PointNet, UNet, check_unet
 from zoo.training.schedules import half_cosine
 
@@ -341,12 +341,10 @@ class Score(L.LightningModule):
             way = annealed_langevin_steps(
                 self, x, self.sigmas, steps, step_size, denoise, adjusted, generator=generator
             )
-            way = tqdm(way, total=levels, desc="annealing", unit="level", delay=3, leave=False, disable=None)
-            moments, taken = zip(*way, strict=True)
+            moments, taken = zip(*tracked(way, "annealing", "level", total=levels), strict=True)
         else:
             way = langevin_steps(self._score_of_data, x, steps, step_size, adjusted, generator=generator)
-            way = tqdm(way, total=steps, desc="Langevin", unit="step", delay=3, leave=False, disable=None)
-            moments, taken = zip(*way, strict=True)
+            moments, taken = zip(*tracked(way, "Langevin", total=steps), strict=True)
             if levels and denoise:
                 x = moments[-1]
                 moments = (*moments[:-1], x + self.sigmas[-1] ** 2 * self._score_of_data(x))

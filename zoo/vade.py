@@ -71,8 +71,9 @@ from zoo.functional.densities import at_least_float32, binarise, log_bernoulli, 
 from zoo.functional.importance import importance_weighted_log_likelihood
 from zoo.functional.latents import Gaussian
 from zoo.functional.noise import chunk_generator, rand, randn
+from zoo.functional.progress import tracked
 from zoo.nets.layers import mlp
-from zoo.training.ranks import all_rows
+from zoo.training.ranks import all_rows, shows_progress
 from zoo.training.schedules import half_cosine
 
 log = logging.getLogger(__name__)
@@ -241,7 +242,8 @@ class VaDE(L.LightningModule):
             UserError: if the autoencoder has diverged.
         """
         z = []
-        for x, *_ in self.trainer.datamodule.train_dataloader():  # its own: the other knows where training stands
+        batches = self.trainer.datamodule.train_dataloader()  # its own: the other knows where training stands
+        for x, *_ in tracked(batches, "encoding the images", "batch", show=shows_progress(self.trainer)):
             x = x.to(self.device)
             z.append(torch.stack([self.encode(x).mu, self.encode_deformed(self.noise([x]))(x).mu], dim=1))
         # (N, 2, D), in the order of the images: of each, and of the same deformed.

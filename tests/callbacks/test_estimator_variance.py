@@ -167,7 +167,7 @@ def one_measurement(folder, world_size, name, overrides):
 
 
 def assert_same_measurement(folder, world_sizes, name, *overrides):
-    few = [f"callbacks.estimator_variance.{o}" for o in overrides]
+    few = [f"callbacks.estimator_variance.{o}" for o in ("every_n_steps=1", *overrides)]
     for n in world_sizes:
         together(n, one_measurement, folder / str(n), n, name, few)
     (one,) = measured(folder / "1")
@@ -261,42 +261,6 @@ def test_shares_of_the_run(tmp_path):
         run(tmp_path / "endless", *TINY["vae"], "trainer.max_epochs=-1", *share)
 
 
-class Clock:
-    """Seconds as a test says they pass."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def monotonic(self):
-        return self.now
-
-
-def test_by_itself_it_takes_a_twentieth_of_the_time(monkeypatch):
-    """Steps of 1/8 s and measurements of 10 s: the second after 400 s, then one for each 200 s."""
-    import zoo.callbacks.estimator_variance as module
-
-    clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    callback = EstimatorVariance("x")
-    callback.interval = 50
-
-    class Trainer:
-        logger = loggers = ()
-        strategy = type("One", (), {"broadcast": staticmethod(lambda due: due)})
-        fit_loop = type("Loop", (), {"total_batch_idx": 0})
-
-    class Model:
-        def gradient_estimators(self):
-            clock.now += 10
-            return {}
-
-    for step in range(7000):
-        Trainer.fit_loop.total_batch_idx = step
-        callback.on_train_batch_start(Trainer, Model(), None, 0)
-        clock.now += 0.125
-    assert [row["step"] for row in callback.history] == [0, 3200, 4800, 6400]
-
-
 # Beside what.
 
 
@@ -330,4 +294,4 @@ def test_the_plot_and_the_table_take_any_history():
         assert len(plot(history).axes) == 2
         columns, rows = table(history)
         assert len(rows) == len(history) and all(len(r) == len(columns) for r in rows)
-    assert rows == [[0, "a", "all", 1.0, 2.0, 3.0, 0.0, 2.0]]
+    assert rows == [[0, "a", "all", 1.0, 2.0, 3.0, 0.0, 2.0, None]]

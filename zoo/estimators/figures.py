@@ -14,8 +14,9 @@ def table(history: list[dict[str, float]]) -> tuple[list[str], list[list[Any]]]:
             if key.startswith("variance/"):
                 name, group = key.split("/")[1:]
                 measured = [row.get(f"{quantity}/{name}/{group}") for quantity in quantities]
-                rows.append([row["step"], name, group, *measured, row[f"ms_per_draw/{name}"]])
-    return ["step", "estimator", "group", *quantities, "ms_per_draw"], rows
+                draws = row.get("estimator_draws")
+                rows.append([row["step"], name, group, *measured, row[f"ms_per_draw/{name}"], draws])
+    return ["step", "estimator", "group", *quantities, "ms_per_draw", "draws"], rows
 
 
 def plot(history: list[dict[str, float]]) -> Figure:

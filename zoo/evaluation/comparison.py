@@ -11,12 +11,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import grad, vmap
-from tqdm.auto import tqdm
 
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.estimators import Comparison, compare, optimal_baseline, score_function
 from zoo.functional.noise import chunk_generator
+from zoo.functional.progress import tracked
 
 SEVERAL = ("+antithetic", "+loo", "+optimal")
 WHY_SEVERAL = (
@@ -69,7 +69,7 @@ def compare_model(
     measured = []
     for of_one in players.values():
         compare(of_one, batch, [0])  # the first call of each pays for what later ones find ready
-        numbers = tqdm(range(draws), desc="draws", disable=None if progress else True)
+        numbers = tracked(range(draws), "gradients", "draw", show=progress)
         of = "" if len(players) == 1 else " " + ", ".join(dict.fromkeys(k.split(".")[0] for k in of_one[0].params))
         found = rows(compare(of_one, batch, numbers, seed))
         measured += [row._replace(group=row.group + of) if row.group == "all" else row for row in found]

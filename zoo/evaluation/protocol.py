@@ -9,7 +9,6 @@ import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import zoo
 from zoo.checks import capabilities
@@ -30,6 +29,7 @@ from zoo.evaluation.fields import measure_field
 from zoo.evaluation.words import measure_words
 from zoo.functional.clusters import ClusterTable
 from zoo.functional.noise import chunk_generator
+from zoo.functional.progress import tracked
 from zoo.sampling.chunks import CHUNK, check_conditions, sample_chunks, try_conditions
 from zoo.training.trainer import quiet_lightning
 
@@ -75,7 +75,7 @@ def log_likelihood_by_hundreds(
     images, labels = data.splits["test"]
     hundreds = list(zip(images.split(IMAGES_AT_ONCE), labels.split(IMAGES_AT_ONCE), strict=True))[:batches]
     means = []
-    for i, (x, y) in enumerate(tqdm(hundreds, desc="log likelihood", disable=None if progress else True)):
+    for i, (x, y) in enumerate(tracked(hundreds, "log likelihood", "hundred", show=progress)):
         batch = [x[:, None].to(model.device).float() / 255, y.to(model.device).long()]
         found = log_likelihood(model, batch, num_samples, generator=chunk_generator(0, i))
         means.append(found.double().mean().item())
@@ -212,7 +212,7 @@ def bound_by_fives(model, data, fives: int, progress: bool = False) -> Tensor:
     images, labels = (t[: fives * BOUND_AT_ONCE] for t in data.splits["test"])
     fives = list(zip(images.split(BOUND_AT_ONCE), labels.split(BOUND_AT_ONCE), strict=True))
     found = []
-    for i, (x, y) in enumerate(tqdm(fives, desc="bound", disable=None if progress else True)):
+    for i, (x, y) in enumerate(tracked(fives, "bound", "five", show=progress)):
         x = x[:, None].to(model.device).float() / 255
         y = None if model.hparams.num_classes is None else y.to(model.device).long()
         terms = model.bound_terms(x, generator=chunk_generator(0, i), y=y).double().mean(1)

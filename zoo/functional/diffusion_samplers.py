@@ -11,13 +11,13 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from zoo.checks.errors import UserError
 from zoo.checks.old_forms import old_form
 from zoo.checks.values import check_choice, check_whole
 from zoo.functional.diffusion import Chain, X0Model, posterior_mean, predicted_eps, q_sample
 from zoo.functional.noise import randn
+from zoo.functional.progress import tracked
 
 
 def _clipped(x0: Tensor, clip: bool) -> Tensor:
@@ -177,8 +177,7 @@ def shown(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, number: int |
 
 def last(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, name: str) -> Tensor:
     """Run a sampler to its end, with a bar where it takes long, and return x_0."""
-    bar = tqdm(steps, total=total, desc=name, unit="step", delay=3, leave=False, disable=None)
-    _, x, _ = deque(bar, maxlen=1)[0]
+    _, x, _ = deque(tracked(steps, name, total=total), maxlen=1)[0]
     return x
 
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from zoo.checks.errors import UserError
 from zoo.functional.latents import log_ratio
+from zoo.functional.progress import tracked
 
 ROWS_AT_ONCE = 2000  # of images times importance samples: enough to keep a processor busy, few enough for its cache
 
@@ -93,7 +93,7 @@ def annealed_importance_sampling(
     """
     log_w = torch.zeros(len(v), dtype=torch.float64, device=v.device)
     steps = list(pairwise(betas.tolist()))
-    for beta, next_beta in tqdm(steps, desc="annealing", leave=False, disable=None if progress else True):
+    for beta, next_beta in tracked(steps, "annealed importance sampling", "temperature", show=progress):
         increment, v = anneal(v, beta, next_beta)
         log_w += increment
     return log_w

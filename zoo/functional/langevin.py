@@ -17,11 +17,11 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from zoo.checks.errors import UserError
 from zoo.checks.old_forms import old_form
 from zoo.functional.noise import rand, randn
+from zoo.functional.progress import tracked
 
 Score = Callable[[Tensor], Tensor]  # (B, ...) -> (B, ...)
 
@@ -56,7 +56,7 @@ def langevin_sample(
     """
     if (step_size is None) == (snr is None):
         raise UserError("a Langevin step has a step_size or a signal-to-noise ratio snr, one of the two")
-    for _ in tqdm(range(steps), desc="Langevin", unit="step", leave=False, disable=None if progress else True):
+    for _ in tracked(range(steps), "Langevin", show=progress):
         s, z = score(x), randn(*x.shape, generator=generator, device=x.device).to(x.dtype)
         e: Tensor | float
         if snr is not None:
@@ -106,7 +106,7 @@ def metropolis_langevin_sample(
         return torch.stack(slopes).sum(0)
 
     s = score(x)
-    for _ in tqdm(range(steps), desc="Langevin", unit="step", leave=False, disable=None if progress else True):
+    for _ in tracked(range(steps), "Langevin", show=progress):
         z = randn(*x.shape, generator=generator, device=x.device).to(x.dtype)
         u = rand(len(x), generator=generator, device=x.device).to(x.dtype)
         proposal = x + e / 2 * s + e**0.5 * z

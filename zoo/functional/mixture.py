@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zoo.checks.errors import UserError
 from zoo.functional.densities import kl_normal, log_normal, reparameterise
+from zoo.functional.progress import counted, duration, tracked
 
 log = logging.getLogger(__name__)
 
@@ -141,13 +142,17 @@ def fit_mixture(
         )
     started = time.monotonic()
     if method == "em":
+        log.info(
+            "Fitting a mixture of %d Gaussians to %s latents, %s", num_clusters, f"{len(z):,}", counted(restarts, "run")
+        )
         fitted = _expectation_maximisation(z, num_clusters, restarts, seed)
     else:
-        optima = (_kmeans(z, num_clusters, seed + i) for i in range(restarts))
+        runs = tracked(range(restarts), "fitting the mixture", "run")
+        optima = (_kmeans(z, num_clusters, seed + i) for i in runs)
         fitted = max(optima, key=lambda mixture: invariance(z, z_deformed, mixture))
     log.info(
-        "Mixture of %d Gaussians fitted to %s latents in %.0f seconds, weights %s",
-        *(num_clusters, f"{len(z):,}", time.monotonic() - started),
+        "Mixture of %d Gaussians fitted to %s latents in %s, weights %s",
+        *(num_clusters, f"{len(z):,}", duration(time.monotonic() - started)),
         " ".join(f"{p:.2f}" for p in fitted.log_pi.exp().sort(descending=True).values.tolist()),
     )
     return fitted

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.old_forms import earlier_names
 from zoo.checks.values import check_whole
 from zoo.functional.noise import chunk_generator
+from zoo.functional.progress import tracked
 
 CHUNK = 16
 
@@ -93,8 +93,7 @@ def sample_chunks(
 
     chunks = -(-n // CHUNK)
     mine = range(rank, chunks, world_size)
-    bar = tqdm(mine, desc="samples", unit="chunk", disable=None if progress else True, delay=2, leave=False)
-    drawn = {c: draw(c).cpu() for c in bar}
+    drawn = {c: draw(c).cpu() for c in tracked(mine, "samples", "chunk", show=progress)}
     # More ranks than chunks: the shape is found by drawing what nobody asked for.
     shape = next(iter(drawn.values())).shape if drawn else draw(0).shape
     return torch.cat([drawn[c] if c in drawn else torch.zeros(shape) for c in range(chunks)])[:n]

@@ -8,6 +8,11 @@ import torch.distributed
 from torch import Tensor
 
 
+def shows_progress(trainer) -> bool:
+    """Whether this process shows how far work is that takes long: the first one, unless bars are turned off."""
+    return trainer.is_global_zero and trainer.progress_bar_callback is not None
+
+
 def interleave(parts: Sequence[Tensor]) -> Tensor:
     """x from ``[x[r::n] for r in range(n)]``."""
     whole = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])

@@ -1,0 +1,165 @@
+"""EstimatorVariance with every_n_steps=auto: when it measures, with how many draws, and what a signal does to it."""
+
+import signal
+
+import pytest
+import torch
+from helpers import TINY, run
+from lightning.pytorch import Callback
+
+import zoo.callbacks.estimator_variance as module
+from zoo.callbacks import EstimatorVariance
+from zoo.estimators import GradientEstimator
+
+SHARE = 0.05
+
+
+class Clock:
+    """Seconds as a test says they pass."""
+
+    def __init__(self):
+        self.now = 1e6
+
+    def monotonic(self):
+        return self.now
+
+
+class Loop:
+    total_batch_idx = -1
+
+
+class Trainer:
+    """What the callback asks of a Trainer of one process."""
+
+    loggers = callbacks = ()
+    is_global_zero, progress_bar_callback, world_size, global_rank = True, None, 1, 0
+
+    class strategy:
+        root_device = torch.device("cpu")
+        broadcast = staticmethod(lambda value: value)
+        reduce = staticmethod(lambda value, reduce_op: value)
+        reduce_boolean_decision = staticmethod(lambda decision, all: decision)
+
+    def __init__(self):
+        self.fit_loop = Loop()
+
+
+class Model:
+    """Two estimators, of which a draw takes ``seconds``."""
+
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds = clock, seconds
+
+    def gradient_estimators(self):
+        def noise(batch, generator):
+            self.clock.now += self.seconds
+            return {"eps": torch.randn(3, generator=generator)}
+
+        surrogate = lambda params, batch, noise: (params["theta"] * noise["eps"]).sum()  # noqa: E731
+        return {
+            name: GradientEstimator(name, {"theta": torch.zeros(3)}, noise, surrogate, batched=False) for name in "ab"
+        }
+
+
+def trained(monkeypatch, *, steps, per_step, per_draw, callback=None, begin=0):
+    """The callback after ``steps`` of training, and at every step the share of time that measuring has taken."""
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    callback = callback or EstimatorVariance("x")
+    callback.probes = [None]
+    trainer, model, shares = Trainer(), Model(clock, per_draw), []
+    callback._started, callback._first_step = clock.now, begin
+    callback._next = max(callback._next, begin)
+    for step in range(begin, begin + steps):
+        trainer.fit_loop.total_batch_idx = step
+        callback.on_train_batch_start(trainer, model, None, 0)
+        trained = callback._trained_before + clock.now - callback._started - callback._seconds
+        shares.append(callback._seconds / max(trained, 1e-9))
+        clock.now += per_step
+    return callback, shares
+
+
+@pytest.mark.parametrize("per_step", [0.001, 0.1, 3.0])
+@pytest.mark.parametrize("relative", [0.2, 1.0])
+def test_measuring_never_takes_more_than_a_twentieth_of_the_time(per_step, relative, monkeypatch):
+    """Also at the first measurement, whose cost nobody knows, as long as a draw takes no longer than a step."""
+    callback, shares = trained(monkeypatch, steps=3000, per_step=per_step, per_draw=relative * per_step)
+    assert max(shares) <= SHARE + 1e-9
+    assert shares[-1] > 0.6 * SHARE
+    assert callback.history[0]["step"] > 0
+
+
+def test_a_first_measurement_that_was_dearer_than_thought_is_made_up_for(monkeypatch):
+    callback, shares = trained(monkeypatch, steps=6000, per_step=0.1, per_draw=2.0)
+    first, second = (row["step"] for row in callback.history[:2])
+    assert shares[first] > SHARE and second * 0.1 * SHARE >= 16.0  # two measurements of 2 draws of two estimators
+    assert max(shares[second:]) <= SHARE + 1e-9
+
+
+def test_a_minute_of_a_diffusion_has_several_points(monkeypatch):
+    """Steps and draws of 0.1 s, two estimators: 600 steps."""
+    callback, _ = trained(monkeypatch, steps=600, per_step=0.1, per_draw=0.1)
+    assert len(callback.history) >= 4
+    assert callback.history[0]["step"] <= 100
+
+
+def test_draws_double_after_every_fourth_measurement_up_to_those_asked_for(monkeypatch):
+    callback, _ = trained(monkeypatch, steps=400, per_step=1.0, per_draw=0.05)
+    draws = [row["estimator_draws"] for row in callback.history]
+    assert draws[:14] == [2] * 4 + [4] * 4 + [8] * 4 + [16] * 2
+    assert set(draws[12:]) == {16}
+    few, _ = trained(monkeypatch, steps=400, per_step=1.0, per_draw=0.05, callback=EstimatorVariance("x", draws=3))
+    assert {row["estimator_draws"] for row in few.history} == {2, 3}
+
+
+def test_a_resumed_run_goes_on_with_its_budget(monkeypatch):
+    first, _ = trained(monkeypatch, steps=500, per_step=0.1, per_draw=0.1)
+    resumed = EstimatorVariance("x")
+    resumed.load_state_dict(first.state_dict())
+    resumed, shares = trained(monkeypatch, steps=500, per_step=0.1, per_draw=0.1, callback=resumed, begin=500)
+    whole, _ = trained(monkeypatch, steps=1000, per_step=0.1, per_draw=0.1)
+    assert max(shares) <= SHARE + 1e-9
+    assert abs(len(resumed.history) - len(whole.history)) <= 1
+
+
+def test_a_run_without_a_measurement_says_how_to_have_one(tmp_path, caplog):
+    with caplog.at_level("INFO", logger="zoo.callbacks.estimator_variance"):
+        run(tmp_path, *TINY["vae"], "trainer.max_epochs=1", "trainer.limit_train_batches=3", "test=false")
+    assert "callbacks.estimator_variance.every_n_steps=10" in caplog.text
+    assert not (tmp_path / "estimator_variance.png").exists()
+
+
+class InterruptInDraw(Callback):
+    """Send SIGINT at the second draw of a measurement, and count draws."""
+
+    draws = 0
+
+    def on_fit_start(self, trainer, pl_module):
+        found = pl_module.gradient_estimators
+
+        def noticed(noise):
+            def draw(*args, **kwargs):
+                InterruptInDraw.draws += 1
+                if InterruptInDraw.draws == 2:
+                    signal.raise_signal(signal.SIGINT)
+                return noise(*args, **kwargs)
+
+            return draw
+
+        from dataclasses import replace
+
+        pl_module.gradient_estimators = lambda: {
+            name: replace(e, noise=noticed(e.noise), batched=False) for name, e in found().items()
+        }
+
+
+def test_ctrl_c_ends_a_measurement_after_the_draw_and_leaves_no_row(tmp_path):
+    InterruptInDraw.draws = 0
+    every = ["callbacks.estimator_variance.every_n_steps=1", "callbacks.estimator_variance.draws=50"]
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, *TINY["vae"], *every, "+callbacks.int._target_=test_auto_measurement.InterruptInDraw")
+    assert stopped.value.code == 130
+    assert InterruptInDraw.draws == 2
+    assert (tmp_path / "checkpoints" / "interrupted.ckpt").is_file()
+    measured = tmp_path / "metrics.csv"
+    assert not measured.exists() or "variance/pathwise" not in measured.read_text()
