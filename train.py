@@ -1,5 +1,6 @@
 """Train one model of the zoo: ``python train.py model=ddpm data=mnist trainer.max_epochs=2``."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo.training.command_line import check_kind, check_overrides, check_values, with_names_of_today
 from zoo.training.error_lines import errors_for_people
+from zoo.training.messages import lines_of_their_own
 from zoo.training.processes import end_with_parent, overrides_of_process
+from zoo.training.threads import prepare_threads
 
 # torch and Lightning take seconds to import; they come in with the first `build`, after the configuration is composed.
 
@@ -38,6 +41,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from zoo.callbacks import RunRecord
+    from zoo.callbacks.run_end import run_end
     from zoo.hub import check_resumable
 
     check_values(cfg)
@@ -59,19 +63,23 @@ def train(cfg: DictConfig) -> dict[str, float]:
         # Reloaded, and not test(ckpt_path=...): after fit the averaging callback would put the raw weights back.
         best = next((c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), "")
         model = type(model).load_from_checkpoint(best, weights_only=True) if best else model
-        trainer.test(model, datamodule=data)
+        trainer.test(model, datamodule=data, verbose=False)
         metrics |= trainer.callback_metrics
-    return {name: float(value) for name, value in metrics.items()}
+    metrics = {name: float(value) for name, value in metrics.items()}
+    if trainer.is_global_zero:
+        logging.getLogger(__name__).info("%s", run_end(trainer, model, cfg.run_dir, metrics))
+    return metrics
 
 
 @hydra.main(config_path="configs", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
-    with errors_for_people(cfg.run_dir):
+    with errors_for_people(cfg.run_dir), lines_of_their_own():
         return train(cfg).get(OmegaConf.select(cfg, "callbacks.best.monitor"))  # what a sweep minimises
 
 
 if __name__ == "__main__":
     end_with_parent()
+    prepare_threads()
     with errors_for_people():
         check_overrides(sys.argv[1:], Path(__file__).parent / "configs")
     sys.argv += overrides_of_process(sys.argv[1:], os.environ)

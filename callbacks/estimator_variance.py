@@ -251,7 +251,7 @@ class EstimatorVariance(L.Callback):
             return
         if not self.history:
             log.info(
-                "Training was too short to measure its gradient estimators within 5 %% of its time. "
+                "Training was too short to measure its gradient estimators within 5 % of its time. "
                 "callbacks.estimator_variance.every_n_steps=10 measures them whatever it takes"
             )
             return

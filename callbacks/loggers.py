@@ -84,6 +84,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
             mode=self._chosen_mode,
             settings=wandb.Settings(init_timeout=patience, silent=True),
         )
+        self._wandb_init.pop("anonymous", None)  # Lightning's; Weights & Biases warns of it, whatever its value
 
     @property
     @rank_zero_experiment

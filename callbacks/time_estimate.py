@@ -1,66 +1,206 @@
-"""How fast training goes and how long it will take, said early and logged."""
+"""How fast training goes and how long the run will take, said early, corrected, and logged."""
 
 import logging
+import math
 import time
+from collections import deque
 
 import lightning as L
+from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from zoo.checks import capabilities
+from zoo.functional.partition import OF_SANITY_CHECK
+from zoo.functional.progress import counted, duration
 
 log = logging.getLogger(__name__)
 
+WARM_UP = 5  # first batches, which are not part of any rate
+WINDOW = 60  # seconds of training that the rate is of, so that it follows a machine that gets slower
+CHECK = 5  # seconds between two looks at whether the estimate still holds
+WORTH_SAYING = 10  # seconds by which an estimate must be wrong to be corrected
+
 
 class TimeEstimate(L.Callback):
-    """After ``after`` batches, say how long the run will take; log ``train/images_per_second`` for every epoch.
+    """After ``after`` batches, say how long the run will take, and say it again when that turns out wrong by half.
 
-    Of a text it is ``train/words_per_second``: all words of it, those that subsampling leaves out too.
+    The estimate counts training with all that callbacks do between batches, validation with samples and checkpoints,
+    and the test. Validation is measured as it occurs. Before the first one, and for the test, it is reckoned from the
+    batches of the sanity check.
 
-    Time spent on validation, samples and checkpoints is not part of the rate, and neither are the first five batches.
+    ``train/images_per_second`` is logged for every epoch: of the batches alone, without validation, samples and
+    checkpoints, and without the first five batches. Of a text it is ``train/words_per_second``: all words of it, those
+    that subsampling leaves out too.
+
+    Args:
+        after: batches before the first estimate.
+        test: whether a test follows training.
     """
 
-    def __init__(self, after: int = 30):
-        self.after = after
-        self._said = False
-        self._seconds, self._images, self._batches, self._begin = 0.0, 0.0, 0, 0.0
+    def __init__(self, after: int = 30, test: bool = False):
+        self.after, self.test = after, test
+        self._seconds, self._images, self._batches, self._begin = 0.0, 0.0, 0, 0.0  # of this epoch
         self._unit, self._each = "images", 1.0  # a row of a batch counts for so much of what
+        self._rows = 0.0  # of a batch, over all processes
+        self._trained, self._seen = 0.0, 0  # seconds and batches of training in this process, without validation
+        self._marks: deque[tuple[float, int]] = deque()  # some of these, the latest last
+        self._mark = 0.0  # when training went on
+        self._validation_began: float | None = None
+        self._validations: deque[float] = deque(maxlen=4)  # seconds of the latest
+        self._of_batch, self._of_step = math.inf, 0.0  # seconds of a batch of validation; of a step of annealing
+        self._stage_began = 0.0
+        self._said: tuple[float, float] | None = None  # seconds to go as they were said, and when
+        self._checked = 0.0
+
+    # Training.
 
     def on_train_epoch_start(self, trainer, pl_module):
         self._seconds, self._images, self._batches = 0.0, 0.0, 0
         data = trainer.datamodule
         self._unit, self._each = data.unit if isinstance(data, capabilities.CountedData) else ("images", 1.0)
+        if self._validation_began is None:
+            self._mark = time.monotonic()
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self._begin = time.perf_counter()
+        self._begin = time.monotonic()
+        if self._validation_began is not None:
+            self._validations.append(self._begin - self._validation_began)
+            self._validation_began, self._mark = None, self._begin
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self._batches += 1
-        if self._batches <= 5:
+        now = time.monotonic()
+        self._batches, self._seen = self._batches + 1, self._seen + 1
+        self._trained, self._mark = self._trained + now - self._mark, now
+        if self._seen == WARM_UP:
+            self._marks.append((self._trained, self._seen))
+        if self._batches <= WARM_UP:
             return
-        self._seconds += time.perf_counter() - self._begin
-        here = len(batch[0]) * trainer.world_size * self._each
-        self._images += here
-        if self._batches >= self.after and not self._said:
-            self._said = True
-            self._say(trainer, here)
-
-    def _say(self, trainer, batch_size: float) -> None:
-        if not trainer.is_global_zero or trainer.max_epochs in (None, -1):
-            return
-        rate = self._images / self._seconds
-        epochs = trainer.max_epochs - trainer.current_epoch
-        images = round(trainer.num_training_batches * batch_size)
-        minutes = epochs * images / rate / 60
-        data = trainer.datamodule
-        used = data.used if isinstance(data, capabilities.NamedData) else "data"
-        length = f"{minutes:.0f} minutes" if minutes >= 1.5 else f"{60 * minutes:.0f} seconds"
-        log.info(
-            "About %s to go, validation and samples not counted: %d epochs of %s %s (%s), %.0f per second. "
-            "Shorter: trainer.max_epochs=1",
-            *(length, epochs, f"{images:,}", self._unit, used, rate),
-        )
+        self._seconds += now - self._begin
+        self._rows = len(batch[0]) * trainer.world_size * self._each
+        self._images += self._rows
+        if trainer.is_global_zero and self._seen >= self.after:
+            self._look(trainer, pl_module, now)
 
     def on_train_epoch_end(self, trainer, pl_module):
         if self._seconds > 0:
             for logger in trainer.loggers:
                 rate = self._images / self._seconds
                 logger.log_metrics({f"train/{self._unit}_per_second": rate}, step=trainer.fit_loop.total_batch_idx)
+
+    # Validation and test.
+
+    def on_validation_start(self, trainer, pl_module):
+        self._stage_began = time.monotonic()
+        if not trainer.sanity_checking:
+            self._validation_began = self._stage_began
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        now = time.monotonic()
+        if batch_idx == 0 and (steps := _annealing(pl_module, trainer, "sanity" if trainer.sanity_checking else "val")):
+            self._of_step = (now - self._stage_began) / steps
+        self._begin = now
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        # The fastest batch: others may have drawn samples.
+        self._of_batch = min(self._of_batch, time.monotonic() - self._begin)
+
+    def _evaluation(self, stage: str, batches: float, trainer, model) -> float:
+        """Seconds of a validation or a test, reckoned from its parts; 0 where nothing is known yet."""
+        of_batches = batches * self._of_batch if math.isfinite(self._of_batch) else 0.0
+        return of_batches + _annealing(model, trainer, stage) * self._of_step
+
+    # What is said.
+
+    def _look(self, trainer, model, now: float) -> None:
+        """Say how long it will take if that was not said yet, or was wrong."""
+        if self._said is not None and now - self._checked < CHECK:
+            return
+        self._checked = now
+        while len(self._marks) > 1 and self._marks[1][0] <= self._trained - WINDOW:
+            self._marks.popleft()
+        seconds, batches = self._marks[0]
+        per_batch = (self._trained - seconds) / max(1, self._seen - batches)
+        self._marks.append((self._trained, self._seen))
+        left = batches_left(trainer)
+        validation, test = self._parts(trainer, model, left)
+        to_go = left * per_batch + validation + test
+        to_go = min([to_go, *(c.time_remaining() or math.inf for c in trainer.callbacks if isinstance(c, Timer))])
+        if self._said is not None:
+            said, then = self._said
+            expected = said - (now - then)
+            if 0.5 * expected <= to_go <= 1.5 * expected or not abs(to_go - expected) > WORTH_SAYING:
+                return
+        log.info("%s", self._words(trainer, to_go, left, validation, test, self._rows / max(per_batch, 1e-9)))
+        self._said = to_go, now
+
+    def _parts(self, trainer, model, left: float) -> tuple[float, float]:
+        """Seconds of all validations that are left, and of the test."""
+        each = self._evaluation("val", sum(trainer.num_val_batches), trainer, model)
+        each = sum(self._validations) / len(self._validations) if self._validations else each
+        number = validations_left(trainer, left)
+        test = self._evaluation("test", _test_batches(trainer), trainer, model) if self.test else 0.0
+        return (each * number if number else 0.0), test
+
+    def _words(self, trainer, to_go: float, left: float, validation: float, test: float, rate: float) -> str:
+        if math.isinf(to_go):
+            return f"This run has no end: {rate:,.0f} {self._unit} per second. Ctrl-C stops it, and saves"
+        epochs = math.ceil(left / trainer.num_training_batches) if math.isfinite(left) else 0
+        data = trainer.datamodule
+        used = data.used if isinstance(data, capabilities.NamedData) else "data"
+        images = round(trainer.num_training_batches * self._rows) if epochs else 0
+        parts = [f"{counted(epochs, 'epoch')} of {images:,} {self._unit} ({used})" if epochs else ""]
+        parts.append(f"{rate:,.0f} per second")
+        parts += [f"{what} {duration(s)}" for what, s in (("validation", validation), ("test", test)) if s >= 1]
+        stops = any(isinstance(c, EarlyStopping) for c in trainer.callbacks)
+        words = f"{'At most' if stops else 'About'} {duration(to_go)} to go"
+        if self._said is not None:
+            return f"{words}, other than said before: {', '.join(filter(None, parts))}"
+        shorter = ". Shorter: trainer.max_epochs=1" if epochs > 1 else ""
+        return f"{words}: {', '.join(filter(None, parts))}{shorter}"
+
+
+def batches_left(trainer) -> float:
+    """Batches of training that are left, infinitely many if nothing ends the run; by epochs or by steps."""
+    loop, per_epoch = trainer.fit_loop, trainer.num_training_batches
+    done = loop.total_batch_idx + 1
+    left = [math.inf]
+    if trainer.max_epochs not in (None, -1):
+        within = loop.epoch_loop.batch_progress.current.ready
+        left.append((trainer.max_epochs - trainer.current_epoch) * per_epoch - within)
+    if trainer.max_steps not in (None, -1):
+        steps = max(1, trainer.global_step)  # of optimisers: two players take two for a batch
+        left.append((trainer.max_steps - trainer.global_step) * done / steps)
+    return max(0.0, min(left))
+
+
+def validations_left(trainer, batches: float) -> float:
+    """The number of validations in the next ``batches`` of training."""
+    per_epoch, every = trainer.num_training_batches, trainer.check_val_every_n_epoch
+    if not sum(trainer.num_val_batches) or not math.isfinite(per_epoch):
+        return 0
+    if every is None or trainer.val_check_batch < per_epoch:
+        return batches // trainer.val_check_batch
+    if not math.isfinite(batches):
+        return math.inf
+    last = trainer.current_epoch + math.ceil(
+        (batches + trainer.fit_loop.epoch_loop.batch_progress.current.ready) / per_epoch
+    )
+    return last // every - trainer.current_epoch // every
+
+
+def _test_batches(trainer) -> float:
+    """The number of batches of the test."""
+    if trainer.datamodule is None or not trainer.limit_test_batches:
+        return 0
+    with isolate_rng():
+        batches, limit = len(trainer.datamodule.test_dataloader()), trainer.limit_test_batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def _annealing(model, trainer, stage: str) -> int:
+    """Steps of annealed importance sampling before the first batch of an evaluation."""
+    if not capabilities.has_log_likelihood(model, by=capabilities.ANNEALED):
+        return 0
+    stage = "val" if stage == "test" and trainer.limit_test_batches != 1.0 else stage
+    h = model.hparams
+    return {"sanity": OF_SANITY_CHECK, "val": h.ais_temperatures, "test": h.test_ais_temperatures}[stage]

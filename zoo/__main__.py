@@ -3,12 +3,15 @@ models of words ``nearest | analogy | vectors``."""
 
 import argparse
 import json
+import logging
 import re
 from pathlib import Path
 
 import zoo
 from zoo.checks.errors import UserError
 from zoo.training.error_lines import errors_for_people
+from zoo.training.messages import lines_of_their_own
+from zoo.training.threads import prepare_threads
 
 SAMPLES = "per test image, for log p(x) of a model that has it, such as 5000; 0, the default, leaves it out"
 BOUND = "test images, a multiple of 5, for the full variational bound of a diffusion; 0, the default, leaves it out"
@@ -305,7 +308,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
-    with errors_for_people():
+    prepare_threads()
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    with errors_for_people(), lines_of_their_own():
         args.run(args)
 
 

@@ -300,7 +300,7 @@ class RBM(L.LightningModule):
     # Validation and test.
 
     def on_validation_epoch_start(self):
-        steps = 10 if self.trainer.sanity_checking else self.hparams.ais_temperatures
+        steps = partition.OF_SANITY_CHECK if self.trainer.sanity_checking else self.hparams.ais_temperatures
         self._log_partitions = self.log_partitions(steps, progress=shows_progress(self.trainer))
 
     def on_test_epoch_start(self):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from typing import NamedTuple
 
 import lightning as L
@@ -31,6 +30,7 @@ from zoo.functional.clusters import ClusterTable
 from zoo.functional.noise import chunk_generator
 from zoo.functional.progress import tracked
 from zoo.sampling.chunks import CHUNK, check_conditions, sample_chunks, try_conditions
+from zoo.training.progress import progress_bar
 from zoo.training.trainer import quiet_lightning
 
 IMAGES_AT_ONCE = 100
@@ -342,11 +342,7 @@ def evaluate(model, data) -> dict[str, float]:
     """
     quiet_lightning()
     trainer = L.Trainer(
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=sys.stdout.isatty(),
+        devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False, callbacks=[progress_bar()]
     )
     trainer.test(model, datamodule=data, verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -32,6 +32,7 @@ ENUMERABLE = 20  # units: a million states
 AT_ONCE = 16  # units up to which log Z is enumerated without being asked: seconds, where a million states are minutes
 BLOCK = 4096  # states at a time
 Partitions = dict[str, LogPartition]  # estimates of one log Z by name
+OF_SANITY_CHECK = 10  # temperatures before training, where the estimate is thrown away
 PIXELS_FLIPPED = 10  # of each image, for its pseudo-likelihood while a model is validated
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from typing import Any
 
 import lightning as L
 import torch
@@ -11,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from zoo.checks.errors import UserError
 from zoo.training.checkpoint_files import CheckpointFiles
+from zoo.training.progress import ModelSize, progress_bar
 
 
 def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -> L.Trainer:
@@ -50,6 +52,7 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
     if "fsdp" in str(kwargs.get("strategy")):
         _check_sharding(kwargs.get("accelerator", "auto"), kwargs.get("callbacks") or [])
     _check_monitors(kwargs.get("callbacks") or [])
+    kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), *_shown(kwargs)]
     trainer = L.Trainer(precision=precision, **kwargs)
     _check_started(trainer.world_size)
     if two_players and isinstance(trainer.strategy, DDPStrategy):
@@ -62,6 +65,16 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
     return trainer
 
 
+def _shown(kwargs: dict[str, Any]) -> list[L.Callback]:
+    """What shows a run, in place of Lightning's table of the model and its bars; ``kwargs`` turn these off."""
+    shown: list[L.Callback] = []
+    if kwargs.setdefault("enable_model_summary", False) is False:
+        shown.append(ModelSize())
+    if kwargs.get("enable_progress_bar") is not False:
+        shown.append(progress_bar())
+    return shown
+
+
 def quiet_lightning() -> None:
     """Keep Lightning's messages to what a user can act on, each said once."""
     if logging.getLogger().hasHandlers():  # it has a handler of its own beside the root's
@@ -69,6 +82,8 @@ def quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # its own to mend
     warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
+    # Steps are counted over epochs: a short epoch is logged all the same. ModelSize says where a whole run is not.
+    warnings.filterwarnings("ignore", "The number of training batches")
     warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated")
     # Of convolutions of one channel, whose gradients may lie in either order.
     warnings.filterwarnings("ignore", r"(?s)Grad strides do not match bucket view strides")

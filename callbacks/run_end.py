@@ -1,0 +1,61 @@
+"""What is said when a run has ended: its numbers, its files, and what to type next."""
+
+import re
+import shlex
+from pathlib import Path
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from zoo.callbacks.run_record import run_command
+from zoo.checks import capabilities
+from zoo.evaluation.units import with_unit
+
+
+def run_end(trainer, model, folder: str | Path, metrics: dict[str, float]) -> str:
+    """The last words of a run, several lines.
+
+    Args:
+        trainer: that has fitted ``model``, and tested it if there was a test.
+        folder: the run folder.
+        metrics: by name, those of the test or else of the last validation among them.
+    """
+    folder = Path(folder)
+    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
+    tested = {name: value for name, value in metrics.items() if name.startswith("test/")}
+    lines = [f"Test of {'the best checkpoint' if best and best.best_model_path else 'the last weights'}:"]
+    shown = tested or {name: value for name, value in metrics.items() if name.startswith("val/")}
+    if not tested:
+        lines = ["Last validation:"]
+    width = max([len(name) for name in shown], default=0)
+    lines = [*lines, *(f"    {name:{width}}  {with_unit(name, v, set(shown))}" for name, v in shown.items())]
+    lines = lines if shown else []
+    files = [("Run folder", folder)]
+    if best and best.best_model_path:
+        files.append(("Best checkpoint", Path(best.best_model_path)))
+    if (last := folder / "checkpoints" / "last.ckpt").is_file():
+        files.append(("Last checkpoint", last))
+    lines += [f"{what:15}  {_pasted(path)}" for what, path in files]
+    if best and best.best_model_score is not None and best.monitor:
+        score = with_unit(best.monitor, float(best.best_model_score), set(metrics))
+        lines.append(f"{'Best ' + best.monitor:15}  {score}")
+    return "\n".join([*lines, "Next:", *(f"    {command}" for command in _next(trainer, model, folder, best, last))])
+
+
+def _next(trainer, model, folder: Path, best: ModelCheckpoint | None, last: Path) -> list[str]:
+    run, python = _pasted(folder), "python -m zoo"
+    words = isinstance(model, capabilities.Words)
+    commands = [f"{python} nearest {run} music" if words else f"{python} sample {run} -o samples.png"]
+    data = trainer.datamodule
+    named = isinstance(data, capabilities.NamedData) and not words  # words are evaluated on the run's own text
+    commands.append(f"{python} evaluate {run}" + (f" --data {data.used}" if named else ""))
+    if trainer.loggers and (folder / "metrics.csv").is_file():
+        commands.append(f"{python} curves {run} --metric {(best and best.monitor) or 'val/loss'}")
+    if last.is_file() and trainer.max_epochs not in (None, -1):
+        command = re.sub(r" trainer\.max_epochs=\S+", "", run_command(folder, last))
+        commands.append(f"{command} trainer.max_epochs={2 * trainer.max_epochs}")
+    return commands
+
+
+def _pasted(path: Path) -> str:
+    path = path.absolute()
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
