@@ -24,7 +24,8 @@ def progress_bar() -> ProgressBar:
 
 def known(*totals: float | None) -> int | None:
     """The sum of numbers of batches; None where one of them is not known."""
-    return int(sum(t or 0 for t in totals)) if all(t is not None and math.isfinite(t) for t in totals) else None
+    finite = [t for t in totals if t is not None and math.isfinite(t)]
+    return int(sum(finite)) if totals and len(finite) == len(totals) else None
 
 
 def shown_metrics(metrics: dict[str, Any]) -> dict[str, Any]:

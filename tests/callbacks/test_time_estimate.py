@@ -1,0 +1,186 @@
+"""TimeEstimate: what it counts, when it says it, and when again. Seconds pass as callbacks of the tests say."""
+
+import math
+import re
+from types import SimpleNamespace
+
+import pytest
+from helpers import TINY, run
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, Timer
+
+import zoo.callbacks.time_estimate as module
+from zoo.callbacks.time_estimate import TimeEstimate, batches_left, validations_left
+
+
+class Clock:
+    """Seconds that only go forward; there is no other clock to ask."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+CLOCK = Clock()
+
+
+class Pass(Callback):
+    """Let seconds pass: in each batch, from batch ``slower_from`` on ``slower``; in each batch of evaluation."""
+
+    def __init__(self, batch=1.0, validation=0.0, slower=None, slower_from=0, drawing=0.0, annealing=0.0):
+        self.batch, self.validation, self.slower, self.slower_from = batch, validation, slower, slower_from
+        self.drawing, self.annealing = drawing, annealing
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        late = self.slower is not None and trainer.fit_loop.total_batch_idx >= self.slower_from
+        CLOCK.now += self.slower if late else self.batch
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        CLOCK.now += self.validation
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            CLOCK.now += self.drawing
+
+
+@pytest.fixture
+def said(monkeypatch, caplog, tmp_path):
+    """Train a small VAE, 11 batches an epoch, where seconds pass as given; what was said of the time."""
+    monkeypatch.setattr(module, "time", CLOCK)
+    CLOCK.now = 1e9
+
+    def estimate(*overrides, name="vae", **passing):
+        passed = [f"+callbacks.z_pass.{k}={v}" for k, v in passing.items()]
+        passed.append("+callbacks.z_pass._target_=test_time_estimate.Pass")
+        few = ["callbacks.time_estimate.after=10", "test=false", "~callbacks.estimator_variance", "logger=none"]
+        with caplog.at_level("INFO", logger=module.__name__):
+            run(tmp_path, *TINY[name], *few, *passed, *overrides)
+        return [r.getMessage() for r in caplog.records if r.name == module.__name__]
+
+    return estimate
+
+
+def test_training_is_counted_to_the_end(said):
+    """10 of 44 batches of a second are done."""
+    (line,) = said("trainer.max_epochs=4")
+    assert line.startswith("About 34 seconds to go: 4 epochs of 1,408 images (digits), 128 per second")
+
+
+def test_validation_and_test_are_counted_from_the_sanity_check(said):
+    """4 validations of one batch and a test of one, 20 seconds each."""
+    (line,) = said("trainer.max_epochs=4", "trainer.num_sanity_val_steps=1", "test=true", validation=20)
+    assert line.startswith("About 2 minutes to go") and "validation 80 seconds, test 20 seconds" in line
+
+
+def test_what_turns_out_to_take_long_is_said_again(said):
+    """Samples and checkpoints after validation were not known: 100 seconds in each of 4 epochs."""
+    first, second = said("trainer.max_epochs=4", drawing=100)
+    assert first.startswith("About 34 seconds")
+    assert second.startswith("About 5 minutes to go, other than said before: ") and "validation 5 minutes" in second
+
+
+def test_a_machine_that_gets_slower_is_said_again_and_one_that_wavers_is_not(said):
+    lines = said("trainer.max_epochs=12", slower=3, slower_from=40)
+    assert lines[0].startswith("About 2 minutes") and 2 <= len(lines) <= 4
+    assert re.match(r"About \d+ (minutes|seconds) to go, other than said before", lines[-1])
+
+
+def test_an_estimate_that_is_off_by_less_than_half_stands(said):
+    assert len(said("trainer.max_epochs=12", slower=1.1, slower_from=60)) == 1
+
+
+def test_annealed_importance_sampling_is_counted(monkeypatch):
+    """10 temperatures took 2 seconds in the sanity check: 1,000 at each of 2 validations, 14,500 in the test."""
+    monkeypatch.setattr(module, "time", CLOCK)
+    from zoo.rbm import RBM
+
+    callback, model = TimeEstimate(test=True), RBM(num_hidden=20)
+    trainer = SimpleNamespace(
+        sanity_checking=True, limit_test_batches=1.0, num_val_batches=[1], datamodule=None, num_training_batches=10
+    )
+    trainer.current_epoch, trainer.check_val_every_n_epoch, trainer.val_check_batch = 0, 1, 10
+    trainer.fit_loop = loop(ready=0)
+    callback.on_validation_start(trainer, model)
+    CLOCK.now += 2
+    callback.on_validation_batch_start(trainer, model, None, 0)
+    callback.on_validation_batch_end(trainer, model, None, None, 0)
+    assert callback._parts(trainer, model, left=20) == (400.0, 2900.0)
+    trainer.limit_test_batches = 3  # which is of no published number
+    assert callback._parts(trainer, model, left=20) == (400.0, 200.0)
+
+
+def loop(ready, total=0):
+    progress = SimpleNamespace(current=SimpleNamespace(ready=ready))
+    return SimpleNamespace(total_batch_idx=total - 1, epoch_loop=SimpleNamespace(batch_progress=progress))
+
+
+def fit(**given):
+    defaults = {"max_epochs": 10, "max_steps": -1, "num_training_batches": 100, "current_epoch": 2, "global_step": 250}
+    defaults |= {"check_val_every_n_epoch": 1, "val_check_batch": 100, "num_val_batches": [5], "callbacks": []}
+    return SimpleNamespace(**{**defaults, "fit_loop": loop(50, 250), **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, 750),
+        ({"max_steps": 300}, 50),
+        ({"max_steps": 600, "global_step": 500}, 50),  # two players take two steps for a batch
+        ({"max_epochs": -1, "max_steps": 400}, 150),
+        ({"max_epochs": -1}, math.inf),
+        ({"max_epochs": -1, "max_steps": 200}, 0),
+    ],
+)
+def test_what_ends_a_run_first_counts(given, expected):
+    assert batches_left(fit(**given)) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, 8),
+        ({"check_val_every_n_epoch": 5}, 2),
+        ({"val_check_batch": 25}, 30),
+        ({"num_val_batches": [0]}, 0),
+        ({"max_epochs": -1}, math.inf),
+    ],
+)
+def test_validations_are_counted(given, expected):
+    trainer = fit(**given)
+    assert validations_left(trainer, batches_left(trainer)) == expected
+
+
+def test_runs_without_an_end_with_a_timer_and_with_early_stopping_say_so():
+    callback, words = TimeEstimate(), {"validation": 0.0, "test": 0.0, "rate": 50.0}
+    callback._rows = 10.0
+    data = SimpleNamespace(datamodule=None)
+    endless = fit(max_epochs=-1, **vars(data))
+    assert callback._words(endless, math.inf, math.inf, **words) == (
+        "This run has no end: 50 images per second. Ctrl-C stops it, and saves"
+    )
+    stopping = fit(callbacks=[EarlyStopping("val/loss")], **vars(data))
+    assert callback._words(stopping, 1.0, 750, **words).startswith("At most 1 second to go: 8 epochs of 1,000 images")
+
+
+def test_a_timer_bounds_the_estimate(caplog):
+    timer = Timer(duration={"seconds": 90})
+    timer.start_time = lambda stage=None: 0.0
+    timer.time_remaining = lambda stage=None: 60.0
+    callback = TimeEstimate(after=1)
+    callback._marks.append((0.0, 0))
+    callback._trained, callback._seen = 100.0, 10
+    trainer = fit(callbacks=[timer], datamodule=None)
+    from zoo.vae import VAE
+
+    with caplog.at_level("INFO", logger=module.__name__):
+        callback._look(trainer, VAE(latent_dim=2, hidden=[4]), now=0.0)
+    assert caplog.records[0].getMessage().startswith("About 60 seconds to go")
+
+
+def test_a_resumed_run_counts_what_is_left(said, tmp_path, caplog):
+    said("trainer.max_epochs=2")
+    caplog.clear()
+    (line,) = said("trainer.max_epochs=5", f"ckpt={tmp_path}/checkpoints/last.ckpt")
+    assert line.startswith("About 23 seconds to go: 3 epochs")

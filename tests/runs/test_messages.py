@@ -1,0 +1,293 @@
+"""What people see of a run: bars on a terminal, lines elsewhere, an end that says what there is."""
+
+import fcntl
+import logging
+import multiprocessing
+import os
+import pty
+import re
+import shlex
+import struct
+import subprocess
+import sys
+import termios
+import warnings
+from pathlib import Path
+
+import pytest
+from helpers import QUIET, TINY, config
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+import zoo.functional.progress as progress
+import zoo.training.progress as of_trainer
+from train import train
+from zoo.evaluation.units import with_unit
+from zoo.functional.progress import Lines, counted, duration, tracked
+from zoo.training.error_lines import errors_for_people
+from zoo.training.messages import lines_of_their_own
+from zoo.training.threads import available_processors, prepare_threads, processors_of_quota
+
+ROOT = Path(__file__).parents[2]
+
+
+# A run in a process of its own, forked: nothing is imported twice.
+
+
+def _child(write, folder, overrides):
+    for fd in (1, 2):
+        os.dup2(write, fd)
+    sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: SIM115
+    logging.root.handlers = [logging.StreamHandler(sys.stderr)]
+    logging.root.setLevel(logging.INFO)
+    of_trainer.Lines = lambda first: Lines(first=0, every=0)
+    shown = [o for o in QUIET if "progress" not in o and "logger" not in o]
+    code = 0
+    try:
+        with errors_for_people(str(folder)), lines_of_their_own():
+            warnings.simplefilter("default")
+            train(config(folder, *shown, *overrides))
+    except SystemExit as stopped:
+        print(stopped.code, file=sys.stderr)
+        code = 1
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(code)
+
+
+def printed(terminal, folder, *overrides):
+    """What a run writes to a terminal of 100 columns, or to a pipe."""
+    read, write = pty.openpty() if terminal else os.pipe()
+    if terminal:
+        fcntl.ioctl(write, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    child = multiprocessing.get_context("fork").Process(target=_child, args=(write, folder, overrides))
+    child.start()
+    os.close(write)
+    out = b""
+    try:
+        while data := os.read(read, 1 << 16):
+            out += data
+    except OSError:  # as Linux says that the other end of a terminal is closed
+        pass
+    os.close(read)
+    child.join()
+    return out.decode().replace("\r\n", "\n")
+
+
+def written(output):
+    """What begins at the left margin, whether a line or a bar that is drawn over the one before."""
+    return [part.strip() for part in re.split(r"[\r\n]|\x1b\[A", output) if part.strip()]
+
+
+SHORT = [*TINY["vae"], "trainer.max_epochs=2", "callbacks.time_estimate.after=8"]
+
+
+def test_on_a_terminal_messages_stand_above_the_bar(tmp_path):
+    output = printed(True, tmp_path, *SHORT, "logger=csv")
+    lines = written(output)
+    assert any(line.startswith("Epoch 1: 100%") for line in lines)
+    assert any(line.startswith("Testing") and "0/?" not in line for line in lines)
+    for message in ("About ", "Test of the best checkpoint:", "Run folder ", "VAE has "):
+        (line,) = [line for line in lines if message in line]
+        assert line.startswith(message)
+    assert "v_num" not in output and "FLOPs" not in output and "───" not in output
+
+
+def test_an_error_begins_on_a_line_of_its_own(tmp_path):
+    poison = ["+callbacks.poison._target_=helpers.Poison", "+callbacks.poison.at=14"]
+    lines = written(printed(True, tmp_path, *SHORT, "logger=csv", *poison))
+    (line,) = [line for line in lines if "Training has diverged" in line]
+    assert line.startswith("error: ")
+
+
+def test_without_a_terminal_there_are_lines_and_nothing_is_warned_of(tmp_path):
+    output = printed(False, tmp_path, *SHORT, "logger=wandb")
+    assert "\r" not in output and "\x1b" not in output
+    lines = written(output)
+    assert [line for line in lines if re.match(r"Epoch 2 of 2, batch \d+ of 11: train/loss=[\d.]+", line)]
+    assert "WARNING" not in output.upper().replace("ZOO.WARNING", "")
+    assert len([line for line in lines if line.startswith("About ")]) == 1
+
+
+def test_bars_and_lines_can_be_turned_off(tmp_path):
+    output = printed(False, tmp_path, *SHORT, "logger=csv", "trainer.enable_progress_bar=false")
+    assert "Epoch" not in output and "Test of the best checkpoint:" in output
+
+
+def test_warnings_are_lines_of_the_log(caplog):
+    with lines_of_their_own(), warnings.catch_warnings():
+        warnings.simplefilter("default")
+        before = warnings.showwarning
+        warnings.showwarning = before
+        warnings.warn("this is odd", UserWarning, stacklevel=1)
+    assert "UserWarning: this is odd" in caplog.text
+
+
+# Work that takes more than a few seconds.
+
+
+class Clock:
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def test_lines_come_soon_and_then_ever_more_seldom(clock):
+    lines, due = Lines(first=5, every=30), []
+    for second in range(20_000):
+        clock.now = float(second)
+        if lines.due():
+            due.append(second)
+    assert due[:4] == [5, 35, 65, 95]
+    assert due[-1] - due[-2] > 180  # a hundredth of the time
+
+
+def test_long_work_says_how_far_it_is(clock, caplog, monkeypatch):
+    monkeypatch.setattr(progress, "has_bars", lambda stream=None: False)
+    with caplog.at_level("INFO"):
+        for _ in tracked(range(60), "annealing", "temperature"):
+            clock.now += 1.0
+        quick = list(tracked(range(3), "quick"))
+        for _ in tracked(iter(range(8)), "unknown", "row"):
+            clock.now += 1.0
+        hidden = [clock.monotonic() for _ in tracked(range(100), "hidden", show=False)]
+    assert [r.getMessage() for r in caplog.records] == [
+        "annealing: 5 of 60, about 55 seconds left",
+        "annealing: 35 of 60, about 25 seconds left",
+        "unknown: 5 rows",
+    ]
+    assert quick == [0, 1, 2] and len(hidden) == 100
+
+
+def test_durations_are_words():
+    assert [duration(s) for s in (0.6, 1.4, 2, 99, 100, 3600, 7500, 7200, 400_000)] == [
+        *("1 second", "1 second", "2 seconds", "99 seconds", "2 minutes", "60 minutes"),
+        *("2 hours 5 minutes", "2 hours", "4 days 15 hours"),
+    ]
+    assert counted(1, "epoch") == "1 epoch" and counted(2000, "epoch") == "2,000 epochs"
+
+
+# The end.
+
+
+def test_numbers_have_units():
+    names = {"test/loss", "test/nll", "test/accuracy"}
+    assert with_unit("test/loss", 248.40626525878906, names) == "248.41 nats"
+    assert with_unit("test/loss", 0.0123456, {"test/loss"}) == "0.01235"  # an error of a diffusion
+    assert with_unit("test/accuracy", 0.97314, names) == "97.3 %"
+    assert with_unit("bits_per_dim", 1.8823, names) == "1.882 bits per dimension"
+    assert with_unit("train/images_per_second", 6369.4, names) == "6,369.40 images per second"
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """The folder of a run, with a space, a quote and an umlaut in its name, and what it said at its end."""
+    folder, said = tmp_path_factory.mktemp("runs") / "ä 'b", []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("train")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        cfg = config("/", *QUIET, *TINY["vae"], "debug=fast")
+        cfg.run_dir = str(folder)
+        train(cfg)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+    return folder, said[-1].splitlines()
+
+
+def test_the_end_of_a_run_says_its_numbers_and_files(ended):
+    folder, lines = ended
+    assert re.fullmatch(r"    test/loss  \d+\.\d\d nats", lines[1])
+    files = {line.split("  ")[0]: Path(*shlex.split(line.split("  ", 1)[1])) for line in lines if "  " in line[1:18]}
+    assert files["Run folder"] == folder
+    assert files["Best checkpoint"].is_file() and files["Last checkpoint"].name == "last.ckpt"
+
+
+def test_what_to_type_next_can_be_pasted(ended):
+    folder, lines = ended
+    sample, evaluate, curves, resume = (shlex.split(line) for line in lines[lines.index("Next:") + 1 :])
+    assert sample == ["python", "-m", "zoo", "sample", str(folder), "-o", "samples.png"]
+    assert evaluate == ["python", "-m", "zoo", "evaluate", str(folder), "--data", "digits"]
+    assert curves == ["python", "-m", "zoo", "curves", str(folder), "--metric", "val/loss"]
+    assert resume[:2] == ["python", "train.py"]
+    values = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(resume[2:])}
+    assert values["trainer.max_epochs"] == 2
+    assert Path(str(getattr(values["ckpt"], "text", values["ckpt"]))).is_file()
+
+
+# Threads.
+
+
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(tmp_path):
+    for given, expected in (
+        ({}, "PASSIVE"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        ({"GOMP_SPINCOUNT": "9"}, None),
+    ):
+        environment = dict(given)
+        prepare_threads(environment, tmp_path)
+        assert environment.get("OMP_WAIT_POLICY") == expected
+        assert "OMP_NUM_THREADS" not in environment
+
+
+def test_there_are_no_more_threads_than_a_containers_quota(tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.training.threads.available_processors", lambda: 64)
+    for text, expected in (("max 100000", None), ("250000 100000", 2), ("50000 100000", 1), ("", None)):
+        (tmp_path / "cpu.max").write_text(text)
+        environment = {}
+        prepare_threads(environment, tmp_path)
+        assert processors_of_quota(tmp_path) == expected
+        assert environment.get("OMP_NUM_THREADS") == (None if expected is None else str(expected))
+    (tmp_path / "cpu.max").write_text("200000 100000")
+    environment = {"OMP_NUM_THREADS": "7"}
+    prepare_threads(environment, tmp_path)
+    assert environment["OMP_NUM_THREADS"] == "7"
+    assert available_processors() >= 1
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    for name, text in (("quota", "300000\n"), ("period", "100000\n")):
+        (tmp_path / "cpu" / f"cpu.cfs_{name}_us").write_text(text)
+    assert processors_of_quota(tmp_path) == 3
+
+
+@pytest.mark.parametrize("command", [["train.py", "model=nothing"], ["-m", "zoo", "list"]])
+def test_threads_are_prepared_before_torch_is_imported(command):
+    """libgomp reads its environment once, when it is loaded."""
+    watch = (
+        "import atexit, os, sys, runpy; a = sys.argv[1:]; sys.path.insert(0, os.getcwd());"
+        "atexit.register(lambda: print('\\nPOLICY', os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules));"
+        "sys.argv = a[1:] if a[0] == '-m' else a;"
+        "runpy.run_module('zoo', run_name='__main__') if a[0] == '-m' else runpy.run_path(a[0], run_name='__main__')"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", watch, *command], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=120
+    )
+    assert "POLICY PASSIVE False" in done.stdout
+
+
+# The whole command, in the second tier.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_no_recipe_warns_of_anything(name, tmp_path):
+    """As people start it, into a file, with Weights & Biases offline; train.log has the end, too."""
+    command = [sys.executable, "-W", "default", "train.py", *TINY[name], "trainer.max_epochs=2", "logger=wandb"]
+    env = {**os.environ, "WANDB_MODE": "offline", "PYTHONWARNINGS": "default::UserWarning"}
+    with (tmp_path / "out").open("w") as out:
+        subprocess.run(
+            [*command, f"hydra.run.dir={tmp_path / 'run'}"], cwd=ROOT, env=env, stdout=out, stderr=out, check=True
+        )
+    output = (tmp_path / "out").read_text()
+    assert "\r" not in output and "warning" not in output.lower()
+    assert "Run folder" in (tmp_path / "run" / "train.log").read_text()
