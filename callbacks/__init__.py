@@ -10,7 +10,7 @@ from zoo.callbacks.exact_resume import ExactResume
 from zoo.callbacks.finite_loss import FiniteLoss
 from zoo.callbacks.latents import Latents
 from zoo.callbacks.log_likelihood import LogLikelihood
-from zoo.callbacks.loggers import CSVLogger, WandbLogger
+from zoo.callbacks.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from zoo.callbacks.loss_per_step import LossPerStep
 from zoo.callbacks.neighbours import Neighbours
 from zoo.callbacks.run_record import RunRecord
@@ -34,6 +34,7 @@ __all__ = [
     "SampleDistance",
     "Samples",
     "ScoreField",
+    "TensorBoardLogger",
     "TimeEstimate",
     "WandbLogger",
 ]

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import lightning as L
 import torch
 
-from zoo.callbacks.cadence import due
+from zoo.callbacks.cadence import AtEpochs
 from zoo.callbacks.grids import write_grid
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
@@ -13,7 +12,7 @@ from zoo.checks.values import check_whole
 from zoo.functional.noise import chunk_generator
 
 
-class Codes(L.Callback):
+class Codes(AtEpochs):
     """Draw ``code0_epoch_000.png``, ...: columns are categories, rows values of one continuous code from -2 to 2.
 
     The noise is the same in every epoch, and training is not touched.
@@ -28,9 +27,9 @@ class Codes(L.Callback):
     """
 
     def __init__(self, folder: str, every_n_epochs: int = 5, seed: int = 0):
-        check_whole("every_n_epochs", every_n_epochs)
+        super().__init__(every_n_epochs)
         check_whole("seed", seed, least=0)
-        self.folder, self.every_n_epochs, self.seed = Path(folder), every_n_epochs, seed
+        self.folder, self.seed = Path(folder), seed
 
     def setup(self, trainer, pl_module, stage):
         if not isinstance(pl_module, capabilities.Codes):
@@ -38,7 +37,7 @@ class Codes(L.Callback):
 
     @torch.no_grad()
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        if batch_idx != 0 or not due(trainer, self.every_n_epochs) or not trainer.is_global_zero:
+        if batch_idx != 0 or not self.due(trainer) or not trainer.is_global_zero:
             return
         for code in range(pl_module.hparams.num_continuous):
             grid = pl_module.vary(code, generator=chunk_generator(self.seed, 0)).cpu()

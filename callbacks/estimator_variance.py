@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from zoo.callbacks.cadence import logged_step
 from zoo.callbacks.exact_resume import ExactResume
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
@@ -166,7 +167,7 @@ class EstimatorVariance(L.Callback):
         self._per_draw = spent / draws
         self.history.append(row)
         for logger in trainer.loggers:
-            logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)
+            logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=logged_step(trainer))
 
     def _due(self, trainer, pl_module, step: int) -> int:
         """How many draws to measure with before this step; 0 for none."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from zoo.callbacks.run_record import run_command
-from zoo.training.checkpoint_files import clear_unfinished
+from zoo.training.checkpoint_files import clear_unfinished, take_best_along
 from zoo.training.processes import number
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,10 @@ class ExactResume(Checkpoint):
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint):
         self._states = checkpoint.get("random_state")
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                resumed = Path(trainer.ckpt_path or "")
+                take_best_along(checkpoint, callback, resumed, writes=trainer.is_global_zero)
         self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
 
     def on_train_start(self, trainer, pl_module):

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from zoo.callbacks.cadence import logged_step
 from zoo.checks import capabilities
 from zoo.sampling.pictures import in_rows, save_grid
 
@@ -21,6 +22,6 @@ def write_grid(trainer, images: Tensor, path: Path, name: str, columns: int) -> 
     grid = make_grid(images.clamp(0, 1), nrow=columns)
     for logger in trainer.loggers:
         if isinstance(logger, capabilities.LogsImages):
-            logger.log_image(name, [to_pil_image(grid)], step=trainer.fit_loop.total_batch_idx)
+            logger.log_image(name, [to_pil_image(grid)], step=logged_step(trainer))
         elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(name, grid, trainer.fit_loop.total_batch_idx)
+            logger.experiment.add_image(name, grid, logged_step(trainer))

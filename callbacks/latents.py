@@ -3,11 +3,10 @@
 import math
 from pathlib import Path
 
-import lightning as L
 import torch
 from torch import Tensor
 
-from zoo.callbacks.cadence import due
+from zoo.callbacks.cadence import AtEpochs
 from zoo.callbacks.grids import write_grid
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
@@ -15,7 +14,7 @@ from zoo.checks.values import check_whole
 from zoo.functional.latents import Categorical, Gaussian
 
 
-class Latents(L.Callback):
+class Latents(AtEpochs):
     """Draw validation images beside their reconstructions, and what each latent changes.
 
     ``reconstructions/epoch_000.png``: originals, each with the mean of p(x | z) under it. ``traversals/epoch_000.png``,
@@ -33,8 +32,8 @@ class Latents(L.Callback):
 
     def __init__(self, folder: str, n: int = 40, every_n_epochs: int = 5):
         check_whole("n", n)
-        check_whole("every_n_epochs", every_n_epochs)
-        self.folder, self.n, self.every_n_epochs = Path(folder), n, every_n_epochs
+        super().__init__(every_n_epochs)
+        self.folder, self.n = Path(folder), n
 
     def setup(self, trainer, pl_module, stage):
         if not isinstance(pl_module, capabilities.Reconstructs):
@@ -42,7 +41,7 @@ class Latents(L.Callback):
 
     @torch.no_grad()
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        if batch_idx != 0 or not due(trainer, self.every_n_epochs) or not trainer.is_global_zero:
+        if batch_idx != 0 or not self.due(trainer) or not trainer.is_global_zero:
             return
         pictures = {"reconstructions": beside(*reconstructions(pl_module, batch, self.n))}
         if isinstance(pl_module, capabilities.Traversable):

@@ -1,15 +1,14 @@
 """log p(x) on held-out images while a model trains: the one curve that different objectives share."""
 
-import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from zoo.callbacks.cadence import due
+from zoo.callbacks.cadence import AtEpochs
 from zoo.checks.values import check_whole
 from zoo.evaluation.protocol import check_importance_weighted, log_likelihood
 from zoo.functional.noise import chunk_generator
 
 
-class LogLikelihood(L.Callback):
+class LogLikelihood(AtEpochs):
     """Log ``val/log_likelihood``: the importance-weighted log p(x) of validation images, nats per image.
 
     A model trained on the ELBO and one trained on a tighter bound report losses that do not compare; this does. The
@@ -26,16 +25,17 @@ class LogLikelihood(L.Callback):
     """
 
     def __init__(self, every_n_epochs: int = 10, num_samples: int = 100, batches: int = 2, seed: int = 0):
-        for key, value in {"every_n_epochs": every_n_epochs, "num_samples": num_samples, "batches": batches}.items():
+        super().__init__(every_n_epochs)
+        for key, value in {"num_samples": num_samples, "batches": batches}.items():
             check_whole(key, value)
         check_whole("seed", seed, least=0)
-        self.every_n_epochs, self.num_samples, self.batches, self.seed = every_n_epochs, num_samples, batches, seed
+        self.num_samples, self.batches, self.seed = num_samples, batches, seed
 
     def setup(self, trainer, pl_module, stage):
         check_importance_weighted(pl_module)
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        if batch_idx >= self.batches or not due(trainer, self.every_n_epochs):
+        if batch_idx >= self.batches or not self.due(trainer):
             return
         generator = chunk_generator(self.seed + trainer.global_rank, batch_idx)
         with isolate_rng():

@@ -1,11 +1,10 @@
 """Loggers: metrics.csv in every run folder, and Weights & Biases that never asks for a login nor fails without one."""
 
-import csv
 import hashlib
 import json
 import logging
 import os
-import warnings
+import shlex
 from pathlib import Path
 
 import lightning.pytorch.loggers as lightning_loggers
@@ -13,43 +12,116 @@ import torch
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from zoo.callbacks.cadence import steps_behind
+from zoo.estimators.figures import MEASURED
+from zoo.estimators.figures import table as estimator_table
+from zoo.training.files import written_whole
+from zoo.training.tables import Table
 from zoo.training.wandb_login import wandb_credentials
 
 log = logging.getLogger(__name__)
 
+METRICS, ESTIMATORS = "metrics.csv", "estimator_variance.csv"
+
 
 class CSVLogger(lightning_loggers.CSVLogger):
-    """``metrics.csv`` in the run folder itself; a run that resumes in the same folder continues the file."""
+    """``metrics.csv`` in the run folder, a row for each step at which anything was logged, and a table of estimators.
 
-    def __init__(self, folder: str):
-        super().__init__(folder, name="", version="", flush_logs_every_n_steps=50)
+    The columns of ``metrics.csv`` are ``epoch``, ``step``, and the metrics of training, validation and test. What
+    EstimatorVariance measures goes to ``estimator_variance.csv``: a row for each step, estimator and parameter group.
+    A run that resumes continues both files from its checkpoint on: rows that a broken-off run logged after it are
+    dropped. In a new folder the rows before the checkpoint are those of the run that it is of.
+
+    Args:
+        folder: the run folder.
+        resume_from: the checkpoint that this run resumes from, or None.
+    """
+
+    def __init__(self, folder: str, resume_from: str | None = None):
+        super().__init__(folder, name="", version="")
+        self._resume_from = _checkpoint_path(resume_from)
 
     @property
     @rank_zero_experiment
     def experiment(self):
+        """The two tables: of metrics, and of estimators."""
         if self._experiment is None:
-            path = Path(self.save_dir) / "metrics.csv"
-            kept = path.with_name("metrics.csv.kept")  # out of the parent's way, who deletes what is there
-            if path.is_file():
-                path.rename(kept)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Experiment logs directory")
-                writer = super().experiment
-            if kept.is_file():
-                kept.rename(path)
-                with path.open(newline="") as file:
-                    writer.metrics_keys = next(csv.reader(file), [])
+            folder = Path(self.save_dir)
+            metrics = Table(folder / METRICS, order=_place)
+            self._experiment = (metrics, Table(folder / ESTIMATORS, key=("step", "estimator", "group")))
+            if self._resume_from is not None:
+                for table in self._experiment:
+                    self._go_back(table, self._resume_from)
         return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics, step=None):
+        """Add ``metrics``, numbers or tensors of one number by their names, to the row of ``step``."""
+        values = {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in metrics.items()}
+        table, estimators = self.experiment
+        columns, rows = estimator_table([{"step": step or 0, **values}])
+        for row in rows:
+            estimators.add({k: v for k, v in zip(columns, row, strict=True) if v is not None})
+        if rows:
+            values = {k: v for k, v in values.items() if k.partition("/")[0] not in MEASURED}
+        if values:
+            table.add({"step": step or 0, **values})
+
+    @staticmethod
+    def _go_back(table: Table, ckpt: Path) -> None:
+        """Keep the rows of ``table`` that were logged before the checkpoint ``ckpt``."""
+        before, step = ckpt.parent.parent / table.path.name, _first_step_after(ckpt)
+        if not table.path.exists() and before.is_file():
+            with written_whole(table.path) as file:
+                file.write(before.read_bytes())
+        table.keep(lambda row: row.get("step", "").isdigit() and int(row["step"]) < step)
+
+    @rank_zero_only
+    def save(self):
+        """Nothing: a row is on the disk once it is logged."""
 
     @rank_zero_only
     def log_hyperparams(self, params=None):
         """Nothing: ``config.yaml`` beside the file says it."""
 
 
+def _place(column: str) -> tuple[int, str]:
+    order = ("epoch", "step", "train", "val", "test")
+    kind = column.partition("/")[0]
+    return (order.index(kind) if kind in order else len(order), column)
+
+
+def _checkpoint_path(resume_from: str | None) -> Path | None:
+    path = Path(resume_from).expanduser() if resume_from is not None else None
+    return path if path is not None and path.is_file() else None
+
+
+def _first_step_after(ckpt: Path) -> int:
+    return steps_behind(torch.load(ckpt, weights_only=True, map_location="cpu", mmap=True))
+
+
+class TensorBoardLogger(lightning_loggers.TensorBoardLogger):
+    """TensorBoard in ``tensorboard/`` of the run folder; it hides what was logged after the checkpoint of a run.
+
+    Args:
+        folder: the run folder.
+        resume_from: the checkpoint that this run resumes from, or None.
+    """
+
+    def __init__(self, folder: str, resume_from: str | None = None):
+        path = _checkpoint_path(resume_from)
+        step = {} if path is None else {"purge_step": _first_step_after(path)}
+        super().__init__(folder, name="tensorboard", version="", default_hp_metric=False, **step)
+
+
 class WandbLogger(lightning_loggers.WandbLogger):
     """Weights & Biases: online where there is a login, else offline with a line that says how to sync.
 
     ``WANDB_MODE`` decides if it is set. If the service cannot be reached the run goes on offline.
+
+    A resumed run continues the run of its checkpoint. Offline each part has a folder; one command, printed with each
+    part, uploads them in their order. What a broken-off run logged after its checkpoint stays in its history, since
+    Weights & Biases takes nothing back; plot against ``trainer/global_step``.
 
     Args:
         folder: the run folder; files go to ``wandb/`` in it.
@@ -75,8 +147,10 @@ class WandbLogger(lightning_loggers.WandbLogger):
             wandb.finish()
         self._chosen_mode = os.environ.get("WANDB_MODE") or ("online" if wandb_credentials() else "offline")
         run_id = None
-        if resume_from is not None and Path(resume_from).is_file():
-            run_id = torch.load(resume_from, weights_only=True, map_location="cpu", mmap=True).get("wandb_run_id")
+        self._folders = [self._folder]  # of all parts of this run
+        if ckpt := _checkpoint_path(resume_from):
+            run_id = torch.load(ckpt, weights_only=True, map_location="cpu", mmap=True).get("wandb_run_id")
+            self._folders.insert(0, ckpt.parent.parent)
         super().__init__(
             project=project,
             save_dir=folder,
@@ -100,7 +174,9 @@ class WandbLogger(lightning_loggers.WandbLogger):
                 self._chosen_mode = self._wandb_init["mode"] = "offline"
                 run = super().experiment
             if self._chosen_mode == "offline":
-                log.info("Weights & Biases runs offline. To upload this run: wandb sync %s", Path(run.dir).parent)
+                parts = {part.resolve(): part for folder in self._folders for part in _offline_parts(folder, run.id)}
+                folders = shlex.join(str(part) for part in sorted(parts.values(), key=lambda part: part.name))
+                log.info("Weights & Biases runs offline. To upload this run: wandb sync %s", folders)
             elif self._chosen_mode == "online":
                 log.info("Weights & Biases: %s", run.url)
         return self._experiment
@@ -128,3 +204,8 @@ class WandbLogger(lightning_loggers.WandbLogger):
             with artifact.new_file("card.json") as file:
                 json.dump(card, file, indent=2)
             self.experiment.log_artifact(artifact, aliases=[alias])
+
+
+def _offline_parts(folder: Path, run_id: str) -> list[Path]:
+    """The folders of an offline run, whose names begin with the time, in a run folder."""
+    return list((folder / "wandb").glob(f"offline-run-*-{run_id}"))

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import lightning as L
 import torch
 from matplotlib.figure import Figure
 
-from zoo.callbacks.cadence import due
+from zoo.callbacks.cadence import AtEpochs
 from zoo.callbacks.grids import write_grid
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
@@ -14,7 +13,7 @@ from zoo.checks.values import check_whole
 from zoo.sampling.pictures import as_image
 
 
-class LossPerStep(L.Callback):
+class LossPerStep(AtEpochs):
     """Draw the validation loss against the step of a diffusion, or the level of a ladder of noise levels.
 
     ``loss_per_step/epoch_000.png``, from what ``validation_step`` returns, ``{"step": (B,), "losses": (B,)}``, with the
@@ -30,9 +29,9 @@ class LossPerStep(L.Callback):
     """
 
     def __init__(self, folder: str, every_n_epochs: int = 2, bins: int = 50):
-        check_whole("every_n_epochs", every_n_epochs)
+        super().__init__(every_n_epochs)
         check_whole("bins", bins)
-        self.folder, self.every_n_epochs, self.bins = Path(folder), every_n_epochs, bins
+        self.folder, self.bins = Path(folder), bins
 
     def setup(self, trainer, pl_module, stage):
         if not isinstance(pl_module, capabilities.ManySteps):
@@ -51,7 +50,7 @@ class LossPerStep(L.Callback):
         self.sums[1].scatter_add_(0, which, torch.ones(len(which), dtype=torch.float64))
 
     def on_validation_epoch_end(self, trainer, pl_module):
-        if not due(trainer, self.every_n_epochs):
+        if not self.due(trainer):
             return
         device = pl_module.device
         kind = torch.float32 if device.type == "mps" else torch.float64

@@ -5,9 +5,7 @@ import io
 import logging
 from pathlib import Path
 
-import lightning as L
-
-from zoo.callbacks.cadence import due
+from zoo.callbacks.cadence import AtEpochs, logged_step
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
@@ -18,7 +16,7 @@ from zoo.training.files import written_whole
 log = logging.getLogger(__name__)
 
 
-class Neighbours(L.Callback):
+class Neighbours(AtEpochs):
     """Write ``neighbours/epoch_000.csv`` during validation, a row for each probe word, and ``words.png`` at the end.
 
     The picture is :func:`zoo.evaluation.words.word_map`.
@@ -46,12 +44,13 @@ class Neighbours(L.Callback):
         every_n_epochs: int = 1,
         shown: int = 150,
     ):
-        for key, value in {"n": n, "probes": probes, "every_n_epochs": every_n_epochs, "shown": shown}.items():
+        super().__init__(every_n_epochs)
+        for key, value in {"n": n, "probes": probes, "shown": shown}.items():
             check_whole(key, value)
         if words is not None and (not isinstance(words, list) or not all(isinstance(w, str) for w in words)):
             raise UserError(f"words must be null or a list of words, got {words!r}")
         self.folder, self.words, self.n, self.probes = Path(folder), words, n, probes
-        self.every_n_epochs, self.shown = every_n_epochs, shown
+        self.shown = shown
 
     def setup(self, trainer, pl_module, stage):
         if not isinstance(pl_module, capabilities.Words):
@@ -70,7 +69,7 @@ class Neighbours(L.Callback):
         return [[w, *(f"{other} {cosine:.2f}" for other, cosine in found)] for w, found in near.items()]
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        if batch_idx != 0 or not due(trainer, self.every_n_epochs) or not trainer.is_global_zero:
+        if batch_idx != 0 or not self.due(trainer) or not trainer.is_global_zero:
             return
         head, rows = ["word", *map(str, range(1, self.n + 1))], self.table(pl_module)
         text = io.StringIO(newline="")
@@ -80,9 +79,10 @@ class Neighbours(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, capabilities.LogsTables):
                 padded = [row + [""] * (len(head) - len(row)) for row in rows]
-                logger.log_table("neighbours", columns=head, data=padded, step=trainer.fit_loop.total_batch_idx)
+                logger.log_table("neighbours", columns=head, data=padded, step=logged_step(trainer))
 
     def on_train_end(self, trainer, pl_module):
+        super().on_train_end(trainer, pl_module)
         if trainer.is_global_zero:
             save_figure(word_map(pl_module, self.shown), self.folder / "words.png")
             for logger in trainer.loggers:

@@ -99,9 +99,14 @@ class RunRecord(L.Callback):
         self._earlier: list[dict[str, Any]] = []
         self._seconds_before, self._started = 0.0, 0.0
         self._metrics: dict[str, float] = {}
+        self._saved = False  # whether this run has saved a checkpoint
+
+    def setup(self, trainer, pl_module, stage):
+        self._saved = False
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint):
-        if before := checkpoint.get("record"):
+        # Tuners load what they have saved in this very run.
+        if not self._saved and (before := checkpoint.get("record")):
             self._seconds_before = before["seconds"]
             part = {key: before[key] for key in ("command", "commit", "hardware", "seconds")}
             self._earlier = [*before.get("earlier", []), part]
@@ -141,6 +146,7 @@ class RunRecord(L.Callback):
                 logger.log_checkpoints(self.folder / "checkpoints", self._metrics)
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        self._saved = True
         seconds = self._seconds_before + time.monotonic() - self._started
         checkpoint["record"] = {**self.record, "seconds": seconds}
         for logger in trainer.loggers:

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from zoo.callbacks.cadence import due
+from zoo.callbacks.cadence import AtEpochs
 from zoo.callbacks.ema import judged
 from zoo.callbacks.grids import write_grid
 from zoo.checks.errors import UserError
@@ -17,7 +16,7 @@ from zoo.sampling.pictures import picture
 from zoo.training.ranks import shows_progress
 
 
-class Samples(L.Callback):
+class Samples(AtEpochs):
     """Draw samples during validation, where averaged weights are in place, and leave training as it was.
 
     The same seed gives the same noise in every epoch, so that pictures show the model changing and nothing else, and
@@ -47,13 +46,13 @@ class Samples(L.Callback):
         conditions: dict[str, Any] | None = None,
     ):
         check_whole("n", n)
-        check_whole("every_n_epochs", every_n_epochs)
+        super().__init__(every_n_epochs)
         if every_n_steps is not None:
             check_whole("every_n_steps, where it is not null,", every_n_steps)
         check_whole("seed", seed, least=0)
         if not isinstance(conditions or {}, Mapping):
             raise UserError(f"conditions must be names with values, such as {{num_steps: 50}}, got {conditions!r}")
-        self.folder, self.n, self.every_n_epochs, self.seed = Path(folder), n, every_n_epochs, seed
+        self.folder, self.n, self.seed = Path(folder), n, seed
         self.every_n_steps, self.conditions = every_n_steps, dict(conditions or {})
 
     def setup(self, trainer, pl_module, stage):
@@ -69,7 +68,7 @@ class Samples(L.Callback):
             raise UserError(f"callbacks.samples.conditions={self.conditions}: {error}") from error
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        if batch_idx == 0 and due(trainer, self.every_n_epochs):
+        if batch_idx == 0 and self.due(trainer):
             self._draw(trainer, pl_module, f"epoch_{trainer.current_epoch:03d}.png")
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from zoo.callbacks.cadence import due
+from zoo.callbacks.cadence import AtEpochs
 from zoo.callbacks.grids import write_grid
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
@@ -15,7 +14,7 @@ from zoo.evaluation import fields
 from zoo.sampling.pictures import as_image
 
 
-class ScoreField(L.Callback):
+class ScoreField(AtEpochs):
     """Log ``val/fisher_divergence`` and ``val/log_density_gap``, and draw ``field/epoch_000.png``.
 
     Both are explained in zoo/evaluation/fields.py.
@@ -30,9 +29,9 @@ class ScoreField(L.Callback):
     """
 
     def __init__(self, folder: str, every_n_epochs: int = 10, samples: int = 1000):
-        check_whole("every_n_epochs", every_n_epochs)
+        super().__init__(every_n_epochs)
         check_whole("samples", samples)
-        self.folder, self.every_n_epochs, self.samples = Path(folder), every_n_epochs, samples
+        self.folder, self.samples = Path(folder), samples
 
     def setup(self, trainer, pl_module, stage):
         data = trainer.datamodule
@@ -45,7 +44,7 @@ class ScoreField(L.Callback):
 
     @torch.no_grad()
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        if batch_idx != 0 or not due(trainer, self.every_n_epochs):
+        if batch_idx != 0 or not self.due(trainer):
             return
         distribution = trainer.datamodule.distribution
         with isolate_rng():

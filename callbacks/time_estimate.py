@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from zoo.callbacks.cadence import logged_step
 from zoo.checks import capabilities
 from zoo.functional.partition import OF_SANITY_CHECK
 from zoo.functional.progress import counted, duration
@@ -85,7 +86,7 @@ class TimeEstimate(L.Callback):
         if self._seconds > 0:
             for logger in trainer.loggers:
                 rate = self._images / self._seconds
-                logger.log_metrics({f"train/{self._unit}_per_second": rate}, step=trainer.fit_loop.total_batch_idx)
+                logger.log_metrics({f"train/{self._unit}_per_second": rate}, step=logged_step(trainer))
 
     # Validation and test.
 

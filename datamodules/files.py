@@ -34,3 +34,9 @@ def download(address: str, path: Path) -> None:
         while block := source.read(1 << 16):
             file.write(block)
             bar.update(len(block))
+
+
+def resumes(data) -> bool:
+    """Whether the state that ``data`` is given is that of a run which goes on, and not what a tuner puts back."""
+    path = data.trainer.ckpt_path if data.trainer is not None else None
+    return path is None or not Path(path).name.startswith(".")  # tuners of Lightning keep theirs in hidden files

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.checks.errors import UserError
-from zoo.datamodules.files import DataError, data_root
+from zoo.datamodules.files import DataError, data_root, resumes
 from zoo.training.files import reachable
 
 log = logging.getLogger(__name__)
@@ -320,6 +320,8 @@ class Images(L.LightningDataModule):
 
     def load_state_dict(self, state: dict[str, str | int | None]) -> None:
         """Called when a run resumes, after ``setup``: refuse to go on with other data, or in another order."""
+        if not resumes(self):
+            return
         if state["used"] != self.used:
             raise DataError(
                 f"the checkpoint was trained on {state['used']} and this run would go on with {self.used}: choose "

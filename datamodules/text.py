@@ -30,7 +30,7 @@ from zoo.checks.errors import UserError
 from zoo.checks.old_forms import old_form
 from zoo.checks.values import check_choice, check_share, check_whole
 from zoo.datamodules.corpus import PUBLISHED, RULES, Corpus, fetch, load_corpus
-from zoo.datamodules.files import DataError
+from zoo.datamodules.files import DataError, resumes
 from zoo.functional.contrastive import ROW, Rows
 from zoo.functional.noise import chunk_generator
 
@@ -300,6 +300,8 @@ class Text(L.LightningDataModule):
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Called when a run resumes, after ``setup``: refuse to go on with other data, or in another order."""
+        if not resumes(self):
+            return
         for key, value in self.state_dict().items():
             if (before := state.get(key, value)) != value:
                 what = "its vocabulary was another one" if key == "vocabulary" else f"{key} was {before}, is {value}"

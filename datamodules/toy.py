@@ -24,7 +24,7 @@ from torch import Tensor
 
 from zoo.checks.errors import UserError
 from zoo.checks.old_forms import accepts_old_form
-from zoo.datamodules.files import DataError
+from zoo.datamodules.files import DataError, resumes
 from zoo.datamodules.images import ImageLoader, Split
 
 SIZES = {"train": 50_000, "val": 5_000, "test": 10_000}
@@ -279,6 +279,8 @@ class Toy(L.LightningDataModule):
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Called when a run resumes: refuse to go on with other data, or in another order."""
+        if not resumes(self):
+            return
         for key, value in self.state_dict().items():
             if (before := state.get(key, value)) != value:
                 raise DataError(f"a run resumes with the settings it began with: data.{key} was {before}, is {value}")

@@ -1,13 +1,16 @@
 """Several processes of one test, started as torchrun starts them, but forked: nothing is imported twice."""
 
-import csv
 import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 import traceback
+from collections import defaultdict
 from pathlib import Path
+
+from zoo.estimators.figures import measurements
+from zoo.training.tables import read_rows
 
 ROOT = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("fork")
@@ -91,5 +94,6 @@ def command(folder, *overrides, **environment):
 
 
 def rows(folder):
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
+    """The rows of metrics.csv, then what was measured of estimators at each step; "" where nothing was logged."""
+    found = read_rows(folder / "metrics.csv") + measurements(read_rows(folder / "estimator_variance.csv"))
+    return [defaultdict(str, row) for row in found]

@@ -161,5 +161,4 @@ def test_ctrl_c_ends_a_measurement_after_the_draw_and_leaves_no_row(tmp_path):
     assert stopped.value.code == 130
     assert InterruptInDraw.draws == 2
     assert (tmp_path / "checkpoints" / "interrupted.ckpt").is_file()
-    measured = tmp_path / "metrics.csv"
-    assert not measured.exists() or "variance/pathwise" not in measured.read_text()
+    assert not (tmp_path / "estimator_variance.csv").exists()

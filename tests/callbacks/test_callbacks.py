@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import zoo
 from zoo.callbacks import EMA, CSVLogger, EstimatorVariance, ExactResume, LogLikelihood, Samples, TimeEstimate
-from zoo.callbacks.cadence import due
+from zoo.callbacks.cadence import AtEpochs
 from zoo.callbacks.ema import ema_update
 from zoo.callbacks.run_record import commit, hardware
 from zoo.checks.errors import UserError
@@ -157,13 +157,13 @@ def test_a_missing_capability_fails_at_set_up_with_both_names(tmp_path):
 
 def test_what_is_due_at_which_epochs():
     trainer = L.Trainer(max_epochs=5, logger=False, enable_checkpointing=False)
-    found = []
+    callback, progress, found = AtEpochs(2), trainer.fit_loop.epoch_progress.current, []
     for epoch in range(5):
-        trainer.fit_loop.epoch_progress.current.completed = epoch
-        found.append(due(trainer, 2))
+        progress.ready, progress.completed = epoch + 1, epoch
+        found.append(callback.due(trainer))
     assert found == [False, True, False, True, True]
     trainer.sanity_checking = True
-    assert not due(trainer, 2)
+    assert not callback.due(trainer)
 
 
 def test_samples_cadence(tmp_path):
@@ -190,7 +190,7 @@ def test_csv_continues_in_the_same_folder(tmp_path):
         logger.log_metrics(metrics, step=step)
         logger.finalize("success")
     with (tmp_path / "metrics.csv").open() as file:
-        assert list(csv.DictReader(file)) == [{"a": "1.0", "b": "", "step": "0"}, {"a": "", "b": "2.0", "step": "1"}]
+        assert list(csv.DictReader(file)) == [{"step": "0", "a": "1.0", "b": ""}, {"step": "1", "a": "", "b": "2.0"}]
 
 
 def test_the_time_to_go_is_said_once(tmp_path, caplog):

@@ -1,6 +1,5 @@
 """EstimatorVariance: what it measures, how it is spread and merged, what it costs, and beside what it works."""
 
-import csv
 from dataclasses import replace
 
 import pytest
@@ -24,14 +23,14 @@ from zoo.estimators import (
     gradients,
     split_variance,
 )
-from zoo.estimators.figures import plot, table
+from zoo.estimators.figures import measurements, plot, table
 from zoo.functional.noise import chunk_generator
+from zoo.training.tables import read_rows
 from zoo.vae import VAE
 
 
 def measured(folder):
-    with (folder / "metrics.csv").open() as file:
-        return [row for row in csv.DictReader(file) if any(v for k, v in row.items() if k.startswith("variance/"))]
+    return measurements(read_rows(folder / "estimator_variance.csv"))
 
 
 # Several draws at once.

@@ -11,7 +11,8 @@ from zoo.evaluation.curves import figure, read_curve
 
 
 def test_curves_of_runs(tmp_path, monkeypatch, capsys):
-    metrics = run(tmp_path / "a", *TINY["vae"], "trainer.max_epochs=3", "trainer.log_every_n_steps=5")
+    every = ["trainer.log_every_n_steps=5", "callbacks.estimator_variance.every_n_steps=20"]
+    metrics = run(tmp_path / "a", *TINY["vae"], "trainer.max_epochs=3", *every)
     unit, points = read_curve(tmp_path / "a", "val/loss")
     assert unit == "epochs"
     assert [epoch for epoch, _ in points] == [1, 2, 3]

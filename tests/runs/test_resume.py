@@ -1,6 +1,5 @@
 """A run that was stopped goes on as if it had not been: every weight, moment and counter bitwise the same."""
 
-import csv
 import multiprocessing
 import os
 import shutil
@@ -17,6 +16,7 @@ from processes import together
 from zoo.callbacks import ExactResume
 from zoo.datamodules import DataError
 from zoo.hub import CheckpointError
+from zoo.training.tables import read_rows
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = [
@@ -33,10 +33,10 @@ def uninterrupted(tmp_path_factory):
 
 
 def logged(folder):
-    """Every row of metrics.csv, but for what is of time."""
+    """Every row of both tables, but for what is of time."""
     timed = ("second", "ms_per_draw")
-    with (folder / "metrics.csv").open() as file:
-        rows = [{k: v for k, v in row.items() if v and not any(t in k for t in timed)} for row in csv.DictReader(file)]
+    tables = read_rows(folder / "metrics.csv") + read_rows(folder / "estimator_variance.csv")
+    rows = [{k: v for k, v in row.items() if v and not any(t in k for t in timed)} for row in tables]
     return [row for row in rows if set(row) != {"step"}]
 
 

@@ -4,19 +4,32 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+QUANTITIES = ("variance", "data_variance", "total_variance", "snr")
+MEASURED = (*QUANTITIES, "ms_per_draw", "estimator_draws")  # what names of measurements begin with
+
 
 def table(history: list[dict[str, float]]) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows of one table of all measurements: step, estimator, group, and what was measured of them."""
-    quantities = ("variance", "data_variance", "total_variance", "snr")
     rows = []
     for row in history:
         for key in row:
             if key.startswith("variance/"):
-                name, group = key.split("/")[1:]
-                measured = [row.get(f"{quantity}/{name}/{group}") for quantity in quantities]
-                draws = row.get("estimator_draws")
-                rows.append([row["step"], name, group, *measured, row[f"ms_per_draw/{name}"], draws])
-    return ["step", "estimator", "group", *quantities, "ms_per_draw", "draws"], rows
+                name, group = key.split("/", 2)[1:]
+                measured = [row.get(f"{quantity}/{name}/{group}") for quantity in QUANTITIES]
+                cost, draws = row.get(f"ms_per_draw/{name}"), row.get("estimator_draws")
+                rows.append([row["step"], name, group, *measured, cost, draws])
+    return ["step", "estimator", "group", *QUANTITIES, "ms_per_draw", "draws"], rows
+
+
+def measurements(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows of that table, as text by column, put together again: a row for each step, by the names of the log."""
+    steps: dict[str, dict[str, str]] = {}
+    for row in rows:
+        logged = steps.setdefault(row["step"], {"step": row["step"], "estimator_draws": row.get("draws", "")})
+        names = {q: f"{q}/{row['estimator']}/{row['group']}" for q in QUANTITIES}
+        names["ms_per_draw"] = f"ms_per_draw/{row['estimator']}"
+        logged |= {name: row[column] for column, name in names.items() if row.get(column)}
+    return list(steps.values())
 
 
 def plot(history: list[dict[str, float]]) -> Figure:

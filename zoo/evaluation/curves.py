@@ -1,11 +1,15 @@
-"""``python -m zoo curves``: one metric of several runs against epochs or another metric, from their metrics.csv."""
+"""``python -m zoo curves``: one metric of several runs against epochs or another metric, from the tables of each run.
 
-import csv
+They are metrics.csv and estimator_variance.csv.
+"""
+
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from zoo.checks.errors import UserError
+from zoo.estimators.figures import measurements
+from zoo.training.tables import read_rows
 
 
 def read_curve(run: Path, metric: str) -> tuple[str, list[tuple[int, float]]]:
@@ -17,9 +21,8 @@ def read_curve(run: Path, metric: str) -> tuple[str, list[tuple[int, float]]]:
     path = run / "metrics.csv"
     if not path.is_file():
         raise UserError(f"there is no {path}: name run folders, such as runs/vae/2026-11-21_10-00-00")
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
-    per_epoch = any(row.get(metric) and row.get("epoch") for row in rows)
+    rows = read_rows(path) + measurements(read_rows(run / "estimator_variance.csv"))
+    per_epoch = all(row.get("epoch") for row in rows if row.get(metric))
     points = {}
     for row in rows:
         if row.get(metric) and metric not in ("epoch", "step"):

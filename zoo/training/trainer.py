@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 
 from zoo.checks.errors import UserError
@@ -25,10 +25,10 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
         kwargs: Lightning's arguments.
 
     Raises:
-        UserError: for epochs that are no whole numbers; for gradient clipping or accumulation of two players; for a
-            monitor that nothing measures; for other processes than torchrun or SLURM has started; for sharded weights
-            on CPUs or beside callbacks that need them whole; and for several processes in a Hydra sweep, where each of
-            them would start the whole sweep again.
+        UserError: for epochs that are no whole numbers; for gradient clipping or accumulation, or a search of the
+            learning rate, of two players; for a monitor that nothing measures; for other processes than torchrun or
+            SLURM has started; for sharded weights on CPUs or beside callbacks that need them whole; and for several
+            processes in a Hydra sweep, where each of them would start the whole sweep again.
     """
     quiet_lightning()
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it; nothing changes on a CPU
@@ -48,6 +48,13 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
     epochs, every = kwargs.get("max_epochs"), kwargs.get("check_val_every_n_epoch")
     if epochs and every and 0 < epochs < every:
         kwargs["check_val_every_n_epoch"] = epochs  # a run that never validates has no best checkpoint and no samples
+    callbacks = list(kwargs.get("callbacks") or [])
+    if any(isinstance(c, LearningRateFinder) for c in callbacks):
+        if two_players:
+            raise UserError(
+                "LearningRateFinder searches one learning rate, and two players have two: leave the callback out"
+            )
+        kwargs["callbacks"] = [*callbacks, FoundLearningRate()]
     kwargs["plugins"] = [*(kwargs.get("plugins") or []), CheckpointFiles()]
     if "fsdp" in str(kwargs.get("strategy")):
         _check_sharding(kwargs.get("accelerator", "auto"), kwargs.get("callbacks") or [])
@@ -73,6 +80,17 @@ def _shown(kwargs: dict[str, Any]) -> list[L.Callback]:
     if kwargs.get("enable_progress_bar") is not False:
         shown.append(progress_bar())
     return shown
+
+
+class FoundLearningRate(L.Callback):
+    """Make the optimiser and its schedule anew by the learning rate that LearningRateFinder has found.
+
+    Lightning's callback sets that of the optimiser alone, which the next step of a schedule puts back.
+    """
+
+    def on_train_start(self, trainer, pl_module):
+        if trainer.global_step == 0:
+            trainer.strategy.setup_optimizers(trainer)
 
 
 def quiet_lightning() -> None:

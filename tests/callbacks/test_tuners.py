@@ -1,0 +1,50 @@
+"""Lightning's tuners and callbacks beside the zoo's own."""
+
+import pytest
+import torch
+from helpers import TINY, checkpoint, run
+from lightning.pytorch import Trainer
+from lightning.pytorch.tuner import Tuner
+
+from zoo.datamodules import Images
+from zoo.vae import VAE
+
+SHORT = ["trainer.max_epochs=1", "trainer.limit_train_batches=4", "test=false", "~callbacks.estimator_variance"]
+LIGHTNING = "lightning.pytorch.callbacks"
+
+
+def added(name, **arguments):
+    given = [f"+callbacks.t.{key}={value}" for key, value in arguments.items()]
+    return [f"+callbacks.t._target_={LIGHTNING}.{name}", *given]
+
+
+def test_a_learning_rate_that_was_found_is_the_one_of_the_run(tmp_path):
+    """Weights are those of a run that was given it, and the run has not been resumed."""
+    small = [*TINY["vae"], *(o for o in SHORT if "limit" not in o), "data.batch_size=32"]
+    search = added("LearningRateFinder", num_training_steps=30, early_stop_threshold="null")
+    run(tmp_path / "found", *small, *search)
+    saved = checkpoint(tmp_path / "found")
+    lr = saved["hyper_parameters"]["lr"]
+    assert lr != 0.001 and saved["global_step"] == 44 and saved["record"]["earlier"] == []
+    run(tmp_path / "given", *small, f"model.lr={lr}")
+    given = checkpoint(tmp_path / "given")
+    assert all(torch.equal(v, given["state_dict"][k]) for k, v in saved["state_dict"].items())
+
+
+def test_a_batch_size_that_was_found_is_the_one_of_the_run(tmp_path):
+    run(tmp_path, *TINY["vae"], *SHORT, *added("BatchSizeFinder", steps_per_trial=1, max_trials=2, init_val=8))
+    saved = checkpoint(tmp_path)
+    assert saved["Images"]["batch_size"] == 16 and saved["global_step"] == 4 and saved["record"]["earlier"] == []
+
+
+def test_two_players_have_no_single_learning_rate(tmp_path):
+    with pytest.raises(ValueError, match="searches one learning rate, and two players have two"):
+        run(tmp_path, *TINY["gan"], *SHORT, *added("LearningRateFinder"))
+
+
+def test_a_notebook_can_search_both(tmp_path):
+    trainer = Trainer(accelerator="cpu", devices=1, max_steps=2, logger=False, default_root_dir=tmp_path)
+    model, data = VAE(hidden=[8], latent_dim=2), Images("digits", digits_repeat=1, batch_size=32)
+    tuner = Tuner(trainer)
+    assert tuner.lr_find(model, datamodule=data, num_training=30).suggestion() == model.hparams.lr
+    assert tuner.scale_batch_size(model, datamodule=data, steps_per_trial=1, max_trials=2) == data.hparams.batch_size
