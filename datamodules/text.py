@@ -157,7 +157,8 @@ class Text(L.LightningDataModule):
         name: ``text8``, ``wikitext2``, ``pydocs`` (the documentation that Python itself carries), ``textfile``, or
             ``text8_or_pydocs``: text8 if it is on disk or can be downloaded, else pydocs, said in one line. What is
             used is ``self.used``.
-        path: of a ``textfile``: UTF-8, plain or packed as .gz, .xz or .zip.
+        path: of a ``textfile``: UTF-8, or UTF-16 with a byte order mark, plain or packed by gzip, bzip2, xz or zip.
+            ``~`` is the home folder.
         rule: what a word is: ``words``, runs of letters and digits, in lower case; or ``as_spaced``, whatever stands
             between white space, as it is. By default the latter for text8 and WikiText-2, which are made that way.
         min_count: how often a word is in the training text to be in the vocabulary, at least 1.
@@ -235,7 +236,7 @@ class Text(L.LightningDataModule):
         rule = options.rule or ("as_spaced" if self.used in PUBLISHED else "words")
         return load_corpus(
             self.used,
-            None if options.path is None else Path(options.path),
+            None if options.path is None else Path(options.path).expanduser(),
             rule=rule,
             min_count=options.min_count,
             max_vocabulary=options.max_vocabulary,
