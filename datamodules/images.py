@@ -31,6 +31,7 @@ from zoo.datamodules.files import (
     md5_of,
     unpack,
 )
+from zoo.datamodules.limits import SPLITS, check_limits, overfits
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +176,7 @@ class ImageLoader:
         seed: of the permutations.
         repeat: passes over the images per epoch.
         rank, world_size: this process takes every ``world_size``-th image of each batch, from ``rank`` on.
+        fixed: whether every epoch has the batches of the first.
     """
 
     def __init__(
@@ -186,16 +188,17 @@ class ImageLoader:
         repeat: int = 1,
         rank: int = 0,
         world_size: int = 1,
+        fixed: bool = False,
     ):
         self.split, self.batch_size, self.shuffle, self.seed, self.repeat = split, batch_size, shuffle, seed, repeat
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.fixed = rank, world_size, fixed
         self.epoch = 0
         self.position = 0  # batches drawn in this epoch
         self._resume_at = 0
         self.batch_sampler = SimpleNamespace(sampler=self)  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.epoch = 0 if self.fixed else epoch
 
     def __len__(self) -> int:
         n = len(self.split.images) * self.repeat
@@ -311,11 +314,10 @@ class Images(L.LightningDataModule):
             if classes < labels:
                 raise DataError(f"{self.used} has {labels} classes: model.num_classes must be as many, got {classes}")
         batch_size, images = self.hparams.batch_size, len(self.splits["train"].images) * self._repeat
-        world_size = self.trainer.world_size if self.trainer is not None else 1
         if batch_size > images:
             raise DataError(f"batch_size {batch_size} is more than the {images:,} training images of an epoch")
-        if batch_size % world_size:
-            raise DataError(f"batch_size {batch_size} does not divide evenly over {world_size} processes")
+        if self.trainer is not None:
+            check_limits(self.trainer, {split: self._loader(split) for split in SPLITS}, batch_size)
 
     @property
     def _repeat(self) -> int:
@@ -332,6 +334,7 @@ class Images(L.LightningDataModule):
             repeat=self._repeat if train else 1,
             rank=rank,
             world_size=world_size,
+            fixed=overfits(self.trainer),
         )
 
     def train_dataloader(self) -> ImageLoader:

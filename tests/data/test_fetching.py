@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torchvision.datasets
 
+from zoo.__main__ import main
 from zoo.datamodules import DataError, Images, Text, by_name, corpus, images
 from zoo.datamodules.files import data_root, locked
 from zoo.training.files import reachable
@@ -264,6 +265,48 @@ def test_set_up_by_hand_without_a_network_says_what_training_says(mnist, monkeyp
             begin(Images("mnist"))
         messages.append(str(error.value))
     assert messages[0] == messages[1] and all(f"{file}.gz" in messages[0] for file in images.MD5["mnist"])
+
+
+COMMANDS = {
+    "sample": ["sample", "rbm", "-n", "2", "-c", "steps=1", "--images"],
+    "evaluate": ["evaluate", "classifier", "--data"],
+    "compare": ["compare", "vae", "--draws", "2", "--batch-size", "2", "--estimators", "pathwise", "--data"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_fetches_what_it_lacks(command, mnist, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["zoo", *COMMANDS[command], "mnist"])
+    monkeypatch.setattr("zoo.evaluation.protocol.measure", lambda model, data, *_, **__: ({"n": len(use_all(data))}, 0))
+    main()
+    assert capsys.readouterr().out and files_in(data_root()) == {f"{file}.gz" for file in images.MD5["mnist"]}
+
+
+def use_all(data) -> list:
+    return list(data.test_dataloader())
+
+
+LACKING = [(command, name) for command in COMMANDS for name in ("mnist", "fashion_mnist")]
+COMMANDS_OF_WORDS = {
+    "evaluate": ["evaluate", "skipgram", "--data"],
+    "compare": ["compare", "skipgram", "--draws", "2", "--data"],
+}
+LACKING += [(command, name) for command in COMMANDS_OF_WORDS for name in ("text8", "wikitext2")]
+
+
+@pytest.mark.parametrize(("command", "name"), LACKING)
+def test_every_command_says_without_a_network_what_training_says(command, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZOO_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr("zoo.datamodules.files.reachable", lambda addresses: False)
+    with pytest.raises(DataError) as in_training:
+        by_name(name).prepare_data()
+    arguments = (COMMANDS if "mnist" in name else COMMANDS_OF_WORDS)[command]
+    monkeypatch.setattr("sys.argv", ["zoo", *arguments, name])
+    with pytest.raises(SystemExit) as here:
+        main()
+    assert str(here.value) == f"error: {in_training.value}"
 
 
 def closed() -> str:
