@@ -21,7 +21,7 @@ def check_limits(trainer, loaders: Mapping[str, Sized], batch_size: int) -> None
     """
     if batch_size % trainer.world_size:
         raise DataError(f"batch_size {batch_size} does not divide evenly over {trainer.world_size} processes")
-    sharing = getattr(trainer._accelerator_connector, "use_distributed_sampler", True)  # shown nowhere else
+    sharing = trainer._accelerator_connector.use_distributed_sampler  # Lightning shows it nowhere else
     if trainer.world_size > 1 and not sharing:
         raise DataError(
             "trainer.use_distributed_sampler=false cannot be obeyed, since processes always share each batch here: "
