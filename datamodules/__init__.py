@@ -27,7 +27,7 @@ def by_name(name: str) -> Images | Text | Toy:
     texts = [text for text in TEXTS if text != "textfile"]
     if name in texts:
         return Text(name)
-    if Path(name).is_file():
+    if Path(name).expanduser().is_file():
         return Text("textfile", path=name)
     known = ", ".join((*NAMES, *DISTRIBUTIONS, *texts))
     raise UserError(f"data are one of {known}, or the path of a text file that is there, got {name!r}")

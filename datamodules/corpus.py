@@ -12,31 +12,40 @@ the options are, and read from there the next time.
 """
 
 import codecs
-import gzip
 import hashlib
 import itertools
 import logging
-import lzma
 import re
+import stat
 import sys
 import unicodedata
-import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from zoo.datamodules.files import DataError, data_root, download
-from zoo.training.files import reachable, written_whole
+from zoo.datamodules.files import (
+    DAMAGE,
+    DataError,
+    Missing,
+    data_root,
+    fetch_missing,
+    find_file,
+    in_any_capitals,
+    locked,
+    md5_of,
+    unpack,
+)
+from zoo.training.files import written_whole
 
 log = logging.getLogger(__name__)
 
 BLOCK = 1 << 22  # bytes read at a time
+LONGEST = 1 << 25  # characters without white space, at most
 BLANK_LINES = re.compile(r"\n\s*\n")
 FORMAT = 2  # of what is kept; a change of it makes everything anew
 
@@ -70,7 +79,17 @@ PUBLISHED = {
         "test": (f"{WIKITEXT2}/test.txt", "781c9418ab9414bd09e4aad825aae752"),
     },
 }
-FOLDERS = {"text8": "text8", "wikitext2": "wikitext-2"}
+FOLDERS = {"text8": ("text8",), "wikitext2": ("wikitext-2", "wikitext2", "wikitext-2-v1")}
+# What they are called, without the ending of a packed file. In the archive of all of WikiText-2 it is the last name.
+NAMES = {
+    "text8": {"all": ("text8", "text8.txt")},
+    "wikitext2": {
+        "train": ("train.txt", "wiki.train.tokens"),
+        "val": ("valid.txt", "wiki.valid.tokens"),
+        "test": ("test.txt", "wiki.test.tokens"),
+    },
+}
+ARCHIVES = {"wikitext2": ("wikitext-2-v1",)}
 SPLITS = ("train", "val", "test")
 
 
@@ -92,39 +111,35 @@ class Corpus(NamedTuple):
 # Reading.
 
 
-def unpack(file: BinaryIO, path: Path) -> BinaryIO:
-    """The bytes of an open file, unpacked if the name of ``path`` ends in .gz, .xz or .zip."""
-    if path.suffix == ".gz":
-        return gzip.open(file)
-    if path.suffix == ".xz":
-        return lzma.open(file)
-    if path.suffix != ".zip":
-        return file
-    archive = zipfile.ZipFile(file)
-    inside = [name for name in archive.namelist() if not name.endswith("/")]
-    if len(inside) != 1:
-        raise DataError(f"{path} must hold one file and holds {len(inside)}: unpack it, and name the text itself")
-    return archive.open(inside[0])
+def read_text(path: Path, md5: str | None = None, member: str | None = None) -> Iterator[str]:
+    """The text of a file in pieces; each ends with a word, and white space begins the next one.
 
+    The text is UTF-8, or what a byte order mark at its beginning says.
 
-def read_text(path: Path, md5: str | None = None) -> Iterator[str]:
-    """The text of a UTF-8 file in pieces; each ends with a word, and white space begins the next one.
+    Args:
+        path: of the file, plain or packed as :func:`zoo.datamodules.files.unpack` reads it.
+        md5: of the text, as bytes; None if it is not published.
+        member: the file wanted of a zip archive of several.
 
     Raises:
-        DataError: for a file that cannot be unpacked, is not UTF-8, or, after the last piece, has another MD5 than
+        DataError: for a file that cannot be unpacked, is no text, or, after the last piece, has another MD5 than
             ``md5`` inside.
     """
-    decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-    digest, position, text, block = hashlib.md5(usedforsecurity=False), 0, "", b"begin"
+    digest, position, text, block, decode = hashlib.md5(usedforsecurity=False), 0, "", b"begin", None
     with (
         path.open("rb") as file,
         tqdm(total=path.stat().st_size, desc=f"reading {path.name}", unit="B", unit_scale=True, disable=None) as bar,
     ):
         try:
-            stream = unpack(file, path)
+            stream = unpack(file, path, member)
             while block:
                 block = stream.read(BLOCK)
                 digest.update(block)
+                if decode is None:
+                    encoding = encoding_of(block)
+                    decode = codecs.getincrementaldecoder(encoding)().decode
+                if encoding == "utf-8-sig" and b"\0" in block:
+                    raise DataError(f"{path} is no text: {_nul(block, position)}")
                 text += decode(block, final=not block)
                 position += len(block)
                 bar.update(file.tell() - bar.n)
@@ -133,18 +148,48 @@ def read_text(path: Path, md5: str | None = None) -> Iterator[str]:
                 piece = text if not block else parts[0] if len(parts) == 2 else ""
                 yield piece
                 text = text[len(piece) :]
+                if len(text) > LONGEST:
+                    raise DataError(
+                        f"{path} has {LONGEST:,} characters without a space or the end of a line, so words cannot be "
+                        "told apart: put spaces between them"
+                    )
         except UnicodeDecodeError as error:
             place = (
                 position + error.start - (len(error.object) - len(block))
             )  # what was left of the block before counts
+            name = encoding.removesuffix("-sig").upper()
             raise DataError(
-                f"{path} is not UTF-8 text: {error.object[error.start]:#04x} stands at byte {place:,} of the text. "
-                "Convert it first, for example with iconv"
+                f"{path} is not {name} text: {error.object[error.start]:#04x} stands at byte {place:,} of the text. "
+                f"Convert it first, for example by iconv -f LATIN1 -t UTF-8 {path} > converted.txt if it is Latin-1"
             ) from error
-        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, lzma.LZMAError, zlib.error) as error:
-            raise DataError(f"{path} is damaged: {error}") from error  # RuntimeError: an archive with a password
+        except DAMAGE as error:
+            wrong = "" if path.suffix in ("", ".txt") else f", or it is no {path.suffix} file and needs another name"
+            raise DataError(f"{path} is damaged: {error}{wrong}") from error
     if md5 is not None and digest.hexdigest() != md5:
-        raise DataError(f"{path} is damaged: it is not the published file. Delete it, and it is fetched again.")
+        raise DataError(
+            f"{path} is damaged: it is not the published file. Delete it, or move it away, and it is fetched again."
+        )
+
+
+def encoding_of(begin: bytes) -> str:
+    """What the byte order mark at the beginning of a text says, else UTF-8."""
+    if begin.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    return "utf-16" if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+
+
+def _nul(block: bytes, position: int) -> str:
+    """What a zero byte in UTF-8 means, and what to do."""
+    place = position + block.index(0)
+    if block.count(0) * 3 > len(block) and b"\0\0" not in block:
+        return (
+            f"every second byte is zero, from byte {place:,} on, as in UTF-16 without a byte order mark. Convert it "
+            "first, for example by iconv -f UTF-16LE -t UTF-8"
+        )
+    return (
+        f"a zero byte stands at byte {place:,}, as in binary files and archives. Name a text, or delete the zero bytes "
+        "by tr -d '\\000'"
+    )
 
 
 # Encoding.
@@ -227,17 +272,37 @@ def save(corpus: Corpus, path: Path) -> None:
 
 
 def restore(path: Path) -> Corpus | None:
-    """What :func:`save` wrote, or None if there is nothing, or something else."""
+    """What :func:`save` wrote, or None if there is nothing, or something else, which is said."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             words = file["words"].tobytes().decode().split("\n")
             corpus = Corpus(words, file["counts"], {k: file[k] for k in SPLITS}, int(file["raw_words"]))
-    except FileNotFoundError:
+        _check(corpus)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except PermissionError as error:
+        log.warning("%s cannot be read (%s) and is made anew", path, error.strerror)
+        return None
+    except (*DAMAGE, ValueError, TypeError, KeyError) as error:
         log.warning("%s is damaged (%s) and is made anew", path, error)
         return None
     return corpus
+
+
+def _check(corpus: Corpus) -> None:
+    """Refuse arrays that :func:`encode` does not make. Raises ValueError."""
+    V = len(corpus.words)
+    if V < 2 or len(set(corpus.words)) < V:
+        raise ValueError("no vocabulary")
+    if corpus.counts.dtype != np.int64 or corpus.counts.shape != (V,) or corpus.counts.min() < 1:
+        raise ValueError("counts that are not one for each word")
+    for numbers in corpus.splits.values():
+        if numbers.dtype != np.int32 or numbers.ndim != 1 or len(numbers) < 2:
+            raise ValueError("a split that is no text")
+        if numbers.min() < -1 or numbers.max() >= V:
+            raise ValueError("numbers of words that are not in the vocabulary")
+    if corpus.raw_words < corpus.counts.sum():
+        raise ValueError("fewer words than are counted")
 
 
 def load_corpus(
@@ -266,18 +331,50 @@ def load_corpus(
     kept = data_root() / "encoded" / f"{name}-{hashlib.sha256(options.encode()).hexdigest()[:16]}.npz"
     if (corpus := restore(kept)) is not None:
         return corpus
+    with locked(kept.stem) as waited:
+        if waited and (corpus := restore(kept)) is not None:
+            return corpus
+        corpus = _read(pieces, rule, min_count, max_vocabulary, everything)
+        try:
+            save(corpus, kept)
+        except OSError as error:
+            log.warning("%s cannot be written (%s): the text will be read anew each time", kept, error)
+    return corpus
+
+
+def _read(
+    pieces: dict[str, Callable[[], Iterable[str]]],
+    rule: str,
+    min_count: int,
+    max_vocabulary: int | None,
+    everything: bool,
+) -> Corpus:
+    """The text in ``pieces``, as :func:`_sources` gives them, as numbers; see :func:`load_corpus`."""
     index: dict[str, int] = defaultdict(itertools.count().__next__)
     parts = {split: number_words(read(), rule, index) for split, read in pieces.items()}
     if "all" in parts:
         parts = split_off(parts["all"])
     if everything:
         parts["train"] = np.concatenate([parts[split] for split in SPLITS])
-    corpus = encode(parts, index, min_count, max_vocabulary)
+    return encode(parts, index, min_count, max_vocabulary)
+
+
+def check_path(path: Path) -> None:
+    """Refuse what is no text file by its kind.
+
+    Raises:
+        DataError: saying what it is instead.
+    """
     try:
-        save(corpus, kept)
+        kind = path.stat().st_mode
     except OSError as error:
-        log.warning("%s cannot be written (%s): the text will be read anew each time", kept, error)
-    return corpus
+        raise DataError(f"data.path={path} cannot be read: {error.strerror}") from error
+    if stat.S_ISDIR(kind):
+        raise DataError(f"data.path={path} is a folder: name a file; cat {path}/* > all.txt makes one of several")
+    if not stat.S_ISREG(kind):
+        raise DataError(
+            f"data.path={path} is no file but a pipe or a device, and text is read more than once: write it into a file"
+        )
 
 
 def _sources(name: str, path: Path | None) -> tuple[dict[str, Callable[[], Iterable[str]]], str]:
@@ -288,6 +385,7 @@ def _sources(name: str, path: Path | None) -> tuple[dict[str, Callable[[], Itera
         text = "\n\n".join(topics[title] for title in sorted(topics))
         return {"all": lambda: [text]}, hashlib.sha256(text.encode()).hexdigest()
     if name == "textfile":
+        check_path(path)
         try:
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
@@ -295,39 +393,56 @@ def _sources(name: str, path: Path | None) -> tuple[dict[str, Callable[[], Itera
             raise DataError(f"data.path={path} cannot be read: {error.strerror}") from error
         return {"all": partial(read_text, path)}, content
     files = PUBLISHED[name]
-    return (
-        {split: partial(read_text, _find(name, address), md5) for split, (address, md5) in files.items()},
-        " ".join(md5 for _, md5 in files.values()),
-    )
+    pieces = {}
+    for split, (_, md5) in files.items():
+        if (place := _find(name, split)) is None:
+            raise DataError(f"{' or '.join(NAMES[name][split])} of {name} is not in {data_root() / FOLDERS[name][0]}")
+        pieces[split] = partial(read_text, place.path, md5, place.member)
+    return pieces, " ".join(md5 for _, md5 in files.values())
 
 
-def _find(name: str, address: str) -> Path | None:
-    """Where the published file lies, under its own name or packed or unpacked."""
-    own = data_root() / FOLDERS[name] / address.rpartition("/")[2]
-    plain = own.with_suffix("") if own.suffix == ".zip" else own
-    choices = [own, plain, *(plain.with_name(plain.name + suffix) for suffix in (".gz", ".xz", ".zip"))]
-    return next((choice for choice in choices if choice.is_file()), None)
+class Place(NamedTuple):
+    """A file, and if it is an archive of several, which of them."""
+
+    path: Path
+    member: str | None = None
+
+
+def _find(name: str, split: str) -> Place | None:
+    """Where a published text lies, under any of its names, packed or not, or in the archive of all."""
+    own = [folder for entry in FOLDERS[name] if (folder := in_any_capitals(data_root() / entry)) is not None]
+    # In the folder of all data, only what is called by no other text's name.
+    general = [published for published in NAMES[name][split] if published not in ("train.txt", "valid.txt", "test.txt")]
+    found = itertools.chain(find_file(own, NAMES[name][split]), find_file([data_root()], general))
+    if (path := next(found, None)) is not None:
+        return Place(path)
+    archives = find_file([*own, data_root()], ARCHIVES.get(name, ()))
+    return next((Place(path, NAMES[name][split][-1]) for path in archives), None)
 
 
 def fetch(name: str) -> None:
-    """Have the published files of ``name``: nothing to do where they are, else download them.
+    """Have the published files of ``name``: nothing to do where they are, else download and verify them.
 
     Raises:
         DataError: if they are not there and cannot be downloaded.
     """
-    missing = [address for address, _ in PUBLISHED[name].values() if _find(name, address) is None]
-    if not missing:
-        return
-    folder = data_root() / FOLDERS[name]
-    wanted = f"{name} is not in {folder} and cannot be downloaded"
+    folder = data_root() / FOLDERS[name][0]
+
+    def missing() -> list[Missing]:
+        return [
+            Missing(
+                folder / address.rpartition("/")[2],
+                [address],
+                lambda path, md5=md5: md5_of(path, unpacked=True) == md5,
+            )
+            for split, (address, md5) in PUBLISHED[name].items()
+            if _find(name, split) is None
+        ]
+
+    files = ", ".join(address.rpartition("/")[2] for address, _ in PUBLISHED[name].values())
+    also = f", or {ARCHIVES[name][0]}.zip," if name in ARCHIVES else ""
     remedy = (
-        f"Put {', '.join(address.rpartition('/')[2] for address in missing)} there (ZOO_DATA names another folder than "
-        "data/), connect to the network, or use the text that needs no download: data=pydocs"
+        f"Put {files}{also} there (ZOO_DATA names another folder than data/), connect to the network, or use the text "
+        "that needs no download: data=pydocs"
     )
-    if not reachable(missing):
-        raise DataError(f"{wanted}: its host does not answer. {remedy}.")
-    try:
-        for address in missing:
-            download(address, folder / address.rpartition("/")[2])
-    except OSError as error:
-        raise DataError(f"{wanted}: {error}. {remedy}.") from error
+    fetch_missing(name, missing, remedy)

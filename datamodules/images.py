@@ -6,10 +6,8 @@ that two processes see exactly the batches that one would. Loaders know where th
 training resumes in the middle of one.
 """
 
-import gzip
 import hashlib
 import logging
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,16 +20,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.checks.errors import UserError
-from zoo.datamodules.files import DataError, data_root, resumes
-from zoo.training.files import reachable
+from zoo.datamodules.files import (
+    DAMAGE,
+    DataError,
+    Missing,
+    data_root,
+    fetch_missing,
+    find_file,
+    in_any_capitals,
+    md5_of,
+    resumes,
+    unpack,
+)
+from zoo.datamodules.limits import SPLITS, check_limits, overfits
 
 log = logging.getLogger(__name__)
 
 NAMES = ("mnist", "fashion_mnist", "digits", "mnist_or_digits")
 TRAIN_ON = {"train": ["train"], "train_and_validation": ["train", "val"], "everything": ["train", "val", "test"]}
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # torchvision's class and folder names
+OWN_FOLDERS = {"mnist": ("MNIST",), "fashion_mnist": ("FashionMNIST", "Fashion-MNIST", "fashion_mnist")}
 
-# MD5 of the published files after decompression; the compressed ones are checked by torchvision as they arrive.
+# MD5 of the published files after decompression. torchvision has those of the compressed ones, checked as they arrive.
 MD5 = {
     "mnist": {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -55,10 +65,26 @@ class Split(NamedTuple):
     labels: Tensor
 
 
+def _folders(name: str, root: Path) -> Iterator[Path]:
+    """Where files of ``name`` may lie: in torchvision's folder, in one of a name like it, or in ``root`` itself."""
+    for own in OWN_FOLDERS[name]:
+        if (folder := in_any_capitals(root / own)) is not None:
+            yield from (raw for raw in [in_any_capitals(folder / "raw")] if raw is not None)
+            yield folder
+    yield root
+
+
 def _find(name: str, file: str, root: Path) -> Path | None:
-    """Where ``file`` lies, plain or compressed."""
-    raw = root / FOLDERS[name] / "raw"
-    return next((p for p in (raw / file, raw / f"{file}.gz") if p.is_file()), None)
+    """Where ``file`` lies, under either of its published names, plain or packed."""
+    for path in find_file(_folders(name, root), (file, file.replace("-idx", ".idx"))):
+        if path.parent != root or not _is_of_another(name, path):
+            return path
+    return None
+
+
+def _is_of_another(name: str, path: Path) -> bool:
+    """Whether a file is one of the other data set, whose files have the same names."""
+    return any(md5_of(path, unpacked=True) in files.values() for other, files in MD5.items() if other != name)
 
 
 def _read_idx(name: str, file: str, root: Path, md5: str) -> np.ndarray:
@@ -67,14 +93,16 @@ def _read_idx(name: str, file: str, root: Path, md5: str) -> np.ndarray:
     if path is None:
         raise DataError(f"{file} of {name} is not in {root / FOLDERS[name] / 'raw'}")
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        intact = hashlib.md5(data, usedforsecurity=False).hexdigest() == md5
-    except (OSError, EOFError, gzip.zlib.error) as error:
+        with path.open("rb") as opened:
+            data = unpack(opened, path).read()
+        intact, reason = hashlib.md5(data, usedforsecurity=False).hexdigest() == md5, ""
+    except DAMAGE as error:
         intact, reason = False, f" ({error})"
-    else:
-        reason = ""
     if not intact:
-        raise DataError(f"{path} is damaged{reason}: it is not the published file. Delete it, and it is fetched again.")
+        raise DataError(
+            f"{path} is damaged{reason}: it is not the published file. Delete it, or move it away, and it is fetched "
+            "again."
+        )
     dims = data[3]
     shape = np.frombuffer(data, ">u4", dims, offset=4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
@@ -86,25 +114,30 @@ def fetch(name: str, root: Path) -> None:
     Raises:
         DataError: if they are not there and cannot be downloaded.
     """
-    if all(_find(name, file, root) for file in MD5[name]):
-        return
-    wanted = f"{name} is not in {root / FOLDERS[name] / 'raw'} and cannot be downloaded"
-    remedy = (
-        "Put the four files of the data set there (ZOO_DATA names another folder than data/), connect to the network, "
-        "or use the digits that need no download: data=digits"
-    )
-    import torchvision.datasets
 
-    if not reachable(getattr(torchvision.datasets, FOLDERS[name]).mirrors):
-        raise DataError(f"{wanted}: no mirror answers. {remedy}.")
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)
-    try:
-        getattr(torchvision.datasets, FOLDERS[name])(root, download=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{wanted}: {error}. {remedy}.") from error
-    finally:
-        socket.setdefaulttimeout(before)
+    def missing() -> list[Missing]:
+        absent = [file for file in MD5[name] if _find(name, file, root) is None]
+        if not absent:
+            return []
+        import torchvision.datasets
+
+        published = getattr(torchvision.datasets, FOLDERS[name])
+        digests = dict(published.resources)
+        return [
+            Missing(
+                root / FOLDERS[name] / "raw" / f"{file}.gz",
+                [f"{mirror}{file}.gz" for mirror in published.mirrors],
+                lambda path, md5=digests[f"{file}.gz"]: md5_of(path) == md5,
+            )
+            for file in absent
+        ]
+
+    files = ", ".join(f"{file}.gz" for file in MD5[name])
+    remedy = (
+        f"Put {files} there, packed or not (ZOO_DATA names another folder than data/), connect to the network, or use "
+        "the digits that need no download: data=digits"
+    )
+    fetch_missing(name, missing, remedy)
 
 
 def load_split(name: str, root: Path) -> dict[str, Split]:
@@ -144,6 +177,7 @@ class ImageLoader:
         seed: of the permutations.
         repeat: passes over the images per epoch.
         rank, world_size: this process takes every ``world_size``-th image of each batch, from ``rank`` on.
+        fixed: whether every epoch has the batches of the first.
     """
 
     def __init__(
@@ -155,16 +189,17 @@ class ImageLoader:
         repeat: int = 1,
         rank: int = 0,
         world_size: int = 1,
+        fixed: bool = False,
     ):
         self.split, self.batch_size, self.shuffle, self.seed, self.repeat = split, batch_size, shuffle, seed, repeat
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.fixed = rank, world_size, fixed
         self.epoch = 0
         self.position = 0  # batches drawn in this epoch
         self._resume_at = 0
         self.batch_sampler = SimpleNamespace(sampler=self)  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.epoch = 0 if self.fixed else epoch
 
     def __len__(self) -> int:
         n = len(self.split.images) * self.repeat
@@ -267,7 +302,7 @@ class Images(L.LightningDataModule):
                     f"{shape}: leave model.shape out, or choose other data"
                 )
             self.used = self.trainer.strategy.broadcast(self.used)
-        elif self.used is None:
+        elif not self.splits:  # by hand, where no Trainer has called it
             self.prepare_data()
         if not self.splits:
             device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
@@ -280,11 +315,10 @@ class Images(L.LightningDataModule):
             if classes < labels:
                 raise DataError(f"{self.used} has {labels} classes: model.num_classes must be as many, got {classes}")
         batch_size, images = self.hparams.batch_size, len(self.splits["train"].images) * self._repeat
-        world_size = self.trainer.world_size if self.trainer is not None else 1
         if batch_size > images:
             raise DataError(f"batch_size {batch_size} is more than the {images:,} training images of an epoch")
-        if batch_size % world_size:
-            raise DataError(f"batch_size {batch_size} does not divide evenly over {world_size} processes")
+        if self.trainer is not None:
+            check_limits(self.trainer, {split: self._loader(split) for split in SPLITS}, batch_size)
 
     @property
     def _repeat(self) -> int:
@@ -301,6 +335,7 @@ class Images(L.LightningDataModule):
             repeat=self._repeat if train else 1,
             rank=rank,
             world_size=world_size,
+            fixed=overfits(self.trainer),
         )
 
     def train_dataloader(self) -> ImageLoader:

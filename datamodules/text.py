@@ -31,6 +31,7 @@ from zoo.checks.old_forms import old_form
 from zoo.checks.values import check_choice, check_share, check_whole
 from zoo.datamodules.corpus import PUBLISHED, RULES, Corpus, fetch, load_corpus
 from zoo.datamodules.files import DataError, resumes
+from zoo.datamodules.limits import SPLITS, check_limits, overfits
 from zoo.functional.contrastive import ROW, Rows
 from zoo.functional.noise import chunk_generator
 
@@ -85,6 +86,7 @@ class TextLoader:
         seed: of what is random.
         device: where batches go.
         rank, world_size: this process takes every ``world_size``-th row of each batch, from ``rank`` on.
+        fixed: whether every epoch has the batches of the first.
     """
 
     def __init__(
@@ -98,9 +100,10 @@ class TextLoader:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
+        fixed: bool = False,
     ):
         self.stream, self.keep, self.window, self.batch_size, self.train = stream, keep, window, batch_size, train
-        self.seed, self.device, self.rank, self.world_size = seed, device, rank, world_size
+        self.seed, self.device, self.rank, self.world_size, self.fixed = seed, device, rank, world_size, fixed
         self.epoch = 0
         self.position = 0  # batches drawn in this epoch
         self._resume_at = 0
@@ -121,7 +124,7 @@ class TextLoader:
         return words / ROW, float((p * (1 - p)).sum().sqrt()) / ROW
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self.epoch = 0 if self.fixed else epoch
 
     def __len__(self) -> int:
         return self._length
@@ -157,7 +160,8 @@ class Text(L.LightningDataModule):
         name: ``text8``, ``wikitext2``, ``pydocs`` (the documentation that Python itself carries), ``textfile``, or
             ``text8_or_pydocs``: text8 if it is on disk or can be downloaded, else pydocs, said in one line. What is
             used is ``self.used``.
-        path: of a ``textfile``: UTF-8, plain or packed as .gz, .xz or .zip.
+        path: of a ``textfile``: UTF-8, or UTF-16 with a byte order mark, plain or packed by gzip, bzip2, xz or zip.
+            ``~`` is the home folder.
         rule: what a word is: ``words``, runs of letters and digits, in lower case; or ``as_spaced``, whatever stands
             between white space, as it is. By default the latter for text8 and WikiText-2, which are made that way.
         min_count: how often a word is in the training text to be in the vocabulary, at least 1.
@@ -235,7 +239,7 @@ class Text(L.LightningDataModule):
         rule = options.rule or ("as_spaced" if self.used in PUBLISHED else "words")
         return load_corpus(
             self.used,
-            None if options.path is None else Path(options.path),
+            None if options.path is None else Path(options.path).expanduser(),
             rule=rule,
             min_count=options.min_count,
             max_vocabulary=options.max_vocabulary,
@@ -249,9 +253,6 @@ class Text(L.LightningDataModule):
             self.prepare_data()
         if self.corpus is None:
             self.corpus = self._load()
-        world_size = self.trainer.world_size if self.trainer is not None else 1
-        if self.hparams.batch_size % world_size:
-            raise DataError(f"batch_size {self.hparams.batch_size} does not divide evenly over {world_size} processes")
         kept = float((torch.from_numpy(self.corpus.counts) * self.keep.double()).sum())
         if len(self.train_dataloader()) == 0 or kept < ROW:
             raise DataError(
@@ -259,6 +260,8 @@ class Text(L.LightningDataModule):
                 f"{self.corpus.raw_words:,} words some are rare or left out at random. Take a smaller batch, a larger "
                 "sample, or more text"
             )
+        if self.trainer is not None:
+            check_limits(self.trainer, {split: self._loader(split) for split in SPLITS}, self.hparams.batch_size)
 
     @property
     def keep(self) -> Tensor:
@@ -282,6 +285,7 @@ class Text(L.LightningDataModule):
             device="cpu" if trainer is None else trainer.strategy.root_device,
             rank=0 if trainer is None else trainer.global_rank,
             world_size=1 if trainer is None else trainer.world_size,
+            fixed=train and overfits(trainer),
         )
 
     def train_dataloader(self) -> TextLoader:

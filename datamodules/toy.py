@@ -26,6 +26,7 @@ from zoo.checks.errors import UserError
 from zoo.checks.old_forms import accepts_old_form
 from zoo.datamodules.files import DataError, resumes
 from zoo.datamodules.images import ImageLoader, Split
+from zoo.datamodules.limits import SPLITS, check_limits, overfits
 
 SIZES = {"train": 50_000, "val": 5_000, "test": 10_000}
 
@@ -234,6 +235,9 @@ class Toy(L.LightningDataModule):
             for number, (split, n) in enumerate(SIZES.items()):
                 x, label = self.distribution.sample(n, generator=torch.Generator().manual_seed(number))
                 self.splits[split] = Split(x.float().to(device), label.to(device))
+        if self.trainer is not None:
+            loaders = {split: self._loader(split) for split in SPLITS}
+            check_limits(self.trainer, loaders, self.hparams.batch_size)
 
     def _check(self, trainer) -> None:
         model = trainer.lightning_module
@@ -248,10 +252,6 @@ class Toy(L.LightningDataModule):
                 f"an example of {self.used} has the shape {self.shape}, and {type(model).__name__} is made for "
                 f"{shape}: set model.shape={str(self.shape).replace(' ', '')} where there is one, or choose other data"
             )
-        if self.hparams.batch_size % trainer.world_size:
-            raise DataError(
-                f"batch_size {self.hparams.batch_size} does not divide evenly over {trainer.world_size} processes"
-            )
 
     def _loader(self, split: str) -> PointLoader:
         train = split == "train"
@@ -263,6 +263,7 @@ class Toy(L.LightningDataModule):
             seed=self.hparams.seed,
             rank=rank,
             world_size=world_size,
+            fixed=overfits(self.trainer),
         )
 
     def train_dataloader(self) -> PointLoader:

@@ -1,13 +1,21 @@
 """The command line beside train.py: ``python -m zoo list | sample | evaluate | compare | curves | export``, and of
 models of words ``nearest | analogy | vectors``."""
 
+import sys
+from pathlib import Path
+
+import zoo
+
+# ``python -m`` looks for every module in the working folder first. There a user's own random.py or lightning/ would be
+# taken for the library's; the folder is left out, except where it holds the zoo itself.
+if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).absolute() != zoo.WEIGHTS.parent.parent:
+    del sys.path[0]
+
 import argparse
 import json
 import logging
 import re
-from pathlib import Path
 
-import zoo
 from zoo.checks.errors import UserError
 from zoo.training.error_lines import errors_for_people
 from zoo.training.messages import lines_of_their_own

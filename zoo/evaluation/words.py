@@ -73,7 +73,8 @@ def find_word_sets(folder: Path | None = None) -> Path:
         WordFileError: where they are not.
     """
     if folder is None:
-        if (gensim := find_spec("gensim")) is None:
+        gensim = find_spec("gensim")
+        if gensim is None or gensim.origin is None:  # none, or a mere folder of that name
             raise WordFileError(
                 f"the published sets of words ({', '.join(SETS)}) come with gensim, which is not installed: "
                 'pip install -e ".[bench]", or name a folder that holds them with --words'

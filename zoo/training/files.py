@@ -5,6 +5,7 @@ import secrets
 import socket
 import threading
 import urllib.parse
+import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,25 +23,36 @@ class FileNotWritten(OSError, UserError):
 
 
 def reachable(addresses: Iterable[str]) -> bool:
-    """Whether the host of one of these web addresses answers, found out within ``SECONDS_TO_DECIDE``."""
+    """Whether the host of one of these web addresses answers, found out within ``SECONDS_TO_DECIDE``.
+
+    Where the environment names a proxy for an address, it is the proxy that has to answer.
+    """
     answered = threading.Event()
 
-    def knock(host: str) -> None:
+    def knock(place: tuple[str, int]) -> None:
         try:
-            socket.create_connection((host, 443), timeout=SECONDS_TO_DECIDE).close()
+            socket.create_connection(place, timeout=SECONDS_TO_DECIDE).close()
             answered.set()
         except OSError:
             pass
 
     # Threads, since looking up a name obeys no timeout.
-    hosts = {urllib.parse.urlsplit(address).hostname for address in addresses}
-    threads = [threading.Thread(target=knock, args=(host,), daemon=True) for host in hosts]
+    threads = [threading.Thread(target=knock, args=(place,), daemon=True) for place in set(map(_door, addresses))]
     for thread in threads:
         thread.start()
     for _ in range(10 * SECONDS_TO_DECIDE):
         if answered.wait(0.1) or not any(thread.is_alive() for thread in threads):
             break
     return answered.is_set()
+
+
+def _door(address: str) -> tuple[str, int]:
+    """The host and port that a request for ``address`` goes to first."""
+    parts = urllib.parse.urlsplit(address)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy and not urllib.request.proxy_bypass(parts.netloc):
+        parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
 @contextmanager

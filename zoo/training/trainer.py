@@ -1,16 +1,20 @@
 """A Lightning Trainer that uses the hardware it finds."""
 
+import inspect
 import logging
 import os
 import warnings
+from difflib import get_close_matches
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo.checks.errors import UserError
+from zoo.checks.values import check_not_negative, check_whole
 from zoo.training.checkpoint_files import CheckpointFiles
 from zoo.training.progress import ModelSize, progress_bar
 
@@ -25,10 +29,11 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
         kwargs: Lightning's arguments.
 
     Raises:
-        UserError: for epochs that are no whole numbers; for gradient clipping or accumulation, or a search of the
-            learning rate, of two players; for a monitor that nothing measures; for other processes than torchrun or
-            SLURM has started; for sharded weights on CPUs or beside callbacks that need them whole; and for several
-            processes in a Hydra sweep, where each of them would start the whole sweep again.
+        UserError: for arguments that Lightning does not have, refuses, or takes and does not obey; for gradient
+            clipping or accumulation, or a search of the learning rate, of two players; for a monitor that nothing
+            measures; for other processes than torchrun or SLURM has started; for sharded weights on CPUs or beside
+            callbacks that need them whole; and for several processes in a Hydra sweep, where each of them would start
+            the whole sweep again.
     """
     quiet_lightning()
     torch.set_float32_matmul_precision("high")  # TF32 where the GPU has it; nothing changes on a CPU
@@ -38,10 +43,7 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
     if precision == "auto":
         gpu = kwargs.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         precision = "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
-    for key, least in (("max_epochs", -1), ("check_val_every_n_epoch", 1)):
-        value = kwargs.get(key, least)
-        if value is not None and (not isinstance(value, int) or value < least):
-            raise UserError(f"trainer.{key} must be a whole number of at least {least}, got {value!r}")
+    _check_arguments(kwargs)
     for key, value in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
         if two_players and kwargs.get(key, value) != value:
             raise UserError(f"two players are trained with trainer.{key}={value or 'null'} alone, got {kwargs[key]!r}")
@@ -60,10 +62,12 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
         _check_sharding(kwargs.get("accelerator", "auto"), kwargs.get("callbacks") or [])
     _check_monitors(kwargs.get("callbacks") or [])
     kwargs["callbacks"] = [*(kwargs.get("callbacks") or []), *_shown(kwargs)]
-    trainer = L.Trainer(precision=precision, **kwargs)
+    trainer = _trainer(precision=precision, **kwargs)
     _check_started(trainer.world_size)
+    if kwargs.get("sync_batchnorm") and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        raise UserError("trainer.sync_batchnorm=true is for GPUs: torch has no synchronised batch norm on CPUs")
     if two_players and isinstance(trainer.strategy, DDPStrategy):
-        trainer = L.Trainer(precision=precision, **{**kwargs, "strategy": "ddp_find_unused_parameters_true"})
+        trainer = _trainer(precision=precision, **{**kwargs, "strategy": "ddp_find_unused_parameters_true"})
     if trainer.world_size > 1 and _in_sweep():
         raise UserError(
             f"a sweep (-m) cannot run jobs of {trainer.world_size} processes: start one command per job, "
@@ -91,6 +95,40 @@ class FoundLearningRate(L.Callback):
     def on_train_start(self, trainer, pl_module):
         if trainer.global_step == 0:
             trainer.strategy.setup_optimizers(trainer)
+
+
+def _check_arguments(arguments: dict[str, object]) -> None:
+    """Refuse arguments that Lightning does not know, and values that it takes without a word and does not obey.
+
+    Raises:
+        UserError: naming the argument, its value and what is allowed.
+    """
+    known = sorted(set(inspect.signature(L.Trainer.__init__).parameters) - {"self"})
+    if unknown := [key for key in arguments if key not in known]:
+        close = get_close_matches(unknown[0], known, n=1)
+        hint = f" Did you mean {close[0]}?" if close else f" They are {', '.join(known)}"
+        raise UserError(f"trainer.{unknown[0]} is no argument of Lightning's Trainer.{hint}")
+    least = {"max_epochs": -1, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "log_every_n_steps": 0}
+    for key, bound in (least | {"num_sanity_val_steps": -1}).items():
+        if arguments.get(key) is not None:
+            check_whole(f"trainer.{key}", arguments[key], bound)
+    if arguments.get("gradient_clip_val") is not None:
+        check_not_negative("trainer.gradient_clip_val", arguments["gradient_clip_val"])
+    if arguments.get("barebones") and (arguments.get("callbacks") or arguments.get("logger")):
+        raise UserError(
+            "trainer.barebones=true allows no callbacks, loggers and checkpoints, which a run here has: leave it out, "
+            "or use Lightning's own Trainer(barebones=True).fit(model, data)"
+        )
+    if arguments.get("deterministic") not in (None, True, False, "warn"):
+        raise UserError(f"trainer.deterministic must be true, false or warn, got {arguments['deterministic']!r}")
+
+
+def _trainer(**arguments) -> L.Trainer:
+    """Lightning's Trainer; what it refuses is the user's to mend."""
+    try:
+        return L.Trainer(**arguments)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"Lightning's Trainer refuses its arguments: {' '.join(str(error).split())}") from error
 
 
 def quiet_lightning() -> None:
