@@ -30,7 +30,7 @@ from zoo.vae import VAE
 
 
 def measured(folder):
-    with (folder / "metrics.csv").open() as file:
+    with (folder / "metrics.csv").open(encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if any(v for k, v in row.items() if k.startswith("variance/"))]
 
 
