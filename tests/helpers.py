@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import lightning as L
+import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
@@ -49,6 +50,13 @@ TINY = {
 }
 FIGURE = "zoo.callbacks.estimator_variance.plot"
 QUIET = ["logger=csv", "trainer=cpu", "trainer.enable_progress_bar=false", "trainer.num_sanity_val_steps=0"]
+
+
+def tiers(names, first):
+    """``names`` as parameters of a test; all but those in ``first`` belong to the second tier."""
+    names = list(names)
+    assert set(first) <= set(names), set(first) - set(names)
+    return [name if name in first else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def config(run_dir, *overrides):

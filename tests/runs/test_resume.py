@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from helpers import QUIET, TINY, assert_same, assert_same_run, checkpoint, config, run, stop
+from helpers import QUIET, TINY, assert_same, assert_same_run, checkpoint, config, run, stop, tiers
 from processes import done, process, seconds, together
 
 from zoo.callbacks import ExactResume
@@ -41,9 +41,17 @@ TWO_EPOCHS += ["trainer.limit_train_batches=8", "data.batch_size=32"]
 DDP = ["trainer=ddp", "trainer.accelerator=cpu"]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("name", sorted(TINY))
-def test_a_resumed_run_is_the_uninterrupted_one(name, processes, tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_one(name, tmp_path):
+    resumes_as_if_uninterrupted(name, 1, tmp_path)
+
+
+@pytest.mark.parametrize("name", tiers(sorted(TINY), ("vae", "rbm", "wgan", "skipgram", "ddpm")))
+def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(name, tmp_path):
+    resumes_as_if_uninterrupted(name, 2, tmp_path)
+
+
+def resumes_as_if_uninterrupted(name, processes, tmp_path):
     """Stopped in the middle of the second epoch: weights, averages, optimisers, chains, random states of every process,
     the order of the data, the logger's steps and whatever was logged, bit for bit."""
     overrides = [*TINY[name], *TWO_EPOCHS, *DDP, f"trainer.devices={processes}"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import QUIET, TINY, checkpoint, config, run
+from helpers import QUIET, TINY, checkpoint, config, run, tiers
 from processes import command, done, finish, free_port, program, rows, together
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -80,7 +80,7 @@ def by_slurm(rank, port):
     return [], nodes | tasks | where
 
 
-@pytest.mark.parametrize("start", [by_torchrun, by_slurm])
+@pytest.mark.parametrize("start", tiers([by_torchrun, by_slurm], [by_slurm]))
 def test_two_nodes_are_one_run(start, tmp_path):
     """Two agents, each of one process, as on two machines; only the first writes, to a folder of its own."""
     port, nodes = free_port(), []
