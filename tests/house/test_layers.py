@@ -88,7 +88,7 @@ def test_a_room_imports_what_stands_before_it(name):
 
 def test_a_wrong_import_would_be_found(tmp_path):
     (tmp_path / "a.py").write_text(
-        "def f():\n    from zoo import hub\n    from zoo.datamodules.files import data_root\n"
+        "def f():\n    from zoo import hub\n    from zoo.datamodules.files import data_root\n", encoding="utf-8"
     )
     found = list(imports(tmp_path / "a.py"))
     assert found == ["zoo.hub", "zoo.datamodules.files"]
