@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from zoo.training.shell import pasted
 from zoo.training.wandb_login import wandb_credentials
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,8 @@ class WandbLogger(lightning_loggers.WandbLogger):
                 self._chosen_mode = self._wandb_init["mode"] = "offline"
                 run = super().experiment
             if self._chosen_mode == "offline":
-                log.info("Weights & Biases runs offline. To upload this run: wandb sync %s", Path(run.dir).parent)
+                command = pasted("wandb", "sync", Path(run.dir).parent)
+                log.info("Weights & Biases runs offline. To upload this run: %s", command)
             elif self._chosen_mode == "online":
                 log.info("Weights & Biases: %s", run.url)
         return self._experiment

@@ -9,6 +9,7 @@ from pathlib import Path
 import zoo
 from zoo.checks.errors import UserError
 from zoo.training.error_lines import errors_for_people
+from zoo.training.interruption import ended_by_signals
 
 SAMPLES = "per test image, for log p(x) of a model that has it, such as 5000; 0, the default, leaves it out"
 BOUND = "test images, a multiple of 5, for the full variational bound of a diffusion; 0, the default, leaves it out"
@@ -304,10 +305,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args = parser().parse_args()
     with errors_for_people():
+        args = parser().parse_args()
         args.run(args)
 
 
 if __name__ == "__main__":
-    main()
+    with ended_by_signals():
+        main()

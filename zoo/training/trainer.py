@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from zoo.checks.errors import UserError
 from zoo.training.checkpoint_files import CheckpointFiles
+from zoo.training.sweeps import in_sweep
 
 
 def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -> L.Trainer:
@@ -54,7 +55,7 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
     _check_started(trainer.world_size)
     if two_players and isinstance(trainer.strategy, DDPStrategy):
         trainer = L.Trainer(precision=precision, **{**kwargs, "strategy": "ddp_find_unused_parameters_true"})
-    if trainer.world_size > 1 and _in_sweep():
+    if trainer.world_size > 1 and in_sweep():
         raise UserError(
             f"a sweep (-m) cannot run jobs of {trainer.world_size} processes: start one command per job, "
             "for seed in 1 2 3; do python train.py seed=$seed ...; done"
@@ -66,7 +67,8 @@ def quiet_lightning() -> None:
     """Keep Lightning's messages to what a user can act on, each said once."""
     if logging.getLogger().hasHandlers():  # it has a handler of its own beside the root's
         logging.getLogger("lightning").handlers.clear()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # its own to mend
     warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
     warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated")
@@ -120,10 +122,3 @@ def _check_started(world_size: int) -> None:
             f"{by} has started {started} processes, and trainer.num_nodes times trainer.devices are {world_size}: set "
             "them to the numbers of machines and of processes on each, with trainer=ddp"
         )
-
-
-def _in_sweep() -> bool:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
