@@ -1,19 +1,15 @@
 """The one place where errors are shown to people."""
 
 import errno
-import logging
 import os
 import re
-import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zoo.checks.errors import UserError
-from zoo.training.hydra_errors import is_refused_by_hydra, line_of_hydra
 from zoo.training.processes import speaker
-from zoo.training.shell import override, pasted
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -58,6 +54,9 @@ def line_of(error: Exception, run_dir: str | None = None) -> str | None:
     A user can mend a UserError; what Hydra refuses; a full disk, a file that may not be read or written, or one that is
     named on the command line; and a run of several processes of which one is gone.
     """
+    from zoo.training.hydra_errors import is_refused_by_hydra, line_of_hydra  # slow to import, and rarely used
+    from zoo.training.shell import override, pasted
+
     last = pasted(override("ckpt", Path(run_dir, "checkpoints", "last.ckpt"))) if run_dir else ""
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         then = f": {last} then goes on" if run_dir else ""
@@ -82,6 +81,10 @@ def _named(file: str | bytes | int) -> bool:
 
 def _note(line: str, error: Exception | None = None) -> None:
     """Write to the log of the run alone; the terminal has it from Python."""
+    if "logging" not in sys.modules:
+        return
+    import logging
+
     about = (type(error), error, error.__traceback__) if error else None
     record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, line, None, about)
     for handler in logging.getLogger().handlers:
@@ -92,6 +95,8 @@ def _note(line: str, error: Exception | None = None) -> None:
 
 def _reader_gone() -> bool:
     """Whether standard output or standard error is a pipe that nobody reads any more."""
+    import select
+
     poll = select.poll()
     for number in (1, 2):
         poll.register(number, 0)

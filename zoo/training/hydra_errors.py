@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 
 
 @contextmanager
@@ -50,6 +49,8 @@ def line_of_hydra(error: Exception) -> str:
 
 def choices(name: str, known: Sequence[str]) -> str:
     """Return what there is in place of ``name``, and which of it was probably meant."""
+    from difflib import get_close_matches
+
     close = get_close_matches(name, known, n=1)
     meant = f". Did you mean {close[0]}?" if close else ""
     return f"there is {', '.join(sorted(known)) or 'nothing'}{meant}"

@@ -1,10 +1,9 @@
 """Ctrl-C and SIGTERM end the program in one line, at any moment, with the status that shells expect."""
 
+import _thread  # without the rest of threading, which would be a part of what ``python -m zoo list`` takes
 import os
-import select
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -49,7 +48,7 @@ def ended_by_signals() -> Iterator[None]:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup and shells leave it for background jobs
             signal.signal(signum, _interrupt)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(woken,), daemon=True, name="signals").start()
+    _thread.start_new_thread(_watch, (woken, _thread.get_ident()))
     try:
         yield
     except BaseException:  # whatever a library has made of it
@@ -86,19 +85,21 @@ def _unwinds(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _watch(woken: int) -> None:
+def _watch(woken: int, main_thread: int) -> None:
     """Wait for a first signal that ends the program, and see to it that it does."""
     while True:
         signum = os.read(woken, 1)[0]
         if signum in SIGNALS and signal.getsignal(signum) is _interrupt:
             break
+    import select  # most programs never come here
+
     seconds = 0
     while interrupted() or seconds < PATIENCE:
         seconds += 1
         if select.select([woken], [], [], 1)[0] and os.read(woken, 1)[0] in SIGNALS and seconds > 1:
             break  # a second signal; two within a second are one, sent to the process and to its group
         if not _Received.finished:
-            signal.pthread_kill(threading.main_thread().ident, signum)
+            signal.pthread_kill(main_thread, signum)
             os.read(woken, 1)
     end = Interrupted(signum)
     end.say()

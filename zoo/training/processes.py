@@ -1,7 +1,6 @@
 """What one of several processes of a run does that one alone need not."""
 
 import os
-import threading
 import time
 from collections.abc import Mapping
 
@@ -45,6 +44,8 @@ def end_with_parent() -> None:
     if not started_by_lightning():
         os.environ[FIRST] = str(os.getpid())  # inherited; the parent may be gone before a process can ask who it was
         return
+    import threading  # slow to import, for what ``python -m zoo list`` takes
+
     parent = int(os.environ.get(FIRST) or os.getppid())
 
     def watch() -> None:
