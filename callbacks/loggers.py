@@ -14,7 +14,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.training.shell import pasted
-from zoo.training.wandb_login import wandb_credentials
+from zoo.training.wandb_login import keep_wandb_out_of_home, wandb_credentials, wandb_settings
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
         patience: float = 20,
         checkpoints: bool = True,
     ):
+        keep_wandb_out_of_home(Path(folder))
         import wandb
 
         self._checkpoints, self._folder = checkpoints, Path(folder)
@@ -83,7 +84,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
             save_dir=folder,
             id=run_id,
             mode=self._chosen_mode,
-            settings=wandb.Settings(init_timeout=patience, silent=True),
+            settings=wandb_settings(project=str(project), init_timeout=patience, silent=True),
         )
 
     @property

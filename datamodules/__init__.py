@@ -3,6 +3,7 @@
 if __name__ != "zoo.datamodules":  # a module under two names would be two modules
     raise ImportError("datamodules is imported as zoo.datamodules")
 
+import os
 from pathlib import Path
 
 from zoo.checks.errors import UserError
@@ -27,7 +28,7 @@ def by_name(name: str) -> Images | Text | Toy:
     texts = [text for text in TEXTS if text != "textfile"]
     if name in texts:
         return Text(name)
-    if Path(name).is_file():
-        return Text("textfile", path=name)
+    if (path := Path(os.path.expanduser(name))).is_file():
+        return Text("textfile", path=str(path))
     known = ", ".join((*NAMES, *DISTRIBUTIONS, *texts))
     raise UserError(f"data are one of {known}, or the path of a text file that is there, got {name!r}")

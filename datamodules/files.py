@@ -17,7 +17,7 @@ class DataError(UserError):
 
 def data_root() -> Path:
     """The folder where data live: ``ZOO_DATA``, else ``data`` in the working folder."""
-    return Path(os.environ.get("ZOO_DATA") or "data")
+    return Path(os.path.expanduser(os.environ.get("ZOO_DATA") or "data"))
 
 
 def download(address: str, path: Path) -> None:

@@ -332,7 +332,7 @@ def main() -> None:
             from zoo.training.arguments import check_arguments
 
             check_arguments(args)
-            for text in getattr(args, "condition", []):
+            for text in vars(args).get("condition", []):
                 _conditions(text)
         args.run(args)
 

@@ -46,8 +46,9 @@ def _check_path(text: str) -> None:
             f"{text!r} is neither a file nor a pretrained checkpoint; the pretrained ones are: "
             f"{', '.join(known) or 'none yet'}{f'. Did you mean {close[0]}?' if close else ''}"
         ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{text!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except (OSError, ValueError) as error:  # the latter for a null character
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{text!r} cannot be read: {why}") from error
 
 
 def check_name(name: str, force: bool) -> None:

@@ -47,4 +47,6 @@ def _check_output(args: argparse.Namespace) -> None:
         vectors_format(args.output, args.binary)
     else:
         check_picture(args.output)
+    if args.output.is_dir():
+        raise UserError(f"{args.output} cannot be written: it is a folder. Name a file")
     check_writable(args.output)

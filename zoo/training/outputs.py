@@ -18,14 +18,12 @@ class FileNotWritten(OSError, UserError):
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a file that cannot be made: its folder, or the nearest one above that is there, is tried.
+    """Refuse a file or folder that cannot be made: its folder, or the nearest one above that is there, is tried.
 
     Raises:
         FileNotWritten: naming ``path``, and why.
     """
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
         folder = next(parent for parent in path.parents if parent.exists())
         if not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{folder} is no folder", str(path))

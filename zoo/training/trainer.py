@@ -1,16 +1,20 @@
 """A Lightning Trainer that uses the hardware it finds."""
 
+import inspect
 import logging
 import os
 import warnings
 
 import lightning as L
 import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo.checks.errors import UserError
 from zoo.training.checkpoint_files import CheckpointFiles
+from zoo.training.hydra_errors import choices
 from zoo.training.sweeps import in_sweep
 
 
@@ -51,7 +55,11 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
     if "fsdp" in str(kwargs.get("strategy")):
         _check_sharding(kwargs.get("accelerator", "auto"), kwargs.get("callbacks") or [])
     _check_monitors(kwargs.get("callbacks") or [])
-    trainer = L.Trainer(precision=precision, **kwargs)
+    _check_names(kwargs)
+    try:
+        trainer = L.Trainer(precision=precision, **kwargs)
+    except MisconfigurationException as error:  # as Lightning says what it cannot do here
+        raise UserError(f"the trainer cannot be made: {' '.join(str(error).split())}") from error
     _check_started(trainer.world_size)
     if two_players and isinstance(trainer.strategy, DDPStrategy):
         trainer = L.Trainer(precision=precision, **{**kwargs, "strategy": "ddp_find_unused_parameters_true"})
@@ -74,6 +82,30 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated")
     # Of convolutions of one channel, whose gradients may lie in either order.
     warnings.filterwarnings("ignore", r"(?s)Grad strides do not match bucket view strides")
+
+
+def _check_names(kwargs: dict) -> None:
+    """Refuse arguments that the Trainer does not have, and accelerators and strategies that are none or not here.
+
+    Raises:
+        UserError: with those that there are, and what was probably meant.
+    """
+    known = sorted(set(inspect.signature(L.Trainer.__init__).parameters) - {"self"})
+    for key in kwargs:
+        if key not in known:
+            raise UserError(f"the trainer has no {key!r}; {choices(key, known)}")
+    accelerator, strategy = kwargs.get("accelerator", "auto"), kwargs.get("strategy", "auto")
+    if isinstance(accelerator, str) and accelerator not in ("auto", "gpu"):
+        known = ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
+        if accelerator not in known:
+            raise UserError(f"trainer.accelerator has no {accelerator!r}; {choices(accelerator, known)}")
+        if not AcceleratorRegistry.get(accelerator).is_available():
+            raise UserError(f"trainer.accelerator={accelerator}: there is none here; trainer=auto takes what there is")
+    if accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise UserError("trainer.accelerator=gpu: this machine has none; trainer=cpu and trainer=auto go without")
+    known = ["auto", *StrategyRegistry.available_strategies()]
+    if isinstance(strategy, str) and strategy not in known:
+        raise UserError(f"trainer.strategy has no {strategy!r}; {choices(strategy, known)}")
 
 
 def _check_sharding(accelerator: str, callbacks: list) -> None:
