@@ -119,6 +119,14 @@ class WandbLogger(lightning_loggers.WandbLogger):
 
         if not self._checkpoints:
             return
+        try:
+            self._log_checkpoints(folder, metrics)
+        except (OSError, RuntimeError, wandb.errors.Error) as error:  # the run has ended well; it stays so
+            log.warning("Weights & Biases has not kept the checkpoints, which are in %s: %s", pasted(folder), error)
+
+    def _log_checkpoints(self, folder: Path, metrics: dict[str, float]) -> None:
+        import wandb
+
         best = sorted(folder.glob("best-*.ckpt"), key=lambda path: path.stat().st_mtime)[-1:]
         for alias, path in [*(("last", path) for path in folder.glob("last.ckpt")), *(("best", path) for path in best)]:
             checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)

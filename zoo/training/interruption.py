@@ -100,7 +100,8 @@ def _watch(woken: int, main_thread: int) -> None:
             break  # a second signal; two within a second are one, sent to the process and to its group
         if not _Received.finished:
             signal.pthread_kill(main_thread, signum)
-            os.read(woken, 1)
+            if select.select([woken], [], [], 0.5)[0]:
+                os.read(woken, 1)  # its own
     end = Interrupted(signum)
     end.say()
     os._exit(int(str(end.code)))

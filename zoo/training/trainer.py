@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import re
 import warnings
 
 import lightning as L
@@ -94,12 +95,20 @@ def _check_names(kwargs: dict) -> None:
     for key in kwargs:
         if key not in known:
             raise UserError(f"the trainer has no {key!r}; {choices(key, known)}")
+    for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        if not isinstance(kwargs.get(key, 1), int | float):
+            raise UserError(f"trainer.{key} must be a number of batches or a fraction of them, got {kwargs[key]!r}")
+    devices = kwargs.get("devices", "auto")
+    if not isinstance(devices, list | tuple) and not re.fullmatch(
+        r"auto|-1|0*[1-9][0-9]*|[0-9]+(,[0-9]+)+", str(devices)
+    ):
+        raise UserError(f"trainer.devices must be auto, a number of at least 1, or a list of GPUs, got {devices!r}")
     accelerator, strategy = kwargs.get("accelerator", "auto"), kwargs.get("strategy", "auto")
     if isinstance(accelerator, str) and accelerator not in ("auto", "gpu"):
         known = ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
         if accelerator not in known:
             raise UserError(f"trainer.accelerator has no {accelerator!r}; {choices(accelerator, known)}")
-        if not AcceleratorRegistry.get(accelerator).is_available():
+        if not AcceleratorRegistry[accelerator]["accelerator"].is_available():
             raise UserError(f"trainer.accelerator={accelerator}: there is none here; trainer=auto takes what there is")
     if accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise UserError("trainer.accelerator=gpu: this machine has none; trainer=cpu and trainer=auto go without")

@@ -61,7 +61,8 @@ def keep_wandb_out_of_home(folder: Path) -> None:
     """
     home = os.path.expanduser("~")
     try:
-        if home == "~":
+        if home == "~":  # which libraries of its ask for even where all directories are named
+            os.environ["HOME"] = str((folder / "wandb" / "home").absolute())
             raise FileNotFoundError
         check_writable(Path(home, ".config", "wandb"))
     except OSError:
