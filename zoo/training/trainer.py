@@ -99,9 +99,8 @@ def _check_names(kwargs: dict) -> None:
         if not isinstance(kwargs.get(key, 1), int | float):
             raise UserError(f"trainer.{key} must be a number of batches or a fraction of them, got {kwargs[key]!r}")
     devices = kwargs.get("devices", "auto")
-    if not isinstance(devices, list | tuple) and not re.fullmatch(
-        r"auto|-1|0*[1-9][0-9]*|[0-9]+(,[0-9]+)+", str(devices)
-    ):
+    numbers = r"auto|-1|0*[1-9][0-9]*|[0-9]+(,[0-9]+)+"
+    if not isinstance(devices, list | tuple) and not re.fullmatch(numbers, str(devices)):
         raise UserError(f"trainer.devices must be auto, a number of at least 1, or a list of GPUs, got {devices!r}")
     accelerator, strategy = kwargs.get("accelerator", "auto"), kwargs.get("strategy", "auto")
     if isinstance(accelerator, str) and accelerator not in ("auto", "gpu"):
