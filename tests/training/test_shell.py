@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import TINY, config
+from helpers import config
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from zoo.callbacks import loggers
