@@ -1,25 +1,31 @@
 """Train one model of the zoo: ``python train.py model=ddpm data=mnist trainer.max_epochs=2``."""
 
 import logging
+import math
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import hydra
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-
-from zoo.training.command_line import check_kind, check_overrides, check_values, with_names_of_today
+from zoo.training.command_line import check_kind, check_values, readable_arguments, with_home, with_names_of_today
 from zoo.training.error_lines import errors_for_people
-from zoo.training.messages import lines_of_their_own
+from zoo.training.hydra_errors import hydra_raises
+from zoo.training.interruption import ended_by_signals
 from zoo.training.processes import end_with_parent, leaving_together, overrides_of_process
+from zoo.training.sweeps import end_of_sweep, sweep_goes_on
 from zoo.training.threads import prepare_threads
 
-# torch and Lightning take seconds to import; they come in with the first `build`, after the configuration is composed.
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# Hydra, torch and Lightning take seconds to import. They come in where they are used, so that a signal meanwhile is
+# answered; the latter two once the configuration is composed.
 
 
-def build(node: DictConfig, **kwargs):
+def build(node: "DictConfig", **kwargs):
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
     # _convert_="all": hyperparameters reach checkpoints as plain lists and dicts, which load with weights_only=True.
     try:
         return instantiate(node, _convert_="all", **kwargs)
@@ -31,14 +37,15 @@ def build(node: DictConfig, **kwargs):
         raise
 
 
-def build_all(group: DictConfig | None) -> list:
+def build_all(group: "DictConfig | None") -> list:
     return [build(node) for node in (group or {}).values() if node and "_target_" in node]
 
 
-def train(cfg: DictConfig) -> dict[str, float]:
+def train(cfg: "DictConfig") -> dict[str, float]:
     """Fit ``cfg.model`` on ``cfg.data``, test its best checkpoint, and return the final metrics."""
     import lightning as L
     from lightning.pytorch.callbacks import ModelCheckpoint
+    from omegaconf import OmegaConf
 
     from zoo.callbacks import RunRecord
     from zoo.callbacks.run_end import run_end
@@ -46,6 +53,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     check_values(cfg)
     with_names_of_today(cfg)
+    with_home(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data, model = build(cfg.data), build(cfg.model)
     check_kind(model, data)
@@ -71,16 +79,30 @@ def train(cfg: DictConfig) -> dict[str, float]:
     return metrics
 
 
-@hydra.main(config_path="configs", config_name="train", version_base="1.3")
-def main(cfg: DictConfig) -> float | None:
-    with errors_for_people(cfg.run_dir), lines_of_their_own(), leaving_together():
-        return train(cfg).get(OmegaConf.select(cfg, "callbacks.best.monitor"))  # what a sweep minimises
+def job(cfg: "DictConfig") -> float | None:
+    """Train, and return what a sweep minimises: the best checkpoint's metric, or NaN of a job that has failed."""
+    from omegaconf import OmegaConf
+
+    from zoo.training.messages import lines_of_their_own
+
+    with sweep_goes_on(), errors_for_people(cfg.run_dir), lines_of_their_own(), leaving_together():
+        return train(cfg).get(OmegaConf.select(cfg, "callbacks.best.monitor"))
+    return math.nan
+
+
+def main() -> None:
+    """Check the command line, and let Hydra run the job, or each of the jobs of a sweep."""
+    import hydra
+
+    sys.argv[1:] = readable_arguments(sys.argv[1:], Path(__file__).parent / "configs")
+    sys.argv += overrides_of_process(sys.argv[1:], os.environ)
+    with hydra_raises():
+        hydra.main(config_path="configs", config_name="train", version_base="1.3")(job)()
+    end_of_sweep()
 
 
 if __name__ == "__main__":
     end_with_parent()
     prepare_threads()
-    with errors_for_people():
-        check_overrides(sys.argv[1:], Path(__file__).parent / "configs")
-    sys.argv += overrides_of_process(sys.argv[1:], os.environ)
-    main()
+    with ended_by_signals(), errors_for_people():
+        main()

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shlex
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from zoo.callbacks.run_record import run_command
 from zoo.training.checkpoint_files import clear_unfinished, take_best_along
 from zoo.training.processes import number
+from zoo.training.shell import pasted
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class ExactResume(Checkpoint):
     A signal lets the current batch finish, writes ``interrupted.ckpt``, in the middle of the epoch if need be, prints
     the command that resumes, and ends the process with the exit status that the signal would have given it (130 or
     143). ``last.ckpt`` is left at the epoch boundary. A signal during validation waits for the end of the epoch. A
-    second signal ends the process at once, and so does SIGTERM during the test, when all is saved.
+    second signal ends the process at once, and so does one during the test, when all is saved.
 
     It belongs among the checkpoint callbacks, which Lightning runs last: after the averages of this step are made.
 
@@ -124,11 +124,11 @@ class ExactResume(Checkpoint):
         raise SystemExit(128 + (self.received or signal.SIGTERM) if trainer.is_global_zero else 0)
 
     def _say_without_test(self):
-        folder = shlex.quote(str(self.folder))
-        log.warning("Interrupted after training; the test was left out: python -m zoo evaluate %s", folder)
+        command = pasted("python", "-m", "zoo", "evaluate", self.folder)
+        log.warning("Interrupted after training; the test was left out: %s", command)
 
     def on_test_start(self, trainer, pl_module):
-        self._handlers = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._on_signal_in_test)}
+        self._handlers = {s: signal.signal(s, self._on_signal_in_test) for s in SIGNALS}
 
     def _on_signal_in_test(self, signum, frame):
         if number() == 0:

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 
 from zoo.checks.errors import UserError
+from zoo.training.shell import pasted
 
 
 class NotFinite(UserError):
@@ -87,5 +88,5 @@ class FiniteLoss(L.Callback):
 
     def _advice(self) -> str:
         last = self.folder / "checkpoints" / "last.ckpt"
-        good = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
+        good = f"the last good checkpoint is {pasted(last)}" if last.is_file() else "there is no checkpoint yet"
         return f"Training has diverged; {good}. A lower learning rate helps most often"

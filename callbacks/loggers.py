@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import shlex
 from pathlib import Path
 
 import lightning.pytorch.loggers as lightning_loggers
@@ -16,8 +15,9 @@ from zoo.callbacks.cadence import steps_behind
 from zoo.estimators.figures import MEASURED
 from zoo.estimators.figures import table as estimator_table
 from zoo.training.files import written_whole
+from zoo.training.shell import pasted
 from zoo.training.tables import Table
-from zoo.training.wandb_login import wandb_credentials
+from zoo.training.wandb_login import keep_wandb_out_of_home, wandb_credentials, wandb_settings
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +139,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
         patience: float = 20,
         checkpoints: bool = True,
     ):
+        keep_wandb_out_of_home(Path(folder))
         import wandb
 
         self._checkpoints, self._folder = checkpoints, Path(folder)
@@ -156,7 +157,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
             save_dir=folder,
             id=run_id,
             mode=self._chosen_mode,
-            settings=wandb.Settings(init_timeout=patience, silent=True),
+            settings=wandb_settings(project=str(project), init_timeout=patience, silent=True),
         )
         self._wandb_init.pop("anonymous", None)  # Lightning's; Weights & Biases warns of it, whatever its value
 
@@ -175,8 +176,8 @@ class WandbLogger(lightning_loggers.WandbLogger):
                 run = super().experiment
             if self._chosen_mode == "offline":
                 parts = {part.resolve(): part for folder in self._folders for part in _offline_parts(folder, run.id)}
-                folders = shlex.join(str(part) for part in sorted(parts.values(), key=lambda part: part.name))
-                log.info("Weights & Biases runs offline. To upload this run: wandb sync %s", folders)
+                command = pasted("wandb", "sync", *sorted(parts.values(), key=lambda part: part.name))
+                log.info("Weights & Biases runs offline. To upload this run: %s", command)
             elif self._chosen_mode == "online":
                 log.info("Weights & Biases: %s", run.url)
         return self._experiment
@@ -193,6 +194,14 @@ class WandbLogger(lightning_loggers.WandbLogger):
 
         if not self._checkpoints:
             return
+        try:
+            self._log_checkpoints(folder, metrics)
+        except (OSError, RuntimeError, wandb.errors.Error) as error:  # the run has ended well; it stays so
+            log.warning("Weights & Biases has not kept the checkpoints, which are in %s: %s", pasted(folder), error)
+
+    def _log_checkpoints(self, folder: Path, metrics: dict[str, float]) -> None:
+        import wandb
+
         best = sorted(folder.glob("best-*.ckpt"), key=lambda path: path.stat().st_mtime)[-1:]
         for alias, path in [*(("last", path) for path in folder.glob("last.ckpt")), *(("best", path) for path in best)]:
             checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)

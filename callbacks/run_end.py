@@ -1,7 +1,6 @@
 """What is said when a run has ended: its numbers, its files, and what to type next."""
 
 import re
-import shlex
 from pathlib import Path
 
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -9,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from zoo.callbacks.run_record import run_command
 from zoo.checks import capabilities
 from zoo.evaluation.units import with_unit
+from zoo.training.shell import pasted
 
 
 def run_end(trainer, model, folder: str | Path, metrics: dict[str, float]) -> str:
@@ -34,7 +34,7 @@ def run_end(trainer, model, folder: str | Path, metrics: dict[str, float]) -> st
         files.append(("Best checkpoint", Path(best.best_model_path)))
     if (last := folder / "checkpoints" / "last.ckpt").is_file():
         files.append(("Last checkpoint", last))
-    lines += [f"{what:15}  {_pasted(path)}" for what, path in files]
+    lines += [f"{what:15}  {pasted(path.absolute())}" for what, path in files]
     if best and best.best_model_score is not None and best.monitor:
         score = with_unit(best.monitor, float(best.best_model_score), set(metrics))
         lines.append(f"{'Best ' + best.monitor:15}  {score}")
@@ -42,7 +42,7 @@ def run_end(trainer, model, folder: str | Path, metrics: dict[str, float]) -> st
 
 
 def _next(trainer, model, folder: Path, best: ModelCheckpoint | None, last: Path) -> list[str]:
-    run, python = _pasted(folder), "python -m zoo"
+    run, python = pasted(folder.absolute()), "python -m zoo"
     words = isinstance(model, capabilities.Words)
     commands = [f"{python} nearest {run} music" if words else f"{python} sample {run} -o samples.png"]
     data = trainer.datamodule
@@ -54,8 +54,3 @@ def _next(trainer, model, folder: Path, best: ModelCheckpoint | None, last: Path
         command = re.sub(r" trainer\.max_epochs=\S+", "", run_command(folder, last))
         commands.append(f"{command} trainer.max_epochs={2 * trainer.max_epochs}")
     return commands
-
-
-def _pasted(path: Path) -> str:
-    path = path.absolute()
-    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

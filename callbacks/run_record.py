@@ -1,8 +1,6 @@
 """What a run is, written down where it can be found: in its folder, its loggers and its checkpoints."""
 
 import platform
-import re
-import shlex
 import subprocess
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ from zoo.callbacks import loggers
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.training.files import written_whole
+from zoo.training.shell import override, pasted
 
 FOLDER = Path(__file__).resolve().parent  # in a checkout the folder itself, not the link to it
 
@@ -58,19 +57,9 @@ def run_command(folder: Path | None = None, ckpt: Path | None = None) -> str:
 
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     if ckpt is not None and folder is not None:
-        overrides = [o for o in overrides if not o.startswith("ckpt=")]
-        overrides += [f"ckpt={_quoted(_short(ckpt))}", f"hydra.run.dir={_quoted(_short(folder))}"]
-    return shlex.join(["python", "train.py", *overrides])
-
-
-def _quoted(path: Path) -> str:
-    """As Hydra's grammar wants it: bare if it is plain, else in quotes."""
-    return str(path) if re.fullmatch(r"[\w./-]+", str(path)) else f'"{path}"'
-
-
-def _short(path: Path) -> Path:
-    """Relative to the working folder, if it lies in it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        overrides = [o for o in overrides if not o.lstrip("+").startswith("ckpt=")]
+        overrides += [override("ckpt", ckpt), override("hydra.run.dir", folder)]
+    return pasted("python", "train.py", *overrides)
 
 
 class RunRecord(L.Callback):
@@ -91,10 +80,8 @@ class RunRecord(L.Callback):
     def __init__(self, folder: str, config: dict[str, Any] | None = None):
         self.folder, self.config = Path(folder), dict(config or {})
         if (self.folder / "config.yaml").is_file() and self.config.get("ckpt") is None:
-            last = _short(self.folder / "checkpoints" / "last.ckpt")
-            raise UserError(
-                f"{_short(self.folder)} holds a run already: resume it with ckpt={last}, or name another folder"
-            )
+            last = pasted(override("ckpt", self.folder / "checkpoints" / "last.ckpt"))
+            raise UserError(f"{pasted(self.folder)} holds a run already: resume it with {last}, or name another folder")
         self.record: dict[str, Any] = {}
         self._earlier: list[dict[str, Any]] = []
         self._seconds_before, self._started = 0.0, 0.0

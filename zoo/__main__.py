@@ -13,13 +13,12 @@ if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).abso
 
 import argparse
 import json
-import logging
+import os
 import re
 
 from zoo.checks.errors import UserError
 from zoo.training.error_lines import errors_for_people
-from zoo.training.messages import lines_of_their_own
-from zoo.training.threads import prepare_threads
+from zoo.training.interruption import ended_by_signals
 
 SAMPLES = "per test image, for log p(x) of a model that has it, such as 5000; 0, the default, leaves it out"
 BOUND = "test images, a multiple of 5, for the full variational bound of a diffusion; 0, the default, leaves it out"
@@ -29,6 +28,7 @@ DATA = (
     "mnist, fashion_mnist, digits, mnist_or_digits; mixture, ring, moons, swiss_roll, line, markov_chain; text8, "
     "wikitext2, pydocs, or the path of a text file"
 )
+VECTORS = "the file, vectors.txt by default; .bin is the binary format, and .gz, .bz2 and .xz are packed"
 SOURCE = "name of a pretrained checkpoint, path of a training checkpoint, or a run folder"
 
 
@@ -49,8 +49,8 @@ def sample(args: argparse.Namespace) -> None:
     from zoo.sampling.chunks import check_conditions, sample_chunks
     from zoo.sampling.pictures import picture, save_grid
 
-    model = _on_device(zoo.load(args.source))
     conditions = _conditions(",".join(args.condition))
+    model = _on_device(zoo.load(args.source))
     if args.images and "init" in conditions:
         raise UserError("--images says where chains begin, and so does -c init=...: leave out one of them")
     if args.images:
@@ -59,7 +59,7 @@ def sample(args: argparse.Namespace) -> None:
     n, conditions, columns = picture(model, args.n, conditions)
     save_grid(sample_chunks(model, n, args.seed, progress=True, **conditions), args.output, columns)
     rows = f", in rows of {columns} for each value of {model.rows()[0]}" if n != args.n else ""
-    print(f"{n} samples in {args.output}{rows}")
+    print(f"{n} samples in {_pasted(args.output)}{rows}")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -88,12 +88,9 @@ def evaluate(args: argparse.Namespace) -> None:
 def compare(args: argparse.Namespace) -> None:
     """Measure gradient estimators side by side; ``toy`` is the seeds' example, beside its exact values."""
     from zoo.evaluation import comparison
-    from zoo.sampling.pictures import check_picture, save_figure
+    from zoo.sampling.pictures import save_figure
 
-    check_picture(args.output)  # before the work, not after it
     draws = (100_000 if args.source == "toy" else 256) if args.draws is None else args.draws
-    if args.batch_size is not None and args.batch_size < 1:
-        raise UserError(f"batch-size must be at least 1, got {args.batch_size}")
     if args.source == "toy":
         results = comparison.toy(draws, args.seed)
         print(comparison.toy_table(results))
@@ -110,27 +107,26 @@ def compare(args: argparse.Namespace) -> None:
         results = comparison.compare_model(model, batch, names, draws, args.seed, progress=True)
         print(comparison.table(results))
         save_figure(comparison.figure(results), args.output)
-    print(f"figure in {args.output}")
+    print(f"figure in {_pasted(args.output)}")
 
 
 def curves(args: argparse.Namespace) -> None:
     """Draw one metric of several runs against epochs."""
     from zoo.evaluation import curves
-    from zoo.sampling.pictures import check_picture, save_figure
+    from zoo.sampling.pictures import save_figure
 
-    check_picture(args.output)
     if args.against:
         pairs = {str(run): curves.read_pairs(run, args.against, args.metric) for run in args.runs}
         for name, points in pairs.items():
             print(f"{name}: {curves.correlation(points)} of {args.metric} with {args.against}")
         save_figure(curves.scatter(pairs, args.against, args.metric), args.output)
-        print(f"figure in {args.output}")
+        print(f"figure in {_pasted(args.output)}")
         return
     found = {str(run): curves.read_curve(run, args.metric) for run in args.runs}
     for name, (unit, points) in found.items():
         print(f"{name}: {args.metric} {points[-1][1]:.6g} after {points[-1][0]} {unit}")
     save_figure(curves.figure({k: points for k, (_, points) in found.items()}, args.metric, unit), args.output)
-    print(f"figure in {args.output}")
+    print(f"figure in {_pasted(args.output)}")
 
 
 def nearest(args: argparse.Namespace) -> None:
@@ -147,7 +143,7 @@ def vectors(args: argparse.Namespace) -> None:
     """Write vectors of words in the word2vec format, which gensim's KeyedVectors reads."""
     model = _words(args.source)
     model.export(args.output, args.binary)
-    print(f"{len(model.words):,} words, {model.hparams.dim} numbers each, in {args.output}")
+    print(f"{len(model.words):,} words, {model.hparams.dim} numbers each, in {_pasted(args.output)}")
 
 
 def _knows_words(model: object) -> bool:
@@ -256,9 +252,26 @@ def _on_device(model):
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _pasted(path: Path) -> str:
+    from zoo.training.shell import pasted
+
+    return pasted(path)
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))
+
+
+class Parser(argparse.ArgumentParser):
+    """One that says what is wrong in one line."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message}; {self.prog} -h lists what there is\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's parser."""
-    parser = argparse.ArgumentParser("python -m zoo", description=__doc__)
+    parser = Parser("python -m zoo", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(run, name: str, source: bool = True) -> argparse.ArgumentParser:
@@ -278,12 +291,12 @@ def parser() -> argparse.ArgumentParser:
     sub = command(sample, "sample")
     sub.add_argument("-n", type=int, default=64, help="how many, 64 by default")
     sub.add_argument("--seed", type=int, default=0, help="the same seed gives the same pixels")
-    sub.add_argument("-o", "--output", type=Path, default=Path("samples.png"), help="the picture, a PNG")
+    sub.add_argument("-o", "--output", type=_path, default=Path("samples.png"), help="the picture, a PNG")
     sub.add_argument("-c", "--condition", action="append", default=[], help="of the model's sample, num_steps=50,eta=1")
     sub.add_argument("--images", help="data set at whose test images chains begin, where samples are chains")
     sub = command(evaluate, "evaluate")
     sub.add_argument("--data", help=f"{DATA}; by default mnist_or_digits, or the text of the run")
-    sub.add_argument("--words", type=Path, help="folder of the published sets of words; by default gensim's own")
+    sub.add_argument("--words", type=_path, help="folder of the published sets of words; by default gensim's own")
     protocol(sub)
     sub = command(compare, "compare")
     sub.add_argument("--estimators", help="names with commas between them; all that the model has by default")
@@ -291,12 +304,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", help=f"whose validation set the batch is from, likewise: {DATA}")
     sub.add_argument("--batch-size", type=int, help="images in the batch, 64 by default, or rows of 32 words, 4")
     sub.add_argument("--seed", type=int, default=0, help="of all noise")
-    sub.add_argument("-o", "--output", type=Path, default=Path("comparison.png"), help="the figure, a PNG")
+    sub.add_argument("-o", "--output", type=_path, default=Path("comparison.png"), help="the figure, a PNG")
     sub = command(curves, "curves", source=False)
-    sub.add_argument("runs", nargs="+", type=Path, help="run folders, each with its metrics.csv")
+    sub.add_argument("runs", nargs="+", type=_path, help="run folders, each with its metrics.csv")
     sub.add_argument("--metric", default="val/loss", help="a column of metrics.csv, val/loss by default")
     sub.add_argument("--against", help="another column: one against the other, with their correlation, not over time")
-    sub.add_argument("-o", "--output", type=Path, default=Path("curves.png"), help="the figure, a PNG")
+    sub.add_argument("-o", "--output", type=_path, default=Path("curves.png"), help="the figure, a PNG")
     sub = command(nearest, "nearest")
     sub.add_argument("word")
     sub.add_argument("-n", type=int, default=10, help="how many, 10 by default")
@@ -305,7 +318,13 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(name, metavar=name.upper())
     sub.add_argument("-n", type=int, default=5, help="how many, 5 by default")
     sub = command(vectors, "vectors")
-    sub.add_argument("-o", "--output", type=Path, default=Path("vectors.txt"), help="the file, vectors.txt by default")
+    sub.add_argument(
+        "-o",
+        "--output",
+        type=_path,
+        default=Path("vectors.txt"),
+        help="the file, vectors.txt by default; .bin is the binary format, and .gz, .bz2 and .xz are packed",
+    )
     sub.add_argument("--binary", action="store_true", help="the binary format, not the one of text")
     sub = command(export, "export")
     sub.add_argument("name", help="lower-case letters, digits and hyphens")
@@ -315,12 +334,32 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args = parser().parse_args()
+    with errors_for_people():
+        args = parser().parse_args()
+        if args.command == "list":
+            list_everything(args)
+            return
+        from zoo.training.arguments import check_arguments
+
+        check_arguments(args)
+        for text in vars(args).get("condition", []):
+            _conditions(text)
+        work(args)
+
+
+def work(args: argparse.Namespace) -> None:
+    """Run a command that needs torch, with its messages on lines of their own."""
+    import logging
+
+    from zoo.training.messages import lines_of_their_own
+    from zoo.training.threads import prepare_threads
+
     prepare_threads()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    with errors_for_people(), lines_of_their_own():
+    with lines_of_their_own():
         args.run(args)
 
 
 if __name__ == "__main__":
-    main()
+    with ended_by_signals():
+        main()

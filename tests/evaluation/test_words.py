@@ -252,8 +252,11 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
         ),
         (["compare", source, "--data", "wikitext2"], "wikitext2 is not in .* and cannot be downloaded"),
         (["evaluate", source, "--importance-samples", "5"], "SkipGram has no log_likelihood to measure"),
-        (["vectors", source, "-o", tmp_path], "it is a folder: '.*'$"),
-        (["vectors", source, "-o", tmp_path / "other.txt" / "below" / "v.txt"], "other.txt is no folder: '.*v.txt'$"),
+        (["vectors", source, "-o", tmp_path], "cannot be written: it is a folder"),
+        (
+            ["vectors", source, "-o", tmp_path / "other.txt" / "below" / "v.txt"],
+            "v.txt cannot be written: .*other.txt is no folder",
+        ),
     ]:
         with pytest.raises(SystemExit, match=message):
             command(*wrong)

@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line shows it without a traceback. Every other error keeps its traceback.
     """
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be found, trusted or used; the message says which and why."""

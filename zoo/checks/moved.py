@@ -60,7 +60,9 @@ def names_in(package: str, *modules: str) -> Callable[[str], object]:
         module = None if name.startswith("_") else _holder(name, modules)
         if module is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        warnings.warn(f"{package}.{name} is {module}.{name} now", DeprecationWarning, stacklevel=2)
+        # `from package import name` asks twice, first from within the import system, to see whether it is a module.
+        if sys._getframe(1).f_code.co_filename != "<frozen importlib._bootstrap>":
+            warnings.warn(f"{package}.{name} is {module}.{name} now", DeprecationWarning, stacklevel=2)
         return getattr(import_module(module), name)
 
     return find

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from safetensors.torch import save as save_tensors
 
 import zoo
 from zoo.checks import capabilities
+from zoo.checks.sources import check_name, check_source
 from zoo.evaluation.protocol import Protocol, check_protocol, evaluate, measure
 from zoo.evaluation.words import word_map
 from zoo.hub.loading import CheckpointError, best_of, data_of, from_training, from_weights, read_training_checkpoint
@@ -66,11 +66,8 @@ def export(
     Raises:
         CheckpointError: for a name of another form or already taken, or a checkpoint that records no run.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-        raise CheckpointError(f"a name is lower-case letters, digits and hyphens, such as vae-bernoulli; got {name!r}")
-    if name in zoo.list_checkpoints() and not force:
-        raise CheckpointError(f"there is a checkpoint named {name} already; --force replaces it")
-    path = Path(source)
+    check_name(name, force)
+    path = Path(check_source(source))
     path = best_of(path) if path.is_dir() else path
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}")

@@ -24,15 +24,12 @@ from lightning import LightningModule
 from safetensors.torch import load as load_tensors
 
 import zoo
-from zoo.checks.errors import UserError
+from zoo.checks.errors import CheckpointError, UserError
+from zoo.checks.sources import ADDRESS, check_source
 from zoo.training.wandb_login import wandb_credentials
 
 SECONDS_TO_DOWNLOAD = 60
 LARGEST_DOWNLOAD = 2**30  # bytes
-
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be found, trusted or used; the message says which and why."""
 
 
 def load(source: str | Path) -> LightningModule:
@@ -50,25 +47,18 @@ def load(source: str | Path) -> LightningModule:
     Raises:
         CheckpointError: if there is none, its digest differs, or it is not a checkpoint of a known model.
     """
-    text = str(source)
-    if not isinstance(source, str | Path) or not text.strip():
-        raise CheckpointError(f"a checkpoint is named by text or a path, got {source!r}")
+    text = check_source(source)
     if text in zoo.list_checkpoints():
         weights = zoo.WEIGHTS / f"{text}.safetensors"
         if not weights.is_file():
             raise CheckpointError(f"the weights of {text} are missing: {weights}")
         return from_weights(weights.read_bytes(), read_card(text)["sha256"], text)
-    if re.match(r"(file|https?):", text):
+    if re.match(ADDRESS, text):
         return _from_address(text)
     if text.startswith("wandb:"):
         return _from_wandb(text.removeprefix("wandb:"))
-    path = Path(source)
-    if path.is_dir():
-        path = best_of(path)
-    if path.is_file():
-        return from_training(read_training_checkpoint(path), path)
-    known = ", ".join(zoo.list_checkpoints()) or "none yet"
-    raise CheckpointError(f"{text!r} is neither a file nor a pretrained checkpoint; the pretrained ones are: {known}")
+    path = best_of(Path(text)) if Path(text).is_dir() else Path(text)
+    return from_training(read_training_checkpoint(path), path)
 
 
 def read_card(name: str) -> dict[str, Any]:
@@ -113,12 +103,13 @@ def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs
     Raises:
         CheckpointError: saying what it is instead.
     """
-    if not Path(path).is_file():
+    path = Path(path).expanduser()
+    if not path.is_file():
         raise CheckpointError(
             f"there is no checkpoint to resume from at {path}; a run's are its checkpoints/last.ckpt and, after an "
             "interruption, checkpoints/interrupted.ckpt"
         )
-    checkpoint = read_training_checkpoint(Path(path))
+    checkpoint = read_training_checkpoint(path)
     name = str(checkpoint.get("model"))
     if (zoo.MODELS | zoo.JUDGES).get(name) != f"{type(model).__module__}.{type(model).__name__}":
         raise CheckpointError(f"{path} is a checkpoint of the model {name!r}, and this run trains another one")
@@ -144,8 +135,6 @@ def from_training(checkpoint: dict[str, Any], path: Path) -> LightningModule:
 def _from_address(address: str) -> LightningModule:
     url, _, fragment = address.partition("#")
     digest = fragment.removeprefix("sha256=")
-    if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise CheckpointError(f"an address needs the digest of its file: {url}#sha256=<64 hexadecimal digits>")
     try:
         with urllib.request.urlopen(url, timeout=SECONDS_TO_DOWNLOAD) as response:
             data = response.read(LARGEST_DOWNLOAD + 1)
@@ -160,8 +149,6 @@ def _from_wandb(name: str) -> LightningModule:
     """The checkpoint in an artifact of Weights & Biases, whose files must be those that were logged."""
     import wandb
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+/[\w.-]+:[\w.-]+", name):
-        raise CheckpointError(f"an artifact is wandb:entity/project/name:alias, such as :best; got wandb:{name}")
     if not wandb_credentials():
         raise CheckpointError(f"wandb:{name} asks for a login: wandb login, or set WANDB_API_KEY")
     with tempfile.TemporaryDirectory() as folder:
@@ -222,7 +209,7 @@ def _build(
 
 def record_of(source: str | Path) -> dict[str, Any] | None:
     """What a training checkpoint, or the best one of a run folder, records of its run; None of anything else."""
-    path = Path(source)
+    path = Path(source).expanduser()
     path = best_of(path) if path.is_dir() else path
     return read_training_checkpoint(path).get("record") if path.is_file() else None
 

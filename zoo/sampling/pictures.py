@@ -11,9 +11,9 @@ from torchvision.utils import make_grid
 from torchvision.utils import save_image as save_png
 
 from zoo.checks import capabilities
-from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
 from zoo.training.files import written_whole
+from zoo.training.outputs import check_picture
 
 
 class Picture(NamedTuple):
@@ -40,16 +40,6 @@ def picture(model, n: int, conditions: dict[str, Any]) -> Picture:
                 columns * len(values), {**conditions, name: [v for v in values for _ in range(columns)]}, columns
             )
     return Picture(n, conditions, max(1, round(n**0.5)))
-
-
-def check_picture(path: Path) -> None:
-    """Refuse what is not the name of a PNG.
-
-    Raises:
-        UserError: for another ending, or a folder.
-    """
-    if path.suffix.lower() != ".png" or path.is_dir():
-        raise UserError(f"a picture is a file that ends in .png, got {str(path)!r}")
 
 
 def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
@@ -107,5 +97,6 @@ def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> N
 
 def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
     """Write a figure as PNG; the file appears whole or not at all."""
+    check_picture(path)
     with written_whole(path) as file:
         figure.savefig(file, dpi=dpi, format="png")

@@ -7,19 +7,17 @@ import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from torch import Tensor
+from zoo.training.outputs import FileNotWritten, vectors_format
 
-from zoo.checks.errors import UserError
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SECONDS_TO_DECIDE = 8
-
-
-class FileNotWritten(OSError, UserError):
-    """A file that cannot be made where it was asked for; ``filename`` says which, ``strerror`` why."""
 
 
 def reachable(addresses: Iterable[str]) -> bool:
@@ -81,20 +79,32 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             unfinished.unlink()
 
 
-def save_word2vec(words: list[str], vectors: Tensor, path: Path, binary: bool = False) -> None:
+def save_word2vec(words: list[str], vectors: "Tensor", path: Path, binary: bool = False) -> None:
     """Words and their vectors, (V, D), in the format of the word2vec program, which gensim's KeyedVectors reads too.
 
     A line with V and D, then for each word, the most frequent first, its name, a space, and its numbers: in decimal, or
-    as float32, least significant byte first.
+    as float32, least significant byte first, where ``binary`` or the ending .bin asks for it. A file that ends in .gz,
+    .bz2 or .xz is packed.
+
+    Raises:
+        UserError: for an ending that promises another format.
     """
+    binary, packed = vectors_format(path, binary)
     vectors = vectors.detach().float().cpu()
-    with written_whole(path) as file:
+    with (
+        written_whole(path) as whole,
+        import_module(packed).open(whole, "wb") if packed else nullcontext(whole) as file,
+    ):
         file.write(f"{len(words)} {vectors.shape[1]}\n".encode())
         for part in _lines(words, vectors, binary):
             file.write(part)
 
 
-def _lines(words: list[str], vectors: Tensor, binary: bool) -> Iterator[bytes]:
+def _packing(file: BinaryIO, module: str | None) -> AbstractContextManager[BinaryIO]:
+    return import_module(module).open(file, "wb") if module else nullcontext(file)
+
+
+def _lines(words: list[str], vectors: "Tensor", binary: bool) -> Iterator[bytes]:
     for word, vector in zip(words, vectors.numpy().astype("<f4"), strict=True):
         yield word.encode() + b" "
         yield vector.tobytes() + b"\n" if binary else " ".join(f"{x:.9g}" for x in vector.tolist()).encode() + b"\n"

@@ -1,10 +1,11 @@
 """What one of several processes of a run does that one alone need not."""
 
 import os
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+FIRST = "ZOO_FIRST_PROCESS"  # the environment variable that holds the number of the process that starts the others
 
 
 def overrides_of_process(arguments: list[str], environment: Mapping[str, str]) -> list[str]:
@@ -29,20 +30,28 @@ def speaker() -> str:
     return f"[process {number()}] " if number() else ""
 
 
+def started_by_lightning() -> bool:
+    """Whether this process is one of those that the first process of this machine has started for a run."""
+    elsewhere = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
+    return not elsewhere and int(os.environ.get("LOCAL_RANK") or 0) > 0
+
+
 def end_with_parent() -> None:
     """End this process, if it is one that Lightning has started, when the one that started it is gone.
 
     Killed outright, the first process of a machine would leave the others waiting for it, for as long as NCCL does.
     torchrun and SLURM see to theirs themselves.
     """
-    elsewhere = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
-    if elsewhere or int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if not started_by_lightning():
+        os.environ[FIRST] = str(os.getpid())  # inherited; the parent may be gone before a process can ask who it was
         return
-    parent = os.getppid()
+    import threading  # slow to import, for what ``python -m zoo list`` takes
+
+    parent = int(os.environ.get(FIRST) or os.getppid())
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(1)
+            time.sleep(0.5)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

@@ -1,10 +1,8 @@
 """A Lightning Trainer that uses the hardware it finds."""
 
-import inspect
 import logging
 import os
 import warnings
-from difflib import get_close_matches
 from typing import Any
 
 import lightning as L
@@ -14,9 +12,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_not_negative, check_whole
 from zoo.training.checkpoint_files import CheckpointFiles
 from zoo.training.progress import ModelSize, progress_bar
+from zoo.training.sweeps import in_sweep
+from zoo.training.trainer_arguments import check_arguments
 
 
 def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -> L.Trainer:
@@ -43,7 +42,7 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
     if precision == "auto":
         gpu = kwargs.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         precision = "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
-    _check_arguments(kwargs)
+    check_arguments(kwargs)
     for key, value in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
         if two_players and kwargs.get(key, value) != value:
             raise UserError(f"two players are trained with trainer.{key}={value or 'null'} alone, got {kwargs[key]!r}")
@@ -68,7 +67,7 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
         raise UserError("trainer.sync_batchnorm=true is for GPUs: torch has no synchronised batch norm on CPUs")
     if two_players and isinstance(trainer.strategy, DDPStrategy):
         trainer = _trainer(precision=precision, **{**kwargs, "strategy": "ddp_find_unused_parameters_true"})
-    if trainer.world_size > 1 and _in_sweep():
+    if trainer.world_size > 1 and in_sweep():
         raise UserError(
             f"a sweep (-m) cannot run jobs of {trainer.world_size} processes: start one command per job, "
             "for seed in 1 2 3; do python train.py seed=$seed ...; done"
@@ -97,32 +96,6 @@ class FoundLearningRate(L.Callback):
             trainer.strategy.setup_optimizers(trainer)
 
 
-def _check_arguments(arguments: dict[str, object]) -> None:
-    """Refuse arguments that Lightning does not know, and values that it takes without a word and does not obey.
-
-    Raises:
-        UserError: naming the argument, its value and what is allowed.
-    """
-    known = sorted(set(inspect.signature(L.Trainer.__init__).parameters) - {"self"})
-    if unknown := [key for key in arguments if key not in known]:
-        close = get_close_matches(unknown[0], known, n=1)
-        hint = f" Did you mean {close[0]}?" if close else f" They are {', '.join(known)}"
-        raise UserError(f"trainer.{unknown[0]} is no argument of Lightning's Trainer.{hint}")
-    least = {"max_epochs": -1, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "log_every_n_steps": 0}
-    for key, bound in (least | {"num_sanity_val_steps": -1}).items():
-        if arguments.get(key) is not None:
-            check_whole(f"trainer.{key}", arguments[key], bound)
-    if arguments.get("gradient_clip_val") is not None:
-        check_not_negative("trainer.gradient_clip_val", arguments["gradient_clip_val"])
-    if arguments.get("barebones") and (arguments.get("callbacks") or arguments.get("logger")):
-        raise UserError(
-            "trainer.barebones=true allows no callbacks, loggers and checkpoints, which a run here has: leave it out, "
-            "or use Lightning's own Trainer(barebones=True).fit(model, data)"
-        )
-    if arguments.get("deterministic") not in (None, True, False, "warn"):
-        raise UserError(f"trainer.deterministic must be true, false or warn, got {arguments['deterministic']!r}")
-
-
 def _trainer(**arguments) -> L.Trainer:
     """Lightning's Trainer; what it refuses is the user's to mend."""
     try:
@@ -135,7 +108,8 @@ def quiet_lightning() -> None:
     """Keep Lightning's messages to what a user can act on, each said once."""
     if logging.getLogger().hasHandlers():  # it has a handler of its own beside the root's
         logging.getLogger("lightning").handlers.clear()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # its own to mend
     warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
     # Steps are counted over epochs: a short epoch is logged all the same. ModelSize says where a whole run is not.
@@ -191,10 +165,3 @@ def _check_started(world_size: int) -> None:
             f"{by} has started {started} processes, and trainer.num_nodes times trainer.devices are {world_size}: set "
             "them to the numbers of machines and of processes on each, with trainer=ddp"
         )
-
-
-def _in_sweep() -> bool:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

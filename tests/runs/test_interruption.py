@@ -1,0 +1,199 @@
+"""Signals at any moment, closed pipes, and sweeps whose jobs fail, with real processes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from helpers import QUIET, TINY
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+TRAIN = [sys.executable, str(ROOT / "train.py")]
+ZOO = [sys.executable, "-m", "zoo"]
+SHORT = [*TINY["vae"], *QUIET, "logger=none", "callbacks=none", "test=false", "debug=fast"]
+
+
+def start(command, folder):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, start_new_session=True, **pipes)
+
+
+def listens(process):
+    """Wait until the process has a handler for SIGTERM, which Python has none of by itself."""
+    for _ in range(6000):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        if int(re.search(r"SigCgt:\s*(\w+)", status).group(1), 16) >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.01)
+    raise AssertionError("it never listens to signals")
+
+
+def nothing_left(process):
+    for _ in range(200):
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    raise AssertionError("a process outlived the one that was interrupted")
+
+
+MOMENTS = [
+    (TRAIN + ["model=vae", "data=digits", "logger=none", "trainer=cpu"], 0, signal.SIGINT),
+    (TRAIN + ["model=vae", "data=digits", "logger=none", "trainer=cpu"], 1, signal.SIGTERM),
+    (ZOO + ["sample", "vae", "-n", "1000000"], 0, signal.SIGTERM),
+    (ZOO + ["sample", "vae", "-n", "1000000"], 1.5, signal.SIGINT),
+    (ZOO + ["evaluate", "vae", "--data", "digits", "--importance-samples", "100000"], 0.5, signal.SIGINT),
+]
+LATER = [
+    (TRAIN + ["model=vade", "data=digits", "logger=none", "trainer=cpu"], 15, signal.SIGINT),
+    (TRAIN + ["model=vae", "data=digits", "logger=none", "trainer=cpu", "trainer.devices=2"], 4, signal.SIGINT),
+    (TRAIN + ["model=vae", "data=digits", "logger=none", "trainer=cpu", "trainer.devices=2"], 9, signal.SIGTERM),
+    (ZOO + ["sample", "ddpm", "-n", "100000"], 12, signal.SIGINT),
+    (ZOO + ["compare", "vae", "--data", "digits", "--draws", "1000000"], 12, signal.SIGTERM),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "seconds", "signum"),
+    [*MOMENTS, *(pytest.param(*moment, marks=pytest.mark.slow) for moment in LATER)],
+)
+def test_a_signal_at_any_moment_is_one_line_and_its_status(command, seconds, signum, tmp_path):
+    process = start(command, tmp_path)
+    try:
+        listens(process)
+        time.sleep(seconds)
+        os.killpg(process.pid, signum)
+        said, errors = process.communicate(timeout=90)
+        assert process.returncode == 128 + signum, errors
+        assert "Traceback" not in said + errors
+        assert errors.splitlines()[-1:] == [f"interrupted by {signum.name}"] or "Interrupted" in errors
+        half_written = [path for path in tmp_path.rglob(".*") if path.name != ".hydra"]
+        assert not half_written and not list(tmp_path.rglob("*.png"))
+        nothing_left(process)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+SWALLOWED = """
+import os, signal, time
+from zoo.training.interruption import ended_by_signals
+with ended_by_signals():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    except BaseException:
+        pass
+    try:
+        time.sleep(60)
+    finally:
+        print("unwound", flush=True)
+"""
+REPLACED = """
+import os, signal
+from zoo.training.interruption import ended_by_signals
+with ended_by_signals():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        raise ValueError("of a library that was broken off")
+"""
+STUCK = """
+import ctypes, os, signal
+from zoo.training import interruption
+interruption.PATIENCE = 1
+with interruption.ended_by_signals():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # no call of the system is broken off
+    os.kill(os.getpid(), signal.SIGINT)
+    ctypes.CDLL(None).sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("script", "said"), [(SWALLOWED, "unwound\n"), (REPLACED, ""), (STUCK, "")])
+def test_no_library_keeps_a_signal_from_ending_the_program(script, said):
+    done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (130, said, "interrupted by SIGINT\n")
+
+
+@pytest.mark.parametrize("command", [ZOO + ["list"], ZOO + ["-h"], TRAIN + ["--help"], TRAIN + ["--cfg", "job"]])
+def test_a_closed_pipe_is_silence_and_the_status_of_sigpipe(command, tmp_path):
+    process = start(command, tmp_path)
+    process.stdout.close()
+    with process.stderr as errors:
+        assert errors.read() == ""
+    # argparse swallows what goes wrong when it prints its help, where Python does not buffer it.
+    assert process.wait(60) in ((0, 141) if "-h" in command else (141,))
+
+
+# Sweeps.
+
+SWEEP = """
+import runpy, sys
+import zoo.vae
+from hydra._internal.hydra import Hydra
+made, multirun = zoo.vae.VAE.negative_elbo, Hydra.multirun
+def bug(self, *args, **kwargs):
+    if self.hparams.lr == 5:
+        first, second = (1, 2, 3)
+    return made(self, *args, **kwargs)
+def told(self, *args, **kwargs):
+    jobs = multirun(self, *args, **kwargs)[0]
+    print("a sweeper reads", [job.return_value for job in jobs])
+zoo.vae.VAE.negative_elbo, Hydra.multirun = bug, told
+sys.argv = {argv!r}
+runpy.run_path({train!r}, run_name="__main__")
+"""
+
+
+def sweep(folder, *overrides):
+    argv = ["train.py", "-m", *SHORT, "callbacks=checkpoints", f"hydra.sweep.dir={folder}", *overrides]
+    script = SWEEP.format(argv=[*argv, "hydra.sweep.subdir=${hydra:job.num}"], train=str(ROOT / "train.py"))
+    return subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def test_a_sweep_goes_on_after_a_job_that_fails(tmp_path):
+    """One of a wrong value, one of a bug, and two that train; whoever minimises reads NaN of those that failed."""
+    done = sweep(tmp_path, "model.lr=-1,1e-3,5,2e-3")
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert re.search(r"a sweeper reads \[nan, [\d.]+, nan, [\d.]+\]", done.stdout), done.stdout
+    assert "error: lr must be a positive number, got -1" in done.stderr
+    assert "in bug" in done.stderr and "too many values to unpack" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last == "error: 2 of 4 jobs failed: 0 (model.lr=-1), 2 (model.lr=5)"
+    assert "error: lr must be" in (tmp_path / "0" / "train.log").read_text()
+    assert "in bug" in (tmp_path / "2" / "train.log").read_text()
+    assert [(tmp_path / str(n) / "checkpoints" / "last.ckpt").is_file() for n in range(4)] == [False, True, False, True]
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_whole_sweep(tmp_path):
+    stop = ["+callbacks.stop._target_=helpers.SendSignal", "+callbacks.stop.at=0", "+callbacks.stop.signum=15"]
+    done = sweep(tmp_path, "model.lr=1e-3,2e-3", *stop, "trainer.limit_train_batches=3")
+    assert done.returncode == 143 and not (tmp_path / "1").exists(), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_a_run_without_a_home_folder_ends_well(tmp_path):
+    """No HOME, and a user without an entry in the table of users."""
+    alone = ["unshare", "-U", "--map-user=12345"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespaces here")
+    without = {k: v for k, v in ENVIRONMENT.items() if k not in ("HOME", "WANDB_MODE") and "XDG" not in k}
+    run = [*TINY["vae"], "trainer=cpu", "trainer.enable_progress_bar=false", "debug=fast", "callbacks=checkpoints"]
+    done = subprocess.run(
+        [*alone, *TRAIN, *run, f"hydra.run.dir={tmp_path}/a run"],
+        env=without,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "has not kept" not in done.stderr and list(tmp_path.glob("a run/wandb/offline-run-*"))

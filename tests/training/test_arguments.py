@@ -1,0 +1,169 @@
+"""What is wrong with a command line is said in one line, before the work and, of python -m zoo, before torch."""
+
+import gzip
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from zoo.checks.errors import UserError
+from zoo.training.command_line import readable_arguments
+from zoo.training.files import save_word2vec
+from zoo.training.outputs import FileNotWritten, check_writable
+from zoo.training.trainer import make_trainer
+
+ROOT = Path(__file__).parents[2]
+
+# What each command says, in one process that never imports torch.
+REFUSED = [
+    (["sample", "vae", "-n", "-3"], "n must be a whole number of at least 1, got -3"),
+    (["sample", "vae", "--seed", "-5"], "seed must be a whole number from 0"),
+    (["sample", "vae", "-o", "/proc/x/y.png"], "/proc/x/y.png cannot be written: no file can be made in its folder"),
+    (["sample", "vae", "-o", "/dev/null/y.png"], "/dev/null is no folder"),
+    (["sample", "vae", "-o", "x.jpg"], "ends in .png"),
+    (["sample", "vae", "-o", "x.png.gz"], "ends in .png"),
+    (["sample", "vae", "-c", "eta"], "written name=value"),
+    (["sample", "vaee"], "Did you mean vae?"),
+    (["sample", "a" * 300], "File name too long"),
+    (["sample", "~/nothing.ckpt"], str(Path.home() / "nothing.ckpt")),
+    (["evaluate", "vae", "--bound-images", "3"], "multiple of 5"),
+    (["evaluate", "vae", "--samples", "1"], "samples must be"),
+    (["evaluate", "vae", "--importance-samples", "-1"], "importance-samples must be"),
+    (["evaluate", "https://x/y"], "needs the digest"),
+    (["compare", "toy", "--draws", "1"], "draws must be"),
+    (["compare", "vae", "--batch-size", "0"], "batch-size must be"),
+    (["compare", "toy", "-o", "x.pdf"], "ends in .png"),
+    (["curves", "nothing"], "there is no nothing/metrics.csv"),
+    (["nearest", "skipgram", "king", "-n", "0"], "n must be"),
+    (["vectors", "skipgram", "-o", "v.npy"], ".txt, .vec, .w2v"),
+    (["vectors", "skipgram", "-o", "v.txt.zip"], ".gz, .bz2, .xz"),
+    (["vectors", "skipgram", "-o", "v.txt", "--binary"], "promises text"),
+    (["export", "vae", "vae"], "already; --force replaces it"),
+    (["export", "vae", "A b"], "lower-case letters"),
+]
+TRY = """
+import sys
+import zoo.__main__ as command_line
+for arguments in {arguments}:
+    sys.argv = ["zoo", *arguments]
+    try:
+        command_line.main()
+    except SystemExit as end:
+        print(end.code, end="\\n", flush=True)
+    assert "torch" not in sys.modules, arguments
+"""
+
+
+def test_arguments_are_refused_in_one_line_before_torch_is_imported(tmp_path):
+    script = TRY.format(arguments=[arguments for arguments, _ in REFUSED])
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(REFUSED)
+    for line, (arguments, message) in zip(lines, REFUSED, strict=True):
+        assert line.startswith("error: ") and message in line, (arguments, line)
+
+
+HYDRA = [
+    (["model=ddmp"], "model has no 'ddmp'; .*Did you mean ddpm"),
+    (["data=mnits"], "data has no 'mnits'; .*Did you mean mnist"),
+    (["trainer=gpuu"], "Did you mean gpu"),
+    (["modle=vae"], "unknown key modle: .*Did you mean model"),
+    (["model.lrr=1"], "Did you mean model.lr"),
+    (["model.lr=[1"], "cannot be read: close its brackets"),
+    (["model.lr=nothing(1)"], "Unknown function 'nothing'"),
+    ([""], "an argument is empty"),
+    (["vae"], "'vae' is not written key=value"),
+    (["model.lr=1,2"], "has several values: add -m"),
+    (["trainer=null"], "must be a string or a list"),
+    (["hydra/launcher=nothing"], "hydra/launcher has no 'nothing'"),
+    (["--resolve"], "belongs to --cfg"),
+    (["--cfg", "job", "-m"], "only one of"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), HYDRA)
+def test_what_hydra_refuses_is_one_line(arguments, message):
+    with pytest.raises(UserError, match=message) as refused:
+        readable_arguments(arguments, ROOT / "configs")
+    assert "\n" not in str(refused.value) and "HYDRA_FULL_ERROR" not in str(refused.value)
+
+
+def test_an_unknown_flag_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        readable_arguments(["--model=vae"], ROOT / "configs")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "settings are written without dashes, such as model=..." in said
+
+
+def test_paths_are_read_as_people_type_them(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/a b")
+    typed = ["data=textfile", "data.path=~/x.txt", "ckpt=runs/x=1/last.ckpt", "hydra.run.dir=ü,$'q", "+a=[1,2]"]
+    read = readable_arguments(typed, ROOT / "configs")
+    assert read == [
+        "data=textfile",
+        'data.path="/home/a b/x.txt"',
+        'ckpt="runs/x=1/last.ckpt"',
+        'hydra.run.dir="ü,$\'q"',
+        "+a=[1,2]",
+    ]
+    assert readable_arguments(read, ROOT / "configs") == read
+    # As Lightning hands the folder to the processes that it starts.
+    assert readable_arguments(['hydra.run.dir="a"b"'], ROOT / "configs") == [r'hydra.run.dir="a\"b"']
+    assert readable_arguments(["--config-dir=~/c"], ROOT / "configs") == ["--config-dir=/home/a b/c"]
+    swept = ["-m", "data=textfile", "data.path=~/x,b c", "model=skipgram"]
+    assert readable_arguments(swept, ROOT / "configs")[2] == 'data.path="/home/a b/x","b c"'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"strategy": "dpp"}, "Did you mean ddp"),
+        ({"accelerator": "cpuu"}, "Did you mean cpu"),
+        ({"accelerator": "tpu"}, "there is none here"),
+        ({"max_epoch": 3}, "Did you mean max_epochs"),
+        ({"devices": 0}, "devices must be"),
+        ({"devices": "two"}, "devices must be"),
+        ({"limit_train_batches": "x"}, "must be a number of batches"),
+        ({"limit_val_batches": -1}, "invalid value -1"),
+        ({"val_check_interval": "x"}, "Invalid time format"),
+    ],
+)
+def test_arguments_of_the_trainer_are_refused_in_one_line(arguments, message):
+    with pytest.raises(UserError, match=message) as refused:
+        make_trainer(**{"accelerator": "cpu", "devices": 1, **arguments})
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["v", "v.txt", "v.VEC", "v.bin", "v.bin.gz", "v.txt.bz2", "v.txt.XZ"])
+def test_vectors_are_written_in_the_format_that_the_name_promises(name, tmp_path):
+    from gensim.models import KeyedVectors
+
+    vectors = torch.tensor([[1.0, 2.0], [3.0, 4.5]])
+    save_word2vec(["a", "b"], vectors, tmp_path / name)
+    start = (tmp_path / name).read_bytes()[:3]
+    packed = {"gz": b"\x1f\x8b\x08", "bz2": b"BZh", "xz": b"\xfd7z"}.get(name.lower().rpartition(".")[2], b"2 2")
+    assert start == packed
+    if packed != b"\xfd7z":  # which gensim does not read
+        read = KeyedVectors.load_word2vec_format(tmp_path / name, binary=".bin" in name)
+        assert read["b"].tolist() == [3.0, 4.5]
+    if name.endswith("gz"):
+        assert gzip.decompress((tmp_path / name).read_bytes()).startswith(b"2 2\n")
+
+
+def test_a_place_that_takes_no_file_is_found_out_beforehand(tmp_path):
+    check_writable(tmp_path / "new" / "folder" / "x.png")
+    assert list(tmp_path.iterdir()) == []  # nothing is left of the trial
+    for wrong in ("/proc/x.png", "/dev/null/x.png", tmp_path / ("a" * 300)):
+        with pytest.raises(FileNotWritten, match="cannot be written"):
+            check_writable(Path(wrong, "y.png"))
+
+
+def test_a_name_that_has_moved_warns_once():
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        exec("from zoo.sampling import save_grid")
+    assert len(warned) == 1

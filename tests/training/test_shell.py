@@ -1,0 +1,125 @@
+"""What is printed can be pasted: shells and Hydra read it back as it was."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import config
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from zoo.callbacks import loggers
+from zoo.callbacks.exact_resume import ExactResume
+from zoo.callbacks.finite_loss import FiniteLoss
+from zoo.callbacks.run_record import RunRecord, run_command
+from zoo.checks.errors import UserError
+from zoo.training.error_lines import errors_for_people, line_of
+from zoo.training.shell import override, pasted
+from zoo.training.wandb_login import keep_wandb_out_of_home, wandb_credentials, wandb_settings
+
+FOLDERS = ["a b", "ü", "it's", 'a"b', "x=1", "a,b", "$HOME", "`id`", "a\\", "a\\'b", "-x", "=ls", "~", "#1", "(1)"]
+FOLDERS += ["[1]", "{a}", "null", "1e3", "!x", "a;b", "a&b", "50%", "*", "a:b", "plain"]
+PRINT = "import json, sys; print(json.dumps(sys.argv[1:]))"
+
+
+def read_by_a_shell(*commands):
+    """The words of each command, as sh hands them on."""
+    script = "\n".join(f"{sys.executable} -S -c '{PRINT}' {command}" for command in commands)
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_paths_and_overrides_are_read_back_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = [tmp_path / name / "last.ckpt" for name in FOLDERS] + [tmp_path / name for name in FOLDERS]
+    words = read_by_a_shell(*(pasted(path, override("ckpt", path)) for path in paths))
+    for path, (word, setting) in zip(paths, words, strict=True):
+        assert tmp_path / word == path and word[0] not in "-=~", word  # no option, and no expansion of zsh's
+        assert tmp_path / str(OverridesParser.create().parse_override(setting).value()) == path, setting
+    literal = OverridesParser.create().parse_override(override("ckpt", "a/${x}")).value()
+    assert literal == r"a/\${x}"  # no interpolation
+
+
+def test_everything_that_names_a_run_folder_can_be_pasted(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    folder = tmp_path / "it's a =run,$x ü"
+    last = folder / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    (folder / "config.yaml").touch()
+    (resumed,) = read_by_a_shell(run_command(folder, last))
+    assert resumed[:2] == ["python", "train.py"]
+    values = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(resumed[2:])}
+    assert values == {"ckpt": str(last), "hydra.run.dir": str(folder)}
+    setting = pasted(override("ckpt", last))
+    with pytest.raises(UserError) as refused:
+        RunRecord(str(folder))
+    assert setting in str(refused.value) and pasted(folder) in str(refused.value)
+    assert pasted(last) in FiniteLoss(str(folder))._advice()
+    ExactResume(str(folder))._say_without_test()
+    assert pasted("python", "-m", "zoo", "evaluate", folder) in caplog.text
+    assert setting in line_of(RuntimeError("Connection closed by peer"), str(folder))
+    assert setting in line_of(OSError(28, "No space left on device", "a.csv"), str(folder))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = loggers.WandbLogger(str(folder), checkpoints=False)
+    assert logger.experiment
+    logger.experiment.finish()
+    assert "wandb sync '" in caplog.text and pasted(folder)[:-1] in caplog.text
+
+
+# What is shown in one line, and what is not.
+
+
+def test_a_file_that_the_user_named_is_one_line_and_another_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["zoo", "curves", "runs/a", "hydra.run.dir=/proc/foo"])
+    for error in (
+        PermissionError(13, "Permission denied", "anything.csv"),
+        FileNotFoundError(2, "No such file or directory", "/proc/foo"),
+        IsADirectoryError(21, "Is a directory", "runs/a/metrics.csv"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: {error.filename} cannot be read or written"), errors_for_people():
+            raise error
+    for bug in (FileNotFoundError(2, "No such file", "of_ours.json"), OSError(22, "x"), KeyError("a"), ValueError("b")):
+        with pytest.raises(type(bug)), errors_for_people("runs/a"):
+            raise bug
+
+
+@pytest.mark.parametrize("left_out", ["trainer", "model", "data"])
+def test_a_configuration_without_one_of_its_parts_is_refused(left_out, tmp_path):
+    from zoo.training.command_line import check_values
+
+    model = ["model=vae"] if left_out != "model" else []
+    with pytest.raises(UserError, match=f"has no {left_out} to make"):
+        check_values(config(tmp_path, *model, f"~{left_out}"))
+
+
+# Weights & Biases, its names and its files.
+
+
+@pytest.mark.parametrize("project", ["a/b#c", "x" * 129, "a%b", "a:b"])
+def test_a_name_that_the_service_forbids_is_refused_in_one_line(project, tmp_path):
+    with pytest.raises(UserError, match="Weights & Biases forbids") as refused:
+        loggers.WandbLogger(str(tmp_path), project=project)
+    assert "\n" not in str(refused.value)
+
+
+def test_names_in_the_environment_are_looked_at_too(monkeypatch):
+    for name, value in (("WANDB_ENTITY", "a/b"), ("WANDB_RUN_ID", "a/b"), ("WANDB_NAME", "x" * 200)):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match="Weights & Biases forbids"):
+            wandb_settings(project="zoo")
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("home", ["/proc/nothing", None])
+def test_a_home_that_cannot_be_written_is_left_alone(home, tmp_path, monkeypatch):
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", home or "~")  # as expanduser leaves it for a user without a home
+    assert not wandb_credentials()
+    keep_wandb_out_of_home(tmp_path)
+    assert Path(os.environ["WANDB_DATA_DIR"]) == tmp_path / "wandb" / "data"
