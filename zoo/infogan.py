@@ -45,6 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.checks.errors import UserError
+from zoo.checks.inputs import checks_inputs, images, numbers
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_not_negative, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
@@ -77,6 +78,7 @@ def continuous_bound(mu: Tensor, logvar: Tensor, continuous: Tensor) -> Tensor:
 
 
 @accepts_old_form("noise", "discriminator_loss", "generator_loss")
+@checks_inputs(x=images, features=numbers(lambda self: (self.hparams.features,), leading=False))
 class InfoGAN(L.LightningModule):
     """The model, its training and its uses.
 
@@ -263,7 +265,8 @@ class InfoGAN(L.LightningModule):
         self.log(f"{stage}/mi_ceiling", math.log(self.hparams.num_categories), **how)
         if batch_idx == 0:
             self.agreement.reset()  # of what an interrupted evaluation left
-        self.agreement.update(self.cluster(batch[0]), batch[1])
+        if len(batch) > 1:
+            self.agreement.update(self.cluster(batch[0]), batch[1])
 
     def on_validation_epoch_end(self, stage="val"):
         self.log_dict({f"{stage}/{k}": v for k, v in self.agreement.compute().items()}, sync_dist=True)
@@ -344,7 +347,7 @@ class InfoGAN(L.LightningModule):
                     f"category must be a whole number from 0 to {K - 1}, or one for each of {n} images; got "
                     f"{category!r}"
                 )
-            noise["category"] = torch.tensor(values, device=self.device)
+            noise["category"] = torch.tensor(values, dtype=torch.long, device=self.device)
         if continuous is not None:
             try:
                 values = torch.tensor(continuous, dtype=torch.float32, device=self.device).expand(n, D)

@@ -60,6 +60,7 @@ from torch import Tensor, nn
 from zoo.checks.capabilities import IMPORTANCE
 from zoo.checks.codes import Codes, as_codes
 from zoo.checks.errors import UserError
+from zoo.checks.inputs import as_batch, checks_inputs, images, numbers, observed, takes
 from zoo.checks.moved import names_in
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole, check_widths
@@ -101,6 +102,7 @@ def mean_field_negative_elbo(
 
 
 @accepts_old_form("noise", "loss", "bound", "pretraining_loss", "log_likelihood", "probe_batch")
+@checks_inputs(x=images, z=numbers(lambda self: (self.hparams.latent_dim,)))
 class VaDE(L.LightningModule):
     """The model, its training and its uses.
 
@@ -156,7 +158,8 @@ class VaDE(L.LightningModule):
     @property
     def mixture(self) -> gmm.Mixture:
         """The prior as it stands."""
-        return gmm.Mixture(self.pi_logits.log_softmax(0), self.mu_c, self.logvar_c)
+        parameters = (at_least_float32(p) for p in (self.pi_logits.log_softmax(0), self.mu_c, self.logvar_c))
+        return gmm.Mixture(*parameters)
 
     def encode(self, x: Tensor) -> Gaussian:
         """q(z | x) for images ``x`` (B, 1, 28, 28): ``mu`` and ``logvar``, (B, D) each."""
@@ -166,6 +169,7 @@ class VaDE(L.LightningModule):
         """The mean of p(x | z), in [0, 1]: (..., D) to (..., 1, 28, 28)."""
         return at_least_float32(self.decoder(z)).sigmoid()
 
+    @takes(x=observed)
     def log_px(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x | z) in nats; ``x`` (..., 1, 28, 28) and ``z`` (..., D) to (...)."""
         return log_bernoulli(x.flatten(-3), at_least_float32(self.decoder(z)).flatten(-3))
@@ -241,8 +245,8 @@ class VaDE(L.LightningModule):
             UserError: if the autoencoder has diverged.
         """
         z = []
-        for x, *_ in self.trainer.datamodule.train_dataloader():  # its own: the other knows where training stands
-            x = x.to(self.device)
+        for batch in self.trainer.datamodule.train_dataloader():  # its own: the other knows where training stands
+            x = as_batch(batch)[0].to(self.device)
             z.append(torch.stack([self.encode(x).mu, self.encode_deformed(self.noise([x]))(x).mu], dim=1))
         # (N, 2, D), in the order of the images: of each, and of the same deformed.
         z = all_rows(torch.cat(z), self.trainer)
@@ -273,13 +277,14 @@ class VaDE(L.LightningModule):
         return terms
 
     def validation_step(self, batch, batch_idx, stage="val"):
-        x, y = batch
+        x, *y = batch
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
         terms = self.bound(batch, generator=generator)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items()}, sync_dist=True, batch_size=len(x))
         if batch_idx == 0:
             self.agreement.reset()  # of what an interrupted evaluation left
-        self.agreement.update(self.cluster(x), y)
+        if y:
+            self.agreement.update(self.cluster(x), *y)
 
     def on_validation_epoch_end(self, stage="val"):
         self.log_dict({f"{stage}/{k}": v for k, v in self.agreement.compute().items()}, sync_dist=True)

@@ -42,6 +42,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from zoo.checks.inputs import checks_inputs, data, seen_by_players, takes
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise
@@ -78,6 +79,7 @@ def gradient_penalty(norms: Tensor) -> Tensor:
 
 
 @accepts_old_form("noise", "critic_loss", "generator_loss")
+@checks_inputs(x=data)
 class WGAN(L.LightningModule):
     """The model, its training and its uses.
 
@@ -136,6 +138,7 @@ class WGAN(L.LightningModule):
         B, drawn = len(batch[0]), {"generator": generator, "device": batch[0].device}
         return {"z": randn(B, self.hparams.z_dim, **drawn), "u": rand(B, **drawn)}
 
+    @takes(x=seen_by_players)
     def f(self, x: Tensor) -> Tensor:
         """What the critic says of examples as the players see them, (B, *shape) to (B,)."""
         return at_least_float32(self.critic(x)).squeeze(-1)
