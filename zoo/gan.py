@@ -55,7 +55,7 @@ from zoo.functional.densities import at_least_float32
 from zoo.functional.latents import Categorical
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.adversarial import SequenceGenerator, centre, check_networks, make_discriminator, make_generator, uncentre
-from zoo.training.adversarial import generate, restate, step
+from zoo.training.adversarial import check_batches, generate, restate, step
 
 GENERATOR_LOSSES = ("non_saturating", "minimax", "kl")
 RELAXATIONS = ("straight_through", "gumbel_softmax")
@@ -195,6 +195,9 @@ class GAN(L.LightningModule):
         return self.generator_terms(self.noise(batch, generator=generator))
 
     # Training, by hand.
+
+    def on_train_start(self):
+        check_batches(self)
 
     def training_step(self, batch, batch_idx):
         d_optimiser, g_optimiser = self.optimizers()

@@ -287,7 +287,8 @@ class VaDE(L.LightningModule):
             self.agreement.update(self.cluster(x), *y)
 
     def on_validation_epoch_end(self, stage="val"):
-        self.log_dict({f"{stage}/{k}": v for k, v in self.agreement.compute().items()}, sync_dist=True)
+        scores = self.agreement.compute() if self.agreement.update_called else {}  # without labels there are none
+        self.log_dict({f"{stage}/{k}": v for k, v in scores.items()}, sync_dist=True)
         self.agreement.reset()
 
     def test_step(self, batch, batch_idx):

@@ -49,7 +49,7 @@ from zoo.estimators import GradientEstimator, Noise
 from zoo.functional.densities import at_least_float32
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.adversarial import centre, check_networks, make_discriminator, make_generator, uncentre
-from zoo.training.adversarial import generate, restate, step
+from zoo.training.adversarial import check_batches, generate, restate, step
 
 
 def wasserstein_estimate(real: Tensor, fake: Tensor) -> Tensor:
@@ -180,6 +180,9 @@ class WGAN(L.LightningModule):
         """Every weight of the critic back into [-c, c]."""
         for p in self.critic.parameters():
             p.clamp_(-self.hparams.clip_value, self.hparams.clip_value)
+
+    def on_train_start(self):
+        check_batches(self)
 
     def training_step(self, batch, batch_idx):
         critic_optimiser, g_optimiser = self.optimizers()

@@ -6,23 +6,31 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-_calls = threading.local()
+
+class _Calls(threading.local):
+    """Of one thread: whether a public method is running, and whether that is a step of training."""
+
+    within = False
+    in_step = False
+
+
+_calls = _Calls()
 
 
 def from_outside() -> bool:
     """Whether no public method of a model is running that has checked its arguments."""
-    return not getattr(_calls, "within", False)
+    return not _calls.within
 
 
 def reads_values(x: Tensor) -> bool:
     """Whether the values of ``x`` may be looked at: always on the CPU, and elsewhere outside training steps."""
-    return x.device.type == "cpu" or not getattr(_calls, "in_step", False)
+    return x.device.type == "cpu" or not _calls.in_step
 
 
 @contextmanager
 def called_by_the_model(in_step: bool = True) -> Iterator[None]:
     """Within this, public methods check no arguments; in a step, no value is read back from a device either."""
-    before = getattr(_calls, "within", False), getattr(_calls, "in_step", False)
+    before = _calls.within, _calls.in_step
     _calls.within, _calls.in_step = True, in_step
     try:
         yield

@@ -67,6 +67,7 @@ def checks_inputs(**kinds: Kind) -> Callable[[type[C]], type[C]]:
 
     ``n``, ``num_samples`` and ``generator`` mean the same in all classes. What a method says by :func:`takes` counts
     first. The values of the first batch of a run, of a validation and of a test are looked at before the step.
+    Inference on an empty batch has an empty result; a loss of one is refused.
 
     Args:
         kinds: what arguments are. ``x`` also says what the examples of a ``batch`` are.
@@ -81,7 +82,8 @@ def checks_inputs(**kinds: Kind) -> Callable[[type[C]], type[C]]:
             if isinstance(method, FunctionType) and not name.startswith("_"):
                 own = vars(method).get("kinds")
                 plain = method if own is None else vars(method)["__wrapped__"]
-                setattr(cls, name, takes(**(everywhere | (own or {})))(plain))
+                only_size = {"batch": batch_of_any_shape} if name == "noise" and "batch" in everywhere else {}
+                setattr(cls, name, takes(**(everywhere | only_size | (own or {})))(plain))
         if isinstance(examples, Examples):
             for stage in ("train", "validation", "test"):
                 setattr(cls, f"on_{stage}_batch_start", _look_at_first(examples, of_a_run=stage == "train"))
@@ -121,8 +123,6 @@ class Examples(NamedTuple):
 
     def __call__(self, model: Any, name: str, x: Any, arguments: Mapping[str, Any] | None = None) -> Tensor:
         x = as_examples(name, x, shape_of(model), floating(model), self.leading)
-        if self.values == "data" and not x.numel():
-            raise UserError(f"{name} is an empty batch, {tuple(x.shape)}: give at least one example")
         self.check_values(model, name, x)
         return x
 
@@ -160,6 +160,11 @@ def as_batch(batch: Any) -> list[Any]:
         got = f"a {type(batch).__name__}{keys}"
         raise UserError(f"a batch must be a tensor x, or a list or tuple of tensors, (x,) or (x, y); got {got}")
     return list(batch)
+
+
+def batch_of_any_shape(model: Any, name: str, batch: Any, arguments: Mapping[str, Any]) -> list[Any]:
+    """The batch as a list. Noise depends on its size alone."""
+    return as_batch(batch)
 
 
 def labels_in(batch: Sequence[Any], model: Any) -> Tensor:
@@ -270,6 +275,19 @@ def whole_numbers_below(limit: Callable[[Any], int], axes: int = 1) -> Kind:
         return t.long()
 
     return check
+
+
+def rows_of_text(model: Any, name: str, batch: Any, arguments: Mapping[str, Any]) -> list[Tensor]:
+    """Rows of words and the reach of each centre, (B, window + 32 + window) and (B, 32), by shapes and types alone."""
+    rows = list(batch) if isinstance(batch, list | tuple) else [batch]
+    whole = all(isinstance(t, Tensor) and not t.is_floating_point() and t.ndim == 2 for t in rows)
+    if not whole or len(rows) != 2 or len(rows[0]) != len(rows[1]) or rows[0].shape[1] <= rows[1].shape[1]:
+        got = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in rows]
+        raise UserError(
+            "a batch of text must be numbers of words (B, window + 32 + window) and the reach of the centres (B, 32), "
+            f"as zoo.datamodules.Text makes them; got {got}"
+        )
+    return rows
 
 
 images = data = Examples()
