@@ -46,7 +46,7 @@ from torch import Tensor, nn
 
 from zoo.checks.codes import Codes, as_codes
 from zoo.checks.errors import UserError
-from zoo.checks.inputs import checks_inputs, images, numbers
+from zoo.checks.inputs import checks_inputs, grey_images, images, numbers
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_not_negative, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
@@ -81,7 +81,7 @@ def continuous_bound(mu: Tensor, logvar: Tensor, continuous: Tensor) -> Tensor:
 
 
 @accepts_old_form("noise", "discriminator_loss", "generator_loss")
-@checks_inputs(x=images, features=numbers(lambda self: (self.hparams.features,), leading=False))
+@checks_inputs(x=images, images=grey_images, features=numbers(lambda self: (self.hparams.features,), leading=False))
 class InfoGAN(L.LightningModule):
     """The model, its training and its uses.
 

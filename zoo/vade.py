@@ -60,9 +60,10 @@ from torch import Tensor, nn
 from zoo.checks.capabilities import IMPORTANCE
 from zoo.checks.codes import Codes, as_codes
 from zoo.checks.errors import UserError
-from zoo.checks.inputs import as_batch, checks_inputs, images, numbers, observed, takes
+from zoo.checks.inputs import checks_inputs, images, numbers, observed, takes
 from zoo.checks.moved import names_in
 from zoo.checks.old_forms import accepts_old_form
+from zoo.checks.pixels import as_batch
 from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole, check_widths
 from zoo.estimators import GradientEstimator, Noise, score_function
 from zoo.functional import mixture as gmm
@@ -347,7 +348,7 @@ class VaDE(L.LightningModule):
             UserError: for ``clusters`` that are no such numbers.
         """
         eps = randn(n, self.hparams.latent_dim, generator=generator, device=self.device)
-        if clusters is None:
+        if clusters is None and n:
             pi = self.mixture.log_pi.exp().to(self.device if generator is None else generator.device)
             c = torch.multinomial(pi, n, replacement=True, generator=generator).to(self.device)
         else:

@@ -19,7 +19,7 @@ from torch import Tensor
 from zoo.checks.calls import called_by_the_model, from_outside
 from zoo.checks.errors import UserError
 from zoo.checks.labels import as_labels
-from zoo.checks.pixels import as_examples, check_finite, check_one_hot, check_pixels
+from zoo.checks.pixels import as_batch, as_examples, check_finite, check_one_hot, check_pixels
 from zoo.checks.values import check_whole
 
 C = TypeVar("C")
@@ -65,14 +65,14 @@ def takes(**kinds: Kind | None) -> Callable[[F], F]:
 def checks_inputs(**kinds: Kind) -> Callable[[type[C]], type[C]]:
     """Decorate a class so that its public methods check what they are given, by the names of their arguments.
 
-    ``n``, ``num_samples`` and ``generator`` mean the same in all classes. What a method says by :func:`takes` counts
-    first. The values of the first batch of a run, of a validation and of a test are looked at before the step.
+    ``n``, ``num_samples``, ``steps`` and ``generator`` mean the same in all classes. What a method says by
+    :func:`takes` counts first. The values of the first batch of a run, of a validation and of a test are looked at before the step.
     Inference on an empty batch has an empty result; a loss of one is refused.
 
     Args:
         kinds: what arguments are. ``x`` also says what the examples of a ``batch`` are.
     """
-    everywhere = {"n": count, "num_samples": whole, "generator": generator} | kinds
+    everywhere = {"n": count, "num_samples": whole, "steps": whole, "generator": generator} | kinds
     examples = kinds.get("x")
     if isinstance(examples, Examples):
         everywhere["batch"] = examples.of_batch
@@ -82,7 +82,7 @@ def checks_inputs(**kinds: Kind) -> Callable[[type[C]], type[C]]:
             if isinstance(method, FunctionType) and not name.startswith("_"):
                 own = vars(method).get("kinds")
                 plain = method if own is None else vars(method)["__wrapped__"]
-                only_size = {"batch": batch_of_any_shape} if name == "noise" and "batch" in everywhere else {}
+                only_size = {"batch": batch_of_any_shape} if name == "noise" and isinstance(examples, Examples) else {}
                 setattr(cls, name, takes(**(everywhere | only_size | (own or {})))(plain))
         if isinstance(examples, Examples):
             for stage in ("train", "validation", "test"):
@@ -147,21 +147,6 @@ class Examples(NamedTuple):
         return [x, *rest]
 
 
-def as_batch(batch: Any) -> list[Any]:
-    """A batch as a list of examples and, if there are any, labels. A tensor alone is examples without labels.
-
-    Raises:
-        UserError: for what is neither a tensor nor a list or tuple that begins with one.
-    """
-    if isinstance(batch, Tensor):
-        return [batch]
-    if not isinstance(batch, list | tuple) or not batch or not isinstance(batch[0], Tensor):
-        keys = f" with {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else ""
-        got = f"a {type(batch).__name__}{keys}"
-        raise UserError(f"a batch must be a tensor x, or a list or tuple of tensors, (x,) or (x, y); got {got}")
-    return list(batch)
-
-
 def batch_of_any_shape(model: Any, name: str, batch: Any, arguments: Mapping[str, Any]) -> list[Any]:
     """The batch as a list. Noise depends on its size alone."""
     return as_batch(batch)
@@ -212,7 +197,28 @@ def numbers(
 def positive(model: Any, name: str, x: Any, arguments: Mapping[str, Any]) -> Tensor:
     """Positive numbers, one for each example, (B,)."""
     x = as_examples(name, x, (), floating(model))
+    check_one_for_each(name, x, arguments)
     check_finite(name, x, 1e-30, math.inf)
+    return x
+
+
+def check_one_for_each(name: str, x: Tensor, arguments: Mapping[str, Any]) -> None:
+    """Refuse another number of rows than there are examples among the arguments."""
+    n = examples_beside(name, arguments)
+    if len(x) != n:
+        raise UserError(f"{name} must have one number for each of {n} examples; got {tuple(x.shape)}")
+
+
+def examples_beside(name: str, arguments: Mapping[str, Any]) -> int:
+    """How many examples the first tensor among the other arguments has."""
+    return next(len(value) for key, value in arguments.items() if isinstance(value, Tensor) and key != name)
+
+
+def grey_images(model: Any, name: str, x: Any, arguments: Mapping[str, Any]) -> Tensor:
+    """Images of 256 grey values in memory, (N, 28, 28), uint8, at least one."""
+    if not isinstance(x, Tensor) or x.dtype != torch.uint8 or tuple(x.shape[1:]) != IMAGE[1:] or not len(x):
+        got = f"a tensor of {x.dtype}, {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise UserError(f"{name} must be images (N, 28, 28) of grey values, torch.uint8; got {got}")
     return x
 
 
@@ -226,8 +232,7 @@ def labels(model: Any, name: str, y: Any, arguments: Mapping[str, Any]) -> Tenso
         if "x" in arguments:
             return None
         raise UserError(f"this model was trained without labels (num_classes=null), so it takes no {name}")
-    n = next(len(value) for key, value in arguments.items() if isinstance(value, Tensor) and key != name)
-    return as_labels(y, n, classes if "x" in arguments else classes + 1, model.device)
+    return as_labels(y, examples_beside(name, arguments), classes if "x" in arguments else classes + 1, model.device)
 
 
 def count(model: Any, name: str, n: Any, arguments: Mapping[str, Any]) -> int:
@@ -269,6 +274,8 @@ def whole_numbers_below(limit: Callable[[Any], int], axes: int = 1) -> Kind:
             got = f"a tensor of {t.dtype}, {tuple(t.shape)}" if isinstance(t, Tensor) else f"{t!r:.80}"
             shape = ", (B,)" if axes == 1 else ""
             raise UserError(f"{name} must be a tensor of whole numbers{shape}; got {got}")
+        if axes == 1:
+            check_one_for_each(name, t, arguments)
         outside = t[(t < 0) | (t >= limit(model))]
         if len(outside):
             raise UserError(f"{name} must lie between 0 and {limit(model) - 1}, got {outside[0].item()}")

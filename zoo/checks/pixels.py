@@ -1,7 +1,7 @@
 """Examples as models take them: images from 0 to 1, one-hot sequences, points."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -92,6 +92,21 @@ def as_examples(name: str, x: Any, shape: tuple[int, ...] | int, dtype: torch.dt
     return x.to(dtype)
 
 
+def as_batch(batch: Any) -> list[Any]:
+    """A batch as a list of examples and, if there are any, labels. A tensor alone is examples without labels.
+
+    Raises:
+        UserError: for what is neither a tensor nor a list or tuple that begins with one.
+    """
+    if isinstance(batch, Tensor):
+        return [batch]
+    if not isinstance(batch, list | tuple) or not batch or not isinstance(batch[0], Tensor):
+        keys = f" with {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else ""
+        got = f"a {type(batch).__name__}{keys}"
+        raise UserError(f"a batch must be a tensor x, or a list or tuple of tensors, (x,) or (x, y); got {got}")
+    return list(batch)
+
+
 def flat_pixels(x: Tensor, like: Tensor) -> Tensor:
     """Images, (B, ...), as vectors, (B, V), of the dtype of ``like``, (V,).
 
@@ -118,7 +133,7 @@ def look_through(batches: Iterable[Any], vectors: Callable[[Tensor], Tensor], fi
     total = torch.zeros((), dtype=torch.float64)
     found: list[Tensor] = []
     for batch in batches:
-        x = batch if isinstance(batch, Tensor) else batch[0]
+        x = as_batch(batch)[0]
         check_pixels(x)
         x = x.cpu()
         v = vectors(x).double()

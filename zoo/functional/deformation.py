@@ -17,7 +17,7 @@ def deform(x: Tensor, affine: Tensor, bumps: Tensor, strength: float) -> Tensor:
         strength: standard deviation of the affine map's entries about the identity, where an image reaches from -1 to 1
             on both axes; the bumps have two thirds of it. 0 changes nothing.
     """
-    if strength == 0:
+    if strength == 0 or not len(x):
         return x
     x = at_least_float32(x)
     affine, bumps = affine.to(x.dtype), bumps.to(x.dtype)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
-from zoo.checks.inputs import as_batch
+from zoo.checks.pixels import as_batch
 from zoo.training.ranks import all_rows
 
 
