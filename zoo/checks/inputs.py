@@ -51,8 +51,8 @@ def takes(**kinds: Kind | None) -> Callable[[F], F]:
                 for name, kind in wanted.items():
                     if given.arguments.get(name) is not None:
                         given.arguments[name] = kind(self, name, given.arguments[name], given.arguments)
-                self, *args = given.args
-                kwargs = given.kwargs
+                self, *rest = given.args
+                args, kwargs = tuple(rest), given.kwargs
             with called_by_the_model(in_step):
                 return method(self, *args, **kwargs)
 
@@ -66,8 +66,8 @@ def checks_inputs(**kinds: Kind) -> Callable[[type[C]], type[C]]:
     """Decorate a class so that its public methods check what they are given, by the names of their arguments.
 
     ``n``, ``num_samples``, ``steps`` and ``generator`` mean the same in all classes. What a method says by
-    :func:`takes` counts first. The values of the first batch of a run, of a validation and of a test are looked at before the step.
-    Inference on an empty batch has an empty result; a loss of one is refused.
+    :func:`takes` counts first. The values of the first batch of a run, of a validation and of a test are looked at
+    before the step. Inference on an empty batch has an empty result; a loss of one is refused.
 
     Args:
         kinds: what arguments are. ``x`` also says what the examples of a ``batch`` are.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -67,4 +68,4 @@ def sampled_labels(
         if guidance:
             raise UserError(f"guidance={guidance!r} is towards labels, which y=dropped leaves out")
         return None
-    return uniform if y is None else as_labels(y, n, num_classes, uniform.device)
+    return uniform if y is None else as_labels(cast(Labels, y), n, num_classes, uniform.device)

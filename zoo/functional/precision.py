@@ -37,15 +37,15 @@ def never_rounded(*names: str) -> Callable[[C], C]:
         apply = cls._apply
 
         def _apply(self: nn.Module, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
-            before = {name: self._buffers[name] for name in names if self._buffers.get(name) is not None}
+            before = {name: buffer for name in names if (buffer := self._buffers.get(name)) is not None}
             apply(self, fn, *args, **kwargs)
             for name, exact in before.items():
-                now = self._buffers[name]
+                now = self.get_buffer(name)
                 if now.dtype.itemsize < torch.float32.itemsize:
                     self._buffers[name] = exact.to(now.device, torch.float32)
             return self
 
-        cls._apply = _apply
+        setattr(cls, "_apply", _apply)  # noqa: B010, a method is assigned
         return cls
 
     return decorate

@@ -64,7 +64,8 @@ def centre(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def uncentre(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse; images are clipped to [0, 1]."""
+    """The inverse, at least float32; images are clipped to [0, 1]."""
+    x = at_least_float32(x)
     return (x / 2 + 0.5).clamp(0, 1) if is_image(shape) else x
 
 
