@@ -19,7 +19,8 @@ WITH = {
     ("gan", "LogLikelihood"): "network=sequence",
     ("ddpm", "SampleRows"): "num_classes=10",
 }
-OF_DATA = {"TextData", "DrawnData", "NamedData", "CountedData", "KnownScore", "Enumerable", "LogsImages", "LogsTables"}
+OF_DATA = {"TextData", "DrawnData", "NamedData", "SplitData", "CountedData", "Batched", "KnownScore", "Enumerable"}
+OF_DATA |= {"LogsImages", "LogsTables"}
 
 
 def protocols() -> dict[str, type]:

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from zoo.checks.capabilities import IMPORTANCE
 from zoo.checks.errors import UserError
+from zoo.checks.inputs import checks_inputs, images, labels_in, numbers
 from zoo.checks.labels import Labels, as_labels
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_positive, check_whole, check_widths
@@ -99,6 +100,7 @@ def log_importance_weight(
 
 
 @accepts_old_form("noise", "loss", "probe_batch", "reconstruct", "log_likelihood", labels="y")
+@checks_inputs(x=images, z=numbers(lambda self: (self.hparams.latent_dim,)))
 class CVAE(L.LightningModule):
     """The model, its training and its uses. Labels are given as :func:`as_labels` takes them, which checks them.
 
@@ -151,7 +153,7 @@ class CVAE(L.LightningModule):
         if self.hparams.prior == "standard":
             zero = self.decoder[0].weight.new_zeros(len(y), self.hparams.latent_dim)
             return zero, zero
-        return self.prior_table(y).chunk(2, dim=-1)
+        return at_least_float32(self.prior_table(y)).chunk(2, dim=-1)
 
     def encode(self, x: Tensor, y: Labels) -> Gaussian:
         """q(z | x, y) = N(mu, diag exp(logvar)) of images ``x`` (B, 1, 28, 28) and labels ``y`` (B,); (B, D) each."""
@@ -199,7 +201,7 @@ class CVAE(L.LightningModule):
 
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """``loss``, ``nll`` and ``kl``: means over the batch, nats per example."""
-        (x, y), noise = batch, self.noise(batch, generator=generator)
+        x, y, noise = batch[0], labels_in(batch, self), self.noise(batch, generator=generator)
         terms = negative_elbo(self.observe(x, noise["u"]), y, noise["eps"], self.encode, self.log_px, self.prior)
         return {name: term.mean() for name, term in terms.items()}
 
@@ -296,7 +298,7 @@ class CVAE(L.LightningModule):
 
     def probe_batch(self, batch, *, generator: torch.Generator | None = None):
         """``batch`` with its pixels binarised, so that what then varies between draws is Monte-Carlo noise alone."""
-        x, y = batch
+        x, y = batch[0], labels_in(batch, self)
         return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)), y]
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
@@ -306,7 +308,7 @@ class CVAE(L.LightningModule):
         def estimator(name: str, objective: Callable) -> GradientEstimator:
             def loss(batch, noise: Noise) -> Tensor:
                 x = self.observe(batch[0], noise["u"])
-                return objective(x, batch[1], noise["eps"], self.encode, self.log_px, self.prior).mean()
+                return objective(x, labels_in(batch, self), noise["eps"], self.encode, self.log_px, self.prior).mean()
 
             return GradientEstimator.of(self, name, params, self.noise, loss)
 

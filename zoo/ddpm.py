@@ -42,25 +42,33 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from zoo.checks import inputs
 from zoo.checks.capabilities import BOUND
 from zoo.checks.errors import UserError
-from zoo.checks.labels import Labels, as_labels
+from zoo.checks.labels import Labels, as_labels, sampled_labels
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_not_negative, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional import diffusion, diffusion_bound
 from zoo.functional import diffusion_samplers as samplers
+from zoo.functional.densities import at_least_float32
 from zoo.functional.diffusion import Chain, predicted_eps, predicted_x0, simple_loss
 from zoo.functional.langevin import langevin_sample
 from zoo.functional.noise import chunk_generator, rand, randn
+from zoo.functional.precision import in_float64, never_rounded
 from zoo.nets.unet import UNet, check_unet
 from zoo.training.ranks import equal_rows
 from zoo.training.schedules import half_cosine
 
 HISTORY = 10  # losses remembered of each step, for importance sampling
+STATES = dict.fromkeys(("xt", "x_T", "a", "b"), inputs.noisy) | {
+    "t": inputs.whole_numbers_below(lambda self: self.num_steps)
+}
 
 
 @accepts_old_form("noise", "loss", "bound_terms", "log_likelihood", labels="y")
+@inputs.checks_inputs(x=inputs.images, y=inputs.labels, sigma=inputs.positive, **STATES)
+@never_rounded(*Chain._fields, "loss_history")
 class DDPM(L.LightningModule):
     """The model, its training and its uses.
 
@@ -136,7 +144,7 @@ class DDPM(L.LightningModule):
             if self.hparams.label_dropout == 0:
                 raise UserError("this model was never trained without labels (label_dropout=0), so it needs some")
             y = torch.full_like(t, self.hparams.num_classes)
-        return self.net(xt, t, y).float()
+        return at_least_float32(self.net(xt, t, y))
 
     def x0_hat(self, xt: Tensor, t: Tensor, y: Tensor | None = None, guidance: float = 0.0) -> Tensor:
         """The network's guess of x_0, (B, 1, 28, 28), unclipped.
@@ -159,6 +167,7 @@ class DDPM(L.LightningModule):
         """sqrt((1 - abar_t) / abar_t), (T,): x_t / sqrt(abar_t) is the image blurred by N(0, sigma_t^2 I)."""
         return (self.one_minus_abar / self.abar).sqrt()
 
+    @inputs.takes(x=inputs.noisy)
     def blurred_score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The score of images blurred by N(0, sigma^2 I), as the score model of zoo/score.py has it; (B, 1, 28, 28).
 
@@ -195,7 +204,7 @@ class DDPM(L.LightningModule):
         """The squared error of each example, averaged over dimensions, unweighted; (B,)."""
         network = self
         if self.hparams.num_classes is not None:
-            y = as_labels(batch[1], len(batch[0]), self.hparams.num_classes, self.device)
+            y = as_labels(inputs.labels_in(batch, self), len(batch[0]), self.hparams.num_classes, self.device)
             y = torch.where(noise["u"] < self.hparams.label_dropout, self.hparams.num_classes, y)
             network = partial(self, y=y)
         return simple_loss(2 * batch[0] - 1, noise["t"], noise["eps"], self.chain, self.hparams.predict, network)
@@ -237,6 +246,7 @@ class DDPM(L.LightningModule):
 
     # What it is for.
 
+    @inputs.takes(y=None)  # which may also be dropped
     @torch.no_grad()
     def sample(
         self,
@@ -274,7 +284,9 @@ class DDPM(L.LightningModule):
         check_whole("corrector_steps", corrector_steps, least=0)
         check_positive("corrector_snr", corrector_snr)
         x = randn(n, 1, 28, 28, generator=generator, device=self.device)
-        given = self._labels(y, n, guidance, generator=generator)
+        classes = self.hparams.num_classes  # uniform labels are drawn in any case, for the noise to be the same
+        uniform = (rand(n if classes else 0, generator=generator, device=self.device) * (classes or 0)).long()
+        given = sampled_labels(y, n, classes, uniform, guidance)
         x0_model = partial(self.x0_hat, y=given, guidance=guidance)
 
         def correct(x: Tensor, i: int) -> Tensor:
@@ -292,21 +304,6 @@ class DDPM(L.LightningModule):
     def _fifty(self) -> int:
         return min(50, len(self.betas))
 
-    def _labels(self, y: Labels | str | None, n: int, guidance: float, *, generator) -> Tensor | None:
-        classes = self.hparams.num_classes
-        if classes is None:
-            if y is not None or guidance:
-                raise UserError(
-                    "this model was trained without labels (num_classes=null), so its samples take none and no guidance"
-                )
-            return None
-        uniform = (rand(n, generator=generator, device=self.device) * classes).long()  # drawn in any case: see sample
-        if isinstance(y, str) and y == "dropped":
-            if guidance:
-                raise UserError(f"guidance={guidance!r} is towards labels, which y=dropped leaves out")
-            return None
-        return uniform if y is None else as_labels(y, n, classes, self.device)
-
     def rows(self) -> tuple[str, list[int]] | None:
         """The condition that a picture of samples has one row for each value of; None without labels."""
         classes = self.hparams.num_classes
@@ -318,12 +315,14 @@ class DDPM(L.LightningModule):
 
         ``num_steps`` here and below are by default 50, or T if there are fewer.
         """
-        return samplers.ddim_encode(self.x0_hat, 2 * x - 1, self.chain, num_steps or self._fifty())
+        return samplers.ddim_encode(
+            self.x0_hat, 2 * x - 1, self.chain, self._fifty() if num_steps is None else num_steps
+        )
 
     @torch.no_grad()
     def decode(self, x_T: Tensor, num_steps: int | None = None) -> Tensor:
         """The images in [0, 1] that deterministic DDIM draws from noise ``x_T``; (B, 1, 28, 28) both."""
-        num_steps = num_steps or self._fifty()
+        num_steps = self._fifty() if num_steps is None else num_steps
         return _as_images(
             samplers.last(samplers.ddim_steps(self.x0_hat, x_T, self.chain, num_steps), num_steps, "sampling")
         )
@@ -365,7 +364,8 @@ class DDPM(L.LightningModule):
 
         Minus the sum of :meth:`bound_terms`; divided by -784 log 2 it is bits per dimension.
         """
-        return -self.bound_terms(x, generator=generator, y=y).double().sum(0).float()
+        terms = self.bound_terms(x, generator=generator, y=y)
+        return -in_float64(terms).sum(0).float().to(x.device)
 
     # How its gradient can be estimated.
 
@@ -395,7 +395,7 @@ class DDPM(L.LightningModule):
                 return eps | ({"t": diffusion.uniform_steps(B, self.hparams.steps, **drawn)} if one_step else {})
 
             def loss(batch, noise: Noise) -> Tensor:
-                y = None if self.hparams.num_classes is None else batch[1]
+                y = None if self.hparams.num_classes is None else inputs.labels_in(batch, self)
                 step = [noise["t"]] if one_step else []
                 settings = (partial(self.x0_hat, y=y), self.chain, self.hparams.variance, True)
                 x0 = 2 * batch[0] - 1

@@ -47,6 +47,7 @@ from torch import Tensor
 
 from zoo.checks.capabilities import EXACT
 from zoo.checks.errors import UserError
+from zoo.checks.inputs import checks_inputs, data, numbers, seen_by_players, takes
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise, with_gradient
@@ -54,7 +55,7 @@ from zoo.functional.densities import at_least_float32
 from zoo.functional.latents import Categorical
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.adversarial import SequenceGenerator, centre, check_networks, make_discriminator, make_generator, uncentre
-from zoo.training.adversarial import generate, restate, step
+from zoo.training.adversarial import check_batches, generate, restate, step
 
 GENERATOR_LOSSES = ("non_saturating", "minimax", "kl")
 RELAXATIONS = ("straight_through", "gumbel_softmax")
@@ -81,6 +82,9 @@ def generator_objective(fake_logits: Tensor, kind: str) -> Tensor:
 
 
 @accepts_old_form("z", "noise", "discriminator_loss", "generator_loss")
+@checks_inputs(
+    x=data, z=numbers(lambda self: self.z_shape, leading=False, fractions=lambda self: len(self.z_shape) > 1)
+)
 class GAN(L.LightningModule):
     """The model, its training and its uses.
 
@@ -140,11 +144,15 @@ class GAN(L.LightningModule):
 
     # The two players.
 
+    @property
+    def z_shape(self) -> tuple[int, ...]:
+        """Of the noise for one example: (z_dim,), or (T, K) for sequences."""
+        return tuple(self.hparams.shape) if self.hparams.network == "sequence" else (self.hparams.z_dim,)
+
     def z(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """The generator's noise for ``n`` examples: standard normal (n, z_dim), or uniform (n, T, K) for sequences."""
-        if self.hparams.network == "sequence":
-            return rand(n, *self.hparams.shape, generator=generator, device=self.device)
-        return randn(n, self.hparams.z_dim, generator=generator, device=self.device)
+        draw = rand if self.hparams.network == "sequence" else randn
+        return draw(n, *self.z_shape, generator=generator, device=self.device)
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
         """``z``, as many as examples in the batch."""
@@ -160,6 +168,7 @@ class GAN(L.LightningModule):
         soft = q.soften(s, self.hparams.temperature)
         return soft if self.hparams.relaxation == "gumbel_softmax" else with_gradient(q.harden(s).detach(), soft)
 
+    @takes(x=seen_by_players)
     def logits(self, x: Tensor) -> Tensor:
         """l = log D - log(1 - D) of examples as the players see them, (B, *shape) to (B,)."""
         return at_least_float32(self.discriminator(x)).squeeze(-1)
@@ -186,6 +195,9 @@ class GAN(L.LightningModule):
         return self.generator_terms(self.noise(batch, generator=generator))
 
     # Training, by hand.
+
+    def on_train_start(self):
+        check_batches(self)
 
     def training_step(self, batch, batch_idx):
         d_optimiser, g_optimiser = self.optimizers()

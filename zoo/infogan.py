@@ -44,7 +44,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.checks.codes import Codes, as_codes
 from zoo.checks.errors import UserError
+from zoo.checks.inputs import checks_inputs, grey_images, images, numbers
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_not_negative, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
@@ -56,11 +58,13 @@ from zoo.gan import generator_objective, jensen_shannon, value_function
 from zoo.nets.adversarial import IMAGE, ConvGenerator, ConvTrunk, centre, uncentre
 from zoo.training.adversarial import (
     as_statistics,
+    check_batches,
     flat_statistics,
     generate,
     restate,
     running_statistics,
     step,
+    training_images,
 )
 
 READINGS = 8  # bent copies of an image that its category is read from
@@ -77,6 +81,7 @@ def continuous_bound(mu: Tensor, logvar: Tensor, continuous: Tensor) -> Tensor:
 
 
 @accepts_old_form("noise", "discriminator_loss", "generator_loss")
+@checks_inputs(x=images, images=grey_images, features=numbers(lambda self: (self.hparams.features,), leading=False))
 class InfoGAN(L.LightningModule):
     """The model, its training and its uses.
 
@@ -207,6 +212,9 @@ class InfoGAN(L.LightningModule):
 
     # Training, by hand.
 
+    def on_train_start(self):
+        check_batches(self)
+
     def training_step(self, batch, batch_idx):
         d_optimiser, g_optimiser = self.optimizers()
         self.toggle_optimizer(d_optimiser)
@@ -227,7 +235,8 @@ class InfoGAN(L.LightningModule):
         return {f"{player}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
 
     def on_validation_epoch_start(self):
-        self.take_statistics(self.trainer.datamodule.splits["train"].images[:5000])  # on all processes the same
+        if (images := training_images(self.trainer, 5000)) is not None:
+            self.take_statistics(images)
 
     def take_statistics(self, images: Tensor) -> None:
         """Take the running statistics anew, of samples, and ``real_statistics``, of trunk and Q on ``images``, bent.
@@ -263,10 +272,12 @@ class InfoGAN(L.LightningModule):
         self.log(f"{stage}/mi_ceiling", math.log(self.hparams.num_categories), **how)
         if batch_idx == 0:
             self.agreement.reset()  # of what an interrupted evaluation left
-        self.agreement.update(self.cluster(batch[0]), batch[1])
+        if len(batch) > 1:
+            self.agreement.update(self.cluster(batch[0]), batch[1])
 
     def on_validation_epoch_end(self, stage="val"):
-        self.log_dict({f"{stage}/{k}": v for k, v in self.agreement.compute().items()}, sync_dist=True)
+        scores = self.agreement.compute() if self.agreement.update_called else {}  # without labels there are none
+        self.log_dict({f"{stage}/{k}": v for k, v in scores.items()}, sync_dist=True)
         self.agreement.reset()
 
     def test_step(self, batch, batch_idx):
@@ -318,7 +329,7 @@ class InfoGAN(L.LightningModule):
         self,
         n: int,
         *,
-        category: int | Sequence[int] | None = None,
+        category: Codes | None = None,
         continuous: float | Sequence[float] | Sequence[Sequence[float]] | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -338,14 +349,8 @@ class InfoGAN(L.LightningModule):
         noise = self.noise([torch.zeros(n, 1, device=self.device)], generator=generator)
         K, D = self.hparams.num_categories, self.hparams.num_continuous
         if category is not None:
-            values = list(category) if isinstance(category, list | tuple) else [category] * n
-            if any(isinstance(c, bool) or not isinstance(c, int) or not 0 <= c < K for c in values) or len(values) != n:
-                raise UserError(
-                    f"category must be a whole number from 0 to {K - 1}, or one for each of {n} images; got "
-                    f"{category!r}"
-                )
-            noise["category"] = torch.tensor(values, device=self.device)
-        if continuous is not None:
+            noise["category"] = as_codes("category", category, n, K, self.device)
+        if continuous is not None and n:
             try:
                 values = torch.tensor(continuous, dtype=torch.float32, device=self.device).expand(n, D)
             except (TypeError, ValueError, RuntimeError):  # torch's, of what is no number or of another shape

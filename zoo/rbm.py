@@ -44,13 +44,14 @@ from torch import Tensor, nn
 
 from zoo.checks.capabilities import ANNEALED
 from zoo.checks.errors import UserError
+from zoo.checks.inputs import checks_inputs, data
 from zoo.checks.old_forms import accepts_old_form, leads_on
-from zoo.checks.pixels import check_pixels, flat_pixels, look_through
+from zoo.checks.pixels import flat_pixels, look_through
 from zoo.checks.values import check_choice, check_not_negative, check_positive, check_schedule, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional import gibbs, partition
 from zoo.functional.boltzmann import Machine, Weights, free_energy
-from zoo.functional.densities import binarise
+from zoo.functional.densities import at_least_float32, binarise
 from zoo.functional.gibbs import Init
 from zoo.functional.noise import chunk_generator, rand
 from zoo.functional.partition import LogPartition, Partitions
@@ -63,6 +64,7 @@ Generator = torch.Generator | None
 
 @leads_on(hidden_logits="machine.hidden_logits", visible_logits="machine.visible_logits")
 @accepts_old_form("noise", "loss", "log_likelihood", "probe_batch")
+@checks_inputs(x=data, v=data)
 class RBM(L.LightningModule):
     """The model, its training and its uses.
 
@@ -139,8 +141,9 @@ class RBM(L.LightningModule):
 
     @property
     def machine(self) -> Machine:
-        """What is learnt, in the form in which it is learnt."""
-        return Machine(self.W, self.b, self.c, self.mu if self.hparams.centred else None)
+        """What is learnt, in the form in which it is learnt; at least float32, since energies are large."""
+        W, b, c, mu = map(at_least_float32, (self.W, self.b, self.c, self.mu))
+        return Machine(W, b, c, mu if self.hparams.centred else None)
 
     def weights(self) -> Weights:
         """W, b and c of E = - b'v - c'h - v'W h, whichever form is learnt."""
@@ -149,11 +152,11 @@ class RBM(L.LightningModule):
     def exact_log_partition(self) -> float:
         """log Z in nats by enumeration, in float64; a UserError where both layers have more than 20 units."""
         with torch.no_grad():
-            return float(partition.exact_log_partition(self.weights().to(torch.float64)))
+            return float(partition.exact_log_partition(partition.exact(self.weights())))
 
     def observe(self, x: Tensor, u: Tensor) -> Tensor:
         """Images in [0, 1], (B, ...), as binary vectors, (B, V): binarised with ``u``, or at 1/2."""
-        x = flat_pixels(x, self.b)
+        x = flat_pixels(x, at_least_float32(self.b))
         return binarise(x, u.flatten(1)) if self.hparams.binarisation == "bernoulli" else (x > 0.5).to(x.dtype)
 
     @torch.no_grad()
@@ -165,8 +168,7 @@ class RBM(L.LightningModule):
         Raises:
             UserError: for pixels outside [0, 1], or another number of them.
         """
-        check_pixels(v)
-        return self.machine.hidden_logits(flat_pixels(v, self.b)).sigmoid()
+        return self.machine.hidden_logits(flat_pixels(v, at_least_float32(self.b))).sigmoid()
 
     forward = transform
 
@@ -178,8 +180,7 @@ class RBM(L.LightningModule):
     @torch.no_grad()
     def free_energy(self, v: Tensor) -> Tensor:
         """F(v), (B,) nats, of binary ``v``; as :meth:`transform` otherwise."""
-        check_pixels(v)
-        return free_energy(flat_pixels(v, self.b), self.weights())
+        return free_energy(flat_pixels(v, at_least_float32(self.b)), self.weights())
 
     # Training: everything random in one draw, then functions of it.
 
@@ -353,7 +354,6 @@ class RBM(L.LightningModule):
         Raises:
             UserError: for pixels outside [0, 1].
         """
-        check_pixels(x)
         v = self.observe(x, rand(*x.shape, generator=generator, device=x.device))
         log_Z = self.log_partition() if log_partition is None else log_partition
         return -self.free_energy(v) - (log_Z.estimate if isinstance(log_Z, LogPartition) else log_Z)

@@ -41,11 +41,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoo.checks.errors import UserError
+from zoo.checks.inputs import checks_inputs, data, noisy, positive, takes
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_flag, check_positive, check_whole, check_widths
 from zoo.estimators import GradientEstimator, Noise
+from zoo.functional.densities import at_least_float32
 from zoo.functional.langevin import annealed_langevin_steps, best_step_size, langevin_steps, noise_levels
 from zoo.functional.noise import chunk_generator, randn
+from zoo.functional.precision import never_rounded
 from zoo.functional.progress import tracked
 from zoo.nets.unet import PointNet, UNet, check_unet
 from zoo.training.schedules import half_cosine
@@ -104,6 +107,8 @@ def denoising_loss(x: Tensor, sigma: Tensor, eps: Tensor, score: Callable[[Tenso
 
 
 @accepts_old_form("noise", "loss", "chains")
+@checks_inputs(x=data, sigma=positive)
+@never_rounded("sigmas")
 class Score(L.LightningModule):
     """The model, its training and its uses.
 
@@ -183,13 +188,14 @@ class Score(L.LightningModule):
         """L, how many noise levels the loss is one of."""
         return len(self.sigmas)
 
+    @takes(x=noisy)
     def forward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         """s(x, sigma), the score at ``x`` (B, ...) of data blurred by N(0, sigma^2 I), ``sigma`` (B,).
 
         Images are in [-1, 1] here. Without a ladder s(x), and ``sigma`` is not looked at.
         """
         if not len(self.sigmas):
-            return self.net(x, torch.zeros(len(x), device=x.device)).float()
+            return at_least_float32(self.net(x, torch.zeros(len(x), device=x.device)))
         if sigma is None:
             raise UserError("the score of a model with noise levels is that at one of them: give sigma, (B,)")
         # The network sees where log sigma lies on the ladder, 0 to 1000; a single level lies at 0.
@@ -197,7 +203,7 @@ class Score(L.LightningModule):
         t = (sigma.log() - low) / (high - low) * 1000
         sigma = sigma.view(-1, *[1] * (x.ndim - 1))
         scale = (1 + sigma**2).sqrt()
-        return self.net(x / scale, t).float() / (sigma * scale) - x / scale**2
+        return at_least_float32(self.net(x / scale, t)) / (sigma * scale) - x / scale**2
 
     # Training: everything random in one draw, then a plain function.
 

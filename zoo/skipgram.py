@@ -46,23 +46,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.checks.capabilities import TextData
 from zoo.checks.errors import UserError
+from zoo.checks.inputs import checks_inputs, rows_of_text, takes, whole_numbers_below
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional import contrastive
 from zoo.functional.contrastive import ROW, HeldOut, Lookup, NoiseDistribution, Rows, UnknownWord, dense, sparse
+from zoo.functional.densities import at_least_float32
 from zoo.functional.noise import chunk_generator
+from zoo.functional.precision import never_rounded
 from zoo.training.files import save_word2vec
 
 OBJECTIVES = ("nce", "negative_sampling", "importance_sampling", "softmax")
 LEAST_RATE = 1e-4  # share of the learning rate that is left at the end of a run
 LONGEST_STEP = 1.0  # learning rate times pairs of one word that a step adds up, at most
 PUBLISHED_WORDS = 20_000
+A_WORD = whole_numbers_below(lambda self: len(self.words), axes=0)
 EXACT_ROWS = 256  # of a validation, about, spread evenly over the text: for them the whole vocabulary is summed
 
 
 @accepts_old_form("noise", "loss")
+@checks_inputs(batch=rows_of_text)
+@never_rounded("noise_log_q", "noise_share", "share_input", "share_output")
 class SkipGram(L.LightningModule):
     """The model, its training and its uses. The vocabulary is that of the data, or of the weights that are loaded.
 
@@ -122,9 +129,9 @@ class SkipGram(L.LightningModule):
             setattr(self, name, table)
         self.words = contrastive.words_of(spelling)
         self.index = {word: i for i, word in enumerate(self.words)}
-        noise = NoiseDistribution.of(self.counts.double() ** self.hparams.alpha)
+        noise = NoiseDistribution.of(self.counts.cpu().double() ** self.hparams.alpha)
         for name, values in noise._asdict().items():
-            self.register_buffer(f"noise_{name}", values, persistent=False)
+            self.register_buffer(f"noise_{name}", values.to(self.counts.device), persistent=False)
 
     @property
     def tables(self) -> dict[str, nn.Embedding]:
@@ -138,14 +145,18 @@ class SkipGram(L.LightningModule):
 
     def limit_rates(self, pairs: float, frequency: Tensor) -> None:
         """Prepare for steps of ``pairs`` pairs, on average, of words that come with ``frequency`` (V,)."""
-        q = self.q.log_q.double().exp()
+        q = self.q.log_q.cpu().double().exp()
         noise = 0 if self.hparams.objective == "softmax" else self.hparams.num_noise * q
         for name, expected in {"input": pairs * frequency, "output": pairs * (frequency + noise)}.items():
             share = (LONGEST_STEP / (self.hparams.lr * expected)).clamp(max=1).float()
-            self.register_buffer(f"share_{name}", share[:, None], persistent=False)
+            self.register_buffer(f"share_{name}", share[:, None].to(self.device), persistent=False)
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
+        if not isinstance(data, TextData):
+            raise UserError(
+                "SkipGram is trained with fit(model, datamodule=...): it takes its words from zoo.datamodules.Text"
+            )
         counts = torch.from_numpy(data.corpus.counts)
         if not self.words:
             self.make_vocabulary(data.corpus.words, counts, data.keep)
@@ -180,15 +191,17 @@ class SkipGram(L.LightningModule):
 
     # Scores.
 
+    @takes(centres=A_WORD, words=A_WORD)
     def scores(self, centres: Tensor, words: Tensor, lookup: Lookup = dense) -> Tensor:
         """s(w, c) of every centre (B, C) and every word (B, M) of a row, (B, C, M)."""
-        v, u = lookup(self.input.weight, centres), lookup(self.output.weight, words)
+        v, u = (at_least_float32(lookup(*t)) for t in ((self.input.weight, centres), (self.output.weight, words)))
         s = v @ u.transpose(-1, -2)
         return s + lookup(self.bias.weight, words).transpose(-1, -2) if "bias" in self.tables else s
 
+    @takes(centres=A_WORD)
     def all_scores(self, centres: Tensor) -> Tensor:
         """s(w, c) of centres (...) and the whole vocabulary, (..., V)."""
-        s = self.input.weight[centres] @ self.output.weight.T
+        s = at_least_float32(self.input.weight[centres]) @ at_least_float32(self.output.weight).T
         return s + self.bias.weight[:, 0] if "bias" in self.tables else s
 
     def pair_losses(
@@ -211,8 +224,10 @@ class SkipGram(L.LightningModule):
         if objective == "softmax":
             return contrastive.softmax_loss(s, self.all_scores(centres)[:, :, None]), taken
         if own:
-            u = lookup(self.output.weight, noise)
-            s_noise = (u @ lookup(self.input.weight, centres)[:, :, None, :, None])[..., 0]  # (..., k)
+            u = at_least_float32(lookup(self.output.weight, noise))
+            s_noise = (u @ at_least_float32(lookup(self.input.weight, centres))[:, :, None, :, None])[
+                ..., 0
+            ]  # (..., k)
             s_noise = s_noise + lookup(self.bias.weight, noise)[..., 0] if "bias" in self.tables else s_noise
         else:
             s_noise, noise = every[:, :, None, n:], noise[:, None, None]  # (B, 32, 1, M), (B, 1, 1, M)
@@ -309,6 +324,8 @@ class SkipGram(L.LightningModule):
         Raises:
             UnknownWord: a KeyError, for a word that is not in it, with those that are spelled nearly so.
         """
+        if not isinstance(word, str):
+            raise UserError(f"a word must be a string, got {word!r}")
         if word not in self.index:
             raise UnknownWord.of(word, self.words)
         return self.index[word]
@@ -338,7 +355,7 @@ class SkipGram(L.LightningModule):
 
     def unit_vectors(self) -> Tensor:
         """The input vectors, scaled to length 1; (V, D)."""
-        return F.normalize(self.input.weight.detach(), dim=1)
+        return F.normalize(at_least_float32(self.input.weight.detach()), dim=1)
 
     def _most_similar(self, unit: Tensor, x: Tensor, besides: list[str], n: int) -> list[tuple[str, float]]:
         check_whole("n", n)

@@ -60,8 +60,10 @@ from torch import Tensor, nn
 from zoo.checks.capabilities import IMPORTANCE
 from zoo.checks.codes import Codes, as_codes
 from zoo.checks.errors import UserError
+from zoo.checks.inputs import checks_inputs, images, numbers, observed, takes
 from zoo.checks.moved import names_in
 from zoo.checks.old_forms import accepts_old_form
+from zoo.checks.pixels import as_batch
 from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole, check_widths
 from zoo.estimators import GradientEstimator, Noise, score_function
 from zoo.functional import mixture as gmm
@@ -102,6 +104,7 @@ def mean_field_negative_elbo(
 
 
 @accepts_old_form("noise", "loss", "bound", "pretraining_loss", "log_likelihood", "probe_batch")
+@checks_inputs(x=images, z=numbers(lambda self: (self.hparams.latent_dim,)))
 class VaDE(L.LightningModule):
     """The model, its training and its uses.
 
@@ -157,7 +160,8 @@ class VaDE(L.LightningModule):
     @property
     def mixture(self) -> gmm.Mixture:
         """The prior as it stands."""
-        return gmm.Mixture(self.pi_logits.log_softmax(0), self.mu_c, self.logvar_c)
+        parameters = (at_least_float32(p) for p in (self.pi_logits.log_softmax(0), self.mu_c, self.logvar_c))
+        return gmm.Mixture(*parameters)
 
     def encode(self, x: Tensor) -> Gaussian:
         """q(z | x) for images ``x`` (B, 1, 28, 28): ``mu`` and ``logvar``, (B, D) each."""
@@ -167,6 +171,7 @@ class VaDE(L.LightningModule):
         """The mean of p(x | z), in [0, 1]: (..., D) to (..., 1, 28, 28)."""
         return at_least_float32(self.decoder(z)).sigmoid()
 
+    @takes(x=observed)
     def log_px(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x | z) in nats; ``x`` (..., 1, 28, 28) and ``z`` (..., D) to (...)."""
         return log_bernoulli(x.flatten(-3), at_least_float32(self.decoder(z)).flatten(-3))
@@ -243,8 +248,8 @@ class VaDE(L.LightningModule):
         """
         z = []
         batches = self.trainer.datamodule.train_dataloader()  # its own: the other knows where training stands
-        for x, *_ in tracked(batches, "encoding the images", "batch", show=shows_progress(self.trainer)):
-            x = x.to(self.device)
+        for batch in tracked(batches, "encoding the images", "batch", show=shows_progress(self.trainer)):
+            x = as_batch(batch)[0].to(self.device)
             z.append(torch.stack([self.encode(x).mu, self.encode_deformed(self.noise([x]))(x).mu], dim=1))
         # (N, 2, D), in the order of the images: of each, and of the same deformed.
         z = all_rows(torch.cat(z), self.trainer)
@@ -275,16 +280,18 @@ class VaDE(L.LightningModule):
         return terms
 
     def validation_step(self, batch, batch_idx, stage="val"):
-        x, y = batch
+        x, *y = batch
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
         terms = self.bound(batch, generator=generator)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items()}, sync_dist=True, batch_size=len(x))
         if batch_idx == 0:
             self.agreement.reset()  # of what an interrupted evaluation left
-        self.agreement.update(self.cluster(x), y)
+        if y:
+            self.agreement.update(self.cluster(x), *y)
 
     def on_validation_epoch_end(self, stage="val"):
-        self.log_dict({f"{stage}/{k}": v for k, v in self.agreement.compute().items()}, sync_dist=True)
+        scores = self.agreement.compute() if self.agreement.update_called else {}  # without labels there are none
+        self.log_dict({f"{stage}/{k}": v for k, v in scores.items()}, sync_dist=True)
         self.agreement.reset()
 
     def test_step(self, batch, batch_idx):
@@ -343,7 +350,7 @@ class VaDE(L.LightningModule):
             UserError: for ``clusters`` that are no such numbers.
         """
         eps = randn(n, self.hparams.latent_dim, generator=generator, device=self.device)
-        if clusters is None:
+        if clusters is None and n:
             pi = self.mixture.log_pi.exp().to(self.device if generator is None else generator.device)
             c = torch.multinomial(pi, n, replacement=True, generator=generator).to(self.device)
         else:

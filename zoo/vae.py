@@ -40,6 +40,7 @@ Differs from the papers:
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Literal
 
 import lightning as L
@@ -48,6 +49,7 @@ from torch import Tensor, nn
 
 from zoo.checks.capabilities import IMPORTANCE
 from zoo.checks.errors import UserError
+from zoo.checks.inputs import checks_inputs, images, numbers, observed, takes
 from zoo.checks.moved import names_in
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole, check_widths
@@ -77,6 +79,7 @@ def sleep(x: Tensor, z: Tensor, encode: Callable) -> Tensor:
 
 
 @accepts_old_form("noise", "loss", "bound", "prior", "probe_batch", "log_likelihood")
+@checks_inputs(x=images, z=numbers(attrgetter("latent_shape"), fractions=lambda self: self.latents is not Gaussian))
 class VAE(L.LightningModule):
     """The model, its training and its uses.
 
@@ -190,6 +193,7 @@ class VAE(L.LightningModule):
         out = self._decoder(z)
         return out.sigmoid() if self.hparams.likelihood == "bernoulli" else out.clamp(0, 1)
 
+    @takes(x=observed)
     def log_px(self, x: Tensor, z: Tensor, held_fixed: bool = False) -> Tensor:
         """log p(x | z) in nats; ``x`` (..., 1, 28, 28) and ``z`` (..., D) or (..., D, K) to (...).
 

@@ -42,13 +42,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from zoo.checks.inputs import checks_inputs, data, seen_by_players, takes
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_positive, check_share, check_whole
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional.densities import at_least_float32
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.adversarial import centre, check_networks, make_discriminator, make_generator, uncentre
-from zoo.training.adversarial import generate, restate, step
+from zoo.training.adversarial import check_batches, generate, restate, step
 
 
 def wasserstein_estimate(real: Tensor, fake: Tensor) -> Tensor:
@@ -78,6 +79,7 @@ def gradient_penalty(norms: Tensor) -> Tensor:
 
 
 @accepts_old_form("noise", "critic_loss", "generator_loss")
+@checks_inputs(x=data)
 class WGAN(L.LightningModule):
     """The model, its training and its uses.
 
@@ -136,6 +138,7 @@ class WGAN(L.LightningModule):
         B, drawn = len(batch[0]), {"generator": generator, "device": batch[0].device}
         return {"z": randn(B, self.hparams.z_dim, **drawn), "u": rand(B, **drawn)}
 
+    @takes(x=seen_by_players)
     def f(self, x: Tensor) -> Tensor:
         """What the critic says of examples as the players see them, (B, *shape) to (B,)."""
         return at_least_float32(self.critic(x)).squeeze(-1)
@@ -177,6 +180,9 @@ class WGAN(L.LightningModule):
         """Every weight of the critic back into [-c, c]."""
         for p in self.critic.parameters():
             p.clamp_(-self.hparams.clip_value, self.hparams.clip_value)
+
+    def on_train_start(self):
+        check_batches(self)
 
     def training_step(self, batch, batch_idx):
         critic_optimiser, g_optimiser = self.optimizers()

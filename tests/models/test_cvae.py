@@ -236,7 +236,7 @@ def test_both_estimators_see_the_same_gradient_of_decoder_and_prior(generator):
         assert p.grad is None
 
 
-RULE = "labels are whole numbers from 0 to 9"
+RULE = "y must be labels, whole numbers from 0 to 9"
 
 
 @pytest.mark.parametrize(
@@ -253,14 +253,17 @@ RULE = "labels are whole numbers from 0 to 9"
         ([0, 1, 2.0, 3], f"{RULE}, got 2.0"),
         ([0, 1, True, 3], f"{RULE}, got True"),
         ([0, 1, "2", 3], f"{RULE}, got '2'"),
-        ([0, 1], "4 images have 4 labels, got 2"),
-        ([], "4 images have 4 labels, got 0"),
+        ([0, 1], "one label for each of 4 images, or one for all; got 2"),
+        ([], "one label for each of 4 images, or one for all; got 0"),
         (torch.tensor([0.0, 1, 2, 3]), f"{RULE}, got a tensor of torch.float32"),
         (torch.tensor([True, False, True, True]), f"{RULE}, got a tensor of torch.bool"),
         (torch.tensor([0, 1, 2, 11]), f"{RULE}, got 11"),
-        (torch.tensor([0, 1, 2]), "4 images have 4 labels, got 3"),
-        (torch.zeros(4, 1, dtype=torch.long), r"4 images have 4 labels, got \(4, 1\)"),
-        (torch.tensor(3), r"4 images have 4 labels, got \(\)"),
+        (torch.tensor([0, 1, 2]), "one label for each of 4 images, or one for all; got 3"),
+        (
+            torch.zeros(4, 1, dtype=torch.long),
+            r"one label for each of 4 images, or one for all; got \(4, 1\)",
+        ),
+        (torch.tensor(3), r"one label for each of 4 images, or one for all; got \(\)"),
     ],
 )
 def test_a_wrong_label_is_named_wherever_it_is_given(labels, message, generator):

@@ -253,7 +253,7 @@ def test_labels_reach_the_network_and_are_dropped_as_often_as_said(labelled, gen
     dropped = (seen[0] == 3).double().mean()
     assert set(seen[0].tolist()) == {2, 3}
     assert abs(dropped - 0.3) < 4.5 * (0.21 / n) ** 0.5
-    with pytest.raises(ValueError, match="labels are whole numbers from 0 to 2, got 7"):
+    with pytest.raises(ValueError, match="y must be labels, whole numbers from 0 to 2, got 7"):
         labelled.losses([batch[0], torch.full((n,), 7)], noise)
     labelled(torch.zeros(2, 1, 28, 28), torch.zeros(2, dtype=torch.long))
     assert seen[1].tolist() == [3, 3]

@@ -240,8 +240,8 @@ def test_samples_of_given_codes():
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        ({"category": 10}, "category must be a whole number from 0 to 9, or one for each of 4 images; got 10"),
-        ({"category": [1, 2]}, "one for each of 4 images; got [1, 2]"),
+        ({"category": 10}, "category must lie between 0 and 9, got 10"),
+        ({"category": [1, 2]}, "category must be one number for each of the 4 images, or one for all; got 2"),
         ({"category": 1.5}, "got 1.5"),
         ({"continuous": [1.0, 2.0, 3.0]}, "continuous must be a number, 2 numbers, or 2 for each of 4 images"),
         ({"continuous": "left"}, "got 'left'"),

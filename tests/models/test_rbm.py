@@ -679,7 +679,7 @@ def test_features_are_a_step_of_a_pipeline(tmp_path):
     assert list(pipeline[0].get_feature_names_out()[:2]) == ["features0", "features1"]
     with pytest.raises(ValueError, match="pixels must be numbers from 0 to 1, got 30 "):
         pipeline.predict(X * 255)
-    with pytest.raises(ValueError, match="pixels must be numbers from 0 to 1, got nan"):
+    with pytest.raises(ValueError, match="Input X contains NaN"):
         pipeline.predict(X * np.nan)
     with pytest.raises(ValueError, match="has no method transform"):
         Features(zoo.load("vae")).fit(X)

@@ -196,6 +196,20 @@ class NamedData(Protocol):
 
 
 @runtime_checkable
+class SplitData(Protocol):
+    """Data whose images are in memory, by split: ``train``, ``val`` and ``test``, once they are set up."""
+
+    splits: dict[str, Any]
+
+
+@runtime_checkable
+class Batched(Protocol):
+    """A loader whose batches have one size."""
+
+    batch_size: int | None
+
+
+@runtime_checkable
 class CountedData(Protocol):
     """Data that are counted in a unit of their own, and how much of it a row of training stands for."""
 

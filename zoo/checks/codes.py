@@ -24,4 +24,4 @@ def as_codes(key: str, codes: Codes, n: int, num_codes: int, device: torch.devic
         raise UserError(f"{key} must be one number for each of the {n} images, or one for all; got {len(values)}")
     if wrong := [c for c in values if not 0 <= c < num_codes]:
         raise UserError(f"{key} must lie between 0 and {num_codes - 1}, got {wrong[0]}")
-    return torch.tensor(values, device=device)
+    return torch.tensor(values, dtype=torch.long, device=device)

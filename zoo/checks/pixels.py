@@ -1,6 +1,8 @@
-"""Pixels as models take them: numbers from 0 to 1."""
+"""Examples as models take them: images from 0 to 1, one-hot sequences, points."""
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,15 +10,101 @@ from torch import Tensor
 from zoo.checks.errors import UserError
 
 
-def check_pixels(x: Tensor) -> None:
-    """Refuse pixels that are no numbers in [0, 1].
+def _plain(x: Tensor) -> Tensor | None:
+    """The values of ``x``, also within transformations of torch.func; None where there are none to look at."""
+    x = torch.func.debug_unwrap(x.detach())
+    return None if x.is_meta else x
+
+
+def check_pixels(x: Tensor, low: int = 0) -> None:
+    """Refuse pixels that are no numbers from ``low`` to 1.
 
     Raises:
         UserError: naming one.
     """
-    wrong = ~((x >= 0) & (x <= 1))  # also where x is not a number
+    if (values := _plain(x)) is None:
+        return
+    wrong = ~((values >= low) & (values <= 1))  # also where a pixel is not a number
     if wrong.any():
-        raise UserError(f"pixels must be numbers from 0 to 1, got {x[wrong][0].item():g} ({int(wrong.sum())} such)")
+        grey = bool((values >= 0).all() and values.max() <= 255)
+        advice = ": divide grey values of 0 to 255 by 255" if grey and low == 0 else ""
+        raise UserError(
+            f"pixels must be numbers from {low} to 1, got {values[wrong][0].item():g} ({int(wrong.sum())} such){advice}"
+        )
+
+
+def check_finite(name: str, x: Tensor, low: float = -math.inf, high: float = math.inf) -> None:
+    """Refuse infinities, what is not a number, and numbers outside ``low`` to ``high``.
+
+    Raises:
+        UserError: naming one.
+    """
+    if (values := _plain(x)) is None:
+        return
+    wrong = ~(values.isfinite() & (values >= low) & (values <= high))
+    if wrong.any():
+        allowed = "finite numbers" if math.isinf(low) else f"numbers from {low:g} to {high:g}"
+        raise UserError(f"{name} must be {allowed}, got {values[wrong][0].item():g} ({int(wrong.sum())} such)")
+
+
+def check_one_hot(name: str, x: Tensor) -> None:
+    """Refuse sequences, (..., T, K), that have not exactly one 1 among zeros at each place.
+
+    Raises:
+        UserError: saying so.
+    """
+    if (values := _plain(x)) is None:
+        return
+    wrong = ~(((values == 0) | (values == 1)).all(-1) & (values.sum(-1) == 1))
+    if wrong.any():
+        raise UserError(f"{name} must be one-hot, one 1 and else 0 at each place; {int(wrong.sum())} places are not")
+
+
+def as_examples(name: str, x: Any, shape: tuple[int, ...] | int, dtype: torch.dtype, leading: bool = False) -> Tensor:
+    """``x`` as examples of ``shape``, (B, *shape), in ``dtype``; no value is looked at.
+
+    Args:
+        name: of the argument, for messages.
+        shape: of one example; or a number of pixels, (B, ...) in any shape.
+        leading: whether any number of axes may stand before ``shape``.
+
+    Raises:
+        UserError: for what is no tensor, for whole and complex numbers, and for another shape.
+    """
+    if isinstance(shape, int):
+        wanted = f"{shape} pixels each, such as (B, 1, 28, 28) for 784"
+    else:
+        axes = ["..." if leading else "B", *map(str, shape)]
+        wanted = f"the shape ({', '.join(axes)}{',' if len(axes) == 1 else ''})"
+    if not isinstance(x, Tensor):
+        raise UserError(f"{name} must be a tensor with {wanted}; got {type(x).__name__}")
+    if not x.is_floating_point() and x.dtype != torch.bool:
+        advice = ": images are x.float() / 255" if x.dtype == torch.uint8 else ""
+        raise UserError(f"{name} must be floating-point numbers, got a tensor of {x.dtype}{advice}")
+    if isinstance(shape, int):
+        fits = x.ndim >= 2 and x.shape[1:].numel() == shape
+    else:
+        rank = len(shape)
+        fits = x.ndim >= rank if leading else x.ndim == rank + 1
+        fits = fits and tuple(x.shape[x.ndim - rank :]) == shape
+    if not fits:
+        raise UserError(f"{name} must have {wanted}; got {tuple(x.shape)}")
+    return x.to(dtype)
+
+
+def as_batch(batch: Any) -> list[Any]:
+    """A batch as a list of examples and, if there are any, labels. A tensor alone is examples without labels.
+
+    Raises:
+        UserError: for what is neither a tensor nor a list or tuple that begins with one.
+    """
+    if isinstance(batch, Tensor):
+        return [batch]
+    if not isinstance(batch, list | tuple) or not batch or not isinstance(batch[0], Tensor):
+        keys = f" with {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else ""
+        got = f"a {type(batch).__name__}{keys}"
+        raise UserError(f"a batch must be a tensor x, or a list or tuple of tensors, (x,) or (x, y); got {got}")
+    return list(batch)
 
 
 def flat_pixels(x: Tensor, like: Tensor) -> Tensor:
@@ -25,20 +113,14 @@ def flat_pixels(x: Tensor, like: Tensor) -> Tensor:
     Raises:
         UserError: for images of another number of pixels.
     """
-    if x.ndim < 2 or x.shape[1:].numel() != len(like):
-        raise UserError(
-            f"images must have {len(like)} pixels each, such as (B, 1, 28, 28) for 784; got {tuple(x.shape)}"
-        )
-    return x.flatten(1).to(like.dtype)
+    return as_examples("images", x, len(like), like.dtype).flatten(1)
 
 
-def look_through(
-    batches: Iterable[Sequence[Tensor]], vectors: Callable[[Tensor], Tensor], first: int
-) -> tuple[Tensor, Tensor]:
+def look_through(batches: Iterable[Any], vectors: Callable[[Tensor], Tensor], first: int) -> tuple[Tensor, Tensor]:
     """Check the pixels of all images, and add them up on the CPU.
 
     Args:
-        batches: images come first in each, (B, ...).
+        batches: images, or lists and tuples that begin with images, (B, ...).
         vectors: images -> (B, V), what is added up.
         first: how many images to return, at least 1.
 
@@ -50,7 +132,8 @@ def look_through(
     """
     total = torch.zeros((), dtype=torch.float64)
     found: list[Tensor] = []
-    for x, *_ in batches:
+    for batch in batches:
+        x = as_batch(batch)[0]
         check_pixels(x)
         x = x.cpu()
         v = vectors(x).double()

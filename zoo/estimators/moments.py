@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from zoo.checks.calls import called_by_the_model
 from zoo.checks.errors import UserError
 from zoo.functional.noise import chunk_generator
+from zoo.functional.precision import float64_device
 
 Params = dict[str, Tensor]
 Noise = dict[str, Tensor]
@@ -95,14 +97,16 @@ def call_with(module: nn.Module, params: Params, function: Callable, *args):
     Buffers are copies: what batch normalisation writes to its running statistics is lost.
     """
     state = {k: b.clone() for k, b in module.named_buffers()} | params
-    return functional_call(_Method(module, function), {f"module.{k}": v for k, v in state.items()}, args)
+    with called_by_the_model():  # torch.func.vmap has no values to look at
+        return functional_call(_Method(module, function), {f"module.{k}": v for k, v in state.items()}, args)
 
 
 @dataclass
 class GradientMoments:
     """Running moments of gradient draws, accumulated in float64: one mean vector, one scalar per parameter.
 
-    ``update`` is Welford's recursion, so that no large numbers are subtracted. In memory it is the mean, in float64.
+    ``update`` is Welford's recursion, so that no large numbers are subtracted. In memory it is the mean, in float64: on
+    the device of the gradient, or on the CPU where that device has no float64.
     """
 
     n: int = 0
@@ -113,10 +117,11 @@ class GradientMoments:
         """Take in one draw."""
         self.n += 1
         for name, g in gradient.items():
+            g = g.to(where := float64_device(g.device))
             if name not in self.mean:
-                self.mean[name] = torch.zeros(g.shape, dtype=torch.float64, device=g.device)
+                self.mean[name] = torch.zeros(g.shape, dtype=torch.float64, device=where)
             mean = self.mean[name]
-            added = torch.zeros((), dtype=torch.float64, device=g.device)
+            added = torch.zeros((), dtype=torch.float64, device=where)
             for part, mean_part in zip(g.detach().reshape(-1).split(SLICE), mean.view(-1).split(SLICE), strict=True):
                 before = part - mean_part  # in float64, as mean is
                 mean_part.add_(before, alpha=1 / self.n)
@@ -133,7 +138,7 @@ class GradientMoments:
             total: the sum of a tensor over processes, on each of them.
             like: the parameters, for a process that has made no draw.
         """
-        device = next(iter(like.values())).device
+        device = float64_device(next(iter(like.values())).device)
         n = int(total(torch.tensor(self.n, device=device)))
         for name, p in like.items():
             mean = self.mean.pop(name, None)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from zoo.checks.errors import UserError
+from zoo.functional.precision import float64_device, in_float64
 
 ROW = 32  # centres of a row
 
@@ -132,7 +133,8 @@ class NoiseDistribution(NamedTuple):
     @classmethod
     def of(cls, weights: Tensor) -> "NoiseDistribution":
         """q proportional to ``weights`` (V,), positive."""
-        q = weights.double() / weights.double().sum()
+        weights = weights.cpu().double()
+        q = weights / weights.sum()
         column = (q * len(q)).tolist()
         share, alias = [1.0] * len(column), list(range(len(column)))
         poor = [i for i, mass in enumerate(column) if mass < 1]
@@ -156,7 +158,7 @@ class NoiseDistribution(NamedTuple):
 class HeldOut(Metric):
     """What p(w | c), summed over the whole vocabulary, says of held-out text: sums over pairs and centres.
 
-    They are float64, and float32 on MPS, which has no float64.
+    They are float64 whatever the precision of the model, on the CPU where a device has none.
     """
 
     full_state_update = False
@@ -167,15 +169,17 @@ class HeldOut(Metric):
         self.add_state("sums", torch.zeros(5, dtype=torch.float64), dist_reduce_fx="sum")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> nn.Module:
-        if fn(torch.empty(0)).device.type == "mps":
-            self.sums, self._defaults["sums"] = self.sums.float(), torch.zeros(5)
-        return super()._apply(fn, exclude_state)
+        def moved(t: Tensor) -> Tensor:  # and not rounded
+            return t.to(float64_device(fn(torch.empty(0, device=t.device)).device))
+
+        return super()._apply(moved, exclude_state)
 
     def update(self, log_p: Tensor, log_Z: Tensor) -> None:
-        """Take in log p(w | c) of pairs, (P,), and log Z_c of centres, (n,); nats."""
-        log_p, log_Z = log_p.to(self.sums.dtype), log_Z.to(self.sums.dtype)
-        sums = [len(log_p), -log_p.sum(), len(log_Z), log_Z.sum(), log_Z.square().sum()]
-        self.sums = self.sums + torch.tensor(sums, dtype=self.sums.dtype, device=self.sums.device)
+        """Take in log p(w | c) of pairs, (P,), and log Z_c of centres, (n,); nats. No value is read back."""
+        log_p, log_Z = in_float64(log_p), in_float64(log_Z)
+        pairs, centres = (log_p.new_full((), len(t)) for t in (log_p, log_Z))
+        sums = torch.stack([pairs, -log_p.sum(), centres, log_Z.sum(), log_Z.square().sum()])
+        self.sums = self.sums + sums.to(self.sums.device)
 
     def compute(self) -> dict[str, float]:
         """``nll``, nats per pair, and its exponential, ``perplexity``; ``log_Z`` and ``log_Z_sd``, the mean and the

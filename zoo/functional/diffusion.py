@@ -20,6 +20,7 @@ from torch import Tensor
 
 from zoo.checks.errors import UserError
 from zoo.functional.noise import rand
+from zoo.functional.precision import has_float64
 
 PREDICTIONS = ("eps", "x0", "v")
 VARIANCES = ("posterior", "beta")
@@ -176,12 +177,13 @@ def stratified_steps(u: Tensor, steps: int) -> Tensor:
         steps: T.
     """
     B = len(u)
-    offset = torch.arange(B, device=u.device, dtype=torch.float64) / B
-    return ((u.double() + offset) % 1 * steps).long().clamp(max=steps - 1)
+    dtype = torch.float64 if has_float64(u.device) else torch.float32  # of whose rounding steps are wide
+    offset = torch.arange(B, device=u.device, dtype=dtype) / B
+    return ((u.to(dtype) + offset) % 1 * steps).long().clamp(max=steps - 1)
 
 
 def importance(history: Tensor, count: Tensor) -> Tensor:
-    """p_t proportional to sqrt(E[L_t^2]), from the last losses of each step; (T,), float64, with sum 1.
+    """p_t proportional to sqrt(E[L_t^2]), from the last losses of each step; (T,), with sum 1.
 
     Nichol & Dhariwal 2021, sec. 3.3: uniform until every step has a full history. A thousandth of it stays uniform, so
     that no weight 1 / (T p_t) exceeds 1000.
@@ -191,9 +193,10 @@ def importance(history: Tensor, count: Tensor) -> Tensor:
         count: how many there have been, (T,).
     """
     T, H = history.shape
+    dtype = torch.float64 if has_float64(history.device) else torch.float32
     if int(count.min()) < H:
-        return torch.full((T,), 1 / T, dtype=torch.float64, device=history.device)
-    p = history.double().square().mean(1).sqrt()
+        return torch.full((T,), 1 / T, dtype=dtype, device=history.device)
+    p = history.to(dtype).square().mean(1).sqrt()
     return 0.999 * p / p.sum() + 0.001 / T
 
 

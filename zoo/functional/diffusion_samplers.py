@@ -17,6 +17,7 @@ from zoo.checks.old_forms import old_form
 from zoo.checks.values import check_choice, check_whole
 from zoo.functional.diffusion import Chain, X0Model, posterior_mean, predicted_eps, q_sample
 from zoo.functional.noise import randn
+from zoo.functional.precision import in_float64
 from zoo.functional.progress import tracked
 
 
@@ -194,11 +195,11 @@ def slerp(a: Tensor, b: Tensor, between: Tensor) -> Tensor:
     sin((1 - s) phi) / sin(phi) a + sin(s phi) / sin(phi) b with phi the angle between them: noise of the same length
     as a draw, where the straight line's middle is shorter by sqrt(2). Song et al. 2021, appendix D.5.
     """
-    flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
+    flat_a, flat_b = in_float64(a.flatten(1)), in_float64(b.flatten(1))
     phi = torch.acos(((flat_a * flat_b).sum(1) / (flat_a.norm(dim=1) * flat_b.norm(dim=1))).clamp(-1, 1))[:, None]
-    s = between.double().to(a.device)
+    s = between.cpu().double().to(flat_a.device)
     straight = phi.abs() < 1e-6
-    wa = torch.where(straight, 1 - s, ((1 - s) * phi).sin() / phi.sin().clamp(min=1e-12)).to(a.dtype)
-    wb = torch.where(straight, s, (s * phi).sin() / phi.sin().clamp(min=1e-12)).to(a.dtype)
+    wa = torch.where(straight, 1 - s, ((1 - s) * phi).sin() / phi.sin().clamp(min=1e-12)).to(a)
+    wb = torch.where(straight, s, (s * phi).sin() / phi.sin().clamp(min=1e-12)).to(a)
     shape = (len(a), len(s), *[1] * (a.ndim - 1))
     return wa.view(shape) * a[:, None] + wb.view(shape) * b[:, None]

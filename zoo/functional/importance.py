@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.checks.errors import UserError
+from zoo.checks.values import check_whole
 from zoo.functional.latents import log_ratio
+from zoo.functional.precision import float64_device, in_float64
 from zoo.functional.progress import tracked
 
 ROWS_AT_ONCE = 2000  # of images times importance samples: enough to keep a processor busy, few enough for its cache
@@ -53,14 +54,14 @@ def importance_weighted_log_likelihood(log_weight: Callable[[int], Tensor], num_
     Raises:
         UserError: for ``num_samples`` that is no whole number of at least 1.
     """
-    if not isinstance(num_samples, int) or num_samples < 1:
-        raise UserError(f"num_samples must be a whole number of at least 1, got {num_samples!r}")
+    check_whole("num_samples", num_samples)
     left, at_once = num_samples, max(1, ROWS_AT_ONCE // max(1, images))
     parts = []
     while left:
-        parts.append(log_weight(min(left, at_once)).double().logsumexp(0))
+        log_w = log_weight(min(left, at_once))
+        parts.append(in_float64(log_w).logsumexp(0))
         left -= min(left, at_once)
-    return (reduce(torch.logaddexp, parts) - math.log(num_samples)).float()
+    return (reduce(torch.logaddexp, parts) - math.log(num_samples)).float().to(log_w.device)
 
 
 class LogPartition(NamedTuple):
@@ -91,11 +92,11 @@ def annealed_importance_sampling(
     Returns:
         (M,): log w in nats, float64.
     """
-    log_w = torch.zeros(len(v), dtype=torch.float64, device=v.device)
+    log_w = torch.zeros(len(v), dtype=torch.float64, device=float64_device(v.device))
     steps = list(pairwise(betas.tolist()))
     for beta, next_beta in tracked(steps, "annealed importance sampling", "temperature", show=progress):
         increment, v = anneal(v, beta, next_beta)
-        log_w += increment
+        log_w += increment.to(log_w.device)
     return log_w
 
 
@@ -108,7 +109,7 @@ def log_mean(log_w: Tensor) -> LogPartition:
     unlucky chains, none of which found a mode, is too narrow and too low: see that more temperatures leave it where it
     is.
     """
-    log_w = log_w.double()
+    log_w = in_float64(log_w)
     largest = log_w.max()
     w = (log_w - largest).exp()
     mean, error = w.mean(), w.std() / len(w) ** 0.5

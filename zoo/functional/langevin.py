@@ -114,7 +114,7 @@ def metropolis_langevin_sample(
         back = (x - proposal - e / 2 * s_proposal).flatten(1).square().sum(1) / (2 * e)
         log_accept = log_ratio(x, proposal) - back + z.flatten(1).square().sum(1) / 2
         accept = u.log() < log_accept
-        taken += accept.double().mean().item()
+        taken += int(accept.sum()) / max(1, len(accept))
         column = accept.view(-1, *[1] * (x.ndim - 1))
         x, s = torch.where(column, proposal, x), torch.where(column, s_proposal, s)
     return x, taken / max(1, steps)

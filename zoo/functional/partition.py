@@ -27,6 +27,7 @@ from zoo.functional.boltzmann import (
 )
 from zoo.functional.importance import LogPartition, annealed_importance_sampling, log_mean
 from zoo.functional.noise import rand
+from zoo.functional.precision import in_float64
 
 ENUMERABLE = 20  # units: a million states
 AT_ONCE = 16  # units up to which log Z is enumerated without being asked: seconds, where a million states are minutes
@@ -77,7 +78,9 @@ def smaller_layer_first(weights: Weights) -> Weights:
 def log_masses(weights: Weights) -> Tensor:
     """-F of every state of the smaller layer, in the order of :func:`states`: (2^n,) nats, float64."""
     first = smaller_layer_first(weights)
-    return torch.cat([-free_energy(s.to(first.b.dtype), first).double() for s in states(len(first.b), first.b.device)])
+    return torch.cat(
+        [in_float64(-free_energy(s.to(first.b.dtype), first)) for s in states(len(first.b), first.b.device)]
+    )
 
 
 def exact_log_partition(weights: Weights) -> Tensor:
@@ -95,12 +98,12 @@ def exact_statistics(weights: Weights) -> tuple[Tensor, Weights]:
     log_Z = log_mass.logsumexp(0)
     W, b, c = (torch.zeros_like(t) for t in first)
     for s, part in zip(states(len(b), b.device), (log_mass - log_Z).exp().split(BLOCK), strict=True):
-        s = s.to(b.dtype)
-        weighted = part.to(b.dtype).unsqueeze(-1) * s
+        s, part = s.to(b.dtype), part.to(b)
+        weighted = part.unsqueeze(-1) * s
         other = hidden_logits(s, first).sigmoid()
         W += weighted.T @ other
         b += weighted.sum(0)
-        c += part.to(c.dtype) @ other
+        c += part @ other
     return log_Z, Weights(W, b, c) if first is weights else Weights(W.T, c, b)
 
 
@@ -110,7 +113,7 @@ def exact_loss(v: Tensor, weights: Weights) -> Tensor:
         log_Z, statistics = exact_statistics(Weights(*(t.detach() for t in weights)))
         linear = torch.stack([(t * s).sum() for t, s in zip(weights, statistics, strict=True)]).sum()
         # log Z, with the gradient of what is linear in the weights.
-        return free_energy(v, weights).mean() + (log_Z.to(v.dtype) + (linear - linear.detach()))
+        return free_energy(v, weights).mean() + (log_Z.to(v) + (linear - linear.detach()))
 
 
 @torch.no_grad()
@@ -123,7 +126,7 @@ def exact_draw(u: Tensor, u_other: Tensor, weights: Weights) -> Tensor:
     """
     first = smaller_layer_first(weights)
     masses = log_masses(weights).softmax(0).cumsum(0)
-    index = torch.searchsorted(masses, u.double() * masses[-1], right=True).clamp(max=len(masses) - 1)
+    index = torch.searchsorted(masses, in_float64(u) * masses[-1], right=True).clamp(max=len(masses) - 1).to(u.device)
     bits = torch.arange(len(first.b), device=u.device)
     s = (index.unsqueeze(-1) >> bits & 1).to(first.b.dtype)
     return s if first is weights else draw(visible_logits(s, weights), u_other)
@@ -182,11 +185,16 @@ def ais_log_partition(
 
     v = draw(base.expand(chains, -1), u(len(b)))
     log_w = annealed_importance_sampling(v, anneal, temperatures(steps), progress)
-    log_Z0 = len(c) * math.log(2) + F.softplus(base.double()).sum()
+    log_Z0 = len(c) * math.log(2) + F.softplus(in_float64(base)).sum()
     return log_mean(log_w + log_Z0)
 
 
 # Either, and what is measured with it.
+
+
+def exact(weights: Weights) -> Weights:
+    """The weights in float64, on the CPU where their device has none."""
+    return Weights(*map(in_float64, weights))
 
 
 def quick(weights: Weights) -> bool:
@@ -223,7 +231,7 @@ def log_partitions(
         UserError: for other ``steps``, where they are needed.
     """
     if quick(weights):
-        return {"exact": LogPartition(*[float(exact_log_partition(weights.to(torch.float64)))] * 3)}
+        return {"exact": LogPartition(*[float(exact_log_partition(exact(weights)))] * 3)}
     check_whole("steps", steps)
     weights, mu = weights.to(torch.float32), mu.float()
     return {

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole, check_widths
-from zoo.nets.layers import mlp
+from zoo.functional.densities import at_least_float32
+from zoo.nets.layers import Layers, mlp
 
 IMAGE = [1, 28, 28]
 
@@ -35,7 +36,7 @@ def make_generator(network: str, z_dim: int, shape: Sequence[int], width: int, h
     if network == "conv":
         return ConvGenerator(z_dim, width)
     layers = mlp([z_dim, *hidden, math.prod(shape)])
-    return nn.Sequential(*layers, nn.Unflatten(1, tuple(shape)), nn.Tanh() if is_image(shape) else nn.Identity())
+    return Layers(*layers, nn.Unflatten(1, tuple(shape)), nn.Tanh() if is_image(shape) else nn.Identity())
 
 
 def make_discriminator(
@@ -49,7 +50,7 @@ def make_discriminator(
         trunk = ConvTrunk(width, norm)
         normalise = nn.BatchNorm1d(256) if norm == "batch" else nn.LayerNorm(256)
         return nn.Sequential(trunk, nn.Linear(trunk.out_features, 256), normalise, nn.LeakyReLU(0.2), nn.Linear(256, 1))
-    return nn.Sequential(nn.Flatten(), *mlp([math.prod(shape), *hidden, 1], lambda: nn.LeakyReLU(0.2)))
+    return Layers(nn.Flatten(), *mlp([math.prod(shape), *hidden, 1], lambda: nn.LeakyReLU(0.2)))
 
 
 def is_image(shape: Sequence[int]) -> bool:
@@ -63,7 +64,8 @@ def centre(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def uncentre(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse; images are clipped to [0, 1]."""
+    """The inverse, at least float32; images are clipped to [0, 1]."""
+    x = at_least_float32(x)
     return (x / 2 + 0.5).clamp(0, 1) if is_image(shape) else x
 
 
@@ -92,7 +94,7 @@ class ConvGenerator(nn.Module):
         _normal_convolutions(self)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.upsample(self.project(z))
+        return self.upsample(self.project(z.to(self.project[0].weight.dtype)))
 
 
 class ConvTrunk(nn.Module):
@@ -120,7 +122,7 @@ class ConvTrunk(nn.Module):
         _normal_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        return self.layers(x.to(self.layers[0].weight.dtype))
 
 
 class SequenceGenerator(nn.Module):
@@ -143,11 +145,12 @@ class SequenceGenerator(nn.Module):
 
     def unroll(self, B: int, symbol: Callable[[int, Tensor], Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
         """Sequences v and the logits that each symbol was drawn from, (B, T, K) both; ``symbol(t, logits)`` is v_t."""
-        h, v = like.new_zeros(B, self.width), like.new_zeros(B, self.symbols)
+        dtype = self.head.weight.dtype
+        h, v = like.new_zeros(B, self.width, dtype=dtype), like.new_zeros(B, self.symbols)
         drawn, logits = [], []
         for t in range(self.length):
-            h = self.cell(v, h)
-            logits.append(self.head(h))
+            h = self.cell(v.to(dtype), h)
+            logits.append(at_least_float32(self.head(h)))
             v = symbol(t, logits[-1])
             drawn.append(v)
         return torch.stack(drawn, 1), torch.stack(logits, 1)

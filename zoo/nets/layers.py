@@ -6,12 +6,19 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 
-def mlp(widths: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+class Layers(nn.Sequential):
+    """Layers one after the other. What they are given may be of any precision, whatever that of the weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(next(self.parameters()).dtype))
+
+
+def mlp(widths: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> Layers:
     """Linear layers of the given widths, input first, with ``activation`` between them and none after the last."""
     layers = []
     for d_in, d_out in pairwise(widths):
         layers += [nn.Linear(d_in, d_out), activation()]
-    return nn.Sequential(*layers[:-1])
+    return Layers(*layers[:-1])
 
 
 class ConvEncoder(nn.Module):
@@ -29,7 +36,7 @@ class ConvEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        return self.layers(x.to(self.layers[0].weight.dtype))
 
 
 class ConvDecoder(nn.Module):
@@ -47,4 +54,4 @@ class ConvDecoder(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
+        return self.layers(z.flatten(0, -2).to(self.layers[0].weight.dtype)).unflatten(0, z.shape[:-1])

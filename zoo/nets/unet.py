@@ -169,7 +169,10 @@ class UNet(nn.Module):
         """
         if x.shape[-1] % self.multiple or x.shape[-2] % self.multiple:
             raise UserError(f"image sides must be multiples of {self.multiple}, got {tuple(x.shape[-2:])}")
-        embedding = self.time(timestep_embedding(t, self.time_dim))  # (B, dim)
+        if not len(x):
+            return x  # there is nothing to fold
+        x, embedding = x.to(self.conv_in.weight.dtype), timestep_embedding(t, self.time_dim)
+        embedding = self.time(embedding.to(x.dtype))  # (B, dim)
         if y is not None:
             embedding = embedding + self.label(y)
         h = self.conv_in(F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last))

@@ -7,7 +7,14 @@ every k-th one of the generator, too; ``trainer.global_step``, checkpoints, logg
 from collections.abc import Callable, Mapping
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from zoo.checks import capabilities
+from zoo.checks.errors import UserError
+from zoo.checks.pixels import as_batch
+from zoo.training.ranks import all_rows
 
 
 @torch.no_grad()
@@ -19,6 +26,57 @@ def generate(network: nn.Module, z: Tensor) -> Tensor:
         return network(z)
     finally:
         network.train(training)
+
+
+def check_batches(module) -> None:
+    """Refuse batches of one example on a process, which batch normalisation cannot normalise, before the first step.
+
+    Args:
+        module: the LightningModule, whose trainer has its training data.
+
+    Raises:
+        UserError: naming the size of the batches, and what helps.
+    """
+    if not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in module.modules()):
+        return
+    trainer = module.trainer
+    loader, processes = trainer.train_dataloader, trainer.world_size
+    size, left_over = loader.batch_size if isinstance(loader, capabilities.Batched) else None, 0
+    if size is None:
+        return
+    if isinstance(loader, DataLoader):  # each process has batches of its own, and the last may be smaller
+        left_over = 0 if loader.drop_last else len(loader.sampler) % size
+    else:
+        size //= processes
+    if size == 1:
+        raise UserError(
+            f"{type(module).__name__} has batch normalisation, which needs at least 2 examples on each process, and "
+            f"batches have 1: set data.batch_size to at least {2 * processes}"
+        )
+    if left_over == 1:
+        raise UserError(
+            f"{type(module).__name__} has batch normalisation, which needs at least 2 examples on each process, and "
+            "the last batch of an epoch has 1: give the DataLoader drop_last=True, or another batch_size"
+        )
+
+
+def training_images(trainer, most: int) -> Tensor | None:
+    """The first training images of a run, the same on all processes, (at most ``most``, 28, 28), uint8.
+
+    They are those of the datamodule, or of the training loader where there is none; None where there is neither.
+    """
+    data = trainer.datamodule
+    if isinstance(data, capabilities.SplitData):
+        return data.splits["train"].images[:most]
+    if trainer.train_dataloader is None:
+        return None
+    found: list[Tensor] = []
+    with isolate_rng():
+        for batch in trainer.train_dataloader:
+            found.append(as_batch(batch)[0].to(trainer.strategy.root_device))
+            if sum(map(len, found)) * trainer.world_size >= most:
+                break
+    return (all_rows(torch.cat(found), trainer)[:most, 0] * 255).round().byte()
 
 
 @torch.no_grad()
