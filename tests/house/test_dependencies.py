@@ -17,7 +17,8 @@ IMPORTED_AS = {"hydra": "hydra-core", "PIL": "pillow", "sklearn": "scikit-learn"
 TOOLS = {"mypy", "pytest-xdist", "ruff", "tensorboard"}
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 
-CODE = [ROOT / "train.py", *(file for room in ("zoo", "callbacks", "datamodules") for file in (ROOT / room).rglob("*.py"))]
+ROOMS = [ROOT / "zoo", ROOT / "callbacks", ROOT / "datamodules"]
+CODE = [ROOT / "train.py", *(file for room in ROOMS for file in room.rglob("*.py"))]
 TESTS = [file for file in (ROOT / "tests").rglob("*.py") if BENCHMARKS not in file.parents]
 OWN = {"zoo", "train", *(file.stem for file in (ROOT / "tests").glob("*.py"))}
 ALLOWED = {  # who imports it, and the extra that it may need
