@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from zoo.training.command_line import check_kind, check_overrides, check_values, with_names_of_today
 from zoo.training.error_lines import errors_for_people
-from zoo.training.processes import end_with_parent, overrides_of_process
+from zoo.training.processes import end_with_parent, leaving_together, overrides_of_process
 
 # torch and Lightning take seconds to import; they come in with the first `build`, after the configuration is composed.
 
@@ -66,7 +66,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 @hydra.main(config_path="configs", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
-    with errors_for_people(cfg.run_dir):
+    with errors_for_people(cfg.run_dir), leaving_together():
         return train(cfg).get(OmegaConf.select(cfg, "callbacks.best.monitor"))  # what a sweep minimises
 
 

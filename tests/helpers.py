@@ -5,11 +5,15 @@ import itertools
 import os
 import resource
 import signal
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import lightning as L
+import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
 from torch import nn
 
 from train import train
@@ -44,7 +48,15 @@ TINY = {
     + ["model.widths=[8,16]", "model.num_sigmas=3", "callbacks.samples.conditions.steps=1"],
     "skipgram": ["model=skipgram", "data=pydocs", "data.batch_size=60", "data.min_count=20", "model.dim=4"],
 }
+FIGURE = "zoo.callbacks.estimator_variance.plot"
 QUIET = ["logger=csv", "trainer=cpu", "trainer.enable_progress_bar=false", "trainer.num_sanity_val_steps=0"]
+
+
+def tiers(names, first):
+    """``names`` as parameters of a test; all but those in ``first`` belong to the second tier."""
+    names = list(names)
+    assert set(first) <= set(names), set(first) - set(names)
+    return [name if name in first else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def config(run_dir, *overrides):
@@ -53,9 +65,13 @@ def config(run_dir, *overrides):
         return compose("train", [*overrides, f"run_dir={run_dir}"])
 
 
-def run(run_dir, *overrides):
-    """``python train.py ...`` in this process; its metrics."""
-    return train(config(run_dir, *QUIET, *overrides))
+def run(run_dir, *overrides, figures=False):
+    """``python train.py ...`` in this process; its metrics.
+
+    The figure of what estimators measured takes more time than a short run. Unless ``figures``, it is an empty one.
+    """
+    with nullcontext() if figures else patch(FIGURE, lambda history: Figure(figsize=(1, 1))):
+        return train(config(run_dir, *QUIET, *overrides))
 
 
 def checkpoint(run_dir, name="last"):

@@ -1,20 +1,59 @@
-"""Several processes of one test, started as torchrun starts them, but forked: nothing is imported twice."""
+"""Processes that tests start: several of one run, as torchrun starts them, and programs; none outlives its test."""
 
 import csv
 import multiprocessing
 import os
+import random
+import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
+import warnings
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from multiprocessing import connection
 from pathlib import Path
 
+from environment import PATIENCE
+
 ROOT = Path(__file__).parents[1]
-CONTEXT = multiprocessing.get_context("fork")
+# Children are forked from a server that has imported everything and computed nothing. Forked from the tests' process
+# they would inherit its locks, and torch's pool of threads, which the first two threads of a child mend at once: one of
+# them finds "Invalid thread pool!".
+CONTEXT = multiprocessing.get_context("forkserver")
+PRELOAD = ["helpers", "pytest", "sklearn.linear_model", "zoo.callbacks", "zoo.datamodules", "zoo.hub"]
 
 
-def _as_rank(rank, world_size, port, function, args, results):
-    os.environ |= {
+def seconds(limit):
+    """``limit`` on this machine."""
+    return limit * float(os.environ.get(PATIENCE, 1))
+
+
+def environment(**variables):
+    """The environment of a program that a test starts: this checkout is what it imports."""
+    path = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    fixed = {"PYTHONPATH": os.pathsep.join(path), "PYTHONIOENCODING": "utf-8", "COLUMNS": "80", "NO_COLOR": "1"}
+    return {**os.environ, **fixed, **variables}
+
+
+def free_port():
+    """A port that nobody listens at, below those that systems give to outgoing connections."""
+    chance = random.SystemRandom()
+    while True:
+        port = chance.randrange(10_000, 32_000)
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
+
+
+# Several processes of one run.
+
+
+def _as_rank(rank, world_size, port, variables, filters, function, args, answer):
+    os.environ.clear()
+    os.environ |= variables | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -23,73 +62,133 @@ def _as_rank(rank, world_size, port, function, args, results):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "test",
-        "OMP_NUM_THREADS": "1",  # Lightning would give one process all cores, and several a part each: other bits
     }
+    warnings.resetwarnings()
+    for action, message, category, module, line in reversed(filters):
+        warnings.filterwarnings(action, _pattern(message), category, _pattern(module), line)
     try:
-        result = function(*args)
+        answer.send(function(*args))
     except SystemExit as stopped:
-        results.put((rank, None))
-        results.close()
-        results.join_thread()
         os._exit(stopped.code or 0)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
-    results.put((rank, result))
-    results.close()
-    results.join_thread()
     os._exit(0)
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def _pattern(expression):
+    return getattr(expression, "pattern", expression) or ""
 
 
-def start(world_size, function, *args):
-    """``function(*args)`` in each of ``world_size`` processes; they, and the queue of (rank, result)."""
-    results, port = CONTEXT.Queue(), free_port()
-    children = [
-        CONTEXT.Process(target=_as_rank, args=(rank, world_size, port, function, args, results), daemon=True)
-        for rank in range(world_size)
-    ]
-    for child in children:
+def process(function, *args):
+    """``function(*args)``, a function of a module, in a process of its own that has started."""
+    with _server_environment():
+        child = CONTEXT.Process(target=function, args=args, daemon=True)
         child.start()
-    return children, results
+    return child
+
+
+@contextmanager
+def _server_environment():
+    """The server of forks begins with the first child; it has to find what the tests import."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]
+    CONTEXT.set_forkserver_preload(PRELOAD)
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 def together(world_size, function, *args, codes=(0,), timeout=120):
     """What ``function(*args)`` returned in each of several processes, whose exit statuses are among ``codes``."""
-    children, results = start(world_size, function, *args)
-    returned = {}
-    for child in children:
-        child.join(timeout)
-    for child in children:
-        if child.is_alive():
+    port, deadline = free_port(), time.monotonic() + seconds(timeout)
+    children, answers, returned = [], {}, [None] * world_size
+    try:
+        for rank in range(world_size):
+            answer, sent = CONTEXT.Pipe(duplex=False)
+            given = (rank, world_size, port, dict(os.environ), list(warnings.filters), function, args, sent)
+            children.append(process(_as_rank, *given))
+            sent.close()  # so that a child's end is seen here
+            answers[answer] = rank
+        while answers:
+            for answer in connection.wait(list(answers), max(0, deadline - time.monotonic())):
+                rank = answers.pop(answer)
+                with suppress(EOFError):
+                    returned[rank] = answer.recv()
+                children[rank].join(seconds(10))
+                assert children[rank].exitcode in codes, f"process {rank} ended with {children[rank].exitcode}"
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"processes {sorted(answers.values())} did not end within {seconds(timeout)} seconds"
+                )
+    finally:
+        for child in children:
             child.kill()
-            raise TimeoutError(f"a process did not end within {timeout} seconds")
-    assert all(child.exitcode in codes for child in children), [child.exitcode for child in children]
-    while not results.empty():
-        rank, result = results.get()
-        returned[rank] = result
-    return [returned.get(rank) for rank in range(world_size)]
+            child.join()
+    return returned
 
 
-def command(folder, *overrides, **environment):
-    """``python train.py``, started and not waited for."""
+# Programs.
+
+
+def program(*arguments, cwd=ROOT, **variables):
+    """``python *arguments``, started and not waited for: give it to ``finish``, or to ``kill``."""
     return subprocess.Popen(
-        [sys.executable, "train.py", "trainer.enable_progress_bar=false", *overrides, f"hydra.run.dir={folder}"],
-        cwd=ROOT,
-        # One process's torch would otherwise take all cores.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests"), **environment},
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(**variables),
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
     )
 
 
+def command(folder, *overrides, **variables):
+    """``python train.py``, started and not waited for."""
+    quiet = "trainer.enable_progress_bar=false"
+    return program("train.py", quiet, *overrides, f"hydra.run.dir={folder}", **variables)
+
+
+def finish(*programs, timeout=120):
+    """What each program said and ended with, once all have ended; they and their children are killed in any case."""
+    with ThreadPoolExecutor(len(programs)) as readers:
+        try:
+            said = [readers.submit(one.communicate) for one in programs]
+            late = wait(said, seconds(timeout)).not_done
+        finally:
+            kill(*programs)
+    done = [subprocess.CompletedProcess(p.args, p.returncode, *s.result()) for p, s in zip(programs, said, strict=True)]
+    assert not late, f"not at an end after {seconds(timeout)} seconds: {done}"
+    return done
+
+
+def done(*arguments, timeout=120, **options):
+    """``python *arguments``, run to its end."""
+    return finish(program(*arguments, **options), timeout=timeout)[0]
+
+
+def kill(*programs):
+    """Kill programs and all that descends from them, in whatever group it is."""
+    for pid in [pid for one in programs for pid in (one.pid, *_descendants(one.pid))]:
+        for send in (os.killpg, os.kill):
+            with suppress(ProcessLookupError, PermissionError):
+                send(pid, signal.SIGKILL)
+
+
+def _descendants(pid):
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = dict(map(int, line.split()) for line in listed.splitlines())
+    found = [child for child, parent in parents.items() if parent == pid]
+    return found + [further for child in found for further in _descendants(child)]
+
+
 def rows(folder):
-    with (folder / "metrics.csv").open() as file:
+    with (folder / "metrics.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))

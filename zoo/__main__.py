@@ -28,7 +28,7 @@ def list_everything(args: argparse.Namespace) -> None:
         print(f"  {name}")
     print("pretrained checkpoints, zoo.load(<name>):")
     for name in zoo.list_checkpoints():
-        card = json.loads((zoo.WEIGHTS / f"{name}.json").read_text())
+        card = json.loads((zoo.WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
         metrics = ", ".join(f"{key} {value:.4g}" for key, value in card["metrics"].items())
         print(f"  {name:12} {card['model']} on {card['data']}, {card['parameters'] / 1e6:.1f} M parameters; {metrics}")
 

@@ -189,7 +189,7 @@ def test_csv_continues_in_the_same_folder(tmp_path):
         logger = CSVLogger(tmp_path)
         logger.log_metrics(metrics, step=step)
         logger.finalize("success")
-    with (tmp_path / "metrics.csv").open() as file:
+    with (tmp_path / "metrics.csv").open(encoding="utf-8") as file:
         assert list(csv.DictReader(file)) == [{"a": "1.0", "b": "", "step": "0"}, {"a": "", "b": "2.0", "step": "1"}]
 
 
@@ -200,7 +200,7 @@ def test_the_time_to_go_is_said_once(tmp_path, caplog):
         run(tmp_path, *TINY["vae"], "trainer.max_epochs=2", "callbacks.time_estimate.after=7", "test=false")
     (said,) = [r.getMessage() for r in caplog.records if r.name == "zoo.callbacks.time_estimate"]
     assert said.startswith("About ") and "2 epochs of 1,408 images (digits)" in said
-    with (tmp_path / "metrics.csv").open() as file:
+    with (tmp_path / "metrics.csv").open(encoding="utf-8") as file:
         assert sum(bool(row["train/images_per_second"]) for row in csv.DictReader(file)) == 2
     assert TimeEstimate().after == 30
 
@@ -216,7 +216,7 @@ def test_of_a_text_words_are_counted(tmp_path, caplog):
     raw.setup()
     # All of the text but for what does not fill a batch of 60 rows, and the spread of what is left out.
     assert 0.88 * raw.corpus.raw_words < words < 1.02 * raw.corpus.raw_words
-    with (tmp_path / "metrics.csv").open() as file:
+    with (tmp_path / "metrics.csv").open(encoding="utf-8") as file:
         assert sum(bool(row["train/words_per_second"]) for row in csv.DictReader(file)) == 2
 
 
@@ -236,7 +236,9 @@ def test_wandb_credentials_are_found_where_wandb_keeps_them(tmp_path, monkeypatc
     monkeypatch.delenv("NETRC", raising=False)
     assert not wandb_credentials()
     for host in ("api.wandb.ai", urlsplit(wandb.Settings().base_url).netloc):
-        (tmp_path / ".netrc").write_text(f"machine {host}\n  login user\n  password " + "0" * 40 + "\n")
+        (tmp_path / ".netrc").write_text(
+            f"machine {host}\n  login user\n  password " + "0" * 40 + "\n", encoding="utf-8"
+        )
         (tmp_path / ".netrc").chmod(0o600)
         assert wandb_credentials()
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org/")
@@ -258,7 +260,7 @@ def test_signal_handlers_are_put_back(tmp_path):
 
 def test_log_likelihood_is_that_of_the_first_validation_images(tmp_path):
     run(tmp_path, *TINY["vae"], "trainer.max_epochs=3", "callbacks.log_likelihood.every_n_epochs=2", "test=false")
-    with (tmp_path / "metrics.csv").open() as file:
+    with (tmp_path / "metrics.csv").open(encoding="utf-8") as file:
         values = [float(r["val/log_likelihood"]) for r in csv.DictReader(file) if r["val/log_likelihood"]]
     assert len(values) == 2  # after epochs 2 and 3
     data = Images("digits")

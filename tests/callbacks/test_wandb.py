@@ -92,7 +92,7 @@ def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, capl
         assert set(entries) == {path, "card.json"}
         checkpoint_file = tmp_path / "run" / "checkpoints" / path
         assert Path(entries[path].local_path).samefile(checkpoint_file)
-        card = json.loads(Path(entries["card.json"].local_path).read_text())
+        card = json.loads(Path(entries["card.json"].local_path).read_text(encoding="utf-8"))
         assert card["model"] == "vae" and card["hyper_parameters"]["latent_dim"] == 2
         assert card["record"]["data"] == "digits" and {"val/loss", "test/loss"} <= set(card["metrics"])
         assert card["sha256"] == hashlib.sha256(checkpoint_file.read_bytes()).hexdigest()
@@ -142,7 +142,7 @@ def test_an_artifact_of_a_run_is_loaded(tmp_path, offline, monkeypatch):
 def test_the_sweep_files_fit_the_configuration():
     """What wandb agent would run is a command line of train.py, whose metric the recipe logs."""
     for path in (Path(CONFIGS) / "sweeps").glob("*.yaml"):
-        sweep = yaml.safe_load(path.read_text())
+        sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
         first = {k: v.get("values", [v.get("value", v.get("min"))])[0] for k, v in sweep["parameters"].items()}
         fixed = [part for part in sweep["command"] if "=" in part]
         cfg = config("/", *fixed, *(f"{key}={value}" for key, value in first.items()))

@@ -165,13 +165,14 @@ def test_asked_for_by_name_it_is_strict(name, tmp_path, monkeypatch, offline):
         Images(name).prepare_data()
 
 
-def test_deciding_takes_seconds_even_if_nothing_answers(tmp_path, monkeypatch):
+def test_deciding_takes_seconds_even_if_nothing_answers(tmp_path, monkeypatch, request):
     """A network that swallows packets: looking up a name hangs for good, and the decision comes all the same."""
     import threading
 
     import zoo.training.files as files
 
     forever = threading.Event()
+    request.addfinalizer(forever.set)  # so that no thread is left waiting
     monkeypatch.setattr(socket, "create_connection", lambda *a, **k: forever.wait())
     monkeypatch.setattr(files, "SECONDS_TO_DECIDE", 1)
     assert files.reachable(["https://example.org/a", "https://example.org/b"]) is False

@@ -1,6 +1,7 @@
 """Known distributions: densities integrate to one, scores are their gradients, samples are drawn from them."""
 
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -14,12 +15,21 @@ from zoo.datamodules.toy import BlurredCurves, Line, MarkovChain, Mixture, mixtu
 PLANES = {"mixture": mixture(), "ring": ring(), "moons": moons(), "swiss_roll": swiss_roll()}
 
 
+STEP = 0.05
+SIDE = torch.arange(-7, 7, STEP, dtype=torch.float64)
+
+
+@cache
+def on_grid(name):
+    """The points of a grid much finer than sigma, and the log density at them."""
+    grid = torch.cartesian_prod(SIDE, SIDE)
+    return grid, PLANES[name].log_density(grid)
+
+
 @pytest.mark.parametrize("name", PLANES)
 def test_a_density_integrates_to_one(name):
     """On a grid much finer than sigma the sum is the integral to rounding."""
-    side = torch.arange(-7, 7, 0.05, dtype=torch.float64)
-    grid = torch.cartesian_prod(side, side)
-    total = PLANES[name].log_density(grid).exp().sum() * 0.05**2
+    total = on_grid(name)[1].exp().sum() * STEP**2
     assert_close(total.item(), 1.0, rtol=1e-9, atol=0)
 
 
@@ -45,11 +55,10 @@ def test_the_ring_is_the_mixture_it_is_said_to_be():
 @pytest.mark.parametrize("name", PLANES)
 def test_a_blurred_density_is_the_convolution(name):
     """By the sum over a grid much finer than either deviation."""
-    side = torch.arange(-7, 7, 0.05, dtype=torch.float64)
-    grid = torch.cartesian_prod(side, side)
+    grid, log_density = on_grid(name)
     for x in torch.tensor([[0.3, -1.2], [1.5, 1.4], [0.0, 0.0]], dtype=torch.float64):
         kernel = Mixture(x[None], torch.ones(1), 0.3).log_density(grid)
-        convolved = (PLANES[name].log_density(grid) + kernel).exp().sum() * 0.05**2
+        convolved = (log_density + kernel).exp().sum() * STEP**2
         assert_close(PLANES[name].blurred(0.3).log_density(x).exp(), convolved, rtol=1e-6, atol=0)
 
 
@@ -91,17 +100,16 @@ def test_more_nodes_change_nothing(generator):
 def test_samples_have_the_density(name):
     """Their mean log density is minus the entropy, integrated on a grid: within 4.5 standard errors (once in 1.5e5)."""
     x, _ = PLANES[name].sample(20_000, generator=torch.Generator().manual_seed(1))
-    side = torch.arange(-7, 7, 0.05, dtype=torch.float64)
-    log_p = PLANES[name].log_density(torch.cartesian_prod(side, side))
-    expected = (log_p.exp() * log_p).nan_to_num().sum() * 0.05**2
+    grid, log_p = on_grid(name)
+    expected = (log_p.exp() * log_p).nan_to_num().sum() * STEP**2
     measured = PLANES[name].log_density(x)
     assert (measured.mean() - expected).abs() < 4.5 * measured.std() / len(x) ** 0.5
     # And in each quarter of the plane as many as there should be.
-    centres = torch.cartesian_prod(side, side) + 0.025
+    centres = grid + STEP / 2
     density = PLANES[name].log_density(centres).exp()
     for sign in [(1, 1), (-1, 1), (1, -1), (-1, -1)]:
         inside = lambda points, s=sign: (points[..., 0] * s[0] > 0) & (points[..., 1] * s[1] > 0)  # noqa: E731
-        share = (density * inside(centres)).sum() * 0.05**2
+        share = (density * inside(centres)).sum() * STEP**2
         error = (share * (1 - share) / len(x)).sqrt()
         assert (inside(x).double().mean() - share).abs() < 4.5 * error + 1e-9, sign
 

@@ -79,11 +79,11 @@ def test_gensim_reads_what_is_written(binary, some, tmp_path):
 
 def test_a_failed_export_leaves_what_was_there(some, tmp_path, monkeypatch):
     path = tmp_path / "vectors"
-    path.write_text("precious")
+    path.write_text("precious", encoding="utf-8")
     monkeypatch.setattr("zoo.training.files._lines", lambda *_: iter([b"half", None]))
     with pytest.raises(TypeError):
         some.export(path)
-    assert path.read_text() == "precious" and os.listdir(tmp_path) == ["vectors"]
+    assert path.read_text(encoding="utf-8") == "precious" and os.listdir(tmp_path) == ["vectors"]
 
 
 def test_neighbours_and_analogies_are_those_of_gensim(some, of_gensim):
@@ -133,13 +133,13 @@ def test_everything_that_is_published_has_a_name(some):
 
 def test_files_that_are_none_are_named_with_their_line(tmp_path):
     path = tmp_path / "questions"
-    path.write_text(": capitals\nAthens Greece Baghdad Iraq\n\nthree words only\n")
+    path.write_text(": capitals\nAthens Greece Baghdad Iraq\n\nthree words only\n", encoding="utf-8")
     with pytest.raises(WordFileError, match="line 4: four words after a section ': name' are expected, got 'three wo"):
         read_questions(path)
-    path.write_text("Athens Greece Baghdad Iraq\n")
+    path.write_text("Athens Greece Baghdad Iraq\n", encoding="utf-8")
     with pytest.raises(WordFileError, match="line 1: four words after a section"):
         read_questions(path)
-    path.write_text("# comment\nold\tnew\t1.58\nold new\n")
+    path.write_text("# comment\nold\tnew\t1.58\nold new\n", encoding="utf-8")
     with pytest.raises(WordFileError, match="line 3: two words and a number are expected, got 'old new'"):
         read_pairs(path)
     with pytest.raises(WordFileError, match=r"holds no questions-words.txt, wordsim353.tsv, simlex999.txt"):
@@ -155,7 +155,7 @@ def test_neighbours_are_written_and_the_words_drawn(tmp_path, caplog):
     probes = ["callbacks.neighbours.words=[class,xyzzy]", "callbacks.neighbours.n=3", "test=false"]
     run(tmp_path, *TINY["skipgram"], "trainer.max_epochs=3", "callbacks.neighbours.every_n_epochs=2", *probes)
     assert sorted(os.listdir(tmp_path / "neighbours")) == ["epoch_001.csv", "epoch_002.csv"]
-    head, row = csv.reader((tmp_path / "neighbours" / "epoch_002.csv").read_text().splitlines())
+    head, row = csv.reader((tmp_path / "neighbours" / "epoch_002.csv").read_text(encoding="utf-8").splitlines())
     assert head == ["word", "1", "2", "3"] and row[0] == "class"
     model = zoo.load(tmp_path / "checkpoints" / "last.ckpt")
     assert row[1:] == [f"{word} {cosine:.2f}" for word, cosine in model.nearest("class", 3)]
@@ -230,10 +230,10 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
     # Another text is measured with the run's own options: of the same words, the same numbers.
     from pydoc_data.topics import topics
 
-    (tmp_path / "again.txt").write_text("\n\n".join(topics[title] for title in sorted(topics)))
+    (tmp_path / "again.txt").write_text("\n\n".join(topics[title] for title in sorted(topics)), encoding="utf-8")
     again = command("evaluate", source, "--data", tmp_path / "again.txt")
     assert [line for line in again.splitlines() if "test/" in line] == [line for line in told if "test/" in line]
-    (tmp_path / "other.txt").write_text("one two three four five six seven eight nine ten " * 9000)
+    (tmp_path / "other.txt").write_text("one two three four five six seven eight nine ten " * 9000, encoding="utf-8")
     for wrong, message in [
         (["nearest", source, "clas"], "'clas' is not among the [0-9,]+ words of the vocabulary; close to it: .*class"),
         (["nearest", source, "class", "-n", "0"], "n must be a whole number of at least 1, got 0"),

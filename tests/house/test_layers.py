@@ -1,12 +1,11 @@
 """The rooms of the house: which may import which, and how long a model's file may be."""
 
 import ast
-import subprocess
-import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from processes import done
 
 import zoo
 
@@ -89,7 +88,7 @@ def test_a_room_imports_what_stands_before_it(name):
 
 def test_a_wrong_import_would_be_found(tmp_path):
     (tmp_path / "a.py").write_text(
-        "def f():\n    from zoo import hub\n    from zoo.datamodules.files import data_root\n"
+        "def f():\n    from zoo import hub\n    from zoo.datamodules.files import data_root\n", encoding="utf-8"
     )
     found = list(imports(tmp_path / "a.py"))
     assert found == ["zoo.hub", "zoo.datamodules.files"]
@@ -122,7 +121,7 @@ def test_nothing_is_imported_without_the_prefix():
 
 def test_a_model_loads_neither_data_nor_evaluation():
     script = "import sys, zoo.vae; print(*sorted(m for m in sys.modules if m.startswith('zoo')))"
-    loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    loaded = done("-c", script).stdout
     rooms = {room(name) for name in loaded.split()}
     assert "vae" in rooms and rooms.isdisjoint({"datamodules", "evaluation", "hub", "callbacks"}), rooms
     assert rooms & set(MODELS) == {"vae"}

@@ -46,7 +46,7 @@ def test_a_checkpoint_of_an_earlier_version_loads(name, generator):
 
 
 def test_a_run_of_an_earlier_version_resumes_as_it_would_have_then(tmp_path):
-    expected = json.loads((FOLDER / "vae-resumed.json").read_text())
+    expected = json.loads((FOLDER / "vae-resumed.json").read_text(encoding="utf-8"))
     (tmp_path / "checkpoints").mkdir()
     ckpt = shutil.copy(FOLDER / "vae.ckpt", tmp_path / "checkpoints" / "last.ckpt")
     metrics = run(tmp_path, *expected["command"], f"ckpt={ckpt}")

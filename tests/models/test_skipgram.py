@@ -163,7 +163,9 @@ def test_a_step_is_each_pairs_gradient_at_the_rates_of_its_words(objective, dens
     """Two steps by Lightning, of two batches each, against sums over pairs; words of a large share go slower."""
     monkeypatch.setenv("ZOO_DATA", str(tmp_path / "data"))
     path, k = tmp_path / "text.txt", 3
-    path.write_text(" ".join(random.Random(0).choices(WORDS, weights=[60, 30, 10, 5, 3, 2, 1], k=4000)))
+    path.write_text(
+        " ".join(random.Random(0).choices(WORDS, weights=[60, 30, 10, 5, 3, 2, 1], k=4000)), encoding="utf-8"
+    )
     data = Text("textfile", str(path), window=WINDOW, sample=0.05, batch_size=2, min_count=1)
     model = SkipGram(objective, dim=4, num_noise=k, shared_noise=6, lr=0.02)
     start, seen = {}, []
@@ -215,7 +217,7 @@ def test_a_step_is_each_pairs_gradient_at_the_rates_of_its_words(objective, dens
 def test_a_vocabulary_of_three_words_does_not_diverge(objective, tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_DATA", str(tmp_path / "data"))
     path = tmp_path / "chain.txt"
-    path.write_text(markov_text(5_000, torch.Generator().manual_seed(0)))
+    path.write_text(markov_text(5_000, torch.Generator().manual_seed(0)), encoding="utf-8")
     L.seed_everything(0, verbose=False)
     data = Text("textfile", str(path), window=1, sample=0, batch_size=8)
     model = SkipGram(objective, dim=3, lr=0.05)
@@ -268,7 +270,7 @@ def test_nce_finds_the_distribution_and_its_normaliser(tmp_path, monkeypatch):
     """Of 60,000 words whose neighbours are known: p(w | c) within 0.02, and log Z_c near 0 without being asked for."""
     monkeypatch.setenv("ZOO_DATA", str(tmp_path / "data"))
     path = tmp_path / "chain.txt"
-    path.write_text(markov_text(60_000, torch.Generator().manual_seed(0)))
+    path.write_text(markov_text(60_000, torch.Generator().manual_seed(0)), encoding="utf-8")
     L.seed_everything(0, verbose=False)
     data = Text("textfile", str(path), window=1, sample=0, batch_size=8, eval_batch_size=8)
     model = SkipGram(dim=3, num_noise=10, lr=0.05)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import TINY, assert_same, assert_same_run, checkpoint, run, stop
-from processes import command, rows
+from processes import command, finish, rows
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 from torch.func import grad
@@ -517,17 +517,17 @@ def test_the_metrics_of_the_run_are_those_of_the_reloaded_model(uninterrupted):
 
 def test_two_processes_fit_one_mixture(tmp_path):
     """Every process prints a digest of its parameters after training."""
-    started = command(
+    run = command(
         tmp_path,
         *[*SHORT, "trainer=cpu", "trainer.devices=2", "logger=csv", "trainer.max_epochs=2"],
         "+callbacks.digest._target_=helpers.PrintDigest",
     )
-    said, errors = started.communicate(timeout=240)
-    assert started.returncode == 0, errors
-    digests = re.findall(r"rank (\d) digest (\w+)", said)
+    (ended,) = finish(run, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    digests = re.findall(r"rank (\d) digest (\w+)", ended.stdout)
     assert sorted(rank for rank, _ in digests) == ["0", "1"]
     assert len({digest for _, digest in digests}) == 1
-    assert errors.count("Mixture of 10 Gaussians fitted to 1,408 latents") == 1
+    assert ended.stderr.count("Mixture of 10 Gaussians fitted to 1,408 latents") == 1
     # The scores of both halves together: 180 test images, so accuracy is a whole number of them.
     accuracy = float(rows(tmp_path)[-1]["test/accuracy"])
     assert accuracy * 180 == pytest.approx(round(accuracy * 180), abs=1e-4)

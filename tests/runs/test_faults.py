@@ -7,22 +7,18 @@ import re
 import resource
 import signal
 import subprocess
-import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 from helpers import TINY, checkpoint, run
-from processes import CONTEXT, start, together
+from processes import command, done, finish, kill, process, seconds, together
 
 from zoo.callbacks.finite_loss import FiniteLoss, NotFinite
 from zoo.datamodules import Images
 from zoo.training.checkpoint_files import CheckpointFiles, CheckpointNotWritten, clear_unfinished
 
-ROOT = Path(__file__).parents[2]
 EVERY_PICTURE = ["callbacks.samples.every_n_epochs=1", "logger=none", "test=false"]
 BARE = ["callbacks=none", "logger=none", "test=false"]
 
@@ -74,10 +70,7 @@ def test_weights_that_the_last_batch_has_spoilt_are_not_saved(tmp_path):
 
 
 def test_two_processes_stop_where_one_has_diverged(tmp_path):
-    children, _ = start(2, diverge_on_one, tmp_path)
-    for child in children:
-        child.join(60)
-    assert [child.exitcode for child in children] == [1, 1]
+    together(2, diverge_on_one, tmp_path, codes=(1,))
     assert checkpoint(tmp_path)["global_step"] == 4
 
 
@@ -93,44 +86,33 @@ def diverge_on_one(folder):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_dead_process_ends_the_run(rank, tmp_path):
     """Within a minute, with a status that says so, and with nothing left behind."""
-    kill = ["+callbacks.kill._target_=helpers.KillProcess", f"+callbacks.kill.rank={rank}", "+callbacks.kill.at=14"]
-    run = subprocess.Popen(
-        [
-            sys.executable,
-            "train.py",
-            *bare("vae"),
-            *kill,
-            "trainer=cpu",
-            "trainer.devices=2",
-            "trainer.max_epochs=10000",
-        ]
-        + ["trainer.enable_progress_bar=false", f"hydra.run.dir={tmp_path}"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    dies = ["+callbacks.kill._target_=helpers.KillProcess", f"+callbacks.kill.rank={rank}", "+callbacks.kill.at=14"]
+    run = command(tmp_path, *bare("vae"), *dies, "trainer=cpu", "trainer.devices=2", "trainer.max_epochs=10000")
     try:
         last = tmp_path / "checkpoints" / "last.ckpt"
-        for _ in range(1200):  # until the first epoch is over, after which a process dies
-            if last.is_file() or run.poll() is not None:
-                break
-            time.sleep(0.1)
+        until(lambda: last.is_file() or run.poll() is not None, 120)  # the first epoch is over, a process dies
         assert last.is_file()
-        assert run.wait(60) != 0
-        for _ in range(300):
-            try:
-                os.killpg(run.pid, 0)
-            except ProcessLookupError:
-                break
-            time.sleep(0.1)
-        else:
-            raise AssertionError("a process outlived the run")
+        assert run.wait(seconds(60)) != 0
+        until(lambda: not living(run.pid), 30)
         assert checkpoint(tmp_path)["global_step"] == 11
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(run.pid, signal.SIGKILL)
+        kill(run)
+        finish(run)
+
+
+def until(condition, limit):
+    """Wait until ``condition()`` holds."""
+    deadline = time.monotonic() + seconds(limit)
+    while not condition():
+        assert time.monotonic() < deadline, f"not so after {seconds(limit)} seconds"
+        time.sleep(0.05)
+
+
+def living(group):
+    """The processes of a group that are not over; one that nobody has waited for yet is."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    found = [line.split() for line in listed.splitlines()]
+    return [pid for pid, pgid, state in found if int(pgid) == group and not state.startswith("Z")]
 
 
 # Killed at any moment.
@@ -148,9 +130,10 @@ def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
     path, chance = tmp_path / "last.ckpt", random.Random(0)
     CheckpointFiles().save_checkpoint({"number": -1, "weights": torch.zeros(1)}, path)
     for _ in range(25):
-        writer = CONTEXT.Process(target=write_for_ever, args=(path,), daemon=True)
-        writer.start()
-        time.sleep(0.02 + 0.2 * chance.random())
+        before = path.read_bytes()
+        writer = process(write_for_ever, path)
+        until(lambda before=before: path.read_bytes() != before, 60)
+        time.sleep(0.2 * chance.random())
         writer.kill()
         writer.join()
         found = torch.load(path, weights_only=True)
@@ -167,13 +150,9 @@ def test_a_run_killed_again_and_again_goes_on(tmp_path):
     endless = [*bare("vae"), "trainer.max_epochs=100000", "trainer.limit_train_batches=3"]
     for _ in range(5):
         resumed = [f"ckpt={last}"] if last.is_file() else []
-        before = last.stat().st_mtime_ns if last.is_file() else 0
-        child = CONTEXT.Process(target=run, args=(tmp_path, *endless, *resumed), daemon=True)
-        child.start()
-        for _ in range(600):  # until it has got somewhere
-            if last.is_file() and last.stat().st_mtime_ns > before:
-                break
-            time.sleep(0.05)
+        before = last.read_bytes() if last.is_file() else None
+        child = process(run, tmp_path, *endless, *resumed)
+        until(lambda before=before: last.is_file() and last.read_bytes() != before, 60)  # it has got somewhere
         time.sleep(chance.random())
         child.kill()
         child.join()
@@ -213,17 +192,10 @@ def too_large(path):
 def test_a_run_on_a_full_disk_ends_in_one_line(overrides, size, said, tmp_path):
     full = ["+callbacks.full._target_=helpers.FullDisk", "+callbacks.full.epoch=2", f"+callbacks.full.size={size}"]
     full += ["model.hidden=[100]", "trainer.max_epochs=5", "trainer=cpu", "trainer.enable_progress_bar=false"]
-    done = subprocess.run(
-        [sys.executable, "train.py", *TINY["vae"], *overrides, *full, f"hydra.run.dir={tmp_path}"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 1
-    assert re.search(said, done.stderr), done.stderr
-    assert "Traceback" not in done.stderr
+    ended = done("train.py", *TINY["vae"], *overrides, *full, f"hydra.run.dir={tmp_path}")
+    assert ended.returncode == 1
+    assert re.search(said, ended.stderr), ended.stderr
+    assert "Traceback" not in ended.stderr
     assert checkpoint(tmp_path)["epoch"] == 1
 
 

@@ -10,7 +10,7 @@ from helpers import config
 import zoo
 from zoo.__main__ import _conditions, parser
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 LINES = [line for kind, block in BLOCKS if kind in ("", "bash") for line in block.splitlines()]
 COMMANDS = sorted({c.strip() for line in LINES for c in re.split(r"&&|;|#", line)})

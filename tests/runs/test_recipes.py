@@ -1,8 +1,6 @@
 """Every recipe: it composes, trains, tests, reloads and samples, and no recipe is left out."""
 
 import inspect
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -11,11 +9,11 @@ import torch
 import yaml
 from helpers import CONFIGS, TINY, checkpoint, config, run
 from hydra.utils import instantiate
+from processes import done
 
 import zoo
 from zoo.training.trainer import make_trainer
 
-ROOT = Path(CONFIGS).parent
 RECIPES = sorted(p.stem for p in (Path(CONFIGS) / "model").glob("*.yaml"))
 
 
@@ -38,7 +36,7 @@ def test_a_recipe_names_every_argument_of_its_model(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe(name, tmp_path):
-    metrics = run(tmp_path, *TINY[name], "debug=fast")
+    metrics = run(tmp_path, *TINY[name], "debug=fast", figures=True)
     monitored = config("/nowhere", *TINY[name]).callbacks.best.monitor
     assert monitored in metrics
     if monitored == "val/loss":
@@ -57,7 +55,7 @@ def test_recipe(name, tmp_path):
         assert (tmp_path / file).stat().st_size > 0, file
     assert list((tmp_path / "checkpoints").glob("best-*.ckpt"))
     assert checkpoint(tmp_path)["model"] == name
-    recorded = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    recorded = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
     assert (
         recorded["data_used"] == ("pydocs" if name == "skipgram" else "digits")
         and recorded["model"]["_target_"] == zoo.MODELS[name]
@@ -71,10 +69,8 @@ def test_recipe(name, tmp_path):
 
 
 def composes(*arguments):
-    done = subprocess.run(
-        [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    return done.returncode, done.stderr + done.stdout
+    ended = done("train.py", *arguments)
+    return ended.returncode, ended.stderr + ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -103,10 +99,9 @@ def test_a_wrong_value_is_one_message():
 
 @pytest.mark.parametrize("arguments", [["-c", "import zoo"], ["-m", "zoo", "list"]])
 def test_looking_around_imports_no_torch(arguments):
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    ended = done("-X", "importtime", *arguments)
+    assert ended.returncode == 0, ended.stderr
+    imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
     assert "zoo" in imported
     assert not imported & {"torch", "numpy", "lightning", "hydra"}
 

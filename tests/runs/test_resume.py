@@ -1,24 +1,19 @@
 """A run that was stopped goes on as if it had not been: every weight, moment and counter bitwise the same."""
 
 import csv
-import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from helpers import QUIET, TINY, assert_same, assert_same_run, checkpoint, config, run, stop
-from processes import together
+from helpers import QUIET, TINY, assert_same, assert_same_run, checkpoint, config, run, stop, tiers
+from processes import done, process, seconds, together
 
 from zoo.callbacks import ExactResume
 from zoo.datamodules import DataError
 from zoo.hub import CheckpointError
 
-ROOT = Path(__file__).parents[2]
 EPOCHS = [
     "trainer.max_epochs=3",
     "trainer.log_every_n_steps=4",
@@ -35,7 +30,7 @@ def uninterrupted(tmp_path_factory):
 def logged(folder):
     """Every row of metrics.csv, but for what is of time."""
     timed = ("second", "ms_per_draw")
-    with (folder / "metrics.csv").open() as file:
+    with (folder / "metrics.csv").open(encoding="utf-8") as file:
         rows = [{k: v for k, v in row.items() if v and not any(t in k for t in timed)} for row in csv.DictReader(file)]
     return [row for row in rows if set(row) != {"step"}]
 
@@ -46,9 +41,17 @@ TWO_EPOCHS += ["trainer.limit_train_batches=8", "data.batch_size=32"]
 DDP = ["trainer=ddp", "trainer.accelerator=cpu"]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("name", sorted(TINY))
-def test_a_resumed_run_is_the_uninterrupted_one(name, processes, tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_one(name, tmp_path):
+    resumes_as_if_uninterrupted(name, 1, tmp_path)
+
+
+@pytest.mark.parametrize("name", tiers(sorted(TINY), ("vae", "rbm", "wgan", "skipgram", "ddpm")))
+def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(name, tmp_path):
+    resumes_as_if_uninterrupted(name, 2, tmp_path)
+
+
+def resumes_as_if_uninterrupted(name, processes, tmp_path):
     """Stopped in the middle of the second epoch: weights, averages, optimisers, chains, random states of every process,
     the order of the data, the logger's steps and whatever was logged, bit for bit."""
     overrides = [*TINY[name], *TWO_EPOCHS, *DDP, f"trainer.devices={processes}"]
@@ -103,15 +106,8 @@ def test_a_signal_in_the_last_batch_of_all_ends_a_finished_run(tmp_path, uninter
 
 def test_after_kill_9_the_run_goes_on_from_the_epoch_boundary(tmp_path, uninterrupted):
     overrides = [*TINY["vae"], *EPOCHS]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
-    killed = subprocess.run(
-        [sys.executable, "train.py", *QUIET, *overrides, *stop(26, signal.SIGKILL), f"hydra.run.dir={tmp_path}"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        timeout=120,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = done("train.py", *QUIET, *overrides, *stop(26, signal.SIGKILL), f"hydra.run.dir={tmp_path}")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert checkpoint(tmp_path)["global_step"] == 22
     metrics = run(tmp_path, *overrides, f"ckpt={tmp_path / 'checkpoints' / 'last.ckpt'}")
     assert_same_run(metrics, tmp_path, uninterrupted["vae"])
@@ -130,9 +126,8 @@ def signalled_twice():
 
 
 def test_a_second_signal_does_not_wait():
-    child = multiprocessing.get_context("fork").Process(target=signalled_twice)
-    child.start()
-    child.join(60)
+    child = process(signalled_twice)
+    child.join(seconds(60))
     assert child.exitcode == -signal.SIGTERM
 
 

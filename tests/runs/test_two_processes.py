@@ -1,15 +1,13 @@
 """Two gloo processes: one run, one log, the measurements of one process; and as many as there are, started anyhow."""
 
-import os
-import subprocess
-import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import QUIET, TINY, checkpoint, config, run
-from processes import command, free_port, rows, together
+from helpers import QUIET, TINY, checkpoint, config, run, tiers
+from processes import command, done, finish, free_port, program, rows, together
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.testing import assert_close
@@ -17,6 +15,7 @@ from torch.testing import assert_close
 from train import build
 from zoo.ddpm import DDPM
 from zoo.score import Score
+from zoo.training.processes import leaving_together
 from zoo.training.trainer import _check_started
 
 ROOT = Path(__file__).parents[2]
@@ -62,16 +61,15 @@ def test_two_processes_train_validate_sample_and_log_once(name, tmp_path):
 def test_more_devices_are_enough(tmp_path):
     """The strategy is found: the processes are started here, and two players are not waited for at once."""
     overrides = [*without_callbacks("wgan"), "trainer=cpu", "trainer.devices=2", "trainer.max_epochs=1", "logger=wandb"]
-    run = command(tmp_path, *overrides, "callbacks.sample_distance.n=20")
-    _, errors = run.communicate(timeout=240)
-    assert run.returncode == 0, errors
+    (run,) = finish(command(tmp_path, *overrides, "callbacks.sample_distance.n=20"), timeout=240)
+    assert run.returncode == 0, run.stderr
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
     assert len(checkpoint(tmp_path)["random_state"]) == 2
 
 
 def by_torchrun(rank, port):
     agent = ["--nnodes=2", f"--node-rank={rank}", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
-    return [sys.executable, "-m", "torch.distributed.run", *agent, f"--master-port={port}"], {}
+    return ["-m", "torch.distributed.run", *agent, f"--master-port={port}"], {}
 
 
 def by_slurm(rank, port):
@@ -79,33 +77,39 @@ def by_slurm(rank, port):
     nodes = {"SLURM_NNODES": "2", "SLURM_NODEID": str(rank), "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "zoo"}
     tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_PROCID": str(rank), "SLURM_LOCALID": "0"}
     where = {"SLURM_JOB_ID": "7", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [sys.executable], nodes | tasks | where
+    return [], nodes | tasks | where
 
 
-@pytest.mark.parametrize("start", [by_torchrun, by_slurm])
+@pytest.mark.parametrize("start", tiers([by_torchrun, by_slurm], [by_slurm]))
 def test_two_nodes_are_one_run(start, tmp_path):
     """Two agents, each of one process, as on two machines; only the first writes, to a folder of its own."""
     port, nodes = free_port(), []
     for rank in (0, 1):
         begin, environment = start(rank, port)
-        nodes.append(
-            subprocess.Popen(
-                [*begin, str(ROOT / "train.py"), *TINY["vae"], "trainer=ddp", "trainer.accelerator=cpu"]
-                + ["trainer.devices=1", "trainer.num_nodes=2", "trainer.max_epochs=1", "logger=csv", "callbacks=none"]
-                + ["trainer.enable_progress_bar=false"],
-                cwd=tmp_path,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    said = [node.communicate(timeout=240)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], said
+        arguments = [*begin, ROOT / "train.py", *TINY["vae"], "trainer=ddp", "trainer.accelerator=cpu"]
+        arguments += ["trainer.devices=1", "trainer.num_nodes=2", "trainer.max_epochs=1", "logger=csv"]
+        arguments += ["callbacks=none", "trainer.enable_progress_bar=false"]
+        nodes.append(program(*arguments, cwd=tmp_path, **environment))
+    ended = finish(*nodes)
+    assert [node.returncode for node in ended] == [0, 0], ended
     (folder,) = (tmp_path / "runs" / "vae").iterdir()
     assert sum(bool(r["test/loss"]) for r in rows(folder)) == 1
     assert len(checkpoint(folder)["random_state"]) == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["runs"]
+
+
+def leave(stopped):
+    dist.init_process_group("gloo")
+    with suppress(SystemExit), leaving_together():
+        if stopped:
+            raise SystemExit(143)
+    return dist.is_initialized()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_processes_leave_their_group_before_python_ends(stopped):
+    """Threads of the group would otherwise abort one of them now and then."""
+    assert together(2, leave, stopped) == [False, False]
 
 
 def draw_all(folder, world_size):
@@ -221,13 +225,7 @@ def test_as_many_are_started_as_the_trainer_wants(monkeypatch, tmp_path):
 
 
 def test_a_sweep_of_several_processes_is_refused_in_one_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "train.py", "-m", "seed=1,2", *DDP, *TINY["vae"], f"hydra.sweep.dir={tmp_path}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 1
-    assert "a sweep (-m) cannot run jobs of 2 processes" in done.stderr
-    assert "Traceback" not in done.stderr
+    refused = done("train.py", "-m", "seed=1,2", *DDP, *TINY["vae"], f"hydra.sweep.dir={tmp_path}")
+    assert refused.returncode == 1
+    assert "a sweep (-m) cannot run jobs of 2 processes" in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -1,18 +1,15 @@
 """What the zoo raises on purpose is one line; everything else keeps its traceback."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers import QUIET, TINY
+from processes import done
 
 from zoo.checks.errors import UserError
 from zoo.training.error_lines import errors_for_people
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
 
 # A wrong call inside the package, planted before the program begins: its ValueError comes from the zoo's own line.
 PLANT = """
@@ -28,9 +25,7 @@ runpy.{run}
 
 def planted(module, where, argv, run):
     script = PLANT.format(module=module, where=where, argv=argv, run=run)
-    return subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
+    return done("-c", script)
 
 
 @pytest.mark.parametrize(
@@ -43,24 +38,24 @@ def planted(module, where, argv, run):
 )
 def test_a_bug_keeps_its_traceback_in_training(module, where, tmp_path):
     argv = ["train.py", *TINY["vae"], *QUIET, "debug=fast", f"hydra.run.dir={tmp_path}"]
-    done = planted(module, where, argv, f"run_path({str(ROOT / 'train.py')!r}, run_name='__main__')")
-    assert done.returncode != 0
-    assert "in bug" in done.stderr and "too many values to unpack" in done.stderr, done.stderr[-2000:]
-    assert "error: too many" not in done.stderr
+    ended = planted(module, where, argv, f"run_path({str(ROOT / 'train.py')!r}, run_name='__main__')")
+    assert ended.returncode != 0
+    assert "in bug" in ended.stderr and "too many values to unpack" in ended.stderr, ended.stderr[-2000:]
+    assert "error: too many" not in ended.stderr
 
 
 def test_a_bug_keeps_its_traceback_on_the_command_line(tmp_path):
     argv = ["zoo", "sample", "vae", "-o", str(tmp_path / "a.png")]
-    done = planted("zoo.vae", "module.VAE.prior", argv, "run_module('zoo', run_name='__main__')")
-    assert done.returncode != 0
-    assert "in bug" in done.stderr and "too many values to unpack" in done.stderr, done.stderr[-2000:]
-    assert "error: too many" not in done.stderr
+    ended = planted("zoo.vae", "module.VAE.prior", argv, "run_module('zoo', run_name='__main__')")
+    assert ended.returncode != 0
+    assert "in bug" in ended.stderr and "too many values to unpack" in ended.stderr, ended.stderr[-2000:]
+    assert "error: too many" not in ended.stderr
 
 
 def test_a_bug_in_the_constructor_of_a_checkpoint_keeps_its_traceback(tmp_path):
     argv = ["zoo", "sample", "vae", "-o", str(tmp_path / "a.png")]
-    done = planted("zoo.vae", "module.mlp", argv, "run_module('zoo', run_name='__main__')")
-    assert done.returncode != 0 and "in bug" in done.stderr, done.stderr[-2000:]
+    ended = planted("zoo.vae", "module.mlp", argv, "run_module('zoo', run_name='__main__')")
+    assert ended.returncode != 0 and "in bug" in ended.stderr, ended.stderr[-2000:]
 
 
 def test_what_a_user_can_mend_is_one_line():
@@ -79,12 +74,5 @@ def test_what_a_user_can_mend_is_one_line():
 
 
 def test_a_file_that_cannot_be_made_is_one_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "zoo", "vectors", "skipgram", "-o", "/proc/nothing/v.txt"],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "/proc/nothing/v.txt" in done.stderr
+    ended = done("-m", "zoo", "vectors", "skipgram", "-o", "/proc/nothing/v.txt")
+    assert ended.returncode == 1 and len(ended.stderr.splitlines()) == 1 and "/proc/nothing/v.txt" in ended.stderr

@@ -17,7 +17,7 @@ def read_curve(run: Path, metric: str) -> tuple[str, list[tuple[int, float]]]:
     path = run / "metrics.csv"
     if not path.is_file():
         raise UserError(f"there is no {path}: name run folders, such as runs/vae/2026-11-21_10-00-00")
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     per_epoch = any(row.get(metric) and row.get("epoch") for row in rows)
     points = {}

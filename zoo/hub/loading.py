@@ -73,7 +73,7 @@ def load(source: str | Path) -> LightningModule:
 
 def read_card(name: str) -> dict[str, Any]:
     """The card of a pretrained checkpoint."""
-    return json.loads((zoo.WEIGHTS / f"{name}.json").read_text())
+    return json.loads((zoo.WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def best_of(run: Path) -> Path:

@@ -3,7 +3,8 @@
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 def overrides_of_process(arguments: list[str], environment: Mapping[str, str]) -> list[str]:
@@ -45,3 +46,26 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+
+
+@contextmanager
+def leaving_together() -> Iterator[None]:
+    """Leave the group of processes, if there is one, when the run is over or was stopped by a signal.
+
+    Lightning leaves gloo's threads running. Now and then one of them aborts a process while Python ends ("terminate
+    called without an active exception"). SLURM then calls the run failed, and torchrun waits for minutes.
+    After any other exception the group is kept, because others may still wait in it.
+    """
+    try:
+        yield
+    except SystemExit:
+        _leave()
+        raise
+    _leave()
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,196 @@
+"""Shipped weights give the numbers that their cards publish."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import tiers
+from torch.testing import assert_close
+
+import zoo
+from zoo import hub
+from zoo.hub import exporting
+
+ROOT = Path(__file__).parents[2]
+CARDS = sorted(p.stem for p in (ROOT / "zoo" / "weights").glob("*.json"))
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_shipped_weights_give_their_golden_output(name):
+    terms, card = exporting.golden_terms(zoo.load(name)), hub.read_card(name)
+    assert_close(terms, card["golden"], rtol=1e-4, atol=0)
+    assert (ROOT / "zoo" / "weights" / f"{name}.safetensors").stat().st_size < 10e6
+    assert card["name"] == name and "+changes" not in card["commit"]
+
+
+# Of these the test loop estimates log Z, which takes a minute or more.
+ENERGIES = [name for name in CARDS if "test/log_partition" in hub.read_card(name)["metrics"]]
+
+
+WORDS = [name for name in CARDS if hub.read_card(name)["model"] == "skipgram"]
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_shipped_vectors_answer_as_published(name):
+    from zoo.evaluation.words import measure_words
+
+    published, model = hub.read_card(name)["metrics"], zoo.load(name)
+    assert len(model.words) == 20_000
+    assert_close(measure_words(model), published, rtol=0, atol=2e-3)  # rounding may tip a question or two
+
+
+REST = [name for name in CARDS if name not in ENERGIES + WORDS]
+# Of these one evaluation is half a minute; their golden terms are in the first tier.
+U_NETS = [name for name in REST if hub.read_card(name)["model"] in ("ddpm", "score")]
+
+
+@pytest.mark.parametrize("name", tiers(REST, [name for name in REST if name not in U_NETS]))
+def test_shipped_numbers_are_recomputed(name, mnist_root):
+    from zoo.datamodules import by_name
+    from zoo.evaluation.protocol import evaluate
+
+    card = hub.read_card(name)
+    measured = evaluate(zoo.load(name), by_name(card["data"]))
+    apart = {"test/log_likelihood"} if card.get("log_likelihood") else set()  # measured with importance samples
+    assert set(measured) == {key for key in card["metrics"] if key.startswith("test/")} - apart
+    for key, value in measured.items():
+        one_image = 1.5e-4 if any(s in key for s in ("accuracy", "nmi", "ari")) else 0.0  # rounding may tip one over
+        assert_close(value, card["metrics"][key], rtol=1e-4, atol=2 * one_image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENERGIES)
+def test_shipped_energies_are_recomputed(name, mnist_root):
+    """All but log Z exactly; log Z with a fifth of the chains and temperatures: intervals have to overlap."""
+    from zoo.datamodules import Images
+    from zoo.evaluation.protocol import evaluate, feature_accuracy
+
+    model, published = zoo.load(name), hub.read_card(name)["metrics"]
+    model.hparams.ais_chains //= 5
+    model.hparams.test_ais_temperatures //= 5
+    measured, data = evaluate(model, Images(hub.read_card(name)["data"])), Images(hub.read_card(name)["data"])
+    for key in ("pseudo_likelihood", "reconstruction_error"):
+        assert_close(measured[f"test/{key}"], published[f"test/{key}"], rtol=1e-4, atol=0)
+    free_energy = [m["test/loss"] - m["test/log_partition"] for m in (measured, published)]
+    assert_close(*free_energy, rtol=1e-5, atol=0)
+    assert measured["test/log_partition_low"] < published["test/log_partition_high"]
+    assert measured["test/log_partition_high"] > published["test/log_partition_low"]
+    # Chains from far away find no mass that those from the data's side have missed.
+    assert published["test/log_partition_coins"] < published["test/log_partition_high"]
+    data.setup()
+    # Where the regression's optimiser stops depends on rounding: on another number of threads 8 images of 10,000.
+    assert abs(feature_accuracy(model, data) - published["feature_accuracy"]) < 2e-3
+
+
+def test_all_weights_fit_their_budget():
+    assert sum(p.stat().st_size for p in (ROOT / "zoo" / "weights").glob("*.safetensors")) < 60e6
+
+
+@pytest.mark.parametrize("name", [name for name in CARDS if "judged_accuracy" in hub.read_card(name)["metrics"]])
+def test_shipped_samples_are_recognised_as_their_labels(name):
+    """All 10,000; a pixel's rounding may tip a sample or two."""
+    from zoo.evaluation.protocol import judged_accuracy
+
+    published = hub.read_card(name)["metrics"]["judged_accuracy"]
+    assert abs(judged_accuracy(zoo.load(name))["judged_accuracy"] - published) <= 3e-4
+    assert published >= 0.98
+
+
+@pytest.fixture(scope="module")
+def floor(mnist_root):
+    """The judge, what it says of test images, and the distance of validation images from them."""
+    from zoo.datamodules import Images
+    from zoo.evaluation.distances import frechet_distance, judge_images
+
+    data, judge = Images("mnist"), zoo.load("classifier")
+    data.setup()
+    said = {k: judge_images(data.splits[k].images[:, None].float() / 255, judge).features for k in ("val", "test")}
+    return judge, said["test"], frechet_distance(said["val"], said["test"])
+
+
+# Of these 10,000 samples are drawn in a minute; those of many steps each are recomputed in part, below.
+TWO_PLAYERS = [name for name in CARDS if hub.read_card(name)["model"] in ("gan", "wgan", "infogan")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in TWO_PLAYERS if "classifier_fid" in hub.read_card(n)["metrics"]])
+def test_shipped_samples_are_as_far_from_data_as_published(name, floor):
+    """All 10,000; a pixel's rounding may tip a sample or two. No digit is missing, none has more than a quarter."""
+    from zoo.evaluation.distances import frechet_distance, judge_images
+    from zoo.sampling.chunks import sample_chunks
+
+    judge, real, distance = floor
+    published = hub.read_card(name)["metrics"]
+    fake = judge_images(sample_chunks(zoo.load(name), 10_000, seed=0), judge)
+    assert_close(frechet_distance(fake.features, real), published["classifier_fid"], rtol=1e-3, atol=0)
+    shares = fake.probabilities.argmax(-1).bincount(minlength=10) / 10_000
+    assert_close(shares.min().item(), published["rarest_digit"], atol=3e-4, rtol=0)
+    assert_close(shares.max().item(), published["commonest_digit"], atol=3e-4, rtol=0)
+    assert shares.min() > 0 and shares.max() < 0.25
+    assert_close(distance, published["classifier_fid_floor"], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in CARDS if hub.read_card(name)["data"] in ("ring", "markov_chain")])
+def test_shipped_models_of_known_distributions(name):
+    from zoo.datamodules import by_name
+    from zoo.evaluation.protocol import measure_samples
+
+    card = hub.read_card(name)
+    data = by_name(card["data"])
+    data.setup()
+    for key, value in measure_samples(zoo.load(name), data).items():
+        assert_close(value, card["metrics"][key], rtol=1e-2, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
+
+
+WITH_LIKELIHOOD = [name for name in CARDS if hub.read_card(name).get("log_likelihood")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_LIKELIHOOD)
+def test_shipped_log_likelihoods_are_recomputed(name, mnist_root):
+    """The first hundred test images with all importance samples; each hundred has noise of its own."""
+    from zoo.datamodules import Images
+    from zoo.evaluation.protocol import log_likelihood_by_hundreds
+
+    card = hub.read_card(name)
+    published, data = card["log_likelihood"], Images(card["data"])
+    data.setup()
+    measured = log_likelihood_by_hundreds(zoo.load(name), data, published["num_samples"], batches=1)
+    assert_close(measured, published["of_each_hundred"][:1], rtol=1e-4, atol=0)
+    mean = sum(published["of_each_hundred"]) / len(published["of_each_hundred"])
+    assert_close(mean, card["metrics"]["test/log_likelihood"], rtol=1e-6, atol=0)
+    assert len(published["of_each_hundred"]) == 100
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CARDS if (hub.read_card(name).get("samples") or {}).get("n") == 1000]
+)
+def test_the_first_samples_of_many_steps_are_judged_as_published(name):
+    """Sixteen by every protocol but the whole chain of a thousand steps, which is 40 seconds."""
+    from zoo.evaluation.distances import judge_images
+    from zoo.sampling.chunks import sample_chunks
+
+    card, judge = hub.read_card(name), zoo.load("classifier")
+    drawn = card["samples"]
+    for conditions, published in zip(drawn["conditions"], drawn["sure_of_the_first"], strict=True):
+        if conditions.get("num_steps", 0) is None:
+            continue
+        said = judge_images(sample_chunks(zoo.load(name), 16, seed=0, **conditions), judge).probabilities.max(-1).values
+        assert_close(said, torch.tensor(published), rtol=0, atol=5e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CARDS if hub.read_card(name).get("bound")])
+def test_the_shipped_bound_is_recomputed(name, mnist_root):
+    """The first five test images with all their terms; each five have noise of their own."""
+    from zoo.datamodules import Images
+    from zoo.evaluation.protocol import bound_by_fives, bound_metrics
+
+    card = hub.read_card(name)
+    published = torch.tensor(card["bound"]["of_each_five"], dtype=torch.float64)
+    data = Images(card["data"])
+    data.setup()
+    assert_close(bound_by_fives(zoo.load(name), data, 1), published[:1], rtol=1e-3, atol=1e-2)
+    assert len(published) * 5 == card["bound"]["images"]
+    for key, value in bound_metrics(published).items():
+        assert_close(value, card["metrics"][key], rtol=1e-6, atol=0)
