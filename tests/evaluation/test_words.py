@@ -7,7 +7,6 @@ import sys
 import lightning as L
 import pytest
 import torch
-from gensim.models import KeyedVectors
 from helpers import TINY, run
 from matplotlib.figure import Figure
 from torch.testing import assert_close
@@ -28,6 +27,8 @@ from zoo.evaluation.words import (
     word_map,
 )
 from zoo.skipgram import SkipGram
+
+KeyedVectors = pytest.importorskip("gensim.models").KeyedVectors
 
 
 def knows(words, vectors):

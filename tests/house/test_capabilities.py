@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import inspect
 from pathlib import Path
 
 import lightning as L
@@ -47,6 +48,16 @@ def test_a_name_is_not_enough():
     # A diffusion has sigmas and a score too, and no chains of its own at a noise level.
     assert isinstance(Score(shape=[2]), capabilities.ScoreChains)
     assert not isinstance(DDPM(steps=30, widths=[8]), capabilities.ScoreChains)
+
+
+@pytest.mark.parametrize("name", documented.models())
+def test_a_capability_is_found_by_every_version_of_python(name):
+    """Since Python 3.12 isinstance looks past __getattr__, which is what finds buffers, parameters and networks."""
+    model = documented.models()[name]
+    for kind in documented.protocols().values():
+        members = [member for member in (*vars(kind), *kind.__annotations__) if not member.startswith("_")]
+        if isinstance(model, kind):
+            assert all(inspect.getattr_static(model, member, None) is not None for member in members), kind
 
 
 class Stranger(L.LightningModule):

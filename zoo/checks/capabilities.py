@@ -137,9 +137,9 @@ class ManySteps(Protocol):
 
 @runtime_checkable
 class ScoreChains(Protocol):
-    """Has a score at noise levels ``sigmas``, and runs Langevin chains by it."""
+    """Has a score at noise levels, its buffer ``sigmas``, and runs Langevin chains by it."""
 
-    sigmas: Tensor
+    # sigmas is not a member: isinstance does not find buffers since Python 3.12, which looks past __getattr__.
 
     def chains(self, n: int, *, generator: Generator = None) -> tuple[list[Tensor], list[float]]: ...
 

@@ -1,0 +1,81 @@
+"""What is imported is declared in pyproject.toml, and what is declared is imported."""
+
+import ast
+import functools
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# Distributions that are imported under another name.
+IMPORTED_AS = {"hydra": "hydra-core", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+# Nobody imports these: they are commands, a plugin of pytest, and what Lightning's TensorBoardLogger writes with.
+TOOLS = {"mypy", "pytest-xdist", "ruff", "tensorboard"}
+BENCHMARKS = ROOT / "tests" / "benchmarks"
+
+ROOMS = [ROOT / "zoo", ROOT / "callbacks", ROOT / "datamodules"]
+CODE = [ROOT / "train.py", *(file for room in ROOMS for file in room.rglob("*.py"))]
+TESTS = [file for file in (ROOT / "tests").rglob("*.py") if BENCHMARKS not in file.parents]
+OWN = {"zoo", "train", *(file.stem for file in (ROOT / "tests").glob("*.py"))}
+ALLOWED = {  # who imports it, and the extra that it may need
+    "dependencies": (CODE, None),
+    "test": (TESTS, "test"),
+    "bench": (list(BENCHMARKS.glob("*.py")), "bench"),
+}
+
+
+def declared(extra=None):
+    """The distributions that ``extra``, or every installation, asks for."""
+    requirements = PROJECT["dependencies"] if extra is None else PROJECT["optional-dependencies"][extra]
+    return {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in requirements}
+
+
+def imported(source):
+    """The distributions that ``source`` imports, also where pytest or importlib is given their name."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = ast.unparse(node.func).split(".")[-1]
+            if called in ("import_module", "importorskip", "find_spec"):
+                names.add(node.args[0].value)
+    packages = {name.split(".")[0] for name in names} - sys.stdlib_module_names - OWN
+    return {IMPORTED_AS.get(package, package).lower() for package in packages}
+
+
+@functools.cache
+def imported_by(who):
+    """Each distribution that files of ``who`` import, with one of them."""
+    files, _ = ALLOWED[who]
+    return {name: file for file in files for name in imported(file.read_text(encoding="utf-8"))}
+
+
+@pytest.mark.parametrize("who", ALLOWED)
+def test_what_is_imported_is_declared(who):
+    found, extra = imported_by(who), ALLOWED[who][1]
+    optional = {"gensim"} if extra is None else declared(extra)  # zoo looks for gensim's files, and does without
+    missing = found.keys() - declared() - optional
+    assert not missing, {name: str(found[name].relative_to(ROOT)) for name in missing}
+
+
+@pytest.mark.parametrize("who", ALLOWED)
+def test_what_is_declared_is_imported(who):
+    assert declared(ALLOWED[who][1]) - TOOLS <= imported_by(who).keys()
+
+
+def test_every_dependency_has_a_lowest_version():
+    for requirement in [*PROJECT["dependencies"], *sum(PROJECT["optional-dependencies"].values(), [])]:
+        assert re.match(r"[\w.-]+>=\d", requirement), requirement
+
+
+def test_every_way_to_import_is_seen():
+    source = "import yaml, os.path\nfrom sklearn import svm\ndef f():\n    find_spec('gensim')\n    from . import a"
+    assert imported(source) == {"pyyaml", "scikit-learn", "gensim"}
+    assert imported("pytest.importorskip('PIL.Image')\nimport helpers, zoo.vae") == {"pillow"}
