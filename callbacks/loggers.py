@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch.loggers as lightning_loggers
 import torch
@@ -40,19 +41,20 @@ class CSVLogger(lightning_loggers.CSVLogger):
     def __init__(self, folder: str, resume_from: str | None = None):
         super().__init__(folder, name="", version="")
         self._resume_from = _checkpoint_path(resume_from)
+        self._tables: tuple[Table, Table] | None = None
 
     @property
     @rank_zero_experiment
     def experiment(self):
         """The two tables: of metrics, and of estimators."""
-        if self._experiment is None:
+        if self._tables is None:
             folder = Path(self.save_dir)
             metrics = Table(folder / METRICS, order=_place)
-            self._experiment = (metrics, Table(folder / ESTIMATORS, key=("step", "estimator", "group")))
+            self._tables = (metrics, Table(folder / ESTIMATORS, key=("step", "estimator", "group")))
             if self._resume_from is not None:
-                for table in self._experiment:
+                for table in self._tables:
                     self._go_back(table, self._resume_from)
-        return self._experiment
+        return self._tables
 
     @rank_zero_only
     def log_metrics(self, metrics, step=None):
@@ -110,7 +112,7 @@ class TensorBoardLogger(lightning_loggers.TensorBoardLogger):
 
     def __init__(self, folder: str, resume_from: str | None = None):
         path = _checkpoint_path(resume_from)
-        step = {} if path is None else {"purge_step": _first_step_after(path)}
+        step: dict[str, Any] = {} if path is None else {"purge_step": _first_step_after(path)}
         super().__init__(folder, name="tensorboard", version="", default_hp_metric=False, **step)
 
 

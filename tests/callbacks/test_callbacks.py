@@ -1,27 +1,46 @@
 """Callbacks look and write; what is learnt does not know of them."""
 
 import csv
+import logging
 import re
 import signal
+import time
 from urllib.parse import urlsplit
 
 import lightning as L
 import pytest
 import torch
 import wandb
-from helpers import TINY, Pixel, assert_same, checkpoint, config, run
+from helpers import TINY, Pixel, SendSignal, assert_same, checkpoint, config, run
+from processes import together
 from torch import nn
 from torch.testing import assert_close
 
 import zoo
-from zoo.callbacks import EMA, CSVLogger, EstimatorVariance, ExactResume, LogLikelihood, Samples, TimeEstimate
+from zoo.callbacks import (
+    EMA,
+    CSVLogger,
+    EstimatorVariance,
+    ExactResume,
+    LogLikelihood,
+    RunRecord,
+    SampleDistance,
+    Samples,
+    TimeEstimate,
+)
 from zoo.callbacks.cadence import AtEpochs
-from zoo.callbacks.ema import ema_update
+from zoo.callbacks.ema import ema_update, judged
 from zoo.callbacks.run_record import commit, hardware
 from zoo.checks.errors import UserError
-from zoo.datamodules import Images, Text
+from zoo.datamodules import Images, Text, Toy
+from zoo.ddpm import DDPM
+from zoo.evaluation.distances import energy_distance
 from zoo.functional.noise import chunk_generator
+from zoo.sampling.chunks import sample_chunks
+from zoo.sampling.pictures import picture, save_grid
 from zoo.training.wandb_login import wandb_credentials
+from zoo.vae import VAE
+from zoo.wgan import WGAN
 
 SHORT = ["trainer.max_epochs=2", "trainer.log_every_n_steps=1", "trainer.limit_train_batches=4", "test=false"]
 
@@ -184,6 +203,50 @@ def test_samples_within_epochs_are_of_the_weights_that_are_judged(callbacks, tmp
         Samples(tmp_path, every_n_steps=0)
 
 
+def test_what_is_judged_within_training_is_as_validation_has_it():
+    """Averaged weights and eval mode for as long as it lasts, whatever goes wrong; then all is as it was."""
+    seen = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+            seen.append((model.training, model.grey.item()))
+            with pytest.raises(RuntimeError, match="out of memory"):
+                self.fail(trainer, model)
+            seen.append((model.training, model.grey.item()))
+
+        def fail(self, trainer, model):
+            with judged(trainer, model):
+                seen.append((model.training, model.grey.item()))
+                raise RuntimeError("out of memory")
+
+    quiet_trainer(EMA(0.5), Look(), max_epochs=1).fit(Trainable(), examples(2), examples(1))
+    (first, _, after), (second, averaged, again) = seen[:3], seen[3:]
+    w = [0.5 * 0.98, 0.5 * 0.98**2]  # two steps down w^2
+    assert [t for t, _ in seen] == 2 * [True, False, True]
+    assert_close([first[1], after[1], second[1], again[1]], [w[0], w[0], w[1], w[1]])
+    decay = 2 / 11  # of the second update, while the average warms up
+    assert_close(averaged[1], decay * w[0] + (1 - decay) * w[1])
+
+
+def test_the_seed_of_samples_is_that_of_their_noise(tmp_path):
+    for seed in (0, 5):
+        model = Trainable()
+        fit(model, Samples(tmp_path / str(seed), n=4, seed=seed))
+        save_grid(sample_chunks(model, 4, seed), tmp_path / f"{seed}.png", 2)
+        assert (tmp_path / str(seed) / "epoch_000.png").read_bytes() == (tmp_path / f"{seed}.png").read_bytes()
+    assert (tmp_path / "0.png").read_bytes() != (tmp_path / "5.png").read_bytes()
+
+
+def test_the_distance_that_is_logged_is_that_of_the_samples(tmp_path):
+    """Of as many as asked for, by the seed, by its name and by that of all distances."""
+    torch.manual_seed(0)
+    model, data = WGAN(network="mlp", shape=[2], hidden=[8], z_dim=4), Toy("ring", eval_batch_size=5000)
+    for seed in (0, 5):
+        (metrics,) = quiet_trainer(SampleDistance(n=50, seed=seed)).validate(model, datamodule=data, verbose=False)
+        expected = energy_distance(sample_chunks(model, 50, seed), data.splits["val"].images[:50])
+        assert_close([metrics["val/distance"], metrics["val/energy_distance"]], [expected] * 2, rtol=1e-5, atol=1e-6)
+
+
 def test_csv_continues_in_the_same_folder(tmp_path):
     for step, metrics in enumerate([{"a": 1.0}, {"b": 2.0}]):
         logger = CSVLogger(tmp_path)
@@ -194,8 +257,6 @@ def test_csv_continues_in_the_same_folder(tmp_path):
 
 
 def test_the_time_to_go_is_said_once(tmp_path, caplog):
-    import logging
-
     with caplog.at_level(logging.INFO, logger="zoo.callbacks.time_estimate"):
         run(tmp_path, *TINY["vae"], "trainer.max_epochs=2", "callbacks.time_estimate.after=7", "test=false")
     (said,) = [r.getMessage() for r in caplog.records if r.name == "zoo.callbacks.time_estimate"]
@@ -205,9 +266,31 @@ def test_the_time_to_go_is_said_once(tmp_path, caplog):
     assert TimeEstimate().after == 30
 
 
-def test_of_a_text_words_are_counted(tmp_path, caplog):
-    import logging
+def said_of_the_time(folder):
+    """What a run of one epoch says of the time it takes."""
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    log = logging.getLogger("zoo.callbacks.time_estimate")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    few = [o for o in TINY["vae"] if "batch_size" not in o] + [
+        "callbacks=none",
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+    ]
+    after = ["+callbacks.estimate._target_=zoo.callbacks.TimeEstimate", "+callbacks.estimate.after=7"]
+    run(folder, *few, *after, "trainer.devices=2", "trainer.max_epochs=1", "logger=none", "test=false")
+    return said
 
+
+def test_the_images_of_all_processes_are_counted(tmp_path):
+    """Eleven batches of 128, of which each process has half; the first process says so, once."""
+    first, second = together(2, said_of_the_time, tmp_path)
+    assert len(first) == 1 and "1,408 images" in first[0] and second == []
+
+
+def test_of_a_text_words_are_counted(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="zoo.callbacks.time_estimate"):
         run(tmp_path, *TINY["skipgram"], "trainer.max_epochs=2", "callbacks.time_estimate.after=7", "test=false")
     (said,) = [r.getMessage() for r in caplog.records if r.name == "zoo.callbacks.time_estimate"]
@@ -252,10 +335,102 @@ def test_the_run_says_where_it_ran():
     assert len(commit().removesuffix("+changes")) in (40, len("unknown"))
 
 
+def test_the_seconds_of_all_parts_are_counted(tmp_path):
+    """A hundred of the part before, and those of this one."""
+    record, trainer, found = RunRecord(tmp_path / "run"), quiet_trainer(), {}
+    before = {"command": "python train.py", "commit": "abc", "hardware": "a machine", "seconds": 100.0}
+    record.on_load_checkpoint(trainer, None, {"record": before | {"earlier": [{"seconds": 60.0}], "config": {}}})
+    began = time.monotonic()
+    record.on_train_start(trainer, None)
+    record.on_fit_start(trainer, Trainable())
+    record.on_save_checkpoint(trainer, None, found)
+    assert 100 <= found["record"]["seconds"] <= 100 + time.monotonic() - began
+    assert found["record"]["earlier"] == [{"seconds": 60.0}, before]
+
+
+def test_log_likelihood_is_of_as_many_batches_as_asked_for(generator):
+    """The first two of three, each with noise of its own, which no other process has."""
+    torch.manual_seed(0)
+    model, logged = VAE(latent_dim=2, hidden=[4]).eval(), []
+    model.log = lambda name, value, **how: logged.append((name, value.item(), how["batch_size"]))
+    batches = [[torch.rand(n, 1, 28, 28, generator=generator), torch.zeros(n)] for n in (4, 3, 4)]
+    callback, expected = LogLikelihood(every_n_epochs=1, num_samples=5, batches=2, seed=7), []
+    for rank in (0, 1):
+        kind = (L.Trainer, SecondOfTwo)[rank]
+        trainer = kind(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+        for i, (x, y) in enumerate(batches):
+            callback.on_validation_batch_end(trainer, model, None, [x, y], i)
+            if i < 2:
+                mean = model.log_likelihood(x, num_samples=5, generator=chunk_generator(7 + rank, i)).mean().item()
+                expected.append(("val/log_likelihood", mean, len(x)))
+    assert logged == expected and len({value for _, value, _ in logged}) == 4
+
+
+class SecondOfTwo(L.Trainer):
+    """As the second process has it, without the first."""
+
+    global_rank = 1
+
+
 def test_signal_handlers_are_put_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     fit(Trainable(), ExactResume(tmp_path))
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def examples(n):
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(n, 1), torch.zeros(n)))
+
+
+def quiet_trainer(*callbacks, **kwargs):
+    off = ("logger", "enable_progress_bar", "enable_model_summary")
+    checkpoints = any(isinstance(c, L.pytorch.callbacks.Checkpoint) for c in callbacks)
+    kwargs |= {"callbacks": list(callbacks), "accelerator": "cpu", "enable_checkpointing": checkpoints}
+    return L.Trainer(**dict.fromkeys(off, False), **kwargs)
+
+
+def test_each_resumption_on_another_number_of_processes_has_streams_of_its_own(tmp_path):
+    """One process goes on where two had been, after one epoch and after two: what it draws is no repetition."""
+    seen = []
+
+    class Draw(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(torch.rand(3))
+
+    for epochs in (1, 2):
+        trainer = quiet_trainer(ExactResume(tmp_path), max_epochs=epochs)
+        trainer.fit(Trainable(), examples(4), examples(1))
+        trainer.save_checkpoint(tmp_path / "last.ckpt", weights_only=False)
+        state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+        torch.save(state | {"random_state": 2 * state["random_state"]}, tmp_path / "last.ckpt")
+        L.seed_everything(0, verbose=False)
+        again = quiet_trainer(ExactResume(tmp_path), Draw(), max_epochs=epochs + 1)
+        again.fit(Trainable(), examples(4), examples(1), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    torch.manual_seed(0)
+    seen.append(torch.rand(3))  # nor does it begin at the seed's own stream
+    assert len(seen) == 9 and len({tuple(draw.tolist()) for draw in seen}) == 9
+
+
+def test_a_signal_waits_for_the_step_that_gradients_are_gathered_for(tmp_path):
+    """At the third of eight batches, the first of two for one step: the fourth is in the checkpoint, too."""
+    trainer = quiet_trainer(SendSignal(2, signal.SIGTERM), ExactResume(tmp_path), max_epochs=1,
+                            accumulate_grad_batches=2)  # fmt: skip
+    with pytest.raises(SystemExit):
+        trainer.fit(Trainable(), examples(8), examples(1))
+    left = checkpoint(tmp_path, "interrupted")
+    done = left["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["processed"]
+    assert (done, left["global_step"]) == (4, 2)
+
+
+def test_samples_take_conditions_by_their_earlier_names(tmp_path):
+    """Once set up they are those of today, by which rows of a picture are chosen."""
+    callback = Samples(tmp_path, n=4, conditions={"labels": 1, "num_steps": 2})
+    model = DDPM(steps=4, widths=[8], num_classes=3)
+    callback.setup(quiet_trainer(), model, "fit")
+    assert callback.conditions == {"y": 1, "num_steps": 2}
+    assert picture(model, callback.n, callback.conditions).n == 4  # a row for each label would be six
+    with pytest.raises(UserError, match="DDPM.sample takes no steps; it takes corrector_snr, .*, y"):
+        Samples(tmp_path, conditions={"steps": 2}).setup(quiet_trainer(), model, "fit")
 
 
 def test_log_likelihood_is_that_of_the_first_validation_images(tmp_path):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
@@ -220,6 +221,34 @@ def test_the_split_is_unbiased(generator):
     of_means = 4 + 9 / 4  # of each of three coordinates, of 2,000
     assert abs(one.data_variance - 12) < 4.5 * 3 * of_means * (2 / (3 * 2000)) ** 0.5 < 1.6
     assert abs(one.snr**2 * one.variance - 3) < 4.5 * 2 * (of_means / 2000) ** 0.5 * 3**0.5 + 0.05
+
+
+def test_probe_batches_are_of_the_size_asked_for_and_have_noise_of_their_own():
+    """Of equal grey images: the first batch is binarised by the noise of (seed, -1), the second by that of its own."""
+    torch.manual_seed(0)
+    model, callback = VAE(latent_dim=2, hidden=[4]), EstimatorVariance("x", draws=2, batch_size=3, batches=2, seed=5)
+    grey = torch.utils.data.TensorDataset(torch.full((8, 1, 28, 28), 0.5), torch.zeros(8))
+    loader = torch.utils.data.DataLoader(grey, batch_size=4)
+    trainer = L.Trainer(max_epochs=1, limit_train_batches=1, num_sanity_val_steps=0, callbacks=[callback], logger=False,
+                        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                        accelerator="cpu")  # fmt: skip
+    callback.on_train_end = lambda *_: None  # nothing to draw
+    trainer.fit(model, loader, loader)
+    for i, (x, y) in enumerate(callback.probes):
+        u = torch.rand(3, 1, 28, 28, generator=chunk_generator(5, -1 - i))
+        assert torch.equal(x, (u < 0.5).float()) and y.shape == (3,)
+    assert len(callback.probes) == 2
+
+
+def test_the_draws_of_each_batch_begin_with_a_whole_chunk():
+    """Five draws for each of two batches, where chunks are of eight: draws 0 to 4, and 8 to 12."""
+    e = linear(lambda batch, g: {"eps": torch.randn(3, generator=g)})
+    assert chunk_size(e) == 8
+    callback = EstimatorVariance("x", draws=5, batches=2, seed=3)
+    callback.probes = [torch.ones(3), torch.tensor([1.0, 2.0, 4.0])]
+    row = callback._measure(L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu"), "e", e)
+    moments = [gradient_moments(e, x, range(8 * i, 8 * i + 5), 3)[0] for i, x in enumerate(callback.probes)]
+    assert row["variance/e/all"] == split_variance(moments)["all"].variance
 
 
 def test_both_kinds_are_logged_on_request(tmp_path):

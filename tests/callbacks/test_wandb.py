@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import wandb
 import yaml
 from helpers import CONFIGS, TINY, assert_same, checkpoint, config, run
@@ -108,6 +109,25 @@ def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, capl
 
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert WandbLogger(tmp_path / "again", resume_from=str(last)).version == run_id  # a resumed run continues it
+
+
+def test_the_newest_best_checkpoint_is_logged(tmp_path, offline, monkeypatch):
+    """Where a run that went on has left several; beside it the last one."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")  # what is asked of a run is looked at, and none is written
+    for age, name in enumerate(("best-epoch001.ckpt", "best-epoch004.ckpt", "best-epoch002.ckpt", "last.ckpt")):
+        torch.save({"model": "vae"}, tmp_path / name)
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    os.utime(tmp_path / "best-epoch004.ckpt", (2e9, 2e9))
+    logger, logged = WandbLogger(tmp_path / "run"), []
+    log_artifact = logger.experiment.log_artifact
+
+    def watched(artifact, aliases):
+        logged.append((set(artifact.manifest.entries) - {"card.json"}, aliases))
+        return log_artifact(artifact, aliases=aliases)
+
+    logger.experiment.log_artifact = watched
+    logger.log_checkpoints(tmp_path, {"val/loss": 1.0})
+    assert logged == [({"last.ckpt"}, ["last"]), ({"best-epoch004.ckpt"}, ["best"])]
 
 
 def test_a_service_out_of_reach_does_not_stop_a_run(tmp_path, offline, monkeypatch, caplog):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from zoo.datamodules import DataError, ImageLoader, Images
+from zoo.datamodules.files import data_root
 from zoo.datamodules.images import MD5, Split, load_split
 
 
@@ -53,6 +54,7 @@ def test_an_epoch_is_a_permutation_keyed_by_seed_and_epoch(split):
     assert first == epoch(0, 0)
     assert first != epoch(0, 1)
     assert first != epoch(1, 0)
+    assert epoch(0, 1) != epoch(1, 0)  # the next seed is not this one an epoch later
     repeated = ImageLoader(split, 10, shuffle=True, repeat=3)
     assert len(repeated) == 30
     assert max(sum(seen(repeated), []).count(i) for i in range(103)) == 3
@@ -75,6 +77,15 @@ def test_evaluation_sees_every_image_once_in_nearly_equal_batches(split):
     batches = seen(ImageLoader(split, 20, shuffle=False))
     assert sum(batches, []) == list(range(103))
     assert {len(b) for b in batches} == {17, 18}
+
+
+def test_evaluation_repeats_no_digits():
+    """However often an epoch of training goes over its own: 180 in two batches of 90."""
+    data = Images("digits", eval_batch_size=100, digits_repeat=4)
+    data.setup()
+    for loader in (data.val_dataloader(), data.test_dataloader()):
+        assert [len(x) for x, _ in loader] == [90, 90]
+    assert len(data.train_dataloader()) == 4 * 1437 // 128
 
 
 def test_a_loader_goes_on_where_it_stopped(split):
@@ -210,6 +221,25 @@ def test_bad_arguments_are_named():
     data = Images("digits", batch_size=6000)
     with pytest.raises(DataError, match="batch_size 6000 is more than the 5,748 training images"):
         data.setup()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("batch_size", 64), ("seed", 1), ("digits_repeat", 2), ("train_on", "everything")]
+)
+def test_a_run_resumes_with_every_setting_that_orders_its_images(key, value):
+    before, now = Images("digits").hparams[key], Images("digits", **{key: value})
+    with pytest.raises(DataError, match=f"data.{key} was {before}, is {value}"):
+        now.load_state_dict(Images("digits").state_dict())
+    now.load_state_dict(now.state_dict())
+
+
+def test_where_data_lie(monkeypatch):
+    """Where ZOO_DATA says; in ``data`` where it says nothing, or is not there."""
+    for value, folder in (("/somewhere", "/somewhere"), ("", "data"), (None, "data")):
+        monkeypatch.delenv("ZOO_DATA", raising=False)
+        if value is not None:
+            monkeypatch.setenv("ZOO_DATA", value)
+        assert str(data_root()) == folder
 
 
 def test_real_mnist(mnist_root):

@@ -165,6 +165,12 @@ def test_the_vocabulary_is_that_of_the_training_text(tmp_path):
     assert small.corpus.words == ["a", "b"]  # c and the rest are rarer
 
 
+def test_words_as_frequent_as_each_other_are_in_the_order_of_the_alphabet(tmp_path):
+    data = textfile(tmp_path, "d b a c a d b e e e " * 20, min_count=1, sample=0, batch_size=1)
+    data.setup()
+    assert data.corpus.words == ["e", "a", "b", "d", "c"]
+
+
 def test_everything_may_be_trained_on(tmp_path):
     text = random_text(torch.Generator().manual_seed(0), n=2000)
     held_out, everything = (
@@ -341,6 +347,16 @@ def test_epochs_differ_and_come_again_with_the_seed(tmp_path):
     assert torch.equal(torch.cat([b.words for b in val]), torch.cat([b.words for b in data.val_dataloader()]))
 
 
+def test_rows_of_validation_are_the_same_in_every_epoch(generator):
+    """Though words are left out and reaches drawn at random there, too."""
+    stream = torch.randint(5, (700,), generator=generator, dtype=torch.int32)
+    loader = TextLoader(stream, torch.full((5,), 0.5), window=2, batch_size=4, train=False)
+    first = list(loader)
+    loader.set_epoch(3)
+    for ours, theirs in zip(loader, first, strict=True):
+        assert torch.equal(ours.words, theirs.words) and torch.equal(ours.reach, theirs.reach)
+
+
 def test_rows_are_drawn_anew_for_each_epoch_and_shuffled():
     stream = torch.arange(3200, dtype=torch.int32)
     loader = TextLoader(stream, torch.full((3200,), 0.9), 2, 10, train=True)
@@ -412,6 +428,16 @@ def test_a_resumed_run_refuses_other_text(tmp_path):
         data.load_state_dict(state | {"window": 9})
 
 
+@pytest.mark.parametrize(
+    "key", ["rule", "min_count", "max_vocabulary", "window", "sample", "batch_size", "seed", "train_on"]
+)
+def test_a_run_resumes_with_every_setting_that_decides_its_rows(key, tmp_path):
+    data = textfile(tmp_path, "one two " * 2000, sample=0)
+    data.setup()
+    with pytest.raises(DataError, match=f"{key} was another, is {data.hparams[key]}"):
+        data.load_state_dict(data.state_dict() | {key: "another"})
+
+
 def test_lightning_runs_it_to_its_end(tmp_path, generator):
     """Every batch of every epoch arrives, and each epoch has its own."""
 
@@ -445,6 +471,7 @@ def test_lightning_runs_it_to_its_end(tmp_path, generator):
     assert [words for epoch, words in model.seen if epoch == 0] != [words for epoch, words in model.seen if epoch == 1]
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of memory is read from /proc")
 def test_reading_takes_little_memory(tmp_path):
     """8 MB of text, 2 million words: at most 60 bytes a word above what Python and the libraries take."""
     path = tmp_path / "large.txt"

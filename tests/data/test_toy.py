@@ -1,5 +1,6 @@
 """Known distributions: densities integrate to one, scores are their gradients, samples are drawn from them."""
 
+import itertools
 import math
 from functools import cache
 
@@ -10,7 +11,17 @@ from sklearn.datasets import make_moons, make_swiss_roll
 from torch.testing import assert_close
 
 from zoo.datamodules import DataError, Toy
-from zoo.datamodules.toy import BlurredCurves, Line, MarkovChain, Mixture, mixture, moons, ring, swiss_roll
+from zoo.datamodules.toy import (
+    DISTRIBUTIONS,
+    BlurredCurves,
+    Line,
+    MarkovChain,
+    Mixture,
+    mixture,
+    moons,
+    ring,
+    swiss_roll,
+)
 
 PLANES = {"mixture": mixture(), "ring": ring(), "moons": moons(), "swiss_roll": swiss_roll()}
 
@@ -169,6 +180,24 @@ def test_the_module_draws_the_same_points_every_time():
         Toy("ring", batch_size=0)
     with pytest.raises(DataError, match="data.name was ring, is moons"):
         Toy("moons").load_state_dict(Toy("ring").state_dict())
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_no_split_is_drawn_as_another_one(name):
+    """Row by row; two sequences of the chain are the same by chance in one of 200 rows."""
+    data = Toy(name)
+    data.setup()
+    images = [data.splits[k].images[:5000] for k in ("train", "val", "test")]
+    for a, b in itertools.combinations(images, 2):
+        assert (a == b).flatten(1).all(1).double().mean() < (0.02 if name == "markov_chain" else 0.001)
+
+
+@pytest.mark.parametrize("key", ["name", "theta", "batch_size", "seed"])
+def test_a_run_resumes_with_every_setting_that_decides_its_points(key):
+    data = Toy("line")
+    data.load_state_dict(data.state_dict())
+    with pytest.raises(DataError, match=f"data.{key} was another, is {data.hparams[key]}"):
+        data.load_state_dict(data.state_dict() | {key: "another"})
 
 
 def test_a_mixture_of_one_component_is_a_gaussian():

@@ -1,5 +1,7 @@
 """Variance and signal-to-noise ratio where both are known in closed form."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,8 @@ from torch.func import grad, vmap
 from torch.testing import assert_close
 
 from zoo.ddpm import DDPM
-from zoo.estimators import GradientEstimator, GradientMoments, call_with, gradient_moments
+from zoo.estimators import ControlVariate, GradientEstimator, GradientMoments, by_name, call_with, gradient_moments
+from zoo.functional.latents import Bernoulli, Categorical, Gaussian
 from zoo.functional.noise import chunk_generator
 from zoo.score import Score
 from zoo.vae import VAE
@@ -142,6 +145,49 @@ def test_the_estimator_that_trains_is_the_gradient_of_the_loss(model, generator)
     model.loss(batch, generator=torch.Generator().manual_seed(9))["loss"].backward()
     for name, p in model.named_parameters():
         assert_close(g[name], p.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", [Gaussian, Bernoulli, Categorical])
+def test_a_sampled_divergence_by_hand(family, generator):
+    """The gradient of one fixed draw: (f + beta log q / p) grad log q and nothing more of the score function's, the
+    whole derivative along the path of the pathwise one's."""
+    normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    shapes = {Gaussian: [(2, 3)] * 2, Bernoulli: [(2, 3)], Categorical: [(2, 3, 4)]}[family]
+    parameters = [normal(*shape).requires_grad_() for shape in shapes]
+    q, beta = family(*parameters), 1.7
+    f = lambda z: z.tanh().flatten(2).square().sum(-1) + 2  # noqa: E731
+    noise = {"z": normal(5, *shapes[0]) if family is Gaussian else torch.rand(5, *shapes[0], generator=generator)}
+    by_parameters = lambda t: torch.autograd.grad(t.sum(), parameters)  # noqa: E731
+
+    value = by_name.surrogate("score_function+sampled_kl", f, q, noise, beta)
+    z = q.draw(noise["z"]).detach()
+    cost = (f(z) + beta * (q.log_probs(z).sum(-1) - q.log_prior(z))).detach()
+    assert_close(value.detach(), cost)
+    assert_close(by_parameters(value), by_parameters(cost * q.log_probs(z).sum(-1)))
+
+    if family is Gaussian:
+        value = by_name.surrogate("pathwise+sampled_kl", f, q, noise, beta)
+        z, sigma = q.draw(noise["z"]).detach(), (parameters[1] / 2).exp().detach()
+        slope = 2 * z.tanh() * (1 - z.tanh() ** 2) + beta * z  # log q is -(eps^2 + logvar) / 2 along the path
+        by_logvar = slope * sigma * noise["z"] / 2 - beta / 2
+        assert_close(by_parameters(value), (slope.sum(0), by_logvar.sum(0)))
+
+
+@pytest.mark.parametrize("family", [Bernoulli, Categorical])
+def test_a_control_variate_is_its_formula(family, generator):
+    """eta f(sigma) + r(sigma), both of the softened latents, with the network written out."""
+    torch.manual_seed(0)
+    shape = (4,) if family is Bernoulli else (2, 3)
+    control = ControlVariate(0.7, math.prod(shape))
+    control.eta.data.fill_(0.6)
+    s = torch.randn(2, 3, *shape, generator=generator)
+    soft = (s / 0.7).sigmoid() if family is Bernoulli else (s / 0.7).softmax(-1)
+    f = lambda z: z.flatten(2).cumsum(-1).square().sum(-1)  # noqa: E731
+    first, _, second = control.r
+    r = torch.tanh(soft.flatten(2) @ first.weight.T + first.bias) @ second.weight.T + second.bias
+    q = family(torch.zeros(3, *shape))
+    assert_close(control(f, q, s), 0.6 * f(soft) + r.squeeze(-1))
+    assert_close(ControlVariate(0.7)(f, q, s), f(soft))
 
 
 def test_draws_are_keyed_by_seed_and_number():

@@ -2,6 +2,7 @@
 
 import math
 
+import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,6 +90,17 @@ def test_the_loss_is_cross_entropy_on_smoothed_labels(generator):
         terms = model.loss([x, y])
     assert_close(terms["loss"], -(smooth * log_p).sum(-1).mean())
     assert_close(terms["accuracy"], (log_p.argmax(-1) == y).float().mean())
+
+
+def test_the_rate_rises_over_a_fifth_of_the_run_and_falls_to_nothing():
+    """Along a line to its highest, then along half a cosine over the other four fifths."""
+    model = Classifier(widths=[4, 4, 4], lr=0.01)
+    model.trainer = L.Trainer(max_steps=100, logger=False, enable_checkpointing=False, accelerator="cpu")
+    rate = model.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
+    assert_close([rate(step) for step in (0, 9, 19, 20)], [0.05, 0.5, 1.0, 1.0])
+    assert_close(
+        [rate(step) for step in (40, 60, 80, 100)], [(1 + math.cos(k * math.pi / 4)) / 2 for k in (1, 2, 3, 4)]
+    )
 
 
 def test_predictions_follow_from_features(generator):

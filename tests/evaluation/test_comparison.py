@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from zoo.__main__ import main
 from zoo.estimators import Comparison, GradientEstimator, compare, gradient_moments
 from zoo.evaluation import comparison
+from zoo.functional.noise import chunk_generator
 from zoo.gan import GAN
 from zoo.vae import VAE
 
@@ -75,6 +76,20 @@ def test_rows_are_the_moments_of_each_and_of_their_difference(model, generator):
             assert row.noise > 0
 
 
+def test_the_noise_of_a_difference_is_that_of_its_mean():
+    """Of theta's gradient 10 + eps and 10 + 3 + 2 eps: their difference 3 + eps has the noise s / sqrt(n), over |g|."""
+    noise = lambda batch, g: {"eps": torch.randn((), generator=g)}  # noqa: E731
+    make = lambda name, bias, factor: GradientEstimator(  # noqa: E731
+        name, {"theta": torch.tensor(2.0)}, noise, lambda p, b, n: (10 + bias + factor * n["eps"]) * p["theta"]
+    )
+    found = compare([make("a", 0.0, 1.0), make("b", 3.0, 2.0)], None, range(50), seed=0)
+    row = comparison.rows(found)[2]
+    eps = torch.stack([noise(None, chunk_generator(0, k))["eps"] for k in range(50)]).double()
+    size = ((10 + eps.mean()) ** 2 - eps.var() / 50).sqrt()
+    assert_close(row.noise, float(eps.std() / 50**0.5 / size), rtol=1e-5, atol=0)
+    assert_close(row.difference, float(((3 + eps.mean()) ** 2 - eps.var() / 50).sqrt() / size), rtol=1e-5, atol=0)
+
+
 def test_a_bias_is_seen_where_noise_allows():
     """Two estimators of theta's gradient, one of them off by 3: common noise cancels, and the difference is exact."""
     noise = lambda batch, g: {"eps": torch.randn((), generator=g)}  # noqa: E731
@@ -129,6 +144,15 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit, match=message):
             command(*wrong)
     assert not list(tmp_path.glob("**/*.part"))
+
+
+def test_the_seed_of_the_example_is_that_of_its_draws(tmp_path, monkeypatch, capsys):
+    arguments = ["zoo", "compare", "toy", "--draws", "100", "--seed", "3", "-o", str(tmp_path / "toy.png")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    main()
+    said = capsys.readouterr().out
+    assert comparison.toy_table(comparison.toy(100, 3)) in said
+    assert comparison.toy_table(comparison.toy(100, 0)) not in said
 
 
 def test_two_players_are_compared_each_with_itself():

@@ -167,6 +167,13 @@ def test_the_yardstick_of_points_and_sequences(generator):
     assert (measure.name, measure(Same, None)) == ("kl", 0.0)
 
 
+def test_fewer_samples_are_compared_with_as_many_points(generator):
+    data = Toy("ring")
+    data.setup()
+    x = ring().sample(50, generator=generator)[0].float()
+    assert Yardstick(data)(None, x) == energy_distance(x, data.splits["val"].images[:50])
+
+
 def test_what_is_measured_of_points():
     from zoo.evaluation.protocol import measure_samples
 

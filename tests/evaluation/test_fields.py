@@ -1,5 +1,6 @@
 """Learned scores beside true ones: what is measured of a field that is known."""
 
+import lightning as L
 import pytest
 import torch
 from helpers import run
@@ -51,6 +52,23 @@ def test_a_field_is_measured_against_the_score_it_targets(ladder):
     assert_close(learned_score(model, x), target(model, mixture()).score(x), rtol=1e-4, atol=1e-4)
 
 
+def test_the_outermost_hundredth_does_not_count():
+    """A score that is off by 5 there alone has no divergence; off in the outer half, it has 49 of the other 99 shares
+    of what it has everywhere, 25."""
+    x, _ = mixture().sample(10_000, generator=chunk_generator(1, 0))
+
+    class WrongOutside(Exact):
+        def __init__(self, share):
+            super().__init__(num_sigmas=0, objective="explicit")
+            self.edge = mixture().log_density(x).quantile(share) - 1e-4
+
+        def forward(self, x, sigma=None):
+            return super().forward(x) + 5.0 * (mixture().log_density(x) < self.edge).float()[:, None]
+
+    assert measure_field(WrongOutside(0.01), mixture()).fisher_divergence < 1e-10
+    assert_close(measure_field(WrongOutside(0.5), mixture()).fisher_divergence, 25 * 49 / 99, rtol=1e-2, atol=0)
+
+
 def test_a_field_is_drawn():
     image = as_image(figure(Exact(num_sigmas=0, objective="explicit"), mixture()))
     assert image.shape == (1, 3, 600, 600)
@@ -93,6 +111,17 @@ def test_the_loss_of_each_step_is_the_mean_of_its_examples():
     assert callback.sums.tolist() == [[10, 0, 0, 0, 5], [4, 0, 0, 0, 1]]
     line = _figure(torch.tensor([2.5, 5.0]), 10).axes[0].lines[0]
     assert line.get_xdata().tolist() == [2.5, 7.5] and line.get_ydata().tolist() == [2.5, 5.0]
+
+
+def test_a_run_measures_as_many_samples_as_asked_for(tmp_path):
+    torch.manual_seed(0)
+    model, data = Score(shape=[2], hidden=[4], num_sigmas=2), Toy("mixture", eval_batch_size=5000)
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = L.Trainer(callbacks=[ScoreField(tmp_path, every_n_epochs=1, samples=50)], accelerator="cpu", **off)
+    (metrics,) = trainer.validate(model, datamodule=data, verbose=False)
+    measured = measure_field(model, mixture(), samples=50)
+    assert_close(metrics["val/log_density_gap"], measured.log_density_gap, rtol=1e-5, atol=1e-6)
+    assert_close(metrics["val/fisher_divergence"], measured.fisher_divergence, rtol=1e-5, atol=1e-6)
 
 
 def test_what_a_protocol_measures_of_points():
@@ -164,6 +193,40 @@ def test_samples_with_labels_are_judged_by_them_too(mnist_root):
     assert 'confident/num_steps=2/y="dropped"' in metrics and not [k for k in metrics if "labels" in k]
     assert evidence["samples"]["conditions"] == [conditions[0], {"num_steps": 2, "y": "dropped"}]
     assert evidence["samples"]["n"] == 25 and len(evidence["samples"]["sure_of_the_first"]) == 2
+
+
+def test_each_hundred_images_have_noise_of_their_own():
+    """The second hundred, 80 of the digits, is measured again alone, by the noise of its place."""
+    from zoo.datamodules import Images
+    from zoo.evaluation.protocol import log_likelihood_by_hundreds
+    from zoo.vae import VAE
+
+    torch.manual_seed(0)
+    data, model = Images("digits"), VAE(latent_dim=2, hidden=[8]).eval()
+    data.setup()
+    found = log_likelihood_by_hundreds(model, data, 3)
+    x = data.splits["test"].images[:, None].float() / 255
+    with torch.no_grad():
+        again = [
+            model.log_likelihood(part, num_samples=3, generator=chunk_generator(0, i)).double().mean().item()
+            for i, part in enumerate(x.split(100))
+        ]
+    assert found == again and len(found) == 2
+    assert log_likelihood_by_hundreds(model, data, 3, batches=1) == again[:1]
+
+
+def test_the_published_log_likelihood_is_the_mean_over_images():
+    """Of 180 digits, a hundred and eighty: not of the two means."""
+    from zoo.datamodules import Images
+    from zoo.vae import VAE
+
+    torch.manual_seed(0)
+    data, model = Images("digits"), VAE(latent_dim=2, hidden=[8])
+    data.setup()
+    metrics, evidence = measure(model, data, Protocol(importance_samples=2))
+    first, second = evidence["log_likelihood"]["of_each_hundred"]
+    assert_close(metrics["test/log_likelihood"], (100 * first + 80 * second) / 180)
+    assert abs(first - second) > 0.01 and evidence["log_likelihood"]["num_samples"] == 2
 
 
 def test_the_bound_of_five_images_can_be_taken_again_alone():

@@ -163,6 +163,16 @@ def test_neighbours_are_written_and_the_words_drawn(tmp_path, caplog):
     assert "no neighbours of xyzzy are shown, which the text has too rarely" in caplog.text
 
 
+def test_as_many_words_are_probed_as_asked_for(tmp_path, generator):
+    """The most frequent of five letters and more, each with so many neighbours; or those that are named."""
+    words = ["seven", "of", "small", "letters", "and", "others"]
+    model = knows(words, torch.randn(6, 3, generator=generator))
+    rows = Neighbours(tmp_path, probes=2, n=3).table(model)
+    assert [row[0] for row in rows] == ["seven", "small"] and {len(row) for row in rows} == {4}
+    rows = Neighbours(tmp_path, words=["and", "nothing", "of"], probes=1, n=2).table(model)
+    assert [row[0] for row in rows] == ["and", "of"] and {len(row) for row in rows} == {3}
+
+
 def test_neighbours_need_words():
     with pytest.raises(ValueError, match="words must be null or a list of words, got 'two'"):
         Neighbours("x", words="two")

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from zoo.functional.contrastive import HeldOut, NoiseDistribution, importance_sampled_loss, nce_loss, softmax_loss
+from zoo.functional.contrastive import (
+    HeldOut,
+    NoiseDistribution,
+    importance_sampled_loss,
+    nce_loss,
+    noise_loss,
+    softmax_loss,
+)
 
 torch.manual_seed(0)
 V = 7
@@ -91,6 +98,16 @@ def test_shared_noise_words_count_for_k(world, generator):
     one_by_one = nce_loss(s, s[noise], log_kq, log_kq[noise])
     twice = torch.cat([noise, noise], 1)
     assert_close(nce_loss(s, s[twice], log_kq, log_kq[twice], each=0.5), one_by_one)
+
+
+@pytest.mark.parametrize("objective", ["nce", "negative_sampling"])
+def test_noise_words_that_stand_for_k_count_for_so_much_each(objective, generator):
+    """Seven words for k = 3: -log sigma(d) - 3/7 sum log sigma(-d'), d = s - log(k q) or s, written out."""
+    s, s_noise, log_q, log_q_noise = (torch.randn(shape, generator=generator) for shape in (2, (2, 7), 2, (2, 7)))
+    shift = 1.0 if objective == "nce" else 0.0
+    d, d_noise = s - shift * (log_q + math.log(3)), s_noise - shift * (log_q_noise + math.log(3))
+    expected = -d.sigmoid().log() - 3 / 7 * (-d_noise).sigmoid().log().sum(-1)
+    assert_close(noise_loss(objective, s, s_noise, log_q, log_q_noise, 3), expected)
 
 
 def test_importance_sampling_is_exact_where_its_weights_are_equal(world, generator):

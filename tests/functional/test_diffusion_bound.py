@@ -101,6 +101,27 @@ def test_every_form_has_the_same_expectation(form, variance, generator):
     assert exact > -log_p_of_the_chain(x0, factor, chain, variance)
 
 
+@pytest.mark.parametrize("t", [0, 1, 2, 3])
+def test_the_joint_draw_by_hand(t, generator):
+    """Of a chain that ends far from noise (abar_T = 0.81), so that x_T is not x_{T-1}; one dimension, x0_hat = x_t."""
+    chain = make_chain(torch.full((4,), 0.05, dtype=F64))
+    x0, eps = 0.7, torch.randn(5, generator=generator, dtype=F64).tolist()
+    log_n = lambda x, mu, var: -0.5 * ((x - mu) ** 2 / var + math.log(2 * math.pi * var))  # noqa: E731
+    step = lambda x, e: 0.95**0.5 * x + 0.05**0.5 * e  # noqa: E731
+    jump = lambda steps, e: 0.95 ** (steps / 2) * x0 + (1 - 0.95**steps) ** 0.5 * e  # noqa: E731
+    before = x0 if t < 2 else jump(t - 1, eps[0])
+    previous = x0 if t < 1 else step(before, eps[1])
+    xt = step(previous, eps[2])
+    rest_before, rest = 1 - 0.95**t, 1 - 0.95 ** (t + 1)
+    mu = (0.95 ** (t / 2) * 0.05 + 0.95**0.5 * rest_before) / rest * xt
+    term = -log_n(previous, mu, 0.05) + (log_n(previous, 0.95**0.5 * before, 0.05) if t else 0)
+    x_before_last = jump(3, eps[3])
+    x_last = step(x_before_last, eps[4])
+    prior = log_n(x_last, 0.95**0.5 * x_before_last, 0.05) - log_n(x_last, 0, 1)
+    many = (torch.tensor([[x0]], dtype=F64), torch.tensor([t]), torch.tensor(eps, dtype=F64).view(1, 5, 1))
+    assert_close(joint_draw(*many, lambda xt, t: xt, chain, "beta", False).item(), 4 * term + prior)
+
+
 @pytest.mark.parametrize("t", [1, 10, 29])
 def test_one_step_at_a_time_the_single_form_varies_less(t, generator):
     """Rao-Blackwell at each t > 0: gradients by a factor of the prediction, the same in the mean, less in the variance.

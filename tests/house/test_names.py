@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from helpers import TINY, run
+from omegaconf import OmegaConf
 
 from zoo.checks.moved import MOVED, SPLIT, current_name
 from zoo.checks.old_forms import accepts_old_form
+from zoo.training.command_line import with_names_of_today
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "configs").rglob("*.yaml"))]
@@ -121,6 +123,15 @@ def test_targets_of_the_version_before_resolve(tmp_path):
     old += ["trainer._target_=zoo.hardware.make_trainer", "logger.csv._target_=callbacks.CSVLogger"]
     run(tmp_path, *TINY["vae"], "debug=fast", *old)
     assert (tmp_path / "samples" / "epoch_000.png").is_file() and (tmp_path / "metrics.csv").is_file()
+
+
+def test_names_are_those_of_today_in_lists_too():
+    """And in what is in them, however deep; what is no ``_target_`` stays as it is."""
+    old = {"_target_": "callbacks.Samples", "name": "callbacks.Samples"}
+    new = {"_target_": "zoo.callbacks.Samples", "name": "callbacks.Samples"}
+    configuration = OmegaConf.create({"a": [1, old, [old]], "b": {"c": old, "d": None}, **old})
+    with_names_of_today(configuration)
+    assert configuration == {"a": [1, new, [new]], "b": {"c": new, "d": None}, **new}
 
 
 @accepts_old_form("f", labels="y")

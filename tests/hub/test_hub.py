@@ -18,6 +18,9 @@ import zoo
 from zoo import hub
 from zoo.__main__ import main
 from zoo.hub import CheckpointError, exporting
+from zoo.hub.loading import best_of
+from zoo.sampling.chunks import sample_chunks
+from zoo.sampling.pictures import save_grid
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +68,8 @@ def test_export_then_load_is_the_same_model(published, runs):
         metrics = card["whole_model"] or card["metrics"]
         assert metrics.get("test/loss", metrics.get("test/generator_loss")) is not None
         assert card["seconds"] >= 0 and card["hardware"] and card["commit"] and "train.py" in card["command"]
+        best = torch.load(best_of(runs / name), weights_only=True)
+        assert (card["epochs"], card["steps"]) == (best["epoch"] + 1, best["global_step"]) == (1, best["global_step"])
         assert card["sha256"] == hashlib.sha256((published / f"{name}.safetensors").read_bytes()).hexdigest()
         assert exporting.golden_terms(ours) == card["golden"]
     assert not list(published.glob("*.part"))
@@ -75,6 +80,32 @@ def test_averaged_weights_are_what_is_published(runs, published):
     ours = zoo.load("ddpm").state_dict()
     assert all(torch.equal(ours[k], v) for k, v in checkpoint["state_dict"].items())
     assert "current_model_state" in checkpoint
+
+
+def test_a_download_has_an_end(tmp_path, monkeypatch):
+    """A file is not read beyond what any checkpoint has; one of just that size is."""
+    (tmp_path / "x.safetensors").write_bytes(bytes(11))
+    source = f"file://{tmp_path}/x.safetensors#sha256={hashlib.sha256(bytes(11)).hexdigest()}"
+    monkeypatch.setattr("zoo.hub.loading.LARGEST_DOWNLOAD", 10)
+    with pytest.raises(CheckpointError, match="x.safetensors is larger than 10 bytes, which no checkpoint"):
+        zoo.load(source)
+    monkeypatch.setattr("zoo.hub.loading.LARGEST_DOWNLOAD", 11)
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
+        zoo.load(source)
+
+
+def test_a_run_folder_stands_for_its_newest_best_checkpoint(tmp_path):
+    """Whatever its name, in the folder or in ``checkpoints``; for its last one where there is no best one."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    with pytest.raises(CheckpointError, match="holds no best-"):
+        best_of(tmp_path)
+    (folder / "last.ckpt").touch()
+    assert best_of(tmp_path) == best_of(folder) == folder / "last.ckpt"
+    for seconds, name in ((1e9, "best-epoch009.ckpt"), (2e9, "best-epoch003.ckpt"), (1.5e9, "best-epoch005.ckpt")):
+        (folder / name).touch()
+        os.utime(folder / name, (seconds, seconds))
+    assert best_of(tmp_path) == best_of(folder) == folder / "best-epoch003.ckpt"
 
 
 def test_a_changed_byte_is_refused(published):
@@ -224,3 +255,17 @@ def test_the_command_line(runs, published, tmp_path, monkeypatch, capsys):
     ]:
         with pytest.raises(SystemExit, match=message):
             command(*wrong)
+
+
+def test_the_seed_on_the_command_line_is_that_of_the_picture(tmp_path, monkeypatch):
+    """Without one it is 0."""
+
+    def drawn(*arguments):
+        monkeypatch.setattr(sys, "argv", ["zoo", "sample", "vae", "-n", "2", "-o", str(tmp_path / "a.png"), *arguments])
+        main()
+        return (tmp_path / "a.png").read_bytes()
+
+    assert drawn() == drawn("--seed", "0") != drawn("--seed", "3") == drawn("--seed", "3")
+    images = sample_chunks(zoo.load("vae"), 2, 3)
+    save_grid(images, tmp_path / "b.png", 1)
+    assert drawn("--seed", "3") == (tmp_path / "b.png").read_bytes()

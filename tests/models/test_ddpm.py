@@ -4,13 +4,14 @@ test_diffusion.py and test_diffusion_bound.py."""
 import math
 from functools import partial
 
+import lightning as L
 import pytest
 import torch
 from helpers import TINY, assert_same, checkpoint, run
 from torch.testing import assert_close
 
 from zoo.ddpm import DDPM
-from zoo.functional import diffusion, diffusion_samplers
+from zoo.functional import diffusion, diffusion_bound, diffusion_samplers
 from zoo.functional.diffusion import cosine_betas, linear_betas, make_chain, posterior_mean, q_sample
 from zoo.functional.diffusion_bound import prior_kl
 from zoo.functional.langevin import langevin_sample
@@ -197,6 +198,24 @@ def test_the_last_ten_losses_of_each_step_are_remembered():
     assert "loss_history" in model.state_dict()
 
 
+def test_a_step_is_weighted_and_the_history_is_not(generator):
+    """Of a p_t that is not uniform: what is descended has the weights 1 / (T p_t), what is remembered has none."""
+    torch.manual_seed(0)
+    model = DDPM(steps=4, widths=[8], timesteps="importance")
+    torch.nn.init.normal_(model.net.out[2].weight, std=0.1, generator=generator)
+    model.loss_history.copy_(torch.arange(1.0, 5)[:, None].expand(4, 10))
+    model.loss_count.fill_(10)
+    batch = [torch.rand(6, 1, 28, 28, generator=generator), torch.zeros(6)]
+    noise = model.noise(batch, generator=generator)
+    losses = model.losses(batch, noise).detach()
+    assert (noise["weight"] - 1).abs().min() > 0.1
+    model.noise, model.log = lambda batch: noise, lambda *args, **kwargs: None
+    model.trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    assert_close(model.training_step(batch, 0).detach(), (noise["weight"] * losses).mean())
+    for t in noise["t"].unique():
+        assert_close(model.loss_history[t, -1], losses[noise["t"] == t][-1])  # of several the last
+
+
 def test_what_the_estimators_of_the_training_loss_are(generator):
     """Each the weighted mean of the losses at its own noise; that weights and steps are right is tested above."""
     model = DDPM(steps=20, widths=[8], timesteps="importance")
@@ -220,6 +239,33 @@ def test_what_the_estimators_of_the_training_loss_are(generator):
         assert value.isfinite() and value > 0
 
 
+@pytest.mark.parametrize("num_classes", [None, 3])
+def test_the_estimators_of_the_bound_are_its_forms_per_dimension(num_classes, generator):
+    """Of x0_hat given the labels, at the noise that the estimator has drawn."""
+    torch.manual_seed(0)
+    model = DDPM(steps=5, widths=[8], num_classes=num_classes)
+    torch.nn.init.normal_(model.net.out[2].weight, std=0.1, generator=generator)
+    x, y = torch.randint(256, (3, 1, 28, 28), generator=generator) / 255, torch.tensor([0, 1, 2])
+    settings = (partial(model.x0_hat, y=None if num_classes is None else y), model.chain, "posterior", True)
+    for form in ("single_draw", "joint_draw", "single_chain", "joint_chain"):
+        estimator = model.gradient_estimators()[f"bound_{form.removesuffix('_draw')}"]
+        noise = estimator.noise([x, y], generator)
+        step = [noise["t"]] if "t" in noise else []
+        value = estimator.surrogate(dict(model.named_parameters()), [x, y], noise)
+        expected = getattr(diffusion_bound, form)(2 * x - 1, *step, noise["eps"], *settings)
+        assert_close(value, expected.mean() / 784)
+
+
+def test_validation_spreads_the_steps_evenly(generator):
+    """As many images as steps: one at each, with the same noise in every epoch."""
+    model = DDPM(steps=10, widths=[8])
+    model.log = lambda *args, **kwargs: None
+    batch = [torch.rand(10, 1, 28, 28, generator=generator), torch.zeros(10)]
+    first, again = (model.validation_step(batch, 3) for _ in range(2))
+    assert first["step"].sort().values.tolist() == list(range(10))
+    assert torch.equal(first["step"], again["step"]) and torch.equal(first["losses"], again["losses"])
+
+
 def test_importance_sampling_trains(tmp_path):
     """Through train.py, averages of the weights included, long enough for a full history of every step."""
     few = ["model.steps=10", "model.timesteps=importance", "callbacks.samples.conditions.num_steps=2"]
@@ -241,6 +287,21 @@ def test_losses_do_not_depend_on_who_else_is_in_the_batch(labelled, generator):
     whole = labelled.losses(batch, noise)
     half = labelled.losses([t[3:] for t in batch], {k: v[3:] for k, v in noise.items()})
     assert_close(whole[3:], half, rtol=1e-5, atol=1e-6)
+
+
+def test_the_rate_rises_over_the_warm_up_and_falls_to_nothing():
+    """At the first step, the last of the warm-up, the middle and the end of a run of 20 steps."""
+    from zoo.score import Score
+
+    for model in (DDPM(steps=4, widths=[8], lr=0.1, warmup=4), Score(widths=[8], num_sigmas=2, lr=0.1, warmup=4)):
+        trainer = L.Trainer(max_steps=20, logger=False, enable_checkpointing=False, accelerator="cpu")
+        model.trainer = trainer
+        schedule = model.configure_optimizers()["lr_scheduler"]["scheduler"]
+        rate = schedule.lr_lambdas[0]
+        half = lambda step: (1 + math.cos(math.pi * step / 20)) / 2  # noqa: E731
+        expected = [half(0) / 4, half(3), half(10), 0.0]
+        assert_close([rate(step) for step in (0, 3, 10, 20)], expected)
+        assert schedule.optimizer.param_groups[0]["initial_lr"] == 0.1
 
 
 def test_labels_reach_the_network_and_are_dropped_as_often_as_said(labelled, generator):

@@ -9,6 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import TINY, assert_same, checkpoint, run
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
@@ -22,10 +23,16 @@ from zoo.estimators import GradientMoments, gradient_moments
 from zoo.evaluation import protocol as evaluation
 from zoo.evaluation.features import Features
 from zoo.functional.boltzmann import Weights, draw, energy, free_energy, hidden_logits, pseudo_log_likelihood
-from zoo.functional.gibbs import burnt_in, frame_steps, gibbs
+from zoo.functional.gibbs import burnt_in, frame_steps, gibbs, own_chains
 from zoo.functional.importance import LogPartition
 from zoo.functional.noise import chunk_generator
-from zoo.functional.partition import ais_log_partition, exact_draw, exact_log_partition
+from zoo.functional.partition import (
+    ais_log_partition,
+    exact_draw,
+    exact_log_partition,
+    log_partitions,
+    validation_terms,
+)
 from zoo.rbm import RBM
 from zoo.training.ranks import interleave
 from zoo.training.schedules import at_epoch
@@ -376,6 +383,21 @@ def digits(cls=Images):
     return cls("digits", batch_size=128, digits_repeat=1)
 
 
+def test_a_process_keeps_the_chains_of_its_turn():
+    """Of all chains rows rank, rank + n, ...; chains that are its own already stay; new ones are one set, shared."""
+    everything = torch.arange(7)[:, None].expand(7, 2) > 3
+    numbered = torch.arange(7)[:, None] * torch.ones(1, 2, dtype=torch.long)
+    for world_size in (1, 2, 3):
+        parts = [own_chains(numbered, 7, 2, rank, world_size) for rank in range(world_size)]
+        assert [part[:, 0].tolist() for part in parts] == [list(range(r, 7, world_size)) for r in range(world_size)]
+    assert torch.equal(own_chains(everything[:3], 7, 2, 1, 2), everything[:3])
+    torch.manual_seed(3)
+    new = [own_chains(None, 8, 5, rank, 2) for rank in range(2)]
+    assert torch.equal(interleave(new), own_chains(None, 8, 5, 0, 1)) and new[0].dtype == torch.bool
+    torch.manual_seed(4)
+    assert not torch.equal(interleave(new), own_chains(None, 8, 5, 0, 1))
+
+
 def test_visible_biases_begin_at_the_data_means():
     model = RBM(num_hidden=8)
     trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0).fit(model, datamodule=(data := digits()))
@@ -558,6 +580,37 @@ def test_how_many_temperatures_and_which_estimate_count(tmp_path, monkeypatch):
     assert gaps[0] == gaps[1]
     alone = trainer().validate(RBM(num_hidden=20), datamodule=digits(), verbose=False)[0]
     assert "val/free_energy_gap" not in alone  # there are no training images to compare with
+
+
+def test_the_larger_of_two_estimates_counts(generator):
+    """In what is validated, and in log_partition; its interval goes with it."""
+    model = small()
+    v = torch.randint(2, (5, 4), generator=generator).double()
+    lower, higher = LogPartition(1.0, 0.5, 9.0), LogPartition(7.0, 6.0, 8.0)
+    for partitions in ({"base_rate": lower, "coins": higher}, {"base_rate": higher, "coins": lower}):
+        terms = validation_terms(v, model.machine, partitions, generator=generator)
+        assert_close(terms["loss"], free_energy(v, model.weights()).mean() + 7)
+        found = {k: terms[f"log_partition{k}"].item() for k in ("", "_low", "_high", "_base_rate", "_coins")}
+        each = {f"_{k}": z.estimate for k, z in partitions.items()}
+        assert found == {"": 7.0, "_low": 6.0, "_high": 8.0} | each
+    model = small(18, 17, ais_chains=5)
+    both = model.log_partitions(3)
+    assert model.log_partition(3) == max(both.values()) != min(both.values())
+
+
+def test_each_beginning_of_annealing_is_exact_for_its_own_machine():
+    """Without weights and with the biases of where the chains begin, every chain has the same weight, Z itself: fair
+    coins for b = 0, the mean image for b = logit(mu)."""
+    mu, c = torch.linspace(0.1, 0.9, 17), torch.linspace(-1, 2, 18)
+    for exact, b in {"base_rate": mu.logit(), "coins": torch.zeros(17)}.items():
+        weights = Weights(torch.zeros(17, 18), b, c)
+        found = log_partitions(weights, mu, 10, 4, generator=chunk_generator(0, 0))
+        log_Z = float(F.softplus(b).sum() + F.softplus(c).sum())
+        assert list(found) == ["base_rate", "coins"]
+        for name, estimate in found.items():
+            spread = estimate.high - estimate.low
+            assert_close(estimate.estimate, log_Z, rtol=0, atol=1e-4 if name == exact else 4.0)
+            assert spread < 1e-4 if name == exact else spread > 0.1
 
 
 def test_mass_far_from_the_data_is_found(generator):

@@ -223,6 +223,30 @@ def test_the_first_score_is_that_of_normal_data(points, generator):
     assert (Score(shape=[2], objective="sliced", num_sigmas=0)(x[:, 0, 0, :2]) == 0).all()
 
 
+def test_what_the_network_says_is_of_one_size_at_every_level(points, generator):
+    """s = net / (sigma scale) - x / scale^2: of data N(0, I) blurred by a draw eps of the noise, the network's target
+    sigma scale (-eps / sigma + x / scale^2) = (sigma x_0 - eps) / scale has variance 1, and weighted losses are its
+    squared error, halved."""
+    x0, eps = (torch.randn(4, 2, generator=generator) for _ in range(2))
+    sigma = points.sigmas[:, None]
+    scale = (1 + sigma**2).sqrt()
+    shown = []
+
+    def net(x, t):
+        shown.append((x, t))
+        return torch.full_like(x, 0.3)
+
+    points.net.forward = net
+    x = x0 + sigma * eps
+    assert_close(points(x, points.sigmas), 0.3 / (sigma * scale) - x / scale**2)
+    assert_close(shown[0][0], x / scale)
+    low, high = points.sigmas[-1].log(), points.sigmas[0].log()
+    assert_close(shown[0][1], (points.sigmas.log() - low) / (high - low) * 1000)
+    losses = points.losses([x0], {"level": torch.arange(4), "eps": eps})
+    target = (sigma * x0 - eps) / scale
+    assert_close(losses, (0.3 - target).square().mean(1) / 2)
+
+
 @pytest.mark.parametrize("weights", ["edm", "ncsn"])
 def test_the_weights_of_the_levels(weights, generator):
     """At the first score, on N(0, 1) data: w J_sigma / D has the mean w / (2 sigma^2 (1 + sigma^2))."""

@@ -2,11 +2,13 @@
 
 import copy
 import math
+import os
 import random
 
 import lightning as L
 import pytest
 import torch
+from processes import together
 from torch.testing import assert_close
 
 from zoo.datamodules import Text
@@ -14,6 +16,7 @@ from zoo.estimators import gradient_moments
 from zoo.functional.contrastive import ROW, NoiseDistribution, Rows, within_reach
 from zoo.functional.noise import chunk_generator
 from zoo.skipgram import OBJECTIVES, SkipGram, dense, sparse
+from zoo.training.trainer import quiet_lightning
 
 V, WINDOW = 7, 2
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "today"]
@@ -133,6 +136,30 @@ def test_validation_sums_over_rows_spread_over_the_text(monkeypatch):
     assert_close(found, expected, rtol=1e-5, atol=1e-5)
     model.held_out.update(log_p, log_Z + 1)  # as an evaluation that was interrupted leaves its sums
     assert L.Trainer(accelerator="cpu", **quiet).validate(model, data, verbose=False) == [metrics]
+
+
+def held_out(data):
+    """What is said of held-out text by a model that is the same on every process."""
+    quiet_lightning()
+    model = SkipGram(dim=4)
+    model.make_vocabulary(data.corpus.words, torch.from_numpy(data.corpus.counts), data.keep)
+    generator = torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.5, generator=generator)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(accelerator="cpu", devices=int(os.environ.get("WORLD_SIZE", 1)), **quiet)
+    (metrics,) = trainer.validate(model, data, verbose=False)
+    return [metrics[f"val/{name}"] for name in ("nll", "perplexity", "log_Z", "log_Z_sd")]
+
+
+def test_two_processes_choose_the_rows_that_one_does(monkeypatch):
+    """Seven or so, numbered in the order of the text, whoever holds them."""
+    monkeypatch.setattr("zoo.skipgram.EXACT_ROWS", 7)
+    data = Text("pydocs", eval_batch_size=4, min_count=20)
+    data.setup()  # once: the processes are forked from here
+    expected = held_out(data)
+    for found in together(2, held_out, data):
+        assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_measured_is_no_part_of_the_weights(rows):

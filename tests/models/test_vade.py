@@ -16,6 +16,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from torch.func import grad
 from torch.testing import assert_close
 
+from zoo.datamodules import Images
 from zoo.estimators import gradient_moments, score_function
 from zoo.evaluation.protocol import evaluate
 from zoo.functional import importance
@@ -210,6 +211,35 @@ def test_deformations_are_smooth_and_near_the_identity(generator):
     moved = deform(x, shift, torch.zeros(3, 2, 4, 4), 1.0)
     assert_close(moved[..., :-1], x[..., 1:], rtol=0, atol=1e-4)
     assert deform(x, affine, bumps, 0.3).min() >= 0 and deform(x, affine, bumps, 0.3).max() <= 1
+
+
+def test_even_bumps_move_an_image_by_two_thirds_of_the_strength(generator):
+    """Where all points are moved alike, by 3/28 of two thirds of a strength of 1: by whole pixels, 14 to a unit."""
+    x = torch.rand(2, 1, 28, 28, generator=generator)
+    bumps = torch.zeros(2, 2, 4, 4)
+    bumps[0, 0], bumps[1, 1] = 3 / 28, 6 / 28  # one pixel to the left; two pixels up
+    moved = deform(x, torch.zeros(2, 2, 3), bumps, 1.0)
+    assert_close(moved[0, :, :, :-1], x[0, :, :, 1:], rtol=0, atol=1e-4)
+    assert_close(moved[1, :, :-2], x[1, :, 2:], rtol=0, atol=1e-4)
+
+
+def test_gamma_is_held_fixed_in_training(generator):
+    """The gradient is that of the mean field at a constant gamma = p(c | z = mu(x)) of the image as it is."""
+    torch.manual_seed(0)
+    model = VaDE(num_clusters=3, hidden=[8], latent_dim=2, deformation=0.2)
+    noise = model.noise([torch.zeros(4, 1, 28, 28)], generator=generator)
+    x = torch.rand(4, 1, 28, 28, generator=generator).round()
+    log_gamma = log_responsibilities(model.encode(x).mu, model.mixture)
+    parameters = list(model.parameters())
+
+    def gradients(log_gamma):
+        given = (noise["eps"], model.encode_deformed(noise), model.log_px, model.mixture, log_gamma)
+        loss = mean_field_negative_elbo(x, *given)["loss"].sum()
+        return torch.autograd.grad(loss, parameters, retain_graph=True)
+
+    training = torch.autograd.grad(model.mean_field(x, noise)["loss"].sum(), parameters)
+    assert_close(training, gradients(log_gamma.detach()))
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(training, gradients(log_gamma), strict=True))  # and no other
 
 
 def test_pretraining_minimises_minus_the_likelihood_at_the_mean(generator):
@@ -483,6 +513,30 @@ def test_a_run_interrupted_around_the_fit_goes_on_exactly(at, left, tmp_path, un
     if at >= 10:  # its last value belongs to the part before
         metrics = {k: v for k, v in metrics.items() if k != "train/reconstruction"}
     assert_same_run(resumed, tmp_path, (metrics, folder))
+
+
+def test_each_phase_has_half_a_cosine_and_the_fit_gives_q_a_variance(tmp_path):
+    """Three steps of the autoencoder, six of the mixture; q begins with a twentieth of the components' variance."""
+    rates, variances = [], []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, model, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+            if len(rates) == 4:
+                with torch.no_grad():
+                    variances.extend([model.encode(batch[0]).logvar.exp(), model.logvar_c.exp().mean() / 20])
+
+    model = VaDE(num_clusters=3, hidden=[8], latent_dim=2, pretrain_epochs=1, restarts=1, lr=0.01)
+    with torch.no_grad():
+        model.encoder[-1][-1].weight.mul_(20)  # latents that spread: components of unlike variances
+    L.Trainer(max_epochs=3, callbacks=[Watch()], logger=False, enable_checkpointing=False, accelerator="cpu",
+              enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0
+              ).fit(model, Images("digits", digits_repeat=1, batch_size=479))  # fmt: skip
+    half = lambda share: 0.01 * (1 + math.cos(math.pi * share)) / 2  # noqa: E731
+    assert_close(rates, [half(k / 3) for k in range(3)] + [half(k / 6) for k in range(6)])
+    found, expected = variances
+    assert_close(found, expected.expand_as(found))
+    assert (expected.log() - model.logvar_c.mean() + math.log(20)).abs() > 0.01  # the mean of the logarithms is another
 
 
 def test_a_run_without_a_mixture_is_said_to_be_one(tmp_path, caplog):

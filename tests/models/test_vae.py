@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.func import grad, vmap
 from torch.testing import assert_close
 
-from zoo.callbacks.latents import manifold, traverse
+from zoo.callbacks.latents import beside, manifold, traverse
 from zoo.checks.calls import called_by_the_model
 from zoo.datamodules import Images
 from zoo.estimators import gradient_moments, relax
@@ -462,6 +462,17 @@ def test_traversals_vary_one_latent_at_a_time(latent, generator):
         assert_close(rows[0, 0], model.decode(z[None])[0])
 
 
+def test_originals_stand_above_their_reconstructions():
+    """In rows of ten, whole ones: of 25 the last five are left out, of four there is one short row."""
+    numbers = torch.arange(25)
+    images, columns = beside(numbers, 100 + numbers)
+    pairs = [*range(10), *range(100, 110), *range(10, 20), *range(110, 120)]
+    assert images.tolist() == pairs and columns == 10
+    images, columns = beside(numbers[:4], 100 + numbers[:4])
+    assert images.tolist() == [0, 1, 2, 3, 100, 101, 102, 103] and columns == 4
+    assert len(beside(numbers[:20], numbers[:20])[0]) == 40
+
+
 def test_the_manifold_is_the_plane_of_two_latents():
     torch.manual_seed(0)
     model = VAE(latent_dim=2, hidden=[8])
@@ -573,6 +584,23 @@ def test_the_learned_baseline_is_in_units_of_coin_flips():
             p.zero_()
         model.baseline[1][-1].bias.fill_(1.0)
     assert_close(model.baseline(torch.zeros(2, 1, 28, 28)), torch.full((2,), 784 * math.log(2)))
+
+
+def test_the_learned_baseline_is_fitted_to_the_cost_alone(generator):
+    """Not to the divergence, which has its gradient in closed form and is made large here."""
+    torch.manual_seed(0)
+    model = VAE("bernoulli", 3, hidden=[8], estimator="score_function+nvil")
+    with torch.no_grad():
+        model.encoder[1][-1].bias.fill_(6.0)
+    batch = [torch.rand(4, 1, 28, 28, generator=generator), torch.zeros(4)]
+    seeded = lambda: torch.Generator().manual_seed(1)  # noqa: E731
+    noise = model.noise(batch, generator=seeded())
+    x = model.observe(batch[0], noise["u"])
+    q = model.encode(x)
+    assert q.kls().sum(-1).min() > 1
+    cost = -model.log_px(x, q.draw(noise["z"]))[0]
+    expected = (model.baseline(x) - cost.detach()).square().mean()
+    assert_close(model.loss(batch, generator=seeded())["baseline"], expected)
 
 
 @pytest.mark.parametrize(("estimator", "sizes"), [("pathwise+antithetic", [1, 1, 2, 2]), ("pathwise", [1, 2, 3, 4]),

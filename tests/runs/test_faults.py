@@ -143,6 +143,15 @@ def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]  # what the killed ones left is gone
 
 
+def test_only_what_a_killed_writer_has_left_is_removed(tmp_path):
+    """A copy that somebody has made of a checkpoint stays."""
+    kept = ["last.ckpt", "last.ckpt-20261129", ".last.ckpt-before", ".config.yaml-0123abcd"]
+    for name in (*kept, ".last.ckpt-0123abcd"):
+        (tmp_path / name).touch()
+    clear_unfinished(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(kept)
+
+
 def test_a_run_killed_again_and_again_goes_on(tmp_path):
     """Five times at random moments; each time last.ckpt is there, loads, and is no older than before."""
     chance, epoch = random.Random(1), -1

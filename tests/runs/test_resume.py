@@ -9,9 +9,10 @@ import torch
 from helpers import QUIET, TINY, assert_same, assert_same_run, checkpoint, config, run, stop, tiers
 from processes import done, process, seconds, together
 
+from train import build
 from zoo.callbacks import ExactResume
 from zoo.datamodules import DataError
-from zoo.hub import CheckpointError
+from zoo.hub import CheckpointError, check_resumable
 from zoo.training.tables import read_rows
 
 EPOCHS = [
@@ -152,6 +153,24 @@ def test_another_models_checkpoint_is_refused(tmp_path, uninterrupted):
         run(tmp_path, *TINY["vae"], "seed=5", f"ckpt={last}")
     with pytest.raises(CheckpointError, match=r"has 3 epochs behind it: trainer.max_epochs must be more, got 2"):
         run(tmp_path, *TINY["vae"], "trainer.max_epochs=2", f"ckpt={last}")
+
+
+def test_a_finished_run_resumes_to_its_end(tmp_path, uninterrupted):
+    """All its epochs are done: nothing is trained, and the test gives the numbers that it gave."""
+    metrics, folder = uninterrupted["vae"]
+    again = run(tmp_path, *TINY["vae"], *EPOCHS, f"ckpt={folder / 'checkpoints' / 'last.ckpt'}")
+    tested = {k: v for k, v in metrics.items() if k.startswith("test/")}
+    assert tested and {k: v for k, v in again.items() if k.startswith("test/")} == tested
+
+
+def test_a_run_may_go_on_without_end(tmp_path, uninterrupted):
+    """trainer.max_epochs=-1 or null: nothing is too few."""
+    last = uninterrupted["vae"][1] / "checkpoints" / "last.ckpt"
+    model = build(config(tmp_path, *TINY["vae"]).model)
+    for max_epochs in (-1, None, 3):
+        check_resumable(last, model, 0, max_epochs)
+    with pytest.raises(CheckpointError, match="has 3 epochs behind it: trainer.max_epochs must be more, got 2"):
+        check_resumable(last, model, 0, 2)
 
 
 def test_a_finished_run_can_be_extended(tmp_path, uninterrupted):

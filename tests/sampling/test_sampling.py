@@ -94,6 +94,15 @@ def test_conditions_with_one_value_per_sample_follow_the_chunks(world_size):
         sample_chunks(Greys(), 20, 0, greys=greys)
 
 
+def test_a_picture_is_a_png_however_it_is_spelled(tmp_path):
+    for name in ("a.png", "A.PNG"):
+        save_grid(torch.zeros(2, 1, 28, 28), tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    for wrong in ("a.jpg", "png", ""):
+        with pytest.raises(ValueError, match="a picture is a file that ends in .png, got"):
+            save_grid(torch.zeros(2, 1, 28, 28), tmp_path / wrong)
+
+
 def test_a_picture_has_a_row_for_each_kind():
     n, conditions, columns = picture(Greys(), 10, {"scale": 0.5})
     assert (n, columns) == (12, 4) and conditions["scale"] == 0.5

@@ -1,12 +1,16 @@
 """What the zoo raises on purpose is one line; everything else keeps its traceback."""
 
+import errno
+import os
+import re
 from pathlib import Path
 
 import pytest
-from helpers import QUIET, TINY
+from helpers import QUIET, TINY, config
 from processes import done
 
 from zoo.checks.errors import UserError
+from zoo.training.command_line import check_values
 from zoo.training.error_lines import errors_for_people
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +75,37 @@ def test_what_a_user_can_mend_is_one_line():
     full = "error: a.csv cannot be written: No space left on device. Make room$"
     with pytest.raises(SystemExit, match=full), errors_for_people():
         raise OSError(28, "No space left on device", "a.csv")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_a_quota_and_a_file_can_be_full(number):
+    """Of a run the line names what goes on."""
+    full = f"error: a.csv cannot be written: {os.strerror(number)}. Make room: ckpt=runs/a/checkpoints/last.ckpt then"
+    with pytest.raises(SystemExit, match=re.escape(full)), errors_for_people("runs/a"):
+        raise OSError(number, os.strerror(number), "a.csv")
+
+
+@pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])
+def test_a_process_other_than_the_first_says_which_it_is(variable, monkeypatch):
+    """By its number in the run, or on its machine where Lightning has started it."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "3")
+    with pytest.raises(SystemExit, match=re.escape("[process 3] error: too large")), errors_for_people():
+        raise UserError("too large")
+    monkeypatch.setenv(variable, "0")
+    with pytest.raises(SystemExit, match="^error: too large"), errors_for_people():
+        raise UserError("too large")
+
+
+def test_a_seed_that_is_none_is_named(tmp_path):
+    """Larger ones numpy refuses, with a traceback."""
+    cfg = config(tmp_path, *TINY["vae"])
+    for cfg.seed in (-1, 2**32, 1.5, None):
+        with pytest.raises(UserError, match=re.escape(f"got {cfg.seed!r}")):
+            check_values(cfg)
+    for cfg.seed in (0, 2**32 - 1):
+        check_values(cfg)
 
 
 def test_a_file_that_cannot_be_made_is_one_line(tmp_path):

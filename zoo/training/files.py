@@ -7,7 +7,7 @@ import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -75,7 +75,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             raise
         raise FileNotWritten(error.errno, error.strerror, str(path)) from error
     finally:
-        if unfinished.exists():  # False too where a part of the path is a file
+        with suppress(OSError):  # there is none, or none can be: a part of the path is a file, its name is too long
             unfinished.unlink()
 
 
@@ -98,10 +98,6 @@ def save_word2vec(words: list[str], vectors: "Tensor", path: Path, binary: bool 
         file.write(f"{len(words)} {vectors.shape[1]}\n".encode())
         for part in _lines(words, vectors, binary):
             file.write(part)
-
-
-def _packing(file: BinaryIO, module: str | None) -> AbstractContextManager[BinaryIO]:
-    return import_module(module).open(file, "wb") if module else nullcontext(file)
 
 
 def _lines(words: list[str], vectors: "Tensor", binary: bool) -> Iterator[bytes]:

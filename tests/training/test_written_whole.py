@@ -1,0 +1,51 @@
+"""Files that are written whole or not at all, whatever goes wrong and wherever."""
+
+import errno
+
+import pytest
+
+from zoo.training.files import FileNotWritten, written_whole
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("a bug"),
+        KeyboardInterrupt(),
+        ConnectionResetError(errno.ECONNRESET, "a download that breaks off"),
+        FileNotFoundError(errno.ENOENT, "no such file", "another.txt"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_fails_meanwhile_leaves_what_was_there_and_nothing_else(error, tmp_path):
+    """And fails as it is: only a file that cannot be made is a FileNotWritten."""
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+
+    def write():
+        with written_whole(path) as file:
+            file.write(b"half of it")
+            raise error
+
+    with pytest.raises(type(error)) as raised:
+        write()
+    assert raised.value is error and not isinstance(error, FileNotWritten)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and path.read_text() == "before"
+
+
+def test_a_file_is_there_once_all_is_written(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.txt"
+    with written_whole(path) as file:
+        file.write(b"all of it")
+        assert not path.exists()
+    assert path.read_bytes() == b"all of it" and len(list(path.parent.iterdir())) == 1
+
+
+def test_a_place_where_no_file_can_be_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "inside", tmp_path / ("x" * 300)):
+        with pytest.raises(FileNotWritten) as raised, written_whole(path):
+            raise AssertionError("it was opened")
+        assert raised.value.filename == str(path) and raised.value.errno and raised.value.strerror
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
