@@ -193,6 +193,6 @@ def _descendants(pid):
 
 
 def rows(folder):
-    """The rows of metrics.csv, then what was measured of estimators at each step; "" where nothing was logged."""
-    found = read_rows(folder / "metrics.csv") + measurements(read_rows(folder / "estimator_variance.csv"))
+    """What was measured of estimators at each step, then the rows of metrics.csv; "" where nothing was logged."""
+    found = measurements(read_rows(folder / "estimator_variance.csv")) + read_rows(folder / "metrics.csv")
     return [defaultdict(str, row) for row in found]

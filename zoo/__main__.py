@@ -340,7 +340,9 @@ def main() -> None:
             list_everything(args)
             return
         from zoo.training.arguments import check_arguments
+        from zoo.training.threads import prepare_threads
 
+        prepare_threads()
         check_arguments(args)
         for text in vars(args).get("condition", []):
             _conditions(text)
@@ -352,9 +354,7 @@ def work(args: argparse.Namespace) -> None:
     import logging
 
     from zoo.training.messages import lines_of_their_own
-    from zoo.training.threads import prepare_threads
 
-    prepare_threads()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     with lines_of_their_own():
         args.run(args)

@@ -66,7 +66,7 @@ def test_rows_of_one_step_are_one_row_and_columns_are_added(tmp_path):
     found = [{k: v for k, v in row.items() if v and k != "step"} for row in read_rows(table.path)]
     assert found == expected
     assert [row["step"] for row in read_rows(table.path)] == ["0", "0", "1"]
-    assert len({line.count(",") for line in table.path.read_text().splitlines()[:3]}) == 1
+    assert len({line.count(",") for line in table.path.read_text(encoding="utf-8").splitlines()[:3]}) == 1
 
 
 def test_a_table_goes_on_after_a_line_that_was_cut_off(tmp_path):
@@ -89,7 +89,9 @@ def test_a_row_is_on_the_disk_once_it_is_logged_and_estimators_have_a_table_of_t
 
 
 def test_a_metrics_file_of_an_earlier_version_goes_on(tmp_path):
-    (tmp_path / "metrics.csv").write_text("epoch,snr/pathwise/all,step,train/loss\r\n0,,4,1.5\r\n,3.0,8,\r\n")
+    (tmp_path / "metrics.csv").write_text(
+        "epoch,snr/pathwise/all,step,train/loss\r\n0,,4,1.5\r\n,3.0,8,\r\n", encoding="utf-8"
+    )
     CSVLogger(str(tmp_path)).log_metrics({"train/loss": 1.0, "epoch": 1}, step=9)
     kept = [{k: v for k, v in row.items() if v} for row in read_rows(tmp_path / "metrics.csv")]
     first = {"epoch": "0", "step": "4", "train/loss": "1.5"}

@@ -184,7 +184,12 @@ def test_deciding_takes_seconds_even_if_nothing_answers(tmp_path, monkeypatch, r
 
     forever = threading.Event()
     request.addfinalizer(forever.set)  # so that no thread is left waiting
-    monkeypatch.setattr(socket, "create_connection", lambda *a, **k: forever.wait())
+
+    def swallowed(*args, **kwargs):
+        forever.wait()
+        raise OSError("at last")
+
+    monkeypatch.setattr(socket, "create_connection", swallowed)
     monkeypatch.setattr(files, "SECONDS_TO_DECIDE", 1)
     assert files.reachable(["https://example.org/a", "https://example.org/b"]) is False
 

@@ -112,7 +112,7 @@ def started(log: Path, function, *args):
 
 
 def said(log: Path) -> list[str]:
-    return log.read_text().splitlines() if log.exists() else []
+    return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
 
 
 def run_alone(tmp_path, function, *args) -> str:
@@ -168,7 +168,7 @@ def test_a_process_that_is_killed_while_it_fetches_leaves_no_lock(mnist, tmp_pat
 
 def test_a_text_is_read_by_one_of_two_processes(tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_DATA", str(tmp_path / "data"))
-    (tmp_path / "text.txt").write_text("one two three " * 200)
+    (tmp_path / "text.txt").write_text("one two three " * 200, encoding="utf-8")
     logs, read = [tmp_path / "a.log", tmp_path / "b.log"], corpus.read_text
 
     def slowly(*args):
@@ -189,7 +189,7 @@ def test_a_text_is_read_by_one_of_two_processes(tmp_path, monkeypatch):
     for process in both:
         process.join(PATIENCE)
     assert [said(log)[-1] for log in logs] == ["value 540"] * 2
-    assert (tmp_path / "read").read_text() == "x"
+    assert (tmp_path / "read").read_text(encoding="utf-8") == "x"
     assert len(files_in(tmp_path / "data")) == 1
 
 
@@ -330,7 +330,7 @@ def test_a_host_is_asked_at_the_port_of_its_address_and_through_the_proxy(server
 def test_a_tilde_in_the_name_of_the_data_folder_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("ZOO_DATA", "~/data")
-    (tmp_path / "book.txt").write_text("one two " * 500)
+    (tmp_path / "book.txt").write_text("one two " * 500, encoding="utf-8")
     data = Text("textfile", "~/book.txt", sample=0, batch_size=1)
     data.setup()
     assert data.corpus.words == ["one", "two"] and files_in(tmp_path / "data")
@@ -377,7 +377,7 @@ def allow_writing(folder: Path) -> None:
 def test_a_folder_that_cannot_be_written_works_where_its_data_are_complete(open_to_all, mnist, monkeypatch, tmp_path):
     monkeypatch.setenv("ZOO_DATA", str(open_to_all))
     use("mnist")
-    (open_to_all / "book.txt").write_text("one two " * 500)
+    (open_to_all / "book.txt").write_text("one two " * 500, encoding="utf-8")
     forbid_writing(open_to_all)
 
     def look():

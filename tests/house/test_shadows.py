@@ -28,10 +28,10 @@ def folder(tmp_path):
     """A project whose names are those of the zoo's folders and files, and of libraries that it uses."""
     for name in ("callbacks", "datamodules", "configs", "tests", "lightning", "hydra", "omegaconf"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text(OWN)
+        (tmp_path / name / "__init__.py").write_text(OWN, encoding="utf-8")
     for name in ("helpers", "train", "random", "argparse", "json", "zipfile", "torch", "numpy"):
-        (tmp_path / f"{name}.py").write_text(OWN)
-    (tmp_path / "configs" / "train.yaml").write_text("x: 1\n")
+        (tmp_path / f"{name}.py").write_text(OWN, encoding="utf-8")
+    (tmp_path / "configs" / "train.yaml").write_text("x: 1\n", encoding="utf-8")
     (tmp_path / "wandb").mkdir()  # as W&B makes it
     return tmp_path
 
@@ -50,7 +50,7 @@ def test_a_folder_named_zoo_with_something_else_in_it_does_not_either(tmp_path):
 
 def test_an_installed_package_is_found_by_its_path_and_not_by_a_finder():
     """setuptools maps the names of modules by a finder, which is asked last; hatchling writes the folder to a .pth."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert settings["build-system"]["build-backend"] == "hatchling.build"
     assert "dev-mode-exact" not in settings["tool"]["hatch"]["build"]
     assert not (ROOT / "__init__.py").exists()
@@ -67,7 +67,7 @@ def test_samples_are_drawn_in_a_folder_of_any_names(folder):
 
 
 def test_train_py_runs_from_another_folder_whatever_is_in_it(folder):
-    (folder / "zoo.py").write_text(OWN)
+    (folder / "zoo.py").write_text(OWN, encoding="utf-8")
     printed = python(folder, str(ROOT / "train.py"), "model=vae", "--cfg", "job")
     assert "zoo.vae.VAE" in printed
 

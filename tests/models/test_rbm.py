@@ -565,9 +565,9 @@ def test_how_many_temperatures_and_which_estimate_count(tmp_path, monkeypatch):
     fit = trainer(max_epochs=1, limit_train_batches=2, num_sanity_val_steps=1)
     fit.fit(model, datamodule=digits())
     metrics = trainer().test(model, datamodule=digits(), verbose=False)[0]
-    sides = lambda steps, progress: [(steps, 3, progress, True), (steps, 3, progress, False)]  # noqa: E731
-    assert [a[:3] for a in asked] == [a[:3] for a in sides(10, False) + sides(7, False) + sides(11, True)]
-    assert asked[-2:] == sides(11, True)  # by then the mean image is known
+    sides = lambda steps: [(steps, 3, False, True), (steps, 3, False, False)]  # noqa: E731
+    assert [a[:3] for a in asked] == [a[:3] for a in sides(10) + sides(7) + sides(11)]
+    assert asked[-2:] == sides(11)  # by then the mean image is known
     again = trainer().test(model, datamodule=digits(), verbose=False)[0]
     assert again == metrics  # the noise of binarisation is the same
     data = digits()

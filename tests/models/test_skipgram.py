@@ -139,7 +139,13 @@ def test_validation_sums_over_rows_spread_over_the_text(monkeypatch):
 
 
 def held_out(data):
-    """What is said of held-out text by a model that is the same on every process."""
+    """What is said of seven rows of held-out text by a model that is the same on every process."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("zoo.skipgram.EXACT_ROWS", 7)
+        return what_is_said(data)
+
+
+def what_is_said(data):
     quiet_lightning()
     model = SkipGram(dim=4)
     model.make_vocabulary(data.corpus.words, torch.from_numpy(data.corpus.counts), data.keep)
@@ -152,9 +158,8 @@ def held_out(data):
     return [metrics[f"val/{name}"] for name in ("nll", "perplexity", "log_Z", "log_Z_sd")]
 
 
-def test_two_processes_choose_the_rows_that_one_does(monkeypatch):
+def test_two_processes_choose_the_rows_that_one_does():
     """Seven or so, numbered in the order of the text, whoever holds them."""
-    monkeypatch.setattr("zoo.skipgram.EXACT_ROWS", 7)
     data = Text("pydocs", eval_batch_size=4, min_count=20)
     data.setup()  # once: the processes are forked from here
     expected = held_out(data)

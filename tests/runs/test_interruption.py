@@ -27,7 +27,7 @@ def start(command, folder):
 def listens(process):
     """Wait until the process has a handler for SIGTERM, which Python has none of by itself."""
     for _ in range(6000):
-        status = Path(f"/proc/{process.pid}/status").read_text()
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
         if int(re.search(r"SigCgt:\s*(\w+)", status).group(1), 16) >> (signal.SIGTERM - 1) & 1:
             return
         time.sleep(0.01)
@@ -168,8 +168,8 @@ def test_a_sweep_goes_on_after_a_job_that_fails(tmp_path):
     assert "in bug" in done.stderr and "too many values to unpack" in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last == "error: 2 of 4 jobs failed: 0 (model.lr=-1), 2 (model.lr=5)"
-    assert "error: lr must be" in (tmp_path / "0" / "train.log").read_text()
-    assert "in bug" in (tmp_path / "2" / "train.log").read_text()
+    assert "error: lr must be" in (tmp_path / "0" / "train.log").read_text(encoding="utf-8")
+    assert "in bug" in (tmp_path / "2" / "train.log").read_text(encoding="utf-8")
     assert [(tmp_path / str(n) / "checkpoints" / "last.ckpt").is_file() for n in range(4)] == [False, True, False, True]
 
 

@@ -242,12 +242,12 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(tmp_path):
 def test_there_are_no_more_threads_than_a_containers_quota(tmp_path, monkeypatch):
     monkeypatch.setattr("zoo.training.threads.available_processors", lambda: 64)
     for text, expected in (("max 100000", None), ("250000 100000", 2), ("50000 100000", 1), ("", None)):
-        (tmp_path / "cpu.max").write_text(text)
+        (tmp_path / "cpu.max").write_text(text, encoding="utf-8")
         environment = {}
         prepare_threads(environment, tmp_path)
         assert processors_of_quota(tmp_path) == expected
         assert environment.get("OMP_NUM_THREADS") == (None if expected is None else str(expected))
-    (tmp_path / "cpu.max").write_text("200000 100000")
+    (tmp_path / "cpu.max").write_text("200000 100000", encoding="utf-8")
     environment = {"OMP_NUM_THREADS": "7"}
     prepare_threads(environment, tmp_path)
     assert environment["OMP_NUM_THREADS"] == "7"
@@ -255,11 +255,11 @@ def test_there_are_no_more_threads_than_a_containers_quota(tmp_path, monkeypatch
     (tmp_path / "cpu.max").unlink()
     (tmp_path / "cpu").mkdir()
     for name, text in (("quota", "300000\n"), ("period", "100000\n")):
-        (tmp_path / "cpu" / f"cpu.cfs_{name}_us").write_text(text)
+        (tmp_path / "cpu" / f"cpu.cfs_{name}_us").write_text(text, encoding="utf-8")
     assert processors_of_quota(tmp_path) == 3
 
 
-@pytest.mark.parametrize("command", [["train.py", "model=nothing"], ["-m", "zoo", "list"]])
+@pytest.mark.parametrize("command", [["train.py", "model=nothing"], ["-m", "zoo", "sample", "vae", "-n", "0"]])
 def test_threads_are_prepared_before_torch_is_imported(command):
     """libgomp reads its environment once, when it is loaded."""
     watch = (
@@ -288,6 +288,6 @@ def test_no_recipe_warns_of_anything(name, tmp_path):
         subprocess.run(
             [*command, f"hydra.run.dir={tmp_path / 'run'}"], cwd=ROOT, env=env, stdout=out, stderr=out, check=True
         )
-    output = (tmp_path / "out").read_text()
+    output = (tmp_path / "out").read_text(encoding="utf-8")
     assert "\r" not in output and "warning" not in output.lower()
-    assert "Run folder" in (tmp_path / "run" / "train.log").read_text()
+    assert "Run folder" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")

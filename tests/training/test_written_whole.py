@@ -21,7 +21,7 @@ from zoo.training.files import FileNotWritten, written_whole
 def test_what_fails_meanwhile_leaves_what_was_there_and_nothing_else(error, tmp_path):
     """And fails as it is: only a file that cannot be made is a FileNotWritten."""
     path = tmp_path / "a.txt"
-    path.write_text("before")
+    path.write_text("before", encoding="utf-8")
 
     def write():
         with written_whole(path) as file:
@@ -31,7 +31,7 @@ def test_what_fails_meanwhile_leaves_what_was_there_and_nothing_else(error, tmp_
     with pytest.raises(type(error)) as raised:
         write()
     assert raised.value is error and not isinstance(error, FileNotWritten)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] and path.read_text(encoding="utf-8") == "before"
 
 
 def test_a_file_is_there_once_all_is_written(tmp_path):
@@ -43,7 +43,7 @@ def test_a_file_is_there_once_all_is_written(tmp_path):
 
 
 def test_a_place_where_no_file_can_be_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     for path in (tmp_path, tmp_path / "file" / "inside", tmp_path / ("x" * 300)):
         with pytest.raises(FileNotWritten) as raised, written_whole(path):
             raise AssertionError("it was opened")

@@ -1,6 +1,7 @@
 """Messages and warnings of a run, each on a line of its own and in the log of the run."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,3 +25,11 @@ def lines_of_their_own() -> Iterator[None]:
             yield
     finally:
         warnings.showwarning = before
+
+
+class LogFile(logging.FileHandler):
+    """The log of a run. A full disk loses lines of it, and does not end the run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)

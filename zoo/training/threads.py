@@ -29,16 +29,21 @@ def prepare_threads(environment: MutableMapping[str, str] = os.environ, root: Pa
 
 def available_processors() -> int:
     """The number of processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # on other systems than Linux
+        return os.cpu_count() or 1
 
 
 def processors_of_quota(root: Path = CGROUP) -> int | None:
     """The number of whole processors whose time a container's quota is worth, at least 1; None without a quota."""
     try:
         if (root / "cpu.max").is_file():  # version 2
-            quota, period = (root / "cpu.max").read_text().split()
+            quota, period = (root / "cpu.max").read_text(encoding="utf-8").split()
         else:
-            quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            quota, period = (
+                (root / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period")
+            )
         if quota == "max" or int(quota) <= 0:
             return None
         return max(1, int(quota) // int(period))
