@@ -176,6 +176,7 @@ def test_samples_are_judged_only_where_there_is_a_judge():
         check_protocol(Protocol(samples=20, conditions=({"labels": 1, "y": 2},)), model, "mnist")
 
 
+@pytest.mark.slow
 def test_samples_with_labels_are_judged_by_them_too(mnist_root):
     from zoo.datamodules import Images
     from zoo.ddpm import DDPM

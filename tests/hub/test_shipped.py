@@ -40,11 +40,10 @@ def test_shipped_vectors_answer_as_published(name):
 
 
 REST = [name for name in CARDS if name not in ENERGIES + WORDS]
-# Of these one evaluation is half a minute; their golden terms are in the first tier.
-U_NETS = [name for name in REST if hub.read_card(name)["model"] in ("ddpm", "score")]
 
 
-@pytest.mark.parametrize("name", tiers(REST, [name for name in REST if name not in U_NETS]))
+# One evaluation takes up to half a minute; the golden terms of all are in the first tier.
+@pytest.mark.parametrize("name", tiers(REST, ("vae", "vade", "cvae", "gan-discrete")))
 def test_shipped_numbers_are_recomputed(name, mnist_root):
     from zoo.datamodules import by_name
     from zoo.evaluation.protocol import evaluate
@@ -162,6 +161,7 @@ def test_shipped_log_likelihoods_are_recomputed(name, mnist_root):
     assert len(published["of_each_hundred"]) == 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name in CARDS if (hub.read_card(name).get("samples") or {}).get("n") == 1000]
 )

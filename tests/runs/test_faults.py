@@ -12,7 +12,7 @@ import time
 import lightning as L
 import pytest
 import torch
-from helpers import TINY, checkpoint, run
+from helpers import TINY, checkpoint, run, tiers
 from processes import command, done, finish, kill, process, seconds, together
 
 from zoo.callbacks.finite_loss import FiniteLoss, NotFinite
@@ -83,7 +83,7 @@ def diverge_on_one(folder):
 # Processes that die.
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", tiers([0, 1], [1]))
 def test_a_dead_process_ends_the_run(rank, tmp_path):
     """Within a minute, with a status that says so, and with nothing left behind."""
     dies = ["+callbacks.kill._target_=helpers.KillProcess", f"+callbacks.kill.rank={rank}", "+callbacks.kill.at=14"]
@@ -194,7 +194,10 @@ def too_large(path):
     ("overrides", "size", "said"),
     [
         (BARE, 20_000, r"epoch002.ckpt cannot be written, 1\.9 MB: File too large. Make room"),
-        (EVERY_PICTURE, 200, r"cannot be written: File too large. Make room: ckpt=.*last.ckpt then goes on"),
+        pytest.param(
+            *(EVERY_PICTURE, 200, r"cannot be written: File too large. Make room: ckpt=.*last.ckpt then goes on"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["checkpoints", "pictures"],
 )

@@ -26,7 +26,7 @@ SHORT = ["trainer.max_epochs=2", "trainer.log_every_n_steps=4", "callbacks.estim
 SHORT += ["callbacks.estimator_variance.every_n_steps=8"]
 
 
-@pytest.mark.parametrize("name", ["vae", "rbm", "gan", "skipgram"])
+@pytest.mark.parametrize("name", tiers(["vae", "rbm", "gan", "skipgram"], ["vae"]))
 def test_two_processes_train_validate_sample_and_log_once(name, tmp_path):
     fixed = ["+callbacks.fixed._target_=helpers.NoiseOfTheExample"]
     short = [*TINY[name], *SHORT, *(fixed if name == "skipgram" else ["callbacks.samples.n=20"])]
@@ -58,6 +58,7 @@ def test_two_processes_train_validate_sample_and_log_once(name, tmp_path):
         assert sorted(p.name for p in (tmp_path / "two" / "neighbours").iterdir()) == ["epoch_000.csv", "epoch_001.csv"]
 
 
+@pytest.mark.slow
 def test_more_devices_are_enough(tmp_path):
     """The strategy is found: the processes are started here, and two players are not waited for at once."""
     overrides = [*without_callbacks("wgan"), "trainer=cpu", "trainer.devices=2", "trainer.max_epochs=1", "logger=wandb"]
@@ -224,6 +225,7 @@ def test_as_many_are_started_as_the_trainer_wants(monkeypatch, tmp_path):
         run(tmp_path, *without_callbacks("gan"), "~callbacks.sample_distance")
 
 
+@pytest.mark.slow
 def test_a_sweep_of_several_processes_is_refused_in_one_line(tmp_path):
     refused = done("train.py", "-m", "seed=1,2", *DDP, *TINY["vae"], f"hydra.sweep.dir={tmp_path}")
     assert refused.returncode == 1

@@ -35,9 +35,9 @@ def planted(module, where, argv, run):
 @pytest.mark.parametrize(
     ("module", "where"),
     [
-        ("zoo.vae", "module.mlp"),  # while Hydra calls the constructor
+        pytest.param("zoo.vae", "module.mlp", marks=pytest.mark.slow),  # while Hydra calls the constructor
         ("zoo.vae", "module.VAE.negative_elbo"),  # in a training step
-        ("zoo.callbacks.samples", "module.Samples._draw"),  # in a callback
+        pytest.param("zoo.callbacks.samples", "module.Samples._draw", marks=pytest.mark.slow),  # in a callback
     ],
 )
 def test_a_bug_keeps_its_traceback_in_training(module, where, tmp_path):
@@ -56,6 +56,7 @@ def test_a_bug_keeps_its_traceback_on_the_command_line(tmp_path):
     assert "error: too many" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_bug_in_the_constructor_of_a_checkpoint_keeps_its_traceback(tmp_path):
     argv = ["zoo", "sample", "vae", "-o", str(tmp_path / "a.png")]
     ended = planted("zoo.vae", "module.mlp", argv, "run_module('zoo', run_name='__main__')")
