@@ -79,7 +79,8 @@ def quiet_lightning() -> None:
     """Keep Lightning's messages to what a user can act on, each said once."""
     if logging.getLogger().hasHandlers():  # it has a handler of its own beside the root's
         logging.getLogger("lightning").handlers.clear()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # its own to mend
     warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
     # Steps are counted over epochs: a short epoch is logged all the same. ModelSize says where a whole run is not.
