@@ -29,7 +29,10 @@ def prepare_threads(environment: MutableMapping[str, str] = os.environ, root: Pa
 
 def available_processors() -> int:
     """The number of processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
 
 
 def processors_of_quota(root: Path = CGROUP) -> int | None:
