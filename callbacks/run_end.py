@@ -34,17 +34,22 @@ def run_end(trainer, model, folder: str | Path, metrics: dict[str, float]) -> st
         files.append(("Best checkpoint", Path(best.best_model_path)))
     if (last := folder / "checkpoints" / "last.ckpt").is_file():
         files.append(("Last checkpoint", last))
-    lines += [f"{what:15}  {pasted(path.absolute())}" for what, path in files]
+    said = [(what, pasted(path.absolute())) for what, path in files]
     if best and best.best_model_score is not None and best.monitor:
-        score = with_unit(best.monitor, float(best.best_model_score), set(metrics))
-        lines.append(f"{'Best ' + best.monitor:15}  {score}")
+        said.append((f"Best {best.monitor}", with_unit(best.monitor, float(best.best_model_score), set(metrics))))
+    width = max(len(what) for what, _ in said)
+    lines += [f"{what:{width}}  {value}" for what, value in said]
     return "\n".join([*lines, "Next:", *(f"    {command}" for command in _next(trainer, model, folder, best, last))])
 
 
 def _next(trainer, model, folder: Path, best: ModelCheckpoint | None, last: Path) -> list[str]:
     run, python = pasted(folder.absolute()), "python -m zoo"
     words = isinstance(model, capabilities.Words)
-    commands = [f"{python} nearest {run} music" if words else f"{python} sample {run} -o samples.png"]
+    if words:
+        word = next((word for word in model.words if len(word) > 4), model.words[0])  # the most frequent come first
+        commands = [f"{python} nearest {run} {pasted(word)}"]
+    else:
+        commands = [f"{python} sample {run} -o samples.png"]
     data = trainer.datamodule
     named = isinstance(data, capabilities.NamedData) and not words  # words are evaluated on the run's own text
     commands.append(f"{python} evaluate {run}" + (f" --data {data.used}" if named else ""))

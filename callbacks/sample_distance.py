@@ -7,6 +7,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from zoo.checks.values import check_whole
 from zoo.evaluation.distances import Yardstick
 from zoo.sampling.chunks import check_conditions, sample_chunks
+from zoo.training.ranks import shows_progress
 
 
 class SampleDistance(L.Callback):
@@ -38,7 +39,9 @@ class SampleDistance(L.Callback):
         if trainer.sanity_checking or batch_idx != 0:
             return
         with isolate_rng():
-            part = sample_chunks(pl_module, self.n, self.seed, trainer.global_rank, trainer.world_size)
+            part = sample_chunks(
+                pl_module, self.n, self.seed, trainer.global_rank, trainer.world_size, shows_progress(trainer)
+            )
             self._yardstick = self._yardstick or Yardstick(trainer.datamodule)  # loading its judge draws numbers, too
         samples = trainer.strategy.reduce(part.to(pl_module.device), reduce_op="sum").cpu()
         value = torch.tensor(self._yardstick(pl_module, samples))  # each process has measured the same

@@ -355,7 +355,8 @@ def work(args: argparse.Namespace) -> None:
 
     from zoo.training.messages import lines_of_their_own
 
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("zoo").setLevel(logging.INFO)
     with lines_of_their_own():
         args.run(args)
 

@@ -54,14 +54,11 @@ def offline(monkeypatch, tmp_path):
 def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, caplog):
     import logging
 
+    measured = "callbacks.estimator_variance.every_n_steps=8"
     with caplog.at_level(logging.INFO):
         run(
             tmp_path / "run",
-            *TINY["vae"],
-            "logger=wandb",
-            "trainer.max_epochs=2",
-            "trainer.log_every_n_steps=5",
-            "callbacks.estimator_variance.every_n_steps=20",
+            *(*TINY["vae"], "logger=wandb", "trainer.max_epochs=2", "trainer.log_every_n_steps=5", measured),
         )
         wandb.finish()
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")

@@ -16,6 +16,7 @@ import zoo
 from zoo.checks import capabilities
 from zoo.datamodules import Toy
 from zoo.functional.noise import chunk_generator
+from zoo.functional.progress import tracked
 from zoo.sampling.chunks import sample_chunks
 
 CONFIDENT = 0.9
@@ -29,9 +30,10 @@ class Judged(NamedTuple):
 
 
 @torch.no_grad()
-def judge_images(images: Tensor, judge) -> Judged:
+def judge_images(images: Tensor, judge, progress: bool = False) -> Judged:
     """Images in [0, 1], (N, 1, 28, 28), as a classifier sees them that is in eval mode, ``zoo.load("classifier")``."""
-    features = torch.cat([judge.features(x.to(judge.device)) for x in images.split(500)])
+    batches = tracked(images.split(500), "judging images", "batch", show=progress)
+    features = torch.cat([judge.features(x.to(judge.device)) for x in batches])
     return Judged(features.double().cpu(), judge.head(features).softmax(-1).cpu())
 
 
@@ -84,7 +86,7 @@ def judged_samples(
         ``classifier_fid`` and ``classifier_fid_error``, its standard error; ``rarest_digit`` and ``commonest_digit``,
         the shares of samples taken for them; ``confident``, the share of which the judge is more than 0.9 sure.
     """
-    fake = judge_images(sample_chunks(model, n, seed, progress=progress, **(conditions or {})), judge)
+    fake = judge_images(sample_chunks(model, n, seed, progress=progress, **(conditions or {})), judge, progress)
     digit = fake.probabilities.argmax(-1)
     shares = digit.bincount(minlength=fake.probabilities.shape[1]) / n
     return {

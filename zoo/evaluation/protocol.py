@@ -1,6 +1,7 @@
 """What turns a trained model into a published number."""
 
 import json
+import logging
 import math
 from typing import NamedTuple
 
@@ -33,12 +34,14 @@ from zoo.sampling.chunks import CHUNK, check_conditions, sample_chunks, try_cond
 from zoo.training.progress import progress_bar
 from zoo.training.trainer import quiet_lightning
 
+log = logging.getLogger(__name__)
+
 IMAGES_AT_ONCE = 100
 BOUND_AT_ONCE = 5
 
 
 @torch.no_grad()
-def clustering_of_everything(model, data) -> dict[str, float]:
+def clustering_of_everything(model, data, progress: bool = False) -> dict[str, float]:
     """Scores of ``model.cluster`` on the training, validation and test images of an Images: see ``ClusterTable``.
 
     Raises:
@@ -48,7 +51,8 @@ def clustering_of_everything(model, data) -> dict[str, float]:
         raise UserError(f"each image is counted once with train_on=train, got {data.hparams.train_on}")
     table = ClusterTable(len(model.rows()[1]))
     for split in ("train", "val", "test"):
-        for x, y in zip(*(t.split(1000) for t in data.splits[split]), strict=True):
+        batches = list(zip(*(t.split(1000) for t in data.splits[split]), strict=True))
+        for x, y in tracked(batches, f"clustering {split} images", "batch", show=progress):
             table.update(model.cluster(x[:, None].to(model.device).float() / 255).cpu(), y.cpu())
     return table.compute()
 
@@ -183,7 +187,7 @@ def measure(
             found = measure_samples(model, data, samples, conditions, progress)
             after = "".join(f"/{k}={json.dumps(v)}" for k, v in conditions.items()) if several else ""
             if "confident" in found and labelled and "y" not in conditions:
-                obeyed = judged_accuracy(model, max(10, samples - samples % 10), **conditions)
+                obeyed = judged_accuracy(model, max(10, samples - samples % 10), progress=progress, **conditions)
                 found["judged_accuracy"] = obeyed["judged_accuracy"]
             metrics |= {name + after: value for name, value in found.items()}
             if "confident" in found:
@@ -193,9 +197,9 @@ def measure(
                 first.append(chunk.probabilities.max(-1).values.tolist())
         evidence["samples"] = {"n": samples, "conditions": of_samples, "sure_of_the_first": first}
     elif data.used == "mnist" and labelled:
-        metrics["judged_accuracy"] = judged_accuracy(model)["judged_accuracy"]
+        metrics["judged_accuracy"] = judged_accuracy(model, progress=progress)["judged_accuracy"]
     if isinstance(model, capabilities.Clusters):
-        metrics |= {f"all/{name}": score for name, score in clustering_of_everything(model, data).items()}
+        metrics |= {f"all/{name}": score for name, score in clustering_of_everything(model, data, progress).items()}
     if isinstance(model, capabilities.Features):
         metrics["feature_accuracy"] = feature_accuracy(model, data)
     return metrics, evidence
@@ -258,7 +262,7 @@ def measure_samples(
         return {}
     judge = zoo.load("classifier").to(model.device)
     val, test = (
-        judge_images(data.splits[split].images[:of, None].float() / 255, judge)
+        judge_images(data.splits[split].images[:of, None].float() / 255, judge, progress)
         for split, of in (("val", n), ("test", None))
     )
     return judged_samples(model, test.features, judge, n, conditions=conditions, progress=progress) | {
@@ -296,10 +300,13 @@ def feature_accuracy(model, data) -> float:
     images = {k: (data.splits[k].images.flatten(1).cpu().numpy() / np.float32(255)) for k in ("train", "test")}
     labels = {k: data.splits[k].labels.cpu().numpy() for k in images}
     pipeline = make_pipeline(Features(model), LogisticRegression(max_iter=1000))
+    log.info("Fitting a logistic regression to the features of %s images", f"{len(labels['train']):,}")
     return float(pipeline.fit(images["train"], labels["train"]).score(images["test"], labels["test"]))
 
 
-def judged_accuracy(model, n: int = 10_000, seed: int = 0, judge=None, **conditions) -> dict[str, float]:
+def judged_accuracy(
+    model, n: int = 10_000, seed: int = 0, judge=None, progress: bool = False, **conditions
+) -> dict[str, float]:
     """The share of class-conditional samples that a classifier recognises as their label.
 
     It measures whether conditions are obeyed, not whether samples are varied: one good sample of each class, repeated,
@@ -310,6 +317,7 @@ def judged_accuracy(model, n: int = 10_000, seed: int = 0, judge=None, **conditi
         n: how many samples, as many of each class; drawn in the chunks of zoo/sampling/chunks.py.
         seed: of the noise.
         judge: the classifier, in eval mode; the zoo's own, trained on MNIST, if None.
+        progress: show bars.
         conditions: of the samples, beside their labels.
 
     Returns:
@@ -324,8 +332,9 @@ def judged_accuracy(model, n: int = 10_000, seed: int = 0, judge=None, **conditi
     if n < 1 or n % classes:
         raise UserError(f"n must be a multiple of the {classes} classes, as many samples of each, got {n}")
     labels = [k for k in range(classes) for _ in range(n // classes)]
-    images = sample_chunks(model, n, seed, y=labels, **conditions)
-    predicted = torch.cat([judge.predict(x.to(judge.device)).cpu() for x in images.split(500)])
+    images = sample_chunks(model, n, seed, progress=progress, y=labels, **conditions)
+    batches = tracked(images.split(500), "judging images", "batch", show=progress)
+    predicted = torch.cat([judge.predict(x.to(judge.device)).cpu() for x in batches])
     right = (predicted == torch.tensor(labels)).double().view(classes, -1).mean(1)
     return {"judged_accuracy": right.mean().item()} | {
         f"judged_accuracy/{k}": share for k, share in enumerate(right.tolist())

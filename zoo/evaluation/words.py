@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from zoo.checks.errors import UserError
+from zoo.functional.progress import tracked
 
 LONG = 5  # letters of a word that tells more than how sentences are built
 SETS = ("questions-words.txt", "wordsim353.tsv", "simlex999.txt")
@@ -116,7 +117,7 @@ def analogies(model, sections: dict[str, list[Question]], most_frequent: int = 3
     """
     unit, index = model.unit_vectors()[:most_frequent], lower_case(model.words)
     right, asked, all_of_them = {"semantic": 0, "syntactic": 0}, {"semantic": 0, "syntactic": 0}, 0
-    for name, questions in sections.items():
+    for name, questions in tracked(sections.items(), "analogies", "section"):
         kind = "syntactic" if name.startswith("gram") else "semantic"
         all_of_them += len(questions)
         numbers = [[index.get(word, len(unit)) for word in question] for question in questions]

@@ -49,7 +49,7 @@ class Lines:
 def duration(seconds: float) -> str:
     """Seconds in words, such as ``1 second``, ``40 seconds``, ``3 minutes`` or ``2 hours 5 minutes``."""
     if seconds < 99.5:
-        return counted(round(seconds), "second")
+        return counted(max(1, round(seconds)), "second")
     minutes = round(seconds / 60)
     if minutes < 100:
         return counted(minutes, "minute")

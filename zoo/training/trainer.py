@@ -108,8 +108,9 @@ def quiet_lightning() -> None:
     """Keep Lightning's messages to what a user can act on, each said once."""
     if logging.getLogger().hasHandlers():  # it has a handler of its own beside the root's
         logging.getLogger("lightning").handlers.clear()
-    for name in ("utilities.rank_zero", "trainer.connectors.signal_connector"):
-        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.WARNING)
+    of_pytorch = ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.signal_connector")
+    for name in (*of_pytorch, "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # its own to mend
     warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
     # Steps are counted over epochs: a short epoch is logged all the same. ModelSize says where a whole run is not.
