@@ -28,6 +28,7 @@ from zoo.evaluation.fields import measure_field
 from zoo.evaluation.words import measure_words
 from zoo.functional.clusters import ClusterTable
 from zoo.functional.noise import chunk_generator
+from zoo.functional.precision import in_float64
 from zoo.functional.progress import tracked
 from zoo.sampling.chunks import CHUNK, check_conditions, sample_chunks, try_conditions
 from zoo.training.progress import progress_bar
@@ -78,7 +79,7 @@ def log_likelihood_by_hundreds(
     for i, (x, y) in enumerate(tracked(hundreds, "log likelihood", "hundred", show=progress)):
         batch = [x[:, None].to(model.device).float() / 255, y.to(model.device).long()]
         found = log_likelihood(model, batch, num_samples, generator=chunk_generator(0, i))
-        means.append(found.double().mean().item())
+        means.append(in_float64(found).mean().item())
     return means
 
 
@@ -215,7 +216,7 @@ def bound_by_fives(model, data, fives: int, progress: bool = False) -> Tensor:
     for i, (x, y) in enumerate(tracked(fives, "bound", "five", show=progress)):
         x = x[:, None].to(model.device).float() / 255
         y = None if model.hparams.num_classes is None else y.to(model.device).long()
-        terms = model.bound_terms(x, generator=chunk_generator(0, i), y=y).double().mean(1)
+        terms = in_float64(model.bound_terms(x, generator=chunk_generator(0, i), y=y)).mean(1)
         found.append(torch.stack([terms[0], terms[1:-1].sum(), terms[-1]]).cpu())
     return torch.stack(found)
 
