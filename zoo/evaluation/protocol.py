@@ -12,6 +12,7 @@ from torch import Tensor
 import zoo
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
+from zoo.checks.pixels import as_batch
 from zoo.checks.values import check_whole
 from zoo.datamodules import DISTRIBUTIONS, Toy
 from zoo.evaluation.distances import (
@@ -56,7 +57,8 @@ def clustering_of_everything(model, data) -> dict[str, float]:
 
 def log_likelihood(model, batch, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
     """``model.log_likelihood`` of the images of a batch, given their labels where the model wants them; (B,) nats."""
-    return model.log_likelihood(batch[0], y=batch[1], num_samples=num_samples, generator=generator)
+    x, *labels = as_batch(batch)
+    return model.log_likelihood(x, y=labels[0] if labels else None, num_samples=num_samples, generator=generator)
 
 
 @torch.no_grad()
