@@ -16,6 +16,7 @@ from zoo.callbacks.cadence import logged_step
 from zoo.callbacks.exact_resume import ExactResume
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
+from zoo.checks.pixels import as_batch
 from zoo.checks.values import check_whole
 from zoo.estimators import GradientEstimator, GradientMoments, chunk_size, gradient_moments, split_variance
 from zoo.estimators.figures import plot, table
@@ -120,8 +121,11 @@ class EstimatorVariance(L.Callback):
 
     def on_train_start(self, trainer, pl_module):
         loader = trainer.val_dataloaders  # not there yet where the first validation is some epochs off
-        if loader is None and trainer.datamodule is not None and trainer.limit_val_batches:
-            loader = trainer.datamodule.val_dataloader()
+        source = trainer.fit_loop.epoch_loop.val_loop._data_source  # a loader, or the data module that has one
+        if loader is None and source.is_defined() and trainer.limit_val_batches:
+            loader = source.dataloader()
+        if isinstance(loader, list | tuple):
+            loader = next(iter(loader), None)
         if loader is None:
             raise UserError(
                 "the probe batch of EstimatorVariance comes from validation data, and there are none: have some "
@@ -286,7 +290,7 @@ def probe_batches(loader, size: int, count: int, trainer, device: torch.device) 
     """
     left, given = None, 0
     for batch in loader:
-        whole = [all_rows(t.to(device), trainer) for t in batch]
+        whole = [all_rows(t.to(device), trainer) for t in as_batch(batch)]
         left = whole if left is None else [torch.cat(pair) for pair in zip(left, whole, strict=True)]
         while len(left[0]) >= size or count == 1:
             yield [t[:size] for t in left]

@@ -10,6 +10,7 @@ from zoo.callbacks.cadence import AtEpochs
 from zoo.callbacks.grids import write_grid
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
+from zoo.checks.pixels import as_batch
 from zoo.checks.values import check_whole
 from zoo.functional.latents import Categorical, Gaussian
 
@@ -45,7 +46,7 @@ class Latents(AtEpochs):
             return
         pictures = {"reconstructions": beside(*reconstructions(pl_module, batch, self.n))}
         if isinstance(pl_module, capabilities.Traversable):
-            rows = traverse(pl_module, batch[0])
+            rows = traverse(pl_module, as_batch(batch)[0])
             pictures["traversals"] = (rows.flatten(0, 1), rows.shape[1])
             if pl_module.latents is Gaussian and pl_module.latent_shape == (2,):
                 pictures["manifold"] = (manifold(pl_module, 20), 20)
@@ -103,8 +104,8 @@ def manifold(model, side: int = 20) -> Tensor:
 
 def reconstructions(model, batch, n: int) -> tuple[Tensor, Tensor]:
     """The first ``n`` images of a batch and their reconstructions, given their labels where the model wants them."""
-    x, y = batch[0][:n], batch[1][:n]
-    return x, model.reconstruct(x, y=y)
+    x, *labels = (t[:n] for t in as_batch(batch))
+    return x, model.reconstruct(x, y=labels[0] if labels else None)
 
 
 def beside(originals: Tensor, reconstructed: Tensor, columns: int = 10) -> tuple[Tensor, int]:

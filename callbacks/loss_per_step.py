@@ -11,6 +11,7 @@ from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
 from zoo.sampling.pictures import as_image
+from zoo.training.ranks import exact_sum
 
 
 class LossPerStep(AtEpochs):
@@ -52,9 +53,7 @@ class LossPerStep(AtEpochs):
     def on_validation_epoch_end(self, trainer, pl_module):
         if not self.due(trainer):
             return
-        device = pl_module.device
-        kind = torch.float32 if device.type == "mps" else torch.float64
-        sums, counts = trainer.strategy.reduce(self.sums.to(device, kind), reduce_op="sum").cpu()
+        sums, counts = exact_sum(self.sums, trainer)
         if not trainer.is_global_zero or not counts.any():
             return
         path = self.folder / "loss_per_step" / f"epoch_{trainer.current_epoch:03d}.png"

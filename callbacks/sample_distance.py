@@ -4,6 +4,8 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from zoo.checks import capabilities
+from zoo.checks.errors import UserError
 from zoo.checks.values import check_whole
 from zoo.evaluation.distances import Yardstick
 from zoo.sampling.chunks import check_conditions, sample_chunks
@@ -23,7 +25,8 @@ class SampleDistance(L.Callback):
         seed: of the noise.
 
     Raises:
-        UserError: for numbers below these; at set-up, for a model without ``sample``.
+        UserError: for numbers below these; at set-up, for a model without ``sample``, or without a data
+            module of images or points.
     """
 
     def __init__(self, n: int = 5000, seed: int = 0):
@@ -34,6 +37,11 @@ class SampleDistance(L.Callback):
 
     def setup(self, trainer, pl_module, stage):
         check_conditions(pl_module, {})
+        if not isinstance(trainer.datamodule, capabilities.SplitData):
+            raise UserError(
+                "SampleDistance compares samples with the images of a data module of the zoo: train with fit(model, "
+                "datamodule=zoo.datamodules.Images(...)), or leave the callback out"
+            )
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         if trainer.sanity_checking or batch_idx != 0:

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from zoo.callbacks.cadence import logged_step
 from zoo.checks import capabilities
+from zoo.checks.pixels import as_batch
 from zoo.functional.partition import OF_SANITY_CHECK
 from zoo.functional.progress import counted, duration
 
@@ -77,7 +78,7 @@ class TimeEstimate(L.Callback):
         if self._batches <= WARM_UP:
             return
         self._seconds += now - self._begin
-        self._rows = len(batch[0]) * trainer.world_size * self._each
+        self._rows = len(as_batch(batch)[0]) * trainer.world_size * self._each
         self._images += self._rows
         if trainer.is_global_zero and self._seen >= self.after:
             self._look(trainer, pl_module, now)

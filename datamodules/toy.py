@@ -136,7 +136,7 @@ class MarkovChain:
         """KL(p || q) in nats per sequence, by enumeration; ``log_q``: (n, T, K) to (n,) nats."""
         v = self.everything()
         log_p = self.log_probability(v)
-        return float((log_p.exp() * (log_p - log_q(v).double().cpu())).sum())
+        return float((log_p.exp() * (log_p - log_q(v).cpu().double())).sum())
 
     def sample(self, n: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """``n`` sequences, (n, T, K) one-hot, and the first symbol of each, (n,)."""

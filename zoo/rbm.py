@@ -55,7 +55,7 @@ from zoo.functional.densities import at_least_float32, binarise
 from zoo.functional.gibbs import Init
 from zoo.functional.noise import chunk_generator, rand
 from zoo.functional.partition import LogPartition, Partitions
-from zoo.training.ranks import all_rows, gathered, shows_progress
+from zoo.training.ranks import all_rows, exact_sum, gathered, shows_progress
 from zoo.training.schedules import Schedule, at_epoch, half_cosine
 
 PROBE = 1000  # training images that the free-energy gap compares with, and that chains can begin from
@@ -258,8 +258,7 @@ class RBM(L.LightningModule):
         # A loader of its own: nothing else sees it.
         total, first = look_through(trainer.datamodule.train_dataloader(), vectors, max(1, PROBE // world_size))
         self.probe = all_rows(first.to(trainer.strategy.root_device), trainer)
-        if world_size > 1:
-            total = trainer.strategy.reduce(total.to(self.probe.device), reduce_op="sum").cpu()
+        total = exact_sum(total, trainer)
         if not self.initialised:
             mean = (total[:-1] + 1) / (total[-1] + 2)
             self.mu.copy_(mean)

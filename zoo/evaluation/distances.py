@@ -16,6 +16,7 @@ import zoo
 from zoo.checks import capabilities
 from zoo.datamodules import Toy
 from zoo.functional.noise import chunk_generator
+from zoo.functional.precision import in_float64
 from zoo.functional.progress import tracked
 from zoo.sampling.chunks import sample_chunks
 
@@ -34,12 +35,12 @@ def judge_images(images: Tensor, judge, progress: bool = False) -> Judged:
     """Images in [0, 1], (N, 1, 28, 28), as a classifier sees them that is in eval mode, ``zoo.load("classifier")``."""
     batches = tracked(images.split(500), "judging images", "batch", show=progress)
     features = torch.cat([judge.features(x.to(judge.device)) for x in batches])
-    return Judged(features.double().cpu(), judge.head(features).softmax(-1).cpu())
+    return Judged(features.cpu().double(), judge.head(features).softmax(-1).cpu())
 
 
 def confident(judged: Judged) -> float:
     """The share of images that the judge is more than 0.9 sure of."""
-    return (judged.probabilities.max(-1).values > CONFIDENT).double().mean().item()
+    return in_float64(judged.probabilities.max(-1).values > CONFIDENT).mean().item()
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -104,7 +105,7 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     Szekely & Rizzo 2013: 0 for equal distributions and positive else. Unbiased, so that estimates of 0 lie on
     both sides of it.
     """
-    a, b = a.double(), b.double()
+    a, b = in_float64(a), in_float64(b)
     within = lambda x: torch.pdist(x).mean()  # noqa: E731
     return float(2 * torch.cdist(a, b).mean() - within(a) - within(b))
 
@@ -124,10 +125,10 @@ def modes(x: Tensor, mu: Tensor, sigma: float) -> Modes:
         mu: centres, (K, 2).
         sigma: of each mode.
     """
-    distance, which = torch.cdist(x.double(), mu.double()).min(-1)
+    distance, which = torch.cdist(in_float64(x), in_float64(mu)).min(-1)
     near = distance < 3 * sigma
     counts = which[near].bincount(minlength=len(mu))
-    return Modes(int((counts >= len(x) / 100).sum()), near.double().mean().item())
+    return Modes(int((counts >= len(x) / 100).sum()), in_float64(near).mean().item())
 
 
 class Yardstick:

@@ -30,7 +30,7 @@ def learned_score(model, x: Tensor) -> Tensor:
     """s(x) at the smallest noise level, (B, 2), float64 on the CPU."""
     x = x.to(model.device, torch.float32)
     sigma = model.sigmas[-1].expand(len(x)) if len(model.sigmas) else None
-    return model(x, sigma).double().cpu()
+    return model(x, sigma).cpu().double()
 
 
 def measure_field(model, distribution, n: int = 10_000, samples: int = 5_000) -> Field:

@@ -13,6 +13,7 @@ from torch import Tensor
 import zoo
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
+from zoo.checks.pixels import as_batch
 from zoo.checks.values import check_whole
 from zoo.datamodules import DISTRIBUTIONS, Toy
 from zoo.evaluation.distances import (
@@ -29,6 +30,7 @@ from zoo.evaluation.fields import measure_field
 from zoo.evaluation.words import measure_words
 from zoo.functional.clusters import ClusterTable
 from zoo.functional.noise import chunk_generator
+from zoo.functional.precision import in_float64
 from zoo.functional.progress import tracked
 from zoo.sampling.chunks import CHUNK, check_conditions, sample_chunks, try_conditions
 from zoo.training.progress import progress_bar
@@ -59,7 +61,8 @@ def clustering_of_everything(model, data, progress: bool = False) -> dict[str, f
 
 def log_likelihood(model, batch, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
     """``model.log_likelihood`` of the images of a batch, given their labels where the model wants them; (B,) nats."""
-    return model.log_likelihood(batch[0], y=batch[1], num_samples=num_samples, generator=generator)
+    x, *labels = as_batch(batch)
+    return model.log_likelihood(x, y=labels[0] if labels else None, num_samples=num_samples, generator=generator)
 
 
 @torch.no_grad()
@@ -82,7 +85,7 @@ def log_likelihood_by_hundreds(
     for i, (x, y) in enumerate(tracked(hundreds, "log likelihood", "hundred", show=progress)):
         batch = [x[:, None].to(model.device).float() / 255, y.to(model.device).long()]
         found = log_likelihood(model, batch, num_samples, generator=chunk_generator(0, i))
-        means.append(found.double().mean().item())
+        means.append(in_float64(found).mean().item())
     return means
 
 
@@ -219,7 +222,7 @@ def bound_by_fives(model, data, fives: int, progress: bool = False) -> Tensor:
     for i, (x, y) in enumerate(tracked(fives, "bound", "five", show=progress)):
         x = x[:, None].to(model.device).float() / 255
         y = None if model.hparams.num_classes is None else y.to(model.device).long()
-        terms = model.bound_terms(x, generator=chunk_generator(0, i), y=y).double().mean(1)
+        terms = in_float64(model.bound_terms(x, generator=chunk_generator(0, i), y=y)).mean(1)
         found.append(torch.stack([terms[0], terms[1:-1].sum(), terms[-1]]).cpu())
     return torch.stack(found)
 

@@ -161,7 +161,7 @@ def word_map(model, n: int = 150) -> Figure:
     """
     words = [w for w in model.words if len(w) >= LONG]
     words = (words if len(words) >= 10 else model.words)[:n]
-    unit = model.unit_vectors()[[model.index[w] for w in words]].double().nan_to_num().cpu()
+    unit = model.unit_vectors()[[model.index[w] for w in words]].cpu().double().nan_to_num()
     centred = unit - unit.mean(0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
     place = F.pad(centred @ directions[:2].T, (0, 2 - len(directions[:2])))

@@ -1,0 +1,189 @@
+"""Everything that models do on a device without float64, such as Apple's GPU: here a pretended one."""
+
+import inspect
+import tempfile
+import traceback
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import lightning as L
+import pretended_device
+import pytest
+import torch
+from helpers import FIGURE, QUIET, TINY, config
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from matplotlib.figure import Figure
+from processes import together
+from small_models import MODELS, data_of
+from torch.utils import _pytree as pytree
+
+import zoo
+from train import build, build_all
+from zoo.checks import capabilities
+from zoo.datamodules.toy import MarkovChain, mixture
+from zoo.ddpm import DDPM
+from zoo.estimators import gradient_moments
+from zoo.evaluation import distances, fields, protocol, words
+from zoo.functional import precision
+from zoo.training.ranks import exact_sum
+from zoo.training.trainer import quiet_lightning
+
+# Chains of a few steps; each operation of the pretended device is slow.
+MADE = MODELS | {"ddpm": lambda: DDPM(widths=[8], steps=3, schedule="cosine")}
+MADE |= {"ddpm-labels": lambda: DDPM(widths=[8], steps=2, schedule="cosine", num_classes=10)}
+# torch chooses a fused recurrent cell for devices of PrivateUse1, and no CPU has it.
+SMALL = [name for name in MODELS if name != "gan-sequence"]
+FEWER = {"ddpm": {"num_steps": 2}, "ddpm-labels": {"num_steps": 2}, "rbm": {"steps": 2}}
+FEWER |= {"score": {"steps": 1}, "score-points": {"steps": 2}}
+LOSSES = ("loss", "pretraining_loss", "discriminator_loss", "critic_loss", "generator_loss")
+INFERENCE = ("encode", "reconstruct", "cluster", "transform", "log_likelihood", "bound_terms", "free_energy")
+
+
+class Accelerator(CPUAccelerator):
+    """Lightning's own asks for a device of the CPU."""
+
+    def setup_device(self, device):
+        pass
+
+
+def on_the_device(work, names):
+    """What went wrong with each of ``names`` in ``work(name, device)``: its traceback."""
+    device, wrong = pretended_device.set_up(), {}
+    quiet_lightning()
+    with pretended_device.Pretended(), patch.object(precision, "WITHOUT_FLOAT64", {"pretend"}):
+        for name in names:
+            torch.manual_seed(0)
+            try:
+                work(name, device)
+            except Exception:
+                wrong[name] = traceback.format_exc()
+    return wrong
+
+
+def use(name, device):
+    """A step of training, a measurement of each estimator, all inference, samples and what judges them."""
+    model = MADE[name]().to(device)
+    labels = torch.arange(4, device=device)
+    examples = data_of(model, 4)
+    batch = [t.to(device) for t in examples] if name == "skipgram" else [examples.to(device), labels]
+    for loss in LOSSES:
+        if hasattr(model, loss):
+            model.zero_grad()
+            terms = getattr(model, loss)(batch)
+            (terms["loss"] if isinstance(terms, dict) else terms).backward()
+            torch.optim.SGD(model.parameters(), lr=1e-3).step()
+    probe = model.probe_batch(batch, generator=None) if isinstance(model, capabilities.ProbeBatch) else batch
+    for estimator in model.gradient_estimators().values():
+        gradient_moments(estimator, probe, range(2), 0)[0].statistics()
+    model.eval()
+    if name == "skipgram":
+        model.pair_log_likelihood(batch)
+        words.word_map(model)
+        return
+    model.sample(2, **FEWER.get(name, {}))
+    for method in INFERENCE:
+        if not hasattr(model, method) or (method == "log_likelihood" and name in ("gan", "gan-points")):
+            continue
+        takes = inspect.signature(getattr(model, method)).parameters
+        given = {"y": labels} if "y" in takes and model.hparams.get("num_classes") is not None else {}
+        given |= {"num_samples": 2} if "num_samples" in takes else {}
+        found = getattr(model, method)(batch[0], **given)
+        assert all(t.device == device for t in pytree.tree_leaves(found) if isinstance(t, torch.Tensor)), method
+    evaluate(name, model)
+
+
+def evaluate(name, model):
+    """What is published of a model, on little data."""
+    images = torch.arange(10 * 784).view(10, 28, 28).remainder(256).byte()
+    split = SimpleNamespace(images=images, labels=torch.arange(10))
+    pairs = [images, split.labels]
+    data = SimpleNamespace(splits=dict.fromkeys(("train", "val", "test"), pairs), hparams=SimpleNamespace())
+    data.hparams.train_on = "train"
+    if name in ("vae", "cvae", "vade"):
+        protocol.log_likelihood_by_hundreds(model, data, 2)
+    if isinstance(model, capabilities.BoundTerms) and name != "score":
+        protocol.bound_by_fives(model, data, 1)
+    if isinstance(model, capabilities.Clusters):
+        protocol.clustering_of_everything(model, data)
+    if name in ("gan", "cvae"):
+        judge = zoo.load("classifier").to(model.device)
+        real = distances.judge_images(images[:, None].float() / 255, judge).features
+        distances.judged_samples(model, real, judge, n=4)
+    if name == "cvae":
+        protocol.judged_accuracy(model, 10, judge=judge)
+    if name == "score-points":
+        fields.measure_field(model, mixture(), n=300, samples=20)
+    if name.endswith("points"):
+        drawn = model.sample(20, **FEWER.get(name, {}))
+        distances.energy_distance(drawn, drawn.flip(0))
+        distances.modes(drawn, mixture().mu.float().to(model.device), 0.6)
+
+
+def run(name, device):
+    """A whole run of the recipe with its callbacks, of one batch in each loop, and its test."""
+    with tempfile.TemporaryDirectory() as folder, patch(FIGURE, lambda history: Figure(figsize=(1, 1))):
+        fewer = ["callbacks.samples.n=2"] if name != "skipgram" else []
+        cfg = config(folder, *TINY[name], *QUIET, *fewer, "debug=fast")
+        data, model = build(cfg.data), build(cfg.model)
+        on = {"strategy": SingleDeviceStrategy(device=device, accelerator=Accelerator()), "inference_mode": False}
+        one = dict.fromkeys(("limit_train_batches", "limit_val_batches", "limit_test_batches", "max_epochs"), 1)
+        quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+        trainer = L.Trainer(callbacks=build_all(cfg.callbacks), num_sanity_val_steps=0, **on, **one, **quiet)
+        trainer.fit(model, datamodule=data)
+        trainer.test(model, datamodule=data, verbose=False)
+
+
+def no_float64(name, device):
+    """A fault of each kind: a conversion, an addition, a new tensor, a copy from the CPU."""
+    x = torch.ones(2, device=device)
+    faults = {
+        "conversion": x.double,
+        "type": lambda: x.to(torch.float64),
+        "new": lambda: torch.zeros(2, dtype=torch.float64, device=device),
+        "copy": lambda: torch.zeros(2, dtype=torch.float64).to(device),
+        "number": lambda: torch.tensor(1.0, dtype=torch.float64, device=device),
+    }
+    return faults[name]()
+
+
+def test_nothing_that_a_model_does_needs_float64_on_its_device():
+    (wrong,) = together(1, on_the_device, use, SMALL)
+    assert not wrong, "\n".join(wrong.values())
+
+
+def test_the_pretended_device_refuses_every_float64_tensor():
+    kinds = ["conversion", "type", "new", "copy", "number"]
+    (wrong,) = together(1, on_the_device, no_float64, kinds)
+    assert list(wrong) == kinds and all("has no float64" in text for text in wrong.values())
+
+
+@pytest.mark.slow
+def test_no_run_of_a_recipe_needs_float64_on_its_device():
+    (wrong,) = together(1, on_the_device, run, list(TINY))
+    assert not wrong, "\n".join(wrong.values())
+
+
+def test_the_divergence_of_a_known_chain_is_summed_on_the_cpu():
+    def on_the_device_alone(v):
+        return SimpleNamespace(cpu=lambda: torch.zeros(len(v)))  # no double()
+
+    assert MarkovChain(3, 2).kl(on_the_device_alone) < 0  # zeros are no log probabilities
+
+
+def summed(devices):
+    quiet_lightning()
+    trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
+    trainer.strategy.setup_environment()
+    mine = (torch.arange(6, dtype=torch.float64) + 1).view(2, 3) / 3 + trainer.global_rank * 1e5
+    with patch.object(precision, "WITHOUT_FLOAT64", devices):
+        return exact_sum(mine, trainer).tolist()
+
+
+@pytest.mark.parametrize(("devices", "relative"), [(set(), 2**-51), ({"cpu"}, 2**-46)])
+def test_sums_over_processes_are_exact_with_float64_or_without(devices, relative):
+    """float32 alone would be off by up to 2^-24."""
+    expected = 2 * (torch.arange(6, dtype=torch.float64) + 1).view(2, 3) / 3 + 1e5
+    for total in together(2, summed, devices):
+        total = torch.tensor(total, dtype=torch.float64)
+        assert ((total - expected).abs() <= relative * expected).all()
