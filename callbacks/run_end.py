@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from zoo.callbacks.run_record import run_command
 from zoo.checks import capabilities
 from zoo.evaluation.units import with_unit
+from zoo.evaluation.words import LONG
 from zoo.training.shell import pasted
 
 
@@ -36,7 +37,9 @@ def run_end(trainer, model, folder: str | Path, metrics: dict[str, float]) -> st
         files.append(("Last checkpoint", last))
     said = [(what, pasted(path.absolute())) for what, path in files]
     if best and best.best_model_score is not None and best.monitor:
-        said.append((f"Best {best.monitor}", with_unit(best.monitor, float(best.best_model_score), set(metrics))))
+        # A finished run that is resumed has metrics of its test alone: they tell the unit of the validation, too.
+        beside = {*metrics, *(name.replace("test/", "val/", 1) for name in metrics)}
+        said.append((f"Best {best.monitor}", with_unit(best.monitor, float(best.best_model_score), beside)))
     width = max(len(what) for what, _ in said)
     lines += [f"{what:{width}}  {value}" for what, value in said]
     return "\n".join([*lines, "Next:", *(f"    {command}" for command in _next(trainer, model, folder, best, last))])
@@ -45,11 +48,8 @@ def run_end(trainer, model, folder: str | Path, metrics: dict[str, float]) -> st
 def _next(trainer, model, folder: Path, best: ModelCheckpoint | None, last: Path) -> list[str]:
     run, python = pasted(folder.absolute()), "python -m zoo"
     words = isinstance(model, capabilities.Words)
-    if words:
-        word = next((word for word in model.words if len(word) > 4), model.words[0])  # the most frequent come first
-        commands = [f"{python} nearest {run} {pasted(word)}"]
-    else:
-        commands = [f"{python} sample {run} -o samples.png"]
+    word = pasted(known_word(model.words)) if words else ""
+    commands = [f"{python} nearest {run} {word}" if words else f"{python} sample {run} -o samples.png"]
     data = trainer.datamodule
     named = isinstance(data, capabilities.NamedData) and not words  # words are evaluated on the run's own text
     commands.append(f"{python} evaluate {run}" + (f" --data {data.used}" if named else ""))
@@ -59,3 +59,8 @@ def _next(trainer, model, folder: Path, best: ModelCheckpoint | None, last: Path
         command = re.sub(r" trainer\.max_epochs=\S+", "", run_command(folder, last))
         commands.append(f"{command} trainer.max_epochs={2 * trainer.max_epochs}")
     return commands
+
+
+def known_word(words: list[str]) -> str:
+    """Return a word of the vocabulary ``words`` to look up, the most frequent first: music, or the first long one."""
+    return "music" if "music" in words else next((word for word in words if len(word) >= LONG), words[0])

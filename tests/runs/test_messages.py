@@ -14,18 +14,24 @@ import termios
 import warnings
 from pathlib import Path
 
+import lightning as L
 import pytest
+import torch
 from helpers import QUIET, TINY, config
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 import zoo.functional.progress as progress
 import zoo.training.progress as of_trainer
+import zoo.training.trainer as of_lightning
 from train import train
+from zoo.callbacks.run_end import known_word, run_end
 from zoo.evaluation.units import with_unit
 from zoo.functional.progress import Lines, counted, duration, tracked
 from zoo.training.error_lines import errors_for_people
 from zoo.training.messages import lines_of_their_own
 from zoo.training.threads import available_processors, prepare_threads, processors_of_quota
+from zoo.vae import VAE
 
 ROOT = Path(__file__).parents[2]
 
@@ -210,6 +216,29 @@ def test_the_end_of_a_run_says_its_numbers_and_files(ended):
     files = {line.split("  ")[0]: Path(*shlex.split(line.split("  ", 1)[1])) for line in lines if "  " in line[1:18]}
     assert files["Run folder"] == folder
     assert files["Best checkpoint"].is_file() and files["Last checkpoint"].name == "last.ckpt"
+
+
+def test_resuming_in_the_folder_of_the_run_warns_of_nothing(tmp_path):
+    (tmp_path / "last.ckpt").touch()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        of_lightning.quiet_lightning()
+        ModelCheckpoint(tmp_path)._ModelCheckpoint__warn_if_dir_not_empty(tmp_path)
+    assert not [w for w in warned if "not empty" in str(w.message)]
+
+
+def test_the_unit_of_the_best_value_is_known_from_the_test():
+    """A finished run that is resumed has no validation of its own."""
+    trainer = L.Trainer(logger=False, callbacks=ModelCheckpoint(monitor="val/loss"), max_epochs=1, accelerator="cpu")
+    trainer.checkpoint_callback.best_model_score = torch.tensor(538.76)
+    trainer.datamodule = None
+    lines = run_end(trainer, VAE(), "/", {"test/loss": 538.5, "test/nll": 538.2}).splitlines()
+    assert "Best val/loss    538.76 nats" in lines
+
+
+@pytest.mark.parametrize(("words", "asked"), [(["the", "music", "zebra"], "music"), (["the", "it's"], "the")])
+def test_the_word_to_look_up_next_is_one_that_is_known(words, asked):
+    assert known_word(words) == asked
 
 
 def test_what_to_type_next_can_be_pasted(ended):

@@ -72,6 +72,7 @@ HYDRA = [
     (["data=mnits"], "data has no 'mnits'; .*Did you mean mnist"),
     (["trainer=gpuu"], "Did you mean gpu"),
     (["modle=vae"], "unknown key modle: .*Did you mean model"),
+    (["model=vae", "trainer.max_steps=7"], r"unknown key trainer.max_steps: .*Trainer.* \+trainer.max_steps=7$"),
     (["model.lrr=1"], "Did you mean model.lr"),
     (["model.lr=[1"], "cannot be read: close its brackets"),
     (["model.lr=nothing(1)"], "Unknown function 'nothing'"),

@@ -1,8 +1,10 @@
 """What the zoo raises on purpose is one line; everything else keeps its traceback."""
 
 import errno
+import logging
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,20 @@ def test_a_disk_a_quota_and_a_file_can_be_full(number):
     full = f"error: a.csv cannot be written: {os.strerror(number)}. Make room: ckpt=runs/a/checkpoints/last.ckpt then"
     with pytest.raises(SystemExit, match=re.escape(full)), errors_for_people("runs/a"):
         raise OSError(number, os.strerror(number), "a.csv")
+
+
+def test_a_log_on_a_full_disk_adds_nothing_to_the_line(capfd):
+    """Every write to /dev/full fails, as on a full disk."""
+    handler = logging.FileHandler("/dev/full")
+    logging.getLogger().addHandler(handler)
+    try:
+        with pytest.raises(SystemExit, match="No space left"), errors_for_people():
+            raise OSError(errno.ENOSPC, "No space left on device", "a.csv")
+    finally:
+        logging.getLogger().removeHandler(handler)
+        with suppress(OSError):
+            handler.close()
+    assert not capfd.readouterr().err
 
 
 @pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])

@@ -168,6 +168,8 @@ def _check_keys(overrides: "list[Override]", choices: "list[Override]", cfg) -> 
         hint = f" Did you mean {'.'.join([*path, close[0]])}?" if close else ""
         if not known:  # a place for keys of the user's own, such as the conditions of samples
             raise UserError(f"{parent} has no key {key} yet: add it with +{given.input_line}")
+        if parent == "trainer":  # the recipes of everything else list every argument
+            hint += f" Other arguments of Lightning's Trainer are added: +{given.input_line}"
         raise UserError(f"unknown key {given.key_or_group}: {parent} has {', '.join(known)}.{hint}")
 
 

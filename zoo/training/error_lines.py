@@ -87,10 +87,14 @@ def _note(line: str, error: Exception | None = None) -> None:
 
     about = (type(error), error, error.__traceback__) if error else None
     record = logging.LogRecord(__name__, logging.ERROR, __file__, 0, line, None, about)
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
-            with suppress(OSError):
-                handler.handle(record)
+    shown, logging.raiseExceptions = logging.raiseExceptions, False  # that a full disk takes no log, either
+    try:
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.FileHandler):
+                with suppress(OSError):  # of opening the file
+                    handler.handle(record)
+    finally:
+        logging.raiseExceptions = shown
 
 
 def _reader_gone() -> bool:

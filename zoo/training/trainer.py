@@ -113,6 +113,7 @@ def quiet_lightning() -> None:
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # its own to mend
     warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a run resumes in its folder
     # Steps are counted over epochs: a short epoch is logged all the same. ModelSize says where a whole run is not.
     warnings.filterwarnings("ignore", "The number of training batches")
     warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated")

@@ -64,6 +64,7 @@ def keep_wandb_out_of_home(folder: Path) -> None:
         if home == "~":  # which libraries of its ask for even where all directories are named
             os.environ["HOME"] = str((folder / "wandb" / "home").absolute())
             raise FileNotFoundError
+        os.environ.setdefault("HOME", home)  # its service looks at the environment alone
         check_writable(Path(home, ".config", "wandb"))
     except OSError:
         for name in ("DATA", "CACHE", "CONFIG"):
