@@ -79,6 +79,23 @@ def test_a_table_goes_on_after_a_line_that_was_cut_off(tmp_path):
     assert [row["a"] for row in read_rows(path)] == ["0", "1", "20"]
 
 
+def test_a_value_that_was_cut_off_is_no_value(tmp_path):
+    path = tmp_path / "t.csv"
+    Table(path).add({"step": 0, "a": 123})
+    path.write_bytes(path.read_bytes() + b"1,45")
+    assert [row["a"] for row in read_rows(path)] == ["123"]
+    Table(path).add({"step": 1, "a": 456})
+    assert [row["a"] for row in read_rows(path)] == ["123", "456"]
+
+
+def test_columns_go_with_the_rows_that_had_them(tmp_path):
+    table = Table(tmp_path / "t.csv")
+    table.add({"step": 0, "a": 1})
+    table.add({"step": 1, "b": 2})
+    table.keep(lambda row: row["step"] == "0")
+    assert table.path.read_text(encoding="utf-8") == "step,a\n0,1\n"
+
+
 def test_a_row_is_on_the_disk_once_it_is_logged_and_estimators_have_a_table_of_their_own(tmp_path):
     logger = CSVLogger(str(tmp_path))
     logger.log_metrics({"train/loss": torch.tensor(1.0), "epoch": 0}, step=3)
