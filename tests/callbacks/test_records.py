@@ -235,7 +235,10 @@ def test_whatever_ends_a_run_its_end_is_drawn_once(ending, tmp_path):
     for folder in ("samples", "reconstructions", "traversals"):
         assert [path.name for path in (tmp_path / folder).iterdir()] == [f"epoch_{last:03d}.png"]
     assert sum("val/log_likelihood" in row for row in lines(tmp_path)) == 1
-    assert lines(tmp_path)[-2]["epoch"] == str(last)  # the test is the last row
+    *before, test = lines(tmp_path)
+    batches = 16 if ending == "steps" else 11 * (last + 1)
+    assert (before[-1]["epoch"], before[-1]["step"]) == (str(last), str(batches - 1))
+    assert test["step"] == str(batches) and "test/loss" in test
 
 
 def test_the_end_is_drawn_of_the_weights_that_are_judged(tmp_path):
