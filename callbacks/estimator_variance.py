@@ -107,7 +107,8 @@ class EstimatorVariance(L.Callback):
         self.probes: list[Any] = []
         self.history: list[dict[str, float]] = []  # one row per measurement, with "step"
         self._seconds, self._per_draw = 0.0, 0.0  # spent on all measurements; on a draw of each, in the latest
-        self._started, self._trained_before = 0.0, 0.0
+        self._started: float | None = None  # when this process's training began
+        self._trained_before = 0.0
         self._first_step, self._next = 0, AUTO_STEPS  # of this process's training; the next that may be measured at
 
     def setup(self, trainer, pl_module, stage):
@@ -191,8 +192,9 @@ class EstimatorVariance(L.Callback):
     def _affordable(self, pl_module, step: int) -> tuple[int, int]:
         """How many draws can be afforded now, or 0; and the number of steps after which to ask again."""
         now = time.monotonic()
-        trained = self._trained_before + now - self._started - self._seconds
-        per_step = max(1e-9, (now - self._started) / max(1, step - self._first_step + 1))
+        trained = self._trained(now) - self._seconds
+        here = self._trained(now) - self._trained_before
+        per_step = max(1e-9, here / max(1, step - self._first_step + 1))
         fewest, repeated = AUTO_DRAWS
         draws = min(self.draws, fewest * 2 ** (len(self.history) // repeated))
         # Before the first measurement, a draw is taken for a step of training.
@@ -201,6 +203,11 @@ class EstimatorVariance(L.Callback):
         if missing > 0:
             return 0, math.ceil(missing / AUTO_SHARE / per_step)
         return draws, AUTO_STEPS
+
+    def _trained(self, now: float) -> float:
+        """Seconds of training, measurements among them, of this process and those it resumes."""
+        # Tuners of Lightning take the state before training begins, and put it back.
+        return self._trained_before + (0.0 if self._started is None else now - self._started)
 
     def _number_of_estimators(self, pl_module) -> int:
         return len(self.compare or pl_module.gradient_estimators())
@@ -242,8 +249,7 @@ class EstimatorVariance(L.Callback):
         return row | {f"ms_per_draw/{name}": 1000 * mean_over_processes(seconds, trainer)}
 
     def state_dict(self):
-        trained = self._trained_before + time.monotonic() - self._started
-        state = {"history": self.history, "seconds": self._seconds, "trained": trained}
+        state = {"history": self.history, "seconds": self._seconds, "trained": self._trained(time.monotonic())}
         return state | {"per_draw": self._per_draw, "next": self._next}
 
     def load_state_dict(self, state):

@@ -60,6 +60,7 @@ class ExactResume(Checkpoint):
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint):
         self._states = checkpoint.get("random_state")
+        _within_its_epoch(checkpoint["loops"]["fit_loop"])
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
                 resumed = Path(trainer.ckpt_path or "")
@@ -145,3 +146,19 @@ class ExactResume(Checkpoint):
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         self._handlers = {}
+
+
+def _within_its_epoch(fit: dict[str, Any]) -> None:
+    """Let a run that ended within an epoch, by ``max_time`` or ``max_steps``, go on within it.
+
+    Lightning counts that epoch as processed. It would leave out the rest, or draw it in the order of the next epoch.
+
+    Args:
+        fit: the state of the loops in a checkpoint, which is changed.
+    """
+    epoch, batches = fit["epoch_progress"], fit["epoch_loop.batch_progress"]
+    current = epoch["current"]
+    broken_off = not batches["is_last_batch"] and batches["current"]["ready"] > 0
+    if broken_off and current["processed"] == current["ready"] == current["completed"] + 1:
+        current["processed"] -= 1
+        epoch["total"]["processed"] -= 1

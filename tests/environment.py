@@ -1,6 +1,7 @@
 """The environment of the tests: the same on a cluster, behind a proxy, beside a GPU, and with a login or without."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -22,7 +23,9 @@ def foreign(name: str) -> bool:
 
 
 def settle(folder: Path, gpu: bool) -> None:
-    """Make ``os.environ`` the environment of the tests. It must run before torch is imported.
+    """Make ``os.environ`` the environment of the tests, and let Ctrl-C reach the programs that they start.
+
+    It must run before torch is imported.
 
     Args:
         folder: an empty folder, in which home and data get folders of their own.
@@ -30,6 +33,8 @@ def settle(folder: Path, gpu: bool) -> None:
     """
     for name in [name for name in os.environ if foreign(name)]:
         del os.environ[name]
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells leave it for background jobs and what they start
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Two OpenMP threads on busy cores are slower than one, and other numbers of threads give other bits.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     os.environ |= {"WANDB_MODE": "offline", "MPLBACKEND": "Agg"}

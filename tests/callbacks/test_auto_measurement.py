@@ -122,6 +122,14 @@ def test_a_resumed_run_goes_on_with_its_budget(monkeypatch):
     assert abs(len(resumed.history) - len(whole.history)) <= 1
 
 
+def test_what_a_tuner_takes_and_puts_back_holds_no_time_of_training(tmp_path):
+    """It does so before training begins; the clock of the machine has run for hours by then."""
+    callback = EstimatorVariance(tmp_path)
+    assert callback.state_dict()["trained"] == 0
+    callback.load_state_dict({**callback.state_dict(), "trained": 7.0})
+    assert callback.state_dict()["trained"] == 7
+
+
 def test_a_run_without_a_measurement_says_how_to_have_one(tmp_path, caplog):
     with caplog.at_level("INFO", logger="zoo.callbacks.estimator_variance"):
         run(tmp_path, *TINY["vae"], "trainer.max_epochs=1", "trainer.limit_train_batches=3", "test=false")

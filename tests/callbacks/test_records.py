@@ -79,6 +79,23 @@ def test_a_table_goes_on_after_a_line_that_was_cut_off(tmp_path):
     assert [row["a"] for row in read_rows(path)] == ["0", "1", "20"]
 
 
+def test_a_value_that_was_cut_off_is_no_value(tmp_path):
+    path = tmp_path / "t.csv"
+    Table(path).add({"step": 0, "a": 123})
+    path.write_bytes(path.read_bytes() + b"1,45")
+    assert [row["a"] for row in read_rows(path)] == ["123"]
+    Table(path).add({"step": 1, "a": 456})
+    assert [row["a"] for row in read_rows(path)] == ["123", "456"]
+
+
+def test_columns_go_with_the_rows_that_had_them(tmp_path):
+    table = Table(tmp_path / "t.csv")
+    table.add({"step": 0, "a": 1})
+    table.add({"step": 1, "b": 2})
+    table.keep(lambda row: row["step"] == "0")
+    assert table.path.read_text(encoding="utf-8") == "step,a\n0,1\n"
+
+
 def test_a_row_is_on_the_disk_once_it_is_logged_and_estimators_have_a_table_of_their_own(tmp_path):
     logger = CSVLogger(str(tmp_path))
     logger.log_metrics({"train/loss": torch.tensor(1.0), "epoch": 0}, step=3)
@@ -218,7 +235,10 @@ def test_whatever_ends_a_run_its_end_is_drawn_once(ending, tmp_path):
     for folder in ("samples", "reconstructions", "traversals"):
         assert [path.name for path in (tmp_path / folder).iterdir()] == [f"epoch_{last:03d}.png"]
     assert sum("val/log_likelihood" in row for row in lines(tmp_path)) == 1
-    assert lines(tmp_path)[-2]["epoch"] == str(last)  # the test is the last row
+    *before, test = lines(tmp_path)
+    batches = 16 if ending == "steps" else 11 * (last + 1)
+    assert (before[-1]["epoch"], before[-1]["step"]) == (str(last), str(batches - 1))
+    assert test["step"] == str(batches) and "test/loss" in test
 
 
 def test_the_end_is_drawn_of_the_weights_that_are_judged(tmp_path):

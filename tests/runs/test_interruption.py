@@ -106,6 +106,24 @@ with ended_by_signals():
     finally:
         raise ValueError("of a library that was broken off")
 """
+AGAIN = """
+import os, signal
+from zoo.training.interruption import ended_by_signals
+with ended_by_signals():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
+        print("cleared away", flush=True)
+"""
+IGNORED = """
+import os, signal
+from zoo.training.interruption import ended_by_signals
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+with ended_by_signals():
+    os.kill(os.getpid(), signal.SIGINT)
+    print("goes on", flush=True)
+"""
 STUCK = """
 import ctypes, os, signal
 from zoo.training import interruption
@@ -117,10 +135,17 @@ with interruption.ended_by_signals():
 """
 
 
-@pytest.mark.parametrize(("script", "said"), [(SWALLOWED, "unwound\n"), (REPLACED, ""), (STUCK, "")])
+@pytest.mark.parametrize(
+    ("script", "said"), [(SWALLOWED, "unwound\n"), (REPLACED, ""), (AGAIN, "cleared away\n"), (STUCK, "")]
+)
 def test_no_library_keeps_a_signal_from_ending_the_program(script, said):
     done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout, done.stderr) == (130, said, "interrupted by SIGINT\n")
+
+
+def test_a_signal_that_a_background_job_ignores_stays_ignored():
+    done = subprocess.run([sys.executable, "-c", IGNORED], env=ENVIRONMENT, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "goes on\n", "")
 
 
 @pytest.mark.parametrize("command", [ZOO + ["list"], ZOO + ["-h"], TRAIN + ["--help"], TRAIN + ["--cfg", "job"]])

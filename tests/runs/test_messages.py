@@ -286,6 +286,8 @@ def test_there_are_no_more_threads_than_a_containers_quota(tmp_path, monkeypatch
     for name, text in (("quota", "300000\n"), ("period", "100000\n")):
         (tmp_path / "cpu" / f"cpu.cfs_{name}_us").write_text(text, encoding="utf-8")
     assert processors_of_quota(tmp_path) == 3
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n", encoding="utf-8")  # none
+    assert processors_of_quota(tmp_path) is None
 
 
 @pytest.mark.parametrize("command", [["train.py", "model=nothing"], ["-m", "zoo", "sample", "vae", "-n", "0"]])

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 REFUSED = [
     (["sample", "vae", "-n", "-3"], "n must be a whole number of at least 1, got -3"),
     (["sample", "vae", "--seed", "-5"], "seed must be a whole number from 0"),
+    (["sample", "vae", "--seed", str(2**32)], "seed must be a whole number from 0 to 2^32 - 1, got 4294967296"),
     (["sample", "vae", "-o", "/proc/x/y.png"], "/proc/x/y.png cannot be written: no file can be made in its folder"),
     (["sample", "vae", "-o", "/dev/null/y.png"], "/dev/null is no folder"),
     (["sample", "vae", "-o", "x.jpg"], "ends in .png"),

@@ -14,6 +14,7 @@ from processes import done
 from zoo.checks.errors import UserError
 from zoo.training.command_line import check_values
 from zoo.training.error_lines import errors_for_people
+from zoo.training.hydra_errors import hydra_raises
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,3 +129,13 @@ def test_a_seed_that_is_none_is_named(tmp_path):
 def test_a_file_that_cannot_be_made_is_one_line(tmp_path):
     ended = done("-m", "zoo", "vectors", "skipgram", "-o", "/proc/nothing/v.txt")
     assert ended.returncode == 1 and len(ended.stderr.splitlines()) == 1 and "/proc/nothing/v.txt" in ended.stderr
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_what_the_user_set_of_hydra_is_there_again(before, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    if before is not None:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", before)
+    with hydra_raises():
+        assert os.environ["HYDRA_FULL_ERROR"] == "1"
+    assert os.environ.get("HYDRA_FULL_ERROR") == before

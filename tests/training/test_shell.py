@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import config
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from zoo.callbacks import loggers
 from zoo.callbacks.exact_resume import ExactResume
@@ -41,6 +42,8 @@ def test_paths_and_overrides_are_read_back_as_they_were(tmp_path, monkeypatch):
         assert tmp_path / str(OverridesParser.create().parse_override(setting).value()) == path, setting
     literal = OverridesParser.create().parse_override(override("ckpt", "a/${x}")).value()
     assert literal == r"a/\${x}"  # no interpolation
+    for text in ("a/${x}", r"a\${x}", r"a\\${x}/b"):
+        assert OmegaConf.create([OverridesParser.create().parse_override(override("k", text)).value()])[0] == text
 
 
 def test_everything_that_names_a_run_folder_can_be_pasted(tmp_path, monkeypatch, caplog):

@@ -1,0 +1,39 @@
+"""What bars and logs do at the edges: unknown totals, last batches, full disks."""
+
+import logging
+import math
+import warnings
+
+import pytest
+
+from zoo.training.messages import LogFile, lines_of_their_own
+from zoo.training.progress import Bars, known
+
+
+def test_a_total_is_known_where_all_its_parts_are():
+    assert known(2, 3) == 5 and known(0) == 0
+    assert known() is None and known(2, math.inf) is None and known(None) is None
+
+
+def test_a_bar_shows_its_last_batch_however_soon_it_comes():
+    bars = Bars()
+    assert bars._should_update(1, 3)
+    assert not bars._should_update(2, 3)
+    assert bars._should_update(3, 3)
+
+
+def test_warnings_are_shown_as_before_once_a_run_is_over():
+    before = warnings.showwarning
+    with lines_of_their_own():
+        assert warnings.showwarning is not before
+    assert warnings.showwarning is before
+
+
+def test_a_full_disk_loses_lines_of_the_log_and_a_mistake_in_a_line_is_said(capfd):
+    handler = LogFile("/dev/full")
+    handler.handle(logging.LogRecord("zoo", logging.INFO, __file__, 0, "a line", None, None))
+    assert capfd.readouterr().err == ""
+    handler.handle(logging.LogRecord("zoo", logging.INFO, __file__, 0, "%d lines", ("no number",), None))
+    assert "Logging error" in capfd.readouterr().err
+    with pytest.raises(OSError, match="No space left"):
+        handler.close()
