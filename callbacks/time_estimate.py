@@ -124,6 +124,8 @@ class TimeEstimate(L.Callback):
         per_batch = (self._trained - seconds) / max(1, self._seen - batches)
         self._marks.append((self._trained, self._seen))
         left = batches_left(trainer)
+        if not left:
+            return
         validation, test = self._parts(trainer, model, left)
         to_go = left * per_batch + validation + test
         to_go = min([to_go, *(c.time_remaining() or math.inf for c in trainer.callbacks if isinstance(c, Timer))])
