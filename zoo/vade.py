@@ -228,6 +228,8 @@ class VaDE(L.LightningModule):
             raise UserError(
                 "VaDE is trained with fit(model, datamodule=...): it asks for the training images once more"
             )
+        loader = self.trainer.datamodule.train_dataloader()  # its own: the other knows where training stands
+        gmm.check_images(len(loader) * (getattr(loader, "batch_size", None) or math.inf), self.hparams.num_clusters)
         if not self.initialised and epochs not in (None, -1) and epochs <= pretraining and self.trainer.is_global_zero:
             log.warning(
                 "The run ends before there is a mixture: its epochs, %d, are all the autoencoder's. Raise "

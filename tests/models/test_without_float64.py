@@ -148,7 +148,7 @@ def no_float64(name, device):
 
 
 def test_nothing_that_a_model_does_needs_float64_on_its_device():
-    (wrong,) = together(1, on_the_device, use, SMALL)
+    (wrong,) = together(1, on_the_device, use, SMALL, timeout=300)
     assert not wrong, "\n".join(wrong.values())
 
 
@@ -160,7 +160,7 @@ def test_the_pretended_device_refuses_every_float64_tensor():
 
 @pytest.mark.slow
 def test_no_run_of_a_recipe_needs_float64_on_its_device():
-    (wrong,) = together(1, on_the_device, run, list(TINY))
+    (wrong,) = together(1, on_the_device, run, list(TINY), timeout=600)
     assert not wrong, "\n".join(wrong.values())
 
 

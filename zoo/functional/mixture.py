@@ -109,6 +109,19 @@ def cost_at_a_fixed_draw(
     return -log_px(x, z) - log_gmm(z, mixture) + log_qz.detach(), log_qz
 
 
+def check_images(images: float, num_clusters: int) -> None:
+    """Refuse fewer ``images`` than clusters; their number may be infinite where it is not known.
+
+    Raises:
+        UserError: saying so.
+    """
+    if images < num_clusters:
+        raise UserError(
+            f"{images:,} training images make no {num_clusters:,} clusters: lower model.num_clusters, or train on more "
+            "images"
+        )
+
+
 def invariance(z: Tensor, z_deformed: Tensor, mixture: Mixture) -> float:
     """Mutual information of the clusters of images and of the same images deformed, nats, at most log K.
 
