@@ -238,7 +238,23 @@ def test_whatever_ends_a_run_its_end_is_drawn_once(ending, tmp_path):
     *before, test = lines(tmp_path)
     batches = 16 if ending == "steps" else 11 * (last + 1)
     assert (before[-1]["epoch"], before[-1]["step"]) == (str(last), str(batches - 1))
-    assert test["step"] == str(batches) and "test/loss" in test
+    assert (test["epoch"], test["step"]) == (str(last + 1), str(batches)) and "test/loss" in test
+
+
+def test_an_end_is_drawn_after_others_that_were_due(tmp_path):
+    every = ["callbacks.samples.every_n_epochs=2", "trainer.max_epochs=9", "test=false"]
+    stop = ["+callbacks.stop._target_=test_records.Wants", "+callbacks.stop.epoch=2"]
+    run(tmp_path, *TINY["gan"], *every, *stop, "+callbacks.stop.hook=on_validation_end")
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["epoch_001.png", "epoch_002.png"]
+
+
+def test_the_first_step_after_a_checkpoint_is_dropped_with_those_that_follow(tmp_path, monkeypatch):
+    monkeypatch.setattr("zoo.callbacks.loggers._first_step_after", lambda ckpt: 2)
+    table = Table(tmp_path / "metrics.csv")
+    for step in range(4):
+        table.add({"step": step, "a": step})
+    CSVLogger._go_back(table, tmp_path / "checkpoints" / "last.ckpt")
+    assert [row["step"] for row in read_rows(table.path)] == ["0", "1"]
 
 
 def test_the_end_is_drawn_of_the_weights_that_are_judged(tmp_path):

@@ -16,7 +16,7 @@ import torch
 from processes import done
 
 from zoo.datamodules import DataError, Text, corpus
-from zoo.datamodules.corpus import find_words, load_corpus, number_words, read_text
+from zoo.datamodules.corpus import Corpus, find_words, load_corpus, number_words, read_text, restore, save
 from zoo.datamodules.text import TextLoader, keep_probability, make_rows
 from zoo.functional.contrastive import ROW, within_reach
 
@@ -493,3 +493,13 @@ def test_reading_takes_little_memory(tmp_path):
     assert ended.returncode == 0, ended.stderr
     words, kilobytes = map(int, ended.stdout.split())
     assert words == 1_800_000 and kilobytes < 120_000
+
+
+def test_a_kept_text_with_a_number_of_no_word_is_made_anew(tmp_path, caplog):
+    part = np.array([0, 1, -1], np.int32)
+    good = Corpus(["a", "b"], np.array([3, 2]), dict.fromkeys(("train", "val", "test"), part), 5)
+    save(good, tmp_path / "good.npz")
+    assert restore(tmp_path / "good.npz").words == good.words
+    wrong = good._replace(splits=good.splits | {"val": np.array([0, 2], np.int32)})
+    save(wrong, tmp_path / "wrong.npz")
+    assert restore(tmp_path / "wrong.npz") is None and "numbers of words" in caplog.text

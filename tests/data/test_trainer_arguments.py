@@ -3,6 +3,7 @@
 import lightning as L
 import pytest
 import torch
+from helpers import TINY, run
 
 from zoo.checks.errors import UserError
 from zoo.datamodules import DataError, Images, Text, Toy
@@ -160,3 +161,8 @@ def test_what_lightning_refuses_or_does_not_obey_is_one_line(arguments, message)
     with pytest.raises(UserError) as error:
         make_trainer(**{"accelerator": "cpu", "logger": False} | arguments)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_model_of_fewer_classes_than_the_data_have_is_refused(tmp_path):
+    with pytest.raises(UserError, match="digits has 10 classes: model.num_classes must be as many, got 9"):
+        run(tmp_path, *TINY["cvae"], "model.num_classes=9")

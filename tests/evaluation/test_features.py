@@ -67,3 +67,9 @@ def test_images_of_any_rank_and_type_of_floats_are_taken():
         features.transform(x[:, 1:])
     with pytest.raises(UserError, match="pixels must be numbers from 0 to 1"):
         features.transform(255 * x)
+
+
+def test_a_model_that_is_given_is_put_in_eval_mode():
+    model = RBM(num_hidden=3).train()
+    Features(model).fit(np.zeros((2, 784), np.float32))
+    assert not model.training

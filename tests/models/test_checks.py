@@ -8,7 +8,7 @@ from small_models import made
 
 from zoo.checks.calls import called_by_the_model, from_outside, reads_values
 from zoo.checks.errors import UserError
-from zoo.checks.inputs import MOST_NUMBERS, count
+from zoo.checks.inputs import MOST_NUMBERS, batch_of_any_shape, count, takes, whole
 from zoo.checks.pixels import check_one_hot
 
 
@@ -56,3 +56,20 @@ def test_one_hot_is_exactly_one():
     for wrong in ([1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.5, 0.5, 0.0]):
         with pytest.raises(UserError, match="x must be one-hot"):
             check_one_hot("x", torch.tensor([wrong]))
+
+
+class Asked:
+    """A model that says whether it may look at values on a GPU."""
+
+    @takes(batch=batch_of_any_shape)
+    def loss(self, batch):
+        return reads_values(torch.empty(0, device="meta"))
+
+    @takes(steps=whole)
+    def sample(self, steps):
+        return reads_values(torch.empty(0, device="meta"))
+
+
+def test_what_is_given_a_batch_reads_no_values_and_inference_may():
+    assert not Asked().loss(torch.zeros(1))
+    assert Asked().sample(1)

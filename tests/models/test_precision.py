@@ -9,6 +9,7 @@ from small_models import MODELS, data_of, made
 from torch.testing import assert_close
 from torch.utils import _pytree as pytree
 
+from zoo.functional import precision
 from zoo.functional.contrastive import HeldOut
 
 CONDITIONS = {"ddpm": {"num_steps": 2}, "ddpm-labels": {"num_steps": 2}, "score": {"steps": 1}}
@@ -80,3 +81,11 @@ def test_held_out_sums_are_not_rounded_and_no_value_is_read_back(monkeypatch):
     for name in ("item", "tolist", "__float__", "__int__", "__bool__"):
         monkeypatch.setattr(torch.Tensor, name, None)
     held_out.update(torch.full((2,), -1.0), torch.zeros(1))
+
+
+def test_sums_of_a_device_without_float64_are_made_on_the_cpu(monkeypatch):
+    monkeypatch.setattr(precision, "WITHOUT_FLOAT64", {"meta"})
+    assert precision.float64_device(torch.device("meta")) == torch.device("cpu")
+    with pytest.raises(NotImplementedError, match="no data"):  # on the way to the CPU
+        precision.in_float64(torch.empty(1, device="meta"))
+    assert precision.in_float64(torch.ones(1)).dtype == torch.float64

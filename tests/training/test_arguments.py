@@ -12,7 +12,7 @@ import torch
 from zoo.checks.errors import UserError
 from zoo.training.command_line import readable_arguments
 from zoo.training.files import save_word2vec
-from zoo.training.outputs import FileNotWritten, check_writable
+from zoo.training.outputs import FileNotWritten, check_picture, check_writable, vectors_format
 from zoo.training.trainer import make_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -169,3 +169,10 @@ def test_a_name_that_has_moved_warns_once():
         warnings.simplefilter("always")
         exec("from zoo.sampling import save_grid")
     assert len(warned) == 1
+
+
+def test_a_folder_is_no_picture_and_a_name_without_an_ending_may_be_binary(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(UserError, match=r"a picture is a file that ends in \.png"):
+        check_picture(tmp_path / "a.png")
+    assert vectors_format(tmp_path / "vectors", binary=True) == (True, None)

@@ -3,11 +3,13 @@
 import logging
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
+from zoo.functional.progress import Lines
 from zoo.training.messages import LogFile, lines_of_their_own
-from zoo.training.progress import Bars, known
+from zoo.training.progress import Bars, ProgressLines, known
 
 
 def test_a_total_is_known_where_all_its_parts_are():
@@ -20,6 +22,16 @@ def test_a_bar_shows_its_last_batch_however_soon_it_comes():
     assert bars._should_update(1, 3)
     assert not bars._should_update(2, 3)
     assert bars._should_update(3, 3)
+
+
+def test_the_sanity_check_has_no_lines(caplog):
+    lines = ProgressLines()
+    for checking in (True, False):
+        lines._lines = Lines(first=0, every=0)
+        trainer = SimpleNamespace(sanity_checking=checking, num_val_batches=[9])
+        with caplog.at_level("INFO"):
+            lines.on_validation_batch_end(trainer, None, None, None, 0)
+    assert [record.getMessage() for record in caplog.records] == ["Validation, batch 1 of 9"]
 
 
 def test_warnings_are_shown_as_before_once_a_run_is_over():
