@@ -6,6 +6,7 @@ from helpers import TINY, checkpoint, run
 from lightning.pytorch import Trainer
 from lightning.pytorch.tuner import Tuner
 
+from zoo.checks.errors import UserError
 from zoo.datamodules import Images
 from zoo.vae import VAE
 
@@ -35,6 +36,32 @@ def test_a_batch_size_that_was_found_is_the_one_of_the_run(tmp_path):
     run(tmp_path, *TINY["vae"], *SHORT, *added("BatchSizeFinder", steps_per_trial=1, max_trials=2, init_val=8))
     saved = checkpoint(tmp_path)
     assert saved["Images"]["batch_size"] == 16 and saved["global_step"] == 4 and saved["record"]["earlier"] == []
+
+
+WORK = {
+    "StochasticWeightAveraging": {"swa_lrs": 0.01},
+    "GradientAccumulationScheduler": {"scheduling": "{0:1,1:2}"},
+    "Timer": {"duration": "00:00:10:00"},
+    "LearningRateMonitor": {},
+    "ModelSummary": {},
+    "WeightAveraging": {},
+    "LambdaCallback": {},
+    "TQDMProgressBar": {},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")  # said of a schedule by steps
+@pytest.mark.parametrize("name", WORK)
+def test_callbacks_of_lightning_work_beside_those_of_the_zoo(name, tmp_path):
+    short = [option for option in SHORT if "limit" not in option]
+    run(tmp_path, *TINY["vae"], *short, *added(name, **WORK[name]), "trainer.enable_progress_bar=true")
+    assert checkpoint(tmp_path)["global_step"] > 0
+
+
+def test_two_checkpoint_callbacks_of_one_name_are_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="more than one stateful callback of type `ModelCheckpoint`"):
+        run(tmp_path, *TINY["vae"], *SHORT, *added("ModelCheckpoint"))
 
 
 def test_two_players_have_no_single_learning_rate(tmp_path):

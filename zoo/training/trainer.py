@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint, ProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -80,7 +80,8 @@ def _shown(kwargs: dict[str, Any]) -> list[L.Callback]:
     shown: list[L.Callback] = []
     if kwargs.setdefault("enable_model_summary", False) is False:
         shown.append(ModelSize())
-    if kwargs.get("enable_progress_bar") is not False:
+    own = any(isinstance(callback, ProgressBar) for callback in kwargs.get("callbacks") or [])
+    if kwargs.get("enable_progress_bar") is not False and not own:
         shown.append(progress_bar())
     return shown
 
@@ -100,7 +101,9 @@ def _trainer(**arguments) -> L.Trainer:
     """Lightning's Trainer; what it refuses is the user's to mend."""
     try:
         return L.Trainer(**arguments)
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        if type(error) is RuntimeError and "stateful callback" not in str(error):  # two that save under one name
+            raise
         raise UserError(f"Lightning's Trainer refuses its arguments: {' '.join(str(error).split())}") from error
 
 
