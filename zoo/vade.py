@@ -57,7 +57,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from zoo.checks.capabilities import IMPORTANCE
+from zoo.checks.capabilities import IMPORTANCE, Batched
 from zoo.checks.codes import Codes, as_codes
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, images, numbers, observed, takes
@@ -229,7 +229,8 @@ class VaDE(L.LightningModule):
                 "VaDE is trained with fit(model, datamodule=...): it asks for the training images once more"
             )
         loader = self.trainer.datamodule.train_dataloader()  # its own: the other knows where training stands
-        gmm.check_images(len(loader) * (getattr(loader, "batch_size", None) or math.inf), self.hparams.num_clusters)
+        known = isinstance(loader, Batched) and loader.batch_size
+        gmm.check_images(len(loader) * loader.batch_size if known else math.inf, self.hparams.num_clusters)
         if not self.initialised and epochs not in (None, -1) and epochs <= pretraining and self.trainer.is_global_zero:
             log.warning(
                 "The run ends before there is a mixture: its epochs, %d, are all the autoencoder's. Raise "

@@ -81,7 +81,7 @@ def by_slurm(rank, port):
     return [], nodes | tasks | where
 
 
-@pytest.mark.parametrize("start", tiers([by_torchrun, by_slurm], [by_slurm]))
+@pytest.mark.parametrize("start", tiers([by_torchrun, by_slurm], []))
 def test_two_nodes_are_one_run(start, tmp_path):
     """Two agents, each of one process, as on two machines; only the first writes, to a folder of its own."""
     port, nodes = free_port(), []
