@@ -46,11 +46,11 @@ def pytest_fixture_setup(fixturedef, request):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call(item):
+def pytest_pyfunc_call(pyfuncitem):
     """Tests draw the same numbers whatever ran before them, and Lightning's seed of an earlier run is forgotten."""
     for name in [name for name in os.environ if name.startswith("PL_")]:
         del os.environ[name]
-    _seed(f"{item.path.name}::{item.name}")
+    _seed(f"{pyfuncitem.path.name}::{pyfuncitem.name}")
 
 
 @pytest.fixture
