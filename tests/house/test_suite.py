@@ -72,7 +72,7 @@ def test_a_hostile_environment_and_a_plugin_that_warns_change_nothing(tmp_path):
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "6 passed" in ended.stdout
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "__pycache__") == [
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "__pycache__" and p.name[0] != ".") == [
         "test_probe.py",
         "warns_at_start.py",
     ]
