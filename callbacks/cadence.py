@@ -56,7 +56,7 @@ def logged_step(trainer) -> int:
 
 
 def steps_behind(checkpoint: dict[str, Any]) -> int:
-    """The first step that a run which resumes from ``checkpoint`` logs: what is of this or a later one comes anew."""
+    """The first step that a run which resumes from ``checkpoint`` logs: later rows are logged again."""
     fit = checkpoint["loops"]["fit_loop"]
     epoch = fit["epoch_progress"]["current"]
     # Within a batch, where best and interrupted checkpoints are saved, the count has still to go on.

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 BLOCK = 1 << 22  # bytes read at a time
 LONGEST = 1 << 25  # characters without white space, at most
 BLANK_LINES = re.compile(r"\n\s*\n")
-FORMAT = 2  # of what is kept; a change of it makes everything anew
+FORMAT = 2  # of what is kept; after a change of it everything is made again
 
 
 @cache
@@ -281,10 +281,10 @@ def restore(path: Path) -> Corpus | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError as error:
-        log.warning("%s cannot be read (%s) and is made anew", path, error.strerror)
+        log.warning("%s cannot be read (%s) and is made again", path, error.strerror)
         return None
     except (*DAMAGE, ValueError, TypeError, KeyError) as error:
-        log.warning("%s is damaged (%s) and is made anew", path, error)
+        log.warning("%s is damaged (%s) and is made again", path, error)
         return None
     return corpus
 
@@ -338,7 +338,7 @@ def load_corpus(
         try:
             save(corpus, kept)
         except OSError as error:
-            log.warning("%s cannot be written (%s): the text will be read anew each time", kept, error)
+            log.warning("%s cannot be written (%s): the text will be read again each time", kept, error)
     return corpus
 
 

@@ -388,7 +388,7 @@ def test_a_folder_that_cannot_be_written_works_where_its_data_are_complete(open_
 
     before = files_in(open_to_all)
     assert run_alone(tmp_path, as_nobody, look) == "value (10000, ['one', 'two'])"
-    assert any("will be read anew each time" in line for line in said(tmp_path / "alone.log"))
+    assert any("will be read again each time" in line for line in said(tmp_path / "alone.log"))
     assert files_in(open_to_all) == before
     allow_writing(open_to_all)
 

@@ -227,7 +227,7 @@ def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path, caplog):
     (tmp_path / "data").write_text("a file where the folder should be", encoding="utf-8")
     data = textfile(tmp_path, "one two " * 500, sample=0, batch_size=1)
     data.setup()
-    assert data.corpus.words == ["one", "two"] and "will be read anew each time" in caplog.text
+    assert data.corpus.words == ["one", "two"] and "will be read again each time" in caplog.text
 
 
 # Published text.
