@@ -1,0 +1,256 @@
+"""Count long sentences and words that plain English replaces, in everything that a reader of this project reads.
+
+    python tests/prose.py                     # a table: a row for each file that has any, and the sum
+    python tests/prose.py zoo/vae.py --list   # each of them with its line
+
+Read are docstrings, comments and messages of Python files, comments of YAML files, and the text of Markdown files.
+Equations, code and tables in docstrings are indented and are left out. A word is a run of at least two letters, or a
+number; symbols are none.
+"""
+
+import argparse
+import ast
+import io
+import re
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+LONGEST = 25  # words of a sentence
+
+# What PROSE asks for in place of words of our own, as (pattern, plain word).
+REPLACED = [
+    (r"whole numbers?", "integer"),
+    (r"(?:an?|the|which|what|same|equal|larger|smaller|this|that|by its) shares?\b(?! (?:a|the|one|its|their|them)\b)|shares? of", "fraction, part"),
+    (r"bent\b|bend(?:s|ing)?\b", "augmented, deformed"),
+    (r"scatters?(?! (?:plot|add|diagram|of points))(?:ed|ing)?", "variance, varies"),
+    (r"moments of (?:the|its) way|(?:on|of) (?:the|its|their) way", "intermediate states"),
+    (r"judg(?:e|es|ed|ing)\b", "evaluate, score, classifier"),
+    (r"two players|of (?:two )?players|player's|one player|each player|other player", "adversarial model, network"),
+    (r"anew|afresh", "again, recompute"),
+    (r"no numbers?(?! of)(?=$|[,;.:)]| (?:is|are|end|ends|that|or|and))", "NaN"),
+    (r"manieth", "every n-th"),
+    (r"likewise", "repeat the value"),
+    (r"had (?:no|a) part", "were not used"),
+    (r"mend(?:s|ed|ing)?", "fixed"),
+    (r"nobody|anybody", "no one"),
+    (r"beside\b", "next to, besides"),
+    (r"whatsoever|whichever|hitherto|thereof|whereof|thereby|therein|hence|albeit|lest|amid|upon|thus", "a plain word"),
+    (r"what (?:is|are|was|were|it|they|has|have|of|a|an|the|this|that)?[^.;:?]{0,40} of it\b", "name the thing"),
+    (r"dear(?:er|est|ly)?\b", "expensive, slow"),
+    (r"goes? on|going on|went on|gone on", "continues"),
+    (r"had not to be had|to be had|not to be", "available"),
+    (r"as (?:\w+ )?(?:and \w+ )?(?:have|has) (?:it|them)", "as in"),
+    (r"comes? of|came of", "follows from"),
+    (r"for which there is no|of which there (?:is|are)", "plain order"),
+    (r"lies? beside|stands? beside", "next to"),
+    (r"so (?:many|much) as|as many as there", "plain count"),
+    (r"of (?:one's|its|their|his) own\b", "its own"),
+    (r"but for\b", "except"),
+    (r"save for|apart from", "except"),
+    (r"at bottom|by and by|at hand|in hand|by chance|in view", "plain words"),
+    (r"seeds? (?:00\d|note|example)|seeds' example", "a key of docs/references.md"),
+]
+# Beginnings that are no subject.
+BEGINNINGS = r"(?:Of|Beside|Beyond|And so|So that|Nor|Neither|Such|Likewise|Whatever|Whoever|Wherever)\b"
+PRIVATE = [(re.compile(rf"(?<![\w-])(?:{pattern})", re.IGNORECASE), plain) for pattern, plain in REPLACED]
+ABBREVIATED = re.compile(r"\b(et al|e\.g|i\.e|eqs?|secs?|ch|figs?|cf|vs|s\.e|pp?|approx|App|St|No|resp|Alg)\.(?=\s)")
+
+
+class Text(NamedTuple):
+    line: int
+    text: str
+
+
+class Finding(NamedTuple):
+    path: Path
+    line: int
+    what: str
+    sentence: str
+
+
+def sources(root: Path = ROOT) -> list[Path]:
+    """Return the Python, YAML and Markdown files that git tracks, each once."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "*.py", "*.yaml", "*.yml", "*.md"], cwd=root, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    return sorted({root / name for name in listed if name and not (root / name).is_symlink() and (root / name).exists()})
+
+
+def texts(path: Path) -> list[Text]:
+    """Return the paragraphs of a file that a person reads, with the lines on which they begin."""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return list(markdown(source))
+    if path.suffix in (".yaml", ".yml"):
+        return comments([(n, *yaml_comment(line)) for n, line in enumerate(source.split("\n"), 1) if "#" in line])
+    return list(python(source, messages="tests" not in path.relative_to(ROOT).parts[:1] if path.is_relative_to(ROOT) else True))
+
+
+def yaml_comment(line: str) -> tuple[int, str]:
+    found = re.search(r"(?:^|\s)#(.*)", line)
+    return (line.index("#"), found.group(1)) if found else (0, "")
+
+
+def markdown(source: str) -> Iterator[Text]:
+    blocks, fenced, begin = [], False, 1
+    for n, line in enumerate(source.split("\n"), 1):
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif fenced or re.match(r"\s*(!\[|\||<|\$\$)", line):
+            if not fenced and line.lstrip().startswith("|"):
+                for cell in line.strip().strip("|").split("|"):
+                    yield Text(n, cell.strip())
+            if not fenced and line.lstrip().startswith("!["):
+                yield Text(n, line[line.index("[") + 1 : line.rindex("]")])
+        elif line.strip() and not re.match(r"\s*([-*+]|\d+\.|#+)\s", line):
+            if not blocks:
+                begin = n
+            blocks.append(line.strip())
+            continue
+        if blocks:
+            yield Text(begin, " ".join(blocks))
+            blocks = []
+        if not fenced and re.match(r"\s*([-*+]|\d+\.|#+)\s", line):
+            begin, blocks = n, [re.sub(r"^\s*([-*+]|\d+\.|#+)\s+", "", line)]
+            if line.startswith("#"):
+                yield Text(n, blocks.pop())
+    if blocks:
+        yield Text(begin, " ".join(blocks))
+
+
+def python(source: str, messages: bool) -> Iterator[Text]:
+    tree = ast.parse(source)
+    documented, within = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                documented.add(first.value)
+                yield from docstring(first.value.value, first.lineno)
+        elif isinstance(node, ast.JoinedStr):
+            within |= set(ast.walk(node)) - {node}
+    if messages:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant | ast.JoinedStr) and node not in documented and node not in within:
+                text = said(node)
+                if len(words(text)) >= 4 and not re.search(r"\w\.\w+\(|^\s*<|\\", text):
+                    for part in text.split("\n"):
+                        yield Text(node.lineno, part.strip())
+    found = [
+        (t.start[0], t.start[1], t.string[1:])
+        for t in tokenize.generate_tokens(io.StringIO(source).readline)
+        if t.type == tokenize.COMMENT and not re.match(r"#(!| (noqa|type:|fmt:|pragma))", t.string)
+    ]
+    yield from comments(found)
+
+
+def said(node: ast.expr) -> str:
+    """Return a string as it is printed, with a word for each value put into it."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "value" for part in node.values)
+    return node.value if isinstance(node.value, str) else ""
+
+
+def comments(found: list[tuple[int, int, str]]) -> list[Text]:
+    """Join comments of adjacent lines in one column, which are one text."""
+    joined, last = [], (-2, -1)
+    for line, column, text in found:
+        text = text.strip()
+        if text and (line, column) == (last[0] + 1, last[1]) and joined:
+            joined[-1] = Text(joined[-1].line, f"{joined[-1].text} {text}")
+        elif text:
+            joined.append(Text(line, text))
+        last = (line, column) if text else (-2, -1)
+    return joined
+
+
+def docstring(text: str, begin: int) -> Iterator[Text]:
+    """Yield paragraphs, list items and entries of Args, Returns and Raises; what is indented otherwise is code."""
+    block, at, section = [], begin, False
+    lines = text.split("\n")
+    base = min((len(line) - len(line.lstrip()) for line in lines[1:] if line.strip()), default=0)
+    for n, line in enumerate([lines[0].strip(), *(line[base:] for line in lines[1:])], begin):
+        indent, stripped = len(line) - len(line.lstrip()), line.strip()
+        heading = re.fullmatch(r"(Args|Returns|Raises|Yields|Attributes|Example|Examples|Note):", stripped)
+        item = re.match(r"([-*]|\d+\.)\s", stripped) or (section and indent == 4)
+        code = indent >= 4 and not section or (indent >= 2 and not section and re.search(r"\S {2,}\S", stripped))
+        if not stripped or heading or item or code:
+            if block:
+                yield Text(at, " ".join(block))
+            block = []
+        if stripped and not indent:
+            section = bool(heading) and stripped not in ("Example:", "Examples:")
+        if stripped and not heading and not code:
+            if not block:
+                at = n
+            if section and indent == 4:  # the name and the type of an argument
+                stripped = re.sub(r"^`{0,2}\*{0,2}[\w., *`]+(\([^)]*\))?`{0,2}:\s", "", stripped)
+            block.append(re.sub(r"^([-*]|\d+\.)\s+", "", stripped) if item else stripped)
+    if block:
+        yield Text(at, " ".join(block))
+
+
+def words(sentence: str) -> list[str]:
+    """Return the words of a sentence; symbols of equations are none."""
+    return re.findall(r"[A-Za-z][\w'/.-]*[A-Za-z]|\b[aAI]\b|\d[\d,.]*", plain(sentence))
+
+
+def plain(text: str) -> str:
+    """Return text with one word for each piece of code, role, address or link."""
+    text = re.sub(r":\w+:`[^`]*`", "code", text)
+    text = re.sub(r"``[^`]+``|`[^`]+`", "code", text)
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    return re.sub(r"https?://\S+", "address", text)
+
+
+def sentences(text: str) -> list[str]:
+    """Split a paragraph at full stops, question and exclamation marks, and at the colon before a list."""
+    protected = ABBREVIATED.sub(r"\1\0", plain(text))
+    return [part.replace("\0", ".").strip() for part in re.split(r"(?<=[.!?])[\"')]*\s+", protected) if part.strip()]
+
+
+def findings(path: Path, read: list[Text] | None = None) -> tuple[int, list[Finding]]:
+    """Return how many sentences a file has, and what is wrong with them."""
+    count, wrong = 0, []
+    for line, text in texts(path) if read is None else read:
+        for sentence in sentences(text):
+            count += 1
+            number = len(words(sentence))
+            if number > LONGEST:
+                wrong.append(Finding(path, line, f"{number} words", sentence))
+            for pattern, instead in PRIVATE:
+                for match in pattern.finditer(sentence):
+                    wrong.append(Finding(path, line, f"{match.group()!r}: {instead}", sentence))
+            if match := re.match(BEGINNINGS, sentence):
+                wrong.append(Finding(path, line, f"begins with {match.group()!r}", sentence))
+    return count, wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("paths", nargs="*", type=Path, help="files or folders; all tracked files by default")
+    parser.add_argument("--list", action="store_true", help="print each sentence that is counted, with its line")
+    args = parser.parse_args()
+    chosen = [path.resolve() for path in args.paths]
+    total, long, private = 0, 0, 0
+    for path in sources():
+        if chosen and not any(path == p or p in path.parents for p in chosen):
+            continue
+        count, wrong = findings(path)
+        lengthy = sum(finding.what.endswith(" words") for finding in wrong)
+        total, long, private = total + count, long + lengthy, private + len(wrong) - lengthy
+        if wrong:
+            print(f"{path.relative_to(ROOT)}: {count} sentences, {lengthy} long, {len(wrong) - lengthy} private")
+        for finding in wrong if args.list else []:
+            print(f"  {finding.line}: {finding.what}: {finding.sentence}")
+    print(f"{total:,} sentences; {long:,} over {LONGEST} words; {private:,} words to replace")
+    sys.exit(bool(long or private))
+
+
+if __name__ == "__main__":
+    main()
