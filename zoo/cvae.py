@@ -46,6 +46,7 @@ from zoo.functional.densities import at_least_float32, binarise, kl_normal, log_
 from zoo.functional.importance import importance_weighted_log_likelihood
 from zoo.functional.latents import Gaussian
 from zoo.functional.noise import chunk_generator, rand, randn
+from zoo.nets.description import described
 from zoo.nets.layers import mlp
 from zoo.training.schedules import half_cosine
 
@@ -99,6 +100,7 @@ def log_importance_weight(
     return log_px(x, z, y) + log_normal(z, *prior(y)) - log_q
 
 
+@described
 @accepts_old_form("noise", "loss", "probe_batch", "reconstruct", "log_likelihood", labels="y")
 @checks_inputs(x=images, z=numbers(lambda self: (self.hparams.latent_dim,)))
 class CVAE(L.LightningModule):

@@ -56,6 +56,7 @@ from zoo.functional.diffusion import Chain, predicted_eps, predicted_x0, simple_
 from zoo.functional.langevin import langevin_sample
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.functional.precision import in_float64, never_rounded
+from zoo.nets.description import described
 from zoo.nets.unet import UNet, check_unet
 from zoo.training.ranks import equal_rows
 from zoo.training.schedules import half_cosine
@@ -66,6 +67,7 @@ STATES = dict.fromkeys(("xt", "x_T", "a", "b"), inputs.noisy) | {
 }
 
 
+@described
 @accepts_old_form("noise", "loss", "bound_terms", "log_likelihood", labels="y")
 @inputs.checks_inputs(x=inputs.images, y=inputs.labels, sigma=inputs.positive, **STATES)
 @never_rounded(*Chain._fields, "loss_history")
@@ -315,9 +317,8 @@ class DDPM(L.LightningModule):
 
         ``num_steps`` here and below are by default 50, or T if there are fewer.
         """
-        return samplers.ddim_encode(
-            self.x0_hat, 2 * x - 1, self.chain, self._fifty() if num_steps is None else num_steps
-        )
+        num_steps = self._fifty() if num_steps is None else num_steps
+        return samplers.ddim_encode(self.x0_hat, 2 * x - 1, self.chain, num_steps)
 
     @torch.no_grad()
     def decode(self, x_T: Tensor, num_steps: int | None = None) -> Tensor:

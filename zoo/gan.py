@@ -55,6 +55,7 @@ from zoo.functional.densities import at_least_float32
 from zoo.functional.latents import Categorical
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.adversarial import SequenceGenerator, centre, check_networks, make_discriminator, make_generator, uncentre
+from zoo.nets.description import described
 from zoo.training.adversarial import check_batches, generate, restate, step
 
 GENERATOR_LOSSES = ("non_saturating", "minimax", "kl")
@@ -81,6 +82,7 @@ def generator_objective(fake_logits: Tensor, kind: str) -> Tensor:
     return -F.softplus(fake_logits).mean() if kind == "minimax" else -fake_logits.mean()
 
 
+@described
 @accepts_old_form("z", "noise", "discriminator_loss", "generator_loss")
 @checks_inputs(
     x=data, z=numbers(lambda self: self.z_shape, leading=False, fractions=lambda self: len(self.z_shape) > 1)

@@ -56,6 +56,7 @@ from zoo.functional.densities import at_least_float32, log_normal
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.gan import generator_objective, jensen_shannon, value_function
 from zoo.nets.adversarial import IMAGE, ConvGenerator, ConvTrunk, centre, uncentre
+from zoo.nets.description import described
 from zoo.training.adversarial import (
     as_statistics,
     check_batches,
@@ -80,6 +81,7 @@ def continuous_bound(mu: Tensor, logvar: Tensor, continuous: Tensor) -> Tensor:
     return continuous.shape[-1] * math.log(2) + log_normal(continuous, mu, logvar).mean()
 
 
+@described
 @accepts_old_form("noise", "discriminator_loss", "generator_loss")
 @checks_inputs(x=images, images=grey_images, features=numbers(lambda self: (self.hparams.features,), leading=False))
 class InfoGAN(L.LightningModule):

@@ -55,6 +55,7 @@ from zoo.functional.densities import at_least_float32, binarise
 from zoo.functional.gibbs import Init
 from zoo.functional.noise import chunk_generator, rand
 from zoo.functional.partition import LogPartition, Partitions
+from zoo.nets.description import described
 from zoo.training.ranks import all_rows, exact_sum, gathered, shows_progress
 from zoo.training.schedules import Schedule, at_epoch, half_cosine
 
@@ -62,6 +63,7 @@ PROBE = 1000  # training images that the free-energy gap compares with, and that
 Generator = torch.Generator | None
 
 
+@described
 @leads_on(hidden_logits="machine.hidden_logits", visible_logits="machine.visible_logits")
 @accepts_old_form("noise", "loss", "log_likelihood", "probe_batch")
 @checks_inputs(x=data, v=data)
@@ -289,10 +291,9 @@ class RBM(L.LightningModule):
 
     def configure_optimizers(self):
         h = self.hparams
-        weights = {"params": [self.W], "weight_decay": h.weight_decay}
-        biases = {"params": [self.b, self.c], "weight_decay": 0.0}
+        groups = [{"params": [self.W], "weight_decay": h.weight_decay}, {"params": [self.b, self.c]}]
         kind = torch.optim.SGD if h.optimiser == "sgd" else torch.optim.Adam
-        optimiser = kind([weights, biases], lr=h.lr, **self._momentum(0))
+        optimiser = kind(groups, lr=h.lr, **self._momentum(0))
         steps = max(1, self.trainer.estimated_stepping_batches)  # infinite for max_epochs=-1
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: half_cosine(step, steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -50,6 +50,7 @@ from zoo.functional.langevin import annealed_langevin_steps, best_step_size, lan
 from zoo.functional.noise import chunk_generator, randn
 from zoo.functional.precision import never_rounded
 from zoo.functional.progress import tracked
+from zoo.nets.description import described
 from zoo.nets.unet import PointNet, UNet, check_unet
 from zoo.training.schedules import half_cosine
 
@@ -106,6 +107,7 @@ def denoising_loss(x: Tensor, sigma: Tensor, eps: Tensor, score: Callable[[Tenso
     return (score(x + column * eps) + eps / column).flatten(1).square().sum(1) / 2
 
 
+@described
 @accepts_old_form("noise", "loss", "chains")
 @checks_inputs(x=data, sigma=positive)
 @never_rounded("sigmas")

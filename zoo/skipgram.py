@@ -57,6 +57,7 @@ from zoo.functional.contrastive import ROW, HeldOut, Lookup, NoiseDistribution, 
 from zoo.functional.densities import at_least_float32
 from zoo.functional.noise import chunk_generator
 from zoo.functional.precision import never_rounded
+from zoo.nets.description import described
 from zoo.training.files import save_word2vec
 
 OBJECTIVES = ("nce", "negative_sampling", "importance_sampling", "softmax")
@@ -67,6 +68,7 @@ A_WORD = whole_numbers_below(lambda self: len(self.words), axes=0)
 EXACT_ROWS = 256  # of a validation, about, spread evenly over the text: for them the whole vocabulary is summed
 
 
+@described
 @accepts_old_form("noise", "loss")
 @checks_inputs(batch=rows_of_text)
 @never_rounded("noise_log_q", "noise_share", "share_input", "share_output")

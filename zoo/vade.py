@@ -74,6 +74,7 @@ from zoo.functional.importance import importance_weighted_log_likelihood
 from zoo.functional.latents import Gaussian
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.functional.progress import tracked
+from zoo.nets.description import described
 from zoo.nets.layers import mlp
 from zoo.training.ranks import all_rows, shows_progress
 from zoo.training.schedules import half_cosine
@@ -103,6 +104,7 @@ def mean_field_negative_elbo(
     return {"loss": sum(terms.values()), **terms}
 
 
+@described
 @accepts_old_form("noise", "loss", "bound", "pretraining_loss", "log_likelihood", "probe_batch")
 @checks_inputs(x=images, z=numbers(lambda self: (self.hparams.latent_dim,)))
 class VaDE(L.LightningModule):

@@ -59,6 +59,7 @@ from zoo.functional import importance
 from zoo.functional.densities import at_least_float32, binarise, log_bernoulli, log_normal
 from zoo.functional.latents import LATENTS, Bernoulli, Categorical, Gaussian, log_ratio
 from zoo.functional.noise import chunk_generator, rand, randn
+from zoo.nets.description import described
 from zoo.nets.layers import ConvDecoder, ConvEncoder, mlp
 from zoo.training.schedules import half_cosine
 
@@ -78,6 +79,7 @@ def sleep(x: Tensor, z: Tensor, encode: Callable) -> Tensor:
     return -encode(x.detach()).log_probs(z.detach()).sum(-1)
 
 
+@described
 @accepts_old_form("noise", "loss", "bound", "prior", "probe_batch", "log_likelihood")
 @checks_inputs(x=images, z=numbers(attrgetter("latent_shape"), fractions=lambda self: self.latents is not Gaussian))
 class VAE(L.LightningModule):

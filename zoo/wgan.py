@@ -49,6 +49,7 @@ from zoo.estimators import GradientEstimator, Noise
 from zoo.functional.densities import at_least_float32
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.adversarial import centre, check_networks, make_discriminator, make_generator, uncentre
+from zoo.nets.description import described
 from zoo.training.adversarial import check_batches, generate, restate, step
 
 
@@ -78,6 +79,7 @@ def gradient_penalty(norms: Tensor) -> Tensor:
     return (norms - 1).square()
 
 
+@described
 @accepts_old_form("noise", "critic_loss", "generator_loss")
 @checks_inputs(x=data)
 class WGAN(L.LightningModule):
