@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import pty
 import re
-import shlex
 import struct
 import subprocess
 import sys
@@ -14,24 +13,19 @@ import termios
 import warnings
 from pathlib import Path
 
-import lightning as L
 import pytest
-import torch
 from helpers import QUIET, TINY, config
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import zoo.functional.progress as progress
 import zoo.training.progress as of_trainer
 import zoo.training.trainer as of_lightning
 from train import train
-from zoo.callbacks.run_end import known_word, run_end
 from zoo.evaluation.units import with_unit
 from zoo.functional.progress import Lines, counted, duration, tracked
 from zoo.training.error_lines import errors_for_people
 from zoo.training.messages import lines_of_their_own
 from zoo.training.threads import available_processors, prepare_threads, processors_of_quota
-from zoo.vae import VAE
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,7 +85,7 @@ def test_on_a_terminal_messages_stand_above_the_bar(tmp_path):
     lines = written(output)
     assert any(line.startswith("Epoch 1: 100%") for line in lines)
     assert any(line.startswith("Testing") and "0/?" not in line for line in lines)
-    for message in ("About ", "Test of the best checkpoint:", "Run folder ", "VAE has "):
+    for message in ("About ", "Test of the best checkpoint:", "Files in ", "VAE has "):
         (line,) = [line for line in lines if message in line]
         assert line.startswith(message)
     assert "v_num" not in output and "FLOPs" not in output and "───" not in output
@@ -192,33 +186,6 @@ def test_numbers_have_units():
     assert with_unit("train/images_per_second", 6369.4, names) == "6,369.40 images per second"
 
 
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory):
-    """The folder of a run, with a space, a quote and an umlaut in its name, and what it said at its end."""
-    folder, said = tmp_path_factory.mktemp("runs") / "ä 'b", []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
-    logger = logging.getLogger("train")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        cfg = config("/", *QUIET, *TINY["vae"], "debug=fast")
-        cfg.run_dir = str(folder)
-        train(cfg)
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(logging.NOTSET)
-    return folder, said[-1].splitlines()
-
-
-def test_the_end_of_a_run_says_its_numbers_and_files(ended):
-    folder, lines = ended
-    assert re.fullmatch(r"    test/loss  \d+\.\d\d nats", lines[1])
-    files = {line.split("  ")[0]: Path(*shlex.split(line.split("  ", 1)[1])) for line in lines if "  " in line[1:18]}
-    assert files["Run folder"] == folder
-    assert files["Best checkpoint"].is_file() and files["Last checkpoint"].name == "last.ckpt"
-
-
 def test_resuming_in_the_folder_of_the_run_warns_of_nothing(tmp_path):
     (tmp_path / "last.ckpt").touch()
     with warnings.catch_warnings(record=True) as warned:
@@ -226,32 +193,6 @@ def test_resuming_in_the_folder_of_the_run_warns_of_nothing(tmp_path):
         of_lightning.quiet_lightning()
         ModelCheckpoint(tmp_path)._ModelCheckpoint__warn_if_dir_not_empty(tmp_path)
     assert not [w for w in warned if "not empty" in str(w.message)]
-
-
-def test_the_unit_of_the_best_value_is_known_from_the_test():
-    """A finished run that is resumed has no validation of its own."""
-    trainer = L.Trainer(logger=False, callbacks=ModelCheckpoint(monitor="val/loss"), max_epochs=1, accelerator="cpu")
-    trainer.checkpoint_callback.best_model_score = torch.tensor(538.76)
-    trainer.datamodule = None
-    lines = run_end(trainer, VAE(), "/", {"test/loss": 538.5, "test/nll": 538.2}).splitlines()
-    assert ["Best", "val/loss", "538.76", "nats"] in [line.split() for line in lines]
-
-
-@pytest.mark.parametrize(("words", "asked"), [(["the", "music", "zebra"], "music"), (["the", "it's"], "the")])
-def test_the_word_to_look_up_next_is_one_that_is_known(words, asked):
-    assert known_word(words) == asked
-
-
-def test_what_to_type_next_can_be_pasted(ended):
-    folder, lines = ended
-    sample, evaluate, curves, resume = (shlex.split(line) for line in lines[lines.index("Next:") + 1 :])
-    assert sample == ["python", "-m", "zoo", "sample", str(folder), "-o", "samples.png"]
-    assert evaluate == ["python", "-m", "zoo", "evaluate", str(folder), "--data", "digits"]
-    assert curves == ["python", "-m", "zoo", "curves", str(folder), "--metric", "val/loss"]
-    assert resume[:2] == ["python", "train.py"]
-    values = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(resume[2:])}
-    assert values["trainer.max_epochs"] == 2
-    assert Path(str(getattr(values["ckpt"], "text", values["ckpt"]))).is_file()
 
 
 # Threads.
@@ -322,4 +263,4 @@ def test_no_recipe_warns_of_anything(name, tmp_path):
         )
     output = (tmp_path / "out").read_text(encoding="utf-8")
     assert "\r" not in output and "warning" not in output.lower()
-    assert "Run folder" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+    assert "Files in " in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
