@@ -22,7 +22,18 @@ def test_curves_of_runs(tmp_path, monkeypatch, capsys):
     assert unit == "steps" and points[0][0] == 0
     monkeypatch.setattr(sys, "argv", ["zoo", "curves", str(tmp_path / "a"), "-o", str(tmp_path / "x.png")])
     main()
-    assert "val/loss" in capsys.readouterr().out and (tmp_path / "x.png").stat().st_size > 5000
+    assert (
+        capsys.readouterr().out.splitlines()[0].endswith(" after 3 epochs")
+        and (tmp_path / "x.png").stat().st_size > 5000
+    )
+    rows = (tmp_path / "a" / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "metrics.csv").write_text(
+        "\n".join([rows[0], *(r for r in rows if r.startswith("0,"))]) + "\n", encoding="utf-8"
+    )
+    monkeypatch.setattr(sys, "argv", ["zoo", "curves", str(tmp_path), "-o", str(tmp_path / "x.png")])
+    main()
+    assert capsys.readouterr().out.splitlines()[0].endswith(" after 1 epoch")
+    (tmp_path / "metrics.csv").unlink()
     with pytest.raises(ValueError, match="has no values of val/los; it has .*val/loss"):
         read_curve(tmp_path / "a", "val/los")
     with pytest.raises(ValueError, match=r"there is no .*metrics.csv"):

@@ -230,7 +230,7 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert len(command("analogy", source, "class", "method", "module").splitlines()) == 5
     said = command("vectors", source, "-o", tmp_path / "v.bin", "--binary")
     read = KeyedVectors.load_word2vec_format(tmp_path / "v.bin", binary=True)
-    assert f"{len(read):,} words, 4 numbers each" in said
+    assert f"Wrote {len(read):,} vectors of 4 numbers to " in said
     told = command("evaluate", source).splitlines()
     assert {"wordsim353/coverage", "test/perplexity"} <= {line.split(":")[0] for line in told}
     table = command("compare", source, "--draws", 4, "--estimators", "softmax,nce_5", "-o",
@@ -247,7 +247,7 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
     for wrong, message in [
         (["nearest", source, "clas"], "'clas' is not among the [0-9,]+ words of the vocabulary; close to it: .*class"),
         (["nearest", source, "class", "-n", "0"], "n must be a whole number of at least 1, got 0"),
-        (["nearest", "vae", "class"], "VAE knows no words; a skip-gram model does"),
+        (["nearest", "vae", "class"], "vae is a VAE, which has no words: name a skip-gram model"),
         (["sample", source], "SkipGram has no method sample"),
         (["evaluate", source, "--data", "digits"], "SkipGram is made for text, and digits is images or points: choose"),
         (["evaluate", "vae", "--data", "pydocs"], "VAE is made for images or points, and pydocs is text: choose other"),
@@ -259,7 +259,7 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
         (["compare", source, "--data", "imagenet"], "or the path of a text file that is there, got 'imagenet'"),
         (
             ["compare", source, "--batch-size", "33"],
-            "batch-size must be at most 32, of one batch of",
+            "batch-size must be at most 32, the size of a validation batch",
         ),
         (["compare", source, "--data", "wikitext2"], "wikitext2 is not in .* and cannot be downloaded"),
         (["evaluate", source, "--importance-samples", "5"], "SkipGram has no log_likelihood to measure"),

@@ -431,7 +431,7 @@ def test_what_is_published_is_measured_on_the_data_of_the_run(tmp_path, monkeypa
     data.setup()
     assert_close(distance, Yardstick(data, "test")(None, sample_chunks(zoo.load("line"), 10_000, 0)[:5000]))
     monkeypatch.setattr(sys, "argv", ["zoo", "evaluate", "line", "--data", "digits"])
-    with pytest.raises(SystemExit, match=r"GAN is made for examples of shape \[2\], and those of digits have"):
+    with pytest.raises(SystemExit, match=r"GAN takes examples of shape \[2\], and the examples of digits have"):
         main()
 
 

@@ -1,14 +1,19 @@
 """What is wrong with a command line is said in one line, before the work and, of python -m zoo, before torch."""
 
 import gzip
+import re
+import shlex
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
+import zoo
+import zoo.__main__ as command_line
 from zoo.checks.errors import UserError
 from zoo.training.command_line import readable_arguments
 from zoo.training.files import save_word2vec
@@ -66,6 +71,64 @@ def test_arguments_are_refused_in_one_line_before_torch_is_imported(tmp_path):
     assert len(lines) == len(REFUSED)
     for line, (arguments, message) in zip(lines, REFUSED, strict=True):
         assert line.startswith("error: ") and message in line, (arguments, line)
+
+
+# Help, which reads well by itself.
+
+COMMANDS = {name: run for group in command_line.GROUPS.values() for name, run in group.items()}
+
+
+def helped(monkeypatch, capsys, *arguments):
+    """What ``python -m zoo`` prints with ``arguments`` that ask for help."""
+    monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
+    with suppress(SystemExit):
+        command_line.main()
+    return capsys.readouterr().out
+
+
+def check_text(text):
+    assert "``" not in text and ":func:" not in text and max(map(len, text.splitlines())) <= 100
+    assert not re.search(r"judg|likewise|beside|whole number", text)
+
+
+def test_the_command_alone_shows_what_there_is(monkeypatch, capsys):
+    text = helped(monkeypatch, capsys)
+    assert text == helped(monkeypatch, capsys, "--help")
+    check_text(text)
+    for name, run in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(run.__doc__)}$", text, re.MULTILINE)
+    assert text.index("Models and images:") < text.index("Words:") < text.index("python train.py --help")
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_the_help_of_a_command_says_what_it_does_with_examples_and_defaults(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = helped(monkeypatch, capsys, name, "--help")
+    check_text(text)
+    assert f"\n\n{COMMANDS[name].__doc__}\n\n" in text
+    sub = command_line.parser()._subparsers._group_actions[0].choices[name]
+    for action in sub._actions[1:]:
+        flag = action.nargs == 0
+        assert action.help and (flag or action.metavar), action
+        if action.option_strings and not flag:
+            default = action.default if action.default not in (None, []) else ""
+            assert f"(default: {default}" in action.help, action
+    examples = [line.strip() for line in text.splitlines() if line.startswith("  python -m zoo")]
+    assert len(examples) == len(command_line.EXAMPLES[name]) > 0
+    for example in examples:
+        args = command_line.parser().parse_args(shlex.split(example)[3:])
+        assert args.command == name
+        for condition in getattr(args, "condition", []):
+            assert command_line._conditions(condition)
+
+
+def test_models_and_checkpoints_are_listed_with_what_they_are(monkeypatch, capsys):
+    lines = helped(monkeypatch, capsys, "list").splitlines()
+    for name in zoo.list_models():
+        assert [line for line in lines if re.match(rf"  {name} +[A-Z].{{20,}}\.$", line)], name
+    for name in zoo.list_checkpoints():
+        assert [line for line in lines if re.match(rf"  {name} .* [\d,]+  [a-z_/=0-9]+ -?\d", line)], name
+    assert max(map(len, lines)) <= 130
 
 
 HYDRA = [
