@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 import zoo
 import zoo.__main__ as command_line
@@ -239,3 +240,31 @@ def test_a_folder_is_no_picture_and_a_name_without_an_ending_may_be_binary(tmp_p
     with pytest.raises(UserError, match=r"a picture is a file that ends in \.png"):
         check_picture(tmp_path / "a.png")
     assert vectors_format(tmp_path / "vectors", binary=True) == (True, None)
+
+
+def helped_by_training():
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return compose("train", return_hydra_config=True).hydra.help
+
+
+def test_the_help_of_training_names_every_group_and_its_examples_compose():
+    shown = helped_by_training()
+    text = str(shown.template)
+    check_text(text)
+    assert "$APP_CONFIG_GROUPS" in text and "python -m zoo --help" in text
+    groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()} - {"hydra", "local"}
+    assert {line.split()[0] for line in text.split("Groups:\n")[1].split("\n\n")[0].splitlines()} == groups
+    examples = re.findall(r"python train\.py (.*=.*)$", text, re.MULTILINE)
+    assert len(examples) >= 5
+    for example in examples:
+        readable_arguments(shlex.split(example), ROOT / "configs")
+
+
+@pytest.mark.slow
+def test_training_prints_its_help():
+    done = subprocess.run(
+        [sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.startswith("usage: python train.py") and done.stdout.count("\n") < 50
+    for name in zoo.list_models():
+        assert re.search(rf"^model: .*\b{name}\b", done.stdout, re.MULTILINE)
