@@ -1,4 +1,4 @@
-"""Command line of the trained models: ``python -m zoo COMMAND``. Training has its own, ``python train.py``."""
+"""Command line for trained models, ``python -m zoo COMMAND``. The command for training is ``python train.py``."""
 
 import sys
 from pathlib import Path
@@ -29,7 +29,7 @@ SOURCE = (
     f"trained model: the name of a pretrained checkpoint ({PROGRAM} list), a run folder, a checkpoint file, or an "
     "address that zoo.load takes"
 )
-# The metric that ``list`` shows of a checkpoint is the first of these on its card.
+# ``list`` shows the first of these metrics that the card of a checkpoint has.
 MAIN_METRICS = ("test/log_likelihood", "bits_per_dim", "test/accuracy", "classifier_fid", "fisher_divergence")
 MAIN_METRICS += ("energy_distance", "analogies", "test/loss")
 
@@ -104,12 +104,12 @@ def sample(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Measure a trained model on test data; word vectors also on the published word sets."""
+    """Measure a trained model on test data, and word vectors on the published word sets."""
     from zoo.evaluation import protocol as evaluation
 
     model, metrics = _on_device(zoo.load(args.source)), {}
     words = _knows_words(model)
-    if words:  # before the work, not after it
+    if words:  # checked before the work begins
         from zoo.evaluation.words import find_word_sets, measure_words
 
         evaluation.check_protocol(_protocol(args), model, "text")
@@ -153,8 +153,10 @@ def compare(args: argparse.Namespace) -> None:
 def curves(args: argparse.Namespace) -> None:
     """Draw a metric of one or more runs over epochs, or against another metric."""
     from zoo.evaluation import curves
+    from zoo.evaluation.units import with_unit
     from zoo.functional.progress import counted
     from zoo.sampling.pictures import save_figure
+    from zoo.training.tables import read_rows
 
     if args.against:
         pairs = {str(run): curves.read_pairs(run, args.against, args.metric) for run in args.runs}
@@ -165,13 +167,15 @@ def curves(args: argparse.Namespace) -> None:
         return
     found = {str(run): curves.read_curve(run, args.metric) for run in args.runs}
     for name, (unit, points) in found.items():
-        print(f"{name}: {args.metric} {points[-1][1]:.6g} after {counted(points[-1][0], unit.removesuffix('s'))}")
+        columns = {column for row in read_rows(Path(name, "metrics.csv")) for column in row}
+        (place, value), unit_of_place = points[-1], unit.removesuffix("s")
+        print(f"{name}: {args.metric} {with_unit(args.metric, value, columns)} after {counted(place, unit_of_place)}")
     save_figure(curves.figure({k: points for k, (_, points) in found.items()}, args.metric, unit), args.output)
     print(f"Wrote the figure to {_pasted(args.output)}")
 
 
 def nearest(args: argparse.Namespace) -> None:
-    """List the words whose vectors are nearest to that of a word."""
+    """List the words whose vectors are nearest to the vector of a word."""
     _print_words(_words(args.source).nearest, args.word, args.n)
 
 
@@ -362,7 +366,7 @@ def parser() -> argparse.ArgumentParser:
         found[name] = commands.add_parser(name, description=run.__doc__, epilog=examples)
         found[name].set_defaults(run=run)
         if name not in ("list", "curves"):
-            of_compare = '; or "toy", an example whose exact variances are known' if name == "compare" else ""
+            of_compare = "; or toy, an example with known exact variances" if name == "compare" else ""
             found[name].add_argument("source", metavar="SOURCE", help=SOURCE + of_compare)
 
     sub = found["sample"]
@@ -389,7 +393,7 @@ def parser() -> argparse.ArgumentParser:
         "--words",
         type=_path,
         metavar="FOLDER",
-        help="folder with the published word sets, for words (default: the copies in gensim)",
+        help="folder with the published word sets, for models of words (default: the copies in gensim)",
     )
     _add_protocol(sub)
     sub = found["compare"]

@@ -23,7 +23,7 @@ def test_curves_of_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["zoo", "curves", str(tmp_path / "a"), "-o", str(tmp_path / "x.png")])
     main()
     assert (
-        capsys.readouterr().out.splitlines()[0].endswith(" after 3 epochs")
+        capsys.readouterr().out.splitlines()[0].endswith(" nats after 3 epochs")
         and (tmp_path / "x.png").stat().st_size > 5000
     )
     rows = (tmp_path / "a" / "metrics.csv").read_text(encoding="utf-8").splitlines()

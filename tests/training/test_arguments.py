@@ -254,7 +254,7 @@ def test_the_help_of_training_names_every_group_and_its_examples_compose():
     assert "$APP_CONFIG_GROUPS" in text and "python -m zoo --help" in text
     groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()} - {"hydra", "local"}
     assert {line.split()[0] for line in text.split("Groups:\n")[1].split("\n\n")[0].splitlines()} == groups
-    examples = re.findall(r"python train\.py (.*=.*)$", text, re.MULTILINE)
+    examples = re.findall(r"^  .*: +python train\.py (.*=.*)$", text, re.MULTILINE)
     assert len(examples) >= 5
     for example in examples:
         readable_arguments(shlex.split(example), ROOT / "configs")

@@ -33,19 +33,14 @@ LARGEST_DOWNLOAD = 2**30  # bytes
 
 
 def load(source: str | Path) -> LightningModule:
-    """A trained model in eval mode, on the CPU.
+    """Load a trained model, in eval mode and on the CPU. :func:`zoo.load` is the same and documents it in full.
 
     Args:
-        source: the name of a pretrained checkpoint (``zoo.list_checkpoints()``); the path of a training checkpoint
-            or of a run folder (its best checkpoint); the address of a safetensors file with its digest,
-            ``file:///.../x.safetensors#sha256=<64 hexadecimal digits>``, or ``https:`` likewise; or an artifact that a
-            run has left in Weights & Biases, ``wandb:entity/project/vae-1a2b3c4d:best``.
-
-    Returns:
-        the LightningModule.
+        source: name of a pretrained checkpoint, run folder, checkpoint file, address with a digest, or artifact of
+            Weights & Biases.
 
     Raises:
-        CheckpointError: if there is none, its digest differs, or it is not a checkpoint of a known model.
+        CheckpointError: if there is no such checkpoint, its digest differs, or it holds no known model.
     """
     text = check_source(source)
     if text in zoo.list_checkpoints():
