@@ -1,4 +1,7 @@
-"""What is wrong with a command line is said in one line, before the work and, of python -m zoo, before torch."""
+"""Command lines: an error is one line that comes before any work, and every help text reads well by itself.
+
+``python -m zoo`` reports its errors before it imports torch.
+"""
 
 import gzip
 import re
@@ -23,7 +26,7 @@ from zoo.training.trainer import make_trainer
 
 ROOT = Path(__file__).parents[2]
 
-# What each command says, in one process that never imports torch.
+# Wrong arguments with a part of their error message. One process that never imports torch tries them all.
 REFUSED = [
     (["sample", "vae", "-n", "-3"], "n must be a whole number of at least 1, got -3"),
     (["sample", "vae", "--seed", "-5"], "seed must be a whole number from 0"),
@@ -74,13 +77,13 @@ def test_arguments_are_refused_in_one_line_before_torch_is_imported(tmp_path):
         assert line.startswith("error: ") and message in line, (arguments, line)
 
 
-# Help, which reads well by itself.
+# Help.
 
 COMMANDS = {name: run for group in command_line.GROUPS.values() for name, run in group.items()}
 
 
 def helped(monkeypatch, capsys, *arguments):
-    """What ``python -m zoo`` prints with ``arguments`` that ask for help."""
+    """Return what ``python -m zoo`` prints with ``arguments``, in this process."""
     monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
     with suppress(SystemExit):
         command_line.main()
@@ -88,6 +91,7 @@ def helped(monkeypatch, capsys, *arguments):
 
 
 def check_text(text):
+    """Check that ``text`` suits a terminal: no markup, lines of at most 100 characters, plain words."""
     assert "``" not in text and ":func:" not in text and max(map(len, text.splitlines())) <= 100
     assert not re.search(r"judg|likewise|beside|whole number", text)
 
@@ -177,7 +181,7 @@ def test_paths_are_read_as_people_type_them(monkeypatch):
         "+a=[1,2]",
     ]
     assert readable_arguments(read, ROOT / "configs") == read
-    # As Lightning hands the folder to the processes that it starts.
+    # Lightning passes the folder to the processes that it starts in this form.
     assert readable_arguments(['hydra.run.dir="a"b"'], ROOT / "configs") == [r'hydra.run.dir="a\"b"']
     assert readable_arguments(["--config-dir=~/c"], ROOT / "configs") == ["--config-dir=/home/a b/c"]
     swept = ["-m", "data=textfile", "data.path=~/x,b c", "model=skipgram"]
@@ -213,7 +217,7 @@ def test_vectors_are_written_in_the_format_that_the_name_promises(name, tmp_path
     start = (tmp_path / name).read_bytes()[:3]
     packed = {"gz": b"\x1f\x8b\x08", "bz2": b"BZh", "xz": b"\xfd7z"}.get(name.lower().rpartition(".")[2], b"2 2")
     assert start == packed
-    if packed != b"\xfd7z":  # which gensim does not read
+    if packed != b"\xfd7z":  # gensim does not read xz files
         read = KeyedVectors.load_word2vec_format(tmp_path / name, binary=".bin" in name)
         assert read["b"].tolist() == [3.0, 4.5]
     if name.endswith("gz"):
@@ -222,7 +226,7 @@ def test_vectors_are_written_in_the_format_that_the_name_promises(name, tmp_path
 
 def test_a_place_that_takes_no_file_is_found_out_beforehand(tmp_path):
     check_writable(tmp_path / "new" / "folder" / "x.png")
-    assert list(tmp_path.iterdir()) == []  # nothing is left of the trial
+    assert list(tmp_path.iterdir()) == []  # the check leaves no file behind
     for wrong in ("/proc/x.png", "/dev/null/x.png", tmp_path / ("a" * 300)):
         with pytest.raises(FileNotWritten, match="cannot be written"):
             check_writable(Path(wrong, "y.png"))
@@ -242,13 +246,14 @@ def test_a_folder_is_no_picture_and_a_name_without_an_ending_may_be_binary(tmp_p
     assert vectors_format(tmp_path / "vectors", binary=True) == (True, None)
 
 
-def helped_by_training():
+def help_of_training():
+    """Return Hydra's settings for the help of train.py."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return compose("train", return_hydra_config=True).hydra.help
 
 
 def test_the_help_of_training_names_every_group_and_its_examples_compose():
-    shown = helped_by_training()
+    shown = help_of_training()
     text = str(shown.template)
     check_text(text)
     assert "$APP_CONFIG_GROUPS" in text and "python -m zoo --help" in text
