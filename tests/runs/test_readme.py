@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from helpers import config
+from helpers import TINY, config, run
 
 import zoo
 from zoo.__main__ import _conditions, parser
@@ -114,6 +114,23 @@ def test_the_lines_of_python_run():
     names = {}
     exec(block, names)
     assert names["images"].shape == (8, 1, 28, 28) and 0 <= names["images"].min() <= names["images"].max() <= 1
+
+
+def test_the_callback_of_the_page_on_training_runs(tmp_path, monkeypatch, capsys):
+    (block,) = blocks(ROOT / "docs" / "running.md", "python")
+    (tmp_path / "my_callbacks.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    (line,) = (c for c in COMMANDS if "my_callbacks" in c)
+    added = [o for o in shlex.split(line) if o.startswith("+")]
+    run(
+        tmp_path / "run",
+        *TINY["vae"],
+        "callbacks=none",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=1",
+        *added,
+    )
+    assert re.search(r"^epoch 0: [\d.]+ nats$", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.slow
