@@ -90,7 +90,7 @@ def test_exact_statistics_are_the_gradient_of_log_z(shape):
 def test_enumeration_goes_through_every_state_once_and_has_its_limit():
     everything = torch.cat(list(states(13, torch.device("cpu"))))
     assert everything.shape == (8192, 13) and len(everything.unique(dim=0)) == 8192
-    with pytest.raises(ValueError, match="of 30 visible and 21 hidden units neither layer can be enumerated"):
+    with pytest.raises(ValueError, match="at most 20 units, got 30 visible and 21 hidden units"):
         exact_log_partition(machine(30, 21))
     # More than one block: 13 hidden units, against 13 visible ones that do not interact: log Z in closed form.
     weights = Weights(torch.zeros(20, 13, dtype=torch.float64), *(t for t in machine(20, 13)[1:]))
