@@ -38,7 +38,7 @@ from zoo.nets.unet import UNet
         ({"blocks": 1.5}, "blocks must be a whole number of at least 1, got 1.5"),
         ({"patch": "x"}, "patch must be a whole number of at least 1, got 'x'"),
         ({"widths": [12]}, r"multiples of 8, one per level, got \[12\]"),
-        ({"widths": [8, 8, 8]}, r"28 pixels do not divide by patch \* 2\^\(levels - 1\) = 8"),
+        ({"widths": [8, 8, 8]}, r"28 pixels is not divisible by patch \* 2\^\(levels - 1\) = 8"),
         ({"lr": 0}, "lr must be a positive number, got 0"),
         ({"warmup": -1}, "warmup must be a whole number of at least 0, got -1"),
     ],

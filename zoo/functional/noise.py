@@ -1,4 +1,4 @@
-"""Random numbers drawn on the device of a generator. A CPU generator gives equal numbers on every device and process."""
+"""Random numbers from a generator, drawn on its device. A CPU generator gives equal numbers on all devices."""
 
 import torch
 from torch import Tensor
