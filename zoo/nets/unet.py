@@ -72,7 +72,8 @@ class SelfAttention(nn.Module):
 class PointNet(nn.Module):
     """Fully connected network of points (B, D) and a step index or noise level to points (B, D).
 
-    Its activations are smooth. Losses that differentiate the network with respect to its input need this.
+    Its activations are smooth. The explicit and sliced score-matching losses differentiate the network with respect to
+    its input and need this.
 
     Args:
         dim: dimension of the points, D.
