@@ -90,7 +90,10 @@ def test_q_sample_is_the_one_step_kernels_composed(schedule):
 
 @pytest.mark.parametrize("t", [0, 1, 17, 29])
 def test_the_posterior_is_bayes_rule(t):
-    """Prior N(sqrt(abar_{t-1}) x0, 1 - abar_{t-1}), likelihood N(x_t; sqrt(1 - beta) x_{t-1}, beta); [DSL]."""
+    """The prior is N(sqrt(abar_{t-1}) x0, 1 - abar_{t-1}), the likelihood N(x_t; sqrt(1 - beta) x_{t-1}, beta).
+
+    [DSL eq. 14.45].
+    """
     chain = make_chain(linear_betas(30))
     x0, xt, beta = 0.3, -1.1, chain.betas[t]
     ours = posterior_mean(*torch.tensor([[[x0]], [[xt]]], dtype=torch.float64), torch.tensor([t]), chain)

@@ -1,4 +1,4 @@
-"""Tests of the variational bound against exact likelihoods of Gaussian data, and of its two forms against each other."""
+"""Tests of the variational bound: exact likelihoods of Gaussian data, and a comparison of its two forms."""
 
 import math
 

@@ -41,42 +41,42 @@ def at_least_float32(t: Tensor) -> Tensor:
 
 
 def log_normal(x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """log N(x | mu, diag exp(logvar)) = -1/2 sum_d [ log 2 pi + logvar_d + (x_d - mu_d)^2 / exp(logvar_d) ].
+    """Return the log density of a Gaussian with diagonal covariance, (...) nats.
 
-    Two notes print this density with a slip. [Xu18b] and [Xu18a] omit the factor 1/2 in the exponent. [Liao22] has the
-    square root of prod_d sigma_d in the normaliser. The correct normaliser contains prod_d sigma_d itself.
+        log N(x | mu, diag exp(logvar)) = -1/2 sum_d [ log 2 pi + logvar_d + (x_d - mu_d)^2 / exp(logvar_d) ]
+
+    The lecture notes print this density with slips. [Xu18b] and [Xu18a] omit the factor 1/2 in the exponent. [Liao22]
+    has the square root of prod_d sigma_d in the normaliser. The correct normaliser contains prod_d sigma_d itself.
 
     Args:
         x: points, (..., D).
         mu: means, broadcastable to ``x``.
         logvar: log variances log sigma^2, broadcastable to ``x``.
-
-    Returns:
-        (...): nats, summed over the last axis.
     """
     return -0.5 * (math.log(2 * math.pi) + logvar + (x - mu).square() * (-logvar).exp()).sum(-1)
 
 
 def kl_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL( N(mu, diag exp(logvar)) || N(0, I) ) = 1/2 sum_d [ sigma_d^2 + mu_d^2 - 1 - log sigma_d^2 ].
+    """Return the KL divergence from a Gaussian with diagonal covariance to N(0, I), (...) nats.
 
-    Kingma & Welling 2014, appendix B. [Xu18b] prints it once with the factor 1/2 twice. The factor occurs once.
+        KL( N(mu, diag exp(logvar)) || N(0, I) ) = 1/2 sum_d [ sigma_d^2 + mu_d^2 - 1 - log sigma_d^2 ]
+
+    Kingma & Welling 2014, appendix B. One equation of [Xu18b] prints the factor 1/2 twice. The correct form has it
+    once.
 
     Args:
         mu: means, (..., D).
         logvar: log variances log sigma^2, (..., D).
-
-    Returns:
-        (...): nats, summed over the last axis.
     """
     # Where the posterior is close to the prior, exp(logvar) - 1 loses digits. expm1 does not.
     return 0.5 * (logvar.expm1() - logvar + mu.square()).sum(-1)
 
 
 def kl_normal(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor, logvar_p: Tensor) -> Tensor:
-    """KL( N(mu_q, diag exp(logvar_q)) || N(mu_p, diag exp(logvar_p)) ), both with diagonal covariance.
+    """Return the KL divergence between two Gaussians with diagonal covariance, (...) nats.
 
-        1/2 sum_d [ r_d - 1 - log r_d + (mu_q,d - mu_p,d)^2 / sigma_p,d^2 ],   r_d = sigma_q,d^2 / sigma_p,d^2
+        KL( N(mu_q, diag exp(logvar_q)) || N(mu_p, diag exp(logvar_p)) )
+            = 1/2 sum_d [ r_d - 1 - log r_d + (mu_q,d - mu_p,d)^2 / sigma_p,d^2 ],   r_d = sigma_q,d^2 / sigma_p,d^2
 
     At mu_p = logvar_p = 0 it equals :func:`kl_standard_normal`.
 
@@ -85,25 +85,19 @@ def kl_normal(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor, logvar_p: Tensor) ->
         logvar_q: log variances of q, (..., D).
         mu_p: means of p, broadcastable to ``mu_q``.
         logvar_p: log variances of p, broadcastable to ``logvar_q``.
-
-    Returns:
-        (...): nats, summed over the last axis.
     """
     log_ratio = logvar_q - logvar_p
     return 0.5 * (log_ratio.expm1() - log_ratio + (mu_q - mu_p).square() * (-logvar_p).exp()).sum(-1)
 
 
 def log_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
-    """log prod_d Bernoulli(x_d | sigmoid(logits_d)).
+    """Return log prod_d Bernoulli(x_d | sigmoid(logits_d)), (...) nats.
 
     Args:
         x: 0 or 1, (..., D).
         logits: log odds of x_d = 1, broadcastable to ``x``.
-
-    Returns:
-        (...): nats, summed over the last axis.
     """
     # x log sigma(l) + (1 - x) log sigma(-l) = x l - softplus(l), which is finite for every l.
-    # The library's function computes it in one pass over memory.
+    # The PyTorch function computes this in one pass over memory.
     logits, x = torch.broadcast_tensors(logits, x)
     return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
