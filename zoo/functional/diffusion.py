@@ -144,7 +144,7 @@ def predicted_eps(x0: Tensor, xt: Tensor, t: Tensor, chain: Chain) -> Tensor:
 def simple_loss(x0: Tensor, t: Tensor, eps: Tensor, chain: Chain, predict: str, network: Callable) -> Tensor:
     """Return (target - network(x_t, t))^2, averaged over the dimensions of each example; (B,).
 
-    For ``eps`` this is L_simple, eq. 14, which sums over the dimensions.
+    For ``eps`` this is L_simple, eq. 14, divided by the number of dimensions.
     """
     output = network(q_sample(x0, t, eps, chain), t)
     return (prediction_target(predict, x0, t, eps, chain) - output).square().flatten(1).mean(1)
@@ -204,8 +204,8 @@ def stratified_steps(u: Tensor, steps: int) -> Tensor:
 def importance(history: Tensor, count: Tensor) -> Tensor:
     """Return p_t proportional to sqrt(E[L_t^2]), (T,), which sums to 1; Nichol & Dhariwal 2021, sec. 3.3.
 
-    The last losses of each step estimate E[L_t^2]. Until every step has a full history, p is uniform. After that,
-    0.001 of the mass stays uniform. This limits the weights 1 / (T p_t) to 1000.
+    L_t is the loss at step t. The last losses of each step estimate E[L_t^2]. Until every step has a full history, p is
+    uniform. After that, 0.001 of the mass stays uniform. This limits the weights 1 / (T p_t) to 1000.
 
     Args:
         history: the last losses of each step, (T, H).

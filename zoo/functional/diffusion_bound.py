@@ -13,7 +13,8 @@ The joint form draws adjacent states together. It is [DSL eq. 14.28]:
              + sum_{t=1}^{T-1} log q(x_t | x_{t-1}) / p(x_t | x_{t+1}) ]
 
 Equations and sections without a name are from Ho, Jain & Abbeel 2020. The equations above count t from 1. The functions
-below count t from 0, as in zoo/functional/diffusion.py: their x_t is x_{t+1} above, and their L_t is L_t above.
+below take an index t from 0 to T-1, as in zoo/functional/diffusion.py. Their x_t is x_{t+1} above, and their L_t is L_t
+above. Everywhere x_0 is the image, x_1 is the image after one step of noise, and x_T is the end of the chain.
 
 The two forms agree in expectation. The single form integrates out x_{t-1} given x_t and x_0. At one step t, its
 gradient therefore has the lower variance (Rao-Blackwell). On a whole trajectory, the joint form can have the lower
@@ -58,10 +59,10 @@ def log_normal_t(x: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
 
 
 def log_discretised_normal(x: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
-    """Return the log probability of 256 grey values under N(mu, variance I), (B,); sec. 3.3, eq. 13.
+    """Return the log probability of images of 256 grey values under a discretised N(mu, variance I), (B,).
 
-    The probability of x is the mass of the bin [x - 1/255, x + 1/255]. The bin of -1 extends to minus infinity and
-    the bin of 1 extends to infinity. The masses therefore sum to 1.
+    Sec. 3.3, eq. 13. The probability of a pixel x is the mass of the bin [x - 1/255, x + 1/255]. The bin of -1 extends
+    to minus infinity and the bin of 1 extends to infinity. The masses therefore sum to 1.
 
     Args:
         x: grey values k / 127.5 - 1, (B, ...).
@@ -71,7 +72,7 @@ def log_discretised_normal(x: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
     sigma = variance.sqrt()
     upper = torch.where(x > 1 - 0.5 / LEVELS, math.inf, (x + 1 / LEVELS - mu) / sigma)
     lower = torch.where(x < -1 + 0.5 / LEVELS, -math.inf, (x - 1 / LEVELS - mu) / sigma)
-    # log Phi is accurate for negative arguments only. A bin above the mean is reflected to below the mean.
+    # The difference of log Phi is accurate only below the mean. Bins above the mean are reflected to below the mean.
     flip = upper + lower > 0
     upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
