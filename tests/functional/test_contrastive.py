@@ -60,7 +60,7 @@ def test_the_expected_gradient_of_nce_is_its_closed_form_and_zero_at_log_p(world
 
 
 def test_the_gradient_of_nce_tends_to_that_of_the_likelihood_of_normalised_scores(world):
-    """The limit is e^s - p for the scores themselves, also if they are not normalised (Mnih & Teh 2012)."""
+    """For scores that are not normalised, the gradient with respect to s tends to e^s - p (Mnih & Teh 2012)."""
     s, p, q = world
     normalised = s.log_softmax(0)
     likelihood = gradient(lambda s: (p * softmax_loss(s, s.expand(V, V))).sum(), normalised)

@@ -77,7 +77,7 @@ def test_schedules_that_leave_zero_to_one_are_refused(betas, message):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_q_sample_is_the_one_step_kernels_composed(schedule):
-    """For every t, applying eq. 2 t + 1 times gives the mean and variance of eq. 4."""
+    """For every t, t + 1 steps of eq. 2 have the mean and variance of eq. 4."""
     chain = make_chain(SCHEDULES[schedule](100))
     mean, var = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     x0 = torch.tensor([[1.7]], dtype=torch.float64)
@@ -92,7 +92,7 @@ def test_q_sample_is_the_one_step_kernels_composed(schedule):
 def test_the_posterior_is_bayes_rule(t):
     """The prior is N(sqrt(abar_{t-1}) x0, 1 - abar_{t-1}), the likelihood N(x_t; sqrt(1 - beta) x_{t-1}, beta).
 
-    [DSL eq. 14.45].
+    The posterior is [DSL eq. 14.45].
     """
     chain = make_chain(linear_betas(30))
     x0, xt, beta = 0.3, -1.1, chain.betas[t]
@@ -202,7 +202,7 @@ def test_ddim_on_a_subset_is_its_equations(eta):
 
 @pytest.mark.parametrize("clip", [True, False])
 def test_ddim_with_all_steps_and_all_noise_is_the_ancestral_sampler(clip, generator):
-    """Every x_{t-1} and every x0_hat of the two paths are equal."""
+    """The two samplers yield equal x_{t-1} and x0_hat at every step."""
     chain = make_chain(linear_betas(40))
     x = torch.randn(8, 3, generator=generator, dtype=torch.float64)
     model = exact_x0(chain, 0.5)

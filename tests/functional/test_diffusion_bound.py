@@ -56,7 +56,7 @@ def test_the_bound_is_the_likelihood_on_every_trajectory_of_normal_data(betas, g
     bound = joint_chain(x0, eps, exact_x0(chain, 1.0), chain, "beta", discrete=False)
     log_p = -0.5 * (x0.square() + math.log(2 * math.pi)).sum(1)
     assert_close(-bound, log_p)
-    # The single form varies on the same trajectories. On whole chains it has the higher variance.
+    # The joint form is exact on every trajectory. The single form varies: on whole chains it has the higher variance.
     single = single_chain(x0, eps, exact_x0(chain, 1.0), chain, "beta", discrete=False)
     assert (-single - log_p).abs().mean() > 0.1
 

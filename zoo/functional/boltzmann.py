@@ -29,18 +29,18 @@ class Weights(NamedTuple):
 
 
 def energy(v: Tensor, h: Tensor, weights: Weights) -> Tensor:
-    """Return E(v, h) = - b'v - c'h - v'W h, (...) nats, of v (..., V) and h (..., H)."""
+    """Return E(v, h) = - b'v - c'h - v'W h, (...) nats, for v (..., V) and h (..., H)."""
     W, b, c = weights
     return -(v * b).sum(-1) - (h * c).sum(-1) - (v @ W * h).sum(-1)
 
 
 def hidden_logits(v: Tensor, weights: Weights) -> Tensor:
-    """Return the log odds of h_j = 1 given v, c_j + (v'W)_j, (..., H), of v (..., V)."""
+    """Return the log odds c_j + (v'W)_j of h_j = 1 given v (..., V); (..., H)."""
     return v @ weights.W + weights.c
 
 
 def visible_logits(h: Tensor, weights: Weights) -> Tensor:
-    """Return the log odds of v_i = 1 given h, b_i + (W h)_i, (..., V), of h (..., H)."""
+    """Return the log odds b_i + (W h)_i of v_i = 1 given h (..., H); (..., V)."""
     return h @ weights.W.T + weights.b
 
 
@@ -86,11 +86,12 @@ def pseudo_log_likelihood(v: Tensor, weights: Weights, pixels: Tensor | None = N
 class Machine(NamedTuple):
     """The learnt parameters W (V, H), b (V,) and c (H,), in the plain or in the centred form.
 
-    Without ``mu`` they are the parameters of the energy above. With ``mu`` (V,) they are those of the centred energy
+    Without ``mu`` the energy has the plain form, and with ``mu`` (V,) the centred form:
 
-        E(v, h) = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2)
+        plain      E(v, h) = - b'v - c'h - v'W h
+        centred    E(v, h) = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2)
 
-    Both forms describe the same family of distributions. All methods mean the same in both forms.
+    Both forms describe the same family of distributions. The methods return the same quantities in both forms.
     """
 
     W: Tensor
@@ -99,7 +100,7 @@ class Machine(NamedTuple):
     mu: Tensor | None = None
 
     def weights(self) -> Weights:
-        """Return W, b and c of the plain form E = - b'v - c'h - v'W h."""
+        """Return W, b and c of the plain form."""
         if self.mu is None:
             return Weights(self.W, self.b, self.c)
         with torch.autocast(self.W.device.type, enabled=False):  # 16 bits are too inexact for sums of hundreds of terms

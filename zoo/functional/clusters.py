@@ -55,7 +55,7 @@ class ClusterTable(Metric):
 
     def __init__(self, num_clusters: int, num_labels: int = 10):
         super().__init__()
-        # This is not a buffer. The state_dict does not contain it, and swapping in averaged weights leaves it alone.
+        # This is not a buffer. The state_dict does not contain it, and replacing weights by averages does not touch it.
         self.add_state("table", torch.zeros(num_clusters, num_labels, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, cluster: Tensor, label: Tensor) -> None:

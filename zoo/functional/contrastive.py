@@ -1,4 +1,6 @@
-"""Losses of p(w | c) = exp(s(w, c)) / Z_c for words w in a context c, most of them without the sum Z_c over all words.
+"""Losses for p(w | c) = exp(s(w, c)) / Z_c, the probability of a word w in a context c.
+
+Z_c is a sum over all words of the vocabulary. Only maximum likelihood computes this sum:
 
     maximum likelihood    J = -log p(w | c) = -s(w, c) + log Z_c,    Z_c = sum_w' exp s(w', c)
     NCE                   J = -log sigma(delta s(w, c)) - sum_{i<=k} log sigma(-delta s(w_i, c)),   w_i ~ q
@@ -11,9 +13,11 @@ of the text, the expected gradient of -J is
 
     sum_w k q / (e^s + k q) (P - e^s) grad s
 
-It is zero at e^s = P, where the scores are normalised without a constraint. As k grows it tends to
-sum_w (P - e^s) grad s. If Z_c = 1, this is the gradient of the likelihood. The gradient of importance sampling weights
-the noise words by e^s / q, normalised over the k words. It has a bias of O(1 / k).
+It is zero at e^s = P. The scores then satisfy Z_c = 1 without any constraint. As k grows, the gradient tends to
+sum_w (P - e^s) grad s. If Z_c = 1, this is the gradient of the log-likelihood.
+
+In the gradient of importance sampling, a noise word has a weight proportional to e^s / q. The weights of the k words
+sum to 1. This gradient has a bias of O(1 / k).
 
 [Xu18b] prints the NCE and skip-gram objectives as sums of sigmoids. The correct objectives are sums of log sigmoids.
 

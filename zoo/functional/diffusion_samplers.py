@@ -96,7 +96,7 @@ def ddim_steps(
         a_prev, rest_prev = (1.0, 0 * a) if i_prev is None else (chain.abar[i_prev], chain.one_minus_abar[i_prev])
         t = torch.full((len(x),), i, device=x.device)
         x0 = _clipped(x0_model(x, t), clip)
-        eps = predicted_eps(x0, x, t, chain)  # consistent with x0 also where clipping changed x0
+        eps = predicted_eps(x0, x, t, chain)  # this noise matches x0, also after clipping
         sigma = eta * (rest_prev / rest * (1 - a / a_prev)).sqrt()  # eq. 16
         x = a_prev**0.5 * x0 + (rest_prev - sigma**2).clamp(min=0).sqrt() * eps
         if i_prev is not None:

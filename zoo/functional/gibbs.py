@@ -96,7 +96,7 @@ def restart_noise(
 def pcd(noise: dict[str, Tensor], machine: Machine) -> Tensor:
     """Return v' (n, V) after k Gibbs steps of persistent chains.
 
-    Chains that restart begin at h drawn given v, where v is drawn from fair coins.
+    A chain that restarts draws v from fair coins, and then its hidden state given v.
 
     Args:
         noise: the hidden states ``h`` (n, H) of the chains, and uniform noise ``u_v`` (k, n, V) and ``u_h`` (k, n, H).
@@ -165,7 +165,7 @@ def gibbs_frames(v: Tensor, shown: list[int], machine: Machine, *, generator: to
 
 
 def coins(n: int, machine: Machine, *, generator: torch.Generator | None = None) -> Tensor:
-    """Return v drawn from fair coins, (n, V)."""
+    """Return v (n, V) of fair coins: independent units that are 1 with probability 1/2."""
     return (rand(n, len(machine.b), generator=generator, device=machine.b.device) < 0.5).to(machine.b.dtype)
 
 

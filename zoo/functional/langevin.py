@@ -157,16 +157,15 @@ def noise_levels(largest: float, smallest: float, levels: int) -> Tensor:
 
 
 def best_step_size(ratio: float, steps: int) -> float:
-    """Return the relative step size e / sigma^2 with the most accurate variance after ``steps`` steps at a new level.
+    """Return the step size, in units of sigma^2, with the most accurate variance after ``steps`` steps at a new level.
 
-    The rule is technique 4 of Song & Ermon 2020 (arXiv:2006.09011), with the step size of this file. The density is a
-    single point convolved with N(0, sigma^2). The sigma of the new level is ``ratio`` times smaller than that of the
-    level before. In units of sigma^2, the chains begin with variance ratio^2. After T steps their variance is
+    The rule is technique 4 of Song & Ermon 2020 (arXiv:2006.09011), with the step size e of this file. Consider a
+    single point convolved with N(0, sigma^2). The sigma of the previous noise level was ``ratio`` times as large. With
+    variances and e in units of sigma^2, the chains begin with variance ratio^2. After T steps their variance is
 
         (1 - e/2)^(2 T) ratio^2 + (1 - (1 - e/2)^(2 T)) / (1 - e/4)
 
-    Here e is also in units of sigma^2. The correct variance is 1. The function returns the e with the variance closest
-    to 1.
+    The correct variance is 1. The function returns the e with the variance closest to 1.
     """
     e = torch.linspace(0.001, 2, 2000, dtype=torch.float64)
     kept = (1 - e / 2) ** (2 * steps)

@@ -1,4 +1,4 @@
-"""A mixture of Gaussians with diagonal covariances: densities, responsibilities, loss terms as a prior, and fitting.
+"""A mixture of Gaussians with diagonal covariances, as the prior of a VAE: densities, loss terms and fitting.
 
 p(z)     = sum_c pi_c N(z | mu_c, diag exp(logvar_c))
 p(c | z) = pi_c N(z | c) / sum_k pi_k N(z | k)                                     responsibilities
@@ -108,8 +108,8 @@ def cost_at_a_fixed_draw(
     """Return f = -log p(x|z) - log p(z) + log q(z|x) at a fixed z, and log q(z|x); (B,) nats each.
 
     A score-function estimator uses both. The gradient of E_q[f] with respect to the encoder is
-    E_q[ f grad log q(z|x) ]. The gradients with respect to the decoder and the mixture are those of f. The term
-    log q(z|x) in f carries no gradient, because the expectation of this gradient is zero.
+    E_q[ f grad log q(z|x) ]. The decoder and the mixture receive the gradient of f. The term log q(z|x) in f carries no
+    gradient, because the expectation of this gradient is zero.
     """
     mu, logvar = encode(x)
     z = reparameterise(mu, logvar, eps).detach()

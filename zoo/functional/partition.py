@@ -118,7 +118,7 @@ def exact_loss(v: Tensor, weights: Weights) -> Tensor:
     with torch.autocast(v.device.type, enabled=False):
         log_Z, statistics = exact_statistics(Weights(*(t.detach() for t in weights)))
         linear = torch.stack([(t * s).sum() for t, s in zip(weights, statistics, strict=True)]).sum()
-        # This has the value of log Z, and the gradient of `linear`, which is E[v h'], E[v] and E[h].
+        # The second term has the value of log Z. Its gradient comes from `linear`: E[v h'], E[v] and E[h].
         return free_energy(v, weights).mean() + (log_Z.to(v) + (linear - linear.detach()))
 
 
@@ -179,8 +179,8 @@ def ais_log_partition(
 
     Args:
         weights: the parameters of the energy.
-        base: log odds of the pixels in the base-rate model, (V,). In the paper they are those of the data. The H hidden
-            units of the base-rate model have weight zero.
+        base: log odds of the pixels in the base-rate model, (V,). The paper uses the log odds of the pixels in the
+            data. The H hidden units of the base-rate model have weight zero.
         chains: number of chains, at least 2.
         steps: number of inverse temperatures after 0, at least 1.
         generator: source of the noise. None selects PyTorch's default generator.
@@ -211,7 +211,7 @@ def exact(weights: Weights) -> Weights:
 
 
 def quick(weights: Weights) -> bool:
-    """Return whether :func:`log_partitions` enumerates, which is the case if one layer has at most 16 units."""
+    """Return whether :func:`log_partitions` enumerates. It does if one layer has at most 16 units."""
     return min(weights.W.shape) <= AT_ONCE
 
 
@@ -231,9 +231,10 @@ def log_partitions(
     runs from two base-rate models. The pixels of ``base_rate`` have the probabilities of the mean image, as in
     Salakhutdinov & Murray 2008. The pixels of ``coins`` have probability 1/2.
 
-    The weights have the expectation Z for both. If no chain finds the modes with most of the mass, their mean is too
-    low. The larger estimate is therefore the more accurate one. If ``coins`` is far above ``base_rate``, the model has
-    put mass where there are no data. A likelihood from ``base_rate`` alone is then far too high.
+    For both, the mean weight is an unbiased estimate of Z. If no chain finds the modes with most of the mass, the
+    estimate is too low. The larger estimate is therefore the more accurate one. If ``coins`` is far above
+    ``base_rate``, the model has put mass where there are no data. A likelihood from ``base_rate`` alone is then far too
+    high.
 
     This happens with persistent chains that never restart. They all stay near the data, and mass gathers elsewhere. The
     chains do not visit that mass. Annealed importance sampling from the mean image also misses it. After 300 epochs of

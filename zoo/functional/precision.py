@@ -27,10 +27,10 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 def never_rounded(*names: str) -> Callable[[C], C]:
-    """Decorate a module class: its buffers ``names`` keep at least float32 in ``bfloat16()``, ``half()`` and the like.
+    """Return a decorator of module classes that keeps the buffers ``names`` in float32 or float64.
 
-    The buffers move to other devices with the module, and ``double()`` makes them float64. Names of buffers that a
-    module does not have are ignored.
+    ``bfloat16()``, ``half()`` and similar methods do not round these buffers to 16 bits. The buffers move to other
+    devices with the module, and ``double()`` makes them float64. Names that a module does not have are ignored.
     """
 
     def decorate(cls: C) -> C:

@@ -104,7 +104,7 @@ class ConvGenerator(nn.Module):
 class ConvTrunk(nn.Module):
     """Feature network of images (B, 1, 28, 28) to (B, 98 width): DCGAN's discriminator without its last layer.
 
-    Strided convolutions go 28 -> 14 -> 7, each with a leaky ReLU. The second one also has normalisation.
+    Strided convolutions go 28 -> 14 -> 7, each with a leaky ReLU. Normalisation comes before the second leaky ReLU.
 
     Args:
         width: channels at 14 x 14 pixels.
