@@ -58,7 +58,7 @@ def test_bad_arguments_are_named(arguments, message):
         ({"guidance": -1}, "guidance must be a number of at least 0, got -1"),
         ({"num_steps": None, "eta": 0.5}, "eta must be 0 for the whole chain .*, got 0.5"),
         ({"frames": 1}, "frames must be a whole number of at least 2, got 1"),
-        ({"frames": 9, "num_steps": 5}, "at most the number of sampling steps, 5, got 9"),
+        ({"frames": 9, "num_steps": 5}, "at most 5, the number of sampling steps, got 9"),
         ({"show": "eps"}, "show must be xt or x0, got 'eps'"),
         ({"show": "x0"}, "show=x0 needs a number of frames"),
         ({"corrector_steps": 2, "corrector_snr": 1e20}, r"run off to infinity with guidance=0.0, corrector_snr=1e\+20"),

@@ -193,7 +193,7 @@ def shown(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, number: int |
         return last(steps, total, "sampling")
     check_whole("frames", number, least=2)
     if number > total:
-        raise UserError(f"frames must be at most the number of sampling steps, {total}, got {number}")
+        raise UserError(f"frames must be at most {total}, the number of sampling steps, got {number}")
     xt, x0 = frames(steps, total, number)
     return xt if show == "xt" else x0
 

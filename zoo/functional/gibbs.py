@@ -129,7 +129,7 @@ def frame_steps(steps: int, frames: int | None) -> list[int]:
     check_whole("frames", frames, least=2)
     if frames > steps + 1:
         raise UserError(
-            f"a chain of {steps} steps has at most {steps + 1} frames, with the initial state; got {frames}"
+            f"a chain of {steps} steps has at most {steps + 1} frames, including the initial state; got {frames}"
         )
     # Integers near a geometric series from 1 to steps, strictly increasing.
     shown = [0]
