@@ -40,5 +40,5 @@ def test_batch_normalisation_on_two_processes_wants_batches_of_four(tmp_path):
 
 
 def test_more_clusters_than_images_are_refused(tmp_path):
-    with pytest.raises(UserError, match="1,408 training images make no 2,000 clusters: lower model.num_clusters"):
+    with pytest.raises(UserError, match="1,408 training images are too few for 2,000 clusters; lower"):
         run(tmp_path, *TINY["vade"], "model.num_clusters=2000", "trainer.max_epochs=2", BEGUN)

@@ -643,7 +643,7 @@ def test_mass_far_from_the_data_is_found(generator):
     [
         ({"num_hidden": 0}, "num_hidden must be a whole number of at least 1, got 0"),
         ({"learning": "sml"}, "learning must be cd, pcd or exact, got 'sml'"),
-        ({"learning": "exact"}, "at most 20 units; got num_visible=784 and num_hidden=500"),
+        ({"learning": "exact"}, "at most 20 units, got num_visible=784 and num_hidden=500"),
         ({"k": 0}, "k must be a whole number of at least 1, got 0"),
         ({"k": [[1, 5]]}, "rising epochs from 0 on"),
         ({"k": [[0, 1], [0, 5]]}, "rising epochs from 0 on"),
@@ -671,7 +671,7 @@ def test_values_that_do_not_fit(wrong, message):
         ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
         ({"steps": 3, "frames": 5}, "a chain of 3 steps has at most 4 frames"),
         ({"frames": 1}, "frames must be a whole number of at least 2, got 1"),
-        ({"init": "zeros"}, "init, where it is a word, must be noise, data or chains, got 'zeros'"),
+        ({"init": "zeros"}, "init, unless it is images, must be noise, data or chains, got 'zeros'"),
         ({"init": "data"}, "there are no training images outside training"),
         ({"init": "chains"}, "there are no persistent chains"),
         ({"init": torch.zeros(3, 1, 28, 28)}, "images, one tensor per chain"),

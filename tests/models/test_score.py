@@ -179,7 +179,7 @@ def points():
         ({"shape": None}, "shape must be a list of whole numbers .*, got None"),
         ({"shape": [2], "widths": "junk"}, "widths must be a list of whole numbers .*, got 'junk'"),
         ({"blocks": None}, "blocks must be a whole number of at least 1, got None"),
-        ({"widths": [8, 8, 8]}, "28 pixels do not divide"),
+        ({"widths": [8, 8, 8]}, "28 pixels is not divisible"),
         ({"lr": "fast"}, "lr must be a positive number, got 'fast'"),
     ],
 )
