@@ -1,8 +1,10 @@
 """WGAN: a critic estimates the Wasserstein distance between data and samples, and the generator minimises it.
 
-Papers: Arjovsky, Chintala & Bottou, "Wasserstein GAN", 2017, arXiv:1701.07875 (WGAN); Gulrajani et al., "Improved
-Training of Wasserstein GANs", 2017, arXiv:1704.00028 (WGAN-GP, the gradient penalty); [DSL 13.3] and [DSL 13.4].
-docs/references.md explains the keys in brackets. The networks are in zoo/nets/adversarial.py.
+Papers:
+- WGAN: Arjovsky, Chintala & Bottou, "Wasserstein GAN", 2017, arXiv:1701.07875; [DSL 13.3], [DSL 13.4].
+- WGAN-GP, the gradient penalty: Gulrajani et al., "Improved Training of Wasserstein GANs", 2017, arXiv:1704.00028.
+
+The networks are in zoo/nets/adversarial.py. docs/references.md explains the keys in brackets.
 
     W(p, q) = 1/K sup_{|f|_L <= K} E_p[ f(x) ] - E_q[ f(x) ]         WGAN eq. 2, [DSL 13.4]   wasserstein_estimate
     clip               every weight of f in [-c, c] after each step  WGAN algorithm 1         WGAN.clip
@@ -12,8 +14,8 @@ docs/references.md explains the keys in brackets. The networks are in zoo/nets/a
     loss of the critic       -( mean f(x) - mean f(G(z)) ) + penalty                          WGAN.critic_terms
     loss of the generator    -mean f(G(z))                                                    WGAN.generator_terms
 
-With the gradient penalty, the estimate of a trained critic is W plus a bias. For two parallel lines at distance theta,
-the best linear critic has the slope 1 + theta / (2 lambda), and the estimate is theta + theta^2 / (2 lambda).
+With the gradient penalty, the estimate of a trained critic is W plus a bias. Two parallel lines at distance theta are
+an example. The best linear critic has the slope 1 + theta / (2 lambda). Its estimate is theta + theta^2 / (2 lambda).
 
 With clipping, the critic is K-Lipschitz for an unknown K that depends on c and on BatchNorm. The estimate is then at
 best K W. Compare its values within a run, and not between runs.
@@ -158,9 +160,9 @@ class WGAN(L.LightningModule):
         return at_least_float32(self.critic(x)).squeeze(-1)
 
     def critic_terms(self, x: Tensor, noise: Noise, measure: bool = False) -> dict[str, Tensor]:
-        """Return ``loss``, ``wasserstein`` and, where computed, ``penalty`` and ``lipschitz`` for data ``x`` (B, *shape).
+        """Return ``loss``, ``wasserstein``, ``penalty`` and ``lipschitz`` for data ``x`` (B, *shape).
 
-        With clipping, the last two are computed only if ``measure`` is true, and are not part of the loss. Set
+        With clipping, the last two are present only if ``measure`` is true, and are not part of the loss. Set
         ``measure`` only in eval mode.
         """
         with torch.no_grad():
