@@ -169,7 +169,10 @@ def points():
         ({"shape": [28, 28]}, r"shape must be \[1, 28, 28\] for images or \[D\] for points, got \[28, 28\]"),
         ({"shape": [0]}, r"shape must be a list of whole numbers of at least 1, such as .*, got \[0\]"),
         ({"objective": "implicit"}, "objective must be denoising, sliced or explicit, got 'implicit'"),
-        ({"objective": "explicit"}, "has 784 dimensions, and objective=explicit allows at most 32: use sliced or denoising"),
+        (
+            {"objective": "explicit"},
+            "has 784 dimensions, and objective=explicit allows at most 32: use sliced or denoising",
+        ),
         ({"num_sigmas": 0}, "num_sigmas must be at least 1 for objective=denoising, got 0"),
         ({"num_sigmas": -1}, "num_sigmas must be a whole number of at least 0, got -1"),
         ({"sigma_min": 20}, "sigma_min must be below sigma_max, got 20 and 10.0"),
