@@ -85,8 +85,8 @@ class DDPM(L.LightningModule):
         schedule: ``linear`` or ``cosine``.
         predict: What the network predicts: ``eps``, ``x0`` or ``v``.
         variance: Variance of the reverse steps: ``posterior`` or ``beta``.
-        timesteps: How training draws t. ``uniform``; ``stratified`` spreads the steps of a batch evenly; ``importance``
-            draws t in proportion to its root mean squared loss, and weights the loss.
+        timesteps: How training draws t: ``uniform``, ``stratified`` or ``importance``. ``stratified`` spreads a batch
+            evenly. ``importance`` has p_t proportional to the root mean square of recent losses, and weights losses.
         num_classes: Number of classes, or None to train without labels.
         label_dropout: Fraction of labels dropped in training, so the model also learns to predict without labels.
         widths: Channels of the U-Net's levels, multiples of 8.
@@ -273,7 +273,7 @@ class DDPM(L.LightningModule):
 
         Args:
             num_steps: DDIM steps, 1 to T, by default min(50, T). None runs all T steps of ancestral sampling.
-            eta: DDIM's noise, 0 to 1.
+            eta: Noise of DDIM, 0 (deterministic) to 1.
             y: For a model with ``num_classes``: one label for all, one for each, None to draw them uniformly, or
                 ``dropped`` to sample without labels. The noise does not depend on ``y``.
             guidance: Guidance weight w, at least 0. 0 samples from the conditional model.
@@ -290,7 +290,7 @@ class DDPM(L.LightningModule):
         check_whole("corrector_steps", corrector_steps, least=0)
         check_positive("corrector_snr", corrector_snr)
         x = randn(n, 1, 28, 28, generator=generator, device=self.device)
-        classes = self.hparams.num_classes  # draws uniform labels even if y is given, so the noise is the same
+        classes = self.hparams.num_classes  # labels are drawn even if y is given, so y does not change the noise
         uniform = (rand(n if classes else 0, generator=generator, device=self.device) * (classes or 0)).long()
         given = sampled_labels(y, n, classes, uniform, guidance)
         x0_model = partial(self.x0_hat, y=given, guidance=guidance)
@@ -375,7 +375,7 @@ class DDPM(L.LightningModule):
         The training loss has ``uniform`` (algorithm 1), ``stratified`` and, with ``timesteps=importance``,
         ``importance``: three ways to draw t. ``bound_single`` takes L_t at one uniform t ([DSL eq. 14.41]).
         ``bound_joint`` draws x_{t-1} and x_t jointly ([DSL eq. 14.28]). With at most 100 steps, ``bound_single_chain``
-        and ``bound_joint_chain`` sum these over whole trajectories. The bound is per dimension, without clipping.
+        and ``bound_joint_chain`` sum these over whole trajectories. The bound is per dimension, with x0_hat unclipped.
         """
         params = dict(self.named_parameters())
 

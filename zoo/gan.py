@@ -20,7 +20,9 @@ the logit l = log D(G(z)) - log(1 - D(G(z))):
 With the optimal discriminator, l = log p_data - log p_G, and ``kl`` minimises KL(p_G || p_data).
 
 Symbols:
-    x            data: images (B, 1, 28, 28) in [0, 1], points (B, 2) or one-hot sequences (B, T, K)
+    x            data: images (B, 1, 28, 28) in [0, 1], points (B, 2), or one-hot sequences (B, T, K)
+    T, K         length of a sequence, and number of symbols
+    v            a one-hot sequence, (T, K)
     z            standard normal noise (B, z_dim); for sequences, uniform noise u (B, T, K)
     real, fake   data and samples as the networks see them: images are in [-1, 1]
     logits       l of each example, (B,)
@@ -33,18 +35,19 @@ Logged with the prefixes train/, val/ and test/:
     js                   (V + log 4) / 2, nats
     log_likelihood       mean of log p(v), nats; only for sequences, in validation and test
 
-``js`` is the Jensen-Shannon divergence if D is optimal, and 0 if D is 1/2 everywhere. In validation and test, its
-expectation is at most the divergence for any D, because D scores each example separately and has not trained on these
-data. In training there is no such bound.
+``js`` is the Jensen-Shannon divergence if D is optimal, and 0 if D is 1/2 everywhere. In validation and test, the
+expectation of ``js`` is a lower bound of the divergence for any D. There D scores each example separately, and has not
+trained on the data. In training it is not a bound.
 
 Differs from the papers:
-- Each batch is one step of the discriminator, so its k steps see different data (algorithm 1). Every k-th batch is also
-  a step of the generator. The two steps draw separate noise.
+- Each batch is one step of the discriminator. Every k-th batch (k = ``discriminator_steps``) is also a step of the
+  generator, which draws separate noise. As in algorithm 1, each discriminator step sees new data.
 - BatchNorm uses batch statistics in training, and running statistics in sampling and evaluation. A step of one network
   also updates the running statistics of the other, but not its weights. Validation first recomputes all running
   statistics from samples.
-- On several processes, each process normalises over its own part of a batch. Steps therefore differ from those on one
-  process. The checkpoint has the running statistics of rank 0. Nothing else depends on how a batch is split.
+- On several processes, each process normalises over its own part of a batch. Training therefore differs from
+  training on one process. The checkpoint has the running statistics of rank 0. Nothing else depends on how a batch is
+  split.
 - z is normal. In DCGAN it is uniform.
 - Each network has two convolutions for 28 pixels, instead of four for 64. The discriminator has an extra layer of 256
   units.
@@ -236,10 +239,10 @@ class GAN(L.LightningModule):
             seen |= self._log("train", "generator", terms)
         return seen
 
-    def _log(self, stage: str, player: str, terms: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
-        self.log(f"{stage}/{player}_loss", terms["loss"], prog_bar=True, **kwargs)
+    def _log(self, stage: str, network: str, terms: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
+        self.log(f"{stage}/{network}_loss", terms["loss"], prog_bar=True, **kwargs)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items() if k != "loss"}, **kwargs)
-        return {f"{player}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
+        return {f"{network}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
 
     def on_validation_epoch_start(self):
         restate(self, lambda i: self.discriminator(self.G(self.z(250, generator=chunk_generator(0, i)))))
@@ -256,8 +259,10 @@ class GAN(L.LightningModule):
         self.validation_step(batch, batch_idx, stage="test")
 
     def configure_optimizers(self):
-        players = {self.discriminator: self.hparams.lr_discriminator, self.generator: self.hparams.lr_generator}
-        return [torch.optim.Adam(p.parameters(), lr=lr, betas=(self.hparams.beta1, 0.999)) for p, lr in players.items()]
+        rates = {self.discriminator: self.hparams.lr_discriminator, self.generator: self.hparams.lr_generator}
+        return [
+            torch.optim.Adam(net.parameters(), lr=lr, betas=(self.hparams.beta1, 0.999)) for net, lr in rates.items()
+        ]
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "gan"
@@ -301,8 +306,8 @@ class GAN(L.LightningModule):
         batch has examples.
         """
 
-        def estimator(name: str, player: str, loss: Callable) -> GradientEstimator:
-            own = {k: p for k, p in self.named_parameters() if k.startswith(f"{player}.")}
+        def estimator(name: str, network: str, loss: Callable) -> GradientEstimator:
+            own = {k: p for k, p in self.named_parameters() if k.startswith(f"{network}.")}
             # torch.func.vmap does not support BatchNorm that updates running statistics.
             return GradientEstimator.of(self, name, own, self.noise, loss, batched=False)
 

@@ -34,10 +34,10 @@ Differs from the papers:
   papers use F / sigma or F itself. Without noise levels, s(x) = F(x).
 - By default w(sigma) = sigma^2 (1 + sigma^2), which weights the error of F equally at every level (Karras et al. 2022).
   ``weights=ncsn`` is the papers' sigma^2.
-- The U-Net, the learning rate and the moving average are the same as in zoo/ddpm.py. The papers' networks are several
-  times larger.
+- The U-Net, the learning rate and the moving average are the same as in zoo/ddpm.py. The papers' networks are much
+  larger.
 - Images in [-1, 1] have levels from 10 to 0.05. The 2019 paper has ten levels from 1 to 0.01 for images in [0, 1].
-- The Langevin step size follows technique 4 of the 2020 paper. As in that paper, the last level's noise is removed.
+  Their Langevin step size follows technique 4 of the 2020 paper. As in that paper, the last level's noise is removed.
 - Sliced directions v are Rademacher (+1 or -1), which has the least variance of all v with independent entries.
 """
 
@@ -126,7 +126,7 @@ class Score(L.LightningModule):
         objective: ``denoising``, ``sliced`` or ``explicit``. ``explicit`` allows at most 32 dimensions.
         sigma_max: The largest noise level, on the scale of the points, or of images in [-1, 1].
         sigma_min: The smallest noise level, on the same scale.
-        num_sigmas: Number of noise levels. 1 has ``sigma_min`` alone. 0 adds no noise; ``denoising`` needs at least 1.
+        num_sigmas: Number of noise levels. 1 has ``sigma_min`` alone. 0 has no noise. ``denoising`` needs at least 1.
         weights: Weights of the levels: ``edm`` or ``ncsn``.
         projections: M, directions per example for ``sliced``.
         variance_reduced: Whether ``sliced`` replaces (v' s)^2 by || s ||^2.
@@ -299,7 +299,8 @@ class Score(L.LightningModule):
                 none it is e, by default 0.14 D / E|s(x)|^2 at the start. For N(0, s^2 I) data this is 0.14 s^2.
             denoise: Remove the noise of the last level at the end. Has no effect without noise levels.
             adjusted: Accept each step by Metropolis-Hastings. The change of log p is the integral of the score along
-                the step, which takes four more evaluations. If the score is not a gradient, it depends on the path.
+                the step, which takes four more evaluations. If the learned score is not a gradient, the integral
+                depends on the path.
             frames: Number of evenly spaced intermediate states to return, at least 2, as (n, frames, ...). The last is
                 the sample. None returns the sample alone.
 
@@ -402,8 +403,8 @@ class Score(L.LightningModule):
             def loss(batch, noise: Noise) -> Tensor:
                 return self.losses(batch, noise, objective, reduced).mean()
 
-            # torch.func.vmap does not support the U-Net's memory format, channels_last.
             noise = partial(self.noise, objective=objective)
+            # torch.func.vmap does not support the U-Net's memory format, channels_last.
             return GradientEstimator.of(self, name, params, noise, loss, batched=not self.images)
 
         if self.hparams.objective == "denoising":

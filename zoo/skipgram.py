@@ -149,7 +149,7 @@ class SkipGram(L.LightningModule):
         return "output" in self.tables
 
     def limit_rates(self, pairs: float, frequency: Tensor) -> None:
-        """Set the learning rate of each word, for steps of ``pairs`` expected pairs and words of ``frequency`` (V,)."""
+        """Set each word's fraction of ``lr``, for steps of ``pairs`` expected pairs and words of ``frequency`` (V,)."""
         q = self.q.log_q.cpu().double().exp()
         noise = 0 if self.hparams.objective == "softmax" else self.hparams.num_noise * q
         for name, expected in {"input": pairs * frequency, "output": pairs * (frequency + noise)}.items():
@@ -166,7 +166,7 @@ class SkipGram(L.LightningModule):
         if not self.words:
             self.make_vocabulary(data.corpus.words, counts, data.keep)
         self.check_vocabulary(data.corpus.words)
-        # NCCL reduces only dense gradients, and softmax has no sparse ones. DDP reads ``sparse`` from the modules.
+        # DDP reads ``sparse`` from the modules. NCCL reduces only dense gradients. softmax has only dense gradients.
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         for table in self.tables.values():
             table.sparse = on_cpu and self.hparams.objective != "softmax"
@@ -226,9 +226,8 @@ class SkipGram(L.LightningModule):
             return contrastive.softmax_loss(s, self.all_scores(centres)[:, :, None]), taken
         if own:
             u = at_least_float32(lookup(self.output.weight, noise))
-            s_noise = (u @ at_least_float32(lookup(self.input.weight, centres))[:, :, None, :, None])[
-                ..., 0
-            ]  # (..., k)
+            v = at_least_float32(lookup(self.input.weight, centres))[:, :, None, :, None]
+            s_noise = (u @ v)[..., 0]  # (..., k)
             s_noise = s_noise + lookup(self.bias.weight, noise)[..., 0] if "bias" in self.tables else s_noise
         else:
             s_noise, noise = every[:, :, None, n:], noise[:, None, None]  # (B, 32, 1, M), (B, 1, 1, M)
@@ -344,7 +343,7 @@ class SkipGram(L.LightningModule):
         return self._most_similar(unit, unit[self.number(word)], [word], n)
 
     def analogy(self, a: str, b: str, c: str, n: int = 1) -> list[tuple[str, float]]:
-        """Return the words that are to ``c`` as ``b`` is to ``a``: queen, for man, woman, king.
+        """Return the words that are to ``c`` as ``b`` is to ``a``, such as queen for man, woman, king.
 
         These are the ``n`` words, other than the three, with the largest cosine with b - a + c, where vectors have
         length 1 (Mikolov et al. 2013a). The cosines are also returned. Raise KeyError for an unknown word.
@@ -381,7 +380,8 @@ class SkipGram(L.LightningModule):
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
         """Return ``softmax``, the exact gradient of the log likelihood, and estimators that draw noise words.
 
-        ``nce_<k>`` and ``importance_sampling`` approach it as the noise words increase; ``negative_sampling`` does not.
+        ``nce_1``, ``nce_5`` and ``nce_25`` approach it as k grows. So does ``importance_sampling``, at the model's
+        noise words. ``negative_sampling``, at the model's k, estimates a different gradient.
         """
         params = dict(self.named_parameters())
 

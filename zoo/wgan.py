@@ -17,8 +17,8 @@ The networks are in zoo/nets/adversarial.py. docs/references.md explains the key
 With the gradient penalty, the estimate of a trained critic is W plus a bias. Two parallel lines at distance theta are
 an example. The best linear critic has the slope 1 + theta / (2 lambda). Its estimate is theta + theta^2 / (2 lambda).
 
-With clipping, the critic is K-Lipschitz for an unknown K that depends on c and on BatchNorm. The estimate is then at
-best K W. Compare its values within a run, and not between runs.
+With clipping, the critic is K-Lipschitz for an unknown K that depends on c and on BatchNorm. The estimate is at most
+K W, and at best proportional to W. Compare values within one run only.
 
 A critic that scores each example separately has an expected estimate of at most W times its Lipschitz constant. This
 bound fails where the critic has BatchNorm in training mode. Only the clipped convolutional critic has BatchNorm.
@@ -45,8 +45,10 @@ Differs from the papers:
   one image would depend on the others.
 - With clipping, the convolutional critic has BatchNorm, as in WGAN. Validation first recomputes the running statistics
   from samples. On several processes, each process normalises over its own part of a batch, as in zoo/gan.py.
-- Clipping uses RMSprop, as WGAN does. The paper's learning rate is 5e-5, and experiment=wgan_clip sets 1e-3.
-- The penalty uses Adam with beta_2 = 0.9, as WGAN-GP does. The paper's learning rate is 1e-4, and the default is 5e-4.
+- With clipping, both networks use RMSprop, as in WGAN. The paper's learning rate is 5e-5, and experiment=wgan_clip sets
+  1e-3.
+- With the penalty, both networks use Adam with beta_2 = 0.9, as in WGAN-GP. The paper's learning rate is 1e-4, and the
+  default is 5e-4.
 - Validation and test evaluate the exponential moving average of both networks (callbacks/ema.py).
 """
 
@@ -218,10 +220,10 @@ class WGAN(L.LightningModule):
             seen |= self._log("train", "generator", terms)
         return seen
 
-    def _log(self, stage: str, player: str, terms: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
-        self.log(f"{stage}/{player}_loss", terms["loss"], **kwargs)
+    def _log(self, stage: str, network: str, terms: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
+        self.log(f"{stage}/{network}_loss", terms["loss"], **kwargs)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items() if k != "loss"}, prog_bar=True, **kwargs)
-        return {f"{player}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
+        return {f"{network}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
 
     def on_validation_epoch_start(self):
         noise = lambda i: randn(250, self.hparams.z_dim, generator=chunk_generator(0, i), device=self.device)  # noqa: E731
@@ -230,7 +232,7 @@ class WGAN(L.LightningModule):
     def validation_step(self, batch, batch_idx, stage="val"):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
         how = {"sync_dist": True, "batch_size": len(batch[0])}
-        with torch.inference_mode(False), torch.no_grad():  # lipschitz needs a gradient
+        with torch.inference_mode(False), torch.no_grad():  # inference mode would forbid grad f
             terms = self.critic_terms(batch[0].clone(), self.noise(batch, generator=generator), measure=True)
         self._log(stage, "critic", terms, **how)
         self._log(stage, "generator", self.generator_loss(batch, generator=generator), **how)
@@ -239,10 +241,10 @@ class WGAN(L.LightningModule):
         self.validation_step(batch, batch_idx, stage="test")
 
     def configure_optimizers(self):
-        lr, players = self.hparams.lr, (self.critic, self.generator)
+        lr, networks = self.hparams.lr, (self.critic, self.generator)
         if self.hparams.lipschitz == "clip":
-            return [torch.optim.RMSprop(p.parameters(), lr=lr) for p in players]
-        return [torch.optim.Adam(p.parameters(), lr=lr, betas=(self.hparams.beta1, 0.9)) for p in players]
+            return [torch.optim.RMSprop(net.parameters(), lr=lr) for net in networks]
+        return [torch.optim.Adam(net.parameters(), lr=lr, betas=(self.hparams.beta1, 0.9)) for net in networks]
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "wgan"
