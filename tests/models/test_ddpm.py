@@ -94,7 +94,7 @@ def grey(n, generator):
 
 
 def test_the_first_loss_is_that_of_predicting_zero(small, generator):
-    """A new network predicts zero, so the expected loss is E[eps^2] = 1. 4.3 standard errors: fails once in 60,000."""
+    """A new network predicts zero, so the expected loss is E[eps^2] = 1. The test fails once in 60,000 seeds."""
     batch = [torch.rand(64, 1, 28, 28, generator=generator), torch.zeros(64)]
     loss = small.loss(batch, generator=generator)["loss"]
     assert abs(loss - 1) < 4.3 * (2 / (64 * 784)) ** 0.5
@@ -117,7 +117,7 @@ def test_the_modules_schedule_is_linear(small):
 
 
 def test_every_step_is_drawn_and_each_example_has_its_own(small, generator):
-    """In 20,000 draws of 50 steps, each count is within 4.5 standard errors of 400; fails once in 3,000 seeds."""
+    """In 20,000 draws of 50 steps, each count is within 4.5 standard errors of 400. Fails once in 3,000 seeds."""
     t = small.noise([torch.zeros(20_000, 1, 1, 1)], generator=generator)["t"]
     assert t.min() == 0
     assert (t.bincount(minlength=50) - 400).abs().max() < 4.5 * (400 * 49 / 50) ** 0.5
@@ -171,7 +171,7 @@ def test_unet_keeps_shapes_and_refuses_others():
 
 
 def test_every_way_to_draw_steps(generator):
-    """Without a history, all three draw uniformly. With one, importance follows it, with weights 1 / (T p_t)."""
+    """Without a history, all three ways draw uniformly. With one, importance follows it, with weights 1 / (T p_t)."""
     model = DDPM(steps=50, widths=[8], timesteps="importance")
     batch = [torch.zeros(40_000, 1, 1, 1)]
     for timesteps in ("uniform", "stratified", "importance"):  # without a history, importance is uniform
@@ -243,7 +243,7 @@ def test_what_the_estimators_of_the_training_loss_are(generator):
 
 @pytest.mark.parametrize("num_classes", [None, 3])
 def test_the_estimators_of_the_bound_are_its_forms_per_dimension(num_classes, generator):
-    """They use x0_hat given the labels, at the noise that the estimator has drawn."""
+    """The estimators use x0_hat given the labels, at the noise that they draw."""
     torch.manual_seed(0)
     model = DDPM(steps=5, widths=[8], num_classes=num_classes)
     torch.nn.init.normal_(model.net.out[2].weight, std=0.1, generator=generator)
@@ -426,7 +426,7 @@ def test_images_are_encoded_and_come_back(small, generator):
 
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
 def test_the_bound_of_a_network_that_knows_the_image(variance, generator):
-    """Then L_t is 0 (with the posterior variance), L_0 has its mean at the image, and L_T is in closed form."""
+    """If x0_hat is the image, L_t is 0 (with the posterior variance), and L_0 and L_T have closed forms."""
     model = DDPM(steps=30, widths=[8], variance=variance)
     x = grey(3, generator)
     model.x0_hat = lambda xt, t, y=None: 2 * x - 1

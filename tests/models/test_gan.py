@@ -167,7 +167,7 @@ def test_the_optimal_discriminator_and_its_value_on_two_gaussians(generator):
 
 @pytest.mark.parametrize("theta", [0.25, 0.75])
 def test_parallel_lines_are_log_two_apart_whatever_their_distance(theta, generator):
-    """[DSL 13.3.2]: the value of a trained discriminator shows JS = log 2, with no dependence on theta."""
+    """The value of a trained discriminator shows JS = log 2 for every theta ([DSL 13.3.2])."""
     torch.manual_seed(0)
     D = nn.Linear(2, 1)
     optimiser = torch.optim.Adam(D.parameters(), lr=1.0)
@@ -195,7 +195,7 @@ ADVERSARIAL = {
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_each_networks_step_changes_its_own_weights_and_leaves_the_others_bit_identical(name):
-    """The generator's gradient passes through the discriminator, so both networks have gradients."""
+    """The generator's gradient passes through the discriminator, but only the generator takes a step."""
     torch.manual_seed(0)
     model = ADVERSARIAL[name]()
     given = torch.Generator().manual_seed(0)
@@ -427,7 +427,7 @@ def test_sequences_want_their_generator(tmp_path):
 
 
 def test_what_is_published_is_measured_on_the_data_of_the_run(tmp_path, monkeypatch, capsys):
-    """The card of a model of line data has the distance to these data, at their theta.
+    """The published distance is measured on the data of the run, here a line at theta = 5.
 
     Data that do not fit the model raise an error of one line.
     """

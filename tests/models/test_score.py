@@ -35,7 +35,7 @@ def test_the_explicit_trace_is_the_divergence(field, generator):
 @pytest.mark.parametrize("directions", ["rademacher", "normal", "axes"])
 @pytest.mark.parametrize("reduced", [True, False])
 def test_the_sliced_objective_is_unbiased(directions, reduced, field, generator):
-    """Its mean over random directions of covariance I is the explicit objective, within 4.5 standard errors.
+    """The mean over random directions of covariance I is the explicit objective, within 4.5 standard errors.
 
     The mean over the three axes, each times sqrt(3), is exact.
     """
@@ -277,7 +277,7 @@ def test_the_weights_of_the_levels(weights, generator):
 
 @pytest.mark.parametrize("objective", ["sliced", "explicit"])
 def test_objectives_on_a_ladder_have_one_gradient(objective, generator):
-    """All three learn the score of the convolved density, so the expected gradients agree with denoising.
+    """All objectives learn the score of the convolved density, so the expected gradients agree with denoising.
 
     The test compares the gradient by the output bias, over 400 draws of a batch of 500, within 4.5 standard errors.
     """

@@ -161,7 +161,7 @@ def what_is_said(data):
 def test_two_processes_choose_the_rows_that_one_does():
     """The rows are numbered in the order of the text. About seven of them are chosen."""
     data = Text("pydocs", eval_batch_size=4, min_count=20)
-    data.setup()  # once, because the processes are forked from this one
+    data.setup()  # once, before the processes are forked
     expected = held_out(data)
     for found in together(2, held_out, data):
         assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -302,7 +302,7 @@ def markov_text(n, generator):
 
 
 def test_nce_finds_the_distribution_and_its_normaliser(tmp_path, monkeypatch):
-    """From 60,000 words with known p(w | c), NCE learns it within 0.02, with log Z_c near 0."""
+    """NCE learns a known p(w | c) within 0.02 from 60,000 words, with log Z_c near 0."""
     monkeypatch.setenv("ZOO_DATA", str(tmp_path / "data"))
     path = tmp_path / "chain.txt"
     path.write_text(markov_text(60_000, torch.Generator().manual_seed(0)), encoding="utf-8")
