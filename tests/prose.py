@@ -96,14 +96,21 @@ def texts(path: Path) -> list[Text]:
     if path.suffix == ".md":
         return list(markdown(source))
     if path.suffix in (".yaml", ".yml"):
-        return comments([(n, *yaml_comment(line)) for n, line in enumerate(source.split("\n"), 1) if "#" in line])
+        return comments([found for n, line in enumerate(source.split("\n"), 1) if (found := yaml_comment(n, line))])
     return list(python(source, messages=ROOT / "tests" not in path.parents))
 
 
-def yaml_comment(line: str) -> tuple[int, str]:
-    """Return the column and the text of the comment on a line."""
+class Comment(NamedTuple):
+    line: int
+    column: int
+    text: str
+    alone: bool  # nothing else is on its line
+
+
+def yaml_comment(n: int, line: str) -> Comment | None:
+    """Return the comment on a line."""
     found = re.search(r"(?:^|\s)#(.*)", line)
-    return (found.start(1), found.group(1)) if found else (0, "")
+    return Comment(n, found.start(1), found.group(1), not line[: found.start()].strip()) if found else None
 
 
 def markdown(source: str) -> Iterator[Text]:
@@ -147,8 +154,10 @@ def python(source: str, messages: bool) -> Iterator[Text]:
             if len(words(text)) >= 4 and not re.search(r"\w\.\w+\(|^\s*<|\\", text):
                 yield from (Text(node.lineno, line.strip()) for line in text.split("\n"))
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    found = [(*t.start, t.string[1:]) for t in tokens if t.type == tokenize.COMMENT]
-    yield from comments([c for c in found if not re.match(r"!| (noqa|type:|fmt:|pragma)", c[2])])
+    found = [
+        Comment(*t.start, t.string[1:], not t.line[: t.start[1]].strip()) for t in tokens if t.type == tokenize.COMMENT
+    ]
+    yield from comments([c for c in found if not re.match(r"!| (noqa|type:|fmt:|pragma)", c.text)])
 
 
 def said(node: ast.expr) -> str:
@@ -158,17 +167,19 @@ def said(node: ast.expr) -> str:
     return node.value if isinstance(node.value, str) else ""
 
 
-def comments(found: list[tuple[int, int, str]]) -> list[Text]:
-    """Join comments of adjacent lines in one column, which are one text."""
-    joined, last = [], (-2, -1)
-    for line, column, text in found:
-        text = text.strip()
-        if text and (line, column) == (last[0] + 1, last[1]) and joined:
-            joined[-1] = Text(joined[-1].line, f"{joined[-1].text} {text}")
+def comments(found: list[Comment]) -> list[Text]:
+    """Join comments on adjacent lines of their own, which are one text."""
+    texts: list[Text] = []
+    last = None
+    for comment in found:
+        text = comment.text.strip()
+        follows = last and comment.alone and last.alone and comment[:2] == (last.line + 1, last.column)
+        if text and follows and texts:
+            texts[-1] = Text(texts[-1].line, f"{texts[-1].text} {text}")
         elif text:
-            joined.append(Text(line, text))
-        last = (line, column) if text else (-2, -1)
-    return joined
+            texts.append(Text(comment.line, text))
+        last = comment if text else None
+    return texts
 
 
 def docstring(text: str, begin: int) -> Iterator[Text]:

@@ -207,7 +207,7 @@ def test_what_is_shipped_are_input_vectors(some, monkeypatch):
     assert shipped.words == some.words[:100] and shipped.input.weight.dtype == torch.float32
     assert_close(shipped.input.weight, some.input.weight[:100], rtol=1e-3, atol=1e-4)
     assert not shipped.predicts
-    with pytest.raises(ValueError, match="these weights are input vectors alone, which predict nothing"):
+    with pytest.raises(ValueError, match="these weights have no output vectors and cannot predict words"):
         shipped.check_vocabulary(shipped.words)
 
 
@@ -253,7 +253,7 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
         (["evaluate", "vae", "--data", "pydocs"], "VAE is made for images or points, and pydocs is text: choose other"),
         (
             ["evaluate", source, "--data", tmp_path / "other.txt"],
-            "vocabulary of .* words, and the text another one, of",
+            "vocabulary of .* words, and the text a different one of",
         ),
         (["evaluate", source, "--words", tmp_path], "holds no questions-words.txt"),
         (["compare", source, "--data", "imagenet"], "or the path of a text file that is there, got 'imagenet'"),

@@ -1,4 +1,4 @@
-"""Runs whose batches or data hold too few examples for a model end in one line before they begin."""
+"""Runs with too few examples for a model end with an error of one line before training begins."""
 
 import lightning as L
 import pytest
@@ -9,7 +9,7 @@ from zoo.checks.errors import UserError
 
 
 class Begun(L.Callback):
-    """Fails where training begins."""
+    """Callback that fails when training begins."""
 
     def on_train_epoch_start(self, trainer, pl_module):
         raise AssertionError("training has begun")
