@@ -146,12 +146,12 @@ def test_what_a_protocol_measures_of_points():
 @pytest.mark.parametrize(
     ("protocol", "message"),
     [
-        (Protocol(bound_images=5), "Score has no bound of many terms: that is a diffusion's"),
+        (Protocol(bound_images=5), r"Score has no bound_terms\(\), which a diffusion model has"),
         (Protocol(importance_samples=3), "Score has no log_likelihood"),
         (Protocol(samples=1), "samples must be a whole number of at least 2, got 1"),
         (Protocol(samples=2, conditions=({"eta": 1},)), "Score.sample takes no eta"),
         (Protocol(samples=2, conditions=({"steps": 0},)), "steps must be a whole number of at least 1, got 0"),
-        (Protocol(samples=2, conditions=({"frames": 2},)), "what is judged are single examples"),
+        (Protocol(samples=2, conditions=({"frames": 2},)), "only single examples can be evaluated"),
         (Protocol(bound_images=-1), "images of the bound must be a whole number of at least 0, got -1"),
     ],
 )
@@ -166,13 +166,13 @@ def test_samples_are_judged_only_where_there_is_a_judge():
     model = DDPM(steps=4, widths=[8], num_classes=3)
     check_protocol(Protocol(samples=2), model, "mnist")
     for data in ("digits", "fashion_mnist"):
-        with pytest.raises(ValueError, match=f"samples are judged beside MNIST, not {data}"):
+        with pytest.raises(ValueError, match=f"samples cannot be evaluated on {data}"):
             check_protocol(Protocol(samples=2), model, data)
-    with pytest.raises(ValueError, match="of DDPM none are by default: say how many"):
+    with pytest.raises(ValueError, match="DDPM has none by default; give the number of samples"):
         check_protocol(Protocol(conditions=({"eta": 1},)), model, "mnist")
-    with pytest.raises(ValueError, match="y must be one value, or a list of one for each of 20 samples; got 2"):
+    with pytest.raises(ValueError, match="y has 2 values for 20 samples; give one value"):
         check_protocol(Protocol(samples=20, conditions=({"labels": [1, 2]},)), model, "mnist")
-    with pytest.raises(ValueError, match="labels and y are one condition of DDPM.sample; give y alone"):
+    with pytest.raises(ValueError, match="labels and y name the same condition of DDPM.sample; give only y"):
         check_protocol(Protocol(samples=20, conditions=({"labels": 1, "y": 2},)), model, "mnist")
 
 

@@ -90,7 +90,7 @@ def test_conditions_with_one_value_per_sample_follow_the_chunks(world_size):
     greys = list(range(10)) + [3] * 11
     parts = [sample_chunks(Greys(), 21, 0, rank, world_size, greys=greys, scale=0.5) for rank in range(world_size)]
     assert_close(torch.stack(parts).sum(0)[:, 0, 0, 0], torch.tensor(greys) * 0.05)
-    with pytest.raises(ValueError, match="greys must be one value, or a list of one for each of 20 samples; got 21"):
+    with pytest.raises(ValueError, match="greys has 21 values for 20 samples; give one value"):
         sample_chunks(Greys(), 20, 0, greys=greys)
 
 
