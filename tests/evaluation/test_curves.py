@@ -1,4 +1,4 @@
-"""python -m zoo curves reads what runs wrote."""
+"""Tests of ``python -m zoo curves`` on the tables of runs."""
 
 import sys
 

@@ -187,7 +187,7 @@ def from_weights(data: bytes, digest: str, source: str) -> LightningModule:
     """Return the model in the bytes of a safetensors file, after a check of the digest."""
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
-        raise CheckpointError(f"the weights of {source} have the SHA-256 digest {found}, expected {digest}")
+        raise CheckpointError(f"the weights of {source} are not the published ones: SHA-256 {found}, expected {digest}")
     try:
         tensors = load_tensors(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
