@@ -43,7 +43,7 @@ ESTIMATORS = {
     ("iwae", "categorical"): MULTI_SAMPLE,
 }
 LEARNED = ("score_function+nvil", "score_function+moving_average", "relax")  # need a part that training has fitted
-MOST_FLIPS = 32  # largest number of latents at which the Rao-Blackwellised estimator, one decoding each, is measured
+MOST_FLIPS = 32  # largest number of latents for +rao_blackwell in measurements; each latent needs one decoding
 SEVERAL = ("+optimal", "+rao_blackwell")  # estimators that decode many z for one draw
 HELD_OUT = 8  # draws of z that estimate the optimal baseline
 

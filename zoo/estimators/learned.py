@@ -67,8 +67,8 @@ class Learned:
 class LearnedBaseline(nn.Sequential, Learned):
     """NVIL's learned baseline C_psi(x), an estimate of the mean cost of example x [Liao22, Control Variate].
 
-    The network's output is in units of D log 2 nats, the cost of D pixels under fair coin flips. The training loss is
-    the squared error of C_psi(x), logged as ``baseline``.
+    The output of the network is multiplied by D log 2 nats, the negative log likelihood of D fair coin flips. The
+    training loss is the squared error of C_psi(x), logged as ``baseline``.
 
     Args:
         pixels: number of pixels of an example, D.

@@ -44,14 +44,13 @@ class GradientEstimator:
 
     Attributes:
         name: name that users write, such as ``pathwise`` or ``score_function``.
-        params: parameters that the surrogate is differentiated by, {name: tensor}. In an adversarial model, they
-            belong to one network.
+        params: parameters to differentiate by, {name: tensor}. In an adversarial model, they belong to one network.
         noise: ``noise(batch, generator)`` draws all random numbers of one estimate.
         surrogate: ``surrogate(params, batch, noise)`` returns a scalar. Its gradient with respect to ``params`` is one
             draw of the estimator. The function depends only on its arguments and changes no buffer.
         batched: whether torch.func.vmap may compute several draws of a small network together. False is faster where
-            one draw is already a large batch. If vmap cannot transform the surrogate, leave this True:
-            :func:`gradients` then uses a loop.
+            one draw is already a large batch. If vmap cannot transform the surrogate, :func:`gradients` uses a loop in
+            both cases.
     """
 
     name: str
@@ -104,8 +103,8 @@ class _Method(nn.Module):
 def call_with(module: nn.Module, params: Params, function: Callable, *args):
     """Return ``function(*args)`` with ``params`` in place of the parameters of ``module``.
 
-    The result is differentiable in ``params``.
-    The call uses copies of the buffers, so it does not change the BatchNorm statistics of ``module``.
+    The result is differentiable in ``params``. The call uses copies of the buffers, so it does not change the BatchNorm
+    statistics of ``module``.
     """
     state = {k: b.clone() for k, b in module.named_buffers()} | params
     with called_by_the_model():  # checks of arguments are off, because they cannot read values inside torch.func.vmap
@@ -212,8 +211,8 @@ def chunk_size(estimator: GradientEstimator) -> int:
 def gradients(estimator: GradientEstimator, batch: Any, draws: Iterable[int], seed: int = 0) -> Iterator[Params]:
     """Yield one gradient for each number in ``draws``. Draw k has its own generator, seeded by (seed, k).
 
-    torch.func.vmap computes the draws of a chunk together. If vmap cannot transform the surrogate, a loop computes them
-    one by one. BatchNorm is an example. The two results differ only by rounding.
+    torch.func.vmap computes the draws of a chunk together. If vmap cannot transform the surrogate, for example because
+    of BatchNorm, a loop computes the draws one by one. The two results differ only by rounding.
     """
     params = {k: v.detach() for k, v in estimator.params.items()}
     gradient, size = grad(estimator.surrogate), chunk_size(estimator)
@@ -238,8 +237,8 @@ def gradient_moments(
 ) -> tuple[GradientMoments, float]:
     """Return the moments of the draws numbered ``draws``, and the mean time of a draw in seconds (0 for no draws).
 
-    Two estimators receive the same noise if its shapes agree (common random numbers). Draw k is the same on every
-    process.
+    Two estimators receive the same noise if their noise has the same shapes (common random numbers). Draw k is the same
+    on every process.
     """
     moments = GradientMoments()
     start = clock()
@@ -270,12 +269,12 @@ def split_variance(per_batch: Iterable[GradientMoments]) -> dict[str, Split]:
 
     The input is B batches with K draws each. The first term of :class:`Split` is the mean of the variances within the
     batches. The variance of the batch means also contains 1 / K of the first term. The second term is therefore this
-    variance minus first / K, and at least 0. Before the limit at 0, the estimates of both terms and of |g|^2 are
-    unbiased.
+    variance minus 1 / K of the first term, and at least 0. Without the limit at 0, the estimates of both terms and of
+    |g|^2 are unbiased.
 
     Args:
-        per_batch: moments of the draws of each batch, at least two batches with the same number of draws each. Memory
-            is needed for one batch at a time.
+        per_batch: moments of the draws of each batch, for at least two batches with equal numbers of draws. A generator
+            keeps the moments of only one batch in memory.
 
     Returns:
         {group: Split}, for ``all`` parameters and for each group.
@@ -325,7 +324,7 @@ def compare(
 ) -> dict[str, Comparison]:
     """Compare estimators of one gradient under common random numbers [Liao22, Variance Reduction].
 
-    In draw k, all estimators receive the same noise if its shapes agree. Variation that two estimators share then
+    In draw k, two estimators receive the same noise if their noise has the same shapes. Variation that they share then
     cancels in their difference. If the reference is unbiased, the mean difference is the bias of the other estimator.
 
     Args:

@@ -4,9 +4,9 @@ Symbols (zoo/functional/latents.py): s are the perturbed logits. H is the thresh
 latents. sigma_tau is the soft threshold at temperature tau. s~ are perturbed logits drawn given z. c is the control
 variate.
 
-    gumbel_softmax     grad f(sigma_tau(s))                                    biased; Maddison et al., Jang et al. 2017
-    straight_through   f at H(s); its derivative in z is passed to sigma_tau(s)  biased; Jang et al. 2017, sec. 2.2
-    relax              [f(z) - c(s~)] grad log q(z) + grad c(s) - grad c(s~)   unbiased; Grathwohl et al. 2018, eq. 8
+    gumbel_softmax     grad f(sigma_tau(s))                                   biased; Maddison et al., Jang et al. 2017
+    straight_through   value f(H(s)), derivative in z passed to sigma_tau(s)  biased; Jang et al. 2017, sec. 2.2
+    relax              [f(z) - c(s~)] grad log q(z) + grad c(s) - grad c(s~)  unbiased; Grathwohl et al. 2018, eq. 8
 
 REBAR (Tucker et al. 2017, eq. 7) is ``relax`` with c(s) = eta f(sigma_tau(s)). RELAX adds a learned network to this c.
 The estimator is unbiased for every c, so the parameters of c can be trained to minimise the variance.

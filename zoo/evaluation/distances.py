@@ -1,6 +1,6 @@
 """Distances between samples and data: classifier-FID for images, energy distance for points.
 
-Both distances need no density.
+Both distances use samples only and need no density.
 
 Classifier-FID is the Frechet distance of Heusel et al. 2017 (arXiv:1706.08500, eq. 6), in features of the zoo's MNIST
 classifier. The usual FID uses a network trained on photographs. Values of classifier-FID can therefore be compared

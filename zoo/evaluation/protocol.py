@@ -161,12 +161,15 @@ def measure(
         test/log_likelihood                     importance samples in the protocol; nats per image
         bits_per_dim, bound/L_0, L_t, L_T       bound of a diffusion model
         fisher_divergence, log_density_gap      score model on a toy density with a known score
-        names of measure_samples                samples in the protocol; several conditions follow the names
-        judged_accuracy                         model with labels, on MNIST; about as many samples, or 10,000
+        metrics of measure_samples              samples in the protocol
+        judged_accuracy                         model with labels, on MNIST
         all/accuracy, all/nmi, all/ari          clusters, on training, validation and test images
         feature_accuracy                        model with ``transform``
 
-    For word vectors, the metrics are only the ones of :func:`zoo.evaluation.words.measure_words`.
+    If the protocol has several conditions, the name of each metric of samples ends with its condition.
+    ``judged_accuracy`` uses the number of samples in the protocol, rounded down to a multiple of 10. Without samples in
+    the protocol, it uses 10,000. For word vectors, the only metrics are the ones of
+    :func:`zoo.evaluation.words.measure_words`.
 
     Args:
         model: model in eval mode.

@@ -173,7 +173,7 @@ def similarity(model, pairs: list[tuple[str, str, float]]) -> tuple[float, float
 def word_map(model, n: int = 150) -> Figure:
     """Plot the ``n`` most frequent words at the first two principal components of their vectors of length 1.
 
-    The map shows words of at least five letters. If there are fewer than ten of them, it shows all words.
+    The map shows words of at least five letters. If there are fewer than ten of them, it shows words of any length.
     """
     words = [w for w in model.words if len(w) >= LONG]
     words = (words if len(words) >= 10 else model.words)[:n]

@@ -235,11 +235,12 @@ def record_of(source: str | Path) -> dict[str, Any] | None:
 def data_of(record: dict[str, Any], name: str | None = None):
     """Return the datamodule of a recorded run.
 
-    A text keeps the options of the run. Images have default options, because the options of the run concern training.
+    A text has the options of the run. Images have default options, because the options of the run concern training.
 
     Args:
         record: record of the run.
-        name: name or path of another text, which is read with the same options. None uses the text of the run.
+        name: name or path of other data for a run on a text. Another text has the options of the run. None uses the
+            data of the run, and runs on images ignore ``name``.
 
     Raises:
         UserError: for an unknown name.

@@ -25,11 +25,13 @@ class Picture(NamedTuple):
 
 
 def picture(model, n: int, conditions: dict[str, Any]) -> Picture:
-    """Return the layout of a picture with about ``n`` samples.
+    """Return the layout of a picture of samples.
 
-    A model with classes has one row for each class and at least ``n`` samples. Its method ``rows()`` returns the
-    condition and its values, such as ``("y", [0, ..., 9])``, or None for a model without classes. If ``rows()`` is
-    missing or returns None, or the caller sets this condition, the picture is nearly square and has ``n`` samples.
+    Some models have kinds of samples, such as classes or clusters. Their method ``rows()`` returns a condition and its
+    values, such as ``("y", [0, ..., 9])``. The picture then has one row for each value and at least ``n`` samples.
+
+    Otherwise the picture is nearly square and has exactly ``n`` samples. This is the case if ``rows()`` is missing or
+    returns None, or if ``conditions`` already contain the condition.
     """
     check_whole("the number of samples", n)
     rows = model.rows() if isinstance(model, capabilities.SampleRows) else None
