@@ -33,9 +33,9 @@ class Row(NamedTuple):
         variance: trace of the covariance matrix of one draw.
         snr: signal-to-noise ratio.
         milliseconds: mean time of a draw.
-        difference: |mean difference from the first estimator|, corrected for noise, in units of the first's |g|.
-        noise: standard error of this difference, sqrt(tr C / n), in the same units. A difference near ``noise`` may be
-            zero.
+        difference: |mean difference from the first estimator|, corrected for noise, relative to |g| of the first.
+        noise: standard error of this difference, sqrt(tr C / n), also relative to |g| of the first. The true difference
+            may be zero if ``difference`` is near ``noise``.
 
     ``difference`` and ``noise`` are NaN if |g| of the first estimator is below its noise.
     """
@@ -67,7 +67,7 @@ def compare_model(
     """
     kind = type(model).__name__
     if not isinstance(model, capabilities.GradientEstimators):
-        raise UserError(f"{kind} has no method gradient_estimators(), so there is nothing to compare")
+        raise UserError(f"{kind} has no method gradient_estimators(); choose a model with estimators")
     known = model.gradient_estimators()
     if unknown := [name for name in names or [] if name not in known]:
         raise UserError(f"{kind} has no gradient estimator {', '.join(unknown)}; it has {', '.join(known)}")
@@ -116,7 +116,7 @@ def table(rows: list[Row]) -> str:
         for i, row in enumerate(r for r in rows if r.group == group):
             differs = f"{row.difference:8.2%} (noise {row.noise:.2%})"
             if math.isnan(row.noise):
-                differs = "    not known: the first's signal is below its noise"
+                differs = "    unknown: the signal of the first is below its noise"
             differs = "" if i == 0 else differs
             lines.append(
                 f"{row.estimator:{width}}  {row.variance:10.4g}  {row.snr:10.4g}  {row.milliseconds:11.3g}  "
@@ -128,7 +128,7 @@ def table(rows: list[Row]) -> str:
 
 
 def figure(rows: list[Row]) -> Figure:
-    """Plot the variance of the mean of n draws next to |gradient|^2, and variance times time for each estimator."""
+    """Plot the variance of the mean of n draws with |gradient|^2 (left), and variance times time (right)."""
     groups = list(dict.fromkeys(row.group for row in rows))
     picture = Figure(figsize=(11, 3.6 * len(groups)), layout="constrained")
     for (left, right), group in zip(picture.subplots(len(groups), 2, squeeze=False), groups, strict=True):
@@ -139,9 +139,9 @@ def figure(rows: list[Row]) -> Figure:
             right.barh(i, row.variance * row.milliseconds, color=f"C{i}")
         if mine and mine[0].estimator == rows[0].estimator and mine[0].snr > 0:
             signal = mine[0].variance * mine[0].snr ** 2
-            left.axhline(signal, color="black", linestyle=":", label="|gradient|² by the first")
+            left.axhline(signal, color="black", linestyle=":", label="|gradient|² of the first estimator")
         left.set(xscale="log", yscale="log", xlabel="draws in the mean", ylabel="variance", title=f"{group} parameters")
-        right.set(xscale="log", xlabel="variance x milliseconds per draw", title="price of a given accuracy")
+        right.set(xscale="log", xlabel="variance x milliseconds per draw", title="cost of a given accuracy")
         right.set_yticks(range(len(mine)), [row.estimator for row in mine])
         right.invert_yaxis()
         if mine:
@@ -240,7 +240,7 @@ def toy_figure(results: list[Toy]) -> Figure:
     left, right = picture.subplots(1, 2)
     low, high = torch.cat([t.gradients for t in results]).quantile(torch.tensor([0.005, 0.995], dtype=torch.float64))
     bins = torch.linspace(low, high, 120)
-    n = [2**i for i in range(len(results[0].gradients).bit_length() - 3)]  # at least four means for each size
+    n = [2**i for i in range(len(results[0].gradients).bit_length() - 3)]  # at least eight means for each size
     for i, t in enumerate(results):
         if t.variance == 0:
             continue
