@@ -35,7 +35,7 @@ Noise = dict[str, Tensor]
 
 CHUNK = 8  # draws of a chunk, which are computed together; draw k is always in chunk k // CHUNK
 MOST_AT_ONCE = 2**22  # largest number of values in the gradients of a chunk; larger networks gain nothing from chunks
-SLICE = 2**17  # values of a gradient in float64 at a time, 1 MB, which stays in the caches of a CPU
+SLICE = 2**17  # values of a gradient that are converted to float64 together; 1 MB stays in the caches of a CPU
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def optimal_baseline(cost: Tensor, score_square: Tensor) -> Tensor:
 
         beta* = Cov(f s, s) / Var(s) = E[f s^2] / E[s^2]
 
-    The expectations must be estimated from other draws than the ones that use the baseline. Otherwise the estimator is
+    The draws that estimate the expectations must not be the draws that use the baseline. Otherwise the estimator is
     biased.
 
     Args:

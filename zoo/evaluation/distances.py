@@ -24,7 +24,7 @@ from zoo.functional.precision import in_float64
 from zoo.functional.progress import tracked
 from zoo.sampling.chunks import sample_chunks
 
-CONFIDENT = 0.9  # probability of the predicted label above which the classifier is confident
+CONFIDENT = 0.9  # the classifier is confident if the predicted label has a larger probability
 
 
 class Judged(NamedTuple):

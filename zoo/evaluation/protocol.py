@@ -280,15 +280,15 @@ def measure_samples(
         progress: show progress bars.
 
     Returns:
-        metrics that depend on the data.
+        {name: value}; the metrics depend on the data.
 
-        On MNIST, the metrics of :func:`judged_samples`, and two more. ``confident_of_test_images`` is the fraction of
+        MNIST has the metrics of :func:`judged_samples`, and three more. ``confident_of_test_images`` is the fraction of
         test images whose predicted label has a probability above 0.9. ``classifier_fid_floor`` is the distance of real
-        validation images from the test images, with its standard error. It uses n validation images, or all 5,000 if n
-        is larger.
+        validation images from the test images. It uses n validation images, or all 5,000 if n is larger.
+        ``classifier_fid_floor_error`` is its standard error.
 
-        For points, ``energy_distance`` of the first 5,000 samples. On the ring also ``modes_covered`` and
-        ``near_a_mode``. For sequences, ``kl`` by enumeration. For other images, no metrics, because there is no
+        Points have the ``energy_distance`` of the first 5,000 samples. The ring also has ``modes_covered`` and
+        ``near_a_mode``. Sequences have ``kl``, by enumeration. Other images have no metrics, because there is no
         classifier for them.
     """
     conditions = conditions or {}
