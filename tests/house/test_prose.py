@@ -77,7 +77,7 @@ def test_no_file_cites_lecture_notes_by_a_number():
     ],
 )
 def test_long_sentences_are_counted(tmp_path, text, number):
-    (tmp_path / "a.py").write_text(text)
+    (tmp_path / "a.py").write_text(text, encoding="utf-8")
     assert [f.what.endswith(" words") for f in prose.findings(tmp_path / "a.py")[1]] == [True] * number
 
 
@@ -90,6 +90,6 @@ def test_words_of_our_own_are_counted(tmp_path, word):
         ("a.yaml", f"x: 1  # {word} here"),
         ("a.md", f"| {word} | b |"),
     ]:
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
         assert len(prose.findings(tmp_path / name)[1]) == 1, name
     assert not prose.findings(tmp_path / "a.py", [prose.Text(1, "Processes share the weights.")])[1]

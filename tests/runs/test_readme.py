@@ -118,7 +118,7 @@ def test_the_lines_of_python_run():
 
 def test_the_callback_of_the_page_on_training_runs(tmp_path, monkeypatch, capsys):
     (block,) = blocks(ROOT / "docs" / "running.md", "python")
-    (tmp_path / "my_callbacks.py").write_text(block)
+    (tmp_path / "my_callbacks.py").write_text(block, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     (line,) = (c for c in COMMANDS if "my_callbacks" in c)
     added = [o for o in shlex.split(line) if o.startswith("+")]
