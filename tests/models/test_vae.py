@@ -194,7 +194,7 @@ def test_both_estimators_see_the_same_decoder_gradient(generator):
         ({"objective": "wake_sleep", "estimator": "pathwise"}, "leave out estimator=pathwise"),
         ({"objective": "iwae", "estimator": "score_function+loo"}, "num_samples of at least 2, got 1"),
         ({"temperature": 0.0}, "temperature must be a positive number, got 0.0"),
-        ({"temperature_end": 0.1}, "belongs to estimator=gumbel_softmax or straight_through, got estimator=auto"),
+        ({"temperature_end": 0.1}, "requires estimator=gumbel_softmax or straight_through, got estimator=auto"),
         ({"temperature_end": -0.1}, "temperature_end, where it is not null, must be a positive number, got -0.1"),
         ({"lr": "abc"}, "lr must be a positive number, got 'abc'"),
     ],
