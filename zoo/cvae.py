@@ -1,7 +1,7 @@
 """Conditional VAE: a variational autoencoder of images given their labels.
 
 Sohn, Lee & Yan, "Learning Structured Output Representation using Deep Conditional Generative Models", NeurIPS 2015.
-[DSL 12.1.2]. The paper predicts an output y from an input x. Here, as in [DSL], x is the image and y is its label.
+See also [DSL 12.1.2]. The paper predicts an output y from an input x. Here, as in [DSL], x is an image, y its label.
 
     p(z | y)     = N(0, I) (prior: standard)  or  N(mu_p(y), diag exp(logvar_p(y))) (learned)         CVAE.prior
     p(x | z, y)  = prod_d Bernoulli(x_d | sigmoid(logits_d(z, y)))  or  N(x | mean(z, y), sigma^2 I)  CVAE.log_px

@@ -541,7 +541,7 @@ def test_each_phase_has_half_a_cosine_and_the_fit_gives_q_a_variance(tmp_path):
 
 def test_a_run_without_a_mixture_is_said_to_be_one(tmp_path, caplog):
     run(tmp_path, *SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=1", "test=false")
-    assert "ends before there is a mixture: its epochs, 1, are all" in caplog.text
+    assert "ends before the mixture is fitted: trainer.max_epochs is 1" in caplog.text
     assert not checkpoint(tmp_path)["state_dict"]["initialised"]
 
 
