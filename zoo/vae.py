@@ -389,7 +389,7 @@ class VAE(L.LightningModule):
     # Gradient estimators.
 
     def probe_batch(self, batch, *, generator: torch.Generator | None = None):
-        """Return ``batch`` with binary pixels, so that the gradient varies only with the noise of its estimator."""
+        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of its estimator."""
         x, *rest = batch
         return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)), *rest]
 

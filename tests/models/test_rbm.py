@@ -422,7 +422,7 @@ def test_bad_pixels_are_an_error_before_the_first_step():
     with pytest.raises(ValueError, match=r"784 pixels each.*got \(2, 3\)"):
         model.transform(torch.zeros(2, 3))
     (data := digits()).setup()
-    with pytest.raises(ValueError, match="asks for the mean of the images"):
+    with pytest.raises(ValueError, match="which RBM needs for the mean image"):
         trainer(max_epochs=1).fit(model, data.train_dataloader(), data.val_dataloader())
 
 
