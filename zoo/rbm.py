@@ -4,10 +4,10 @@ Hinton, "Training Products of Experts by Minimizing Contrastive Divergence", 200
 Boltzmann Machines using Approximations to the Likelihood Gradient", 2008. Salakhutdinov & Murray, "On the Quantitative
 Analysis of Deep Belief Networks", 2008. [Liao22] (discrete latent variable models), [DSL 7.2] (Gibbs sampling).
 
-    E(v, h)      = - b'v - c'h - v'W h,     p(v, h) = exp(-E(v, h)) / Z                     energy
-    F(v)         = - log sum_h exp(-E(v, h)) = - b'v - sum_j softplus( c_j + (v'W)_j )      free_energy
-    p(h_j=1 | v) = sigmoid( c_j + (v'W)_j ),  p(v_i=1 | h) = sigmoid( b_i + (W h)_i )       hidden_logits, visible_logits
-    log p(v)     = - F(v) - log Z,  grad log p(v) = - grad F(v) + E_{v' ~ p}[ grad F(v') ]  log_likelihood, objective
+    E(v, h)      = - b'v - c'h - v'W h,     p(v, h) = exp(-E(v, h)) / Z                    energy
+    F(v)         = - log sum_h exp(-E(v, h)) = - b'v - sum_j softplus( c_j + (v'W)_j )     free_energy
+    p(h_j=1 | v) = sigmoid( c_j + (v'W)_j ),  p(v_i=1 | h) = sigmoid( b_i + (W h)_i )      hidden_logits, visible_logits
+    log p(v)     = - F(v) - log Z, grad log p(v) = - grad F(v) + E_{v' ~ p}[ grad F(v') ]  log_likelihood, objective
 
 These functions are in zoo/functional/boltzmann.py and RBM. zoo/functional/partition.py computes log Z. The units of a
 layer are independent given the other layer, so Gibbs sampling (zoo/functional/gibbs.py) draws a whole layer at once.
@@ -72,7 +72,7 @@ class RBM(L.LightningModule):
     Args:
         num_hidden: H, the number of hidden units.
         num_visible: V, the number of visible units: 784 for images, other sizes for vectors.
-        learning: ``cd``, ``pcd`` or ``exact``. ``exact`` needs a layer of at most 20 units. Above 16 a step is slow.
+        learning: ``cd``, ``pcd`` or ``exact``. ``exact`` needs a layer of at most 20 units; steps take seconds above 16.
         k: Gibbs steps per update, or a schedule over epochs: ``[[0, 1], [20, 5]]`` is 1 for 20 epochs, then 5.
         num_chains: number of persistent chains (``pcd``) over all processes, at least one per process.
         restarts: probability that a persistent chain restarts at fair coins before an update, at least 0 and below 1.
