@@ -263,7 +263,7 @@ def test_one_code_is_varied():
         model.generator(torch.cat([z, one_hot, torch.tensor([0.0, 1.0])])[None]) / 2 + 0.5
     )  # the fourth of -2 to 2
     assert_close(grid[3, 7], expected[0].clamp(0, 1))
-    with pytest.raises(ValueError, match="code must be a whole number from 0 to 1, got 2"):
+    with pytest.raises(ValueError, match="code must be an integer from 0 to 1, got 2"):
         model.vary(2)
     with pytest.raises(ValueError, match="steps must be a whole number of at least 2, got 1"):
         model.vary(0, steps=1)
