@@ -6,21 +6,21 @@ Chen et al., "InfoGAN: Interpretable Representation Learning by Information Maxi
     I(c; G(z, c)) >= L_I = H(c) + E_{c ~ p(c), x = G(z, c)}[ log Q(c | x) ]   (eq. 5, [DSL 13.5.3])  information
     min_{G, Q} max_D  V(D, G) - lambda L_I(G, Q)   (eq. 6)                   discriminator_terms, generator_terms
 
-    c                 one of K categories, uniform, and D numbers, uniform in [-1, 1]                 noise
-    Q(c | x)          softmax over categories, and N(mu(x), diag sigma^2(x)), from features of D      posterior
-    L_I, categories   log K + E log Q(c | x), at most H(c) = log K, which a perfect Q reaches         categorical_bound
-    L_I, numbers      D log 2 + E log N(c | mu, sigma^2), without an upper limit                      continuous_bound
+    c                 one of K categories, uniform, and D numbers, uniform in [-1, 1]             noise
+    Q(c | x)          softmax over categories, and N(mu(x), diag sigma^2(x)) for the numbers      posterior
+    L_I, categories   log K + E log Q(c | x), at most H(c) = log K, which a perfect Q reaches     categorical_bound
+    L_I, numbers      D log 2 + E log N(c | mu, sigma^2), without an upper limit                  continuous_bound
 
-Symbols: x are images in [0, 1], (B, 1, 28, 28). z ~ N(0, I), (B, z_dim). category holds integers 0 .. K-1, (B,), and
-continuous is (B, D). real and fake are images in [-1, 1], as the networks see them. logits are (B,).
+Symbols: x are images in [0, 1], (B, 1, 28, 28). z ~ N(0, I), (B, z_dim). category is an integer 0 .. K-1, (B,).
+continuous is (B, D); in eq. 6, D is the discriminator. real and fake are images in [-1, 1]. logits are (B,).
 Logged, {train,val,test}/: discriminator_loss = -V and generator_loss, which includes -lambda L_I. D_x, D_G_z, value and
 js are as in zoo/gan.py. mi_categorical and mi_continuous are the two parts of L_I, in nats. Validation and test also
 log mi_ceiling = log K, and accuracy, nmi and ari, which compare categories with labels. Training never uses labels.
 
 Differs from the paper:
-- D and Q share their convolutions and one layer, as in the paper. Only the discriminator's step trains these, and it
-  maximises V alone, as in eq. 6. The generator's step trains Q's own two layers. (The authors' code trains the shared
-  layers in both steps.)
+- The discriminator and Q share convolutions and one layer, as in the paper. Only the discriminator's step trains these,
+  and it maximises V alone, as in eq. 6. The generator's step trains Q's own two layers. (The authors' code trains the
+  shared layers in both steps.)
 - In training, Q reads categories from randomly deformed images (``deformation``). A category can then not be encoded in
   the position of a line. The continuous code may be, and Q reads it from images without deformation.
 - Q's variance is learned, as in the paper. The authors' code fixes it at 1, which makes L_I a loose bound.
@@ -145,7 +145,7 @@ class InfoGAN(L.LightningModule):
     # The networks: trunk and head are the discriminator. The generator and Q are trained together.
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
-        """Return ``z``, ``category`` and ``continuous``, and ``affine`` (B, 2, 3) and ``bumps`` (B, 2, 4, 4)."""
+        """Return ``z`` (B, z_dim), ``category`` (B,), ``continuous`` (B, D), ``affine`` (B, 2, 3), ``bumps`` (B, 2, 4, 4)."""
         B, drawn = len(batch[0]), {"generator": generator, "device": batch[0].device}
         K, D = self.hparams.num_categories, self.hparams.num_continuous
         return {
