@@ -145,7 +145,7 @@ class InfoGAN(L.LightningModule):
     # The networks: trunk and head are the discriminator. The generator and Q are trained together.
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
-        """Return ``z`` (B, z_dim), ``category`` (B,), ``continuous`` (B, D), ``affine`` (B, 2, 3), ``bumps`` (B, 2, 4, 4)."""
+        """Return noise: z (B, z_dim), category (B,), continuous (B, D), affine (B, 2, 3) and bumps (B, 2, 4, 4)."""
         B, drawn = len(batch[0]), {"generator": generator, "device": batch[0].device}
         K, D = self.hparams.num_categories, self.hparams.num_continuous
         return {
