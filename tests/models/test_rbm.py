@@ -387,7 +387,7 @@ def digits(cls=Images):
 
 
 def test_a_process_keeps_the_chains_of_its_turn():
-    """A process takes rows rank, rank + n, ... of all chains or of new ones. It keeps chains that are already its own."""
+    """A process takes rows rank, rank + n, ... of all chains or of new ones. It keeps chains that it already has."""
     everything = torch.arange(7)[:, None].expand(7, 2) > 3
     numbered = torch.arange(7)[:, None] * torch.ones(1, 2, dtype=torch.long)
     for world_size in (1, 2, 3):
