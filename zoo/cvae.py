@@ -1,7 +1,8 @@
 """Conditional VAE: a variational autoencoder of images given their labels.
 
 Sohn, Lee & Yan, "Learning Structured Output Representation using Deep Conditional Generative Models", NeurIPS 2015.
-See also [DSL 12.1.2]. The paper predicts an output y from an input x. Here, as in [DSL], x is an image, y its label.
+Lecture notes (docs/references.md): [DSL 12.1.2]. The paper predicts an output y from an input x. Here, as in the notes,
+x is an image and y is its label.
 
     p(z | y)     = N(0, I) (prior: standard)  or  N(mu_p(y), diag exp(logvar_p(y))) (learned)         CVAE.prior
     p(x | z, y)  = prod_d Bernoulli(x_d | sigmoid(logits_d(z, y)))  or  N(x | mean(z, y), sigma^2 I)  CVAE.log_px
@@ -122,7 +123,7 @@ class CVAE(L.LightningModule):
         variance_floor: added to the learned variance of the Gaussian likelihood, in squared pixel units (white is 1).
 
     Raises:
-        UserError: for a value that is not allowed. Later, for labels that are not integers from 0 to K - 1.
+        UserError: for a value that is not allowed. Methods raise it for labels that are not integers from 0 to K - 1.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class CVAE(L.LightningModule):
         }
 
     def observe(self, x: Tensor, u: Tensor) -> Tensor:
-        """Return what the likelihood takes: images in [0, 1] binarised with ``u``, or unchanged for a Gaussian one."""
+        """Return images in [0, 1], binarised with ``u`` for a Bernoulli likelihood and unchanged for a Gaussian one."""
         return binarise(x, u) if self.hparams.likelihood == "bernoulli" else x
 
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -228,7 +229,7 @@ class CVAE(L.LightningModule):
 
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
-        steps = max(1, self.trainer.estimated_stepping_batches)  # infinite for max_epochs=-1
+        steps = max(1, self.trainer.estimated_stepping_batches)  # the estimate is infinite for max_epochs=-1
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: half_cosine(step, steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -1,7 +1,7 @@
 """InfoGAN: a GAN with a generator that also receives a code, and a network Q that recovers the code from the image.
 
 Chen et al., "InfoGAN: Interpretable Representation Learning by Information Maximizing Generative Adversarial Nets",
-2016, arXiv:1606.03657. See also [DSL 13.5].
+2016, arXiv:1606.03657. Lecture notes (docs/references.md): [DSL 13.5].
 
     I(c; G(z, c)) >= L_I = H(c) + E_{c ~ p(c), x = G(z, c)}[ log Q(c | x) ]   (eq. 5, [DSL 13.5.3])  information
     min_{G, Q} max_D  V(D, G) - lambda L_I(G, Q)   (eq. 6)                   discriminator_terms, generator_terms
@@ -91,7 +91,7 @@ class InfoGAN(L.LightningModule):
         num_categories: K, the number of categories, at least 2.
         num_continuous: D, the number of continuous codes, at least 1.
         width: channels of the networks at 14 x 14 pixels.
-        features: size of the layer that D and Q share.
+        features: size of the layer that the discriminator and Q share.
         info_weight: lambda of the categories, at least 0.
         continuous_weight: lambda of the continuous codes, at least 0.
         deformation: strength of the random deformation of images from which Q reads categories; 0 for none.

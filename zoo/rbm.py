@@ -2,7 +2,7 @@
 
 Hinton, "Training Products of Experts by Minimizing Contrastive Divergence", 2002. Tieleman, "Training Restricted
 Boltzmann Machines using Approximations to the Likelihood Gradient", 2008. Salakhutdinov & Murray, "On the Quantitative
-Analysis of Deep Belief Networks", 2008. [Liao22] (discrete latent variable models), [DSL 7.2] (Gibbs sampling).
+Analysis of Deep Belief Networks", 2008. Lecture notes (docs/references.md): [Liao22], [DSL 7.2].
 
     E(v, h)      = - b'v - c'h - v'W h,     p(v, h) = exp(-E(v, h)) / Z                    energy
     F(v)         = - log sum_h exp(-E(v, h)) = - b'v - sum_j softplus( c_j + (v'W)_j )     free_energy
@@ -83,12 +83,12 @@ class RBM(L.LightningModule):
         lr: learning rate, which decays to zero by half a cosine over the run.
         momentum: momentum of SGD or beta_1 of Adam, at least 0 and below 1, or a schedule over epochs.
         weight_decay: weight decay of W, at least 0. The biases have none.
-        ais_chains: number of chains of annealed importance sampling, at least 2.
-        ais_temperatures: number of its temperatures at each validation.
-        test_ais_temperatures: number of its temperatures in the test, which gives the published log Z.
+        ais_chains: number of chains of annealed importance sampling (AIS), at least 2.
+        ais_temperatures: number of AIS temperatures at each validation.
+        test_ais_temperatures: number of AIS temperatures in the test, which gives the published log Z.
 
     Raises:
-        UserError: for a value that is not allowed. In ``fit``, for pixels outside [0, 1], few chains, no datamodule.
+        UserError: for a value that is not allowed. ``fit`` raises it for wrong pixels, few chains or no datamodule.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class RBM(L.LightningModule):
 
     @property
     def machine(self) -> Machine:
-        """Return the parameters in the form in which they are learned, in at least float32, as energies are large."""
+        """Return the parameters in their learned form, plain or centred, in at least float32. Energies are large."""
         W, b, c, mu = map(at_least_float32, (self.W, self.b, self.c, self.mu))
         return Machine(W, b, c, mu if self.hparams.centred else None)
 
@@ -150,12 +150,12 @@ class RBM(L.LightningModule):
         return self.machine.weights()
 
     def exact_log_partition(self) -> float:
-        """Return log Z in nats by enumeration in float64. Both layers above 20 units raise a UserError."""
+        """Return log Z in nats by enumeration, in float64. Raise a UserError if both layers have more than 20 units."""
         with torch.no_grad():
             return float(partition.exact_log_partition(partition.exact(self.weights())))
 
     def observe(self, x: Tensor, u: Tensor) -> Tensor:
-        """Return images in [0, 1], (B, ...), as binary vectors, (B, V), by noise ``u`` or by the threshold 1/2."""
+        """Return images in [0, 1], (B, ...), as binary vectors, (B, V), binarised with ``u`` or at 1/2."""
         x = flat_pixels(x, at_least_float32(self.b))
         return binarise(x, u.flatten(1)) if self.hparams.binarisation == "bernoulli" else (x > 0.5).to(x.dtype)
 
@@ -293,7 +293,7 @@ class RBM(L.LightningModule):
         biases = {"params": [self.b, self.c], "weight_decay": 0.0}
         kind = torch.optim.SGD if h.optimiser == "sgd" else torch.optim.Adam
         optimiser = kind([weights, biases], lr=h.lr, **self._momentum(0))
-        steps = max(1, self.trainer.estimated_stepping_batches)  # infinite for max_epochs=-1
+        steps = max(1, self.trainer.estimated_stepping_batches)  # the estimate is infinite for max_epochs=-1
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: half_cosine(step, steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -393,7 +393,7 @@ class RBM(L.LightningModule):
 
         For a layer of at most 16 units, ``exact_samples`` draws one v' per image from p itself, and ``exact`` has no
         noise. ``pcd`` begins at persistent chains, drawn with replacement, one per image. Published weights have no
-        chains. There it draws from a hundred chains that ran for a thousand steps from fair coins.
+        chains. For them it uses a hundred chains after a thousand steps from fair coins.
         """
         params = dict(self.named_parameters())
         chains = self.all_chains() if self.hparams.learning == "pcd" else None

@@ -1,6 +1,7 @@
 """VaDE: a variational autoencoder with a mixture of Gaussians as its prior, which clusters images without labels.
 
-Jiang, Zheng, Tan, Tang, Zhou, "Variational Deep Embedding", 2017, arXiv:1611.05148. [DSL 12.1.3], [HW2 P7].
+Jiang, Zheng, Tan, Tang, Zhou, "Variational Deep Embedding", 2017, arXiv:1611.05148.
+Lecture notes (docs/references.md): [DSL 12.1.3], [HW2 P7].
 
     p(c) p(z | c)  = pi_c N(z | mu_c, diag exp(logvar_c)),  c in 0 .. K-1                      VaDE.mixture
     p(x | z)       = prod_d Bernoulli(x_d | sigmoid(logits_d(z)))                              VaDE.log_px
@@ -37,9 +38,9 @@ Differs from the paper:
   rather than slants. The ELBO remains a lower bound, as it is for any q (Im et al. 2017).
 - The autoencoder is pretrained as a whole with Adam, not layer by layer. The learning rate decays in each phase.
 - k-means initialises the mixture, not EM (``initial_mixture: em``). On the same latents the accuracy is 0.89 by k-means
-  and 0.87 by EM (0.80 with full covariances). EM splits the densest digit, the one, into two clusters.
+  and 0.87 by EM (0.80 with full covariances). EM splits the densest digit, 1, into two clusters.
 - Among several k-means solutions, training keeps the one with the largest mutual information between the clusters of
-  images and of the same images deformed. It is the most accurate one more often than the tightest solution is.
+  images and of the same images deformed. This is the most accurate solution more often than the tightest one is.
 - Pixels are binarised dynamically, as in zoo/vae.py. The paper puts grey pixels into the Bernoulli cross-entropy, which
   is not their likelihood. Clusters are computed from grey images.
 - gamma is held fixed in the gradient. It is computed at z = mu(x), not at a drawn z.
@@ -82,7 +83,7 @@ log = logging.getLogger(__name__)
 
 PIXELS = 28 * 28
 
-__getattr__ = names_in("zoo.vade", "zoo.functional.mixture")  # names that were here
+__getattr__ = names_in("zoo.vade", "zoo.functional.mixture")  # former names of this module
 
 
 def mean_field_negative_elbo(
@@ -228,7 +229,7 @@ class VaDE(L.LightningModule):
             raise UserError(
                 "fit got no datamodule, and VaDE reads the training images twice: use fit(model, datamodule=...)"
             )
-        loader = self.trainer.datamodule.train_dataloader()  # the trainer's own holds the position in the epoch
+        loader = self.trainer.datamodule.train_dataloader()  # not the trainer's loader, which keeps its position
         known = isinstance(loader, Batched) and loader.batch_size
         gmm.check_images(len(loader) * loader.batch_size if known else math.inf, self.hparams.num_clusters)
         if not self.initialised and epochs not in (None, -1) and epochs <= pretraining and self.trainer.is_global_zero:
@@ -250,14 +251,14 @@ class VaDE(L.LightningModule):
             UserError: if the autoencoder has diverged.
         """
         z = []
-        batches = self.trainer.datamodule.train_dataloader()  # the trainer's own holds the position in the epoch
+        batches = self.trainer.datamodule.train_dataloader()  # not the trainer's loader, which keeps its position
         for batch in tracked(batches, "encoding the images", "batch", show=shows_progress(self.trainer)):
             x = as_batch(batch)[0].to(self.device)
             z.append(torch.stack([self.encode(x).mu, self.encode_deformed(self.noise([x]))(x).mu], dim=1))
         # (N, 2, D): latents of each image and of the same image deformed, in the order of the images.
         z = all_rows(torch.cat(z), self.trainer)
         if not z.isfinite().all():
-            raise UserError(f"the autoencoder has diverged, its latents are not finite: lower lr={self.hparams.lr}")
+            raise UserError(f"the autoencoder has diverged (its latents are not finite): lower lr={self.hparams.lr}")
         seed = int(torch.randint(2**31, ()))
         h, fitted = self.hparams, None
         if self.trainer.is_global_zero:
@@ -305,7 +306,7 @@ class VaDE(L.LightningModule):
 
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
-        steps = max(1, self.trainer.estimated_stepping_batches)  # infinite for max_epochs=-1
+        steps = max(1, self.trainer.estimated_stepping_batches)  # the estimate is infinite for max_epochs=-1
         self.trainer.fit_loop.setup_data()  # not yet done if the length of the run is given in steps
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         first = min(steps, self.hparams.pretrain_epochs * per_epoch)
@@ -391,7 +392,7 @@ class VaDE(L.LightningModule):
         return [binarise(x, rand(*x.shape, generator=generator, device=x.device)), *rest]
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """Return estimators of the gradient (batch mean, deformed images); ``mean_field`` is the one that trains.
+        """Return gradient estimators by name, for deformed images and a batch mean. Training uses ``mean_field``.
 
         ``pathwise`` and ``score_function`` estimate the gradient of the five terms at gamma = p(c | z).
         """

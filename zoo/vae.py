@@ -1,8 +1,8 @@
-"""VAE: a variational autoencoder, a latent variable model with a second network that approximates the posterior.
+"""VAE: a variational autoencoder. Its encoder network approximates the posterior of the latents.
 
 Kingma & Welling, "Auto-Encoding Variational Bayes", 2014, arXiv:1312.6114. Burda et al. 2015, arXiv:1509.00519, for the
-importance-weighted bound. Hinton et al. 1995 for wake-sleep. The notes are [DSL 12.1] and [Liao22], which has amortised
-inference for continuous and binary latents, and wake-sleep.
+importance-weighted bound. Hinton et al. 1995 for wake-sleep. Lecture notes (docs/references.md): [DSL 12.1], and
+[Liao22] for amortised inference with continuous and binary latents and for wake-sleep.
 
     p(z)      = N(0, I), Bernoulli(1/2)^D, or uniform over K categories, D times               VAE.prior
     p(x | z)  = prod_d Bernoulli(x_d | sigmoid(logits_d(z)))  or  N(x | mean(z), sigma^2 I)    VAE.log_px
@@ -25,10 +25,11 @@ train/control is the mean squared gradient with respect to q's logits, which a c
 
 Differs from the papers:
 - The optimiser is Adam with a cosine decay of the learning rate, not Adagrad or stepwise decay. There is no weight
-  decay, which is the prior on theta in the paper.
-- The default networks have two hidden layers of rectified linear units, not one of tanh. ``conv`` has convolutions.
-- Binarisation is dynamic (as Burda et al.): each use of an image draws its pixels again, 1 with the grey value as
-  probability.
+  decay, which the paper uses as a prior on theta.
+- By default the networks have two hidden layers of rectified linear units, and with ``net: conv`` convolutions. The
+  paper has one hidden layer of tanh.
+- Binarisation is dynamic (as Burda et al.): each use of an image draws binary pixels again. A grey value is the
+  probability of a 1.
 - The Gaussian likelihood has one learned variance for all pixels (Rybkin et al. 2021), not one for each pixel.
   ``variance_floor`` is added, because the density would be unbounded if every pixel were reproduced exactly.
 - The means of that likelihood are linear in the last layer, without a sigmoid. Only ``decode`` clips them to [0, 1].
@@ -71,7 +72,7 @@ from zoo.training.schedules import half_cosine
 PIXELS = 28 * 28
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
-__getattr__ = names_in("zoo.vae", "zoo.functional.importance", "zoo.estimators.by_name")  # names that were here
+__getattr__ = names_in("zoo.vae", "zoo.functional.importance", "zoo.estimators.by_name")  # former names of this module
 
 
 def wake(x: Tensor, z: Tensor, log_px: Callable) -> Tensor:
@@ -95,13 +96,13 @@ class VAE(L.LightningModule):
         num_categories: K, the number of categories of each categorical latent.
         likelihood: ``bernoulli`` on dynamically binarised pixels, or ``gaussian`` on grey pixels.
         net: type of the networks, ``mlp`` or ``conv``.
-        hidden: widths of the encoder's hidden layers, which the decoder has in reverse (``mlp``). For ``conv`` a list
-            of one number, the channels of the first convolution.
+        hidden: widths of the encoder's hidden layers, which the decoder has in reverse (``mlp``). ``conv`` takes a
+            list of one number, the channels of the first convolution.
         activation: activation of the hidden layers of an ``mlp``, ``relu`` or ``tanh``.
         objective: ``elbo``, ``iwae`` or ``wake_sleep``.
         num_samples: k, the number of draws of z for each image. ``iwae`` maximises L_k, and ``elbo`` averages over the
             draws. The antithetic and leave-one-out estimators use at least two draws.
-        beta: weight of the divergence in ``elbo``, at least 0. The ELBO is a bound of log p(x) at 1.
+        beta: weight of the divergence in ``elbo``, at least 0. With 1 the ELBO is a bound of log p(x).
         estimator: gradient estimator, one of ``ESTIMATORS`` in zoo.estimators.by_name. ``auto`` is pathwise for
             Gaussian latents. Otherwise it is score_function+nvil (``elbo``) or score_function+loo (``iwae``).
         temperature: temperature of relaxed latents. Where a control variate learns it, this is the initial value.
@@ -171,13 +172,13 @@ class VAE(L.LightningModule):
             check_positive("temperature_end, where it is not null,", end)
         check_not_negative("beta", h.beta)
         if h.net == "conv" and len(hidden) != 1:
-            raise UserError(f"hidden must be a list of one number of channels for net=conv, such as [32]; got {hidden}")
+            raise UserError(f"hidden must be one number of channels for net=conv, such as [32], got {hidden}")
         if end is not None and h.estimator not in by_name.TEMPERED:
             raise UserError(
                 f"temperature_end requires estimator=gumbel_softmax or straight_through, got estimator={h.estimator}"
             )
         if h.beta != 1 and h.objective != "elbo":
-            raise UserError(f"beta must be 1 with objective={h.objective}, got {h.beta}; objective=elbo allows others")
+            raise UserError(f"beta must be 1 with objective={h.objective}, got {h.beta}; others need objective=elbo")
 
     # The model: p(x | z) and q(z | x).
 
@@ -235,7 +236,7 @@ class VAE(L.LightningModule):
         return noise
 
     def observe(self, x: Tensor, u: Tensor) -> Tensor:
-        """Return what the likelihood takes: images in [0, 1] binarised with ``u``, or unchanged for a Gaussian one."""
+        """Return images in [0, 1], binarised with ``u`` for a Bernoulli likelihood and unchanged for a Gaussian one."""
         return binarise(x, u) if self.hparams.likelihood == "bernoulli" else x
 
     def negative_elbo(self, x: Tensor, noise: Noise, estimator: str) -> dict[str, Tensor]:
@@ -286,7 +287,7 @@ class VAE(L.LightningModule):
         return partial(bound, estimator=estimator)
 
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Return the terms of the objective by name, in nats, averaged over the batch. Training minimises ``loss``.
+        """Return the terms of the objective: means over the batch, nats per example. Training minimises ``loss``.
 
         A learned baseline or control variate adds its own loss to the gradient of ``loss``, not to its value.
         """
@@ -314,10 +315,10 @@ class VAE(L.LightningModule):
         return start * (end / start) ** done
 
     def _steps(self) -> float:
-        return max(1, self.trainer.estimated_stepping_batches)  # infinite for max_epochs=-1
+        return max(1, self.trainer.estimated_stepping_batches)  # the estimate is infinite for max_epochs=-1
 
     def bound(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Return the terms that validation logs: those of -ELBO or -L_k at hard draws of z, for every estimator."""
+        """Return the terms of -ELBO or -L_k at hard draws of z. Validation logs them for every estimator."""
         plain = "pathwise" if self.latents is Gaussian else "score_function"
         noise = self.noise(batch, generator=generator, estimator=plain)
         terms = self.objective(plain)(self.observe(batch[0], noise["u"]), noise)
