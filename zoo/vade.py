@@ -117,7 +117,7 @@ class VaDE(L.LightningModule):
         latent_dim: D, the number of latents.
         hidden: widths of the encoder's hidden layers, which the decoder has in reverse.
         pretrain_epochs: epochs of the autoencoder. With 0 the mixture is fitted to latents of the untrained encoder.
-        initial_mixture: method that fits the mixture (:func:`gmm.fit_mixture`), ``kmeans`` or ``em``.
+        initial_mixture: method that fits the mixture (zoo/functional/mixture.py), ``kmeans`` or ``em``.
         restarts: number of runs of that method, of which the best is kept.
         deformation: strength of the random deformation of the encoder's images in training; 0 for none.
         lr: learning rate of Adam, which decays to zero by half a cosine in each phase.

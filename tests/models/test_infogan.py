@@ -49,7 +49,7 @@ def test_a_perfect_code_network_reaches_the_ceiling():
 
 
 def test_the_bound_is_the_information_where_q_is_the_posterior():
-    """A channel keeps c with probability 0.7 and otherwise draws it again. Only the posterior makes the bound I."""
+    """A channel keeps c with probability 0.7, else draws it again. The bound is I only if Q is the posterior."""
     K, keep = 4, 0.7
     p_x_given_c = keep * torch.eye(K, dtype=torch.float64) + (1 - keep) / K
     joint = p_x_given_c / K
@@ -113,7 +113,7 @@ def test_a_category_is_read_from_eight_deformed_copies():
     real = small(deformation=0.8).eval()
     real.load_state_dict(model.state_dict())
     at = 0
-    for part in (real.trunk, real.code):  # a model with the statistics of real images as its own
+    for part in (real.trunk, real.code):  # statistics of real images replace its own
         for m in part.modules():
             for name in ("running_mean", "running_var") if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) else ():
                 n = len(getattr(m, name))

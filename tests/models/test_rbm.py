@@ -54,7 +54,7 @@ def exact_log_Z(model):
 
 
 def log_p(model):
-    """Return log p(v) of every binary v, (2^V,), differentiable, from the sum of all exp(-F); and the v, (2^V, V)."""
+    """Return log p(v) of every binary v, (2^V,), and the v, (2^V, V). A sum over all v gives Z, differentiably."""
     v = torch.tensor(list(product([0.0, 1.0], repeat=model.hparams.num_visible)), dtype=torch.float64)
     F = free_energy(v, model.weights())
     return -F - (-F).logsumexp(0), v
@@ -144,7 +144,7 @@ def binary_images(n, V, seed=0):
 def test_estimators_of_one_gradient_and_what_they_differ_in():
     """The mean of 1,000 draws of ``exact_samples`` is ``exact`` within 4.3 standard errors, which are below 5 %.
 
-    The mean of cd-1 is not. Its variance is below exact sampling's (Berglund & Raiko 2013).
+    cd-1 has another mean, and a smaller variance than exact sampling (Berglund & Raiko 2013).
     """
     model, generator = small(8, 6, scale=1.5), torch.Generator().manual_seed(1)
     weights = Weights(*(t.detach() for t in model.weights()))
@@ -160,7 +160,7 @@ def test_estimators_of_one_gradient_and_what_they_differ_in():
     exact = found["exact"][0].mean
 
     def distance(name):
-        """Return the squared distance in squared standard errors, and the squared error relative to the gradient."""
+        """Return the squared distance in squared standard errors, and the squared standard error relative to |g|^2."""
         moments, statistics = found[name]
         error = statistics["variance"] / moments.n
         squared = sum(float((moments.mean[k] - exact[k]).square().sum()) for k in exact)
@@ -541,7 +541,7 @@ def test_annealed_importance_sampling_on_a_trained_machine(tmp_path):
     assert weights.W.abs().max() > 0.5  # the model has learned
     found = ais_log_partition(weights, base, 100, 1000, generator=chunk_generator(0, 0))
     assert found.low < exact_log_Z(model) < found.high and found.high - found.low < 0.5
-    assert not found.low < exact_log_Z(model) + 15 * math.log(2) < found.high  # Z_0 counts 2^H
+    assert not found.low < exact_log_Z(model) + 15 * math.log(2) < found.high  # log Z_0 contains H log 2
 
 
 def test_annealing_is_of_the_weights_in_their_plain_form():

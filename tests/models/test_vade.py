@@ -94,7 +94,7 @@ def test_responsibilities_are_finite_far_from_every_component(mixture):
 
 
 def test_five_terms_are_the_marginal_form_for_every_draw(toy, mixture, generator):
-    """Both are log p(x|z) + log p_GMM(z) - log q(z|x) at every z. The importance weight is the same number."""
+    """The five terms and the log importance weight are log p(x|z) + log p_GMM(z) - log q(z|x) at every z."""
     x, encode, log_px = toy
     mu, logvar = encode(x)
     for _ in range(5):
@@ -224,7 +224,7 @@ def test_even_bumps_move_an_image_by_two_thirds_of_the_strength(generator):
 
 
 def test_gamma_is_held_fixed_in_training(generator):
-    """The gradient equals the mean field's gradient at a constant gamma = p(c | z = mu(x)), x not deformed."""
+    """The gradient treats gamma = p(c | z = mu(x)) as a constant. Its x is not deformed."""
     torch.manual_seed(0)
     model = VaDE(num_clusters=3, hidden=[8], latent_dim=2, deformation=0.2)
     noise = model.noise([torch.zeros(4, 1, 28, 28)], generator=generator)
@@ -257,7 +257,7 @@ def test_pretraining_minimises_minus_the_likelihood_at_the_mean(generator):
 
 @pytest.mark.parametrize("method", ["kmeans", "em"])
 def test_fit_mixture_finds_well_separated_clusters(method, generator):
-    """The draws come from Gaussians 10 standard deviations apart. 4.5 standard errors give a false alarm in 10,000."""
+    """Three Gaussians are 10 standard deviations apart. 4.5 standard errors give a false alarm once in 10,000 runs."""
     n = 4000
     true = Mixture(torch.tensor([0.5, 0.3, 0.2]).log(), 10 * torch.eye(3)[:, :2], torch.zeros(3, 2))
     c = torch.multinomial(true.log_pi.exp(), n, replacement=True, generator=generator)
@@ -272,7 +272,11 @@ def test_fit_mixture_finds_well_separated_clusters(method, generator):
 
 
 def test_fit_mixture_takes_the_clusters_that_deformation_keeps(generator):
-    """The deformation swaps clusters at the ends of a rectangle's long side, and keeps those of the short side."""
+    """The points are the corners of a rectangle.
+
+    The deformation swaps the two tightest clusters, at the ends of the long side. It keeps the two clusters at the ends
+    of the short side.
+    """
     z = torch.tensor([1.2, 1.0]) * torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]).repeat(100, 1)
     z = z + 0.01 * torch.randn(400, 2, generator=generator)
     mirrored = torch.tensor([-1.0, 1.0]) * z
@@ -282,7 +286,10 @@ def test_fit_mixture_takes_the_clusters_that_deformation_keeps(generator):
 
 
 def test_invariance_is_the_mutual_information_of_clusters(generator):
-    """Clusters are far apart and equally likely. The value is log K if deformation keeps them and 0 if it mixes all."""
+    """Four clusters are far apart and equally likely.
+
+    The value is log K if the deformation keeps all, 0 if it mixes all, and between if it mixes two.
+    """
     mixture = Mixture(torch.zeros(4).log_softmax(0), 20 * torch.eye(4), torch.zeros(4, 4))
     c = torch.arange(400) % 4
     z = mixture.mu_c[c] + torch.randn(400, 4, generator=generator)

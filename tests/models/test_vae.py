@@ -31,7 +31,10 @@ D, P, SIGMA = 2, 4, 0.7
 
 @pytest.fixture
 def linear(generator):
-    """Return x, log p(x), the posterior, which is diagonal since W has orthogonal columns, and log p(x | z)."""
+    """Return x, log p(x), the exact posterior and log p(x | z).
+
+    W has orthogonal columns, which makes the posterior diagonal.
+    """
     q = torch.linalg.qr(torch.randn(P, D, generator=generator, dtype=torch.float64)).Q
     W = q * torch.tensor([1.5, 0.4], dtype=torch.float64)
     x = torch.randn(6, P, generator=generator, dtype=torch.float64)
@@ -71,7 +74,7 @@ def test_the_elbo_is_log_p_minus_the_divergence_from_the_posterior(linear):
 
 
 def test_importance_weighting_closes_the_gap(linear, generator):
-    """With a wrong q the mean weight is p(x). 4.3 standard errors give a false alarm once in 10,000 (six images)."""
+    """With a wrong q the mean weight is p(x). 4.3 standard errors give a false alarm once in 10,000 (6 images)."""
     x, log_p, posterior, log_px = linear
     q = Gaussian(posterior.mu + 0.2, posterior.logvar + 0.3)  # wider than the posterior, for weights with a variance
     n = 20_000
@@ -84,7 +87,7 @@ def test_importance_weighting_closes_the_gap(linear, generator):
 def test_binarisation_is_a_bernoulli_draw_and_leaves_binary_pixels(generator):
     x = torch.full((200_000,), 0.3)
     mean = binarise(x, torch.rand(x.shape, generator=generator)).mean()
-    assert abs(mean - 0.3) < 4.3 * (0.21 / 200_000) ** 0.5  # a false alarm once in 60,000
+    assert abs(mean - 0.3) < 4.3 * (0.21 / 200_000) ** 0.5  # a false alarm once in 60,000 runs
     binary = torch.tensor([0.0, 1.0])
     for u in (torch.zeros(2), torch.full((2,), 1 - 2**-24)):
         assert torch.equal(binarise(binary, u), binary)
@@ -221,7 +224,10 @@ def four_bits(objective="elbo", estimator="auto", num_samples=1, likelihood="ber
 
 
 def enumerated(model, x, k):
-    """Return log q(z | x), log p(x | z), log p(z) of the 16 states; and log q and indices (16^k, k) of all k-tuples."""
+    """Return log q(z | x), log p(x | z) and log p(z) of the 16 states, and all k-tuples of states.
+
+    A tuple has its log q and the indices of its states, (16^k, k).
+    """
     z = STATES.double()[:, None]
     logits = model.encoder(x)
     log_q = torch.distributions.Bernoulli(logits=logits).log_prob(z).sum(-1)[:, 0]
