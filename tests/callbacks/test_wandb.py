@@ -146,20 +146,24 @@ def test_an_artifact_of_a_run_is_loaded(tmp_path, offline, monkeypatch):
         monkeypatch.setenv("WANDB_BASE_URL", address)
         model = zoo.load("wandb:someone/zoo/vae-1a2b3c4d:best")
         assert_same(dict(model.state_dict()), dict(checkpoint(tmp_path)["state_dict"]))
-        with pytest.raises(CheckpointError, match="wandb:someone/zoo/gan-1a2b3c4d:best cannot be had: .*not found"):
+        with pytest.raises(
+            CheckpointError, match="wandb:someone/zoo/gan-1a2b3c4d:best cannot be downloaded: .*not found"
+        ):
             zoo.load("wandb:someone/zoo/gan-1a2b3c4d:best")
     with serve("vae-1a2b3c4e", {"last.ckpt": b"other" * 99, "card.json": b"{}"}, damaged=True) as address:
         monkeypatch.setenv("WANDB_BASE_URL", address)
-        with pytest.raises(CheckpointError, match="is not what was logged: Digest mismatch"):
+        with pytest.raises(CheckpointError, match="differ from the logged files: Digest mismatch"):
             zoo.load("wandb:someone/zoo/vae-1a2b3c4e:best")
     with serve("vae-1a2b3c4f", {"card.json": b"{}"}) as address:
         monkeypatch.setenv("WANDB_BASE_URL", address)
-        with pytest.raises(CheckpointError, match="is no artifact of this zoo: it holds 0 files"):
+        with pytest.raises(
+            CheckpointError, match="best holds 0 files .ckpt; an artifact of this zoo holds exactly one"
+        ):
             zoo.load("wandb:someone/zoo/vae-1a2b3c4f:best")
     with pytest.raises(CheckpointError, match="an artifact is wandb:entity/project/name:alias"):
         zoo.load("wandb:vae")
     monkeypatch.delenv("WANDB_API_KEY")
-    with pytest.raises(CheckpointError, match="asks for a login: wandb login"):
+    with pytest.raises(CheckpointError, match="needs a login; run wandb login"):
         zoo.load("wandb:someone/zoo/vae-1a2b3c4d:best")
 
 

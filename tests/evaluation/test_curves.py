@@ -1,4 +1,4 @@
-"""python -m zoo curves reads what runs wrote."""
+"""Tests of ``python -m zoo curves`` on the tables of runs."""
 
 import sys
 
@@ -50,16 +50,16 @@ def test_one_metric_against_another(tmp_path, monkeypatch, capsys):
     rows = ["epoch,step,val/a,val/b", "0,10,3.0,", "0,11,,30.0", "1,20,2.0,", "1,21,,19.0", "2,30,1.0,", "2,31,,11.0"]
     (tmp_path / "metrics.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     assert curves.read_pairs(tmp_path, "val/a", "val/b") == [(3.0, 30.0), (2.0, 19.0), (1.0, 11.0)]
-    assert curves.correlation([(1, 1), (2, 8), (3, 27)]) == "correlation 0.97, of ranks 1.00, over 3"
+    assert curves.correlation([(1, 1), (2, 8), (3, 27)]) == "correlation 0.97 (rank correlation 1.00, 3 points)"
     arguments = [str(tmp_path), "--metric", "val/b", "--against", "val/a", "-o", str(tmp_path / "x.png")]
     monkeypatch.setattr(sys, "argv", ["zoo", "curves", *arguments])
     main()
-    assert "of ranks 1.00, over 3 of val/b with val/a" in capsys.readouterr().out
+    assert "(rank correlation 1.00, 3 points) of val/b with val/a" in capsys.readouterr().out
     assert (tmp_path / "x.png").stat().st_size > 0
     steps = ["epoch,step,val/a,v", "0,10,3.0,", "1,20,2.0,", ",1,,5.0", ",2,,6.0"]
     (tmp_path / "metrics.csv").write_text("\n".join(steps) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="val/a is logged by epochs and v by steps"):
         curves.read_pairs(tmp_path, "val/a", "v")
     (tmp_path / "metrics.csv").write_text("\n".join(rows[:5]) + "\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="val/a and val/b together 2 times, and a correlation needs three"):
+    with pytest.raises(ValueError, match="val/a and val/b together 2 times; a correlation needs at least three"):
         curves.read_pairs(tmp_path, "val/a", "val/b")

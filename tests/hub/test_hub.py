@@ -1,4 +1,4 @@
-"""Published checkpoints load as published, and nothing else does."""
+"""Tests that published checkpoints load as published, and that other files are rejected."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(runs, tmp_path_factory):
-    """Every model exported, once."""
+    """Export every model once and return the folder of the weights."""
     folder = tmp_path_factory.mktemp("exported")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zoo, "WEIGHTS", folder)
@@ -46,7 +46,7 @@ def exported(runs, tmp_path_factory):
 
 @pytest.fixture
 def published(exported, tmp_path, monkeypatch):
-    """A folder of weights of the test's own, with every model in it."""
+    """Return a separate folder of weights for the test, with every model in it."""
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
     return Path(shutil.copytree(exported, tmp_path / "weights"))
 
@@ -83,11 +83,11 @@ def test_averaged_weights_are_what_is_published(runs, published):
 
 
 def test_a_download_has_an_end(tmp_path, monkeypatch):
-    """A file is not read beyond what any checkpoint has; one of just that size is."""
+    """A file above the size limit is rejected. A file at the limit is read."""
     (tmp_path / "x.safetensors").write_bytes(bytes(11))
     source = f"file://{tmp_path}/x.safetensors#sha256={hashlib.sha256(bytes(11)).hexdigest()}"
     monkeypatch.setattr("zoo.hub.loading.LARGEST_DOWNLOAD", 10)
-    with pytest.raises(CheckpointError, match="x.safetensors is larger than 10 bytes, which no checkpoint"):
+    with pytest.raises(CheckpointError, match="x.safetensors is larger than 10 bytes, the limit"):
         zoo.load(source)
     monkeypatch.setattr("zoo.hub.loading.LARGEST_DOWNLOAD", 11)
     with pytest.raises(CheckpointError, match="is not a safetensors file"):
@@ -95,7 +95,7 @@ def test_a_download_has_an_end(tmp_path, monkeypatch):
 
 
 def test_a_run_folder_stands_for_its_newest_best_checkpoint(tmp_path):
-    """Whatever its name, in the folder or in ``checkpoints``; for its last one where there is no best one."""
+    """The time of a file decides, not its name. Without a best checkpoint, the last checkpoint is used."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     with pytest.raises(CheckpointError, match="holds no best-"):
@@ -131,7 +131,9 @@ def test_weights_of_another_shape_are_refused(published):
     with pytest.raises(CheckpointError, match="does not fit VAE of this version"):
         zoo.load(address(published / "odd.safetensors"))
     save_file(tensors, published / "odd.safetensors", {**metadata, "model": "os.system"})
-    with pytest.raises(CheckpointError, match=f"a model named 'os.system'; the known ones are {', '.join(zoo.MODELS)}"):
+    with pytest.raises(
+        CheckpointError, match=f"a model named 'os.system'; the known models are {', '.join(zoo.MODELS)}"
+    ):
         zoo.load(address(published / "odd.safetensors"))
 
 
@@ -147,7 +149,7 @@ def test_a_hostile_pickle_is_never_run(published, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="not the published ones"):
         zoo.load("vae")
     with pytest.raises(CheckpointError, match="is not a safetensors file"):
-        zoo.load(address(weights))  # even with a matching digest
+        zoo.load(address(weights))  # the digest matches
     torch.save({"state_dict": {}, "model": "vae", "x": Hostile()}, tmp_path / "hostile.ckpt")
     with pytest.raises(CheckpointError, match="cannot be read|not a checkpoint that can be read safely"):
         zoo.load(tmp_path / "hostile.ckpt")
@@ -226,7 +228,7 @@ def test_conditions_as_people_type_them():
 
 
 def test_the_command_line(runs, published, tmp_path, monkeypatch, capsys):
-    """List, sample, evaluate and export as people type them; the same seed draws the same picture."""
+    """The commands list, sample, evaluate and export work. Equal seeds give equal pictures."""
 
     def command(*arguments):
         monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])
@@ -258,7 +260,7 @@ def test_the_command_line(runs, published, tmp_path, monkeypatch, capsys):
 
 
 def test_the_seed_on_the_command_line_is_that_of_the_picture(tmp_path, monkeypatch):
-    """Without one it is 0."""
+    """The default seed is 0."""
 
     def drawn(*arguments):
         monkeypatch.setattr(sys, "argv", ["zoo", "sample", "vae", "-n", "2", "-o", str(tmp_path / "a.png"), *arguments])

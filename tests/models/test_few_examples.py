@@ -1,4 +1,4 @@
-"""Runs whose batches or data hold too few examples for a model end in one line before they begin."""
+"""Runs with too few examples for a model end with an error of one line before training begins."""
 
 import lightning as L
 import pytest
@@ -9,7 +9,7 @@ from zoo.checks.errors import UserError
 
 
 class Begun(L.Callback):
-    """Fails where training begins."""
+    """Callback that fails when training begins."""
 
     def on_train_epoch_start(self, trainer, pl_module):
         raise AssertionError("training has begun")
@@ -40,5 +40,5 @@ def test_batch_normalisation_on_two_processes_wants_batches_of_four(tmp_path):
 
 
 def test_more_clusters_than_images_are_refused(tmp_path):
-    with pytest.raises(UserError, match="1,408 training images make no 2,000 clusters: lower model.num_clusters"):
+    with pytest.raises(UserError, match="1,408 training images are too few for 2,000 clusters; lower"):
         run(tmp_path, *TINY["vade"], "model.num_clusters=2000", "trainer.max_epochs=2", BEGUN)

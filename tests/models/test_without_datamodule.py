@@ -1,4 +1,4 @@
-"""Training, test and validation on a plain DataLoader, with batches of every form."""
+"""Tests of training, test and validation on a plain DataLoader, with batches of every form."""
 
 import logging
 import warnings

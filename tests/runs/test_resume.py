@@ -145,13 +145,15 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 
 def test_another_models_checkpoint_is_refused(tmp_path, uninterrupted):
     last = uninterrupted["vae"][1] / "checkpoints" / "last.ckpt"
-    with pytest.raises(CheckpointError, match="is a checkpoint of the model 'vae', and this run trains another one"):
+    with pytest.raises(CheckpointError, match="is a checkpoint of the model 'vae', but this run trains"):
         run(tmp_path, *TINY["ddpm"], f"ckpt={last}")
     with pytest.raises(CheckpointError, match=r"model.latent_dim was 2 and is 3; model.lr was 0.001 and is 0.1"):
         run(tmp_path, *TINY["vae"], "model.latent_dim=3", "model.lr=0.1", f"ckpt={last}")
     with pytest.raises(CheckpointError, match=r"seed was 0 and is 5"):
         run(tmp_path, *TINY["vae"], "seed=5", f"ckpt={last}")
-    with pytest.raises(CheckpointError, match=r"has 3 epochs behind it: trainer.max_epochs must be more, got 2"):
+    with pytest.raises(
+        CheckpointError, match=r"has already trained for 3 epochs: trainer.max_epochs must be at least 3, got 2"
+    ):
         run(tmp_path, *TINY["vae"], "trainer.max_epochs=2", f"ckpt={last}")
 
 
@@ -169,7 +171,9 @@ def test_a_run_may_go_on_without_end(tmp_path, uninterrupted):
     model = build(config(tmp_path, *TINY["vae"]).model)
     for max_epochs in (-1, None, 3):
         check_resumable(last, model, 0, max_epochs)
-    with pytest.raises(CheckpointError, match="has 3 epochs behind it: trainer.max_epochs must be more, got 2"):
+    with pytest.raises(
+        CheckpointError, match="has already trained for 3 epochs: trainer.max_epochs must be at least 3, got 2"
+    ):
         check_resumable(last, model, 0, 2)
 
 
