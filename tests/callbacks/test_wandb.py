@@ -156,7 +156,7 @@ def test_an_artifact_of_a_run_is_loaded(tmp_path, offline, monkeypatch):
         monkeypatch.setenv("WANDB_BASE_URL", address)
         with pytest.raises(CheckpointError, match="is no artifact of this zoo: it holds 0 files"):
             zoo.load("wandb:someone/zoo/vae-1a2b3c4f:best")
-    with pytest.raises(CheckpointError, match="an artifact is wandb:entity/project/name:alias"):
+    with pytest.raises(CheckpointError, match="an artifact must be wandb:entity/project/name:alias"):
         zoo.load("wandb:vae")
     monkeypatch.delenv("WANDB_API_KEY")
     with pytest.raises(CheckpointError, match="asks for a login: wandb login"):

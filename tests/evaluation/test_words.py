@@ -176,7 +176,7 @@ def test_as_many_words_are_probed_as_asked_for(tmp_path, generator):
 def test_neighbours_need_words():
     with pytest.raises(ValueError, match="words must be null or a list of words, got 'two'"):
         Neighbours("x", words="two")
-    with pytest.raises(ValueError, match="n must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="n must be an integer of at least 1, got 0"):
         Neighbours("x", n=0)
     with pytest.raises(ValueError, match="LightningModule has no method nearest"):
         Neighbours("x").setup(None, L.LightningModule(), "fit")
@@ -246,7 +246,7 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "other.txt").write_text("one two three four five six seven eight nine ten " * 9000, encoding="utf-8")
     for wrong, message in [
         (["nearest", source, "clas"], "'clas' is not among the [0-9,]+ words of the vocabulary; close to it: .*class"),
-        (["nearest", source, "class", "-n", "0"], "n must be a whole number of at least 1, got 0"),
+        (["nearest", source, "class", "-n", "0"], "n must be an integer of at least 1, got 0"),
         (["nearest", "vae", "class"], "VAE knows no words; a skip-gram model does"),
         (["sample", source], "SkipGram has no method sample"),
         (["evaluate", source, "--data", "digits"], "SkipGram is made for text, and digits is images or points: choose"),

@@ -19,9 +19,9 @@ ROOT = Path(__file__).parents[2]
 
 # What each command says, in one process that never imports torch.
 REFUSED = [
-    (["sample", "vae", "-n", "-3"], "n must be a whole number of at least 1, got -3"),
-    (["sample", "vae", "--seed", "-5"], "seed must be a whole number from 0"),
-    (["sample", "vae", "--seed", str(2**32)], "seed must be a whole number from 0 to 2^32 - 1, got 4294967296"),
+    (["sample", "vae", "-n", "-3"], "n must be an integer of at least 1, got -3"),
+    (["sample", "vae", "--seed", "-5"], "seed must be an integer from 0"),
+    (["sample", "vae", "--seed", str(2**32)], "seed must be an integer from 0 to 2^32 - 1, got 4294967296"),
     (["sample", "vae", "-o", "/proc/x/y.png"], "/proc/x/y.png cannot be written: no file can be made in its folder"),
     (["sample", "vae", "-o", "/dev/null/y.png"], "/dev/null is no folder"),
     (["sample", "vae", "-o", "x.jpg"], "ends in .png"),
@@ -33,7 +33,7 @@ REFUSED = [
     (["evaluate", "vae", "--bound-images", "3"], "multiple of 5"),
     (["evaluate", "vae", "--samples", "1"], "samples must be"),
     (["evaluate", "vae", "--importance-samples", "-1"], "importance-samples must be"),
-    (["evaluate", "https://x/y"], "needs the digest"),
+    (["evaluate", "https://x/y"], "has no SHA-256 digest"),
     (["compare", "toy", "--draws", "1"], "draws must be"),
     (["compare", "vae", "--batch-size", "0"], "batch-size must be"),
     (["compare", "toy", "-o", "x.pdf"], "ends in .png"),
@@ -42,7 +42,7 @@ REFUSED = [
     (["vectors", "skipgram", "-o", "v.npy"], ".txt, .vec, .w2v"),
     (["vectors", "skipgram", "-o", "v.txt.zip"], ".gz, .bz2, .xz"),
     (["vectors", "skipgram", "-o", "v.txt", "--binary"], "promises text"),
-    (["export", "vae", "vae"], "already; --force replaces it"),
+    (["export", "vae", "vae"], "exists already: choose another name, or replace it with --force"),
     (["export", "vae", "A b"], "lower-case letters"),
 ]
 TRY = """

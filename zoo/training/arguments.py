@@ -23,7 +23,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if given.get("bound_images", 0) % 5:
         raise UserError(f"bound-images must be a multiple of 5, got {given['bound_images']}")
     if not 0 <= given.get("seed", 0) < 2**32:
-        raise UserError(f"seed must be a whole number from 0 to 2^32 - 1, got {given['seed']}")
+        raise UserError(f"seed must be an integer from 0 to 2^32 - 1, got {given['seed']}")
     if "source" in given and (args.command, args.source) != ("compare", "toy"):
         args.source = check_source(args.source)
     if "name" in given:

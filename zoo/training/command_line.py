@@ -209,7 +209,7 @@ def check_values(cfg: "DictConfig") -> None:
         if OmegaConf.select(cfg, f"{key}._target_") is None:
             raise UserError(f"the configuration has no {key} to make: choose one, {key}=..., and do not take it out")
     if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed must be a whole number from 0 to 2^32 - 1, got {cfg.seed!r}")
+        raise UserError(f"seed must be an integer from 0 to 2^32 - 1, got {cfg.seed!r}")
     check_flag("test", cfg.test)
     if cfg.compile is not False:
         check_choice("compile, where it is not false,", cfg.compile, ("inductor", "cudagraphs", "aot_eager", "eager"))
