@@ -249,8 +249,8 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
         (["nearest", source, "class", "-n", "0"], "n must be an integer of at least 1, got 0"),
         (["nearest", "vae", "class"], "VAE knows no words; a skip-gram model does"),
         (["sample", source], "SkipGram has no method sample"),
-        (["evaluate", source, "--data", "digits"], "SkipGram is made for text, and digits is images or points: choose"),
-        (["evaluate", "vae", "--data", "pydocs"], "VAE is made for images or points, and pydocs is text: choose other"),
+        (["evaluate", source, "--data", "digits"], "SkipGram trains on text, and digits is images or points: choose"),
+        (["evaluate", "vae", "--data", "pydocs"], "VAE trains on images or points, and pydocs is text: choose other"),
         (
             ["evaluate", source, "--data", tmp_path / "other.txt"],
             "vocabulary of .* words, and the text another one, of",
@@ -266,7 +266,7 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
         (["vectors", source, "-o", tmp_path], "cannot be written: it is a folder"),
         (
             ["vectors", source, "-o", tmp_path / "other.txt" / "below" / "v.txt"],
-            "v.txt cannot be written: .*other.txt is no folder",
+            "v.txt cannot be written: .*other.txt is not a folder",
         ),
     ]:
         with pytest.raises(SystemExit, match=message):

@@ -1,4 +1,4 @@
-"""What is wrong with the arguments of ``python -m zoo``, found out before torch is imported."""
+"""Check the arguments of ``python -m zoo`` before torch is imported, so that errors appear at once."""
 
 import argparse
 from pathlib import Path
@@ -11,10 +11,10 @@ LEAST = {"n": 1, "draws": 2, "batch_size": 1, "importance_samples": 0, "bound_im
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse numbers outside their range, models that are not there, and files that cannot be written.
+    """Check numbers, checkpoints, run folders and output files.
 
     Raises:
-        UserError: naming the argument, its value and what is allowed.
+        UserError: if a number is out of range, a checkpoint or run is missing, or a file cannot be written.
     """
     given = {key: value for key, value in vars(args).items() if value is not None}
     for key, least in LEAST.items():
@@ -37,7 +37,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 def _check_run(run: Path) -> None:
     path = run / "metrics.csv"
     if not path.is_file():
-        raise UserError(f"there is no {path}: name run folders, such as runs/vae/2026-11-21_10-00-00")
+        raise UserError(f"there is no {path}: give the folder of a run, such as runs/vae/2026-11-21_10-00-00")
 
 
 def _check_output(args: argparse.Namespace) -> None:
@@ -48,5 +48,5 @@ def _check_output(args: argparse.Namespace) -> None:
     else:
         check_picture(args.output)
     if args.output.is_dir():
-        raise UserError(f"{args.output} cannot be written: it is a folder. Name a file")
+        raise UserError(f"{args.output} is a folder and cannot be written: give the name of a file")
     check_writable(args.output)
