@@ -141,7 +141,7 @@ OF_THE_COMMAND_LINE = [
     ({"deterministic": "foo"}, "deterministic must be true, false or warn, got 'foo'"),
     ({"profiler": "foo"}, "it can only be one of"),
     ({"fast_dev_run": -1}, "fast_dev_run=-1 is not a valid configuration"),
-    ({"barebones": True, "callbacks": [L.Callback()]}, "barebones=true allows no callbacks"),
+    ({"barebones": True, "callbacks": [L.Callback()]}, "barebones=true does not allow callbacks"),
     ({"devices": 0}, "trainer.devices must be auto, a number of at least 1, or a list of GPUs, got 0"),
     ({"devices": "foo"}, "a list of GPUs, got 'foo'"),
     ({"accelerator": "foo"}, "trainer.accelerator has no 'foo'; there is auto, cpu"),
@@ -150,7 +150,7 @@ OF_THE_COMMAND_LINE = [
     ({"plugins": ["foo"]}, "plugin"),
     ({"limit_trains_batches": 1}, "Did you mean limit_train_batches?"),
     ({"foo": 1}, "the trainer has no 'foo'; there is accelerator, "),
-    ({"sync_batchnorm": True, "strategy": "ddp", "devices": 2}, "sync_batchnorm=true is for GPUs"),
+    ({"sync_batchnorm": True, "strategy": "ddp", "devices": 2}, "sync_batchnorm=true needs GPUs"),
 ]
 
 

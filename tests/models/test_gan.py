@@ -437,7 +437,7 @@ def test_what_is_published_is_measured_on_the_data_of_the_run(tmp_path, monkeypa
 
 @pytest.mark.parametrize(("key", "value"), [("gradient_clip_val", 1.0), ("accumulate_grad_batches", 2)])
 def test_what_two_optimisers_cannot_do_is_refused_at_once(key, value):
-    with pytest.raises(ValueError, match=f"two players are trained with trainer.{key}=.* alone, got {value}"):
+    with pytest.raises(ValueError, match=f"trainer.{key} must be .* for adversarial models, got {value}"):
         make_trainer(two_players=True, **{key: value})
     assert make_trainer(**{key: value}).world_size == 1
 

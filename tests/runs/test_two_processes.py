@@ -171,7 +171,7 @@ def test_sharded_u_nets_have_the_gradients_of_whole_ones(kind):
 
 
 def test_sharding_without_gpus_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="shards weights over GPUs, and there are none"):
+    with pytest.raises(ValueError, match="trainer.strategy=fsdp needs GPUs, and this run has none"):
         run(tmp_path, *TINY["ddpm"], "trainer.strategy=fsdp")
 
 
@@ -210,18 +210,18 @@ def first_chains(folder, *overrides):
 def test_as_many_are_started_as_the_trainer_wants(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="torchrun has started 2 processes, and trainer.num_nodes times .* are 1"):
+    with pytest.raises(ValueError, match="torchrun has started 2 processes, and trainer.num_nodes times .* is 1"):
         run(tmp_path, *TINY["vae"])
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "3")
     monkeypatch.setenv("SLURM_JOB_NAME", "zoo")
-    with pytest.raises(ValueError, match="SLURM has started 3 processes, and .* are 1"):
+    with pytest.raises(ValueError, match="SLURM has started 3 processes, and .* is 1"):
         _check_started(1)
     monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
     _check_started(1)
     monkeypatch.delenv("SLURM_PROCID")
-    with pytest.raises(ValueError, match="monitor=val/distance asks for callbacks.sample_distance"):
+    with pytest.raises(ValueError, match="monitor=val/distance needs callbacks.sample_distance"):
         run(tmp_path, *without_callbacks("gan"), "~callbacks.sample_distance")
 
 

@@ -125,7 +125,7 @@ def test_paths_are_read_as_people_type_them(monkeypatch):
     [
         ({"strategy": "dpp"}, "Did you mean ddp"),
         ({"accelerator": "cpuu"}, "Did you mean cpu"),
-        ({"accelerator": "tpu"}, "there is none here"),
+        ({"accelerator": "tpu"}, "is not available on this machine"),
         ({"max_epoch": 3}, "Did you mean max_epochs"),
         ({"devices": 0}, "devices must be"),
         ({"devices": "two"}, "devices must be"),

@@ -104,7 +104,7 @@ def test_a_configuration_without_one_of_its_parts_is_refused(left_out, tmp_path)
 
 @pytest.mark.parametrize("project", ["a/b#c", "x" * 129, "a%b", "a:b"])
 def test_a_name_that_the_service_forbids_is_refused_in_one_line(project, tmp_path):
-    with pytest.raises(UserError, match="Weights & Biases forbids") as refused:
+    with pytest.raises(UserError, match="Weights & Biases does not allow") as refused:
         loggers.WandbLogger(str(tmp_path), project=project)
     assert "\n" not in str(refused.value)
 
@@ -112,7 +112,7 @@ def test_a_name_that_the_service_forbids_is_refused_in_one_line(project, tmp_pat
 def test_names_in_the_environment_are_looked_at_too(monkeypatch):
     for name, value in (("WANDB_ENTITY", "a/b"), ("WANDB_RUN_ID", "a/b"), ("WANDB_NAME", "x" * 200)):
         monkeypatch.setenv(name, value)
-        with pytest.raises(UserError, match="Weights & Biases forbids"):
+        with pytest.raises(UserError, match="Weights & Biases does not allow"):
             wandb_settings(project="zoo")
         monkeypatch.delenv(name)
 

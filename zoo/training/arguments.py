@@ -48,5 +48,5 @@ def _check_output(args: argparse.Namespace) -> None:
     else:
         check_picture(args.output)
     if args.output.is_dir():
-        raise UserError(f"{args.output} is a folder and cannot be written: give the name of a file")
+        raise UserError(f"{args.output} cannot be written: it is a folder. Give the name of a file")
     check_writable(args.output)
