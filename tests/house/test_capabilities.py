@@ -85,7 +85,7 @@ FILES += [*(ROOT / "datamodules").glob("*.py")]
 ABOUT_NAMES = {"moved.py", "old_forms.py"}  # files that handle names of the previous version
 
 
-def test_nobody_guesses_what_a_model_can_do():
+def test_no_file_guesses_what_a_model_can_do():
     """No file calls ``hasattr``, or ``getattr`` with a literal name."""
     guesses = []
     for file in FILES:

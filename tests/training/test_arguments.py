@@ -1,4 +1,4 @@
-"""What is wrong with a command line is said in one line, before the work and, of python -m zoo, before torch."""
+"""Wrong command lines give an error of one line before the work begins. ``python -m zoo`` checks before torch loads."""
 
 import gzip
 import subprocess
@@ -17,7 +17,7 @@ from zoo.training.trainer import make_trainer
 
 ROOT = Path(__file__).parents[2]
 
-# What each command says, in one process that never imports torch.
+# Commands with their messages. All of them run in one process that never imports torch.
 REFUSED = [
     (["sample", "vae", "-n", "-3"], "n must be an integer of at least 1, got -3"),
     (["sample", "vae", "--seed", "-5"], "seed must be an integer from 0"),
@@ -113,7 +113,7 @@ def test_paths_are_read_as_people_type_them(monkeypatch):
         "+a=[1,2]",
     ]
     assert readable_arguments(read, ROOT / "configs") == read
-    # As Lightning hands the folder to the processes that it starts.
+    # Lightning passes the folder in this form to the processes that it starts.
     assert readable_arguments(['hydra.run.dir="a"b"'], ROOT / "configs") == [r'hydra.run.dir="a\"b"']
     assert readable_arguments(["--config-dir=~/c"], ROOT / "configs") == ["--config-dir=/home/a b/c"]
     swept = ["-m", "data=textfile", "data.path=~/x,b c", "model=skipgram"]
@@ -149,7 +149,7 @@ def test_vectors_are_written_in_the_format_that_the_name_promises(name, tmp_path
     start = (tmp_path / name).read_bytes()[:3]
     packed = {"gz": b"\x1f\x8b\x08", "bz2": b"BZh", "xz": b"\xfd7z"}.get(name.lower().rpartition(".")[2], b"2 2")
     assert start == packed
-    if packed != b"\xfd7z":  # which gensim does not read
+    if packed != b"\xfd7z":  # gensim does not read xz files
         read = KeyedVectors.load_word2vec_format(tmp_path / name, binary=".bin" in name)
         assert read["b"].tolist() == [3.0, 4.5]
     if name.endswith("gz"):
@@ -158,7 +158,7 @@ def test_vectors_are_written_in_the_format_that_the_name_promises(name, tmp_path
 
 def test_a_place_that_takes_no_file_is_found_out_beforehand(tmp_path):
     check_writable(tmp_path / "new" / "folder" / "x.png")
-    assert list(tmp_path.iterdir()) == []  # nothing is left of the trial
+    assert list(tmp_path.iterdir()) == []  # the check leaves no files
     for wrong in ("/proc/x.png", "/dev/null/x.png", tmp_path / ("a" * 300)):
         with pytest.raises(FileNotWritten, match="cannot be written"):
             check_writable(Path(wrong, "y.png"))
