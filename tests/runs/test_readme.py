@@ -1,4 +1,4 @@
-"""What the README says can be typed."""
+"""Commands, rows and pictures of the README are valid."""
 
 import re
 import shlex
@@ -29,7 +29,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize("command", TRAIN)
 def test_training_commands_compose(command):
     overrides = [o for o in shlex.split(command)[2:] if "=" in o and not o.startswith("hydra.")]
-    if "-m" in shlex.split(command):  # a sweep: its first job
+    if "-m" in shlex.split(command):  # in a sweep, only the first job is composed
         overrides = [o.split(",")[0] for o in overrides]
     config("/nowhere", *overrides)
 
