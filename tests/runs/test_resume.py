@@ -55,8 +55,8 @@ def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(name, tmp_path)
 def resumes_as_if_uninterrupted(name, processes, tmp_path):
     """Stop a run in the middle of the second epoch, resume it, and compare it with an uninterrupted run.
 
-    These must be bitwise equal: weights, averages, optimisers, chains, the random states of every process, the order
-    of the data, and all logged steps and values.
+    The weights, averages, optimisers, chains and random states of every process must be bitwise equal. The order
+    of the data and all logged steps and values must be equal.
     """
     overrides = [*TINY[name], *TWO_EPOCHS, *DDP, f"trainer.devices={processes}"]
     # Callbacks that only draw pictures are left out: a resumed run would draw some of them twice.

@@ -18,7 +18,7 @@ _calls = _Calls()
 
 
 def from_outside() -> bool:
-    """Return whether the caller is outside the model: no public method that checks its arguments is running."""
+    """Return whether the user made this call. The call is the model's own if one of its public methods is running."""
     return not _calls.within
 
 

@@ -50,7 +50,7 @@ class Samples(Protocol):
 
 @runtime_checkable
 class SampleRows(Protocol):
-    """Names an argument of ``sample`` and its values. Pictures have one row for each value. None means no rows."""
+    """Returns the name of an argument of ``sample`` and its values, for pictures with a row for each value, or None."""
 
     def rows(self) -> tuple[str, list[int]] | None: ...
 
@@ -130,7 +130,7 @@ class BoundTerms(Protocol):
 
 @runtime_checkable
 class ManySteps(Protocol):
-    """Trains on one of many steps or noise levels at a time. ``num_steps`` is how many there are."""
+    """Has a loss for each of ``num_steps`` steps or noise levels."""
 
     @property
     def num_steps(self) -> int: ...
@@ -205,14 +205,14 @@ class SplitData(Protocol):
 
 @runtime_checkable
 class Batched(Protocol):
-    """A loader with one batch size. It is None if the loader has no fixed size."""
+    """A loader with the attribute ``batch_size``, which is None if the size of batches varies."""
 
     batch_size: int | None
 
 
 @runtime_checkable
 class CountedData(Protocol):
-    """Data counted in another unit than examples. ``unit`` is the name of the unit and its number in a training row."""
+    """Data counted in a unit such as words. ``unit`` is its name, and how many of them a training row stands for."""
 
     @property
     def unit(self) -> tuple[str, float]: ...

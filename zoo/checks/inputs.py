@@ -34,7 +34,7 @@ IMAGE = (1, 28, 28)
 def takes(**kinds: Kind | None) -> Callable[[F], F]:
     """Decorate a method that checks the arguments with these names.
 
-    An argument is not checked if its value is None, or if its kind is None.
+    An argument is not checked if its value is None, or if its check is None.
 
     Args:
         kinds: for each name of an argument, the check.
@@ -70,7 +70,7 @@ def checks_inputs(**kinds: Kind) -> Callable[[type[C]], type[C]]:
 
     ``n``, ``num_samples``, ``steps`` and ``generator`` are checked in all classes. Checks that a method declares with
     :func:`takes` replace those of the class. The values of a batch are read only for the first batch of a run, of each
-    validation and of each test. Inference on an empty batch returns an empty result. A loss of an empty batch raises.
+    validation and of each test. Inference on an empty batch returns an empty result. A loss of it raises UserError.
 
     Args:
         kinds: for each name of an argument, the check. The check of ``x`` also applies to the examples of a ``batch``.
@@ -236,8 +236,8 @@ def grey_images(model: Any, name: str, x: Any, arguments: Mapping[str, Any]) -> 
 def labels(model: Any, name: str, y: Any, arguments: Mapping[str, Any]) -> Tensor | None:
     """Check labels, (B,), of the examples in the other arguments.
 
-    Next to noisy images, label ``num_classes`` is also allowed and means "no label". Next to data ``x`` it is not.
-    Where a model without labels receives data ``x``, the labels are dropped.
+    Methods with noisy images also accept the label ``num_classes``, which means "no label". Methods with data ``x`` do
+    not. If the model has no labels, methods with data ``x`` ignore them, and other methods raise UserError.
     """
     classes = model.hparams.num_classes
     if classes is None:

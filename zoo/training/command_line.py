@@ -105,7 +105,9 @@ def _check_composition(arguments: list[str], config_dir: Path, sweep: bool) -> N
     from hydra.errors import HydraException
 
     if not (config_dir / "train.yaml").is_file():
-        raise UserError(f"there is no {config_dir / 'train.yaml'}: run train.py inside a checkout of the repository")
+        raise UserError(
+            f"there is no {config_dir / 'train.yaml'}: use train.py in a complete checkout of the repository"
+        )
     try:
         overrides = _overrides(arguments)
         if not sweep and (several := [o.input_line for o in overrides if o.is_sweep_override()]):
@@ -145,7 +147,7 @@ def _is_choice(given: "Override", config_dir: Path) -> bool:
 
 
 def _check_keys(overrides: "list[Override]", choices: "list[Override]", cfg) -> None:
-    """Raise UserError if a key is not in the configuration. The message lists the keys that are."""
+    """Raise UserError if a key is not in the configuration. The message lists the allowed keys."""
     from omegaconf import DictConfig
 
     for given in overrides:

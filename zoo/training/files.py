@@ -87,8 +87,8 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 def save_word2vec(words: list[str], vectors: "Tensor", path: Path, binary: bool = False) -> None:
     """Write words and their vectors in the format of the word2vec program. gensim's KeyedVectors reads it also.
 
-    The first line has V and D. Each word follows with a space and its D numbers. The numbers are decimal in the text
-    format, and little-endian float32 in the binary format. The ending .gz, .bz2 or .xz compresses the file.
+    The first line has V and D. Each further entry has a word, a space and its D numbers. The numbers are decimal in the
+    text format, and little-endian float32 in the binary format. The ending .gz, .bz2 or .xz compresses the file.
 
     Args:
         words: V words, the most frequent first.

@@ -53,7 +53,7 @@ def choices(name: str, known: Sequence[str]) -> str:
 
     close = get_close_matches(name, known, n=1)
     meant = f". Did you mean {close[0]}?" if close else ""
-    return f"there is {', '.join(sorted(known)) or 'nothing'}{meant}"
+    return f"choose one of {', '.join(sorted(known))}{meant}" if known else "there are no choices"
 
 
 def unreadable(argument: str, why: str = "") -> str:

@@ -14,10 +14,10 @@ PATIENCE = 5  # seconds until the program ends even if the main thread does not 
 
 
 class Interrupted(SystemExit):
-    """A signal ends the program. This is not an Exception, because libraries would then treat it as an error."""
+    """Exit of the program by a signal. It is not an Exception, because libraries would then treat it as an error."""
 
     def __init__(self, signum: int):
-        # Status 0 for processes that Lightning started: if one fails, Lightning kills the first process with SIGKILL.
+        # Processes that Lightning started end with status 0. If one fails, Lightning kills the first process.
         super().__init__(0 if started_by_lightning() else 128 + signum)
         self.signum = signum
 

@@ -1,4 +1,4 @@
-"""CSV files that grow during a run, stay complete if it is killed, and drop the rows after a checkpoint."""
+"""CSV files that grow during a run and stay valid if it is killed. A resumed run drops rows after its checkpoint."""
 
 import csv
 import io

@@ -125,7 +125,8 @@ def quiet_lightning() -> None:
     of_pytorch = ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.signal_connector")
     for name in (*of_pytorch, "fabric.utilities.distributed"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # Lightning's own code
+    # Lightning's own code causes this warning.
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a run resumes in its folder
     # Short epochs are logged, because steps are counted over all epochs. ModelSize warns if a whole run is too short.
