@@ -221,7 +221,7 @@ def test_a_resumed_run_refuses_other_data():
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="one of mnist, .*got 'imagenet'"):
         Images("imagenet")
-    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
         Images("digits", batch_size=0)
     data = Images("digits", batch_size=6000)
     with pytest.raises(DataError, match="batch_size 6000 is more than the 5,748 training images"):

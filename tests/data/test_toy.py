@@ -176,7 +176,7 @@ def test_the_module_draws_the_same_points_every_time():
         Toy("rings")
     with pytest.raises(ValueError, match="theta must be a number, got 'a'"):
         Toy("line", theta="a")
-    with pytest.raises(ValueError, match="batch_size must be an integer from 1 to 50,000, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number from 1 to 50,000, got 0"):
         Toy("ring", batch_size=0)
     with pytest.raises(DataError, match="data.name was ring, is moons"):
         Toy("moons").load_state_dict(Toy("ring").state_dict())

@@ -144,12 +144,12 @@ OF_THE_COMMAND_LINE = [
     ({"barebones": True, "callbacks": [L.Callback()]}, "barebones=true does not allow callbacks"),
     ({"devices": 0}, "trainer.devices must be auto, a number of at least 1, or a list of GPUs, got 0"),
     ({"devices": "foo"}, "a list of GPUs, got 'foo'"),
-    ({"accelerator": "foo"}, "trainer.accelerator has no 'foo'; there is auto, cpu"),
-    ({"strategy": "foo"}, "trainer.strategy has no 'foo'; there is auto, ddp"),
+    ({"accelerator": "foo"}, "trainer.accelerator has no 'foo'; choose one of auto, cpu"),
+    ({"strategy": "foo"}, "trainer.strategy has no 'foo'; choose one of auto, ddp"),
     ({"num_nodes": 0}, "must be a positive integer"),
     ({"plugins": ["foo"]}, "plugin"),
     ({"limit_trains_batches": 1}, "Did you mean limit_train_batches?"),
-    ({"foo": 1}, "the trainer has no 'foo'; there is accelerator, "),
+    ({"foo": 1}, "the trainer has no 'foo'; choose one of accelerator, "),
     ({"sync_batchnorm": True, "strategy": "ddp", "devices": 2}, "sync_batchnorm=true needs GPUs"),
 ]
 
