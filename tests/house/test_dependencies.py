@@ -29,7 +29,7 @@ ALLOWED = {  # group -> files that import, and the extra that declares their dep
 
 
 def declared(extra=None):
-    """Return the distributions that ``extra`` declares. Without ``extra``, those of every installation."""
+    """Return the distributions that ``extra`` declares, or the dependencies of every installation without ``extra``."""
     requirements = PROJECT["dependencies"] if extra is None else PROJECT["optional-dependencies"][extra]
     return {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in requirements}
 

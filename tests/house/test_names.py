@@ -44,7 +44,7 @@ def test_every_dotted_name_imports(path):
     wrong = sorted(name for name in names if not found_by(name))
     assert not wrong
     paths = re.findall(r"\b(?:zoo|callbacks|datamodules|configs|tests|docs)/[\w/.]+\.(?:py|md|yaml|json)\b", text)
-    ignored = ("configs/local/default.yaml",)  # exists on single machines only, not in the repository
+    ignored = ("configs/local/default.yaml",)  # settings of one machine, not in the repository
     assert not [path for path in paths if not (ROOT / path).is_file() and path not in ignored]
 
 
@@ -164,7 +164,7 @@ def test_calls_of_the_version_before_still_work():
 
 
 def test_generator_is_given_by_name_everywhere():
-    """The one exception is ``noise(batch, generator)``, a function inside a GradientEstimator."""
+    """All functions take ``generator`` by name, except ``noise(batch, generator)`` inside a GradientEstimator."""
     by_position = []
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -115,7 +115,7 @@ def living(group):
     return [pid for pid, pgid, state in found if int(pgid) == group and not state.startswith("Z")]
 
 
-# Killed at any moment.
+# Kills at any moment.
 
 
 def write_for_ever(path):
@@ -126,7 +126,7 @@ def write_for_ever(path):
 
 
 def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
-    """A process writes 4 MB again and again. Lightning's own writer can leave a truncated file between two disks."""
+    """A process writes 4 MB again and again. Lightning's own writer moves files between disks, which may cut them."""
     path, chance = tmp_path / "last.ckpt", random.Random(0)
     CheckpointFiles().save_checkpoint({"number": -1, "weights": torch.zeros(1)}, path)
     for _ in range(25):

@@ -154,7 +154,7 @@ def test_a_closed_pipe_is_silence_and_the_status_of_sigpipe(command, tmp_path):
     process.stdout.close()
     with process.stderr as errors:
         assert errors.read() == ""
-    # argparse ignores errors while it prints its help. They appear later only if Python buffers the output.
+    # argparse ignores an error of its help output, so the status is 0 if Python does not buffer standard output.
     assert process.wait(60) in ((0, 141) if "-h" in command else (141,))
 
 
