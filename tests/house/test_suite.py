@@ -121,7 +121,7 @@ def end_with(status):
 
 
 def test_no_process_outlives_its_test(monkeypatch, tmp_path):
-    """If one process of a run fails, the others are killed. Children of a program are killed, even in other sessions."""
+    """If one process of a run fails, the others are killed. Children of a program are killed, even in new sessions."""
     with pytest.raises(AssertionError, match="process 0 ended with 7"):
         together(2, end_with, 7)
     with pytest.raises(TimeoutError):
