@@ -11,7 +11,7 @@ class _Calls(threading.local):
     """State of one thread."""
 
     within = False  # a public method is running
-    in_step = False  # that method is part of a training step
+    in_step = False  # that method is part of a training step or a loss
 
 
 _calls = _Calls()
@@ -35,7 +35,7 @@ def called_by_the_model(in_step: bool = True) -> Iterator[None]:
     """Turn off argument checks of public methods within this context.
 
     Args:
-        in_step: whether the context is a training step, in which no check reads values from a GPU.
+        in_step: whether the context is a training step or a loss, in which no check reads values from a GPU.
     """
     before = _calls.within, _calls.in_step
     _calls.within, _calls.in_step = True, in_step

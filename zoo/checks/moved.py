@@ -1,4 +1,4 @@
-"""Import the names of the previous version, with a DeprecationWarning. They stay for one version."""
+"""Let names of the previous version be imported for one more version. Each import gives a DeprecationWarning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accept calls in the form of the previous version, with a DeprecationWarning. They work for one more version."""
+"""Accept calls in the form of the previous version for one more version. Each such call gives a DeprecationWarning."""
 
 import functools
 import inspect
@@ -13,7 +13,7 @@ F = TypeVar("F", bound=Callable)
 
 
 def old_form(function: F, renamed: Mapping[str, str] = MappingProxyType({}), positional: bool = True) -> F:
-    """Return ``function`` with the arguments of the previous version also allowed. Their use warns.
+    """Return ``function`` in a form that also accepts the arguments of the previous version, with a warning.
 
     The returned function raises TypeError if a call gives the old and the new name of one argument.
 
