@@ -167,9 +167,9 @@ def test_a_missing_capability_fails_at_set_up_with_both_names(tmp_path):
         run(tmp_path / "steps", *TINY["ddpm"], "callbacks.samples.conditions.num_steps=51")
     with pytest.raises(ValueError, match="contrast has 2 values for 64 samples; give one value"):
         fit(Trainable(), Samples(tmp_path, conditions={"contrast": [0.1, 0.2]}))
-    with pytest.raises(ValueError, match="seed must be a whole number from 0"):
+    with pytest.raises(ValueError, match="seed must be an integer from 0"):
         run(tmp_path / "seed", *TINY["vae"], "seed=-1")
-    with pytest.raises(ValueError, match="draws must be a whole number of at least 2, got 1"):
+    with pytest.raises(ValueError, match="draws must be an integer of at least 2, got 1"):
         EstimatorVariance(tmp_path, draws=1)
     assert not list(tmp_path.rglob("*.ckpt"))
 
@@ -199,7 +199,7 @@ def test_samples_within_epochs_are_of_the_weights_that_are_judged(callbacks, tmp
     pictures = {p.name: p.read_bytes() for p in (tmp_path / "samples").iterdir()}
     assert set(pictures) == {"step_000011.png", "step_000022.png", "epoch_001.png"}
     assert pictures["step_000022.png"] == pictures["epoch_001.png"] != pictures["step_000011.png"]
-    with pytest.raises(ValueError, match="every_n_steps, where it is not null, must be a whole number"):
+    with pytest.raises(ValueError, match="every_n_steps, where it is not null, must be an integer"):
         Samples(tmp_path, every_n_steps=0)
 
 
@@ -444,7 +444,7 @@ def test_log_likelihood_is_that_of_the_first_validation_images(tmp_path):
     model = zoo.load(tmp_path / "checkpoints" / "last.ckpt")
     measured = model.log_likelihood(x, num_samples=100, generator=chunk_generator(0, 0))
     assert_close(values[-1], measured.mean().item(), rtol=1e-5, atol=0)
-    with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_samples must be an integer of at least 1, got 0"):
         LogLikelihood(num_samples=0)
     with pytest.raises(ValueError, match="Pixel has no log_likelihood"):
         LogLikelihood().setup(None, Pixel(), "fit")

@@ -65,7 +65,7 @@ def test_two_checkpoint_callbacks_of_one_name_are_refused_in_one_line(tmp_path):
 
 
 def test_two_players_have_no_single_learning_rate(tmp_path):
-    with pytest.raises(ValueError, match="searches one learning rate, and two players have two"):
+    with pytest.raises(ValueError, match="finds one learning rate, and adversarial models have two"):
         run(tmp_path, *TINY["gan"], *SHORT, *added("LearningRateFinder"))
 
 

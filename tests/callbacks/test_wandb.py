@@ -160,7 +160,7 @@ def test_an_artifact_of_a_run_is_loaded(tmp_path, offline, monkeypatch):
             CheckpointError, match="best holds 0 files .ckpt; an artifact of this zoo holds exactly one"
         ):
             zoo.load("wandb:someone/zoo/vae-1a2b3c4f:best")
-    with pytest.raises(CheckpointError, match="an artifact is wandb:entity/project/name:alias"):
+    with pytest.raises(CheckpointError, match="an artifact must be wandb:entity/project/name:alias"):
         zoo.load("wandb:vae")
     monkeypatch.delenv("WANDB_API_KEY")
     with pytest.raises(CheckpointError, match="needs a login; run wandb login"):

@@ -342,7 +342,7 @@ def test_a_tilde_in_the_name_of_the_data_folder_is_the_home_folder(tmp_path, mon
 
 def test_a_data_folder_that_is_a_file_is_named(mnist, tmp_path):
     (tmp_path / "data").touch()
-    with pytest.raises(DataError, match=r"mnist is to be fetched into .*written: .*data is no folder.*ZOO_DATA"):
+    with pytest.raises(DataError, match=r"mnist is to be fetched into .*written: .*data is not a folder.*ZOO_DATA"):
         Images("mnist").prepare_data()
 
 

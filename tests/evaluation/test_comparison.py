@@ -141,11 +141,11 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     for wrong, message in [
         ([*here, "--estimators", "rebar"], "VAE has no gradient estimator rebar; it has pathwise"),
         ([*here, "--estimators", "pathwise,pathwise"], "name each estimator once"),
-        ([*here[:-1], 1], "draws must be a whole number of at least 2, got 1"),
-        (["toy", "--draws", 1], "draws must be a whole number of at least 2, got 1"),
+        ([*here[:-1], 1], "draws must be an integer of at least 2, got 1"),
+        (["toy", "--draws", 1], "draws must be an integer of at least 2, got 1"),
         (["toy", "-o", tmp_path / "toy.gif"], r"ends in .png"),
         (["nothing"], "neither a file nor a pretrained"),
-        ([*here, "--batch-size", 0], "batch-size must be a whole number of at least 1, got 0"),
+        ([*here, "--batch-size", 0], "batch-size must be an integer of at least 1, got 0"),
     ]:
         with pytest.raises(SystemExit, match=message):
             command(*wrong)

@@ -98,7 +98,7 @@ def test_what_cannot_be_drawn_is_refused_at_the_start(tmp_path):
     with pytest.raises(ValueError, match=r"digits is made of images, \[1, 28, 28\], and Score is made for \[2\]"):
         run(tmp_path, "model=score", "data=digits", "model.shape=[2]")
     for cls in (LossPerStep, ScoreField):
-        with pytest.raises(ValueError, match="every_n_epochs must be a whole number of at least 1, got 0"):
+        with pytest.raises(ValueError, match="every_n_epochs must be an integer of at least 1, got 0"):
             cls("x", every_n_epochs=0)
 
 
@@ -153,11 +153,11 @@ def test_what_a_protocol_measures_of_points():
     [
         (Protocol(bound_images=5), r"Score has no bound_terms\(\), which a diffusion model has"),
         (Protocol(importance_samples=3), "Score has no log_likelihood"),
-        (Protocol(samples=1), "samples must be a whole number of at least 2, got 1"),
+        (Protocol(samples=1), "samples must be an integer of at least 2, got 1"),
         (Protocol(samples=2, conditions=({"eta": 1},)), "Score.sample takes no eta"),
-        (Protocol(samples=2, conditions=({"steps": 0},)), "steps must be a whole number of at least 1, got 0"),
+        (Protocol(samples=2, conditions=({"steps": 0},)), "steps must be an integer of at least 1, got 0"),
         (Protocol(samples=2, conditions=({"frames": 2},)), "only single examples can be evaluated"),
-        (Protocol(bound_images=-1), "images of the bound must be a whole number of at least 0, got -1"),
+        (Protocol(bound_images=-1), "images of the bound must be an integer of at least 0, got -1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_first(protocol, message):

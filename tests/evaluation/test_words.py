@@ -176,7 +176,7 @@ def test_as_many_words_are_probed_as_asked_for(tmp_path, generator):
 def test_neighbours_need_words():
     with pytest.raises(ValueError, match="words must be null or a list of words, got 'two'"):
         Neighbours("x", words="two")
-    with pytest.raises(ValueError, match="n must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="n must be an integer of at least 1, got 0"):
         Neighbours("x", n=0)
     with pytest.raises(ValueError, match="LightningModule has no method nearest"):
         Neighbours("x").setup(None, L.LightningModule(), "fit")
@@ -246,11 +246,11 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "other.txt").write_text("one two three four five six seven eight nine ten " * 9000, encoding="utf-8")
     for wrong, message in [
         (["nearest", source, "clas"], "'clas' is not among the [0-9,]+ words of the vocabulary; close to it: .*class"),
-        (["nearest", source, "class", "-n", "0"], "n must be a whole number of at least 1, got 0"),
+        (["nearest", source, "class", "-n", "0"], "n must be an integer of at least 1, got 0"),
         (["nearest", "vae", "class"], "vae is a VAE, which has no words: name a skip-gram model"),
         (["sample", source], "SkipGram has no method sample"),
-        (["evaluate", source, "--data", "digits"], "SkipGram is made for text, and digits is images or points: choose"),
-        (["evaluate", "vae", "--data", "pydocs"], "VAE is made for images or points, and pydocs is text: choose other"),
+        (["evaluate", source, "--data", "digits"], "SkipGram trains on text, and digits is images or points: choose"),
+        (["evaluate", "vae", "--data", "pydocs"], "VAE trains on images or points, and pydocs is text: choose other"),
         (
             ["evaluate", source, "--data", tmp_path / "other.txt"],
             "vocabulary of .* words, and the text a different one of",
@@ -266,7 +266,7 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
         (["vectors", source, "-o", tmp_path], "cannot be written: it is a folder"),
         (
             ["vectors", source, "-o", tmp_path / "other.txt" / "below" / "v.txt"],
-            "v.txt cannot be written: .*other.txt is no folder",
+            "v.txt cannot be written: .*other.txt is not a folder",
         ),
     ]:
         with pytest.raises(SystemExit, match=message):

@@ -1,4 +1,4 @@
-"""Names that people read and type: those in documents import, and those of the version before lead on."""
+"""Dotted names in documents can be imported, and names of the previous version still work."""
 
 import ast
 import importlib
@@ -21,7 +21,7 @@ SOURCES = sorted(path for path in SOURCES if path.name != "moved.py")
 
 
 def found_by(name):
-    """Whether ``name``, dotted, is a module or something in one."""
+    """Return whether the dotted ``name`` is a module or an attribute in a module."""
     parts = name.split(".")
     for cut in range(len(parts), 0, -1):
         try:
@@ -44,7 +44,7 @@ def test_every_dotted_name_imports(path):
     wrong = sorted(name for name in names if not found_by(name))
     assert not wrong
     paths = re.findall(r"\b(?:zoo|callbacks|datamodules|configs|tests|docs)/[\w/.]+\.(?:py|md|yaml|json)\b", text)
-    ignored = ("configs/local/default.yaml",)  # of one machine, and not in the repository
+    ignored = ("configs/local/default.yaml",)  # settings of one machine, not in the repository
     assert not [path for path in paths if not (ROOT / path).is_file() and path not in ignored]
 
 
@@ -57,7 +57,7 @@ def test_a_module_that_moved_still_imports_with_a_warning(old):
     sys.modules.pop(old, None)
     with pytest.warns(DeprecationWarning, match=rf"{old} is {MOVED[old]} now") as warned:
         module = importlib.import_module(old)
-    assert module is importlib.import_module(MOVED[old])  # one module, not two
+    assert module is importlib.import_module(MOVED[old])  # both names give the same module object
     assert len(warned) == 1
     assert not Path(ROOT, *old.split(".")).with_suffix(".py").exists()
 
@@ -126,7 +126,7 @@ def test_targets_of_the_version_before_resolve(tmp_path):
 
 
 def test_names_are_those_of_today_in_lists_too():
-    """And in what is in them, however deep; what is no ``_target_`` stays as it is."""
+    """Nested lists and dictionaries are also updated. Keys other than ``_target_`` keep their values."""
     old = {"_target_": "callbacks.Samples", "name": "callbacks.Samples"}
     new = {"_target_": "zoo.callbacks.Samples", "name": "callbacks.Samples"}
     configuration = OmegaConf.create({"a": [1, old, [old]], "b": {"c": old, "d": None}, **old})
@@ -157,14 +157,14 @@ def test_calls_of_the_version_before_still_work():
         Old().f(0, 1, a=2)
     with pytest.raises(TypeError, match="got labels= and y=, which are one argument; give y="):
         Old().sample(1, labels=7, y=2)
-    with pytest.raises(TypeError):  # renamed of sample alone
+    with pytest.raises(TypeError):  # only sample has a renamed argument
         Old().f(0, labels=1)
-    with pytest.raises(TypeError):  # which never took it by position
+    with pytest.raises(TypeError):  # sample never accepted this argument by position
         Old().sample(1, 7)
 
 
 def test_generator_is_given_by_name_everywhere():
-    """Of every function that takes one, but for the ``noise(batch, generator)`` that a GradientEstimator holds."""
+    """All functions take ``generator`` by name, except ``noise(batch, generator)`` inside a GradientEstimator."""
     by_position = []
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -31,14 +31,14 @@ def test_the_label_of_none_is_for_noisy_images_alone():
     model = made("ddpm-labels")
     x, none, t = torch.zeros(1, 1, 28, 28), torch.tensor([model.hparams.num_classes]), torch.zeros(1, dtype=torch.long)
     assert model(x, t, none).shape == x.shape
-    with pytest.raises(UserError, match="y must be labels, whole numbers from 0 to"):
+    with pytest.raises(UserError, match="y must be labels, integers from 0 to"):
         model.log_likelihood(x, y=none)
 
 
 def test_as_many_samples_as_fit_into_a_tensor_are_allowed():
     most = MOST_NUMBERS // 784
     assert count(made("vae"), "n", most, {}) == most
-    with pytest.raises(UserError, match=f"n must be at most {most:,} at once"):
+    with pytest.raises(UserError, match=f"n must be at most {most:,} per call"):
         count(made("vae"), "n", most + 1, {})
 
 

@@ -220,7 +220,7 @@ def test_log_likelihood_approaches_log_p_of_a_model_without_latents(generator):
             p.zero_()
     value = model.log_likelihood(images(generator), y=3, num_samples=2, generator=generator)
     assert_close(value, torch.full((5,), -784 * math.log(2)))
-    with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_samples must be an integer of at least 1, got 0"):
         model.log_likelihood(images(generator), y=3, num_samples=0)
 
 
@@ -239,7 +239,7 @@ def test_both_estimators_see_the_same_gradient_of_decoder_and_prior(generator):
         assert p.grad is None
 
 
-RULE = "y must be labels, whole numbers from 0 to 9"
+RULE = "y must be labels, integers from 0 to 9"
 
 
 @pytest.mark.parametrize(
@@ -250,8 +250,8 @@ RULE = "y must be labels, whole numbers from 0 to 9"
         (10**30, f"{RULE}, got {10**30}"),
         (3.0, f"{RULE}, got 3.0"),
         (True, f"{RULE}, got True"),
-        ("3", f"{RULE}, one for all or .*, got '3'"),
-        ({"a": 1}, f"{RULE}, one for all or .*, got {{'a': 1}}"),
+        ("3", f"{RULE}: one for all, .*; got '3'"),
+        ({"a": 1}, f"{RULE}: one for all, .*; got {{'a': 1}}"),
         ([0, 1, 2, 10], f"{RULE}, got 10"),
         ([0, 1, 2.0, 3], f"{RULE}, got 2.0"),
         ([0, 1, True, 3], f"{RULE}, got True"),
@@ -315,10 +315,10 @@ def test_pictures_have_a_row_for_each_label():
     [
         ({"prior": "flat"}, "prior must be standard or learned, got 'flat'"),
         ({"likelihood": "poisson"}, "bernoulli or gaussian, got 'poisson'"),
-        ({"latent_dim": 0}, "latent_dim must be a whole number of at least 1, got 0"),
-        ({"num_classes": 0}, "num_classes must be a whole number of at least 1, got 0"),
-        ({"num_classes": True}, "num_classes must be a whole number of at least 1, got True"),
-        ({"num_classes": 2.0}, "num_classes must be a whole number of at least 1, got 2.0"),
+        ({"latent_dim": 0}, "latent_dim must be an integer of at least 1, got 0"),
+        ({"num_classes": 0}, "num_classes must be an integer of at least 1, got 0"),
+        ({"num_classes": True}, "num_classes must be an integer of at least 1, got True"),
+        ({"num_classes": 2.0}, "num_classes must be an integer of at least 1, got 2.0"),
         ({"hidden": 5}, r"such as \[512, 512\], got 5"),
         ({"hidden": []}, r"such as \[512, 512\], got \[\]"),
         ({"lr": -1.0}, "lr must be a positive number, got -1.0"),

@@ -24,25 +24,25 @@ from zoo.nets.unet import UNet
     ("arguments", "message"),
     [
         ({"steps": 10, "schedule": "linear"}, r"with 10 steps beta_6 is 1\."),
-        ({"steps": 1}, "steps must be a whole number of at least 2, got 1"),
-        ({"steps": "100"}, "whole number of at least 2, got '100'"),
+        ({"steps": 1}, "steps must be an integer of at least 2, got 1"),
+        ({"steps": "100"}, "integer of at least 2, got '100'"),
         ({"schedule": "sqrt"}, "schedule must be linear or cosine, got 'sqrt'"),
         ({"predict": "noise"}, "predict must be eps, x0 or v, got 'noise'"),
         ({"variance": "learned"}, "variance must be posterior or beta, got 'learned'"),
         ({"timesteps": "low"}, "timesteps must be uniform, stratified or importance, got 'low'"),
-        ({"num_classes": 0}, "num_classes must be a whole number of at least 1, got 0"),
+        ({"num_classes": 0}, "num_classes must be an integer of at least 1, got 0"),
         ({"label_dropout": 1}, "label_dropout must be below 1, got 1"),
-        ({"widths": 32}, "widths must be a list of whole numbers of at least 1, such as .*, got 32"),
-        ({"widths": None}, "widths must be a list of whole numbers"),
-        ({"widths": ["a", 8]}, "widths must be a list of whole numbers"),
-        ({"widths": [8.0, 16]}, r"widths must be a list of whole numbers .*, got \[8.0, 16\]"),
-        ({"blocks": True}, "blocks must be a whole number of at least 1, got True"),
-        ({"blocks": 1.5}, "blocks must be a whole number of at least 1, got 1.5"),
-        ({"patch": "x"}, "patch must be a whole number of at least 1, got 'x'"),
+        ({"widths": 32}, "widths must be a list of integers of at least 1, such as .*, got 32"),
+        ({"widths": None}, "widths must be a list of integers"),
+        ({"widths": ["a", 8]}, "widths must be a list of integers"),
+        ({"widths": [8.0, 16]}, r"widths must be a list of integers .*, got \[8.0, 16\]"),
+        ({"blocks": True}, "blocks must be an integer of at least 1, got True"),
+        ({"blocks": 1.5}, "blocks must be an integer of at least 1, got 1.5"),
+        ({"patch": "x"}, "patch must be an integer of at least 1, got 'x'"),
         ({"widths": [12]}, r"multiples of 8, one per level, got \[12\]"),
         ({"widths": [8, 8, 8]}, r"28 pixels is not divisible by patch \* 2\^\(levels - 1\) = 8"),
         ({"lr": 0}, "lr must be a positive number, got 0"),
-        ({"warmup": -1}, "warmup must be a whole number of at least 0, got -1"),
+        ({"warmup": -1}, "warmup must be an integer of at least 0, got -1"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -59,12 +59,12 @@ def test_bad_arguments_are_named(arguments, message):
         ({"guidance": 1.0}, "trained without labels .* no guidance"),
         ({"guidance": -1}, "guidance must be a number of at least 0, got -1"),
         ({"num_steps": None, "eta": 0.5}, "eta must be 0 for the whole chain .*, got 0.5"),
-        ({"frames": 1}, "frames must be a whole number of at least 2, got 1"),
+        ({"frames": 1}, "frames must be an integer of at least 2, got 1"),
         ({"frames": 9, "num_steps": 5}, "at most 5, the number of sampling steps, got 9"),
         ({"show": "eps"}, "show must be xt or x0, got 'eps'"),
         ({"show": "x0"}, "show=x0 needs a number of frames"),
         ({"corrector_steps": 2, "corrector_snr": 1e20}, r"NaN or infinite with guidance=0.0, corrector_snr=1e\+20"),
-        ({"corrector_steps": -1}, "corrector_steps must be a whole number of at least 0, got -1"),
+        ({"corrector_steps": -1}, "corrector_steps must be an integer of at least 0, got -1"),
         ({"corrector_snr": 0}, "corrector_snr must be a positive number, got 0"),
     ],
 )
@@ -316,7 +316,7 @@ def test_labels_reach_the_network_and_are_dropped_as_often_as_said(labelled, gen
     dropped = (seen[0] == 3).double().mean()
     assert set(seen[0].tolist()) == {2, 3}
     assert abs(dropped - 0.3) < 4.5 * (0.21 / n) ** 0.5
-    with pytest.raises(ValueError, match="y must be labels, whole numbers from 0 to 2, got 7"):
+    with pytest.raises(ValueError, match="y must be labels, integers from 0 to 2, got 7"):
         labelled.losses([batch[0], torch.full((n,), 7)], noise)
     labelled(torch.zeros(2, 1, 28, 28), torch.zeros(2, dtype=torch.long))
     assert seen[1].tolist() == [3, 3]
@@ -344,9 +344,9 @@ def test_samples_with_labels_come_in_rows(labelled):
     draw = partial(labelled.sample, 3, num_steps=3)
     one, two, free = (draw(generator=torch.Generator().manual_seed(0), y=y) for y in ([0, 1, 2], [0, 2, 2], "dropped"))
     assert torch.equal(one[[0, 2]], two[[0, 2]]) and not torch.equal(one[1], two[1]) and not torch.equal(one, free)
-    with pytest.raises(ValueError, match="whole numbers from 0 to 2, got 3"):
+    with pytest.raises(ValueError, match="integers from 0 to 2, got 3"):
         draw(y=3)
-    with pytest.raises(ValueError, match="guidance=2 is towards labels, which y=dropped leaves out"):
+    with pytest.raises(ValueError, match="guidance=2 needs labels, and y=dropped leaves them out"):
         draw(y="dropped", guidance=2)
 
 
@@ -420,7 +420,7 @@ def test_images_are_encoded_and_come_back(small, generator):
     between = small.interpolate(noise[:1], noise[1:], between=5)
     assert between.shape == (1, 5, 1, 28, 28)
     assert_close(between[0, [0, -1]], x, rtol=0, atol=0.05)
-    with pytest.raises(ValueError, match="between must be a whole number of at least 2, got 1"):
+    with pytest.raises(ValueError, match="between must be an integer of at least 2, got 1"):
         small.interpolate(noise[:1], noise[1:], between=1)
 
 

@@ -400,9 +400,9 @@ def test_a_generator_may_be_given_by_position_as_in_an_earlier_version():
             {"shape": [2]},
             "network=conv makes images of shape [1, 28, 28]; for examples of shape [2] set model.network=mlp",
         ),
-        ({"discriminator_steps": 0}, "discriminator_steps must be a whole number of at least 1, got 0"),
-        ({"z_dim": 0}, "z_dim must be a whole number of at least 1, got 0"),
-        ({"hidden": 3}, "hidden must be a list of whole numbers"),
+        ({"discriminator_steps": 0}, "discriminator_steps must be an integer of at least 1, got 0"),
+        ({"z_dim": 0}, "z_dim must be an integer of at least 1, got 0"),
+        ({"hidden": 3}, "hidden must be a list of integers"),
         ({"lr_generator": -1.0}, "lr_generator must be a positive number"),
         ({"beta1": 1.0}, "beta1 must be below 1"),
         ({"temperature": 0}, "temperature must be a positive number"),
@@ -446,7 +446,7 @@ def test_what_is_published_is_measured_on_the_data_of_the_run(tmp_path, monkeypa
 
 @pytest.mark.parametrize(("key", "value"), [("gradient_clip_val", 1.0), ("accumulate_grad_batches", 2)])
 def test_what_two_optimisers_cannot_do_is_refused_at_once(key, value):
-    with pytest.raises(ValueError, match=f"two players are trained with trainer.{key}=.* alone, got {value}"):
+    with pytest.raises(ValueError, match=f"trainer.{key} must be .* for adversarial models, got {value}"):
         make_trainer(two_players=True, **{key: value})
     assert make_trainer(**{key: value}).world_size == 1
 

@@ -241,7 +241,7 @@ def test_samples_of_given_codes():
     ("codes", "message"),
     [
         ({"category": 10}, "category must lie between 0 and 9, got 10"),
-        ({"category": [1, 2]}, "category must be one number for each of the 4 images, or one for all; got 2"),
+        ({"category": [1, 2]}, "category must be one integer for each of the 4 images, or one for all; got 2"),
         ({"category": 1.5}, "got 1.5"),
         ({"continuous": [1.0, 2.0, 3.0]}, "continuous must be a number, 2 numbers, or 2 for each of 4 images"),
         ({"continuous": "left"}, "got 'left'"),
@@ -265,7 +265,7 @@ def test_one_code_is_varied():
     assert_close(grid[3, 7], expected[0].clamp(0, 1))
     with pytest.raises(ValueError, match="code must be an integer from 0 to 1, got 2"):
         model.vary(2)
-    with pytest.raises(ValueError, match="steps must be a whole number of at least 2, got 1"):
+    with pytest.raises(ValueError, match="steps must be an integer of at least 2, got 1"):
         model.vary(0, steps=1)
 
 
@@ -284,8 +284,8 @@ def test_a_run_draws_its_codes_and_scores_its_categories(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_categories": 1}, "num_categories must be a whole number of at least 2, got 1"),
-        ({"num_continuous": 0}, "num_continuous must be a whole number of at least 1, got 0"),
+        ({"num_categories": 1}, "num_categories must be an integer of at least 2, got 1"),
+        ({"num_continuous": 0}, "num_continuous must be an integer of at least 1, got 0"),
         ({"info_weight": -1}, "info_weight must be a number of at least 0"),
         ({"lr_discriminator": 0}, "lr_discriminator must be a positive number"),
         ({"deformation": None}, "deformation must be a number of at least 0"),

@@ -551,7 +551,7 @@ def test_annealing_is_of_the_weights_in_their_plain_form():
     assert found.low < exact_log_Z(model) < found.high
     assert found.high - found.low < 0.5 * (coarse.high - coarse.low)
     assert model.log_partition(300) == max(model.log_partitions(300).values())
-    with pytest.raises(ValueError, match="steps must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="steps must be an integer of at least 1, got 0"):
         model.log_partition(0)
 
 
@@ -646,13 +646,13 @@ def test_mass_far_from_the_data_is_found(generator):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"num_hidden": 0}, "num_hidden must be a whole number of at least 1, got 0"),
+        ({"num_hidden": 0}, "num_hidden must be an integer of at least 1, got 0"),
         ({"learning": "sml"}, "learning must be cd, pcd or exact, got 'sml'"),
         ({"learning": "exact"}, "at most 20 units, got num_visible=784 and num_hidden=500"),
-        ({"k": 0}, "k must be a whole number of at least 1, got 0"),
-        ({"k": [[1, 5]]}, "rising epochs from 0 on"),
-        ({"k": [[0, 1], [0, 5]]}, "rising epochs from 0 on"),
-        ({"k": [[0, 1.5]]}, "k must be a whole number of at least 1, got 1.5"),
+        ({"k": 0}, "k must be an integer of at least 1, got 0"),
+        ({"k": [[1, 5]]}, "epochs that rise from 0"),
+        ({"k": [[0, 1], [0, 5]]}, "epochs that rise from 0"),
+        ({"k": [[0, 1.5]]}, "k must be an integer of at least 1, got 1.5"),
         ({"k": []}, "k must be one value, or a list"),
         ({"restarts": 1}, "restarts must be below 1, got 1"),
         ({"momentum": 1.0}, "momentum must be below 1, got 1.0"),
@@ -662,7 +662,7 @@ def test_mass_far_from_the_data_is_found(generator):
         ({"binarisation": "grey"}, "binarisation must be bernoulli or threshold"),
         ({"optimiser": "lbfgs"}, "optimiser must be sgd or adam"),
         ({"centred": "yes"}, "centred must be true or false, got 'yes'"),
-        ({"ais_chains": 1}, "ais_chains must be a whole number of at least 2, got 1"),
+        ({"ais_chains": 1}, "ais_chains must be an integer of at least 2, got 1"),
     ],
 )
 def test_values_that_do_not_fit(wrong, message):
@@ -673,9 +673,9 @@ def test_values_that_do_not_fit(wrong, message):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
         ({"steps": 3, "frames": 5}, "a chain of 3 steps has at most 4 frames"),
-        ({"frames": 1}, "frames must be a whole number of at least 2, got 1"),
+        ({"frames": 1}, "frames must be an integer of at least 2, got 1"),
         ({"init": "zeros"}, "init, unless it is images, must be noise, data or chains, got 'zeros'"),
         ({"init": "data"}, "there are no training images outside training"),
         ({"init": "chains"}, "there are no persistent chains"),

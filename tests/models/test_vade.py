@@ -370,11 +370,11 @@ def test_samples_come_from_the_clusters_asked_for(generator):
     [
         ([0, 3], "between 0 and 2, got 3"),
         ([-1, 0], "between 0 and 2, got -1"),
-        ([0], "one number for each of the 2 images, or one for all; got 1"),
-        ([0.5, 1], "whole numbers, got [0.5, 1]"),
+        ([0], "one integer for each of the 2 images, or one for all; got 1"),
+        ([0.5, 1], "integers, got [0.5, 1]"),
         (3, "between 0 and 2, got 3"),
-        ("one", "whole numbers, got 'one'"),
-        (torch.tensor([0.0, 1.0]), "whole numbers, got tensor"),
+        ("one", "integers, got 'one'"),
+        (torch.tensor([0.0, 1.0]), "integers, got tensor"),
     ],
 )
 def test_bad_clusters_are_named(clusters, message):
@@ -456,12 +456,12 @@ def test_clustering_scores():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_clusters": 0}, "num_clusters must be a whole number of at least 1, got 0"),
-        ({"latent_dim": 2.5}, "latent_dim must be a whole number of at least 1, got 2.5"),
+        ({"num_clusters": 0}, "num_clusters must be an integer of at least 1, got 0"),
+        ({"latent_dim": 2.5}, "latent_dim must be an integer of at least 1, got 2.5"),
         ({"hidden": 5}, r"such as [300, 300, 600], got 5"),
-        ({"pretrain_epochs": -1}, "pretrain_epochs must be a whole number of at least 0, got -1"),
+        ({"pretrain_epochs": -1}, "pretrain_epochs must be an integer of at least 0, got -1"),
         ({"initial_mixture": "gmm"}, "kmeans or em, got 'gmm'"),
-        ({"restarts": 0}, "restarts must be a whole number of at least 1, got 0"),
+        ({"restarts": 0}, "restarts must be an integer of at least 1, got 0"),
         ({"deformation": -0.1}, "deformation must be a number of at least 0, got -0.1"),
         ({"lr": "abc"}, "lr must be a positive number, got 'abc'"),
     ],

@@ -188,7 +188,7 @@ def test_both_estimators_see_the_same_decoder_gradient(generator):
         ({"lr": -1.0}, "lr must be a positive number, got -1.0"),
         ({"latent": "poisson"}, "gaussian, bernoulli or categorical, got 'poisson'"),
         ({"objective": "iwea"}, "elbo, iwae or wake_sleep, got 'iwea'"),
-        ({"num_samples": 0}, "num_samples must be a whole number of at least 1, got 0"),
+        ({"num_samples": 0}, "num_samples must be an integer of at least 1, got 0"),
         ({"num_categories": 1}, "at least 2, got 1"),
         ({"beta": -1.0}, "beta must be a number of at least 0, got -1.0"),
         ({"beta": 2.0, "objective": "iwae"}, "beta must be 1 with objective=iwae, got 2.0"),

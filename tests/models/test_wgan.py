@@ -245,7 +245,7 @@ def test_points_are_samples(generator):
     [
         ({"lipschitz": "spectral"}, "lipschitz must be gradient_penalty or clip, got 'spectral'"),
         ({"network": "sequence"}, "network must be conv or mlp, got 'sequence'"),
-        ({"n_critic": 0}, "n_critic must be a whole number of at least 1, got 0"),
+        ({"n_critic": 0}, "n_critic must be an integer of at least 1, got 0"),
         ({"gp_weight": 0}, "gp_weight must be a positive number, got 0"),
         ({"clip_value": -0.01}, "clip_value must be a positive number"),
     ],

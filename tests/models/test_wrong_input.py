@@ -253,9 +253,9 @@ def test_the_advice_fits_the_mistake():
         model.encode(torch.full((1, 1, 28, 28), 255.0))
     with pytest.raises(UserError, match=r"must have the shape \(B, 1, 28, 28\); got \(3, 28, 28\)"):
         model.encode(torch.zeros(3, 28, 28))
-    with pytest.raises(UserError, match=r"torch.uint8: images are x.float\(\) / 255"):
+    with pytest.raises(UserError, match=r"torch.uint8: convert images with x.float\(\) / 255"):
         model.encode(torch.zeros(3, 1, 28, 28, dtype=torch.uint8))
-    with pytest.raises(UserError, match=r"at most 2,739,137 at once, got 10,000,000: draw them in several parts"):
+    with pytest.raises(UserError, match="at most 2,739,137 per call, got 10,000,000: draw the samples in"):
         model.sample(10**7)
     with pytest.raises(UserError, match="generator must be None or a torch.Generator"):
         model.sample(1, generator=0)

@@ -1,4 +1,4 @@
-"""What people see of a run: bars on a terminal, lines elsewhere, an end that says what there is."""
+"""Messages of a run: bars on a terminal, lines elsewhere, and the summary at the end. Also the number of threads."""
 
 import fcntl
 import logging
@@ -30,7 +30,7 @@ from zoo.training.threads import available_processors, prepare_threads, processo
 ROOT = Path(__file__).parents[2]
 
 
-# A run in a process of its own, forked: nothing is imported twice.
+# Each run is a forked process, so that it does not import everything again.
 
 
 def _child(write, folder, overrides):
@@ -54,7 +54,7 @@ def _child(write, folder, overrides):
 
 
 def printed(terminal, folder, *overrides):
-    """What a run writes to a terminal of 100 columns, or to a pipe."""
+    """Return the output of a run on a terminal of 100 columns, or into a pipe."""
     read, write = pty.openpty() if terminal else os.pipe()
     if terminal:
         fcntl.ioctl(write, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
@@ -65,7 +65,7 @@ def printed(terminal, folder, *overrides):
     try:
         while data := os.read(read, 1 << 16):
             out += data
-    except OSError:  # as Linux says that the other end of a terminal is closed
+    except OSError:  # Linux raises this when the other end of a terminal is closed
         pass
     os.close(read)
     child.join()
@@ -73,7 +73,7 @@ def printed(terminal, folder, *overrides):
 
 
 def written(output):
-    """What begins at the left margin, whether a line or a bar that is drawn over the one before."""
+    """Return the texts that begin at the left margin: lines, and all states of the progress bars."""
     return [part.strip() for part in re.split(r"[\r\n]|\x1b\[A", output) if part.strip()]
 
 
@@ -121,7 +121,7 @@ def test_warnings_are_lines_of_the_log(caplog):
     assert "UserWarning: this is odd" in caplog.text
 
 
-# Work that takes more than a few seconds.
+# Progress of work that takes more than a few seconds.
 
 
 class Clock:
@@ -145,7 +145,7 @@ def test_lines_come_soon_and_then_ever_more_seldom(clock):
         if lines.due():
             due.append(second)
     assert due[:4] == [5, 35, 65, 95]
-    assert 180 < due[-1] - due[-2] <= 200  # a hundredth of the time
+    assert 180 < due[-1] - due[-2] <= 200  # 1 % of the elapsed time
 
 
 def test_long_work_says_how_far_it_is(clock, caplog, monkeypatch):
@@ -173,14 +173,16 @@ def test_durations_are_words():
     assert counted(1, "epoch") == "1 epoch" and counted(2000, "epoch") == "2,000 epochs"
 
 
-# The end.
+# The summary at the end of a run.
 
 
 def test_numbers_have_units():
     names = {"test/loss", "test/nll", "test/accuracy"}
     assert with_unit("test/loss", 248.40626525878906, names) == "248.41 nats"
-    assert with_unit("test/loss", 0.0123456, {"test/loss"}) == "0.01235"  # an error of a diffusion
-    assert with_unit("val/loss", 0.0123456, {"val/loss", "test/nll"}) == "0.01235"  # what another stage logs
+    assert with_unit("test/loss", 0.0123456, {"test/loss"}) == "0.01235"  # a squared error has no unit
+    assert (
+        with_unit("val/loss", 0.0123456, {"val/loss", "test/nll"}) == "0.01235"
+    )  # nll of another stage does not count
     assert with_unit("test/accuracy", 0.97314, names) == "97.3 %"
     assert with_unit("bits_per_dim", 1.8823, names) == "1.882 bits per dimension"
     assert with_unit("train/images_per_second", 6369.4, names) == "6,369.40 images per second"
@@ -228,13 +230,13 @@ def test_there_are_no_more_threads_than_a_containers_quota(tmp_path, monkeypatch
     for name, text in (("quota", "300000\n"), ("period", "100000\n")):
         (tmp_path / "cpu" / f"cpu.cfs_{name}_us").write_text(text, encoding="utf-8")
     assert processors_of_quota(tmp_path) == 3
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n", encoding="utf-8")  # none
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n", encoding="utf-8")  # -1 means no quota
     assert processors_of_quota(tmp_path) is None
 
 
 @pytest.mark.parametrize("command", [["train.py", "model=nothing"], ["-m", "zoo", "sample", "vae", "-n", "0"]])
 def test_threads_are_prepared_before_torch_is_imported(command):
-    """libgomp reads its environment once, when it is loaded."""
+    """libgomp reads its environment variables once, when it is loaded."""
     watch = (
         "import atexit, os, sys, runpy; a = sys.argv[1:]; sys.path.insert(0, os.getcwd());"
         "atexit.register(lambda: print('\\nPOLICY', os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules));"
@@ -248,13 +250,13 @@ def test_threads_are_prepared_before_torch_is_imported(command):
     assert "POLICY PASSIVE False" in done.stdout
 
 
-# The whole command, in the second tier.
+# The whole command (slow).
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_no_recipe_warns_of_anything(name, tmp_path):
-    """As people start it, into a file, with Weights & Biases offline; train.log has the end, too."""
+    """The command of a user writes to a file, with Weights & Biases offline. train.log contains the summary."""
     command = [sys.executable, "train.py", *TINY[name], "trainer.max_epochs=2", "logger=wandb"]
     env = {**os.environ, "WANDB_MODE": "offline"}
     with (tmp_path / "out").open("w") as out:

@@ -99,7 +99,7 @@ def test_a_picture_is_a_png_however_it_is_spelled(tmp_path):
         save_grid(torch.zeros(2, 1, 28, 28), tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     for wrong in ("a.jpg", "png", ""):
-        with pytest.raises(ValueError, match="a picture is a file that ends in .png, got"):
+        with pytest.raises(ValueError, match="a picture must be a file that ends in .png, got"):
             save_grid(torch.zeros(2, 1, 28, 28), tmp_path / wrong)
 
 

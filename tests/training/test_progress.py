@@ -1,4 +1,4 @@
-"""What bars and logs do at the edges: unknown totals, last batches, full disks."""
+"""Progress bars and logs in special cases: unknown totals, last batches, full disks."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whatever goes wrong and wherever."""
+"""Atomic writes: an error leaves the old file unchanged and no other file."""
 
 import errno
 
@@ -19,7 +19,7 @@ from zoo.training.files import FileNotWritten, written_whole
     ids=lambda error: type(error).__name__,
 )
 def test_what_fails_meanwhile_leaves_what_was_there_and_nothing_else(error, tmp_path):
-    """And fails as it is: only a file that cannot be made is a FileNotWritten."""
+    """The error is raised unchanged. FileNotWritten is only for files that cannot be written."""
     path = tmp_path / "a.txt"
     path.write_text("before", encoding="utf-8")
 
