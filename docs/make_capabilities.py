@@ -62,28 +62,25 @@ def table() -> str:
         "`python docs/make_capabilities.py` makes this page from `zoo/checks/capabilities.py`.",
         "A capability is a set of methods and attributes. Callbacks, the command line and evaluation look for them.",
         "`Encodes` and `Decodes` are the exception: only users call them.",
-        "`yes` means that the model has the capability with default options.",
-        "A cell with an option means that the model needs this option.",
+        "A model with an option in brackets needs this option. The other models need no option.",
         "",
-        "| capability | methods and attributes | " + " | ".join(ours) + " |",
-        "| --- " * (len(ours) + 2) + "|",
+        "| capability | methods and attributes | models | meaning |",
+        "| --- | --- | --- | --- |",
     ]
     for name, kind in kinds.items():
         members = [m for m in vars(kind) if not m.startswith("_")] + list(inspect.get_annotations(kind))
-        cells = []
-        for model_name, model in ours.items():
-            missing = WITH.get((model_name, name), "") if isinstance(model, kind) else ""
-            cells.append("yes" if has(model, name, kind) else f"`{missing}`" if missing else "")
+        have = {model_name: has(model, name, kind) for model_name, model in ours.items()}
+        found = [model_name for model_name, yes in have.items() if yes]
+        found += [f"{m} (`{WITH[m, name]}`)" for m, yes in have.items() if not yes and (m, name) in WITH]
         asked = ", ".join(f"`{m}`" for m in members)
-        lines.append(f"| {name} | {asked} | " + " | ".join(cells) + " |")
-    lines += ["", "## How each model computes log p(x)", ""]
+        meaning = " ".join((inspect.getdoc(kind) or "").split())
+        lines.append(f"| {name} | {asked} | {'all' if len(found) == len(ours) else ', '.join(found)} | {meaning} |")
+    lines += ["", "## How each model computes log p(x)", "", "| model | method |", "| --- | --- |"]
     for model_name, model in ours.items():
         if capabilities.has_log_likelihood(model):
-            lines.append(f"- `{model_name}`: {model.log_likelihood_by}")
+            lines.append(f"| {model_name} | {model.log_likelihood_by} |")
         elif option := WITH.get((model_name, "LogLikelihood")):
-            lines.append(f"- `{model_name}` with `{option}`: {capabilities.EXACT}")
-    lines += ["", "## What each capability means", ""]
-    lines += [f"- {name}: {inspect.getdoc(kind)}" for name, kind in kinds.items()]
+            lines.append(f"| {model_name} (`{option}`) | {capabilities.EXACT} |")
     return "\n".join(lines) + "\n"
 
 
