@@ -73,7 +73,7 @@ def table() -> str:
         found = [model_name for model_name, yes in have.items() if yes]
         found += [f"{m} (`{WITH[m, name]}`)" for m, yes in have.items() if not yes and (m, name) in WITH]
         asked = ", ".join(f"`{m}`" for m in members)
-        meaning = " ".join((inspect.getdoc(kind) or "").split())
+        meaning = " ".join((inspect.getdoc(kind) or "").replace("``", "`").split())
         lines.append(f"| {name} | {asked} | {'all' if len(found) == len(ours) else ', '.join(found)} | {meaning} |")
     lines += ["", "## How each model computes log p(x)", "", "| model | method |", "| --- | --- |"]
     for model_name, model in ours.items():
