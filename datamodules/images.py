@@ -366,6 +366,4 @@ class Images(L.LightningDataModule):
             )
         for key, value in self.state_dict().items():
             if (before := state.get(key, value)) != value:
-                raise DataError(
-                    f"data.{key} is {value}, but was {before} when this run began: resume with data.{key}={before}"
-                )
+                raise DataError(f"data.{key} is {value}, but was {before} when this run began: use the earlier value")

@@ -324,4 +324,4 @@ class Text(L.LightningDataModule):
                         "data.min_count, data.max_vocabulary and data.train_on"
                     )
                 name = "data" if key == "used" else f"data.{key}"
-                raise DataError(f"{name} is {value}, but was {before} when this run began: resume with {name}={before}")
+                raise DataError(f"{name} is {value}, but was {before} when this run began: use the earlier value")

@@ -296,6 +296,4 @@ class Toy(L.LightningDataModule):
             return
         for key, value in self.state_dict().items():
             if (before := state.get(key, value)) != value:
-                raise DataError(
-                    f"data.{key} is {value}, but was {before} when this run began: resume with data.{key}={before}"
-                )
+                raise DataError(f"data.{key} is {value}, but was {before} when this run began: use the earlier value")

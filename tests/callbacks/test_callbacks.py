@@ -115,9 +115,9 @@ def test_ema_averages_parameters_and_copies_buffers():
         averaged = w if averaged is None else decay * averaged + (1 - decay) * w
     assert_close(model.w.item(), averaged, rtol=1e-5, atol=0)  # the average is what training ends with
     assert ema._average_model.module.count.dtype == torch.long
-    with pytest.raises(ValueError, match="between 0 and 1, got 1"):
+    with pytest.raises(ValueError, match="decay is 1, but must lie between 0 and 1"):
         EMA(decay=1)
-    with pytest.raises(ValueError, match=r"weights of torch.bfloat16 cannot hold an average of decay 0.5"):
+    with pytest.raises(ValueError, match=r"weights are torch.bfloat16, which is too coarse for an average"):
         ema.on_train_start(trainer, Counter().bfloat16())
 
 

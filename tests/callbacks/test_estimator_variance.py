@@ -285,7 +285,7 @@ def test_shares_of_the_run(tmp_path):
     for wrong in (0, 1.5, True, "often"):
         with pytest.raises(ValueError, match="every_n_steps must be a whole number"):
             EstimatorVariance("x", every_n_steps=wrong)
-    with pytest.raises(ValueError, match=r"every_n_steps=0.3 is a share of a run, and this one has no end"):
+    with pytest.raises(ValueError, match=r"every_n_steps=0.3 is a fraction of the run, and this run has no end"):
         run(tmp_path / "endless", *TINY["vae"], "trainer.max_epochs=-1", *share)
 
 

@@ -32,8 +32,8 @@ MADE = {
     "Codes": ("infogan", {}),
 }
 WANTS = {
-    "SampleDistance": ("vae", {"n": 4}, "SampleDistance compares samples with the images of a data module"),
-    "ScoreField": ("score-points", {}, "the field is drawn of a score model of points whose density is known"),
+    "SampleDistance": ("vae", {"n": 4}, "SampleDistance needs a data module of the zoo"),
+    "ScoreField": ("score-points", {}, "ScoreField needs a score model and points with a known density"),
     "Neighbours": ("vae", {}, "VAE has no method nearest"),
 }
 WITHOUT_FOLDER = ("EMA", "LogLikelihood", "TimeEstimate", "SampleDistance")

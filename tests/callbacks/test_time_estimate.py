@@ -78,13 +78,13 @@ def test_what_turns_out_to_take_long_is_said_again(said):
     """Samples and checkpoints after validation were not known: 100 seconds in each of 4 epochs."""
     first, second = said("trainer.max_epochs=4", drawing=100)
     assert first.startswith("About 34 seconds")
-    assert second.startswith("About 5 minutes to go, other than said before: ") and "validation 5 minutes" in second
+    assert second.startswith("About 5 minutes to go (new estimate): ") and "validation 5 minutes" in second
 
 
 def test_a_machine_that_gets_slower_is_said_again_and_one_that_wavers_is_not(said):
     lines = said("trainer.max_epochs=12", slower=3, slower_from=40)
     assert lines[0].startswith("About 2 minutes") and 2 <= len(lines) <= 4
-    assert re.match(r"About \d+ (minutes|seconds) to go, other than said before", lines[-1])
+    assert re.match(r"About \d+ (minutes|seconds) to go \(new estimate\)", lines[-1])
 
 
 def test_an_estimate_that_is_off_by_less_than_half_stands(said):
@@ -158,7 +158,7 @@ def test_runs_without_an_end_with_a_timer_and_with_early_stopping_say_so():
     data = SimpleNamespace(datamodule=None)
     endless = fit(max_epochs=-1, **vars(data))
     assert callback._words(endless, math.inf, math.inf, **words) == (
-        "This run has no end: 50 images per second. Ctrl-C stops it, and saves"
+        "This run has no end: 50 images per second. Ctrl-C saves a checkpoint and stops it"
     )
     stopping = fit(callbacks=[EarlyStopping("val/loss")], **vars(data))
     assert callback._words(stopping, 1.0, 750, **words).startswith("At most 1 second to go: 8 epochs of 1,000 images")

@@ -163,7 +163,7 @@ def test_without_mnist_the_default_falls_back_and_says_so(tmp_path, monkeypatch,
         data.prepare_data()
     assert data.used == "digits"
     (message,) = [r.getMessage() for r in caplog.records]
-    assert message.startswith("NO MNIST, USING THE EMBEDDED DIGITS") and "data=mnist" in message
+    assert message.startswith("NO MNIST, USING THE DIGITS OF SCIKIT-LEARN") and "data=mnist" in message
     data.setup()
     assert len(data.splits["train"].images) == 1437
     assert data.state_dict()["used"] == "digits"
@@ -203,7 +203,7 @@ def test_damaged_files_are_named_with_the_remedy(tmp_path, monkeypatch, offline)
             (raw / f"{file}.gz").write_bytes(damage)
         data = Images("mnist_or_digits")  # damaged is not absent: no silent fallback
         data.prepare_data()
-        with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz is damaged.*Delete it"):
+        with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz is damaged.*Delete or move it"):
             data.setup()
 
 
@@ -212,16 +212,16 @@ def test_a_resumed_run_refuses_other_data():
     data.setup()
     state = data.state_dict()
     data.load_state_dict(state)
-    with pytest.raises(DataError, match="trained on mnist and this run would go on with digits"):
+    with pytest.raises(DataError, match="this run has data=digits, but its checkpoint was trained on mnist"):
         data.load_state_dict({**state, "used": "mnist"})
-    with pytest.raises(DataError, match=r"data.batch_size was 64, is 128"):
+    with pytest.raises(DataError, match=r"data.batch_size is 128, but was 64"):
         data.load_state_dict({**state, "batch_size": 64})
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="one of mnist, .*got 'imagenet'"):
+    with pytest.raises(ValueError, match="name is 'imagenet', but must be one of mnist, "):
         Images("imagenet")
-    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size is 0, but must be an integer of at least 1"):
         Images("digits", batch_size=0)
     data = Images("digits", batch_size=6000)
     with pytest.raises(DataError, match="batch_size 6000 is more than the 5,748 training images"):
@@ -233,7 +233,7 @@ def test_bad_arguments_are_named():
 )
 def test_a_run_resumes_with_every_setting_that_orders_its_images(key, value):
     before, now = Images("digits").hparams[key], Images("digits", **{key: value})
-    with pytest.raises(DataError, match=f"data.{key} was {before}, is {value}"):
+    with pytest.raises(DataError, match=f"data.{key} is {value}, but was {before}"):
         now.load_state_dict(Images("digits").state_dict())
     now.load_state_dict(now.state_dict())
 
@@ -286,7 +286,7 @@ def test_what_is_trained_on(train_on, n):
         assert torch.equal(data.splits[split].images, usual[split].images)
     other = Images("digits", train_on="train" if train_on != "train" else "everything")
     other.setup()
-    with pytest.raises(DataError, match=f"data.train_on was {train_on}, is {other.hparams.train_on}"):
+    with pytest.raises(DataError, match=f"data.train_on is {other.hparams.train_on}, but was {train_on}"):
         other.load_state_dict(data.state_dict())
-    with pytest.raises(ValueError, match="train_on must be one of train, train_and_validation, everything, got 'all'"):
+    with pytest.raises(ValueError, match="train_on is 'all', but must be one of train, train_and_validation"):
         Images("digits", train_on="all")

@@ -143,7 +143,7 @@ def test_of_two_processes_one_fetches_and_the_other_waits_says_so_once_and_finds
         process.join(PATIENCE)
     assert [said(log)[-1] for log in logs] == ["value 'mnist'"] * 2  # never the one MNIST and the other the digits
     waiting = [line for log in logs for line in said(log) if "waiting" in line]
-    assert len(waiting) == 1 and "is preparing mnist" in waiting[0]
+    assert len(waiting) == 1 and "that prepares mnist" in waiting[0]
     found = [path for path in mnist.asked if not path.startswith("/gone")]
     assert sorted(found) == sorted(mnist.files)  # each once
     assert files_in(data_root()) == {f"{name}.gz" for name in images.MD5["mnist"]}
@@ -205,14 +205,14 @@ def test_a_lock_that_cannot_be_had_is_done_without(tmp_path, monkeypatch):
 
 def test_what_breaks_off_or_is_another_file_leaves_nothing(mnist, tmp_path):
     mnist.broken = True
-    with pytest.raises(DataError, match=r"mnist is not in .*cannot be downloaded.*broke off [\d,]+ bytes before"):
+    with pytest.raises(DataError, match=r"mnist is not in .*cannot be downloaded.*stopped [\d,]+ bytes before"):
         Images("mnist").prepare_data()
     assert files_in(data_root()) == set()
     mnist.broken = False
     name = "/t10k-labels-idx1-ubyte.gz"
     right = mnist.files[name]
     mnist.files[name] = b"<html>log in first</html>"
-    with pytest.raises(DataError, match="what is there is not the published file"):
+    with pytest.raises(DataError, match="the file at this address is not the published file"):
         Images("mnist").prepare_data()
     assert files_in(data_root()) == {f"{file}.gz" for file in images.MD5["mnist"]} - {name[1:]}
     mnist.files[name] = right
@@ -226,7 +226,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(mnist, tmp_path):
         Images("mnist").prepare_data()
 
     answer = run_alone(tmp_path, on_a_full_disk)
-    assert answer.startswith("error DataError: mnist is to be fetched into") and "File too large" in answer
+    assert answer.startswith("error DataError: mnist cannot be written to") and "File too large" in answer
     assert "ZOO_DATA" in answer and not any(name.startswith(".") for name in files_in(data_root()))
 
 
@@ -238,7 +238,7 @@ def test_text_is_fetched_and_checked_too(server, tmp_path, monkeypatch):
     server.files["/text8.zip"] = b"<html>log in first</html>"
     published = {"all": (f"{server.address}/text8.zip", hashlib.md5(text).hexdigest())}
     monkeypatch.setitem(corpus.PUBLISHED, "text8", published)
-    with pytest.raises(DataError, match=r"what is there is not the published file.*Put text8.zip there.*data=pydocs"):
+    with pytest.raises(DataError, match=r"is not the published file.*Put text8.zip there.*data=pydocs"):
         Text("text8").prepare_data()
     assert files_in(data_root()) == set()
     server.files["/text8.zip"] = (tmp_path / "t.zip").read_bytes()
@@ -342,7 +342,7 @@ def test_a_tilde_in_the_name_of_the_data_folder_is_the_home_folder(tmp_path, mon
 
 def test_a_data_folder_that_is_a_file_is_named(mnist, tmp_path):
     (tmp_path / "data").touch()
-    with pytest.raises(DataError, match=r"mnist is to be fetched into .*written: .*data is no folder.*ZOO_DATA"):
+    with pytest.raises(DataError, match=r"mnist cannot be written to .*data is no folder.*ZOO_DATA"):
         Images("mnist").prepare_data()
 
 
@@ -388,7 +388,7 @@ def test_a_folder_that_cannot_be_written_works_where_its_data_are_complete(open_
 
     before = files_in(open_to_all)
     assert run_alone(tmp_path, as_nobody, look) == "value (10000, ['one', 'two'])"
-    assert any("will be read again each time" in line for line in said(tmp_path / "alone.log"))
+    assert any("each run will encode the text again" in line for line in said(tmp_path / "alone.log"))
     assert files_in(open_to_all) == before
     allow_writing(open_to_all)
 
@@ -397,7 +397,7 @@ def test_a_folder_that_cannot_be_written_is_named_where_data_are_missing(open_to
     monkeypatch.setenv("ZOO_DATA", str(open_to_all))
     forbid_writing(open_to_all)
     answer = run_alone(tmp_path, as_nobody, lambda: use("mnist"))
-    assert answer.startswith(f"error DataError: mnist is to be fetched into {open_to_all}/MNIST/raw, which cannot be")
+    assert answer.startswith(f"error DataError: mnist cannot be written to {open_to_all}/MNIST/raw: ")
     assert "Permission denied" in answer
     allow_writing(open_to_all)
 

@@ -90,11 +90,11 @@ def _growing(index):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"abc d\xff e" * 9, r"a.txt is not UTF-8 text: 0xff stands at byte 5 of the text"),
-        ("a.txt", b"", "of the 0 words of the training text 0 come min_count=1 times or more"),
+        ("a.txt", b"abc d\xff e" * 9, r"a.txt is not UTF-8 text: byte 5 of the text is 0xff"),
+        ("a.txt", b"", "0 of the 0 words of the training text occur at least min_count=1 times"),
         ("a.txt", b" \n\t \n\n ", "of the 0 words"),
-        ("a.txt", b"one " * 500, "of the 450 words of the training text 1 come min_count=1 times"),
-        ("a.txt", b"one two", "has fewer than two words of the vocabulary|at least two words"),
+        ("a.txt", b"one " * 500, "1 of the 450 words of the training text occur at least min_count=1 times"),
+        ("a.txt", b"one two", "has fewer than two words of the vocabulary|the vocabulary has 1 words"),
         ("a.gz", b"not packed", "a.gz is damaged: Not a gzipped file"),
         ("a.gz", gzip.compress(bytes(range(256)), mtime=0)[:-9], "a.gz is damaged: Compressed file ended"),
         ("a.xz", b"not packed", "a.xz is damaged: Input format not supported"),
@@ -114,7 +114,7 @@ def test_an_archive_holds_one_text(tmp_path):
     with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
         archive.writestr("a", "a")
         archive.writestr("b", "b")
-    with pytest.raises(DataError, match="two.zip must hold one file and holds 2"):
+    with pytest.raises(DataError, match="two.zip must contain one file, but contains 2"):
         Text("textfile", str(tmp_path / "two.zip")).prepare_data()
     with pytest.raises(DataError, match="nowhere cannot be read: No such file"):
         Text("textfile", str(tmp_path / "nowhere")).prepare_data()
@@ -124,8 +124,8 @@ def test_an_archive_holds_one_text(tmp_path):
     ("arguments", "message"),
     [
         ({"name": "text9"}, "name must be text8, .* or text8_or_pydocs, got 'text9'"),
-        ({"name": "textfile"}, "data=textfile needs data.path="),
-        ({"path": "a"}, "data.path=a is for data=textfile"),
+        ({"name": "textfile"}, "data=textfile needs the path of the text file"),
+        ({"path": "a"}, "data.path=a cannot be used with data="),
         ({"rule": "letters"}, "rule must be words or as_spaced, got 'letters'"),
         ({"min_count": 0}, "min_count must be a whole number of at least 1, got 0"),
         ({"max_vocabulary": 1}, "max_vocabulary must be a whole number of at least 2, got 1"),
@@ -227,7 +227,7 @@ def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path, caplog):
     (tmp_path / "data").write_text("a file where the folder should be", encoding="utf-8")
     data = textfile(tmp_path, "one two " * 500, sample=0, batch_size=1)
     data.setup()
-    assert data.corpus.words == ["one", "two"] and "will be read again each time" in caplog.text
+    assert data.corpus.words == ["one", "two"] and "each run will encode the text again" in caplog.text
 
 
 # Published text.
@@ -240,7 +240,7 @@ def test_a_published_text_is_checked_before_it_is_used(tmp_path, monkeypatch, of
     for name in ("text8.zip", "text8", "text8.gz"):
         pack(folder / name, text)
         monkeypatch.setitem(corpus.PUBLISHED, "text8", {"all": (corpus.PUBLISHED["text8"]["all"][0], "0" * 32)})
-        with pytest.raises(DataError, match=f"{name} is damaged: it is not the published file. Delete it"):
+        with pytest.raises(DataError, match=f"{name} is damaged: it is not the published file. Delete or move it"):
             Text("text8_or_pydocs", min_count=1).prepare_data()  # damaged is not absent: no silent fallback
         digest = corpus.hashlib.md5(text).hexdigest()
         monkeypatch.setitem(corpus.PUBLISHED, "text8", {"all": (corpus.PUBLISHED["text8"]["all"][0], digest)})
@@ -413,7 +413,7 @@ def test_nothing_trains_on_held_out_text(tmp_path):
 
 def test_a_batch_larger_than_the_text_is_named(tmp_path):
     data = textfile(tmp_path, "one two " * 500, batch_size=1000)
-    with pytest.raises(DataError, match="batch_size 1000 rows of 32 words are more than the training text has"):
+    with pytest.raises(DataError, match="batch_size is 1000 rows of 32 words, but the training text has too few"):
         data.setup()
 
 
@@ -422,9 +422,9 @@ def test_a_resumed_run_refuses_other_text(tmp_path):
     data.setup()
     state = data.state_dict()
     data.load_state_dict(state)
-    with pytest.raises(DataError, match="its vocabulary was another one"):
+    with pytest.raises(DataError, match="the vocabulary is not that of the checkpoint"):
         data.load_state_dict(state | {"vocabulary": "0"})
-    with pytest.raises(DataError, match="window was 9, is 5"):
+    with pytest.raises(DataError, match="data.window is 5, but was 9"):
         data.load_state_dict(state | {"window": 9})
 
 
@@ -434,7 +434,7 @@ def test_a_resumed_run_refuses_other_text(tmp_path):
 def test_a_run_resumes_with_every_setting_that_decides_its_rows(key, tmp_path):
     data = textfile(tmp_path, "one two " * 2000, sample=0)
     data.setup()
-    with pytest.raises(DataError, match=f"{key} was another, is {data.hparams[key]}"):
+    with pytest.raises(DataError, match=f"data.{key} is {data.hparams[key]}, but was another"):
         data.load_state_dict(data.state_dict() | {key: "another"})
 
 
@@ -502,4 +502,4 @@ def test_a_kept_text_with_a_number_of_no_word_is_made_anew(tmp_path, caplog):
     assert restore(tmp_path / "good.npz").words == good.words
     wrong = good._replace(splits=good.splits | {"val": np.array([0, 2], np.int32)})
     save(wrong, tmp_path / "wrong.npz")
-    assert restore(tmp_path / "wrong.npz") is None and "numbers of words" in caplog.text
+    assert restore(tmp_path / "wrong.npz") is None and "word numbers outside the vocabulary" in caplog.text

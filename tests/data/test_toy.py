@@ -171,14 +171,14 @@ def test_the_module_draws_the_same_points_every_time():
     assert a[0].shape == (256, 2) and a[0].dtype == torch.float32
     assert not torch.equal(a[0], b[0])
     with pytest.raises(
-        ValueError, match="name must be one of mixture, ring, moons, swiss_roll, line, markov_chain, got 'rings'"
+        ValueError, match="name is 'rings', but must be one of mixture, ring, moons, swiss_roll, line, markov_chain"
     ):
         Toy("rings")
-    with pytest.raises(ValueError, match="theta must be a number, got 'a'"):
+    with pytest.raises(ValueError, match="theta is 'a', but must be a finite number"):
         Toy("line", theta="a")
-    with pytest.raises(ValueError, match="batch_size must be a whole number from 1 to 50,000, got 0"):
+    with pytest.raises(ValueError, match="batch_size is 0, but must be an integer from 1 to 50,000"):
         Toy("ring", batch_size=0)
-    with pytest.raises(DataError, match="data.name was ring, is moons"):
+    with pytest.raises(DataError, match="data.name is moons, but was ring"):
         Toy("moons").load_state_dict(Toy("ring").state_dict())
 
 
@@ -196,7 +196,7 @@ def test_no_split_is_drawn_as_another_one(name):
 def test_a_run_resumes_with_every_setting_that_decides_its_points(key):
     data = Toy("line")
     data.load_state_dict(data.state_dict())
-    with pytest.raises(DataError, match=f"data.{key} was another, is {data.hparams[key]}"):
+    with pytest.raises(DataError, match=f"data.{key} is {data.hparams[key]}, but was another"):
         data.load_state_dict(data.state_dict() | {key: "another"})
 
 

@@ -93,10 +93,10 @@ def test_validation_comes_as_often_as_asked_for(kind):
 
 
 REFUSED = {
-    "trainer.limit_train_batches=0.001 is less than one batch of the": {"limit_train_batches": 0.001},
-    "trainer.limit_val_batches=0.001 is less than one batch of the": {"limit_val_batches": 0.001},
-    "trainer.limit_test_batches=0.001 is less than one batch of the": {"limit_test_batches": 0.001},
-    "trainer.overfit_batches=0.001 is less than one batch of the": {"overfit_batches": 0.001},
+    "trainer.limit_train_batches=0.001 is less than one of the": {"limit_train_batches": 0.001},
+    "trainer.limit_val_batches=0.001 is less than one of the": {"limit_val_batches": 0.001},
+    "trainer.limit_test_batches=0.001 is less than one of the": {"limit_test_batches": 0.001},
+    "trainer.overfit_batches=0.001 is less than one of the": {"overfit_batches": 0.001},
     "trainer.val_check_interval=5000 is more than the": {"val_check_interval": 5000},
 }
 
@@ -120,7 +120,7 @@ def test_processes_that_are_not_to_share_are_refused():
     Several._accelerator_connector = trainer(use_distributed_sampler=True)._accelerator_connector
     check_limits(Several, loaders, 4)
     Several._accelerator_connector = trainer(use_distributed_sampler=False)._accelerator_connector
-    with pytest.raises(DataError, match="use_distributed_sampler=false cannot be obeyed"):
+    with pytest.raises(DataError, match="use_distributed_sampler=false is not supported"):
         check_limits(Several, loaders, 4)
 
 
@@ -164,5 +164,5 @@ def test_what_lightning_refuses_or_does_not_obey_is_one_line(arguments, message)
 
 
 def test_a_model_of_fewer_classes_than_the_data_have_is_refused(tmp_path):
-    with pytest.raises(UserError, match="digits has 10 classes: model.num_classes must be as many, got 9"):
+    with pytest.raises(UserError, match="model.num_classes is 9, but digits has 10 classes"):
         run(tmp_path, *TINY["cvae"], "model.num_classes=9")

@@ -90,7 +90,7 @@ def test_what_cannot_be_drawn_is_refused_at_the_start(tmp_path):
         run(
             tmp_path, "model=vae", "data=digits", "+callbacks.l._target_=callbacks.LossPerStep", "+callbacks.l.folder=x"
         )
-    with pytest.raises(ValueError, match=r"digits is made of images, \[1, 28, 28\], and Score is made for \[2\]"):
+    with pytest.raises(ValueError, match=r"Score has model.shape=\[2\], but the images of digits have shape"):
         run(tmp_path, "model=score", "data=digits", "model.shape=[2]")
     for cls in (LossPerStep, ScoreField):
         with pytest.raises(ValueError, match="every_n_epochs must be a whole number of at least 1, got 0"):
