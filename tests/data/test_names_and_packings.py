@@ -1,4 +1,4 @@
-"""Files as people have them: under other names, packed in another way, cut off, or no text at all."""
+"""Tests of data files with other names, other compressions, missing parts, or content that is not text."""
 
 import bz2
 import gzip
@@ -22,7 +22,7 @@ from zoo.datamodules.images import load_split
 
 @pytest.fixture(autouse=True)
 def data(tmp_path, monkeypatch):
-    """The data folder, and no network."""
+    """Return an empty data folder, and refuse all network connections."""
 
     def refuse(*args, **kwargs):
         raise OSError("no network")
@@ -168,12 +168,12 @@ def test_what_is_no_file_is_named(tmp_path):
             Text("textfile", str(path)).prepare_data()
 
 
-# Texts that were read before.
+# Saved encodings of texts.
 
 
 @pytest.fixture
 def kept(tmp_path, data):
-    """A text, and what was kept of it."""
+    """Return a text file, its corpus, and the file of its saved encoding."""
     path = place(tmp_path / "text.txt", b"one two three " * 50)
     made = restore_of(path)
     (file,) = (data / "encoded").iterdir()
@@ -211,7 +211,7 @@ def test_what_was_kept_of_a_text_is_not_trusted_if_it_cannot_be_right(damage, ke
     assert again.words == made.words and file.read_bytes() == before
 
 
-def test_what_was_kept_in_part_or_is_something_else_is_made_anew(kept, caplog):
+def test_a_saved_text_that_is_incomplete_or_something_else_is_encoded_again(kept, caplog):
     path, made, file = kept
     before = file.read_bytes()
     one_array, without = io.BytesIO(), io.BytesIO()
@@ -233,7 +233,7 @@ def test_what_was_kept_in_part_or_is_something_else_is_made_anew(kept, caplog):
 
 @pytest.fixture
 def black(monkeypatch):
-    """Small sets in the place of MNIST and Fashion-MNIST, of other digests, whose files have the same names."""
+    """Replace MNIST and Fashion-MNIST by small data sets with other digests and the same file names."""
     sets = {}
     for grey, name in enumerate(("mnist", "fashion_mnist")):
         big = {"train-images-idx3-ubyte": [60, 2, 2], "t10k-images-idx3-ubyte": [10, 2, 2]}
@@ -287,7 +287,7 @@ def test_digests_are_as_strict_under_every_name(black, data):
         for file, content in black["mnist"].items():
             place(data / folder / file.replace("-idx", ".idx"), content)
         wrong = place(data / folder / "t10k-labels.idx1-ubyte", b"something else")
-        Images("mnist").prepare_data()  # damaged is not absent
+        Images("mnist").prepare_data()  # a damaged file is not downloaded again
         with pytest.raises(DataError, match="t10k-labels.idx1-ubyte is damaged: it is not the published file"):
             load_split("mnist", data)
         for path in wrong.parent.iterdir():

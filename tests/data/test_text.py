@@ -1,4 +1,4 @@
-"""Text: what is read is what was written, and the rows have the statistics that they are said to have."""
+"""Tests of Text: reading, encoding, and the statistics of rows."""
 
 import gzip
 import logging
@@ -56,7 +56,7 @@ def spell(numbers, words) -> list[str | None]:
 
 
 def random_text(generator, n=20_000, vocabulary=50, paragraph=0.01) -> str:
-    """Words with frequencies as 1 / rank, and now and then an empty line."""
+    """Return a text of random words with frequencies proportional to 1 / rank, and random paragraph ends."""
     p = 1 / torch.arange(1, vocabulary + 1)
     words = [f"w{i}" for i in torch.multinomial(p, n, replacement=True, generator=generator).tolist()]
     ends = (torch.rand(n, generator=generator) < paragraph).tolist()
@@ -100,7 +100,7 @@ def _growing(index):
         ("a.xz", b"not packed", "a.xz is damaged: Input format not supported"),
         ("a.zip", b"not packed", "a.zip is damaged: File is not a zip file"),
     ],
-    ids=lambda value: "bytes" if isinstance(value, bytes) else None,  # what is packed depends on the machine
+    ids=lambda value: "bytes" if isinstance(value, bytes) else None,  # compressed bytes depend on the machine
 )
 def test_bad_text_is_named(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
@@ -146,7 +146,7 @@ def test_bad_options_are_named(arguments, message):
 
 
 def test_the_vocabulary_is_that_of_the_training_text(tmp_path):
-    """90 words of three kinds, then 10 that the vocabulary does not have but for one; rare words close up."""
+    """The training text has 90 words of three kinds. The other 10 words are ``new``, which is removed, and ``a``."""
     data = textfile(tmp_path, "b a a " * 29 + "c b a " + "new a new a new " * 2, min_count=2, sample=0, batch_size=1)
     data.setup()
     made = data.corpus
@@ -162,7 +162,7 @@ def test_the_vocabulary_is_that_of_the_training_text(tmp_path):
         sample=0,
     )
     small.setup()
-    assert small.corpus.words == ["a", "b"]  # c and the rest are rarer
+    assert small.corpus.words == ["a", "b"]  # the other words are rarer
 
 
 def test_words_as_frequent_as_each_other_are_in_the_order_of_the_alphabet(tmp_path):
@@ -241,7 +241,7 @@ def test_a_published_text_is_checked_before_it_is_used(tmp_path, monkeypatch, of
         pack(folder / name, text)
         monkeypatch.setitem(corpus.PUBLISHED, "text8", {"all": (corpus.PUBLISHED["text8"]["all"][0], "0" * 32)})
         with pytest.raises(DataError, match=f"{name} is damaged: it is not the published file. Delete or move it"):
-            Text("text8_or_pydocs", min_count=1).prepare_data()  # damaged is not absent: no silent fallback
+            Text("text8_or_pydocs", min_count=1).prepare_data()  # pydocs does not replace a damaged file
         digest = corpus.hashlib.md5(text).hexdigest()
         monkeypatch.setitem(corpus.PUBLISHED, "text8", {"all": (corpus.PUBLISHED["text8"]["all"][0], digest)})
         data = Text("text8", min_count=1, sample=0, batch_size=1)
@@ -284,7 +284,7 @@ def test_without_a_network_the_default_says_so_and_a_name_insists(caplog, offlin
 
 
 def test_rows_hold_every_pair_of_the_text_once(generator):
-    """With nothing left out, the pairs of the rows are those of a double loop over the paragraphs."""
+    """Without subsampling, rows have the same pairs as a double loop over the words of each paragraph."""
     stream = torch.randint(0, 9, (500,), generator=generator)
     stream[torch.rand(500, generator=generator) < 0.05] = -1
     window = 3
@@ -292,7 +292,7 @@ def test_rows_hold_every_pair_of_the_text_once(generator):
     centres, around, taken = within_reach(rows)
     ours = Counter(zip(centres[..., None].expand_as(around)[taken].tolist(), around[taken].tolist(), strict=True))
 
-    # The same reaches, place by place.
+    # The loop uses the same window sizes, word by word.
     reach = iter(rows.reach[centres >= 0].tolist())
     paragraphs, expected = [[]], Counter()
     for word in stream.tolist():
@@ -334,21 +334,21 @@ def test_epochs_differ_and_come_again_with_the_seed(tmp_path):
     loader.set_epoch(1)
     second = list(loader)
     assert len(second) == len(loader) and not torch.equal(torch.cat([b.words for b in second]), first)
-    # Resumed in the middle.
+    # Resume in the middle of the epoch.
     resumed = data.train_dataloader()
     resumed.set_epoch(1)
     resumed.load_state_dict({"position": 2})
     for ours, its in zip(resumed, second[2:], strict=True):
         assert torch.equal(ours.words, its.words) and torch.equal(ours.reach, its.reach)
     assert resumed.state_dict() == {"position": len(loader)}
-    # Validation has all of its rows, always the same.
+    # Validation has all rows, and the same rows each time.
     val = data.val_dataloader()
     assert torch.equal(torch.cat([b.words for b in val]), val.rows().words)
     assert torch.equal(torch.cat([b.words for b in val]), torch.cat([b.words for b in data.val_dataloader()]))
 
 
 def test_rows_of_validation_are_the_same_in_every_epoch(generator):
-    """Though words are left out and reaches drawn at random there, too."""
+    """Validation also drops words and draws window sizes at random, with a fixed seed."""
     stream = torch.randint(5, (700,), generator=generator, dtype=torch.int32)
     loader = TextLoader(stream, torch.full((5,), 0.5), window=2, batch_size=4, train=False)
     first = list(loader)
@@ -357,7 +357,7 @@ def test_rows_of_validation_are_the_same_in_every_epoch(generator):
         assert torch.equal(ours.words, theirs.words) and torch.equal(ours.reach, theirs.reach)
 
 
-def test_rows_are_drawn_anew_for_each_epoch_and_shuffled():
+def test_each_epoch_draws_new_rows_and_shuffles_them():
     stream = torch.arange(3200, dtype=torch.int32)
     loader = TextLoader(stream, torch.full((3200,), 0.9), 2, 10, train=True)
     first = loader.rows()
@@ -370,14 +370,14 @@ def test_rows_are_drawn_anew_for_each_epoch_and_shuffled():
 
 
 def test_marks_belong_to_their_letters():
-    """Vowel signs, combining accents, and what lower case makes of a dotted capital I."""
+    """Letters keep vowel signs, combining accents, and the dot of a capital I in lower case."""
     assert find_words("İstanbul  e\u0301te\u0301 नमस्ते दुनिया It\u2019s x_y") == [
         "i\u0307stanbul", "\u00e9t\u00e9", "नमस्ते", "दुनिया", "it\u2019s", "x", "y"
     ]  # fmt: skip
 
 
 def test_an_epoch_is_as_long_as_said_in_every_seed():
-    """What subsampling leaves varies; the number of batches is what all but one epoch in a million have."""
+    """The number of remaining words is random. Fewer than one epoch in a million has too few of them."""
     stream = torch.randint(0, 20, (30_000,), generator=torch.Generator().manual_seed(0))
     stream[::50] = -1
     for seed in range(20):
@@ -385,11 +385,11 @@ def test_an_epoch_is_as_long_as_said_in_every_seed():
         batches = list(loader)
         assert len(batches) == len(loader) > 85 and all(b.words.shape == (4, 2 + ROW + 2) for b in batches)
         left = -(-len(loader.rows().reach) // 4)
-        assert left - len(loader) <= 6  # 10 standard deviations of 85 words are 6.6 batches
+        assert left - len(loader) <= 6  # ten standard deviations, of 85 words each, are 6.6 batches
 
 
 def test_processes_share_each_batch_and_see_disjoint_text(tmp_path):
-    """Words numbered by their place, so that a centre tells where it is from."""
+    """Each word is its own position in the text, which identifies the origin of each centre."""
     stream = torch.arange(2000)
     loader = lambda rank, size: TextLoader(stream, torch.ones(2000), 2, 8, train=True, rank=rank, world_size=size)  # noqa: E731
     one = [set(b.words[:, 2:-2].flatten().tolist()) for b in loader(0, 1)]
@@ -400,7 +400,7 @@ def test_processes_share_each_batch_and_see_disjoint_text(tmp_path):
 
 
 def test_nothing_trains_on_held_out_text(tmp_path):
-    """Every other word of the text comes once, and those of the last tenth never in training."""
+    """Every second word occurs once in the text. Training never sees those of the last tenth."""
     words = [f"x{i} filler" for i in range(1000)]
     data = textfile(tmp_path, " ".join(words), min_count=1, sample=0, batch_size=1)
     data.setup()
@@ -439,7 +439,7 @@ def test_a_run_resumes_with_every_setting_that_decides_its_rows(key, tmp_path):
 
 
 def test_lightning_runs_it_to_its_end(tmp_path, generator):
-    """Every batch of every epoch arrives, and each epoch has its own."""
+    """Every batch of every epoch arrives, and the epochs have different batches."""
 
     class Counting(L.LightningModule):
         def __init__(self):
@@ -473,13 +473,13 @@ def test_lightning_runs_it_to_its_end(tmp_path, generator):
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of memory is read from /proc")
 def test_reading_takes_little_memory(tmp_path):
-    """8 MB of text, 2 million words: at most 60 bytes a word above what Python and the libraries take."""
+    """Reading 8 MB with 2 million words takes at most 60 bytes per word, without Python and the libraries."""
     path = tmp_path / "large.txt"
     line = " ".join(f"w{i % 97}" for i in range(20_000)) + " "
     with path.open("w", encoding="utf-8") as file:
         for _ in range(100):
             file.write(line)
-    # The peak of this program alone; ru_maxrss begins at that of the program that starts it.
+    # VmHWM is the peak of this program. ru_maxrss would start at the peak of the program that started it.
     if not Path("/proc/self/status").is_file():
         pytest.skip("the peak of a program's memory is read from /proc")
     code = (
@@ -495,7 +495,7 @@ def test_reading_takes_little_memory(tmp_path):
     assert words == 1_800_000 and kilobytes < 120_000
 
 
-def test_a_kept_text_with_a_number_of_no_word_is_made_anew(tmp_path, caplog):
+def test_a_saved_text_with_a_number_outside_the_vocabulary_is_encoded_again(tmp_path, caplog):
     part = np.array([0, 1, -1], np.int32)
     good = Corpus(["a", "b"], np.array([3, 2]), dict.fromkeys(("train", "val", "test"), part), 5)
     save(good, tmp_path / "good.npz")
