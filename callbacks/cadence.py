@@ -26,7 +26,7 @@ class AtEpochs(L.Callback):
         self._seen: int | None = None  # optimiser step of the latest validation that was due
 
     def due(self, trainer) -> bool:
-        """Return whether to draw or measure in this validation. False in the sanity check before training."""
+        """Return whether to draw or measure in this validation, False in the sanity check before training."""
         epoch, progress = trainer.current_epoch + 1, trainer.fit_loop.epoch_progress.current
         last = epoch == trainer.max_epochs or progress.processed == progress.ready
         if trainer.sanity_checking or not (last or epoch % self.every_n_epochs == 0):

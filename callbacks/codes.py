@@ -16,7 +16,7 @@ class Codes(AtEpochs):
     """Draw a grid of samples for each continuous code: ``code0_epoch_000.png``, ``code1_epoch_000.png``, ...
 
     Each column is a category. Each row is a value of the code from -2 to 2. The noise is the same in every epoch.
-    Training does not change.
+    The callback does not affect training.
 
     Args:
         folder: folder of the pictures.

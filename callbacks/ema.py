@@ -13,8 +13,8 @@ from zoo.checks.errors import UserError
 def ema_update(averaged: Tensor, current: Tensor, num_averaged: Tensor, decay: float) -> Tensor:
     """Return the average after one more update, with decay min(decay, (1 + n) / (10 + n)) after n updates.
 
-    The smaller decay of the first updates is a warm-up. Without it, the initial weights keep the fraction decay^n of
-    the average. At decay 0.999 that is a third after 1,000 steps, and the initial weights are noise.
+    The smaller decay of the first updates is a warm-up. Without it, the initial weights, which are noise, contribute
+    the fraction decay^n of the average. At decay 0.999 that is a third after 1,000 steps.
     """
     warm = (1 + num_averaged) / (10 + num_averaged)
     return torch.lerp(current, averaged, warm.clamp(max=decay).to(current.dtype))
@@ -39,8 +39,8 @@ def judged(trainer, pl_module) -> Iterator[None]:
 class EMA(WeightAveraging):
     """Exponential moving average of the parameters. Lightning uses it for validation and tests.
 
-    Training itself does not change. Checkpoints hold both sets of weights. Buffers are not averaged, because they hold
-    schedules and counters.
+    The average does not affect training itself. Checkpoints hold both sets of weights. Buffers are not averaged,
+    because they hold schedules and counters.
 
     Args:
         decay: decay per optimiser step, between 0 and 1, both excluded. 0.999 averages over about 1,000 steps.

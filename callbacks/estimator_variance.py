@@ -57,7 +57,7 @@ class EstimatorVariance(L.Callback):
     Each estimator needs memory for one draw, one gradient, and the mean gradient in float64. Networks of at most
     520,000 parameters need memory for the eight draws of a chunk. Several batches need one more mean.
 
-    Training does not change: the callback only reads the parameters, accumulates no gradient, and uses no global
+    The callback does not affect training. It only reads the parameters, accumulates no gradient, and uses no global
     random state. Gradients are taken at the trained weights, not at averaged ones. They have the precision of the
     stored weights, which is float32 under mixed precision. If training accumulates gradients over batches, a draw
     still uses one batch.

@@ -70,8 +70,8 @@ class FiniteLoss(L.Callback):
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):
         self._look()
-        # The weights, the weights before averaging, and the moments of the optimisers. A weight whose second moment is
-        # infinite would never change again.
+        # Check the weights, the weights before averaging, and the moments of the optimisers. A weight with an infinite
+        # second moment would never change again.
         states = {key: checkpoint.get(key) for key in ("state_dict", "current_model_state", "optimizer_states")}
         wrong = [path.removeprefix("state_dict.") for path in not_finite(states)]
         if wrong:

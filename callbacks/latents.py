@@ -22,7 +22,7 @@ class Latents(AtEpochs):
     - ``traversals/epoch_000.png`` has a row for each latent that is varied, if all latents share one prior.
     - ``manifold/epoch_000.png`` shows the plane of two Gaussian latents, if the model has exactly two.
 
-    The pictures use no random numbers. Training does not change.
+    The pictures use no random numbers. The callback does not affect training.
 
     Args:
         folder: the run folder.

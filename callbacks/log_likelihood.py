@@ -12,7 +12,7 @@ class LogLikelihood(AtEpochs):
     """Log ``val/log_likelihood``, the importance-weighted log p(x) of validation images, in nats per image.
 
     The losses of models trained on different bounds (the ELBO and a tighter one) cannot be compared. This value can be
-    compared. The noise is the same in every epoch. Training does not change.
+    compared. The noise is the same in every epoch. The callback does not affect training.
 
     Args:
         every_n_epochs: epochs between measurements. The last epoch is always measured.

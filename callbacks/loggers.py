@@ -121,7 +121,9 @@ class TensorBoardLogger(lightning_loggers.TensorBoardLogger):
 
 
 class WandbLogger(lightning_loggers.WandbLogger):
-    """Weights & Biases logger. It is online with a login, and otherwise offline. It then prints the upload command.
+    """Weights & Biases logger, online with a login and otherwise offline.
+
+    An offline run prints the command that uploads it.
 
     The environment variable ``WANDB_MODE`` takes precedence. If the service cannot be reached, the run continues
     offline.

@@ -20,7 +20,7 @@ class SampleDistance(L.Callback):
     was trained on MNIST. For other images the distance can choose between epochs, but it should not be published.
 
     Samples use averaged weights if the run has EMA. The same seed gives the same noise in every epoch. The processes
-    share the work. Training does not change.
+    share the work. The callback does not affect training.
 
     Args:
         n: number of samples, at least 2. They are compared with all validation images, or with the first ``n``

@@ -21,7 +21,7 @@ class Samples(AtEpochs):
 
     Samples use averaged weights if the run has EMA. The same seed gives the same noise in every epoch, so the pictures
     differ only because the model changed. The processes share the work. The pixels are equal on any number of
-    processes (on CPUs, if each process has the same number of threads). Training does not change.
+    processes (on CPUs, if each process has the same number of threads). The callback does not affect training.
 
     Args:
         folder: folder of the pictures, ``epoch_000.png``, ``epoch_001.png``, ...

@@ -24,7 +24,7 @@ WORTH_SAYING = 10  # seconds by which an estimate must be wrong before a new one
 
 
 class TimeEstimate(L.Callback):
-    """Print how long the run will take after ``after`` batches. Print a new estimate when it is wrong by half.
+    """After ``after`` batches, print how long the run will take. Print a new estimate if it is wrong by half.
 
     The estimate includes training with its callbacks, validation with samples and checkpoints, and the test. The time
     of validation is measured. Before the first validation it is estimated from the batches of the sanity check. The
