@@ -159,7 +159,7 @@ def test_a_missing_capability_fails_at_set_up_with_both_names(tmp_path):
         fit(Trainable(), Samples(tmp_path, conditions={"steps": 3}))
     with pytest.raises(ValueError, match="Trainable has no method gradient_estimators"):
         fit(Trainable(), EstimatorVariance(tmp_path))
-    wrong = "VAE has no gradient estimator pathwize; it has pathwise, pathwise\\+antithetic"
+    wrong = "VAE has no gradient estimator pathwize; choose from pathwise, pathwise\\+antithetic"
     with pytest.raises(UserError, match=wrong):  # the command line prints a UserError without a traceback
         run(tmp_path, *TINY["vae"], "debug=fast", "callbacks.estimator_variance.compare=[pathwize]")
     wrong = r"callbacks.samples.conditions={'num_steps': 51}: .* between 1 and the model's 50 steps, got 51"
