@@ -416,7 +416,7 @@ def test_data_of_another_shape_are_refused(tmp_path):
 
 
 def test_sequences_want_their_generator(tmp_path):
-    with pytest.raises(ValueError, match="markov_chain has one-hot sequences, which GAN with these options cannot"):
+    with pytest.raises(ValueError, match="markov_chain has one-hot sequences, which WGAN with these options cannot"):
         run(tmp_path, "model=wgan", "model.network=mlp", "model.shape=[5,5]", "data=markov_chain")
 
 
