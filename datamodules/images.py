@@ -197,7 +197,7 @@ class ImageLoader:
         self.epoch = 0
         self.position = 0  # batches drawn in this epoch
         self._resume_at = 0
-        self.batch_sampler = SimpleNamespace(sampler=self)  # where Lightning looks for set_epoch
+        self.batch_sampler = SimpleNamespace(sampler=self)  # Lightning looks for set_epoch here
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = 0 if self.fixed else epoch

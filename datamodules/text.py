@@ -111,7 +111,7 @@ class TextLoader:
         self.epoch = 0
         self.position = 0  # batches drawn in this epoch
         self._resume_at = 0
-        self.batch_sampler = SimpleNamespace(sampler=self)  # where Lightning looks for set_epoch
+        self.batch_sampler = SimpleNamespace(sampler=self)  # Lightning looks for set_epoch here
         self._length = self._count()
 
     def _count(self) -> int:

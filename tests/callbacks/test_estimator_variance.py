@@ -74,7 +74,7 @@ def test_chunks_are_of_small_networks_and_of_the_same_draws():
     assert chunk_size(linear(n=1_000_000)) == 1
     stream = gradients(linear(draw), torch.zeros(3), range(5, 20))
     numbers = []
-    for g in stream:  # 5, 6, 7 together; 8 to 15; 16 to 19
+    for g in stream:  # the chunks are 5 to 7, 8 to 15, and 16 to 19
         numbers.append(len(seen))
         assert_close(g["theta"], torch.randn(3, generator=chunk_generator(0, 4 + len(numbers))))
     assert numbers == [3] * 3 + [11] * 8 + [15] * 4

@@ -35,12 +35,11 @@ class Pass(Callback):
         slower: seconds of a training batch from batch ``slower_from`` on, or None.
         slower_from: the first slower batch.
         drawing: seconds at the end of each validation.
-        annealing: not used.
     """
 
-    def __init__(self, batch=1.0, validation=0.0, slower=None, slower_from=0, drawing=0.0, annealing=0.0):
+    def __init__(self, batch=1.0, validation=0.0, slower=None, slower_from=0, drawing=0.0):
         self.batch, self.validation, self.slower, self.slower_from = batch, validation, slower, slower_from
-        self.drawing, self.annealing = drawing, annealing
+        self.drawing = drawing
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         late = self.slower is not None and trainer.fit_loop.total_batch_idx >= self.slower_from

@@ -80,7 +80,7 @@ def test_evaluation_sees_every_image_once_in_nearly_equal_batches(split):
 
 
 def test_evaluation_repeats_no_digits():
-    """However often an epoch of training goes over its own: 180 in two batches of 90."""
+    """``digits_repeat`` does not apply to evaluation, which has 180 digits in two batches of 90."""
     data = Images("digits", eval_batch_size=100, digits_repeat=4)
     data.setup()
     for loader in (data.val_dataloader(), data.test_dataloader()):
