@@ -243,9 +243,9 @@ def encode(parts: dict[str, np.ndarray], index: dict[str, int], min_count: int, 
     often = often[:max_vocabulary]
     if len(often) < 2:
         raise DataError(
-            f"the vocabulary has {len(often)} words, because {len(often)} of the {int(counts.sum()):,} words of the "
-            f"training text occur at least min_count={min_count} times. It needs at least 2: use a longer text, or a "
-            "lower min_count. (Spaces and punctuation separate words. In a language without them, insert spaces first.)"
+            f"the vocabulary has {len(often)} words, because no others occur at least min_count={min_count} times in "
+            f"the training text of {int(counts.sum()):,} words. It needs at least 2: use a longer text, or a lower "
+            "min_count. (Spaces and punctuation separate words. In a language without them, insert spaces first.)"
         )
     new = np.full(len(spelling) + 1, -2, np.int32)
     new[often] = np.arange(len(often), dtype=np.int32)
