@@ -123,14 +123,12 @@ class TensorBoardLogger(lightning_loggers.TensorBoardLogger):
 class WandbLogger(lightning_loggers.WandbLogger):
     """Weights & Biases logger, online with a login and otherwise offline.
 
-    An offline run prints the command that uploads it.
-
-    The environment variable ``WANDB_MODE`` takes precedence. If the service cannot be reached, the run continues
-    offline.
+    An offline run prints the command that uploads it. If the environment variable ``WANDB_MODE`` is set, it chooses the
+    mode. If the service cannot be reached, the run continues offline.
 
     A resumed run continues the Weights & Biases run of its checkpoint. Offline, each part of the run has a folder. Each
     part prints one command that uploads all parts in order. Weights & Biases cannot delete values, so values that the
-    interrupted run logged after its checkpoint stay in the history. Plot against ``trainer/global_step``.
+    interrupted run logged after its checkpoint stay in the history. Therefore, plot against ``trainer/global_step``.
 
     Args:
         folder: the run folder. Files are written to ``wandb/`` in it.

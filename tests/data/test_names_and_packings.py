@@ -131,7 +131,7 @@ REFUSED = {
     "two.zip": (zipped(("a", b"one"), ("b", b"two")), "two.zip must contain one file, but contains 2: unzip it"),
     "none.zip": (zipped(), "none.zip must contain one file, but contains 0"),
     "empty.txt": (b"", "the vocabulary has 0 words, because .* min_count=1 times in the training text of 0 words"),
-    "empty.gz": (b"", "of the 0 words of the training text"),
+    "empty.gz": (b"", "the training text of 0 words"),
 }
 
 

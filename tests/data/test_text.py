@@ -92,8 +92,8 @@ def _growing(index):
     [
         ("a.txt", b"abc d\xff e" * 9, r"a.txt is not UTF-8 text: byte 5 of the text is 0xff"),
         ("a.txt", b"", "the vocabulary has 0 words, because .* min_count=1 times in the training text of 0 words"),
-        ("a.txt", b" \n\t \n\n ", "of the 0 words"),
-        ("a.txt", b"one " * 500, "the vocabulary has 1 words, because .* min_count=1 times in the training text of 450 words"),
+        ("a.txt", b" \n\t \n\n ", "the training text of 0 words"),
+        ("a.txt", b"one " * 500, "has 1 words, because .* min_count=1 times in the training text of 450 words"),
         ("a.txt", b"one two", "has fewer than two words of the vocabulary|the vocabulary has 1 words"),
         ("a.gz", b"not packed", "a.gz is damaged: Not a gzipped file"),
         ("a.gz", gzip.compress(bytes(range(256)), mtime=0)[:-9], "a.gz is damaged: Compressed file ended"),
