@@ -66,8 +66,8 @@ class EstimatorVariance(L.Callback):
         folder: folder of ``estimator_variance.png``, which is written at the end of the run.
         every_n_steps: training batches between measurements, or a fraction of the run such as 0.25, or ``auto``. A
             number or a fraction also measures before the first step. ``auto`` measures as often as it can in less
-            than 5 % of the training time, and never before the first step. Its first four measurements have 2 draws,
-            the next four have 4, and so on up to ``draws``. Short runs therefore have measurements as well.
+            than 5 % of the training time, and never before the first step. Its first four measurements have 2 draws.
+            The number doubles after every four measurements, up to ``draws``. Short runs therefore have measurements.
         draws: gradients per estimator and batch, over all processes, at least 2. With ``auto`` this is the maximum.
         batch_size: examples in a fixed batch. They are the first ones of the validation set.
         batches: number of fixed batches. With more than one, ``data_variance`` is measured as well.
