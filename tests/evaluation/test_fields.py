@@ -89,13 +89,13 @@ def test_a_run_draws_its_field_and_logs_how_far_it_is(tmp_path):
 
 
 def test_what_cannot_be_drawn_is_refused_at_the_start(tmp_path):
-    with pytest.raises(ValueError, match="score model of points whose density is known"):
+    with pytest.raises(ValueError, match="ScoreField needs a score model and points with a known density"):
         run(tmp_path, "experiment=score_mixture", "model.shape=[2]", "data=line", "trainer.max_epochs=1")
-    with pytest.raises(ValueError, match="VAE has no num_steps: its loss is not one of many steps"):
+    with pytest.raises(ValueError, match="VAE has no num_steps, so LossPerStep cannot draw its loss"):
         run(
             tmp_path, "model=vae", "data=digits", "+callbacks.l._target_=callbacks.LossPerStep", "+callbacks.l.folder=x"
         )
-    with pytest.raises(ValueError, match=r"digits is made of images, \[1, 28, 28\], and Score is made for \[2\]"):
+    with pytest.raises(ValueError, match=r"Score has model.shape=\[2\], but the images of digits have shape"):
         run(tmp_path, "model=score", "data=digits", "model.shape=[2]")
     for cls in (LossPerStep, ScoreField):
         with pytest.raises(ValueError, match="every_n_epochs must be an integer of at least 1, got 0"):

@@ -416,13 +416,13 @@ def test_arguments_that_do_not_fit(arguments, message):
 
 
 def test_data_of_another_shape_are_refused(tmp_path):
-    message = "an example of ring has the shape [2], and GAN is made for [1, 28, 28]: set model.shape=[2]"
+    message = "GAN has shape [1, 28, 28], but examples of ring have shape [2]: set model.shape=[2]"
     with pytest.raises(ValueError, match=re.escape(message)):
         run(tmp_path, "model=gan", "data=ring")
 
 
 def test_sequences_want_their_generator(tmp_path):
-    with pytest.raises(ValueError, match="markov_chain is made of one-hot sequences, which model=gan draws with"):
+    with pytest.raises(ValueError, match="markov_chain has one-hot sequences, which WGAN with these options cannot"):
         run(tmp_path, "model=wgan", "model.network=mlp", "model.shape=[5,5]", "data=markov_chain")
 
 
