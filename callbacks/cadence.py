@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning as L
 
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 
 
 class AtEpochs(L.Callback):
@@ -21,7 +21,7 @@ class AtEpochs(L.Callback):
     """
 
     def __init__(self, every_n_epochs: int = 1):
-        check_whole("every_n_epochs", every_n_epochs)
+        check_integer("every_n_epochs", every_n_epochs)
         self.every_n_epochs = every_n_epochs
         self._seen: int | None = None  # optimiser step of the latest validation that was due
 

@@ -8,7 +8,7 @@ from zoo.callbacks.cadence import AtEpochs
 from zoo.callbacks.grids import write_grid
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.functional.noise import chunk_generator
 
 
@@ -29,7 +29,7 @@ class Codes(AtEpochs):
 
     def __init__(self, folder: str, every_n_epochs: int = 5, seed: int = 0):
         super().__init__(every_n_epochs)
-        check_whole("seed", seed, least=0)
+        check_integer("seed", seed, least=0)
         self.folder, self.seed = Path(folder), seed
 
     def setup(self, trainer, pl_module, stage):

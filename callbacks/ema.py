@@ -21,7 +21,7 @@ def ema_update(averaged: Tensor, current: Tensor, num_averaged: Tensor, decay: f
 
 
 @contextmanager
-def judged(trainer, pl_module) -> Iterator[None]:
+def evaluation_weights(trainer, pl_module) -> Iterator[None]:
     """Within this context, ``pl_module`` has averaged weights (if the run has EMA) and eval mode, as in validation."""
     averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
     training = pl_module.training

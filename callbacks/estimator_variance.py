@@ -17,7 +17,7 @@ from zoo.callbacks.exact_resume import ExactResume
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.pixels import as_batch
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.estimators import GradientEstimator, GradientMoments, chunk_size, gradient_moments, split_variance
 from zoo.estimators.figures import plot, table
 from zoo.functional.noise import chunk_generator
@@ -28,7 +28,7 @@ from zoo.training.ranks import all_rows, shows_progress
 log = logging.getLogger(__name__)
 
 # These constants apply to every_n_steps="auto".
-AUTO_SHARE = 0.05  # largest fraction of the training time that measuring takes
+AUTO_FRACTION = 0.05  # largest fraction of the training time that measuring takes
 AUTO_STEPS = 10  # measurements wait for a multiple of this number of batches
 AUTO_DRAWS = (2, 4)  # draws of the first measurements, and the measurements after which the draws double
 
@@ -89,7 +89,7 @@ class EstimatorVariance(L.Callback):
         compare: list[str] | None = None,
         seed: int = 0,
     ):
-        check_whole("draws", draws, least=2)
+        check_integer("draws", draws, least=2)
         if isinstance(every_n_steps, float):
             if not 0 < every_n_steps < 1:
                 raise UserError(
@@ -101,10 +101,10 @@ class EstimatorVariance(L.Callback):
                 raise UserError(
                     f"every_n_steps is {every_n_steps!r}, but must be an integer, a fraction below 1, or auto"
                 )
-            check_whole("every_n_steps", every_n_steps)
-        check_whole("batch_size", batch_size)
-        check_whole("batches", batches)
-        check_whole("seed", seed, least=0)
+            check_integer("every_n_steps", every_n_steps)
+        check_integer("batch_size", batch_size)
+        check_integer("batches", batches)
+        check_integer("seed", seed, least=0)
         names = compare if isinstance(compare, list | tuple) else []
         strings = {name for name in names if isinstance(name, str)}
         if compare is not None and (not names or len(strings) < len(names)):
@@ -213,9 +213,9 @@ class EstimatorVariance(L.Callback):
         draws = min(self.draws, fewest * 2 ** (len(self.history) // repeated))
         # Before the first measurement, assume that a draw takes as long as a training step.
         per_draw = self._per_draw or per_step * self.batches * self._number_of_estimators(pl_module)
-        missing = draws * per_draw + self._seconds - AUTO_SHARE * trained
+        missing = draws * per_draw + self._seconds - AUTO_FRACTION * trained
         if missing > 0:
-            return 0, math.ceil(missing / AUTO_SHARE / per_step)
+            return 0, math.ceil(missing / AUTO_FRACTION / per_step)
         return draws, AUTO_STEPS
 
     def _trained(self, now: float) -> float:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from zoo.callbacks.run_record import run_command
-from zoo.training.checkpoint_files import clear_unfinished, take_best_along
+from zoo.training.checkpoint_files import clear_unfinished, keep_best
 from zoo.training.processes import number
 from zoo.training.shell import pasted
 
@@ -64,7 +64,7 @@ class ExactResume(Checkpoint):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
                 resumed = Path(trainer.ckpt_path or "")
-                take_best_along(checkpoint, callback, resumed, writes=trainer.is_global_zero)
+                keep_best(checkpoint, callback, resumed, writes=trainer.is_global_zero)
         self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
 
     def on_train_start(self, trainer, pl_module):

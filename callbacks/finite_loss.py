@@ -15,7 +15,7 @@ class NotFinite(UserError):
     """Error for a NaN or infinite loss or weight. The message names the step, the values and the last checkpoint."""
 
 
-def later(flag: torch.Tensor) -> Callable[[], bool]:
+def deferred_bool(flag: torch.Tensor) -> Callable[[], bool]:
     """Return a function that returns ``bool(flag)``.
 
     A flag on a GPU is copied in the background. The function waits for that copy only, and not for later work.
@@ -63,7 +63,7 @@ class FiniteLoss(L.Callback):
         terms = {k: v.detach() for k, v in (outputs or {}).items() if isinstance(v, torch.Tensor)}
         if terms:
             finite = torch.stack([v.isfinite().all() for v in terms.values()]).all()
-            self._seen = (trainer.fit_loop.total_batch_idx, trainer.current_epoch, terms, later(finite))
+            self._seen = (trainer.fit_loop.total_batch_idx, trainer.current_epoch, terms, deferred_bool(finite))
 
     def on_train_epoch_end(self, trainer, pl_module):
         self._look()

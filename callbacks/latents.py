@@ -11,7 +11,7 @@ from zoo.callbacks.grids import write_grid
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.pixels import as_batch
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.functional.latents import Categorical, Gaussian
 
 
@@ -34,7 +34,7 @@ class Latents(AtEpochs):
     """
 
     def __init__(self, folder: str, n: int = 40, every_n_epochs: int = 5):
-        check_whole("n", n)
+        check_integer("n", n)
         super().__init__(every_n_epochs)
         self.folder, self.n = Path(folder), n
 
@@ -48,7 +48,7 @@ class Latents(AtEpochs):
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         if batch_idx != 0 or not self.due(trainer) or not trainer.is_global_zero:
             return
-        pictures = {"reconstructions": beside(*reconstructions(pl_module, batch, self.n))}
+        pictures = {"reconstructions": interleave_rows(*reconstructions(pl_module, batch, self.n))}
         if isinstance(pl_module, capabilities.Traversable):
             rows = traverse(pl_module, as_batch(batch)[0])
             pictures["traversals"] = (rows.flatten(0, 1), rows.shape[1])
@@ -119,7 +119,7 @@ def reconstructions(model, batch, n: int) -> tuple[Tensor, Tensor]:
     return x, model.reconstruct(x, y=labels[0] if labels else None)
 
 
-def beside(originals: Tensor, reconstructed: Tensor, columns: int = 10) -> tuple[Tensor, int]:
+def interleave_rows(originals: Tensor, reconstructed: Tensor, columns: int = 10) -> tuple[Tensor, int]:
     """Return images in alternating rows of originals and reconstructions, (2 n, ...), and the number of columns.
 
     Args:

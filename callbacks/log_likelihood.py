@@ -3,7 +3,7 @@
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from zoo.callbacks.cadence import AtEpochs
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.evaluation.protocol import check_importance_weighted, log_likelihood
 from zoo.functional.noise import chunk_generator
 
@@ -27,8 +27,8 @@ class LogLikelihood(AtEpochs):
     def __init__(self, every_n_epochs: int = 10, num_samples: int = 100, batches: int = 2, seed: int = 0):
         super().__init__(every_n_epochs)
         for key, value in {"num_samples": num_samples, "batches": batches}.items():
-            check_whole(key, value)
-        check_whole("seed", seed, least=0)
+            check_integer(key, value)
+        check_integer("seed", seed, least=0)
         self.num_samples, self.batches, self.seed = num_samples, batches, seed
 
     def setup(self, trainer, pl_module, stage):

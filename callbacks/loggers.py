@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from zoo.callbacks.cadence import steps_behind
 from zoo.estimators.figures import MEASURED
 from zoo.estimators.figures import table as estimator_table
-from zoo.training.files import written_whole
+from zoo.training.files import atomic_write
 from zoo.training.shell import pasted
 from zoo.training.tables import Table
 from zoo.training.wandb_login import keep_wandb_out_of_home, wandb_credentials, wandb_settings
@@ -76,7 +76,7 @@ class CSVLogger(lightning_loggers.CSVLogger):
         """Keep the rows of ``table`` that were logged before the checkpoint ``ckpt``."""
         before, step = ckpt.parent.parent / table.path.name, _first_step_after(ckpt)
         if not table.path.exists() and before.is_file():
-            with written_whole(table.path) as file:
+            with atomic_write(table.path) as file:
                 file.write(before.read_bytes())
         table.keep(lambda row: row.get("step", "").isdigit() and int(row["step"]) < step)
 

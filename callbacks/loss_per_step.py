@@ -9,7 +9,7 @@ from zoo.callbacks.cadence import AtEpochs
 from zoo.callbacks.grids import write_grid
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.sampling.pictures import as_image
 from zoo.training.ranks import exact_sum
 
@@ -32,7 +32,7 @@ class LossPerStep(AtEpochs):
 
     def __init__(self, folder: str, every_n_epochs: int = 2, bins: int = 50):
         super().__init__(every_n_epochs)
-        check_whole("bins", bins)
+        check_integer("bins", bins)
         self.folder, self.bins = Path(folder), bins
 
     def setup(self, trainer, pl_module, stage):

@@ -8,10 +8,10 @@ from pathlib import Path
 from zoo.callbacks.cadence import AtEpochs, logged_step
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.evaluation.words import LONG, word_map
 from zoo.sampling.pictures import save_figure
-from zoo.training.files import written_whole
+from zoo.training.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Neighbours(AtEpochs):
     ):
         super().__init__(every_n_epochs)
         for key, value in {"n": n, "probes": probes, "shown": shown}.items():
-            check_whole(key, value)
+            check_integer(key, value)
         if words is not None and (not isinstance(words, list) or not all(isinstance(w, str) for w in words)):
             raise UserError(f"words is {words!r}, but must be null or a list of words")
         self.folder, self.words, self.n, self.probes = Path(folder), words, n, probes
@@ -74,7 +74,7 @@ class Neighbours(AtEpochs):
         head, rows = ["word", *map(str, range(1, self.n + 1))], self.table(pl_module)
         text = io.StringIO(newline="")
         csv.writer(text).writerows([head, *rows])
-        with written_whole(self.folder / "neighbours" / f"epoch_{trainer.current_epoch:03d}.csv") as file:
+        with atomic_write(self.folder / "neighbours" / f"epoch_{trainer.current_epoch:03d}.csv") as file:
             file.write(text.getvalue().encode())
         for logger in trainer.loggers:
             if isinstance(logger, capabilities.LogsTables):

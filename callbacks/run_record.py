@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 from zoo.callbacks import loggers
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
-from zoo.training.files import written_whole
+from zoo.training.files import atomic_write
 from zoo.training.shell import override, pasted
 
 FOLDER = Path(__file__).resolve().parent  # in a checkout: callbacks/, not the link zoo/callbacks
@@ -112,7 +112,7 @@ class RunRecord(L.Callback):
         if not trainer.is_global_zero:
             return
         written = {**self.config, "data_used": self.record["data"]}
-        with written_whole(self.folder / "config.yaml") as file:
+        with atomic_write(self.folder / "config.yaml") as file:
             file.write(yaml.safe_dump(written, sort_keys=False).encode())
         for logger in trainer.loggers:
             logger.log_hyperparams({**written, "commit": self.record["commit"], "hardware": self.record["hardware"]})

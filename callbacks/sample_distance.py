@@ -6,8 +6,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole
-from zoo.evaluation.distances import Yardstick
+from zoo.checks.values import check_integer
+from zoo.evaluation.distances import SampleDistanceMetric
 from zoo.sampling.chunks import check_conditions, sample_chunks
 from zoo.training.ranks import shows_progress
 
@@ -33,10 +33,10 @@ class SampleDistance(L.Callback):
     """
 
     def __init__(self, n: int = 5000, seed: int = 0):
-        check_whole("n", n, least=2)
-        check_whole("seed", seed, least=0)
+        check_integer("n", n, least=2)
+        check_integer("seed", seed, least=0)
         self.n, self.seed = n, seed
-        self._yardstick: Yardstick | None = None
+        self._yardstick: SampleDistanceMetric | None = None
 
     def setup(self, trainer, pl_module, stage):
         check_conditions(pl_module, {})
@@ -53,7 +53,9 @@ class SampleDistance(L.Callback):
             part = sample_chunks(
                 pl_module, self.n, self.seed, trainer.global_rank, trainer.world_size, shows_progress(trainer)
             )
-            self._yardstick = self._yardstick or Yardstick(trainer.datamodule)  # here, because it uses random numbers
+            self._yardstick = self._yardstick or SampleDistanceMetric(
+                trainer.datamodule
+            )  # here, because it uses random numbers
         samples = trainer.strategy.reduce(part.to(pl_module.device), reduce_op="sum").cpu()
         value = torch.tensor(self._yardstick(pl_module, samples))  # equal on all processes
         for name in ("distance", self._yardstick.name):

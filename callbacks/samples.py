@@ -7,10 +7,10 @@ from typing import Any
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from zoo.callbacks.cadence import AtEpochs
-from zoo.callbacks.ema import judged
+from zoo.callbacks.ema import evaluation_weights
 from zoo.callbacks.grids import write_grid
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.sampling.chunks import check_conditions, sample_chunks, try_conditions
 from zoo.sampling.pictures import picture
 from zoo.training.ranks import shows_progress
@@ -46,11 +46,11 @@ class Samples(AtEpochs):
         seed: int = 0,
         conditions: dict[str, Any] | None = None,
     ):
-        check_whole("n", n)
+        check_integer("n", n)
         super().__init__(every_n_epochs)
         if every_n_steps is not None:
-            check_whole("every_n_steps, where it is not null,", every_n_steps)
-        check_whole("seed", seed, least=0)
+            check_integer("every_n_steps, where it is not null,", every_n_steps)
+        check_integer("seed", seed, least=0)
         if not isinstance(conditions or {}, Mapping):
             raise UserError(
                 f"conditions is {conditions!r}, but must be a mapping of names to values, such as {{num_steps: 50}}"
@@ -77,7 +77,7 @@ class Samples(AtEpochs):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         step = trainer.fit_loop.total_batch_idx + 1
         if self.every_n_steps is not None and step % self.every_n_steps == 0:
-            with judged(trainer, pl_module):
+            with evaluation_weights(trainer, pl_module):
                 self._draw(trainer, pl_module, f"step_{step:06d}.png")
 
     def _draw(self, trainer, pl_module, name: str) -> None:

@@ -9,7 +9,7 @@ from zoo.callbacks.cadence import AtEpochs
 from zoo.callbacks.grids import write_grid
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.evaluation import fields
 from zoo.sampling.pictures import as_image
 
@@ -30,7 +30,7 @@ class ScoreField(AtEpochs):
 
     def __init__(self, folder: str, every_n_epochs: int = 10, samples: int = 1000):
         super().__init__(every_n_epochs)
-        check_whole("samples", samples)
+        check_integer("samples", samples)
         self.folder, self.samples = Path(folder), samples
 
     def setup(self, trainer, pl_module, stage):

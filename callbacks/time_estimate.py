@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from zoo.callbacks.cadence import logged_step
 from zoo.checks import capabilities
 from zoo.checks.pixels import as_batch
-from zoo.functional.partition import OF_SANITY_CHECK
+from zoo.functional.partition import SANITY_CHECK_TEMPERATURES
 from zoo.functional.progress import counted, duration
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 WARM_UP = 5  # first batches, which no rate includes
 WINDOW = 60  # latest seconds of training that the rate is measured on, because machines become faster or slower
 CHECK = 5  # seconds between checks of the estimate
-WORTH_SAYING = 10  # seconds by which an estimate must be wrong before a new one is printed
+MIN_CORRECTION = 10  # seconds by which an estimate must be wrong before a new one is printed
 
 
 class TimeEstimate(L.Callback):
@@ -134,7 +134,7 @@ class TimeEstimate(L.Callback):
         if self._said is not None:
             said, then = self._said
             expected = said - (now - then)
-            if 0.5 * expected <= to_go <= 1.5 * expected or not abs(to_go - expected) > WORTH_SAYING:
+            if 0.5 * expected <= to_go <= 1.5 * expected or not abs(to_go - expected) > MIN_CORRECTION:
                 return
         log.info("%s", self._words(trainer, to_go, left, validation, test, self._rows / max(per_batch, 1e-9)))
         self._said = to_go, now
@@ -209,4 +209,4 @@ def _annealing(model, trainer, stage: str) -> int:
         return 0
     stage = "val" if stage == "test" and trainer.limit_test_batches != 1.0 else stage
     h = model.hparams
-    return {"sanity": OF_SANITY_CHECK, "val": h.ais_temperatures, "test": h.test_ais_temperatures}[stage]
+    return {"sanity": SANITY_CHECK_TEMPERATURES, "val": h.ais_temperatures, "test": h.test_ais_temperatures}[stage]

@@ -29,18 +29,18 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from zoo.datamodules.files import (
-    DAMAGE,
+    READ_ERRORS,
     DataError,
     Missing,
     data_root,
     fetch_missing,
     find_file,
-    in_any_capitals,
+    ignoring_case,
     locked,
     md5_of,
     unpack,
 )
-from zoo.training.files import written_whole
+from zoo.training.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def read_text(path: Path, md5: str | None = None, member: str | None = None) -> 
                 f"{path} is not {name} text: byte {place:,} of the text is {error.object[error.start]:#04x}. Convert "
                 f"the file to UTF-8. From Latin-1: iconv -f LATIN1 -t UTF-8 {path} > converted.txt"
             ) from error
-        except DAMAGE as error:
+        except READ_ERRORS as error:
             wrong = "" if path.suffix in ("", ".txt") else f". If it is not a {path.suffix} file, rename it"
             raise DataError(f"{path} is damaged: {error}{wrong}") from error
     if md5 is not None and digest.hexdigest() != md5:
@@ -274,7 +274,7 @@ def save(corpus: Corpus, path: Path) -> None:
         OSError: if it cannot be written.
     """
     words = np.frombuffer("\n".join(corpus.words).encode(), np.uint8)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         np.savez(file, words=words, counts=corpus.counts, raw_words=corpus.raw_words, **corpus.splits)
 
 
@@ -290,7 +290,7 @@ def restore(path: Path) -> Corpus | None:
     except PermissionError as error:
         log.warning("%s cannot be read (%s): the text is encoded again", path, error.strerror)
         return None
-    except (*DAMAGE, ValueError, TypeError, KeyError) as error:
+    except (*READ_ERRORS, ValueError, TypeError, KeyError) as error:
         log.warning("%s is damaged (%s): the text is encoded again", path, error)
         return None
     return corpus
@@ -418,7 +418,7 @@ class Place(NamedTuple):
 
 def _find(name: str, split: str) -> Place | None:
     """Return the place of a published text, under any of its names, compressed or not, or in an archive, or None."""
-    own = [folder for entry in FOLDERS[name] if (folder := in_any_capitals(data_root() / entry)) is not None]
+    own = [folder for entry in FOLDERS[name] if (folder := ignoring_case(data_root() / entry)) is not None]
     # The folder of all data is searched only for names that other texts do not have.
     general = [published for published in NAMES[name][split] if published not in ("train.txt", "valid.txt", "test.txt")]
     found = itertools.chain(find_file(own, NAMES[name][split]), find_file([data_root()], general))

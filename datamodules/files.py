@@ -21,14 +21,14 @@ from tqdm.auto import tqdm
 
 from zoo.checks.errors import UserError
 from zoo.training.error_lines import FULL_DISK
-from zoo.training.files import FileNotWritten, reachable, written_whole
+from zoo.training.files import FileNotWritten, atomic_write, reachable
 
 log = logging.getLogger(__name__)
 
 SECONDS_WITHOUT_AN_ANSWER = 20
 # Exceptions that a damaged archive raises. zipfile raises RuntimeError for a password or an unknown compression.
-DAMAGE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, lzma.LZMAError, zlib.error)
-PACKED = ("", ".gz", ".xz", ".zip", ".bz2")  # endings of a file, in the order of the search
+READ_ERRORS = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, lzma.LZMAError, zlib.error)
+COMPRESSED_ENDINGS = ("", ".gz", ".xz", ".zip", ".bz2")  # endings of a file, in the order of the search
 
 OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 # First bytes of compressed files. They identify a file independently of its name.
@@ -68,7 +68,7 @@ def data_root() -> Path:
 # Finding.
 
 
-def in_any_capitals(path: Path) -> Path | None:
+def ignoring_case(path: Path) -> Path | None:
     """Return the file or folder at ``path``, ignoring upper and lower case in its name, or None.
 
     Raises:
@@ -93,8 +93,8 @@ def find_file(folders: Iterable[Path], names: Iterable[str]) -> Iterator[Path]:
     names = list(names)
     for folder in folders:
         for name in names:
-            for ending in PACKED:
-                if (path := in_any_capitals(folder / f"{name}{ending}")) is not None and path.is_file():
+            for ending in COMPRESSED_ENDINGS:
+                if (path := ignoring_case(folder / f"{name}{ending}")) is not None and path.is_file():
                     yield path
 
 
@@ -113,7 +113,7 @@ def unpack(file: BinaryIO, path: Path, member: str | None = None) -> BinaryIO:
 
     Raises:
         DataError: for another compression, or a zip archive without exactly one matching file.
-        OSError, or another of ``DAMAGE``: if the content does not match the ending of the name.
+        OSError, or another of ``READ_ERRORS``: if the content does not match the ending of the name.
     """
     begin = file.read(16)
     file.seek(0)
@@ -144,7 +144,7 @@ def md5_of(path: Path, unpacked: bool = False, member: str | None = None) -> str
             stream = unpack(file, path, member) if unpacked else file
             while block := stream.read(1 << 20):
                 digest.update(block)
-        except (*DAMAGE, DataError):
+        except (*READ_ERRORS, DataError):
             return None
     return digest.hexdigest()
 
@@ -238,7 +238,7 @@ def _download_from(address: str, file: Missing) -> None:
     try:
         with (
             urllib.request.urlopen(request, timeout=SECONDS_WITHOUT_AN_ANSWER) as source,
-            written_whole(file.path) as target,
+            atomic_write(file.path) as target,
             tqdm(total=source.length, desc=f"downloading {file.path.name}", unit="B", unit_scale=True) as bar,
         ):
             while block := source.read(1 << 16):

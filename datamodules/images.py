@@ -21,13 +21,13 @@ from torch import Tensor
 
 from zoo.checks.errors import UserError
 from zoo.datamodules.files import (
-    DAMAGE,
+    READ_ERRORS,
     DataError,
     Missing,
     data_root,
     fetch_missing,
     find_file,
-    in_any_capitals,
+    ignoring_case,
     md5_of,
     resumes,
     unpack,
@@ -69,8 +69,8 @@ class Split(NamedTuple):
 def _folders(name: str, root: Path) -> Iterator[Path]:
     """Yield the folders to search for files of ``name``: torchvision's, folders with similar names, and ``root``."""
     for own in OWN_FOLDERS[name]:
-        if (folder := in_any_capitals(root / own)) is not None:
-            yield from (raw for raw in [in_any_capitals(folder / "raw")] if raw is not None)
+        if (folder := ignoring_case(root / own)) is not None:
+            yield from (raw for raw in [ignoring_case(folder / "raw")] if raw is not None)
             yield folder
     yield root
 
@@ -97,7 +97,7 @@ def _read_idx(name: str, file: str, root: Path, md5: str) -> np.ndarray:
         with path.open("rb") as opened:
             data = unpack(opened, path).read()
         intact, reason = hashlib.md5(data, usedforsecurity=False).hexdigest() == md5, ""
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         intact, reason = False, f" ({error})"
     if not intact:
         raise DataError(

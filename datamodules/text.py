@@ -28,7 +28,7 @@ from torch import Tensor
 
 from zoo.checks.errors import UserError
 from zoo.checks.old_forms import old_form
-from zoo.checks.values import check_choice, check_share, check_whole
+from zoo.checks.values import check_choice, check_fraction, check_integer
 from zoo.datamodules.corpus import PUBLISHED, RULES, Corpus, fetch, load_corpus
 from zoo.datamodules.files import DataError, resumes
 from zoo.datamodules.limits import SPLITS, check_limits, overfits
@@ -214,12 +214,12 @@ class Text(L.LightningDataModule):
                 else f"data.path={path} cannot be used with data={name}: use data=textfile, or remove data.path"
             )
         for key, value in {"min_count": min_count, "window": window, "batch_size": batch_size}.items():
-            check_whole(key, value)
-        check_whole("eval_batch_size", eval_batch_size)
+            check_integer(key, value)
+        check_integer("eval_batch_size", eval_batch_size)
         if max_vocabulary is not None:
-            check_whole("max_vocabulary", max_vocabulary, least=2)
-        check_share("sample", sample)
-        check_whole("seed", seed, least=0)
+            check_integer("max_vocabulary", max_vocabulary, least=2)
+        check_fraction("sample", sample)
+        check_integer("seed", seed, least=0)
         if path is not None and not isinstance(path, str):
             raise UserError(f"data.path is {path!r}, but must be the path of a file: put quotes around a numeric name")
         self.save_hyperparameters(logger=False)

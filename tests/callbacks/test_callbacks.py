@@ -29,7 +29,7 @@ from zoo.callbacks import (
     TimeEstimate,
 )
 from zoo.callbacks.cadence import AtEpochs
-from zoo.callbacks.ema import ema_update, judged
+from zoo.callbacks.ema import ema_update, evaluation_weights
 from zoo.callbacks.run_record import commit, hardware
 from zoo.checks.errors import UserError
 from zoo.datamodules import Images, Text, Toy
@@ -215,7 +215,7 @@ def test_averaged_weights_within_training_are_in_eval_mode_as_in_validation():
             seen.append((model.training, model.grey.item()))
 
         def fail(self, trainer, model):
-            with judged(trainer, model):
+            with evaluation_weights(trainer, model):
                 seen.append((model.training, model.grey.item()))
                 raise RuntimeError("out of memory")
 

@@ -18,7 +18,7 @@ from processes import done
 from zoo.datamodules import DataError, Text, corpus
 from zoo.datamodules.corpus import Corpus, find_words, load_corpus, number_words, read_text, restore, save
 from zoo.datamodules.text import TextLoader, keep_probability, make_rows
-from zoo.functional.contrastive import ROW, within_reach
+from zoo.functional.contrastive import ROW, pairs_in_window
 
 STORY = "The cat sat.\nThe cat's hat!\n \n\nA dog\u2019s den; the END\n"
 WORDS = ["the", "cat", "sat", "the", "cat's", "hat", None, "a", "dog\u2019s", "den", "the", "end"]
@@ -289,7 +289,7 @@ def test_rows_hold_every_pair_of_the_text_once(generator):
     stream[torch.rand(500, generator=generator) < 0.05] = -1
     window = 3
     rows = make_rows(stream, torch.ones(9), window, generator=torch.Generator().manual_seed(1))
-    centres, around, taken = within_reach(rows)
+    centres, around, taken = pairs_in_window(rows)
     ours = Counter(zip(centres[..., None].expand_as(around)[taken].tolist(), around[taken].tolist(), strict=True))
 
     # The loop uses the same window sizes, word by word.
@@ -318,7 +318,7 @@ def test_words_are_left_out_as_often_as_said(generator):
     torch.testing.assert_close(keep, (f.sqrt() + f).clamp(max=1))
     assert keep[2:].tolist() == [1, 1] and torch.equal(keep_probability(counts, 0), torch.ones(4))
     stream = torch.arange(4).repeat_interleave(counts)[torch.randperm(int(counts.sum()), generator=generator)]
-    centres = within_reach(make_rows(stream, keep, 5, generator=generator))[0]
+    centres = pairs_in_window(make_rows(stream, keep, 5, generator=generator))[0]
     left = torch.bincount(centres[centres >= 0], minlength=4)
     sd = (counts * keep * (1 - keep)).sqrt()
     assert ((left - counts * keep).abs() <= 4.5 * sd).all()  # fails once in 70,000 seeds
