@@ -162,7 +162,7 @@ class SkipGram(L.LightningModule):
         data = self.trainer.datamodule
         if not isinstance(data, TextData):
             raise UserError(
-                "fit got no datamodule, which SkipGram needs for its words: use fit(model, datamodule=...) with a zoo.datamodules.Text"
+                "fit got no datamodule with text: use fit(model, datamodule=...) with a zoo.datamodules.Text"
             )
         counts = torch.from_numpy(data.corpus.counts)
         if not self.words:
