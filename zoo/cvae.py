@@ -196,7 +196,7 @@ class CVAE(L.LightningModule):
         one_hot = F.one_hot(self._labels(y, a.shape[-2]), self.hparams.num_classes)
         return torch.cat([a, one_hot.to(a.dtype).expand(*a.shape[:-1], -1)], dim=-1)
 
-    # Training: ``noise`` draws everything random. The objective is a function of it.
+    # Training. ``noise`` draws all random numbers. The objective is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
         """Return all noise of one step: ``u`` (B, 1, 28, 28), which binarises, and ``eps`` (B, D)."""

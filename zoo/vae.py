@@ -219,7 +219,7 @@ class VAE(L.LightningModule):
         logvar = self.log_variance.detach() if held_fixed else self.log_variance
         return (logvar.exp() + self.hparams.variance_floor).log()
 
-    # Training: ``noise`` draws everything random. The objectives are functions of it.
+    # Training. ``noise`` draws all random numbers. The objectives are deterministic functions of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, estimator: str | None = None) -> Noise:
         """Return all noise of one step, for ``estimator`` (the model's own if None).
