@@ -58,7 +58,7 @@ def test_a_field_is_measured_against_the_score_it_targets(ladder):
 def test_the_outermost_hundredth_does_not_count():
     """The divergence ignores errors of the score in the 1 % of the draws with the lowest density.
 
-    An error of (5, 5) everywhere has the divergence 25. In the outer half only, it has the divergence 25 * 49 / 99.
+    An error of (5, 5) everywhere has the divergence 25. In the outer half only, it gives 25 * 49 / 99.
     """
     x, _ = mixture().sample(10_000, generator=chunk_generator(1, 0))
 
