@@ -171,7 +171,7 @@ def test_unet_keeps_shapes_and_refuses_others():
 
 
 def test_every_way_to_draw_steps(generator):
-    """Without a history, all three ways draw uniformly. Importance then follows the history, with weights 1 / (T p_t)."""
+    """Without a history, all three ways draw uniformly. With one, ``importance`` uses it, with weights 1 / (T p_t)."""
     model = DDPM(steps=50, widths=[8], timesteps="importance")
     batch = [torch.zeros(40_000, 1, 1, 1)]
     for timesteps in ("uniform", "stratified", "importance"):  # without a history, importance is uniform
