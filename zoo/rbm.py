@@ -17,7 +17,7 @@ Training minimises mean F(v) - mean F(v'). For v' ~ p its expected gradient is e
     pcd     v' is k Gibbs steps further along persistent chains      (biased if they lag behind the model)
     exact   E_{v' ~ p} is enumerated: 2^n terms for n units in the smaller layer, at most 20
 
-Symbols: v are visible units, (B, V), and h hidden units, (B, H). W is (V, H). b and c are the visible and hidden
+Symbols: v are visible units, (B, V). h are hidden units, (B, H). W is (V, H). b and c are the visible and hidden
 biases, (V,) and (H,). u is uniform noise. Images are (B, 1, 28, 28) in [0, 1] and are binarised here.
 Logged, in nats per example: train/loss is mean F(v) - mean F(v'). It is near zero and does not show progress. For
 ``exact`` it is -log p(v). {val,test}/loss is -log p(v). log Z is enumerated if a layer has at most 16 units, otherwise

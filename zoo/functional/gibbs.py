@@ -96,7 +96,7 @@ def restart_noise(
 def pcd(noise: dict[str, Tensor], machine: Machine) -> Tensor:
     """Return v' (n, V) after k Gibbs steps of persistent chains.
 
-    A chain that restarts first draws each visible unit with probability 1/2. It then draws its hidden state given v.
+    A chain that restarts first draws random visible units v. It then draws its hidden state given v.
 
     Args:
         noise: the hidden states ``h`` (n, H) of the chains, and uniform noise ``u_v`` (k, n, V) and ``u_h`` (k, n, H).
