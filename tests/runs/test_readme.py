@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ say: commands can be typed, links lead somewhere, numbers are the cards'."""
+"""Tests of the README and docs/: commands run, links have targets, and numbers agree with the cards."""
 
 import json
 import re
@@ -82,7 +82,7 @@ def test_the_readme_is_one_screen():
     assert len(re.findall(r"^!\[", README, re.MULTILINE)) == 1
 
 
-# Where a card holds the number of README's row, and how the row writes it.
+# For each row of the README: the place of its number in a card, and the format of the number.
 NUMBERS = {
     "vae": lambda m: f"{m['test/log_likelihood']:.2f}",
     "cvae": lambda m: f"{100 * m['judged_accuracy']:.2f}",
