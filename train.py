@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.training.command_line import check_kind, check_values, readable_arguments, with_home, with_names_of_today
-from zoo.training.error_lines import errors_for_people
+from zoo.training.command_line import check_kind, check_values, readable_arguments, with_current_names, with_home
+from zoo.training.error_lines import one_line_errors
 from zoo.training.hydra_errors import hydra_raises
 from zoo.training.interruption import ended_by_signals
-from zoo.training.processes import end_with_parent, leaving_together, overrides_of_process
-from zoo.training.sweeps import end_of_sweep, sweep_goes_on
+from zoo.training.processes import end_with_parent, leave_process_group, overrides_of_process
+from zoo.training.sweeps import end_of_sweep, report_failed_job
 from zoo.training.threads import prepare_threads
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def train(cfg: "DictConfig") -> dict[str, float]:
     from zoo.hub import check_resumable
 
     check_values(cfg)
-    with_names_of_today(cfg)
+    with_current_names(cfg)
     with_home(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data, model = build(cfg.data), build(cfg.model)
@@ -88,9 +88,9 @@ def job(cfg: "DictConfig") -> float | None:
     """
     from omegaconf import OmegaConf
 
-    from zoo.training.messages import lines_of_their_own
+    from zoo.training.messages import log_above_bars
 
-    with sweep_goes_on(), errors_for_people(cfg.run_dir), lines_of_their_own(), leaving_together():
+    with report_failed_job(), one_line_errors(cfg.run_dir), log_above_bars(), leave_process_group():
         return train(cfg).get(OmegaConf.select(cfg, "callbacks.best.monitor"))
     return math.nan
 
@@ -109,5 +109,5 @@ def main() -> None:
 if __name__ == "__main__":
     end_with_parent()
     prepare_threads()
-    with ended_by_signals(), errors_for_people():
+    with ended_by_signals(), one_line_errors():
         main()

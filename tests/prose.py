@@ -168,7 +168,7 @@ def said(node: ast.expr) -> str:
 
 
 def comments(found: list[Comment]) -> list[Text]:
-    """Join comments on adjacent lines of their own, which are one text."""
+    """Join whole-line comments on adjacent lines: they are one text."""
     texts: list[Text] = []
     last = None
     for comment in found:

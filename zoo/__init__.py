@@ -55,7 +55,7 @@ MODELS = {
 }
 
 # Networks that score samples in zoo.evaluation. "python train.py experiment=NAME" trains one, and zoo.load loads it.
-JUDGES = {
+CLASSIFIERS = {
     "classifier": "zoo.evaluation.classifier.Classifier",
 }
 

@@ -16,7 +16,7 @@ import os
 import re
 
 from zoo.checks.errors import UserError
-from zoo.training.error_lines import errors_for_people
+from zoo.training.error_lines import one_line_errors
 from zoo.training.interruption import ended_by_signals
 
 PROGRAM = "python -m zoo"
@@ -479,7 +479,7 @@ def _add_protocol(sub: argparse.ArgumentParser) -> None:
 
 
 def main() -> None:
-    with errors_for_people():
+    with one_line_errors():
         arguments = parser()
         args = arguments.parse_args()
         if args.command is None:
@@ -502,11 +502,11 @@ def work(args: argparse.Namespace) -> None:
     """Run a command that needs torch, and print each log message on its own line."""
     import logging
 
-    from zoo.training.messages import lines_of_their_own
+    from zoo.training.messages import log_above_bars
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("zoo").setLevel(logging.INFO)
-    with lines_of_their_own():
+    with log_above_bars():
         args.run(args)
 
 

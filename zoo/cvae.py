@@ -43,7 +43,7 @@ from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, images, labels_in, numbers
 from zoo.checks.labels import Labels, as_labels
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_positive, check_whole, check_widths
+from zoo.checks.values import check_choice, check_integer, check_positive, check_widths
 from zoo.estimators import GradientEstimator, Noise, score_function
 from zoo.functional.densities import at_least_float32, binarise, kl_normal, log_bernoulli, log_normal, reparameterise
 from zoo.functional.importance import importance_weighted_log_likelihood
@@ -141,8 +141,8 @@ class CVAE(L.LightningModule):
         super().__init__()
         check_choice("prior", prior, ("standard", "learned"))
         check_choice("likelihood", likelihood, ("bernoulli", "gaussian"))
-        check_whole("latent_dim", latent_dim)
-        check_whole("num_classes", num_classes)
+        check_integer("latent_dim", latent_dim)
+        check_integer("num_classes", num_classes)
         check_widths("hidden", hidden, (512, 512))
         check_positive("lr", lr)
         check_positive("variance_floor", variance_floor)

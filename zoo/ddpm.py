@@ -55,7 +55,7 @@ from zoo.checks.capabilities import BOUND
 from zoo.checks.errors import UserError
 from zoo.checks.labels import Labels, as_labels, sampled_labels
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_not_negative, check_positive, check_share, check_whole
+from zoo.checks.values import check_choice, check_fraction, check_integer, check_not_negative, check_positive
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional import diffusion, diffusion_bound
 from zoo.functional import diffusion_samplers as samplers
@@ -63,7 +63,7 @@ from zoo.functional.densities import at_least_float32
 from zoo.functional.diffusion import Chain, predicted_eps, predicted_x0, simple_loss
 from zoo.functional.langevin import langevin_sample
 from zoo.functional.noise import chunk_generator, rand, randn
-from zoo.functional.precision import in_float64, never_rounded
+from zoo.functional.precision import in_float64, keep_float32
 from zoo.nets.description import described
 from zoo.nets.unet import UNet, check_unet
 from zoo.training.ranks import equal_rows
@@ -71,14 +71,14 @@ from zoo.training.schedules import half_cosine
 
 HISTORY = 10  # last losses kept for each step, for importance sampling
 STATES = dict.fromkeys(("xt", "x_T", "a", "b"), inputs.noisy) | {
-    "t": inputs.whole_numbers_below(lambda self: self.num_steps)
+    "t": inputs.integers_below(lambda self: self.num_steps)
 }
 
 
 @described
 @accepts_old_form("noise", "loss", "bound_terms", "log_likelihood", labels="y")
 @inputs.checks_inputs(x=inputs.images, y=inputs.labels, sigma=inputs.positive, **STATES)
-@never_rounded(*Chain._fields, "loss_history")
+@keep_float32(*Chain._fields, "loss_history")
 class DDPM(L.LightningModule):
     """Denoising diffusion model of 28 x 28 images, with or without labels.
 
@@ -117,16 +117,16 @@ class DDPM(L.LightningModule):
         warmup: int = 200,
     ):
         super().__init__()
-        check_whole("steps", steps, least=2)
+        check_integer("steps", steps, least=2)
         check_choice("schedule", schedule, tuple(diffusion.SCHEDULES))
         check_choice("predict", predict, diffusion.PREDICTIONS)
         check_choice("variance", variance, diffusion.VARIANCES)
         check_choice("timesteps", timesteps, diffusion.TIMESTEPS)
         if num_classes is not None:
-            check_whole("num_classes", num_classes)
-        check_share("label_dropout", label_dropout)
+            check_integer("num_classes", num_classes)
+        check_fraction("label_dropout", label_dropout)
         check_positive("lr", lr)
-        check_whole("warmup", warmup, least=0)
+        check_integer("warmup", warmup, least=0)
         check_unet(widths, blocks, patch)
         widths = list(widths)
         self.save_hyperparameters()
@@ -229,7 +229,7 @@ class DDPM(L.LightningModule):
         losses = self.losses(batch, noise)
         if self.hparams.timesteps == "importance":
             t, found = (equal_rows(mine, self.trainer) for mine in (noise["t"], losses.detach()))
-            diffusion.remember(self.loss_history, self.loss_count, t, found)
+            diffusion.append_losses(self.loss_history, self.loss_count, t, found)
         loss = (noise["weight"] * losses).mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -289,7 +289,7 @@ class DDPM(L.LightningModule):
             UserError: If an argument has a value that is not allowed, or if samples become NaN or infinite.
         """
         check_not_negative("guidance", guidance)
-        check_whole("corrector_steps", corrector_steps, least=0)
+        check_integer("corrector_steps", corrector_steps, least=0)
         check_positive("corrector_snr", corrector_snr)
         x = randn(n, 1, 28, 28, generator=generator, device=self.device)
         classes = self.hparams.num_classes  # labels are drawn even if y is given, so y does not change the noise
@@ -301,7 +301,7 @@ class DDPM(L.LightningModule):
             score = lambda x: self.score(x, torch.full((len(x),), i, device=x.device), given, guidance)  # noqa: E731
             return langevin_sample(score, x, corrector_steps, snr=corrector_snr, generator=generator)
 
-        num_steps = self._fifty() if num_steps == "default" else num_steps
+        num_steps = self._default_num_steps() if num_steps == "default" else num_steps
         how = {"generator": generator, "correct": correct if corrector_steps else None}
         steps, total = samplers.sampler(x0_model, x, self.chain, num_steps, eta, self.hparams.variance, **how)
         drawn = samplers.shown(steps, total, frames, show)
@@ -309,7 +309,7 @@ class DDPM(L.LightningModule):
             raise UserError(f"samples became NaN or infinite with {guidance=}, {corrector_snr=}: use smaller values")
         return _as_images(drawn)
 
-    def _fifty(self) -> int:
+    def _default_num_steps(self) -> int:
         return min(50, len(self.betas))
 
     def rows(self) -> tuple[str, list[int]] | None:
@@ -323,13 +323,13 @@ class DDPM(L.LightningModule):
 
         ``num_steps`` is by default min(50, T), as in the two methods below.
         """
-        num_steps = self._fifty() if num_steps is None else num_steps
+        num_steps = self._default_num_steps() if num_steps is None else num_steps
         return samplers.ddim_encode(self.x0_hat, 2 * x - 1, self.chain, num_steps)
 
     @torch.no_grad()
     def decode(self, x_T: Tensor, num_steps: int | None = None) -> Tensor:
         """Return the images in [0, 1] that deterministic DDIM makes from noise ``x_T``; (B, 1, 28, 28) both."""
-        num_steps = self._fifty() if num_steps is None else num_steps
+        num_steps = self._default_num_steps() if num_steps is None else num_steps
         steps = samplers.ddim_steps(self.x0_hat, x_T, self.chain, num_steps)
         return _as_images(samplers.last(steps, num_steps, "sampling"))
 
@@ -342,7 +342,7 @@ class DDPM(L.LightningModule):
             between: Number of images, both ends included, at least 2.
             num_steps: DDIM steps.
         """
-        check_whole("between", between, least=2)
+        check_integer("between", between, least=2)
         x_T = samplers.slerp(a, b, torch.linspace(0, 1, between))
         return self.decode(x_T.flatten(0, 1), num_steps).view(x_T.shape)
 

@@ -70,16 +70,16 @@ from torch import Tensor
 
 from zoo.checks.capabilities import EXACT
 from zoo.checks.errors import UserError
-from zoo.checks.inputs import checks_inputs, data, numbers, seen_by_players, takes
+from zoo.checks.inputs import checks_inputs, data, numbers, seen_by_networks, takes
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_positive, check_share, check_whole
+from zoo.checks.values import check_choice, check_fraction, check_integer, check_positive
 from zoo.estimators import GradientEstimator, Noise, with_gradient
 from zoo.functional.densities import at_least_float32
 from zoo.functional.latents import Categorical
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.adversarial import SequenceGenerator, centre, check_networks, make_discriminator, make_generator, uncentre
 from zoo.nets.description import described
-from zoo.training.adversarial import check_batches, generate, restate, step
+from zoo.training.adversarial import check_batches, generate, recompute_batch_norm, step
 
 GENERATOR_LOSSES = ("non_saturating", "minimax", "kl")
 RELAXATIONS = ("straight_through", "gumbel_softmax")
@@ -152,10 +152,10 @@ class GAN(L.LightningModule):
         check_choice("generator_loss", generator_loss, GENERATOR_LOSSES)
         check_choice("relaxation", relaxation, RELAXATIONS)
         check_positive("temperature", temperature)
-        check_whole("discriminator_steps", discriminator_steps)
+        check_integer("discriminator_steps", discriminator_steps)
         check_positive("lr_discriminator", lr_discriminator)
         check_positive("lr_generator", lr_generator)
-        check_share("beta1", beta1)
+        check_fraction("beta1", beta1)
         if network == "sequence" and (len(shape) != 2 or shape[1] < 2):
             raise UserError(
                 f"shape must be [length, symbols] with at least 2 symbols for network=sequence, got {list(shape)}"
@@ -195,7 +195,7 @@ class GAN(L.LightningModule):
         soft = q.soften(s, self.hparams.temperature)
         return soft if self.hparams.relaxation == "gumbel_softmax" else with_gradient(q.harden(s).detach(), soft)
 
-    @takes(x=seen_by_players)
+    @takes(x=seen_by_networks)
     def logits(self, x: Tensor) -> Tensor:
         """Return l = log D - log(1 - D), (B,), for examples (B, *shape) as the networks see them."""
         return at_least_float32(self.discriminator(x)).squeeze(-1)
@@ -247,7 +247,7 @@ class GAN(L.LightningModule):
         return {f"{network}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
 
     def on_validation_epoch_start(self):
-        restate(self, lambda i: self.discriminator(self.G(self.z(250, generator=chunk_generator(0, i)))))
+        recompute_batch_norm(self, lambda i: self.discriminator(self.G(self.z(250, generator=chunk_generator(0, i)))))
 
     def validation_step(self, batch, batch_idx, stage="val"):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch

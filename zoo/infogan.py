@@ -49,7 +49,7 @@ from zoo.checks.codes import Codes, as_codes
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, grey_images, images, numbers
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_not_negative, check_positive, check_share, check_whole
+from zoo.checks.values import check_fraction, check_integer, check_not_negative, check_positive
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
 from zoo.functional.clusters import ClusterTable
 from zoo.functional.deformation import deform
@@ -63,7 +63,7 @@ from zoo.training.adversarial import (
     check_batches,
     flat_statistics,
     generate,
-    restate,
+    recompute_batch_norm,
     running_statistics,
     step,
     training_images,
@@ -120,17 +120,17 @@ class InfoGAN(L.LightningModule):
         beta1: float = 0.5,
     ):
         super().__init__()
-        check_whole("z_dim", z_dim)
-        check_whole("num_continuous", num_continuous)
-        check_whole("width", width)
-        check_whole("features", features)
-        check_whole("num_categories", num_categories, least=2)
+        check_integer("z_dim", z_dim)
+        check_integer("num_continuous", num_continuous)
+        check_integer("width", width)
+        check_integer("features", features)
+        check_integer("num_categories", num_categories, least=2)
         check_not_negative("info_weight", info_weight)
         check_not_negative("continuous_weight", continuous_weight)
         check_not_negative("deformation", deformation)
         check_positive("lr_discriminator", lr_discriminator)
         check_positive("lr_generator", lr_generator)
-        check_share("beta1", beta1)
+        check_fraction("beta1", beta1)
         self.save_hyperparameters()
         self.automatic_optimization = False
         K, D = num_categories, num_continuous
@@ -181,7 +181,7 @@ class InfoGAN(L.LightningModule):
         means = {"D_x": real_logits.sigmoid().mean(), "D_G_z": fake_logits.sigmoid().mean()}
         return {"loss": -value, "value": value, "js": jensen_shannon(value), **means}
 
-    def bend(self, x: Tensor, noise: Noise, share: float = 1.0) -> Tensor:
+    def deformed(self, x: Tensor, noise: Noise, share: float = 1.0) -> Tensor:
         """Return randomly deformed images (B, 1, 28, 28) in [0, 1]. ``share`` is relative to the training strength."""
         return deform(x, noise["affine"], noise["bumps"], share * self.hparams.deformation)
 
@@ -190,7 +190,7 @@ class InfoGAN(L.LightningModule):
         category_logits, mu, logvar = self.posterior(features)
         if self.hparams.deformation > 0 and self.training:
             # The deformation fills the outside with 0, which is black in [0, 1] and grey in [-1, 1].
-            category_logits, _, _ = self.posterior(self.trunk(2 * self.bend(fake / 2 + 0.5, noise) - 1))
+            category_logits, _, _ = self.posterior(self.trunk(2 * self.deformed(fake / 2 + 0.5, noise) - 1))
         return (
             categorical_bound(category_logits, noise["category"]),
             continuous_bound(mu, logvar, noise["continuous"]),
@@ -256,12 +256,12 @@ class InfoGAN(L.LightningModule):
             generator = chunk_generator(0, i)
             some = images[torch.randint(len(images), (250,), generator=generator).to(images.device)]
             x = some[:, None].to(self.device).float() / 255
-            self.posterior(self.trunk(centre(self.bend(x, self.noise([x], generator=generator), 0.5), IMAGE)))
+            self.posterior(self.trunk(centre(self.deformed(x, self.noise([x], generator=generator), 0.5), IMAGE)))
 
         readers = self.readers()
-        restate(nn.ModuleDict(readers), see_images)
+        recompute_batch_norm(nn.ModuleDict(readers), see_images)
         self.real_statistics.copy_(flat_statistics(running_statistics(readers)))
-        restate(self, see_samples)
+        recompute_batch_norm(self, see_samples)
 
     def readers(self) -> dict[str, nn.Module]:
         """Return the modules that compute Q by name: the trunk and Q's own layers."""
@@ -318,7 +318,7 @@ class InfoGAN(L.LightningModule):
             log_Q = 0.0
             for i in range(readings):
                 way = {k: ways[k][i : i + 1].expand(len(x), *ways[k].shape[1:]) for k in ("affine", "bumps")}
-                log_Q = log_Q + self.posterior(self.trunk(centre(self.bend(x, way, 0.5), IMAGE)))[0].log_softmax(-1)
+                log_Q = log_Q + self.posterior(self.trunk(centre(self.deformed(x, way, 0.5), IMAGE)))[0].log_softmax(-1)
             return log_Q.argmax(-1)
 
         return call_with(self, as_statistics(self.real_statistics, running_statistics(self.readers())), read)
@@ -384,7 +384,7 @@ class InfoGAN(L.LightningModule):
         K, D = self.hparams.num_categories, self.hparams.num_continuous
         if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code < D:
             raise UserError(f"code must be an integer from 0 to {D - 1}, got {code!r}")
-        check_whole("steps", steps, least=2)
+        check_integer("steps", steps, least=2)
         values = torch.zeros(steps, K, D, device=self.device)
         values[..., code] = torch.linspace(-2, 2, steps, device=self.device)[:, None]
         z = randn(self.hparams.z_dim, generator=generator, device=self.device)

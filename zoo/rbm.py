@@ -43,12 +43,12 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from zoo.checks import values
 from zoo.checks.capabilities import ANNEALED
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, data
-from zoo.checks.old_forms import accepts_old_form, leads_on
-from zoo.checks.pixels import flat_pixels, look_through
-from zoo.checks.values import check_choice, check_not_negative, check_positive, check_schedule, check_share, check_whole
+from zoo.checks.old_forms import accepts_old_form, forwards_to
+from zoo.checks.pixels import flat_pixels, sum_images
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional import gibbs, partition
 from zoo.functional.boltzmann import Machine, Weights, free_energy
@@ -65,7 +65,7 @@ Generator = torch.Generator | None
 
 
 @described
-@leads_on(hidden_logits="machine.hidden_logits", visible_logits="machine.visible_logits")
+@forwards_to(hidden_logits="machine.hidden_logits", visible_logits="machine.visible_logits")
 @accepts_old_form("noise", "loss", "log_likelihood", "probe_batch")
 @checks_inputs(x=data, v=data)
 class RBM(L.LightningModule):
@@ -114,17 +114,17 @@ class RBM(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         h = self.hparams
-        check_choice("learning", h.learning, ("cd", "pcd", "exact"))
-        check_choice("binarisation", h.binarisation, ("bernoulli", "threshold"))
-        check_choice("optimiser", h.optimiser, ("sgd", "adam"))
+        values.check_choice("learning", h.learning, ("cd", "pcd", "exact"))
+        values.check_choice("binarisation", h.binarisation, ("bernoulli", "threshold"))
+        values.check_choice("optimiser", h.optimiser, ("sgd", "adam"))
         for key in ("num_hidden", "num_visible", "num_chains", "ais_temperatures", "test_ais_temperatures"):
-            check_whole(key, h[key])
-        check_whole("ais_chains", h.ais_chains, least=2)
-        check_schedule("k", h.k, check_whole)
-        check_schedule("momentum", h.momentum, check_share)
-        check_share("restarts", h.restarts)
-        check_positive("lr", h.lr)
-        check_not_negative("weight_decay", h.weight_decay)
+            values.check_integer(key, h[key])
+        values.check_integer("ais_chains", h.ais_chains, least=2)
+        values.check_schedule("k", h.k, values.check_integer)
+        values.check_schedule("momentum", h.momentum, values.check_fraction)
+        values.check_fraction("restarts", h.restarts)
+        values.check_positive("lr", h.lr)
+        values.check_not_negative("weight_decay", h.weight_decay)
         if not isinstance(h.centred, bool):
             raise UserError(f"centred must be true or false, got {h.centred!r}")
         if h.learning == "exact":
@@ -258,7 +258,7 @@ class RBM(L.LightningModule):
             raise UserError(f"num_chains must be at least {world_size}, one for each process, got {h.num_chains}")
         vectors = partial(flat_pixels, like=self.b) if h.binarisation == "bernoulli" else lambda x: self.observe(x, x)
         # A second loader, because the trainer's holds the position in the epoch.
-        total, first = look_through(trainer.datamodule.train_dataloader(), vectors, max(1, PROBE // world_size))
+        total, first = sum_images(trainer.datamodule.train_dataloader(), vectors, max(1, PROBE // world_size))
         self.probe = all_rows(first.to(trainer.strategy.root_device), trainer)
         total = exact_sum(total, trainer)
         if not self.initialised:
@@ -267,7 +267,7 @@ class RBM(L.LightningModule):
             self.b.copy_(mean.logit())  # the model begins with the right mean of each pixel
             self.initialised.fill_(True)
         if h.learning == "pcd":
-            self.chains = gibbs.own_chains(self.chains, h.num_chains, h.num_hidden, trainer.global_rank, world_size)
+            self.chains = gibbs.local_chains(self.chains, h.num_chains, h.num_hidden, trainer.global_rank, world_size)
 
     def _momentum(self, epoch: int) -> dict[str, Any]:
         value = at_epoch(self.hparams.momentum, epoch)
@@ -299,7 +299,7 @@ class RBM(L.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_validation_epoch_start(self):
-        steps = partition.OF_SANITY_CHECK if self.trainer.sanity_checking else self.hparams.ais_temperatures
+        steps = partition.SANITY_CHECK_TEMPERATURES if self.trainer.sanity_checking else self.hparams.ais_temperatures
         self._log_partitions = self.log_partitions(steps, progress=shows_progress(self.trainer))
 
     def on_test_epoch_start(self):
@@ -376,7 +376,7 @@ class RBM(L.LightningModule):
         Raises:
             UserError: for a value that is not allowed, or if the model has no training images or chains.
         """
-        check_whole("steps", steps)
+        values.check_integer("steps", steps)
         shown, sources = gibbs.frame_steps(steps, frames), {"data": self.probe, "chains": self.chains}
         v = gibbs.beginning(init, n, self.machine, self.observe, **sources, generator=generator)
         found = gibbs.gibbs_frames(v, shown, self.machine, generator=generator).squeeze(1)  # a single frame has no axis
@@ -398,7 +398,7 @@ class RBM(L.LightningModule):
         """
         params = dict(self.named_parameters())
         chains = self.all_chains() if self.hparams.learning == "pcd" else None
-        pool = cache(lambda: gibbs.burnt_in(self.machine) if chains is None else chains)
+        pool = cache(lambda: gibbs.burned_in_states(self.machine) if chains is None else chains)
 
         def estimator(name: str, learning: str, k: int) -> GradientEstimator:
             def noise(batch, *, generator: Generator = None) -> Noise:

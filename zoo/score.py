@@ -53,12 +53,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, data, noisy, positive, takes
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_flag, check_positive, check_whole, check_widths
+from zoo.checks.values import check_choice, check_flag, check_integer, check_positive, check_widths
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional.densities import at_least_float32
 from zoo.functional.langevin import annealed_langevin_steps, best_step_size, langevin_steps, noise_levels
 from zoo.functional.noise import chunk_generator, randn
-from zoo.functional.precision import never_rounded
+from zoo.functional.precision import keep_float32
 from zoo.functional.progress import tracked
 from zoo.nets.description import described
 from zoo.nets.unet import PointNet, UNet, check_unet
@@ -119,7 +119,7 @@ def denoising_loss(x: Tensor, sigma: Tensor, eps: Tensor, score: Callable[[Tenso
 @described
 @accepts_old_form("noise", "loss", "chains")
 @checks_inputs(x=data, sigma=positive)
-@never_rounded("sigmas")
+@keep_float32("sigmas")
 class Score(L.LightningModule):
     """Score model of images or points, trained by denoising, sliced or explicit score matching.
 
@@ -170,13 +170,13 @@ class Score(L.LightningModule):
         check_choice("objective", objective, OBJECTIVES)
         check_positive("sigma_max", sigma_max)
         check_positive("sigma_min", sigma_min)
-        check_whole("num_sigmas", num_sigmas, least=0)
+        check_integer("num_sigmas", num_sigmas, least=0)
         if sigma_min >= sigma_max and num_sigmas > 1:
             raise UserError(f"sigma_min must be below sigma_max, got {sigma_min} and {sigma_max}")
         if objective == "denoising" and num_sigmas == 0:
             raise UserError("num_sigmas must be at least 1 for objective=denoising, got 0")
         check_choice("weights", weights, WEIGHTS)
-        check_whole("projections", projections)
+        check_integer("projections", projections)
         check_flag("variance_reduced", variance_reduced)
         if objective == "explicit" and math.prod(shape) > LARGEST_TRACE:
             raise UserError(
@@ -184,7 +184,7 @@ class Score(L.LightningModule):
                 f"{LARGEST_TRACE}: use sliced or denoising"
             )
         check_positive("lr", lr)
-        check_whole("warmup", warmup, least=0)
+        check_integer("warmup", warmup, least=0)
         self.save_hyperparameters()
         sigmas = noise_levels(sigma_max if num_sigmas > 1 else sigma_min, sigma_min, num_sigmas)
         self.register_buffer("sigmas", sigmas.float(), persistent=False)  # the hyperparameters give it
@@ -313,9 +313,9 @@ class Score(L.LightningModule):
             UserError: If an argument has a value that is not allowed, or if a chain becomes NaN or infinite.
         """
         steps = self._default_steps if steps is None else steps
-        check_whole("steps", steps)
+        check_integer("steps", steps)
         if frames is not None:
-            check_whole("frames", frames, least=2)
+            check_integer("frames", frames, least=2)
             total = len(self.sigmas) if len(self.sigmas) > 1 else steps
             if frames > total:
                 raise UserError(f"frames must be at most {total}, the number of states of a chain, got {frames}")
@@ -345,7 +345,7 @@ class Score(L.LightningModule):
         """
         levels = len(self.sigmas)
         steps = self._default_steps if steps is None else steps
-        check_whole("steps", steps)
+        check_integer("steps", steps)
         check_flag("denoise", denoise)
         check_flag("adjusted", adjusted)
         # The standard deviation of data of variance 1 plus the noise of the first level.

@@ -53,15 +53,15 @@ from torch import Tensor, nn
 
 from zoo.checks.capabilities import TextData
 from zoo.checks.errors import UserError
-from zoo.checks.inputs import checks_inputs, rows_of_text, takes, whole_numbers_below
+from zoo.checks.inputs import checks_inputs, integers_below, rows_of_text, takes
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole
+from zoo.checks.values import check_choice, check_integer, check_not_negative, check_positive
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional import contrastive
 from zoo.functional.contrastive import ROW, HeldOut, Lookup, NoiseDistribution, Rows, UnknownWord, dense, sparse
 from zoo.functional.densities import at_least_float32
 from zoo.functional.noise import chunk_generator
-from zoo.functional.precision import never_rounded
+from zoo.functional.precision import keep_float32
 from zoo.nets.description import described
 from zoo.training.files import save_word2vec
 
@@ -69,14 +69,14 @@ OBJECTIVES = ("nce", "negative_sampling", "importance_sampling", "softmax")
 LEAST_RATE = 1e-4  # fraction of the learning rate at the end of a run
 LONGEST_STEP = 1.0  # largest product of the learning rate and the pairs of one word in a step
 PUBLISHED_WORDS = 20_000
-A_WORD = whole_numbers_below(lambda self: len(self.words), axes=0)
+A_WORD = integers_below(lambda self: len(self.words), axes=0)
 EXACT_ROWS = 256  # approximate number of held-out rows on which Z_c is summed over the whole vocabulary
 
 
 @described
 @accepts_old_form("noise", "loss")
 @checks_inputs(batch=rows_of_text)
-@never_rounded("noise_log_q", "noise_share", "share_input", "share_output")
+@keep_float32("noise_log_q", "noise_share", "share_input", "share_output")
 class SkipGram(L.LightningModule):
     """Skip-gram model of words. Its vocabulary comes from the training data or from loaded weights.
 
@@ -104,17 +104,17 @@ class SkipGram(L.LightningModule):
     ):
         super().__init__()
         check_choice("objective", objective, OBJECTIVES)
-        check_whole("dim", dim)
-        check_whole("num_noise", num_noise)
+        check_integer("dim", dim)
+        check_integer("num_noise", num_noise)
         check_not_negative("alpha", alpha)
         if alpha > 1:
             raise UserError(f"alpha must be at most 1, got {alpha!r}")
-        check_whole("shared_noise", shared_noise, least=0)
+        check_integer("shared_noise", shared_noise, least=0)
         check_positive("lr", lr)
         self.save_hyperparameters()
         self.words: list[str] = []
         self.held_out = HeldOut()
-        self.register_load_state_dict_pre_hook(_make_room)
+        self.register_load_state_dict_pre_hook(_take_vocabulary)
 
     def make_vocabulary(self, words: list[str], counts: Tensor, keep: Tensor) -> None:
         """Create vectors for ``words``, from their ``counts`` (V,) and the fractions ``keep`` (V,) after subsampling.
@@ -127,14 +127,14 @@ class SkipGram(L.LightningModule):
         if self.hparams.objective != "negative_sampling":
             begin["bias"] = (frequency / frequency.sum()).log().float()[:, None]
         tables = {name: nn.Embedding.from_pretrained(table, freeze=False) for name, table in begin.items()}
-        self._hold(contrastive.spelled(words), counts.long(), tables)
+        self._register_vocabulary(contrastive.encode_words(words), counts.long(), tables)
 
-    def _hold(self, spelling: Tensor, counts: Tensor, tables: dict[str, nn.Embedding]) -> None:
+    def _register_vocabulary(self, spelling: Tensor, counts: Tensor, tables: dict[str, nn.Embedding]) -> None:
         self.register_buffer("spelling", spelling)
         self.register_buffer("counts", counts.clone())
         for name, table in tables.items():
             setattr(self, name, table)
-        self.words = contrastive.words_of(spelling)
+        self.words = contrastive.decode_words(spelling)
         self.index = {word: i for i, word in enumerate(self.words)}
         noise = NoiseDistribution.of(self.counts.cpu().double() ** self.hparams.alpha)
         for name, values in noise._asdict().items():
@@ -219,7 +219,7 @@ class SkipGram(L.LightningModule):
         Returns:
             Losses (B, 32, 2 window + 1), and booleans of the same shape, true for pairs.
         """
-        centres, _, taken = contrastive.within_reach(rows)
+        centres, _, taken = contrastive.pairs_in_window(rows)
         centres, words = centres.clamp(min=0), rows.words.clamp(min=0)  # -1 is no word, and taken is false there
         n, own = words.shape[1], noise.ndim == 4
         every = self.scores(centres, words if own else torch.cat([words, noise], 1), lookup)
@@ -281,7 +281,7 @@ class SkipGram(L.LightningModule):
 
         Z_c is the sum over the whole vocabulary. It also normalises the scores of negative sampling.
         """
-        centres, around, taken = contrastive.within_reach(Rows(*batch))
+        centres, around, taken = contrastive.pairs_in_window(Rows(*batch))
         present = centres >= 0
         s = self.all_scores(centres[present])  # (n, V)
         log_Z = s.logsumexp(-1)
@@ -359,7 +359,7 @@ class SkipGram(L.LightningModule):
         return F.normalize(at_least_float32(self.input.weight.detach()), dim=1)
 
     def _most_similar(self, unit: Tensor, x: Tensor, besides: list[str], n: int) -> list[tuple[str, float]]:
-        check_whole("n", n)
+        check_integer("n", n)
         cosines = unit @ x
         cosines[[self.number(word) for word in besides]] = -math.inf
         top = cosines.topk(min(n, len(self.words) - len(set(besides))))
@@ -372,7 +372,7 @@ class SkipGram(L.LightningModule):
     def published(self) -> dict[str, Tensor]:
         """Return the weights to publish: input vectors of the 20,000 most frequent words, as float16."""
         return {
-            "spelling": contrastive.spelled(self.words[:PUBLISHED_WORDS]),
+            "spelling": contrastive.encode_words(self.words[:PUBLISHED_WORDS]),
             "counts": self.counts[:PUBLISHED_WORDS].clone(),
             "input.weight": self.input.weight.detach()[:PUBLISHED_WORDS].half(),
         }
@@ -400,14 +400,14 @@ class SkipGram(L.LightningModule):
         return {name: estimator(name, *kind) for name, kind in kinds.items()}
 
 
-def _make_room(model: SkipGram, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
+def _take_vocabulary(model: SkipGram, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
     """Give ``model`` the vocabulary of the weights in ``state_dict``, before they are loaded.
 
     Raises:
         UserError: If the model already has a different vocabulary.
     """
     if model.words and not torch.equal(state_dict.get(f"{prefix}spelling", model.spelling), model.spelling):
-        theirs = len(contrastive.words_of(state_dict[f"{prefix}spelling"]))
+        theirs = len(contrastive.decode_words(state_dict[f"{prefix}spelling"]))
         raise UserError(
             f"the weights have a vocabulary of {theirs:,} words, and the text a different one of "
             f"{len(model.words):,}: use the text and data options of their training"
@@ -415,4 +415,4 @@ def _make_room(model: SkipGram, state_dict: dict[str, Tensor], prefix: str, *_) 
     if not model.words and f"{prefix}spelling" in state_dict:
         weights = {name: state_dict.get(f"{prefix}{name}.weight") for name in ("input", "output", "bias")}
         tables = {name: nn.Embedding(*weight.shape) for name, weight in weights.items() if weight is not None}
-        model._hold(state_dict[f"{prefix}spelling"].clone(), state_dict[f"{prefix}counts"], tables)
+        model._register_vocabulary(state_dict[f"{prefix}spelling"].clone(), state_dict[f"{prefix}counts"], tables)

@@ -65,7 +65,7 @@ from zoo.checks.inputs import checks_inputs, images, numbers, observed, takes
 from zoo.checks.moved import names_in
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.pixels import as_batch
-from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole, check_widths
+from zoo.checks.values import check_choice, check_integer, check_not_negative, check_positive, check_widths
 from zoo.estimators import GradientEstimator, Noise, score_function
 from zoo.functional import mixture as gmm
 from zoo.functional.clusters import ClusterTable
@@ -140,11 +140,11 @@ class VaDE(L.LightningModule):
         lr: float = 1e-3,
     ):
         super().__init__()
-        check_whole("num_clusters", num_clusters)
-        check_whole("latent_dim", latent_dim)
-        check_whole("restarts", restarts)
+        check_integer("num_clusters", num_clusters)
+        check_integer("latent_dim", latent_dim)
+        check_integer("restarts", restarts)
         check_choice("initial_mixture", initial_mixture, ("kmeans", "em"))
-        check_whole("pretrain_epochs", pretrain_epochs, least=0)
+        check_integer("pretrain_epochs", pretrain_epochs, least=0)
         check_widths("hidden", hidden, (300, 300, 600))
         check_not_negative("deformation", deformation)
         check_positive("lr", lr)

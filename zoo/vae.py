@@ -59,9 +59,9 @@ from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, images, numbers, observed, takes
 from zoo.checks.moved import names_in
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole, check_widths
+from zoo.checks.values import check_choice, check_integer, check_not_negative, check_positive, check_widths
 from zoo.estimators import GradientEstimator, Noise, by_name, multi_sample_surrogate, with_gradient
-from zoo.estimators.learned import FixedControl, Learned, earlier_keys, held_fixed, learned_by
+from zoo.estimators.learned import FixedControl, Learned, earlier_keys, learned_by, without_parameter_gradients
 from zoo.functional import importance
 from zoo.functional.densities import at_least_float32, binarise, log_bernoulli, log_normal
 from zoo.functional.latents import LATENTS, Bernoulli, Categorical, Gaussian, log_ratio
@@ -164,9 +164,9 @@ class VAE(L.LightningModule):
         check_choice("net", h.net, ("mlp", "conv"))
         check_choice("activation", h.activation, tuple(ACTIVATIONS))
         check_choice("objective", h.objective, ("elbo", "iwae", "wake_sleep"))
-        check_whole("latent_dim", h.latent_dim)
-        check_whole("num_categories", h.num_categories, least=2)
-        check_whole("num_samples", h.num_samples)
+        check_integer("latent_dim", h.latent_dim)
+        check_integer("num_categories", h.num_categories, least=2)
+        check_integer("num_samples", h.num_samples)
         check_widths("hidden", hidden := h.hidden, (512, 512))
         for key in ("lr", "variance_floor", "temperature"):
             check_positive(key, h[key])
@@ -195,7 +195,7 @@ class VAE(L.LightningModule):
 
     def _decoder(self, z: Tensor, fixed: bool = False) -> Tensor:
         z = z.flatten(-2) if self.latents is Categorical else z
-        return at_least_float32(held_fixed(self.decoder, z) if fixed else self.decoder(z))
+        return at_least_float32(without_parameter_gradients(self.decoder, z) if fixed else self.decoder(z))
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the mean of p(x | z), clipped to [0, 1] if Gaussian; (..., D) or (..., D, K) to (..., 1, 28, 28)."""
@@ -203,20 +203,20 @@ class VAE(L.LightningModule):
         return out.sigmoid() if self.hparams.likelihood == "bernoulli" else out.clamp(0, 1)
 
     @takes(x=observed)
-    def log_px(self, x: Tensor, z: Tensor, held_fixed: bool = False) -> Tensor:
+    def log_px(self, x: Tensor, z: Tensor, without_parameter_gradients: bool = False) -> Tensor:
         """Return log p(x | z) in nats; ``x`` (..., 1, 28, 28) and ``z`` (..., D) or (..., D, K) to (...).
 
         Args:
-            held_fixed: whether gradients flow to ``z`` alone, and not to the decoder.
+            without_parameter_gradients: whether gradients flow to ``z`` alone, and not to the decoder.
         """
-        out, x = self._decoder(z, held_fixed).flatten(-3), x.flatten(-3)
+        out, x = self._decoder(z, without_parameter_gradients).flatten(-3), x.flatten(-3)
         if self.hparams.likelihood == "bernoulli":
             return log_bernoulli(x, out)
-        return log_normal(x, out, self.pixel_logvar(held_fixed).expand(out.shape[-1]))
+        return log_normal(x, out, self.pixel_logvar(without_parameter_gradients).expand(out.shape[-1]))
 
-    def pixel_logvar(self, held_fixed: bool = False) -> Tensor:
+    def pixel_logvar(self, without_parameter_gradients: bool = False) -> Tensor:
         """Return the log variance of a pixel under the Gaussian likelihood, ()."""
-        logvar = self.log_variance.detach() if held_fixed else self.log_variance
+        logvar = self.log_variance.detach() if without_parameter_gradients else self.log_variance
         return (logvar.exp() + self.hparams.variance_floor).log()
 
     # Training: ``noise`` draws everything random. The objectives are functions of it.
@@ -233,8 +233,8 @@ class VAE(L.LightningModule):
         noise = {"u": rand(*x.shape, **drawn)}
         noise |= by_name.draw_noise(estimator, latents, k)
         if estimator == "wake_sleep":
-            noise["dream_z"] = latents(1)[0]
-            noise["dream_x"] = (randn if self.hparams.likelihood == "gaussian" else rand)(*x.shape, **drawn)
+            noise["sleep_z"] = latents(1)[0]
+            noise["sleep_x"] = (randn if self.hparams.likelihood == "gaussian" else rand)(*x.shape, **drawn)
         return noise
 
     def observe(self, x: Tensor, u: Tensor) -> Tensor:
@@ -246,7 +246,7 @@ class VAE(L.LightningModule):
         q, beta = self.encode(x), self.hparams.beta
         # An estimator that did not train this model has no learned parts. REBAR then uses eta = 1.
         learned = self.learned if estimator == self.estimator else FixedControl(self.hparams.temperature)
-        parts = learned.parts(x, q, lambda z: -self.log_px(x, z, held_fixed=True))
+        parts = learned.parts(x, q, lambda z: -self.log_px(x, z, without_parameter_gradients=True))
         tau = self.tau if estimator in by_name.TEMPERED else 1.0
         nll = by_name.surrogate(estimator, lambda z: -self.log_px(x, z), q, noise, beta, tau, **parts).mean(0)
         kl = q.kls().sum(-1)
@@ -273,11 +273,11 @@ class VAE(L.LightningModule):
         """Return ``loss`` = wake + sleep, ``wake`` and ``sleep``, (B,) nats each."""
         awake = wake(x, self.encode(x).draw(noise["z"]), self.log_px).mean(0)
         with torch.no_grad():
-            z = self.latents.draw_prior(noise["dream_z"])
+            z = self.latents.draw_prior(noise["sleep_z"])
             if self.hparams.likelihood == "bernoulli":
-                dream = binarise(self.decode(z), noise["dream_x"])
+                dream = binarise(self.decode(z), noise["sleep_x"])
             else:
-                dream = self._decoder(z) + (self.pixel_logvar() / 2).exp() * noise["dream_x"]
+                dream = self._decoder(z) + (self.pixel_logvar() / 2).exp() * noise["sleep_x"]
         asleep = sleep(dream, z, self.encode)
         return {"loss": awake + asleep, "wake": awake, "sleep": asleep}
 
@@ -297,7 +297,7 @@ class VAE(L.LightningModule):
         x = self.observe(batch[0], noise["u"])
         each = self.objective(self.estimator)(x, noise)
         terms = {name: term.mean() for name, term in each.items()}
-        fixed = lambda z: -self.log_px(x, z, held_fixed=True)  # noqa: E731
+        fixed = lambda z: -self.log_px(x, z, without_parameter_gradients=True)  # noqa: E731
         for name, term in self.learned.loss(x, noise, each, self.encode, fixed).items():
             terms |= {name: term, "loss": with_gradient(terms["loss"], term)}
         return terms

@@ -59,15 +59,15 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from zoo.checks.inputs import checks_inputs, data, seen_by_players, takes
+from zoo.checks.inputs import checks_inputs, data, seen_by_networks, takes
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_positive, check_share, check_whole
+from zoo.checks.values import check_choice, check_fraction, check_integer, check_positive
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional.densities import at_least_float32
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.adversarial import centre, check_networks, make_discriminator, make_generator, uncentre
 from zoo.nets.description import described
-from zoo.training.adversarial import check_batches, generate, restate, step
+from zoo.training.adversarial import check_batches, generate, recompute_batch_norm, step
 
 
 def wasserstein_estimate(real: Tensor, fake: Tensor) -> Tensor:
@@ -138,11 +138,11 @@ class WGAN(L.LightningModule):
         check_choice("lipschitz", lipschitz, ("gradient_penalty", "clip"))
         check_choice("network", network, ("conv", "mlp"))
         check_networks(network, shape, width, hidden, z_dim)
-        check_whole("n_critic", n_critic)
+        check_integer("n_critic", n_critic)
         check_positive("gp_weight", gp_weight)
         check_positive("clip_value", clip_value)
         check_positive("lr", lr)
-        check_share("beta1", beta1)
+        check_fraction("beta1", beta1)
         shape, hidden = list(shape), list(hidden)
         self.save_hyperparameters()
         self.automatic_optimization = False
@@ -158,7 +158,7 @@ class WGAN(L.LightningModule):
         B, drawn = len(batch[0]), {"generator": generator, "device": batch[0].device}
         return {"z": randn(B, self.hparams.z_dim, **drawn), "u": rand(B, **drawn)}
 
-    @takes(x=seen_by_players)
+    @takes(x=seen_by_networks)
     def f(self, x: Tensor) -> Tensor:
         """Return the critic's scores (B,) of examples (B, *shape) as the networks see them."""
         return at_least_float32(self.critic(x)).squeeze(-1)
@@ -229,7 +229,7 @@ class WGAN(L.LightningModule):
 
     def on_validation_epoch_start(self):
         noise = lambda i: randn(250, self.hparams.z_dim, generator=chunk_generator(0, i), device=self.device)  # noqa: E731
-        restate(self, lambda i: self.critic(self.generator(noise(i))))
+        recompute_batch_norm(self, lambda i: self.critic(self.generator(noise(i))))
 
     def validation_step(self, batch, batch_idx, stage="val"):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch

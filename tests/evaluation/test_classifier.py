@@ -202,25 +202,25 @@ class Reader:
 
 
 def test_judged_accuracy_counts_what_is_recognised():
-    shares = judged_accuracy(Obedient(), 60, judge=Reader())
+    shares = judged_accuracy(Obedient(), 60, classifier=Reader())
     assert shares == {"judged_accuracy": 1.0} | {f"judged_accuracy/{k}": 1.0 for k in range(10)}
-    shares = judged_accuracy(Confused(), 1600, seed=3, judge=Reader())
+    shares = judged_accuracy(Confused(), 1600, seed=3, classifier=Reader())
     # The threes are samples 480 to 639, which are whole chunks of 16.
     noise = torch.cat([torch.rand(16, 1, 28, 28, generator=chunk_generator(3, c)) for c in range(30, 40)])
     threes = (noise[:, 0, 1, 1] >= 0.5).double().mean().item()
     assert 0.3 < threes < 0.7
     expected = {f"judged_accuracy/{k}": {3: threes, 7: 0.0}.get(k, 1.0) for k in range(10)}
     assert_close(shares, {"judged_accuracy": (8 + threes) / 10, **expected})
-    assert shares == judged_accuracy(Confused(), 1600, seed=3, judge=Reader())
-    assert shares != judged_accuracy(Confused(), 1600, seed=4, judge=Reader())
+    assert shares == judged_accuracy(Confused(), 1600, seed=3, classifier=Reader())
+    assert shares != judged_accuracy(Confused(), 1600, seed=4, classifier=Reader())
 
 
 def test_what_cannot_be_classified_is_refused():
     with pytest.raises(ValueError, match="Pixel.sample takes no y; it takes contrast"):
-        judged_accuracy(Pixel(), 10, judge=Reader())
+        judged_accuracy(Pixel(), 10, classifier=Reader())
     for n in (15, 0, -10):
         with pytest.raises(ValueError, match=f"n must be a multiple of 10, the number of classes, got {n}"):
-            judged_accuracy(Obedient(), n, judge=Reader())
+            judged_accuracy(Obedient(), n, classifier=Reader())
 
 
 def test_the_shipped_classifier_is_accurate():

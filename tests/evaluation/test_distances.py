@@ -12,13 +12,13 @@ import zoo
 from zoo.datamodules import Toy
 from zoo.datamodules.toy import MarkovChain, ring
 from zoo.evaluation.distances import (
-    Yardstick,
+    SampleDistanceMetric,
+    classify_images,
     energy_distance,
     frechet_distance,
     frechet_standard_error,
-    judge_images,
-    judged_samples,
     modes,
+    sample_metrics,
 )
 
 
@@ -122,7 +122,7 @@ class Grey:
 
 def test_what_is_said_of_samples():
     real = torch.cat([torch.zeros(50, 1, 28, 28), torch.ones(50, 1, 28, 28)])
-    said = judged_samples(Grey(), Judge().features(real).double(), Judge(), n=16)
+    said = sample_metrics(Grey(), Judge().features(real).double(), Judge(), n=16)
     # 6 of 16 samples are black, with feature -1/2, and 10 are white, with feature 1/2.
     assert_close(said["rarest_digit"], 6 / 16)
     assert_close(said["commonest_digit"], 10 / 16)
@@ -133,7 +133,7 @@ def test_what_is_said_of_samples():
     assert said["classifier_fid_error"] > 0
     unsure = Judge()
     unsure.head.weight.data = torch.tensor([[-0.85], [0.85]])  # the probability of the predicted class is 0.70
-    assert judged_samples(Grey(), unsure.features(real).double(), unsure, n=16)["confident"] == 0.0
+    assert sample_metrics(Grey(), unsure.features(real).double(), unsure, n=16)["confident"] == 0.0
 
 
 def test_the_yardstick_fits_the_data(mnist_root, generator):
@@ -142,24 +142,24 @@ def test_the_yardstick_fits_the_data(mnist_root, generator):
     data = Images("mnist")
     data.setup()
     images = data.splits["val"].images[:, None].float() / 255
-    measure = Yardstick(data, "test")
+    measure = SampleDistanceMetric(data, "test")
     assert measure.name == "classifier_fid"
     floor = measure(None, images)
     noisy = (images + 0.3 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
     assert 0 < floor < 1 < measure(None, noisy)
-    assert judge_images(images[:3], zoo.load("classifier")).features.shape == (3, 128)
+    assert classify_images(images[:3], zoo.load("classifier")).features.shape == (3, 128)
 
 
 def test_the_yardstick_of_points_and_sequences(generator):
     data = Toy("ring")
     data.setup()
-    measure = Yardstick(data)
+    measure = SampleDistanceMetric(data)
     assert measure.name == "energy_distance"
     x = ring().sample(1000, generator=generator)[0].float()
     assert abs(measure(None, x)) < 0.02 < measure(None, 0.5 * x)
     for split, factor in (("train", 1.0), ("val", 2.0), ("test", 3.0)):
         data.splits[split] = data.splits[split]._replace(images=factor * data.splits[split].images)
-    by = {split: Yardstick(data, split)(None, 2 * x) for split in ("train", "val", "test")}
+    by = {split: SampleDistanceMetric(data, split)(None, 2 * x) for split in ("train", "val", "test")}
     assert by["val"] < 0.02 < min(by["train"], by["test"])
     chain = Toy("markov_chain")
     chain.setup()
@@ -168,7 +168,7 @@ def test_the_yardstick_of_points_and_sequences(generator):
         device = "cpu"
         log_likelihood = staticmethod(MarkovChain().log_probability)
 
-    measure = Yardstick(chain)
+    measure = SampleDistanceMetric(chain)
     assert (measure.name, measure(Same, None)) == ("kl", 0.0)
 
 
@@ -176,7 +176,7 @@ def test_fewer_samples_are_compared_with_as_many_points(generator):
     data = Toy("ring")
     data.setup()
     x = ring().sample(50, generator=generator)[0].float()
-    assert Yardstick(data)(None, x) == energy_distance(x, data.splits["val"].images[:50])
+    assert SampleDistanceMetric(data)(None, x) == energy_distance(x, data.splits["val"].images[:50])
 
 
 def test_what_is_measured_of_points():

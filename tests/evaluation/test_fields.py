@@ -11,7 +11,7 @@ from zoo.callbacks.loss_per_step import _figure
 from zoo.datamodules import Toy
 from zoo.datamodules.toy import mixture
 from zoo.evaluation.fields import figure, learned_score, measure_field, target
-from zoo.evaluation.protocol import BOUND_AT_ONCE, Protocol, bound_by_fives, bound_metrics, check_protocol, measure
+from zoo.evaluation.protocol import BOUND_AT_ONCE, Protocol, bound_metrics, bound_per_batch, check_protocol, measure
 from zoo.functional.noise import chunk_generator
 from zoo.sampling.pictures import as_image
 from zoo.score import Score
@@ -89,13 +89,13 @@ def test_a_run_draws_its_field_and_logs_how_far_it_is(tmp_path):
 
 
 def test_what_cannot_be_drawn_is_refused_at_the_start(tmp_path):
-    with pytest.raises(ValueError, match="score model of points whose density is known"):
+    with pytest.raises(ValueError, match="ScoreField needs a score model and points with a known density"):
         run(tmp_path, "experiment=score_mixture", "model.shape=[2]", "data=line", "trainer.max_epochs=1")
-    with pytest.raises(ValueError, match="VAE has no num_steps: its loss is not one of many steps"):
+    with pytest.raises(ValueError, match="VAE has no num_steps, so LossPerStep cannot draw its loss"):
         run(
             tmp_path, "model=vae", "data=digits", "+callbacks.l._target_=callbacks.LossPerStep", "+callbacks.l.folder=x"
         )
-    with pytest.raises(ValueError, match=r"digits is made of images, \[1, 28, 28\], and Score is made for \[2\]"):
+    with pytest.raises(ValueError, match=r"Score has model.shape=\[2\], but the images of digits have shape"):
         run(tmp_path, "model=score", "data=digits", "model.shape=[2]")
     for cls in (LossPerStep, ScoreField):
         with pytest.raises(ValueError, match="every_n_epochs must be an integer of at least 1, got 0"):
@@ -204,13 +204,13 @@ def test_samples_with_labels_are_also_scored_by_their_labels(mnist_root):
 def test_each_hundred_images_have_separate_noise():
     """The second batch, with 80 digits, can be measured again alone with the noise of its index."""
     from zoo.datamodules import Images
-    from zoo.evaluation.protocol import log_likelihood_by_hundreds
+    from zoo.evaluation.protocol import log_likelihood_per_batch
     from zoo.vae import VAE
 
     torch.manual_seed(0)
     data, model = Images("digits"), VAE(latent_dim=2, hidden=[8]).eval()
     data.setup()
-    found = log_likelihood_by_hundreds(model, data, 3)
+    found = log_likelihood_per_batch(model, data, 3)
     x = data.splits["test"].images[:, None].float() / 255
     with torch.no_grad():
         again = [
@@ -218,7 +218,7 @@ def test_each_hundred_images_have_separate_noise():
             for i, part in enumerate(x.split(100))
         ]
     assert found == again and len(found) == 2
-    assert log_likelihood_by_hundreds(model, data, 3, batches=1) == again[:1]
+    assert log_likelihood_per_batch(model, data, 3, batches=1) == again[:1]
 
 
 def test_the_published_log_likelihood_is_the_mean_over_images():
@@ -243,9 +243,9 @@ def test_the_bound_of_five_images_can_be_taken_again_alone():
     data.setup()
     with pytest.raises(ValueError, match="images of the bound must be a multiple of 5, got 7"):
         check_protocol(Protocol(bound_images=7), model, "digits")
-    terms = bound_by_fives(model, data, 3)
+    terms = bound_per_batch(model, data, 3)
     assert terms.shape == (3, 3)
-    assert_close(bound_by_fives(model, data, 1), terms[:1])
+    assert_close(bound_per_batch(model, data, 1), terms[:1])
     x = data.splits["test"].images[5:10, None].float() / 255
     again = model.bound_terms(x, generator=chunk_generator(0, 1)).double().mean(1)
     assert_close(terms[1], torch.stack([again[0], again[1:4].sum(), again[4]]))

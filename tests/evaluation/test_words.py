@@ -160,7 +160,7 @@ def test_neighbours_are_written_and_the_words_drawn(tmp_path, caplog):
     model = zoo.load(tmp_path / "checkpoints" / "last.ckpt")
     assert row[1:] == [f"{word} {cosine:.2f}" for word, cosine in model.nearest("class", 3)]
     assert (tmp_path / "words.png").stat().st_size > 10_000
-    assert "no neighbours of xyzzy are shown, which the text has too rarely" in caplog.text
+    assert "the tables leave out xyzzy: not in the vocabulary" in caplog.text
 
 
 def test_as_many_words_are_probed_as_asked_for(tmp_path, generator):
@@ -174,7 +174,7 @@ def test_as_many_words_are_probed_as_asked_for(tmp_path, generator):
 
 
 def test_neighbours_need_words():
-    with pytest.raises(ValueError, match="words must be null or a list of words, got 'two'"):
+    with pytest.raises(ValueError, match="words is 'two', but must be null or a list of words"):
         Neighbours("x", words="two")
     with pytest.raises(ValueError, match="n must be an integer of at least 1, got 0"):
         Neighbours("x", n=0)
@@ -256,7 +256,7 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
             "vocabulary of .* words, and the text a different one of",
         ),
         (["evaluate", source, "--words", tmp_path], "does not contain questions-words.txt"),
-        (["compare", source, "--data", "imagenet"], "or the path of a text file that is there, got 'imagenet'"),
+        (["compare", source, "--data", "imagenet"], "there are no data 'imagenet': choose from mnist"),
         (
             ["compare", source, "--batch-size", "33"],
             "batch-size must be at most 32, the size of a validation batch",

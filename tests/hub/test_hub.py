@@ -252,7 +252,7 @@ def test_the_command_line(runs, published, tmp_path, monkeypatch, capsys):
         (["sample", "ddpm", "-c", "eta=1;2"], "a condition must be a number, a word"),
         (["sample", "rbm", "-c", "init=nowhere"], "must be noise, data or chains, got 'nowhere'"),
         (["sample", "rbm", "--images", "digits", "-c", "init=noise"], "leave out one of them"),
-        (["evaluate", "vae", "--data", "imagenet"], "got 'imagenet'"),
+        (["evaluate", "vae", "--data", "imagenet"], "there are no data 'imagenet'"),
         (["export", tmp_path / "none", "x"], "neither a file nor a pretrained"),
     ]:
         with pytest.raises(SystemExit, match=message):

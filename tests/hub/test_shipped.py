@@ -104,12 +104,14 @@ def test_shipped_samples_are_recognised_as_their_labels(name):
 def floor(mnist_root):
     """Return the classifier, its features of test images, and the distance of validation images from test images."""
     from zoo.datamodules import Images
-    from zoo.evaluation.distances import frechet_distance, judge_images
+    from zoo.evaluation.distances import classify_images, frechet_distance
 
-    data, judge = Images("mnist"), zoo.load("classifier")
+    data, classifier = Images("mnist"), zoo.load("classifier")
     data.setup()
-    said = {k: judge_images(data.splits[k].images[:, None].float() / 255, judge).features for k in ("val", "test")}
-    return judge, said["test"], frechet_distance(said["val"], said["test"])
+    said = {
+        k: classify_images(data.splits[k].images[:, None].float() / 255, classifier).features for k in ("val", "test")
+    }
+    return classifier, said["test"], frechet_distance(said["val"], said["test"])
 
 
 # These models draw 10,000 samples in a minute. A test below draws a part of the samples of slower models.
@@ -123,12 +125,12 @@ def test_shipped_samples_are_as_far_from_data_as_published(name, floor):
 
     No digit is missing, and no digit has more than a quarter of the samples.
     """
-    from zoo.evaluation.distances import frechet_distance, judge_images
+    from zoo.evaluation.distances import classify_images, frechet_distance
     from zoo.sampling.chunks import sample_chunks
 
-    judge, real, distance = floor
+    classifier, real, distance = floor
     published = hub.read_card(name)["metrics"]
-    fake = judge_images(sample_chunks(zoo.load(name), 10_000, seed=0), judge)
+    fake = classify_images(sample_chunks(zoo.load(name), 10_000, seed=0), classifier)
     assert_close(frechet_distance(fake.features, real), published["classifier_fid"], rtol=1e-3, atol=0)
     shares = fake.probabilities.argmax(-1).bincount(minlength=10) / 10_000
     assert_close(shares.min().item(), published["rarest_digit"], atol=3e-4, rtol=0)
@@ -157,12 +159,12 @@ WITH_LIKELIHOOD = [name for name in CARDS if hub.read_card(name).get("log_likeli
 def test_shipped_log_likelihoods_are_recomputed(name, mnist_root):
     """The test uses the first 100 test images and all importance samples. Each 100 images have separate noise."""
     from zoo.datamodules import Images
-    from zoo.evaluation.protocol import log_likelihood_by_hundreds
+    from zoo.evaluation.protocol import log_likelihood_per_batch
 
     card = hub.read_card(name)
     published, data = card["log_likelihood"], Images(card["data"])
     data.setup()
-    measured = log_likelihood_by_hundreds(zoo.load(name), data, published["num_samples"], batches=1)
+    measured = log_likelihood_per_batch(zoo.load(name), data, published["num_samples"], batches=1)
     assert_close(measured, published["of_each_hundred"][:1], rtol=1e-4, atol=0)
     mean = sum(published["of_each_hundred"]) / len(published["of_each_hundred"])
     assert_close(mean, card["metrics"]["test/log_likelihood"], rtol=1e-6, atol=0)
@@ -175,15 +177,19 @@ def test_shipped_log_likelihoods_are_recomputed(name, mnist_root):
 )
 def test_the_first_samples_of_many_steps_are_classified_as_published(name):
     """The test draws 16 samples under each condition, except the full chain of 1,000 steps, which takes 40 s."""
-    from zoo.evaluation.distances import judge_images
+    from zoo.evaluation.distances import classify_images
     from zoo.sampling.chunks import sample_chunks
 
-    card, judge = hub.read_card(name), zoo.load("classifier")
+    card, classifier = hub.read_card(name), zoo.load("classifier")
     drawn = card["samples"]
     for conditions, published in zip(drawn["conditions"], drawn["sure_of_the_first"], strict=True):
         if conditions.get("num_steps", 0) is None:
             continue
-        said = judge_images(sample_chunks(zoo.load(name), 16, seed=0, **conditions), judge).probabilities.max(-1).values
+        said = (
+            classify_images(sample_chunks(zoo.load(name), 16, seed=0, **conditions), classifier)
+            .probabilities.max(-1)
+            .values
+        )
         assert_close(said, torch.tensor(published), rtol=0, atol=5e-3)
 
 
@@ -192,13 +198,13 @@ def test_the_first_samples_of_many_steps_are_classified_as_published(name):
 def test_the_shipped_bound_is_recomputed(name, mnist_root):
     """The test uses the first five test images with all terms of the bound. Each five images have separate noise."""
     from zoo.datamodules import Images
-    from zoo.evaluation.protocol import bound_by_fives, bound_metrics
+    from zoo.evaluation.protocol import bound_metrics, bound_per_batch
 
     card = hub.read_card(name)
     published = torch.tensor(card["bound"]["of_each_five"], dtype=torch.float64)
     data = Images(card["data"])
     data.setup()
-    assert_close(bound_by_fives(zoo.load(name), data, 1), published[:1], rtol=1e-3, atol=1e-2)
+    assert_close(bound_per_batch(zoo.load(name), data, 1), published[:1], rtol=1e-3, atol=1e-2)
     assert len(published) * 5 == card["bound"]["images"]
     for key, value in bound_metrics(published).items():
         assert_close(value, card["metrics"][key], rtol=1e-6, atol=0)

@@ -295,7 +295,7 @@ def test_labels_come_out_as_they_went_in():
 def test_a_data_module_of_more_classes_is_refused(tmp_path):
     cfg = config(tmp_path, *TINY["cvae"], "model.num_classes=5", "trainer=cpu", "logger=none", "debug=fast")
     trainer = build(cfg.trainer, callbacks=[], logger=[])
-    with pytest.raises(ValueError, match="digits has 10 classes: model.num_classes must be as many, got 5"):
+    with pytest.raises(ValueError, match="model.num_classes is 5, but digits has 10 classes"):
         trainer.fit(build(cfg.model), datamodule=Images("digits"))
 
 

@@ -193,7 +193,7 @@ def test_the_last_ten_losses_of_each_step_are_remembered():
     model = DDPM(steps=5, widths=[8], timesteps="importance")
     for k in range(12):
         losses = torch.tensor([float(k), 10.0 * k])
-        diffusion.remember(model.loss_history, model.loss_count, torch.tensor([1, 3]), losses)
+        diffusion.append_losses(model.loss_history, model.loss_count, torch.tensor([1, 3]), losses)
     assert model.loss_history[1].tolist() == list(range(2, 12))
     assert model.loss_history[3].tolist() == [10.0 * k for k in range(2, 12)]
     assert model.loss_history[[0, 2, 4]].sum() == 0 and model.loss_count.tolist() == [0, 12, 0, 12, 0]

@@ -20,7 +20,7 @@ from zoo.checks.capabilities import EXACT
 from zoo.datamodules import Toy
 from zoo.datamodules.toy import Line, MarkovChain, Mixture
 from zoo.estimators import GradientMoments, gradient_moments
-from zoo.evaluation.distances import Yardstick
+from zoo.evaluation.distances import SampleDistanceMetric
 from zoo.functional.noise import chunk_generator
 from zoo.gan import GAN, generator_objective, jensen_shannon, value_function
 from zoo.hub import exporting
@@ -28,7 +28,7 @@ from zoo.infogan import InfoGAN
 from zoo.nets.adversarial import centre, uncentre
 from zoo.nets.layers import mlp
 from zoo.sampling.chunks import sample_chunks
-from zoo.training.adversarial import generate, restate
+from zoo.training.adversarial import generate, recompute_batch_norm
 from zoo.training.trainer import make_trainer
 from zoo.wgan import WGAN
 
@@ -276,12 +276,12 @@ def test_statistics_are_recomputed_and_old_ones_are_forgotten():
     norm(torch.full((10, 1), 100.0) + torch.randn(10, 1, generator=chunk_generator(0, 0)))
     norm.eval()
     batch = lambda i: norm(3 + 2 * torch.randn(500, 1, generator=chunk_generator(1, i)))  # noqa: E731
-    restate(norm, batch, batches=20)
+    recompute_batch_norm(norm, batch, batches=20)
     assert abs(norm.running_mean.item() - 3) < 4.5 * 2 / 10_000**0.5
     assert abs(norm.running_var.item() - 4) < 4.5 * 4 * (2 / 10_000) ** 0.5
     assert not norm.training and norm.momentum == 0.1
     seen = []
-    restate(nn.Linear(1, 1), seen.append)
+    recompute_batch_norm(nn.Linear(1, 1), seen.append)
     assert seen == []  # there are no statistics to recompute
 
 
@@ -416,13 +416,13 @@ def test_arguments_that_do_not_fit(arguments, message):
 
 
 def test_data_of_another_shape_are_refused(tmp_path):
-    message = "an example of ring has the shape [2], and GAN is made for [1, 28, 28]: set model.shape=[2]"
+    message = "GAN has shape [1, 28, 28], but examples of ring have shape [2]: set model.shape=[2]"
     with pytest.raises(ValueError, match=re.escape(message)):
         run(tmp_path, "model=gan", "data=ring")
 
 
 def test_sequences_want_their_generator(tmp_path):
-    with pytest.raises(ValueError, match="markov_chain is made of one-hot sequences, which model=gan draws with"):
+    with pytest.raises(ValueError, match="markov_chain has one-hot sequences, which WGAN with these options cannot"):
         run(tmp_path, "model=wgan", "model.network=mlp", "model.shape=[5,5]", "data=markov_chain")
 
 
@@ -438,7 +438,7 @@ def test_what_is_published_is_measured_on_the_data_of_the_run(tmp_path, monkeypa
     distance = hub.read_card("line")["metrics"]["energy_distance"]
     data = Toy("line", 5.0)
     data.setup()
-    assert_close(distance, Yardstick(data, "test")(None, sample_chunks(zoo.load("line"), 10_000, 0)[:5000]))
+    assert_close(distance, SampleDistanceMetric(data, "test")(None, sample_chunks(zoo.load("line"), 10_000, 0)[:5000]))
     monkeypatch.setattr(sys, "argv", ["zoo", "evaluate", "line", "--data", "digits"])
     with pytest.raises(SystemExit, match=r"GAN takes examples of shape \[2\], and the examples of digits have"):
         main()

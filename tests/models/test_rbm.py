@@ -23,7 +23,7 @@ from zoo.estimators import GradientMoments, gradient_moments
 from zoo.evaluation import protocol as evaluation
 from zoo.evaluation.features import Features
 from zoo.functional.boltzmann import Weights, draw, energy, free_energy, hidden_logits, pseudo_log_likelihood
-from zoo.functional.gibbs import burnt_in, frame_steps, gibbs, own_chains
+from zoo.functional.gibbs import burned_in_states, frame_steps, gibbs, local_chains
 from zoo.functional.importance import LogPartition
 from zoo.functional.noise import chunk_generator
 from zoo.functional.partition import (
@@ -234,7 +234,7 @@ def test_a_pcd_draw_begins_at_the_persistent_chains():
     assert torch.equal(noise["h"], model.chains[:8].double()) and noise["u_v"].shape == (1, 8, 8)
     model.chains = None  # published weights have no chains, and use burnt-in ones
     assert model.gradient_estimators()["pcd"].noise(batch, chunk_generator(0, 0))["h"].shape == (8, 6)
-    assert burnt_in(model.machine).shape == (100, 6) and burnt_in(model.machine).std(0).max() > 0
+    assert burned_in_states(model.machine).shape == (100, 6) and burned_in_states(model.machine).std(0).max() > 0
     model.chains = torch.eye(6).bool()
     assert len(model.gradient_estimators()["pcd"].noise(batch, chunk_generator(0, 0))["h"].unique(dim=0)) > 1
     assert "pcd" not in small(8, 6, learning="cd").gradient_estimators()
@@ -391,14 +391,14 @@ def test_a_process_keeps_the_chains_of_its_turn():
     everything = torch.arange(7)[:, None].expand(7, 2) > 3
     numbered = torch.arange(7)[:, None] * torch.ones(1, 2, dtype=torch.long)
     for world_size in (1, 2, 3):
-        parts = [own_chains(numbered, 7, 2, rank, world_size) for rank in range(world_size)]
+        parts = [local_chains(numbered, 7, 2, rank, world_size) for rank in range(world_size)]
         assert [part[:, 0].tolist() for part in parts] == [list(range(r, 7, world_size)) for r in range(world_size)]
-    assert torch.equal(own_chains(everything[:3], 7, 2, 1, 2), everything[:3])
+    assert torch.equal(local_chains(everything[:3], 7, 2, 1, 2), everything[:3])
     torch.manual_seed(3)
-    new = [own_chains(None, 8, 5, rank, 2) for rank in range(2)]
-    assert torch.equal(interleave(new), own_chains(None, 8, 5, 0, 1)) and new[0].dtype == torch.bool
+    new = [local_chains(None, 8, 5, rank, 2) for rank in range(2)]
+    assert torch.equal(interleave(new), local_chains(None, 8, 5, 0, 1)) and new[0].dtype == torch.bool
     torch.manual_seed(4)
-    assert not torch.equal(interleave(new), own_chains(None, 8, 5, 0, 1))
+    assert not torch.equal(interleave(new), local_chains(None, 8, 5, 0, 1))
 
 
 def test_visible_biases_begin_at_the_data_means():

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from zoo.datamodules import Text
 from zoo.estimators import gradient_moments
-from zoo.functional.contrastive import ROW, NoiseDistribution, Rows, within_reach
+from zoo.functional.contrastive import ROW, NoiseDistribution, Rows, pairs_in_window
 from zoo.functional.noise import chunk_generator
 from zoo.skipgram import OBJECTIVES, SkipGram, dense, sparse
 from zoo.training.trainer import quiet_lightning
@@ -104,7 +104,7 @@ def test_the_likelihood_is_summed_over_the_vocabulary(rows):
     model = made("negative_sampling")
     log_p, log_Z = model.pair_log_likelihood(list(rows))
     assert_close(log_p, -by_loops(model, rows, torch.zeros(3, 1, dtype=torch.long), "softmax", 1))
-    centres = within_reach(rows)[0]
+    centres = pairs_in_window(rows)[0]
     s = model.input(centres[centres >= 0]) @ model.output.weight.T
     assert_close(log_Z, s.exp().sum(-1).log())
     assert not hasattr(model, "bias")

@@ -358,16 +358,16 @@ def test_dreams_come_from_the_model(latent, likelihood, monkeypatch):
     model = VAE(latent, 3, 4, likelihood=likelihood, hidden=[8], objective="wake_sleep")
     batch = [torch.rand(5, 1, 28, 28), torch.zeros(5)]
     noise = model.noise(batch, generator=torch.Generator().manual_seed(1))
-    z = noise["dream_z"]
+    z = noise["sleep_z"]
     if latent == "bernoulli":
         z = (z > 0.5).float()
     elif latent == "categorical":
         z = torch.nn.functional.one_hot(z.argmax(-1), 4).float()  # the largest uniform gives the largest Gumbel
     out = model.decoder(z.flatten(1))
     if likelihood == "bernoulli":
-        x = (noise["dream_x"] < out.sigmoid()).float()
+        x = (noise["sleep_x"] < out.sigmoid()).float()
     else:
-        x = out + (model.log_variance.exp() + 1e-3).sqrt() * noise["dream_x"]
+        x = out + (model.log_variance.exp() + 1e-3).sqrt() * noise["sleep_x"]
     terms = model.wake_and_sleep(model.observe(batch[0], noise["u"]), noise)
     with called_by_the_model():  # with Gaussian noise, x may be outside [0, 1]
         assert_close(terms["sleep"], -model.encode(x).log_probs(z).sum(-1))
@@ -546,12 +546,12 @@ def test_a_decoder_held_fixed_has_no_gradient(latent, generator):
     model = VAE(latent, 3, 4, likelihood="gaussian", hidden=[8], estimator="relax")
     x = torch.rand(2, 1, 28, 28, generator=generator)
     z = model.prior(2, generator=generator).requires_grad_()
-    model.log_px(x, z, held_fixed=True).sum().backward()
+    model.log_px(x, z, without_parameter_gradients=True).sum().backward()
     assert z.grad.abs().sum() > 0
     assert all(p.grad is None for p in model.parameters())
     q = model.encode(x)
     u = torch.rand(1, 2, *model.latent_shape, generator=generator)
-    fixed = lambda z: -model.log_px(x, z, held_fixed=True)  # noqa: E731
+    fixed = lambda z: -model.log_px(x, z, without_parameter_gradients=True)  # noqa: E731
     for learn in (False, True):
         model.zero_grad()
         given = model.learned.parts(x, q, fixed)["control"]
@@ -678,7 +678,7 @@ def test_densities_are_float32_under_mixed_precision():
     with torch.autocast("cpu", torch.bfloat16):
         assert model.encode(x).logits.dtype == torch.float32
         assert model.log_px(x, model.prior(2)).dtype == torch.float32
-        assert model.log_px(x, model.prior(2), held_fixed=True).dtype == torch.float32
+        assert model.log_px(x, model.prior(2), without_parameter_gradients=True).dtype == torch.float32
         assert model.baseline(x).dtype == torch.float32
         assert model.encoder(x).dtype == torch.bfloat16
 

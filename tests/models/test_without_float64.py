@@ -101,17 +101,17 @@ def evaluate(name, model):
     data = SimpleNamespace(splits=dict.fromkeys(("train", "val", "test"), pairs), hparams=SimpleNamespace())
     data.hparams.train_on = "train"
     if name in ("vae", "cvae", "vade"):
-        protocol.log_likelihood_by_hundreds(model, data, 2)
+        protocol.log_likelihood_per_batch(model, data, 2)
     if isinstance(model, capabilities.BoundTerms) and name != "score":
-        protocol.bound_by_fives(model, data, 1)
+        protocol.bound_per_batch(model, data, 1)
     if isinstance(model, capabilities.Clusters):
-        protocol.clustering_of_everything(model, data)
+        protocol.clustering_of_all_images(model, data)
     if name in ("gan", "cvae"):
-        judge = zoo.load("classifier").to(model.device)
-        real = distances.judge_images(images[:, None].float() / 255, judge).features
-        distances.judged_samples(model, real, judge, n=4)
+        classifier = zoo.load("classifier").to(model.device)
+        real = distances.classify_images(images[:, None].float() / 255, classifier).features
+        distances.sample_metrics(model, real, classifier, n=4)
     if name == "cvae":
-        protocol.judged_accuracy(model, 10, judge=judge)
+        protocol.judged_accuracy(model, 10, classifier=classifier)
     if name == "score-points":
         fields.measure_field(model, mixture(), n=300, samples=20)
     if name.endswith("points"):

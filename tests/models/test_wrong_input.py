@@ -13,7 +13,18 @@ from zoo.checks.errors import UserError
 NAN, INF = float("nan"), float("inf")
 
 # Settings, parts of a step, and plain values. Other tests cover them.
-SETTINGS = {"held_fixed", "noise", "estimator", "objective", "stage", "batch_idx", "checkpoint", "u", "learning", "k"}
+SETTINGS = {
+    "without_parameter_gradients",
+    "noise",
+    "estimator",
+    "objective",
+    "stage",
+    "batch_idx",
+    "checkpoint",
+    "u",
+    "learning",
+    "k",
+}
 SETTINGS |= {"chains", "kind", "measure", "share", "fake", "reduced", "timesteps", "guidance", "optimizer", "progress"}
 SETTINGS |= {"log_partition", "lookup", "rows", "pairs", "frequency", "counts", "keep", "path", "binary", "c"}
 SETTINGS |= {"category", "continuous", "clusters", "init", "frames", "show", "eta", "corrector_steps", "corrector_snr"}

@@ -59,13 +59,13 @@ def test_weights_that_the_last_batch_has_spoilt_are_not_saved(tmp_path):
     callback = FiniteLoss(tmp_path)
     callback.on_save_checkpoint(Trainer, None, good)
     with pytest.raises(
-        NotFinite, match=r"step 33 \(epoch 2\) what would be saved is not finite: w. .* no checkpoint yet"
+        NotFinite, match=r"step 33 \(epoch 2\) would have NaN or infinite values in w. .* no checkpoint yet"
     ):
         callback.on_save_checkpoint(Trainer, None, bad)
-    with pytest.raises(NotFinite, match="not finite: current_model_state.w"):
+    with pytest.raises(NotFinite, match="NaN or infinite values in current_model_state.w"):
         callback.on_save_checkpoint(Trainer, None, good | {"current_model_state": bad["state_dict"]})
     moments = [{"state": {0: {"exp_avg_sq": torch.tensor([torch.inf])}}}]
-    with pytest.raises(NotFinite, match="not finite: optimizer_states.0.state.0.exp_avg_sq"):
+    with pytest.raises(NotFinite, match="NaN or infinite values in optimizer_states.0.state.0.exp_avg_sq"):
         callback.on_save_checkpoint(Trainer, None, good | {"optimizer_states": moments})
 
 

@@ -23,8 +23,8 @@ import zoo.training.trainer as of_lightning
 from train import train
 from zoo.evaluation.units import with_unit
 from zoo.functional.progress import Lines, counted, duration, tracked
-from zoo.training.error_lines import errors_for_people
-from zoo.training.messages import lines_of_their_own
+from zoo.training.error_lines import one_line_errors
+from zoo.training.messages import log_above_bars
 from zoo.training.threads import available_processors, prepare_threads, processors_of_quota
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def _child(write, folder, overrides):
     shown = [o for o in QUIET if "progress" not in o and "logger" not in o]
     code = 0
     try:
-        with errors_for_people(str(folder)), lines_of_their_own():
+        with one_line_errors(str(folder)), log_above_bars():
             warnings.simplefilter("default")
             train(config(folder, *shown, *overrides))
     except SystemExit as stopped:
@@ -113,7 +113,7 @@ def test_bars_and_lines_can_be_turned_off(tmp_path):
 
 
 def test_warnings_are_lines_of_the_log(caplog):
-    with lines_of_their_own(), warnings.catch_warnings():
+    with log_above_bars(), warnings.catch_warnings():
         warnings.simplefilter("default")
         before = warnings.showwarning
         warnings.showwarning = before

@@ -138,7 +138,7 @@ def test_a_second_signal_does_not_wait():
 
 def test_resuming_on_other_data_is_refused(tmp_path, uninterrupted, mnist_root):
     last = uninterrupted["vae"][1] / "checkpoints" / "last.ckpt"
-    with pytest.raises(DataError, match="trained on digits and this run would go on with mnist"):
+    with pytest.raises(DataError, match="this run has data=mnist, but its checkpoint was trained on digits"):
         run(tmp_path, *TINY["vae"], "data=mnist", "trainer.max_epochs=4", f"ckpt={last}")
 
 
@@ -195,7 +195,7 @@ def test_a_finished_run_can_be_extended(tmp_path, uninterrupted):
 
 def test_a_folder_with_a_run_in_it_is_not_mixed_with_another(tmp_path):
     run(tmp_path, *TINY["vae"], "debug=fast")
-    with pytest.raises(ValueError, match=r"holds a run already: resume it with ckpt="):
+    with pytest.raises(ValueError, match=r"already holds a run: resume it with ckpt="):
         run(tmp_path, *TINY["vae"], "debug=fast")
 
 

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from train import build
 from zoo.ddpm import DDPM
 from zoo.score import Score
-from zoo.training.processes import leaving_together
+from zoo.training.processes import leave_process_group
 from zoo.training.trainer import _check_started
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +101,7 @@ def test_two_nodes_are_one_run(start, tmp_path):
 
 def leave(stopped):
     dist.init_process_group("gloo")
-    with suppress(SystemExit), leaving_together():
+    with suppress(SystemExit), leave_process_group():
         if stopped:
             raise SystemExit(143)
     return dist.is_initialized()

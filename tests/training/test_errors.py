@@ -13,7 +13,7 @@ from processes import done
 
 from zoo.checks.errors import UserError
 from zoo.training.command_line import check_values
-from zoo.training.error_lines import errors_for_people
+from zoo.training.error_lines import one_line_errors
 from zoo.training.hydra_errors import hydra_raises
 
 ROOT = Path(__file__).parents[2]
@@ -67,17 +67,17 @@ def test_a_bug_in_the_constructor_of_a_checkpoint_keeps_its_traceback(tmp_path):
 
 
 def test_what_a_user_can_fix_is_one_line():
-    with pytest.raises(SystemExit, match="error: lr must be positive"), errors_for_people():
+    with pytest.raises(SystemExit, match="error: lr must be positive"), one_line_errors():
         raise UserError("lr must be positive")
     bugs = (ValueError("not enough values"), KeyError("x"), RuntimeError("closed by peer"), FileNotFoundError(2, "x"))
     for bug in bugs:
-        with pytest.raises(type(bug)), errors_for_people():
+        with pytest.raises(type(bug)), one_line_errors():
             raise bug
     gone = "another process of this run has ended; resume with ckpt=runs/a/checkpoints/last.ckpt"
-    with pytest.raises(SystemExit, match=gone), errors_for_people("runs/a"):
+    with pytest.raises(SystemExit, match=gone), one_line_errors("runs/a"):
         raise RuntimeError("Connection closed by peer [127.0.0.1]")
     full = "error: a.csv cannot be written: No space left on device. Free disk space$"
-    with pytest.raises(SystemExit, match=full), errors_for_people():
+    with pytest.raises(SystemExit, match=full), one_line_errors():
         raise OSError(28, "No space left on device", "a.csv")
 
 
@@ -85,7 +85,7 @@ def test_what_a_user_can_fix_is_one_line():
 def test_a_disk_a_quota_and_a_file_can_be_full(number):
     """In a run, the line names the checkpoint to resume from."""
     full = f"error: a.csv cannot be written: {os.strerror(number)}. Free disk space, then resume with ckpt=runs"
-    with pytest.raises(SystemExit, match=re.escape(full)), errors_for_people("runs/a"):
+    with pytest.raises(SystemExit, match=re.escape(full)), one_line_errors("runs/a"):
         raise OSError(number, os.strerror(number), "a.csv")
 
 
@@ -94,7 +94,7 @@ def test_a_log_on_a_full_disk_adds_nothing_to_the_line(capfd):
     handler = logging.FileHandler("/dev/full")
     logging.getLogger().addHandler(handler)
     try:
-        with pytest.raises(SystemExit, match="No space left"), errors_for_people():
+        with pytest.raises(SystemExit, match="No space left"), one_line_errors():
             raise OSError(errno.ENOSPC, "No space left on device", "a.csv")
     finally:
         logging.getLogger().removeHandler(handler)
@@ -109,10 +109,10 @@ def test_a_process_other_than_the_first_says_which_it_is(variable, monkeypatch):
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "3")
-    with pytest.raises(SystemExit, match=re.escape("[process 3] error: too large")), errors_for_people():
+    with pytest.raises(SystemExit, match=re.escape("[process 3] error: too large")), one_line_errors():
         raise UserError("too large")
     monkeypatch.setenv(variable, "0")
-    with pytest.raises(SystemExit, match="^error: too large"), errors_for_people():
+    with pytest.raises(SystemExit, match="^error: too large"), one_line_errors():
         raise UserError("too large")
 
 

@@ -17,7 +17,7 @@ from zoo.callbacks.exact_resume import ExactResume
 from zoo.callbacks.finite_loss import FiniteLoss
 from zoo.callbacks.run_record import RunRecord, run_command
 from zoo.checks.errors import UserError
-from zoo.training.error_lines import errors_for_people, line_of
+from zoo.training.error_lines import line_of, one_line_errors
 from zoo.training.shell import override, pasted
 from zoo.training.wandb_login import keep_wandb_out_of_home, wandb_credentials, wandb_settings
 
@@ -83,10 +83,10 @@ def test_a_file_that_the_user_named_is_one_line_and_another_keeps_its_traceback(
         FileNotFoundError(2, "No such file or directory", "/proc/foo"),
         IsADirectoryError(21, "Is a directory", "runs/a/metrics.csv"),
     ):
-        with pytest.raises(SystemExit, match=f"error: {error.filename} cannot be read or written"), errors_for_people():
+        with pytest.raises(SystemExit, match=f"error: {error.filename} cannot be read or written"), one_line_errors():
             raise error
     for bug in (FileNotFoundError(2, "No such file", "of_ours.json"), OSError(22, "x"), KeyError("a"), ValueError("b")):
-        with pytest.raises(type(bug)), errors_for_people("runs/a"):
+        with pytest.raises(type(bug)), one_line_errors("runs/a"):
             raise bug
 
 

@@ -20,7 +20,7 @@ def job(monkeypatch):
             HydraConfig.instance().set_config(
                 compose("train", [*overrides, "hydra.mode=MULTIRUN"], return_hydra_config=True)
             )
-        with sweeps.sweep_goes_on():
+        with sweeps.report_failed_job():
             raise error
 
     return end

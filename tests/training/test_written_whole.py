@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from zoo.training.files import FileNotWritten, written_whole
+from zoo.training.files import FileNotWritten, atomic_write
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_what_fails_meanwhile_leaves_what_was_there_and_nothing_else(error, tmp_
     path.write_text("before", encoding="utf-8")
 
     def write():
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(b"half of it")
             raise error
 
@@ -36,7 +36,7 @@ def test_what_fails_meanwhile_leaves_what_was_there_and_nothing_else(error, tmp_
 
 def test_a_file_is_there_once_all_is_written(tmp_path):
     path = tmp_path / "new" / "folder" / "a.txt"
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"all of it")
         assert not path.exists()
     assert path.read_bytes() == b"all of it" and len(list(path.parent.iterdir())) == 1
@@ -45,7 +45,7 @@ def test_a_file_is_there_once_all_is_written(tmp_path):
 def test_a_place_where_no_file_can_be_is_named(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     for path in (tmp_path, tmp_path / "file" / "inside", tmp_path / ("x" * 300)):
-        with pytest.raises(FileNotWritten) as raised, written_whole(path):
+        with pytest.raises(FileNotWritten) as raised, atomic_write(path):
             raise AssertionError("it was opened")
         assert raised.value.filename == str(path) and raised.value.errno and raised.value.strerror
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -28,7 +28,7 @@ class Loss(Protocol):
 
 
 @runtime_checkable
-class TwoPlayers(Protocol):
+class Adversarial(Protocol):
     """Trains a generator against a second network. Each of the two networks has its own loss."""
 
     def generator_loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]: ...

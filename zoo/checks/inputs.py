@@ -20,7 +20,7 @@ from zoo.checks.calls import called_by_the_model, from_outside
 from zoo.checks.errors import UserError
 from zoo.checks.labels import as_labels
 from zoo.checks.pixels import as_batch, as_examples, check_finite, check_one_hot, check_pixels
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 
 C = TypeVar("C")
 F = TypeVar("F", bound=Callable)
@@ -215,12 +215,12 @@ def positive(model: Any, name: str, x: Any, arguments: Mapping[str, Any]) -> Ten
 
 def check_one_for_each(name: str, x: Tensor, arguments: Mapping[str, Any]) -> None:
     """Raise UserError unless ``x`` has one row for each example in the other arguments."""
-    n = examples_beside(name, arguments)
+    n = number_of_examples(name, arguments)
     if len(x) != n:
         raise UserError(f"{name} must have one number for each of {n} examples; got {tuple(x.shape)}")
 
 
-def examples_beside(name: str, arguments: Mapping[str, Any]) -> int:
+def number_of_examples(name: str, arguments: Mapping[str, Any]) -> int:
     """Return the number of examples: the length of the first tensor among the arguments other than ``name``."""
     return next(len(value) for key, value in arguments.items() if isinstance(value, Tensor) and key != name)
 
@@ -244,14 +244,14 @@ def labels(model: Any, name: str, y: Any, arguments: Mapping[str, Any]) -> Tenso
         if "x" in arguments:
             return None
         raise UserError(f"this model was trained without labels (num_classes=null), so it takes no {name}")
-    return as_labels(y, examples_beside(name, arguments), classes if "x" in arguments else classes + 1, model.device)
+    return as_labels(y, number_of_examples(name, arguments), classes if "x" in arguments else classes + 1, model.device)
 
 
 def count(model: Any, name: str, n: Any, arguments: Mapping[str, Any]) -> int:
     """Check a number of samples: an integer >= 0, small enough for all samples to fit into one tensor."""
     if isinstance(n, Integral) and not isinstance(n, bool):
         n = int(n)
-    check_whole(name, n, least=0)
+    check_integer(name, n, least=0)
     shape = shape_of(model)
     most = MOST_NUMBERS // (shape if isinstance(shape, int) else math.prod(shape))
     if n > most:
@@ -261,7 +261,7 @@ def count(model: Any, name: str, n: Any, arguments: Mapping[str, Any]) -> int:
 
 def whole(model: Any, name: str, value: Any, arguments: Mapping[str, Any]) -> Any:
     """Check an integer >= 1."""
-    check_whole(name, value)
+    check_integer(name, value)
     return value
 
 
@@ -274,7 +274,7 @@ def generator(model: Any, name: str, value: Any, arguments: Mapping[str, Any]) -
     return value
 
 
-def whole_numbers_below(limit: Callable[[Any], int], axes: int = 1) -> Kind:
+def integers_below(limit: Callable[[Any], int], axes: int = 1) -> Kind:
     """Return a check for a tensor of integers from 0 to ``limit(model)`` - 1, such as steps or words.
 
     Args:
@@ -316,5 +316,5 @@ def rows_of_text(model: Any, name: str, batch: Any, arguments: Mapping[str, Any]
 
 images = data = Examples()
 observed = Examples("observed", leading=True)  # (..., 1, 28, 28)
-seen_by_players = Examples("players")
+seen_by_networks = Examples("players")
 noisy = Examples("noisy")

@@ -36,6 +36,11 @@ SPLIT = {  # modules of the previous version whose names are now in several modu
     "zoo.diffusion": ("zoo.functional.diffusion", "zoo.functional.diffusion_samplers"),
     "zoo.words": ("zoo.evaluation.words", "zoo.training.files"),
 }
+RENAMED = {  # functions of the modules above that have a new name
+    "check_share": "check_fraction",
+    "check_whole": "check_integer",
+    "restate": "recompute_batch_norm",
+}
 INSIDE = ("callbacks", "datamodules")  # packages of the previous version that are now inside zoo
 
 
@@ -45,7 +50,9 @@ def current_name(target: str) -> str:
         return f"zoo.{target}"
     module, _, name = target.rpartition(".")
     if module in SPLIT:
-        return f"{_holder(name, SPLIT[module]) or module}.{name}"
+        new = RENAMED.get(name, name)
+        holder = _holder(new, SPLIT[module])
+        return f"{holder}.{new}" if holder else target
     return f"{MOVED[module]}.{name}" if module in MOVED else target
 
 
@@ -57,13 +64,14 @@ def names_in(package: str, *modules: str) -> Callable[[str], object]:
     """Return a ``__getattr__`` for ``package``, which was one module before and is now split into ``modules``."""
 
     def find(name: str) -> object:
-        module = None if name.startswith("_") else _holder(name, modules)
+        new = RENAMED.get(name, name)
+        module = None if name.startswith("_") else _holder(new, modules)
         if module is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         # `from package import name` calls this twice, first from the import system. Only the second call warns.
         if sys._getframe(1).f_code.co_filename != "<frozen importlib._bootstrap>":
-            warnings.warn(f"{package}.{name} is {module}.{name} now", DeprecationWarning, stacklevel=2)
-        return getattr(import_module(module), name)
+            warnings.warn(f"{package}.{name} is {module}.{new} now", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(module), new)
 
     return find
 

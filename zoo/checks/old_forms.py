@@ -69,7 +69,7 @@ def accepts_old_form(*methods: str, **renamed: str) -> Callable[[type[C]], type[
     return decorate
 
 
-def leads_on(**names: str) -> Callable[[type[C]], type[C]]:
+def forwards_to(**names: str) -> Callable[[type[C]], type[C]]:
     """Decorate a class with attributes that have moved, ``old="part.new"``. The old attributes still work and warn."""
 
     def leading(old: str, new: str) -> property:

@@ -108,7 +108,7 @@ def flat_pixels(x: Tensor, like: Tensor) -> Tensor:
     return as_examples("images", x, len(like), like.dtype).flatten(1)
 
 
-def look_through(batches: Iterable[Any], vectors: Callable[[Tensor], Tensor], first: int) -> tuple[Tensor, Tensor]:
+def sum_images(batches: Iterable[Any], vectors: Callable[[Tensor], Tensor], first: int) -> tuple[Tensor, Tensor]:
     """Check the pixels of all images, and sum their vectors on the CPU.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from zoo.checks.errors import UserError
 
 
-def check_whole(key: str, value: object, least: int = 1) -> None:
+def check_integer(key: str, value: object, least: int = 1) -> None:
     """Raise UserError unless ``value`` is an integer >= ``least``. Booleans are rejected."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{key} must be an integer of at least {least}, got {value!r}")
@@ -68,7 +68,7 @@ def check_schedule(key: str, schedule: object, check_value: Callable[[str, objec
     return None
 
 
-def check_share(key: str, value: object) -> None:
+def check_fraction(key: str, value: object) -> None:
     """Raise UserError unless ``value`` is a number with 0 <= ``value`` < 1."""
     check_not_negative(key, value)
     if isinstance(value, int | float) and value >= 1:

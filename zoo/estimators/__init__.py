@@ -21,8 +21,8 @@ from zoo.estimators.learned import (
     LearnedBaseline,
     MovingAverage,
     earlier_keys,
-    held_fixed,
     learned_by,
+    without_parameter_gradients,
 )
 from zoo.estimators.moments import (
     Comparison,
@@ -71,7 +71,6 @@ __all__ = [
     "gradient_moments",
     "gradients",
     "gumbel_softmax",
-    "held_fixed",
     "learned_by",
     "leave_one_out",
     "local_expectation",
@@ -85,4 +84,5 @@ __all__ = [
     "split_variance",
     "straight_through",
     "with_gradient",
+    "without_parameter_gradients",
 ]

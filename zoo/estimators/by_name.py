@@ -43,7 +43,9 @@ ESTIMATORS = {
     ("iwae", "categorical"): MULTI_SAMPLE,
 }
 LEARNED = ("score_function+nvil", "score_function+moving_average", "relax")  # need a part that training has fitted
-MOST_FLIPS = 32  # largest number of latents for +rao_blackwell in measurements; each latent needs one decoding
+MAX_RAO_BLACKWELL_LATENTS = (
+    32  # largest number of latents for +rao_blackwell in measurements; each latent needs one decoding
+)
 SEVERAL = ("+optimal", "+rao_blackwell")  # estimators that decode many z for one draw
 HELD_OUT = 8  # draws of z that estimate the optimal baseline
 
@@ -81,7 +83,7 @@ def measurable(objective: str, latent: str, latent_dim: int, num_samples: int) -
     """
     objective = "elbo" if objective == "wake_sleep" else objective
     left_out = {*LEARNED}
-    if latent_dim > MOST_FLIPS:
+    if latent_dim > MAX_RAO_BLACKWELL_LATENTS:
         left_out.add("score_function+rao_blackwell")
     if objective == "iwae" and num_samples == 1:
         left_out.add("score_function+loo")

@@ -23,7 +23,7 @@ from zoo.nets.layers import mlp
 Cost = Callable[[Tensor], Tensor]  # z -> cost, (k, B, ...) to (k, B) nats
 
 
-def held_fixed(module: nn.Module, *args) -> Tensor:
+def without_parameter_gradients(module: nn.Module, *args) -> Tensor:
     """Return ``module(*args)``, differentiable in the arguments but not in the parameters."""
     return functional_call(module, {name: p.detach() for name, p in module.named_parameters()}, args)
 
@@ -137,7 +137,7 @@ class ControlVariate(nn.Module, Learned):
         return c if self.r is None else c + self.r(soft.flatten(c.dim())).squeeze(-1)
 
     def parts(self, x, q, f):
-        return {"control": lambda s: held_fixed(self, f, q, s)}
+        return {"control": lambda s: without_parameter_gradients(self, f, q, s)}
 
     def loss(self, x, noise, terms, encode, f):
         if not torch.is_grad_enabled():  # the loss is itself computed from gradients

@@ -34,7 +34,9 @@ Params = dict[str, Tensor]
 Noise = dict[str, Tensor]
 
 CHUNK = 8  # draws of a chunk, which are computed together; draw k is always in chunk k // CHUNK
-MOST_AT_ONCE = 2**22  # largest number of values in the gradients of a chunk; larger networks gain nothing from chunks
+MAX_CHUNK_VALUES = (
+    2**22
+)  # largest number of values in the gradients of a chunk; larger networks gain nothing from chunks
 SLICE = 2**17  # values of a gradient that are converted to float64 together; 1 MB stays in the caches of a CPU
 
 
@@ -205,7 +207,7 @@ def chunk_size(estimator: GradientEstimator) -> int:
     whole chunks, each draw has the same bits on every process.
     """
     numel = sum(p.numel() for p in estimator.params.values())
-    return CHUNK if estimator.batched and numel * CHUNK <= MOST_AT_ONCE else 1
+    return CHUNK if estimator.batched and numel * CHUNK <= MAX_CHUNK_VALUES else 1
 
 
 def gradients(estimator: GradientEstimator, batch: Any, draws: Iterable[int], seed: int = 0) -> Iterator[Params]:

@@ -19,7 +19,7 @@ from zoo.functional.noise import chunk_generator
 from zoo.functional.progress import tracked
 
 SEVERAL = ("+antithetic", "+loo", "+optimal")
-WHY_SEVERAL = (
+SEVERAL_DRAWS_NOTE = (
     "one draw uses several z: eps and -eps for antithetic, two or more for loo, eight held-out ones for optimal"
 )
 
@@ -123,7 +123,7 @@ def table(rows: list[Row]) -> str:
                 f"{row.variance * row.milliseconds:13.4g}  {differs}".rstrip()
             )
     if several := [name for name in dict.fromkeys(row.estimator for row in rows) if name.endswith(SEVERAL)]:
-        lines += ["", f"{', '.join(several)}: {WHY_SEVERAL}"]
+        lines += ["", f"{', '.join(several)}: {SEVERAL_DRAWS_NOTE}"]
     return "\n".join(lines[1:])
 
 

@@ -27,7 +27,7 @@ from zoo.sampling.chunks import sample_chunks
 CONFIDENT = 0.9  # the classifier is confident if the predicted label has a larger probability
 
 
-class Judged(NamedTuple):
+class ClassifierOutput(NamedTuple):
     """Outputs of the classifier for N images: ``features`` (N, F), float64, and ``probabilities`` (N, K)."""
 
     features: Tensor
@@ -35,22 +35,22 @@ class Judged(NamedTuple):
 
 
 @torch.no_grad()
-def judge_images(images: Tensor, judge, progress: bool = False) -> Judged:
+def classify_images(images: Tensor, classifier, progress: bool = False) -> ClassifierOutput:
     """Return the outputs of a classifier for images in [0, 1], (N, 1, 28, 28).
 
     Args:
         images: images to classify.
-        judge: classifier in eval mode, such as ``zoo.load("classifier")``.
+        classifier: classifier in eval mode, such as ``zoo.load("classifier")``.
         progress: show a progress bar.
     """
     batches = tracked(images.split(500), "classifying images", "batch", show=progress)
-    features = torch.cat([judge.features(x.to(judge.device)) for x in batches])
-    return Judged(features.cpu().double(), judge.head(features).softmax(-1).cpu())
+    features = torch.cat([classifier.features(x.to(classifier.device)) for x in batches])
+    return ClassifierOutput(features.cpu().double(), classifier.head(features).softmax(-1).cpu())
 
 
-def confident(judged: Judged) -> float:
+def confident(output: ClassifierOutput) -> float:
     """Return the fraction of images whose predicted label has a probability above 0.9."""
-    return in_float64(judged.probabilities.max(-1).values > CONFIDENT).mean().item()
+    return in_float64(output.probabilities.max(-1).values > CONFIDENT).mean().item()
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -81,15 +81,15 @@ def frechet_standard_error(a: Tensor, b: Tensor, resamples: int = 50, seed: int 
     return float(torch.tensor(distances).std())
 
 
-def judged_samples(
-    model, real: Tensor, judge, n: int = 10_000, seed: int = 0, conditions=None, progress: bool = False
+def sample_metrics(
+    model, real: Tensor, classifier, n: int = 10_000, seed: int = 0, conditions=None, progress: bool = False
 ) -> dict[str, float]:
     """Draw ``n`` samples and return metrics of the classifier.
 
     Args:
         model: model in eval mode with ``sample(n, *, generator)``.
         real: features of real images from the same classifier, (N, F).
-        judge: classifier in eval mode.
+        classifier: classifier in eval mode.
         n: number of samples, which are drawn in the chunks of zoo/sampling/chunks.py.
         seed: seed of the noise.
         conditions: conditions of the samples, by name.
@@ -100,7 +100,7 @@ def judged_samples(
         ``rarest_digit`` and ``commonest_digit``: fraction of samples classified as the least and most frequent digit.
         ``confident``: fraction of samples whose predicted label has a probability above 0.9.
     """
-    fake = judge_images(sample_chunks(model, n, seed, progress=progress, **(conditions or {})), judge, progress)
+    fake = classify_images(sample_chunks(model, n, seed, progress=progress, **(conditions or {})), classifier, progress)
     digit = fake.probabilities.argmax(-1)
     shares = digit.bincount(minlength=fake.probabilities.shape[1]) / n
     return {
@@ -154,7 +154,7 @@ def modes(x: Tensor, mu: Tensor, sigma: float) -> Modes:
     return Modes(int((counts >= len(x) / 100).sum()), in_float64(near).mean().item())
 
 
-class Yardstick:
+class SampleDistanceMetric:
     """Distance between a model and a data set; smaller is better.
 
     The kind of data selects the distance. Features of the data are computed once.
@@ -178,9 +178,9 @@ class Yardstick:
             self.measure = lambda _, samples: energy_distance(samples, real[: len(samples)])
         else:
             self.name = "classifier_fid"
-            judge = zoo.load("classifier")
-            features = judge_images(real[:, None].float() / 255, judge).features
-            self.measure = lambda _, samples: frechet_distance(judge_images(samples, judge).features, features)
+            classifier = zoo.load("classifier")
+            features = classify_images(real[:, None].float() / 255, classifier).features
+            self.measure = lambda _, samples: frechet_distance(classify_images(samples, classifier).features, features)
 
     def __call__(self, model, samples: Tensor) -> float:
         """Return the distance of ``samples`` from the data; for sequences, the distance of ``model`` itself."""

@@ -14,16 +14,16 @@ import zoo
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.pixels import as_batch
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.datamodules import DISTRIBUTIONS, Toy
 from zoo.evaluation.distances import (
-    Yardstick,
+    SampleDistanceMetric,
+    classify_images,
     confident,
     frechet_distance,
     frechet_standard_error,
-    judge_images,
-    judged_samples,
     modes,
+    sample_metrics,
 )
 from zoo.evaluation.features import Features
 from zoo.evaluation.fields import measure_field
@@ -43,7 +43,7 @@ BOUND_AT_ONCE = 5
 
 
 @torch.no_grad()
-def clustering_of_everything(model, data, progress: bool = False) -> dict[str, float]:
+def clustering_of_all_images(model, data, progress: bool = False) -> dict[str, float]:
     """Return the scores of ``model.cluster`` on all training, validation and test images (see ``ClusterTable``).
 
     Args:
@@ -73,7 +73,7 @@ def log_likelihood(model, batch, num_samples: int, *, generator: torch.Generator
 
 
 @torch.no_grad()
-def log_likelihood_by_hundreds(
+def log_likelihood_per_batch(
     model, data, num_samples: int, batches: int | None = None, progress: bool = False
 ) -> list[float]:
     """Return the mean log likelihood of each batch of 100 test images, nats per image. Cards publish the overall mean.
@@ -120,8 +120,8 @@ def check_protocol(protocol: Protocol, model, data: str) -> None:
         UserError: naming the part of the protocol that does not suit them.
     """
     name = type(model).__name__
-    check_whole("importance samples", protocol.importance_samples, least=0)
-    check_whole("images of the bound", protocol.bound_images, least=0)
+    check_integer("importance samples", protocol.importance_samples, least=0)
+    check_integer("images of the bound", protocol.bound_images, least=0)
     if protocol.importance_samples:
         check_importance_weighted(model)
     if protocol.bound_images and not isinstance(model, capabilities.BoundTerms):
@@ -129,7 +129,7 @@ def check_protocol(protocol: Protocol, model, data: str) -> None:
     if protocol.bound_images % BOUND_AT_ONCE:
         raise UserError(f"images of the bound must be a multiple of {BOUND_AT_ONCE}, got {protocol.bound_images}")
     if protocol.samples is not None:
-        check_whole("samples", protocol.samples, least=2)
+        check_integer("samples", protocol.samples, least=2)
         if data not in ("mnist", *DISTRIBUTIONS):
             raise UserError(
                 f"samples cannot be evaluated on {data}; use mnist or one of {', '.join(DISTRIBUTIONS)}, "
@@ -148,7 +148,7 @@ def check_protocol(protocol: Protocol, model, data: str) -> None:
 
 def _samples(protocol: Protocol, model) -> int:
     """Return the number of samples to evaluate."""
-    return protocol.samples or (10_000 if isinstance(model, capabilities.TwoPlayers) else 0)
+    return protocol.samples or (10_000 if isinstance(model, capabilities.Adversarial) else 0)
 
 
 def measure(
@@ -191,12 +191,12 @@ def measure(
     metrics, evidence = evaluate(model, data), {}
     model.eval()
     if num_samples := protocol.importance_samples:
-        hundreds = log_likelihood_by_hundreds(model, data, num_samples, progress=progress)
+        hundreds = log_likelihood_per_batch(model, data, num_samples, progress=progress)
         sizes = [len(part) for part in data.splits["test"].images.split(IMAGES_AT_ONCE)]
         metrics["test/log_likelihood"] = sum(m * n for m, n in zip(hundreds, sizes, strict=True)) / sum(sizes)
         evidence["log_likelihood"] = {"num_samples": num_samples, "of_each_hundred": hundreds}
     if protocol.bound_images:
-        terms = bound_by_fives(model, data, protocol.bound_images // BOUND_AT_ONCE, progress)
+        terms = bound_per_batch(model, data, protocol.bound_images // BOUND_AT_ONCE, progress)
         metrics |= bound_metrics(terms)
         evidence["bound"] = {"images": len(terms) * BOUND_AT_ONCE, "of_each_five": terms.tolist()}
     known = isinstance(data, Toy) and isinstance(data.distribution, capabilities.KnownScore)
@@ -216,22 +216,22 @@ def measure(
                 found["judged_accuracy"] = obeyed["judged_accuracy"]
             metrics |= {name + after: value for name, value in found.items()}
             if "confident" in found:
-                judge = zoo.load("classifier").to(model.device)
+                classifier = zoo.load("classifier").to(model.device)
                 own = {k: v[:CHUNK] if isinstance(v, list) else v for k, v in conditions.items()}
-                chunk = judge_images(sample_chunks(model, CHUNK, seed=0, **own), judge)
+                chunk = classify_images(sample_chunks(model, CHUNK, seed=0, **own), classifier)
                 first.append(chunk.probabilities.max(-1).values.tolist())
         evidence["samples"] = {"n": samples, "conditions": of_samples, "sure_of_the_first": first}
     elif data.used == "mnist" and labelled:
         metrics["judged_accuracy"] = judged_accuracy(model, progress=progress)["judged_accuracy"]
     if isinstance(model, capabilities.Clusters):
-        metrics |= {f"all/{name}": score for name, score in clustering_of_everything(model, data, progress).items()}
+        metrics |= {f"all/{name}": score for name, score in clustering_of_all_images(model, data, progress).items()}
     if isinstance(model, capabilities.Features):
         metrics["feature_accuracy"] = feature_accuracy(model, data)
     return metrics, evidence
 
 
 @torch.no_grad()
-def bound_by_fives(model, data, fives: int, progress: bool = False) -> Tensor:
+def bound_per_batch(model, data, fives: int, progress: bool = False) -> Tensor:
     """Return the terms of a diffusion model's bound on the first test images, (fives, 3), nats per image.
 
     The columns are L_0, the sum of L_t over 0 < t < T, and L_T. Each row is the mean over five images. The noise of a
@@ -256,7 +256,7 @@ def bound_by_fives(model, data, fives: int, progress: bool = False) -> Tensor:
 
 
 def bound_metrics(terms: Tensor) -> dict[str, float]:
-    """Return the published metrics of :func:`bound_by_fives`.
+    """Return the published metrics of :func:`bound_per_batch`.
 
     ``bound/L_0``, ``bound/L_t`` and ``bound/L_T`` are in nats per image. ``bits_per_dim`` has a standard error,
     ``bits_per_dim_error``, if there are at least two rows.
@@ -282,7 +282,7 @@ def measure_samples(
     Returns:
         {name: value}; the metrics depend on the data.
 
-        MNIST has the metrics of :func:`judged_samples`, and three more. ``confident_of_test_images`` is the fraction of
+        MNIST has the metrics of :func:`sample_metrics`, and three more. ``confident_of_test_images`` is the fraction of
         test images whose predicted label has a probability above 0.9. ``classifier_fid_floor`` is the distance of real
         validation images from the test images. It uses n validation images, or all 5,000 if n is larger.
         ``classifier_fid_floor_error`` is its standard error.
@@ -293,7 +293,10 @@ def measure_samples(
     """
     conditions = conditions or {}
     if isinstance(data, Toy):
-        yardstick, samples = Yardstick(data, "test"), sample_chunks(model, n, seed=0, progress=progress, **conditions)
+        yardstick, samples = (
+            SampleDistanceMetric(data, "test"),
+            sample_chunks(model, n, seed=0, progress=progress, **conditions),
+        )
         metrics = {yardstick.name: yardstick(model, samples[:5000])}
         if data.used == "ring":
             found = modes(samples, data.distribution.mu, data.distribution.sigma)
@@ -301,12 +304,12 @@ def measure_samples(
         return metrics
     if data.used != "mnist":
         return {}
-    judge = zoo.load("classifier").to(model.device)
+    classifier = zoo.load("classifier").to(model.device)
     val, test = (
-        judge_images(data.splits[split].images[:of, None].float() / 255, judge, progress)
+        classify_images(data.splits[split].images[:of, None].float() / 255, classifier, progress)
         for split, of in (("val", n), ("test", None))
     )
-    return judged_samples(model, test.features, judge, n, conditions=conditions, progress=progress) | {
+    return sample_metrics(model, test.features, classifier, n, conditions=conditions, progress=progress) | {
         "confident_of_test_images": confident(test),
         "classifier_fid_floor": frechet_distance(val.features, test.features),
         "classifier_fid_floor_error": frechet_standard_error(val.features, test.features),
@@ -349,7 +352,7 @@ def feature_accuracy(model, data) -> float:
 
 
 def judged_accuracy(
-    model, n: int = 10_000, seed: int = 0, judge=None, progress: bool = False, **conditions
+    model, n: int = 10_000, seed: int = 0, classifier=None, progress: bool = False, **conditions
 ) -> dict[str, float]:
     """Return the fraction of class-conditional samples that a classifier recognises as their label.
 
@@ -361,7 +364,7 @@ def judged_accuracy(
         n: number of samples, a multiple of the number of classes. They are drawn in the chunks of
             zoo/sampling/chunks.py.
         seed: seed of the noise.
-        judge: classifier in eval mode. None uses the zoo's classifier, which was trained on MNIST.
+        classifier: classifier in eval mode. None uses the zoo's classifier, which was trained on MNIST.
         progress: show progress bars.
         conditions: conditions of the samples in addition to their labels.
 
@@ -372,14 +375,14 @@ def judged_accuracy(
         UserError: if the samples of the model take no labels, or ``n`` is not a multiple of the number of classes.
     """
     check_conditions(model, {"y": 0})
-    judge = zoo.load("classifier").to(model.device) if judge is None else judge
-    classes = judge.hparams.num_classes
+    classifier = zoo.load("classifier").to(model.device) if classifier is None else classifier
+    classes = classifier.hparams.num_classes
     if n < 1 or n % classes:
         raise UserError(f"n must be a multiple of {classes}, the number of classes, got {n}")
     labels = [k for k in range(classes) for _ in range(n // classes)]
     images = sample_chunks(model, n, seed, progress=progress, y=labels, **conditions)
     batches = tracked(images.split(500), "classifying images", "batch", show=progress)
-    predicted = torch.cat([judge.predict(x.to(judge.device)).cpu() for x in batches])
+    predicted = torch.cat([classifier.predict(x.to(classifier.device)).cpu() for x in batches])
     right = (predicted == torch.tensor(labels)).double().view(classes, -1).mean(1)
     return {"judged_accuracy": right.mean().item()} | {
         f"judged_accuracy/{k}": share for k, share in enumerate(right.tolist())

@@ -7,7 +7,7 @@ NATS = {
 }
 FRACTIONS = {"accuracy", "judged_accuracy", "feature_accuracy", "confident", "near_a_mode"}
 OTHERS = {"reconstruction_error": "squared pixels", "bits_per_dim": "bits per dimension"}
-OF_LIKELIHOODS = {"nll", "log_partition", "accuracy"}  # a loss logged together with one of these is in nats
+LIKELIHOOD_METRICS = {"nll", "log_partition", "accuracy"}  # a loss logged together with one of these is in nats
 
 
 def with_unit(name: str, value: float, names: set[str]) -> str:
@@ -22,7 +22,7 @@ def with_unit(name: str, value: float, names: set[str]) -> str:
     if key in FRACTIONS:
         return f"{100 * value:.1f} %"
     beside = {other.rpartition("/")[2] for other in names if other.rpartition("/")[0] == stage}
-    unit = "nats" if key in NATS or (key == "loss" and beside & OF_LIKELIHOODS) else OTHERS.get(key, "")
+    unit = "nats" if key in NATS or (key == "loss" and beside & LIKELIHOOD_METRICS) else OTHERS.get(key, "")
     if key.endswith("_per_second"):
         unit = f"{key.removesuffix('_per_second')} per second"
     return f"{rounded(value)} {unit}".rstrip()

@@ -65,7 +65,7 @@ class Rows(NamedTuple):
     reach: Tensor
 
 
-def within_reach(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+def pairs_in_window(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Return the centres, the words around each centre, and which of these form a pair with it.
 
     Returns:
@@ -228,13 +228,13 @@ class HeldOut(Metric):
         return {"nll": nll, "perplexity": perplexity, "log_Z": mean, "log_Z_sd": sd}
 
 
-def spelled(words: list[str]) -> Tensor:
+def encode_words(words: list[str]) -> Tensor:
     """Return words as a uint8 tensor that a state_dict can hold: UTF-8, one word in each line."""
     return torch.frombuffer(bytearray("\n".join(words).encode()), dtype=torch.uint8)
 
 
-def words_of(spelling: Tensor) -> list[str]:
-    """Return the words of a tensor from :func:`spelled`."""
+def decode_words(spelling: Tensor) -> list[str]:
+    """Return the words of a tensor from :func:`encode_words`."""
     return bytes(spelling.tolist()).decode().split("\n")
 
 

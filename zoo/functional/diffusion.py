@@ -219,7 +219,7 @@ def importance(history: Tensor, count: Tensor) -> Tensor:
     return 0.999 * p / p.sum() + 0.001 / T
 
 
-def remember(history: Tensor, count: Tensor, t: Tensor, losses: Tensor) -> None:
+def append_losses(history: Tensor, count: Tensor, t: Tensor, losses: Tensor) -> None:
     """Append losses to ``history``, in place. If several losses belong to one step, only the last is stored.
 
     Args:

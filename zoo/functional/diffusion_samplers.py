@@ -15,7 +15,7 @@ from torch import Tensor
 
 from zoo.checks.errors import UserError
 from zoo.checks.old_forms import old_form
-from zoo.checks.values import check_choice, check_whole
+from zoo.checks.values import check_choice, check_integer
 from zoo.functional.diffusion import Chain, X0Model, posterior_mean, predicted_eps, q_sample
 from zoo.functional.noise import randn
 from zoo.functional.precision import in_float64
@@ -191,7 +191,7 @@ def shown(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, number: int |
         if show != "xt":
             raise UserError(f"show={show} needs a number of frames, got frames=null; set one, for example frames=12")
         return last(steps, total, "sampling")
-    check_whole("frames", number, least=2)
+    check_integer("frames", number, least=2)
     if number > total:
         raise UserError(f"frames must be at most {total}, the number of sampling steps, got {number}")
     xt, x0 = frames(steps, total, number)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo.checks.errors import UserError
 from zoo.checks.pixels import check_pixels
-from zoo.checks.values import check_choice, check_whole
+from zoo.checks.values import check_choice, check_integer
 from zoo.functional.boltzmann import Machine, draw
 from zoo.functional.noise import chunk_generator, rand
 
@@ -53,7 +53,7 @@ def cd(v: Tensor, noise: dict[str, Tensor], machine: Machine) -> Tensor:
 # Persistent chains.
 
 
-def own_chains(h: Tensor | None, n: int, H: int, rank: int, world_size: int) -> Tensor:
+def local_chains(h: Tensor | None, n: int, H: int, rank: int, world_size: int) -> Tensor:
     """Return the persistent chains of one process, (n / world_size, H), bool.
 
     The process of rank r holds rows r, r + world_size, r + 2 world_size, ... of all n chains.
@@ -126,7 +126,7 @@ def frame_steps(steps: int, frames: int | None) -> list[int]:
     """
     if frames is None:
         return [steps]
-    check_whole("frames", frames, least=2)
+    check_integer("frames", frames, least=2)
     if frames > steps + 1:
         raise UserError(
             f"a chain of {steps} steps has at most {steps + 1} frames, including the initial state; got {frames}"
@@ -228,7 +228,7 @@ def beginning(
 
 
 @torch.no_grad()
-def burnt_in(machine: Machine) -> Tensor:
+def burned_in_states(machine: Machine) -> Tensor:
     """Return hidden states of 100 chains after 1000 Gibbs steps from fair coins, (100, H), 0 or 1.
 
     The noise has a fixed seed. The result is a function of ``machine`` alone.

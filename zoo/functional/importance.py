@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.functional.latents import log_ratio
 from zoo.functional.precision import float64_device, in_float64
 from zoo.functional.progress import tracked
@@ -52,7 +52,7 @@ def importance_weighted_log_likelihood(log_weight: Callable[[int], Tensor], num_
     Raises:
         UserError: if ``num_samples`` is not an integer >= 1.
     """
-    check_whole("num_samples", num_samples)
+    check_integer("num_samples", num_samples)
     left, at_once = num_samples, max(1, ROWS_AT_ONCE // max(1, images))
     parts = []
     while left:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.functional.boltzmann import (
     Machine,
     Weights,
@@ -34,7 +34,7 @@ ENUMERABLE = 20  # most units of a layer that can be enumerated: a million state
 AT_ONCE = 16  # most units of a layer that log_partitions enumerates by default: 65,536 states, which take seconds
 BLOCK = 4096  # states in one batch of the enumeration
 Partitions = dict[str, LogPartition]  # estimates of one log Z by name
-OF_SANITY_CHECK = 10  # temperatures during the sanity check before training, which discards the estimate
+SANITY_CHECK_TEMPERATURES = 10  # temperatures during the sanity check before training, which discards the estimate
 PIXELS_FLIPPED = 10  # pixels of each image that estimate its pseudo-likelihood in validation
 
 
@@ -253,7 +253,7 @@ def log_partitions(
     """
     if quick(weights):
         return {"exact": LogPartition(*[float(exact_log_partition(exact(weights)))] * 3)}
-    check_whole("steps", steps)
+    check_integer("steps", steps)
     weights, mu = weights.to(torch.float32), mu.float()
     return {
         name: ais_log_partition(weights, base, chains, steps, generator=generator, progress=progress)

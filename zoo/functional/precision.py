@@ -26,7 +26,7 @@ def float64_device(device: torch.device) -> torch.device:
     return device if has_float64(device) else torch.device("cpu")
 
 
-def never_rounded(*names: str) -> Callable[[C], C]:
+def keep_float32(*names: str) -> Callable[[C], C]:
     """Return a decorator of module classes that keeps the buffers ``names`` in float32 or float64.
 
     ``bfloat16()``, ``half()`` and similar methods do not round these buffers to 16 bits. The buffers move to other

@@ -16,7 +16,7 @@ from zoo.evaluation.words import word_map
 from zoo.hub.loading import CheckpointError, best_of, data_of, from_training, from_weights, read_training_checkpoint
 from zoo.sampling.chunks import sample_chunks
 from zoo.sampling.pictures import picture, save_figure, save_grid
-from zoo.training.files import written_whole
+from zoo.training.files import atomic_write
 
 WORDS_PROTOCOL = (
     "metrics: published sets of analogies and of similarity, on the published vectors, see zoo/evaluation/words.py. "
@@ -129,7 +129,7 @@ def export(
         save_grid(sample_chunks(model, n, seed=0, **conditions), weights.with_suffix(".png"), columns)
     # The card is written last, because a checkpoint counts as published if its card exists.
     for target, content in [(weights, data), (weights.with_suffix(".json"), _json(card))]:
-        with written_whole(target) as file:
+        with atomic_write(target) as file:
             file.write(content)
     return weights
 

@@ -112,7 +112,7 @@ def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs
         )
     checkpoint = read_training_checkpoint(path)
     name = str(checkpoint.get("model"))
-    if (zoo.MODELS | zoo.JUDGES).get(name) != f"{type(model).__module__}.{type(model).__name__}":
+    if (zoo.MODELS | zoo.CLASSIFIERS).get(name) != f"{type(model).__module__}.{type(model).__name__}":
         raise CheckpointError(
             f"{path} is a checkpoint of the model {name!r}, but this run trains {type(model).__name__}; "
             "choose a checkpoint of that model"
@@ -197,7 +197,7 @@ def _build(
     model: Any, hyper_parameters: dict[str, Any], state_dict: dict[str, torch.Tensor], source: str | Path
 ) -> LightningModule:
     """Return the model with this name, these constructor arguments and these weights, in eval mode."""
-    known = zoo.MODELS | zoo.JUDGES
+    known = zoo.MODELS | zoo.CLASSIFIERS
     if model not in known:
         raise CheckpointError(f"{source} holds a model named {model!r}; the known models are {', '.join(known)}")
     module, _, name = known[model].rpartition(".")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole, check_widths
+from zoo.checks.values import check_integer, check_widths
 from zoo.functional.densities import at_least_float32
 from zoo.nets.layers import Layers, mlp
 
@@ -23,8 +23,8 @@ def check_networks(network: str, shape: Sequence[int], width: int, hidden: Seque
     """
     check_widths("shape", shape, IMAGE)
     check_widths("hidden", hidden, [256, 256])
-    check_whole("width", width)
-    check_whole("z_dim", z_dim)
+    check_integer("width", width)
+    check_integer("z_dim", z_dim)
     if network == "conv" and list(shape) != IMAGE:
         raise UserError(
             f"network=conv makes images of shape {IMAGE}; for examples of shape {list(shape)} set model.network=mlp"

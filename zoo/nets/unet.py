@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole, check_widths
+from zoo.checks.values import check_integer, check_widths
 from zoo.nets.layers import mlp
 
 
@@ -101,8 +101,8 @@ def check_unet(widths: object, blocks: object, patch: object) -> None:
     check_widths("widths", widths, (32, 96))
     if any(width % 8 for width in widths):
         raise UserError(f"widths must be multiples of 8, one per level, got {list(widths)}")
-    check_whole("blocks", blocks)
-    check_whole("patch", patch)
+    check_integer("blocks", blocks)
+    check_integer("patch", patch)
 
 
 class UNet(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.old_forms import earlier_names
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.functional.noise import chunk_generator
 from zoo.functional.progress import tracked
 
@@ -88,7 +88,7 @@ def sample_chunks(
         progress: show a progress bar if drawing takes more than two seconds.
         conditions: arguments of ``model.sample``. A list has one value for each sample.
     """
-    check_whole("the number of samples", n)
+    check_integer("the number of samples", n)
     check_lengths(n, conditions)
 
     def draw(c: int) -> Tensor:

@@ -11,8 +11,8 @@ from torchvision.utils import make_grid
 from torchvision.utils import save_image as save_png
 
 from zoo.checks import capabilities
-from zoo.checks.values import check_whole
-from zoo.training.files import written_whole
+from zoo.checks.values import check_integer
+from zoo.training.files import atomic_write
 from zoo.training.outputs import check_picture
 
 
@@ -33,7 +33,7 @@ def picture(model, n: int, conditions: dict[str, Any]) -> Picture:
     Otherwise the picture is nearly square and has exactly ``n`` samples. This is the case if ``rows()`` is missing or
     returns None, or if ``conditions`` already contain the condition.
     """
-    check_whole("the number of samples", n)
+    check_integer("the number of samples", n)
     rows = model.rows() if isinstance(model, capabilities.SampleRows) else None
     if rows is not None:
         name, values = rows
@@ -100,12 +100,12 @@ def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> N
     path = Path(path)
     check_picture(path)
     images, columns = in_rows(images, columns)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         save_png(make_grid(images.clamp(0, 1), nrow=columns, padding=2, pad_value=0.5), file, format="png")
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
     """Write a figure as PNG. An error leaves no partial file."""
     check_picture(path)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, dpi=dpi, format="png")

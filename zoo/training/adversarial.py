@@ -81,7 +81,7 @@ def training_images(trainer, most: int) -> Tensor | None:
 
 
 @torch.no_grad()
-def restate(module: nn.Module, forward: Callable[[int], object], batches: int = 20) -> None:
+def recompute_batch_norm(module: nn.Module, forward: Callable[[int], object], batches: int = 20) -> None:
     """Recompute the BatchNorm statistics of ``module`` as means over ``batches`` batches.
 
     The statistics from training belong to earlier weights, and averaged weights have none. An InfoGAN classified 74 %

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from zoo.checks.errors import UserError
 from zoo.checks.sources import check_name, check_source
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 
 LEAST = {"n": 1, "draws": 2, "batch_size": 1, "importance_samples": 0, "bound_images": 0, "samples": 2}
 
@@ -19,7 +19,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     given = {key: value for key, value in vars(args).items() if value is not None}
     for key, least in LEAST.items():
         if key in given:
-            check_whole(key.replace("_", "-"), given[key], least)
+            check_integer(key.replace("_", "-"), given[key], least)
     if given.get("bound_images", 0) % 5:
         raise UserError(f"bound-images must be a multiple of 5, got {given['bound_images']}")
     if not 0 <= given.get("seed", 0) < 2**32:

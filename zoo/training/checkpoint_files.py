@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from zoo.checks.errors import UserError
-from zoo.training.files import written_whole
+from zoo.training.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def clear_unfinished(folder: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def take_best_along(checkpoint: dict[str, Any], callback: ModelCheckpoint, resumed: Path, writes: bool) -> None:
+def keep_best(checkpoint: dict[str, Any], callback: ModelCheckpoint, resumed: Path, writes: bool) -> None:
     """Keep the best score and the best checkpoints when a run resumes in another folder.
 
     The best checkpoints are copied to the new folder. If one of them is missing, a warning says so, and the best
@@ -58,7 +58,7 @@ def take_best_along(checkpoint: dict[str, Any], callback: ModelCheckpoint, resum
             state["kth_value"] = callback.kth_value
             return
         if writes and places[0].resolve() != Path(moved[path]).resolve():
-            with places[0].open("rb") as old, written_whole(Path(moved[path])) as new:
+            with places[0].open("rb") as old, atomic_write(Path(moved[path])) as new:
                 shutil.copyfileobj(old, new)
     for key in ("best_model_path", "last_model_path", "kth_best_model_path"):
         state[key] = moved.get(state[key], state[key])
@@ -82,7 +82,7 @@ class CheckpointFiles(TorchCheckpointIO):
         content = io.BytesIO()  # torch.save to a file would hide the reason of an OSError
         torch.save(checkpoint, content)
         try:
-            with written_whole(path) as file:
+            with atomic_write(path) as file:
                 file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())

@@ -185,14 +185,14 @@ def with_home(node: "DictConfig | ListConfig") -> None:
             node[key] = os.path.expanduser(value._value())
 
 
-def with_names_of_today(node: "DictConfig | ListConfig") -> None:
+def with_current_names(node: "DictConfig | ListConfig") -> None:
     """Replace every ``_target_`` in a configuration by its name in this version."""
     from omegaconf import DictConfig, ListConfig
 
     for key in range(len(node)) if isinstance(node, ListConfig) else node:
         value = node._get_node(key)
         if isinstance(value, DictConfig | ListConfig):
-            with_names_of_today(value)
+            with_current_names(value)
         elif key == "_target_":
             node[key] = current_name(node[key])
 

@@ -18,7 +18,7 @@ CLOSED_PIPE = 128 + 13  # exit status of a program that SIGPIPE ends
 
 
 @contextmanager
-def errors_for_people(run_dir: str | None = None) -> Iterator[None]:
+def one_line_errors(run_dir: str | None = None) -> Iterator[None]:
     """End the program with one line for an error that the user can fix. Other errors keep their traceback.
 
     The line is also written to the log of the run. If the reader of standard output has closed it, as in ``| head``,

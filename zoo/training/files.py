@@ -54,7 +54,7 @@ def _door(address: str) -> tuple[str, int]:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file that is renamed to ``path`` at the end, or removed if the block raises.
 
     Yields:
@@ -102,7 +102,7 @@ def save_word2vec(words: list[str], vectors: "Tensor", path: Path, binary: bool 
     binary, packed = vectors_format(path, binary)
     vectors = vectors.detach().float().cpu()
     with (
-        written_whole(path) as whole,
+        atomic_write(path) as whole,
         import_module(packed).open(whole, "wb") if packed else nullcontext(whole) as file,
     ):
         file.write(f"{len(words)} {vectors.shape[1]}\n".encode())

@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def lines_of_their_own() -> Iterator[None]:
+def log_above_bars() -> Iterator[None]:
     """Write log messages above the progress bars of tqdm, and send warnings to the log."""
 
     def show(message, category, filename, lineno, file=None, line=None):

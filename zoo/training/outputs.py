@@ -6,7 +6,11 @@ from pathlib import Path
 
 from zoo.checks.errors import UserError
 
-PACKED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}  # ending of a compressed file -> module that writes it
+COMPRESSED_ENDINGS = {
+    ".gz": "gzip",
+    ".bz2": "bz2",
+    ".xz": "lzma",
+}  # ending of a compressed file -> module that writes it
 TEXT, BINARY = (".txt", ".vec", ".w2v", ""), (".bin",)
 
 
@@ -58,12 +62,12 @@ def vectors_format(path: Path, binary: bool = False) -> tuple[bool, str | None]:
         UserError: if the ending is unknown, or belongs to text although ``binary`` is true.
     """
     endings = [ending.lower() for ending in path.suffixes]
-    packed = PACKED.get(endings[-1]) if endings else None
+    packed = COMPRESSED_ENDINGS.get(endings[-1]) if endings else None
     ending = (["", *endings[:-1]] if packed else ["", *endings])[-1]
     if ending not in (*TEXT, *BINARY):
         raise UserError(
             f"a file of vectors must end in {', '.join(filter(None, TEXT))} (text) or .bin (binary), and then "
-            f"{', '.join(PACKED)} if it is compressed; got {str(path)!r}"
+            f"{', '.join(COMPRESSED_ENDINGS)} if it is compressed; got {str(path)!r}"
         )
     if binary and ending in TEXT[:-1]:
         raise UserError(f"{str(path)!r} has the ending of a text file, and --binary needs .bin: change one of them")

@@ -58,7 +58,7 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def leaving_together() -> Iterator[None]:
+def leave_process_group() -> Iterator[None]:
     """Destroy the process group, if there is one, when the run ends or is stopped by a signal.
 
     Lightning leaves gloo's threads running. Sometimes one of them aborts a process while Python exits ("terminate

@@ -21,7 +21,7 @@ def in_sweep() -> bool:
 
 
 @contextmanager
-def sweep_goes_on() -> Iterator[None]:
+def report_failed_job() -> Iterator[None]:
     """Report an error that ends a job of a sweep, so that the sweep continues. Outside a sweep, the error is raised.
 
     Signals end the sweep. The log in the folder of a failed job contains its error.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from zoo.training.files import written_whole
+from zoo.training.files import atomic_write
 
 Row = dict[str, str]
 
@@ -60,7 +60,7 @@ class Table:
         if self.order is not None:
             self.columns.sort(key=self.order)
         before = self._lines([dict(zip(self.columns, self.columns, strict=True)), *rows[:-1]])
-        with written_whole(self.path) as file:
+        with atomic_write(self.path) as file:
             file.write(before + self._lines(rows[-1:]))
         self._begin, self._last = len(before), rows[-1] if rows else {}
 

@@ -9,7 +9,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_not_negative, check_whole
+from zoo.checks.values import check_integer, check_not_negative
 from zoo.training.hydra_errors import choices
 
 
@@ -42,7 +42,7 @@ def _check_numbers(arguments: dict) -> None:
     least = {"max_epochs": -1, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "log_every_n_steps": 0}
     for key, bound in (least | {"num_sanity_val_steps": -1}).items():
         if arguments.get(key) is not None:
-            check_whole(f"trainer.{key}", arguments[key], bound)
+            check_integer(f"trainer.{key}", arguments[key], bound)
     if arguments.get("gradient_clip_val") is not None:
         check_not_negative("trainer.gradient_clip_val", arguments["gradient_clip_val"])
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
