@@ -15,8 +15,8 @@ Papers:
 Langevin dynamics is in zoo/functional/langevin.py, and the networks are in zoo/nets/unet.py. [DSL eq. 14.54] to
 [DSL eq. 14.62] derive the explicit form in one dimension. In D dimensions, the derivative becomes the trace.
 
-Denoising learns the score of p convolved with N(0, sigma^2 I). Explicit and sliced learn the score of p. With
-several noise levels, they also learn the scores of p convolved with the noise.
+Denoising learns the score of p convolved with N(0, sigma^2 I). Explicit and sliced learn the score of p if the model
+has no noise levels. With noise levels, they learn the scores of p convolved with the noise.
 
 Symbols:
     x        points (B, D), or images (B, 1, 28, 28) scaled to [-1, 1]
