@@ -1,4 +1,4 @@
-"""Score model: learns the gradient of the log density by score matching, and samples by Langevin dynamics.
+"""Score model: a network of the gradient of the log density, which draws samples by Langevin dynamics.
 
 Papers:
 - Explicit: Hyvarinen 2005. Denoising: Vincent 2011. Sliced: Song, Garg, Shi & Ermon 2019, arXiv:1905.07088.

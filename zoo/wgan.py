@@ -1,4 +1,4 @@
-"""WGAN: a critic estimates the Wasserstein distance between data and samples, and the generator minimises it.
+"""WGAN: a GAN with a critic, which estimates the Wasserstein distance between data and samples.
 
 Papers:
 - WGAN: Arjovsky, Chintala & Bottou, "Wasserstein GAN", 2017, arXiv:1701.07875; [DSL 13.3], [DSL 13.4].
