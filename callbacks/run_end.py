@@ -9,6 +9,7 @@ from zoo.callbacks.run_record import run_command
 from zoo.checks import capabilities
 from zoo.evaluation.units import with_unit
 from zoo.evaluation.words import LONG
+from zoo.hub.loading import name_of_class
 from zoo.training.shell import pasted
 
 
@@ -47,12 +48,14 @@ def run_end(trainer, model, folder: str | Path, metrics: dict[str, float]) -> st
 
 def _next(trainer, model, folder: Path, best: ModelCheckpoint | None, last: Path) -> list[str]:
     run, python = pasted(folder.absolute()), "python -m zoo"
+    name = name_of_class(type(model))
+    loaded = run if name.startswith("zoo.") else f"{run} --class {pasted(name)}"
     words = isinstance(model, capabilities.Words)
     word = pasted(known_word(model.words)) if words else ""
-    commands = [f"{python} nearest {run} {word}" if words else f"{python} sample {run} -o samples.png"]
+    commands = [f"{python} nearest {run} {word}" if words else f"{python} sample {loaded} -o samples.png"]
     data = trainer.datamodule
     named = isinstance(data, capabilities.NamedData) and not words  # words are evaluated on the run's own text
-    commands.append(f"{python} evaluate {run}" + (f" --data {data.used}" if named else ""))
+    commands.append(f"{python} evaluate {loaded}" + (f" --data {data.used}" if named else ""))
     if trainer.loggers and (folder / "metrics.csv").is_file():
         commands.append(f"{python} curves {run} --metric {(best and best.monitor) or 'val/loss'}")
     if last.is_file() and trainer.max_epochs not in (None, -1):

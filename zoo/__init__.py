@@ -66,8 +66,8 @@ def list_checkpoints() -> list[str]:
     return sorted(card.stem for card in WEIGHTS.glob("*.json"))
 
 
-def load(source: str | Path) -> LightningModule:
+def load(source: str | Path, model_class: type[LightningModule] | None = None) -> LightningModule:
     """A trained model in eval mode, on the CPU: see :func:`zoo.hub.load`."""
     from zoo import hub
 
-    return hub.load(source)
+    return hub.load(source, model_class)

@@ -29,6 +29,7 @@ DATA = (
     "wikitext2, pydocs, or the path of a text file"
 )
 VECTORS = "the file, vectors.txt by default; .bin is the binary format, and .gz, .bz2 and .xz are packed"
+CLASS = "class of a model that is not part of the zoo, such as my_package.made.MADE"
 SOURCE = "name of a pretrained checkpoint, path of a training checkpoint, or a run folder"
 
 
@@ -50,7 +51,7 @@ def sample(args: argparse.Namespace) -> None:
     from zoo.sampling.pictures import picture, save_grid
 
     conditions = _conditions(",".join(args.condition))
-    model = _on_device(zoo.load(args.source))
+    model = _on_device(_load(args))
     if args.images and "init" in conditions:
         raise UserError("--images says where chains begin, and so does -c init=...: leave out one of them")
     if args.images:
@@ -66,7 +67,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Measure a trained model on test images, or vectors of words by the published sets."""
     from zoo.evaluation import protocol as evaluation
 
-    model, metrics = _on_device(zoo.load(args.source)), {}
+    model, metrics = _on_device(_load(args)), {}
     words = _knows_words(model)
     if words:  # before the work, not after it
         from zoo.evaluation.words import find_word_sets, measure_words
@@ -96,7 +97,7 @@ def compare(args: argparse.Namespace) -> None:
         print(comparison.toy_table(results))
         save_figure(comparison.toy_figure(results), args.output)
     else:
-        model = _on_device(zoo.load(args.source))
+        model = _on_device(_load(args))
         names = args.estimators.split(",") if args.estimators else None
         data = _data(args, model)
         size = args.batch_size or (4 if _knows_words(model) else 64)
@@ -246,6 +247,15 @@ def _check_shape(model, data) -> None:
         )
 
 
+def _load(args: argparse.Namespace):
+    """Return the trained model that the command line names."""
+    if args.model_class is None:
+        return zoo.load(args.source)
+    from zoo.training.command_line import named_class
+
+    return zoo.load(args.source, named_class(args.model_class))
+
+
 def _on_device(model):
     import torch
 
@@ -281,6 +291,9 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("source", help=SOURCE)
         return sub
 
+    def with_class(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--class", dest="model_class", metavar="CLASS", help=CLASS)
+
     def protocol(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--importance-samples", type=int, default=0, help=SAMPLES)
         sub.add_argument("--bound-images", type=int, default=0, help=BOUND)
@@ -289,16 +302,19 @@ def parser() -> argparse.ArgumentParser:
 
     command(list_everything, "list", source=False)
     sub = command(sample, "sample")
+    with_class(sub)
     sub.add_argument("-n", type=int, default=64, help="how many, 64 by default")
     sub.add_argument("--seed", type=int, default=0, help="the same seed gives the same pixels")
     sub.add_argument("-o", "--output", type=_path, default=Path("samples.png"), help="the picture, a PNG")
     sub.add_argument("-c", "--condition", action="append", default=[], help="of the model's sample, num_steps=50,eta=1")
     sub.add_argument("--images", help="data set at whose test images chains begin, where samples are chains")
     sub = command(evaluate, "evaluate")
+    with_class(sub)
     sub.add_argument("--data", help=f"{DATA}; by default mnist_or_digits, or the text of the run")
     sub.add_argument("--words", type=_path, help="folder of the published sets of words; by default gensim's own")
     protocol(sub)
     sub = command(compare, "compare")
+    with_class(sub)
     sub.add_argument("--estimators", help="names with commas between them; all that the model has by default")
     sub.add_argument("--draws", type=int, help="gradients of each, 256 by default (toy: 100,000)")
     sub.add_argument("--data", help=f"whose validation set the batch is from, likewise: {DATA}")

@@ -32,7 +32,7 @@ SECONDS_TO_DOWNLOAD = 60
 LARGEST_DOWNLOAD = 2**30  # bytes
 
 
-def load(source: str | Path) -> LightningModule:
+def load(source: str | Path, model_class: type[LightningModule] | None = None) -> LightningModule:
     """A trained model in eval mode, on the CPU.
 
     Args:
@@ -40,6 +40,8 @@ def load(source: str | Path) -> LightningModule:
             or of a run folder (its best checkpoint); the address of a safetensors file with its digest,
             ``file:///.../x.safetensors#sha256=<64 hexadecimal digits>``, or ``https:`` likewise; or an artifact that a
             run has left in Weights & Biases, ``wandb:entity/project/vae-1a2b3c4d:best``.
+        model_class: class of the model, for a training checkpoint of a class that is not part of the zoo. The file
+            alone never decides which class is imported.
 
     Returns:
         the LightningModule.
@@ -48,6 +50,8 @@ def load(source: str | Path) -> LightningModule:
         CheckpointError: if there is none, its digest differs, or it is not a checkpoint of a known model.
     """
     text = check_source(source)
+    if model_class is not None and (text in zoo.list_checkpoints() or re.match(ADDRESS, text)):
+        raise CheckpointError(f"{text} holds published weights, whose class is known: leave out {model_class.__name__}")
     if text in zoo.list_checkpoints():
         weights = zoo.WEIGHTS / f"{text}.safetensors"
         if not weights.is_file():
@@ -56,9 +60,9 @@ def load(source: str | Path) -> LightningModule:
     if re.match(ADDRESS, text):
         return _from_address(text)
     if text.startswith("wandb:"):
-        return _from_wandb(text.removeprefix("wandb:"))
+        return _from_wandb(text.removeprefix("wandb:"), model_class)
     path = best_of(Path(text)) if Path(text).is_dir() else Path(text)
-    return from_training(read_training_checkpoint(path), path)
+    return from_training(read_training_checkpoint(path), path, model_class)
 
 
 def read_card(name: str) -> dict[str, Any]:
@@ -110,9 +114,11 @@ def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs
             "interruption, checkpoints/interrupted.ckpt"
         )
     checkpoint = read_training_checkpoint(path)
-    name = str(checkpoint.get("model"))
-    if (zoo.MODELS | zoo.JUDGES).get(name) != f"{type(model).__module__}.{type(model).__name__}":
-        raise CheckpointError(f"{path} is a checkpoint of the model {name!r}, and this run trains another one")
+    name, outside = str(checkpoint.get("model")), class_outside(checkpoint)
+    if (outside or (zoo.MODELS | zoo.JUDGES).get(name)) != name_of_class(type(model)):
+        raise CheckpointError(
+            f"{path} is a checkpoint of the model {outside or name!r}, and this run trains another one"
+        )
     before = checkpoint.get("hyper_parameters", {})
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
     done = progress.get("current", {}).get("processed", 0)
@@ -126,8 +132,28 @@ def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs
         raise CheckpointError(f"a run resumes with the settings it began with: in {path}, {'; '.join(changed)}")
 
 
-def from_training(checkpoint: dict[str, Any], path: Path) -> LightningModule:
-    model = _build(checkpoint.get("model"), checkpoint.get("hyper_parameters", {}), checkpoint["state_dict"], path)
+def name_of_class(kind: type) -> str:
+    """Return the dotted name of a class, as ``zoo.MODELS`` and the records of runs write it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def class_outside(checkpoint: dict[str, Any]) -> str | None:
+    """Return the name of the class in a training checkpoint if its run trained one outside the zoo, else None."""
+    record = checkpoint.get("record")
+    name = record.get("class") if isinstance(record, dict) else None
+    return name if isinstance(name, str) and not name.startswith("zoo.") else None
+
+
+def from_training(
+    checkpoint: dict[str, Any], path: Path, model_class: type[LightningModule] | None = None
+) -> LightningModule:
+    if model_class is None and (outside := class_outside(checkpoint)):
+        raise CheckpointError(
+            f"{path} holds a model of the class {outside!r}, which is not part of the zoo: give its class yourself, "
+            "--class module.Class on the command line or zoo.load(path, Class) in Python"
+        )
+    kind = model_class or _known_class(checkpoint.get("model"), path)
+    model = _build(kind, checkpoint.get("hyper_parameters", {}), checkpoint["state_dict"], path)
     model.on_load_checkpoint(checkpoint)  # what is no parameter and no buffer, such as persistent chains
     return model
 
@@ -145,7 +171,7 @@ def _from_address(address: str) -> LightningModule:
     return from_weights(data, digest, url)
 
 
-def _from_wandb(name: str) -> LightningModule:
+def _from_wandb(name: str, model_class: type[LightningModule] | None = None) -> LightningModule:
     """The checkpoint in an artifact of Weights & Biases, whose files must be those that were logged."""
     import wandb
 
@@ -165,7 +191,7 @@ def _from_wandb(name: str) -> LightningModule:
             raise CheckpointError(
                 f"wandb:{name} is no artifact of this zoo: it holds {len(found)} files .ckpt, not one"
             )
-        return from_training(read_training_checkpoint(found[0]), found[0])
+        return from_training(read_training_checkpoint(found[0]), found[0], model_class)
 
 
 def from_weights(data: bytes, digest: str, source: str) -> LightningModule:
@@ -180,18 +206,26 @@ def from_weights(data: bytes, digest: str, source: str) -> LightningModule:
         hyper_parameters = json.loads(metadata.get("hyper_parameters", "{}"))
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(f"{source} is not a safetensors file: {error}") from error
-    return _build(metadata.get("model"), hyper_parameters, tensors, source)
+    return _build(_known_class(metadata.get("model"), source), hyper_parameters, tensors, source)
 
 
-def _build(
-    model: Any, hyper_parameters: dict[str, Any], state_dict: dict[str, torch.Tensor], source: str | Path
-) -> LightningModule:
-    """The module of a known name with these constructor arguments and weights, in eval mode."""
+def _known_class(model: Any, source: str | Path) -> type[LightningModule]:
+    """Return the class of a known name. Only these classes are imported."""
     known = zoo.MODELS | zoo.JUDGES
     if model not in known:
         raise CheckpointError(f"{source} holds a model named {model!r}; the known ones are {', '.join(known)}")
     module, _, name = known[model].rpartition(".")
-    kind = getattr(importlib.import_module(module), name)
+    return getattr(importlib.import_module(module), name)
+
+
+def _build(
+    kind: type[LightningModule],
+    hyper_parameters: dict[str, Any],
+    state_dict: dict[str, torch.Tensor],
+    source: str | Path,
+) -> LightningModule:
+    """The module with these constructor arguments and weights, in eval mode."""
+    name = kind.__name__
     try:
         inspect.signature(kind).bind(**hyper_parameters)
     except TypeError as error:
