@@ -36,11 +36,10 @@ def readable_arguments(arguments: list[str], config_dir: Path) -> list[str]:
     options = _options(arguments)
     sweep = options.multirun or "hydra.mode=MULTIRUN" in arguments
     arguments = [_readable(a, sweep) if a in options.overrides else _with_home(a) for a in arguments]
+    own = Path(os.path.expanduser(options.config_dir)).absolute() if options.config_dir else None
     elsewhere = (options.config_name, options.config_path, options.info, options.experimental_rerun)
-    if not (any(elsewhere) or options.help or options.hydra_help or options.shell_completion):
-        own = Path(os.path.expanduser(options.config_dir)).absolute() if options.config_dir else None
-        if own is not None and not own.is_dir():
-            raise UserError(f"--config-dir={options.config_dir} is no folder: name one that holds groups, as model/")
+    missing = own is not None and not own.is_dir()  # Hydra says so
+    if not (any(elsewhere) or missing or options.help or options.hydra_help or options.shell_completion):
         _check_composition([_readable(a, sweep) for a in options.overrides], config_dir, sweep, own)
     return arguments
 
