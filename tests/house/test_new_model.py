@@ -143,15 +143,16 @@ def test_the_blocks_are_formatted(copy, outside):
     written = [path for path in blocks(INSIDE) if path.endswith(".py")]
     ran(["python", "-m", "ruff", "check", "--no-cache", *written], copy, copy)
     ran(["python", "-m", "ruff", "format", "--no-cache", "--check", *written], copy, copy)
-    style = ["--no-cache", "--config", copy / "pyproject.toml", "my_package"]
+    style = ["--no-cache", "--config", str(copy / "pyproject.toml"), "my_package"]
     ran(["python", "-m", "ruff", "check", "--ignore", "I001", *style], outside, outside)  # zoo is installed there
     ran(["python", "-m", "ruff", "format", "--check", *style], outside, outside)
 
 
-def test_the_new_model_passes_its_test_and_the_rules_of_imports(copy):
+def test_the_new_model_passes_its_test_and_has_its_recipe_and_its_room(copy):
     (own,) = starting(INSIDE, "pytest", "tests/models/test_made.py")
-    said = ran([*own, "tests/house/test_layers.py", "-k", "test_made or rooms or test_a_room and made"], copy, copy)
-    assert "12 passed" in said, said
+    chosen = "test_made or test_a_room and made or names_every_argument and made or without_a_test"
+    said = ran([*own, "tests/house/test_layers.py", "tests/runs/test_recipes.py", "-k", chosen], copy, copy)
+    assert "13 passed" in said, said
 
 
 @pytest.mark.slow
