@@ -117,7 +117,7 @@ class LogLikelihood(Protocol):
 
 
 # How a model computes log p(x).
-IMPORTANCE, ANNEALED, BOUND, EXACT = "importance samples", "annealed importance sampling", "a bound", "symbol by symbol"
+IMPORTANCE, ANNEALED, BOUND, EXACT = "importance samples", "annealed importance sampling", "a bound", "exactly"
 
 
 @runtime_checkable
