@@ -195,7 +195,7 @@ def named_class(name: str) -> type:
     try:
         found = getattr(import_module(module), attribute, None)
     except (ImportError, ValueError) as error:  # the latter for an empty name of a module
-        raise UserError(f"--class {name} cannot be imported: {error}. PYTHONPATH names the folder it is in") from error
+        raise UserError(f"--class {name} cannot be imported: {error}. PYTHONPATH must name its folder") from error
     if not (isinstance(found, type) and issubclass(found, LightningModule)):
         raise UserError(f"--class {name} is no LightningModule: write module.Class, such as my_package.made.MADE")
     return found
