@@ -1,4 +1,4 @@
-"""Train one model of the zoo: ``python train.py model=ddpm data=mnist trainer.max_epochs=2``."""
+"""Train one model of the zoo, for example with ``python train.py model=ddpm data=mnist trainer.max_epochs=2``."""
 
 import logging
 import math
@@ -7,22 +7,23 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.training.command_line import check_kind, check_values, readable_arguments, with_home, with_names_of_today
-from zoo.training.error_lines import errors_for_people
+from zoo.training.command_line import check_kind, check_values, readable_arguments, with_current_names, with_home
+from zoo.training.error_lines import one_line_errors
 from zoo.training.hydra_errors import hydra_raises
 from zoo.training.interruption import ended_by_signals
-from zoo.training.processes import end_with_parent, leaving_together, overrides_of_process
-from zoo.training.sweeps import end_of_sweep, sweep_goes_on
+from zoo.training.processes import end_with_parent, leave_process_group, overrides_of_process
+from zoo.training.sweeps import end_of_sweep, report_failed_job
 from zoo.training.threads import prepare_threads
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# Hydra, torch and Lightning take seconds to import. They come in where they are used, so that a signal meanwhile is
-# answered; the latter two once the configuration is composed.
+# Hydra, torch and Lightning take seconds to import. Functions import them, and signals are answered in the meantime.
+# Torch and Lightning are imported after the configuration is composed.
 
 
 def build(node: "DictConfig", **kwargs):
+    """Return the object that a part of the configuration describes, made with ``kwargs`` in addition."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
@@ -30,7 +31,7 @@ def build(node: "DictConfig", **kwargs):
     try:
         return instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:
-        # Hydra says in words what it cannot find or call. What the call itself raised keeps its traceback.
+        # Hydra's errors about a class or its arguments are readable. An error from inside the call is raised itself.
         called, cause = "Error in call to target" in str(error), error.__cause__
         if called and cause is not None and cause.__traceback__.tb_next is not None:
             raise cause from None
@@ -38,11 +39,12 @@ def build(node: "DictConfig", **kwargs):
 
 
 def build_all(group: "DictConfig | None") -> list:
+    """Return the objects of a group, such as all callbacks."""
     return [build(node) for node in (group or {}).values() if node and "_target_" in node]
 
 
 def train(cfg: "DictConfig") -> dict[str, float]:
-    """Fit ``cfg.model`` on ``cfg.data``, test its best checkpoint, and return the final metrics."""
+    """Fit ``cfg.model`` on ``cfg.data``, test the best checkpoint, and return the last metrics by name."""
     import lightning as L
     from lightning.pytorch.callbacks import ModelCheckpoint
     from omegaconf import OmegaConf
@@ -52,14 +54,14 @@ def train(cfg: "DictConfig") -> dict[str, float]:
     from zoo.hub import check_resumable
 
     check_values(cfg)
-    with_names_of_today(cfg)
+    with_current_names(cfg)
     with_home(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data, model = build(cfg.data), build(cfg.model)
     check_kind(model, data)
     if cfg.compile:
         for network in model.children():
-            if any(True for _ in network.parameters()):  # not a metric
+            if any(True for _ in network.parameters()):  # a metric has none and is not compiled
                 network.compile(backend=cfg.compile)  # in place: checkpoints keep the names of their weights
     if cfg.ckpt is not None:
         check_resumable(cfg.ckpt, model, cfg.seed, cfg.trainer.max_epochs)
@@ -68,7 +70,7 @@ def train(cfg: "DictConfig") -> dict[str, float]:
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
     metrics = dict(trainer.callback_metrics)
     if cfg.test:
-        # Reloaded, and not test(ckpt_path=...): after fit the averaging callback would put the raw weights back.
+        # With test(ckpt_path=...) the averaging callback would restore the raw weights after fit. A new model has none.
         best = next((c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), "")
         model = type(model).load_from_checkpoint(best, weights_only=True) if best else model
         trainer.test(model, datamodule=data, verbose=False)
@@ -80,18 +82,21 @@ def train(cfg: "DictConfig") -> dict[str, float]:
 
 
 def job(cfg: "DictConfig") -> float | None:
-    """Train, and return what a sweep minimises: the best checkpoint's metric, or NaN of a job that has failed."""
+    """Train, and return the metric that a sweep minimises, or NaN if the job has failed.
+
+    It is the metric by which the best checkpoint is chosen.
+    """
     from omegaconf import OmegaConf
 
-    from zoo.training.messages import lines_of_their_own
+    from zoo.training.messages import log_above_bars
 
-    with sweep_goes_on(), errors_for_people(cfg.run_dir), lines_of_their_own(), leaving_together():
+    with report_failed_job(), one_line_errors(cfg.run_dir), log_above_bars(), leave_process_group():
         return train(cfg).get(OmegaConf.select(cfg, "callbacks.best.monitor"))
     return math.nan
 
 
 def main() -> None:
-    """Check the command line, and let Hydra run the job, or each of the jobs of a sweep."""
+    """Check the command line, and let Hydra run the job, or every job of a sweep."""
     import hydra
 
     sys.argv[1:] = readable_arguments(sys.argv[1:], Path(__file__).parent / "configs")
@@ -104,5 +109,5 @@ def main() -> None:
 if __name__ == "__main__":
     end_with_parent()
     prepare_threads()
-    with ended_by_signals(), errors_for_people():
+    with ended_by_signals(), one_line_errors():
         main()

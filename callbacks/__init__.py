@@ -1,7 +1,10 @@
-"""Callbacks and loggers: they look and write, and never change what is learnt (EMA changes what is judged)."""
+"""Callbacks and loggers. They measure, draw and save, and never change the weights that training learns.
 
-if __name__ != "zoo.callbacks":  # a module under two names would be two modules
-    raise ImportError("callbacks is imported as zoo.callbacks")
+EMA keeps an average of the weights, which replaces them in validation, samples, tests and published checkpoints.
+"""
+
+if __name__ != "zoo.callbacks":  # Python would load the module twice under two names
+    raise ImportError("callbacks cannot be imported under this name: import zoo.callbacks")
 
 from zoo.callbacks.codes import Codes
 from zoo.callbacks.ema import EMA

@@ -1,4 +1,4 @@
-"""What each continuous code of a model does, as pictures."""
+"""Pictures of what each continuous code of a model changes."""
 
 from pathlib import Path
 
@@ -8,32 +8,35 @@ from zoo.callbacks.cadence import AtEpochs
 from zoo.callbacks.grids import write_grid
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.functional.noise import chunk_generator
 
 
 class Codes(AtEpochs):
-    """Draw ``code0_epoch_000.png``, ...: columns are categories, rows values of one continuous code from -2 to 2.
+    """Draw a grid of samples for each continuous code: ``code0_epoch_000.png``, ``code1_epoch_000.png``, ...
 
-    The noise is the same in every epoch, and training is not touched.
+    Each column is a category. Each row is a value of the code from -2 to 2. The noise is the same in every epoch.
+    The callback does not affect training.
 
     Args:
-        folder: where they go.
-        every_n_epochs: how often; the last epoch is always drawn.
-        seed: of the noise.
+        folder: folder of the pictures.
+        every_n_epochs: epochs between pictures. The last epoch is always drawn.
+        seed: seed of the noise, at least 0.
 
     Raises:
-        UserError: for numbers below 1; at set-up, for a model without ``vary``.
+        UserError: if a number is too small, or, at set-up, if the model has no ``vary``.
     """
 
     def __init__(self, folder: str, every_n_epochs: int = 5, seed: int = 0):
         super().__init__(every_n_epochs)
-        check_whole("seed", seed, least=0)
+        check_integer("seed", seed, least=0)
         self.folder, self.seed = Path(folder), seed
 
     def setup(self, trainer, pl_module, stage):
         if not isinstance(pl_module, capabilities.Codes):
-            raise UserError(f"{type(pl_module).__name__} has no method vary(code), so there is nothing to draw")
+            raise UserError(
+                f"{type(pl_module).__name__} has no method vary(code), which Codes draws: remove the callback"
+            )
 
     @torch.no_grad()
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):

@@ -11,17 +11,18 @@ from zoo.checks.errors import UserError
 
 
 def ema_update(averaged: Tensor, current: Tensor, num_averaged: Tensor, decay: float) -> Tensor:
-    """One step of the average with a decay that warms up, min(decay, (1 + n) / (10 + n)), n counting the updates.
+    """Return the average after one more update, with decay min(decay, (1 + n) / (10 + n)) after n updates.
 
-    Without the warm-up the first weights, which are noise, keep a share of decay^n: a third after 1,000 steps at 0.999.
+    The smaller decay of the first updates is a warm-up. Without it, the initial weights, which are noise, contribute
+    the fraction decay^n of the average. At decay 0.999 that is a third after 1,000 steps.
     """
     warm = (1 + num_averaged) / (10 + num_averaged)
     return torch.lerp(current, averaged, warm.clamp(max=decay).to(current.dtype))
 
 
 @contextmanager
-def judged(trainer, pl_module) -> Iterator[None]:
-    """In training, the module as validation has it: averaged weights, where there are any, and eval mode."""
+def evaluation_weights(trainer, pl_module) -> Iterator[None]:
+    """Within this context, ``pl_module`` has averaged weights (if the run has EMA) and eval mode, as in validation."""
     averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
     training = pl_module.training
     for callback in averages:
@@ -36,28 +37,28 @@ def judged(trainer, pl_module) -> Iterator[None]:
 
 
 class EMA(WeightAveraging):
-    """Keep an exponential moving average of the parameters and let Lightning swap it in where models are judged.
+    """Exponential moving average of the parameters. Lightning uses it for validation and tests.
 
-    Training itself is untouched; checkpoints hold both sets of weights. Buffers are not averaged: they are schedules
-    and counters.
+    The average does not affect training itself. Checkpoints hold both sets of weights. Buffers are not averaged,
+    because they hold schedules and counters.
 
     Args:
-        decay: per optimiser step, 0 to 1 exclusive; 0.999 averages over about 1,000 steps.
+        decay: decay per optimiser step, between 0 and 1, both excluded. 0.999 averages over about 1,000 steps.
 
     Raises:
-        UserError: for a ``decay`` outside that; at the start of training, for weights of 16 bits, where an average
-            that moves by a thousandth a step does not move at all.
+        UserError: if ``decay`` is out of range, or, when training starts, if the weights have 16 bits. Rounding to 16
+            bits would discard the small updates of the average.
     """
 
     def __init__(self, decay: float = 0.999):
         if not 0 < decay < 1:
-            raise UserError(f"decay must lie between 0 and 1, got {decay}")
+            raise UserError(f"decay is {decay}, but must lie between 0 and 1, both excluded")
         self.decay = decay
         super().__init__(use_buffers=False, avg_fn=lambda a, c, n: ema_update(a, c, n, decay))
 
     def on_train_start(self, trainer, pl_module):
         if narrow := {p.dtype for p in pl_module.parameters() if p.dtype in (torch.bfloat16, torch.float16)}:
             raise UserError(
-                f"weights of {narrow.pop()} cannot hold an average of decay {self.decay}: use precision bf16-mixed, "
-                "or callbacks=default to train without averages"
+                f"the weights are {narrow.pop()}, which is too coarse for an average with decay {self.decay}: use "
+                "trainer.precision=bf16-mixed, or callbacks=default to train without an average"
             )

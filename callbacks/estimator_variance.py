@@ -1,4 +1,4 @@
-"""The variance of a model's gradient estimators, measured while it trains."""
+"""Callback that measures the variance of a model's gradient estimators during training."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ from zoo.callbacks.exact_resume import ExactResume
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.pixels import as_batch
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.estimators import GradientEstimator, GradientMoments, chunk_size, gradient_moments, split_variance
 from zoo.estimators.figures import plot, table
 from zoo.functional.noise import chunk_generator
@@ -27,52 +27,56 @@ from zoo.training.ranks import all_rows, shows_progress
 
 log = logging.getLogger(__name__)
 
-AUTO_SHARE = 0.05  # of the time of training that every_n_steps="auto" may take
-AUTO_STEPS = 10  # it measures at multiples of so many batches
-AUTO_DRAWS = (2, 4)  # the first measurements have so few draws, and after every so many twice as many
+# These constants apply to every_n_steps="auto".
+AUTO_FRACTION = 0.05  # largest fraction of the training time that measuring takes
+AUTO_STEPS = 10  # measurements wait for a multiple of this number of batches
+AUTO_DRAWS = (2, 4)  # draws of the first measurements, and the measurements after which the draws double
 
 
 class EstimatorVariance(L.Callback):
-    """Measure how much each gradient estimator scatters on one fixed batch, every so many steps.
+    """Measure the variance of each gradient estimator on a fixed batch of validation data, at intervals.
 
-    For each estimator in ``model.gradient_estimators()`` and each parameter group (``all``, ``encoder``, ...):
+    It logs these values for each estimator in ``model.gradient_estimators()`` and each parameter group (``all``,
+    ``encoder``, ...):
 
         variance/<estimator>/<group>     trace of the covariance of one draw, squared units of the gradient
-        snr/<estimator>/<group>          |g| / sqrt(tr C), with the bias of |g|^2 taken out (zoo/estimators/moments.py)
+        snr/<estimator>/<group>          |g| / sqrt(tr C), without the bias of |g|^2 (zoo/estimators/moments.py)
         ms_per_draw/<estimator>          cost of one draw in milliseconds, mean over the processes
 
-    Beside them stands ``estimator_draws``, the number of draws of the measurement.
+    It also logs ``estimator_draws``, the number of draws of the measurement.
 
-    With several ``batches`` the variance is the mean over them, Monte-Carlo noise alone, and beside it stand
+    With several ``batches``, ``variance`` is the mean of the variance within each batch. Two more values are logged:
 
-        data_variance/<estimator>/<group>    of the expected gradient between batches of ``batch_size`` examples
-        total_variance/<estimator>/<group>   the sum of the two: what a step of training sees
+        data_variance/<estimator>/<group>    variance of the expected gradient between batches of ``batch_size``
+        total_variance/<estimator>/<group>   the sum of both variances, which training steps have
 
-    Draw k has its own noise, keyed by (seed, k), whichever process makes it and whichever estimator uses it. Draws of
-    small networks are made in chunks (zoo.estimators.chunk_size); processes take the chunks in turns, and their
-    moments are merged in float64, so that K draws give the same result however they were spread. In memory an
-    estimator is one gradient and its mean in float64, beside what one draw needs, or of a small network (up to 520,000
-    parameters) the eight draws of a chunk; with several batches one mean more.
+    Draw k uses noise with the key (seed, k) on every process and for every estimator. Small networks make several
+    draws at once (zoo.estimators.chunk_size). Processes take these chunks in turns, and merge their moments in float64.
+    The result of K draws therefore does not depend on the number of processes.
 
-    Training is not touched: parameters are only read, no gradient is accumulated, and no global random state is used.
-    Gradients are those of the weights as they are trained, not averaged, and as they are stored: under mixed
-    precision, float32. Where gradients are accumulated over batches, one draw is still of one batch.
+    Each estimator needs memory for one draw, one gradient, and the mean gradient in float64. Networks of at most
+    520,000 parameters need memory for the eight draws of a chunk. Several batches need one more mean.
+
+    The callback does not affect training. It only reads the parameters, accumulates no gradient, and uses no global
+    random state. Gradients are taken at the trained weights, not at averaged ones. They have the precision of the
+    stored weights, which is float32 under mixed precision. If training accumulates gradients over batches, a draw
+    still uses one batch.
 
     Args:
-        folder: where ``estimator_variance.png`` goes at the end of the run.
-        every_n_steps: batches between two measurements, the first before the first step; or the fraction of the run
-            between them, such as 0.25; or ``auto``: as often as measuring takes less than 5 % of the time of training,
-            never before the first step. The first four measurements then have 2 draws, the next four 4, and so on
-            up to ``draws``, so that short runs have a line, too.
-        draws: gradients per measurement and batch, over all processes; at least 2. With ``auto``, at most so many.
-        batch_size: examples of a probe batch, of the first of the validation set.
-        batches: probe batches; 1, or more to tell the noise of the data from that of the draws.
-        compare: estimators to measure, by name; all of the model's if None.
-        seed: of the noise and of the probe batch's binarisation.
+        folder: folder of ``estimator_variance.png``, which is written at the end of the run.
+        every_n_steps: training batches between measurements, or a fraction of the run such as 0.25, or ``auto``. A
+            number or a fraction also measures before the first step. ``auto`` measures as often as it can in less
+            than 5 % of the training time, and never before the first step. Its first four measurements have 2 draws.
+            The number doubles after every four measurements, up to ``draws``. Short runs therefore have measurements.
+        draws: gradients per estimator and batch, over all processes, at least 2. With ``auto`` this is the maximum.
+        batch_size: examples in a fixed batch. They are the first ones of the validation set.
+        batches: number of fixed batches. With more than one, ``data_variance`` is measured as well.
+        compare: names of the estimators to measure. None measures all estimators of the model.
+        seed: seed of the noise and of the binarisation of the fixed batches.
 
     Raises:
-        UserError: for values outside these; at set-up, for a model without ``gradient_estimators`` or without one of
-            ``compare``, or a run without validation data or with too few.
+        UserError: if a value is not allowed. At set-up: if the model has no ``gradient_estimators``, or not all of
+            those in ``compare``. At the start of training: if the validation data are missing or too few.
     """
 
     def __init__(
@@ -85,69 +89,79 @@ class EstimatorVariance(L.Callback):
         compare: list[str] | None = None,
         seed: int = 0,
     ):
-        check_whole("draws", draws, least=2)
+        check_integer("draws", draws, least=2)
         if isinstance(every_n_steps, float):
             if not 0 < every_n_steps < 1:
-                raise UserError(f"every_n_steps must be a whole number, or a share below 1, got {every_n_steps}")
+                raise UserError(
+                    f"every_n_steps is {every_n_steps}, but must be an integer number of steps or a fraction of the "
+                    "run between 0 and 1, both excluded"
+                )
         elif every_n_steps != "auto":
             if isinstance(every_n_steps, str):
                 raise UserError(
-                    f"every_n_steps must be a whole number, a share below 1, or auto, got {every_n_steps!r}"
+                    f"every_n_steps is {every_n_steps!r}, but must be an integer, a fraction below 1, or auto"
                 )
-            check_whole("every_n_steps", every_n_steps)
-        check_whole("batch_size", batch_size)
-        check_whole("batches", batches)
-        check_whole("seed", seed, least=0)
+            check_integer("every_n_steps", every_n_steps)
+        check_integer("batch_size", batch_size)
+        check_integer("batches", batches)
+        check_integer("seed", seed, least=0)
         names = compare if isinstance(compare, list | tuple) else []
         strings = {name for name in names if isinstance(name, str)}
         if compare is not None and (not names or len(strings) < len(names)):
-            raise UserError(f"compare must be null or a list of estimators, each once, got {compare!r}")
+            raise UserError(f"compare is {compare!r}, but must be null or a list of estimators without repetitions")
         self.folder, self.every_n_steps, self.draws, self.batch_size = Path(folder), every_n_steps, draws, batch_size
         self.batches, self.compare, self.seed = batches, compare, seed
         self.probes: list[Any] = []
         self.history: list[dict[str, float]] = []  # one row per measurement, with "step"
-        self._seconds, self._per_draw = 0.0, 0.0  # spent on all measurements; on a draw of each, in the latest
-        self._started: float | None = None  # when this process's training began
-        self._trained_before = 0.0
-        self._first_step, self._next = 0, AUTO_STEPS  # of this process's training; the next that may be measured at
+        self._seconds = 0.0  # seconds spent on all measurements
+        self._per_draw = 0.0  # seconds for one draw of each estimator, in the latest measurement
+        self._started: float | None = None  # monotonic time at which training in this process began, seconds
+        self._trained_before = 0.0  # seconds of training before this process resumed the run
+        self._first_step, self._next = 0, AUTO_STEPS  # first step of this process; earliest step to measure at
 
     def setup(self, trainer, pl_module, stage):
         name = type(pl_module).__name__
         if not isinstance(pl_module, capabilities.GradientEstimators):
-            raise UserError(f"{name} has no method gradient_estimators(), so there is no variance to measure")
+            raise UserError(
+                f"{name} has no method gradient_estimators(), which EstimatorVariance measures: remove the callback "
+                "(~callbacks.estimator_variance)"
+            )
         known = pl_module.gradient_estimators()
         unknown = [e for e in self.compare or [] if e not in known]
         if unknown:
-            raise UserError(f"{name} has no gradient estimator {', '.join(unknown)}; it has {', '.join(known)}")
+            raise UserError(f"{name} has no gradient estimator {', '.join(unknown)}; choose from {', '.join(known)}")
 
     def on_train_start(self, trainer, pl_module):
-        loader = trainer.val_dataloaders  # not there yet where the first validation is some epochs off
-        source = trainer.fit_loop.epoch_loop.val_loop._data_source  # a loader, or the data module that has one
+        loader = trainer.val_dataloaders  # None before the first validation
+        source = trainer.fit_loop.epoch_loop.val_loop._data_source  # the loader or the data module
         if loader is None and source.is_defined() and trainer.limit_val_batches:
             loader = source.dataloader()
         if isinstance(loader, list | tuple):
             loader = next(iter(loader), None)
         if loader is None:
             raise UserError(
-                "the probe batch of EstimatorVariance comes from validation data, and there are none: have some "
-                "(trainer.limit_val_batches), or leave the callback out (~callbacks.estimator_variance)"
+                "EstimatorVariance measures on validation data, and this run has none: set trainer.limit_val_batches "
+                "above 0, or remove the callback (~callbacks.estimator_variance)"
             )
         with isolate_rng():
             self.probes = list(probe_batches(loader, self.batch_size, self.batches, trainer, pl_module.device))
         if len(self.probes) < self.batches:
             raise UserError(
-                f"the validation data are {len(self.probes)} whole batches of {self.batch_size}: they do not make "
-                f"batches={self.batches} of EstimatorVariance"
+                f"the validation data have {len(self.probes)} whole batches of {self.batch_size} examples, fewer than "
+                f"batches={self.batches} of EstimatorVariance: lower batches or batch_size"
             )
         if isinstance(pl_module, capabilities.ProbeBatch):
-            # The first has one generator whatever their number.
+            # One generator for each batch, so that the first batch is the same for any number of batches.
             generators = [chunk_generator(self.seed, -1 - i) for i in range(len(self.probes))]
             self.probes = [
                 pl_module.probe_batch(probe, generator=generator)
                 for probe, generator in zip(self.probes, generators, strict=True)
             ]
         if isinstance(self.every_n_steps, float) and trainer.max_epochs in (None, -1):
-            raise UserError(f"every_n_steps={self.every_n_steps} is a share of a run, and this one has no end")
+            raise UserError(
+                f"every_n_steps={self.every_n_steps} is a fraction of the run, and this run has no end: set "
+                "trainer.max_epochs, or every_n_steps to an integer"
+            )
         self._started = time.monotonic()
         self._first_step = trainer.fit_loop.total_batch_idx + 1
         self._next = max(self._next, self._first_step)
@@ -175,7 +189,7 @@ class EstimatorVariance(L.Callback):
             logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=logged_step(trainer))
 
     def _due(self, trainer, pl_module, step: int) -> int:
-        """How many draws to measure with before this step; 0 for none."""
+        """Return the number of draws to measure with before this step, or 0 to skip it."""
         interval = self.every_n_steps
         if not isinstance(interval, str):
             if isinstance(interval, float):
@@ -184,39 +198,39 @@ class EstimatorVariance(L.Callback):
         if step < self._next:
             return 0
         draws, wait = self._affordable(pl_module, step)
-        # Clocks differ, and all processes must measure or none.
+        # The clocks of processes differ, but either all processes measure or none does.
         draws, wait = trainer.strategy.broadcast((draws, wait))
         self._next = step + max(1, round(wait / AUTO_STEPS)) * AUTO_STEPS
         return draws
 
     def _affordable(self, pl_module, step: int) -> tuple[int, int]:
-        """How many draws can be afforded now, or 0; and the number of steps after which to ask again."""
+        """Return the number of draws that fit into the time limit now, or 0, and the steps until the next check."""
         now = time.monotonic()
         trained = self._trained(now) - self._seconds
         here = self._trained(now) - self._trained_before
         per_step = max(1e-9, here / max(1, step - self._first_step + 1))
         fewest, repeated = AUTO_DRAWS
         draws = min(self.draws, fewest * 2 ** (len(self.history) // repeated))
-        # Before the first measurement, a draw is taken for a step of training.
+        # Before the first measurement, assume that a draw takes as long as a training step.
         per_draw = self._per_draw or per_step * self.batches * self._number_of_estimators(pl_module)
-        missing = draws * per_draw + self._seconds - AUTO_SHARE * trained
+        missing = draws * per_draw + self._seconds - AUTO_FRACTION * trained
         if missing > 0:
-            return 0, math.ceil(missing / AUTO_SHARE / per_step)
+            return 0, math.ceil(missing / AUTO_FRACTION / per_step)
         return draws, AUTO_STEPS
 
     def _trained(self, now: float) -> float:
-        """Seconds of training, measurements among them, of this process and those it resumes."""
-        # Tuners of Lightning take the state before training begins, and put it back.
+        """Return the seconds of training, including measurements, in this process and in those that it resumes."""
+        # Lightning's tuners save and restore the state before training begins, when _started is None.
         return self._trained_before + (0.0 if self._started is None else now - self._started)
 
     def _number_of_estimators(self, pl_module) -> int:
         return len(self.compare or pl_module.gradient_estimators())
 
     def _measure(self, trainer, name: str, estimator: GradientEstimator, draws: int) -> dict[str, float] | None:
-        """The numbers of one estimator; None if a signal has come in, which all processes then know."""
+        """Return the measured values of one estimator, by name. Return None on all processes after a signal to stop."""
         size = chunk_size(estimator)
         mine = [k for k in range(draws) if k // size % trainer.world_size == trainer.global_rank]
-        stride = -(-draws // size) * size  # the draws of each batch begin with a whole chunk
+        stride = -(-draws // size) * size  # the draws of each batch begin with a new chunk
         seconds = []
 
         def moments() -> Iterator[GradientMoments]:
@@ -262,8 +276,8 @@ class EstimatorVariance(L.Callback):
             return
         if not self.history:
             log.info(
-                "Training was too short to measure its gradient estimators within 5 % of its time. "
-                "callbacks.estimator_variance.every_n_steps=10 measures them whatever it takes"
+                "Training was too short to measure gradient estimators in 5 % of its time. "
+                "callbacks.estimator_variance.every_n_steps=10 measures them without this limit"
             )
             return
         save_figure(plot(self.history), self.folder / "estimator_variance.png")
@@ -276,23 +290,30 @@ class EstimatorVariance(L.Callback):
 
 
 class Interrupted(Exception):
-    """A signal has come in while gradients are drawn."""
+    """Exception for a signal that arrives while gradients are drawn."""
 
 
 def interrupted(trainer) -> bool:
-    """Whether this process has received a signal that ends the run after this batch."""
+    """Return whether this process has received a signal that ends the run after this batch."""
     return any(c.received is not None for c in trainer.callbacks if isinstance(c, ExactResume))
 
 
 def until_interrupted(draws: Iterable[int], trainer) -> Iterator[int]:
-    """``draws`` until a signal comes in, so that the run ends soon after Ctrl-C."""
+    """Yield from ``draws`` until a signal arrives. The run then ends soon after Ctrl-C."""
     return takewhile(lambda _: not interrupted(trainer), draws)
 
 
 def probe_batches(loader, size: int, count: int, trainer, device: torch.device) -> Iterator[list[torch.Tensor]]:
-    """The first ``count`` batches of ``size`` examples, on every process, of a loader that processes share.
+    """Yield the first ``count`` batches of ``size`` examples, the same ones on every process.
 
-    A single one may have fewer examples, where the loader's own batch has.
+    With ``count`` 1 the batch has fewer examples if the first batch of the loader has fewer.
+
+    Args:
+        loader: a loader that gives each process a part of every batch.
+        size: examples per batch.
+        count: number of batches.
+        trainer: Lightning's trainer.
+        device: device of the batches.
     """
     left, given = None, 0
     for batch in loader:
@@ -306,7 +327,7 @@ def probe_batches(loader, size: int, count: int, trainer, device: torch.device) 
 
 
 def mean_over_processes(seconds: list[float], trainer) -> float:
-    """The mean of what is not 0, a process that had no draw, over batches and processes."""
+    """Return the mean over batches and processes of the values above 0. A process without draws has 0."""
     made = torch.tensor([sum(s > 0 for s in seconds), sum(seconds)], device=trainer.strategy.root_device)
     count, total = trainer.strategy.reduce(made, reduce_op="sum").tolist()
     return total / max(1, count)

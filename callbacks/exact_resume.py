@@ -1,4 +1,4 @@
-"""Runs that can be stopped at any time and go on as if they had not been."""
+"""Callback that stops a run on a signal, and resumes it with the same results as without the stop."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from zoo.callbacks.run_record import run_command
-from zoo.training.checkpoint_files import clear_unfinished, take_best_along
+from zoo.training.checkpoint_files import clear_unfinished, keep_best
 from zoo.training.processes import number
 from zoo.training.shell import pasted
 
@@ -20,20 +20,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class ExactResume(Checkpoint):
-    """Put the random state of every process into checkpoints, and turn Ctrl-C and SIGTERM into one of them.
+    """Save the random state of every process in checkpoints, and write a checkpoint on Ctrl-C and SIGTERM.
 
-    A signal lets the current batch finish, writes ``interrupted.ckpt``, in the middle of the epoch if need be, prints
-    the command that resumes, and ends the process with the exit status that the signal would have given it (130 or
-    143). ``last.ckpt`` is left at the epoch boundary. A signal during validation waits for the end of the epoch. A
-    second signal ends the process at once, and so does one during the test, when all is saved.
+    After a signal, the run finishes the current batch and writes ``interrupted.ckpt``. It prints the command that
+    resumes, and exits with the status of the signal (130 or 143). ``last.ckpt`` stays at the end of the last epoch. A
+    signal during validation waits for the end of the epoch. A second signal ends the process at once. A signal during
+    the test also ends it at once, because everything is saved by then.
 
-    It belongs among the checkpoint callbacks, which Lightning runs last: after the averages of this step are made.
+    This class is a checkpoint callback because Lightning runs these last, after EMA has updated its average.
 
-    Processes other than the first draw their training noise from streams of their own. If a run resumes on another
-    number of processes, the random streams (not the weights, the optimiser or the data) begin anew.
+    Each process draws its training noise from a different random stream. If a run resumes with another number of
+    processes, new random streams begin. The weights, the optimiser and the order of the data still resume exactly.
 
     Args:
-        folder: the run folder; ``interrupted.ckpt`` goes to ``checkpoints/`` in it.
+        folder: the run folder. ``interrupted.ckpt`` is written to ``checkpoints/`` in it.
     """
 
     def __init__(self, folder: str):
@@ -64,13 +64,14 @@ class ExactResume(Checkpoint):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
                 resumed = Path(trainer.ckpt_path or "")
-                take_best_along(checkpoint, callback, resumed, writes=trainer.is_global_zero)
+                keep_best(checkpoint, callback, resumed, writes=trainer.is_global_zero)
         self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
 
     def on_train_start(self, trainer, pl_module):
         if trainer.fit_loop.restarting and self._loader_states:
-            # Lightning does so too, but not where a schedule asks for the number of steps: the loader is made before
-            # the state of the loops is restored, and the epoch would begin anew.
+            # Lightning restores the loader only if it makes the loader after the state of the loops. A learning rate
+            # schedule that asks for the number of steps makes it earlier. The epoch would then start from its first
+            # batch.
             trainer.train_dataloader.load_state_dict(self._loader_states[0])
         if self._states is not None and len(self._states) == trainer.world_size:
             state = self._states[trainer.global_rank]
@@ -78,8 +79,8 @@ class ExactResume(Checkpoint):
             if "cuda" in state and pl_module.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda"].cpu(), pl_module.device)
         elif trainer.global_rank > 0 or self._states is not None:
-            # seed_everything gives every process the same stream: their noise would be the same, and the gradient's
-            # variance would not fall with their number.
+            # seed_everything gives every process the same stream. With equal noise on all processes, the variance of
+            # the gradient would not decrease with their number.
             torch.manual_seed(torch.initial_seed() + 7919 * (trainer.global_rank + trainer.global_step))
         self._handlers = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
 
@@ -90,15 +91,17 @@ class ExactResume(Checkpoint):
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         self.received = signum
-        log.warning("%s: finishing this batch, then saving; again to stop at once", signal.Signals(signum).name)
+        name = signal.Signals(signum).name
+        log.warning("%s: the run finishes this batch and saves. Send it again to stop at once", name)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        # An epoch's last batch goes on to validation and last.ckpt; a gradient half accumulated is in no checkpoint.
+        # After the last batch of an epoch, validation and last.ckpt come first. A checkpoint cannot hold a gradient
+        # that is still being accumulated.
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if whole and not trainer.is_last_batch and self._any_received(trainer):
             path = self.folder / "checkpoints" / "interrupted.ckpt"
             trainer.save_checkpoint(path, weights_only=False)
-            # What the batch logged is written by Lightning once all callbacks have seen it, which now it never does.
+            # Lightning writes the metrics of a batch after all callbacks have run. _stop prevents that, so write now.
             trainer._logger_connector.on_batch_end()
             trainer._logger_connector.update_train_step_metrics()
             self._stop(trainer, path)
@@ -110,7 +113,7 @@ class ExactResume(Checkpoint):
     def on_train_end(self, trainer, pl_module):
         if self._any_received(trainer):
             self._stop(trainer, None)
-        self._restore_handlers()  # before Lightning restores those it found
+        self._restore_handlers()  # before Lightning restores the handlers that it replaced
 
     def _any_received(self, trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
@@ -120,13 +123,13 @@ class ExactResume(Checkpoint):
             if path is None:
                 self._say_without_test()
             else:
-                log.warning("Interrupted. To go on exactly where it stopped:\n    %s", run_command(self.folder, path))
-        # The other processes end as if all were well: Lightning kills the first one, with SIGKILL, if a child fails.
+                log.warning("Interrupted. To resume from this point:\n    %s", run_command(self.folder, path))
+        # The other processes exit with status 0. If one failed, Lightning would end rank 0 with SIGKILL.
         raise SystemExit(128 + (self.received or signal.SIGTERM) if trainer.is_global_zero else 0)
 
     def _say_without_test(self):
         command = pasted("python", "-m", "zoo", "evaluate", self.folder)
-        log.warning("Interrupted after training; the test was left out: %s", command)
+        log.warning("Interrupted after training, before the end of the test. To evaluate the model: %s", command)
 
     def on_test_start(self, trainer, pl_module):
         self._handlers = {s: signal.signal(s, self._on_signal_in_test) for s in SIGNALS}
@@ -149,12 +152,13 @@ class ExactResume(Checkpoint):
 
 
 def _within_its_epoch(fit: dict[str, Any]) -> None:
-    """Let a run that ended within an epoch, by ``max_time`` or ``max_steps``, go on within it.
+    """Let a run that ``max_time`` or ``max_steps`` ended within an epoch resume within that epoch.
 
-    Lightning counts that epoch as processed. It would leave out the rest, or draw it in the order of the next epoch.
+    Lightning counts the unfinished epoch as processed. It would skip the rest of the epoch, or read it in the order of
+    the next epoch.
 
     Args:
-        fit: the state of the loops in a checkpoint, which is changed.
+        fit: the state of the loops in a checkpoint. The function changes it.
     """
     epoch, batches = fit["epoch_progress"], fit["epoch_loop.batch_progress"]
     current = epoch["current"]

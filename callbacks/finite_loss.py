@@ -1,4 +1,4 @@
-"""A run that has diverged stops, and says where."""
+"""Stop a run that has diverged, with an error that names the step and the values that are NaN or infinite."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,11 +12,14 @@ from zoo.training.shell import pasted
 
 
 class NotFinite(UserError):
-    """A loss or weights that are infinite or no numbers; the message says when, which, and from where to go on."""
+    """Error for a NaN or infinite loss or weight. The message names the step, the values and the last checkpoint."""
 
 
-def later(flag: torch.Tensor) -> Callable[[], bool]:
-    """What ``flag`` is, to be asked for later: of a GPU, without waiting for more than has made it."""
+def deferred_bool(flag: torch.Tensor) -> Callable[[], bool]:
+    """Return a function that returns ``bool(flag)``.
+
+    A flag on a GPU is copied in the background. The function waits for that copy only, and not for later work.
+    """
     if not flag.is_cuda:
         return lambda: bool(flag)
     here, copied = torch.empty_like(flag, device="cpu", pin_memory=True), torch.cuda.Event()
@@ -31,7 +34,7 @@ def later(flag: torch.Tensor) -> Callable[[], bool]:
 
 
 def not_finite(state: Any, path: str = "") -> Iterator[str]:
-    """The places of tensors with infinite values or no numbers in nested dictionaries and lists."""
+    """Yield the dotted paths of tensors with NaN or infinite values in nested dictionaries and lists."""
     if isinstance(state, torch.Tensor):
         if state.is_floating_point() and not state.isfinite().all():
             yield path
@@ -41,13 +44,14 @@ def not_finite(state: Any, path: str = "") -> Iterator[str]:
 
 
 class FiniteLoss(L.Callback):
-    """Stop where a term of the loss is infinite or not a number, before any checkpoint holds what came of it.
+    """Stop the run when a term of the loss or a weight becomes NaN or infinite, before a checkpoint is saved.
 
-    Terms are those that ``training_step`` returns, by name. They are looked at one batch later, so that a GPU is not
-    waited for, and before every checkpoint, whose weights, averages and optimisers are looked at, too.
+    The terms are the named tensors that ``training_step`` returns. They are checked one batch later, which avoids
+    waiting for the GPU. They are also checked before every checkpoint, with the weights, the averaged weights and the
+    state of the optimisers.
 
     Args:
-        folder: the run folder, whose ``checkpoints/last.ckpt`` is the last good one.
+        folder: the run folder. The error names ``checkpoints/last.ckpt`` in it as the last good checkpoint.
     """
 
     def __init__(self, folder: str):
@@ -59,34 +63,36 @@ class FiniteLoss(L.Callback):
         terms = {k: v.detach() for k, v in (outputs or {}).items() if isinstance(v, torch.Tensor)}
         if terms:
             finite = torch.stack([v.isfinite().all() for v in terms.values()]).all()
-            self._seen = (trainer.fit_loop.total_batch_idx, trainer.current_epoch, terms, later(finite))
+            self._seen = (trainer.fit_loop.total_batch_idx, trainer.current_epoch, terms, deferred_bool(finite))
 
     def on_train_epoch_end(self, trainer, pl_module):
         self._look()
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):
         self._look()
-        # Averages, what they are of, and the moments of optimisers: an infinite one holds its weight for ever.
+        # Check the weights, the weights before averaging, and the moments of the optimisers. A weight with an infinite
+        # second moment would never change again.
         states = {key: checkpoint.get(key) for key in ("state_dict", "current_model_state", "optimizer_states")}
         wrong = [path.removeprefix("state_dict.") for path in not_finite(states)]
         if wrong:
             self._seen = None
             raise NotFinite(
-                f"after step {trainer.fit_loop.total_batch_idx} (epoch {trainer.current_epoch}) what would be saved "
-                f"is not finite: {', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}. {self._advice()}"
+                f"the checkpoint after step {trainer.fit_loop.total_batch_idx} (epoch {trainer.current_epoch}) would "
+                f"have NaN or infinite values in {', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}. "
+                f"{self._advice()}"
             )
 
     def _look(self) -> None:
         if self._seen is None or self._seen[3]():
             return
         step, epoch, terms, _ = self._seen
-        self._seen = None  # what is left to do on the way out is no further news
+        self._seen = None  # report it once, although other hooks still run while the run ends
         wrong = [f"{k} = {v.float().mean().item():g}" for k, v in terms.items() if not v.isfinite().all()]
         right = [f"{k} = {v.float().mean().item():g}" for k, v in terms.items() if v.isfinite().all()]
-        others = f" (beside {', '.join(right)})" if right else ""
+        others = f" ({', '.join(right)})" if right else ""
         raise NotFinite(f"at step {step} (epoch {epoch}) {', '.join(wrong)}{others}. {self._advice()}")
 
     def _advice(self) -> str:
         last = self.folder / "checkpoints" / "last.ckpt"
-        good = f"the last good checkpoint is {pasted(last)}" if last.is_file() else "there is no checkpoint yet"
-        return f"Training has diverged; {good}. A lower learning rate helps most often"
+        good = f"The last good checkpoint is {pasted(last)}." if last.is_file() else "There is no checkpoint yet."
+        return f"Training has diverged. {good} Try a lower learning rate"

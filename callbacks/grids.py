@@ -1,4 +1,4 @@
-"""One picture of many images: in the run folder, and in every logger that takes images."""
+"""Write a grid of images to the run folder and to every logger that accepts images."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from zoo.sampling.pictures import in_rows, save_grid
 
 
 def write_grid(trainer, images: Tensor, path: Path, name: str, columns: int) -> None:
-    """Write images in [0, 1], as :func:`in_rows` lays them out, to ``path``, and log them as ``name``.
+    """Write a grid of images in [0, 1] to ``path``, and log it as ``name``. Call it on rank 0 only.
 
-    On the first process alone.
+    :func:`in_rows` arranges the images in rows.
     """
     save_grid(images, path, columns)
     images, columns = in_rows(images, columns)

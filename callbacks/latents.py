@@ -1,4 +1,4 @@
-"""What the latents of a model mean, as pictures: reconstructions, traversals, and the manifold of two latents."""
+"""Pictures of the latents of a model: reconstructions, traversals, and the manifold of two Gaussian latents."""
 
 import math
 from pathlib import Path
@@ -11,40 +11,44 @@ from zoo.callbacks.grids import write_grid
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.pixels import as_batch
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.functional.latents import Categorical, Gaussian
 
 
 class Latents(AtEpochs):
-    """Draw validation images beside their reconstructions, and what each latent changes.
+    """Draw validation images with their reconstructions, and the effect of each latent.
 
-    ``reconstructions/epoch_000.png``: originals, each with the mean of p(x | z) under it. ``traversals/epoch_000.png``,
-    where the model's latents have one prior for all: a row for each latent that is varied.
-    ``manifold/epoch_000.png``: the plane of two Gaussian latents. Nothing here is random, and training is not touched.
+    - ``reconstructions/epoch_000.png`` shows originals, each with the mean of p(x | z) below it.
+    - ``traversals/epoch_000.png`` has a row for each latent that is varied, if all latents share one prior.
+    - ``manifold/epoch_000.png`` shows the plane of two Gaussian latents, if the model has exactly two.
+
+    The pictures use no random numbers. The callback does not affect training.
 
     Args:
         folder: the run folder.
-        n: images to reconstruct.
-        every_n_epochs: how often; the last epoch is always drawn.
+        n: number of images to reconstruct.
+        every_n_epochs: epochs between pictures. The last epoch is always drawn.
 
     Raises:
-        UserError: for ``n`` or ``every_n_epochs`` below 1; at set-up, for a model without ``reconstruct``.
+        UserError: if ``n`` or ``every_n_epochs`` is below 1, or, at set-up, if the model has no ``reconstruct``.
     """
 
     def __init__(self, folder: str, n: int = 40, every_n_epochs: int = 5):
-        check_whole("n", n)
+        check_integer("n", n)
         super().__init__(every_n_epochs)
         self.folder, self.n = Path(folder), n
 
     def setup(self, trainer, pl_module, stage):
         if not isinstance(pl_module, capabilities.Reconstructs):
-            raise UserError(f"{type(pl_module).__name__} has no method reconstruct(x), so there is nothing to draw")
+            raise UserError(
+                f"{type(pl_module).__name__} has no method reconstruct(x), which Latents draws: remove the callback"
+            )
 
     @torch.no_grad()
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         if batch_idx != 0 or not self.due(trainer) or not trainer.is_global_zero:
             return
-        pictures = {"reconstructions": beside(*reconstructions(pl_module, batch, self.n))}
+        pictures = {"reconstructions": interleave_rows(*reconstructions(pl_module, batch, self.n))}
         if isinstance(pl_module, capabilities.Traversable):
             rows = traverse(pl_module, as_batch(batch)[0])
             pictures["traversals"] = (rows.flatten(0, 1), rows.shape[1])
@@ -58,18 +62,19 @@ class Latents(AtEpochs):
 
 @torch.no_grad()
 def traverse(model, x: Tensor, rows: int = 10, steps: int = 9) -> Tensor:
-    """Means of p(x | z) as one latent at a time is varied, the others at the most probable z of the first image.
+    """Return the means of p(x | z) while one latent varies and the others keep their most probable values.
 
-    Gaussian latents go from -3 to 3; binary ones from 0 to 1; categorical ones through their categories.
+    The most probable values are those of the first image. Gaussian latents vary from -3 to 3. Binary latents take the
+    values 0 and 1. Categorical latents take each of their categories.
 
     Args:
-        model: a VAE, or another model whose latents are Traversable (zoo/checks/capabilities.py).
-        x: images in [0, 1], (B, 1, 28, 28); latents are ranked by their mean divergence from the prior over these.
-        rows: latents to vary, those of the largest divergence.
-        steps: values of each, for Gaussian latents.
+        model: a VAE or another model that is Traversable (zoo/checks/capabilities.py).
+        x: images in [0, 1], (B, 1, 28, 28). They rank the latents by KL( q(z | x) || p(z) ), averaged over the images.
+        rows: number of latents to vary. The latents with the largest divergence are taken.
+        steps: number of values for each Gaussian latent.
 
     Returns:
-        (rows, values, 1, 28, 28), rows at most D.
+        (rows, values, 1, 28, 28), with at most D rows.
     """
     q = model.encode(x)
     ranked = q.kls().mean(0).argsort(descending=True)[:rows]
@@ -87,30 +92,42 @@ def traverse(model, x: Tensor, rows: int = 10, steps: int = 9) -> Tensor:
 
 @torch.no_grad()
 def manifold(model, side: int = 20) -> Tensor:
-    """Means of p(x | z) over the plane of two Gaussian latents, at quantiles of the prior (Kingma & Welling, fig. 4).
+    """Return the means of p(x | z) on a grid of two Gaussian latents, at quantiles of the prior.
+
+    This is the manifold of Kingma & Welling, fig. 4.
+
+    Args:
+        model: a model with two Gaussian latents.
+        side: number of quantiles of each latent.
 
     Returns:
         (side^2, 1, 28, 28), row by row.
 
     Raises:
-        UserError: unless the latents are two Gaussians.
+        UserError: unless the model has exactly two Gaussian latents.
     """
     if model.latents is not Gaussian or model.latent_shape != (2,):
-        raise UserError(f"a manifold is drawn of 2 Gaussian latents; this model has {model.latent_shape}")
+        raise UserError(f"the model has latents of shape {model.latent_shape}; a manifold needs 2 Gaussian latents")
     quantiles = (torch.arange(side, device=model.device) + 0.5) / side
     z = math.sqrt(2) * torch.erfinv(2 * quantiles - 1)
     return model.decode(torch.cartesian_prod(-z, z).flip(-1))
 
 
 def reconstructions(model, batch, n: int) -> tuple[Tensor, Tensor]:
-    """The first ``n`` images of a batch and their reconstructions, given their labels where the model wants them."""
+    """Return the first ``n`` images of a batch and their reconstructions. Labels in the batch go to the model."""
     x, *labels = (t[:n] for t in as_batch(batch))
     return x, model.reconstruct(x, y=labels[0] if labels else None)
 
 
-def beside(originals: Tensor, reconstructed: Tensor, columns: int = 10) -> tuple[Tensor, int]:
-    """Rows of originals, each followed by a row of reconstructions: images (n, ...) each to (2 n, ...)."""
+def interleave_rows(originals: Tensor, reconstructed: Tensor, columns: int = 10) -> tuple[Tensor, int]:
+    """Return images in alternating rows of originals and reconstructions, (2 n, ...), and the number of columns.
+
+    Args:
+        originals: images, (n, ...).
+        reconstructed: their reconstructions, (n, ...).
+        columns: images per row.
+    """
     rows = [part for pair in zip(originals.split(columns), reconstructed.split(columns), strict=True) for part in pair]
-    if len(originals) % columns and len(originals) > columns:  # the last two rows are short: keep whole ones
+    if len(originals) % columns and len(originals) > columns:  # drop the last two rows, which are incomplete
         rows = rows[:-2]
     return torch.cat(rows), min(columns, len(originals))

@@ -1,34 +1,34 @@
-"""log p(x) on held-out images while a model trains: the one curve that different objectives share."""
+"""Callback that measures log p(x) of validation images during training."""
 
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from zoo.callbacks.cadence import AtEpochs
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.evaluation.protocol import check_importance_weighted, log_likelihood
 from zoo.functional.noise import chunk_generator
 
 
 class LogLikelihood(AtEpochs):
-    """Log ``val/log_likelihood``: the importance-weighted log p(x) of validation images, nats per image.
+    """Log ``val/log_likelihood``, the importance-weighted log p(x) of validation images, in nats per image.
 
-    A model trained on the ELBO and one trained on a tighter bound report losses that do not compare; this does. The
-    noise is the same at every epoch, and training is not touched.
+    The losses of models trained on different bounds (the ELBO and a tighter one) cannot be compared. This value can be
+    compared. The noise is the same in every epoch. The callback does not affect training.
 
     Args:
-        every_n_epochs: how often; the last epoch is always measured.
+        every_n_epochs: epochs between measurements. The last epoch is always measured.
         num_samples: importance samples per image.
-        batches: validation batches to use, from the first on.
-        seed: of the noise.
+        batches: number of validation batches to use, starting with the first.
+        seed: seed of the noise, at least 0.
 
     Raises:
-        UserError: for numbers below 1; at set-up, for a model without ``log_likelihood``.
+        UserError: if a number is too small, or, at set-up, if the model has no importance-weighted log p(x).
     """
 
     def __init__(self, every_n_epochs: int = 10, num_samples: int = 100, batches: int = 2, seed: int = 0):
         super().__init__(every_n_epochs)
         for key, value in {"num_samples": num_samples, "batches": batches}.items():
-            check_whole(key, value)
-        check_whole("seed", seed, least=0)
+            check_integer(key, value)
+        check_integer("seed", seed, least=0)
         self.num_samples, self.batches, self.seed = num_samples, batches, seed
 
     def setup(self, trainer, pl_module, stage):

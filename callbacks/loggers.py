@@ -1,4 +1,4 @@
-"""Loggers: metrics.csv in every run folder, and Weights & Biases that never asks for a login nor fails without one."""
+"""Loggers: metrics.csv in every run folder, TensorBoard, and Weights & Biases, which works without a login."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from zoo.callbacks.cadence import steps_behind
 from zoo.estimators.figures import MEASURED
 from zoo.estimators.figures import table as estimator_table
-from zoo.training.files import written_whole
+from zoo.training.files import atomic_write
 from zoo.training.shell import pasted
 from zoo.training.tables import Table
 from zoo.training.wandb_login import keep_wandb_out_of_home, wandb_credentials, wandb_settings
@@ -26,16 +26,18 @@ METRICS, ESTIMATORS = "metrics.csv", "estimator_variance.csv"
 
 
 class CSVLogger(lightning_loggers.CSVLogger):
-    """``metrics.csv`` in the run folder, a row for each step at which anything was logged, and a table of estimators.
+    """Write ``metrics.csv`` and ``estimator_variance.csv`` in the run folder.
 
-    The columns of ``metrics.csv`` are ``epoch``, ``step``, and the metrics of training, validation and test. What
-    EstimatorVariance measures goes to ``estimator_variance.csv``: a row for each step, estimator and parameter group.
-    A run that resumes continues both files from its checkpoint on: rows that a broken-off run logged after it are
-    dropped. In a new folder the rows before the checkpoint are those of the run that it is of.
+    ``metrics.csv`` has a row for each step at which something was logged. Its columns are ``epoch``, ``step``, and the
+    metrics of training, validation and test. ``estimator_variance.csv`` has the measurements of EstimatorVariance, a
+    row for each step, estimator and parameter group.
+
+    A resumed run continues both files from its checkpoint, and removes later rows of the interrupted run. In a new
+    folder, it first copies both files from the folder of the checkpoint.
 
     Args:
         folder: the run folder.
-        resume_from: the checkpoint that this run resumes from, or None.
+        resume_from: path of the checkpoint that this run resumes from, or None.
     """
 
     def __init__(self, folder: str, resume_from: str | None = None):
@@ -46,7 +48,7 @@ class CSVLogger(lightning_loggers.CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self):
-        """The two tables: of metrics, and of estimators."""
+        """The tables of ``metrics.csv`` and ``estimator_variance.csv``."""
         if self._tables is None:
             folder = Path(self.save_dir)
             metrics = Table(folder / METRICS, order=_place)
@@ -58,7 +60,7 @@ class CSVLogger(lightning_loggers.CSVLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics, step=None):
-        """Add ``metrics``, numbers or tensors of one number by their names, to the row of ``step``."""
+        """Add ``metrics``, a dictionary of numbers or tensors of one element, to the row of ``step``."""
         values = {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in metrics.items()}
         table, estimators = self.experiment
         columns, rows = estimator_table([{"step": step or 0, **values}])
@@ -74,17 +76,17 @@ class CSVLogger(lightning_loggers.CSVLogger):
         """Keep the rows of ``table`` that were logged before the checkpoint ``ckpt``."""
         before, step = ckpt.parent.parent / table.path.name, _first_step_after(ckpt)
         if not table.path.exists() and before.is_file():
-            with written_whole(table.path) as file:
+            with atomic_write(table.path) as file:
                 file.write(before.read_bytes())
         table.keep(lambda row: row.get("step", "").isdigit() and int(row["step"]) < step)
 
     @rank_zero_only
     def save(self):
-        """Nothing: a row is on the disk once it is logged."""
+        """Do nothing, because ``log_metrics`` writes each row to disk."""
 
     @rank_zero_only
     def log_hyperparams(self, params=None):
-        """Nothing: ``config.yaml`` beside the file says it."""
+        """Do nothing, because ``config.yaml`` in the run folder has the hyperparameters."""
 
 
 def _place(column: str) -> tuple[int, str]:
@@ -103,11 +105,13 @@ def _first_step_after(ckpt: Path) -> int:
 
 
 class TensorBoardLogger(lightning_loggers.TensorBoardLogger):
-    """TensorBoard in ``tensorboard/`` of the run folder; it hides what was logged after the checkpoint of a run.
+    """TensorBoard logger that writes to ``tensorboard/`` in the run folder.
+
+    If a run resumes, TensorBoard hides the values that the interrupted run logged after the checkpoint.
 
     Args:
         folder: the run folder.
-        resume_from: the checkpoint that this run resumes from, or None.
+        resume_from: path of the checkpoint that this run resumes from, or None.
     """
 
     def __init__(self, folder: str, resume_from: str | None = None):
@@ -117,20 +121,21 @@ class TensorBoardLogger(lightning_loggers.TensorBoardLogger):
 
 
 class WandbLogger(lightning_loggers.WandbLogger):
-    """Weights & Biases: online where there is a login, else offline with a line that says how to sync.
+    """Weights & Biases logger, online with a login and otherwise offline.
 
-    ``WANDB_MODE`` decides if it is set. If the service cannot be reached the run goes on offline.
+    An offline run prints the command that uploads it. If the environment variable ``WANDB_MODE`` is set, it chooses the
+    mode. If the service cannot be reached, the run continues offline.
 
-    A resumed run continues the run of its checkpoint. Offline each part has a folder; one command, printed with each
-    part, uploads them in their order. What a broken-off run logged after its checkpoint stays in its history, since
-    Weights & Biases takes nothing back; plot against ``trainer/global_step``.
+    A resumed run continues the Weights & Biases run of its checkpoint. Offline, each part of the run has a folder. Each
+    part prints one command that uploads all parts in order. Weights & Biases cannot delete values, so values that the
+    interrupted run logged after its checkpoint stay in the history. Therefore, plot against ``trainer/global_step``.
 
     Args:
-        folder: the run folder; files go to ``wandb/`` in it.
+        folder: the run folder. Files are written to ``wandb/`` in it.
         project: name of the project.
-        resume_from: the checkpoint this run resumes from, whose Weights & Biases run it continues; or None.
-        patience: seconds to wait for the service before going on offline.
-        checkpoints: whether :meth:`log_checkpoints` does anything.
+        resume_from: path of the checkpoint that this run resumes from, or None.
+        patience: seconds to wait for the service before the run continues offline.
+        checkpoints: whether :meth:`log_checkpoints` uploads checkpoints.
     """
 
     def __init__(
@@ -150,7 +155,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
             wandb.finish()
         self._chosen_mode = os.environ.get("WANDB_MODE") or ("online" if wandb_credentials() else "offline")
         run_id = None
-        self._folders = [self._folder]  # of all parts of this run
+        self._folders = [self._folder]  # run folders of all parts of this run
         if ckpt := _checkpoint_path(resume_from):
             run_id = torch.load(ckpt, weights_only=True, map_location="cpu", mmap=True).get("wandb_run_id")
             self._folders.insert(0, ckpt.parent.parent)
@@ -161,7 +166,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
             mode=self._chosen_mode,
             settings=wandb_settings(project=str(project), init_timeout=patience, silent=True),
         )
-        self._wandb_init.pop("anonymous", None)  # Lightning's; Weights & Biases warns of it, whatever its value
+        self._wandb_init.pop("anonymous", None)  # Lightning sets it, and Weights & Biases warns about every value
 
     @property
     @rank_zero_experiment
@@ -173,7 +178,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
             try:
                 run = super().experiment
             except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
-                log.warning("Weights & Biases cannot be reached (%s); tracking this run offline", error)
+                log.warning("Weights & Biases cannot be reached (%s): this run is logged offline", error)
                 self._chosen_mode = self._wandb_init["mode"] = "offline"
                 run = super().experiment
             if self._chosen_mode == "offline":
@@ -186,11 +191,12 @@ class WandbLogger(lightning_loggers.WandbLogger):
 
     @rank_zero_only
     def log_checkpoints(self, folder: Path, metrics: dict[str, float]) -> None:
-        """Log ``last.ckpt`` and the newest ``best-*.ckpt`` in ``folder``, as versions ``last`` and ``best``.
+        """Upload ``last.ckpt`` and the newest ``best-*.ckpt`` in ``folder``, as versions ``last`` and ``best``.
 
-        They are of one artifact of type ``model``, named by the model and the run, which has beside each checkpoint its
-        card, ``card.json``: the model and its arguments, the record of the run, ``metrics``, and the file's SHA-256.
-        ``zoo.load("wandb:entity/project/name:best")`` reads it back.
+        Both are versions of one artifact of type ``model``, which has the name of the model and the run. Each version
+        has the checkpoint and its ``card.json``. The card holds the model and its arguments, the record of the run,
+        ``metrics``, and the SHA-256 of the file. Load a version with
+        ``zoo.load("wandb:entity/project/name:best")``.
         """
         import wandb
 
@@ -198,8 +204,10 @@ class WandbLogger(lightning_loggers.WandbLogger):
             return
         try:
             self._log_checkpoints(folder, metrics)
-        except (OSError, RuntimeError, wandb.errors.Error) as error:  # the run has ended well; it stays so
-            log.warning("Weights & Biases has not kept the checkpoints, which are in %s: %s", pasted(folder), error)
+        except (OSError, RuntimeError, wandb.errors.Error) as error:  # a failed upload does not fail the run
+            log.warning(
+                "the checkpoints could not be uploaded to Weights & Biases (%s). They are in %s", error, pasted(folder)
+            )
 
     def _log_checkpoints(self, folder: Path, metrics: dict[str, float]) -> None:
         import wandb
@@ -212,12 +220,12 @@ class WandbLogger(lightning_loggers.WandbLogger):
                 card |= {"metrics": metrics, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
             name = card["model"] or (card["record"] or {}).get("class", "model").rpartition(".")[2]
             artifact = wandb.Artifact(f"{name}-{self.version}", type="model", metadata={"metrics": metrics})
-            artifact.add_file(str(path), name=path.name, policy="immutable")  # read where it lies; else copied to HOME
+            artifact.add_file(str(path), name=path.name, policy="immutable")  # avoids a copy in the home folder
             with artifact.new_file("card.json") as file:
                 json.dump(card, file, indent=2)
             self.experiment.log_artifact(artifact, aliases=[alias])
 
 
 def _offline_parts(folder: Path, run_id: str) -> list[Path]:
-    """The folders of an offline run, whose names begin with the time, in a run folder."""
+    """Return the folders of an offline Weights & Biases run in a run folder. Their names contain the time."""
     return list((folder / "wandb").glob(f"offline-run-*-{run_id}"))

@@ -1,4 +1,4 @@
-"""Where between data and noise the loss is, as a picture."""
+"""Picture of the validation loss at each step of a diffusion or each noise level."""
 
 from pathlib import Path
 
@@ -9,34 +9,37 @@ from zoo.callbacks.cadence import AtEpochs
 from zoo.callbacks.grids import write_grid
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.sampling.pictures import as_image
 from zoo.training.ranks import exact_sum
 
 
 class LossPerStep(AtEpochs):
-    """Draw the validation loss against the step of a diffusion, or the level of a ladder of noise levels.
+    """Draw the validation loss against the step of a diffusion, or against the noise level of a score model.
 
-    ``loss_per_step/epoch_000.png``, from what ``validation_step`` returns, ``{"step": (B,), "losses": (B,)}``, with the
-    mean over the steps in each of at most ``bins`` equal parts; all processes' examples are in it.
+    The picture is ``loss_per_step/epoch_000.png``. ``validation_step`` returns the data for it,
+    ``{"step": (B,), "losses": (B,)}``. The steps are grouped into at most ``bins`` equal bins. Each point is the mean
+    loss of one bin, over the examples of all processes.
 
     Args:
         folder: the run folder.
-        every_n_epochs: how often; the last epoch is always drawn.
-        bins: at least 1; where the model has fewer steps, each has its own.
+        every_n_epochs: epochs between pictures. The last epoch is always drawn.
+        bins: largest number of bins, at least 1. A model with fewer steps has one bin for each step.
 
     Raises:
-        UserError: for numbers below 1; at set-up, for a model without ``num_steps``.
+        UserError: if a number is below 1, or, at set-up, if the model has no ``num_steps``.
     """
 
     def __init__(self, folder: str, every_n_epochs: int = 2, bins: int = 50):
         super().__init__(every_n_epochs)
-        check_whole("bins", bins)
+        check_integer("bins", bins)
         self.folder, self.bins = Path(folder), bins
 
     def setup(self, trainer, pl_module, stage):
         if not isinstance(pl_module, capabilities.ManySteps):
-            raise UserError(f"{type(pl_module).__name__} has no num_steps: its loss is not one of many steps")
+            raise UserError(
+                f"{type(pl_module).__name__} has no num_steps, so LossPerStep cannot draw its loss: remove the callback"
+            )
 
     def on_validation_epoch_start(self, trainer, pl_module):
         self.steps = pl_module.num_steps

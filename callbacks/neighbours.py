@@ -1,4 +1,4 @@
-"""The nearest neighbours of some words while their vectors are learned, and a map of many at the end."""
+"""Tables of the nearest neighbours of words during training, and a map of words at the end."""
 
 import csv
 import io
@@ -8,31 +8,31 @@ from pathlib import Path
 from zoo.callbacks.cadence import AtEpochs, logged_step
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.evaluation.words import LONG, word_map
 from zoo.sampling.pictures import save_figure
-from zoo.training.files import written_whole
+from zoo.training.files import atomic_write
 
 log = logging.getLogger(__name__)
 
 
 class Neighbours(AtEpochs):
-    """Write ``neighbours/epoch_000.csv`` during validation, a row for each probe word, and ``words.png`` at the end.
+    """Write ``neighbours/epoch_000.csv`` during validation and ``words.png`` at the end of training.
 
-    The picture is :func:`zoo.evaluation.words.word_map`.
+    The table has a row for each probe word. :func:`zoo.evaluation.words.word_map` draws the picture.
 
     Args:
         folder: the run folder.
-        words: whose neighbours are shown, such as ``[two, king]``; those that the vocabulary lacks are left out. The
-            most frequent ones of five letters and more if None.
-        n: neighbours of each.
-        probes: how many words, where ``words`` is None.
-        every_n_epochs: how often; the last epoch is always written.
+        words: words to show neighbours of, such as ``[two, king]``. Words outside the vocabulary are skipped. None
+            takes the most frequent words of at least five letters.
+        n: neighbours for each word.
+        probes: number of words if ``words`` is None.
+        every_n_epochs: epochs between tables. The last epoch always has one.
         shown: words in the picture.
 
     Raises:
-        UserError: for numbers below 1, or ``words`` that is no list of words; at set-up, for a model that knows no
-            words.
+        UserError: if a number is below 1, if ``words`` is not a list of words, or, at set-up, if the model has no
+            method ``nearest``.
     """
 
     def __init__(
@@ -46,24 +46,24 @@ class Neighbours(AtEpochs):
     ):
         super().__init__(every_n_epochs)
         for key, value in {"n": n, "probes": probes, "shown": shown}.items():
-            check_whole(key, value)
+            check_integer(key, value)
         if words is not None and (not isinstance(words, list) or not all(isinstance(w, str) for w in words)):
-            raise UserError(f"words must be null or a list of words, got {words!r}")
+            raise UserError(f"words is {words!r}, but must be null or a list of words")
         self.folder, self.words, self.n, self.probes = Path(folder), words, n, probes
         self.shown = shown
 
     def setup(self, trainer, pl_module, stage):
         if not isinstance(pl_module, capabilities.Words):
-            raise UserError(f"{type(pl_module).__name__} has no method nearest(word, n), so no word has neighbours")
+            raise UserError(
+                f"{type(pl_module).__name__} has no method nearest(word, n), as Neighbours needs: remove the callback"
+            )
 
     def on_train_start(self, trainer, pl_module):
         if missing := [w for w in self.words or [] if w not in pl_module.index]:
-            log.warning(
-                "no neighbours of %s are shown, which the text has too rarely or not at all", ", ".join(missing)
-            )
+            log.warning("the tables leave out %s: not in the vocabulary of the text", ", ".join(missing))
 
     def table(self, model) -> list[list[str]]:
-        """Each probe word and its neighbours with their cosines."""
+        """Return a row for each probe word: the word, then each neighbour with its cosine similarity."""
         words = [w for w in model.words if len(w) >= LONG][: self.probes] if self.words is None else self.words
         near = {w: model.nearest(w, self.n) for w in words if w in model.index}
         return [[w, *(f"{other} {cosine:.2f}" for other, cosine in found)] for w, found in near.items()]
@@ -74,7 +74,7 @@ class Neighbours(AtEpochs):
         head, rows = ["word", *map(str, range(1, self.n + 1))], self.table(pl_module)
         text = io.StringIO(newline="")
         csv.writer(text).writerows([head, *rows])
-        with written_whole(self.folder / "neighbours" / f"epoch_{trainer.current_epoch:03d}.csv") as file:
+        with atomic_write(self.folder / "neighbours" / f"epoch_{trainer.current_epoch:03d}.csv") as file:
             file.write(text.getvalue().encode())
         for logger in trainer.loggers:
             if isinstance(logger, capabilities.LogsTables):

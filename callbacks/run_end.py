@@ -1,69 +1,196 @@
-"""What is said when a run has ended: its numbers, its files, and what to type next."""
+"""The text at the end of a run: test metrics, files, and the commands to type next."""
 
+import json
 import re
+import textwrap
 from pathlib import Path
 
+import lightning.pytorch.loggers as lightning_loggers
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from zoo.callbacks.run_record import run_command
 from zoo.checks import capabilities
 from zoo.evaluation.units import with_unit
-from zoo.evaluation.words import LONG
+from zoo.evaluation.words import LONG, WordFileError, find_word_sets
 from zoo.hub.loading import name_of_class
-from zoo.training.shell import pasted
+from zoo.training.shell import pasted, short
+from zoo.training.tables import read_rows
+
+COLUMNS = 100  # of the lines that hold metrics
+OTHER_FOLDERS = {"checkpoints", "wandb", "tensorboard"}  # folders of a run that hold no pictures and no tables
+LABELS = {
+    "loss_per_step": "loss per step",
+    "field": "score field",
+    "estimator_variance.png": "gradient estimators",
+    "words.png": "map of words",
+    "metrics.csv": "metrics",
+}
+ANALOGY = ["man", "king", "woman"]
 
 
 def run_end(trainer, model, folder: str | Path, metrics: dict[str, float]) -> str:
-    """The last words of a run, several lines.
+    """Return what a run prints at its end.
 
     Args:
-        trainer: that has fitted ``model``, and tested it if there was a test.
+        trainer: the trainer after ``fit``, and after ``test`` if the run has a test.
+        model: the trained model.
         folder: the run folder.
-        metrics: by name, those of the test or else of the last validation among them.
+        metrics: metrics by name. Those of the test are shown; without a test, those of the last validation.
     """
     folder = Path(folder)
     best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
-    tested = {name: value for name, value in metrics.items() if name.startswith("test/")}
-    lines = [f"Test of {'the best checkpoint' if best and best.best_model_path else 'the last weights'}:"]
-    shown = tested or {name: value for name, value in metrics.items() if name.startswith("val/")}
-    if not tested:
-        lines = ["Last validation:"]
-    width = max([len(name) for name in shown], default=0)
-    lines = [*lines, *(f"    {name:{width}}  {with_unit(name, v, set(shown))}" for name, v in shown.items())]
-    lines = lines if shown else []
-    files = [("Run folder", folder)]
+    lines = _scores(metrics, best)
+    if files := _files(trainer, folder, best, metrics):
+        width = max(len(label) for label, _ in files)
+        lines += ["", f"Files in {_path(folder)}:", *(f"    {label:{width}}  {text}" for label, text in files)]
+    # Commands stand at the left margin: Python accepts no line that begins with spaces.
+    if commands := _commands(trainer, model, folder, best):
+        lines += ["", "Next, in the shell:", *commands]
+    if source := _source(folder, best):
+        lines += ["", "Or in Python:", *_in_python(model, source)]
+    return "\n".join(lines).lstrip("\n")
+
+
+def known_word(words: list[str]) -> str:
+    """Return a word of the vocabulary to look up: music, or else the most frequent long word."""
+    return "music" if "music" in words else next((word for word in words if len(word) >= LONG), words[0])
+
+
+def _scores(metrics: dict[str, float], best: ModelCheckpoint | None) -> list[str]:
+    stage = next((stage for stage in ("test", "val") if any(name.startswith(f"{stage}/") for name in metrics)), None)
+    if stage is None:
+        return []
+    shown = {name: value for name, value in metrics.items() if name.startswith(f"{stage}/")}
+    parts = [f"{name.removeprefix(f'{stage}/')} {with_unit(name, v, set(shown))}" for name, v in shown.items()]
+    tested = "the best checkpoint" if best and best.best_model_path else "the last weights"
+    # No-break spaces keep each number with its name and its unit.
+    text = textwrap.fill(", ".join(part.replace(" ", "\xa0") for part in parts), COLUMNS, break_on_hyphens=False)
+    title = f"Test of {tested}:" if stage == "test" else "Last validation:"
+    return [title, *(f"    {line}" for line in text.replace("\xa0", " ").splitlines())]
+
+
+def _files(trainer, folder: Path, best: ModelCheckpoint | None, metrics: dict[str, float]) -> list[tuple[str, str]]:
+    """Return the kinds of files that the run has made, as (label, path)."""
+    found: list[tuple[str, str]] = []
     if best and best.best_model_path:
-        files.append(("Best checkpoint", Path(best.best_model_path)))
+        value = ""
+        if best.best_model_score is not None:
+            # A finished run that is resumed has test metrics alone. They tell the unit of the validation metric.
+            known = {*metrics, *(name.replace("test/", "val/", 1) for name in metrics)}
+            value = f"  ({best.monitor} {with_unit(str(best.monitor), float(best.best_model_score), known)})"
+        found.append(("best checkpoint", _path(best.best_model_path) + value))
     if (last := folder / "checkpoints" / "last.ckpt").is_file():
-        files.append(("Last checkpoint", last))
-    said = [(what, pasted(path.absolute())) for what, path in files]
-    if best and best.best_model_score is not None and best.monitor:
-        # A finished run that is resumed has metrics of its test alone: they tell the unit of the validation, too.
-        beside = {*metrics, *(name.replace("test/", "val/", 1) for name in metrics)}
-        said.append((f"Best {best.monitor}", with_unit(best.monitor, float(best.best_model_score), beside)))
-    width = max(len(what) for what, _ in said)
-    lines += [f"{what:{width}}  {value}" for what, value in said]
-    return "\n".join([*lines, "Next:", *(f"    {command}" for command in _next(trainer, model, folder, best, last))])
+        found.append(("last checkpoint", _path(last)))
+    for part in sorted(folder.glob("[!.]*/"), key=lambda part: (part.name != "samples", part.name)):
+        written = [file for file in part.iterdir() if file.suffix in (".png", ".csv")]
+        if written and part.name not in OTHER_FOLDERS:
+            newest = max(written, key=lambda file: (file.stat().st_mtime_ns, file.name))
+            found.append((LABELS.get(part.name, part.name), _path(newest)))
+    for name in ("estimator_variance.png", "words.png", "metrics.csv"):
+        if (folder / name).is_file():
+            found.append((LABELS[name], _path(folder / name)))
+    for logger in trainer.loggers:
+        if isinstance(logger, lightning_loggers.TensorBoardLogger):
+            found.append(("TensorBoard", _path(logger.log_dir)))
+        elif isinstance(logger, lightning_loggers.WandbLogger):
+            found += [("Weights & Biases", place)] if (place := _place(logger.experiment, folder)) else []
+    return found
 
 
-def _next(trainer, model, folder: Path, best: ModelCheckpoint | None, last: Path) -> list[str]:
-    run, python = pasted(folder.absolute()), "python -m zoo"
-    name = name_of_class(type(model))
-    loaded = run if name.startswith("zoo.") else f"{run} --class {pasted(name)}"
-    words = isinstance(model, capabilities.Words)
-    word = pasted(known_word(model.words)) if words else ""
-    commands = [f"{python} nearest {run} {word}" if words else f"{python} sample {loaded} -o samples.png"]
-    data = trainer.datamodule
-    named = isinstance(data, capabilities.NamedData) and not words  # words are evaluated on the run's own text
-    commands.append(f"{python} evaluate {loaded}" + (f" --data {data.used}" if named else ""))
-    if trainer.loggers and (folder / "metrics.csv").is_file():
-        commands.append(f"{python} curves {run} --metric {(best and best.monitor) or 'val/loss'}")
+def _place(run, folder: Path) -> str | None:
+    """Return the address of an online run of Weights & Biases, the folder of an offline one, or None if it has none."""
+    if not run.offline:
+        return run.url
+    parts = Path(run.dir).parent
+    return _path(parts) if parts.is_relative_to(folder.absolute()) else None
+
+
+def _commands(trainer, model, folder: Path, best: ModelCheckpoint | None) -> list[str]:
+    """Return the commands that work on this run."""
+    commands = []
+    if source := _source(folder, best):
+        commands = _of_words(model, source) if isinstance(model, capabilities.Words) else _of_images(model, source)
+        data = trainer.datamodule
+        if not isinstance(model, capabilities.Words):
+            named = isinstance(data, capabilities.NamedData) and data.used
+            options = [*_class(model), *(["--data", data.used] if named else [])]
+            commands.append(pasted("python", "-m", "zoo", "evaluate", source, *options))
+        elif _has_word_sets():  # on the text of the run and on the published sets
+            commands.append(pasted("python", "-m", "zoo", "evaluate", source))
+    metric = (best and best.monitor) or "val/loss"
+    if any(row.get(metric) for row in read_rows(folder / "metrics.csv")):
+        commands.append(pasted("python", "-m", "zoo", "curves", _unlike_a_name(folder), "--metric", metric))
+    last = folder / "checkpoints" / "last.ckpt"
     if last.is_file() and trainer.max_epochs not in (None, -1):
         command = re.sub(r" trainer\.max_epochs=\S+", "", run_command(folder, last))
         commands.append(f"{command} trainer.max_epochs={2 * trainer.max_epochs}")
     return commands
 
 
-def known_word(words: list[str]) -> str:
-    """Return a word of the vocabulary ``words`` to look up, the most frequent first: music, or the first long one."""
-    return "music" if "music" in words else next((word for word in words if len(word) >= LONG), words[0])
+def _of_images(model, source: str) -> list[str]:
+    if not isinstance(model, capabilities.Samples):
+        return []
+    sample = ["python", "-m", "zoo", "sample", source, *_class(model)]
+    commands = [pasted(*sample, "-o", "samples.png")]
+    if kind := _one_kind(model):
+        commands.append(pasted(*sample, "-c", "=".join(kind), "-o", "samples.png"))
+    return commands
+
+
+def _of_words(model, source: str) -> list[str]:
+    commands = [pasted("python", "-m", "zoo", "nearest", source, known_word(model.words))]
+    if set(ANALOGY) <= set(model.words):
+        commands.append(pasted("python", "-m", "zoo", "analogy", source, *ANALOGY))
+    return commands
+
+
+def _in_python(model, source: str) -> list[str]:
+    lines, path = ["import zoo"], json.dumps(source, ensure_ascii=False)
+    if _class(model):
+        module, _, name = name_of_class(type(model)).rpartition(".")
+        lines += [f"from {module} import {name}", f"model = zoo.load({path}, {name})"]
+    else:
+        lines.append(f"model = zoo.load({path})")
+    if isinstance(model, capabilities.Words):
+        lines.append(f"model.nearest({json.dumps(known_word(model.words), ensure_ascii=False)})")
+    elif isinstance(model, capabilities.Samples):
+        kind = _one_kind(model)
+        lines.append(f"samples = model.sample(16{', ' + '='.join(kind) if kind else ''})")
+    return lines
+
+
+def _class(model) -> list[str]:
+    """Return the option that names the class of a model outside the zoo."""
+    name = name_of_class(type(model))
+    return [] if name.startswith("zoo.") else ["--class", name]
+
+
+def _one_kind(model) -> tuple[str, str] | None:
+    """Return a condition of ``sample`` and one of its values, such as ("y", "3"), for a model that has conditions."""
+    rows = model.rows() if isinstance(model, capabilities.SampleRows) else None
+    return rows and (rows[0], str(rows[1][min(3, len(rows[1]) - 1)]))
+
+
+def _source(folder: Path, best: ModelCheckpoint | None) -> str | None:
+    """Return the path by which ``zoo.load`` finds the model: the run folder, or a checkpoint elsewhere."""
+    checkpoints = folder / "checkpoints"
+    if any(checkpoints.glob("best-*.ckpt")) or (checkpoints / "last.ckpt").is_file():
+        return _unlike_a_name(folder)
+    return _unlike_a_name(best.best_model_path) if best and best.best_model_path else None
+
+
+def _unlike_a_name(path: str | Path) -> str:
+    text = short(Path(path).absolute())
+    return text if "/" in text else f"./{text}"  # "vae" alone is a pretrained checkpoint
+
+
+def _path(path: str | Path) -> str:
+    return pasted(Path(path).absolute())
+
+
+def _has_word_sets() -> bool:
+    try:
+        find_word_sets()
+    except WordFileError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""What a run is, written down where it can be found: in its folder, its loggers and its checkpoints."""
+"""Record the configuration, data, commit and hardware of a run in its folder, its loggers and its checkpoints."""
 
 import platform
 import subprocess
@@ -15,14 +15,14 @@ from zoo.callbacks import loggers
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.hub.loading import name_of_class
-from zoo.training.files import written_whole
+from zoo.training.files import atomic_write
 from zoo.training.shell import override, pasted, short
 
-FOLDER = Path(__file__).resolve().parent  # in a checkout the folder itself, not the link to it
+FOLDER = Path(__file__).resolve().parent  # in a checkout: callbacks/, not the link zoo/callbacks
 
 
 def commit() -> str:
-    """The commit of this checkout, with ``+changes`` if files differ from it; ``unknown`` outside one."""
+    """Return the git commit of this checkout, or ``unknown`` outside a checkout. Changed files add ``+changes``."""
 
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=FOLDER, capture_output=True, text=True, check=True).stdout.strip()
@@ -36,7 +36,7 @@ def commit() -> str:
 
 
 def hardware(device: torch.device, processes: int = 1) -> str:
-    """Processor or GPU, how many processes and threads, and the version of torch, in words."""
+    """Return a description of the hardware: the GPU or CPU, the processes, the CPU threads and the torch version."""
     if device.type == "cuda":
         what = f"{processes} x {torch.cuda.get_device_name(device)}"
     else:
@@ -53,7 +53,7 @@ def _cpu_name() -> str:
 
 
 def run_command(folder: Path | None = None, ckpt: Path | None = None) -> str:
-    """The command that started this run; with ``ckpt``, the one that resumes it in the same ``folder``."""
+    """Return the command that started this run. With ``ckpt``, return the one that resumes it in ``folder``."""
     from hydra.core.hydra_config import HydraConfig
 
     overrides, folders = [], []
@@ -67,25 +67,26 @@ def run_command(folder: Path | None = None, ckpt: Path | None = None) -> str:
 
 
 class RunRecord(L.Callback):
-    """Write ``config.yaml`` and tell loggers and checkpoints what the run is: configuration, data really used, commit.
+    """Record the command, class, configuration, data, commit and hardware of a run.
 
-    Checkpoints hold it under ``record``, with the seconds trained so far, over all resumptions; what is said of the
-    parts before the last resumption is kept under ``earlier``. Where the run ends, after its test if there is one,
-    Weights & Biases has the best and the last checkpoint, with a card.
+    The record goes to ``config.yaml``, to the loggers, and to checkpoints under the key ``record``. Checkpoints add
+    the seconds of training so far, including the parts of the run before it was resumed. The key ``earlier`` lists
+    those parts. At the end of the run, after the test if there is one, Weights & Biases receives the best and the last
+    checkpoint.
 
     Args:
         folder: the run folder.
-        config: the resolved configuration, plain values.
+        config: the resolved configuration, as plain values.
 
     Raises:
-        UserError: for a folder that holds a run, unless this one resumes from a checkpoint.
+        UserError: if the folder already holds a run and this run does not resume from a checkpoint.
     """
 
     def __init__(self, folder: str, config: dict[str, Any] | None = None):
         self.folder, self.config = Path(folder), dict(config or {})
         if (self.folder / "config.yaml").is_file() and self.config.get("ckpt") is None:
             last = pasted(override("ckpt", self.folder / "checkpoints" / "last.ckpt"))
-            raise UserError(f"{pasted(self.folder)} holds a run already: resume it with {last}, or name another folder")
+            raise UserError(f"{pasted(self.folder)} already holds a run: resume it with {last}, or use another folder")
         self.record: dict[str, Any] = {}
         self._earlier: list[dict[str, Any]] = []
         self._seconds_before, self._started = 0.0, 0.0
@@ -96,7 +97,7 @@ class RunRecord(L.Callback):
         self._saved = False
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint):
-        # Tuners load what they have saved in this very run.
+        # Lightning's tuners load a checkpoint that this run itself has saved. It is not an earlier part.
         if not self._saved and (before := checkpoint.get("record")):
             self._seconds_before = before["seconds"]
             part = {key: before[key] for key in ("command", "commit", "hardware", "seconds")}
@@ -116,7 +117,7 @@ class RunRecord(L.Callback):
         if not trainer.is_global_zero:
             return
         written = {**self.config, "data_used": self.record["data"]}
-        with written_whole(self.folder / "config.yaml") as file:
+        with atomic_write(self.folder / "config.yaml") as file:
             file.write(yaml.safe_dump(written, sort_keys=False).encode())
         for logger in trainer.loggers:
             logger.log_hyperparams({**written, "commit": self.record["commit"], "hardware": self.record["hardware"]})
@@ -131,7 +132,7 @@ class RunRecord(L.Callback):
         self._log_checkpoints(trainer, last=True)
 
     def _log_checkpoints(self, trainer, last: bool) -> None:
-        # Asked of on every process: it may be a sum over them.
+        # Every process reads the metrics, because this can sum over processes.
         self._metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         for logger in trainer.loggers:
             if last and isinstance(logger, loggers.WandbLogger):
@@ -143,4 +144,4 @@ class RunRecord(L.Callback):
         checkpoint["record"] = {**self.record, "seconds": seconds}
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                checkpoint["wandb_run_id"] = logger.version  # a resumed run continues it
+                checkpoint["wandb_run_id"] = logger.version  # a resumed run continues this Weights & Biases run

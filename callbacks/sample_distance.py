@@ -1,4 +1,4 @@
-"""How far the samples are from held-out data while a model trains: what the best checkpoint of a GAN is chosen by."""
+"""Callback that measures the distance between samples and validation data. It chooses the best checkpoint of a GAN."""
 
 import lightning as L
 import torch
@@ -6,41 +6,44 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole
-from zoo.evaluation.distances import Yardstick
+from zoo.checks.values import check_integer
+from zoo.evaluation.distances import SampleDistanceMetric
 from zoo.sampling.chunks import check_conditions, sample_chunks
 from zoo.training.ranks import shows_progress
 
 
 class SampleDistance(L.Callback):
-    """Log ``val/distance`` at every validation, where averaged weights are in place, and leave training as it was.
+    """Log ``val/distance``, the distance between samples and validation data, at every validation.
 
-    Of images it is classifier-FID, of points the energy distance, of sequences the divergence KL(p_data || p_G)
-    (zoo/evaluation/distances.py); it is logged by that name, too, such as ``val/classifier_fid``. The judge of images
-    knows MNIST alone: of others its distance helps to choose among epochs, and is no number to publish. The same seed
-    gives the same noise in every epoch; processes share the drawing.
+    For images the distance is classifier-FID, for points the energy distance, and for sequences KL(p_data || p_G)
+    (zoo/evaluation/distances.py). It is also logged under its own name, such as ``val/classifier_fid``. The classifier
+    was trained on MNIST. For other images the distance can choose between epochs, but it should not be published.
+
+    Samples use averaged weights if the run has EMA. The same seed gives the same noise in every epoch. The processes
+    share the work. The callback does not affect training.
 
     Args:
-        n: samples, compared with all validation images, or with as many validation points as there are; at least 2.
-        seed: of the noise.
+        n: number of samples, at least 2. They are compared with all validation images, or with the first ``n``
+            validation points.
+        seed: seed of the noise, at least 0.
 
     Raises:
-        UserError: for numbers below these; at set-up, for a model without ``sample``, or without a data
-            module of images or points.
+        UserError: if a number is too small. At set-up: if the model has no ``sample``, or if the data module is not
+            one of the zoo with images, points or sequences.
     """
 
     def __init__(self, n: int = 5000, seed: int = 0):
-        check_whole("n", n, least=2)
-        check_whole("seed", seed, least=0)
+        check_integer("n", n, least=2)
+        check_integer("seed", seed, least=0)
         self.n, self.seed = n, seed
-        self._yardstick: Yardstick | None = None
+        self._yardstick: SampleDistanceMetric | None = None
 
     def setup(self, trainer, pl_module, stage):
         check_conditions(pl_module, {})
         if not isinstance(trainer.datamodule, capabilities.SplitData):
             raise UserError(
-                "SampleDistance compares samples with the images of a data module of the zoo: train with fit(model, "
-                "datamodule=zoo.datamodules.Images(...)), or leave the callback out"
+                "SampleDistance needs a data module of the zoo to compare samples with: train with fit(model, "
+                "datamodule=zoo.datamodules.Images(...)), or remove the callback"
             )
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
@@ -50,8 +53,10 @@ class SampleDistance(L.Callback):
             part = sample_chunks(
                 pl_module, self.n, self.seed, trainer.global_rank, trainer.world_size, shows_progress(trainer)
             )
-            self._yardstick = self._yardstick or Yardstick(trainer.datamodule)  # loading its judge draws numbers, too
+            self._yardstick = self._yardstick or SampleDistanceMetric(
+                trainer.datamodule
+            )  # here, because it uses random numbers
         samples = trainer.strategy.reduce(part.to(pl_module.device), reduce_op="sum").cpu()
-        value = torch.tensor(self._yardstick(pl_module, samples))  # each process has measured the same
+        value = torch.tensor(self._yardstick(pl_module, samples))  # equal on all processes
         for name in ("distance", self._yardstick.name):
             pl_module.log(f"val/{name}", value, on_epoch=True, batch_size=1, sync_dist=True)

@@ -1,4 +1,4 @@
-"""A grid of samples, as a picture in the run folder and in every logger that takes images."""
+"""Callback that writes grids of samples to the run folder and to every logger that accepts images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,33 +7,34 @@ from typing import Any
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from zoo.callbacks.cadence import AtEpochs
-from zoo.callbacks.ema import judged
+from zoo.callbacks.ema import evaluation_weights
 from zoo.callbacks.grids import write_grid
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.sampling.chunks import check_conditions, sample_chunks, try_conditions
 from zoo.sampling.pictures import picture
 from zoo.training.ranks import shows_progress
 
 
 class Samples(AtEpochs):
-    """Draw samples during validation, where averaged weights are in place, and leave training as it was.
+    """Draw a grid of samples during validation.
 
-    The same seed gives the same noise in every epoch, so that pictures show the model changing and nothing else, and
-    the same pixels on any number of processes, which share the work (on CPUs, if each has as many threads).
+    Samples use averaged weights if the run has EMA. The same seed gives the same noise in every epoch, so the pictures
+    differ only because the model changed. The processes share the work. The pixels are equal on any number of
+    processes (on CPUs, if each process has the same number of threads). The callback does not affect training.
 
     Args:
-        folder: where ``epoch_000.png``, ... go.
-        n: samples per grid, or a few more where the model draws whole rows, one for each of its classes.
-        every_n_epochs: how often; the last epoch is always drawn.
-        every_n_steps: None, or draw also after every so many batches, ``step_000500.png``, ... with the weights that
-            validation would judge. Batch normalisation then has the statistics of training.
-        seed: of the noise.
-        conditions: handed on to ``model.sample``, such as ``{num_steps: 50}``.
+        folder: folder of the pictures, ``epoch_000.png``, ``epoch_001.png``, ...
+        n: samples per grid. Models with classes draw a few more, to fill a row for each class.
+        every_n_epochs: epochs between grids. The last epoch always has one.
+        every_n_steps: training batches between additional grids, ``step_000500.png``, ..., or None. These grids use
+            averaged weights as well. BatchNorm uses the running statistics of training.
+        seed: seed of the noise, at least 0.
+        conditions: arguments of ``model.sample``, such as ``{num_steps: 50}``.
 
     Raises:
-        UserError: for ``n``, ``every_n_epochs`` or ``every_n_steps`` below 1; at set-up, for a model without
-            ``sample`` or a condition that it does not take.
+        UserError: if a number is too small. At set-up: if the model has no ``sample``, or ``sample`` does not accept a
+            condition.
     """
 
     def __init__(
@@ -45,13 +46,15 @@ class Samples(AtEpochs):
         seed: int = 0,
         conditions: dict[str, Any] | None = None,
     ):
-        check_whole("n", n)
+        check_integer("n", n)
         super().__init__(every_n_epochs)
         if every_n_steps is not None:
-            check_whole("every_n_steps, where it is not null,", every_n_steps)
-        check_whole("seed", seed, least=0)
+            check_integer("every_n_steps, where it is not null,", every_n_steps)
+        check_integer("seed", seed, least=0)
         if not isinstance(conditions or {}, Mapping):
-            raise UserError(f"conditions must be names with values, such as {{num_steps: 50}}, got {conditions!r}")
+            raise UserError(
+                f"conditions is {conditions!r}, but must be a mapping of names to values, such as {{num_steps: 50}}"
+            )
         self.folder, self.n, self.seed = Path(folder), n, seed
         self.every_n_steps, self.conditions = every_n_steps, dict(conditions or {})
 
@@ -59,7 +62,7 @@ class Samples(AtEpochs):
         self.conditions = check_conditions(pl_module, self.conditions)
 
     def on_train_start(self, trainer, pl_module):
-        # Conditions that do not fit, such as more steps than the model has, fail here and not after an epoch.
+        # Wrong conditions, such as more steps than the model has, fail here and not after the first epoch.
         n, conditions, _ = picture(pl_module, self.n, self.conditions)
         try:
             with isolate_rng():
@@ -74,7 +77,7 @@ class Samples(AtEpochs):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         step = trainer.fit_loop.total_batch_idx + 1
         if self.every_n_steps is not None and step % self.every_n_steps == 0:
-            with judged(trainer, pl_module):
+            with evaluation_weights(trainer, pl_module):
                 self._draw(trainer, pl_module, f"step_{step:06d}.png")
 
     def _draw(self, trainer, pl_module, name: str) -> None:

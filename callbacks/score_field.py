@@ -1,4 +1,4 @@
-"""The learned score of points in the plane beside the true one."""
+"""Callback that compares the learned score of points in the plane with the true score."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from zoo.callbacks.cadence import AtEpochs
 from zoo.callbacks.grids import write_grid
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.evaluation import fields
 from zoo.sampling.pictures import as_image
 
@@ -17,20 +17,20 @@ from zoo.sampling.pictures import as_image
 class ScoreField(AtEpochs):
     """Log ``val/fisher_divergence`` and ``val/log_density_gap``, and draw ``field/epoch_000.png``.
 
-    Both are explained in zoo/evaluation/fields.py.
+    zoo/evaluation/fields.py defines both values.
 
     Args:
         folder: the run folder.
-        every_n_epochs: how often; the last epoch is always drawn.
-        samples: drawn for the gap.
+        every_n_epochs: epochs between measurements. The last epoch always has one.
+        samples: number of samples that measure the gap.
 
     Raises:
-        UserError: for numbers below 1; at set-up, for data whose score is not known, or a model without one.
+        UserError: if a number is below 1. At set-up: if the model has no score, or the data have no known score.
     """
 
     def __init__(self, folder: str, every_n_epochs: int = 10, samples: int = 1000):
         super().__init__(every_n_epochs)
-        check_whole("samples", samples)
+        check_integer("samples", samples)
         self.folder, self.samples = Path(folder), samples
 
     def setup(self, trainer, pl_module, stage):
@@ -38,7 +38,7 @@ class ScoreField(AtEpochs):
         known = isinstance(data, capabilities.DrawnData) and isinstance(data.distribution, capabilities.KnownScore)
         if not known or not isinstance(pl_module, capabilities.ScoreChains):
             raise UserError(
-                "the field is drawn of a score model of points whose density is known: model=score with data=mixture, "
+                "ScoreField needs a score model and points with a known density: use model=score with data=mixture, "
                 "ring, moons or swiss_roll"
             )
 
@@ -51,7 +51,7 @@ class ScoreField(AtEpochs):
             measured = fields.measure_field(pl_module, distribution, samples=self.samples)
         found = {"fisher_divergence": measured.fisher_divergence, "log_density_gap": measured.log_density_gap}
         for name, number in found.items():
-            value = torch.tensor(number)  # each process has measured the same
+            value = torch.tensor(number)  # equal on all processes
             pl_module.log(f"val/{name}", value, on_epoch=True, batch_size=1, sync_dist=True)
         if trainer.is_global_zero:
             image = as_image(fields.figure(pl_module, distribution))

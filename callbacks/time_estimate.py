@@ -1,4 +1,4 @@
-"""How fast training goes and how long the run will take, said early, corrected, and logged."""
+"""Callback that estimates how long a run will take and logs the speed of training."""
 
 import logging
 import math
@@ -12,47 +12,49 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from zoo.callbacks.cadence import logged_step
 from zoo.checks import capabilities
 from zoo.checks.pixels import as_batch
-from zoo.functional.partition import OF_SANITY_CHECK
+from zoo.functional.partition import SANITY_CHECK_TEMPERATURES
 from zoo.functional.progress import counted, duration
 
 log = logging.getLogger(__name__)
 
-WARM_UP = 5  # first batches, which are not part of any rate
-WINDOW = 60  # seconds of training that the rate is of, so that it follows a machine that gets slower
-CHECK = 5  # seconds between two looks at whether the estimate still holds
-WORTH_SAYING = 10  # seconds by which an estimate must be wrong to be corrected
+WARM_UP = 5  # first batches, which no rate includes
+WINDOW = 60  # latest seconds of training that the rate is measured on, because machines become faster or slower
+CHECK = 5  # seconds between checks of the estimate
+MIN_CORRECTION = 10  # seconds by which an estimate must be wrong before a new one is printed
 
 
 class TimeEstimate(L.Callback):
-    """After ``after`` batches, say how long the run will take, and say it again when that turns out wrong by half.
+    """After ``after`` batches, print how long the run will take. Print a new estimate if it is wrong by half.
 
-    The estimate counts training with all that callbacks do between batches, validation with samples and checkpoints,
-    and the test. Validation is measured as it occurs. Before the first one, and for the test, it is reckoned from the
-    batches of the sanity check.
+    The estimate includes training with its callbacks, validation with samples and checkpoints, and the test. The time
+    of validation is measured. Before the first validation it is estimated from the batches of the sanity check. The
+    time of the test is always estimated from single batches.
 
-    ``train/images_per_second`` is logged for every epoch: of the batches alone, without validation, samples and
-    checkpoints, and without the first five batches. Of a text it is ``train/words_per_second``: all words of it, those
-    that subsampling leaves out too.
+    ``train/images_per_second`` is logged at the end of every epoch. It includes only training batches, except the
+    first five of the epoch. For text the metric is ``train/words_per_second``. It counts all words of the text,
+    including those that subsampling drops.
 
     Args:
-        after: batches before the first estimate.
+        after: training batches before the first estimate.
         test: whether a test follows training.
     """
 
     def __init__(self, after: int = 30, test: bool = False):
         self.after, self.test = after, test
-        self._seconds, self._images, self._batches, self._begin = 0.0, 0.0, 0, 0.0  # of this epoch
-        self._unit, self._each = "images", 1.0  # a row of a batch counts for so much of what
-        self._rows = 0.0  # of a batch, over all processes
+        # All times below are readings of time.monotonic(), in seconds.
+        self._seconds, self._images, self._batches = 0.0, 0.0, 0  # this epoch: seconds in batches, units, batches
+        self._begin = 0.0  # time at which the current batch began
+        self._unit, self._each = "images", 1.0  # unit that is counted, and units in a row of a batch
+        self._rows = 0.0  # units in a batch, over all processes
         self._trained, self._seen = 0.0, 0  # seconds and batches of training in this process, without validation
-        self._marks: deque[tuple[float, int]] = deque()  # some of these, the latest last
-        self._mark = 0.0  # when training went on
-        self._validation_began: float | None = None
-        self._validations: deque[float] = deque(maxlen=4)  # seconds of the latest
-        self._of_batch, self._of_step = math.inf, 0.0  # seconds of a batch of validation; of a step of annealing
-        self._stage_began = 0.0
-        self._said: tuple[float, float] | None = None  # seconds to go as they were said, and when
-        self._checked = 0.0
+        self._marks: deque[tuple[float, int]] = deque()  # earlier values of (_trained, _seen), oldest first
+        self._mark = 0.0  # time up to which _trained counts
+        self._validation_began: float | None = None  # time at which the latest validation began, None in training
+        self._validations: deque[float] = deque(maxlen=4)  # seconds of the latest validations
+        self._of_batch, self._of_step = math.inf, 0.0  # seconds of a validation batch, and of an annealing step
+        self._stage_began = 0.0  # time at which the latest validation or sanity check began
+        self._said: tuple[float, float] | None = None  # remaining seconds as last printed, and the time of printing
+        self._checked = 0.0  # time of the latest check
 
     # Training.
 
@@ -103,18 +105,18 @@ class TimeEstimate(L.Callback):
         self._begin = now
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        # The fastest batch: others may have drawn samples.
+        # Take the fastest batch, because callbacks draw samples in other batches.
         self._of_batch = min(self._of_batch, time.monotonic() - self._begin)
 
     def _evaluation(self, stage: str, batches: float, trainer, model) -> float:
-        """Seconds of a validation or a test, reckoned from its parts; 0 where nothing is known yet."""
+        """Return the estimated seconds of a validation or a test, or 0 before the first validation batch."""
         of_batches = batches * self._of_batch if math.isfinite(self._of_batch) else 0.0
         return of_batches + _annealing(model, trainer, stage) * self._of_step
 
-    # What is said.
+    # Printed estimates.
 
     def _look(self, trainer, model, now: float) -> None:
-        """Say how long it will take if that was not said yet, or was wrong."""
+        """Print an estimate if there is none yet or if the last one was wrong."""
         if self._said is not None and now - self._checked < CHECK:
             return
         self._checked = now
@@ -132,13 +134,13 @@ class TimeEstimate(L.Callback):
         if self._said is not None:
             said, then = self._said
             expected = said - (now - then)
-            if 0.5 * expected <= to_go <= 1.5 * expected or not abs(to_go - expected) > WORTH_SAYING:
+            if 0.5 * expected <= to_go <= 1.5 * expected or not abs(to_go - expected) > MIN_CORRECTION:
                 return
         log.info("%s", self._words(trainer, to_go, left, validation, test, self._rows / max(per_batch, 1e-9)))
         self._said = to_go, now
 
     def _parts(self, trainer, model, left: float) -> tuple[float, float]:
-        """Seconds of all validations that are left, and of the test."""
+        """Return the seconds of all remaining validations, and the seconds of the test."""
         each = self._evaluation("val", sum(trainer.num_val_batches), trainer, model)
         each = sum(self._validations) / len(self._validations) if self._validations else each
         number = validations_left(trainer, left)
@@ -147,7 +149,7 @@ class TimeEstimate(L.Callback):
 
     def _words(self, trainer, to_go: float, left: float, validation: float, test: float, rate: float) -> str:
         if math.isinf(to_go):
-            return f"This run has no end: {rate:,.0f} {self._unit} per second. Ctrl-C stops it, and saves"
+            return f"This run has no end: {rate:,.0f} {self._unit} per second. Ctrl-C saves a checkpoint and stops it"
         epochs = math.ceil(left / trainer.num_training_batches) if math.isfinite(left) else 0
         data = trainer.datamodule
         used = data.used if isinstance(data, capabilities.NamedData) else "data"
@@ -158,13 +160,13 @@ class TimeEstimate(L.Callback):
         stops = any(isinstance(c, EarlyStopping) for c in trainer.callbacks)
         words = f"{'At most' if stops else 'About'} {duration(to_go)} to go"
         if self._said is not None:
-            return f"{words}, other than said before: {', '.join(filter(None, parts))}"
-        shorter = ". Shorter: trainer.max_epochs=1" if epochs > 1 else ""
+            return f"{words} (new estimate): {', '.join(filter(None, parts))}"
+        shorter = ". For a shorter run: trainer.max_epochs=1" if epochs > 1 else ""
         return f"{words}: {', '.join(filter(None, parts))}{shorter}"
 
 
 def batches_left(trainer) -> float:
-    """Batches of training that are left, infinitely many if nothing ends the run; by epochs or by steps."""
+    """Return the remaining training batches by ``max_epochs`` and ``max_steps``, or infinity without either."""
     loop, per_epoch = trainer.fit_loop, trainer.num_training_batches
     done = loop.total_batch_idx + 1
     left = [math.inf]
@@ -172,13 +174,13 @@ def batches_left(trainer) -> float:
         within = loop.epoch_loop.batch_progress.current.ready
         left.append((trainer.max_epochs - trainer.current_epoch) * per_epoch - within)
     if trainer.max_steps not in (None, -1):
-        steps = max(1, trainer.global_step)  # optimiser steps: two players take two for each batch
+        steps = max(1, trainer.global_step)  # optimiser steps; adversarial models take two for each batch
         left.append((trainer.max_steps - trainer.global_step) * done / steps)
     return max(0.0, min(left))
 
 
 def validations_left(trainer, batches: float) -> float:
-    """The number of validations in the next ``batches`` of training."""
+    """Return the number of validations in the next ``batches`` of training."""
     per_epoch, every = trainer.num_training_batches, trainer.check_val_every_n_epoch
     if not sum(trainer.num_val_batches) or not math.isfinite(per_epoch):
         return 0
@@ -193,7 +195,7 @@ def validations_left(trainer, batches: float) -> float:
 
 
 def _test_batches(trainer) -> float:
-    """The number of batches of the test."""
+    """Return the number of batches of the test."""
     if trainer.datamodule is None or not trainer.limit_test_batches:
         return 0
     with isolate_rng():
@@ -202,9 +204,9 @@ def _test_batches(trainer) -> float:
 
 
 def _annealing(model, trainer, stage: str) -> int:
-    """Steps of annealed importance sampling before the first batch of an evaluation."""
+    """Return the steps of annealed importance sampling before the first batch of an evaluation."""
     if not capabilities.has_log_likelihood(model, by=capabilities.ANNEALED):
         return 0
     stage = "val" if stage == "test" and trainer.limit_test_batches != 1.0 else stage
     h = model.hparams
-    return {"sanity": OF_SANITY_CHECK, "val": h.ais_temperatures, "test": h.test_ais_temperatures}[stage]
+    return {"sanity": SANITY_CHECK_TEMPERATURES, "val": h.ais_temperatures, "test": h.test_ais_temperatures}[stage]

@@ -1,7 +1,7 @@
-"""Data shared by the models: images in [0, 1] with integer labels, text, and data whose distribution is known."""
+"""Data modules of the models: images in [0, 1] with integer labels, text, and data with a known distribution."""
 
-if __name__ != "zoo.datamodules":  # a module under two names would be two modules
-    raise ImportError("datamodules is imported as zoo.datamodules")
+if __name__ != "zoo.datamodules":  # Python would load the module twice under two names
+    raise ImportError("datamodules cannot be imported under this name: import zoo.datamodules")
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ __all__ = ["DISTRIBUTIONS", "DataError", "ImageLoader", "Images", "Text", "TextL
 
 
 def by_name(name: str) -> Images | Text | Toy:
-    """The datamodule of a data set by its name, or of a text file by its path, with default settings.
+    """Return the data module of a data set by its name, or of a text file by its path, with default settings.
 
     Raises:
-        UserError: for a name that is none.
+        UserError: if ``name`` is neither a data set nor the path of a file.
     """
     if name in NAMES:
         return Images(name)
@@ -30,4 +30,4 @@ def by_name(name: str) -> Images | Text | Toy:
     if Path(name).expanduser().is_file():
         return Text("textfile", path=name)
     known = ", ".join((*NAMES, *DISTRIBUTIONS, *texts))
-    raise UserError(f"data are one of {known}, or the path of a text file that is there, got {name!r}")
+    raise UserError(f"there are no data {name!r}: choose from {known}, or give the path of a text file that exists")

@@ -1,14 +1,14 @@
-"""Text as arrays of whole numbers, in one pass over a stream: text8, WikiText-2, any file, Python's own documentation.
+"""Encode a text as arrays of integers in one pass: text8, WikiText-2, any text file, or Python's documentation.
 
-    text    -> words        runs of letters and digits in lower case, or whatever stands between white space
-    words   -> vocabulary   those seen often enough in the training text, the most frequent first
-    words   -> numbers      their places in the vocabulary; other words are left out, as word2vec does, and those
-                            beside them become neighbours
-    blank lines -> gaps     the number -1, where a paragraph ends: no window reaches over one
+    text    -> words        runs of letters and digits in lower case, or any text between white space
+    words   -> vocabulary   words that are frequent enough in the training text, most frequent first
+    words   -> numbers      the index of each word in the vocabulary; other words are removed, as in word2vec, and
+                            the words around them become neighbours
+    blank lines -> gaps     the number -1 at the end of a paragraph; no window crosses it
 
-The training text is the first 90 % of the words, then 5 % each are for validation and test, as is usual with text8;
-WikiText-2 comes split. What has been made of a text is kept in ``encoded/`` beside the data, named by what the text and
-the options are, and read from there the next time.
+The training text is the first 90 % of the words. Validation and test have 5 % each, as is usual for text8. WikiText-2
+comes with its own split. The encoded text is saved in ``encoded/`` in the data folder, and read from there the next
+time. The file name contains a hash of the text and the options.
 """
 
 import codecs
@@ -29,40 +29,40 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from zoo.datamodules.files import (
-    DAMAGE,
+    READ_ERRORS,
     DataError,
     Missing,
     data_root,
     fetch_missing,
     find_file,
-    in_any_capitals,
+    ignoring_case,
     locked,
     md5_of,
     unpack,
 )
-from zoo.training.files import written_whole
+from zoo.training.files import atomic_write
 
 log = logging.getLogger(__name__)
 
 BLOCK = 1 << 22  # bytes read at a time
-LONGEST = 1 << 25  # characters without white space, at most
+LONGEST = 1 << 25  # largest number of characters without white space
 BLANK_LINES = re.compile(r"\n\s*\n")
-FORMAT = 2  # of what is kept; after a change of it everything is made again
+FORMAT = 2  # version of the encoded files; a new version makes the program encode every text again
 
 
 @cache
 def _pattern(ascii: bool) -> re.Pattern[str]:
-    """Runs of letters and digits, with apostrophes inside; beyond ASCII with the marks that letters carry, too."""
+    """Return the pattern of a word: letters and digits with apostrophes inside, and beyond ASCII with accents."""
     if ascii:
         letter = "[^\\W_]"
-    else:  # vowel signs and accents are no letters to re: é as e and U+0301, or most of Hindi
+    else:  # re does not count combining accents and vowel signs as letters: é as e and U+0301, or most of Hindi
         marks = (chr(i) for i in range(sys.maxunicode + 1) if unicodedata.category(chr(i))[0] == "M")
         letter = f"(?:[^\\W_][{''.join(marks)}]*)"
     return re.compile(rf"{letter}+(?:['\u2019]{letter}+)*")
 
 
 def find_words(text: str) -> list[str]:
-    """The words of ``text`` in lower case, accents composed with their letters where Unicode can."""
+    """Return the words of ``text`` in lower case. Accents are combined with their letters if Unicode allows it."""
     text = text.lower()
     return _pattern(text.isascii()).findall(unicodedata.normalize("NFC", text))
 
@@ -70,7 +70,7 @@ def find_words(text: str) -> list[str]:
 RULES: dict[str, Callable[[str], list[str]]] = {"words": find_words, "as_spaced": str.split}
 
 WIKITEXT2 = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2"
-# Of each file: where it is had from, what it is called there, and the MD5 of the text inside.
+# For each split: the address of the file, and the MD5 digest of the decompressed text.
 PUBLISHED = {
     "text8": {"all": ("https://mattmahoney.net/dc/text8.zip", "3bea1919949baf155f99411df5fada7e")},
     "wikitext2": {
@@ -80,7 +80,7 @@ PUBLISHED = {
     },
 }
 FOLDERS = {"text8": ("text8",), "wikitext2": ("wikitext-2", "wikitext2", "wikitext-2-v1")}
-# What they are called, without the ending of a packed file. In the archive of all of WikiText-2 it is the last name.
+# File names, without the ending of a compressed file. The archive of WikiText-2 uses the last name of each.
 NAMES = {
     "text8": {"all": ("text8", "text8.txt")},
     "wikitext2": {
@@ -94,12 +94,14 @@ SPLITS = ("train", "val", "test")
 
 
 class Corpus(NamedTuple):
-    """A text as numbers.
+    """A text encoded as numbers.
 
-    words: the vocabulary, V words, the most frequent of the training text first, ties by the alphabet.
-    counts: how often each is in the training text, (V,) int64.
-    splits: of ``train``, ``val`` and ``test`` each the words' numbers, (n,) int32, and -1 where a paragraph ends.
-    raw_words: of the training text, those outside the vocabulary too.
+    Attributes:
+        words: the vocabulary of V words, most frequent first. Equally frequent words are in alphabetical order.
+        counts: occurrences of each word in the training text, (V,) int64.
+        splits: for ``train``, ``val`` and ``test``, the numbers of the words, and -1 at the end of a paragraph; (n,)
+            int32.
+        raw_words: number of words in the training text, including words outside the vocabulary.
     """
 
     words: list[str]
@@ -112,18 +114,18 @@ class Corpus(NamedTuple):
 
 
 def read_text(path: Path, md5: str | None = None, member: str | None = None) -> Iterator[str]:
-    """The text of a file in pieces; each ends with a word, and white space begins the next one.
+    """Yield the text of a file in pieces. A piece ends at the end of a word. White space begins the next one.
 
-    The text is UTF-8, or what a byte order mark at its beginning says.
+    The encoding is UTF-8, unless a byte order mark at the beginning says otherwise.
 
     Args:
-        path: of the file, plain or packed as :func:`zoo.datamodules.files.unpack` reads it.
-        md5: of the text, as bytes; None if it is not published.
-        member: the file wanted of a zip archive of several.
+        path: path of the file, plain or compressed (see :func:`zoo.datamodules.files.unpack`).
+        md5: MD5 digest of the decompressed text, or None to skip the check.
+        member: name of the file to read in a zip archive of several files.
 
     Raises:
-        DataError: for a file that cannot be unpacked, is no text, or, after the last piece, has another MD5 than
-            ``md5`` inside.
+        DataError: if the file cannot be decompressed or is not text. After the last piece: if its MD5 digest is not
+            ``md5``.
     """
     digest, position, text, block, decode = hashlib.md5(usedforsecurity=False), 0, "", b"begin", None
     with (
@@ -139,56 +141,55 @@ def read_text(path: Path, md5: str | None = None, member: str | None = None) -> 
                     encoding = encoding_of(block)
                     decode = codecs.getincrementaldecoder(encoding)().decode
                 if encoding == "utf-8-sig" and b"\0" in block:
-                    raise DataError(f"{path} is no text: {_nul(block, position)}")
+                    raise DataError(f"{path} is not text: {_nul(block, position)}")
                 text += decode(block, final=not block)
                 position += len(block)
                 bar.update(file.tell() - bar.n)
-                # The last word may go on in the next block, and so may the white space before it, or behind it.
+                # The last word, or the white space around it, can continue in the next block.
                 parts = text.rsplit(None, 1)
                 piece = text if not block else parts[0] if len(parts) == 2 else ""
                 yield piece
                 text = text[len(piece) :]
                 if len(text) > LONGEST:
                     raise DataError(
-                        f"{path} has {LONGEST:,} characters without a space or the end of a line, so words cannot be "
-                        "told apart: put spaces between them"
+                        f"{path} has {LONGEST:,} characters without a space or a line break: separate the words by "
+                        "spaces"
                     )
         except UnicodeDecodeError as error:
-            place = (
-                position + error.start - (len(error.object) - len(block))
-            )  # what was left of the block before counts
+            # The bytes in error.object begin with undecoded bytes of the block before.
+            place = position + error.start - (len(error.object) - len(block))
             name = encoding.removesuffix("-sig").upper()
             raise DataError(
-                f"{path} is not {name} text: {error.object[error.start]:#04x} stands at byte {place:,} of the text. "
-                f"Convert it first, for example by iconv -f LATIN1 -t UTF-8 {path} > converted.txt if it is Latin-1"
+                f"{path} is not {name} text: byte {place:,} of the text is {error.object[error.start]:#04x}. Convert "
+                f"the file to UTF-8. From Latin-1: iconv -f LATIN1 -t UTF-8 {path} > converted.txt"
             ) from error
-        except DAMAGE as error:
-            wrong = "" if path.suffix in ("", ".txt") else f", or it is no {path.suffix} file and needs another name"
+        except READ_ERRORS as error:
+            wrong = "" if path.suffix in ("", ".txt") else f". If it is not a {path.suffix} file, rename it"
             raise DataError(f"{path} is damaged: {error}{wrong}") from error
     if md5 is not None and digest.hexdigest() != md5:
         raise DataError(
-            f"{path} is damaged: it is not the published file. Delete it, or move it away, and it is fetched again."
+            f"{path} is damaged: it is not the published file. Delete or move it, and the next run downloads it again."
         )
 
 
 def encoding_of(begin: bytes) -> str:
-    """What the byte order mark at the beginning of a text says, else UTF-8."""
+    """Return the encoding that a byte order mark at the beginning of a text declares, or UTF-8 without one."""
     if begin.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "utf-32"
     return "utf-16" if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
 
 
 def _nul(block: bytes, position: int) -> str:
-    """What a zero byte in UTF-8 means, and what to do."""
+    """Return a message about a zero byte in UTF-8: its likely cause and what to do."""
     place = position + block.index(0)
     if block.count(0) * 3 > len(block) and b"\0\0" not in block:
         return (
-            f"every second byte is zero, from byte {place:,} on, as in UTF-16 without a byte order mark. Convert it "
-            "first, for example by iconv -f UTF-16LE -t UTF-8"
+            f"from byte {place:,} on, every second byte is zero, as in UTF-16 without a byte order mark. Convert it to "
+            "UTF-8, for example with iconv -f UTF-16LE -t UTF-8"
         )
     return (
-        f"a zero byte stands at byte {place:,}, as in binary files and archives. Name a text, or delete the zero bytes "
-        "by tr -d '\\000'"
+        f"byte {place:,} is zero, as in binary files and archives. Give the path of a text, or delete the zero bytes "
+        "with tr -d '\\000'"
     )
 
 
@@ -196,12 +197,14 @@ def _nul(block: bytes, position: int) -> str:
 
 
 def number_words(pieces: Iterable[str], rule: str, index: dict[str, int]) -> np.ndarray:
-    """The text as numbers of words in the order in which they first come, -1 where a paragraph ends; (n,) int32.
+    """Return the text as numbers of words, and -1 at the end of a paragraph; (n,) int32.
+
+    Words are numbered in the order in which they first occur.
 
     Args:
-        pieces: of the text, as :func:`read_text` gives them.
-        rule: what a word is, one of ``RULES``.
-        index: a defaultdict of words and their numbers, which grows.
+        pieces: pieces of the text, as from :func:`read_text`.
+        rule: what a word is, a key of ``RULES``.
+        index: defaultdict from words to their numbers. The function adds new words.
     """
     blocks = []
     for piece in pieces:
@@ -215,23 +218,23 @@ def number_words(pieces: Iterable[str], rule: str, index: dict[str, int]) -> np.
 
 
 def split_off(numbers: np.ndarray) -> dict[str, np.ndarray]:
-    """The first 90 % of the words, the next 5 % and the last 5 %."""
+    """Split a text into the first 90 % of the words for training, 5 % for validation, and 5 % for the test."""
     places = np.flatnonzero(numbers >= 0)
     cuts = [int(places[len(places) * part // 100]) for part in (90, 95)] if len(places) else [0, 0]
     return dict(zip(SPLITS, np.split(numbers, cuts), strict=True))
 
 
 def encode(parts: dict[str, np.ndarray], index: dict[str, int], min_count: int, max_vocabulary: int | None) -> Corpus:
-    """Number words by their frequency in the training text, and leave out the others.
+    """Choose the vocabulary, number its words by frequency in the training text, and remove all other words.
 
     Args:
-        parts: as :func:`number_words` gives them, for each of ``SPLITS``.
-        index: of their words.
-        min_count: how often a word of the vocabulary is in the training text, at least.
-        max_vocabulary: words of the vocabulary, at most; None for no such limit.
+        parts: the numbers from :func:`number_words` for each split of ``SPLITS``.
+        index: numbers of the words in ``parts``.
+        min_count: occurrences in the training text that a word of the vocabulary needs.
+        max_vocabulary: largest number of words in the vocabulary, or None for no limit.
 
     Raises:
-        DataError: if fewer than two words are left, or none of a split.
+        DataError: if the vocabulary or a split has fewer than two words.
     """
     spelling = list(index)
     train = parts["train"]
@@ -240,39 +243,43 @@ def encode(parts: dict[str, np.ndarray], index: dict[str, int], min_count: int, 
     often = often[:max_vocabulary]
     if len(often) < 2:
         raise DataError(
-            f"of the {int(counts.sum()):,} words of the training text {len(often)} come min_count={min_count} times or "
-            "more, and a vocabulary has at least two words: take more text, or a lower min_count. (Words are what "
-            "stands between spaces and punctuation; a language without them has to be cut into words first.)"
+            f"the vocabulary has {len(often)} words, because no others occur at least min_count={min_count} times in "
+            f"the training text of {int(counts.sum()):,} words. It needs at least 2: use a longer text, or a lower "
+            "min_count. (Spaces and punctuation separate words. In a language without them, insert spaces first.)"
         )
     new = np.full(len(spelling) + 1, -2, np.int32)
     new[often] = np.arange(len(often), dtype=np.int32)
-    new[-1] = -1  # where the end of a paragraph points
+    new[-1] = -1  # index -1 is the end of a paragraph
     splits = {}
     for split, numbers in parts.items():
         known = new[numbers]
         known = known[known > -2]
         gap = known == -1
-        splits[split] = known[~(gap & np.roll(gap, 1))]  # one is enough
+        splits[split] = known[~(gap & np.roll(gap, 1))]  # keep one of several consecutive gaps
         if (splits[split] >= 0).sum() < 2:
             raise DataError(
-                f"the {split} part of the text has fewer than two words of the vocabulary: take more text, or a lower "
-                "min_count"
+                f"the {split} part of the text has fewer than two words of the vocabulary: use a longer text, or a "
+                "lower min_count"
             )
     return Corpus([spelling[i] for i in often], counts[often], splits, int(counts.sum()))
 
 
-# Keeping.
+# Saving.
 
 
 def save(corpus: Corpus, path: Path) -> None:
-    """Write ``corpus`` whole or not at all. Raises OSError if it cannot be written."""
+    """Write ``corpus`` to ``path``, completely or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     words = np.frombuffer("\n".join(corpus.words).encode(), np.uint8)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         np.savez(file, words=words, counts=corpus.counts, raw_words=corpus.raw_words, **corpus.splits)
 
 
 def restore(path: Path) -> Corpus | None:
-    """What :func:`save` wrote, or None if there is nothing, or something else, which is said."""
+    """Return the corpus that :func:`save` wrote, or None if there is none. Log a warning if it cannot be read."""
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             words = file["words"].tobytes().decode().split("\n")
@@ -281,28 +288,28 @@ def restore(path: Path) -> Corpus | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError as error:
-        log.warning("%s cannot be read (%s) and is made again", path, error.strerror)
+        log.warning("%s cannot be read (%s): the text is encoded again", path, error.strerror)
         return None
-    except (*DAMAGE, ValueError, TypeError, KeyError) as error:
-        log.warning("%s is damaged (%s) and is made again", path, error)
+    except (*READ_ERRORS, ValueError, TypeError, KeyError) as error:
+        log.warning("%s is damaged (%s): the text is encoded again", path, error)
         return None
     return corpus
 
 
 def _check(corpus: Corpus) -> None:
-    """Refuse arrays that :func:`encode` does not make. Raises ValueError."""
+    """Raise ValueError if :func:`encode` cannot have made these arrays."""
     V = len(corpus.words)
     if V < 2 or len(set(corpus.words)) < V:
-        raise ValueError("no vocabulary")
+        raise ValueError("the vocabulary has repeated words, or fewer than two")
     if corpus.counts.dtype != np.int64 or corpus.counts.shape != (V,) or corpus.counts.min() < 1:
-        raise ValueError("counts that are not one for each word")
+        raise ValueError("the counts do not match the vocabulary")
     for numbers in corpus.splits.values():
         if numbers.dtype != np.int32 or numbers.ndim != 1 or len(numbers) < 2:
-            raise ValueError("a split that is no text")
+            raise ValueError("a split is not an array of word numbers")
         if numbers.min() < -1 or numbers.max() >= V:
-            raise ValueError("numbers of words that are not in the vocabulary")
+            raise ValueError("a split has word numbers outside the vocabulary")
     if corpus.raw_words < corpus.counts.sum():
-        raise ValueError("fewer words than are counted")
+        raise ValueError("the number of words is smaller than the sum of the counts")
 
 
 def load_corpus(
@@ -314,17 +321,17 @@ def load_corpus(
     max_vocabulary: int | None,
     everything: bool = False,
 ) -> Corpus:
-    """The text ``name`` as numbers, from what was kept of it, or read now and kept.
+    """Return the encoded text ``name``, from its saved encoding. If there is none, encode the text and save it.
 
     Args:
-        name: ``text8``, ``wikitext2``, ``pydocs``, or ``textfile``, which is ``path``.
-        path: of the text file.
-        rule: what a word is, one of ``RULES``.
+        name: ``text8``, ``wikitext2``, ``pydocs``, or ``textfile`` for the file at ``path``.
+        path: path of the text file.
+        rule: what a word is, a key of ``RULES``.
         min_count, max_vocabulary: see :func:`encode`.
-        everything: whether the training text is all of it, validation and test too, which then are not held out.
+        everything: whether the training text also includes the validation and test text, which then are not held out.
 
     Raises:
-        DataError: for text that is not there, cannot be read, or has too few words.
+        DataError: if the text is missing, cannot be read, or has too few words.
     """
     pieces, content = _sources(name, path)
     options = f"{FORMAT} {content} {rule} {min_count} {max_vocabulary} {everything}"
@@ -338,7 +345,7 @@ def load_corpus(
         try:
             save(corpus, kept)
         except OSError as error:
-            log.warning("%s cannot be written (%s): the text will be read again each time", kept, error)
+            log.warning("%s cannot be written (%s): each run will encode the text again", kept, error)
     return corpus
 
 
@@ -349,7 +356,7 @@ def _read(
     max_vocabulary: int | None,
     everything: bool,
 ) -> Corpus:
-    """The text in ``pieces``, as :func:`_sources` gives them, as numbers; see :func:`load_corpus`."""
+    """Return the encoded text. ``pieces`` come from :func:`_sources`, other arguments from :func:`load_corpus`."""
     index: dict[str, int] = defaultdict(itertools.count().__next__)
     parts = {split: number_words(read(), rule, index) for split, read in pieces.items()}
     if "all" in parts:
@@ -360,25 +367,25 @@ def _read(
 
 
 def check_path(path: Path) -> None:
-    """Refuse what is no text file by its kind.
+    """Raise unless ``path`` is a regular file.
 
     Raises:
-        DataError: saying what it is instead.
+        DataError: if it is missing, a folder, a pipe or a device.
     """
     try:
         kind = path.stat().st_mode
     except OSError as error:
         raise DataError(f"data.path={path} cannot be read: {error.strerror}") from error
     if stat.S_ISDIR(kind):
-        raise DataError(f"data.path={path} is a folder: name a file; cat {path}/* > all.txt makes one of several")
+        raise DataError(f"data.path={path} is a folder, but must be a file. To join files: cat {path}/* > all.txt")
     if not stat.S_ISREG(kind):
         raise DataError(
-            f"data.path={path} is no file but a pipe or a device, and text is read more than once: write it into a file"
+            f"data.path={path} is a pipe or a device, which cannot be read more than once: write the text to a file"
         )
 
 
 def _sources(name: str, path: Path | None) -> tuple[dict[str, Callable[[], Iterable[str]]], str]:
-    """How to read each part, and a word for the content of all."""
+    """Return a reader of pieces for each part of a text, and a digest of its content."""
     if name == "pydocs":
         from pydoc_data.topics import topics
 
@@ -396,22 +403,23 @@ def _sources(name: str, path: Path | None) -> tuple[dict[str, Callable[[], Itera
     pieces = {}
     for split, (_, md5) in files.items():
         if (place := _find(name, split)) is None:
-            raise DataError(f"{' or '.join(NAMES[name][split])} of {name} is not in {data_root() / FOLDERS[name][0]}")
+            folder = data_root() / FOLDERS[name][0]
+            raise DataError(f"{' or '.join(NAMES[name][split])} of {name} is missing: it belongs in {folder}")
         pieces[split] = partial(read_text, place.path, md5, place.member)
     return pieces, " ".join(md5 for _, md5 in files.values())
 
 
 class Place(NamedTuple):
-    """A file, and if it is an archive of several, which of them."""
+    """A path, and the name of the file inside it if it is an archive of several files."""
 
     path: Path
     member: str | None = None
 
 
 def _find(name: str, split: str) -> Place | None:
-    """Where a published text lies, under any of its names, packed or not, or in the archive of all."""
-    own = [folder for entry in FOLDERS[name] if (folder := in_any_capitals(data_root() / entry)) is not None]
-    # In the folder of all data, only what is called by no other text's name.
+    """Return the place of a published text, under any of its names, compressed or not, or in an archive, or None."""
+    own = [folder for entry in FOLDERS[name] if (folder := ignoring_case(data_root() / entry)) is not None]
+    # The folder of all data is searched only for names that other texts do not have.
     general = [published for published in NAMES[name][split] if published not in ("train.txt", "valid.txt", "test.txt")]
     found = itertools.chain(find_file(own, NAMES[name][split]), find_file([data_root()], general))
     if (path := next(found, None)) is not None:
@@ -421,10 +429,10 @@ def _find(name: str, split: str) -> Place | None:
 
 
 def fetch(name: str) -> None:
-    """Have the published files of ``name``: nothing to do where they are, else download and verify them.
+    """Download and verify the published files of ``name`` that are missing.
 
     Raises:
-        DataError: if they are not there and cannot be downloaded.
+        DataError: if a file is missing and cannot be downloaded.
     """
     folder = data_root() / FOLDERS[name][0]
 
@@ -442,7 +450,7 @@ def fetch(name: str) -> None:
     files = ", ".join(address.rpartition("/")[2] for address, _ in PUBLISHED[name].values())
     also = f", or {ARCHIVES[name][0]}.zip," if name in ARCHIVES else ""
     remedy = (
-        f"Put {files}{also} there (ZOO_DATA names another folder than data/), connect to the network, or use the text "
-        "that needs no download: data=pydocs"
+        f"Put {files}{also} there, or connect to the network (ZOO_DATA sets another folder than data/). Python's "
+        "documentation needs no download: data=pydocs"
     )
     fetch_missing(name, missing, remedy)

@@ -1,4 +1,4 @@
-"""Where data files lie, under which names and packed how; how those that are missing are fetched, and by whom."""
+"""Find data files under several names and compressions, read them, and download missing ones."""
 
 import bz2
 import gzip
@@ -21,17 +21,17 @@ from tqdm.auto import tqdm
 
 from zoo.checks.errors import UserError
 from zoo.training.error_lines import FULL_DISK
-from zoo.training.files import FileNotWritten, reachable, written_whole
+from zoo.training.files import FileNotWritten, atomic_write, reachable
 
 log = logging.getLogger(__name__)
 
 SECONDS_WITHOUT_AN_ANSWER = 20
-# What comes of an archive that is damaged; RuntimeError of one with a password, or packed in a way that zipfile lacks.
-DAMAGE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, lzma.LZMAError, zlib.error)
-PACKED = ("", ".gz", ".xz", ".zip", ".bz2")  # endings of one file, in the order in which they are looked for
+# Exceptions that a damaged archive raises. zipfile raises RuntimeError for a password or an unknown compression.
+READ_ERRORS = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, lzma.LZMAError, zlib.error)
+COMPRESSED_ENDINGS = ("", ".gz", ".xz", ".zip", ".bz2")  # endings of a file, in the order of the search
 
 OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-# How packed files begin, whatever they are called.
+# First bytes of compressed files. They identify a file independently of its name.
 BEGINNINGS = {
     rb"\x1f\x8b": ".gz",
     rb"\xfd7zXZ\0": ".xz",
@@ -47,30 +47,32 @@ NOT_READ = (".zst", ".7z", ".rar", ".Z", ".lz4")
 
 
 class DataError(UserError):
-    """Data that cannot be had or cannot be read; the message says which, and what to do."""
+    """Error for data that are missing, unreadable or unsuitable. The message says which, and what to do."""
 
 
 def data_root() -> Path:
-    """The folder where data live: ``ZOO_DATA``, in which ``~`` is the home folder, else ``data`` in the working folder.
+    """Return the folder of all data: the environment variable ``ZOO_DATA``, or ``data`` in the working folder.
+
+    ``~`` in ``ZOO_DATA`` means the home folder.
 
     Raises:
-        DataError: for a ``~`` where there is no home folder.
+        DataError: if ``ZOO_DATA`` contains ``~`` and there is no home folder.
     """
     folder = Path(os.environ.get("ZOO_DATA") or "data")
     try:
         return folder.expanduser()
     except RuntimeError as error:
-        raise DataError(f"ZOO_DATA={folder} cannot be found: {error} Write the path in full.") from error
+        raise DataError(f"ZOO_DATA={folder} cannot be found: {error} Set ZOO_DATA to the full path.") from error
 
 
 # Finding.
 
 
-def in_any_capitals(path: Path) -> Path | None:
-    """The file or folder at ``path``, whose name may be written in other capitals; None if there is none.
+def ignoring_case(path: Path) -> Path | None:
+    """Return the file or folder at ``path``, ignoring upper and lower case in its name, or None.
 
     Raises:
-        DataError: if the folder it would lie in cannot be read.
+        DataError: if the parent folder cannot be read.
     """
     try:
         if path.exists():
@@ -79,17 +81,20 @@ def in_any_capitals(path: Path) -> Path | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise DataError(f"{path.parent} cannot be read: {error.strerror}. Make it readable") from error
+        raise DataError(f"{path.parent} cannot be read: {error.strerror}. Make this folder readable") from error
     return next((path.parent / name for name in names if name.casefold() == path.name.casefold()), None)
 
 
 def find_file(folders: Iterable[Path], names: Iterable[str]) -> Iterator[Path]:
-    """The files in ``folders`` of these names, in any capitals, plain or packed, in the order of the arguments."""
+    """Yield the files in ``folders`` with these names, plain or compressed, in the order of the arguments.
+
+    Upper and lower case make no difference.
+    """
     names = list(names)
     for folder in folders:
         for name in names:
-            for ending in PACKED:
-                if (path := in_any_capitals(folder / f"{name}{ending}")) is not None and path.is_file():
+            for ending in COMPRESSED_ENDINGS:
+                if (path := ignoring_case(folder / f"{name}{ending}")) is not None and path.is_file():
                     yield path
 
 
@@ -97,25 +102,25 @@ def find_file(folders: Iterable[Path], names: Iterable[str]) -> Iterator[Path]:
 
 
 def unpack(file: BinaryIO, path: Path, member: str | None = None) -> BinaryIO:
-    """The bytes of an open file, unpacked if it is packed by gzip, bzip2, xz or zip.
+    """Return a stream of the content of an open file, decompressed if it is gzip, bzip2, xz or zip.
 
-    How a file begins decides. Its ending has to agree if it is one of a packed file.
+    The first bytes of the file determine its compression. If they show none, the ending of its name does.
 
     Args:
-        file: at its beginning, where it is again afterwards.
+        file: the open file, at its beginning.
         path: its name.
-        member: the file wanted of a zip archive, by its name without folders; None for the only one.
+        member: name, without folders, of the file to read in a zip archive. None expects a single file.
 
     Raises:
-        DataError: for a file packed in another way, or a zip archive of several files.
-        OSError, or another of ``DAMAGE``: for a file that is not what its ending says.
+        DataError: for another compression, or a zip archive without exactly one matching file.
+        OSError, or another of ``READ_ERRORS``: if the content does not match the ending of the name.
     """
     begin = file.read(16)
     file.seek(0)
     ending = next((ending for pattern, ending in BEGINNINGS.items() if re.match(pattern, begin, re.DOTALL)), None)
     ending = ending or next((e for e in (*OPENERS, ".zip", *NOT_READ) if e.lower() == path.suffix.lower()), "")
     if ending in NOT_READ:
-        raise DataError(f"{path} is packed as {ending}, which is not read: unpack it, or pack it as .gz, .bz2 or .xz")
+        raise DataError(f"{path} is a {ending} file, which cannot be read: decompress it, or use .gz, .bz2 or .xz")
     if ending == ".zip":
         return _unzip(zipfile.ZipFile(file), path, member)
     return OPENERS[ending](file) if ending else file
@@ -126,29 +131,29 @@ def _unzip(archive: zipfile.ZipFile, path: Path, member: str | None) -> BinaryIO
     if member is not None:
         inside = [name for name in inside if PurePosixPath(name).name == member]
     if len(inside) != 1:
-        what = "one file" if member is None else f"one {member}"
-        raise DataError(f"{path} must hold {what} and holds {len(inside)}: unpack it, and name the text itself")
+        what = "one file" if member is None else f"one file named {member}"
+        raise DataError(f"{path} must contain {what}, but contains {len(inside)}: unzip it, and name the text file")
     return archive.open(inside[0])
 
 
 def md5_of(path: Path, unpacked: bool = False, member: str | None = None) -> str | None:
-    """The MD5 digest of a file, or of what is packed in it; None for a file that cannot be unpacked."""
+    """Return the MD5 digest of a file, or of its decompressed content. Return None if it cannot be decompressed."""
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
         try:
             stream = unpack(file, path, member) if unpacked else file
             while block := stream.read(1 << 20):
                 digest.update(block)
-        except (*DAMAGE, DataError):
+        except (*READ_ERRORS, DataError):
             return None
     return digest.hexdigest()
 
 
-# Fetching.
+# Downloading.
 
 
 class Missing(NamedTuple):
-    """A file to fetch: where it is put, the addresses it is had from, and what tells that it is the right one."""
+    """A file to download: its path, its addresses, and a function that checks whether a file is the right one."""
 
     path: Path
     addresses: Sequence[str]
@@ -157,11 +162,11 @@ class Missing(NamedTuple):
 
 @contextmanager
 def locked(what: str) -> Iterator[bool]:
-    """Keep other processes that share the data folder from preparing ``what``. The value says whether one was awaited.
+    """Lock ``what`` against other processes that share the data folder. Yield whether another process held the lock.
 
-    The system ends the lock with its process, however that ends. Where none can be had, as in a folder that is
-    read-only, the work goes on without: every file is written whole, and so the worst is work done twice. Locks hold
-    on local disks, on NFS from version 3 with its lock service, and on Windows.
+    The operating system releases the lock when the process ends, also after a crash. If no lock is available, for
+    example in a read-only folder, the work continues without a lock. Every file is written as a whole, so at worst
+    the work is done twice. Locks work on local disks, on NFS from version 3 with its lock service, and on Windows.
     """
     path = data_root() / ".locks" / f"{what}.lock"
     lock, waited = FileLock(path), False
@@ -171,10 +176,10 @@ def locked(what: str) -> Iterator[bool]:
             lock.acquire(timeout=0)
         except Timeout:
             waited = True
-            log.warning("waiting for another process, which is preparing %s and holds %s", what, path)
+            log.warning("waiting for another process that prepares %s (it holds the lock %s)", what, path)
             lock.acquire()
     except (OSError, NotImplementedError) as error:
-        log.debug("%s takes no lock: %s", path, error)
+        log.debug("%s cannot be locked: %s", path, error)
     try:
         yield waited
     finally:
@@ -182,22 +187,22 @@ def locked(what: str) -> Iterator[bool]:
 
 
 def fetch_missing(name: str, missing: Callable[[], list[Missing]], remedy: str) -> None:
-    """Download the missing files of a data set, each whole or not at all; of several processes one does it.
+    """Download the missing files of a data set. A failed download leaves no file. Only one process downloads.
 
     Args:
-        name: of the data set.
-        missing: tells what is missing now. It is asked again once no other process is fetching.
-        remedy: the files that a user may put there instead, and which data need no download.
+        name: name of the data set.
+        missing: returns the files that are missing. It is called again after other processes have finished.
+        remedy: text for the error: the files that the user can supply, and the data that need no download.
 
     Raises:
-        DataError: if they cannot be downloaded, or not be written.
+        DataError: if a file cannot be downloaded or written.
     """
     if not (files := missing()):
         return
     folder = files[0].path.parent.absolute()
     wanted = f"{name} is not in {folder} and cannot be downloaded"
     if not reachable([address for file in files for address in file.addresses]):
-        raise DataError(f"{wanted}: no host that has it answers. {remedy}.")
+        raise DataError(f"{wanted}: no server answers. {remedy}.")
     with locked(name):
         for file in missing():
             try:
@@ -205,17 +210,17 @@ def fetch_missing(name: str, missing: Callable[[], list[Missing]], remedy: str) 
             except OSError as error:
                 if isinstance(error, FileNotWritten) or error.errno in FULL_DISK:
                     raise DataError(
-                        f"{name} is to be fetched into {folder}, which cannot be written: {error.strerror}. Mend that, "
-                        "or name another folder by ZOO_DATA"
+                        f"{name} cannot be written to {folder}: {error.strerror}. Correct this, or set ZOO_DATA to "
+                        "another folder"
                     ) from error
                 raise DataError(f"{wanted}: {error}. {remedy}.") from error
 
 
 def download(file: Missing) -> None:
-    """Put what is at the first of the addresses that has it into its place, once it is known to be intact.
+    """Download a file from the first of its addresses that works, and verify it before it gets its name.
 
     Raises:
-        OSError: if it cannot be had, or written.
+        OSError: if the file cannot be downloaded or written.
     """
     failed = []
     for address in file.addresses:
@@ -229,26 +234,26 @@ def download(file: Missing) -> None:
 
 
 def _download_from(address: str, file: Missing) -> None:
-    request = urllib.request.Request(address, headers={"User-Agent": "zoo"})  # some hosts refuse urllib by its name
+    request = urllib.request.Request(address, headers={"User-Agent": "zoo"})  # some servers refuse urllib's own name
     try:
         with (
             urllib.request.urlopen(request, timeout=SECONDS_WITHOUT_AN_ANSWER) as source,
-            written_whole(file.path) as target,
-            tqdm(total=source.length, desc=f"fetching {file.path.name}", unit="B", unit_scale=True) as bar,
+            atomic_write(file.path) as target,
+            tqdm(total=source.length, desc=f"downloading {file.path.name}", unit="B", unit_scale=True) as bar,
         ):
             while block := source.read(1 << 16):
                 target.write(block)
                 bar.update(len(block))
-            if source.length:  # what was announced and has not come
-                raise OSError(f"it broke off {source.length:,} bytes before its end")
+            if source.length:  # announced bytes that have not arrived
+                raise OSError(f"the download stopped {source.length:,} bytes before the end of the file")
             target.flush()
             if not file.intact(Path(target.name)):
-                raise OSError("what is there is not the published file")
+                raise OSError("the file at this address is not the published file")
     except http.client.HTTPException as error:
         raise OSError(str(error) or type(error).__name__) from error
 
 
 def resumes(data) -> bool:
-    """Whether the state that ``data`` is given is that of a run which goes on, and not what a tuner puts back."""
+    """Return whether ``data`` receives its state from a resumed run, and not from one of Lightning's tuners."""
     path = data.trainer.ckpt_path if data.trainer is not None else None
-    return path is None or not Path(path).name.startswith(".")  # tuners of Lightning keep theirs in hidden files
+    return path is None or not Path(path).name.startswith(".")  # Lightning's tuners use hidden checkpoint files

@@ -1,9 +1,9 @@
-"""Images as one tensor in memory: MNIST, Fashion-MNIST, and the handwritten digits that scikit-learn carries.
+"""Data module of images: MNIST, Fashion-MNIST, and the handwritten digits of scikit-learn.
 
-A batch is ``images[indices]``, a slice of a permutation drawn anew for each epoch from a generator keyed by (seed,
-epoch): no per-image Python work, the same order for the same seed, and every process takes its share of each batch, so
-that two processes see exactly the batches that one would. Loaders know where they are in an epoch (``state_dict``), so
-training resumes in the middle of one.
+The images of a split are one tensor in memory. A batch is ``images[indices]``, without Python work for each image. The
+indices are a slice of a permutation, which a generator with the key (seed, epoch) draws for each epoch. The same seed
+therefore gives the same order. Each process takes a part of every batch. Two processes together see the same batches as
+one process. Loaders store their position in the epoch (``state_dict``), so training can resume within an epoch.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ from torch import Tensor
 
 from zoo.checks.errors import UserError
 from zoo.datamodules.files import (
-    DAMAGE,
+    READ_ERRORS,
     DataError,
     Missing,
     data_root,
     fetch_missing,
     find_file,
-    in_any_capitals,
+    ignoring_case,
     md5_of,
     resumes,
     unpack,
@@ -38,10 +38,11 @@ log = logging.getLogger(__name__)
 
 NAMES = ("mnist", "fashion_mnist", "digits", "mnist_or_digits")
 TRAIN_ON = {"train": ["train"], "train_and_validation": ["train", "val"], "everything": ["train", "val", "test"]}
-FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # torchvision's class and folder names
+FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # names of torchvision's classes and folders
 OWN_FOLDERS = {"mnist": ("MNIST",), "fashion_mnist": ("FashionMNIST", "Fashion-MNIST", "fashion_mnist")}
 
-# MD5 of the published files after decompression. torchvision has those of the compressed ones, checked as they arrive.
+# MD5 digests of the published files after decompression. Downloads are checked with torchvision's digests of the
+# compressed files.
 MD5 = {
     "mnist": {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -66,16 +67,16 @@ class Split(NamedTuple):
 
 
 def _folders(name: str, root: Path) -> Iterator[Path]:
-    """Where files of ``name`` may lie: in torchvision's folder, in one of a name like it, or in ``root`` itself."""
+    """Yield the folders to search for files of ``name``: torchvision's, folders with similar names, and ``root``."""
     for own in OWN_FOLDERS[name]:
-        if (folder := in_any_capitals(root / own)) is not None:
-            yield from (raw for raw in [in_any_capitals(folder / "raw")] if raw is not None)
+        if (folder := ignoring_case(root / own)) is not None:
+            yield from (raw for raw in [ignoring_case(folder / "raw")] if raw is not None)
             yield folder
     yield root
 
 
 def _find(name: str, file: str, root: Path) -> Path | None:
-    """Where ``file`` lies, under either of its published names, plain or packed."""
+    """Return the path of ``file``, under either of its published names, plain or compressed, or None."""
     for path in find_file(_folders(name, root), (file, file.replace("-idx", ".idx"))):
         if path.parent != root or not _is_of_another(name, path):
             return path
@@ -83,25 +84,25 @@ def _find(name: str, file: str, root: Path) -> Path | None:
 
 
 def _is_of_another(name: str, path: Path) -> bool:
-    """Whether a file is one of the other data set, whose files have the same names."""
+    """Return whether a file belongs to the other data set. The files of both data sets have the same names."""
     return any(md5_of(path, unpacked=True) in files.values() for other, files in MD5.items() if other != name)
 
 
 def _read_idx(name: str, file: str, root: Path, md5: str) -> np.ndarray:
-    """An IDX file of bytes as an array; its digest is checked before anything is parsed."""
+    """Return an IDX file of bytes as an array. The MD5 digest is checked before the file is parsed."""
     path = _find(name, file, root)
     if path is None:
-        raise DataError(f"{file} of {name} is not in {root / FOLDERS[name] / 'raw'}")
+        raise DataError(f"{file} of {name} is missing: it belongs in {root / FOLDERS[name] / 'raw'}")
     try:
         with path.open("rb") as opened:
             data = unpack(opened, path).read()
         intact, reason = hashlib.md5(data, usedforsecurity=False).hexdigest() == md5, ""
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         intact, reason = False, f" ({error})"
     if not intact:
         raise DataError(
-            f"{path} is damaged{reason}: it is not the published file. Delete it, or move it away, and it is fetched "
-            "again."
+            f"{path} is damaged{reason}: it is not the published file. Delete or move it, and the next run downloads "
+            "it again."
         )
     dims = data[3]
     shape = np.frombuffer(data, ">u4", dims, offset=4)
@@ -109,10 +110,10 @@ def _read_idx(name: str, file: str, root: Path, md5: str) -> np.ndarray:
 
 
 def fetch(name: str, root: Path) -> None:
-    """Have all four files of ``name`` under ``root``: nothing to do where they are, else download and verify them.
+    """Download and verify those of the four files of ``name`` that are not under ``root``.
 
     Raises:
-        DataError: if they are not there and cannot be downloaded.
+        DataError: if a file is missing and cannot be downloaded.
     """
 
     def missing() -> list[Missing]:
@@ -134,17 +135,17 @@ def fetch(name: str, root: Path) -> None:
 
     files = ", ".join(f"{file}.gz" for file in MD5[name])
     remedy = (
-        f"Put {files} there, packed or not (ZOO_DATA names another folder than data/), connect to the network, or use "
-        "the digits that need no download: data=digits"
+        f"Put {files} there, compressed or not, or connect to the network (ZOO_DATA sets another folder than data/). "
+        "The digits need no download: data=digits"
     )
     fetch_missing(name, missing, remedy)
 
 
 def load_split(name: str, root: Path) -> dict[str, Split]:
-    """The training, validation and test images of ``name``, split by a seed of its own that never changes.
+    """Return the training, validation and test images of ``name``. The split uses a fixed seed.
 
-    MNIST and Fashion-MNIST: 55,000 / 5,000 of the training set, and the official 10,000 for test. Digits: 1,437 / 180 /
-    180 of scikit-learn's 1,797 images of 8 x 8, scaled to 28 x 28.
+    MNIST and Fashion-MNIST: 55,000 training and 5,000 validation images from the official training set, and the 10,000
+    official test images. Digits: 1,437, 180 and 180 of scikit-learn's 1,797 images, scaled from 8 x 8 to 28 x 28.
     """
     if name == "digits":
         from sklearn.datasets import load_digits
@@ -167,17 +168,17 @@ def _shuffled(split: Split, sizes: list[int]) -> list[Split]:
 
 
 class ImageLoader:
-    """Batches of (images (B, 1, 28, 28) float in [0, 1], labels (B,) int64), as a Lightning loader.
+    """Loader of batches (images (B, 1, 28, 28) float in [0, 1], labels (B,) int64).
 
     Args:
-        split: what to draw from; it stays where it is, and so do the batches.
-        batch_size: images per step over all processes.
-        shuffle: a new permutation each epoch, the last incomplete batch left out; else the given order in batches of
-            nearly equal size, every image once.
-        seed: of the permutations.
+        split: images and labels. Batches are on the same device.
+        batch_size: images per step, over all processes.
+        shuffle: True draws a new permutation for each epoch and drops the last incomplete batch. False keeps the given
+            order, in batches of nearly equal size, with every image once.
+        seed: seed of the permutations.
         repeat: passes over the images per epoch.
-        rank, world_size: this process takes every ``world_size``-th image of each batch, from ``rank`` on.
-        fixed: whether every epoch has the batches of the first.
+        rank, world_size: rank and number of processes. Rank r takes images r, r + world_size, ... of each batch.
+        fixed: whether every epoch has the batches of the first epoch.
     """
 
     def __init__(
@@ -196,7 +197,7 @@ class ImageLoader:
         self.epoch = 0
         self.position = 0  # batches drawn in this epoch
         self._resume_at = 0
-        self.batch_sampler = SimpleNamespace(sampler=self)  # where Lightning looks for set_epoch
+        self.batch_sampler = SimpleNamespace(sampler=self)  # Lightning looks for set_epoch here
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = 0 if self.fixed else epoch
@@ -206,7 +207,7 @@ class ImageLoader:
         return n // self.batch_size if self.shuffle else -(-n // self.batch_size)
 
     def indices(self) -> list[Tensor]:
-        """This process's indices into the split, one tensor per batch of the current epoch."""
+        """Return the indices of this process into the split, one tensor for each batch of the current epoch."""
         n = len(self.split.images)
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
@@ -224,7 +225,7 @@ class ImageLoader:
             yield self.examples(batches[self.position - 1].to(device))
 
     def examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The examples of these indices."""
+        """Return the examples with these indices."""
         return self.split.images[index].unsqueeze(1).float().div_(255), self.split.labels[index].long()
 
     def state_dict(self) -> dict[str, int]:
@@ -235,22 +236,23 @@ class ImageLoader:
 
 
 class Images(L.LightningDataModule):
-    """One of the image data sets, as a LightningDataModule.
+    """LightningDataModule of an image data set.
 
     Args:
-        name: ``mnist``, ``fashion_mnist``, ``digits``, or ``mnist_or_digits``: MNIST if it is on disk or can be
-            downloaded, else the digits, said in one line. What is used is ``self.used``.
-        batch_size: images per training step, over all processes; at least one for each.
-        eval_batch_size: the same for validation and test.
-        seed: of the order of the training images.
-        digits_repeat: passes over the 1,437 training digits that make one epoch.
-        train_on: ``train``; ``train_and_validation``, to train once more with every choice made; or ``everything``, the
-            test images too, for protocols that score a clustering on what it was fitted to. Validation and test images
-            stay the same, and in the last two cases are not held out.
+        name: ``mnist``, ``fashion_mnist``, ``digits`` or ``mnist_or_digits``. The last one is MNIST if it is on disk or
+            can be downloaded, and otherwise the digits, with a warning. ``self.used`` holds the data set in use.
+        batch_size: images per training step, over all processes. Each process needs at least one.
+        eval_batch_size: images per validation or test batch, over all processes.
+        seed: seed of the order of the training images.
+        digits_repeat: passes over the 1,437 training digits in one epoch.
+        train_on: the images to train on. ``train``: the training images. ``train_and_validation``: both splits, for a
+            last training after all choices are made. ``everything``: all images, for protocols that score a clustering
+            on the images it was fitted to. Validation and test images stay the same, and are not held out in the last
+            two cases.
 
     Raises:
-        UserError: for values outside these.
-        DataError: from ``prepare_data`` or ``setup``, where data are missing, damaged or too few.
+        UserError: if an argument is not allowed.
+        DataError: from ``prepare_data`` or ``setup``, if data are missing, damaged or too few.
     """
 
     def __init__(
@@ -264,19 +266,19 @@ class Images(L.LightningDataModule):
     ):
         super().__init__()
         if name not in NAMES:
-            raise UserError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
+            raise UserError(f"name is {name!r}, but must be one of {', '.join(NAMES)}")
         if train_on not in TRAIN_ON:
-            raise UserError(f"train_on must be one of {', '.join(TRAIN_ON)}, got {train_on!r}")
+            raise UserError(f"train_on is {train_on!r}, but must be one of {', '.join(TRAIN_ON)}")
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "digits_repeat": digits_repeat}
         for key, value in sizes.items():
             if not isinstance(value, int) or value < 1:
-                raise UserError(f"{key} must be a whole number of at least 1, got {value!r}")
+                raise UserError(f"{key} is {value!r}, but must be an integer of at least 1")
         self.save_hyperparameters(logger=False)
         self.used: str | None = None if name == "mnist_or_digits" else name
         self.splits: dict[str, Split] = {}
 
     def prepare_data(self) -> None:
-        """Download what is missing; one process per machine does this, and decides what ``mnist_or_digits`` means."""
+        """Download missing files, and choose the data set of ``mnist_or_digits``. One process per machine does this."""
         if self.used == "digits":
             return
         try:
@@ -286,8 +288,8 @@ class Images(L.LightningDataModule):
                 raise
             self.used = "digits"
             log.warning(
-                "NO MNIST, USING THE EMBEDDED DIGITS INSTEAD (1,797 images; nothing measured on them compares with "
-                "MNIST): %s To insist on MNIST: data=mnist",
+                "NO MNIST, USING THE DIGITS OF SCIKIT-LEARN INSTEAD (1,797 images; results do not compare with MNIST): "
+                "%s To require MNIST: data=mnist",
                 error,
             )
         else:
@@ -298,11 +300,11 @@ class Images(L.LightningDataModule):
             model = self.trainer.lightning_module
             if (shape := list(model.hparams.get("shape", [1, 28, 28]))) != [1, 28, 28]:
                 raise DataError(
-                    f"{self.hparams.name} is made of images, [1, 28, 28], and {type(model).__name__} is made for "
-                    f"{shape}: leave model.shape out, or choose other data"
+                    f"{type(model).__name__} has model.shape={shape}, but the images of {self.hparams.name} have shape "
+                    "[1, 28, 28]: remove model.shape, or choose other data"
                 )
             self.used = self.trainer.strategy.broadcast(self.used)
-        elif not self.splits:  # by hand, where no Trainer has called it
+        elif not self.splits:  # without a Trainer, nothing else calls prepare_data
             self.prepare_data()
         if not self.splits:
             device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
@@ -313,7 +315,7 @@ class Images(L.LightningDataModule):
         if self.trainer is not None and (classes := model.hparams.get("num_classes")) is not None:
             labels = int(max(split.labels.max() for split in self.splits.values())) + 1
             if classes < labels:
-                raise DataError(f"{self.used} has {labels} classes: model.num_classes must be as many, got {classes}")
+                raise DataError(f"model.num_classes is {classes}, but {self.used} has {labels} classes: set {labels}")
         batch_size, images = self.hparams.batch_size, len(self.splits["train"].images) * self._repeat
         if batch_size > images:
             raise DataError(f"batch_size {batch_size} is more than the {images:,} training images of an epoch")
@@ -354,14 +356,14 @@ class Images(L.LightningDataModule):
         }
 
     def load_state_dict(self, state: dict[str, str | int | None]) -> None:
-        """Called when a run resumes, after ``setup``: refuse to go on with other data, or in another order."""
+        """Raise DataError if a resumed run has other data or another order. Lightning calls this after ``setup``."""
         if not resumes(self):
             return
         if state["used"] != self.used:
             raise DataError(
-                f"the checkpoint was trained on {state['used']} and this run would go on with {self.used}: choose "
-                f"data={state['used']}, or start anew without ckpt"
+                f"this run has data={self.used}, but its checkpoint was trained on {state['used']}: set "
+                f"data={state['used']}, or start a new run without ckpt"
             )
         for key, value in self.state_dict().items():
             if (before := state.get(key, value)) != value:
-                raise DataError(f"a run resumes with the settings it began with: data.{key} was {before}, is {value}")
+                raise DataError(f"data.{key} is {value}, but was {before} when this run began: use the earlier value")

@@ -1,4 +1,4 @@
-"""Arguments of Lightning's Trainer that decide how much of the data a run takes: obeyed by the loaders, or refused."""
+"""Check the arguments of Lightning's Trainer that limit the data of a run."""
 
 from collections.abc import Mapping, Sized
 
@@ -8,24 +8,28 @@ SPLITS = ("train", "val", "test")
 
 
 def check_limits(trainer, loaders: Mapping[str, Sized], batch_size: int) -> None:
-    """Refuse what cannot be obeyed, at the start of a run and not after its first epoch.
+    """Raise at the start of a run if the loaders cannot follow an argument of the Trainer.
 
     Args:
-        trainer: Lightning's.
-        loaders: of each of ``SPLITS``.
-        batch_size: of training, over all processes.
+        trainer: Lightning's Trainer.
+        loaders: the loader of each split in ``SPLITS``.
+        batch_size: training examples per step, over all processes.
 
     Raises:
-        DataError: for a batch that does not divide evenly over the processes, a fraction of the batches that is less
-            than one, validation after more batches than an epoch has, and processes that are not to share the data.
+        DataError: in four cases. The batch does not divide evenly over the processes. A limit is a fraction that
+            amounts to less than one batch. ``val_check_interval`` is more than the batches of an epoch.
+            ``use_distributed_sampler`` is false with several processes.
     """
     if batch_size % trainer.world_size:
-        raise DataError(f"batch_size {batch_size} does not divide evenly over {trainer.world_size} processes")
-    sharing = trainer._accelerator_connector.use_distributed_sampler  # Lightning shows it nowhere else
+        raise DataError(
+            f"batch_size {batch_size} does not divide evenly over {trainer.world_size} processes: use a multiple of "
+            f"{trainer.world_size}"
+        )
+    sharing = trainer._accelerator_connector.use_distributed_sampler  # Lightning has no public attribute for it
     if trainer.world_size > 1 and not sharing:
         raise DataError(
-            "trainer.use_distributed_sampler=false cannot be obeyed, since processes always share each batch here: "
-            "leave it out"
+            "trainer.use_distributed_sampler=false is not supported, because the processes always share each batch: "
+            "remove it"
         )
     for split in SPLITS:
         taken(trainer, split, len(loaders[split]))
@@ -33,16 +37,16 @@ def check_limits(trainer, loaders: Mapping[str, Sized], batch_size: int) -> None
     validates = trainer.limit_val_batches > 0 and trainer.check_val_every_n_epoch is not None
     if validates and isinstance(interval, int) and interval > batches > 0:
         raise DataError(
-            f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch: take at most "
-            "these, or let it count over epochs by trainer.check_val_every_n_epoch=null"
+            f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch: use at most "
+            f"{batches}, or count batches across epochs with trainer.check_val_every_n_epoch=null"
         )
 
 
 def taken(trainer, split: str, batches: int) -> int:
-    """How many of the ``batches`` of a split the Trainer takes in an epoch.
+    """Return how many of the ``batches`` of a split the Trainer uses in an epoch.
 
     Raises:
-        DataError: for a fraction of them that is less than one.
+        DataError: if the limit is a fraction that amounts to less than one batch.
     """
     limit = getattr(trainer, f"limit_{split}_batches")
     if isinstance(limit, int):
@@ -51,12 +55,12 @@ def taken(trainer, split: str, batches: int) -> int:
         argument = "overfit_batches" if trainer.overfit_batches and split != "test" else f"limit_{split}_batches"
         least = f", or a fraction of at least {1 / batches:.3g}" if batches > 1 else ""
         raise DataError(
-            f"trainer.{argument}={limit} is less than one batch of the {batches} of {split} data: take a whole number "
-            f"of batches{least}"
+            f"trainer.{argument}={limit} is less than one of the {batches} batches of {split} data: use an integer "
+            f"number of batches{least}"
         )
     return int(limit * batches)
 
 
 def overfits(trainer) -> bool:
-    """Whether the run takes the same batches in every epoch (``overfit_batches``)."""
+    """Return whether the run uses the same batches in every epoch (``overfit_batches``)."""
     return trainer is not None and trainer.overfit_batches > 0

@@ -1,18 +1,18 @@
-"""Text for skip-gram: rows of words with their neighbours, drawn anew for each epoch.
+"""Data module of text for skip-gram: rows of words with their neighbours.
 
-An epoch goes over the training text once. Frequent words are left out at random, the rest closes up (Mikolov et al.
-2013b, sec. 2.3), and every word that is left becomes the centre of a window of random reach (Mikolov et al. 2013a). The
-stream is cut into rows of 32 centres; a row carries the ``window`` words before and after it too, so that no pair is
-lost at a cut. Rows come in random order.
+An epoch reads the training text once. It drops frequent words at random and joins the remaining words (Mikolov et al.
+2013b, sec. 2.3). Each remaining word is the centre of a window of random size (Mikolov et al. 2013a). The text is cut
+into rows of 32 centres. A row also contains the ``window`` words before and after it, so that no pair is lost at a
+cut. Rows come in random order, and each epoch draws new ones.
 
     words of a row     m m m m m | c c c ... c c c | m m m m m       c centres, m margin (window = 5)
 
-All of it is arrays of whole numbers; the same (seed, epoch) gives the same rows, and every process takes its share of
-each batch, so that two processes see the rows that one would, each a part of its own. Loaders know where they are in an
-epoch, so training resumes in the middle of one.
+Rows are arrays of integers. The same (seed, epoch) gives the same rows. Each process takes a part of every batch. Two
+processes together see the same rows as one process. Loaders store their position in the epoch, so training can resume
+within an epoch.
 
-Differs from the paper: a word is kept with probability sqrt(f) + f, f = sample / frequency, as in the authors' program
-and in gensim; the paper has sqrt(f).
+Difference from the paper: a word is kept with probability sqrt(f) + f, where f = sample / frequency. The authors'
+program and gensim do the same. The paper has sqrt(f).
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from zoo.checks.errors import UserError
 from zoo.checks.old_forms import old_form
-from zoo.checks.values import check_choice, check_share, check_whole
+from zoo.checks.values import check_choice, check_fraction, check_integer
 from zoo.datamodules.corpus import PUBLISHED, RULES, Corpus, fetch, load_corpus
 from zoo.datamodules.files import DataError, resumes
 from zoo.datamodules.limits import SPLITS, check_limits, overfits
@@ -41,7 +41,10 @@ TEXTS = ("text8", "wikitext2", "textfile", "pydocs", "text8_or_pydocs")
 
 
 def keep_probability(counts: Tensor, sample: float) -> Tensor:
-    """min(1, sqrt(f) + f) of words, f = sample / (count / sum of counts); (V,) float32. ``sample`` 0 keeps all."""
+    """Return the probability to keep each word, min(1, sqrt(f) + f), (V,) float32.
+
+    f = sample / (count / sum of counts). ``sample`` 0 keeps all words.
+    """
     if sample == 0:
         return torch.ones(len(counts))
     f = sample * counts.sum().double() / counts.double()
@@ -50,18 +53,19 @@ def keep_probability(counts: Tensor, sample: float) -> Tensor:
 
 @old_form
 def make_rows(stream: Tensor, keep: Tensor, window: int, *, generator: torch.Generator) -> Rows:
-    """Subsample a text and cut it into rows, all of them, in the order of the text.
+    """Subsample a text and return all of its rows, in the order of the text.
 
     Args:
-        stream: numbers of words, -1 where a paragraph ends; (n,).
-        keep: with what probability each word is kept, (V,).
-        window: words that a window reaches to either side, at most; at least 1.
+        stream: numbers of words, and -1 at the end of a paragraph, (n,).
+        keep: probability to keep each word, (V,).
+        window: largest number of words that a window has on either side, at least 1.
         generator: a CPU generator.
 
     Returns:
-        Rows, (R, ...), R = ceil(what is left / 32), at least 1; ``window`` times -1 stands between paragraphs.
+        Rows, (R, ...), where R = ceil(remaining words / 32) is at least 1. ``window`` entries of -1 separate
+        paragraphs.
     """
-    always = torch.cat([keep, torch.ones(1)])  # where -1 points: ends of paragraphs stay
+    always = torch.cat([keep, torch.ones(1)])  # index -1, the end of a paragraph, is kept with probability 1
     stream = stream[torch.rand(len(stream), generator=generator) < always[stream.long()]]
     if (stream < 0).any():
         stream = stream.repeat_interleave(torch.where(stream < 0, window, 1))
@@ -74,19 +78,19 @@ def make_rows(stream: Tensor, keep: Tensor, window: int, *, generator: torch.Gen
 
 
 class TextLoader:
-    """Batches of :class:`Rows`, as a Lightning loader.
+    """Loader of batches of :class:`Rows`.
 
     Args:
-        stream: numbers of words, -1 where a paragraph ends; (n,).
-        keep: with what probability each word is kept, (V,).
-        window: of the largest reach.
-        batch_size: rows per step over all processes.
-        train: rows drawn anew for each epoch, shuffled, the last incomplete batch left out; else always the same ones,
-            in the order of the text, every one once.
-        seed: of what is random.
-        device: where batches go.
-        rank, world_size: this process takes every ``world_size``-th row of each batch, from ``rank`` on.
-        fixed: whether every epoch has the batches of the first.
+        stream: numbers of words, and -1 at the end of a paragraph, (n,).
+        keep: probability to keep each word, (V,).
+        window: largest number of words that a window has on either side.
+        batch_size: rows per step, over all processes.
+        train: True draws new rows for each epoch, shuffles them, and drops the last incomplete batch. False gives the
+            same rows in every epoch, in the order of the text, each once.
+        seed: seed of the rows and their order.
+        device: device of the batches.
+        rank, world_size: rank and number of processes. Rank r takes rows r, r + world_size, ... of each batch.
+        fixed: whether every epoch has the batches of the first epoch.
     """
 
     def __init__(
@@ -107,18 +111,22 @@ class TextLoader:
         self.epoch = 0
         self.position = 0  # batches drawn in this epoch
         self._resume_at = 0
-        self.batch_sampler = SimpleNamespace(sampler=self)  # where Lightning looks for set_epoch
+        self.batch_sampler = SimpleNamespace(sampler=self)  # Lightning looks for set_epoch here
         self._length = self._count()
 
     def _count(self) -> int:
-        """Batches per epoch: with ``train`` as many as every epoch has, except one in a million."""
+        """Return the number of batches per epoch.
+
+        The number of rows in a training epoch is random. The result is five standard deviations below its mean. Fewer
+        than one epoch in a million has fewer batches.
+        """
         if not self.train:
             return -(-len(self.rows().reach) // self.batch_size)
         mean, sd = self.mean_rows()
         return max(0, int((mean - 5 * sd) // self.batch_size))
 
     def mean_rows(self) -> tuple[float, float]:
-        """Rows of an epoch of training, on average, and their standard deviation."""
+        """Return the mean and the standard deviation of the number of rows in a training epoch."""
         p = self.keep[self.stream[self.stream >= 0].long()].double()
         words = float(p.sum()) + self.window * int((self.stream < 0).sum())
         return words / ROW, float((p * (1 - p)).sum().sqrt()) / ROW
@@ -130,7 +138,7 @@ class TextLoader:
         return self._length
 
     def rows(self, *, generator: torch.Generator | None = None) -> Rows:
-        """All rows of the current epoch, in the order of the text, by its own generator if none is given."""
+        """Return all rows of the current epoch, in the order of the text. By default, use the epoch's generator."""
         return make_rows(self.stream, self.keep, self.window, generator=generator or self._generator())
 
     def _generator(self) -> torch.Generator:
@@ -154,28 +162,30 @@ class TextLoader:
 
 
 class Text(L.LightningDataModule):
-    """A text, as a LightningDataModule.
+    """LightningDataModule of a text for skip-gram.
 
     Args:
-        name: ``text8``, ``wikitext2``, ``pydocs`` (the documentation that Python itself carries), ``textfile``, or
-            ``text8_or_pydocs``: text8 if it is on disk or can be downloaded, else pydocs, said in one line. What is
-            used is ``self.used``.
-        path: of a ``textfile``: UTF-8, or UTF-16 with a byte order mark, plain or packed by gzip, bzip2, xz or zip.
-            ``~`` is the home folder.
-        rule: what a word is: ``words``, runs of letters and digits, in lower case; or ``as_spaced``, whatever stands
-            between white space, as it is. By default the latter for text8 and WikiText-2, which are made that way.
-        min_count: how often a word is in the training text to be in the vocabulary, at least 1.
-        max_vocabulary: the most words of the vocabulary, at least 2, or None.
-        window: words that a window reaches to either side, at most; at least 1.
-        sample: frequency above which words are left out at random, 0 to 1; 0 leaves none out.
-        batch_size: rows of 32 words per training step, over all processes; at least one for each.
-        eval_batch_size: the same for validation and test.
-        seed: of what is random in training. Validation and test rows are the same under every seed.
-        train_on: ``train``, or ``everything``, the validation and test text too, which then are not held out.
+        name: ``text8``, ``wikitext2``, ``pydocs`` (the documentation topics that come with Python), ``textfile`` or
+            ``text8_or_pydocs``. The last one is text8 if it is on disk or can be downloaded, and otherwise pydocs,
+            with a warning. ``self.used`` holds the text in use.
+        path: path of a ``textfile``. It is UTF-8, or UTF-16 with a byte order mark, plain or compressed by gzip, bzip2,
+            xz or zip. ``~`` means the home folder.
+        rule: what a word is. ``words``: runs of letters and digits, in lower case. ``as_spaced``: any text between
+            white space, unchanged. None chooses ``as_spaced`` for text8 and WikiText-2, which are already split into
+            words, and ``words`` for other texts.
+        min_count: occurrences in the training text that a word of the vocabulary needs, at least 1.
+        max_vocabulary: largest number of words in the vocabulary, at least 2, or None for no limit.
+        window: largest number of words that a window has on either side, at least 1.
+        sample: relative frequency above which words are dropped at random, at least 0 and below 1. 0 drops none.
+        batch_size: rows of 32 words per training step, over all processes. Each process needs at least one.
+        eval_batch_size: rows per validation or test batch, over all processes.
+        seed: seed of the training rows and their order. Validation and test rows are the same for every seed.
+        train_on: ``train``, or ``everything`` to train also on the validation and test text, which then is not held
+            out.
 
     Raises:
-        UserError: for values outside these.
-        DataError: from ``prepare_data`` or ``setup``, where text is missing, damaged, not UTF-8 or too short.
+        UserError: if an argument is not allowed.
+        DataError: from ``prepare_data`` or ``setup``, if the text is missing, damaged, not UTF-8 or too short.
     """
 
     def __init__(
@@ -199,25 +209,25 @@ class Text(L.LightningDataModule):
             check_choice("rule", rule, tuple(RULES))
         if (name == "textfile") != (path is not None):
             raise UserError(
-                "data=textfile needs data.path=, the file to read"
+                "data=textfile needs the path of the text file: set data.path=..."
                 if path is None
-                else f"data.path={path} is for data=textfile; {name} has its own place"
+                else f"data.path={path} cannot be used with data={name}: use data=textfile, or remove data.path"
             )
         for key, value in {"min_count": min_count, "window": window, "batch_size": batch_size}.items():
-            check_whole(key, value)
-        check_whole("eval_batch_size", eval_batch_size)
+            check_integer(key, value)
+        check_integer("eval_batch_size", eval_batch_size)
         if max_vocabulary is not None:
-            check_whole("max_vocabulary", max_vocabulary, least=2)
-        check_share("sample", sample)
-        check_whole("seed", seed, least=0)
+            check_integer("max_vocabulary", max_vocabulary, least=2)
+        check_fraction("sample", sample)
+        check_integer("seed", seed, least=0)
         if path is not None and not isinstance(path, str):
-            raise UserError(f"data.path must be the path of a file, got {path!r}: a name that is a number is quoted")
+            raise UserError(f"data.path is {path!r}, but must be the path of a file: put quotes around a numeric name")
         self.save_hyperparameters(logger=False)
         self.used: str | None = None if name == "text8_or_pydocs" else name
         self.corpus: Corpus | None = None
 
     def prepare_data(self) -> None:
-        """Download and read what is missing; one process per machine, which decides what ``text8_or_pydocs`` means."""
+        """Download and read the text, and choose the text of ``text8_or_pydocs``. One process per machine does this."""
         name = self.used or "text8"
         if name in PUBLISHED:
             try:
@@ -227,12 +237,12 @@ class Text(L.LightningDataModule):
                     raise
                 name = "pydocs"
                 log.warning(
-                    "NO TEXT8, USING PYTHON'S DOCUMENTATION INSTEAD (65,000 words; nothing measured on them compares "
-                    "with text8): %s To insist on text8: data=text8",
+                    "NO TEXT8, USING PYTHON'S DOCUMENTATION INSTEAD (65,000 words; results do not compare with text8): "
+                    "%s To require text8: data=text8",
                     error,
                 )
         self.used = name
-        self.corpus = self._load()  # and other processes find it made
+        self.corpus = self._load()  # other processes then read the encoded text from disk
 
     def _load(self) -> Corpus:
         options = self.hparams
@@ -256,21 +266,21 @@ class Text(L.LightningDataModule):
         kept = float((torch.from_numpy(self.corpus.counts) * self.keep.double()).sum())
         if len(self.train_dataloader()) == 0 or kept < ROW:
             raise DataError(
-                f"batch_size {self.hparams.batch_size} rows of {ROW} words are more than the training text has: of its "
-                f"{self.corpus.raw_words:,} words some are rare or left out at random. Take a smaller batch, a larger "
-                "sample, or more text"
+                f"data.batch_size is {self.hparams.batch_size} rows of {ROW} words, but the training text has too few: "
+                f"rare and frequent words of its {self.corpus.raw_words:,} are dropped. Lower data.batch_size, raise "
+                "data.sample, or use a longer text"
             )
         if self.trainer is not None:
             check_limits(self.trainer, {split: self._loader(split) for split in SPLITS}, self.hparams.batch_size)
 
     @property
     def keep(self) -> Tensor:
-        """With what probability each word of the vocabulary is kept, (V,)."""
+        """The probability to keep each word of the vocabulary, (V,)."""
         return keep_probability(torch.from_numpy(self.corpus.counts), self.hparams.sample)
 
     @property
     def unit(self) -> tuple[str, float]:
-        """What is counted in this text, and how much of it a row of training stands for."""
+        """The unit of this text, ``words``, and the number of words of the training text for each row."""
         return "words", self.corpus.raw_words / self.train_dataloader().mean_rows()[0]
 
     def _loader(self, split: str) -> TextLoader:
@@ -303,10 +313,15 @@ class Text(L.LightningDataModule):
         return {"used": self.used, "vocabulary": words, **{key: self.hparams[key] for key in settings}}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Called when a run resumes, after ``setup``: refuse to go on with other data, or in another order."""
+        """Raise DataError if a resumed run has other data or another order. Lightning calls this after ``setup``."""
         if not resumes(self):
             return
         for key, value in self.state_dict().items():
             if (before := state.get(key, value)) != value:
-                what = "its vocabulary was another one" if key == "vocabulary" else f"{key} was {before}, is {value}"
-                raise DataError(f"a run resumes with the data and settings that it began with: {what}")
+                if key == "vocabulary":
+                    raise DataError(
+                        "the vocabulary is not that of the checkpoint: resume with the same text, data.rule, "
+                        "data.min_count, data.max_vocabulary and data.train_on"
+                    )
+                name = "data" if key == "used" else f"data.{key}"
+                raise DataError(f"{name} is {value}, but was {before} when this run began: use the earlier value")

@@ -1,15 +1,15 @@
-"""Data whose distribution is known: points in the plane, and sequences of a Markov chain.
+"""Data module of known distributions: points in the plane, and sequences of a Markov chain.
 
-    mixture       three Gaussians, sigma 0.6 and weights 0.5, 0.3, 0.2, on a circle of radius 1.5: they overlap
-    ring          eight Gaussians, sigma 0.1, on a circle of radius 2
-    moons         two half circles of radius 1 that reach into each other, blurred by sigma 0.1
-    swiss_roll    one and a half turns of a spiral, blurred by sigma 0.1
-    line          x = theta, y uniform in [0, 1]: the parallel lines of seed 004, sec. 13.3.2; it has no density
+    mixture       three overlapping Gaussians on a circle of radius 1.5, with sigma 0.6 and weights 0.5, 0.3, 0.2
+    ring          eight Gaussians on a circle of radius 2, with sigma 0.1
+    moons         two interleaved half circles of radius 1, with Gaussian noise of sigma 0.1
+    swiss_roll    one and a half turns of a spiral, with Gaussian noise of sigma 0.1
+    line          x = theta, y uniform in [0, 1], one of the parallel lines of [DSL 13.3.2]; it has no density
     markov_chain  sequences of five symbols
 
-The first four have an exact log density and score: a blurred curve is the integral of Gaussians along it, and
-Gauss-Legendre nodes much closer than sigma make of that integral a mixture that equals it to rounding, except a hundred
-sigma away from all data.
+The first four have an exact log density and score. The density of a curve with Gaussian noise is an integral of
+Gaussians along the curve. Gauss-Legendre quadrature with nodes much closer than sigma replaces this integral by a
+mixture of Gaussians. The two are equal up to rounding, except at points a hundred sigma away from all data.
 """
 
 import math
@@ -33,49 +33,49 @@ SIZES = {"train": 50_000, "val": 5_000, "test": 10_000}
 
 @accepts_old_form("sample")
 class Mixture:
-    """sum_k w_k N(x | mu_k, sigma^2 I) in the plane.
+    """Mixture of Gaussians in the plane, p(x) = sum_k w_k N(x | mu_k, sigma^2 I).
 
     Args:
-        mu: centres, (K, 2).
+        mu: centres of the components, (K, 2).
         w: weights with sum 1, (K,).
-        sigma: standard deviation, positive.
+        sigma: standard deviation of each component, positive.
     """
 
     def __init__(self, mu: Tensor, w: Tensor, sigma: float):
         self.mu, self.w, self.sigma = mu.double(), w.double(), sigma
 
     def _log_joint(self, x: Tensor) -> Tensor:
-        """log w_k N(x | mu_k, sigma^2 I), (..., K)."""
+        """Return log w_k N(x | mu_k, sigma^2 I), (..., K)."""
         square = (x.double()[..., None, :] - self.mu).square().sum(-1)
         return self.w.log() - square / (2 * self.sigma**2) - math.log(2 * math.pi * self.sigma**2)
 
     def log_density(self, x: Tensor) -> Tensor:
-        """log p(x), nats; (..., 2) to (...), float64."""
+        """Return log p(x) in nats, (...) float64, for points x, (..., 2)."""
         return self._log_joint(x).logsumexp(-1)
 
     def score(self, x: Tensor) -> Tensor:
-        """The gradient of log p(x) by x, (..., 2), float64."""
+        """Return the gradient of log p(x) with respect to x, (..., 2) float64."""
         return (self._log_joint(x).softmax(-1) @ self.mu - x.double()) / self.sigma**2
 
     def sample(self, n: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``n`` points, (n, 2), and which component each is from, (n,)."""
+        """Return ``n`` points, (n, 2), and the index of the component of each, (n,)."""
         k = torch.multinomial(self.w, n, replacement=True, generator=generator)
         eps = torch.randn(n, 2, generator=generator, dtype=torch.float64)
         return self.mu[k] + self.sigma * eps, k
 
     def blurred(self, sigma: float) -> "Mixture":
-        """The distribution of x + sigma eps, eps ~ N(0, I)."""
+        """Return the distribution of x + sigma eps with eps ~ N(0, I)."""
         return Mixture(self.mu, self.w, math.hypot(self.sigma, sigma))
 
 
 @accepts_old_form("sample")
 class BlurredCurves(Mixture):
-    """Curves, each as likely as the others, run through evenly in t, and blurred by N(0, sigma^2 I).
+    """Points on curves plus noise from N(0, sigma^2 I). The curves have equal probability, and t is uniform.
 
     Args:
         curves: functions of t in [0, 1], (n,) to (n, 2).
-        sigma: of the blur.
-        nodes: of the quadrature, per curve; they must lie much closer than sigma.
+        sigma: standard deviation of the noise.
+        nodes: quadrature nodes for each curve. Their distance must be much smaller than sigma.
     """
 
     def __init__(self, curves: list[Callable[[Tensor], Tensor]], sigma: float, nodes: int = 600):
@@ -84,7 +84,7 @@ class BlurredCurves(Mixture):
         self.curves = curves
 
     def sample(self, n: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``n`` points, (n, 2), and which curve each is from, (n,)."""
+        """Return ``n`` points, (n, 2), and the index of the curve of each, (n,)."""
         which = torch.randint(len(self.curves), (n,), generator=generator)
         t = torch.rand(n, generator=generator, dtype=torch.float64)
         on_curve = torch.stack([c(t) for c in self.curves])[which, torch.arange(n)]
@@ -93,24 +93,30 @@ class BlurredCurves(Mixture):
 
 @accepts_old_form("sample")
 class Line:
-    """x = theta, y ~ U(0, 1). Two of different theta lie |theta - theta'| apart in Wasserstein distance, log 2 in
-    Jensen-Shannon divergence, whatever theta, and infinitely far in Kullback-Leibler divergence (seed 004, 13.3.2)."""
+    """Uniform distribution on the line x = theta, with y ~ U(0, 1) [DSL 13.3.2].
+
+    Two lines with theta != theta' have Wasserstein distance |theta - theta'|, Jensen-Shannon divergence log 2, and
+    infinite Kullback-Leibler divergence.
+    """
 
     def __init__(self, theta: float):
         self.theta = theta
 
     def sample(self, n: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``n`` points, (n, 2), and zeros, (n,)."""
+        """Return ``n`` points, (n, 2), and zeros as labels, (n,)."""
         y = torch.rand(n, generator=generator, dtype=torch.float64)
         return torch.stack([torch.full_like(y, self.theta), y], -1), torch.zeros(n, dtype=torch.long)
 
 
 @accepts_old_form("sample")
 class MarkovChain:
-    """Sequences v_1 ... v_T of K symbols, p(v) = pi(v_1) prod_t P(v_t | v_{t-1}), as one-hot vectors (T, K).
+    """Markov chain of sequences v_1 ... v_T over K symbols, as one-hot vectors (T, K).
 
-    The chain steps on by one symbol (of K in a circle) with probability 0.6, stays with 0.2, and else goes to one of
-    the others; it begins at symbol k with a probability proportional to 1 / (k + 1).
+        p(v) = pi(v_1) prod_t P(v_t | v_{t-1})
+
+    The symbols 0 to K - 1 form a circle. The next symbol follows with probability 0.6, and the same symbol with
+    probability 0.2. The other symbols share the remaining 0.2. The first symbol is k with probability proportional to
+    1 / (k + 1).
     """
 
     def __init__(self, symbols: int = 5, length: int = 5):
@@ -122,24 +128,24 @@ class MarkovChain:
         self.pi /= self.pi.sum()
 
     def log_probability(self, v: Tensor) -> Tensor:
-        """log p(v) of one-hot sequences (..., T, K), nats; (...), float64."""
+        """Return log p(v) of one-hot sequences (..., T, K) in nats, (...) float64."""
         v = v.double()
         steps = torch.einsum("...tk,kl,...tl->...", v[..., :-1, :], self.P.log(), v[..., 1:, :])
         return v[..., 0, :] @ self.pi.log() + steps
 
     def everything(self) -> Tensor:
-        """All K^T sequences, (K^T, T, K)."""
+        """Return all K^T sequences, (K^T, T, K)."""
         v = torch.tensor(list(product(range(self.symbols), repeat=self.length)))
         return F.one_hot(v, self.symbols).float()
 
     def kl(self, log_q: Callable[[Tensor], Tensor]) -> float:
-        """KL(p || q) in nats per sequence, by enumeration; ``log_q``: (n, T, K) to (n,) nats."""
+        """Return KL(p || q) in nats per sequence, by enumeration. ``log_q`` maps (n, T, K) to (n,) nats."""
         v = self.everything()
         log_p = self.log_probability(v)
         return float((log_p.exp() * (log_p - log_q(v).cpu().double())).sum())
 
     def sample(self, n: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``n`` sequences, (n, T, K) one-hot, and the first symbol of each, (n,)."""
+        """Return ``n`` one-hot sequences, (n, T, K), and the first symbol of each, (n,)."""
         v = [torch.multinomial(self.pi, n, replacement=True, generator=generator)]
         while len(v) < self.length:
             v.append(torch.multinomial(self.P[v[-1]], 1, generator=generator)[:, 0])
@@ -147,27 +153,30 @@ class MarkovChain:
 
 
 def mixture() -> Mixture:
-    """Three Gaussians that a chain wanders between."""
+    """Return a mixture of three Gaussians that overlap, so that Langevin chains move between them."""
     angle = math.pi * torch.tensor([1 / 2, 7 / 6, 11 / 6], dtype=torch.float64)
     mu = 1.5 * torch.stack([angle.cos(), angle.sin()], -1)
     return Mixture(mu, torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), 0.6)
 
 
 def ring(modes: int = 8, radius: float = 2.0, sigma: float = 0.1) -> Mixture:
-    """Gaussians evenly spaced on a circle."""
+    """Return a mixture of Gaussians evenly spaced on a circle."""
     angle = 2 * math.pi * torch.arange(modes, dtype=torch.float64) / modes
     return Mixture(radius * torch.stack([angle.cos(), angle.sin()], -1), torch.full((modes,), 1 / modes), sigma)
 
 
 def moons(sigma: float = 0.1) -> BlurredCurves:
-    """Two half circles, the lower one shifted by (1, 1/2), as scikit-learn's ``make_moons``."""
+    """Return two half circles with noise, the lower one shifted by (1, 1/2), as in scikit-learn's ``make_moons``."""
     upper = lambda t: torch.stack([(math.pi * t).cos(), (math.pi * t).sin()], -1)  # noqa: E731
     lower = lambda t: torch.stack([1 - (math.pi * t).cos(), 0.5 - (math.pi * t).sin()], -1)  # noqa: E731
     return BlurredCurves([upper, lower], sigma, nodes=200)
 
 
 def swiss_roll(sigma: float = 0.1) -> BlurredCurves:
-    """The plane of scikit-learn's ``make_swiss_roll``, a seventh of its size: angles 1.5 pi to 4.5 pi."""
+    """Return a spiral with noise: the plane curve of scikit-learn's ``make_swiss_roll``, divided by 7.
+
+    The angle runs from 1.5 pi to 4.5 pi.
+    """
     angle = lambda t: 1.5 * math.pi * (1 + 2 * t)  # noqa: E731
     roll = lambda t: angle(t)[:, None] / 7 * torch.stack([angle(t).cos(), angle(t).sin()], -1)  # noqa: E731
     return BlurredCurves([roll], sigma)
@@ -184,25 +193,27 @@ DISTRIBUTIONS = {
 
 
 class PointLoader(ImageLoader):
-    """Batches of (points (B, ...) float, labels (B,)), in the order and with the resumption of :class:`ImageLoader`."""
+    """Loader of batches (points (B, ...) float, labels (B,)). The order and resuming are those of ImageLoader."""
 
     def examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return self.split.images[index], self.split.labels[index]
 
 
 class Toy(L.LightningDataModule):
-    """One of the distributions above, drawn once: 50,000 examples to train on, 5,000 to validate, 10,000 to test.
+    """LightningDataModule of a known distribution.
+
+    It draws 50,000 training, 5,000 validation and 10,000 test examples, with fixed seeds.
 
     Args:
         name: ``mixture``, ``ring``, ``moons``, ``swiss_roll``, ``line`` or ``markov_chain``.
-        theta: where the line is.
+        theta: x of the line, used only with ``line``.
         batch_size: examples per training step, over all processes.
-        eval_batch_size: the same for validation and test.
-        seed: of the order of the training examples; the examples are always the same.
+        eval_batch_size: examples per validation or test batch, over all processes.
+        seed: seed of the order of the training examples. The examples are the same for every seed.
 
     Raises:
-        UserError: for values outside these.
-        DataError: at set-up, for a model of examples of another shape.
+        UserError: if an argument is not allowed.
+        DataError: at set-up, if the model needs examples of another shape.
     """
 
     def __init__(
@@ -215,12 +226,12 @@ class Toy(L.LightningDataModule):
     ):
         super().__init__()
         if name not in DISTRIBUTIONS:
-            raise UserError(f"name must be one of {', '.join(DISTRIBUTIONS)}, got {name!r}")
+            raise UserError(f"name is {name!r}, but must be one of {', '.join(DISTRIBUTIONS)}")
         if isinstance(theta, bool) or not isinstance(theta, int | float) or not math.isfinite(theta):
-            raise UserError(f"theta must be a number, got {theta!r}")
+            raise UserError(f"theta is {theta!r}, but must be a finite number")
         for key, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= SIZES["train"]:
-                raise UserError(f"{key} must be a whole number from 1 to {SIZES['train']:,}, got {value!r}")
+                raise UserError(f"{key} is {value!r}, but must be an integer from 1 to {SIZES['train']:,}")
         self.save_hyperparameters(logger=False)
         self.used = name
         self.distribution = Line(theta) if name == "line" else DISTRIBUTIONS[name]()
@@ -244,13 +255,14 @@ class Toy(L.LightningDataModule):
         shape = list(model.hparams.get("shape", [1, 28, 28]))
         if self.used == "markov_chain" and model.hparams.get("network") != "sequence":
             raise DataError(
-                "markov_chain is made of one-hot sequences, which model=gan draws with model.network=sequence and "
-                "model.shape=[5,5]: experiment=gan_discrete"
+                f"data=markov_chain has one-hot sequences, which {type(model).__name__} with these options cannot "
+                "learn: use experiment=gan_discrete, which is model=gan with model.network=sequence and "
+                "model.shape=[5,5]"
             )
         if shape != self.shape:
             raise DataError(
-                f"an example of {self.used} has the shape {self.shape}, and {type(model).__name__} is made for "
-                f"{shape}: set model.shape={str(self.shape).replace(' ', '')} where there is one, or choose other data"
+                f"{type(model).__name__} has shape {shape}, but examples of {self.used} have shape {self.shape}: set "
+                f"model.shape={str(self.shape).replace(' ', '')} if the model has this option, or choose other data"
             )
 
     def _loader(self, split: str) -> PointLoader:
@@ -279,9 +291,9 @@ class Toy(L.LightningDataModule):
         return {key: self.hparams[key] for key in ("name", "theta", "batch_size", "seed")}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Called when a run resumes: refuse to go on with other data, or in another order."""
+        """Raise DataError if a resumed run has other data or another order."""
         if not resumes(self):
             return
         for key, value in self.state_dict().items():
             if (before := state.get(key, value)) != value:
-                raise DataError(f"a run resumes with the settings it began with: data.{key} was {before}, is {value}")
+                raise DataError(f"data.{key} is {value}, but was {before} when this run began: use the earlier value")

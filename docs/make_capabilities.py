@@ -1,4 +1,4 @@
-"""Write ``docs/capabilities.md``: the ten models by what each can do, made from zoo/checks/capabilities.py.
+"""Write ``docs/capabilities.md``, the table of what each model can do, from zoo/checks/capabilities.py.
 
 python docs/make_capabilities.py
 """
@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 import zoo  # noqa: E402
 from zoo.checks import capabilities  # noqa: E402
 
-# What a column says, and which options give a model a capability that it lacks by default.
+# Options that give a model a capability that it lacks by default.
 WITH = {
     ("gan", "LogLikelihood"): "network=sequence",
     ("ddpm", "SampleRows"): "num_classes=10",
@@ -24,7 +24,7 @@ OF_DATA |= {"LogsImages", "LogsTables"}
 
 
 def protocols() -> dict[str, type]:
-    """The capabilities of models, in the order of their file."""
+    """Return the capabilities of models by name, in the order in which the file defines them."""
     return {
         name: kind
         for name, kind in vars(capabilities).items()
@@ -33,7 +33,7 @@ def protocols() -> dict[str, type]:
 
 
 def models() -> dict[str, object]:
-    """One of each model, with default options."""
+    """Return the models by name, each with default options."""
     found = {}
     for name, path in zoo.MODELS.items():
         module, _, kind = path.rpartition(".")
@@ -42,7 +42,10 @@ def models() -> dict[str, object]:
 
 
 def has(model: object, name: str, kind: type) -> bool:
-    """Whether a model has a capability by default: the methods, and a number where it is one."""
+    """Return whether a model has a capability with default options.
+
+    It needs the methods. For ``LogLikelihood`` and ``SampleRows`` it also needs a value that is not None.
+    """
     if not isinstance(model, kind):
         return False
     if name == "LogLikelihood":
@@ -51,34 +54,33 @@ def has(model: object, name: str, kind: type) -> bool:
 
 
 def table() -> str:
-    """The document."""
+    """Return the text of the document."""
     ours, kinds = models(), protocols()
     lines = [
         "# What each model can do",
         "",
-        "Made by `python docs/make_capabilities.py` from `zoo/checks/capabilities.py`. A test keeps it so. Callbacks,",
-        "the command line and evaluation ask for these, all but `Encodes` and `Decodes`, which are for people. `yes`",
-        "is said of a model with default options; where an option is needed, it is named.",
+        "`python docs/make_capabilities.py` makes this page from `zoo/checks/capabilities.py`.",
+        "A capability is a set of methods and attributes. Callbacks, the command line and evaluation look for them.",
+        "`Encodes` and `Decodes` are the exception: only users call them.",
+        "A model with an option in brackets needs this option. The other models need no option.",
         "",
-        "| capability | asks for | " + " | ".join(ours) + " |",
-        "| --- " * (len(ours) + 2) + "|",
+        "| capability | methods and attributes | models | meaning |",
+        "| --- | --- | --- | --- |",
     ]
     for name, kind in kinds.items():
         members = [m for m in vars(kind) if not m.startswith("_")] + list(inspect.get_annotations(kind))
-        cells = []
-        for model_name, model in ours.items():
-            missing = WITH.get((model_name, name), "") if isinstance(model, kind) else ""
-            cells.append("yes" if has(model, name, kind) else f"`{missing}`" if missing else "")
+        have = {model_name: has(model, name, kind) for model_name, model in ours.items()}
+        found = [model_name for model_name, yes in have.items() if yes]
+        found += [f"{m} (`{WITH[m, name]}`)" for m, yes in have.items() if not yes and (m, name) in WITH]
         asked = ", ".join(f"`{m}`" for m in members)
-        lines.append(f"| {name} | {asked} | " + " | ".join(cells) + " |")
-    lines += ["", "How each model computes log p(x), and what a capability means:", ""]
+        meaning = " ".join((inspect.getdoc(kind) or "").replace("``", "`").split())
+        lines.append(f"| {name} | {asked} | {'all' if len(found) == len(ours) else ', '.join(found)} | {meaning} |")
+    lines += ["", "## How each model computes log p(x)", "", "| model | method |", "| --- | --- |"]
     for model_name, model in ours.items():
         if capabilities.has_log_likelihood(model):
-            lines.append(f"- `{model_name}`: {model.log_likelihood_by}")
+            lines.append(f"| {model_name} | {model.log_likelihood_by} |")
         elif option := WITH.get((model_name, "LogLikelihood")):
-            lines.append(f"- `{model_name}` with `{option}`: {capabilities.EXACT}")
-    lines.append("")
-    lines += [f"- {name}: {inspect.getdoc(kind)}" for name, kind in kinds.items()]
+            lines.append(f"| {model_name} (`{option}`) | {capabilities.EXACT} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Pieces that tests share: running the real train.py, a callback that sends signals, a model of three lines."""
+"""Helpers of the tests: run train.py in this process, compare runs, and callbacks that cause faults."""
 
 import hashlib
 import itertools
@@ -25,7 +25,7 @@ from zoo.training.ranks import all_rows
 
 CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
 
-# Small enough that a whole run takes a second: 11 batches an epoch.
+# Overrides for runs of about one second, with 11 batches in each epoch.
 TINY = {
     "vae": ["model=vae", "data=digits", "data.digits_repeat=1", "model.hidden=[16]", "model.latent_dim=2"],
     "cvae": ["model=cvae", "data=digits", "data.digits_repeat=1", "model.hidden=[16]", "model.latent_dim=2"],
@@ -60,22 +60,22 @@ QUIET = ["logger=csv", "trainer=cpu", "trainer.enable_progress_bar=false", "trai
 
 
 def tiers(names, first):
-    """``names`` as parameters of a test; all but those in ``first`` belong to the second tier."""
+    """Return ``names`` as parameters of a test. All except those in ``first`` are marked as slow."""
     names = list(names)
     assert set(first) <= set(names), set(first) - set(names)
     return [name if name in first else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def config(run_dir, *overrides):
-    """The configuration of ``python train.py ...`` with its run folder."""
+    """Return the configuration of ``python train.py ...`` with the run folder ``run_dir``."""
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         return compose("train", [*overrides, f"run_dir={run_dir}"])
 
 
 def run(run_dir, *overrides, figures=False):
-    """``python train.py ...`` in this process; its metrics.
+    """Run ``python train.py ...`` in this process, and return its metrics.
 
-    The figure of what estimators measured takes more time than a short run. Unless ``figures``, it is an empty one.
+    The figure of estimator variances takes longer than a short run. Unless ``figures`` is true, an empty one is drawn.
     """
     with nullcontext() if figures else patch(FIGURE, lambda history: Figure(figsize=(1, 1))):
         return train(config(run_dir, *QUIET, *overrides))
@@ -86,7 +86,7 @@ def checkpoint(run_dir, name="last"):
 
 
 def assert_same(a, b, path=""):
-    """Bitwise equality of nested plain values and tensors."""
+    """Assert that nested plain values and tensors are bitwise equal."""
     assert type(a) is type(b), path
     if isinstance(a, dict):
         assert list(a) == list(b), path
@@ -122,7 +122,7 @@ def assert_same_run(metrics, folder, reference):
 
 
 def exact_x0(chain, s2):
-    """E[x_0 | x_t] for data N(0, s2): sqrt(abar) s2 x_t / (abar s2 + 1 - abar)."""
+    """Return the function E[x_0 | x_t] for data N(0, s2): sqrt(abar) s2 x_t / (abar s2 + 1 - abar)."""
 
     def x0_model(xt, t):
         a, rest = at(chain.abar, t, xt), at(chain.one_minus_abar, t, xt)
@@ -150,7 +150,7 @@ class SignalInTest(L.Callback):
 
 
 class Poison(L.Callback):
-    """At the start of batch number ``at`` one weight is no number any more."""
+    """Set one weight to NaN at the start of batch number ``at``."""
 
     def __init__(self, at: int):
         self.at = at
@@ -162,7 +162,7 @@ class Poison(L.Callback):
 
 
 class KillProcess(L.Callback):
-    """Process ``rank`` kills itself, as memory running out would, at the start of batch number ``at``."""
+    """Kill process ``rank`` at the start of batch number ``at``, as the system does when memory runs out."""
 
     def __init__(self, rank: int, at: int):
         self.rank, self.at = rank, at
@@ -173,7 +173,7 @@ class KillProcess(L.Callback):
 
 
 class FullDisk(L.Callback):
-    """From epoch ``epoch`` on no file of this process can grow beyond ``size`` bytes."""
+    """Limit all files of this process to ``size`` bytes from epoch ``epoch`` on, as if the disk were full."""
 
     def __init__(self, epoch: int, size: int):
         self.epoch, self.size = epoch, size
@@ -184,7 +184,7 @@ class FullDisk(L.Callback):
 
 
 class PrintDigest(L.Callback):
-    """At the end of training, every process prints a digest of its parameters and buffers."""
+    """Print a digest of the parameters and buffers of every process at the end of training."""
 
     def on_train_end(self, trainer, pl_module):
         digest = hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in pl_module.state_dict().values()))
@@ -192,10 +192,10 @@ class PrintDigest(L.Callback):
 
 
 class NoiseOfTheExample(L.Callback):
-    """Give every example the noise that it would have on one process, however examples are split.
+    """Give every example the same noise on several processes as on one.
 
-    What the whole batch draws is drawn on every process, from a generator keyed by the number of the draw; of it a
-    process takes its own rows. Validation and estimators, which bring generators of their own, are left alone.
+    Every process draws the noise of the whole batch, with a generator seeded by the number of the draw. It then keeps
+    its own rows. Validation and estimators pass their own generators, so their noise does not change.
     """
 
     def on_fit_start(self, trainer, pl_module):
@@ -214,7 +214,7 @@ class NoiseOfTheExample(L.Callback):
             everything = [all_rows(t, trainer) for t in batch]
             if not isinstance(pl_module, RBM) or pl_module.chains is None:
                 whole = drawn(everything, generator=key, **kwargs)
-            else:  # persistent chains are split as the batch is
+            else:  # persistent chains are split over processes like the batch
                 here, pl_module.chains = pl_module.chains, pl_module.all_chains()
                 whole = drawn(everything, generator=key, **kwargs)
                 pl_module.chains = here
@@ -225,7 +225,7 @@ class NoiseOfTheExample(L.Callback):
 
 
 class NoBatchNorm(L.Callback):
-    """In place of batch normalisation, whose statistics are of the examples a process has, one of each example."""
+    """Replace BatchNorm by GroupNorm, so that results do not depend on the other examples on a process."""
 
     def setup(self, trainer, pl_module, stage):
         for module in list(pl_module.modules()):
@@ -235,7 +235,7 @@ class NoBatchNorm(L.Callback):
 
 
 class KeepGradients(L.Callback):
-    """At the end, ``steps<rank>.pt`` in ``folder``: state before and after, and what every optimiser was given."""
+    """Save ``steps<rank>.pt`` in ``folder`` at the end: the state before and after training, and all gradients."""
 
     def __init__(self, folder):
         self.folder, self.gradients = Path(folder), []
@@ -254,7 +254,7 @@ class KeepGradients(L.Callback):
 
 
 class Pixel(L.LightningModule):
-    """The smallest model with samples: a grid of noise around a learned grey."""
+    """The smallest model with samples: noise around a learned grey value."""
 
     def __init__(self):
         super().__init__()

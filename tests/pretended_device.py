@@ -1,7 +1,7 @@
-"""A device of real numbers on a machine that has none, without float64: CPU tensors behind a wrapper.
+"""A simulated device that computes on the CPU and has no float64, like Apple's GPU.
 
-torch's key for devices made by others, PrivateUse1, is set up once for a process and stays: use it in one of its own.
-A tensor of the device and one of the CPU do not mix, and no float64 tensor can be on the device, as on Apple's GPU.
+It wraps CPU tensors and uses torch's key for external devices, PrivateUse1. The set-up lasts as long as the process,
+so use the device in a separate process. Operations that mix tensors of the device and of the CPU raise an error.
 """
 
 import torch
@@ -15,7 +15,7 @@ COPIES = {ATEN._to_copy.default, ATEN.copy_.default, ATEN.copy.default}
 
 
 class _Backend(backend_registration._DummyBackendModule):
-    """What torch asks of a backend."""
+    """The functions that torch needs from a backend."""
 
     def get_amp_supported_dtype(self):
         return [torch.bfloat16]
@@ -38,12 +38,12 @@ def _on(device):
 
 
 class OnDevice(torch.Tensor):
-    """A tensor of the pretended device; ``inner`` has its values."""
+    """A tensor on the simulated device. ``inner`` is the CPU tensor with its values."""
 
     @staticmethod
     def __new__(cls, inner):
         if inner.dtype in (torch.float64, torch.complex128):
-            raise TypeError("the pretended device has no float64")
+            raise TypeError("the simulated device has no float64")
         layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "layout": inner.layout}
         device = torch.device("pretend", 0)
         return torch.Tensor._make_wrapper_subclass(cls, inner.size(), dtype=inner.dtype, device=device, **layout)
@@ -55,7 +55,7 @@ class OnDevice(torch.Tensor):
         return self.inner.tolist()
 
     def numpy(self, *args, **kwargs):
-        raise TypeError("numpy() of a tensor that is not on the CPU")
+        raise TypeError("numpy() needs a tensor on the CPU")
 
     def __repr__(self):
         return f"OnDevice({self.inner})"
@@ -78,10 +78,10 @@ def _plain(x):
 def _run(func, args, kwargs):
     tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     here = [x for x in tensors if isinstance(x, OnDevice)]
-    elsewhere = [x for x in tensors if not isinstance(x, OnDevice) and x.dim() > 0]  # scalars may be anywhere
+    elsewhere = [x for x in tensors if not isinstance(x, OnDevice) and x.dim() > 0]  # scalars may be on any device
     device = kwargs.get("device")
     if func not in COPIES and here and elsewhere and not (func in INDEXED and isinstance(args[0], OnDevice)):
-        raise RuntimeError(f"tensors of {func} are on the pretended device and on the CPU")
+        raise RuntimeError(f"tensors of {func} are on the simulated device and on the CPU")
     plain, named = pytree.tree_map(_plain, (args, kwargs))
     out = func(*plain, **named)
     if func is ATEN._to_copy.default:
@@ -99,7 +99,7 @@ def _run(func, args, kwargs):
 
 
 class Pretended(TorchDispatchMode):
-    """While it is entered, ``torch.device("pretend")`` computes."""
+    """Mode in which operations on ``torch.device("pretend")`` work."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -124,9 +124,10 @@ _LIBRARY = torch.library.Library("aten", "IMPL")
 
 
 def set_up():
-    """Make ``torch.device("pretend")`` known to this process, and return it."""
+    """Register ``torch.device("pretend")`` in this process, and return it."""
     backend_registration._setup_privateuseone_for_python_backend("pretend", backend_module=_Backend())
     for name, kernel in {"empty_strided": _empty_strided, "empty.memory_format": _empty, "_copy_from": _copy}.items():
         _LIBRARY.impl(name, kernel, "PrivateUse1")
-    torch.__future__.set_swap_module_params_on_conversion(True)  # a parameter's data cannot move to another class
+    # By default a module moves by assignment to parameter.data, which cannot change the class of the tensor.
+    torch.__future__.set_swap_module_params_on_conversion(True)
     return torch.device("pretend", 0)

@@ -1,4 +1,7 @@
-"""Processes that tests start: several of one run, as torchrun starts them, and programs; none outlives its test."""
+"""Start processes and programs in tests, and end them with the test.
+
+:func:`together` starts the processes of one run, as torchrun does. :func:`program` starts a program.
+"""
 
 import multiprocessing
 import os
@@ -22,27 +25,27 @@ from zoo.estimators.figures import measurements
 from zoo.training.tables import read_rows
 
 ROOT = Path(__file__).parents[1]
-# Children are forked from a server that has imported everything and computed nothing. Forked from the tests' process
-# they would inherit its locks, and torch's pool of threads, which the first two threads of a child mend at once: one of
-# them finds "Invalid thread pool!".
+# Child processes are forked from a server that has imported everything and computed nothing. Forked from the process
+# of the tests, they would inherit its locks and torch's thread pool. Two threads of the child may then repair the pool
+# at the same time, and one of them fails with "Invalid thread pool!".
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOAD = ["helpers", "pytest", "sklearn.linear_model", "zoo.callbacks", "zoo.datamodules", "zoo.hub"]
 
 
 def seconds(limit):
-    """``limit`` on this machine."""
+    """Return a time limit in seconds, multiplied by the factor in ZOO_TEST_PATIENCE."""
     return limit * float(os.environ.get(PATIENCE, 1))
 
 
 def environment(**variables):
-    """The environment of a program that a test starts: this checkout is what it imports."""
+    """Return the environment of a program that a test starts. The program imports the zoo from this checkout."""
     path = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     fixed = {"PYTHONPATH": os.pathsep.join(path), "PYTHONIOENCODING": "utf-8", "COLUMNS": "80", "NO_COLOR": "1"}
     return {**os.environ, **fixed, **variables}
 
 
 def free_port():
-    """A port that nobody listens at, below those that systems give to outgoing connections."""
+    """Return a free port below the range that systems use for outgoing connections."""
     chance = random.SystemRandom()
     while True:
         port = chance.randrange(10_000, 32_000)
@@ -85,7 +88,7 @@ def _pattern(expression):
 
 
 def process(function, *args):
-    """``function(*args)``, a function of a module, in a process of its own that has started."""
+    """Start ``function(*args)`` in a new process, and return the process. The function must be in a module."""
     with _server_environment():
         child = CONTEXT.Process(target=function, args=args, daemon=True)
         child.start()
@@ -94,7 +97,7 @@ def process(function, *args):
 
 @contextmanager
 def _server_environment():
-    """The server of forks begins with the first child; it has to find what the tests import."""
+    """Set PYTHONPATH for the fork server, which starts with the first child, so that it finds the tests' modules."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]
     CONTEXT.set_forkserver_preload(PRELOAD)
@@ -107,7 +110,10 @@ def _server_environment():
 
 
 def together(world_size, function, *args, codes=(0,), timeout=120):
-    """What ``function(*args)`` returned in each of several processes, whose exit statuses are among ``codes``."""
+    """Run ``function(*args)`` in ``world_size`` processes of one run, and return the list of results.
+
+    Every exit status must be in ``codes``. All processes must end within ``timeout`` seconds.
+    """
     port, deadline = free_port(), time.monotonic() + seconds(timeout)
     children, answers, returned = [], {}, [None] * world_size
     try:
@@ -115,7 +121,7 @@ def together(world_size, function, *args, codes=(0,), timeout=120):
             answer, sent = CONTEXT.Pipe(duplex=False)
             given = (rank, world_size, port, dict(os.environ), list(warnings.filters), function, args, sent)
             children.append(process(_as_rank, *given))
-            sent.close()  # so that a child's end is seen here
+            sent.close()  # the pipe then closes when the child ends
             answers[answer] = rank
         while answers:
             for answer in connection.wait(list(answers), max(0, deadline - time.monotonic())):
@@ -139,7 +145,7 @@ def together(world_size, function, *args, codes=(0,), timeout=120):
 
 
 def program(*arguments, cwd=ROOT, **variables):
-    """``python *arguments``, started and not waited for: give it to ``finish``, or to ``kill``."""
+    """Start ``python *arguments``, and return the program at once. Pass it to ``finish`` or ``kill`` later."""
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
@@ -154,13 +160,13 @@ def program(*arguments, cwd=ROOT, **variables):
 
 
 def command(folder, *overrides, **variables):
-    """``python train.py``, started and not waited for."""
+    """Start ``python train.py`` with the run folder ``folder``, and return the program at once."""
     quiet = "trainer.enable_progress_bar=false"
     return program("train.py", quiet, *overrides, f"hydra.run.dir={folder}", **variables)
 
 
 def finish(*programs, timeout=120):
-    """What each program said and ended with, once all have ended; they and their children are killed in any case."""
+    """Wait for all programs, and return their output and exit statuses. Kill them and their children at the end."""
     with ThreadPoolExecutor(len(programs)) as readers:
         try:
             said = [readers.submit(one.communicate) for one in programs]
@@ -168,17 +174,17 @@ def finish(*programs, timeout=120):
         finally:
             kill(*programs)
     done = [subprocess.CompletedProcess(p.args, p.returncode, *s.result()) for p, s in zip(programs, said, strict=True)]
-    assert not late, f"not at an end after {seconds(timeout)} seconds: {done}"
+    assert not late, f"did not end within {seconds(timeout)} seconds: {done}"
     return done
 
 
 def done(*arguments, timeout=120, **options):
-    """``python *arguments``, run to its end."""
+    """Run ``python *arguments`` to its end, and return its output and exit status."""
     return finish(program(*arguments, **options), timeout=timeout)[0]
 
 
 def kill(*programs):
-    """Kill programs and all that descends from them, in whatever group it is."""
+    """Kill programs and all their descendants, also those in other process groups."""
     for pid in [pid for one in programs for pid in (one.pid, *_descendants(one.pid))]:
         for send in (os.killpg, os.kill):
             with suppress(ProcessLookupError, PermissionError):
@@ -193,6 +199,6 @@ def _descendants(pid):
 
 
 def rows(folder):
-    """What was measured of estimators at each step, then the rows of metrics.csv; "" where nothing was logged."""
+    """Return the rows of estimator_variance.csv and then of metrics.csv. Missing values are empty strings."""
     found = measurements(read_rows(folder / "estimator_variance.csv")) + read_rows(folder / "metrics.csv")
     return [defaultdict(str, row) for row in found]

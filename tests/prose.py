@@ -1,11 +1,11 @@
-"""Count long sentences and words that plain English replaces, in everything that a reader of this project reads.
+"""Count sentences that are too long and words that have a plainer one, in everything that people read.
 
-    python tests/prose.py                     # a table: a row for each file that has any, and the sum
-    python tests/prose.py zoo/vae.py --list   # each of them with its line
+    python tests/prose.py                     # the files that have any, and the sums
+    python tests/prose.py zoo/vae.py --list   # each sentence with its line
 
-Read are docstrings, comments and messages of Python files, comments of YAML files, and the text of Markdown files.
-Equations, code and tables in docstrings are indented and are left out. A word is a run of at least two letters, or a
-number; symbols are none.
+The script reads docstrings, comments and messages of Python files, comments of YAML files, and Markdown files. It skips
+equations and code, which are indented in docstrings. A word has at least two letters, or is a number. Symbols do not
+count as words.
 """
 
 import argparse
@@ -22,10 +22,11 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 LONGEST = 25  # words of a sentence
 
-# What PROSE asks for in place of words of our own, as (pattern, plain word).
+# Words that make a reader stop, as patterns, and what to write instead.
 REPLACED = [
     (r"whole numbers?", "integer"),
-    (r"(?:an?|the|which|what|same|equal|larger|smaller|this|that|by its) shares?\b(?! (?:a|the|one|its|their|them)\b)|shares? of", "fraction, part"),
+    (r"(?:an?|the|which|what|same|equal|larger|smaller|this|that) shares?\b(?! (?:a|the|one|its)\b)", "fraction, part"),
+    (r"shares of", "fractions, parts"),
     (r"bent\b|bend(?:s|ing)?\b", "augmented, deformed"),
     (r"scatters?(?! (?:plot|add|diagram|of points))(?:ed|ing)?", "variance, varies"),
     (r"moments of (?:the|its) way|(?:on|of) (?:the|its|their) way", "intermediate states"),
@@ -43,16 +44,15 @@ REPLACED = [
     (r"what (?:is|are|was|were|it|they|has|have|of|a|an|the|this|that)?[^.;:?]{0,40} of it\b", "name the thing"),
     (r"dear(?:er|est|ly)?\b", "expensive, slow"),
     (r"goes? on|going on|went on|gone on", "continues"),
-    (r"had not to be had|to be had|not to be", "available"),
+    (r"to be had", "available"),
     (r"as (?:\w+ )?(?:and \w+ )?(?:have|has) (?:it|them)", "as in"),
     (r"comes? of|came of", "follows from"),
     (r"for which there is no|of which there (?:is|are)", "plain order"),
-    (r"lies? beside|stands? beside", "next to"),
     (r"so (?:many|much) as|as many as there", "plain count"),
     (r"of (?:one's|its|their|his) own\b", "its own"),
     (r"but for\b", "except"),
     (r"save for|apart from", "except"),
-    (r"at bottom|by and by|at hand|in hand|by chance|in view", "plain words"),
+    (r"at bottom|by and by|at hand|in hand|in view", "plain words"),
     (r"seeds? (?:00\d|note|example)|seeds' example", "a key of docs/references.md"),
 ]
 # Beginnings that are no subject.
@@ -76,77 +76,88 @@ class Finding(NamedTuple):
 def sources(root: Path = ROOT) -> list[Path]:
     """Return the Python, YAML and Markdown files that git tracks, each once."""
     listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "*.py", "*.yaml", "*.yml", "*.md"], cwd=root, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-co", "--exclude-standard", "*.py", "*.yaml", "*.yml", "*.md"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split("\n")
-    return sorted({root / name for name in listed if name and not (root / name).is_symlink() and (root / name).exists()})
+    return sorted(
+        {root / name for name in listed if name and not (root / name).is_symlink() and (root / name).exists()}
+    )
 
 
 def texts(path: Path) -> list[Text]:
-    """Return the paragraphs of a file that a person reads, with the lines on which they begin."""
+    """Return the paragraphs of a file that a person reads, with the lines on which they begin.
+
+    The messages of tests are left out: people see them only when a test fails.
+    """
     source = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         return list(markdown(source))
     if path.suffix in (".yaml", ".yml"):
-        return comments([(n, *yaml_comment(line)) for n, line in enumerate(source.split("\n"), 1) if "#" in line])
-    return list(python(source, messages="tests" not in path.relative_to(ROOT).parts[:1] if path.is_relative_to(ROOT) else True))
+        return comments([found for n, line in enumerate(source.split("\n"), 1) if (found := yaml_comment(n, line))])
+    return list(python(source, messages=ROOT / "tests" not in path.parents))
 
 
-def yaml_comment(line: str) -> tuple[int, str]:
+class Comment(NamedTuple):
+    line: int
+    column: int
+    text: str
+    alone: bool  # nothing else is on its line
+
+
+def yaml_comment(n: int, line: str) -> Comment | None:
+    """Return the comment on a line."""
     found = re.search(r"(?:^|\s)#(.*)", line)
-    return (line.index("#"), found.group(1)) if found else (0, "")
+    return Comment(n, found.start(1), found.group(1), not line[: found.start()].strip()) if found else None
 
 
 def markdown(source: str) -> Iterator[Text]:
-    blocks, fenced, begin = [], False, 1
-    for n, line in enumerate(source.split("\n"), 1):
-        if line.lstrip().startswith("```"):
-            fenced = not fenced
-        elif fenced or re.match(r"\s*(!\[|\||<|\$\$)", line):
-            if not fenced and line.lstrip().startswith("|"):
-                for cell in line.strip().strip("|").split("|"):
-                    yield Text(n, cell.strip())
-            if not fenced and line.lstrip().startswith("!["):
-                yield Text(n, line[line.index("[") + 1 : line.rindex("]")])
-        elif line.strip() and not re.match(r"\s*([-*+]|\d+\.|#+)\s", line):
-            if not blocks:
-                begin = n
-            blocks.append(line.strip())
-            continue
-        if blocks:
-            yield Text(begin, " ".join(blocks))
-            blocks = []
-        if not fenced and re.match(r"\s*([-*+]|\d+\.|#+)\s", line):
-            begin, blocks = n, [re.sub(r"^\s*([-*+]|\d+\.|#+)\s+", "", line)]
-            if line.startswith("#"):
-                yield Text(n, blocks.pop())
-    if blocks:
-        yield Text(begin, " ".join(blocks))
+    """Yield paragraphs, headings, list items, cells of tables and captions of pictures; code is left out."""
+    without_code = re.sub(r"^```.*?^```", lambda code: "\n" * code.group().count("\n"), source, flags=re.M | re.S)
+    block: list[Text] = []
+    for n, line in enumerate(without_code.split("\n"), 1):
+        line = line.strip()
+        begins = re.match(r"[-*+] |\d+\. |#+ |!\[|\|", line)
+        if block and (begins or not line or block[0].text.startswith(("#", "!["))):
+            yield joined(block)
+            block = []
+        if line.startswith("|"):
+            yield from (Text(n, cell.strip()) for cell in line.strip("|").split("|"))
+        elif line:
+            block.append(Text(n, line))
+    if block:
+        yield joined(block)
+
+
+def joined(block: list[Text]) -> Text:
+    """Return the lines of a paragraph or list item as one text, without the mark that it begins with."""
+    text = re.sub(r"^([-*+]|\d+\.|#+) ", "", " ".join(line.text for line in block))
+    return Text(block[0].line, text)
 
 
 def python(source: str, messages: bool) -> Iterator[Text]:
+    """Yield docstrings, comments and, with ``messages``, strings of at least four words."""
     tree = ast.parse(source)
-    documented, within = set(), set()
+    parts: set[ast.AST] = set()  # docstrings, and the pieces of f-strings: read elsewhere
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-                documented.add(first.value)
-                yield from docstring(first.value.value, first.lineno)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            constant = node.body[0].value
+            parts.add(constant)
+            yield from docstring(constant.value, constant.lineno)
         elif isinstance(node, ast.JoinedStr):
-            within |= set(ast.walk(node)) - {node}
-    if messages:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant | ast.JoinedStr) and node not in documented and node not in within:
-                text = said(node)
-                if len(words(text)) >= 4 and not re.search(r"\w\.\w+\(|^\s*<|\\", text):
-                    for part in text.split("\n"):
-                        yield Text(node.lineno, part.strip())
+            parts |= set(ast.walk(node)) - {node}
+    for node in ast.walk(tree) if messages else ():
+        if isinstance(node, ast.Constant | ast.JoinedStr) and node not in parts:
+            text = said(node)
+            if len(words(text)) >= 4 and not re.search(r"\w\.\w+\(|^\s*<|\\", text):
+                yield from (Text(node.lineno, line.strip()) for line in text.split("\n"))
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     found = [
-        (t.start[0], t.start[1], t.string[1:])
-        for t in tokenize.generate_tokens(io.StringIO(source).readline)
-        if t.type == tokenize.COMMENT and not re.match(r"#(!| (noqa|type:|fmt:|pragma))", t.string)
+        Comment(*t.start, t.string[1:], not t.line[: t.start[1]].strip()) for t in tokens if t.type == tokenize.COMMENT
     ]
-    yield from comments(found)
+    yield from comments([c for c in found if not re.match(r"!| (noqa|type:|fmt:|pragma)", c.text)])
 
 
 def said(node: ast.expr) -> str:
@@ -156,43 +167,43 @@ def said(node: ast.expr) -> str:
     return node.value if isinstance(node.value, str) else ""
 
 
-def comments(found: list[tuple[int, int, str]]) -> list[Text]:
-    """Join comments of adjacent lines in one column, which are one text."""
-    joined, last = [], (-2, -1)
-    for line, column, text in found:
-        text = text.strip()
-        if text and (line, column) == (last[0] + 1, last[1]) and joined:
-            joined[-1] = Text(joined[-1].line, f"{joined[-1].text} {text}")
+def comments(found: list[Comment]) -> list[Text]:
+    """Join whole-line comments on adjacent lines: they are one text."""
+    texts: list[Text] = []
+    last = None
+    for comment in found:
+        text = comment.text.strip()
+        follows = last and comment.alone and last.alone and comment[:2] == (last.line + 1, last.column)
+        if text and follows and texts:
+            texts[-1] = Text(texts[-1].line, f"{texts[-1].text} {text}")
         elif text:
-            joined.append(Text(line, text))
-        last = (line, column) if text else (-2, -1)
-    return joined
+            texts.append(Text(comment.line, text))
+        last = comment if text else None
+    return texts
 
 
 def docstring(text: str, begin: int) -> Iterator[Text]:
-    """Yield paragraphs, list items and entries of Args, Returns and Raises; what is indented otherwise is code."""
-    block, at, section = [], begin, False
-    lines = text.split("\n")
-    base = min((len(line) - len(line.lstrip()) for line in lines[1:] if line.strip()), default=0)
-    for n, line in enumerate([lines[0].strip(), *(line[base:] for line in lines[1:])], begin):
-        indent, stripped = len(line) - len(line.lstrip()), line.strip()
-        heading = re.fullmatch(r"(Args|Returns|Raises|Yields|Attributes|Example|Examples|Note):", stripped)
-        item = re.match(r"([-*]|\d+\.)\s", stripped) or (section and indent == 4)
-        code = indent >= 4 and not section or (indent >= 2 and not section and re.search(r"\S {2,}\S", stripped))
-        if not stripped or heading or item or code:
-            if block:
-                yield Text(at, " ".join(block))
-            block = []
+    """Yield paragraphs, list items, and entries of Args, Returns and Raises; what else is indented is code."""
+    first, *rest = text.split("\n")
+    base = min((len(line) - len(line.lstrip()) for line in rest if line.strip()), default=0)
+    block: list[Text] = []
+    entries = False  # inside Args, Returns or Raises
+    for n, line in enumerate([first.strip(), *(line[base:] for line in rest)], begin):
+        stripped, indent = line.strip(), len(line) - len(line.lstrip())
+        heading = re.fullmatch(r"(Args|Returns|Raises|Yields|Attributes|Examples?):", stripped)
         if stripped and not indent:
-            section = bool(heading) and stripped not in ("Example:", "Examples:")
+            entries = bool(heading) and not stripped.startswith("Example")
+        code = not entries and (indent >= 4 or (indent >= 2 and re.search(r"\S {2,}\S", stripped)))
+        begins = heading or re.match(r"[-*] |\d+\. ", stripped) or (entries and indent == 4)
+        if block and (begins or code or not stripped):
+            yield joined(block)
+            block = []
+        if entries and indent == 4:  # the name of the argument is no part of the sentence
+            stripped = re.sub(r"^`{0,2}\*{0,2}[\w., *`]+(\([^)]*\))?`{0,2}:\s", "", stripped)
         if stripped and not heading and not code:
-            if not block:
-                at = n
-            if section and indent == 4:  # the name and the type of an argument
-                stripped = re.sub(r"^`{0,2}\*{0,2}[\w., *`]+(\([^)]*\))?`{0,2}:\s", "", stripped)
-            block.append(re.sub(r"^([-*]|\d+\.)\s+", "", stripped) if item else stripped)
+            block.append(Text(n, stripped))
     if block:
-        yield Text(at, " ".join(block))
+        yield joined(block)
 
 
 def words(sentence: str) -> list[str]:
@@ -209,7 +220,7 @@ def plain(text: str) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """Split a paragraph at full stops, question and exclamation marks, and at the colon before a list."""
+    """Split a paragraph at full stops, question marks and exclamation marks."""
     protected = ABBREVIATED.sub(r"\1\0", plain(text))
     return [part.replace("\0", ".").strip() for part in re.split(r"(?<=[.!?])[\"')]*\s+", protected) if part.strip()]
 

@@ -1,4 +1,4 @@
-"""The ten models, so small that a call takes milliseconds, and examples for them."""
+"""The ten models in small sizes, for calls of milliseconds, and examples for them."""
 
 import functools
 import importlib
@@ -58,13 +58,13 @@ MODELS |= {name: _with_its_defaults(name) for name in zoo.MODELS if name not in 
 
 @functools.cache
 def made(name):
-    """A model by its name here, in eval mode; always the same one, which a test must leave as it is."""
+    """Return the model of this name in eval mode. All tests share it, so they must not change it."""
     torch.manual_seed(0)
     return MODELS[name]().eval()
 
 
 def data_of(model, n):
-    """``n`` examples as the model takes them; of text, a batch of rows."""
+    """Return ``n`` examples for the model. For text, this is a batch of rows."""
     if isinstance(model, SkipGram):
         return [torch.arange(n * 36).view(n, 36) % 5, torch.ones(n, 32, dtype=torch.long)]
     shape = tuple(model.hparams.get("shape", IMAGES))

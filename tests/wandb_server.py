@@ -1,4 +1,4 @@
-"""A stand-in for the service of Weights & Biases on the loopback: what its public API asks to fetch one artifact."""
+"""A local server that answers the requests of wandb's public API for one artifact."""
 
 import base64
 import hashlib
@@ -26,9 +26,12 @@ def _membership(name: str) -> dict:
 
 @contextmanager
 def serve(name: str, files: dict[str, bytes], damaged: bool = False):
-    """The address of a server that has someone/zoo/``name``:best with these files, the content of which it may garble.
+    """Start a server with the artifact someone/zoo/``name``:best, and yield its address.
 
-    Other names it does not have.
+    Args:
+        name: name of the artifact. The server knows no other name.
+        files: content of its files, by name.
+        damaged: whether the server changes the content of files.
     """
     entries = {
         file: {"digest": base64.b64encode(hashlib.md5(content).digest()).decode(), "size": len(content)}

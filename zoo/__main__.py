@@ -1,13 +1,12 @@
-"""The command line beside train.py: ``python -m zoo list | sample | evaluate | compare | curves | export``, and of
-models of words ``nearest | analogy | vectors``."""
+"""Command line for trained models, ``python -m zoo COMMAND``. The command for training is ``python train.py``."""
 
 import sys
 from pathlib import Path
 
 import zoo
 
-# ``python -m`` looks for every module in the working folder first. There a user's own random.py or lightning/ would be
-# taken for the library's; the folder is left out, except where it holds the zoo itself.
+# ``python -m`` searches the working folder first. A user's random.py or lightning/ there would hide the library's.
+# The working folder is removed from the path unless it holds the zoo itself.
 if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).absolute() != zoo.WEIGHTS.parent.parent:
     del sys.path[0]
 
@@ -17,59 +16,100 @@ import os
 import re
 
 from zoo.checks.errors import UserError
-from zoo.training.error_lines import errors_for_people
+from zoo.training.error_lines import one_line_errors
 from zoo.training.interruption import ended_by_signals
 
-SAMPLES = "per test image, for log p(x) of a model that has it, such as 5000; 0, the default, leaves it out"
-BOUND = "test images, a multiple of 5, for the full variational bound of a diffusion; 0, the default, leaves it out"
-JUDGED = "drawn and judged; by default 10,000 of a model of two players, and none of others"
-CONDITIONS = "of the samples that are judged, num_steps=50,eta=1; given again, they are judged again"
+PROGRAM = "python -m zoo"
+IMAGES = "mnist, fashion_mnist, digits, mnist_or_digits"
 DATA = (
-    "mnist, fashion_mnist, digits, mnist_or_digits; mixture, ring, moons, swiss_roll, line, markov_chain; text8, "
-    "wikitext2, pydocs, or the path of a text file"
+    f"data set: {IMAGES}; mixture, ring, moons, swiss_roll, line, markov_chain; text8, wikitext2, pydocs; or the path "
+    "of a text file"
 )
-VECTORS = "the file, vectors.txt by default; .bin is the binary format, and .gz, .bz2 and .xz are packed"
-CLASS = "class of a model that is not part of the zoo, such as my_package.made.MADE"
-SOURCE = "name of a pretrained checkpoint, path of a training checkpoint, or a run folder"
+SOURCE = (
+    f"trained model: the name of a pretrained checkpoint ({PROGRAM} list), a run folder, a checkpoint file, or an "
+    "address that zoo.load takes"
+)
+# ``list`` shows the first of these metrics that the card of a checkpoint has.
+MAIN_METRICS = ("test/log_likelihood", "bits_per_dim", "test/accuracy", "classifier_fid", "fisher_divergence")
+MAIN_METRICS += ("energy_distance", "analogies", "test/loss")
 
 
 def list_everything(args: argparse.Namespace) -> None:
-    """Models that can be trained and checkpoints that can be loaded."""
-    print("models, python train.py model=<name>:")
+    """List the models and the pretrained checkpoints."""
+    print("Models. Train one with: python train.py model=NAME")
     for name in zoo.list_models():
-        print(f"  {name}")
-    print("pretrained checkpoints, zoo.load(<name>):")
+        print(f"  {name:{max(map(len, zoo.list_models()))}}  {_about(name)}")
+    print("\nPretrained checkpoints. Load one in Python with: zoo.load(NAME)")
+    rows = [("NAME", "MODEL", "DATA", "PARAMETERS", "MAIN METRIC")]
     for name in zoo.list_checkpoints():
         card = json.loads((zoo.WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
-        metrics = ", ".join(f"{key} {value:.4g}" for key, value in card["metrics"].items())
-        print(f"  {name:12} {card['model']} on {card['data']}, {card['parameters'] / 1e6:.1f} M parameters; {metrics}")
+        rows.append((name, card["model"], card["data"], f"{card['parameters']:,}", _main_metric(card["metrics"])))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, model, data, parameters, metric in rows:
+        left = "  ".join(f"{text:{width}}" for text, width in zip((name, model, data), widths[:3], strict=True))
+        print(f"  {left}  {parameters:>{widths[3]}}  {metric}")
+
+
+def _about(model: str) -> str:
+    """Return what a model is: the first line of the docstring of its file, without the model's name."""
+    file = Path(zoo.__file__).parent / f"{zoo.MODELS[model].split('.')[1]}.py"
+    with file.open(encoding="utf-8") as lines:
+        line = lines.readline().strip().strip('"')
+    before, _, after = line.partition(": ")
+    if before.lower().replace("-", "").removesuffix(" model") == model:
+        return after[:1].upper() + after[1:]
+    return line
+
+
+def _main_metric(metrics: dict[str, float]) -> str:
+    for main in MAIN_METRICS:
+        for name in metrics:
+            if name == main or name.startswith(f"{main}/"):
+                return f"{name.removeprefix('test/')} {_with_unit(name, metrics)}"
+    return ""
+
+
+def _with_unit(name: str, metrics: dict[str, float]) -> str:
+    """Return a metric with its unit. Its name may end in conditions of samples, as in ``classifier_fid/eta=1``."""
+    from zoo.evaluation.units import with_unit
+
+    def plain(name: str) -> str:
+        return "/".join(part for part in name.split("/") if "=" not in part)
+
+    return with_unit(plain(name), metrics[name], {plain(other) for other in metrics})
+
+
+def _print_metrics(metrics: dict[str, float]) -> None:
+    for name in metrics:
+        print(f"{name}: {_with_unit(name, metrics)}")
 
 
 def sample(args: argparse.Namespace) -> None:
-    """Draw samples of a trained model as one picture."""
+    """Draw samples from a trained model and write them as one PNG picture."""
+    from zoo.functional.progress import counted
     from zoo.sampling.chunks import check_conditions, sample_chunks
     from zoo.sampling.pictures import picture, save_grid
 
     conditions = _conditions(",".join(args.condition))
     model = _on_device(_load(args))
     if args.images and "init" in conditions:
-        raise UserError("--images says where chains begin, and so does -c init=...: leave out one of them")
+        raise UserError("--images and -c init=... both set where the chains start: leave out one of them")
     if args.images:
         conditions["init"] = _test_images(args.images, args.n)
     conditions = check_conditions(model, conditions)
     n, conditions, columns = picture(model, args.n, conditions)
     save_grid(sample_chunks(model, n, args.seed, progress=True, **conditions), args.output, columns)
-    rows = f", in rows of {columns} for each value of {model.rows()[0]}" if n != args.n else ""
-    print(f"{n} samples in {_pasted(args.output)}{rows}")
+    rows = f", {columns} in a row, one row for each value of {model.rows()[0]}" if n != args.n else ""
+    print(f"Wrote {counted(n, 'sample')} to {_pasted(args.output)}{rows}")
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Measure a trained model on test images, or vectors of words by the published sets."""
+    """Measure a trained model on test data, and word vectors on the published word sets."""
     from zoo.evaluation import protocol as evaluation
 
     model, metrics = _on_device(_load(args)), {}
     words = _knows_words(model)
-    if words:  # before the work, not after it
+    if words:  # checked before the work begins
         from zoo.evaluation.words import find_word_sets, measure_words
 
         evaluation.check_protocol(_protocol(args), model, "text")
@@ -82,12 +122,11 @@ def evaluate(args: argparse.Namespace) -> None:
             metrics, _ = evaluation.measure(model, data, _protocol(args), progress=True)
     if words:
         metrics |= measure_words(model, sets)
-    for name, value in metrics.items():
-        print(f"{name}: {value:.6g}")
+    _print_metrics(metrics)
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Measure gradient estimators side by side; ``toy`` is the seeds' example, beside its exact values."""
+    """Compare the variance of gradient estimators, as a table and a figure."""
     from zoo.evaluation import comparison
     from zoo.sampling.pictures import save_figure
 
@@ -103,52 +142,57 @@ def compare(args: argparse.Namespace) -> None:
         size = args.batch_size or (4 if _knows_words(model) else 64)
         batch = [t.to(model.device) for t in next(iter(data.val_dataloader()))]
         if size > len(batch[0]):
-            raise UserError(f"batch-size must be at most {len(batch[0])}, of one batch of validation, got {size}")
+            raise UserError(f"batch-size must be at most {len(batch[0])}, the size of a validation batch, got {size}")
         batch = [t[:size] for t in batch]
         results = comparison.compare_model(model, batch, names, draws, args.seed, progress=True)
         print(comparison.table(results))
         save_figure(comparison.figure(results), args.output)
-    print(f"figure in {_pasted(args.output)}")
+    print(f"Wrote the figure to {_pasted(args.output)}")
 
 
 def curves(args: argparse.Namespace) -> None:
-    """Draw one metric of several runs against epochs."""
+    """Draw a metric of one or more runs over epochs, or against another metric."""
     from zoo.evaluation import curves
+    from zoo.evaluation.units import with_unit
+    from zoo.functional.progress import counted
     from zoo.sampling.pictures import save_figure
+    from zoo.training.tables import read_rows
 
     if args.against:
         pairs = {str(run): curves.read_pairs(run, args.against, args.metric) for run in args.runs}
         for name, points in pairs.items():
             print(f"{name}: {curves.correlation(points)} of {args.metric} with {args.against}")
         save_figure(curves.scatter(pairs, args.against, args.metric), args.output)
-        print(f"figure in {_pasted(args.output)}")
+        print(f"Wrote the figure to {_pasted(args.output)}")
         return
     found = {str(run): curves.read_curve(run, args.metric) for run in args.runs}
     for name, (unit, points) in found.items():
-        print(f"{name}: {args.metric} {points[-1][1]:.6g} after {points[-1][0]} {unit}")
+        columns = {column for row in read_rows(Path(name, "metrics.csv")) for column in row}
+        (place, value), unit_of_place = points[-1], unit.removesuffix("s")
+        print(f"{name}: {args.metric} {with_unit(args.metric, value, columns)} after {counted(place, unit_of_place)}")
     save_figure(curves.figure({k: points for k, (_, points) in found.items()}, args.metric, unit), args.output)
-    print(f"figure in {_pasted(args.output)}")
+    print(f"Wrote the figure to {_pasted(args.output)}")
 
 
 def nearest(args: argparse.Namespace) -> None:
-    """The words nearest to a word."""
+    """List the words whose vectors are nearest to the vector of a word."""
     _print_words(_words(args.source).nearest, args.word, args.n)
 
 
 def analogy(args: argparse.Namespace) -> None:
-    """What is to C as B is to A."""
+    """List the words that complete the analogy: A is to B as C is to ..."""
     _print_words(_words(args.source).analogy, args.a, args.b, args.c, args.n)
 
 
 def vectors(args: argparse.Namespace) -> None:
-    """Write vectors of words in the word2vec format, which gensim's KeyedVectors reads."""
+    """Write word vectors in the word2vec format, which gensim's KeyedVectors reads."""
     model = _words(args.source)
     model.export(args.output, args.binary)
-    print(f"{len(model.words):,} words, {model.hparams.dim} numbers each, in {_pasted(args.output)}")
+    print(f"Wrote {len(model.words):,} vectors of {model.hparams.dim} numbers to {_pasted(args.output)}")
 
 
 def _knows_words(model: object) -> bool:
-    from zoo.checks import capabilities  # typing is a tenth of what ``list`` takes
+    from zoo.checks import capabilities  # imported here because typing takes a tenth of the time of ``list``
 
     return isinstance(model, capabilities.Words)
 
@@ -156,7 +200,7 @@ def _knows_words(model: object) -> bool:
 def _words(source: str):
     model = zoo.load(source)
     if not _knows_words(model):
-        raise UserError(f"{type(model).__name__} knows no words; a skip-gram model does")
+        raise UserError(f"{source} is a {type(model).__name__}, which has no words: name a skip-gram model")
     return model
 
 
@@ -166,14 +210,13 @@ def _print_words(find, *arguments) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Publish a training checkpoint in zoo/weights."""
+    """Publish a training checkpoint in zoo/weights, with a card of what it scores."""
     from zoo import hub
     from zoo.hub import exporting
 
     weights = exporting.export(args.source, args.name, args.force, _protocol(args), progress=True)
-    print(f"{weights} ({weights.stat().st_size / 1e6:.1f} MB) and its card")
-    for name, value in hub.read_card(args.name)["metrics"].items():
-        print(f"{name}: {value:.6g}")
+    print(f"Wrote {weights} ({weights.stat().st_size / 1e6:.1f} MB) and its card")
+    _print_metrics(hub.read_card(args.name)["metrics"])
 
 
 def _protocol(args: argparse.Namespace):
@@ -184,23 +227,23 @@ def _protocol(args: argparse.Namespace):
 
 
 def _conditions(text: str) -> dict[str, object]:
-    """``a=1,b=2`` as a dictionary."""
+    """Return the text ``a=1,b=2`` as a dictionary."""
     found = [_condition(part) for part in re.split(r",(?=\w+=)", text)] if text else []
     if len(twice := [name for name, _ in found]) > len(set(twice)):
-        raise UserError(f"each condition is given once, got {text}")
+        raise UserError(f"each condition must be given once, got {text}")
     return dict(found)
 
 
 def _condition(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise UserError(f"a condition is written name=value, such as num_steps=100; got {text!r}")
+        raise UserError(f"a condition must be written name=value, such as num_steps=100; got {text!r}")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:
         if value.isidentifier():
             return name, value
-        raise UserError(f"a condition is a number, a word, true, false, null or a list; got {text!r}") from None
+        raise UserError(f"a condition must be a number, a word, true, false, null or a list; got {text!r}") from None
 
 
 def _test_images(name: str, n: int) -> list:
@@ -210,12 +253,16 @@ def _test_images(name: str, n: int) -> list:
     data.setup()
     images = data.splits["test"].images[:n]
     if len(images) < n:
-        raise UserError(f"{data.used} has {len(images):,} test images, fewer than {n:,} chains")
+        raise UserError(f"n must be at most {len(images):,}, the number of test images in {data.used}; got {n:,}")
     return list(images[:, None].float() / 255)
 
 
 def _data(args: argparse.Namespace, model):
-    """The data that are named, or else those of the run that learned words, or digits; set up, and such as fit."""
+    """Return the data of ``--data``, set up. The default is the text of the run for words, else mnist_or_digits.
+
+    Raises:
+        UserError: if the model cannot take these data, or records no text.
+    """
     from zoo import hub
     from zoo.datamodules import by_name
     from zoo.training.command_line import check_kind
@@ -223,8 +270,8 @@ def _data(args: argparse.Namespace, model):
     words = _knows_words(model)
     recorded = hub.record_of(args.source) if words else None
     if words and recorded is None and args.data is None:
-        raise UserError(f"{args.source} does not record what it was trained on: name data with --data")
-    if recorded:  # the vocabulary and the windows of the run, of whatever text
+        raise UserError(f"{args.source} does not record its training text: name a text with --data")
+    if recorded:  # with the vocabulary and the windows of the run
         data = hub.data_of(recorded, args.data)
     else:
         data = by_name(args.data or "mnist_or_digits")
@@ -242,8 +289,8 @@ def _check_shape(model, data) -> None:
     shape = list(model.hparams.get("shape", [1, 28, 28]))
     if shape != example:
         raise UserError(
-            f"{type(model).__name__} is made for examples of shape {shape}, and those of {data.used} have {example}: "
-            "choose others with --data"
+            f"{type(model).__name__} takes examples of shape {shape}, and the examples of {data.used} have {example}: "
+            "choose other data with --data"
         )
 
 
@@ -273,85 +320,188 @@ def _path(text: str) -> Path:
 
 
 class Parser(argparse.ArgumentParser):
-    """One that says what is wrong in one line."""
+    """ArgumentParser that reports an error in one line and keeps the lines of descriptions and examples."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str):
-        self.exit(2, f"error: {message}; {self.prog} -h lists what there is\n")
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+GROUPS = {
+    "Models and images": {
+        "list": list_everything,
+        "sample": sample,
+        "evaluate": evaluate,
+        "compare": compare,
+        "curves": curves,
+        "export": export,
+    },
+    "Words": {"nearest": nearest, "analogy": analogy, "vectors": vectors},
+}
+EXAMPLES = {
+    "list": [""],
+    "sample": ["vae -n 16 -o vae.png", "ddpm-guided -c y=3,guidance=0.5"],
+    "evaluate": [
+        "vae --data mnist --importance-samples 100",
+        "ddpm --data mnist --samples 1000 -c num_steps=50 -c eta=1",
+    ],
+    "compare": ["vae --estimators pathwise,score_function --draws 64", "toy"],
+    "curves": ["runs/vae/* --metric val/loss -o curves.png"],
+    "export": ["runs/vae/2026-11-29_10-00-00-000000 my-vae"],
+    "nearest": ["skipgram music -n 5"],
+    "analogy": ["skipgram man king woman"],
+    "vectors": ["skipgram -o vectors.txt"],
+}
+
+
+def _overview() -> str:
+    lines = ["Sample, evaluate, compare and publish trained models."]
+    for title, commands in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:10}{run.__doc__}" for name, run in commands.items())]
+    lines += ["", f"Help on a command:  {PROGRAM} sample --help", "Train a model:      python train.py --help"]
+    return "\n".join(lines)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's parser."""
-    parser = Parser("python -m zoo", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    """Return the parser of the command line."""
+    parser = Parser(PROGRAM, usage=f"{PROGRAM} COMMAND ...", description=_overview())
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", help=argparse.SUPPRESS, prog=PROGRAM)
+    found = {}
+    for name, run in (item for group in GROUPS.values() for item in group.items()):
+        lines = [f"  {PROGRAM} {name} {example}".rstrip() for example in EXAMPLES[name]]
+        examples = "\n".join(["Example:" if len(lines) == 1 else "Examples:", *lines])
+        found[name] = commands.add_parser(name, description=run.__doc__, epilog=examples)
+        found[name].set_defaults(run=run)
+        if name not in ("list", "curves"):
+            of_compare = "; or toy, an example with known exact variances" if name == "compare" else ""
+            found[name].add_argument("source", metavar="SOURCE", help=SOURCE + of_compare)
 
-    def command(run, name: str, source: bool = True) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
-        sub.set_defaults(run=run)
-        if source:
-            sub.add_argument("source", help=SOURCE)
-        return sub
-
-    def with_class(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--class", dest="model_class", metavar="CLASS", help=CLASS)
-
-    def protocol(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--importance-samples", type=int, default=0, help=SAMPLES)
-        sub.add_argument("--bound-images", type=int, default=0, help=BOUND)
-        sub.add_argument("--samples", type=int, help=JUDGED)
-        sub.add_argument("-c", "--condition", action="append", default=[], help=CONDITIONS)
-
-    command(list_everything, "list", source=False)
-    sub = command(sample, "sample")
-    with_class(sub)
-    sub.add_argument("-n", type=int, default=64, help="how many, 64 by default")
-    sub.add_argument("--seed", type=int, default=0, help="the same seed gives the same pixels")
-    sub.add_argument("-o", "--output", type=_path, default=Path("samples.png"), help="the picture, a PNG")
-    sub.add_argument("-c", "--condition", action="append", default=[], help="of the model's sample, num_steps=50,eta=1")
-    sub.add_argument("--images", help="data set at whose test images chains begin, where samples are chains")
-    sub = command(evaluate, "evaluate")
-    with_class(sub)
-    sub.add_argument("--data", help=f"{DATA}; by default mnist_or_digits, or the text of the run")
-    sub.add_argument("--words", type=_path, help="folder of the published sets of words; by default gensim's own")
-    protocol(sub)
-    sub = command(compare, "compare")
-    with_class(sub)
-    sub.add_argument("--estimators", help="names with commas between them; all that the model has by default")
-    sub.add_argument("--draws", type=int, help="gradients of each, 256 by default (toy: 100,000)")
-    sub.add_argument("--data", help=f"whose validation set the batch is from, likewise: {DATA}")
-    sub.add_argument("--batch-size", type=int, help="images in the batch, 64 by default, or rows of 32 words, 4")
-    sub.add_argument("--seed", type=int, default=0, help="of all noise")
-    sub.add_argument("-o", "--output", type=_path, default=Path("comparison.png"), help="the figure, a PNG")
-    sub = command(curves, "curves", source=False)
-    sub.add_argument("runs", nargs="+", type=_path, help="run folders, each with its metrics.csv")
-    sub.add_argument("--metric", default="val/loss", help="a column of metrics.csv, val/loss by default")
-    sub.add_argument("--against", help="another column: one against the other, with their correlation, not over time")
-    sub.add_argument("-o", "--output", type=_path, default=Path("curves.png"), help="the figure, a PNG")
-    sub = command(nearest, "nearest")
-    sub.add_argument("word")
-    sub.add_argument("-n", type=int, default=10, help="how many, 10 by default")
-    sub = command(analogy, "analogy")
+    sub = found["sample"]
+    _add_class(sub)
+    sub.add_argument("-n", type=int, default=64, metavar="N", help="number of samples, at least 1 (default: 64)")
+    _add_seed(sub)
+    _add_output(sub, "samples.png")
+    sub.add_argument(
+        "-c",
+        "--condition",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="arguments of the model's sample method, such as y=3 or num_steps=50,eta=1 (default: none)",
+    )
+    sub.add_argument(
+        "--images",
+        metavar="DATA",
+        help=f"data set whose test images start the chains, for models that sample by chains: {IMAGES} "
+        "(default: chains start from noise)",
+    )
+    sub = found["evaluate"]
+    _add_class(sub)
+    _add_data(sub, "mnist_or_digits; for words, the text of the run")
+    sub.add_argument(
+        "--words",
+        type=_path,
+        metavar="FOLDER",
+        help="folder with the published word sets, for models of words (default: the copies in gensim)",
+    )
+    _add_protocol(sub)
+    sub = found["compare"]
+    _add_class(sub)
+    sub.add_argument(
+        "--estimators",
+        metavar="NAMES",
+        help="names of gradient estimators, separated by commas (default: all estimators of the model)",
+    )
+    sub.add_argument(
+        "--draws",
+        type=int,
+        metavar="N",
+        help="gradients to draw from each estimator, at least 2 (default: 256; for toy, 100000)",
+    )
+    _add_data(sub, "mnist_or_digits; for words, the text of the run")
+    sub.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="examples in the batch, at least 1 (default: 64 images, or 4 rows of 32 words)",
+    )
+    _add_seed(sub)
+    _add_output(sub, "comparison.png")
+    sub = found["curves"]
+    sub.add_argument("runs", nargs="+", type=_path, metavar="RUN", help="run folder that holds a metrics.csv")
+    sub.add_argument(
+        "--metric", default="val/loss", metavar="NAME", help="column of metrics.csv to draw (default: val/loss)"
+    )
+    sub.add_argument(
+        "--against",
+        metavar="NAME",
+        help="column of metrics.csv for the horizontal axis; also prints the correlation (default: epochs)",
+    )
+    _add_output(sub, "curves.png")
+    sub = found["nearest"]
+    sub.add_argument("word", metavar="WORD", help="word of the vocabulary")
+    sub.add_argument("-n", type=int, default=10, metavar="N", help="number of words, at least 1 (default: 10)")
+    sub = found["analogy"]
     for name in "abc":
-        sub.add_argument(name, metavar=name.upper())
-    sub.add_argument("-n", type=int, default=5, help="how many, 5 by default")
-    sub = command(vectors, "vectors")
+        sub.add_argument(name, metavar=name.upper(), help="word of the vocabulary")
+    sub.add_argument("-n", type=int, default=5, metavar="N", help="number of words, at least 1 (default: 5)")
+    sub = found["vectors"]
     sub.add_argument(
         "-o",
         "--output",
         type=_path,
         default=Path("vectors.txt"),
-        help="the file, vectors.txt by default; .bin is the binary format, and .gz, .bz2 and .xz are packed",
+        metavar="FILE",
+        help="file to write: .txt, .vec and .w2v are text, .bin is binary; .gz, .bz2 and .xz compress it "
+        "(default: vectors.txt)",
     )
-    sub.add_argument("--binary", action="store_true", help="the binary format, not the one of text")
-    sub = command(export, "export")
-    sub.add_argument("name", help="lower-case letters, digits and hyphens")
-    protocol(sub)
-    sub.add_argument("--force", action="store_true", help="replace a checkpoint of that name")
+    sub.add_argument("--binary", action="store_true", help="write the binary format (default: by the name of FILE)")
+    sub = found["export"]
+    sub.add_argument("name", metavar="NAME", help="name to publish under: lower-case letters, digits and hyphens")
+    _add_protocol(sub)
+    sub.add_argument("--force", action="store_true", help="replace the checkpoint of that name")
     return parser
 
 
+def _add_class(sub: argparse.ArgumentParser) -> None:
+    text = "class of a model that is not part of the zoo, such as my_package.made.MADE (default: a class of the zoo)"
+    sub.add_argument("--class", dest="model_class", metavar="CLASS", help=text)
+
+
+def _add_seed(sub: argparse.ArgumentParser) -> None:
+    text = "seed of all noise, from 0 to 2^32 - 1; the same seed gives the same result (default: 0)"
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help=text)
+
+
+def _add_output(sub: argparse.ArgumentParser, name: str) -> None:
+    text = f"PNG file to write (default: {name})"
+    sub.add_argument("-o", "--output", type=_path, default=Path(name), metavar="FILE", help=text)
+
+
+def _add_data(sub: argparse.ArgumentParser, default: str) -> None:
+    sub.add_argument("--data", metavar="DATA", help=f"{DATA} (default: {default})")
+
+
+def _add_protocol(sub: argparse.ArgumentParser) -> None:
+    text = "importance samples per test image, for models with log p(x); 0 leaves it out (default: 0)"
+    sub.add_argument("--importance-samples", type=int, default=0, metavar="N", help=text)
+    text = "test images for the full bound of a diffusion model, a multiple of 5; 0 leaves it out (default: 0)"
+    sub.add_argument("--bound-images", type=int, default=0, metavar="N", help=text)
+    text = "samples to score, at least 2 (default: 10000 for adversarial models, none for others)"
+    sub.add_argument("--samples", type=int, metavar="N", help=text)
+    text = "settings of the scored samples, such as num_steps=50,eta=1; repeat -c to score several (default: none)"
+    sub.add_argument("-c", "--condition", action="append", default=[], metavar="NAME=VALUE", help=text)
+
+
 def main() -> None:
-    with errors_for_people():
-        args = parser().parse_args()
+    with one_line_errors():
+        arguments = parser()
+        args = arguments.parse_args()
+        if args.command is None:
+            arguments.print_help()
+            return
         if args.command == "list":
             list_everything(args)
             return
@@ -366,14 +516,14 @@ def main() -> None:
 
 
 def work(args: argparse.Namespace) -> None:
-    """Run a command that needs torch, with its messages on lines of their own."""
+    """Run a command that needs torch, and print each log message on its own line."""
     import logging
 
-    from zoo.training.messages import lines_of_their_own
+    from zoo.training.messages import log_above_bars
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("zoo").setLevel(logging.INFO)
-    with lines_of_their_own():
+    with log_above_bars():
         args.run(args)
 
 

@@ -1,29 +1,32 @@
 """Conditional VAE: a variational autoencoder of images given their labels.
 
-Sohn, Lee & Yan, "Learning Structured Output Representation using Deep Conditional Generative Models", NeurIPS 2015;
-seed 004 sec. 12.1.2. The paper predicts an output y from an input x; here, as in the seed, x is the image and y, the
-label, is what it is conditioned on.
+Sohn, Lee & Yan, "Learning Structured Output Representation using Deep Conditional Generative Models", NeurIPS 2015.
+Lecture notes (docs/references.md): [DSL 12.1.2]. The paper predicts an output y from an input x. Here, as in the notes,
+x is an image and y is its label.
 
-    p(z | y)      = N(0, I)   or   N(mu_p(y), diag exp(logvar_p(y)))                  prior: standard or learned
-    p(x | z, y)   = prod_d Bernoulli(x_d | sigmoid(logits_d(z, y)))   or   N(x | mean(z, y), sigma^2 I)
-    q(z | x, y)   = N(mu(x, y), diag exp(logvar(x, y)))
-    L(x, y)       = E_q[ log p(x | z, y) ] - KL( q(z | x, y) || p(z | y) )  <=  log p(x | y)     seed 004 eq. 12.5
+    p(z | y)     = N(0, I) (prior: standard)  or  N(mu_p(y), diag exp(logvar_p(y))) (learned)         CVAE.prior
+    p(x | z, y)  = prod_d Bernoulli(x_d | sigmoid(logits_d(z, y)))  or  N(x | mean(z, y), sigma^2 I)  CVAE.log_px
+    q(z | x, y)  = N(mu(x, y), diag exp(logvar(x, y)))                                                CVAE.encode
+    L(x, y)      = E_q[ log p(x | z, y) ] - KL( q(z | x, y) || p(z | y) )  <=  log p(x | y)           negative_elbo
 
-Symbols: x images in [0, 1], (B, 1, 28, 28), binary under the Bernoulli likelihood; y labels 0 to K - 1, (B,); z
-latents, (B, D); mu, logvar those of q, mu_p, logvar_p those of the prior; u uniform noise that binarises pixels; eps
-standard normal noise.
-Logged: {train,val,test}/loss = -L, /nll = -E_q log p(x | z, y), /kl, all in nats per example.
+Symbols: x are images in [0, 1], (B, 1, 28, 28), binary under the Bernoulli likelihood. y are labels from 0 to K - 1,
+(B,). z are latents, (B, D). mu and logvar belong to q, and mu_p and logvar_p to the prior. u is uniform noise that
+binarises pixels. eps is standard normal noise.
+Logged: {train,val,test}/loss = -L ([DSL eq. 12.5]), /nll = -E_q log p(x | z, y), /kl, all in nats per example.
 
 Differs from the paper:
-- The condition is a label, one-hot beside the input of the encoder and of the decoder, in place of an image that
-  convolutions read. With ``prior: standard`` z is independent of y, as the paper allows (sec. 4), which is the model M2
-  of Kingma et al. 2014, arXiv:1406.5298, given its labels; with ``prior: learned`` each label has a mean and a variance
-  of its own, all that a diagonal Gaussian can learn of K labels, and no network is needed.
-- Of the paper's objectives this is the CVAE alone: no hybrid with the Gaussian stochastic network (its sec. 4.2), and
-  no recurrent guess to condition on. Samples are drawn from the prior, as the paper tests.
-- Adam with its step decayed by half a cosine; binarisation is dynamic, a grey pixel the probability of a one (Burda et
-  al. 2015); the Gaussian likelihood has one learned variance for all pixels and ``variance_floor`` added to it, as
-  zoo/vae.py has them and why.
+- The condition is a label, which is joined as a one-hot vector to the inputs of the encoder and the decoder. In the
+  paper it is an image, which convolutions read.
+- With ``prior: standard`` z is independent of y, as the paper allows (sec. 4). This is the model M2 of Kingma et al.
+  2014, arXiv:1406.5298, with all labels given.
+- With ``prior: learned`` each label has its own mean and variance in a table. A network could not learn more, because y
+  has only K values.
+- Training maximises L, the objective of the paper's CVAE. There is no hybrid with the Gaussian stochastic network (its
+  sec. 4.2), and no recurrent prediction as a condition. Samples are drawn from the prior, as in the paper's tests.
+- The optimiser is Adam with a cosine decay of the learning rate. Binarisation is dynamic (Burda et al. 2015), with the
+  grey value of a pixel as the probability of a 1.
+- The Gaussian likelihood has one learned variance for all pixels, to which ``variance_floor`` is added. zoo/vae.py
+  gives the reason.
 """
 
 import math
@@ -40,12 +43,13 @@ from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, images, labels_in, numbers
 from zoo.checks.labels import Labels, as_labels
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_positive, check_whole, check_widths
+from zoo.checks.values import check_choice, check_integer, check_positive, check_widths
 from zoo.estimators import GradientEstimator, Noise, score_function
 from zoo.functional.densities import at_least_float32, binarise, kl_normal, log_bernoulli, log_normal, reparameterise
 from zoo.functional.importance import importance_weighted_log_likelihood
 from zoo.functional.latents import Gaussian
 from zoo.functional.noise import chunk_generator, rand, randn
+from zoo.nets.description import described
 from zoo.nets.layers import mlp
 from zoo.training.schedules import half_cosine
 
@@ -55,10 +59,10 @@ PIXELS = 28 * 28
 def negative_elbo(
     x: Tensor, y: Tensor, eps: Tensor, encode: Callable, log_px: Callable, prior: Callable
 ) -> dict[str, Tensor]:
-    """-L(x, y), seed 004 eq. 12.5 with one draw of the noise and the divergence in closed form.
+    """Return -L(x, y), [DSL eq. 12.5], for one draw of the noise, with the divergence in closed form.
 
     Args:
-        x: data as the likelihood wants them, (B, ...).
+        x: data as the likelihood takes them, (B, ...).
         y: labels, (B,).
         eps: standard normal, (B, D).
         encode: (x, y) -> (mu, logvar) of q(z | x, y), (B, D) each.
@@ -77,10 +81,11 @@ def negative_elbo(
 def score_function_surrogate(
     x: Tensor, y: Tensor, eps: Tensor, encode: Callable, log_px: Callable, prior: Callable
 ) -> Tensor:
-    """A scalar per example whose gradient is the score-function (REINFORCE) estimate of that of -L(x, y); (B,).
+    """Return -L(x, y), (B,) nats, with the score-function (REINFORCE) estimate of its gradient.
 
-    The encoder's gradient of E_q[f(z)] is E_q[ f(z) grad log q(z | x, y) ] with f = -log p(x | z, y) (seed 000, 001
-    "score function estimator"; 003); the decoder's is exact given z, and the divergence's, with the prior's, is exact.
+    The gradient of E_q[f(z)] with respect to the encoder is E_q[ f(z) grad log q(z | x, y) ], f = -log p(x | z, y)
+    ([Xu18b] and [Xu18a], "score function estimator"; [Liao22]). The gradient with respect to the decoder is exact
+    given z. The gradient of the divergence is exact.
     """
     mu, logvar = encode(x, y)
     z = reparameterise(mu, logvar, eps).detach()
@@ -91,30 +96,36 @@ def score_function_surrogate(
 def log_importance_weight(
     x: Tensor, y: Tensor, eps: Tensor, encode: Callable, log_px: Callable, prior: Callable
 ) -> Tensor:
-    """log w = log p(x | z, y) + log p(z | y) - log q(z | x, y) at z = mu + sigma eps; (B,) nats. E_q[w] = p(x | y)."""
+    """Return log w = log p(x | z, y) + log p(z | y) - log q(z | x, y) at z = mu + sigma eps, (B,) nats.
+
+    E_q[w] = p(x | y).
+    """
     mu, logvar = encode(x, y)
     z = reparameterise(mu, logvar, eps)
     zero = torch.zeros_like(z)
-    log_q = log_normal(eps, zero, zero) - logvar.sum(-1) / 2  # (z - mu) / sigma is eps, without its rounding
+    log_q = log_normal(eps, zero, zero) - logvar.sum(-1) / 2  # eps is (z - mu) / sigma without rounding
     return log_px(x, z, y) + log_normal(z, *prior(y)) - log_q
 
 
+@described
 @accepts_old_form("noise", "loss", "probe_batch", "reconstruct", "log_likelihood", labels="y")
 @checks_inputs(x=images, z=numbers(lambda self: (self.hparams.latent_dim,)))
 class CVAE(L.LightningModule):
-    """The model, its training and its uses. Labels are given as :func:`as_labels` takes them, which checks them.
+    """Conditional variational autoencoder: p(x | y) of images x given labels y.
+
+    Methods that take labels accept a tensor, a list, or one number for all images.
 
     Args:
-        latent_dim: D.
-        num_classes: K; labels are 0 to K - 1.
+        latent_dim: D, the number of latents.
+        num_classes: K; labels are integers from 0 to K - 1.
         prior: ``standard``, p(z | y) = N(0, I), or ``learned``, a mean and a variance for each label.
-        likelihood: ``bernoulli`` on dynamically binarised pixels, or ``gaussian`` on grey ones.
-        hidden: widths of the hidden layers of the encoder, the decoder's in reverse.
-        lr: of Adam, decayed to zero by half a cosine over the run.
-        variance_floor: added to the learned variance of the Gaussian likelihood, in squared pixel units (1 is white).
+        likelihood: ``bernoulli`` on dynamically binarised pixels, or ``gaussian`` on grey pixels.
+        hidden: widths of the encoder's hidden layers, which the decoder has in reverse.
+        lr: learning rate of Adam, which decays to zero by half a cosine over the run.
+        variance_floor: added to the learned variance of the Gaussian likelihood, in squared pixel units (white is 1).
 
     Raises:
-        UserError: for a value outside these; when it sees data, for a label that is not 0 to K - 1.
+        UserError: for a value that is not allowed. Methods raise it for labels that are not integers from 0 to K - 1.
     """
 
     def __init__(
@@ -130,8 +141,8 @@ class CVAE(L.LightningModule):
         super().__init__()
         check_choice("prior", prior, ("standard", "learned"))
         check_choice("likelihood", likelihood, ("bernoulli", "gaussian"))
-        check_whole("latent_dim", latent_dim)
-        check_whole("num_classes", num_classes)
+        check_integer("latent_dim", latent_dim)
+        check_integer("num_classes", num_classes)
         check_widths("hidden", hidden, (512, 512))
         check_positive("lr", lr)
         check_positive("variance_floor", variance_floor)
@@ -141,14 +152,14 @@ class CVAE(L.LightningModule):
         self.decoder = mlp([latent_dim + num_classes, *hidden[::-1], PIXELS])
         if prior == "learned":
             self.prior_table = nn.Embedding(num_classes, 2 * latent_dim)
-            nn.init.zeros_(self.prior_table.weight)  # begins as N(0, I)
+            nn.init.zeros_(self.prior_table.weight)  # the prior begins as N(0, I)
         if likelihood == "gaussian":
-            self.log_variance = nn.Parameter(torch.tensor(math.log(0.05)))  # about the variance of a pixel of MNIST
+            self.log_variance = nn.Parameter(torch.tensor(math.log(0.05)))  # roughly the variance of MNIST pixels
 
     # The model: p(z | y), p(x | z, y) and q(z | x, y).
 
     def prior(self, y: Labels) -> tuple[Tensor, Tensor]:
-        """``mu_p`` and ``logvar_p`` of p(z | y) for labels ``y`` (B,); (B, D) each."""
+        """Return ``mu_p`` and ``logvar_p`` of p(z | y) for labels ``y`` (B,), (B, D) each."""
         y = self._labels(y, len(y) if isinstance(y, Tensor | Sequence) else 1)
         if self.hparams.prior == "standard":
             zero = self.decoder[0].weight.new_zeros(len(y), self.hparams.latent_dim)
@@ -156,16 +167,16 @@ class CVAE(L.LightningModule):
         return at_least_float32(self.prior_table(y)).chunk(2, dim=-1)
 
     def encode(self, x: Tensor, y: Labels) -> Gaussian:
-        """q(z | x, y) = N(mu, diag exp(logvar)) of images ``x`` (B, 1, 28, 28) and labels ``y`` (B,); (B, D) each."""
+        """Return ``mu`` and ``logvar`` of q(z | x, y), (B, D) each, for images (B, 1, 28, 28) and labels (B,)."""
         return Gaussian(*at_least_float32(self.encoder(self._with_label(x.flatten(1), y))).chunk(2, dim=-1))
 
     def decode(self, z: Tensor, y: Labels) -> Tensor:
-        """The mean of p(x | z, y), in [0, 1] (clipped if Gaussian): (..., B, D) and (B,) to (..., B, 1, 28, 28)."""
+        """Return the mean of p(x | z, y), clipped to [0, 1] if Gaussian, (..., B, 1, 28, 28), for ``z`` (..., B, D)."""
         out = at_least_float32(self.decoder(self._with_label(z, y))).unflatten(-1, (1, 28, 28))
         return out.sigmoid() if self.hparams.likelihood == "bernoulli" else out.clamp(0, 1)
 
     def log_px(self, x: Tensor, z: Tensor, y: Labels) -> Tensor:
-        """log p(x | z, y) in nats; ``x`` (B, 1, 28, 28), ``z`` (..., B, D) and ``y`` (B,) to (..., B)."""
+        """Return log p(x | z, y) in nats; ``x`` (B, 1, 28, 28), ``z`` (..., B, D) and ``y`` (B,) to (..., B)."""
         out, x = at_least_float32(self.decoder(self._with_label(z, y))), x.flatten(1)
         if self.hparams.likelihood == "bernoulli":
             return log_bernoulli(x, out)
@@ -177,18 +188,18 @@ class CVAE(L.LightningModule):
 
     def _given(self, y: Labels | None, n: int) -> Tensor:
         if y is None:
-            raise UserError(f"a model of images given their labels needs them: give y, the labels of the {n} images")
+            raise UserError(f"y is missing, and CVAE needs labels here: give y, the labels of the {n} images")
         return self._labels(y, n)
 
     def _with_label(self, a: Tensor, y: Labels) -> Tensor:
-        """``a`` (..., B, F) and its labels, one-hot, beside each other, (..., B, F + K)."""
+        """Return ``a`` (..., B, F) joined with its one-hot labels, (..., B, F + K)."""
         one_hot = F.one_hot(self._labels(y, a.shape[-2]), self.hparams.num_classes)
         return torch.cat([a, one_hot.to(a.dtype).expand(*a.shape[:-1], -1)], dim=-1)
 
-    # Training: everything random in one draw, then a plain function.
+    # Training: ``noise`` draws everything random. The objective is a function of it.
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
-        """``u`` to binarise with (B, 1, 28, 28) and ``eps`` (B, D)."""
+        """Return all noise of one step: ``u`` (B, 1, 28, 28), which binarises, and ``eps`` (B, D)."""
         x = batch[0]
         return {
             "u": rand(*x.shape, generator=generator, device=x.device),
@@ -196,11 +207,11 @@ class CVAE(L.LightningModule):
         }
 
     def observe(self, x: Tensor, u: Tensor) -> Tensor:
-        """Images in [0, 1] as the likelihood sees them: binarised with ``u``, or unchanged if it is Gaussian."""
+        """Return images in [0, 1], binarised with ``u`` for a Bernoulli likelihood and unchanged for a Gaussian one."""
         return binarise(x, u) if self.hparams.likelihood == "bernoulli" else x
 
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """``loss``, ``nll`` and ``kl``: means over the batch, nats per example."""
+        """Return ``loss``, ``nll`` and ``kl``, averaged over the batch, in nats per example."""
         x, y, noise = batch[0], labels_in(batch, self), self.noise(batch, generator=generator)
         terms = negative_elbo(self.observe(x, noise["u"]), y, noise["eps"], self.encode, self.log_px, self.prior)
         return {name: term.mean() for name, term in terms.items()}
@@ -220,14 +231,14 @@ class CVAE(L.LightningModule):
 
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
-        steps = max(1, self.trainer.estimated_stepping_batches)  # infinite for max_epochs=-1
+        steps = max(1, self.trainer.estimated_stepping_batches)  # the estimate is infinite for max_epochs=-1
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: half_cosine(step, steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "cvae"
 
-    # What it is for.
+    # Uses of a trained model.
 
     log_likelihood_by = IMPORTANCE
 
@@ -236,16 +247,16 @@ class CVAE(L.LightningModule):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, y: Labels | None = None) -> Tensor:
-        """The mean of p(x | z, y) at the posterior mean z = mu(x, y): images in [0, 1], (B, 1, 28, 28).
+        """Return the mean of p(x | z, y) at the posterior mean z = mu(x, y), in [0, 1], (B, 1, 28, 28).
 
         Raises:
-            UserError: without ``y``, the labels of ``x``.
+            UserError: if ``y``, the labels of ``x``, is missing.
         """
         y = self._given(y, len(x))
         return self.decode(self.encode(x, y).mu, y)
 
     def rows(self) -> tuple[str, list[int]]:
-        """The condition of ``sample`` that the rows of a picture show, and its values: every label."""
+        """Return the condition of :meth:`sample` that varies between rows of a picture, and its values: all labels."""
         return "y", list(range(self.hparams.num_classes))
 
     @torch.no_grad()
@@ -253,7 +264,7 @@ class CVAE(L.LightningModule):
         """Draw ``n`` latents from p(z | y) and return the means of p(x | z, y), in [0, 1], (n, 1, 28, 28).
 
         Args:
-            y: labels, ``n`` of them or one for all; drawn uniformly if None. They do not change the noise.
+            y: labels, ``n`` of them or one for all; None draws them uniformly. The noise does not depend on them.
         """
         eps = randn(n, self.hparams.latent_dim, generator=generator, device=self.device)
         if y is None:
@@ -271,18 +282,18 @@ class CVAE(L.LightningModule):
         num_samples: int = 100,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Importance-weighted lower bound of log p(x | y), as eq. 8 of Burda et al. 2015, tight with ``num_samples``.
+        """Return the importance-weighted lower bound of log p(x | y), as in Burda et al. 2015, eq. 8.
 
         Args:
-            x: images in [0, 1], (B, 1, 28, 28); under the Bernoulli likelihood binarised here, once.
-            y: their labels.
-            num_samples: importance samples per image, at least 1.
+            x: images in [0, 1], (B, 1, 28, 28), which the Bernoulli likelihood binarises here, once.
+            y: labels of ``x``.
+            num_samples: importance samples per image, at least 1. More samples make the bound tighter.
 
         Returns:
             (B,): nats.
 
         Raises:
-            UserError: without ``y``.
+            UserError: if ``y`` is missing.
         """
         y = self._given(y, len(x))
         x = self.observe(x, rand(*x.shape, generator=generator, device=x.device))
@@ -294,15 +305,15 @@ class CVAE(L.LightningModule):
 
         return importance_weighted_log_likelihood(log_weight, num_samples, len(x))
 
-    # How its gradient can be estimated.
+    # Gradient estimators.
 
     def probe_batch(self, batch, *, generator: torch.Generator | None = None):
-        """``batch`` with its pixels binarised, so that what then varies between draws is Monte-Carlo noise alone."""
+        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of its estimator."""
         x, y = batch[0], labels_in(batch, self)
         return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)), y]
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """``pathwise`` (what training uses) and ``score_function``, of the gradient of -L, batch mean."""
+        """Return estimators of the gradient of -L (batch mean): ``pathwise``, which trains, and ``score_function``."""
         params = dict(self.named_parameters())
 
         def estimator(name: str, objective: Callable) -> GradientEstimator:

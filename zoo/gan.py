@@ -1,39 +1,62 @@
-"""GAN: a generator learns from a discriminator that tells its samples from data.
+"""GAN: a generative adversarial network for images, points or one-hot sequences.
 
-Goodfellow et al., "Generative Adversarial Nets", 2014, arXiv:1406.2661; networks after Radford et al. 2016 (DCGAN),
-arXiv:1511.06434; seed 004 sec. 13.1, and seed 001's motivating example (discrete samples, the loss ``kl``).
+The discriminator D learns to tell data from samples. The generator G learns to make samples that D takes for data.
 
-    V(G, D) = E_data[ log D(x) ] + E_z[ log(1 - D(G(z))) ]                                       eq. 1
-    D*(x)   = p_data(x) / (p_data(x) + p_G(x)),   max_D V = C(G) = -log 4 + 2 JS(p_data || p_G)  prop. 1, theorem 1
+Papers: Goodfellow et al., "Generative Adversarial Nets", 2014, arXiv:1406.2661; [DSL 13.1]. The networks follow DCGAN
+(Radford et al. 2016, arXiv:1511.06434) and are in zoo/nets/adversarial.py. The loss ``kl`` and the model of discrete
+sequences follow [Xu18a]. docs/references.md explains the keys in brackets.
 
-    the discriminator descends -V; the generator descends, of the discriminator's logit l = log D - log(1 - D),
-    non_saturating   -log D(G(z))                          = softplus(-l)                        sec. 3
-    minimax          log(1 - D(G(z)))                      = -softplus(l)                        eq. 1
-    kl               -[ log D(G(z)) - log(1 - D(G(z))) ]   = -l                                  seed 001
+    V(G, D) = E_data[ log D(x) ] + E_z[ log(1 - D(G(z))) ]       eq. 1        value_function
+    D*(x)   = p_data(x) / (p_data(x) + p_G(x))                   prop. 1      the D that maximises V
+    max_D V = C(G) = -log 4 + 2 JS(p_data || p_G)                theorem 1    jensen_shannon
 
-With the optimal discriminator l = log p_data - log p_G, so that ``kl`` descends KL(p_G || p_data).
+The discriminator minimises -V. The generator minimises one of three losses, which ``generator_objective`` computes from
+the logit l = log D(G(z)) - log(1 - D(G(z))):
 
-Symbols: x data, images in [0, 1], (B, 1, 28, 28), points (B, 2), or one-hot sequences (B, T, K); z ~ N(0, I),
-(B, z_dim), or for sequences uniform noise u (B, T, K); real, fake what the players see, images in [-1, 1]; logits (B,).
-Logged, {train,val,test}/: discriminator_loss = -V and generator_loss, in nats; D_x and D_G_z, the means of D(x) and
-D(G(z)); value, V; js, (V + log 4) / 2, in nats: what C(G) says of the Jensen-Shannon divergence, and 0 where D is
-constant at 1/2. In validation and test, where D judges each example by itself and has not seen the data, it is a lower
-bound in expectation, whatever D; in training it is none. Of sequences also log_likelihood, its mean, in nats.
+    non_saturating   -log D(G(z))                          = softplus(-l)     sec. 3
+    minimax          log(1 - D(G(z)))                      = -softplus(l)     eq. 1
+    kl               -[ log D(G(z)) - log(1 - D(G(z))) ]   = -l               [Xu18a]
+
+With the optimal discriminator, l = log p_data - log p_G, and ``kl`` minimises KL(p_G || p_data).
+
+Symbols:
+    x            data: images (B, 1, 28, 28) in [0, 1], points (B, 2), or one-hot sequences (B, T, K)
+    T, K         length of a sequence, and number of symbols
+    v            a one-hot sequence, (T, K)
+    z            standard normal noise (B, z_dim); for sequences, uniform noise u (B, T, K)
+    real, fake   data and samples as the networks see them: images are in [-1, 1]
+    logits       l of each example, (B,)
+
+Logged with the prefixes train/, val/ and test/:
+    discriminator_loss   -V, nats
+    generator_loss       the loss of the generator, nats
+    D_x, D_G_z           the means of D(x) and D(G(z))
+    value                V, nats
+    js                   (V + log 4) / 2, nats
+    log_likelihood       mean of log p(v), nats; only for sequences, in validation and test
+
+``js`` is the Jensen-Shannon divergence if D is optimal, and 0 if D is 1/2 everywhere. In validation and test, the
+expectation of ``js`` is a lower bound of the divergence for any D. There D scores each example separately, and has not
+trained on the data. In training it is not a bound.
 
 Differs from the papers:
-- One batch is one step of the discriminator, so that each sees fresh data (algorithm 1); every k-th batch is a step of
-  the generator. Batches with a step of both draw their noise apart.
-- Batch normalisation is by batch in training and by running statistics in samples and judgement; either player's step
-  runs both networks and moves the statistics, not the weights, of both. Validation takes them anew, from samples. On
-  several processes or GPUs each normalises by its own part of the batch, and the first one's statistics are saved: so
-  many examples fewer to a norm, and other steps than on one. Nothing else depends on how a batch is split.
-- z is normal (uniform in DCGAN).
-- Two convolutions in place of DCGAN's four, for 28 pixels, and a layer of 256; learning rates of 5e-4 and 1e-3 (2e-4
-  both). The exponential moving average of both players is judged.
-- Seed 001 prints a minus between the discriminator's two terms; both are added.
-- Sequences: seed 001's K_t ~ softmax(mu_t(z_t)) is a recurrent network that reads the symbols so far, its only noise is
-  that of the symbols, so that log p(v) is exact. By ``straight_through`` the discriminator sees one-hot vectors, by
-  ``gumbel_softmax`` relaxed ones, which it can tell from data by that alone.
+- Each batch is one step of the discriminator. Every k-th batch (k = ``discriminator_steps``) is also a step of the
+  generator, which draws separate noise. As in algorithm 1, each discriminator step sees new data.
+- BatchNorm uses batch statistics in training, and running statistics in sampling and evaluation. A step of one network
+  also updates the running statistics of the other, but not its weights. Validation first recomputes all running
+  statistics from samples.
+- On several processes, each process normalises over its own part of a batch. Training therefore differs from
+  training on one process. The checkpoint has the running statistics of rank 0. Nothing else depends on how a batch is
+  split.
+- z is normal. In DCGAN it is uniform.
+- Each network has two convolutions for 28 pixels, instead of four for 64. The discriminator has an extra layer of 256
+  units.
+- The learning rates are 5e-4 for the discriminator and 1e-3 for the generator. DCGAN has 2e-4 for both.
+- Validation and test evaluate the exponential moving average of both networks (callbacks/ema.py).
+- [Xu18a] prints a minus between the two terms of the discriminator's loss. The correct sign is a plus.
+- Sequences: [Xu18a] draws K_t ~ softmax(mu_t(z_t)). Here mu_t comes from a recurrent network that reads the symbols
+  before t. No other noise enters, so log p(v) is exact. With ``straight_through`` the discriminator sees one-hot
+  vectors. With ``gumbel_softmax`` it sees relaxed vectors, and can tell them from data by their values alone.
 """
 
 import math
@@ -47,63 +70,65 @@ from torch import Tensor
 
 from zoo.checks.capabilities import EXACT
 from zoo.checks.errors import UserError
-from zoo.checks.inputs import checks_inputs, data, numbers, seen_by_players, takes
+from zoo.checks.inputs import checks_inputs, data, numbers, seen_by_networks, takes
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_positive, check_share, check_whole
+from zoo.checks.values import check_choice, check_fraction, check_integer, check_positive
 from zoo.estimators import GradientEstimator, Noise, with_gradient
 from zoo.functional.densities import at_least_float32
 from zoo.functional.latents import Categorical
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.adversarial import SequenceGenerator, centre, check_networks, make_discriminator, make_generator, uncentre
-from zoo.training.adversarial import check_batches, generate, restate, step
+from zoo.nets.description import described
+from zoo.training.adversarial import check_batches, generate, recompute_batch_norm, step
 
 GENERATOR_LOSSES = ("non_saturating", "minimax", "kl")
 RELAXATIONS = ("straight_through", "gumbel_softmax")
 
 
 def value_function(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """V = mean log D(x) + mean log(1 - D(G(z))), eq. 1, from logits (B,); () nats.
+    """Return V = mean log D(x) + mean log(1 - D(G(z))), eq. 1, from logits (B,); () nats.
 
-    log D = -softplus(-l) and log(1 - D) = -softplus(l): finite for every logit.
+    log D = -softplus(-l) and log(1 - D) = -softplus(l) are finite for every logit.
     """
     return -F.softplus(-real_logits).mean() - F.softplus(fake_logits).mean()
 
 
 def jensen_shannon(value: Tensor) -> Tensor:
-    """(V + log 4) / 2, the divergence that V would imply were its discriminator optimal; nats."""
+    """Return (V + log 4) / 2, nats: the Jensen-Shannon divergence if the discriminator is optimal."""
     return (value + math.log(4)) / 2
 
 
 def generator_objective(fake_logits: Tensor, kind: str) -> Tensor:
-    """What the generator descends, by name, from the logits of its samples (B,); () nats."""
+    """Return the generator's loss named ``kind`` from the logits of its samples (B,); () nats."""
     if kind == "non_saturating":
         return F.softplus(-fake_logits).mean()
     return -F.softplus(fake_logits).mean() if kind == "minimax" else -fake_logits.mean()
 
 
+@described
 @accepts_old_form("z", "noise", "discriminator_loss", "generator_loss")
 @checks_inputs(
     x=data, z=numbers(lambda self: self.z_shape, leading=False, fractions=lambda self: len(self.z_shape) > 1)
 )
 class GAN(L.LightningModule):
-    """The model, its training and its uses.
+    """Generative adversarial network for images, points or one-hot sequences.
 
     Args:
-        network: ``conv`` for images, ``mlp`` for any shape, ``sequence`` for one-hot sequences.
-        shape: of one example: [1, 28, 28]; [2] for points; [T, K] for sequences.
-        z_dim: dimensions of z.
-        width: channels of ``conv`` at 14 x 14 pixels, or size of the recurrent state.
-        hidden: widths of the hidden layers of ``mlp``, and of the discriminator of sequences.
+        network: ``conv`` for images, ``mlp`` for any shape, or ``sequence`` for one-hot sequences.
+        shape: Shape of one example: [1, 28, 28] for images, [2] for points, [T, K] for sequences.
+        z_dim: Number of dimensions of z.
+        width: Channels of ``conv`` at 14 x 14 pixels, or units of the recurrent state of ``sequence``.
+        hidden: Widths of the hidden layers of ``mlp``, and of the discriminator of sequences.
         generator_loss: ``non_saturating``, ``minimax`` or ``kl``.
-        discriminator_steps: k, steps of the discriminator for one of the generator.
-        lr_discriminator: of Adam.
-        lr_generator: of Adam.
-        beta1: of Adam, at least 0, below 1.
-        relaxation: of symbols, ``straight_through`` or ``gumbel_softmax``.
-        temperature: of the relaxation, positive.
+        discriminator_steps: k, discriminator steps per generator step.
+        lr_discriminator: Adam's learning rate for the discriminator.
+        lr_generator: Adam's learning rate for the generator.
+        beta1: Adam's beta_1, at least 0 and below 1.
+        relaxation: How gradients pass through symbols: ``straight_through`` or ``gumbel_softmax``.
+        temperature: Temperature of the relaxation, positive.
 
     Raises:
-        UserError: for a value outside these.
+        UserError: If an argument has a value that is not allowed.
     """
 
     def __init__(
@@ -127,12 +152,14 @@ class GAN(L.LightningModule):
         check_choice("generator_loss", generator_loss, GENERATOR_LOSSES)
         check_choice("relaxation", relaxation, RELAXATIONS)
         check_positive("temperature", temperature)
-        check_whole("discriminator_steps", discriminator_steps)
+        check_integer("discriminator_steps", discriminator_steps)
         check_positive("lr_discriminator", lr_discriminator)
         check_positive("lr_generator", lr_generator)
-        check_share("beta1", beta1)
+        check_fraction("beta1", beta1)
         if network == "sequence" and (len(shape) != 2 or shape[1] < 2):
-            raise UserError(f"a sequence has the shape [length, symbols], at least 2 symbols; got {list(shape)}")
+            raise UserError(
+                f"shape must be [length, symbols] with at least 2 symbols for network=sequence, got {list(shape)}"
+            )
         shape, hidden = list(shape), list(hidden)
         self.save_hyperparameters()
         self.automatic_optimization = False
@@ -142,24 +169,24 @@ class GAN(L.LightningModule):
             self.generator = make_generator(network, z_dim, shape, width, hidden)
         self.discriminator = make_discriminator(network, shape, width, hidden, "batch")
 
-    # The two players.
+    # Networks and losses.
 
     @property
     def z_shape(self) -> tuple[int, ...]:
-        """Of the noise for one example: (z_dim,), or (T, K) for sequences."""
+        """Shape of the noise of one example: (z_dim,), or (T, K) for sequences."""
         return tuple(self.hparams.shape) if self.hparams.network == "sequence" else (self.hparams.z_dim,)
 
     def z(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """The generator's noise for ``n`` examples: standard normal (n, z_dim), or uniform (n, T, K) for sequences."""
+        """Draw noise for ``n`` examples: standard normal (n, z_dim), or uniform (n, T, K) for sequences."""
         draw = rand if self.hparams.network == "sequence" else randn
         return draw(n, *self.z_shape, generator=generator, device=self.device)
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
-        """``z``, as many as examples in the batch."""
+        """Draw ``z`` for as many examples as the batch has."""
         return {"z": self.z(len(batch[0]), generator=generator)}
 
     def G(self, z: Tensor) -> Tensor:
-        """What the generator makes of noise, (B, *shape): images in [-1, 1]; sequences relaxed, to be learned from."""
+        """Return samples (B, *shape) for training: images in [-1, 1], or sequences that let gradients pass."""
         return self.generator(z, self._relaxed) if self.hparams.network == "sequence" else self.generator(z)
 
     def _relaxed(self, logits: Tensor, u: Tensor) -> Tensor:
@@ -168,13 +195,13 @@ class GAN(L.LightningModule):
         soft = q.soften(s, self.hparams.temperature)
         return soft if self.hparams.relaxation == "gumbel_softmax" else with_gradient(q.harden(s).detach(), soft)
 
-    @takes(x=seen_by_players)
+    @takes(x=seen_by_networks)
     def logits(self, x: Tensor) -> Tensor:
-        """l = log D - log(1 - D) of examples as the players see them, (B, *shape) to (B,)."""
+        """Return l = log D - log(1 - D), (B,), for examples (B, *shape) as the networks see them."""
         return at_least_float32(self.discriminator(x)).squeeze(-1)
 
     def discriminator_terms(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """``loss`` = -V, ``value``, ``js``, nats; ``D_x`` and ``D_G_z``: of data ``x`` (B, *shape) and of the noise."""
+        """Return ``loss`` = -V, ``value`` and ``js``, nats, and ``D_x`` and ``D_G_z``, for data ``x`` (B, *shape)."""
         with torch.no_grad():
             fake = self.G(noise["z"])
         real_logits, fake_logits = self.logits(centre(x, self.hparams.shape)), self.logits(fake)
@@ -183,18 +210,18 @@ class GAN(L.LightningModule):
         return {"loss": -value, "value": value, "js": jensen_shannon(value), **means}
 
     def generator_terms(self, noise: Noise, kind: str | None = None) -> dict[str, Tensor]:
-        """``loss``, of ``kind`` (the model's own if None), nats."""
+        """Return ``loss``, nats: the loss named ``kind``, or the model's ``generator_loss`` if None."""
         return {"loss": generator_objective(self.logits(self.G(noise["z"])), kind or self.hparams.generator_loss)}
 
     def discriminator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The terms of the discriminator, whose ``loss`` it descends, with noise of their own."""
+        """Draw noise and return the terms of :meth:`discriminator_terms`; the discriminator minimises ``loss``."""
         return self.discriminator_terms(batch[0], self.noise(batch, generator=generator))
 
     def generator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The terms of the generator, whose ``loss`` it descends; of the batch only its size counts."""
+        """Draw noise and return the generator's ``loss``, nats. Only the size of the batch matters."""
         return self.generator_terms(self.noise(batch, generator=generator))
 
-    # Training, by hand.
+    # Training, with manual optimisation.
 
     def on_train_start(self):
         check_batches(self)
@@ -214,13 +241,13 @@ class GAN(L.LightningModule):
             seen |= self._log("train", "generator", terms)
         return seen
 
-    def _log(self, stage: str, player: str, terms: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
-        self.log(f"{stage}/{player}_loss", terms["loss"], prog_bar=True, **kwargs)
+    def _log(self, stage: str, network: str, terms: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
+        self.log(f"{stage}/{network}_loss", terms["loss"], prog_bar=True, **kwargs)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items() if k != "loss"}, **kwargs)
-        return {f"{player}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
+        return {f"{network}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
 
     def on_validation_epoch_start(self):
-        restate(self, lambda i: self.discriminator(self.G(self.z(250, generator=chunk_generator(0, i)))))
+        recompute_batch_norm(self, lambda i: self.discriminator(self.G(self.z(250, generator=chunk_generator(0, i)))))
 
     def validation_step(self, batch, batch_idx, stage="val"):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
@@ -234,17 +261,19 @@ class GAN(L.LightningModule):
         self.validation_step(batch, batch_idx, stage="test")
 
     def configure_optimizers(self):
-        players = {self.discriminator: self.hparams.lr_discriminator, self.generator: self.hparams.lr_generator}
-        return [torch.optim.Adam(p.parameters(), lr=lr, betas=(self.hparams.beta1, 0.999)) for p, lr in players.items()]
+        rates = {self.discriminator: self.hparams.lr_discriminator, self.generator: self.hparams.lr_generator}
+        return [
+            torch.optim.Adam(net.parameters(), lr=lr, betas=(self.hparams.beta1, 0.999)) for net, lr in rates.items()
+        ]
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "gan"
 
-    # What it is for.
+    # Use of a trained model.
 
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` examples: images in [0, 1], (n, 1, 28, 28); points (n, 2); one-hot sequences (n, T, K)."""
+        """Draw ``n`` samples: images (n, 1, 28, 28) in [0, 1], points (n, 2) or one-hot sequences (n, T, K)."""
         z = self.z(n, generator=generator)
         if self.hparams.network == "sequence":
             return self.generator(z, lambda logits, u: Categorical(logits).draw(u))
@@ -252,31 +281,36 @@ class GAN(L.LightningModule):
 
     @property
     def log_likelihood_by(self) -> str | None:
-        """How ``log_likelihood`` comes by its number; None of networks other than ``sequence``."""
+        """How ``log_likelihood`` is computed, or None for networks other than ``sequence``."""
         return EXACT if self.hparams.network == "sequence" else None
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor, *, y: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """log p(v) of one-hot sequences (B, T, K) under the generator, exact; (B,) nats.
+        """Return the exact log p(v) of one-hot sequences (B, T, K) under the generator, (B,) nats.
 
         ``y`` and ``generator`` are not used.
 
         Raises:
-            UserError: for networks other than ``sequence``, which have no density to speak of.
+            UserError: If the network is not ``sequence``. Other networks have no tractable density.
         """
         if self.hparams.network != "sequence":
-            raise UserError("a GAN has no likelihood, except where its generator draws symbol by symbol: sequences")
+            network = self.hparams.network
+            raise UserError(f"a GAN has no likelihood with network={network}; only network=sequence has one")
         return self.generator.log_probability(x)
 
-    # How its gradients can be estimated.
+    # Gradient estimators.
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """Of the generator's loss by its parameters, over z, for each of the three losses, the model's own first;
-        ``discriminator``, of -V by the discriminator's. One draw is of as many z as the batch has examples."""
+        """Return estimators of the generator's gradient, one per loss, and of the discriminator's gradient of -V.
 
-        def estimator(name: str, player: str, loss: Callable) -> GradientEstimator:
-            own = {k: p for k, p in self.named_parameters() if k.startswith(f"{player}.")}
-            # Batch normalisation has no batched form in torch.
+        The model's ``generator_loss`` comes first, and ``discriminator`` last. The generator's losses are
+        differentiated by the generator's parameters, and -V by the discriminator's. One draw has as many z as the
+        batch has examples.
+        """
+
+        def estimator(name: str, network: str, loss: Callable) -> GradientEstimator:
+            own = {k: p for k, p in self.named_parameters() if k.startswith(f"{network}.")}
+            # torch.func.vmap does not support BatchNorm that updates running statistics.
             return GradientEstimator.of(self, name, own, self.noise, loss, batched=False)
 
         def of_generator(kind: str) -> GradientEstimator:

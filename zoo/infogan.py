@@ -1,38 +1,39 @@
-"""InfoGAN: a GAN whose generator is also told a code, which has to be readable from what it makes.
+"""InfoGAN: a GAN with a generator that also receives a code, and a network Q that recovers the code from the image.
 
 Chen et al., "InfoGAN: Interpretable Representation Learning by Information Maximizing Generative Adversarial Nets",
-2016, arXiv:1606.03657; seed 004 sec. 13.5.
+2016, arXiv:1606.03657. Lecture notes (docs/references.md): [DSL 13.5].
 
-    I(c; G(z, c)) >= L_I = H(c) + E_{c ~ p(c), x = G(z, c)}[ log Q(c | x) ]            eq. 5, seed 13.5.3
-    min_{G, Q} max_D  V(D, G) - lambda L_I(G, Q)                                       eq. 6
+    I(c; G(z, c)) >= L_I = H(c) + E_{c ~ p(c), x = G(z, c)}[ log Q(c | x) ]   (eq. 5, [DSL 13.5.3])  information
+    min_{G, Q} max_D  V(D, G) - lambda L_I(G, Q)   (eq. 6)                   discriminator_terms, generator_terms
 
-    c                    one of K categories, uniform, and D numbers, uniform in [-1, 1]
-    Q(c | x)             softmax over categories, and N(mu(x), diag sigma^2(x)), heads on the discriminator's features
-    L_I, categories      log K + E log Q(c | x)       at most H(c) = log K, which a perfect code network reaches
-    L_I, numbers         D log 2 + E log N(c | mu, sigma^2), without such a ceiling
+    c                 one of K categories, uniform, and D numbers, uniform in [-1, 1]             noise
+    Q(c | x)          softmax over categories, and N(mu(x), diag sigma^2(x)) for the numbers      posterior
+    L_I, categories   log K + E log Q(c | x), at most H(c) = log K, which a perfect Q reaches     categorical_bound
+    L_I, numbers      D log 2 + E log N(c | mu, sigma^2), without an upper limit                  continuous_bound
 
-Symbols: x images in [0, 1], (B, 1, 28, 28); z ~ N(0, I), (B, z_dim); category (B,), whole numbers 0 .. K-1; continuous
-(B, D); real, fake what the players see, in [-1, 1]; logits (B,).
-Logged, {train,val,test}/: discriminator_loss = -V and generator_loss, with -lambda L_I; D_x, D_G_z, value, js as in
-zoo/gan.py; mi_categorical and mi_continuous, the two parts of L_I, in nats; in validation and test mi_ceiling, log K,
-and accuracy, nmi, ari: how the likeliest category of images agrees with their labels, of which training sees none.
+Symbols: x are images in [0, 1], (B, 1, 28, 28). z ~ N(0, I), (B, z_dim). category is an integer 0 .. K-1, (B,).
+continuous is (B, D); in eq. 6, D is the discriminator. real and fake are images in [-1, 1]. logits are (B,).
+Logged, {train,val,test}/: discriminator_loss = -V and generator_loss, which includes -lambda L_I. D_x, D_G_z, value and
+js are as in zoo/gan.py. mi_categorical and mi_continuous are the two parts of L_I, in nats. Validation and test also
+log mi_ceiling = log K, and accuracy, nmi and ari, which compare categories with labels. Training never uses labels.
 
 Differs from the paper:
-- D and Q share their convolutions and one layer, as in the paper; they are the discriminator's, who maximises V alone,
-  as eq. 6 has it. The generator's step trains Q's own two layers. (The authors' code trains everything shared on both.)
-- What Q sees when it reads the category in training is randomly bent (``deformation``), so that a category cannot be
-  hidden in where a line is drawn; the continuous code, which may be just that, is read from images as they are.
-- Q's variance is learned, as the paper has it; the authors' code fixes it at 1, where L_I is no longer much of a bound.
-- The category of an image is the likeliest one by the mean of log Q over eight copies, bent half as much as Q's images
-  in training, every image in the same eight ways; one reading of the image as it is errs 1.6 times as often.
-- Batch normalisation has batches of its own for real and for made images in training, as in zoo/gan.py, and each of
-  several processes has its part of them. Players are judged by statistics of samples, and the categories of real images
-  read by those of real ones, bent likewise.
+- The discriminator and Q share convolutions and one layer, as in the paper. Only the discriminator's step trains these,
+  and it maximises V alone, as in eq. 6. The generator's step trains Q's own two layers. (The authors' code trains the
+  shared layers in both steps.)
+- In training, Q reads categories from randomly deformed images (``deformation``). A category can then not be encoded in
+  the position of a line. The continuous code may be, and Q reads it from images without deformation.
+- Q's variance is learned, as in the paper. The authors' code fixes it at 1, which makes L_I a loose bound.
+- The category of an image maximises the mean of log Q over eight deformed copies. Their deformations are half as strong
+  as in training, and the same for all images. One reading without deformation makes 1.6 times as many errors.
+- In training, BatchNorm normalises real and generated images separately, as in zoo/gan.py, on each process by itself.
+- BatchNorm statistics of samples are used to evaluate the networks. Categories of real images are read with statistics
+  of real images, deformed in the same way.
 - z is normal (uniform in the authors' code).
-- The generator descends the non-saturating loss (as the authors' code).
-- Smaller layers; the exponential moving average of both players is what is judged.
-- Seed 004 prints log Q(c' | x) in the bound's last line, where c is meant, as above, and integrals for what of a
-  categorical code are sums.
+- The generator minimises the non-saturating loss (as in the authors' code).
+- Layers are smaller. Evaluation uses the exponential moving average of both networks.
+- [DSL 13.5] prints log Q(c' | x) in the last line of the bound. The correct term is log Q(c | x). It also prints
+  integrals where a categorical code needs sums.
 """
 
 import math
@@ -48,7 +49,7 @@ from zoo.checks.codes import Codes, as_codes
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, grey_images, images, numbers
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_not_negative, check_positive, check_share, check_whole
+from zoo.checks.values import check_fraction, check_integer, check_not_negative, check_positive
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
 from zoo.functional.clusters import ClusterTable
 from zoo.functional.deformation import deform
@@ -56,50 +57,52 @@ from zoo.functional.densities import at_least_float32, log_normal
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.gan import generator_objective, jensen_shannon, value_function
 from zoo.nets.adversarial import IMAGE, ConvGenerator, ConvTrunk, centre, uncentre
+from zoo.nets.description import described
 from zoo.training.adversarial import (
     as_statistics,
     check_batches,
     flat_statistics,
     generate,
-    restate,
+    recompute_batch_norm,
     running_statistics,
     step,
     training_images,
 )
 
-READINGS = 8  # bent copies of an image that its category is read from
+READINGS = 8  # deformed copies of an image from which its category is read
 
 
 def categorical_bound(logits: Tensor, category: Tensor) -> Tensor:
-    """log K + mean log Q(c | x) of categories (B,), from log probabilities up to a constant (B, K); () nats."""
+    """Return log K + mean log Q(c | x), () nats, for categories (B,) and unnormalised log probabilities (B, K)."""
     return math.log(logits.shape[-1]) - F.cross_entropy(logits, category)
 
 
 def continuous_bound(mu: Tensor, logvar: Tensor, continuous: Tensor) -> Tensor:
-    """D log 2 + mean log N(c | mu, sigma^2) of codes uniform in [-1, 1]^D, (B, D) each; () nats."""
+    """Return D log 2 + mean log N(c | mu, sigma^2), () nats, for codes uniform in [-1, 1]^D, (B, D) each."""
     return continuous.shape[-1] * math.log(2) + log_normal(continuous, mu, logvar).mean()
 
 
+@described
 @accepts_old_form("noise", "discriminator_loss", "generator_loss")
 @checks_inputs(x=images, images=grey_images, features=numbers(lambda self: (self.hparams.features,), leading=False))
 class InfoGAN(L.LightningModule):
-    """The model, its training and its uses.
+    """GAN with a categorical and a continuous code as further inputs, which a network Q recovers from the image.
 
     Args:
         z_dim: dimensions of z.
-        num_categories: K, at least 2.
-        num_continuous: D, at least 1.
+        num_categories: K, the number of categories, at least 2.
+        num_continuous: D, the number of continuous codes, at least 1.
         width: channels of the networks at 14 x 14 pixels.
-        features: size of the layer that D and Q share.
+        features: size of the layer that the discriminator and Q share.
         info_weight: lambda of the categories, at least 0.
-        continuous_weight: lambda of the numbers, at least 0.
-        deformation: strength of the random deformation of what Q reads categories from; 0 for none.
-        lr_discriminator: of Adam.
-        lr_generator: of Adam, also Q's.
-        beta1: of Adam, at least 0, below 1.
+        continuous_weight: lambda of the continuous codes, at least 0.
+        deformation: strength of the random deformation of images from which Q reads categories; 0 for none.
+        lr_discriminator: learning rate of the discriminator's Adam.
+        lr_generator: learning rate of the Adam that trains the generator and Q.
+        beta1: beta_1 of Adam, at least 0 and below 1.
 
     Raises:
-        UserError: for a value outside these.
+        UserError: for a value that is not allowed.
     """
 
     def __init__(
@@ -117,17 +120,17 @@ class InfoGAN(L.LightningModule):
         beta1: float = 0.5,
     ):
         super().__init__()
-        check_whole("z_dim", z_dim)
-        check_whole("num_continuous", num_continuous)
-        check_whole("width", width)
-        check_whole("features", features)
-        check_whole("num_categories", num_categories, least=2)
+        check_integer("z_dim", z_dim)
+        check_integer("num_continuous", num_continuous)
+        check_integer("width", width)
+        check_integer("features", features)
+        check_integer("num_categories", num_categories, least=2)
         check_not_negative("info_weight", info_weight)
         check_not_negative("continuous_weight", continuous_weight)
         check_not_negative("deformation", deformation)
         check_positive("lr_discriminator", lr_discriminator)
         check_positive("lr_generator", lr_generator)
-        check_share("beta1", beta1)
+        check_fraction("beta1", beta1)
         self.save_hyperparameters()
         self.automatic_optimization = False
         K, D = num_categories, num_continuous
@@ -137,14 +140,14 @@ class InfoGAN(L.LightningModule):
         self.trunk = nn.Sequential(trunk, *layer(trunk.out_features, features))
         self.head = nn.Linear(features, 1)
         self.code = nn.Sequential(*layer(features, 128), nn.Linear(128, K + 2 * D))
-        # The running statistics of trunk and Q on real images; the modules' own are of samples.
+        # BatchNorm statistics of trunk and Q on real images. The modules' own buffers hold statistics on samples.
         self.register_buffer("real_statistics", flat_statistics(running_statistics(self.readers())))
         self.agreement = ClusterTable(num_categories)
 
-    # The players: the discriminator has trunk and head; the generator, and Q with it, the rest.
+    # The networks: trunk and head are the discriminator. The generator and Q are trained together.
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
-        """``z`` (B, z_dim); ``category`` (B,); ``continuous`` (B, D); ``affine`` (B, 2, 3), ``bumps`` (B, 2, 4, 4)."""
+        """Return noise: z (B, z_dim), category (B,), continuous (B, D), affine (B, 2, 3) and bumps (B, 2, 4, 4)."""
         B, drawn = len(batch[0]), {"generator": generator, "device": batch[0].device}
         K, D = self.hparams.num_categories, self.hparams.num_continuous
         return {
@@ -156,21 +159,21 @@ class InfoGAN(L.LightningModule):
         }
 
     def inputs(self, noise: Noise) -> Tensor:
-        """What the generator is told, (B, z_dim + K + D): z, the category as a one-hot vector, the continuous code."""
+        """Return the generator's input, (B, z_dim + K + D): z, the one-hot category and the continuous code."""
         one_hot = F.one_hot(noise["category"], self.hparams.num_categories).to(noise["z"].dtype)
         return torch.cat([noise["z"], one_hot, noise["continuous"]], -1)
 
     def logits(self, features: Tensor) -> Tensor:
-        """l = log D - log(1 - D), (B,), of the trunk's features (B, F)."""
+        """Return l = log D - log(1 - D), (B,), from features of the trunk, (B, F)."""
         return at_least_float32(self.head(features)).squeeze(-1)
 
     def posterior(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Q(c | x) of the trunk's features (B, F): logits of categories (B, K); mu and logvar of numbers, (B, D)."""
+        """Return Q(c | x) from features (B, F): logits of categories (B, K); mu and logvar of numbers, (B, D) each."""
         K, D = self.hparams.num_categories, self.hparams.num_continuous
         return at_least_float32(self.code(features)).split([K, D, D], dim=-1)
 
     def discriminator_terms(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """``loss`` = -V, ``value``, ``js``, nats; ``D_x`` and ``D_G_z``: of images ``x`` in [0, 1] and of the noise."""
+        """Return ``loss`` = -V, ``value``, ``js``, in nats, ``D_x`` and ``D_G_z``, for images ``x`` in [0, 1]."""
         with torch.no_grad():
             fake = self.generator(self.inputs(noise))
         real_logits, fake_logits = self.logits(self.trunk(centre(x, IMAGE))), self.logits(self.trunk(fake))
@@ -178,23 +181,23 @@ class InfoGAN(L.LightningModule):
         means = {"D_x": real_logits.sigmoid().mean(), "D_G_z": fake_logits.sigmoid().mean()}
         return {"loss": -value, "value": value, "js": jensen_shannon(value), **means}
 
-    def bend(self, x: Tensor, noise: Noise, share: float = 1.0) -> Tensor:
-        """Images (B, 1, 28, 28) in [0, 1], randomly bent, by ``share`` of what Q sees in training."""
+    def deformed(self, x: Tensor, noise: Noise, share: float = 1.0) -> Tensor:
+        """Return randomly deformed images (B, 1, 28, 28) in [0, 1]. ``share`` is relative to the training strength."""
         return deform(x, noise["affine"], noise["bumps"], share * self.hparams.deformation)
 
     def information(self, fake: Tensor, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """The two parts of L_I, () nats each: of categories, in training read from bent images, and of numbers."""
+        """Return L_I of categories and L_I of numbers, () nats. Training reads categories from deformed images."""
         category_logits, mu, logvar = self.posterior(features)
         if self.hparams.deformation > 0 and self.training:
-            # Bent in [0, 1], where what comes in from outside the image is black.
-            category_logits, _, _ = self.posterior(self.trunk(2 * self.bend(fake / 2 + 0.5, noise) - 1))
+            # The deformation fills the outside with 0, which is black in [0, 1] and grey in [-1, 1].
+            category_logits, _, _ = self.posterior(self.trunk(2 * self.deformed(fake / 2 + 0.5, noise) - 1))
         return (
             categorical_bound(category_logits, noise["category"]),
             continuous_bound(mu, logvar, noise["continuous"]),
         )
 
     def generator_terms(self, noise: Noise) -> dict[str, Tensor]:
-        """``loss`` = -log D(G(z, c)) - ``bound``, which is lambda L_I; ``mi_categorical`` and ``mi_continuous``."""
+        """Return ``loss`` = -log D(G(z, c)) - ``bound``, ``bound`` = lambda L_I, and its two parts without lambda."""
         fake = self.generator(self.inputs(noise))
         features = self.trunk(fake)
         categorical, continuous = self.information(fake, features, noise)
@@ -203,14 +206,14 @@ class InfoGAN(L.LightningModule):
         return {"loss": loss, "bound": bound, "mi_categorical": categorical, "mi_continuous": continuous}
 
     def discriminator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The terms of the discriminator, whose ``loss`` it descends, with noise of their own."""
+        """Return the terms of the discriminator with new noise. The discriminator minimises ``loss``."""
         return self.discriminator_terms(batch[0], self.noise(batch, generator=generator))
 
     def generator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The terms of generator and Q, whose ``loss`` they descend; of the batch only its size counts."""
+        """Return the terms of generator and Q, which minimise ``loss``. Only the size of the batch is used."""
         return self.generator_terms(self.noise(batch, generator=generator))
 
-    # Training, by hand.
+    # Training, by Lightning's manual optimisation.
 
     def on_train_start(self):
         check_batches(self)
@@ -239,7 +242,7 @@ class InfoGAN(L.LightningModule):
             self.take_statistics(images)
 
     def take_statistics(self, images: Tensor) -> None:
-        """Take the running statistics anew, of samples, and ``real_statistics``, of trunk and Q on ``images``, bent.
+        """Recompute the BatchNorm statistics on samples, and ``real_statistics`` on deformed ``images``.
 
         Args:
             images: (N, 28, 28), uint8.
@@ -253,15 +256,15 @@ class InfoGAN(L.LightningModule):
             generator = chunk_generator(0, i)
             some = images[torch.randint(len(images), (250,), generator=generator).to(images.device)]
             x = some[:, None].to(self.device).float() / 255
-            self.posterior(self.trunk(centre(self.bend(x, self.noise([x], generator=generator), 0.5), IMAGE)))
+            self.posterior(self.trunk(centre(self.deformed(x, self.noise([x], generator=generator), 0.5), IMAGE)))
 
         readers = self.readers()
-        restate(nn.ModuleDict(readers), see_images)
+        recompute_batch_norm(nn.ModuleDict(readers), see_images)
         self.real_statistics.copy_(flat_statistics(running_statistics(readers)))
-        restate(self, see_samples)
+        recompute_batch_norm(self, see_samples)
 
     def readers(self) -> dict[str, nn.Module]:
-        """What Q reads with, by name: the trunk and Q's own layers."""
+        """Return the modules that compute Q by name: the trunk and Q's own layers."""
         return {"trunk": self.trunk, "code": self.code}
 
     def validation_step(self, batch, batch_idx, stage="val"):
@@ -271,12 +274,12 @@ class InfoGAN(L.LightningModule):
         self._log(stage, "generator", self.generator_loss(batch, generator=generator), **how)
         self.log(f"{stage}/mi_ceiling", math.log(self.hparams.num_categories), **how)
         if batch_idx == 0:
-            self.agreement.reset()  # of what an interrupted evaluation left
+            self.agreement.reset()  # an interrupted evaluation may have left counts
         if len(batch) > 1:
             self.agreement.update(self.cluster(batch[0]), batch[1])
 
     def on_validation_epoch_end(self, stage="val"):
-        scores = self.agreement.compute() if self.agreement.update_called else {}  # without labels there are none
+        scores = self.agreement.compute() if self.agreement.update_called else {}  # empty without labels
         self.log_dict({f"{stage}/{k}": v for k, v in scores.items()}, sync_dist=True)
         self.agreement.reset()
 
@@ -297,16 +300,16 @@ class InfoGAN(L.LightningModule):
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "infogan"
 
-    # What it is for.
+    # Uses of a trained model.
 
     def forward(self, x: Tensor) -> Tensor:
         return self.cluster(x)
 
     @torch.no_grad()
     def cluster(self, x: Tensor) -> Tensor:
-        """The likeliest category, 0 .. K-1, for images ``x`` in [0, 1], (B, 1, 28, 28); (B,).
+        """Return the most probable category, 0 .. K-1, (B,), for images ``x`` in [0, 1], (B, 1, 28, 28).
 
-        By the mean of log Q(c | x) over ``READINGS`` copies, bent half as much as in training, always in the same ways.
+        It maximises the mean of log Q(c | x) over ``READINGS`` copies with fixed deformations of half strength.
         """
         readings = READINGS if self.hparams.deformation > 0 else 1
         ways = self.noise([x.new_zeros(readings, 1)], generator=chunk_generator(0, 0))
@@ -315,13 +318,13 @@ class InfoGAN(L.LightningModule):
             log_Q = 0.0
             for i in range(readings):
                 way = {k: ways[k][i : i + 1].expand(len(x), *ways[k].shape[1:]) for k in ("affine", "bumps")}
-                log_Q = log_Q + self.posterior(self.trunk(centre(self.bend(x, way, 0.5), IMAGE)))[0].log_softmax(-1)
+                log_Q = log_Q + self.posterior(self.trunk(centre(self.deformed(x, way, 0.5), IMAGE)))[0].log_softmax(-1)
             return log_Q.argmax(-1)
 
         return call_with(self, as_statistics(self.real_statistics, running_statistics(self.readers())), read)
 
     def rows(self) -> tuple[str, list[int]]:
-        """The condition of :meth:`sample` that makes the rows of a picture, and its values."""
+        """Return the condition of :meth:`sample` that varies between rows of a picture, and its values."""
         return "category", list(range(self.hparams.num_categories))
 
     @torch.no_grad()
@@ -333,18 +336,18 @@ class InfoGAN(L.LightningModule):
         continuous: float | Sequence[float] | Sequence[Sequence[float]] | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw ``n`` images, of codes that are given or drawn.
+        """Draw ``n`` images with given or random codes.
 
         Args:
-            category: one of 0 .. K-1 for each image, n of them, or one for all; drawn if None.
-            continuous: D numbers for each image, (n, D), or D for all, or one number for all of them; the generator has
-                learned those from -1 to 1; drawn if None.
+            category: a category 0 .. K-1 for each of the n images, or one for all; None draws them.
+            continuous: D numbers for each image, (n, D), or D numbers for all images, or one number for all codes. The
+                generator is trained on numbers from -1 to 1. None draws them.
 
         Returns:
             (n, 1, 28, 28), in [0, 1].
 
         Raises:
-            UserError: for codes that are no such numbers.
+            UserError: for codes of another type, number or range.
         """
         noise = self.noise([torch.zeros(n, 1, device=self.device)], generator=generator)
         K, D = self.hparams.num_categories, self.hparams.num_continuous
@@ -353,7 +356,7 @@ class InfoGAN(L.LightningModule):
         if continuous is not None and n:
             try:
                 values = torch.tensor(continuous, dtype=torch.float32, device=self.device).expand(n, D)
-            except (TypeError, ValueError, RuntimeError):  # torch's, of what is no number or of another shape
+            except (TypeError, ValueError, RuntimeError):  # torch raises these for other types and shapes
                 values = torch.tensor(math.nan)
             if not values.isfinite().all():
                 raise UserError(
@@ -364,24 +367,24 @@ class InfoGAN(L.LightningModule):
 
     @torch.no_grad()
     def vary(self, code: int = 0, steps: int = 10, *, generator: torch.Generator | None = None) -> Tensor:
-        """What one continuous code does: columns are categories, rows values of the code from -2 to 2 (paper, fig. 2).
+        """Return a grid of images: a row for each value of one continuous code, a column for each category.
 
-        All images share one z; the other continuous codes are 0.
+        The values are from -2 to 2 (paper, fig. 2). All images have the same z. The other continuous codes are 0.
 
         Args:
-            code: which of the D, from 0 on.
-            steps: values of it, at least 2.
+            code: index of the continuous code, from 0 to D - 1.
+            steps: number of values, at least 2.
 
         Returns:
             (steps, K, 1, 28, 28), in [0, 1].
 
         Raises:
-            UserError: for ``code`` or ``steps`` outside these.
+            UserError: for a ``code`` or ``steps`` that is not allowed.
         """
         K, D = self.hparams.num_categories, self.hparams.num_continuous
         if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code < D:
-            raise UserError(f"code must be a whole number from 0 to {D - 1}, got {code!r}")
-        check_whole("steps", steps, least=2)
+            raise UserError(f"code must be an integer from 0 to {D - 1}, got {code!r}")
+        check_integer("steps", steps, least=2)
         values = torch.zeros(steps, K, D, device=self.device)
         values[..., code] = torch.linspace(-2, 2, steps, device=self.device)[:, None]
         z = randn(self.hparams.z_dim, generator=generator, device=self.device)
@@ -393,17 +396,17 @@ class InfoGAN(L.LightningModule):
         images = uncentre(generate(self.generator, self.inputs(noise)), IMAGE)
         return images.unflatten(0, (steps, K))
 
-    # How its gradients can be estimated.
+    # Gradient estimators.
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """``generator``, of its whole loss, and ``bound``, of -lambda L_I, by the parameters of generator and Q;
-        ``discriminator``, of -V by those of trunk and head. One draw is of as many z as the batch has images."""
+        """Return gradient estimators by name: ``generator`` (its whole loss) and ``bound`` (-lambda L_I) for generator
+        and Q, and ``discriminator`` (-V) for trunk and head. A draw has one z for each image of the batch."""
         named = dict(self.named_parameters())
         discriminator = {k: p for k, p in named.items() if k.startswith(("trunk.", "head."))}
         generator = {k: p for k, p in named.items() if k not in discriminator}
 
         def estimator(name: str, params: Params, loss: Callable[[Any, Noise], Tensor]) -> GradientEstimator:
-            # What bends images has no batched form in torch.
+            # torch has no batched form of the deformation.
             return GradientEstimator.of(self, name, params, self.noise, loss, batched=False)
 
         return {

@@ -1,38 +1,39 @@
-"""RBM: binary images and binary features, an energy between them, and a likelihood that is known but for a constant.
+"""RBM: a restricted Boltzmann machine, an energy-based model of binary images with binary hidden units.
 
-Hinton, "Training Products of Experts by Minimizing Contrastive Divergence", 2002; Tieleman, "Training Restricted
-Boltzmann Machines using Approximations to the Likelihood Gradient", 2008; Salakhutdinov & Murray, "On the Quantitative
-Analysis of Deep Belief Networks", 2008; seed 003 (discrete latent variable models), seed 004 sec. 7.2 (Gibbs sampling).
+Hinton, "Training Products of Experts by Minimizing Contrastive Divergence", 2002. Tieleman, "Training Restricted
+Boltzmann Machines using Approximations to the Likelihood Gradient", 2008. Salakhutdinov & Murray, "On the Quantitative
+Analysis of Deep Belief Networks", 2008. Lecture notes (docs/references.md): [Liao22], [DSL 7.2].
 
-    E(v, h)      = - b'v - c'h - v'W h,         p(v, h) = exp(-E(v, h)) / Z
-    F(v)         = - log sum_h exp(-E(v, h)) = - b'v - sum_j softplus( c_j + (v'W)_j ),      p(v) = exp(-F(v)) / Z
-    p(h_j=1 | v) = sigmoid( c_j + (v'W)_j ),    p(v_i=1 | h) = sigmoid( b_i + (W h)_i )
-    - grad log p(v) = grad F(v) - E_{v' ~ p}[ grad F(v') ]
+    E(v, h)      = - b'v - c'h - v'W h,     p(v, h) = exp(-E(v, h)) / Z                    energy
+    F(v)         = - log sum_h exp(-E(v, h)) = - b'v - sum_j softplus( c_j + (v'W)_j )     free_energy
+    p(h_j=1 | v) = sigmoid( c_j + (v'W)_j ),  p(v_i=1 | h) = sigmoid( b_i + (W h)_i )      hidden_logits, visible_logits
+    log p(v)     = - F(v) - log Z, grad log p(v) = - grad F(v) + E_{v' ~ p}[ grad F(v') ]  log_likelihood, objective
 
-Neither layer has connections within itself, so that each is independent given the other: Gibbs sampling of a whole
-layer at once is exact (zoo/functional/gibbs.py, energies in boltzmann.py beside it). Learning descends a difference of
-free energies, mean F(v) - mean F(v'), whose gradient is that of -log p once v' is a draw of the model:
+These functions are in zoo/functional/boltzmann.py and RBM. zoo/functional/partition.py computes log Z. The units of a
+layer are independent given the other layer, so Gibbs sampling (zoo/functional/gibbs.py) draws a whole layer at once.
+Training minimises mean F(v) - mean F(v'). Its expected gradient is exact when v' is a draw from the model:
 
-    cd      v' is k Gibbs steps away from the data                         (biased, low variance)
-    pcd     v' is k Gibbs steps further along chains that go on            (biased only as far as they lag behind)
-    exact   E_{v' ~ p} is enumerated: 2^n terms, n the smaller layer, at most 20 units
+    cd      v' is k Gibbs steps away from the data                   (biased, low variance)
+    pcd     v' is k Gibbs steps further along persistent chains      (biased only as far as they lag behind the model)
+    exact   E_{v' ~ p} is enumerated: 2^n terms for n units in the smaller layer, at most 20
 
-Symbols: v visible units, (B, V); h hidden units, (B, H); W (V, H); b visible bias, (V,); c hidden bias, (H,); u uniform
-noise. Images are (B, 1, 28, 28) in [0, 1], and binarised here. Logged: train/loss, the difference above, which is about
-zero and no measure of progress (for exact, -log p); {val,test}/loss = -log p(v) = F(v) + log Z, nats per example, log Z
-by annealed importance sampling, or enumerated for a layer of at most 16 units; /log_partition, /pseudo_likelihood and
-/reconstruction_error as in zoo/functional/partition.py; val/free_energy_gap = mean F of validation images - mean F of
-1,000 training images that stay the same, nats: where it grows, the model overfits (Hinton 2010, sec. 6).
+Symbols: v are visible units, (B, V), and h hidden units, (B, H). W is (V, H). b and c are the visible and hidden
+biases, (V,) and (H,). u is uniform noise. Images are (B, 1, 28, 28) in [0, 1] and are binarised here.
+Logged, in nats per example: train/loss is the difference above, which is about zero and does not show progress (-log p
+for exact). {val,test}/loss = -log p(v). log Z is enumerated if a layer has at most 16 units, else estimated by annealed
+importance sampling. zoo/functional/partition.py explains /log_partition, /pseudo_likelihood and /reconstruction_error.
+val/free_energy_gap is mean F of validation images minus mean F of 1,000 fixed training images. The model overfits while
+the gap grows (Hinton 2010, sec. 6).
 
 Differs from the papers:
-- Weights are learnt in the centred form (Montavon & Müller 2012; Melchior et al. 2016), E = - b'(v - mu) - c'(h - 1/2)
-  - (v - mu)'W(h - 1/2), mu the mean image: the same family, a better conditioned gradient. ``weights()`` gives W, b, c
-  of the form above. ``centred=false`` learns those themselves.
-- The learning rate falls by half a cosine; averaged weights are what is judged (``callbacks: ema``).
-- The base-rate model of annealed importance sampling has biases from the data, smoothed by one image of each kind, and
-  H hidden units of no weight.
-- Of the persistent chains one in a thousand restarts at fair coins before each update (``restarts``), and log Z is
-  estimated from both sides. The larger estimate counts: zoo/functional/partition.py says why.
+- Weights are learned in the centred form (Montavon & Müller 2012; Melchior et al. 2016) with the mean image mu,
+  E = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2). The models are the same, and the gradient is better conditioned.
+  ``weights()`` returns W, b, c of the form above. ``centred=false`` learns these directly.
+- The learning rate has a cosine decay. Averaged weights are evaluated (``callbacks: ema``).
+- The base-rate model of annealed importance sampling has H hidden units with zero weights. Its visible biases come from
+  the data, with one black and one white image added.
+- Before each update a persistent chain restarts at fair coins with probability 0.001 (``restarts``).
+- log Z is estimated from two base models, and the larger estimate counts. zoo/functional/partition.py gives the reason.
 """
 
 from functools import cache, partial
@@ -42,12 +43,12 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from zoo.checks import values
 from zoo.checks.capabilities import ANNEALED
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, data
-from zoo.checks.old_forms import accepts_old_form, leads_on
-from zoo.checks.pixels import flat_pixels, look_through
-from zoo.checks.values import check_choice, check_not_negative, check_positive, check_schedule, check_share, check_whole
+from zoo.checks.old_forms import accepts_old_form, forwards_to
+from zoo.checks.pixels import flat_pixels, sum_images
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional import gibbs, partition
 from zoo.functional.boltzmann import Machine, Weights, free_energy
@@ -55,39 +56,41 @@ from zoo.functional.densities import at_least_float32, binarise
 from zoo.functional.gibbs import Init
 from zoo.functional.noise import chunk_generator, rand
 from zoo.functional.partition import LogPartition, Partitions
+from zoo.nets.description import described
 from zoo.training.ranks import all_rows, exact_sum, gathered, shows_progress
 from zoo.training.schedules import Schedule, at_epoch, half_cosine
 
-PROBE = 1000  # training images that the free-energy gap compares with, and that chains can begin from
+PROBE = 1000  # training images for the free-energy gap, and for chains that begin at data
 Generator = torch.Generator | None
 
 
-@leads_on(hidden_logits="machine.hidden_logits", visible_logits="machine.visible_logits")
+@described
+@forwards_to(hidden_logits="machine.hidden_logits", visible_logits="machine.visible_logits")
 @accepts_old_form("noise", "loss", "log_likelihood", "probe_batch")
 @checks_inputs(x=data, v=data)
 class RBM(L.LightningModule):
-    """The model, its training and its uses.
+    """Restricted Boltzmann machine with binary visible and hidden units.
 
     Args:
-        num_hidden: H.
-        num_visible: V; 784 for images, other sizes for vectors.
-        learning: ``cd``, ``pcd`` or ``exact``, for one layer of at most 20 units (seconds per step beyond 16).
-        k: Gibbs steps per update, or a schedule of epochs: ``[[0, 1], [20, 5]]`` is 1 for 20 epochs, then 5.
-        num_chains: persistent chains, over all processes, at least one for each (``pcd``).
-        restarts: probability that a persistent chain begins anew, at fair coins, before an update; at least 0, below 1.
-        binarisation: ``bernoulli``: a pixel is 1 with its grey value as probability, drawn anew at each use; or
-            ``threshold``: where it is above 1/2. Their likelihoods do not compare.
-        centred: learn in the centred form.
+        num_hidden: H, the number of hidden units.
+        num_visible: V, the number of visible units: 784 for images, other sizes for vectors.
+        learning: ``cd``, ``pcd`` or ``exact``, which needs a layer of at most 20 units. Above 16, a step takes seconds.
+        k: Gibbs steps per update, or a schedule over epochs: ``[[0, 1], [20, 5]]`` is 1 for 20 epochs, then 5.
+        num_chains: number of persistent chains (``pcd``) over all processes, at least one per process.
+        restarts: probability that a persistent chain restarts at fair coins before an update, at least 0 and below 1.
+        binarisation: ``bernoulli`` draws pixels at each use, 1 with the grey value as probability. ``threshold`` sets
+            pixels above 1/2 to 1. Likelihoods of the two cannot be compared.
+        centred: whether to learn in the centred form.
         optimiser: ``sgd`` or ``adam``.
-        lr: learning rate, decayed to zero by half a cosine over the run.
-        momentum: at least 0, below 1, or a schedule of epochs (Adam's beta_1).
-        weight_decay: of W alone, at least 0.
-        ais_chains: of annealed importance sampling.
-        ais_temperatures: its steps at each validation.
-        test_ais_temperatures: its steps in the test, whose log Z is published.
+        lr: learning rate, which decays to zero by half a cosine over the run.
+        momentum: momentum of SGD or beta_1 of Adam, at least 0 and below 1, or a schedule over epochs.
+        weight_decay: weight decay of W, at least 0. The biases have none.
+        ais_chains: number of chains of annealed importance sampling (AIS), at least 2.
+        ais_temperatures: number of AIS temperatures at each validation.
+        test_ais_temperatures: number of AIS temperatures in the test, which gives the published log Z.
 
     Raises:
-        UserError: for other values; in training, for pixels outside [0, 1], too few chains, or data of no datamodule.
+        UserError: for a value that is not allowed. ``fit`` raises it for wrong pixels, few chains or no datamodule.
     """
 
     def __init__(
@@ -111,17 +114,17 @@ class RBM(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         h = self.hparams
-        check_choice("learning", h.learning, ("cd", "pcd", "exact"))
-        check_choice("binarisation", h.binarisation, ("bernoulli", "threshold"))
-        check_choice("optimiser", h.optimiser, ("sgd", "adam"))
+        values.check_choice("learning", h.learning, ("cd", "pcd", "exact"))
+        values.check_choice("binarisation", h.binarisation, ("bernoulli", "threshold"))
+        values.check_choice("optimiser", h.optimiser, ("sgd", "adam"))
         for key in ("num_hidden", "num_visible", "num_chains", "ais_temperatures", "test_ais_temperatures"):
-            check_whole(key, h[key])
-        check_whole("ais_chains", h.ais_chains, least=2)
-        check_schedule("k", h.k, check_whole)
-        check_schedule("momentum", h.momentum, check_share)
-        check_share("restarts", h.restarts)
-        check_positive("lr", h.lr)
-        check_not_negative("weight_decay", h.weight_decay)
+            values.check_integer(key, h[key])
+        values.check_integer("ais_chains", h.ais_chains, least=2)
+        values.check_schedule("k", h.k, values.check_integer)
+        values.check_schedule("momentum", h.momentum, values.check_fraction)
+        values.check_fraction("restarts", h.restarts)
+        values.check_positive("lr", h.lr)
+        values.check_not_negative("weight_decay", h.weight_decay)
         if not isinstance(h.centred, bool):
             raise UserError(f"centred must be true or false, got {h.centred!r}")
         if h.learning == "exact":
@@ -129,44 +132,43 @@ class RBM(L.LightningModule):
         self.W = nn.Parameter(0.01 * torch.randn(num_visible, num_hidden))
         self.b = nn.Parameter(torch.zeros(num_visible))
         self.c = nn.Parameter(torch.zeros(num_hidden))
-        self.register_buffer("mu", torch.full((num_visible,), 0.5))  # the mean image, once training has seen it
+        self.register_buffer("mu", torch.full((num_visible,), 0.5))  # the mean image, set when training begins
         self.register_buffer("initialised", torch.tensor(False))
-        # Hidden states of this process's persistent chains, (n, H), bool. Not a buffer: several processes would all get
-        # the first one's, and averaged weights would average it.
+        # Hidden states of this process's chains, (n, H), bool. A buffer would be broadcast and averaged like weights.
         self.chains: Tensor | None = None
-        self.probe: Tensor | None = None  # training images, (at most 1000, ...); the same on all processes
+        self.probe: Tensor | None = None  # training images, (at most 1000, ...), the same on all processes
         self._log_partitions: Partitions = {}
 
-    # The machine, and what of it images are.
+    # The machine and its inputs.
 
     @property
     def machine(self) -> Machine:
-        """What is learnt, in the form in which it is learnt; at least float32, since energies are large."""
+        """Return the parameters in their learned form, plain or centred, in at least float32. Energies are large."""
         W, b, c, mu = map(at_least_float32, (self.W, self.b, self.c, self.mu))
         return Machine(W, b, c, mu if self.hparams.centred else None)
 
     def weights(self) -> Weights:
-        """W, b and c of E = - b'v - c'h - v'W h, whichever form is learnt."""
+        """Return W, b and c of E = - b'v - c'h - v'W h, from either form."""
         return self.machine.weights()
 
     def exact_log_partition(self) -> float:
-        """log Z in nats by enumeration, in float64; a UserError where both layers have more than 20 units."""
+        """Return log Z in nats by enumeration, in float64. Raise a UserError if both layers have more than 20 units."""
         with torch.no_grad():
             return float(partition.exact_log_partition(partition.exact(self.weights())))
 
     def observe(self, x: Tensor, u: Tensor) -> Tensor:
-        """Images in [0, 1], (B, ...), as binary vectors, (B, V): binarised with ``u``, or at 1/2."""
+        """Return images in [0, 1], (B, ...), as binary vectors, (B, V), binarised with ``u`` or at 1/2."""
         x = flat_pixels(x, at_least_float32(self.b))
         return binarise(x, u.flatten(1)) if self.hparams.binarisation == "bernoulli" else (x > 0.5).to(x.dtype)
 
     @torch.no_grad()
     def transform(self, v: Tensor) -> Tensor:
-        """Marginals p(h_j = 1 | v), (B, H), the features of images ``v`` in [0, 1], (B, 1, 28, 28) or (B, V).
+        """Return the features p(h_j = 1 | v), (B, H), of images ``v`` in [0, 1], (B, 1, 28, 28) or (B, V).
 
-        Grey pixels stand for their means. zoo.evaluation.features.Features is this as a scikit-learn transformer.
+        Grey pixels are not binarised. zoo.evaluation.features.Features is the same as a scikit-learn transformer.
 
         Raises:
-            UserError: for pixels outside [0, 1], or another number of them.
+            UserError: for pixels outside [0, 1], or a wrong number of pixels.
         """
         return self.machine.hidden_logits(flat_pixels(v, at_least_float32(self.b))).sigmoid()
 
@@ -174,23 +176,23 @@ class RBM(L.LightningModule):
 
     @torch.no_grad()
     def most_probable_hidden(self, v: Tensor) -> Tensor:
-        """arg max_h p(h | v), binary, (B, H); as :meth:`transform` otherwise. Each unit by itself, seed 003."""
+        """Return arg max_h p(h | v), binary, (B, H), for ``v`` as in :meth:`transform`. See [Liao22]."""
         return (self.transform(v) > 0.5).float()
 
     @torch.no_grad()
     def free_energy(self, v: Tensor) -> Tensor:
-        """F(v), (B,) nats, of binary ``v``; as :meth:`transform` otherwise."""
+        """Return F(v), (B,) nats, for binary ``v``, (B, 1, 28, 28) or (B, V)."""
         return free_energy(flat_pixels(v, at_least_float32(self.b)), self.weights())
 
-    # Training: everything random in one draw, then functions of it.
+    # Training: ``noise`` draws everything random. The objective is a function of it.
 
     def noise(
         self, batch, *, generator: Generator = None, learning: str | None = None, k: int | None = None, chains=None
     ) -> Noise:
-        """All that one step draws: ``u`` (B, ...) binarises; ``u_v`` and ``u_h`` (k, n, ...) move the chains.
+        """Return the noise of a step: ``u`` (B, ...) binarises, and ``u_v`` and ``u_h`` (k, n, ...) make Gibbs steps.
 
-        ``h`` (n, H) is where persistent chains stand: at ``chains``, or the model's own if None, of which those in
-        ``restart`` (n,) begin anew with ``u_0`` (m, V) and ``u_1`` (m, H); where there are none, at fair coins.
+        ``h`` (n, H) are the states of persistent chains: ``chains``, else the model's own, else fair coins. The model's
+        own chains in ``restart`` (n,) restart with ``u_0`` (m, V) and ``u_1`` (m, H).
         """
         x, drawn = batch[0], {"generator": generator, "device": batch[0].device}
         learning = learning or self.hparams.learning
@@ -210,16 +212,16 @@ class RBM(L.LightningModule):
         return noise | {"u_v": rand(k, n, V, **drawn), "u_h": rand(k, n, H, **drawn)}
 
     def objective(self, v: Tensor, noise: Noise, learning: str) -> tuple[Tensor, Tensor | None]:
-        """What is descended, and where persistent chains stand after it.
+        """Return the loss that training minimises, and the states of the persistent chains after it.
 
         Args:
             v: binary, (B, V).
-            noise: of :meth:`noise` for the same ``learning``.
-            learning: ``cd``, ``pcd``, ``exact``; or ``exact_samples``, v' drawn by enumeration, as many as v.
+            noise: result of :meth:`noise` for the same ``learning``.
+            learning: ``cd``, ``pcd``, ``exact``, or ``exact_samples``, which draws as many v' as v by enumeration.
 
         Returns:
-            mean F(v) - mean F(v'), whose gradient is the estimate of that of -log p; () nats. For ``exact`` -log p.
-            h of the chains, (n, H), bool; None for what is not ``pcd``.
+            mean F(v) - mean F(v'), () nats, with the estimated gradient of -log p. For ``exact`` it is -log p.
+            h of the chains, (n, H), bool; None unless ``learning`` is ``pcd``.
         """
         if learning == "exact":
             return partition.exact_loss(v, self.weights()), None
@@ -232,7 +234,7 @@ class RBM(L.LightningModule):
         return difference, noise["u_h"][-1] < logits.detach().sigmoid() if learning == "pcd" else None
 
     def loss(self, batch, *, generator: Generator = None) -> dict[str, Tensor]:
-        """``loss`` of :meth:`objective`, and ``free_energy``, mean F(v): nats. Persistent chains stay put."""
+        """Return ``loss`` of :meth:`objective` and ``free_energy``, mean F(v), in nats. It does not move the chains."""
         noise = self.noise(batch, generator=generator)
         v = self.observe(batch[0], noise["u"])
         return {"loss": self.objective(v, noise, self.hparams.learning)[0], "free_energy": self.free_energy(v).mean()}
@@ -244,28 +246,28 @@ class RBM(L.LightningModule):
             self.chains = h
         n = self.trainer.log_every_n_steps
         if n and (self.trainer.fit_loop.total_batch_idx + 1) % n == 0:
-            self.log("train/loss", loss, prog_bar=True)  # at every step it would cost a tenth of one
+            self.log("train/loss", loss, prog_bar=True)  # logging every step would add a tenth to its time
         return loss
 
     @torch.no_grad()
     def on_fit_start(self):
         if self.trainer.datamodule is None:
-            raise UserError("RBM is trained with fit(model, datamodule=...): it asks for the mean of the images first")
+            raise UserError("fit got no datamodule, which RBM needs for the mean image: use fit(model, datamodule=...)")
         h, trainer, world_size = self.hparams, self.trainer, self.trainer.world_size
         if h.num_chains < world_size:
-            raise UserError(f"num_chains must be at least one for each of {world_size} processes, got {h.num_chains}")
+            raise UserError(f"num_chains must be at least {world_size}, one for each process, got {h.num_chains}")
         vectors = partial(flat_pixels, like=self.b) if h.binarisation == "bernoulli" else lambda x: self.observe(x, x)
-        # A loader of its own: nothing else sees it.
-        total, first = look_through(trainer.datamodule.train_dataloader(), vectors, max(1, PROBE // world_size))
+        # A second loader, because the trainer's holds the position in the epoch.
+        total, first = sum_images(trainer.datamodule.train_dataloader(), vectors, max(1, PROBE // world_size))
         self.probe = all_rows(first.to(trainer.strategy.root_device), trainer)
         total = exact_sum(total, trainer)
         if not self.initialised:
             mean = (total[:-1] + 1) / (total[-1] + 2)
             self.mu.copy_(mean)
-            self.b.copy_(mean.logit())  # each pixel is right on average, whatever the hidden units say
+            self.b.copy_(mean.logit())  # the model begins with the right mean of each pixel
             self.initialised.fill_(True)
         if h.learning == "pcd":
-            self.chains = gibbs.own_chains(self.chains, h.num_chains, h.num_hidden, trainer.global_rank, world_size)
+            self.chains = gibbs.local_chains(self.chains, h.num_chains, h.num_hidden, trainer.global_rank, world_size)
 
     def _momentum(self, epoch: int) -> dict[str, Any]:
         value = at_epoch(self.hparams.momentum, epoch)
@@ -276,7 +278,7 @@ class RBM(L.LightningModule):
             group.update(self._momentum(self.current_epoch))
 
     def all_chains(self) -> Tensor | None:
-        """The chains of all processes in their order, (num_chains, H), on the CPU; None if there are none."""
+        """Return the chains of all processes in order, (num_chains, H), on the CPU; None if there are none."""
         return None if self.chains is None else gathered(self.chains.cpu(), self._trainer)
 
     def on_save_checkpoint(self, checkpoint):
@@ -289,32 +291,29 @@ class RBM(L.LightningModule):
 
     def configure_optimizers(self):
         h = self.hparams
-        weights = {"params": [self.W], "weight_decay": h.weight_decay}
-        biases = {"params": [self.b, self.c], "weight_decay": 0.0}
+        groups = [{"params": [self.W], "weight_decay": h.weight_decay}, {"params": [self.b, self.c]}]
         kind = torch.optim.SGD if h.optimiser == "sgd" else torch.optim.Adam
-        optimiser = kind([weights, biases], lr=h.lr, **self._momentum(0))
-        steps = max(1, self.trainer.estimated_stepping_batches)  # infinite for max_epochs=-1
+        optimiser = kind(groups, lr=h.lr, **self._momentum(0))
+        steps = max(1, self.trainer.estimated_stepping_batches)  # the estimate is infinite for max_epochs=-1
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: half_cosine(step, steps))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    # Validation and test.
-
     def on_validation_epoch_start(self):
-        steps = partition.OF_SANITY_CHECK if self.trainer.sanity_checking else self.hparams.ais_temperatures
+        steps = partition.SANITY_CHECK_TEMPERATURES if self.trainer.sanity_checking else self.hparams.ais_temperatures
         self._log_partitions = self.log_partitions(steps, progress=shows_progress(self.trainer))
 
     def on_test_epoch_start(self):
-        # Of some of the images no number is published: as few temperatures as in validation will do.
+        # Results on part of the test set are not published. The temperatures of validation are enough for them.
         steps = self.hparams.ais_temperatures if self.trainer.limit_test_batches != 1.0 else None
         self._log_partitions = self.log_partitions(steps, progress=shows_progress(self.trainer))
 
     def validation_step(self, batch, batch_idx, stage="val"):
         x, generator = batch[0], chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
-        with torch.autocast(x.device.type, enabled=False):  # F and log Z are large, and their sum is what is published
+        with torch.autocast(x.device.type, enabled=False):  # F and log Z are large numbers, which 16 bits would round
             v = self.observe(x, rand(*x.shape, generator=generator, device=x.device))
             terms = partition.validation_terms(v, self.machine, self._log_partitions, generator=generator)
             if stage == "val" and self.probe is not None:
-                u = rand(*self.probe.shape, generator=chunk_generator(0, -1), device=self.probe.device)  # likewise
+                u = rand(*self.probe.shape, generator=chunk_generator(0, -1), device=self.probe.device)
                 of_training = self.free_energy(self.observe(self.probe, u)).mean()
                 terms["free_energy_gap"] = terms["loss"] - terms["log_partition"] - of_training
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items()}, sync_dist=True, batch_size=len(x))
@@ -322,14 +321,14 @@ class RBM(L.LightningModule):
     def test_step(self, batch, batch_idx):
         self.validation_step(batch, batch_idx, stage="test")
 
-    # What it is for.
+    # Uses of a trained model.
 
-    log_likelihood_by = ANNEALED  # enumeration, for small layers, is the same number without its interval
+    log_likelihood_by = ANNEALED  # for small layers log Z is enumerated, which has no interval
 
     def log_partitions(self, steps: int | None = None, *, generator: Generator = None, progress=False) -> Partitions:
-        """log Z in nats, ``exact`` or from both sides: see :func:`zoo.functional.partition.log_partitions`.
+        """Return log Z in nats, ``exact`` or two estimates: see :func:`zoo.functional.partition.log_partitions`.
 
-        ``steps`` are ``test_ais_temperatures`` if None. The noise is the same in every call if ``generator`` is None.
+        ``steps`` is ``test_ais_temperatures`` if None. The noise is the same in every call if ``generator`` is None.
         """
         steps = self.hparams.test_ais_temperatures if steps is None else steps
         generator = chunk_generator(0, -2) if generator is None else generator
@@ -337,17 +336,17 @@ class RBM(L.LightningModule):
         return partition.log_partitions(self.weights(), self.mu, chains, steps, **how)
 
     def log_partition(self, steps: int | None = None, *, generator: Generator = None, progress=False) -> LogPartition:
-        """The larger of :meth:`log_partitions`, with its interval of three standard errors."""
+        """Return the largest of :meth:`log_partitions`, with its interval of three standard errors."""
         return max(self.log_partitions(steps, generator=generator, progress=progress).values())
 
     @torch.no_grad()
     def log_likelihood(
         self, x: Tensor, *, log_partition: float | LogPartition | None = None, y=None, generator: Generator = None
     ) -> Tensor:
-        """log p(v) = - F(v) - log Z of images ``x`` in [0, 1], (B, 1, 28, 28), binarised here, once; (B,) nats.
+        """Return log p(v) = - F(v) - log Z, (B,) nats. Images in [0, 1], (B, 1, 28, 28), are binarised here, once.
 
         Args:
-            log_partition: log Z, where it is known; that of :meth:`log_partition` if None, which takes its time.
+            log_partition: log Z, if it is known. None calls :meth:`log_partition`, which is slow.
             y: labels, which are not used.
 
         Raises:
@@ -361,45 +360,45 @@ class RBM(L.LightningModule):
     def sample(
         self, n: int, *, steps: int = 1000, init: Init = "noise", frames: int | None = None, generator: Generator = None
     ) -> Tensor:
-        """Run ``n`` Gibbs chains and return p(v = 1 | h) at their end, or on their way.
+        """Run ``n`` Gibbs chains and return p(v = 1 | h) at their last step, or at several steps.
 
         Args:
             steps: Gibbs steps, at least 1.
-            init: where chains begin: at ``noise``, fair coins; at ``data``, training images drawn at random, while a
-                model is in training; at ``chains``, persistent ones of this process; or at n images in [0, 1].
-            frames: None, or how many steps of each chain to return, at least 2: the first is its beginning, the
-                others are spread evenly on a logarithmic scale of steps, the last is its end.
-            generator: of all noise; torch's own if None.
+            init: initial states. ``noise`` is fair coins. ``data`` is random training images, during training only.
+                ``chains`` is random persistent chains of this process. A tensor or a list is n images in [0, 1].
+            frames: None, or the number of states of each chain to return, at least 2. The first is the initial state,
+                and the last is the sample. The steps between are spaced evenly on a logarithmic scale.
+            generator: generator of all noise; torch's global one if None.
 
         Returns:
             (n, 1, 28, 28) in [0, 1]; with frames, (n, frames, 1, 28, 28).
 
         Raises:
-            UserError: for values outside these, and for data or chains that there are not.
+            UserError: for a value that is not allowed, or if the model has no training images or chains.
         """
-        check_whole("steps", steps)
+        values.check_integer("steps", steps)
         shown, sources = gibbs.frame_steps(steps, frames), {"data": self.probe, "chains": self.chains}
         v = gibbs.beginning(init, n, self.machine, self.observe, **sources, generator=generator)
-        found = gibbs.gibbs_frames(v, shown, self.machine, generator=generator).squeeze(1)  # where it is one frame
+        found = gibbs.gibbs_frames(v, shown, self.machine, generator=generator).squeeze(1)  # a single frame has no axis
         return found.unflatten(-1, (1, 28, 28)) if self.hparams.num_visible == 28 * 28 else found
 
-    # How its gradient can be estimated.
+    # Gradient estimators.
 
     def probe_batch(self, batch, *, generator: Generator = None):
-        """``batch`` with its pixels binarised, so that what then varies between draws is the model's side alone."""
+        """Return ``batch`` with binary pixels. The gradient then varies only with the draws of v' from the model."""
         x, *rest = batch
         return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)).view_as(x), *rest]
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """``cd-1``, ``cd-10``; ``pcd`` of a model that learns by it; and for a layer of at most 16 units,
-        ``exact_samples``, with as many v' as there are images drawn from p itself, and ``exact``, which has no noise.
+        """Return gradient estimators by name: ``cd-1``, ``cd-10``, and ``pcd`` if the model learns by it.
 
-        A draw of ``pcd`` begins at chains drawn with replacement from the persistent ones, as many as there are images;
-        where there are none, as in published weights, from a hundred that ran for a thousand steps from noise.
+        For a layer of at most 16 units, ``exact_samples`` draws one v' per image from p itself, and ``exact`` has no
+        noise. ``pcd`` begins at persistent chains, drawn with replacement, one per image. Published weights have no
+        chains. For them it uses a hundred chains after a thousand steps from fair coins.
         """
         params = dict(self.named_parameters())
         chains = self.all_chains() if self.hparams.learning == "pcd" else None
-        pool = cache(lambda: gibbs.burnt_in(self.machine) if chains is None else chains)
+        pool = cache(lambda: gibbs.burned_in_states(self.machine) if chains is None else chains)
 
         def estimator(name: str, learning: str, k: int) -> GradientEstimator:
             def noise(batch, *, generator: Generator = None) -> Noise:

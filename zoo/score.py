@@ -1,34 +1,44 @@
-"""Score model: the gradient of the log density, learned without the density, and Langevin dynamics to sample by it.
+"""Score model: learns the gradient of the log density by score matching, and samples by Langevin dynamics.
 
-Hyvarinen 2005 (explicit); Song, Garg, Shi & Ermon 2019, arXiv:1905.07088 (sliced); Vincent 2011 (denoising); Song &
-Ermon 2019, arXiv:1907.05600 (noise levels, annealed Langevin dynamics: NCSN) and 2020, arXiv:2006.09011; seed 004,
-14.6.
+Papers:
+- Explicit: Hyvarinen 2005. Denoising: Vincent 2011. Sliced: Song, Garg, Shi & Ermon 2019, arXiv:1905.07088.
+- NCSN (noise levels, annealed Langevin dynamics): Song & Ermon 2019, arXiv:1907.05600, and 2020, arXiv:2006.09011.
+- Lecture notes: [DSL 14.6]. docs/references.md explains the keys in brackets.
 
-    Fisher divergence   J        = 1/2 E_p || s(x) - grad log p(x) ||^2                              seed 14.53
-    explicit            J        = E_p[ tr(grad s(x)) + 1/2 || s(x) ||^2 ] + const                   seed 14.62
-    sliced              J        = E_p E_v[ v' grad s(x) v + 1/2 (v' s(x))^2 ] + const, v of covariance I
-                        reduced  = E_p E_v[ v' grad s(x) v ] + 1/2 E_p || s(x) ||^2                  SSM-VR
-    denoising           J_sigma  = 1/2 E_x E_eps || s(x + sigma eps, sigma) + eps / sigma ||^2 + const
-    NCSN                sum_i w(sigma_i) J_(sigma_i) over a ladder of noise levels
+    Fisher divergence   J        = 1/2 E_p || s(x) - grad log p(x) ||^2                         [DSL eq. 14.53]
+    explicit            J        = E_p[ tr(grad s(x)) + 1/2 || s(x) ||^2 ] + const              explicit_loss
+    sliced              J        = E_p E_v[ v' grad s(x) v + 1/2 (v' s(x))^2 ] + const          sliced_loss
+                        reduced  = E_p E_v[ v' grad s(x) v ] + 1/2 E_p || s(x) ||^2 + const     sliced_loss, SSM-VR
+    denoising           J_sigma  = 1/2 E_x E_eps || s(x + sigma eps, sigma) + eps / sigma ||^2 + const   denoising_loss
+    NCSN                sum_i w(sigma_i) J_(sigma_i) over a ladder of noise levels              Score.losses
 
-Denoising targets the score of p blurred by N(0, sigma^2 I); the other two that of p, and on a ladder of noise levels
-that of the blurred p likewise. Seed 14.54-14.62 is the case of one dimension; the trace is the general one.
+Langevin dynamics is in zoo/functional/langevin.py, and the networks are in zoo/nets/unet.py. [DSL eq. 14.54] to
+[DSL eq. 14.62] derive the explicit form in one dimension. In D dimensions, the derivative becomes the trace.
 
-Symbols: x points (B, D) or images (B, 1, 28, 28), in [-1, 1] inside; sigma noise levels (B,), large to small in
-``sigmas`` (L,); s the score, of x's shape; v random directions; eps standard normal noise.
-Logged: {train,val,test}/loss, the weighted objective per dimension, without its constant: for explicit and sliced it
-may be negative.
+Denoising learns the score of p convolved with N(0, sigma^2 I). Explicit and sliced learn the score of p. With a ladder
+of noise levels, they also learn the scores of p convolved with the noise.
+
+Symbols:
+    x        points (B, D), or images (B, 1, 28, 28) scaled to [-1, 1]
+    sigma    noise level of each example, (B,); ``sigmas`` (L,) has all levels, from large to small
+    p, s     density of the data; score that the model learns, of the shape of x
+    v        random direction of the shape of x, with covariance I
+    eps      standard normal noise of the shape of x
+
+Logged as train/loss, val/loss and test/loss: the weighted objective per dimension, without its constant. For explicit
+and sliced it may be negative.
 
 Differs from the papers:
-- s(x, sigma) = -x / (1 + sigma^2) + F(x / sqrt(1 + sigma^2), sigma) / (sigma sqrt(1 + sigma^2)), F the network: the
-  exact score of data N(0, I), corrected (Karras et al. 2022, arXiv:2206.00364, table 1, with sigma_data = 1). The
-  papers use F / sigma or F itself. Without a ladder s(x) = F(x).
-- By default w(sigma) = sigma^2 (1 + sigma^2), which gives the error of F the same weight at every level (Karras et
-  al.); ``weights=ncsn`` is the papers' sigma^2.
-- The U-Net is that of DDPM (zoo/ddpm.py), a fraction of the papers' in size; learning rate and averages are its too.
-- Levels from 10 to 0.05 for images in [-1, 1] (2019: 1 to 0.01 for images in [0, 1], ten levels), with Langevin steps
-  of the size that technique 4 of the 2020 paper asks for, and its denoising at the end.
-- Sliced directions v are Rademacher (+1 or -1): of all with independent entries those of the least variance.
+- s(x, sigma) = -x / (1 + sigma^2) + F(x / sqrt(1 + sigma^2), sigma) / (sigma sqrt(1 + sigma^2)) with the network F.
+  The first term is the exact score of N(0, I) data (Karras et al. 2022, arXiv:2206.00364, table 1, sigma_data = 1). The
+  papers use F / sigma or F itself. Without noise levels, s(x) = F(x).
+- By default w(sigma) = sigma^2 (1 + sigma^2), which weights the error of F equally at every level (Karras et al. 2022).
+  ``weights=ncsn`` is the papers' sigma^2.
+- The U-Net, the learning rate and the moving average are the same as in zoo/ddpm.py. The papers' networks are much
+  larger.
+- Images in [-1, 1] have levels from 10 to 0.05. The 2019 paper has ten levels from 1 to 0.01 for images in [0, 1].
+  Their Langevin step size follows technique 4 of the 2020 paper. As in that paper, the last level's noise is removed.
+- Sliced directions v are Rademacher (+1 or -1), which has the least variance of all v with independent entries.
 """
 
 import math
@@ -43,31 +53,32 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, data, noisy, positive, takes
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_flag, check_positive, check_whole, check_widths
+from zoo.checks.values import check_choice, check_flag, check_integer, check_positive, check_widths
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional.densities import at_least_float32
 from zoo.functional.langevin import annealed_langevin_steps, best_step_size, langevin_steps, noise_levels
 from zoo.functional.noise import chunk_generator, randn
-from zoo.functional.precision import never_rounded
+from zoo.functional.precision import keep_float32
 from zoo.functional.progress import tracked
+from zoo.nets.description import described
 from zoo.nets.unet import PointNet, UNet, check_unet
 from zoo.training.schedules import half_cosine
 
 OBJECTIVES = ("denoising", "sliced", "explicit")
 WEIGHTS = ("edm", "ncsn")
-LARGEST_TRACE = 32  # dimensions up to which an exact trace is sensible: a backward pass for each
+LARGEST_TRACE = 32  # most dimensions of an exact trace, which takes one backward pass per dimension
 
 ScoreFunction = Callable[[Tensor], Tensor]  # (B, ...) -> (B, ...)
 
 
 def directional(score: ScoreFunction, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """s(x), and v' (grad s(x)) v of each example: (B, ...) and (B,). ``v`` is (B, ...) too."""
+    """Return s(x), (B, ...), and v' (grad s(x)) v, (B,), for ``x`` and ``v`` (B, ...)."""
     s, pull = torch.func.vjp(score, x)
     return s, (pull(v)[0] * v).flatten(1).sum(1)
 
 
 def explicit_loss(x: Tensor, score: ScoreFunction) -> Tensor:
-    """tr(grad s(x)) + 1/2 || s(x) ||^2 of points (B, D), the trace exact, by D products with unit vectors; (B,)."""
+    """Return tr(grad s(x)) + 1/2 || s(x) ||^2, (B,), for points (B, D). The exact trace takes D backward passes."""
     trace = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     for unit in torch.eye(x[0].numel(), dtype=x.dtype, device=x.device):
         s, slope = directional(score, x, unit.view(x.shape[1:]).expand_as(x))
@@ -76,14 +87,13 @@ def explicit_loss(x: Tensor, score: ScoreFunction) -> Tensor:
 
 
 def sliced_loss(x: Tensor, v: Tensor, score: ScoreFunction, variance_reduced: bool = True) -> Tensor:
-    """The mean over M directions of v' grad s(x) v + 1/2 (v' s(x))^2, or, reduced, + 1/2 || s(x) ||^2; (B,).
-
-    The reduced form usually has the lower variance, hence its name in the paper.
+    """Return the mean over M directions of v' grad s(x) v + 1/2 (v' s(x))^2, (B,).
 
     Args:
-        x: (B, ...).
-        v: directions with covariance I, (B, M, ...).
-        score: x -> s(x).
+        x: Points or images, (B, ...).
+        v: Directions with covariance I, (B, M, ...).
+        score: Function x -> s(x).
+        variance_reduced: Replace (v' s(x))^2 by || s(x) ||^2, which usually lowers the variance.
     """
     total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     for direction in v.unbind(1):
@@ -94,42 +104,43 @@ def sliced_loss(x: Tensor, v: Tensor, score: ScoreFunction, variance_reduced: bo
 
 
 def denoising_loss(x: Tensor, sigma: Tensor, eps: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
-    """1/2 || s(x + sigma eps) + eps / sigma ||^2; (B,).
+    """Return 1/2 || s(x + sigma eps) + eps / sigma ||^2, (B,).
 
     Args:
-        x: (B, ...).
-        sigma: (B,), positive.
-        eps: standard normal, of x's shape.
-        score: x -> s(x), at the noise level of each example.
+        x: Points or images, (B, ...).
+        sigma: Noise levels, (B,), positive.
+        eps: Standard normal noise, (B, ...).
+        score: Function x -> s(x), at the noise level of each example.
     """
     column = sigma.view(-1, *[1] * (x.ndim - 1))
     return (score(x + column * eps) + eps / column).flatten(1).square().sum(1) / 2
 
 
+@described
 @accepts_old_form("noise", "loss", "chains")
 @checks_inputs(x=data, sigma=positive)
-@never_rounded("sigmas")
+@keep_float32("sigmas")
 class Score(L.LightningModule):
-    """The model, its training and its uses.
+    """Score model of images or points, trained by denoising, sliced or explicit score matching.
 
     Args:
-        shape: of one example, [1, 28, 28] or [D].
-        objective: ``denoising``, ``sliced`` or ``explicit``; the last for 32 dimensions at most.
-        sigma_max: the largest noise level, in units of images in [-1, 1], or of points as they are.
-        sigma_min: the smallest one.
-        num_sigmas: levels of the ladder; 1 has the smallest alone, and 0 none, no noise, which ``denoising`` needs.
-        weights: of the levels, ``edm`` or ``ncsn``.
-        projections: M, of ``sliced``.
-        variance_reduced: whether ``sliced`` takes || s ||^2 for (v' s)^2.
-        hidden: widths of the network of points.
-        widths: channels of the U-Net's levels, multiples of 8, for images.
-        blocks: residual blocks per level.
-        patch: pixels folded into channels, per side.
-        lr: of Adam, reached after ``warmup`` steps; it falls to 0 at the end of the run along half a cosine.
-        warmup: optimiser steps over which the learning rate rises linearly.
+        shape: Shape of one example: [1, 28, 28] for images, [D] for points.
+        objective: ``denoising``, ``sliced`` or ``explicit``. ``explicit`` allows at most 32 dimensions.
+        sigma_max: The largest noise level, on the scale of the points, or of images in [-1, 1].
+        sigma_min: The smallest noise level, on the same scale.
+        num_sigmas: Number of noise levels. 1 has ``sigma_min`` alone. 0 has no noise. ``denoising`` needs at least 1.
+        weights: Weights of the levels: ``edm`` or ``ncsn``.
+        projections: M, directions per example for ``sliced``.
+        variance_reduced: Whether ``sliced`` replaces (v' s)^2 by || s ||^2.
+        hidden: Widths of the hidden layers of the network for points.
+        widths: Channels of the levels of the U-Net for images, multiples of 8.
+        blocks: Residual blocks per level.
+        patch: Side of the pixel blocks that are folded into channels.
+        lr: Adam's learning rate after ``warmup`` steps. It falls to 0 at the end of the run along half a cosine.
+        warmup: Optimiser steps over which the learning rate rises linearly.
 
     Raises:
-        UserError: for a value outside these.
+        UserError: If an argument has a value that is not allowed.
     """
 
     def __init__(
@@ -155,28 +166,28 @@ class Score(L.LightningModule):
         check_unet(widths, blocks, patch)
         shape, hidden, widths = list(shape), list(hidden), list(widths)
         if shape != [1, 28, 28] and (len(shape) != 1 or type(shape[0]) is not int or shape[0] < 1):
-            raise UserError(f"shape must be [1, 28, 28], or [D] of points, got {shape}")
+            raise UserError(f"shape must be [1, 28, 28] for images or [D] for points, got {shape}")
         check_choice("objective", objective, OBJECTIVES)
         check_positive("sigma_max", sigma_max)
         check_positive("sigma_min", sigma_min)
-        check_whole("num_sigmas", num_sigmas, least=0)
+        check_integer("num_sigmas", num_sigmas, least=0)
         if sigma_min >= sigma_max and num_sigmas > 1:
             raise UserError(f"sigma_min must be below sigma_max, got {sigma_min} and {sigma_max}")
         if objective == "denoising" and num_sigmas == 0:
-            raise UserError("denoising needs a noise level to take away: num_sigmas must be at least 1, got 0")
+            raise UserError("num_sigmas must be at least 1 for objective=denoising, got 0")
         check_choice("weights", weights, WEIGHTS)
-        check_whole("projections", projections)
+        check_integer("projections", projections)
         check_flag("variance_reduced", variance_reduced)
         if objective == "explicit" and math.prod(shape) > LARGEST_TRACE:
             raise UserError(
-                f"objective=explicit takes a backward pass for each of {math.prod(shape)} dimensions and is for "
-                f"{LARGEST_TRACE} at most: take sliced or denoising"
+                f"shape {shape} has {math.prod(shape)} dimensions, and objective=explicit allows at most "
+                f"{LARGEST_TRACE}: use sliced or denoising"
             )
         check_positive("lr", lr)
-        check_whole("warmup", warmup, least=0)
+        check_integer("warmup", warmup, least=0)
         self.save_hyperparameters()
         sigmas = noise_levels(sigma_max if num_sigmas > 1 else sigma_min, sigma_min, num_sigmas)
-        self.register_buffer("sigmas", sigmas.float(), persistent=False)  # a function of the hyperparameters
+        self.register_buffer("sigmas", sigmas.float(), persistent=False)  # the hyperparameters give it
         self.images = len(shape) == 3
         if self.images:
             self.net = UNet(1, widths, blocks, patch).to(memory_format=torch.channels_last)
@@ -185,30 +196,30 @@ class Score(L.LightningModule):
 
     @property
     def num_steps(self) -> int:
-        """L, how many noise levels the loss is one of."""
+        """Number of noise levels L."""
         return len(self.sigmas)
 
     @takes(x=noisy)
     def forward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """s(x, sigma), the score at ``x`` (B, ...) of data blurred by N(0, sigma^2 I), ``sigma`` (B,).
+        """Return s(x, sigma), (B, ...), the score of data with added noise N(0, sigma^2 I) at ``x``; ``sigma`` is (B,).
 
-        Images are in [-1, 1] here. Without a ladder s(x), and ``sigma`` is not looked at.
+        Images are in [-1, 1] here. A model without noise levels returns s(x) and ignores ``sigma``.
         """
         if not len(self.sigmas):
             return at_least_float32(self.net(x, torch.zeros(len(x), device=x.device)))
         if sigma is None:
-            raise UserError("the score of a model with noise levels is that at one of them: give sigma, (B,)")
-        # The network sees where log sigma lies on the ladder, 0 to 1000; a single level lies at 0.
+            raise UserError("sigma is missing, and this model has noise levels: give sigma, (B,)")
+        # The network sees log sigma, rescaled from the range of the levels to 0 .. 1000. A single level is at 0.
         low, high = math.log(self.hparams.sigma_min), math.log(max(self.hparams.sigma_max, 2 * self.hparams.sigma_min))
         t = (sigma.log() - low) / (high - low) * 1000
         sigma = sigma.view(-1, *[1] * (x.ndim - 1))
         scale = (1 + sigma**2).sqrt()
         return at_least_float32(self.net(x / scale, t)) / (sigma * scale) - x / scale**2
 
-    # Training: everything random in one draw, then a plain function.
+    # Training: noise() draws all random numbers, and losses() is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, objective: str | None = None) -> Noise:
-        """``level`` (B,), 0 .. L-1, and ``eps`` (B, ...) of a ladder; ``v`` (B, M, ...) of ``sliced``."""
+        """Draw ``level`` (B,), 0 .. L-1, and ``eps`` (B, ...) for noise levels; ``v`` (B, M, ...) for ``sliced``."""
         x, objective = batch[0], self.hparams.objective if objective is None else objective
         where = x.device if generator is None else generator.device
         noise = {}
@@ -222,7 +233,7 @@ class Score(L.LightningModule):
         return noise
 
     def losses(self, batch, noise: Noise, objective: str | None = None, reduced: bool | None = None) -> Tensor:
-        """The weighted objective of each example, per dimension; (B,)."""
+        """Return the weighted objective of each example, (B,), per dimension."""
         objective = self.hparams.objective if objective is None else objective
         x = 2 * batch[0] - 1 if self.images else batch[0]
         score, weight = self.forward, 1.0
@@ -233,14 +244,14 @@ class Score(L.LightningModule):
             if objective == "denoising":
                 return weight * denoising_loss(x, sigma, noise["eps"], score) / x[0].numel()
             x = x + sigma.view(-1, *[1] * (x.ndim - 1)) * noise["eps"]
-        with sdpa_kernel(SDPBackend.MATH):  # the attention that can be differentiated twice
+        with sdpa_kernel(SDPBackend.MATH):  # the attention backend that allows second derivatives
             if objective == "explicit":
                 return weight * explicit_loss(x, score) / x[0].numel()
             reduced = self.hparams.variance_reduced if reduced is None else reduced
             return weight * sliced_loss(x, noise["v"], score, reduced) / x[0].numel()
 
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """``loss``: the objective of images in [0, 1] or points, (B, ...), per dimension, averaged over the batch."""
+        """Return ``loss``, the mean objective per dimension, for a batch of images in [0, 1] or points, (B, ...)."""
         return {"loss": self.losses(batch, self.noise(batch, generator=generator)).mean()}
 
     def training_step(self, batch, batch_idx):
@@ -260,14 +271,14 @@ class Score(L.LightningModule):
 
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
-        total, warmup = max(1, self.trainer.estimated_stepping_batches), self.hparams.warmup  # infinite for -1 epochs
+        total, warmup = max(1, self.trainer.estimated_stepping_batches), self.hparams.warmup  # inf if max_epochs=-1
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: half_cosine(step, total, warmup))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "score"
 
-    # What it is for.
+    # Use of a trained model.
 
     @torch.no_grad()
     def sample(
@@ -281,37 +292,39 @@ class Score(L.LightningModule):
         adjusted: bool = False,
         frames: int | None = None,
     ) -> Tensor:
-        """Draw ``n`` examples by Langevin dynamics, annealed where there is a ladder of noise levels.
+        """Draw ``n`` samples by Langevin dynamics, annealed if there are at least two noise levels.
 
         Args:
-            steps: at each level, by default 5 for images and 100 for points; with one level or none 1000.
-            step_size: e / sigma^2, by default :func:`best_step_size` for images and 0.05 for points; with
-                one level or none e itself, by default 0.14 D / E|s(x)|^2 where the chains begin, a seventh of the
-                variance of data N(0, s^2 I).
-            denoise: take the last level's noise away at the end; without levels there is none.
-            adjusted: accept each step by Metropolis and Hastings, from the integral of the score: four more evaluations
-                a step. A learned score need not be a gradient, and then that integral depends on its path.
-            frames: None, or how many moments of the way to return, at least 2, the last its end: (n, frames, ...).
+            steps: Langevin steps at each level, by default 5 for images and 100 for points. With one level or none, the
+                default is 1000.
+            step_size: e / sigma^2, by default :func:`best_step_size` for images and 0.05 for points. With one level or
+                none it is e, by default 0.14 D / E|s(x)|^2 at the start. For N(0, s^2 I) data this is 0.14 s^2.
+            denoise: Remove the noise of the last level at the end. Has no effect without noise levels.
+            adjusted: Accept each step by Metropolis-Hastings. The change of log p is the integral of the score along
+                the step, which takes four more evaluations. If the learned score is not a gradient, the integral
+                depends on the path.
+            frames: Number of evenly spaced intermediate states to return, at least 2, as (n, frames, ...). The last is
+                the sample. None returns the sample alone.
 
         Returns:
-            (n, 1, 28, 28) images in [0, 1]; (n, D) points.
+            Images (n, 1, 28, 28) in [0, 1], or points (n, D).
 
         Raises:
-            UserError: for values outside these.
+            UserError: If an argument has a value that is not allowed, or if a chain becomes NaN or infinite.
         """
         steps = self._default_steps if steps is None else steps
-        check_whole("steps", steps)
+        check_integer("steps", steps)
         if frames is not None:
-            check_whole("frames", frames, least=2)
+            check_integer("frames", frames, least=2)
             total = len(self.sigmas) if len(self.sigmas) > 1 else steps
             if frames > total:
-                raise UserError(f"there are {total} moments to show, fewer than {frames} frames")
+                raise UserError(f"frames must be at most {total}, the number of states of a chain, got {frames}")
         how = {"denoise": denoise, "adjusted": adjusted, "generator": generator}
-        moments, _ = self.chains(n, steps=steps, step_size=step_size, **how)
-        x = moments[-1]
+        states, _ = self.chains(n, steps=steps, step_size=step_size, **how)
+        x = states[-1]
         if frames is not None:
-            kept = torch.linspace(0, len(moments) - 1, frames, dtype=torch.float64).round().long().tolist()
-            x = torch.stack([moments[k] for k in kept], 1)
+            kept = torch.linspace(0, len(states) - 1, frames, dtype=torch.float64).round().long().tolist()
+            x = torch.stack([states[k] for k in kept], 1)
         return (x / 2 + 0.5).clamp(0, 1) if self.images else x
 
     @torch.no_grad()
@@ -325,18 +338,21 @@ class Score(L.LightningModule):
         adjusted: bool = False,
         generator: torch.Generator | None = None,
     ) -> tuple[list[Tensor], list[float]]:
-        """Where the ``n`` chains of :meth:`sample` are after each level, or each step without a ladder, and the share
-        of steps taken there, which is 1 unless they are ``adjusted``; images are in [-1, 1]."""
+        """Return the states of the ``n`` chains of :meth:`sample` and the fractions of accepted steps.
+
+        Both lists have one entry for each level, or for each step with one level or none. Images are in [-1, 1]. The
+        fractions are 1 unless ``adjusted`` is true.
+        """
         levels = len(self.sigmas)
         steps = self._default_steps if steps is None else steps
-        check_whole("steps", steps)
+        check_integer("steps", steps)
         check_flag("denoise", denoise)
         check_flag("adjusted", adjusted)
-        # As wide as data of variance 1 blurred by the first level.
+        # The standard deviation of data of variance 1 plus the noise of the first level.
         start = float((1 + self.sigmas[0] ** 2).sqrt()) if levels else 1.0
         if step_size is None:
             if levels > 1:
-                # Few steps are made long, for the variance to come right; many need not be, and their error is small.
+                # With few steps, the step size must give the right variance. With many, a small one has a small bias.
                 ratio = float(self.sigmas[0] / self.sigmas[1])
                 step_size = best_step_size(ratio, steps) if self.images else 0.05
             else:
@@ -344,45 +360,44 @@ class Score(L.LightningModule):
         check_positive("step_size", step_size)
         x = start * randn(n, *self.hparams.shape, generator=generator, device=self.device)
         if levels > 1:
-            way = annealed_langevin_steps(
+            run = annealed_langevin_steps(
                 self, x, self.sigmas, steps, step_size, denoise, adjusted, generator=generator
             )
-            moments, taken = zip(*tracked(way, "annealing", "level", total=levels), strict=True)
+            states, taken = zip(*tracked(run, "annealing", "level", total=levels), strict=True)
         else:
-            way = langevin_steps(self._score_of_data, x, steps, step_size, adjusted, generator=generator)
-            moments, taken = zip(*tracked(way, "Langevin", total=steps), strict=True)
+            run = langevin_steps(self._score_of_data, x, steps, step_size, adjusted, generator=generator)
+            states, taken = zip(*tracked(run, "Langevin", total=steps), strict=True)
             if levels and denoise:
-                x = moments[-1]
-                moments = (*moments[:-1], x + self.sigmas[-1] ** 2 * self._score_of_data(x))
-        if not moments[-1].isfinite().all():
+                x = states[-1]
+                states = (*states[:-1], x + self.sigmas[-1] ** 2 * self._score_of_data(x))
+        if not states[-1].isfinite().all():
             raise UserError(
-                f"a chain of step_size {step_size:.3g} has run off to infinity: take a smaller one, or noise levels "
-                "nearer to the data's own size"
+                f"a chain became NaN or infinite with step_size={step_size:.3g}: use a smaller step_size, or noise "
+                "levels closer to the scale of the data"
             )
-        return list(moments), list(taken)
+        return list(states), list(taken)
 
     @property
     def _default_steps(self) -> int:
         return (5 if self.images else 100) if len(self.sigmas) > 1 else 1000
 
     def _score_of_data(self, x: Tensor) -> Tensor:
-        """s(x) of a model with one noise level or none."""
+        """Return s(x) of a model with one noise level or none."""
         return self(x, self.sigmas.expand(len(x)) if len(self.sigmas) else None)
 
     def _stable_step(self, start: float) -> float:
-        # Of N(0, s^2 I) the mean square of the score is D / s^2. Fixed points, so that it is the same for every chunk.
+        # For N(0, s^2 I), E|s(x)|^2 = D / s^2. The points are fixed, so every chunk of samples has the same step size.
         shape = (16 if self.images else 256, *self.hparams.shape)
         x = start * randn(*shape, generator=chunk_generator(0, 0), device=self.device)
         return 0.14 * x[0].numel() / max(1e-6, float(self._score_of_data(x).flatten(1).square().sum(1).mean()))
 
-    # How its gradient can be estimated.
+    # Gradient estimators.
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """The objective's own, and what estimates the same gradient otherwise.
+        """Return the estimators that have the same expected gradient as the model's objective.
 
-        ``denoising`` has its own alone, named so. ``sliced`` has ``sliced`` and ``sliced_reduced``, with (v' s)^2 and
-        with || s ||^2, at the model's number of projections, and up to 32 dimensions ``explicit``, by the exact trace;
-        ``explicit`` has all three.
+        A ``denoising`` model has only ``denoising``. Other models have ``sliced`` with (v' s)^2 and ``sliced_reduced``
+        with || s ||^2, at the model's ``projections``. Up to 32 dimensions they also have ``explicit``.
         """
         params = dict(self.named_parameters())
 
@@ -390,8 +405,8 @@ class Score(L.LightningModule):
             def loss(batch, noise: Noise) -> Tensor:
                 return self.losses(batch, noise, objective, reduced).mean()
 
-            # Images go through a U-Net, whose memory order torch does not batch.
             noise = partial(self.noise, objective=objective)
+            # torch.func.vmap does not support the U-Net's memory format, channels_last.
             return GradientEstimator.of(self, name, params, noise, loss, batched=not self.images)
 
         if self.hparams.objective == "denoising":

@@ -1,40 +1,45 @@
-"""Skip-gram: vectors of words that predict the words around them, learned by telling text from noise.
+"""Skip-gram: word vectors that predict the neighbouring words, learned by telling text from noise.
 
-Mikolov et al. 2013a, arXiv:1301.3781 and 2013b, arXiv:1310.4546 (word2vec, negative sampling); Mnih & Teh 2012,
-arXiv:1206.6426, and Mnih & Kavukcuoglu 2013 (NCE); seed 000, "Noise Contrastive Estimation"; seed 004, 15.1
-(perplexity).
+Papers: Mikolov et al. 2013a, arXiv:1301.3781, and 2013b, arXiv:1310.4546 (word2vec, negative sampling); Mnih & Teh
+2012, arXiv:1206.6426, and Mnih & Kavukcuoglu 2013 (NCE). Lecture notes: [Xu18b], "Noise Contrastive Estimation", and
+[DSL 15.1] (perplexity). docs/references.md explains the keys in brackets.
 
-    p(w | c) = exp(s(w, c)) / Z_c        s(w, c) = u_w' v_c + b_w
-    c a word of the text, w one of those within its reach (datamodules/text.py)
+A pair is a word c of the text, the centre, and a word w in its window (datamodules/text.py). The model is
 
-    nce                   -log sigma(s - log k q) of (c, w), - log sigma(log k q - s) of each of k noise words w_i ~ q
-    negative_sampling     the same without log k q and without b: vectors, not probabilities
-    importance_sampling   -log p(w | c), Z_c estimated from the noise words
-    softmax               -log p(w | c), Z_c summed over the vocabulary
+    p(w | c) = exp(s(w, c)) / Z_c,    s(w, c) = u_w' v_c + b_w                                  SkipGram.scores
 
-The objectives are in zoo/functional/contrastive.py. NCE's probabilities sum to about one by themselves: log Z_c is
-logged.
+The objectives are in zoo/functional/contrastive.py. All but softmax draw k noise words w_i ~ q, with scores s_i:
 
-Symbols: v_c input vectors (V, D), u_w output vectors (V, D), b_w output biases (V,); q noise distribution, unigram
-counts to the power alpha; k noise words per pair. All in nats per pair.
-Logged: {train,val,test}/loss, the objective; {val,test}/nll, -log p(w | c) summed over the whole vocabulary, and
-/perplexity, its exponential; /log_Z and /log_Z_sd, mean and standard deviation of log Z_c over the words of the text;
-all four of rows spread over the held-out text.
+    nce                   -log sigma(s - log k q) - sum_i log sigma(log k q - s_i)              nce_loss
+    negative_sampling     the same without log k q and b; no probabilities                      nce_loss
+    importance_sampling   -log p(w | c), with Z_c estimated from the noise words                importance_sampled_loss
+    softmax               -log p(w | c), with Z_c summed over the vocabulary                    softmax_loss
+
+NCE learns probabilities that sum to about 1 without normalisation. The logged log Z_c shows how closely.
+
+Symbols:
+    v_c, u_w, b_w   input vectors (V, D), output vectors (V, D) and output biases (V,) of V words
+    q, k            noise distribution (unigram counts to the power alpha, normalised) and noise words per pair
+
+Logged with the prefixes train/ (only ``loss``), val/ and test/, in nats per pair:
+    loss              the objective
+    nll, perplexity   mean of -log p(w | c) with Z_c summed over the whole vocabulary, and exp(nll)
+    log_Z, log_Z_sd   mean and standard deviation of log Z_c over centres
+All but ``loss`` are measured on about 256 rows, spread evenly over the held-out text. Negative sampling's scores are
+normalised for this.
 
 Differs from the papers:
-- The 32 centres of a row share M = ``shared_noise`` noise words, each counted k / M times: the expected gradient is
-  that of k words per pair, and matrix products replace look-ups. Importance sampling estimates Z_c from all M.
-  ``shared_noise=0`` draws k for every pair, as word2vec does.
-- Gradients of a batch are taken at once and summed over its pairs; word2vec takes one pair after the other. Against
-  sums of many that overshoot, the learning rate of a word of which a step has n pairs on average is at most
-  ``LONGEST_STEP`` / n; for output vectors the k noise words of each pair count as pairs. With subsampling that
-  concerns some of the most frequent words; in a vocabulary of a few, all. It makes no learning rate safe: vectors that
-  grow long still diverge under a large one.
-- Input vectors begin sqrt(D) times as large as word2vec's, from which NCE leaves the scores of the biases late: on
-  65,000 words, 15 epochs end at 6.94 nats per held-out pair so, and at 6.73 as here.
-- Windows reach over the places of words left out by subsampling and for rarity, as in word2vec.
-- Negative sampling has no biases. Those of the other objectives begin at the log frequency of words in training pairs,
-  where s = b has Z_c = 1.
+- The 32 centres of a row share M = ``shared_noise`` noise words, each with the weight k / M. The expected gradient is
+  the same as with k words per pair. Matrix products replace look-ups. Importance sampling estimates Z_c from all M.
+  ``shared_noise=0`` draws k words for every pair, as word2vec does.
+- A step sums the gradients of all pairs of a batch. word2vec takes one pair after the other. Sums over many pairs can
+  overshoot. The learning rate of a word with n expected pairs per step is therefore at most ``LONGEST_STEP`` / n. For
+  output vectors, noise words also count as pairs. With subsampling, this limits some of the most frequent words. In a
+  vocabulary of a few words, it limits all. Large learning rates can still diverge.
+- Input vectors start sqrt(D) times larger than in word2vec. From word2vec's start, NCE takes long to improve on the
+  biases: after 15 epochs on 65,000 words, it has 6.94 nats per held-out pair. From this start it has 6.73.
+- Windows are formed after rare and subsampled words are removed, as in word2vec.
+- Negative sampling has no biases. Other biases start at the log frequency of words in pairs, so s = b and Z_c = 1.
 """
 
 import math
@@ -48,42 +53,44 @@ from torch import Tensor, nn
 
 from zoo.checks.capabilities import TextData
 from zoo.checks.errors import UserError
-from zoo.checks.inputs import checks_inputs, rows_of_text, takes, whole_numbers_below
+from zoo.checks.inputs import checks_inputs, integers_below, rows_of_text, takes
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole
+from zoo.checks.values import check_choice, check_integer, check_not_negative, check_positive
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional import contrastive
 from zoo.functional.contrastive import ROW, HeldOut, Lookup, NoiseDistribution, Rows, UnknownWord, dense, sparse
 from zoo.functional.densities import at_least_float32
 from zoo.functional.noise import chunk_generator
-from zoo.functional.precision import never_rounded
+from zoo.functional.precision import keep_float32
+from zoo.nets.description import described
 from zoo.training.files import save_word2vec
 
 OBJECTIVES = ("nce", "negative_sampling", "importance_sampling", "softmax")
-LEAST_RATE = 1e-4  # share of the learning rate that is left at the end of a run
-LONGEST_STEP = 1.0  # learning rate times pairs of one word that a step adds up, at most
+LEAST_RATE = 1e-4  # fraction of the learning rate at the end of a run
+LONGEST_STEP = 1.0  # largest product of the learning rate and the pairs of one word in a step
 PUBLISHED_WORDS = 20_000
-A_WORD = whole_numbers_below(lambda self: len(self.words), axes=0)
-EXACT_ROWS = 256  # of a validation, about, spread evenly over the text: for them the whole vocabulary is summed
+A_WORD = integers_below(lambda self: len(self.words), axes=0)
+EXACT_ROWS = 256  # approximate number of held-out rows on which Z_c is summed over the whole vocabulary
 
 
+@described
 @accepts_old_form("noise", "loss")
 @checks_inputs(batch=rows_of_text)
-@never_rounded("noise_log_q", "noise_share", "share_input", "share_output")
+@keep_float32("noise_log_q", "noise_share", "share_input", "share_output")
 class SkipGram(L.LightningModule):
-    """The model, its training and its uses. The vocabulary is that of the data, or of the weights that are loaded.
+    """Skip-gram model of words. Its vocabulary comes from the training data or from loaded weights.
 
     Args:
-        objective: ``nce``, ``negative_sampling``, ``importance_sampling`` or ``softmax``, which sums over the
-            vocabulary for every pair and is for small ones.
-        dim: D.
+        objective: ``nce``, ``negative_sampling``, ``importance_sampling`` or ``softmax``. ``softmax`` sums over the
+            vocabulary for every pair, so it suits small vocabularies.
+        dim: D, dimensions of the vectors.
         num_noise: k, noise words per pair.
-        alpha: the power of the unigram counts that the noise is drawn by, 0 (uniform) to 1.
-        shared_noise: M, noise words that the centres of a row share; 0 gives each pair its own k.
-        lr: of stochastic gradient descent, for one pair; it falls to nothing along a line.
+        alpha: Power of the unigram counts in the noise distribution, 0 (uniform) to 1.
+        shared_noise: M, noise words that the centres of a row share. 0 draws k separate words for each pair.
+        lr: Learning rate of SGD per pair. It falls linearly to 1e-4 of this value.
 
     Raises:
-        UserError: for a value outside these.
+        UserError: If an argument has a value that is not allowed.
     """
 
     def __init__(
@@ -97,22 +104,22 @@ class SkipGram(L.LightningModule):
     ):
         super().__init__()
         check_choice("objective", objective, OBJECTIVES)
-        check_whole("dim", dim)
-        check_whole("num_noise", num_noise)
+        check_integer("dim", dim)
+        check_integer("num_noise", num_noise)
         check_not_negative("alpha", alpha)
         if alpha > 1:
             raise UserError(f"alpha must be at most 1, got {alpha!r}")
-        check_whole("shared_noise", shared_noise, least=0)
+        check_integer("shared_noise", shared_noise, least=0)
         check_positive("lr", lr)
         self.save_hyperparameters()
         self.words: list[str] = []
         self.held_out = HeldOut()
-        self.register_load_state_dict_pre_hook(_make_room)
+        self.register_load_state_dict_pre_hook(_take_vocabulary)
 
     def make_vocabulary(self, words: list[str], counts: Tensor, keep: Tensor) -> None:
-        """Begin anew with ``words``, of which ``counts`` (V,) are in the text and the share ``keep`` (V,) trained on.
+        """Create vectors for ``words``, from their ``counts`` (V,) and the fractions ``keep`` (V,) after subsampling.
 
-        Input vectors begin uniform within 1 / (2 sqrt(D)) of 0, output vectors at 0.
+        Input vectors start uniform in [-1 / (2 sqrt(D)), 1 / (2 sqrt(D))], and output vectors at 0.
         """
         V, D = len(words), self.hparams.dim
         frequency = counts.double() * keep.double()
@@ -120,14 +127,14 @@ class SkipGram(L.LightningModule):
         if self.hparams.objective != "negative_sampling":
             begin["bias"] = (frequency / frequency.sum()).log().float()[:, None]
         tables = {name: nn.Embedding.from_pretrained(table, freeze=False) for name, table in begin.items()}
-        self._hold(contrastive.spelled(words), counts.long(), tables)
+        self._register_vocabulary(contrastive.encode_words(words), counts.long(), tables)
 
-    def _hold(self, spelling: Tensor, counts: Tensor, tables: dict[str, nn.Embedding]) -> None:
+    def _register_vocabulary(self, spelling: Tensor, counts: Tensor, tables: dict[str, nn.Embedding]) -> None:
         self.register_buffer("spelling", spelling)
         self.register_buffer("counts", counts.clone())
         for name, table in tables.items():
             setattr(self, name, table)
-        self.words = contrastive.words_of(spelling)
+        self.words = contrastive.decode_words(spelling)
         self.index = {word: i for i, word in enumerate(self.words)}
         noise = NoiseDistribution.of(self.counts.cpu().double() ** self.hparams.alpha)
         for name, values in noise._asdict().items():
@@ -135,16 +142,16 @@ class SkipGram(L.LightningModule):
 
     @property
     def tables(self) -> dict[str, nn.Embedding]:
-        """``input`` (V, D), ``output`` (V, D) and ``bias`` (V, 1), those of them that this model has."""
+        """Return the tables that this model has: ``input`` (V, D), ``output`` (V, D) and ``bias`` (V, 1)."""
         return {name: m for name, m in self.named_children() if isinstance(m, nn.Embedding)}
 
     @property
     def predicts(self) -> bool:
-        """Whether there are output vectors; published weights have none."""
+        """Whether the model has output vectors. Published weights have none."""
         return "output" in self.tables
 
     def limit_rates(self, pairs: float, frequency: Tensor) -> None:
-        """Prepare for steps of ``pairs`` pairs, on average, of words that come with ``frequency`` (V,)."""
+        """Set each word's fraction of ``lr``, for steps of ``pairs`` expected pairs and words of ``frequency`` (V,)."""
         q = self.q.log_q.cpu().double().exp()
         noise = 0 if self.hparams.objective == "softmax" else self.hparams.num_noise * q
         for name, expected in {"input": pairs * frequency, "output": pairs * (frequency + noise)}.items():
@@ -155,33 +162,29 @@ class SkipGram(L.LightningModule):
         data = self.trainer.datamodule
         if not isinstance(data, TextData):
             raise UserError(
-                "SkipGram is trained with fit(model, datamodule=...): it takes its words from zoo.datamodules.Text"
+                "SkipGram is trained with fit(model, datamodule=...): give a zoo.datamodules.Text, which has its words"
             )
         counts = torch.from_numpy(data.corpus.counts)
         if not self.words:
             self.make_vocabulary(data.corpus.words, counts, data.keep)
         self.check_vocabulary(data.corpus.words)
-        # DistributedDataParallel asks the modules. NCCL reduces only dense gradients; a whole softmax has no others.
+        # DDP reads ``sparse`` from the modules. NCCL reduces only dense gradients. softmax has only dense gradients.
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         for table in self.tables.values():
             table.sparse = on_cpu and self.hparams.objective != "softmax"
         kept = counts.double() * data.keep.double()
         rows = data.hparams.batch_size * self.trainer.accumulate_grad_batches
-        pairs = rows * ROW * (data.hparams.window + 1)  # (1 + window) / 2 to either side, on average
+        pairs = rows * ROW * (data.hparams.window + 1)  # (1 + window) / 2 per side, on average
         self.limit_rates(pairs, kept / kept.sum())
 
     def check_vocabulary(self, words: list[str]) -> None:
-        """Refuse a text of other ``words`` than the model's, and weights that can predict none.
-
-        Raises:
-            UserError: saying which.
-        """
+        """Raise UserError unless the model has output vectors and exactly the ``words`` of a text."""
         if not self.predicts:
-            raise UserError("these weights are input vectors alone, which predict nothing: take those of a run")
+            raise UserError("these weights have no output vectors and cannot predict words: use a checkpoint of a run")
         if self.words != words:
             raise UserError(
-                f"the model has a vocabulary of {len(self.words):,} words, and the text another one, of "
-                f"{len(words):,}: choose the text and the options that it was trained with"
+                f"the model has a vocabulary of {len(self.words):,} words, and the text a different one of "
+                f"{len(words):,}: use the text and data options of its training"
             )
 
     @property
@@ -193,31 +196,31 @@ class SkipGram(L.LightningModule):
 
     @takes(centres=A_WORD, words=A_WORD)
     def scores(self, centres: Tensor, words: Tensor, lookup: Lookup = dense) -> Tensor:
-        """s(w, c) of every centre (B, C) and every word (B, M) of a row, (B, C, M)."""
+        """Return s(w, c), (B, C, M), for every centre (B, C) and every word (B, M) of a row."""
         v, u = (at_least_float32(lookup(*t)) for t in ((self.input.weight, centres), (self.output.weight, words)))
         s = v @ u.transpose(-1, -2)
         return s + lookup(self.bias.weight, words).transpose(-1, -2) if "bias" in self.tables else s
 
     @takes(centres=A_WORD)
     def all_scores(self, centres: Tensor) -> Tensor:
-        """s(w, c) of centres (...) and the whole vocabulary, (..., V)."""
+        """Return s(w, c), (..., V), for centres (...) and the whole vocabulary."""
         s = at_least_float32(self.input.weight[centres]) @ at_least_float32(self.output.weight).T
         return s + self.bias.weight[:, 0] if "bias" in self.tables else s
 
     def pair_losses(
         self, rows: Rows, noise: Tensor, objective: str, k: int, lookup: Lookup = dense
     ) -> tuple[Tensor, Tensor]:
-        """The objective of each centre and each word around it, nats, and which of these are pairs.
+        """Return the objective of each centre and each word around it, nats, and which of these are pairs.
 
         Args:
-            rows: see datamodules/text.py.
-            noise: noise words of each row, (B, M), or of each pair, (B, 32, 2 window + 1, k).
+            rows: Rows of words (datamodules/text.py).
+            noise: Noise words of each row, (B, M), or of each pair, (B, 32, 2 window + 1, k).
 
         Returns:
-            (B, 32, 2 window + 1), and the same as booleans.
+            Losses (B, 32, 2 window + 1), and booleans of the same shape, true for pairs.
         """
-        centres, _, taken = contrastive.within_reach(rows)
-        centres, words = centres.clamp(min=0), rows.words.clamp(min=0)  # where there is none, nothing is taken
+        centres, _, taken = contrastive.pairs_in_window(rows)
+        centres, words = centres.clamp(min=0), rows.words.clamp(min=0)  # -1 is no word, and taken is false there
         n, own = words.shape[1], noise.ndim == 4
         every = self.scores(centres, words if own else torch.cat([words, noise], 1), lookup)
         s = contrastive.around_each(every, taken.shape[-1])
@@ -225,26 +228,25 @@ class SkipGram(L.LightningModule):
             return contrastive.softmax_loss(s, self.all_scores(centres)[:, :, None]), taken
         if own:
             u = at_least_float32(lookup(self.output.weight, noise))
-            s_noise = (u @ at_least_float32(lookup(self.input.weight, centres))[:, :, None, :, None])[
-                ..., 0
-            ]  # (..., k)
+            v = at_least_float32(lookup(self.input.weight, centres))[:, :, None, :, None]
+            s_noise = (u @ v)[..., 0]  # (..., k)
             s_noise = s_noise + lookup(self.bias.weight, noise)[..., 0] if "bias" in self.tables else s_noise
         else:
             s_noise, noise = every[:, :, None, n:], noise[:, None, None]  # (B, 32, 1, M), (B, 1, 1, M)
         log_q, log_q_noise = self.noise_log_q[words].unfold(-1, taken.shape[-1], 1), self.noise_log_q[noise]
         return contrastive.noise_loss(objective, s, s_noise, log_q, log_q_noise, k), taken
 
-    # Training: everything random in one draw, then a plain function.
+    # Training: noise() draws all random numbers, and pair_losses() is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, k: int | None = None) -> dict[str, Tensor]:
-        """``noise``: words for each row, (B, M), or for each pair, (B, 32, 2 window + 1, k), if none are shared."""
+        """Draw ``noise`` words: (B, M) for rows, or (B, 32, 2 window + 1, k) for pairs if ``shared_noise=0``."""
         words, k = batch[0], self.hparams.num_noise if k is None else k
         window = (words.shape[1] - ROW) // 2
         own = (ROW, 2 * window + 1, k) if self.hparams.shared_noise == 0 else (self.hparams.shared_noise,)
         return {"noise": self.q.draw(len(words), *own, generator=generator)}
 
     def loss(self, batch, *, generator: torch.Generator | None = None, lookup: Lookup = dense) -> dict[str, Tensor]:
-        """``loss``: the objective of the pairs of a batch, nats per pair; ``pairs``: how many there are."""
+        """Return ``loss``, the mean objective of the pairs of a batch, nats per pair, and ``pairs``, their number."""
         noise = self.noise(batch, generator=generator)["noise"]
         objective, k = self.hparams.objective, self.hparams.num_noise
         losses, taken = self.pair_losses(Rows(*batch), noise, objective, k, lookup)
@@ -254,7 +256,7 @@ class SkipGram(L.LightningModule):
     def training_step(self, batch, batch_idx):
         terms = self.loss(batch, lookup=sparse if self.input.sparse else dense)
         self.log("train/loss", terms["loss"], prog_bar=True)
-        # The rate is that of one pair: a step adds up what its pairs ask for, no mean over processes and batches.
+        # lr is per pair, so a step needs the sum over pairs. Lightning averages over processes and accumulated batches.
         return terms["loss"] * terms["pairs"] * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, optimizer):
@@ -271,15 +273,15 @@ class SkipGram(L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(LEAST_RATE, 1 - step / total))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    # Measuring.
+    # Evaluation.
 
     @torch.no_grad()
     def pair_log_likelihood(self, batch) -> tuple[Tensor, Tensor]:
-        """log p(w | c) of each pair, summed over the whole vocabulary, and log Z_c of each centre; nats, (P,) and (n,).
+        """Return log p(w | c) of each pair, (P,), and log Z_c of each centre, (n,), nats.
 
-        For negative sampling, whose scores are no log probabilities, too: what they say when they are normalised.
+        Z_c is the sum over the whole vocabulary. It also normalises the scores of negative sampling.
         """
-        centres, around, taken = contrastive.within_reach(Rows(*batch))
+        centres, around, taken = contrastive.pairs_in_window(Rows(*batch))
         present = centres >= 0
         s = self.all_scores(centres[present])  # (n, V)
         log_Z = s.logsumexp(-1)
@@ -294,16 +296,16 @@ class SkipGram(L.LightningModule):
         batches = self.trainer.num_test_batches if stage == "test" else self.trainer.num_val_batches
         every = max(1, int(batches[0]) * at_once // EXACT_ROWS)
         first = batch_idx * at_once + self.global_rank
-        number = first + world_size * torch.arange(len(batch[0]))  # in the text's order
+        number = first + world_size * torch.arange(len(batch[0]))  # of the row, in the order of the text
         chosen = (number % every == 0).nonzero()[:, 0].to(self.device)
-        for row in chosen.split(1):  # 32 centres times the vocabulary are much already
+        for row in chosen.split(1):  # one row at a time limits memory to (32, V)
             self.held_out.update(*self.pair_log_likelihood([t[row] for t in batch]))
 
     def test_step(self, batch, batch_idx):
         self.validation_step(batch, batch_idx, stage="test")
 
     def on_validation_epoch_start(self):
-        self.held_out.reset()  # an evaluation that was interrupted leaves its sums
+        self.held_out.reset()  # an interrupted evaluation leaves old sums
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -316,13 +318,13 @@ class SkipGram(L.LightningModule):
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "skipgram"
 
-    # What it is for.
+    # Use of a trained model.
 
     def number(self, word: str) -> int:
-        """The place of ``word`` in the vocabulary, 0 for the most frequent.
+        """Return the index of ``word`` in the vocabulary, 0 for the most frequent word.
 
         Raises:
-            UnknownWord: a KeyError, for a word that is not in it, with those that are spelled nearly so.
+            UnknownWord: A KeyError, if the vocabulary does not have ``word``. It lists words of similar spelling.
         """
         if not isinstance(word, str):
             raise UserError(f"a word must be a string, got {word!r}")
@@ -331,57 +333,58 @@ class SkipGram(L.LightningModule):
         return self.index[word]
 
     def vector(self, word: str) -> Tensor:
-        """The input vector of ``word``, (D,). Raises KeyError as :meth:`number` does."""
+        """Return the input vector of ``word``, (D,). Raise KeyError for an unknown word."""
         return self.input.weight[self.number(word)].detach()
 
     def nearest(self, word: str, n: int = 10) -> list[tuple[str, float]]:
-        """The ``n`` words whose input vectors have the largest cosine with that of ``word``, and these cosines.
+        """Return the ``n`` words nearest to ``word`` by the cosine of input vectors, with the cosines.
 
-        Raises:
-            KeyError: as :meth:`number` does.
+        Raise KeyError for an unknown word.
         """
         unit = self.unit_vectors()
         return self._most_similar(unit, unit[self.number(word)], [word], n)
 
     def analogy(self, a: str, b: str, c: str, n: int = 1) -> list[tuple[str, float]]:
-        """What is to ``c`` as ``b`` is to ``a``: queen, for man, woman, king.
+        """Return the words that are to ``c`` as ``b`` is to ``a``, such as queen for man, woman, king.
 
-        The words with the largest cosines with b - a + c, of vectors of length 1, other than these three (Mikolov et
-        al. 2013a), and these cosines. KeyError as :meth:`number` raises it.
+        These are the ``n`` words, other than the three, with the largest cosine with b - a + c, where vectors have
+        length 1 (Mikolov et al. 2013a). The cosines are also returned. Raise KeyError for an unknown word.
         """
         unit = self.unit_vectors()
         x, y, z = (unit[self.number(word)] for word in (a, b, c))
         return self._most_similar(unit, F.normalize(y - x + z, dim=0), [a, b, c], n)
 
     def unit_vectors(self) -> Tensor:
-        """The input vectors, scaled to length 1; (V, D)."""
+        """Return the input vectors, scaled to length 1, (V, D)."""
         return F.normalize(at_least_float32(self.input.weight.detach()), dim=1)
 
     def _most_similar(self, unit: Tensor, x: Tensor, besides: list[str], n: int) -> list[tuple[str, float]]:
-        check_whole("n", n)
+        check_integer("n", n)
         cosines = unit @ x
         cosines[[self.number(word) for word in besides]] = -math.inf
         top = cosines.topk(min(n, len(self.words) - len(set(besides))))
         return [(self.words[i], cosine) for cosine, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
 
     def export(self, path: str | Path, binary: bool = False) -> None:
-        """Write words and input vectors in the word2vec text or binary format: see zoo.training.files.save_word2vec."""
+        """Write words and input vectors in the word2vec text or binary format (zoo.training.files.save_word2vec)."""
         save_word2vec(self.words, self.input.weight, Path(path), binary)
 
     def published(self) -> dict[str, Tensor]:
-        """What is shipped of a trained model: the input vectors of its 20,000 most frequent words, as float16."""
+        """Return the weights to publish: input vectors of the 20,000 most frequent words, as float16."""
         return {
-            "spelling": contrastive.spelled(self.words[:PUBLISHED_WORDS]),
+            "spelling": contrastive.encode_words(self.words[:PUBLISHED_WORDS]),
             "counts": self.counts[:PUBLISHED_WORDS].clone(),
             "input.weight": self.input.weight.detach()[:PUBLISHED_WORDS].half(),
         }
 
-    # How its gradient can be estimated.
+    # Gradient estimators.
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """``softmax``, the gradient of the likelihood itself, without noise; ``nce_<k>`` at k = 1, 5 and 25, which
-        tends to it; ``importance_sampling``, of the shared noise words or else the model's k, likewise; and
-        ``negative_sampling`` at the model's k, which is another one."""
+        """Return ``softmax``, the exact gradient of the log likelihood, and estimators that draw noise words.
+
+        ``nce_1``, ``nce_5`` and ``nce_25`` approach it as k grows. So does ``importance_sampling``, at the model's
+        noise words. ``negative_sampling``, at the model's k, estimates a different gradient.
+        """
         params = dict(self.named_parameters())
 
         def estimator(name: str, objective: str, k: int) -> GradientEstimator:
@@ -397,19 +400,19 @@ class SkipGram(L.LightningModule):
         return {name: estimator(name, *kind) for name, kind in kinds.items()}
 
 
-def _make_room(model: SkipGram, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
-    """Before weights are loaded: a vocabulary as large as theirs, under the same spelling.
+def _take_vocabulary(model: SkipGram, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
+    """Give ``model`` the vocabulary of the weights in ``state_dict``, before they are loaded.
 
     Raises:
-        UserError: if the model has another one already.
+        UserError: If the model already has a different vocabulary.
     """
     if model.words and not torch.equal(state_dict.get(f"{prefix}spelling", model.spelling), model.spelling):
-        theirs = len(contrastive.words_of(state_dict[f"{prefix}spelling"]))
+        theirs = len(contrastive.decode_words(state_dict[f"{prefix}spelling"]))
         raise UserError(
-            f"the weights have a vocabulary of {theirs:,} words, and the text another one, of {len(model.words):,}: go "
-            "on with the text and the options that they were trained with"
+            f"the weights have a vocabulary of {theirs:,} words, and the text a different one of "
+            f"{len(model.words):,}: use the text and data options of their training"
         )
     if not model.words and f"{prefix}spelling" in state_dict:
         weights = {name: state_dict.get(f"{prefix}{name}.weight") for name in ("input", "output", "bias")}
         tables = {name: nn.Embedding(*weight.shape) for name, weight in weights.items() if weight is not None}
-        model._hold(state_dict[f"{prefix}spelling"].clone(), state_dict[f"{prefix}counts"], tables)
+        model._register_vocabulary(state_dict[f"{prefix}spelling"].clone(), state_dict[f"{prefix}counts"], tables)

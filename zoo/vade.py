@@ -1,51 +1,52 @@
-"""VaDE: a variational autoencoder whose prior is a mixture of Gaussians, so that its latents fall into clusters.
+"""VaDE: a variational autoencoder with a mixture of Gaussians as its prior, which clusters images without labels.
 
-Jiang, Zheng, Tan, Tang, Zhou, "Variational Deep Embedding", 2017, arXiv:1611.05148; seed 004 sec. 12.1.3, seed 002 P7.
+Jiang, Zheng, Tan, Tang, Zhou, "Variational Deep Embedding", 2017, arXiv:1611.05148.
+Lecture notes (docs/references.md): [DSL 12.1.3], [HW2 P7].
 
-    c           ~ Cat(pi)
-    z | c       ~ N(mu_c, diag exp(logvar_c))
-    x | z       ~ prod_d Bernoulli(x_d | sigmoid(logits_d(z)))
-    q(z | x)    = N(mu(x), diag exp(logvar(x)))
-    p(c | z)    = pi_c N(z | c) / sum_k pi_k N(z | k)                                  responsibilities
+    p(c) p(z | c)  = pi_c N(z | mu_c, diag exp(logvar_c)),  c in 0 .. K-1                      VaDE.mixture
+    p(x | z)       = prod_d Bernoulli(x_d | sigmoid(logits_d(z)))                              VaDE.log_px
+    q(z | x)       = N(z | mu(x), diag exp(logvar(x)))                                         VaDE.encode
+    p(c | z)       = pi_c N(z | c) / sum_k pi_k N(z | k)                                       VaDE.responsibilities
 
-The bound on log p(x) in three forms. gamma is a distribution over clusters; in the first two it may depend on z, in
-the third it may not:
+The bound of log p(x) has three forms. gamma is a distribution over clusters. In the mean field it may not depend on z.
 
     five terms  E_q[ log p(x|z) + sum_c gamma_c ( log p(z|c) + log pi_c - log gamma_c ) - log q(z|x) ]
     marginal    E_q[ log p(x|z) + log p(z) - log q(z|x) - KL( gamma || p(c|z) ) ],     p(z) = sum_c pi_c N(z | c)
     mean field  E_q[ log p(x|z) ] - sum_c gamma_c KL( q(z|x) || p(z|c) ) - KL( gamma || pi )
 
-zoo/functional/mixture.py computes the first and p(c | z), :func:`mean_field_negative_elbo` the third.
-The first two are equal at every z for every gamma, and largest at gamma = p(c|z), where the divergence is zero: this is
-the tightest, it is what val/loss and test/loss report. The mean field lies below it, whatever its gamma, and meets it
-at K = 1. Training maximises the mean field, as the paper does, with gamma = p(c | z = mu(x)): its gamma belongs to the
-image and not to the draw, so that it pulls every z drawn for an image, and with q(z | deformed x) every deformation of
-it, into one cluster. (From the same k-means clusters of accuracy 0.89, six epochs led to 0.92; six epochs of the
-tightest bound left them at 0.89.)
+``negative_elbo`` in zoo/functional/mixture.py computes the five terms, and :func:`mean_field_negative_elbo` the mean
+field. The first two forms are equal at every z for every gamma. They are largest at gamma = p(c|z), where their
+divergence is zero. This is the tightest bound, which val/loss and test/loss report. The mean field is lower for every
+gamma, except at K = 1, where they are equal.
 
-Symbols: x images in [0, 1], (B, 1, 28, 28), binary under the likelihood; z latents, (B, D); c clusters, 0 .. K-1; pi
-(K,); mu_c, logvar_c (K, D); gamma responsibilities, (B, K); u uniform noise that binarises pixels; eps standard normal.
-Logged: {val,test}/loss = -ELBO = nll + kl_z + kl_c: /nll = -E_q log p(x|z), /kl_z = E_q[ log q(z|x) - sum_c gamma_c
-log p(z|c) ], /kl_c = E_q KL( gamma || pi ), in nats per example; train/* the same of the mean field with deformed
-images; {val,test}/accuracy, /nmi, /ari of the clusters against the labels, which training never sees;
-train/reconstruction while the autoencoder is pretrained. val/loss is -ELBO from the first epoch on, so that checkpoints
-compare.
+As in the paper, training maximises the mean field. Its gamma = p(c | z = mu(x)) depends on the image and not on the
+drawn z. Training therefore pulls all draws of z for an image, and all its deformations, into one cluster. Six epochs
+raised the accuracy of k-means clusters from 0.89 to 0.92. With the tightest bound it stayed at 0.89.
+
+Symbols: x are images in [0, 1], (B, 1, 28, 28), binary under the likelihood. z are latents, (B, D), c are clusters, and
+gamma are responsibilities, (B, K). pi is (K,), and mu_c and logvar_c are (K, D). u is uniform noise that binarises
+pixels. eps is standard normal noise.
+Logged, in nats per example: {val,test}/loss = -ELBO = nll + kl_z + kl_c. Its terms are /nll = -E_q log p(x|z),
+/kl_z = E_q[ log q(z|x) - sum_c gamma_c log p(z|c) ] and /kl_c = E_q KL( gamma || pi ). train/* are these terms of the
+mean field with deformed images, and train/reconstruction is the loss of pretraining. val/loss is -ELBO in every epoch,
+which makes checkpoints comparable. {val,test}/accuracy, /nmi and /ari compare clusters with labels. Training never uses
+labels.
 
 Differs from the paper:
-- What the encoder sees in training is randomly deformed (``deformation``), in both phases, and what is decoded is not:
-  a denoising autoencoder, as the paper's is, whose noise is not masked pixels but slants and bends. So latents tell
-  digits apart before their slants. The ELBO is a lower bound for any q, for this one too (Im et al. 2017).
-- The autoencoder is pretrained as a whole with Adam, not layer by layer. Each phase has half a cosine of learning rate.
-- The mixture begins with clusters found by k-means, not by EM (``initial_mixture: em``): of the same latents, accuracy
-  0.89 against 0.87 (0.80 with full covariances), since EM cuts the densest digit, the one, in two. Which of its local
-  optima is decided without labels, by what the clusters of images say about those of the same images deformed: it is
-  the most accurate one more often than the tightest one is.
-- Pixels are binarised dynamically, as for the VAE; the paper puts grey ones into the Bernoulli cross-entropy, which is
-  no likelihood of them. Clusters are those of grey images.
-- gamma is held fixed in the gradient, and is taken at z = mu(x), not at a drawn z.
-- The networks are 784-300-300-600-10 by default, in place of 784-500-500-2000-10.
-- Seed 002 P7 subtracts KL( gamma || p(c) ) beside the marginal p(z), which counts the prior of c twice; the divergence
-  that belongs there is the one from p(c|z), as above.
+- In both phases of training the encoder sees randomly deformed images (``deformation``), and the decoder reconstructs
+  the original ones. The paper's denoising autoencoder masks pixels. Deformation makes the latents separate digits
+  rather than slants. The ELBO remains a lower bound, as it is for any q (Im et al. 2017).
+- The autoencoder is pretrained as a whole with Adam, not layer by layer. The learning rate decays in each phase.
+- k-means initialises the mixture, not EM (``initial_mixture: em``). On the same latents the accuracy is 0.89 by k-means
+  and 0.87 by EM (0.80 with full covariances). EM splits the densest digit, 1, into two clusters.
+- Among several k-means solutions, training keeps the one with the largest mutual information between the clusters of
+  images and of the same images deformed. This is the most accurate solution more often than the tightest one is.
+- Pixels are binarised dynamically, as in zoo/vae.py. The paper puts grey pixels into the Bernoulli cross-entropy, which
+  is not their likelihood. Clusters are computed from grey images.
+- gamma is held fixed in the gradient. It is computed at z = mu(x), not at a drawn z.
+- The default networks are 784-300-300-600-10, not 784-500-500-2000-10.
+- [HW2 P7] has the marginal p(z) and also subtracts KL( gamma || p(c) ), which counts the prior of c twice. The correct
+  divergence is KL( gamma || p(c|z) ), as above.
 """
 
 import logging
@@ -64,7 +65,7 @@ from zoo.checks.inputs import checks_inputs, images, numbers, observed, takes
 from zoo.checks.moved import names_in
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.pixels import as_batch
-from zoo.checks.values import check_choice, check_not_negative, check_positive, check_whole, check_widths
+from zoo.checks.values import check_choice, check_integer, check_not_negative, check_positive, check_widths
 from zoo.estimators import GradientEstimator, Noise, score_function
 from zoo.functional import mixture as gmm
 from zoo.functional.clusters import ClusterTable
@@ -74,6 +75,7 @@ from zoo.functional.importance import importance_weighted_log_likelihood
 from zoo.functional.latents import Gaussian
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.functional.progress import tracked
+from zoo.nets.description import described
 from zoo.nets.layers import mlp
 from zoo.training.ranks import all_rows, shows_progress
 from zoo.training.schedules import half_cosine
@@ -82,16 +84,16 @@ log = logging.getLogger(__name__)
 
 PIXELS = 28 * 28
 
-__getattr__ = names_in("zoo.vade", "zoo.functional.mixture")  # names that were here
+__getattr__ = names_in("zoo.vade", "zoo.functional.mixture")  # former names of this module
 
 
 def mean_field_negative_elbo(
     x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: gmm.Mixture, log_gamma: Tensor
 ) -> dict[str, Tensor]:
-    """The mean field with its divergences in closed form, eq. 12; a bound for any gamma that does not depend on z.
+    """Return the negative mean field, eq. 12, with its divergences in closed form.
 
     Args:
-        log_gamma: logarithms of q(c | x), (B, K); the others, and the result, are as for :func:`gmm.negative_elbo`.
+        log_gamma: logarithms of q(c | x), (B, K). Other arguments and the result are as for :func:`gmm.negative_elbo`.
     """
     mu, logvar = encode(x)
     gamma = log_gamma.exp()
@@ -103,26 +105,27 @@ def mean_field_negative_elbo(
     return {"loss": sum(terms.values()), **terms}
 
 
+@described
 @accepts_old_form("noise", "loss", "bound", "pretraining_loss", "log_likelihood", "probe_batch")
 @checks_inputs(x=images, z=numbers(lambda self: (self.hparams.latent_dim,)))
 class VaDE(L.LightningModule):
-    """The model, its training and its uses.
+    """Variational autoencoder with a mixture of Gaussians as its prior, which clusters images without labels.
 
-    ``fit`` has two phases. For ``pretrain_epochs`` the networks are an autoencoder, z = mu(x). Then, once, a mixture is
-    fitted to the training images' latents; from there on the bound is maximised in all parameters.
+    ``fit`` has two phases. For ``pretrain_epochs`` epochs it trains an autoencoder with z = mu(x). Then it fits the
+    mixture once to the latents of the training images, and trains all parameters to maximise the bound.
 
     Args:
-        num_clusters: K.
-        latent_dim: D.
-        hidden: widths of the encoder's hidden layers, the decoder's in reverse.
-        pretrain_epochs: of the autoencoder; 0 fits the mixture to the untrained encoder's latents.
-        initial_mixture: ``kmeans`` or ``em``: how the mixture is fitted (:func:`gmm.fit_mixture`).
-        restarts: runs of that, of which one is taken.
-        deformation: strength of the random deformation of what the encoder sees in training; 0 for none.
-        lr: of Adam, decayed to zero by half a cosine, in each phase anew.
+        num_clusters: K, the number of clusters.
+        latent_dim: D, the number of latents.
+        hidden: widths of the encoder's hidden layers, which the decoder has in reverse.
+        pretrain_epochs: epochs of the autoencoder. With 0 the mixture is fitted to latents of the untrained encoder.
+        initial_mixture: method that fits the mixture (zoo/functional/mixture.py), ``kmeans`` or ``em``.
+        restarts: number of runs of that method, of which the best is kept.
+        deformation: strength of the random deformation of the encoder's images in training; 0 for none.
+        lr: learning rate of Adam, which decays to zero by half a cosine in each phase.
 
     Raises:
-        UserError: for a value outside these.
+        UserError: for a value that is not allowed.
     """
 
     def __init__(
@@ -137,11 +140,11 @@ class VaDE(L.LightningModule):
         lr: float = 1e-3,
     ):
         super().__init__()
-        check_whole("num_clusters", num_clusters)
-        check_whole("latent_dim", latent_dim)
-        check_whole("restarts", restarts)
+        check_integer("num_clusters", num_clusters)
+        check_integer("latent_dim", latent_dim)
+        check_integer("restarts", restarts)
         check_choice("initial_mixture", initial_mixture, ("kmeans", "em"))
-        check_whole("pretrain_epochs", pretrain_epochs, least=0)
+        check_integer("pretrain_epochs", pretrain_epochs, least=0)
         check_widths("hidden", hidden, (300, 300, 600))
         check_not_negative("deformation", deformation)
         check_positive("lr", lr)
@@ -155,35 +158,35 @@ class VaDE(L.LightningModule):
         self.register_buffer("initialised", torch.tensor(False))  # whether the mixture has been fitted
         self.agreement = ClusterTable(num_clusters)
 
-    # The model: p(c), p(z | c), p(x | z) and q(z | x). Densities are float32 whatever the precision of the networks.
+    # The model: p(c), p(z | c), p(x | z) and q(z | x). Densities are at least float32 at every precision.
 
     @property
     def mixture(self) -> gmm.Mixture:
-        """The prior as it stands."""
+        """Return the current prior."""
         parameters = (at_least_float32(p) for p in (self.pi_logits.log_softmax(0), self.mu_c, self.logvar_c))
         return gmm.Mixture(*parameters)
 
     def encode(self, x: Tensor) -> Gaussian:
-        """q(z | x) for images ``x`` (B, 1, 28, 28): ``mu`` and ``logvar``, (B, D) each."""
+        """Return ``mu`` and ``logvar`` of q(z | x), (B, D) each, for images ``x`` (B, 1, 28, 28)."""
         return Gaussian(*at_least_float32(self.encoder(x)).chunk(2, dim=-1))
 
     def decode(self, z: Tensor) -> Tensor:
-        """The mean of p(x | z), in [0, 1]: (..., D) to (..., 1, 28, 28)."""
+        """Return the mean of p(x | z), in [0, 1]; (..., D) to (..., 1, 28, 28)."""
         return at_least_float32(self.decoder(z)).sigmoid()
 
     @takes(x=observed)
     def log_px(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x | z) in nats; ``x`` (..., 1, 28, 28) and ``z`` (..., D) to (...)."""
+        """Return log p(x | z) in nats; ``x`` (..., 1, 28, 28) and ``z`` (..., D) to (...)."""
         return log_bernoulli(x.flatten(-3), at_least_float32(self.decoder(z)).flatten(-3))
 
     def responsibilities(self, z: Tensor) -> Tensor:
-        """p(c | z): latents (..., D) to (..., K)."""
+        """Return p(c | z); latents (..., D) to (..., K)."""
         return gmm.log_responsibilities(z, self.mixture).exp()
 
-    # Training: everything random in one draw, then a plain function.
+    # Training: ``noise`` draws everything random. The objectives are functions of it.
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
-        """``u`` to binarise with (B, 1, 28, 28), ``eps`` (B, D), ``affine`` (B, 2, 3) and ``bumps`` (B, 2, 4, 4)."""
+        """Return noise: ``u`` (B, 1, 28, 28), ``eps`` (B, D), ``affine`` (B, 2, 3) and ``bumps`` (B, 2, 4, 4)."""
         x, D = batch[0], self.hparams.latent_dim
         shapes = {"eps": (D,), "affine": (2, 3), "bumps": (2, 4, 4)}
         return {
@@ -192,33 +195,33 @@ class VaDE(L.LightningModule):
         }
 
     def encode_deformed(self, noise: Noise) -> Callable:
-        """The encoder of images that are deformed first."""
+        """Return a function that deforms images and then encodes them."""
         return lambda x: self.encode(deform(x, noise["affine"], noise["bumps"], self.hparams.deformation))
 
     def mean_field(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """What training minimises, of binary ``x``: q(z | deformed x); gamma = p(c | z) at z = mu(x), held fixed."""
+        """Return the negative mean field of binary ``x`` with q(z | deformed x) and fixed gamma = p(c | z = mu(x))."""
         with torch.no_grad():
             log_gamma = gmm.log_responsibilities(self.encode(x).mu, self.mixture)
         encode = self.encode_deformed(noise)
         return mean_field_negative_elbo(x, noise["eps"], encode, self.log_px, self.mixture, log_gamma)
 
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """``loss``, what training minimises, ``nll``, ``kl_z`` and ``kl_c``: means over the batch, nats per example."""
+        """Return the terms of :meth:`mean_field`, which training minimises: means over the batch, nats per example."""
         noise = self.noise(batch, generator=generator)
         return {name: term.mean() for name, term in self.mean_field(binarise(batch[0], noise["u"]), noise).items()}
 
     def bound(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The same of the -ELBO at gamma = p(c | z), of images that are not deformed."""
+        """Return the terms of -ELBO at gamma = p(c | z) without deformation: means over the batch, nats per example."""
         noise = self.noise(batch, generator=generator)
         x = binarise(batch[0], noise["u"])
         terms = gmm.negative_elbo(x, noise["eps"], self.encode, self.log_px, self.mixture)
         return {name: term.mean() for name, term in terms.items()}
 
     def pretraining_loss(self, batch, *, generator: torch.Generator | None = None) -> Tensor:
-        """The denoising autoencoder's: -log p(x | z) at z = mu(deformed x), mean over the batch, nats per example."""
+        """Return the autoencoder's loss, mean -log p(x | z) at z = mu(deformed x) over the batch, nats per example."""
         noise = self.noise(batch, generator=generator)
         x = binarise(batch[0], noise["u"])
-        # Several processes want a gradient for every parameter: the mixture's is zero.
+        # Distributed training needs a gradient for every parameter. The mixture's gradient is zero.
         mixture = self.pi_logits.sum() + self.mu_c.sum() + self.logvar_c.sum()
         return -self.log_px(x, self.encode_deformed(noise)(x).mu).mean() + 0.0 * mixture
 
@@ -226,15 +229,15 @@ class VaDE(L.LightningModule):
         epochs, pretraining = self.trainer.max_epochs, self.hparams.pretrain_epochs
         if self.trainer.datamodule is None:
             raise UserError(
-                "VaDE is trained with fit(model, datamodule=...): it asks for the training images once more"
+                "fit got no datamodule, and VaDE reads the training images twice: use fit(model, datamodule=...)"
             )
-        loader = self.trainer.datamodule.train_dataloader()  # its own: the other knows where training stands
+        loader = self.trainer.datamodule.train_dataloader()  # not the trainer's loader, which keeps its position
         known = isinstance(loader, Batched) and loader.batch_size
         gmm.check_images(len(loader) * loader.batch_size if known else math.inf, self.hparams.num_clusters)
         if not self.initialised and epochs not in (None, -1) and epochs <= pretraining and self.trainer.is_global_zero:
             log.warning(
-                "The run ends before there is a mixture: its epochs, %d, are all the autoencoder's. Raise "
-                "trainer.max_epochs above model.pretrain_epochs=%d, or lower that",
+                "The run ends before the mixture is fitted: trainer.max_epochs is %d, and model.pretrain_epochs is %d. "
+                "Raise trainer.max_epochs or lower model.pretrain_epochs",
                 *(epochs, pretraining),
             )
 
@@ -244,20 +247,20 @@ class VaDE(L.LightningModule):
 
     @torch.no_grad()
     def initialise_mixture(self) -> None:
-        """Fit the mixture to the training images' latents mu(x): encoded by all processes, fitted by the first.
+        """Fit the mixture to the latents mu(x) of the training images. All processes encode, and the first one fits.
 
         Raises:
             UserError: if the autoencoder has diverged.
         """
         z = []
-        batches = self.trainer.datamodule.train_dataloader()  # its own: the other knows where training stands
+        batches = self.trainer.datamodule.train_dataloader()  # not the trainer's loader, which keeps its position
         for batch in tracked(batches, "encoding the images", "batch", show=shows_progress(self.trainer)):
             x = as_batch(batch)[0].to(self.device)
             z.append(torch.stack([self.encode(x).mu, self.encode_deformed(self.noise([x]))(x).mu], dim=1))
-        # (N, 2, D), in the order of the images: of each, and of the same deformed.
+        # (N, 2, D): latents of each image and of the same image deformed, in the order of the images.
         z = all_rows(torch.cat(z), self.trainer)
         if not z.isfinite().all():
-            raise UserError(f"the autoencoder has diverged: its latents are not finite; lower lr, {self.hparams.lr}")
+            raise UserError(f"the autoencoder has diverged (its latents are not finite): lower lr={self.hparams.lr}")
         seed = int(torch.randint(2**31, ()))
         h, fitted = self.hparams, None
         if self.trainer.is_global_zero:
@@ -265,13 +268,13 @@ class VaDE(L.LightningModule):
         fitted = self.trainer.strategy.broadcast(fitted)
         for parameter, value in zip((self.pi_logits, self.mu_c, self.logvar_c), fitted, strict=True):
             parameter.copy_(value)
-        # q(z | x) has had no variance so far: it begins with a twentieth of the components'.
+        # Pretraining does not use the variance of q(z | x). It begins at a twentieth of the components' mean variance.
         D, last = self.hparams.latent_dim, self.encoder[-1][-1]
         last.weight[D:] = 0
         last.bias[D:] = (self.logvar_c.exp().mean() / 20).log()
         self.initialised.fill_(True)
         for optimiser in self.trainer.optimizers:
-            optimiser.state.clear()  # Adam's moments are those of another objective
+            optimiser.state.clear()  # Adam's moments belong to the loss of pretraining
 
     def training_step(self, batch, batch_idx):
         if not self.initialised:
@@ -288,12 +291,12 @@ class VaDE(L.LightningModule):
         terms = self.bound(batch, generator=generator)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items()}, sync_dist=True, batch_size=len(x))
         if batch_idx == 0:
-            self.agreement.reset()  # of what an interrupted evaluation left
+            self.agreement.reset()  # an interrupted evaluation may have left counts
         if y:
             self.agreement.update(self.cluster(x), *y)
 
     def on_validation_epoch_end(self, stage="val"):
-        scores = self.agreement.compute() if self.agreement.update_called else {}  # without labels there are none
+        scores = self.agreement.compute() if self.agreement.update_called else {}  # empty without labels
         self.log_dict({f"{stage}/{k}": v for k, v in scores.items()}, sync_dist=True)
         self.agreement.reset()
 
@@ -305,8 +308,8 @@ class VaDE(L.LightningModule):
 
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
-        steps = max(1, self.trainer.estimated_stepping_batches)  # infinite for max_epochs=-1
-        self.trainer.fit_loop.setup_data()  # not done yet if the run's length is given in steps
+        steps = max(1, self.trainer.estimated_stepping_batches)  # the estimate is infinite for max_epochs=-1
+        self.trainer.fit_loop.setup_data()  # not yet done if the length of the run is given in steps
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         first = min(steps, self.hparams.pretrain_epochs * per_epoch)
 
@@ -319,7 +322,7 @@ class VaDE(L.LightningModule):
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "vade"
 
-    # What it is for.
+    # Uses of a trained model.
 
     log_likelihood_by = IMPORTANCE
 
@@ -327,16 +330,16 @@ class VaDE(L.LightningModule):
         return self.cluster(x)
 
     def cluster(self, x: Tensor) -> Tensor:
-        """The likeliest cluster at z = mu(x), 0 .. K-1, for images ``x`` in [0, 1], (B, 1, 28, 28); (B,)."""
+        """Return the most probable cluster at z = mu(x), 0 .. K-1, (B,), for images in [0, 1], (B, 1, 28, 28)."""
         return self.responsibilities(self.encode(x).mu).argmax(-1)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, y: Tensor | None = None) -> Tensor:
-        """The mean of p(x | z) at the posterior mean z = mu(x): images in [0, 1], (B, 1, 28, 28); ``y`` is not used."""
+        """Return the mean of p(x | z) at z = mu(x), in [0, 1], (B, 1, 28, 28). ``y`` is not used."""
         return self.decode(self.encode(x).mu)
 
     def rows(self) -> tuple[str, list[int]]:
-        """The condition of :meth:`sample` that makes the rows of a picture, and its values."""
+        """Return the condition of :meth:`sample` that varies between rows of a picture, and its values."""
         return "clusters", list(range(self.hparams.num_clusters))
 
     @torch.no_grad()
@@ -344,13 +347,13 @@ class VaDE(L.LightningModule):
         """Draw ``n`` latents from the prior, or from given clusters, and return the means of p(x | z).
 
         Args:
-            clusters: one of 0 .. K-1 for each image, n of them, or one for all; drawn from pi if None.
+            clusters: a cluster 0 .. K-1 for each of the n images, or one for all; None draws them from pi.
 
         Returns:
             (n, 1, 28, 28), in [0, 1].
 
         Raises:
-            UserError: for ``clusters`` that are no such numbers.
+            UserError: for ``clusters`` that are not integers from 0 to K-1.
         """
         eps = randn(n, self.hparams.latent_dim, generator=generator, device=self.device)
         if clusters is None and n:
@@ -364,12 +367,12 @@ class VaDE(L.LightningModule):
     def log_likelihood(
         self, x: Tensor, *, num_samples: int = 100, y: Tensor | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Importance-weighted lower bound of log p(x), eq. 8 of Burda et al. 2015, tight as ``num_samples`` grows.
+        """Return the importance-weighted lower bound of log p(x), Burda et al. 2015, eq. 8.
 
         Args:
-            x: images in [0, 1], (B, 1, 28, 28), binarised here, once.
-            num_samples: importance samples per image, at least 1.
-            y: labels, not used: this is a model of p(x) alone.
+            x: images in [0, 1], (B, 1, 28, 28), which are binarised here, once.
+            num_samples: importance samples per image, at least 1. More samples make the bound tighter.
+            y: labels, not used by this model of p(x).
 
         Returns:
             (B,): nats.
@@ -383,17 +386,17 @@ class VaDE(L.LightningModule):
 
         return importance_weighted_log_likelihood(log_weight, num_samples, len(x))
 
-    # How its gradient can be estimated.
+    # Gradient estimators.
 
     def probe_batch(self, batch, *, generator: torch.Generator | None = None):
-        """``batch`` with its pixels binarised, so that what then varies between draws is Monte-Carlo noise alone."""
+        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of its estimator."""
         x, *rest = batch
         return [binarise(x, rand(*x.shape, generator=generator, device=x.device)), *rest]
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """``mean_field`` (what training uses); ``pathwise`` and ``score_function``, of five terms at gamma = p(c | z).
+        """Return gradient estimators by name, for deformed images and a batch mean. Training uses ``mean_field``.
 
-        All are of means over the batch, with deformed images.
+        ``pathwise`` and ``score_function`` estimate the gradient of the five terms at gamma = p(c | z).
         """
         params = dict(self.named_parameters())
 
@@ -404,7 +407,7 @@ class VaDE(L.LightningModule):
             def loss(batch, noise: Noise) -> Tensor:
                 return objective(binarise(batch[0], noise["u"]), noise).mean()
 
-            # What deforms images has no batched form in torch.
+            # torch has no batched form of the deformation.
             return GradientEstimator.of(self, name, params, self.noise, loss, batched=False)
 
         objectives = {

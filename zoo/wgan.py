@@ -1,38 +1,55 @@
-"""WGAN: a critic estimates the Wasserstein distance between samples and data, and the generator descends it.
+"""WGAN: a critic estimates the Wasserstein distance between data and samples, and the generator minimises it.
 
-Arjovsky, Chintala & Bottou, "Wasserstein GAN", 2017, arXiv:1701.07875; Gulrajani et al., "Improved Training of
-Wasserstein GANs", 2017, arXiv:1704.00028 (the gradient penalty); seed 004 sec. 13.3 and 13.4.
+Papers:
+- WGAN: Arjovsky, Chintala & Bottou, "Wasserstein GAN", 2017, arXiv:1701.07875; [DSL 13.3], [DSL 13.4].
+- WGAN-GP, the gradient penalty: Gulrajani et al., "Improved Training of Wasserstein GANs", 2017, arXiv:1704.00028.
 
-    W(p, q) = 1/K sup_{|f|_L <= K} E_p[ f(x) ] - E_q[ f(x) ]                       WGAN eq. 2, seed 13.4
-    clip                 every weight of the critic f in [-c, c] after each step   WGAN algorithm 1
-    gradient_penalty     lambda E[ ( |grad f(x_hat)|_2 - 1 )^2 ],  x_hat = u x + (1 - u) G(z)    WGAN-GP eq. 3
+The networks are in zoo/nets/adversarial.py. docs/references.md explains the keys in brackets.
 
-    the critic descends    -( mean f(x) - mean f(G(z)) ) + penalty
-    the generator          -mean f(G(z))
+    W(p, q) = 1/K sup_{|f|_L <= K} E_p[ f(x) ] - E_q[ f(x) ]         WGAN eq. 2, [DSL 13.4]   wasserstein_estimate
+    clip               every weight of f in [-c, c] after each step  WGAN algorithm 1         WGAN.clip
+    gradient_penalty   lambda E[ ( |grad f(x_hat)|_2 - 1 )^2 ]       WGAN-GP eq. 3            gradient_penalty
+                       x_hat = u x + (1 - u) G(z)                                             interpolate
 
-What the critic's difference of means says: under the penalty, once the critic is trained, W itself but for a bias. Of
-two parallel lines at distance theta the best critic that looks across alone has the slope 1 + theta / (2 lambda), and
-its estimate is theta + theta^2 / (2 lambda). Under clipping the critics there are lie within some K-Lipschitz ball, K
-whatever weights (and batch norm) allow: the estimate is at best proportional to W; curves of one run compare, values do
-not. The difference of a critic that judges each example by itself is at most its Lipschitz constant times W, in
-expectation; in training batch norm, which only a clipped critic has, breaks that.
+    loss of the critic       -( mean f(x) - mean f(G(z)) ) + penalty                          WGAN.critic_terms
+    loss of the generator    -mean f(G(z))                                                    WGAN.generator_terms
 
-Symbols: x data, images in [0, 1], (B, 1, 28, 28), or points (B, 2); z ~ N(0, I), (B, z_dim); u ~ U(0, 1), one for each
-example; real, fake what the players see, images in [-1, 1]; f(x) (B,), without a unit of its own: distances are of
-images in [-1, 1], Euclidean.
-Logged, {train,val,test}/: wasserstein, the estimate, the quantity to watch; critic_loss and generator_loss; penalty,
-the mean of ( |grad f| - 1 )^2 without lambda; lipschitz, the largest |grad f(x_hat)| of a batch, a lower bound of the
-critic's constant. Under clipping the last two are measured in validation and test only, where they cost little.
+With the gradient penalty, the estimate of a trained critic is W plus a bias. Two parallel lines at distance theta are
+an example. The best linear critic has the slope 1 + theta / (2 lambda). Its estimate is theta + theta^2 / (2 lambda).
+
+With clipping, the critic is K-Lipschitz for an unknown K that depends on c and on BatchNorm. The estimate is at most
+K W, and at best proportional to W. Compare values within one run only.
+
+A critic that scores each example separately has an expected estimate of at most W times its Lipschitz constant. This
+bound fails where the critic has BatchNorm in training mode. Only the clipped convolutional critic has BatchNorm.
+
+Symbols:
+    x            data: images (B, 1, 28, 28) in [0, 1], or points (B, 2)
+    z            noise N(0, I), (B, z_dim)
+    u            U(0, 1), one number for each example, (B,)
+    real, fake   data and samples as the networks see them: images are in [-1, 1]
+    f(x)         score of the critic, (B,); distances are Euclidean, between images in [-1, 1] or points
+
+Logged with the prefixes train/, val/ and test/:
+    wasserstein      mean f(x) - mean f(G(z)), the estimate; watch this one
+    critic_loss      the loss of the critic
+    generator_loss   the loss of the generator
+    penalty          mean of ( |grad f(x_hat)| - 1 )^2, without lambda
+    lipschitz        the largest |grad f(x_hat)| of a batch, a lower bound of the critic's Lipschitz constant
+With clipping, ``penalty`` and ``lipschitz`` are measured in validation and test only, to save time in training.
 
 Differs from the papers:
-- One batch is one step of the critic; every n_critic-th batch is one of the generator, always (WGAN's code gives the
-  critic 100 steps for each of the generator's first 25, and for every 500th).
-- A penalised critic normalises each image by itself, as WGAN-GP's may: batch normalisation would make the penalty of
-  one image depend on the others. A clipped one, of convolutions, normalises by batch, as WGAN's; validation takes its
-  statistics anew, from samples. On several processes a batch is a process's own part, as in zoo/gan.py.
-- Clipping goes with RMSprop, as in the paper (lr 5e-5; experiment=wgan_clip has 1e-3), the penalty with Adam and
-  beta_2 = 0.9 (lr 1e-4; 5e-4 here).
-- The exponential moving average of both players is what is judged.
+- Each batch is one step of the critic, and every n_critic-th batch is also a step of the generator. WGAN's code takes
+  100 critic steps for each of the generator's first 25 steps, and for every 500th.
+- With the penalty, the critic normalises each image separately, as WGAN-GP recommends. With BatchNorm, the penalty of
+  one image would depend on the others.
+- With clipping, the convolutional critic has BatchNorm, as in WGAN. Validation first recomputes the running statistics
+  from samples. On several processes, each process normalises over its own part of a batch, as in zoo/gan.py.
+- With clipping, both networks use RMSprop, as in WGAN. The paper's learning rate is 5e-5, and experiment=wgan_clip sets
+  1e-3.
+- With the penalty, both networks use Adam with beta_2 = 0.9, as in WGAN-GP. The paper's learning rate is 1e-4, and the
+  default is 5e-4.
+- Validation and test evaluate the exponential moving average of both networks (callbacks/ema.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -42,62 +59,65 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from zoo.checks.inputs import checks_inputs, data, seen_by_players, takes
+from zoo.checks.inputs import checks_inputs, data, seen_by_networks, takes
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_positive, check_share, check_whole
+from zoo.checks.values import check_choice, check_fraction, check_integer, check_positive
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional.densities import at_least_float32
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.adversarial import centre, check_networks, make_discriminator, make_generator, uncentre
-from zoo.training.adversarial import check_batches, generate, restate, step
+from zoo.nets.description import described
+from zoo.training.adversarial import check_batches, generate, recompute_batch_norm, step
 
 
 def wasserstein_estimate(real: Tensor, fake: Tensor) -> Tensor:
-    """mean f(x) - mean f(G(z)) of what a critic says, (B,) each; ()."""
+    """Return mean f(x) - mean f(G(z)), (), from the critic's scores of data and of samples, (B,) each."""
     return real.mean() - fake.mean()
 
 
 def interpolate(real: Tensor, fake: Tensor, u: Tensor) -> Tensor:
-    """x_hat = u x + (1 - u) G(z), one u in [0, 1] for each example; (B, ...) each, u (B,)."""
+    """Return x_hat = u x + (1 - u) G(z), (B, ...), with one ``u`` (B,) in [0, 1] for each example."""
     u = u.view(-1, *[1] * (real.ndim - 1))
     return u * real + (1 - u) * fake
 
 
 def gradient_norms(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """|grad f(x_i)|_2, the norm over everything of one example, (B, ...) to (B,); differentiable in the critic.
+    """Return |grad f(x_i)|_2, (B,), the norm over all dimensions of each example; differentiable in the critic.
 
     Args:
-        critic: (B, ...) to (B,), of which each value depends on its own example alone.
+        critic: Function of (B, ...) that returns (B,). Each value must depend only on its own example.
+        x: Examples, (B, ...).
     """
     gradient = torch.func.grad(lambda x: critic(x).sum())(x)
     return gradient.flatten(1).norm(2, dim=1)
 
 
 def gradient_penalty(norms: Tensor) -> Tensor:
-    """( |grad f| - 1 )^2 of each example, WGAN-GP eq. 3 without lambda and mean; (B,)."""
+    """Return ( |grad f| - 1 )^2 of each example, (B,): WGAN-GP eq. 3 without lambda and without the mean."""
     return (norms - 1).square()
 
 
+@described
 @accepts_old_form("noise", "critic_loss", "generator_loss")
 @checks_inputs(x=data)
 class WGAN(L.LightningModule):
-    """The model, its training and its uses.
+    """Wasserstein GAN for images or points, with gradient penalty or clipped weights.
 
     Args:
-        lipschitz: how the critic is kept Lipschitz, ``gradient_penalty`` or ``clip``.
+        lipschitz: How the critic is kept Lipschitz: ``gradient_penalty`` or ``clip``.
         network: ``conv`` for images, ``mlp`` for any shape.
-        shape: of one example: [1, 28, 28], or [2] for points.
-        z_dim: dimensions of z.
-        width: channels of ``conv`` at 14 x 14 pixels.
-        hidden: widths of the hidden layers of ``mlp``.
-        n_critic: steps of the critic for one of the generator.
-        gp_weight: lambda, of the penalty; positive.
-        clip_value: c, the largest weight under ``clip``; positive.
-        lr: of Adam, or of RMSprop under ``clip``.
-        beta1: of Adam, at least 0, below 1.
+        shape: Shape of one example: [1, 28, 28] for images, [2] for points.
+        z_dim: Number of dimensions of z.
+        width: Channels of ``conv`` at 14 x 14 pixels.
+        hidden: Widths of the hidden layers of ``mlp``.
+        n_critic: Critic steps per generator step.
+        gp_weight: lambda, the weight of the gradient penalty, positive.
+        clip_value: c, the largest absolute weight of the critic with ``clip``, positive.
+        lr: Learning rate of Adam, or of RMSprop with ``clip``.
+        beta1: Adam's beta_1, at least 0 and below 1.
 
     Raises:
-        UserError: for a value outside these.
+        UserError: If an argument has a value that is not allowed.
     """
 
     def __init__(
@@ -118,11 +138,11 @@ class WGAN(L.LightningModule):
         check_choice("lipschitz", lipschitz, ("gradient_penalty", "clip"))
         check_choice("network", network, ("conv", "mlp"))
         check_networks(network, shape, width, hidden, z_dim)
-        check_whole("n_critic", n_critic)
+        check_integer("n_critic", n_critic)
         check_positive("gp_weight", gp_weight)
         check_positive("clip_value", clip_value)
         check_positive("lr", lr)
-        check_share("beta1", beta1)
+        check_fraction("beta1", beta1)
         shape, hidden = list(shape), list(hidden)
         self.save_hyperparameters()
         self.automatic_optimization = False
@@ -131,22 +151,23 @@ class WGAN(L.LightningModule):
             network, shape, width, hidden, "layer" if lipschitz == "gradient_penalty" else "batch"
         )
 
-    # The two players.
+    # Networks and losses.
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
-        """``z`` (B, z_dim), standard normal, and ``u`` (B,), uniform."""
+        """Draw standard normal ``z`` (B, z_dim) and uniform ``u`` (B,)."""
         B, drawn = len(batch[0]), {"generator": generator, "device": batch[0].device}
         return {"z": randn(B, self.hparams.z_dim, **drawn), "u": rand(B, **drawn)}
 
-    @takes(x=seen_by_players)
+    @takes(x=seen_by_networks)
     def f(self, x: Tensor) -> Tensor:
-        """What the critic says of examples as the players see them, (B, *shape) to (B,)."""
+        """Return the critic's scores (B,) of examples (B, *shape) as the networks see them."""
         return at_least_float32(self.critic(x)).squeeze(-1)
 
     def critic_terms(self, x: Tensor, noise: Noise, measure: bool = False) -> dict[str, Tensor]:
-        """``loss`` and ``wasserstein`` of data ``x`` (B, *shape); ``penalty`` and ``lipschitz`` where they are known.
+        """Return ``loss``, ``wasserstein``, ``penalty`` and ``lipschitz`` for data ``x`` (B, *shape).
 
-        Under clipping that is where ``measure`` asks for them, in eval mode; they are no part of the loss then.
+        With clipping, the last two are present only if ``measure`` is true, and are not part of the loss. Set
+        ``measure`` only in eval mode.
         """
         with torch.no_grad():
             fake = self.generator(noise["z"])
@@ -162,22 +183,22 @@ class WGAN(L.LightningModule):
         return terms
 
     def generator_terms(self, noise: Noise) -> dict[str, Tensor]:
-        """``loss`` = -mean f(G(z))."""
+        """Return ``loss`` = -mean f(G(z))."""
         return {"loss": -self.f(self.generator(noise["z"])).mean()}
 
     def critic_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The terms of the critic, whose ``loss`` it descends, with noise of their own."""
+        """Draw noise and return the terms of :meth:`critic_terms`; the critic minimises ``loss``."""
         return self.critic_terms(batch[0], self.noise(batch, generator=generator))
 
     def generator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The terms of the generator, whose ``loss`` it descends; of the batch only its size counts."""
+        """Draw noise and return the generator's ``loss``. Only the size of the batch matters."""
         return self.generator_terms(self.noise(batch, generator=generator))
 
-    # Training, by hand.
+    # Training, with manual optimisation.
 
     @torch.no_grad()
     def clip(self) -> None:
-        """Every weight of the critic back into [-c, c]."""
+        """Clip every weight of the critic to [-c, c]."""
         for p in self.critic.parameters():
             p.clamp_(-self.hparams.clip_value, self.hparams.clip_value)
 
@@ -201,19 +222,19 @@ class WGAN(L.LightningModule):
             seen |= self._log("train", "generator", terms)
         return seen
 
-    def _log(self, stage: str, player: str, terms: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
-        self.log(f"{stage}/{player}_loss", terms["loss"], **kwargs)
+    def _log(self, stage: str, network: str, terms: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
+        self.log(f"{stage}/{network}_loss", terms["loss"], **kwargs)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items() if k != "loss"}, prog_bar=True, **kwargs)
-        return {f"{player}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
+        return {f"{network}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
 
     def on_validation_epoch_start(self):
         noise = lambda i: randn(250, self.hparams.z_dim, generator=chunk_generator(0, i), device=self.device)  # noqa: E731
-        restate(self, lambda i: self.critic(self.generator(noise(i))))
+        recompute_batch_norm(self, lambda i: self.critic(self.generator(noise(i))))
 
     def validation_step(self, batch, batch_idx, stage="val"):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
         how = {"sync_dist": True, "batch_size": len(batch[0])}
-        with torch.inference_mode(False), torch.no_grad():  # the norm of a gradient is measured, too
+        with torch.inference_mode(False), torch.no_grad():  # inference mode would forbid grad f
             terms = self.critic_terms(batch[0].clone(), self.noise(batch, generator=generator), measure=True)
         self._log(stage, "critic", terms, **how)
         self._log(stage, "generator", self.generator_loss(batch, generator=generator), **how)
@@ -222,34 +243,37 @@ class WGAN(L.LightningModule):
         self.validation_step(batch, batch_idx, stage="test")
 
     def configure_optimizers(self):
-        lr, players = self.hparams.lr, (self.critic, self.generator)
+        lr, networks = self.hparams.lr, (self.critic, self.generator)
         if self.hparams.lipschitz == "clip":
-            return [torch.optim.RMSprop(p.parameters(), lr=lr) for p in players]
-        return [torch.optim.Adam(p.parameters(), lr=lr, betas=(self.hparams.beta1, 0.9)) for p in players]
+            return [torch.optim.RMSprop(net.parameters(), lr=lr) for net in networks]
+        return [torch.optim.Adam(net.parameters(), lr=lr, betas=(self.hparams.beta1, 0.9)) for net in networks]
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "wgan"
 
-    # What it is for.
+    # Use of a trained model.
 
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` examples: images in [0, 1], (n, 1, 28, 28), or points (n, 2)."""
+        """Draw ``n`` samples: images (n, 1, 28, 28) in [0, 1], or points (n, 2)."""
         z = randn(n, self.hparams.z_dim, generator=generator, device=self.device)
         return uncentre(generate(self.generator, z), self.hparams.shape)
 
-    # How its gradients can be estimated.
+    # Gradient estimators.
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """``generator``: of -E f(G(z)) by the generator's parameters, over z; ``critic``: of the critic's loss, penalty
-        included, by its own. One draw is of as many z as the batch has examples."""
+        """Return ``generator``, the gradient of -E f(G(z)), and ``critic``, the gradient of the critic's whole loss.
+
+        Each differentiates by the parameters of the network that it names. One draw has as many z as the batch has
+        examples.
+        """
 
         def estimator(name: str, terms: Callable) -> GradientEstimator:
             def loss(batch, noise: Noise) -> Tensor:
                 return terms(batch[0], noise)["loss"]
 
             own = {k: p for k, p in self.named_parameters() if k.startswith(f"{name}.")}
-            # Batch normalisation has no batched form in torch.
+            # torch.func.vmap does not support BatchNorm that updates running statistics.
             return GradientEstimator.of(self, name, own, self.noise, loss, batched=False)
 
         return {

@@ -1,11 +1,11 @@
-"""Steps per second in training: GAN, WGAN and InfoGAN inside Lightning, and the same steps in a bare loop.
+"""Benchmark of training steps per second: GAN, WGAN and InfoGAN in Lightning, and the same steps in a bare loop.
 
     python tests/benchmarks/adversarial_training.py
 
-The networks of the recipes, batches of 64 of the embedded digits, float32. A step is one batch: a step of the
-discriminator or critic, and of the generator where it has its turn. The bare loops make the same draws, losses and
-updates with the same networks and optimisers; they log nothing. The contenders take turns in one process; of each the
-median is printed, with the least and the most.
+It uses the networks of the recipes, float32, and batches of 64 of scikit-learn's digits. A step is one batch. It trains
+the discriminator or critic, and the generator in its turn. The bare loops make the same draws, losses and updates with
+the same networks and optimisers, and log nothing. Both programs take turns in one process. The benchmark prints the
+median, the smallest and the largest rate of each.
 """
 
 import statistics
@@ -27,7 +27,7 @@ BATCH, PASSES, ROUNDS = 64, 1, 7
 
 
 class Timer(L.Callback):
-    """Seconds from the first batch to the last."""
+    """Callback that measures the seconds from the first batch to the last."""
 
     def on_train_epoch_start(self, trainer, pl_module):
         self.start = time.perf_counter()
@@ -45,7 +45,7 @@ def in_lightning(model, data: Images) -> float:
 
 
 def take(optimiser, loss, others) -> None:
-    """A step of one player; the parameters of the other are left out of the backward pass."""
+    """Train one network for a step. The backward pass skips the parameters of the other network."""
     for p in others:
         p.requires_grad_(False)
     optimiser.zero_grad()

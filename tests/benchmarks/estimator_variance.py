@@ -1,10 +1,10 @@
-"""What measuring estimators costs: draws at once or one by one, on one process or two, and of the time of training.
+"""Benchmark of EstimatorVariance: the time of draws, of several processes, and as a fraction of training.
 
     python tests/benchmarks/estimator_variance.py [draws] [processes] [share MODEL ...]
 
-``draws``: milliseconds per draw of small networks, through vmap and in a loop, rounds interleaved.
-``processes``: seconds for 64 draws of each estimator on one process and on two, each pinned to a core of its own.
-``share``: of 90 seconds of training by the recipe, callbacks at their defaults, what EstimatorVariance took.
+``draws``: milliseconds per draw of small networks, through vmap and in a loop. Rounds of both alternate.
+``processes``: seconds for 64 draws of each estimator, on one process and on two. Each process has one core.
+``share``: seconds of EstimatorVariance in 90 seconds of training by the recipe, with the default options.
 """
 
 import multiprocessing
@@ -105,7 +105,7 @@ def processes(n=64):
 
 
 class StopAfter(EstimatorVariance):
-    """Ends the run after so many seconds, and says what measuring took of them."""
+    """EstimatorVariance that ends the run after ``limit`` seconds and prints the fraction spent on measuring."""
 
     limit = 90.0
 
@@ -146,7 +146,7 @@ def share(models):
         try:
             data, model = (instantiate(node, _convert_="all") for node in (cfg.data, cfg.model))
             trainer.fit(model, datamodule=data)
-        except SystemExit:  # as Lightning ends on Ctrl-C
+        except SystemExit:  # Lightning raises it on KeyboardInterrupt
             continue
 
 

@@ -1,8 +1,8 @@
-"""Images per second: this zoo's loader against torchvision's MNIST with ToTensor in a default DataLoader.
+"""Benchmark of images per second: the loader of the zoo, and torchvision's MNIST with ToTensor in a DataLoader.
 
     ZOO_DATA=<folder with MNIST> python tests/benchmarks/image_loading.py
 
-Both yield float images in [0, 1] and labels in shuffled batches of 128, in one process; the two take turns.
+Both give shuffled batches of 128 float images in [0, 1] with labels, in one process. They take turns.
 """
 
 import gzip
@@ -22,7 +22,7 @@ from zoo.datamodules.images import MD5
 
 
 def rate(loader, batches: int) -> float:
-    """Images per second over the first ``batches``, from asking for the first to holding the last."""
+    """Return the images per second over the first ``batches``, from the request of the first to the last."""
     start, images = time.perf_counter(), 0
     for _, (x, _) in zip(range(batches), loader, strict=False):
         images += len(x)
@@ -32,7 +32,7 @@ def rate(loader, batches: int) -> float:
 def main() -> None:
     raw = data_root() / "MNIST" / "raw"
     with tempfile.TemporaryDirectory() as scratch:
-        unpacked = Path(scratch) / "MNIST" / "raw"  # torchvision wants the files unpacked
+        unpacked = Path(scratch) / "MNIST" / "raw"  # torchvision needs decompressed files
         unpacked.mkdir(parents=True)
         for file in MD5["mnist"]:
             plain = raw / file

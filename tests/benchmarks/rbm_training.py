@@ -1,11 +1,11 @@
-"""Images per second in training: the RBM inside Lightning, the same update bare, and scikit-learn's BernoulliRBM.
+"""Benchmark of images per second in training: the RBM in Lightning, in a bare loop, and scikit-learn's BernoulliRBM.
 
     python tests/benchmarks/rbm_training.py
 
-784 x 500 units, batches of 100 of the embedded digits, persistent contrastive divergence with one Gibbs step and 100
-chains, float32 (ours once more with the matrix products of ``trainer.precision=bf16-mixed``). Ours and the bare one
-binarise images anew at each use and learn in the centred form; scikit-learn's does neither. The contenders take turns
-in one process; of each the median is printed, with the least and the most.
+The RBM has 784 x 500 units. Batches have 100 of scikit-learn's digits. Training is persistent contrastive divergence
+with one Gibbs step, 100 chains and float32. Lightning also runs with ``trainer.precision=bf16-mixed``. The RBM of the
+zoo and the bare loop binarise images at each use and learn in the centred form. scikit-learn does neither. All programs
+take turns in one process. The benchmark prints the median, the smallest and the largest rate of each.
 """
 
 import statistics
@@ -25,7 +25,7 @@ BATCH, HIDDEN, PASSES, ROUNDS, LR = 100, 500, 7, 7, 0.1
 
 
 class Timer(L.Callback):
-    """Seconds from the first batch to the last."""
+    """Callback that measures the seconds from the first batch to the last."""
 
     def on_train_epoch_start(self, trainer, pl_module):
         self.start = time.perf_counter()
@@ -45,7 +45,7 @@ def in_lightning(data: Images, precision: str = "32-true") -> float:
 
 @torch.no_grad()
 def bare(data: Images) -> float:
-    """The update of Tieleman 2008 in the centred form of Melchior et al. 2016, written by hand."""
+    """Time a hand-written loop with the update of Tieleman 2008 in the centred form of Melchior et al. 2016."""
     W, b, c = 0.01 * torch.randn(784, HIDDEN), torch.zeros(784), torch.zeros(HIDDEN)
     mu, h = torch.full((784,), 0.2), torch.rand(BATCH, HIDDEN).round()
     begin = time.perf_counter()

@@ -1,12 +1,12 @@
-"""Skip-gram in training, inside Lightning and as a bare loop, beside gensim's Word2Vec; then where our time goes.
+"""Benchmark of skip-gram training: in Lightning, in a bare loop, and gensim's Word2Vec. Also a profile of a step.
 
     pip install -e ".[bench]" && python tests/benchmarks/skipgram_training.py PATH [WORDS] [THREADS]
 
-PATH is a UTF-8 text, of which the first WORDS words (3,000,000) are learned once by each contender: 100 dimensions,
-window 5, 5 noise words, sample 1e-4, minimum count 5; our batches are of 128 rows of 32 words. gensim has THREADS
-workers (2) and torch THREADS threads; the contenders take turns. Raw words per second: all words of the training text,
-also those that subsampling leaves out. Vocabularies are made beforehand; that each of our epochs is subsampled and
-shuffled anew is counted.
+PATH is a UTF-8 text. Each program trains for one epoch on its first WORDS words (default 3,000,000). It learns 100
+dimensions, with window 5, 5 noise words, sample 1e-4 and minimum count 5. Batches of the zoo have 128 rows of 32 words.
+gensim has THREADS workers (default 2), and torch has THREADS threads. The programs take turns. The rate is in raw words
+per second: all words of the training text, including those that subsampling drops. The time to make the vocabulary is
+not included. The time to subsample and shuffle the epoch is included.
 """
 
 import statistics
@@ -46,7 +46,7 @@ def first_words(path: Path, n: int) -> str:
 
 
 class Sentences:
-    """The training part of the text, as gensim takes it: lists of 10,000 words."""
+    """The training text in gensim's format, lists of 10,000 words."""
 
     def __init__(self, corpus):
         self.words, self.numbers = np.array(corpus.words, dtype=object), corpus.splits["train"]
@@ -67,7 +67,7 @@ def of_gensim(corpus, threads: int) -> float:
 
 
 class Timer(L.Callback):
-    """Seconds of the epoch, its preparation included."""
+    """Callback that measures the seconds of an epoch, including its preparation."""
 
     def on_train_start(self, trainer, pl_module):
         self.start = time.perf_counter()
@@ -87,7 +87,7 @@ def in_lightning(data: Text) -> float:
 
 
 def bare(data: Text) -> tuple[float, SkipGram]:
-    """The same steps without Lightning."""
+    """Make the same steps without Lightning. Return the seconds and the model."""
     model, keep = SkipGram(), data.keep
     counts = torch.from_numpy(data.corpus.counts)
     model.make_vocabulary(data.corpus.words, counts, keep)
@@ -106,7 +106,7 @@ def step(model: SkipGram, optimiser, batch) -> None:
 
 
 def shares(model: SkipGram, data: Text) -> dict[str, float]:
-    """What the time of a bare step is spent on."""
+    """Return the fraction of the time of a bare step for each kind of operation."""
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-9)
     batches = [batch for _, batch in zip(range(100), data.train_dataloader(), strict=False)]
     with profile(activities=[ProfilerActivity.CPU]) as watched:
@@ -126,7 +126,7 @@ def main(path: str, words: int = 3_000_000, threads: int = 2) -> None:
         text.write_text(first_words(Path(path), words), encoding="utf-8")
         data = Text("textfile", str(text), batch_size=BATCH)
         data.setup()
-    data.prepare_data = lambda: None  # it has been read
+    data.prepare_data = lambda: None  # the text is already encoded
     raw = data.corpus.raw_words
     print(f"{raw:,} training words, {len(data.corpus.words):,} in the vocabulary; {threads} threads")
     seconds: dict[str, list[float]] = defaultdict(list)

@@ -1,10 +1,10 @@
-"""The default U-Net in training, bare and inside Lightning, and in sampling; diffusers' UNet2DModel beside it.
+"""Benchmark of the default U-Net and diffusers' UNet2DModel: training in a bare loop and in Lightning, and sampling.
 
     pip install -e ".[bench]" && python tests/benchmarks/unet_training.py
 
-Training: batches of 64, Adam, 28 x 28 images, noise prediction. Sampling: 64 images by deterministic DDIM in 10 steps,
-by the zoo's sampler and by diffusers' scheduler. The peer has block_out_channels 32, 64, 64 with attention at 14 x 14.
-The contenders take turns in one process, on the CPU or on the GPU if there is one.
+Training uses batches of 64 images of 28 x 28, Adam and noise prediction. Sampling draws 64 images with deterministic
+DDIM in 10 steps, with the sampler of the zoo and with diffusers' scheduler. UNet2DModel has block_out_channels 32, 64,
+64 with attention at 14 x 14. The programs take turns in one process, on a GPU if there is one and otherwise on the CPU.
 """
 
 import statistics
@@ -22,7 +22,7 @@ device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def bare(eps_model, parameters, chain):
-    """A training step of the plainest kind."""
+    """Return a function that makes ``STEPS`` training steps in a bare loop."""
     optimiser = torch.optim.Adam(parameters, lr=1e-4)
     x0 = torch.rand(BATCH, 1, 28, 28, device=device) * 2 - 1
 
@@ -40,7 +40,7 @@ def bare(eps_model, parameters, chain):
 
 
 class Batches:
-    """The same batch, ``STEPS`` times."""
+    """Loader that gives the same batch ``STEPS`` times."""
 
     batch = (torch.rand(BATCH, 1, 28, 28, device=device), torch.zeros(BATCH, device=device))
 
@@ -52,7 +52,7 @@ class Batches:
 
 
 class Timer(L.Callback):
-    """Seconds from the first batch to the last."""
+    """Callback that measures the seconds from the first batch to the last."""
 
     def on_train_epoch_start(self, trainer, pl_module):
         self.start = time.perf_counter()
@@ -76,7 +76,7 @@ def in_lightning() -> float:
 
 
 def sampler(peer):
-    """64 images by diffusers' own DDIM."""
+    """Return a function that samples 64 images with the DDIM scheduler of diffusers."""
     scheduler = DDIMScheduler(num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", clip_sample=True)
     scheduler.set_timesteps(SAMPLER_STEPS)
 

@@ -1,4 +1,4 @@
-"""EstimatorVariance with every_n_steps=auto: when it measures, with how many draws, and what a signal does to it."""
+"""Tests of EstimatorVariance with every_n_steps=auto: when it measures, the number of draws, and signals."""
 
 import signal
 
@@ -15,7 +15,7 @@ SHARE = 0.05
 
 
 class Clock:
-    """Seconds as a test says they pass."""
+    """Clock that a test moves forward."""
 
     def __init__(self):
         self.now = 1e6
@@ -29,7 +29,7 @@ class Loop:
 
 
 class Trainer:
-    """What the callback asks of a Trainer of one process."""
+    """Stand-in for a Trainer of one process, with the attributes that the callback uses."""
 
     loggers = callbacks = ()
     is_global_zero, progress_bar_callback, world_size, global_rank = True, None, 1, 0
@@ -45,7 +45,7 @@ class Trainer:
 
 
 class Model:
-    """Two estimators, of which a draw takes ``seconds``."""
+    """Model with two estimators. Each draw moves the clock forward by ``seconds``."""
 
     def __init__(self, clock, seconds):
         self.clock, self.seconds = clock, seconds
@@ -62,7 +62,7 @@ class Model:
 
 
 def trained(monkeypatch, *, steps, per_step, per_draw, callback=None, begin=0):
-    """The callback after ``steps`` of training, and at every step the share of time that measuring has taken."""
+    """Return the callback after ``steps`` of training, and at each step the fraction of time spent on measuring."""
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
     callback = callback or EstimatorVariance("x")
@@ -82,14 +82,14 @@ def trained(monkeypatch, *, steps, per_step, per_draw, callback=None, begin=0):
 @pytest.mark.parametrize("per_step", [0.001, 0.1, 3.0])
 @pytest.mark.parametrize("relative", [0.2, 1.0])
 def test_measuring_never_takes_more_than_a_twentieth_of_the_time(per_step, relative, monkeypatch):
-    """Also at the first measurement, whose cost nobody knows, as long as a draw takes no longer than a step."""
+    """This holds for the first measurement, of unknown cost, if a draw takes no longer than a step."""
     callback, shares = trained(monkeypatch, steps=3000, per_step=per_step, per_draw=relative * per_step)
     assert max(shares) <= SHARE + 1e-9
     assert shares[-1] > 0.6 * SHARE
     assert callback.history[0]["step"] > 0
 
 
-def test_a_first_measurement_that_was_dearer_than_thought_is_made_up_for(monkeypatch):
+def test_an_unexpectedly_slow_first_measurement_delays_the_second(monkeypatch):
     callback, shares = trained(monkeypatch, steps=6000, per_step=0.1, per_draw=2.0)
     first, second = (row["step"] for row in callback.history[:2])
     assert shares[first] > SHARE and second * 0.1 * SHARE >= 16.0  # two measurements of 2 draws of two estimators
@@ -97,7 +97,7 @@ def test_a_first_measurement_that_was_dearer_than_thought_is_made_up_for(monkeyp
 
 
 def test_a_minute_of_a_diffusion_has_several_points(monkeypatch):
-    """Steps and draws of 0.1 s, two estimators: 600 steps."""
+    """The run has 600 steps of 0.1 s. A draw of each of the two estimators takes 0.1 s."""
     callback, _ = trained(monkeypatch, steps=600, per_step=0.1, per_draw=0.1)
     assert len(callback.history) >= 4
     assert callback.history[0]["step"] <= 100
@@ -112,7 +112,7 @@ def test_draws_double_after_every_fourth_measurement_up_to_those_asked_for(monke
     assert {row["estimator_draws"] for row in few.history} == {2, 3}
 
 
-def test_a_resumed_run_goes_on_with_its_budget(monkeypatch):
+def test_a_resumed_run_keeps_its_time_budget(monkeypatch):
     first, _ = trained(monkeypatch, steps=500, per_step=0.1, per_draw=0.1)
     resumed = EstimatorVariance("x")
     resumed.load_state_dict(first.state_dict())
@@ -123,7 +123,7 @@ def test_a_resumed_run_goes_on_with_its_budget(monkeypatch):
 
 
 def test_what_a_tuner_takes_and_puts_back_holds_no_time_of_training(tmp_path):
-    """It does so before training begins; the clock of the machine has run for hours by then."""
+    """A tuner saves and restores the state before training begins, when the clock of the machine is not at 0."""
     callback = EstimatorVariance(tmp_path)
     assert callback.state_dict()["trained"] == 0
     callback.load_state_dict({**callback.state_dict(), "trained": 7.0})
@@ -138,7 +138,7 @@ def test_a_run_without_a_measurement_says_how_to_have_one(tmp_path, caplog):
 
 
 class InterruptInDraw(Callback):
-    """Send SIGINT at the second draw of a measurement, and count draws."""
+    """Callback that sends SIGINT at the second draw of a measurement and counts draws."""
 
     draws = 0
 

@@ -1,4 +1,4 @@
-"""Callbacks look and write; what is learnt does not know of them."""
+"""Tests of the callbacks: they measure, draw and save, and do not change the trained weights."""
 
 import csv
 import logging
@@ -29,7 +29,7 @@ from zoo.callbacks import (
     TimeEstimate,
 )
 from zoo.callbacks.cadence import AtEpochs
-from zoo.callbacks.ema import ema_update, judged
+from zoo.callbacks.ema import ema_update, evaluation_weights
 from zoo.callbacks.run_record import commit, hardware
 from zoo.checks.errors import UserError
 from zoo.datamodules import Images, Text, Toy
@@ -61,10 +61,10 @@ def test_training_is_bit_identical_with_and_without_them(name, tmp_path):
     ]
     run(tmp_path / "without", *without, *SHORT)
     a, b = checkpoint(tmp_path / "with"), checkpoint(tmp_path / "without")
-    # EMA keeps the trained weights there. Without it validation takes their running statistics anew, which no weight
-    # ever depends on.
-    anew = ("running_", "num_batches", "real_statistics")
-    weights = lambda state: {k: v for k, v in state.items() if not any(part in k for part in anew)}  # noqa: E731
+    # With EMA, the trained weights are in current_model_state. Without EMA, validation recomputes the BatchNorm
+    # statistics. No weight depends on them.
+    statistics = ("running_", "num_batches", "real_statistics")
+    weights = lambda state: {k: v for k, v in state.items() if not any(part in k for part in statistics)}  # noqa: E731
     assert_same(weights(a.get("current_model_state", a["state_dict"])), weights(b["state_dict"]))
     assert_same(a["optimizer_states"], b["optimizer_states"])
     assert_same(a["random_state"], b["random_state"])
@@ -113,11 +113,11 @@ def test_ema_averages_parameters_and_copies_buffers():
         w = w - 0.2 * (w - 10)
         decay = min(0.5, (1 + n) / (10 + n))
         averaged = w if averaged is None else decay * averaged + (1 - decay) * w
-    assert_close(model.w.item(), averaged, rtol=1e-5, atol=0)  # the average is what training ends with
+    assert_close(model.w.item(), averaged, rtol=1e-5, atol=0)  # after training the model has the average
     assert ema._average_model.module.count.dtype == torch.long
-    with pytest.raises(ValueError, match="between 0 and 1, got 1"):
+    with pytest.raises(ValueError, match="decay is 1, but must lie between 0 and 1"):
         EMA(decay=1)
-    with pytest.raises(ValueError, match=r"weights of torch.bfloat16 cannot hold an average of decay 0.5"):
+    with pytest.raises(ValueError, match=r"weights are torch.bfloat16, which is too coarse for an average"):
         ema.on_train_start(trainer, Counter().bfloat16())
 
 
@@ -159,17 +159,17 @@ def test_a_missing_capability_fails_at_set_up_with_both_names(tmp_path):
         fit(Trainable(), Samples(tmp_path, conditions={"steps": 3}))
     with pytest.raises(ValueError, match="Trainable has no method gradient_estimators"):
         fit(Trainable(), EstimatorVariance(tmp_path))
-    wrong = "VAE has no gradient estimator pathwize; it has pathwise, pathwise\\+antithetic"
-    with pytest.raises(UserError, match=wrong):  # which the command line prints without a traceback
+    wrong = "VAE has no gradient estimator pathwize; choose from pathwise, pathwise\\+antithetic"
+    with pytest.raises(UserError, match=wrong):  # the command line prints a UserError without a traceback
         run(tmp_path, *TINY["vae"], "debug=fast", "callbacks.estimator_variance.compare=[pathwize]")
     wrong = r"callbacks.samples.conditions={'num_steps': 51}: .* between 1 and the model's 50 steps, got 51"
     with pytest.raises(ValueError, match=wrong):
         run(tmp_path / "steps", *TINY["ddpm"], "callbacks.samples.conditions.num_steps=51")
-    with pytest.raises(ValueError, match="contrast must be one value, or a list of one for each of 64 samples; got 2"):
+    with pytest.raises(ValueError, match="contrast has 2 values for 64 samples; give one value"):
         fit(Trainable(), Samples(tmp_path, conditions={"contrast": [0.1, 0.2]}))
-    with pytest.raises(ValueError, match="seed must be a whole number from 0"):
+    with pytest.raises(ValueError, match="seed must be an integer from 0"):
         run(tmp_path / "seed", *TINY["vae"], "seed=-1")
-    with pytest.raises(ValueError, match="draws must be a whole number of at least 2, got 1"):
+    with pytest.raises(ValueError, match="draws must be an integer of at least 2, got 1"):
         EstimatorVariance(tmp_path, draws=1)
     assert not list(tmp_path.rglob("*.ckpt"))
 
@@ -191,20 +191,20 @@ def test_samples_cadence(tmp_path):
 
 
 @pytest.mark.parametrize("callbacks", ["default", "ema"])
-def test_samples_within_epochs_are_of_the_weights_that_are_judged(callbacks, tmp_path):
-    """The last batch of the run leaves the weights that the last validation judges: the same picture."""
+def test_samples_within_epochs_use_the_weights_of_validation(callbacks, tmp_path):
+    """The last batch and the last validation use the same weights and give the same picture."""
     few = ["trainer.max_epochs=2", "callbacks.samples.every_n_steps=11", "callbacks.samples.n=5", "test=false"]
     without = [o for o in TINY["ddpm"] if "callbacks" not in o] + [f"callbacks={callbacks}"]
     run(tmp_path, *without, *few, "callbacks.samples.conditions.num_steps=2", "~callbacks.loss_per_step")
     pictures = {p.name: p.read_bytes() for p in (tmp_path / "samples").iterdir()}
     assert set(pictures) == {"step_000011.png", "step_000022.png", "epoch_001.png"}
     assert pictures["step_000022.png"] == pictures["epoch_001.png"] != pictures["step_000011.png"]
-    with pytest.raises(ValueError, match="every_n_steps, where it is not null, must be a whole number"):
+    with pytest.raises(ValueError, match="every_n_steps, where it is not null, must be an integer"):
         Samples(tmp_path, every_n_steps=0)
 
 
-def test_what_is_judged_within_training_is_as_validation_has_it():
-    """Averaged weights and eval mode for as long as it lasts, whatever goes wrong; then all is as it was."""
+def test_averaged_weights_within_training_are_in_eval_mode_as_in_validation():
+    """The context has averaged weights and eval mode. The model is restored afterwards, also after an error."""
     seen = []
 
     class Look(L.Callback):
@@ -215,7 +215,7 @@ def test_what_is_judged_within_training_is_as_validation_has_it():
             seen.append((model.training, model.grey.item()))
 
         def fail(self, trainer, model):
-            with judged(trainer, model):
+            with evaluation_weights(trainer, model):
                 seen.append((model.training, model.grey.item()))
                 raise RuntimeError("out of memory")
 
@@ -224,7 +224,7 @@ def test_what_is_judged_within_training_is_as_validation_has_it():
     w = [0.5 * 0.98, 0.5 * 0.98**2]  # two steps down w^2
     assert [t for t, _ in seen] == 2 * [True, False, True]
     assert_close([first[1], after[1], second[1], again[1]], [w[0], w[0], w[1], w[1]])
-    decay = 2 / 11  # of the second update, while the average warms up
+    decay = 2 / 11  # decay of the second update, during the warm-up
     assert_close(averaged[1], decay * w[0] + (1 - decay) * w[1])
 
 
@@ -238,7 +238,7 @@ def test_the_seed_of_samples_is_that_of_their_noise(tmp_path):
 
 
 def test_the_distance_that_is_logged_is_that_of_the_samples(tmp_path):
-    """Of as many as asked for, by the seed, by its name and by that of all distances."""
+    """It uses ``n`` samples of the seed. It is logged as ``distance`` and under the name of the distance."""
     torch.manual_seed(0)
     model, data = WGAN(network="mlp", shape=[2], hidden=[8], z_dim=4), Toy("ring", eval_batch_size=5000)
     for seed in (0, 5):
@@ -267,7 +267,7 @@ def test_the_time_to_go_is_said_once(tmp_path, caplog):
 
 
 def said_of_the_time(folder):
-    """What a run of one epoch says of the time it takes."""
+    """Return the time estimates that a run of one epoch prints."""
     said = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
@@ -285,7 +285,7 @@ def said_of_the_time(folder):
 
 
 def test_the_images_of_all_processes_are_counted(tmp_path):
-    """Eleven batches of 128, of which each process has half; the first process says so, once."""
+    """Two processes share eleven batches of 128 images. Rank 0 prints one estimate."""
     first, second = together(2, said_of_the_time, tmp_path)
     assert len(first) == 1 and "1,408 images" in first[0] and second == []
 
@@ -297,7 +297,7 @@ def test_of_a_text_words_are_counted(tmp_path, caplog):
     words = int(re.search(r"2 epochs of ([\d,]+) words \(pydocs\)", said)[1].replace(",", ""))
     raw = Text("pydocs", min_count=20)
     raw.setup()
-    # All of the text but for what does not fill a batch of 60 rows, and the spread of what is left out.
+    # Incomplete batches of 60 rows do not count, and the number of dropped words is random.
     assert 0.88 * raw.corpus.raw_words < words < 1.02 * raw.corpus.raw_words
     with (tmp_path / "metrics.csv").open(encoding="utf-8") as file:
         assert sum(bool(row["train/words_per_second"]) for row in csv.DictReader(file)) == 2
@@ -336,7 +336,7 @@ def test_the_run_says_where_it_ran():
 
 
 def test_the_seconds_of_all_parts_are_counted(tmp_path):
-    """A hundred of the part before, and those of this one."""
+    """The earlier part has 100 seconds. The seconds of this part are added."""
     record, trainer, found = RunRecord(tmp_path / "run"), quiet_trainer(), {}
     before = {"command": "python train.py", "commit": "abc", "hardware": "a machine", "seconds": 100.0}
     record.on_load_checkpoint(trainer, None, {"record": before | {"earlier": [{"seconds": 60.0}], "config": {}}})
@@ -349,7 +349,7 @@ def test_the_seconds_of_all_parts_are_counted(tmp_path):
 
 
 def test_log_likelihood_is_of_as_many_batches_as_asked_for(generator):
-    """The first two of three, each with noise of its own, which no other process has."""
+    """It uses the first two of three batches. Each batch of each process has different noise."""
     torch.manual_seed(0)
     model, logged = VAE(latent_dim=2, hidden=[4]).eval(), []
     model.log = lambda name, value, **how: logged.append((name, value.item(), how["batch_size"]))
@@ -367,7 +367,7 @@ def test_log_likelihood_is_of_as_many_batches_as_asked_for(generator):
 
 
 class SecondOfTwo(L.Trainer):
-    """As the second process has it, without the first."""
+    """Trainer that believes to be rank 1, without other processes."""
 
     global_rank = 1
 
@@ -389,8 +389,8 @@ def quiet_trainer(*callbacks, **kwargs):
     return L.Trainer(**dict.fromkeys(off, False), **kwargs)
 
 
-def test_each_resumption_on_another_number_of_processes_has_streams_of_its_own(tmp_path):
-    """One process goes on where two had been, after one epoch and after two: what it draws is no repetition."""
+def test_each_resumption_on_another_number_of_processes_has_new_random_streams(tmp_path):
+    """One process resumes a run of two processes, after one epoch and after two. All random numbers differ."""
     seen = []
 
     class Draw(L.Callback):
@@ -407,12 +407,12 @@ def test_each_resumption_on_another_number_of_processes_has_streams_of_its_own(t
         again = quiet_trainer(ExactResume(tmp_path), Draw(), max_epochs=epochs + 1)
         again.fit(Trainable(), examples(4), examples(1), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     torch.manual_seed(0)
-    seen.append(torch.rand(3))  # nor does it begin at the seed's own stream
+    seen.append(torch.rand(3))  # the stream of the seed itself also differs
     assert len(seen) == 9 and len({tuple(draw.tolist()) for draw in seen}) == 9
 
 
 def test_a_signal_waits_for_the_step_that_gradients_are_gathered_for(tmp_path):
-    """At the third of eight batches, the first of two for one step: the fourth is in the checkpoint, too."""
+    """The signal arrives in batch 3 of 8. The step needs batches 3 and 4, so the checkpoint includes batch 4."""
     trainer = quiet_trainer(SendSignal(2, signal.SIGTERM), ExactResume(tmp_path), max_epochs=1,
                             accumulate_grad_batches=2)  # fmt: skip
     with pytest.raises(SystemExit):
@@ -423,12 +423,12 @@ def test_a_signal_waits_for_the_step_that_gradients_are_gathered_for(tmp_path):
 
 
 def test_samples_take_conditions_by_their_earlier_names(tmp_path):
-    """Once set up they are those of today, by which rows of a picture are chosen."""
+    """The set-up replaces earlier names by current ones, which determine the rows of a picture."""
     callback = Samples(tmp_path, n=4, conditions={"labels": 1, "num_steps": 2})
     model = DDPM(steps=4, widths=[8], num_classes=3)
     callback.setup(quiet_trainer(), model, "fit")
     assert callback.conditions == {"y": 1, "num_steps": 2}
-    assert picture(model, callback.n, callback.conditions).n == 4  # a row for each label would be six
+    assert picture(model, callback.n, callback.conditions).n == 4  # rows for all labels would have six samples
     with pytest.raises(UserError, match="DDPM.sample takes no steps; it takes corrector_snr, .*, y"):
         Samples(tmp_path, conditions={"steps": 2}).setup(quiet_trainer(), model, "fit")
 
@@ -444,7 +444,7 @@ def test_log_likelihood_is_that_of_the_first_validation_images(tmp_path):
     model = zoo.load(tmp_path / "checkpoints" / "last.ckpt")
     measured = model.log_likelihood(x, num_samples=100, generator=chunk_generator(0, 0))
     assert_close(values[-1], measured.mean().item(), rtol=1e-5, atol=0)
-    with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_samples must be an integer of at least 1, got 0"):
         LogLikelihood(num_samples=0)
-    with pytest.raises(ValueError, match="Pixel has no log_likelihood to measure"):
+    with pytest.raises(ValueError, match="Pixel has no log_likelihood"):
         LogLikelihood().setup(None, Pixel(), "fit")

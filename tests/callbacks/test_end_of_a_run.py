@@ -1,4 +1,4 @@
-"""Whatever ends a run, its end is drawn, once, as an epoch that is due would be."""
+"""Tests of the last pictures and measurements of a run: they appear once, for every way in which a run can end."""
 
 import lightning as L
 import pytest
@@ -39,7 +39,7 @@ def test_the_last_epoch_of_a_run_that_stops_early_is_drawn(name, tmp_path):
 
 
 class StopsWithin(L.Callback):
-    """Ask the trainer to stop after batch number ``at``, as Lightning's Timer does."""
+    """Callback that asks the trainer to stop after batch number ``at``, as Lightning's Timer does."""
 
     def __init__(self, at: int):
         self.at = at
@@ -50,8 +50,8 @@ class StopsWithin(L.Callback):
 
 
 @pytest.mark.parametrize("name", tiers(["vae", "skipgram", "rbm", "gan"], ["vae"]))
-def test_a_run_that_ended_within_an_epoch_goes_on_within_it(name, tmp_path):
-    """Whichever of its checkpoints it resumes from, the rest of the epoch comes in its own order."""
+def test_a_run_that_ended_within_an_epoch_resumes_within_it(name, tmp_path):
+    """From each of its checkpoints, the rest of the epoch comes in the order of that epoch."""
     common = [*TINY[name], "test=false", "~callbacks.estimator_variance", "trainer.log_every_n_steps=1"]
     common += ["trainer.max_epochs=3", "trainer.limit_train_batches=6", "trainer.check_val_every_n_epoch=1"]
     stops = ["+callbacks.stops._target_=test_end_of_a_run.StopsWithin", "+callbacks.stops.at=8"]

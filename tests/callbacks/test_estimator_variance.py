@@ -1,4 +1,4 @@
-"""EstimatorVariance: what it measures, how it is spread and merged, what it costs, and beside what it works."""
+"""Tests of EstimatorVariance: values, several processes, memory, and other options of training."""
 
 from dataclasses import replace
 
@@ -34,20 +34,20 @@ def measured(folder):
     return measurements(read_rows(folder / "estimator_variance.csv"))
 
 
-# Several draws at once.
+# Several draws in one call.
 
 
 @pytest.mark.parametrize("name", sorted(set(TINY) - {"skipgram"}))
 def test_draws_at_once_are_those_of_the_loop(name, generator):
-    """Every estimator of every model, whether vmap can take it or not, to float32's rounding."""
+    """This holds for every estimator of every model, with and without vmap, up to float32 rounding."""
     torch.manual_seed(0)
     model = build(config("/", *TINY[name], *QUIET).model)
-    with torch.no_grad():  # away from layers that start at zero
+    with torch.no_grad():  # change the layers that start at zero
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
     batch = [torch.rand(6, 1, 28, 28, generator=generator).round(), torch.arange(6)]
     for estimator in model.gradient_estimators().values():
-        if estimator.name.endswith("_chain"):  # of 50 steps each
+        if estimator.name.endswith("_chain"):  # chains of 50 steps are slow
             continue
         params = {k: p.detach() for k, p in estimator.params.items()}
         for k, g in enumerate(gradients(estimator, batch, range(3), seed=2)):
@@ -58,7 +58,7 @@ def test_draws_at_once_are_those_of_the_loop(name, generator):
 
 
 def linear(draw=lambda batch, g: {"eps": torch.randn(3, generator=g)}, n=3, **kwargs):
-    """g = x + eps: the gradient of theta'(x + eps)."""
+    """Return an estimator with gradient g = x + eps, from the surrogate theta'(x + eps)."""
     surrogate = lambda p, batch, noise: (p["theta"] * (batch + noise["eps"])).sum()  # noqa: E731
     return GradientEstimator("linear", {"theta": torch.zeros(n)}, draw, surrogate, **kwargs)
 
@@ -74,14 +74,14 @@ def test_chunks_are_of_small_networks_and_of_the_same_draws():
     assert chunk_size(linear(n=1_000_000)) == 1
     stream = gradients(linear(draw), torch.zeros(3), range(5, 20))
     numbers = []
-    for g in stream:  # 5, 6, 7 together; 8 to 15; 16 to 19
+    for g in stream:  # the chunks are 5 to 7, 8 to 15, and 16 to 19
         numbers.append(len(seen))
         assert_close(g["theta"], torch.randn(3, generator=chunk_generator(0, 4 + len(numbers))))
     assert numbers == [3] * 3 + [11] * 8 + [15] * 4
 
 
 def test_a_chunk_is_one_call_and_noise_may_be_none():
-    """Eight draws of a small network are one call of the surrogate, through vmap, for models too; others are eight."""
+    """Eight draws of a small network call the surrogate once, through vmap. Other networks call it eight times."""
     for e, batch in (
         (linear(), torch.zeros(3)),
         (VAE(latent_dim=2, hidden=[8]).gradient_estimators()["pathwise"], None),
@@ -112,7 +112,7 @@ def test_what_vmap_cannot_take_goes_one_by_one(generator):
 
 
 def test_memory_is_one_gradient_and_its_mean(generator):
-    """float64 makes the mean two copies in bytes; slices of it are a few per cent of this network."""
+    """The mean in float64 takes twice the bytes of the gradient. Its slices are a few per cent of this network."""
     x = torch.randn(8000, generator=generator)
     weight = torch.zeros(1000, 8000)
     noise = lambda batch, g: {"eps": torch.randn(1000, generator=g)}  # noqa: E731
@@ -128,11 +128,11 @@ def test_memory_is_one_gradient_and_its_mean(generator):
     assert 2.9 < peak / (4 * weight.numel()) < 3.15
 
 
-# Spread over processes.
+# Several processes.
 
 
 def merged(parts):
-    """Of draws in ``parts``, one for each process, the moments of all of them as this process has them."""
+    """Return the merged moments of all draws, on this process. Each process has one of the ``parts``."""
     dist.init_process_group("gloo")
 
     def total(value):
@@ -147,7 +147,7 @@ def merged(parts):
 
 
 def test_moments_merged_over_processes_are_those_of_all_draws(generator):
-    """Around a large mean, and with a process that made no draw."""
+    """The draws have a large mean, and one process has no draws."""
     draws = [{"w": 1e6 + torch.randn(3, generator=generator, dtype=torch.float64)} for _ in range(7)]
     whole = GradientMoments()
     for draw in draws:
@@ -181,13 +181,13 @@ def assert_same_measurement(folder, world_sizes, name, *overrides):
 
 @pytest.mark.parametrize("name", tiers(sorted(TINY), ("vae", "rbm", "gan", "ddpm", "skipgram")))
 def test_two_processes_measure_what_one_does(name, tmp_path):
-    """Three draws of every estimator of every model, to float64's rounding."""
+    """Three draws of every estimator of every model agree up to float64 rounding."""
     assert assert_same_measurement(tmp_path, (1, 2), name, "draws=3", "batch_size=8")
 
 
 @pytest.mark.parametrize("batches", tiers([1, 3], [3]))
 def test_the_result_does_not_depend_on_how_draws_are_spread(batches, tmp_path):
-    """21 draws in chunks of 8, 8 and 5 on one, two and four processes, of which one has none."""
+    """21 draws form chunks of 8, 8 and 5. One, two and four processes share them. One of the four has none."""
     few = ["draws=21", "batch_size=20", f"batches={batches}"]
     assert len(assert_same_measurement(tmp_path, (1, 2, 4), "vae", *few)) == (42 if batches == 1 else 84)
 
@@ -196,7 +196,7 @@ def test_the_result_does_not_depend_on_how_draws_are_spread(batches, tmp_path):
 
 
 def test_noise_of_the_data_and_of_the_draws_by_hand():
-    """Three batches of two draws each, in one dimension: means 0, 3, 6, variances within 2, 8, 2."""
+    """Three batches have two draws each, in one dimension. Their means are 0, 3, 6 and their variances 2, 8, 2."""
     per_batch = []
     for low, high in ((-1.0, 1.0), (1.0, 5.0), (5.0, 7.0)):
         moments = GradientMoments()
@@ -212,19 +212,19 @@ def test_noise_of_the_data_and_of_the_draws_by_hand():
 
 
 def test_the_split_is_unbiased(generator):
-    """x ~ N(1, 4), eps ~ N(0, 9), three dimensions each, 2,000 batches of 4 draws: within 4.5 standard errors."""
+    """x ~ N(1, 4) and eps ~ N(0, 9) have three dimensions. 2,000 batches of 4 draws, within 4.5 standard errors."""
     e = linear(lambda batch, g: {"eps": 3 * torch.randn(3, generator=g)})
     batches = 1 + 2 * torch.randn(2000, 3, generator=generator)
     split = split_variance(gradient_moments(e, x, range(4 * i, 4 * i + 4))[0] for i, x in enumerate(batches))
     one = split["all"]
     assert abs(one.variance - 27) < 4.5 * 27 * (2 / (3 * 3 * 2000)) ** 0.5
-    of_means = 4 + 9 / 4  # of each of three coordinates, of 2,000
+    of_means = 4 + 9 / 4  # variance of the mean gradients of batches, for each of three coordinates
     assert abs(one.data_variance - 12) < 4.5 * 3 * of_means * (2 / (3 * 2000)) ** 0.5 < 1.6
     assert abs(one.snr**2 * one.variance - 3) < 4.5 * 2 * (of_means / 2000) ** 0.5 * 3**0.5 + 0.05
 
 
-def test_probe_batches_are_of_the_size_asked_for_and_have_noise_of_their_own():
-    """Of equal grey images: the first batch is binarised by the noise of (seed, -1), the second by that of its own."""
+def test_probe_batches_have_the_given_size_and_different_noise():
+    """All images are equally grey. Noise with the keys (seed, -1) and (seed, -2) binarises the two batches."""
     torch.manual_seed(0)
     model, callback = VAE(latent_dim=2, hidden=[4]), EstimatorVariance("x", draws=2, batch_size=3, batches=2, seed=5)
     grey = torch.utils.data.TensorDataset(torch.full((8, 1, 28, 28), 0.5), torch.zeros(8))
@@ -232,7 +232,7 @@ def test_probe_batches_are_of_the_size_asked_for_and_have_noise_of_their_own():
     trainer = L.Trainer(max_epochs=1, limit_train_batches=1, num_sanity_val_steps=0, callbacks=[callback], logger=False,
                         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
                         accelerator="cpu")  # fmt: skip
-    callback.on_train_end = lambda *_: None  # nothing to draw
+    callback.on_train_end = lambda *_: None  # draw no figure
     trainer.fit(model, loader, loader)
     for i, (x, y) in enumerate(callback.probes):
         u = torch.rand(3, 1, 28, 28, generator=chunk_generator(5, -1 - i))
@@ -241,7 +241,7 @@ def test_probe_batches_are_of_the_size_asked_for_and_have_noise_of_their_own():
 
 
 def test_the_draws_of_each_batch_begin_with_a_whole_chunk():
-    """Five draws for each of two batches, where chunks are of eight: draws 0 to 4, and 8 to 12."""
+    """Two batches have five draws each, in chunks of eight. They use draws 0 to 4 and draws 8 to 12."""
     e = linear(lambda batch, g: {"eps": torch.randn(3, generator=g)})
     assert chunk_size(e) == 8
     callback = EstimatorVariance("x", draws=5, batches=2, seed=3)
@@ -259,11 +259,11 @@ def test_both_kinds_are_logged_on_request(tmp_path):
         data, total = (float(row[f"{kind}/pathwise/{group}"]) for kind in ("data_variance", "total_variance"))
         assert data > 0
         assert_close(total, data + float(row[f"variance/pathwise/{group}"]))
-    with pytest.raises(ValueError, match="the validation data are 4 whole batches of 40: .* batches=5"):
+    with pytest.raises(ValueError, match="data have 4 whole batches of 40 examples, fewer than batches=5"):
         run(tmp_path / "b", *TINY["vae"], "debug=fast", *more, "callbacks.estimator_variance.batches=5")
 
 
-# When.
+# Times of measurements.
 
 
 def test_values_are_written_at_every_measurement(tmp_path):
@@ -278,43 +278,44 @@ def test_values_are_written_at_every_measurement(tmp_path):
         assert float(row["ms_per_draw/pathwise"]) > 0
 
 
-def test_shares_of_the_run(tmp_path):
+def test_measurements_at_fractions_of_the_run(tmp_path):
     share = ["callbacks.estimator_variance.every_n_steps=0.3", "callbacks.estimator_variance.draws=2"]
     run(tmp_path, *TINY["vae"], "trainer.max_epochs=2", *share, "test=false")
-    assert [int(row["step"]) for row in measured(tmp_path)] == [0, 6, 12, 18]  # of 22
+    assert [int(row["step"]) for row in measured(tmp_path)] == [0, 6, 12, 18]  # the run has 22 steps
     for wrong in (0, 1.5, True, "often"):
-        with pytest.raises(ValueError, match="every_n_steps must be a whole number"):
+        with pytest.raises(ValueError, match="every_n_steps must be an integer"):
             EstimatorVariance("x", every_n_steps=wrong)
-    with pytest.raises(ValueError, match=r"every_n_steps=0.3 is a share of a run, and this one has no end"):
+    with pytest.raises(ValueError, match=r"every_n_steps=0.3 is a fraction of the run, and this run has no end"):
         run(tmp_path / "endless", *TINY["vae"], "trainer.max_epochs=-1", *share)
 
 
-# Beside what.
+# Other options of training.
 
 
 @pytest.mark.parametrize(
-    "beside",
+    "options",
     [
         ["callbacks=ema", "trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed"],
         ["compile=aot_eager"],
     ],
 )
-def test_beside_averages_accumulation_half_precision_and_compilation(beside, tmp_path):
-    """The first measurement, of the same weights, is the same: of float32, whatever training does."""
+def test_averages_accumulation_half_precision_and_compilation_do_not_change_it(options, tmp_path):
+    """The first measurement has the same weights in float32, and therefore the same values."""
     both = [*TINY["vae"], "trainer.max_epochs=1", "callbacks.estimator_variance.every_n_steps=5", "test=false"]
     both = [o for o in both if not o.startswith("callbacks.l")]
     run(tmp_path / "plain", *both)
-    run(tmp_path / "beside", *both, *beside)
-    plain, other = measured(tmp_path / "plain"), measured(tmp_path / "beside")
-    accumulated = "trainer.accumulate_grad_batches=2" in beside
-    assert [row["step"] for row in other] == (["0", "2", "5"] if accumulated else ["0", "5", "10"])  # of the optimiser
+    run(tmp_path / "other", *both, *options)
+    plain, other = measured(tmp_path / "plain"), measured(tmp_path / "other")
+    accumulated = "trainer.accumulate_grad_batches=2" in options
+    steps = ["0", "2", "5"] if accumulated else ["0", "5", "10"]  # optimiser steps
+    assert [row["step"] for row in other] == steps
     for key, value in plain[0].items():
         if key.startswith(("variance/", "snr/")) and value:
             assert_close(float(other[0][key]), float(value), rtol=1e-4, atol=1e-5)
-    assert not any("_orig_mod" in key for key in checkpoint(tmp_path / "beside")["state_dict"])
+    assert not any("_orig_mod" in key for key in checkpoint(tmp_path / "other")["state_dict"])
 
 
-# What is drawn.
+# The figure and the table.
 
 
 def test_the_plot_and_the_table_take_any_history():

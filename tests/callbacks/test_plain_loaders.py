@@ -1,4 +1,4 @@
-"""Callbacks beside a plain DataLoader, without a data module: they work, or say at set-up what they want."""
+"""Tests of callbacks with a plain DataLoader and no data module: they work, or raise at set-up and say why."""
 
 import logging
 import warnings
@@ -17,7 +17,7 @@ from zoo.checks.errors import UserError
 
 X, Y = torch.linspace(0, 1, 8 * 784).view(8, 1, 28, 28), torch.arange(8)
 FORMS = {"pairs": TensorDataset(X, Y), "tuples of one": TensorDataset(X), "tensors": X}
-# What a model without labels can have, by the model that has it.
+# Callbacks that work with a plain DataLoader: a model and the arguments of the callback.
 MADE = {
     "Samples": ("vae", {"n": 2}),
     "EstimatorVariance": ("vae", {"every_n_steps": 1, "draws": 2, "batch_size": 3, "batches": 2}),
@@ -31,9 +31,10 @@ MADE = {
     "LossPerStep": ("score", {}),
     "Codes": ("infogan", {}),
 }
+# Callbacks that do not: a model, the arguments of the callback, and the error.
 WANTS = {
-    "SampleDistance": ("vae", {"n": 4}, "SampleDistance compares samples with the images of a data module"),
-    "ScoreField": ("score-points", {}, "the field is drawn of a score model of points whose density is known"),
+    "SampleDistance": ("vae", {"n": 4}, "SampleDistance needs a data module of the zoo"),
+    "ScoreField": ("score-points", {}, "ScoreField needs a score model and points with a known density"),
     "Neighbours": ("vae", {}, "VAE has no method nearest"),
 }
 WITHOUT_FOLDER = ("EMA", "LogLikelihood", "TimeEstimate", "SampleDistance")
@@ -92,7 +93,7 @@ def test_the_probe_batch_is_found_where_validation_is_epochs_off(tmp_path):
 
 
 def test_a_time_estimate_counts_examples_of_a_batch_that_is_a_tensor(tmp_path):
-    """Six batches are more than it warms up with."""
+    """The warm-up has five batches. This run has six."""
     made = callback("TimeEstimate", tmp_path, {"after": 1})
     fit("vae", made, X.repeat(4, 1, 1, 1), tmp_path)
     assert made._rows == 4

@@ -1,4 +1,4 @@
-"""What a run has written down is the same whatever broke off meanwhile; its end is drawn whatever ended it."""
+"""Tests of the files of a run: resumed runs write the same tables, and every run draws its end."""
 
 import logging
 import re
@@ -17,7 +17,7 @@ SHORT = ["trainer.log_every_n_steps=1", "trainer.max_epochs=3"]
 
 
 class BreaksOff(L.Callback):
-    """End the run with an error that nobody knows, at the end of batch number ``at``."""
+    """Callback that ends the run with an unexpected error at the end of batch number ``at``."""
 
     def __init__(self, at: int):
         self.at = at
@@ -28,7 +28,7 @@ class BreaksOff(L.Callback):
 
 
 class Wants(L.Callback):
-    """Ask the trainer to stop at the end of an epoch's training, or of its validation."""
+    """Callback that asks the trainer to stop in a hook of an epoch, such as the end of its training or validation."""
 
     def __init__(self, epoch: int, hook: str):
         self.epoch = epoch
@@ -40,7 +40,7 @@ class Wants(L.Callback):
 
 
 def lines(folder, name="metrics.csv"):
-    """The rows of a table, but for what is of time."""
+    """Return the rows of a table, without columns that measure time."""
     timed = ("_per_second", "ms_per_draw")
     return [
         {key: value for key, value in row.items() if value and not any(t in key for t in timed)}
@@ -53,7 +53,7 @@ def breaks_off(folder, *overrides, at):
         run(folder, *overrides, "+callbacks.breaks._target_=test_records.BreaksOff", f"+callbacks.breaks.at={at}")
 
 
-# A table.
+# Tables.
 
 
 def test_rows_of_one_step_are_one_row_and_columns_are_added(tmp_path):
@@ -69,7 +69,7 @@ def test_rows_of_one_step_are_one_row_and_columns_are_added(tmp_path):
     assert len({line.count(",") for line in table.path.read_text(encoding="utf-8").splitlines()[:3]}) == 1
 
 
-def test_a_table_goes_on_after_a_line_that_was_cut_off(tmp_path):
+def test_a_table_continues_after_a_line_that_was_cut_off(tmp_path):
     path = tmp_path / "t.csv"
     table = Table(path)
     for step in range(3):
@@ -96,7 +96,7 @@ def test_columns_go_with_the_rows_that_had_them(tmp_path):
     assert table.path.read_text(encoding="utf-8") == "step,a\n0,1\n"
 
 
-def test_a_row_is_on_the_disk_once_it_is_logged_and_estimators_have_a_table_of_their_own(tmp_path):
+def test_a_row_is_on_the_disk_once_it_is_logged_and_estimators_have_a_separate_table(tmp_path):
     logger = CSVLogger(str(tmp_path))
     logger.log_metrics({"train/loss": torch.tensor(1.0), "epoch": 0}, step=3)
     logger.log_metrics({"variance/pathwise/all": 2.0, "snr/pathwise/all": 0.5, "ms_per_draw/pathwise": 9.0}, step=3)
@@ -105,7 +105,7 @@ def test_a_row_is_on_the_disk_once_it_is_logged_and_estimators_have_a_table_of_t
     assert read_rows(tmp_path / "estimator_variance.csv") == [row]
 
 
-def test_a_metrics_file_of_an_earlier_version_goes_on(tmp_path):
+def test_a_metrics_file_of_an_earlier_version_is_continued(tmp_path):
     (tmp_path / "metrics.csv").write_text(
         "epoch,snr/pathwise/all,step,train/loss\r\n0,,4,1.5\r\n,3.0,8,\r\n", encoding="utf-8"
     )
@@ -120,7 +120,7 @@ def test_a_metrics_file_of_an_earlier_version_goes_on(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing breaks off, with TensorBoard."""
+    """The folder of an uninterrupted run with TensorBoard."""
     folder = tmp_path_factory.mktemp("whole")
     run(folder, *TINY["vae"], *SHORT, "logger=tensorboard")
     return folder
@@ -153,15 +153,15 @@ def test_what_was_logged_after_the_checkpoint_is_dropped_on_resumption(whole, ck
     assert lines(tmp_path, "estimator_variance.csv") == lines(whole, "estimator_variance.csv")
     assert scalars(tmp_path) == scalars(whole)
     ours, theirs = ({path.name for path in (folder / "checkpoints").iterdir()} for folder in (tmp_path, whole))
-    assert ours - {path.name} == theirs - {path.name}  # the one that was resumed from stays
+    assert ours - {path.name} == theirs - {path.name}  # the checkpoint that was resumed from stays
 
 
-def test_a_run_that_goes_on_in_another_folder_keeps_its_rows_and_its_best_checkpoint(tmp_path, recwarn):
+def test_a_run_that_resumes_in_another_folder_keeps_its_rows_and_its_best_checkpoint(tmp_path, recwarn):
     a, b = tmp_path / "a", tmp_path / "b"
     overrides = [*TINY["vae"], "trainer.log_every_n_steps=1"]
     run(a, *overrides, "trainer.max_epochs=2")
     best = next((a / "checkpoints").glob("best-*.ckpt"))
-    # With a huge learning rate no later epoch is as good.
+    # With a very large learning rate, no later epoch is as good.
     run(
         b, *overrides, "trainer.max_epochs=3", "callbacks.best.mode=min", f"ckpt={a}/checkpoints/last.ckpt", "test=true"
     )
@@ -172,7 +172,7 @@ def test_a_run_that_goes_on_in_another_folder_keeps_its_rows_and_its_best_checkp
     key = next(k for k in theirs if "val/loss" in k)
     assert ours[key]["best_model_score"] <= theirs[key]["best_model_score"]
     assert ours[key]["best_model_path"].startswith(str(b))
-    assert best.is_file()  # the other run's folder is left alone
+    assert best.is_file()  # the folder of the first run does not change
     assert not [w for w in recwarn if "dirpath" in str(w.message)]
 
 
@@ -190,7 +190,7 @@ def test_a_best_checkpoint_that_is_gone_is_said_to_be(tmp_path, caplog):
     next((a / "checkpoints").glob("best-*.ckpt")).unlink()
     with caplog.at_level(logging.WARNING):
         run(b, *TINY["vae"], "trainer.max_epochs=2", f"ckpt={a}/checkpoints/last.ckpt")
-    assert "is gone" in caplog.text
+    assert "is missing" in caplog.text
     assert list((b / "checkpoints").glob("best-*.ckpt"))
 
 
@@ -198,13 +198,13 @@ def test_one_command_uploads_all_parts_of_an_offline_run(tmp_path, caplog):
     overrides = [*TINY["vae"], "callbacks=none", "logger=wandb", "test=false"]
     with caplog.at_level(logging.INFO):
         run(tmp_path, *overrides, "logger=wandb", "trainer.max_epochs=1")
-        time.sleep(1.1)  # folders are named by the second
+        time.sleep(1.1)  # the names of the folders contain the time in seconds
         run(tmp_path, *overrides, "logger=wandb", "trainer.max_epochs=2", f"ckpt={tmp_path}/checkpoints/last.ckpt")
     said = re.findall(r"To upload this run: (wandb sync .*)", caplog.text)
     parts = [shlex.split(command)[2:] for command in said]
     assert [len(part) for part in parts] == [1, 2]
-    assert parts[1][0] == parts[0][0]  # in their order
-    assert len({part.rpartition("-")[2] for part in parts[1]}) == 1  # of one id
+    assert parts[1][0] == parts[0][0]  # the first part comes first
+    assert len({part.rpartition("-")[2] for part in parts[1]}) == 1  # all parts have one id
 
 
 # The end of a run.
@@ -257,8 +257,8 @@ def test_the_first_step_after_a_checkpoint_is_dropped_with_those_that_follow(tmp
     assert [row["step"] for row in read_rows(table.path)] == ["0", "1"]
 
 
-def test_the_end_is_drawn_of_the_weights_that_are_judged(tmp_path):
-    """The picture of a run that is stopped after epoch 1 is that of one that was to have two epochs."""
+def test_the_last_picture_uses_the_weights_of_validation(tmp_path):
+    """A run that stops after epoch 1 of 9 draws the same picture as a run of two epochs."""
     overrides = [*TINY["gan"], "callbacks.samples.every_n_epochs=5", "test=false"]
     run(tmp_path / "two", *overrides, "trainer.max_epochs=2")
     stop = ["+callbacks.stop._target_=test_records.Wants", "+callbacks.stop.epoch=1"]

@@ -1,4 +1,4 @@
-"""TimeEstimate: what it counts, when it says it, and when again. Seconds pass as callbacks of the tests say."""
+"""Tests of TimeEstimate: what it includes, and when it prints. A callback of the tests moves the clock forward."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from zoo.callbacks.time_estimate import TimeEstimate, batches_left, validations_
 
 
 class Clock:
-    """Seconds that only go forward; there is no other clock to ask."""
+    """Clock that the tests move forward. It replaces the time module, and has no other function."""
 
     def __init__(self):
         self.now = 0.0
@@ -27,11 +27,19 @@ CLOCK = Clock()
 
 
 class Pass(Callback):
-    """Let seconds pass: in each batch, from batch ``slower_from`` on ``slower``; in each batch of evaluation."""
+    """Callback that moves the clock forward, by given seconds.
 
-    def __init__(self, batch=1.0, validation=0.0, slower=None, slower_from=0, drawing=0.0, annealing=0.0):
+    Args:
+        batch: seconds of a training batch.
+        validation: seconds of a validation batch.
+        slower: seconds of a training batch from batch ``slower_from`` on, or None.
+        slower_from: the first slower batch.
+        drawing: seconds at the end of each validation.
+    """
+
+    def __init__(self, batch=1.0, validation=0.0, slower=None, slower_from=0, drawing=0.0):
         self.batch, self.validation, self.slower, self.slower_from = batch, validation, slower, slower_from
-        self.drawing, self.annealing = drawing, annealing
+        self.drawing = drawing
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         late = self.slower is not None and trainer.fit_loop.total_batch_idx >= self.slower_from
@@ -47,7 +55,7 @@ class Pass(Callback):
 
 @pytest.fixture
 def said(monkeypatch, caplog, tmp_path):
-    """Train a small VAE, 11 batches an epoch, where seconds pass as given; what was said of the time."""
+    """Return a function that trains a small VAE, 11 batches per epoch, and returns the printed estimates."""
     monkeypatch.setattr(module, "time", CLOCK)
     CLOCK.now = 1e9
 
@@ -63,28 +71,28 @@ def said(monkeypatch, caplog, tmp_path):
 
 
 def test_training_is_counted_to_the_end(said):
-    """10 of 44 batches of a second are done."""
+    """After 10 of 44 batches of one second, 34 seconds remain."""
     (line,) = said("trainer.max_epochs=4")
     assert line.startswith("About 34 seconds to go: 4 epochs of 1,408 images (digits), 128 per second")
 
 
 def test_validation_and_test_are_counted_from_the_sanity_check(said):
-    """4 validations of one batch and a test of one, 20 seconds each."""
+    """There are four validations and a test, of one batch and 20 seconds each."""
     (line,) = said("trainer.max_epochs=4", "trainer.num_sanity_val_steps=1", "test=true", validation=20)
     assert line.startswith("About 2 minutes to go") and "validation 80 seconds, test 20 seconds" in line
 
 
 def test_what_turns_out_to_take_long_is_said_again(said):
-    """Samples and checkpoints after validation were not known: 100 seconds in each of 4 epochs."""
+    """The first estimate cannot include samples and checkpoints, which take 100 seconds in each of four epochs."""
     first, second = said("trainer.max_epochs=4", drawing=100)
     assert first.startswith("About 34 seconds")
-    assert second.startswith("About 5 minutes to go, other than said before: ") and "validation 5 minutes" in second
+    assert second.startswith("About 5 minutes to go (new estimate): ") and "validation 5 minutes" in second
 
 
 def test_a_machine_that_gets_slower_is_said_again_and_one_that_wavers_is_not(said):
     lines = said("trainer.max_epochs=12", slower=3, slower_from=40)
     assert lines[0].startswith("About 2 minutes") and 2 <= len(lines) <= 4
-    assert re.match(r"About \d+ (minutes|seconds) to go, other than said before", lines[-1])
+    assert re.match(r"About \d+ (minutes|seconds) to go \(new estimate\)", lines[-1])
 
 
 def test_an_estimate_that_is_off_by_less_than_half_stands(said):
@@ -92,7 +100,7 @@ def test_an_estimate_that_is_off_by_less_than_half_stands(said):
 
 
 def test_annealed_importance_sampling_is_counted(monkeypatch):
-    """10 temperatures took 2 seconds in the sanity check: 1,000 at each of 2 validations, 14,500 in the test."""
+    """The sanity check takes 2 seconds for 10 temperatures. A validation has 1,000 and the test has 14,500."""
     monkeypatch.setattr(module, "time", CLOCK)
     from zoo.rbm import RBM
 
@@ -107,7 +115,7 @@ def test_annealed_importance_sampling_is_counted(monkeypatch):
     callback.on_validation_batch_start(trainer, model, None, 0)
     callback.on_validation_batch_end(trainer, model, None, None, 0)
     assert callback._parts(trainer, model, left=20) == (400.0, 2900.0)
-    trainer.limit_test_batches = 3  # which is of no published number
+    trainer.limit_test_batches = 3  # a partial test uses the temperatures of validation
     assert callback._parts(trainer, model, left=20) == (400.0, 200.0)
 
 
@@ -127,7 +135,7 @@ def fit(**given):
     [
         ({}, 750),
         ({"max_steps": 300}, 50),
-        ({"max_steps": 600, "global_step": 500}, 50),  # two players take two steps for a batch
+        ({"max_steps": 600, "global_step": 500}, 50),  # adversarial models take two steps for a batch
         ({"max_epochs": -1, "max_steps": 400}, 150),
         ({"max_epochs": -1}, math.inf),
         ({"max_epochs": -1, "max_steps": 200}, 0),
@@ -158,7 +166,7 @@ def test_runs_without_an_end_with_a_timer_and_with_early_stopping_say_so():
     data = SimpleNamespace(datamodule=None)
     endless = fit(max_epochs=-1, **vars(data))
     assert callback._words(endless, math.inf, math.inf, **words) == (
-        "This run has no end: 50 images per second. Ctrl-C stops it, and saves"
+        "This run has no end: 50 images per second. Ctrl-C saves a checkpoint and stops it"
     )
     stopping = fit(callbacks=[EarlyStopping("val/loss")], **vars(data))
     assert callback._words(stopping, 1.0, 750, **words).startswith("At most 1 second to go: 8 epochs of 1,000 images")

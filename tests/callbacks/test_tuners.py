@@ -1,4 +1,4 @@
-"""Lightning's tuners and callbacks beside the zoo's own."""
+"""Tests of Lightning's tuners and callbacks in runs of the zoo."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def added(name, **arguments):
 
 
 def test_a_learning_rate_that_was_found_is_the_one_of_the_run(tmp_path):
-    """Weights are those of a run that was given it, and the run has not been resumed."""
+    """A run with this learning rate gives the same weights. The record has no earlier part."""
     small = [*TINY["vae"], *(o for o in SHORT if "limit" not in o), "data.batch_size=32"]
     search = added("LearningRateFinder", num_training_steps=30, early_stop_threshold="null")
     run(tmp_path / "found", *small, *search)
@@ -51,9 +51,9 @@ WORK = {
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")  # said of a schedule by steps
+@pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch")  # the schedule counts steps
 @pytest.mark.parametrize("name", WORK)
-def test_callbacks_of_lightning_work_beside_those_of_the_zoo(name, tmp_path):
+def test_callbacks_of_lightning_work_with_those_of_the_zoo(name, tmp_path):
     short = [option for option in SHORT if "limit" not in option]
     run(tmp_path, *TINY["vae"], *short, *added(name, **WORK[name]), "trainer.enable_progress_bar=true")
     assert checkpoint(tmp_path)["global_step"] > 0
@@ -64,8 +64,8 @@ def test_two_checkpoint_callbacks_of_one_name_are_refused_in_one_line(tmp_path):
         run(tmp_path, *TINY["vae"], *SHORT, *added("ModelCheckpoint"))
 
 
-def test_two_players_have_no_single_learning_rate(tmp_path):
-    with pytest.raises(ValueError, match="searches one learning rate, and two players have two"):
+def test_adversarial_models_have_no_single_learning_rate(tmp_path):
+    with pytest.raises(ValueError, match="finds one learning rate, and adversarial models have two"):
         run(tmp_path, *TINY["gan"], *SHORT, *added("LearningRateFinder"))
 
 

@@ -1,4 +1,4 @@
-"""Weights & Biases offline, for real: the run's transaction log is read back."""
+"""Tests of Weights & Biases. They run the real service offline and read the transaction log of the run."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from zoo.hub import CheckpointError
 
 
 def records(path: Path):
-    """The records of a .wandb file: a 7-byte header, then LevelDB's log format in blocks of 32 KiB."""
+    """Yield the records of a .wandb file, which has a 7-byte header and LevelDB's log format in blocks of 32 KiB."""
     data, at, parts = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         left = 32768 - at % 32768
@@ -31,11 +31,11 @@ def records(path: Path):
             at += left
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        if at + 7 + length > len(data):  # half written
+        if at + 7 + length > len(data):  # the last record is incomplete
             return
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
+        if kind in (1, 4):  # a complete record, or its last part
             record = Record()
             record.ParseFromString(parts)
             parts = b""
@@ -64,7 +64,7 @@ def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, capl
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert f"To upload this run: wandb sync {folder}" in caplog.text
     (log,) = folder.glob("*.wandb")
-    # Its service writes on for a moment after finish() has returned, for longer on a busy machine.
+    # The service of wandb still writes for a moment after finish() returns, and longer on a busy machine.
     for _ in range(600):
         if any(record.WhichOneof("record_type") == "exit" for record in records(log)):
             break
@@ -88,7 +88,7 @@ def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, capl
     assert (folder / "files" / picture).read_bytes().startswith(b"\x89PNG")
     assert checkpoint(tmp_path / "run")["wandb_run_id"] == run_id
 
-    # Best and last checkpoint, each a version of one artifact, with a card.
+    # The best and the last checkpoint are versions of one artifact. Each has a card.
     artifacts = [a for a in artifacts if a.type == "model"]
     assert [a.name for a in artifacts] == [f"vae-{run_id}"] * 2
     assert [set(a.aliases) - {"latest"} for a in artifacts] == [{"last"}, {"best"}]
@@ -109,8 +109,8 @@ def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, capl
 
 
 def test_the_newest_best_checkpoint_is_logged(tmp_path, offline, monkeypatch):
-    """Where a run that went on has left several; beside it the last one."""
-    monkeypatch.setenv("WANDB_MODE", "disabled")  # what is asked of a run is looked at, and none is written
+    """A resumed run can leave several best checkpoints. The newest one and the last checkpoint are uploaded."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")  # the test checks the calls, and wandb writes nothing
     for age, name in enumerate(("best-epoch001.ckpt", "best-epoch004.ckpt", "best-epoch002.ckpt", "last.ckpt")):
         torch.save({"model": "vae"}, tmp_path / name)
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
@@ -129,16 +129,16 @@ def test_the_newest_best_checkpoint_is_logged(tmp_path, offline, monkeypatch):
 
 def test_a_service_out_of_reach_does_not_stop_a_run(tmp_path, offline, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # no server listens at this port
     logger = WandbLogger(tmp_path / "run", patience=2)
     logger.log_metrics({"x": 1.0}, step=0)
-    assert "tracking this run offline" in caplog.text
+    assert "this run is logged offline" in caplog.text
     wandb.finish()
     assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
 
 
 def test_an_artifact_of_a_run_is_loaded(tmp_path, offline, monkeypatch):
-    """Through the public API, from a stand-in for the service: what it asks, and what is wrong with the answers."""
+    """A test server replaces the service. The test checks the requests and the errors for wrong answers."""
     run(tmp_path, *TINY["vae"], "debug=fast", "callbacks=none", "test=false")
     files = {"last.ckpt": (tmp_path / "checkpoints" / "last.ckpt").read_bytes(), "card.json": b"{}"}
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
@@ -146,25 +146,29 @@ def test_an_artifact_of_a_run_is_loaded(tmp_path, offline, monkeypatch):
         monkeypatch.setenv("WANDB_BASE_URL", address)
         model = zoo.load("wandb:someone/zoo/vae-1a2b3c4d:best")
         assert_same(dict(model.state_dict()), dict(checkpoint(tmp_path)["state_dict"]))
-        with pytest.raises(CheckpointError, match="wandb:someone/zoo/gan-1a2b3c4d:best cannot be had: .*not found"):
+        with pytest.raises(
+            CheckpointError, match="wandb:someone/zoo/gan-1a2b3c4d:best cannot be downloaded: .*not found"
+        ):
             zoo.load("wandb:someone/zoo/gan-1a2b3c4d:best")
     with serve("vae-1a2b3c4e", {"last.ckpt": b"other" * 99, "card.json": b"{}"}, damaged=True) as address:
         monkeypatch.setenv("WANDB_BASE_URL", address)
-        with pytest.raises(CheckpointError, match="is not what was logged: Digest mismatch"):
+        with pytest.raises(CheckpointError, match="differ from the logged files: Digest mismatch"):
             zoo.load("wandb:someone/zoo/vae-1a2b3c4e:best")
     with serve("vae-1a2b3c4f", {"card.json": b"{}"}) as address:
         monkeypatch.setenv("WANDB_BASE_URL", address)
-        with pytest.raises(CheckpointError, match="is no artifact of this zoo: it holds 0 files"):
+        with pytest.raises(
+            CheckpointError, match="best holds 0 files .ckpt; an artifact of this zoo holds exactly one"
+        ):
             zoo.load("wandb:someone/zoo/vae-1a2b3c4f:best")
-    with pytest.raises(CheckpointError, match="an artifact is wandb:entity/project/name:alias"):
+    with pytest.raises(CheckpointError, match="an artifact must be wandb:entity/project/name:alias"):
         zoo.load("wandb:vae")
     monkeypatch.delenv("WANDB_API_KEY")
-    with pytest.raises(CheckpointError, match="asks for a login: wandb login"):
+    with pytest.raises(CheckpointError, match="needs a login; run wandb login"):
         zoo.load("wandb:someone/zoo/vae-1a2b3c4d:best")
 
 
 def test_the_sweep_files_fit_the_configuration():
-    """What wandb agent would run is a command line of train.py, whose metric the recipe logs."""
+    """The commands of wandb agent compose a configuration of train.py that logs the metric of the sweep."""
     for path in (Path(CONFIGS) / "sweeps").glob("*.yaml"):
         sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
         first = {k: v.get("values", [v.get("value", v.get("min"))])[0] for k, v in sweep["parameters"].items()}

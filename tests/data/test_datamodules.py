@@ -1,4 +1,4 @@
-"""Images in memory: the right ones, in the right order, in disjoint shares, or a clear refusal."""
+"""Tests of Images: contents, order, disjoint parts for several processes, and errors."""
 
 import gzip
 import logging
@@ -24,7 +24,7 @@ def split():
 
 @pytest.fixture
 def offline(monkeypatch):
-    """No network: every connection is refused, as where there is none."""
+    """Refuse every network connection, as on a machine without a network."""
 
     def refuse(*args, **kwargs):
         raise OSError("network is unreachable")
@@ -50,11 +50,11 @@ def test_an_epoch_is_a_permutation_keyed_by_seed_and_epoch(split):
         return sum(seen(loader), [])
 
     first = epoch(0, 0)
-    assert len(first) == 100 and len(set(first)) == 100  # the incomplete batch is left out
+    assert len(first) == 100 and len(set(first)) == 100  # the incomplete batch is dropped
     assert first == epoch(0, 0)
     assert first != epoch(0, 1)
     assert first != epoch(1, 0)
-    assert epoch(0, 1) != epoch(1, 0)  # the next seed is not this one an epoch later
+    assert epoch(0, 1) != epoch(1, 0)  # the next seed does not repeat the next epoch
     repeated = ImageLoader(split, 10, shuffle=True, repeat=3)
     assert len(repeated) == 30
     assert max(sum(seen(repeated), []).count(i) for i in range(103)) == 3
@@ -80,7 +80,7 @@ def test_evaluation_sees_every_image_once_in_nearly_equal_batches(split):
 
 
 def test_evaluation_repeats_no_digits():
-    """However often an epoch of training goes over its own: 180 in two batches of 90."""
+    """``digits_repeat`` does not apply to evaluation, which has 180 digits in two batches of 90."""
     data = Images("digits", eval_batch_size=100, digits_repeat=4)
     data.setup()
     for loader in (data.val_dataloader(), data.test_dataloader()):
@@ -88,7 +88,7 @@ def test_evaluation_repeats_no_digits():
     assert len(data.train_dataloader()) == 4 * 1437 // 128
 
 
-def test_a_loader_goes_on_where_it_stopped(split):
+def test_a_loader_continues_where_it_stopped(split):
     loader = ImageLoader(split, 10, shuffle=True)
     loader.set_epoch(2)
     iterator = iter(loader)
@@ -101,13 +101,13 @@ def test_a_loader_goes_on_where_it_stopped(split):
     whole = ImageLoader(split, 10, shuffle=True)
     whole.set_epoch(2)
     assert seen(whole)[4:] == rest
-    assert len(seen(resumed)) == 10  # the next epoch is whole again
-    list(zip(range(2), loader, strict=False))  # a look at two batches
+    assert len(seen(resumed)) == 10  # the next epoch is complete
+    list(zip(range(2), loader, strict=False))  # read two batches only
     assert len(seen(loader)) == 10
 
 
 def test_lightning_tells_the_loader_which_epoch_it_is(digits_seen):
-    """Real training: every epoch has all images, in an order of its own, the same in a second run."""
+    """In real training, every epoch has all images in a different order. A second run has the same orders."""
     first, again = digits_seen(), digits_seen()
     assert first == again and len(first) == 3
     epochs = [torch.tensor(epoch) for epoch in first]
@@ -163,7 +163,7 @@ def test_without_mnist_the_default_falls_back_and_says_so(tmp_path, monkeypatch,
         data.prepare_data()
     assert data.used == "digits"
     (message,) = [r.getMessage() for r in caplog.records]
-    assert message.startswith("NO MNIST, USING THE EMBEDDED DIGITS") and "data=mnist" in message
+    assert message.startswith("NO MNIST, USING THE DIGITS OF SCIKIT-LEARN") and "data=mnist" in message
     data.setup()
     assert len(data.splits["train"].images) == 1437
     assert data.state_dict()["used"] == "digits"
@@ -177,13 +177,13 @@ def test_asked_for_by_name_it_is_strict(name, tmp_path, monkeypatch, offline):
 
 
 def test_deciding_takes_seconds_even_if_nothing_answers(tmp_path, monkeypatch, request):
-    """A network that swallows packets: looking up a name hangs for good, and the decision comes all the same."""
+    """The network drops all packets and a name look-up never returns. The decision still takes only seconds."""
     import threading
 
     import zoo.training.files as files
 
     forever = threading.Event()
-    request.addfinalizer(forever.set)  # so that no thread is left waiting
+    request.addfinalizer(forever.set)  # ends the waiting threads
 
     def swallowed(*args, **kwargs):
         forever.wait()
@@ -201,9 +201,9 @@ def test_damaged_files_are_named_with_the_remedy(tmp_path, monkeypatch, offline)
     for damage in (b"", b"not gzip", gzip.compress(b"too short"), gzip.compress(b"cut in the middle" * 99)[:-9]):
         for file in MD5["mnist"]:
             (raw / f"{file}.gz").write_bytes(damage)
-        data = Images("mnist_or_digits")  # damaged is not absent: no silent fallback
+        data = Images("mnist_or_digits")  # damaged files are an error, and the digits do not replace them
         data.prepare_data()
-        with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz is damaged.*Delete it"):
+        with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz is damaged.*Delete or move it"):
             data.setup()
 
 
@@ -212,16 +212,16 @@ def test_a_resumed_run_refuses_other_data():
     data.setup()
     state = data.state_dict()
     data.load_state_dict(state)
-    with pytest.raises(DataError, match="trained on mnist and this run would go on with digits"):
+    with pytest.raises(DataError, match="this run has data=digits, but its checkpoint was trained on mnist"):
         data.load_state_dict({**state, "used": "mnist"})
-    with pytest.raises(DataError, match=r"data.batch_size was 64, is 128"):
+    with pytest.raises(DataError, match=r"data.batch_size is 128, but was 64"):
         data.load_state_dict({**state, "batch_size": 64})
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="one of mnist, .*got 'imagenet'"):
+    with pytest.raises(ValueError, match="name is 'imagenet', but must be one of mnist, "):
         Images("imagenet")
-    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size is 0, but must be an integer of at least 1"):
         Images("digits", batch_size=0)
     data = Images("digits", batch_size=6000)
     with pytest.raises(DataError, match="batch_size 6000 is more than the 5,748 training images"):
@@ -233,13 +233,13 @@ def test_bad_arguments_are_named():
 )
 def test_a_run_resumes_with_every_setting_that_orders_its_images(key, value):
     before, now = Images("digits").hparams[key], Images("digits", **{key: value})
-    with pytest.raises(DataError, match=f"data.{key} was {before}, is {value}"):
+    with pytest.raises(DataError, match=f"data.{key} is {value}, but was {before}"):
         now.load_state_dict(Images("digits").state_dict())
     now.load_state_dict(now.state_dict())
 
 
 def test_where_data_lie(monkeypatch):
-    """Where ZOO_DATA says; in ``data`` where it says nothing, or is not there."""
+    """ZOO_DATA sets the folder. If it is empty or not set, the folder is ``data``."""
     for value, folder in (("/somewhere", "/somewhere"), ("", "data"), (None, "data")):
         monkeypatch.delenv("ZOO_DATA", raising=False)
         if value is not None:
@@ -255,7 +255,7 @@ def test_real_mnist(mnist_root):
     assert splits["test"].labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     train = torch.cat([splits["train"].images, splits["val"].images]).float() / 255
     assert abs(train.mean() - 0.1307) < 5e-5 and abs(train.std() - 0.3081) < 5e-5
-    # Split by a seed that never changes: the first five labels of the validation set.
+    # The split has a fixed seed. Compare the first five labels of the validation set.
     assert splits["val"].labels[:5].tolist() == load_split("mnist", mnist_root)["val"].labels[:5].tolist()
 
 
@@ -286,7 +286,7 @@ def test_what_is_trained_on(train_on, n):
         assert torch.equal(data.splits[split].images, usual[split].images)
     other = Images("digits", train_on="train" if train_on != "train" else "everything")
     other.setup()
-    with pytest.raises(DataError, match=f"data.train_on was {train_on}, is {other.hparams.train_on}"):
+    with pytest.raises(DataError, match=f"data.train_on is {other.hparams.train_on}, but was {train_on}"):
         other.load_state_dict(data.state_dict())
-    with pytest.raises(ValueError, match="train_on must be one of train, train_and_validation, everything, got 'all'"):
+    with pytest.raises(ValueError, match="train_on is 'all', but must be one of train, train_and_validation"):
         Images("digits", train_on="all")

@@ -1,4 +1,4 @@
-"""Fetching data: whole or not at all, once however many processes ask, and with one line where it cannot be."""
+"""Tests of downloads: complete files or none, one download for many processes, and errors of one line."""
 
 import contextlib
 import gzip
@@ -25,11 +25,11 @@ from zoo.datamodules import DataError, Images, Text, by_name, corpus, images
 from zoo.datamodules.files import data_root, locked
 from zoo.training.files import reachable
 
-PATIENCE = 60  # seconds that a process waits for another one here, before the test fails
+PATIENCE = 60  # seconds that a process waits for another one before the test fails
 
 
 def idx(dims: list[int]) -> bytes:
-    """An IDX file of zeros."""
+    """Return an IDX file of zeros with the dimensions ``dims``."""
     n = 1
     for d in dims:
         n *= d
@@ -38,14 +38,14 @@ def idx(dims: list[int]) -> bytes:
 
 @pytest.fixture(scope="module")
 def published():
-    """Files of the names and sizes of MNIST's, all black."""
+    """Return files with the names and sizes of MNIST. All images are black."""
     sizes = {"train-images-idx3": [60_000, 28, 28], "train-labels-idx1": [60_000]}
     sizes |= {"t10k-images-idx3": [10_000, 28, 28], "t10k-labels-idx1": [10_000]}
     return {f"{name}-ubyte": idx(dims) for name, dims in sizes.items()}
 
 
 class Server:
-    """A web server on this machine, which keeps back its answers until ``go_when()`` and counts requests."""
+    """A web server on this machine. It answers when ``go_when()`` is true, and lists the requests."""
 
     def __init__(self):
         server, self.files, self.asked = self, {}, []
@@ -61,7 +61,7 @@ class Server:
                 self.send_response(404 if content is None else 200)
                 self.send_header("Content-Length", str(len(content or b"")))
                 self.end_headers()
-                with contextlib.suppress(OSError):  # who asked is gone
+                with contextlib.suppress(OSError):  # the client has closed the connection
                     self.wfile.write((content or b"")[: len(content or b"") // 2 if server.broken else None])
 
             def log_message(self, *args):
@@ -83,7 +83,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def mnist(server, published, tmp_path, monkeypatch):
-    """An empty data folder, and a mirror of MNIST on this machine; another one before it has nothing."""
+    """Return a server that is the second mirror of MNIST. The first mirror and the data folder are empty."""
     packed = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in published.items()}
     server.files = {f"/{name}": content for name, content in packed.items()}
     md5 = {name: hashlib.md5(content).hexdigest() for name, content in (published | packed).items()}
@@ -95,7 +95,7 @@ def mnist(server, published, tmp_path, monkeypatch):
 
 
 def started(log: Path, function, *args):
-    """``function(*args)`` in a process of its own; what it says goes to ``log``, its value or error at the end."""
+    """Call ``function(*args)`` in a new process. ``log`` receives its messages and then its value or error."""
 
     def work():
         logging.basicConfig(filename=log, level=logging.WARNING, format="%(message)s", force=True)
@@ -104,7 +104,7 @@ def started(log: Path, function, *args):
         except Exception as error:
             logging.warning("error %s: %s", type(error).__name__, error)
 
-    with warnings.catch_warnings():  # of a process with threads: the server's, which the new one does not use
+    with warnings.catch_warnings():  # Python warns about a fork with threads; the new process does not use them
         warnings.simplefilter("ignore", DeprecationWarning)
         process = multiprocessing.get_context("fork").Process(target=work)
         process.start()
@@ -122,7 +122,7 @@ def run_alone(tmp_path, function, *args) -> str:
 
 
 def files_in(folder: Path) -> set[str]:
-    """The files in a folder, without its locks."""
+    """Return the names of the files in a folder, without locks."""
     return {p.name for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"}
 
 
@@ -132,7 +132,7 @@ def use(name: str) -> str:
     return data.used
 
 
-# One fetches, the others wait.
+# One process downloads, and the others wait.
 
 
 def test_of_two_processes_one_fetches_and_the_other_waits_says_so_once_and_finds_the_data(mnist, tmp_path):
@@ -141,11 +141,11 @@ def test_of_two_processes_one_fetches_and_the_other_waits_says_so_once_and_finds
     both = [started(log, use, "mnist_or_digits") for log in logs]
     for process in both:
         process.join(PATIENCE)
-    assert [said(log)[-1] for log in logs] == ["value 'mnist'"] * 2  # never the one MNIST and the other the digits
+    assert [said(log)[-1] for log in logs] == ["value 'mnist'"] * 2  # both use the same data set
     waiting = [line for log in logs for line in said(log) if "waiting" in line]
-    assert len(waiting) == 1 and "is preparing mnist" in waiting[0]
+    assert len(waiting) == 1 and "that prepares mnist" in waiting[0]
     found = [path for path in mnist.asked if not path.startswith("/gone")]
-    assert sorted(found) == sorted(mnist.files)  # each once
+    assert sorted(found) == sorted(mnist.files)  # each file is downloaded once
     assert files_in(data_root()) == {f"{name}.gz" for name in images.MD5["mnist"]}
     data = Images("mnist_or_digits")
     data.setup()
@@ -200,24 +200,24 @@ def test_a_lock_that_cannot_be_had_is_done_without(tmp_path, monkeypatch):
         assert waited is False
 
 
-# Whole or not at all.
+# Complete files or none.
 
 
 def test_what_breaks_off_or_is_another_file_leaves_nothing(mnist, tmp_path):
     mnist.broken = True
-    with pytest.raises(DataError, match=r"mnist is not in .*cannot be downloaded.*broke off [\d,]+ bytes before"):
+    with pytest.raises(DataError, match=r"mnist is not in .*cannot be downloaded.*stopped [\d,]+ bytes before"):
         Images("mnist").prepare_data()
     assert files_in(data_root()) == set()
     mnist.broken = False
     name = "/t10k-labels-idx1-ubyte.gz"
     right = mnist.files[name]
     mnist.files[name] = b"<html>log in first</html>"
-    with pytest.raises(DataError, match="what is there is not the published file"):
+    with pytest.raises(DataError, match="the file at this address is not the published file"):
         Images("mnist").prepare_data()
     assert files_in(data_root()) == {f"{file}.gz" for file in images.MD5["mnist"]} - {name[1:]}
     mnist.files[name] = right
     mnist.asked.clear()
-    assert use("mnist") == "mnist" and set(mnist.asked) == {name, f"/gone{name}"}  # only what is missing
+    assert use("mnist") == "mnist" and set(mnist.asked) == {name, f"/gone{name}"}  # only the missing file
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(mnist, tmp_path):
@@ -226,7 +226,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(mnist, tmp_path):
         Images("mnist").prepare_data()
 
     answer = run_alone(tmp_path, on_a_full_disk)
-    assert answer.startswith("error DataError: mnist is to be fetched into") and "File too large" in answer
+    assert answer.startswith("error DataError: mnist cannot be written to") and "File too large" in answer
     assert "ZOO_DATA" in answer and not any(name.startswith(".") for name in files_in(data_root()))
 
 
@@ -238,7 +238,7 @@ def test_text_is_fetched_and_checked_too(server, tmp_path, monkeypatch):
     server.files["/text8.zip"] = b"<html>log in first</html>"
     published = {"all": (f"{server.address}/text8.zip", hashlib.md5(text).hexdigest())}
     monkeypatch.setitem(corpus.PUBLISHED, "text8", published)
-    with pytest.raises(DataError, match=r"what is there is not the published file.*Put text8.zip there.*data=pydocs"):
+    with pytest.raises(DataError, match=r"is not the published file.*Put text8.zip there.*data=pydocs"):
         Text("text8").prepare_data()
     assert files_in(data_root()) == set()
     server.files["/text8.zip"] = (tmp_path / "t.zip").read_bytes()
@@ -247,7 +247,7 @@ def test_text_is_fetched_and_checked_too(server, tmp_path, monkeypatch):
     assert data.corpus.raw_words == int(99 * 5 * 0.9) and (data_root() / "text8" / "text8.zip").is_file()
 
 
-# Everywhere, and not in training alone.
+# Outside of training.
 
 
 @pytest.mark.parametrize("make", [Images, by_name])
@@ -310,7 +310,7 @@ def test_every_command_says_without_a_network_what_training_says(command, name, 
 
 
 def closed() -> str:
-    """An address that nobody answers at."""
+    """Return an address at which no server listens."""
     http = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     http.server_close()
     return f"http://127.0.0.1:{http.server_port}/"
@@ -324,7 +324,7 @@ def test_a_host_is_asked_at_the_port_of_its_address_and_through_the_proxy(server
     assert reachable(["https://behind-a-proxy.invalid/x"])
 
 
-# Folders as people have them.
+# Data folders in unusual places or without permissions.
 
 
 def test_a_tilde_in_the_name_of_the_data_folder_is_the_home_folder(tmp_path, monkeypatch):
@@ -342,13 +342,13 @@ def test_a_tilde_in_the_name_of_the_data_folder_is_the_home_folder(tmp_path, mon
 
 def test_a_data_folder_that_is_a_file_is_named(mnist, tmp_path):
     (tmp_path / "data").touch()
-    with pytest.raises(DataError, match=r"mnist is to be fetched into .*written: .*data is no folder.*ZOO_DATA"):
+    with pytest.raises(DataError, match=r"mnist cannot be written to .*data is not a folder.*ZOO_DATA"):
         Images("mnist").prepare_data()
 
 
 @pytest.fixture
 def open_to_all(monkeypatch):
-    """A data folder that every user of the machine can enter."""
+    """Yield a data folder that every user of the machine can enter."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         monkeypatch.setenv("ZOO_DATA", folder)
@@ -356,7 +356,7 @@ def open_to_all(monkeypatch):
 
 
 def as_nobody(function):
-    """Run ``function`` without the rights of root, where the tests have them."""
+    """Call ``function`` as an ordinary user if the tests run as root."""
     if os.geteuid() == 0:
         os.setegid(65534)
         os.seteuid(65534)
@@ -388,7 +388,7 @@ def test_a_folder_that_cannot_be_written_works_where_its_data_are_complete(open_
 
     before = files_in(open_to_all)
     assert run_alone(tmp_path, as_nobody, look) == "value (10000, ['one', 'two'])"
-    assert any("will be read again each time" in line for line in said(tmp_path / "alone.log"))
+    assert any("each run will encode the text again" in line for line in said(tmp_path / "alone.log"))
     assert files_in(open_to_all) == before
     allow_writing(open_to_all)
 
@@ -397,7 +397,7 @@ def test_a_folder_that_cannot_be_written_is_named_where_data_are_missing(open_to
     monkeypatch.setenv("ZOO_DATA", str(open_to_all))
     forbid_writing(open_to_all)
     answer = run_alone(tmp_path, as_nobody, lambda: use("mnist"))
-    assert answer.startswith(f"error DataError: mnist is to be fetched into {open_to_all}/MNIST/raw, which cannot be")
+    assert answer.startswith(f"error DataError: mnist cannot be written to {open_to_all}/MNIST/raw: ")
     assert "Permission denied" in answer
     allow_writing(open_to_all)
 

@@ -1,4 +1,4 @@
-"""Files as people have them: under other names, packed in another way, cut off, or no text at all."""
+"""Tests of data files with other names, other compressions, missing parts, or content that is not text."""
 
 import bz2
 import gzip
@@ -22,7 +22,7 @@ from zoo.datamodules.images import load_split
 
 @pytest.fixture(autouse=True)
 def data(tmp_path, monkeypatch):
-    """The data folder, and no network."""
+    """Return an empty data folder, and refuse all network connections."""
 
     def refuse(*args, **kwargs):
         raise OSError("no network")
@@ -112,26 +112,26 @@ REFUSED = {
     "cut.zip": (cut(zipped(("a", NOISE))), "cut.zip is damaged: File is not a zip file"),
     "plain.gz": (
         STORY.encode(),
-        "plain.gz is damaged: Not a gzipped file .* or it is no .gz file",
+        "plain.gz is damaged: Not a gzipped file .* If it is not a .gz file, rename it",
     ),
-    "plain.BZ2": (STORY.encode(), "plain.BZ2 is damaged: Invalid data stream, or it is no .BZ2 file"),
-    "a.zst": (b"\x28\xb5\x2f\xfd" + STORY.encode(), "a.zst is packed as .zst, which is not read: unpack it"),
-    "zstd.txt": (b"\x28\xb5\x2f\xfd" + STORY.encode(), "zstd.txt is packed as .zst, which is not read: unpack it"),
-    "a.7z": (b"7z\xbc\xaf\x27\x1c" + STORY.encode(), "a.7z is packed as .7z, which is not read"),
-    "a.tar": (tar(), "a.tar is no text: a zero byte stands at byte 10, as in binary files and archives"),
-    "a.tar.gz": (gzip.compress(tar()), "a.tar.gz is no text: a zero byte"),
-    "nul.txt": (b"one two\0three", r"nul.txt is no text: a zero byte stands at byte 7.*tr -d '\\000'"),
-    "utf16.txt": (STORY.encode("utf-16-le"), "utf16.txt is no text: every second byte .*UTF-16 without .*iconv"),
+    "plain.BZ2": (STORY.encode(), "plain.BZ2 is damaged: Invalid data stream. If it is not a .BZ2 file"),
+    "a.zst": (b"\x28\xb5\x2f\xfd" + STORY.encode(), "a.zst is a .zst file, which cannot be read: decompress it"),
+    "zstd.txt": (b"\x28\xb5\x2f\xfd" + STORY.encode(), "zstd.txt is a .zst file, which cannot be read: decompress it"),
+    "a.7z": (b"7z\xbc\xaf\x27\x1c" + STORY.encode(), "a.7z is a .7z file, which cannot be read"),
+    "a.tar": (tar(), "a.tar is not text: byte 10 is zero, as in binary files and archives"),
+    "a.tar.gz": (gzip.compress(tar()), "a.tar.gz is not text: byte 10 is zero"),
+    "nul.txt": (b"one two\0three", r"nul.txt is not text: byte 7 is zero.*tr -d '\\000'"),
+    "utf16.txt": (STORY.encode("utf-16-le"), "utf16.txt is not text: .*every second byte .*UTF-16 without .*iconv"),
     "latin.txt": (
         STORY.encode("latin-1"),
-        "latin.txt is not UTF-8 text: 0xe9 .* at byte 19 .*iconv -f LATIN1",
+        "latin.txt is not UTF-8 text: byte 19 of the text is 0xe9.*iconv -f LATIN1",
     ),
     "half.txt": (STORY.encode("utf-16")[:-1], "half.txt is not UTF-16 text"),
-    "picture.png": (b"\x89PNG\r\n\x1a\n\0\0", "picture.png is no text: a zero byte|is not UTF-8 text"),
-    "two.zip": (zipped(("a", b"one"), ("b", b"two")), "two.zip must hold one file and holds 2: unpack it"),
-    "none.zip": (zipped(), "none.zip must hold one file and holds 0"),
-    "empty.txt": (b"", "of the 0 words of the training text 0 come min_count=1 times"),
-    "empty.gz": (b"", "of the 0 words of the training text"),
+    "picture.png": (b"\x89PNG\r\n\x1a\n\0\0", "picture.png is not text: byte|is not UTF-8 text"),
+    "two.zip": (zipped(("a", b"one"), ("b", b"two")), "two.zip must contain one file, but contains 2: unzip it"),
+    "none.zip": (zipped(), "none.zip must contain one file, but contains 0"),
+    "empty.txt": (b"", "the vocabulary has 0 words, because .* min_count=1 times in the training text of 0 words"),
+    "empty.gz": (b"", "the training text of 0 words"),
 }
 
 
@@ -152,28 +152,28 @@ def test_one_line_is_read_however_long_if_it_has_spaces(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "BLOCK", 64)
     monkeypatch.setattr(corpus, "LONGEST", 200)
     assert words_of(place(tmp_path / "a.txt", STORY.replace("\n", " ").encode() * 9)) == EXPECTED
-    with pytest.raises(DataError, match="has 200 characters without a space or the end of a line"):
+    with pytest.raises(DataError, match="has 200 characters without a space or a line break"):
         words_of(place(tmp_path / "a.txt", b"x" * 500))
 
 
 def test_what_is_no_file_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, message in {
-        tmp_path: f"data.path={tmp_path} is a folder: name a file",
-        tmp_path / "pipe": "is no file but a pipe or a device",
-        Path("/dev/null"): "data.path=/dev/null is no file but a pipe or a device",
+        tmp_path: f"data.path={tmp_path} is a folder, but must be a file",
+        tmp_path / "pipe": "is a pipe or a device",
+        Path("/dev/null"): "data.path=/dev/null is a pipe or a device",
         tmp_path / "gone": "data.path=.*gone cannot be read: No such file",
     }.items():
         with pytest.raises(DataError, match=message):
             Text("textfile", str(path)).prepare_data()
 
 
-# Texts that were read before.
+# Saved encodings of texts.
 
 
 @pytest.fixture
 def kept(tmp_path, data):
-    """A text, and what was kept of it."""
+    """Return a text file, its corpus, and the file of its saved encoding."""
     path = place(tmp_path / "text.txt", b"one two three " * 50)
     made = restore_of(path)
     (file,) = (data / "encoded").iterdir()
@@ -211,7 +211,7 @@ def test_what_was_kept_of_a_text_is_not_trusted_if_it_cannot_be_right(damage, ke
     assert again.words == made.words and file.read_bytes() == before
 
 
-def test_what_was_kept_in_part_or_is_something_else_is_made_anew(kept, caplog):
+def test_a_saved_text_that_is_incomplete_or_something_else_is_encoded_again(kept, caplog):
     path, made, file = kept
     before = file.read_bytes()
     one_array, without = io.BytesIO(), io.BytesIO()
@@ -233,7 +233,7 @@ def test_what_was_kept_in_part_or_is_something_else_is_made_anew(kept, caplog):
 
 @pytest.fixture
 def black(monkeypatch):
-    """Small sets in the place of MNIST and Fashion-MNIST, of other digests, whose files have the same names."""
+    """Replace MNIST and Fashion-MNIST by small data sets with other digests and the same file names."""
     sets = {}
     for grey, name in enumerate(("mnist", "fashion_mnist")):
         big = {"train-images-idx3-ubyte": [60, 2, 2], "t10k-images-idx3-ubyte": [10, 2, 2]}
@@ -287,7 +287,7 @@ def test_digests_are_as_strict_under_every_name(black, data):
         for file, content in black["mnist"].items():
             place(data / folder / file.replace("-idx", ".idx"), content)
         wrong = place(data / folder / "t10k-labels.idx1-ubyte", b"something else")
-        Images("mnist").prepare_data()  # damaged is not absent
+        Images("mnist").prepare_data()  # a damaged file is not downloaded again
         with pytest.raises(DataError, match="t10k-labels.idx1-ubyte is damaged: it is not the published file"):
             load_split("mnist", data)
         for path in wrong.parent.iterdir():

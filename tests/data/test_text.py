@@ -1,4 +1,4 @@
-"""Text: what is read is what was written, and the rows have the statistics that they are said to have."""
+"""Tests of Text: reading, encoding, and the statistics of rows."""
 
 import gzip
 import logging
@@ -18,7 +18,7 @@ from processes import done
 from zoo.datamodules import DataError, Text, corpus
 from zoo.datamodules.corpus import Corpus, find_words, load_corpus, number_words, read_text, restore, save
 from zoo.datamodules.text import TextLoader, keep_probability, make_rows
-from zoo.functional.contrastive import ROW, within_reach
+from zoo.functional.contrastive import ROW, pairs_in_window
 
 STORY = "The cat sat.\nThe cat's hat!\n \n\nA dog\u2019s den; the END\n"
 WORDS = ["the", "cat", "sat", "the", "cat's", "hat", None, "a", "dog\u2019s", "den", "the", "end"]
@@ -56,7 +56,7 @@ def spell(numbers, words) -> list[str | None]:
 
 
 def random_text(generator, n=20_000, vocabulary=50, paragraph=0.01) -> str:
-    """Words with frequencies as 1 / rank, and now and then an empty line."""
+    """Return a text of random words with frequencies proportional to 1 / rank, and random paragraph ends."""
     p = 1 / torch.arange(1, vocabulary + 1)
     words = [f"w{i}" for i in torch.multinomial(p, n, replacement=True, generator=generator).tolist()]
     ends = (torch.rand(n, generator=generator) < paragraph).tolist()
@@ -90,17 +90,17 @@ def _growing(index):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"abc d\xff e" * 9, r"a.txt is not UTF-8 text: 0xff stands at byte 5 of the text"),
-        ("a.txt", b"", "of the 0 words of the training text 0 come min_count=1 times or more"),
-        ("a.txt", b" \n\t \n\n ", "of the 0 words"),
-        ("a.txt", b"one " * 500, "of the 450 words of the training text 1 come min_count=1 times"),
-        ("a.txt", b"one two", "has fewer than two words of the vocabulary|at least two words"),
+        ("a.txt", b"abc d\xff e" * 9, r"a.txt is not UTF-8 text: byte 5 of the text is 0xff"),
+        ("a.txt", b"", "the vocabulary has 0 words, because .* min_count=1 times in the training text of 0 words"),
+        ("a.txt", b" \n\t \n\n ", "the training text of 0 words"),
+        ("a.txt", b"one " * 500, "has 1 words, because .* min_count=1 times in the training text of 450 words"),
+        ("a.txt", b"one two", "has fewer than two words of the vocabulary|the vocabulary has 1 words"),
         ("a.gz", b"not packed", "a.gz is damaged: Not a gzipped file"),
         ("a.gz", gzip.compress(bytes(range(256)), mtime=0)[:-9], "a.gz is damaged: Compressed file ended"),
         ("a.xz", b"not packed", "a.xz is damaged: Input format not supported"),
         ("a.zip", b"not packed", "a.zip is damaged: File is not a zip file"),
     ],
-    ids=lambda value: "bytes" if isinstance(value, bytes) else None,  # what is packed depends on the machine
+    ids=lambda value: "bytes" if isinstance(value, bytes) else None,  # compressed bytes depend on the machine
 )
 def test_bad_text_is_named(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
@@ -114,7 +114,7 @@ def test_an_archive_holds_one_text(tmp_path):
     with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
         archive.writestr("a", "a")
         archive.writestr("b", "b")
-    with pytest.raises(DataError, match="two.zip must hold one file and holds 2"):
+    with pytest.raises(DataError, match="two.zip must contain one file, but contains 2"):
         Text("textfile", str(tmp_path / "two.zip")).prepare_data()
     with pytest.raises(DataError, match="nowhere cannot be read: No such file"):
         Text("textfile", str(tmp_path / "nowhere")).prepare_data()
@@ -124,16 +124,16 @@ def test_an_archive_holds_one_text(tmp_path):
     ("arguments", "message"),
     [
         ({"name": "text9"}, "name must be text8, .* or text8_or_pydocs, got 'text9'"),
-        ({"name": "textfile"}, "data=textfile needs data.path="),
-        ({"path": "a"}, "data.path=a is for data=textfile"),
+        ({"name": "textfile"}, "data=textfile needs the path of the text file"),
+        ({"path": "a"}, "data.path=a cannot be used with data="),
         ({"rule": "letters"}, "rule must be words or as_spaced, got 'letters'"),
-        ({"min_count": 0}, "min_count must be a whole number of at least 1, got 0"),
-        ({"max_vocabulary": 1}, "max_vocabulary must be a whole number of at least 2, got 1"),
-        ({"window": 0}, "window must be a whole number of at least 1"),
+        ({"min_count": 0}, "min_count must be an integer of at least 1, got 0"),
+        ({"max_vocabulary": 1}, "max_vocabulary must be an integer of at least 2, got 1"),
+        ({"window": 0}, "window must be an integer of at least 1"),
         ({"sample": 1}, "sample must be below 1, got 1"),
         ({"sample": -1e-3}, "sample must be a number of at least 0"),
-        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
-        ({"eval_batch_size": True}, "eval_batch_size must be a whole number"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
+        ({"eval_batch_size": True}, "eval_batch_size must be an integer"),
         ({"train_on": "test"}, "train_on must be train or everything, got 'test'"),
     ],
 )
@@ -146,7 +146,7 @@ def test_bad_options_are_named(arguments, message):
 
 
 def test_the_vocabulary_is_that_of_the_training_text(tmp_path):
-    """90 words of three kinds, then 10 that the vocabulary does not have but for one; rare words close up."""
+    """The training text has 90 words of three kinds. The other 10 words are ``new``, which is removed, and ``a``."""
     data = textfile(tmp_path, "b a a " * 29 + "c b a " + "new a new a new " * 2, min_count=2, sample=0, batch_size=1)
     data.setup()
     made = data.corpus
@@ -162,7 +162,7 @@ def test_the_vocabulary_is_that_of_the_training_text(tmp_path):
         sample=0,
     )
     small.setup()
-    assert small.corpus.words == ["a", "b"]  # c and the rest are rarer
+    assert small.corpus.words == ["a", "b"]  # the other words are rarer
 
 
 def test_words_as_frequent_as_each_other_are_in_the_order_of_the_alphabet(tmp_path):
@@ -227,7 +227,7 @@ def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path, caplog):
     (tmp_path / "data").write_text("a file where the folder should be", encoding="utf-8")
     data = textfile(tmp_path, "one two " * 500, sample=0, batch_size=1)
     data.setup()
-    assert data.corpus.words == ["one", "two"] and "will be read again each time" in caplog.text
+    assert data.corpus.words == ["one", "two"] and "each run will encode the text again" in caplog.text
 
 
 # Published text.
@@ -240,8 +240,8 @@ def test_a_published_text_is_checked_before_it_is_used(tmp_path, monkeypatch, of
     for name in ("text8.zip", "text8", "text8.gz"):
         pack(folder / name, text)
         monkeypatch.setitem(corpus.PUBLISHED, "text8", {"all": (corpus.PUBLISHED["text8"]["all"][0], "0" * 32)})
-        with pytest.raises(DataError, match=f"{name} is damaged: it is not the published file. Delete it"):
-            Text("text8_or_pydocs", min_count=1).prepare_data()  # damaged is not absent: no silent fallback
+        with pytest.raises(DataError, match=f"{name} is damaged: it is not the published file. Delete or move it"):
+            Text("text8_or_pydocs", min_count=1).prepare_data()  # pydocs does not replace a damaged file
         digest = corpus.hashlib.md5(text).hexdigest()
         monkeypatch.setitem(corpus.PUBLISHED, "text8", {"all": (corpus.PUBLISHED["text8"]["all"][0], digest)})
         data = Text("text8", min_count=1, sample=0, batch_size=1)
@@ -284,15 +284,15 @@ def test_without_a_network_the_default_says_so_and_a_name_insists(caplog, offlin
 
 
 def test_rows_hold_every_pair_of_the_text_once(generator):
-    """With nothing left out, the pairs of the rows are those of a double loop over the paragraphs."""
+    """Without subsampling, rows have the same pairs as a double loop over the words of each paragraph."""
     stream = torch.randint(0, 9, (500,), generator=generator)
     stream[torch.rand(500, generator=generator) < 0.05] = -1
     window = 3
     rows = make_rows(stream, torch.ones(9), window, generator=torch.Generator().manual_seed(1))
-    centres, around, taken = within_reach(rows)
+    centres, around, taken = pairs_in_window(rows)
     ours = Counter(zip(centres[..., None].expand_as(around)[taken].tolist(), around[taken].tolist(), strict=True))
 
-    # The same reaches, place by place.
+    # The loop uses the same window sizes, word by word.
     reach = iter(rows.reach[centres >= 0].tolist())
     paragraphs, expected = [[]], Counter()
     for word in stream.tolist():
@@ -318,7 +318,7 @@ def test_words_are_left_out_as_often_as_said(generator):
     torch.testing.assert_close(keep, (f.sqrt() + f).clamp(max=1))
     assert keep[2:].tolist() == [1, 1] and torch.equal(keep_probability(counts, 0), torch.ones(4))
     stream = torch.arange(4).repeat_interleave(counts)[torch.randperm(int(counts.sum()), generator=generator)]
-    centres = within_reach(make_rows(stream, keep, 5, generator=generator))[0]
+    centres = pairs_in_window(make_rows(stream, keep, 5, generator=generator))[0]
     left = torch.bincount(centres[centres >= 0], minlength=4)
     sd = (counts * keep * (1 - keep)).sqrt()
     assert ((left - counts * keep).abs() <= 4.5 * sd).all()  # fails once in 70,000 seeds
@@ -334,21 +334,21 @@ def test_epochs_differ_and_come_again_with_the_seed(tmp_path):
     loader.set_epoch(1)
     second = list(loader)
     assert len(second) == len(loader) and not torch.equal(torch.cat([b.words for b in second]), first)
-    # Resumed in the middle.
+    # Resume in the middle of the epoch.
     resumed = data.train_dataloader()
     resumed.set_epoch(1)
     resumed.load_state_dict({"position": 2})
     for ours, its in zip(resumed, second[2:], strict=True):
         assert torch.equal(ours.words, its.words) and torch.equal(ours.reach, its.reach)
     assert resumed.state_dict() == {"position": len(loader)}
-    # Validation has all of its rows, always the same.
+    # Validation has all rows, and the same rows each time.
     val = data.val_dataloader()
     assert torch.equal(torch.cat([b.words for b in val]), val.rows().words)
     assert torch.equal(torch.cat([b.words for b in val]), torch.cat([b.words for b in data.val_dataloader()]))
 
 
 def test_rows_of_validation_are_the_same_in_every_epoch(generator):
-    """Though words are left out and reaches drawn at random there, too."""
+    """Validation also drops words and draws window sizes at random, with a fixed seed."""
     stream = torch.randint(5, (700,), generator=generator, dtype=torch.int32)
     loader = TextLoader(stream, torch.full((5,), 0.5), window=2, batch_size=4, train=False)
     first = list(loader)
@@ -357,7 +357,7 @@ def test_rows_of_validation_are_the_same_in_every_epoch(generator):
         assert torch.equal(ours.words, theirs.words) and torch.equal(ours.reach, theirs.reach)
 
 
-def test_rows_are_drawn_anew_for_each_epoch_and_shuffled():
+def test_each_epoch_draws_new_rows_and_shuffles_them():
     stream = torch.arange(3200, dtype=torch.int32)
     loader = TextLoader(stream, torch.full((3200,), 0.9), 2, 10, train=True)
     first = loader.rows()
@@ -370,14 +370,14 @@ def test_rows_are_drawn_anew_for_each_epoch_and_shuffled():
 
 
 def test_marks_belong_to_their_letters():
-    """Vowel signs, combining accents, and what lower case makes of a dotted capital I."""
+    """Letters keep vowel signs, combining accents, and the dot of a capital I in lower case."""
     assert find_words("İstanbul  e\u0301te\u0301 नमस्ते दुनिया It\u2019s x_y") == [
         "i\u0307stanbul", "\u00e9t\u00e9", "नमस्ते", "दुनिया", "it\u2019s", "x", "y"
     ]  # fmt: skip
 
 
 def test_an_epoch_is_as_long_as_said_in_every_seed():
-    """What subsampling leaves varies; the number of batches is what all but one epoch in a million have."""
+    """The number of remaining words is random. Fewer than one epoch in a million has too few of them."""
     stream = torch.randint(0, 20, (30_000,), generator=torch.Generator().manual_seed(0))
     stream[::50] = -1
     for seed in range(20):
@@ -385,11 +385,11 @@ def test_an_epoch_is_as_long_as_said_in_every_seed():
         batches = list(loader)
         assert len(batches) == len(loader) > 85 and all(b.words.shape == (4, 2 + ROW + 2) for b in batches)
         left = -(-len(loader.rows().reach) // 4)
-        assert left - len(loader) <= 6  # 10 standard deviations of 85 words are 6.6 batches
+        assert left - len(loader) <= 6  # ten standard deviations, of 85 words each, are 6.6 batches
 
 
 def test_processes_share_each_batch_and_see_disjoint_text(tmp_path):
-    """Words numbered by their place, so that a centre tells where it is from."""
+    """Each word is its own position in the text, which identifies the origin of each centre."""
     stream = torch.arange(2000)
     loader = lambda rank, size: TextLoader(stream, torch.ones(2000), 2, 8, train=True, rank=rank, world_size=size)  # noqa: E731
     one = [set(b.words[:, 2:-2].flatten().tolist()) for b in loader(0, 1)]
@@ -400,7 +400,7 @@ def test_processes_share_each_batch_and_see_disjoint_text(tmp_path):
 
 
 def test_nothing_trains_on_held_out_text(tmp_path):
-    """Every other word of the text comes once, and those of the last tenth never in training."""
+    """Every second word occurs once in the text. Training never sees those of the last tenth."""
     words = [f"x{i} filler" for i in range(1000)]
     data = textfile(tmp_path, " ".join(words), min_count=1, sample=0, batch_size=1)
     data.setup()
@@ -413,7 +413,7 @@ def test_nothing_trains_on_held_out_text(tmp_path):
 
 def test_a_batch_larger_than_the_text_is_named(tmp_path):
     data = textfile(tmp_path, "one two " * 500, batch_size=1000)
-    with pytest.raises(DataError, match="batch_size 1000 rows of 32 words are more than the training text has"):
+    with pytest.raises(DataError, match="batch_size is 1000 rows of 32 words, but the training text has too few"):
         data.setup()
 
 
@@ -422,9 +422,9 @@ def test_a_resumed_run_refuses_other_text(tmp_path):
     data.setup()
     state = data.state_dict()
     data.load_state_dict(state)
-    with pytest.raises(DataError, match="its vocabulary was another one"):
+    with pytest.raises(DataError, match="the vocabulary is not that of the checkpoint"):
         data.load_state_dict(state | {"vocabulary": "0"})
-    with pytest.raises(DataError, match="window was 9, is 5"):
+    with pytest.raises(DataError, match="data.window is 5, but was 9"):
         data.load_state_dict(state | {"window": 9})
 
 
@@ -434,12 +434,12 @@ def test_a_resumed_run_refuses_other_text(tmp_path):
 def test_a_run_resumes_with_every_setting_that_decides_its_rows(key, tmp_path):
     data = textfile(tmp_path, "one two " * 2000, sample=0)
     data.setup()
-    with pytest.raises(DataError, match=f"{key} was another, is {data.hparams[key]}"):
+    with pytest.raises(DataError, match=f"data.{key} is {data.hparams[key]}, but was another"):
         data.load_state_dict(data.state_dict() | {key: "another"})
 
 
 def test_lightning_runs_it_to_its_end(tmp_path, generator):
-    """Every batch of every epoch arrives, and each epoch has its own."""
+    """Every batch of every epoch arrives, and the epochs have different batches."""
 
     class Counting(L.LightningModule):
         def __init__(self):
@@ -473,13 +473,13 @@ def test_lightning_runs_it_to_its_end(tmp_path, generator):
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of memory is read from /proc")
 def test_reading_takes_little_memory(tmp_path):
-    """8 MB of text, 2 million words: at most 60 bytes a word above what Python and the libraries take."""
+    """Reading 8 MB with 2 million words takes at most 60 bytes per word, without Python and the libraries."""
     path = tmp_path / "large.txt"
     line = " ".join(f"w{i % 97}" for i in range(20_000)) + " "
     with path.open("w", encoding="utf-8") as file:
         for _ in range(100):
             file.write(line)
-    # The peak of this program alone; ru_maxrss begins at that of the program that starts it.
+    # VmHWM is the peak of this program. ru_maxrss would start at the peak of the program that started it.
     if not Path("/proc/self/status").is_file():
         pytest.skip("the peak of a program's memory is read from /proc")
     code = (
@@ -495,11 +495,11 @@ def test_reading_takes_little_memory(tmp_path):
     assert words == 1_800_000 and kilobytes < 120_000
 
 
-def test_a_kept_text_with_a_number_of_no_word_is_made_anew(tmp_path, caplog):
+def test_a_saved_text_with_a_number_outside_the_vocabulary_is_encoded_again(tmp_path, caplog):
     part = np.array([0, 1, -1], np.int32)
     good = Corpus(["a", "b"], np.array([3, 2]), dict.fromkeys(("train", "val", "test"), part), 5)
     save(good, tmp_path / "good.npz")
     assert restore(tmp_path / "good.npz").words == good.words
     wrong = good._replace(splits=good.splits | {"val": np.array([0, 2], np.int32)})
     save(wrong, tmp_path / "wrong.npz")
-    assert restore(tmp_path / "wrong.npz") is None and "numbers of words" in caplog.text
+    assert restore(tmp_path / "wrong.npz") is None and "word numbers outside the vocabulary" in caplog.text

@@ -1,4 +1,4 @@
-"""Known distributions: densities integrate to one, scores are their gradients, samples are drawn from them."""
+"""Tests of known distributions: densities integrate to one, scores are gradients, samples have the density."""
 
 import itertools
 import math
@@ -32,14 +32,14 @@ SIDE = torch.arange(-7, 7, STEP, dtype=torch.float64)
 
 @cache
 def on_grid(name):
-    """The points of a grid much finer than sigma, and the log density at them."""
+    """Return the points of a grid much finer than sigma, and the log density at each."""
     grid = torch.cartesian_prod(SIDE, SIDE)
     return grid, PLANES[name].log_density(grid)
 
 
 @pytest.mark.parametrize("name", PLANES)
 def test_a_density_integrates_to_one(name):
-    """On a grid much finer than sigma the sum is the integral to rounding."""
+    """On a grid much finer than sigma, the sum equals the integral up to rounding."""
     total = on_grid(name)[1].exp().sum() * STEP**2
     assert_close(total.item(), 1.0, rtol=1e-9, atol=0)
 
@@ -65,7 +65,7 @@ def test_the_ring_is_the_mixture_it_is_said_to_be():
 
 @pytest.mark.parametrize("name", PLANES)
 def test_a_blurred_density_is_the_convolution(name):
-    """By the sum over a grid much finer than either deviation."""
+    """The convolution is a sum over a grid much finer than both standard deviations."""
     grid, log_density = on_grid(name)
     for x in torch.tensor([[0.3, -1.2], [1.5, 1.4], [0.0, 0.0]], dtype=torch.float64):
         kernel = Mixture(x[None], torch.ones(1), 0.3).log_density(grid)
@@ -75,7 +75,7 @@ def test_a_blurred_density_is_the_convolution(name):
 
 @pytest.mark.parametrize(("name", "x"), [("moons", (0.9, 0.3)), ("moons", (0.0, 1.05)), ("swiss_roll", (-1.0, 0.2))])
 def test_a_blurred_curve_is_the_integral_along_it(name, x):
-    """Adaptive quadrature of N(x | curve(t), sigma^2 I) over t, a mean over curves."""
+    """Compare with adaptive quadrature of N(x | curve(t), sigma^2 I) over t, averaged over the curves."""
     curves = PLANES[name].curves
 
     def normal(t, curve):
@@ -90,7 +90,7 @@ def test_a_blurred_curve_is_the_integral_along_it(name, x):
 
 
 def test_curves_are_those_of_scikit_learn():
-    """Without noise its moons lie on ours, and so does its roll, seven times the size."""
+    """Without noise, its moons lie on our curves. So does its roll, divided by 7."""
     t = torch.linspace(0, 1, 2001, dtype=torch.float64)
     moons_there, which = make_moons(50, noise=None)
     for k in (0, 1):
@@ -109,13 +109,13 @@ def test_more_nodes_change_nothing(generator):
 
 @pytest.mark.parametrize("name", PLANES)
 def test_samples_have_the_density(name):
-    """Their mean log density is minus the entropy, integrated on a grid: within 4.5 standard errors (once in 1.5e5)."""
+    """Their mean log density is minus the entropy on a grid, within 4.5 standard errors (fails once in 1.5e5)."""
     x, _ = PLANES[name].sample(20_000, generator=torch.Generator().manual_seed(1))
     grid, log_p = on_grid(name)
     expected = (log_p.exp() * log_p).nan_to_num().sum() * STEP**2
     measured = PLANES[name].log_density(x)
     assert (measured.mean() - expected).abs() < 4.5 * measured.std() / len(x) ** 0.5
-    # And in each quarter of the plane as many as there should be.
+    # Each quarter of the plane has the expected number of samples.
     centres = grid + STEP / 2
     density = PLANES[name].log_density(centres).exp()
     for sign in [(1, 1), (-1, 1), (1, -1), (-1, -1)]:
@@ -138,26 +138,26 @@ def test_a_markov_chain_is_enumerated(generator):
     p = chain.log_probability(v).exp()
     assert_close(p.sum().item(), 1.0)
     assert_close(chain.P.sum(1), torch.ones(5, dtype=torch.float64))
-    # One sequence by hand: 2, 3, 3, 0, 1.
+    # Compute the probability of the sequence 2, 3, 3, 0, 1 by hand.
     hand = (1 / 3) / (1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) * 0.6 * 0.2 * (0.2 / 3) * 0.6
     one = torch.eye(5)[torch.tensor([2, 3, 3, 0, 1])]
     assert_close(chain.log_probability(one).exp().item(), hand)
     assert chain.kl(lambda v: chain.log_probability(v)) == 0
     uniform = -5 * math.log(5)
     assert_close(chain.kl(lambda v: torch.full((len(v),), uniform)), float((p * p.log()).sum()) - uniform)
-    # Samples: goodness of fit over the first two symbols, chi-squared with 24 degrees, exceeded once in 1e5.
+    # Chi-squared test of the first two symbols, with 24 degrees of freedom. It fails once in 1e5.
     x, first = chain.sample(20_000, generator=generator)
     pairs = (x[:, 0].argmax(-1) * 5 + x[:, 1].argmax(-1)).bincount(minlength=25)
     expected = 20_000 * (chain.pi[:, None] * chain.P).flatten()
     assert ((pairs - expected).square() / expected).sum() < 67.6
     assert torch.equal(first, x[:, 0].argmax(-1))
-    # And in the last step, given the one before.
+    # Chi-squared test of the last symbol, given the one before.
     counts = torch.zeros(5, 5, dtype=torch.float64)
     counts.index_put_(
         (x[:, 3].argmax(-1), x[:, 4].argmax(-1)), torch.ones(20_000, dtype=torch.float64), accumulate=True
     )
     expected = counts.sum(1, keepdim=True) * chain.P
-    assert ((counts - expected).square() / expected).sum() < 61.0  # 20 degrees of freedom, once in 5e6 or less
+    assert ((counts - expected).square() / expected).sum() < 61.0  # 20 degrees of freedom, fails at most once in 5e6
 
 
 def test_the_module_draws_the_same_points_every_time():
@@ -171,20 +171,20 @@ def test_the_module_draws_the_same_points_every_time():
     assert a[0].shape == (256, 2) and a[0].dtype == torch.float32
     assert not torch.equal(a[0], b[0])
     with pytest.raises(
-        ValueError, match="name must be one of mixture, ring, moons, swiss_roll, line, markov_chain, got 'rings'"
+        ValueError, match="name is 'rings', but must be one of mixture, ring, moons, swiss_roll, line, markov_chain"
     ):
         Toy("rings")
-    with pytest.raises(ValueError, match="theta must be a number, got 'a'"):
+    with pytest.raises(ValueError, match="theta is 'a', but must be a finite number"):
         Toy("line", theta="a")
-    with pytest.raises(ValueError, match="batch_size must be a whole number from 1 to 50,000, got 0"):
+    with pytest.raises(ValueError, match="batch_size is 0, but must be an integer from 1 to 50,000"):
         Toy("ring", batch_size=0)
-    with pytest.raises(DataError, match="data.name was ring, is moons"):
+    with pytest.raises(DataError, match="data.name is moons, but was ring"):
         Toy("moons").load_state_dict(Toy("ring").state_dict())
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_no_split_is_drawn_as_another_one(name):
-    """Row by row; two sequences of the chain are the same by chance in one of 200 rows."""
+    """Compare row by row. Two random sequences of the chain are equal in one of 200 rows."""
     data = Toy(name)
     data.setup()
     images = [data.splits[k].images[:5000] for k in ("train", "val", "test")]
@@ -196,12 +196,12 @@ def test_no_split_is_drawn_as_another_one(name):
 def test_a_run_resumes_with_every_setting_that_decides_its_points(key):
     data = Toy("line")
     data.load_state_dict(data.state_dict())
-    with pytest.raises(DataError, match=f"data.{key} was another, is {data.hparams[key]}"):
+    with pytest.raises(DataError, match=f"data.{key} is {data.hparams[key]}, but was another"):
         data.load_state_dict(data.state_dict() | {key: "another"})
 
 
 def test_a_mixture_of_one_component_is_a_gaussian():
     mixture = Mixture(torch.tensor([[1.0, -1.0]]), torch.ones(1), 2.0)
     mass, _ = dblquad(lambda y, x: mixture.log_density(torch.tensor([x, y])).exp().item(), 0, 2, -2, 0, epsabs=1e-6)
-    inside = math.erf(1 / (2 * math.sqrt(2)))  # |x - 1| < 1 in units of sigma 2
+    inside = math.erf(1 / (2 * math.sqrt(2)))  # probability of |x - 1| < 1 for sigma 2
     assert_close(mass, inside**2, rtol=1e-5, atol=0)

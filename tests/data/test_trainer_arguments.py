@@ -1,4 +1,4 @@
-"""Arguments of Lightning's Trainer that decide which batches a run takes: obeyed with all data, or refused at once."""
+"""Tests of the Trainer's arguments that select batches: all data modules follow them, or raise at the start."""
 
 import lightning as L
 import pytest
@@ -19,7 +19,7 @@ SHAPES = {"images": [1, 28, 28], "points": [2], "text": [1, 28, 28]}
 
 
 class Watching(L.LightningModule):
-    """Keeps a number for each batch that it is given: ``seen[stage]``, a list of epochs."""
+    """Model that records a number for each batch in ``seen[stage]``, a list of epochs."""
 
     def __init__(self, shape):
         super().__init__()
@@ -79,7 +79,7 @@ def test_overfitting_takes_the_same_batches_in_every_epoch(kind, several):
     assert epochs[0] == fit(kind, max_epochs=1, limit_train_batches=several)["train"][0]
 
 
-def test_loaders_that_are_made_anew_go_on_as_one_would(kind):
+def test_new_loaders_in_each_epoch_continue_like_one_loader(kind):
     assert fit(kind, reload_dataloaders_every_n_epochs=1) == fit(kind)
 
 
@@ -93,10 +93,10 @@ def test_validation_comes_as_often_as_asked_for(kind):
 
 
 REFUSED = {
-    "trainer.limit_train_batches=0.001 is less than one batch of the": {"limit_train_batches": 0.001},
-    "trainer.limit_val_batches=0.001 is less than one batch of the": {"limit_val_batches": 0.001},
-    "trainer.limit_test_batches=0.001 is less than one batch of the": {"limit_test_batches": 0.001},
-    "trainer.overfit_batches=0.001 is less than one batch of the": {"overfit_batches": 0.001},
+    "trainer.limit_train_batches=0.001 is less than one of the": {"limit_train_batches": 0.001},
+    "trainer.limit_val_batches=0.001 is less than one of the": {"limit_val_batches": 0.001},
+    "trainer.limit_test_batches=0.001 is less than one of the": {"limit_test_batches": 0.001},
+    "trainer.overfit_batches=0.001 is less than one of the": {"overfit_batches": 0.001},
     "trainer.val_check_interval=5000 is more than the": {"val_check_interval": 5000},
 }
 
@@ -109,9 +109,9 @@ def test_what_leaves_nothing_is_refused_before_the_first_epoch(kind, message):
     assert "\n" not in str(error.value) and model.seen["train"] == {}
 
 
-def test_processes_that_are_not_to_share_are_refused():
+def test_turning_off_the_distributed_sampler_is_an_error():
     class Several:
-        """What the check asks of a Trainer of two processes."""
+        """Stand-in for a Trainer of two processes, with the attributes that the check uses."""
 
         world_size, limit_train_batches, limit_val_batches, limit_test_batches = 2, 1.0, 1.0, 1.0
         val_check_interval, check_val_every_n_epoch, overfit_batches = 1.0, 1, 0.0
@@ -120,7 +120,7 @@ def test_processes_that_are_not_to_share_are_refused():
     Several._accelerator_connector = trainer(use_distributed_sampler=True)._accelerator_connector
     check_limits(Several, loaders, 4)
     Several._accelerator_connector = trainer(use_distributed_sampler=False)._accelerator_connector
-    with pytest.raises(DataError, match="use_distributed_sampler=false cannot be obeyed"):
+    with pytest.raises(DataError, match="use_distributed_sampler=false is not supported"):
         check_limits(Several, loaders, 4)
 
 
@@ -128,29 +128,29 @@ OF_THE_COMMAND_LINE = [
     ({"limit_train_batches": 2.5}, "invalid value 2.5 for limit_train_batches"),
     ({"limit_val_batches": -1}, "invalid value -1 for limit_val_batches"),
     ({"val_check_interval": -1}, "invalid value -1 for val_check_interval"),
-    ({"check_val_every_n_epoch": 0}, "check_val_every_n_epoch must be a whole number of at least 1, got 0"),
+    ({"check_val_every_n_epoch": 0}, "check_val_every_n_epoch must be an integer of at least 1, got 0"),
     ({"reload_dataloaders_every_n_epochs": -1}, "should be an int >= 0, got -1"),
     ({"max_steps": -2}, "must be a non-negative integer or -1"),
     ({"max_time": "foo"}, "is not a valid duration"),
-    ({"max_epochs": True}, "max_epochs must be a whole number of at least -1, got True"),
-    ({"accumulate_grad_batches": 0}, "accumulate_grad_batches must be a whole number of at least 1, got 0"),
-    ({"log_every_n_steps": -1}, "log_every_n_steps must be a whole number of at least 0, got -1"),
-    ({"num_sanity_val_steps": -5}, "num_sanity_val_steps must be a whole number of at least -1, got -5"),
+    ({"max_epochs": True}, "max_epochs must be an integer of at least -1, got True"),
+    ({"accumulate_grad_batches": 0}, "accumulate_grad_batches must be an integer of at least 1, got 0"),
+    ({"log_every_n_steps": -1}, "log_every_n_steps must be an integer of at least 0, got -1"),
+    ({"num_sanity_val_steps": -5}, "num_sanity_val_steps must be an integer of at least -1, got -5"),
     ({"gradient_clip_val": -1}, "gradient_clip_val must be a number of at least 0, got -1"),
     ({"gradient_clip_algorithm": "foo"}, "`gradient_clip_algorithm` foo is invalid"),
     ({"deterministic": "foo"}, "deterministic must be true, false or warn, got 'foo'"),
     ({"profiler": "foo"}, "it can only be one of"),
     ({"fast_dev_run": -1}, "fast_dev_run=-1 is not a valid configuration"),
-    ({"barebones": True, "callbacks": [L.Callback()]}, "barebones=true allows no callbacks"),
+    ({"barebones": True, "callbacks": [L.Callback()]}, "barebones=true does not allow callbacks"),
     ({"devices": 0}, "trainer.devices must be auto, a number of at least 1, or a list of GPUs, got 0"),
     ({"devices": "foo"}, "a list of GPUs, got 'foo'"),
-    ({"accelerator": "foo"}, "trainer.accelerator has no 'foo'; there is auto, cpu"),
-    ({"strategy": "foo"}, "trainer.strategy has no 'foo'; there is auto, ddp"),
+    ({"accelerator": "foo"}, "trainer.accelerator has no 'foo'; choose one of auto, cpu"),
+    ({"strategy": "foo"}, "trainer.strategy has no 'foo'; choose one of auto, ddp"),
     ({"num_nodes": 0}, "must be a positive integer"),
     ({"plugins": ["foo"]}, "plugin"),
     ({"limit_trains_batches": 1}, "Did you mean limit_train_batches?"),
-    ({"foo": 1}, "the trainer has no 'foo'; there is accelerator, "),
-    ({"sync_batchnorm": True, "strategy": "ddp", "devices": 2}, "sync_batchnorm=true is for GPUs"),
+    ({"foo": 1}, "the trainer has no 'foo'; choose one of accelerator, "),
+    ({"sync_batchnorm": True, "strategy": "ddp", "devices": 2}, "sync_batchnorm=true needs GPUs"),
 ]
 
 
@@ -164,5 +164,5 @@ def test_what_lightning_refuses_or_does_not_obey_is_one_line(arguments, message)
 
 
 def test_a_model_of_fewer_classes_than_the_data_have_is_refused(tmp_path):
-    with pytest.raises(UserError, match="digits has 10 classes: model.num_classes must be as many, got 9"):
+    with pytest.raises(UserError, match="model.num_classes is 9, but digits has 10 classes"):
         run(tmp_path, *TINY["cvae"], "model.num_classes=9")

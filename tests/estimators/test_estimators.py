@@ -1,4 +1,4 @@
-"""Variance and signal-to-noise ratio where both are known in closed form."""
+"""Tests of variance and signal-to-noise ratio against closed forms."""
 
 import math
 
@@ -44,10 +44,11 @@ def estimator(surrogate):
         (score_function, A**2 * (MU**4 + 14 * MU**2 + 15), 13.0),  # kurtosis over 2e7 draws: 12.8
     ],
 )
-def test_the_seeds_example(surrogate, variance, kurtosis, generator):
-    """z ~ N(mu, 1), mu = a theta + b, f = z^2, a = 2, b = 3 (seeds 000, 001): mean 2 a mu, both variances exact.
+def test_the_example_of_the_lecture_notes(surrogate, variance, kurtosis, generator):
+    """The example of [Xu18a] and [Xu18b]: z ~ N(mu, 1), mu = a theta + b, f = z^2, a = 2, b = 3.
 
-    4.5 standard errors each, of n draws: sqrt(V / n) and V sqrt((kurtosis - 1) / n); false alarms once in 100,000.
+    The exact mean is 2 a mu, and the exact variance V is known. The limits are 4.5 standard errors of n draws, which
+    are sqrt(V / n) and V sqrt((kurtosis - 1) / n). A correct estimator fails once in 100,000 tests.
     """
     n = 200_000
     e = estimator(surrogate)
@@ -103,7 +104,7 @@ def test_groups_are_the_first_level_that_differs(names, groups, generator):
 
 
 def test_moments_survive_a_large_mean(generator):
-    """A deviation of 1 around 1e8: sums of squares would lose it."""
+    """A difference of sums of squares would lose a standard deviation of 1 around a mean of 1e8."""
     moments = GradientMoments()
     values = torch.randn(1000, generator=generator, dtype=torch.float64)
     for v in values:
@@ -112,7 +113,7 @@ def test_moments_survive_a_large_mean(generator):
 
 
 def test_the_ratio_does_not_floor_at_one_over_sqrt_n(generator):
-    """A gradient of pure noise: the naive ratio reads about 1 / sqrt(n), ours is 0 or near it."""
+    """For pure noise, the uncorrected ratio is about 1 / sqrt(n). The corrected ratio is near 0."""
     moments = GradientMoments()
     for _ in range(256):
         moments.update({"x": torch.randn(1000, generator=generator)})
@@ -132,10 +133,10 @@ def test_a_noiseless_gradient_has_an_infinite_ratio_and_one_draw_no_variance():
     "model", [lambda: VAE(latent_dim=3, hidden=[16]), lambda: DDPM(steps=50, widths=[16]), lambda: Score(widths=[16])]
 )
 def test_the_estimator_that_trains_is_the_gradient_of_the_loss(model, generator):
-    """For the same noise, what EstimatorVariance measures first is what backward gives in training."""
+    """With equal noise, the first estimator of a model equals the gradient of ``backward`` in training."""
     torch.manual_seed(0)
     model = model()
-    with torch.no_grad():  # away from layers that start at zero
+    with torch.no_grad():  # some layers start at zero, which would hide errors
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
     batch = [torch.rand(6, 1, 28, 28, generator=generator), torch.zeros(6)]
@@ -149,8 +150,11 @@ def test_the_estimator_that_trains_is_the_gradient_of_the_loss(model, generator)
 
 @pytest.mark.parametrize("family", [Gaussian, Bernoulli, Categorical])
 def test_a_sampled_divergence_by_hand(family, generator):
-    """The gradient of one fixed draw: (f + beta log q / p) grad log q and nothing more of the score function's, the
-    whole derivative along the path of the pathwise one's."""
+    """Gradients of one fixed draw are equal to formulas.
+
+    For the score function, the formula is (f + beta log q / p) grad log q. For the pathwise estimator, it is the total
+    derivative of f + beta log q / p with respect to the parameters.
+    """
     normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     shapes = {Gaussian: [(2, 3)] * 2, Bernoulli: [(2, 3)], Categorical: [(2, 3, 4)]}[family]
     parameters = [normal(*shape).requires_grad_() for shape in shapes]
@@ -175,7 +179,7 @@ def test_a_sampled_divergence_by_hand(family, generator):
 
 @pytest.mark.parametrize("family", [Bernoulli, Categorical])
 def test_a_control_variate_is_its_formula(family, generator):
-    """eta f(sigma) + r(sigma), both of the softened latents, with the network written out."""
+    """c(s) = eta f(sigma_tau(s)) + r(sigma_tau(s)), with the network r written out."""
     torch.manual_seed(0)
     shape = (4,) if family is Bernoulli else (2, 3)
     control = ControlVariate(0.7, math.prod(shape))

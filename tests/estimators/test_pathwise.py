@@ -1,4 +1,4 @@
-"""Pathwise gradients of the families of seed 003, against derivatives of expectations in closed form."""
+"""Tests of pathwise gradients of the families in [Liao22], against closed-form derivatives of expectations."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from zoo.estimators import antithetic, rsample
 
-# distribution of two parameters a, b; statistic f; E[f] as a function of them
+# Each entry has a distribution with parameters a and b, a statistic f, and E[f] as a function of a and b.
 FAMILIES = {
     "Laplace": (lambda a, b: D.Laplace(a, b), lambda z: z**2, lambda a, b: a**2 + 2 * b**2),
     "StudentT": (lambda a, b: D.StudentT(8.0, a, b), lambda z: z**2, lambda a, b: a**2 + b**2 * 8 / 6),
@@ -26,7 +26,11 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(family):
-    """Both derivatives within 4.5 standard errors of 100 batches (99 degrees of freedom): a false alarm in 3,800."""
+    """Both derivatives agree within 4.5 standard errors.
+
+    The standard errors come from 100 batches, so they have 99 degrees of freedom. A correct estimator fails once in
+    3,800 tests.
+    """
     q, f, mean = FAMILIES[family]
     params = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (1.3, 0.6)]
     exact = torch.stack(torch.autograd.grad(mean(*params), params))
@@ -52,7 +56,7 @@ def test_rsample_is_keyed_by_its_seed_and_touches_nothing():
 
 
 def test_antithetic_pairs_integrate_what_is_odd(generator):
-    """f linear in z: a pair has no variance; f = z^2: its gradient 2 a z has none either."""
+    """The gradient of an antithetic pair has no variance for f linear in z and for f = z^2."""
     eps = torch.randn(50, 1, generator=generator, dtype=torch.float64)
     for f in (lambda z: 3 * z, torch.square):
         loss = lambda mu, e, f=f: f(mu + antithetic(e)).mean()  # noqa: E731
@@ -62,10 +66,13 @@ def test_antithetic_pairs_integrate_what_is_odd(generator):
 
 
 def test_common_random_numbers_sharpen_a_difference(generator):
-    """(mu + eps)^2 at mu = 1.1 less that at 1: of variance 4 (0.1)^2 with the same eps, else 4 (1 + 1.21) + 4."""
+    """The variance of (1.1 + eps)^2 - (1 + eps')^2 depends on the noise.
+
+    It is 4 (0.1)^2 with common noise eps = eps', and 4 (1 + 1.21) + 4 with independent noise.
+    """
     eps, other = torch.randn(2, 100_000, generator=generator, dtype=torch.float64)
     common = (1.1 + eps) ** 2 - (1 + eps) ** 2
     independent = (1.1 + eps) ** 2 - (1 + other) ** 2
-    # variances of n normal-like draws: relative standard errors below 1 %, so these bounds are ten of them wide
+    # The relative standard errors of these variances are below 1 %, so the limits are ten standard errors.
     assert_close(common.var().item(), 0.04, rtol=0.1, atol=0)
     assert_close(independent.var().item(), 4 * (1 + 1.21) + 4, rtol=0.1, atol=0)

@@ -1,8 +1,11 @@
-"""Estimators for discrete latents against enumeration: four binary latents, and one with five categories.
+"""Tests of gradient estimators for discrete latents against enumeration.
 
-Two examples, a cost that is not linear in z, parameters of q and of the cost. The mean of n draws is compared with the
-exact gradient coordinate by coordinate at 4.5 standard errors, where n makes 4.5 standard errors of the whole less than
-5 % of the gradient's norm. One test compares 27 or 33 coordinates: a false alarm once in 4,000.
+The model has four binary latents, or one latent with five categories. The batch has two examples. The cost is not
+linear in z. The gradient is with respect to parameters of q and parameters of the cost.
+
+The mean of n draws must agree with the exact gradient in each coordinate, within 4.5 standard errors. n is large
+enough: the norm of 4.5 standard errors is less than 5 % of the norm of the gradient. One test compares 27 or 33
+coordinates. A correct estimator fails once in 4,000 tests.
 """
 
 import itertools
@@ -33,7 +36,7 @@ X = torch.tensor([[0.5, -1.0, 1.0], [-0.3, 0.8, 1.0]], dtype=torch.float64)  # (
 
 
 class Toy:
-    """q(z | x) with logits W x, and the cost f(z) = 3 |tanh(A z + c) - x|^2 + 1."""
+    """Model with a posterior q(z | x) with logits W x, and the cost f(z) = 3 |tanh(A z + c) - x|^2 + 1."""
 
     def __init__(self, kind):
         self.kind, self.shape = kind, {"bernoulli": (4,), "categorical": (1, 5)}[kind]
@@ -60,7 +63,7 @@ class Toy:
         return cost
 
     def exact(self, params):
-        """sum_z q(z | x) f(z), batch mean."""
+        """Return the batch mean of sum_z q(z | x) f(z)."""
         z = self.states[:, None].expand(-1, 2, *self.shape)
         return (self.q(params).log_probs(z).sum(-1).exp() * self.f(params)(z)).sum(0).mean()
 
@@ -115,7 +118,7 @@ UNBIASED = {
 
 
 def gradients(toy, estimator, k, n=N):
-    """n draws of the gradient, one row each, and the exact one."""
+    """Return n draws of the gradient, (n, coordinates), and the exact gradient, (coordinates,)."""
     surrogate = lambda p, u: estimator(toy, p, u).mean()  # noqa: E731
     draws = vmap(grad(surrogate), in_dims=(None, 0), chunk_size=20_000)(toy.params, toy.noise(n, k))
     exact = grad(toy.exact)(toy.params)
@@ -186,7 +189,7 @@ def test_planted_faults_fail(fault, kind):
 
 @pytest.mark.parametrize("kind", ["bernoulli", "categorical"])
 def test_as_the_temperature_falls_bias_falls_and_variance_grows(kind):
-    """Gumbel-softmax at 2, 1, 1/2, 1/4: the order of each pair, whose gap is many standard errors (asserted)."""
+    """Gumbel-softmax at temperatures 2, 1, 1/2, 1/4. Neighbours differ by many standard errors, as asserted."""
     toy, bias, variance, error = Toy(kind), [], [], []
     for tau in (2.0, 1.0, 0.5, 0.25):
         draws, exact = gradients(toy, lambda toy, p, u, tau=tau: gumbel_softmax(toy.f(p), toy.q(p), u, tau), 1)
@@ -208,7 +211,7 @@ def test_straight_through_is_hard_forward_and_soft_backward():
         grad(lambda W, e=e: e(linear, toy.q({"W": W}), u, 0.5).sum())(p["W"])
         for e in (straight_through, gumbel_softmax)
     ]
-    assert_close(*g)  # of a linear cost the two have the same gradient
+    assert_close(*g)  # for a linear cost, both estimators have the same gradient
     assert g[0].abs().sum() > 0
 
 
@@ -223,7 +226,7 @@ def test_values_are_costs_whatever_the_gradient(kind):
 
 @pytest.mark.parametrize("kind", ["bernoulli", "categorical"])
 def test_relax_variance_is_the_mean_square_of_the_gradient_by_the_logits(kind):
-    """By autograd, draw by draw, and its derivative by eta against a central difference."""
+    """The value agrees with autograd for each draw, and the derivative in eta agrees with a central difference."""
     toy = Toy(kind)
     p, (u, v) = toy.params, toy.noise(2, 6)
     logits = toy.q(p).logits.expand_as(u).clone()
@@ -246,7 +249,7 @@ def test_relax_variance_is_the_mean_square_of_the_gradient_by_the_logits(kind):
 
 
 def test_the_optimal_baseline_minimises_the_variance():
-    """On its own draws, any other constant for a latent scatters that latent's gradient more (003, beta*)."""
+    """On the draws that estimate beta*, every other constant gives a larger variance [Liao22, Control Variate]."""
     toy = Toy("bernoulli")
     q, z = toy.q(toy.params), toy.q(toy.params).draw(toy.noise(1, 5000)[0])
     cost, score = toy.f(toy.params)(z), q.score(z)
@@ -254,7 +257,7 @@ def test_the_optimal_baseline_minimises_the_variance():
     second_moment = lambda b: ((cost[..., None] - b) * score).square().mean(0)  # noqa: E731
     for other in (beta + 0.1, beta - 0.1, torch.zeros(()), cost.mean()):
         assert (second_moment(beta) < second_moment(other)).all()
-    # Var (1 - rho^2), with the score as the control variate: what is left is what regression leaves.
+    # The remaining variance is Var (1 - rho^2), with the score as the control variate.
     g = cost[..., None] * score
     rho = (g * score).mean(0) / (g.square().mean(0) * score.square().mean(0)).sqrt()
     assert_close(second_moment(beta), g.square().mean(0) * (1 - rho**2))

@@ -1,4 +1,4 @@
-"""The judge: its augmentation by hand, its training on digits, and what it says of models whose samples are known."""
+"""Tests of the classifier: its augmentation, its training on digits, and its scores of models with known samples."""
 
 import math
 
@@ -28,7 +28,7 @@ def affine(u, **largest):
     return random_affine(torch.tensor([u]), **{**STILL, **largest})
 
 
-# The augmentation. Noise u = 1/2 is no movement, u = 0 and u = 1 the largest ones.
+# Augmentation. The noise u = 1/2 leaves an image as it is. The largest changes are at u = 0 and u = 1.
 
 
 def test_no_movement_leaves_images(generator):
@@ -36,13 +36,13 @@ def test_no_movement_leaves_images(generator):
     theta = affine([0.5] * 5, shift=3, rotate=20, scale=0.5, shear=30)
     assert_close(theta, torch.eye(3)[:2][None])
     assert_close(move(x, theta), x)
-    assert_close(move(x, affine([0.0, 1.0, 0.0, 1.0, 0.0])), x)  # nor does any noise where nothing may move
+    assert_close(move(x, affine([0.0, 1.0, 0.0, 1.0, 0.0])), x)  # all limits are 0, so noise has no effect
 
 
 def test_shifts_are_in_pixels(generator):
     x = images(generator, 1)
-    moved = move(x, affine([1.0, 0.0, 0.5, 0.5, 0.5], shift=2))  # looks 2 to the right and 2 up
-    assert_close(moved, F.pad(x, (0, 2, 2, 0))[..., :28, 2:], atol=1e-5, rtol=0)  # and black outside
+    moved = move(x, affine([1.0, 0.0, 0.5, 0.5, 0.5], shift=2))  # reads each pixel 2 to the right and 2 above
+    assert_close(moved, F.pad(x, (0, 2, 2, 0))[..., :28, 2:], atol=1e-5, rtol=0)  # black outside
 
 
 def test_rotations_are_in_degrees(generator):
@@ -68,7 +68,7 @@ def test_each_image_is_moved_by_its_own_noise(generator):
     assert (moved[0] - moved[1]).abs().max() > 0.05 and (moved[1] - moved[2]).abs().max() > 0.05
 
 
-# The network.
+# Network.
 
 
 def test_every_parameter_has_a_gradient(generator):
@@ -93,7 +93,7 @@ def test_the_loss_is_cross_entropy_on_smoothed_labels(generator):
 
 
 def test_the_rate_rises_over_a_fifth_of_the_run_and_falls_to_nothing():
-    """Along a line to its highest, then along half a cosine over the other four fifths."""
+    """The rate rises linearly for a fifth of the run and then falls along half a cosine."""
     model = Classifier(widths=[4, 4, 4], lr=0.01)
     model.trainer = L.Trainer(max_steps=100, logger=False, enable_checkpointing=False, accelerator="cpu")
     rate = model.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
@@ -114,7 +114,7 @@ def test_predictions_follow_from_features(generator):
 
 
 def test_it_learns_digits_and_comes_back(tmp_path):
-    """180 test digits, one in ten right by chance."""
+    """There are 180 test digits. Random guesses have an accuracy of 0.1."""
     metrics = run(tmp_path / "run", *RECIPE, "trainer.max_epochs=1")
     assert 0.8 < metrics["test/accuracy"] <= 1 and 0 < metrics["test/loss"] < 1
     assert not (tmp_path / "run" / "samples").exists() and not (tmp_path / "run" / "estimator_variance.png").exists()
@@ -138,7 +138,7 @@ def test_it_is_published_like_a_model_and_listed_as_none(tmp_path, monkeypatch):
     assert exporting.golden_terms(zoo.load("classifier")) == card["golden"]
     assert set(card["metrics"]) == {"test/loss", "test/accuracy"}
     assert "python train.py" in card["command"]
-    assert not (tmp_path / "weights" / "classifier.png").exists()  # it draws nothing
+    assert not (tmp_path / "weights" / "classifier.png").exists()  # a classifier has no samples
     weights = tmp_path / "weights" / "classifier.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
@@ -150,8 +150,8 @@ def test_it_is_published_like_a_model_and_listed_as_none(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_classes": 1}, "num_classes must be a whole number of at least 2, got 1"),
-        ({"num_features": 0}, "num_features must be a whole number of at least 1, got 0"),
+        ({"num_classes": 1}, "num_classes must be an integer of at least 2, got 1"),
+        ({"num_features": 0}, "num_features must be an integer of at least 1, got 0"),
         ({"widths": [16, 32]}, r"such as \[16, 32, 64\], got \[16, 32\]"),
         ({"widths": 16}, r"such as \[16, 32, 64\], got 16"),
         ({"lr": 0}, "lr must be a positive number, got 0"),
@@ -165,11 +165,11 @@ def test_bad_arguments_are_named(arguments, message):
         Classifier(**arguments)
 
 
-# Its judgement.
+# Scores of samples.
 
 
 class Obedient:
-    """Samples that are their label: a first pixel of label / 10, and noise that is never looked at."""
+    """Model with a first pixel of label / 10 in each sample. The other pixels are noise and are not read."""
 
     def label(self, labels):
         return torch.as_tensor(labels)
@@ -181,7 +181,7 @@ class Obedient:
 
 
 class Confused(Obedient):
-    """Takes a seven for a one; and a three for a four in half of its samples, by its own noise."""
+    """Model that draws ones for sevens, and fours for about half of the threes, as its noise decides."""
 
     def sample(self, n, *, y, generator=None):
         x = super().sample(n, y=y, generator=generator)
@@ -192,7 +192,7 @@ class Confused(Obedient):
 
 
 class Reader:
-    """A judge that reads the first pixel."""
+    """Classifier that reads the label from the first pixel."""
 
     device = torch.device("cpu")
     hparams = Classifier().hparams
@@ -202,41 +202,41 @@ class Reader:
 
 
 def test_judged_accuracy_counts_what_is_recognised():
-    shares = judged_accuracy(Obedient(), 60, judge=Reader())
+    shares = judged_accuracy(Obedient(), 60, classifier=Reader())
     assert shares == {"judged_accuracy": 1.0} | {f"judged_accuracy/{k}": 1.0 for k in range(10)}
-    shares = judged_accuracy(Confused(), 1600, seed=3, judge=Reader())
-    # By hand: the threes are samples 480 to 639, which are whole chunks of 16.
+    shares = judged_accuracy(Confused(), 1600, seed=3, classifier=Reader())
+    # The threes are samples 480 to 639, which are whole chunks of 16.
     noise = torch.cat([torch.rand(16, 1, 28, 28, generator=chunk_generator(3, c)) for c in range(30, 40)])
     threes = (noise[:, 0, 1, 1] >= 0.5).double().mean().item()
     assert 0.3 < threes < 0.7
     expected = {f"judged_accuracy/{k}": {3: threes, 7: 0.0}.get(k, 1.0) for k in range(10)}
     assert_close(shares, {"judged_accuracy": (8 + threes) / 10, **expected})
-    assert shares == judged_accuracy(Confused(), 1600, seed=3, judge=Reader())
-    assert shares != judged_accuracy(Confused(), 1600, seed=4, judge=Reader())
+    assert shares == judged_accuracy(Confused(), 1600, seed=3, classifier=Reader())
+    assert shares != judged_accuracy(Confused(), 1600, seed=4, classifier=Reader())
 
 
-def test_what_cannot_be_judged_is_refused():
+def test_what_cannot_be_classified_is_refused():
     with pytest.raises(ValueError, match="Pixel.sample takes no y; it takes contrast"):
-        judged_accuracy(Pixel(), 10, judge=Reader())
+        judged_accuracy(Pixel(), 10, classifier=Reader())
     for n in (15, 0, -10):
-        with pytest.raises(ValueError, match=f"n must be a multiple of the 10 classes, .*, got {n}"):
-            judged_accuracy(Obedient(), n, judge=Reader())
+        with pytest.raises(ValueError, match=f"n must be a multiple of 10, the number of classes, got {n}"):
+            judged_accuracy(Obedient(), n, classifier=Reader())
 
 
-def test_the_shipped_judge_is_accurate():
-    """Test images are read in tests/test_hub.py, which recomputes the number that stands on the card."""
+def test_the_shipped_classifier_is_accurate():
+    """The card states a high accuracy. tests/hub/test_shipped.py measures this accuracy again."""
     card = hub.read_card("classifier")
     assert card["data"] == "mnist" and 0.993 <= card["metrics"]["test/accuracy"] < 1
     assert (zoo.WEIGHTS / "classifier.safetensors").stat().st_size < 1.5e6
 
 
-def test_the_shipped_judge_knows_noise_when_it_sees_it():
-    """A model that ignores its labels is right about one time in ten, whatever it draws."""
+def test_the_shipped_classifier_does_not_recognise_noise():
+    """A model that ignores its labels has an accuracy of 0.1."""
     assert_close(judged_accuracy(Blind(), 200)["judged_accuracy"], 0.1)
 
 
 class Blind(Pixel):
-    """The same noisy grey image for every label."""
+    """Model that returns the same grey image for every label."""
 
     device = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""python -m zoo compare: measured beside exact, on the same noise, and what people may get wrong."""
+"""Tests of ``python -m zoo compare``: exact values, common noise, and errors of users."""
 
 import math
 import sys
@@ -16,8 +16,11 @@ from zoo.gan import GAN
 from zoo.vae import VAE
 
 
-def test_the_seeds_example_measured_beside_exact():
-    """Means within 4.5 standard errors, variances within 6 % (4.5 standard errors at kurtosis 13): once in 20,000."""
+def test_the_example_of_the_lecture_notes_has_its_exact_values():
+    """Means agree within 4.5 standard errors, and variances within 6 %, which is 4.5 standard errors at kurtosis 13.
+
+    A correct estimator fails once in 20,000 tests.
+    """
     results = comparison.toy(100_000, seed=1)
     mu = 4.0
     exact = {
@@ -31,7 +34,7 @@ def test_the_seeds_example_measured_beside_exact():
         assert t.mean == 16
         assert abs(t.gradients.mean() - 16) <= 4.5 * (t.variance / 100_000) ** 0.5 + 1e-9
         assert abs(t.gradients.var() - t.variance) <= 0.06 * t.variance + 1e-9
-    # Var (1 - rho^2), with rho the correlation of g = a z^2 (z - mu) and h = z - mu (003)
+    # The variance is Var (1 - rho^2), with rho the correlation of g = a z^2 (z - mu) and h = z - mu [Liao22].
     g, eps = results[2].gradients, results[0].gradients / 4 - mu
     rho = torch.corrcoef(torch.stack([g, eps]))[0, 1]
     assert_close(results[3].gradients.var(), g.var() * (1 - rho**2), rtol=0.01, atol=0)
@@ -39,8 +42,8 @@ def test_the_seeds_example_measured_beside_exact():
     assert "1980.00" in text and "536.00" in text
 
 
-def test_the_optimal_baseline_comes_from_draws_of_its_own():
-    """The same held-out draws for any number of draws, and none of them used twice."""
+def test_the_optimal_baseline_uses_separate_draws():
+    """The held-out draws do not depend on the number of draws, and are used only for the baseline."""
     few, many = comparison.toy(10, seed=3), comparison.toy(20, seed=3)
     assert not torch.equal(few[3].gradients, many[3].gradients[:10])  # other draws
     eps = lambda t: t[0].gradients / 4 - 4  # noqa: E731  pathwise: 2 a (mu + eps)
@@ -61,23 +64,25 @@ def test_rows_are_the_moments_of_each_and_of_their_difference(model, generator):
     names = ["pathwise", "score_function"]
     rows = comparison.compare_model(model, batch, names, draws=20, seed=2)
     assert [(r.estimator, r.group) for r in rows] == [(n, g) for n in names for g in ("all", "encoder", "decoder")]
-    probe = model.probe_batch(
-        batch, generator=torch.Generator().manual_seed(0)
-    )  # binary already: any generator will do
+    # The batch is already binary, so the generator does not matter.
+    probe = model.probe_batch(batch, generator=torch.Generator().manual_seed(0))
     for row in rows:
         moments, _ = gradient_moments(model.gradient_estimators()[row.estimator], probe, range(20), seed=2)
         expected = moments.statistics()[row.group]
         assert_close(row.variance, expected["variance"])
         assert_close(row.snr, expected["snr"])
         assert row.milliseconds > 0
-        if row.estimator == "pathwise" or row.group == "decoder":  # the same draw by draw: common random numbers
+        if row.estimator == "pathwise" or row.group == "decoder":  # equal in each draw, by common random numbers
             assert row.difference == 0 and row.noise < 1e-6
         else:
             assert row.noise > 0
 
 
 def test_the_noise_of_a_difference_is_that_of_its_mean():
-    """Of theta's gradient 10 + eps and 10 + 3 + 2 eps: their difference 3 + eps has the noise s / sqrt(n), over |g|."""
+    """The gradients 10 + eps and 10 + 3 + 2 eps have the difference 3 + eps.
+
+    With s the standard deviation of eps, the noise of the mean difference is s / (sqrt(n) |g|).
+    """
     noise = lambda batch, g: {"eps": torch.randn((), generator=g)}  # noqa: E731
     make = lambda name, bias, factor: GradientEstimator(  # noqa: E731
         name, {"theta": torch.tensor(2.0)}, noise, lambda p, b, n: (10 + bias + factor * n["eps"]) * p["theta"]
@@ -91,21 +96,22 @@ def test_the_noise_of_a_difference_is_that_of_its_mean():
 
 
 def test_a_bias_is_seen_where_noise_allows():
-    """Two estimators of theta's gradient, one of them off by 3: common noise cancels, and the difference is exact."""
+    """Two estimators differ by 3. Their common noise cancels, so the measured difference is exact."""
     noise = lambda batch, g: {"eps": torch.randn((), generator=g)}  # noqa: E731
     make = lambda name, bias: GradientEstimator(  # noqa: E731
         name, {"theta": torch.tensor(2.0)}, noise, lambda p, b, n: (10 + bias + n["eps"]) * p["theta"]
     )
     a, b = comparison.rows(compare([make("a", 0.0), make("b", 3.0)], None, range(400), seed=0))[::2]
     assert a.difference == 0
-    assert abs(b.difference - 0.3) < 0.3 * 4.5 * 0.1 / 400**0.5  # |g| of the first is 10 within 1 / sqrt(400)
+    # |g| of the first estimator is 10 with standard error 1 / sqrt(400).
+    assert abs(b.difference - 0.3) < 0.3 * 4.5 * 0.1 / 400**0.5
     assert b.noise < 1e-6
     with pytest.raises(ValueError, match="c and a differentiate different parameters"):
         compare([make("a", 0.0), GradientEstimator("c", {"phi": torch.zeros(())}, noise, None)], None, range(2))
 
 
 def test_a_reference_lost_in_noise_says_nothing_of_a_difference():
-    """Draws of +1 and -1 have no signal: what differs from them by 3 is not 0 % off, nor infinitely."""
+    """Draws of +1 and -1 have no signal, so a difference of 3 relative to this signal is NaN."""
     lost, other = Comparison(), Comparison()
     for g in (1.0, -1.0):
         lost.moments.update({"theta": torch.tensor(g)})
@@ -114,7 +120,7 @@ def test_a_reference_lost_in_noise_says_nothing_of_a_difference():
         other.difference.update({"theta": torch.tensor(3.0)})
     found = comparison.rows({"lost": lost, "other": other})
     assert math.isnan(found[2].difference) and math.isnan(found[2].noise)
-    assert "not known: the first's signal is below its noise" in comparison.table(found)
+    assert "unknown: the signal of the first is below its noise" in comparison.table(found)
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
@@ -129,17 +135,17 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     text = command(*here, "--estimators", "pathwise,score_function+loo", "--batch-size", 8)
     assert "encoder parameters" in text and "score_function+loo" in text and "variance x ms" in text
     assert (tmp_path / "figures" / "a.png").stat().st_size > 10_000
-    assert "score_function+optimal" in command(*here)  # all that it has
+    assert "score_function+optimal" in command(*here)  # all estimators of the model
     assert "1980.00" in command("toy", "--draws", 100, "-o", tmp_path / "toy.png")
     assert (tmp_path / "toy.png").stat().st_size > 10_000
     for wrong, message in [
         ([*here, "--estimators", "rebar"], "VAE has no gradient estimator rebar; it has pathwise"),
         ([*here, "--estimators", "pathwise,pathwise"], "name each estimator once"),
-        ([*here[:-1], 1], "draws must be a whole number of at least 2, got 1"),
-        (["toy", "--draws", 1], "draws must be a whole number of at least 2, got 1"),
+        ([*here[:-1], 1], "draws must be an integer of at least 2, got 1"),
+        (["toy", "--draws", 1], "draws must be an integer of at least 2, got 1"),
         (["toy", "-o", tmp_path / "toy.gif"], r"ends in .png"),
         (["nothing"], "neither a file nor a pretrained"),
-        ([*here, "--batch-size", 0], "batch-size must be a whole number of at least 1, got 0"),
+        ([*here, "--batch-size", 0], "batch-size must be an integer of at least 1, got 0"),
     ]:
         with pytest.raises(SystemExit, match=message):
             command(*wrong)
@@ -155,7 +161,7 @@ def test_the_seed_of_the_example_is_that_of_its_draws(tmp_path, monkeypatch, cap
     assert comparison.toy_table(comparison.toy(100, 0)) not in said
 
 
-def test_two_players_are_compared_each_with_itself():
+def test_adversarial_networks_are_compared_separately():
     torch.manual_seed(0)
     model = GAN(network="mlp", shape=[2], hidden=[4], z_dim=2)
     rows = comparison.compare_model(model, [torch.randn(8, 2), torch.zeros(8)], None, draws=4)

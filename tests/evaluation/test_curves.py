@@ -1,4 +1,4 @@
-"""python -m zoo curves reads what runs wrote."""
+"""Tests of ``python -m zoo curves`` on the tables of runs."""
 
 import sys
 
@@ -22,7 +22,18 @@ def test_curves_of_runs(tmp_path, monkeypatch, capsys):
     assert unit == "steps" and points[0][0] == 0
     monkeypatch.setattr(sys, "argv", ["zoo", "curves", str(tmp_path / "a"), "-o", str(tmp_path / "x.png")])
     main()
-    assert "val/loss" in capsys.readouterr().out and (tmp_path / "x.png").stat().st_size > 5000
+    assert (
+        capsys.readouterr().out.splitlines()[0].endswith(" nats after 3 epochs")
+        and (tmp_path / "x.png").stat().st_size > 5000
+    )
+    rows = (tmp_path / "a" / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "metrics.csv").write_text(
+        "\n".join([rows[0], *(r for r in rows if r.startswith("0,"))]) + "\n", encoding="utf-8"
+    )
+    monkeypatch.setattr(sys, "argv", ["zoo", "curves", str(tmp_path), "-o", str(tmp_path / "x.png")])
+    main()
+    assert capsys.readouterr().out.splitlines()[0].endswith(" after 1 epoch")
+    (tmp_path / "metrics.csv").unlink()
     with pytest.raises(ValueError, match="has no values of val/los; it has .*val/loss"):
         read_curve(tmp_path / "a", "val/los")
     with pytest.raises(ValueError, match=r"there is no .*metrics.csv"):
@@ -39,16 +50,16 @@ def test_one_metric_against_another(tmp_path, monkeypatch, capsys):
     rows = ["epoch,step,val/a,val/b", "0,10,3.0,", "0,11,,30.0", "1,20,2.0,", "1,21,,19.0", "2,30,1.0,", "2,31,,11.0"]
     (tmp_path / "metrics.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     assert curves.read_pairs(tmp_path, "val/a", "val/b") == [(3.0, 30.0), (2.0, 19.0), (1.0, 11.0)]
-    assert curves.correlation([(1, 1), (2, 8), (3, 27)]) == "correlation 0.97, of ranks 1.00, over 3"
+    assert curves.correlation([(1, 1), (2, 8), (3, 27)]) == "correlation 0.97 (rank correlation 1.00, 3 points)"
     arguments = [str(tmp_path), "--metric", "val/b", "--against", "val/a", "-o", str(tmp_path / "x.png")]
     monkeypatch.setattr(sys, "argv", ["zoo", "curves", *arguments])
     main()
-    assert "of ranks 1.00, over 3 of val/b with val/a" in capsys.readouterr().out
+    assert "(rank correlation 1.00, 3 points) of val/b with val/a" in capsys.readouterr().out
     assert (tmp_path / "x.png").stat().st_size > 0
     steps = ["epoch,step,val/a,v", "0,10,3.0,", "1,20,2.0,", ",1,,5.0", ",2,,6.0"]
     (tmp_path / "metrics.csv").write_text("\n".join(steps) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="val/a is logged by epochs and v by steps"):
         curves.read_pairs(tmp_path, "val/a", "v")
     (tmp_path / "metrics.csv").write_text("\n".join(rows[:5]) + "\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="val/a and val/b together 2 times, and a correlation needs three"):
+    with pytest.raises(ValueError, match="val/a and val/b together 2 times; a correlation needs at least three"):
         curves.read_pairs(tmp_path, "val/a", "val/b")

@@ -1,4 +1,4 @@
-"""Distances between samples and data, against closed forms and other people's code."""
+"""Tests of distances between samples and data, against closed forms and other implementations."""
 
 import math
 
@@ -12,13 +12,13 @@ import zoo
 from zoo.datamodules import Toy
 from zoo.datamodules.toy import MarkovChain, ring
 from zoo.evaluation.distances import (
-    Yardstick,
+    SampleDistanceMetric,
+    classify_images,
     energy_distance,
     frechet_distance,
     frechet_standard_error,
-    judge_images,
-    judged_samples,
     modes,
+    sample_metrics,
 )
 
 
@@ -34,21 +34,26 @@ def test_frechet_distance_is_the_formula(generator):
 
 
 def test_frechet_distance_of_known_gaussians():
-    """N(0, 1) and N(m, s^2) in one dimension: m^2 + (1 - s)^2, here of points with exactly these moments."""
+    """The distance of N(0, 1) and N(m, s^2) in one dimension is m^2 + (1 - s)^2.
+
+    The points here have exactly these moments.
+    """
     x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64) / math.sqrt(2)
     assert_close(frechet_distance(x, 3 * x + 5), 25.0 + 4.0)
 
 
 def test_a_degenerate_covariance_is_no_obstacle(generator):
     a = torch.randn(50, 20, generator=generator, dtype=torch.float64)
-    a[:, 3] = 0  # a feature that never fires
+    a[:, 3] = 0  # a feature that is always 0
     assert_close(frechet_distance(a, a + 1), 20.0)
     assert frechet_distance(a[:5], a) > 0  # fewer vectors than features
 
 
 def test_the_bootstrap_error_is_the_spread_of_the_distance(generator):
-    """Over 60 fresh pairs of sets; the two agree within 35 % (the spread of 60 values is known to 9 %, the other is of
-    few pairs)."""
+    """The bootstrap error agrees within 35 % with the standard deviation over 60 independent pairs of sets.
+
+    The standard deviation of 60 values has a relative error of 9 %. The bootstrap error is the mean over five pairs.
+    """
     draw = lambda shift: torch.randn(400, 4, generator=generator, dtype=torch.float64) + shift  # noqa: E731
     pairs = [(draw(0.0), draw(0.5)) for _ in range(60)]
     spread = float(torch.tensor([frechet_distance(*pair) for pair in pairs]).std())
@@ -57,14 +62,14 @@ def test_the_bootstrap_error_is_the_spread_of_the_distance(generator):
 
 
 def test_energy_distance_in_closed_form():
-    """All pairs by hand, and two points against two others on a line."""
+    """For two points and two other points on a line, the expected value follows from all pairs."""
     a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [5.0]])
     between = (3 + 5 + 2 + 4) / 4
     assert_close(energy_distance(a, b), 2 * between - 1.0 - 2.0)
 
 
 def test_energy_distance_is_unbiased_about_zero(generator):
-    """Of 200 pairs of samples of the ring the mean is 0 within 4.5 standard errors (once in 1.5e5)."""
+    """The mean over 200 pairs of samples of the ring is 0 within 4.5 standard errors (fails once in 1.5e5)."""
     values = torch.tensor(
         [energy_distance(*(ring().sample(50, generator=generator)[0] for _ in range(2))) for _ in range(200)]
     )
@@ -82,7 +87,7 @@ def test_modes_of_the_ring(generator):
     x, _ = mixture.sample(10_000, generator=generator)
     found = modes(x, mixture.mu, 0.1)
     assert found.covered == 8
-    # Within 3 sigma are 1 - exp(-9/2) of a mode's own samples; 4.5 standard errors.
+    # A fraction 1 - exp(-9/2) of the samples of a mode is within 3 sigma. The limit is 4.5 standard errors.
     expected = 1 - math.exp(-4.5)
     assert abs(found.near - expected) < 4.5 * math.sqrt(expected * (1 - expected) / 10_000)
     half = x[x[:, 0] > 0.5]
@@ -93,7 +98,7 @@ def test_modes_of_the_ring(generator):
 
 
 class Judge(nn.Module):
-    """A judge of two classes, bright and dark, whose feature is the mean of an image."""
+    """Classifier with two classes, bright and dark. Its feature is the mean of the image."""
 
     def __init__(self):
         super().__init__()
@@ -107,7 +112,7 @@ class Judge(nn.Module):
 
 
 class Grey:
-    """Every third sample black, the others white."""
+    """Model that draws a black image for every third sample and white images for the others."""
 
     device = "cpu"
 
@@ -117,8 +122,8 @@ class Grey:
 
 def test_what_is_said_of_samples():
     real = torch.cat([torch.zeros(50, 1, 28, 28), torch.ones(50, 1, 28, 28)])
-    said = judged_samples(Grey(), Judge().features(real).double(), Judge(), n=16)
-    # 6 black, 10 white of 16; features -1/2 and 1/2.
+    said = sample_metrics(Grey(), Judge().features(real).double(), Judge(), n=16)
+    # 6 of 16 samples are black, with feature -1/2, and 10 are white, with feature 1/2.
     assert_close(said["rarest_digit"], 6 / 16)
     assert_close(said["commonest_digit"], 10 / 16)
     assert said["confident"] == 1.0
@@ -127,8 +132,8 @@ def test_what_is_said_of_samples():
     assert_close(said["classifier_fid"], (10 / 16 - 1 / 2) ** 2 + (a - b) ** 2)
     assert said["classifier_fid_error"] > 0
     unsure = Judge()
-    unsure.head.weight.data = torch.tensor([[-0.85], [0.85]])  # 0.70 sure of either
-    assert judged_samples(Grey(), unsure.features(real).double(), unsure, n=16)["confident"] == 0.0
+    unsure.head.weight.data = torch.tensor([[-0.85], [0.85]])  # the probability of the predicted class is 0.70
+    assert sample_metrics(Grey(), unsure.features(real).double(), unsure, n=16)["confident"] == 0.0
 
 
 def test_the_yardstick_fits_the_data(mnist_root, generator):
@@ -137,24 +142,24 @@ def test_the_yardstick_fits_the_data(mnist_root, generator):
     data = Images("mnist")
     data.setup()
     images = data.splits["val"].images[:, None].float() / 255
-    measure = Yardstick(data, "test")
+    measure = SampleDistanceMetric(data, "test")
     assert measure.name == "classifier_fid"
     floor = measure(None, images)
     noisy = (images + 0.3 * torch.randn(images.shape, generator=generator)).clamp(0, 1)
     assert 0 < floor < 1 < measure(None, noisy)
-    assert judge_images(images[:3], zoo.load("classifier")).features.shape == (3, 128)
+    assert classify_images(images[:3], zoo.load("classifier")).features.shape == (3, 128)
 
 
 def test_the_yardstick_of_points_and_sequences(generator):
     data = Toy("ring")
     data.setup()
-    measure = Yardstick(data)
+    measure = SampleDistanceMetric(data)
     assert measure.name == "energy_distance"
     x = ring().sample(1000, generator=generator)[0].float()
     assert abs(measure(None, x)) < 0.02 < measure(None, 0.5 * x)
     for split, factor in (("train", 1.0), ("val", 2.0), ("test", 3.0)):
         data.splits[split] = data.splits[split]._replace(images=factor * data.splits[split].images)
-    by = {split: Yardstick(data, split)(None, 2 * x) for split in ("train", "val", "test")}
+    by = {split: SampleDistanceMetric(data, split)(None, 2 * x) for split in ("train", "val", "test")}
     assert by["val"] < 0.02 < min(by["train"], by["test"])
     chain = Toy("markov_chain")
     chain.setup()
@@ -163,7 +168,7 @@ def test_the_yardstick_of_points_and_sequences(generator):
         device = "cpu"
         log_likelihood = staticmethod(MarkovChain().log_probability)
 
-    measure = Yardstick(chain)
+    measure = SampleDistanceMetric(chain)
     assert (measure.name, measure(Same, None)) == ("kl", 0.0)
 
 
@@ -171,14 +176,14 @@ def test_fewer_samples_are_compared_with_as_many_points(generator):
     data = Toy("ring")
     data.setup()
     x = ring().sample(50, generator=generator)[0].float()
-    assert Yardstick(data)(None, x) == energy_distance(x, data.splits["val"].images[:50])
+    assert SampleDistanceMetric(data)(None, x) == energy_distance(x, data.splits["val"].images[:50])
 
 
 def test_what_is_measured_of_points():
     from zoo.evaluation.protocol import measure_samples
 
     class Drawn:
-        """Samples of the ring itself."""
+        """Model that draws from the ring itself."""
 
         device = "cpu"
 
@@ -189,5 +194,5 @@ def test_what_is_measured_of_points():
     data.setup()
     measured = measure_samples(Drawn(), data)
     assert measured["modes_covered"] == 8.0
-    assert abs(measured["near_a_mode"] - (1 - math.exp(-4.5))) < 4.5 * 0.0011  # 10,000 samples, once in 1.5e5
+    assert abs(measured["near_a_mode"] - (1 - math.exp(-4.5))) < 4.5 * 0.0011  # for 10,000 samples; fails once in 1.5e5
     assert abs(measured["energy_distance"]) < 0.01

@@ -1,4 +1,4 @@
-"""Learned scores beside true ones: what is measured of a field that is known."""
+"""Tests of the comparison of learned scores with true scores, on a density with a known score."""
 
 import lightning as L
 import pytest
@@ -11,7 +11,7 @@ from zoo.callbacks.loss_per_step import _figure
 from zoo.datamodules import Toy
 from zoo.datamodules.toy import mixture
 from zoo.evaluation.fields import figure, learned_score, measure_field, target
-from zoo.evaluation.protocol import BOUND_AT_ONCE, Protocol, bound_by_fives, bound_metrics, check_protocol, measure
+from zoo.evaluation.protocol import BOUND_AT_ONCE, Protocol, bound_metrics, bound_per_batch, check_protocol, measure
 from zoo.functional.noise import chunk_generator
 from zoo.sampling.pictures import as_image
 from zoo.score import Score
@@ -22,7 +22,7 @@ TINY += ["trainer.max_epochs=2"]
 
 
 class Exact(Score):
-    """The score of the blurred mixture itself, off by a constant; samples of it, off by a factor."""
+    """Model with the exact score of the blurred mixture plus a constant, and exact samples times a factor."""
 
     def __init__(self, off=0.0, factor=1.0, **kw):
         super().__init__(shape=[2], hidden=[8], **kw)
@@ -38,8 +38,11 @@ class Exact(Score):
 
 @pytest.mark.parametrize("ladder", [{"num_sigmas": 0, "objective": "explicit"}, {"num_sigmas": 4, "sigma_min": 0.3}])
 def test_a_field_is_measured_against_the_score_it_targets(ladder):
-    """The exact score has no divergence, off by (c, c) it has c^2; exact samples have no gap, within 4.5 standard
-    errors, and drawn together they have one."""
+    """The measured values are known for a score and for samples with a known error.
+
+    The exact score has the divergence 0, and a score with the error (c, c) has the divergence c^2. The gap of exact
+    samples is 0 within 4.5 standard errors. Samples that are scaled towards the origin have a positive gap.
+    """
     exact = measure_field(Exact(**ladder), mixture())
     assert exact.fisher_divergence < 1e-10
     assert abs(exact.log_density_gap) < 4.5 * exact.error < 0.15
@@ -53,8 +56,10 @@ def test_a_field_is_measured_against_the_score_it_targets(ladder):
 
 
 def test_the_outermost_hundredth_does_not_count():
-    """A score that is off by 5 there alone has no divergence; off in the outer half, it has 49 of the other 99 shares
-    of what it has everywhere, 25."""
+    """The divergence ignores errors of the score in the 1 % of the draws with the lowest density.
+
+    An error of (5, 5) everywhere has the divergence 25. In the outer half only, it has the divergence 25 * 49 / 99.
+    """
     x, _ = mixture().sample(10_000, generator=chunk_generator(1, 0))
 
     class WrongOutside(Exact):
@@ -84,21 +89,21 @@ def test_a_run_draws_its_field_and_logs_how_far_it_is(tmp_path):
 
 
 def test_what_cannot_be_drawn_is_refused_at_the_start(tmp_path):
-    with pytest.raises(ValueError, match="score model of points whose density is known"):
+    with pytest.raises(ValueError, match="ScoreField needs a score model and points with a known density"):
         run(tmp_path, "experiment=score_mixture", "model.shape=[2]", "data=line", "trainer.max_epochs=1")
-    with pytest.raises(ValueError, match="VAE has no num_steps: its loss is not one of many steps"):
+    with pytest.raises(ValueError, match="VAE has no num_steps, so LossPerStep cannot draw its loss"):
         run(
             tmp_path, "model=vae", "data=digits", "+callbacks.l._target_=callbacks.LossPerStep", "+callbacks.l.folder=x"
         )
-    with pytest.raises(ValueError, match=r"digits is made of images, \[1, 28, 28\], and Score is made for \[2\]"):
+    with pytest.raises(ValueError, match=r"Score has model.shape=\[2\], but the images of digits have shape"):
         run(tmp_path, "model=score", "data=digits", "model.shape=[2]")
     for cls in (LossPerStep, ScoreField):
-        with pytest.raises(ValueError, match="every_n_epochs must be a whole number of at least 1, got 0"):
+        with pytest.raises(ValueError, match="every_n_epochs must be an integer of at least 1, got 0"):
             cls("x", every_n_epochs=0)
 
 
 def test_the_loss_of_each_step_is_the_mean_of_its_examples():
-    """Ten steps in five bins, by hand."""
+    """Ten steps in five bins have the expected sums."""
     callback = LossPerStep("x", bins=5)
 
     class Model:
@@ -134,7 +139,7 @@ def test_what_a_protocol_measures_of_points():
         "energy_distance/steps=3",
     }
     assert evidence["samples"] == {"n": 40, "conditions": [{"steps": 2}, {"steps": 3}], "sure_of_the_first": []}
-    # The network begins at s = 0, whose divergence is half the mean square of the score.
+    # The untrained network returns s = 0. Its divergence is half the mean square of the true score.
     x, _ = mixture().sample(10_000, generator=chunk_generator(1, 0))
     log_p = mixture().log_density(x)
     bulk = x[log_p >= log_p.quantile(0.01)]
@@ -146,13 +151,13 @@ def test_what_a_protocol_measures_of_points():
 @pytest.mark.parametrize(
     ("protocol", "message"),
     [
-        (Protocol(bound_images=5), "Score has no bound of many terms: that is a diffusion's"),
+        (Protocol(bound_images=5), r"Score has no bound_terms\(\), which a diffusion model has"),
         (Protocol(importance_samples=3), "Score has no log_likelihood"),
-        (Protocol(samples=1), "samples must be a whole number of at least 2, got 1"),
+        (Protocol(samples=1), "samples must be an integer of at least 2, got 1"),
         (Protocol(samples=2, conditions=({"eta": 1},)), "Score.sample takes no eta"),
-        (Protocol(samples=2, conditions=({"steps": 0},)), "steps must be a whole number of at least 1, got 0"),
-        (Protocol(samples=2, conditions=({"frames": 2},)), "what is judged are single examples"),
-        (Protocol(bound_images=-1), "images of the bound must be a whole number of at least 0, got -1"),
+        (Protocol(samples=2, conditions=({"steps": 0},)), "steps must be an integer of at least 1, got 0"),
+        (Protocol(samples=2, conditions=({"frames": 2},)), "only single examples can be evaluated"),
+        (Protocol(bound_images=-1), "images of the bound must be an integer of at least 0, got -1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_first(protocol, message):
@@ -160,24 +165,24 @@ def test_what_cannot_be_measured_is_refused_first(protocol, message):
         check_protocol(protocol, Score(shape=[2], hidden=[4]), "mixture")
 
 
-def test_samples_are_judged_only_where_there_is_a_judge():
+def test_samples_are_evaluated_only_where_there_is_a_classifier():
     from zoo.ddpm import DDPM
 
     model = DDPM(steps=4, widths=[8], num_classes=3)
     check_protocol(Protocol(samples=2), model, "mnist")
     for data in ("digits", "fashion_mnist"):
-        with pytest.raises(ValueError, match=f"samples are judged beside MNIST, not {data}"):
+        with pytest.raises(ValueError, match=f"samples cannot be evaluated on {data}"):
             check_protocol(Protocol(samples=2), model, data)
-    with pytest.raises(ValueError, match="of DDPM none are by default: say how many"):
+    with pytest.raises(ValueError, match="DDPM has none by default; give the number of samples"):
         check_protocol(Protocol(conditions=({"eta": 1},)), model, "mnist")
-    with pytest.raises(ValueError, match="y must be one value, or a list of one for each of 20 samples; got 2"):
+    with pytest.raises(ValueError, match="y has 2 values for 20 samples; give one value"):
         check_protocol(Protocol(samples=20, conditions=({"labels": [1, 2]},)), model, "mnist")
-    with pytest.raises(ValueError, match="labels and y are one condition of DDPM.sample; give y alone"):
+    with pytest.raises(ValueError, match="labels and y name the same condition of DDPM.sample; give only y"):
         check_protocol(Protocol(samples=20, conditions=({"labels": 1, "y": 2},)), model, "mnist")
 
 
 @pytest.mark.slow
-def test_samples_with_labels_are_judged_by_them_too(mnist_root):
+def test_samples_with_labels_are_also_scored_by_their_labels(mnist_root):
     from zoo.datamodules import Images
     from zoo.ddpm import DDPM
     from zoo.evaluation.protocol import judged_accuracy
@@ -190,22 +195,22 @@ def test_samples_with_labels_are_judged_by_them_too(mnist_root):
     expected = judged_accuracy(model, 20, num_steps=2, guidance=1)["judged_accuracy"]
     assert metrics["judged_accuracy/num_steps=2/guidance=1"] == expected
     assert [k for k in metrics if k.startswith("judged")] == ["judged_accuracy/num_steps=2/guidance=1"]
-    # ``labels`` is the name that ``y`` had in the version before.
+    # In the previous version, ``y`` was called ``labels``.
     assert 'confident/num_steps=2/y="dropped"' in metrics and not [k for k in metrics if "labels" in k]
     assert evidence["samples"]["conditions"] == [conditions[0], {"num_steps": 2, "y": "dropped"}]
     assert evidence["samples"]["n"] == 25 and len(evidence["samples"]["sure_of_the_first"]) == 2
 
 
-def test_each_hundred_images_have_noise_of_their_own():
-    """The second hundred, 80 of the digits, is measured again alone, by the noise of its place."""
+def test_each_hundred_images_have_separate_noise():
+    """The second batch, with 80 digits, can be measured again alone with the noise of its index."""
     from zoo.datamodules import Images
-    from zoo.evaluation.protocol import log_likelihood_by_hundreds
+    from zoo.evaluation.protocol import log_likelihood_per_batch
     from zoo.vae import VAE
 
     torch.manual_seed(0)
     data, model = Images("digits"), VAE(latent_dim=2, hidden=[8]).eval()
     data.setup()
-    found = log_likelihood_by_hundreds(model, data, 3)
+    found = log_likelihood_per_batch(model, data, 3)
     x = data.splits["test"].images[:, None].float() / 255
     with torch.no_grad():
         again = [
@@ -213,11 +218,11 @@ def test_each_hundred_images_have_noise_of_their_own():
             for i, part in enumerate(x.split(100))
         ]
     assert found == again and len(found) == 2
-    assert log_likelihood_by_hundreds(model, data, 3, batches=1) == again[:1]
+    assert log_likelihood_per_batch(model, data, 3, batches=1) == again[:1]
 
 
 def test_the_published_log_likelihood_is_the_mean_over_images():
-    """Of 180 digits, a hundred and eighty: not of the two means."""
+    """The published value is the mean over 180 digits, not the mean of the means of 100 and 80 digits."""
     from zoo.datamodules import Images
     from zoo.vae import VAE
 
@@ -236,11 +241,11 @@ def test_the_bound_of_five_images_can_be_taken_again_alone():
 
     data, model = Images("digits"), DDPM(steps=4, widths=[8])
     data.setup()
-    with pytest.raises(ValueError, match="of 5 images at a time, got 7"):
+    with pytest.raises(ValueError, match="images of the bound must be a multiple of 5, got 7"):
         check_protocol(Protocol(bound_images=7), model, "digits")
-    terms = bound_by_fives(model, data, 3)
+    terms = bound_per_batch(model, data, 3)
     assert terms.shape == (3, 3)
-    assert_close(bound_by_fives(model, data, 1), terms[:1])
+    assert_close(bound_per_batch(model, data, 1), terms[:1])
     x = data.splits["test"].images[5:10, None].float() / 255
     again = model.bound_terms(x, generator=chunk_generator(0, 1)).double().mean(1)
     assert_close(terms[1], torch.stack([again[0], again[1:4].sum(), again[4]]))

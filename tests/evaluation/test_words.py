@@ -1,4 +1,4 @@
-"""What vectors of words are worth, against gensim; the files it reads; neighbours while training."""
+"""Tests of the evaluation of word vectors against gensim, of its files, and of neighbours during training."""
 
 import csv
 import os
@@ -32,7 +32,7 @@ KeyedVectors = pytest.importorskip("gensim.models").KeyedVectors
 
 
 def knows(words, vectors):
-    """A model with these input vectors; the first word is the most frequent."""
+    """Return a model with these input vectors. The first word is the most frequent one."""
     model = SkipGram(dim=vectors.shape[1])
     model.make_vocabulary(words, torch.arange(len(words), 0, -1), torch.ones(len(words)))
     with torch.no_grad():
@@ -47,7 +47,7 @@ def questions():
 
 @pytest.fixture(scope="module")
 def some(questions):
-    """A model of 600 words of the published questions, whose vectors answer some of them and not others."""
+    """Return a model of 600 words of the published questions. Its vectors answer some questions correctly."""
     generator = torch.Generator().manual_seed(0)
     pairs = sorted({q[i : i + 2] for section in questions.values() for q in section for i in (0, 2)})[::2]
     words = list(dict.fromkeys(word for pair in pairs for word in pair))[:600]
@@ -134,15 +134,15 @@ def test_everything_that_is_published_has_a_name(some):
 def test_files_that_are_none_are_named_with_their_line(tmp_path):
     path = tmp_path / "questions"
     path.write_text(": capitals\nAthens Greece Baghdad Iraq\n\nthree words only\n", encoding="utf-8")
-    with pytest.raises(WordFileError, match="line 4: four words after a section ': name' are expected, got 'three wo"):
+    with pytest.raises(WordFileError, match="line 4: got 'three words .*must have four words and follow a section"):
         read_questions(path)
     path.write_text("Athens Greece Baghdad Iraq\n", encoding="utf-8")
-    with pytest.raises(WordFileError, match="line 1: four words after a section"):
+    with pytest.raises(WordFileError, match="line 1: got .*four words and follow a section"):
         read_questions(path)
     path.write_text("# comment\nold\tnew\t1.58\nold new\n", encoding="utf-8")
-    with pytest.raises(WordFileError, match="line 3: two words and a number are expected, got 'old new'"):
+    with pytest.raises(WordFileError, match="line 3: got 'old new'; a line must have two words and a number"):
         read_pairs(path)
-    with pytest.raises(WordFileError, match=r"holds no questions-words.txt, wordsim353.tsv, simlex999.txt"):
+    with pytest.raises(WordFileError, match=r"does not contain questions-words.txt, wordsim353.tsv, simlex999.txt"):
         find_word_sets(tmp_path)
 
 
@@ -160,11 +160,11 @@ def test_neighbours_are_written_and_the_words_drawn(tmp_path, caplog):
     model = zoo.load(tmp_path / "checkpoints" / "last.ckpt")
     assert row[1:] == [f"{word} {cosine:.2f}" for word, cosine in model.nearest("class", 3)]
     assert (tmp_path / "words.png").stat().st_size > 10_000
-    assert "no neighbours of xyzzy are shown, which the text has too rarely" in caplog.text
+    assert "the tables leave out xyzzy: not in the vocabulary" in caplog.text
 
 
 def test_as_many_words_are_probed_as_asked_for(tmp_path, generator):
-    """The most frequent of five letters and more, each with so many neighbours; or those that are named."""
+    """The probes are the most frequent words of at least five letters, or the words that the user names."""
     words = ["seven", "of", "small", "letters", "and", "others"]
     model = knows(words, torch.randn(6, 3, generator=generator))
     rows = Neighbours(tmp_path, probes=2, n=3).table(model)
@@ -174,9 +174,9 @@ def test_as_many_words_are_probed_as_asked_for(tmp_path, generator):
 
 
 def test_neighbours_need_words():
-    with pytest.raises(ValueError, match="words must be null or a list of words, got 'two'"):
+    with pytest.raises(ValueError, match="words is 'two', but must be null or a list of words"):
         Neighbours("x", words="two")
-    with pytest.raises(ValueError, match="n must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="n must be an integer of at least 1, got 0"):
         Neighbours("x", n=0)
     with pytest.raises(ValueError, match="LightningModule has no method nearest"):
         Neighbours("x").setup(None, L.LightningModule(), "fit")
@@ -207,7 +207,7 @@ def test_what_is_shipped_are_input_vectors(some, monkeypatch):
     assert shipped.words == some.words[:100] and shipped.input.weight.dtype == torch.float32
     assert_close(shipped.input.weight, some.input.weight[:100], rtol=1e-3, atol=1e-4)
     assert not shipped.predicts
-    with pytest.raises(ValueError, match="these weights are input vectors alone, which predict nothing"):
+    with pytest.raises(ValueError, match="these weights have no output vectors and cannot predict words"):
         shipped.check_vocabulary(shipped.words)
 
 
@@ -230,14 +230,14 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert len(command("analogy", source, "class", "method", "module").splitlines()) == 5
     said = command("vectors", source, "-o", tmp_path / "v.bin", "--binary")
     read = KeyedVectors.load_word2vec_format(tmp_path / "v.bin", binary=True)
-    assert f"{len(read):,} words, 4 numbers each" in said
+    assert f"Wrote {len(read):,} vectors of 4 numbers to " in said
     told = command("evaluate", source).splitlines()
     assert {"wordsim353/coverage", "test/perplexity"} <= {line.split(":")[0] for line in told}
     table = command("compare", source, "--draws", 4, "--estimators", "softmax,nce_5", "-o",
                     tmp_path / "c.png")  # fmt: skip
     assert "nce_5" in table and (tmp_path / "c.png").is_file()
     assert list(tmp_path.glob(".*")) == []
-    # Another text is measured with the run's own options: of the same words, the same numbers.
+    # The run's options also apply to another text. Equal words give equal numbers.
     from pydoc_data.topics import topics
 
     (tmp_path / "again.txt").write_text("\n\n".join(topics[title] for title in sorted(topics)), encoding="utf-8")
@@ -246,27 +246,27 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "other.txt").write_text("one two three four five six seven eight nine ten " * 9000, encoding="utf-8")
     for wrong, message in [
         (["nearest", source, "clas"], "'clas' is not among the [0-9,]+ words of the vocabulary; close to it: .*class"),
-        (["nearest", source, "class", "-n", "0"], "n must be a whole number of at least 1, got 0"),
-        (["nearest", "vae", "class"], "VAE knows no words; a skip-gram model does"),
+        (["nearest", source, "class", "-n", "0"], "n must be an integer of at least 1, got 0"),
+        (["nearest", "vae", "class"], "vae is a VAE, which has no words: name a skip-gram model"),
         (["sample", source], "SkipGram has no method sample"),
-        (["evaluate", source, "--data", "digits"], "SkipGram is made for text, and digits is images or points: choose"),
-        (["evaluate", "vae", "--data", "pydocs"], "VAE is made for images or points, and pydocs is text: choose other"),
+        (["evaluate", source, "--data", "digits"], "SkipGram trains on text, and digits is images or points: choose"),
+        (["evaluate", "vae", "--data", "pydocs"], "VAE trains on images or points, and pydocs is text: choose other"),
         (
             ["evaluate", source, "--data", tmp_path / "other.txt"],
-            "vocabulary of .* words, and the text another one, of",
+            "vocabulary of .* words, and the text a different one of",
         ),
-        (["evaluate", source, "--words", tmp_path], "holds no questions-words.txt"),
-        (["compare", source, "--data", "imagenet"], "or the path of a text file that is there, got 'imagenet'"),
+        (["evaluate", source, "--words", tmp_path], "does not contain questions-words.txt"),
+        (["compare", source, "--data", "imagenet"], "there are no data 'imagenet': choose from mnist"),
         (
             ["compare", source, "--batch-size", "33"],
-            "batch-size must be at most 32, of one batch of",
+            "batch-size must be at most 32, the size of a validation batch",
         ),
         (["compare", source, "--data", "wikitext2"], "wikitext2 is not in .* and cannot be downloaded"),
-        (["evaluate", source, "--importance-samples", "5"], "SkipGram has no log_likelihood to measure"),
+        (["evaluate", source, "--importance-samples", "5"], "SkipGram has no log_likelihood"),
         (["vectors", source, "-o", tmp_path], "cannot be written: it is a folder"),
         (
             ["vectors", source, "-o", tmp_path / "other.txt" / "below" / "v.txt"],
-            "v.txt cannot be written: .*other.txt is no folder",
+            "v.txt cannot be written: .*other.txt is not a folder",
         ),
     ]:
         with pytest.raises(SystemExit, match=message):

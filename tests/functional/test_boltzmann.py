@@ -1,4 +1,4 @@
-"""The machine against enumeration: 4 x 3 units have 128 states, and every one of them is added up here by hand."""
+"""Tests of the Boltzmann machine against enumeration: 4 x 3 units have 128 states, which these tests sum in loops."""
 
 from itertools import product
 
@@ -40,7 +40,10 @@ def binary(n):
 
 
 def joint(weights):
-    """p(v, h) of every pair in the order of :func:`binary`, (2^V, 2^H), from the energy written out as loops."""
+    """Return E and p of every pair (v, h), (2^V, 2^H) each, and log Z.
+
+    The energy is computed in loops. The states are in the order of :func:`binary`.
+    """
     W, b, c = weights
 
     def by_hand(v, h):
@@ -90,9 +93,9 @@ def test_exact_statistics_are_the_gradient_of_log_z(shape):
 def test_enumeration_goes_through_every_state_once_and_has_its_limit():
     everything = torch.cat(list(states(13, torch.device("cpu"))))
     assert everything.shape == (8192, 13) and len(everything.unique(dim=0)) == 8192
-    with pytest.raises(ValueError, match="of 30 visible and 21 hidden units neither layer can be enumerated"):
+    with pytest.raises(ValueError, match="at most 20 units, got 30 visible and 21 hidden units"):
         exact_log_partition(machine(30, 21))
-    # More than one block: 13 hidden units, against 13 visible ones that do not interact: log Z in closed form.
+    # 13 hidden units need more than one block of states. W = 0, and log Z has a closed form.
     weights = Weights(torch.zeros(20, 13, dtype=torch.float64), *(t for t in machine(20, 13)[1:]))
     closed = torch.nn.functional.softplus(weights.b).sum() + torch.nn.functional.softplus(weights.c).sum()
     assert_close(exact_log_partition(weights), closed)
@@ -115,7 +118,7 @@ def test_pseudo_likelihood_is_the_sum_of_the_conditionals(shape):
     assert_close(pseudo_log_likelihood(v, weights), expected)
     one_each = torch.stack(
         [pseudo_log_likelihood(v, weights, torch.full((len(v), 1), i)) for i in range(V)]
-    )  # each estimates the sum by V times one of its terms
+    )  # each row estimates the sum as V times one of its terms
     assert_close(one_each.mean(0), expected)
 
 
@@ -131,7 +134,7 @@ def p_value(v, weights):
 
 @BOTH_SHAPES
 def test_long_gibbs_chains_and_exact_draws_follow_p(shape, generator):
-    """Chi-square over the 2^V states, 20,000 independent draws each; false alarms once in 10^4, and seeds are fixed."""
+    """Chi-squared tests over the 2^V states, with 20,000 independent draws and false alarms once in 10^4 seeds."""
     weights = machine(*shape, scale=0.7)
     V, H = shape
     n, k = 20_000, 50
@@ -145,14 +148,17 @@ def test_long_gibbs_chains_and_exact_draws_follow_p(shape, generator):
 
 
 def forced(p, outcome):
-    """A uniform number that makes a unit of probability p take this outcome."""
+    """Return a uniform number that gives a unit of probability ``p`` the value ``outcome``."""
     return torch.where(outcome > 0, p / 2, (1 + p) / 2)
 
 
 def paths(weights, k):
-    """Every path v, h, v', ..., of k Gibbs steps from every v: through the code, with its noise forced.
+    """Return every path v, h, v', ... of k Gibbs steps from every v.
 
-    Returns v (n, V), the last v (n, V), and the probability of the path given v, (n,).
+    The tested code draws the path from noise that forces the outcome.
+
+    Returns:
+        The first v (n, V), the last v (n, V), and the probability of the path given the first v, (n,).
     """
     V, H = weights.W.shape
     v = binary(V)
@@ -171,7 +177,7 @@ def paths(weights, k):
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_the_expected_cd_gradient_is_zero_where_the_data_are_the_models_own(k):
-    """By enumeration of every path: p is stationary under Gibbs sampling. For other data it is not zero."""
+    """The test enumerates every path. p is stationary under Gibbs sampling. For other data the gradient is not zero."""
     weights = Weights(*(t.requires_grad_() for t in machine()))
     with torch.no_grad():
         start, end, probability = paths(weights, k)
@@ -191,8 +197,10 @@ def test_the_expected_cd_gradient_is_zero_where_the_data_are_the_models_own(k):
 
 
 def test_chains_begin_anywhere_among_the_rows(generator):
-    """8,000 draws with replacement, eight at a time, of 40 rows: each within 4.5 standard errors of 200, which forty
-    counts leave once in 3,700."""
+    """8,000 draws of 40 rows with replacement, in batches of eight.
+
+    Each count is within 4.5 standard errors of 200. False alarms occur once in 3,700 seeds.
+    """
     rows = torch.arange(40)[:, None].expand(40, 3)
     of_three = Machine(*(torch.zeros(shape) for shape in ((3, 2), 3, 2)))
     drawn = torch.cat([pick(rows, 8, of_three, generator=generator) for _ in range(1000)])
@@ -212,26 +220,26 @@ def test_temperatures_are_those_of_the_paper():
 
 def test_log_mean_is_the_mean_with_three_standard_errors():
     w = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
-    found = log_mean(w.log() + 1000)  # far beyond what exp can hold
+    found = log_mean(w.log() + 1000)  # exp(1000) overflows
     error = float(w.std()) / 2
     assert_close(found.estimate, 1000 + float(torch.tensor(3.0, dtype=torch.float64).log()))
     assert_close(found.high, 1000 + float(torch.tensor(3.0 + 3 * error, dtype=torch.float64).log()))
-    assert_close(found.low, found.estimate - float(torch.tensor(740.0).double().log()))  # 3 - 3 * 1.08 is below zero
+    assert_close(found.low, found.estimate - float(torch.tensor(740.0).double().log()))  # 3 - 3 * 1.08 is negative
     narrow = log_mean(torch.tensor([1.0, 1.1, 0.9, 1.0]).log())
     assert narrow.low < narrow.estimate < narrow.high and narrow.estimate == pytest.approx(0.0, abs=1e-6)
 
 
 def test_importance_weights_are_unbiased_for_gaussians(generator):
-    """f_beta(x) = exp(-x^2 (1 + 3 beta) / 2): Z_1 / Z_0 = 1/2, in 4 steps, 40,000 chains.
+    """f_beta(x) = exp(-x^2 (1 + 3 beta) / 2) has Z_1 / Z_0 = 1/2; 4 steps and 40,000 chains.
 
-    Within 4.3 standard errors, once in 6 x 10^4, and those are below 1 % of it; a chain that is not moved but drawn
-    anew from the wrong distribution is caught.
+    The mean weight is within 4.3 standard errors of 1/2, with false alarms once in 6 x 10^4 seeds. A standard error is
+    below 1 % of 1/2. A faulty chain, which draws from the wrong distribution at each step, fails this test.
     """
     n = 40_000
     normal = lambda: torch.randn(n, generator=generator, dtype=torch.float64)  # noqa: E731
 
     def anneal(x, beta, next_beta):
-        # An autoregression leaves N(0, 1 / precision) as it is.
+        # This autoregression leaves N(0, 1 / precision) invariant.
         moved = 0.5 * x + 0.75**0.5 * normal() / (1 + 3 * next_beta) ** 0.5
         return -(x**2) * 3 * (next_beta - beta) / 2, moved
 
@@ -248,7 +256,7 @@ def test_importance_weights_are_unbiased_for_gaussians(generator):
 
 @BOTH_SHAPES
 def test_annealed_importance_sampling_agrees_with_enumeration_however_few_the_steps(shape, generator):
-    """3 temperatures, 100,000 chains; three standard errors, once in 370, and the seed is fixed."""
+    """1 and 3 steps, 100,000 chains, an interval of three standard errors; false alarms once in 370 seeds."""
     weights = Weights(*(t.float() for t in machine(*shape)))
     base = torch.linspace(-1, 1, shape[0])
     for steps in (1, 3):

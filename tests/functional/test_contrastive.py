@@ -1,4 +1,4 @@
-"""Noise-contrastive objectives against enumeration on vocabularies of a few words."""
+"""Tests of noise-contrastive objectives against enumeration, with a vocabulary of a few words."""
 
 import math
 from itertools import pairwise
@@ -22,7 +22,7 @@ V = 7
 
 @pytest.fixture
 def world(generator):
-    """Scores s of V words in one context, the text's p, and the noise's q."""
+    """Scores s of V words in one context, the distribution p of the text, and the distribution q of the noise."""
     s = torch.randn(V, generator=generator, dtype=torch.float64)
     p = torch.rand(V, generator=generator, dtype=torch.float64) + 0.1
     q = torch.rand(V, generator=generator, dtype=torch.float64) + 0.1
@@ -30,7 +30,10 @@ def world(generator):
 
 
 def expected_nce(s, p, q, k, log_kq):
-    """E J over w ~ p and k words ~ q, by enumeration: the k are alike, so k times the expectation over one."""
+    """Return E J over w ~ p and k noise words ~ q, by enumeration.
+
+    The k noise words are identically distributed. Their part of E J is k times the expectation over one word.
+    """
     data = nce_loss(s, s[:, None][:, :0], log_kq, s[:, None][:, :0])
     noise = nce_loss(s, s[:, None], log_kq, log_kq[:, None]) - data
     return (p * data).sum() + k * (q * noise).sum()
@@ -43,13 +46,13 @@ def gradient(f, s):
 
 @pytest.mark.parametrize("k", [1, 5, 100])
 def test_the_expected_gradient_of_nce_is_its_closed_form_and_zero_at_log_p(world, k):
-    """With respect to the scores themselves: k q / (e^s + k q) (e^s - p)."""
+    """The gradient with respect to the scores is k q / (e^s + k q) (e^s - p)."""
     s, p, q = world
     log_kq = (k * q).log()
     found = gradient(lambda s: expected_nce(s, p, q, k, log_kq), s)
     assert_close(found, k * q / (s.exp() + k * q) * (s.exp() - p))
     assert_close(gradient(lambda s: expected_nce(s, p, q, k, log_kq), p.log()), torch.zeros(V, dtype=torch.float64))
-    # Scores that are off by a constant have Z = e^0.5: NCE is not indifferent to that, the likelihood is.
+    # Scores shifted by 0.5 have Z = e^0.5. NCE has a gradient there, and the likelihood has none.
     shifted = gradient(lambda s: expected_nce(s, p, q, k, log_kq), p.log() + 0.5)
     assert (shifted > 0.01 * p).all()
     likelihood = gradient(lambda s: (p * softmax_loss(s, s.expand(V, V))).sum(), p.log() + 0.5)
@@ -57,7 +60,7 @@ def test_the_expected_gradient_of_nce_is_its_closed_form_and_zero_at_log_p(world
 
 
 def test_the_gradient_of_nce_tends_to_that_of_the_likelihood_of_normalised_scores(world):
-    """And of others to sum (p - e^s) grad s (Mnih & Teh 2012)."""
+    """For scores that are not normalised, the gradient with respect to s tends to e^s - p (Mnih & Teh 2012)."""
     s, p, q = world
     normalised = s.log_softmax(0)
     likelihood = gradient(lambda s: (p * softmax_loss(s, s.expand(V, V))).sum(), normalised)
@@ -72,7 +75,7 @@ def test_the_gradient_of_nce_tends_to_that_of_the_likelihood_of_normalised_score
 
 
 def test_with_k_of_v_and_uniform_noise_nce_is_negative_sampling(world, generator):
-    """Seed 000: then k q(w) = 1."""
+    """[Xu18b]: with k = V and uniform q, k q(w) = 1."""
     s = world[0]
     uniform = NoiseDistribution.of(torch.ones(V))
     noise = torch.randint(V, (V, V), generator=generator)
@@ -83,11 +86,11 @@ def test_with_k_of_v_and_uniform_noise_nce_is_negative_sampling(world, generator
 
 
 def test_three_words_by_hand():
-    """s = log 2, k = 2 noise words of q = 1/4 and 1/2, so that e^s = 2 and k q = 1/2 and 1."""
+    """s = log 2 and k = 2 noise words with q = 1/4 and 1/2. Then e^s = 2, and k q = 1/2 and 1."""
     s = torch.tensor(math.log(2), dtype=torch.float64)
     log_kq = torch.tensor([0.5, 1.0], dtype=torch.float64).log()
     loss = nce_loss(s, torch.stack([s, s]), log_kq[0], log_kq)
-    # The text's word: 2 / (2 + 1/2) = 4/5; the noise's: (1/2) / (5/2) = 1/5 and 1 / 3.
+    # The word of the text contributes 2 / (2 + 1/2) = 4/5. The noise words contribute (1/2) / (5/2) = 1/5 and 1/3.
     assert_close(loss, -torch.log(torch.tensor(4 / 5 * 1 / 5 * 1 / 3, dtype=torch.float64)))
 
 
@@ -102,7 +105,7 @@ def test_shared_noise_words_count_for_k(world, generator):
 
 @pytest.mark.parametrize("objective", ["nce", "negative_sampling"])
 def test_noise_words_that_stand_for_k_count_for_so_much_each(objective, generator):
-    """Seven words for k = 3: -log sigma(d) - 3/7 sum log sigma(-d'), d = s - log(k q) or s, written out."""
+    """Seven noise words for k = 3: -log sigma(d) - 3/7 sum log sigma(-d'), with d = s - log(k q) or d = s."""
     s, s_noise, log_q, log_q_noise = (torch.randn(shape, generator=generator) for shape in (2, (2, 7), 2, (2, 7)))
     shift = 1.0 if objective == "nce" else 0.0
     d, d_noise = s - shift * (log_q + math.log(3)), s_noise - shift * (log_q_noise + math.log(3))
@@ -111,7 +114,7 @@ def test_noise_words_that_stand_for_k_count_for_so_much_each(objective, generato
 
 
 def test_importance_sampling_is_exact_where_its_weights_are_equal(world, generator):
-    """With q = p_theta every weight is Z, and whatever is drawn the loss is the likelihood's."""
+    """With q = p_theta every weight is Z. For every draw the loss is the negative log-likelihood."""
     s = world[0]
     log_q = s.log_softmax(0)
     noise = torch.randint(V, (V, 3), generator=generator)
@@ -121,7 +124,7 @@ def test_importance_sampling_is_exact_where_its_weights_are_equal(world, generat
 
 
 def test_importance_sampling_is_biased_as_one_over_k(world):
-    """E of the gradient by enumeration of all draws of k words: its error times k tends to a constant."""
+    """The expected gradient is enumerated over all draws of k words. Its error times k tends to a constant."""
     s, _, q = world
     exact = gradient(lambda s: s.logsumexp(0), s)
 
@@ -137,7 +140,7 @@ def test_importance_sampling_is_biased_as_one_over_k(world):
 
 @pytest.mark.parametrize("weights", [[1.0], [1, 1, 1], [5, 1, 1, 1], [1e6, 1, 3, 1e-3], list(range(1, 200))])
 def test_the_alias_table_holds_q_exactly(weights):
-    """Its columns, summed: word i has its own share and what others leave to it, each times 1 / V."""
+    """q_i is 1 / V times the sum of ``share[i]`` and the 1 - ``share[j]`` of all columns j with alias i."""
     noise = NoiseDistribution.of(torch.tensor(weights))
     held = noise.share.double().clone()
     held.index_add_(0, noise.alias, 1 - noise.share.double())
@@ -147,7 +150,7 @@ def test_the_alias_table_holds_q_exactly(weights):
 
 
 def test_draws_are_from_q(generator):
-    """Chi-squared with 49 degrees of freedom; the bound is passed once in 100,000 seeds."""
+    """Chi-squared test with 49 degrees of freedom; false alarms once in 100,000 seeds."""
     q = 1 / torch.arange(1, 51).double()
     q /= q.sum()
     n = 200_000
@@ -157,7 +160,7 @@ def test_draws_are_from_q(generator):
 
 
 def test_held_out_text_is_measured_by_pair_and_by_centre(generator):
-    """Whatever the parts; beside weights, not among them; and from the beginning after a reset."""
+    """The result does not depend on the split into batches. The state is not in the state_dict. A reset clears it."""
     log_p, log_Z = -torch.rand(50, generator=generator), torch.randn(20, generator=generator)
     held_out = HeldOut().double().half()
     assert held_out.sums.dtype == torch.float64 and not held_out.state_dict() and not list(held_out.buffers())

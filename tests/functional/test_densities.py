@@ -1,4 +1,4 @@
-"""Closed forms against torch.distributions, value and gradient, in float64."""
+"""Tests of closed forms against torch.distributions: values and gradients in float64."""
 
 import torch
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
@@ -52,7 +52,7 @@ def test_kl_normal(generator):
 
 
 def test_kl_keeps_its_digits_near_the_prior():
-    """At logvar = 1e-4 the divergence is 1/4 logvar^2 = 2.5e-9, which exp(logvar) - 1 - logvar loses in float32."""
+    """At logvar = 1e-4 the divergence is 1/4 logvar^2 = 2.5e-9. In float32, exp(logvar) - 1 - logvar would lose it."""
     logvar = torch.tensor([1e-4])
     assert_close(kl_standard_normal(torch.zeros(1), logvar), torch.tensor(2.5e-9), rtol=0.1, atol=0)
 

@@ -1,4 +1,4 @@
-"""The diffusion against Gaussian data, whose every conditional is known."""
+"""Tests of the diffusion on Gaussian data, where all conditional distributions are known."""
 
 import math
 
@@ -38,11 +38,11 @@ def test_the_linear_schedule_is_the_papers_and_keeps_its_end():
     assert_close(betas[[0, -1]], torch.tensor([1e-4, 0.02], dtype=torch.float64))
     assert_close(betas.diff(), torch.full((999,), (0.02 - 1e-4) / 999, dtype=torch.float64))
     end = [(1 - linear_betas(steps)).log().sum() for steps in (1000, 2000)]
-    assert_close(end[0], end[1], rtol=0.02, atol=0)  # log abar_T: about -10 either way
+    assert_close(end[0], end[1], rtol=0.02, atol=0)  # log abar_T is about -10 for both
 
 
 def test_the_cosine_schedule_is_its_equation():
-    """abar_t = g(t) / g(0) wherever no beta_t is held at 0.999, which is at the last step alone."""
+    """abar_t = g(t) / g(0) at every step except the last, where beta_t is limited to 0.999."""
     abar = make_chain(cosine_betas(1000)).abar
     g = [math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(1001)]
     expected = torch.tensor([v / g[0] for v in g[1:-1]], dtype=torch.float64)
@@ -77,7 +77,7 @@ def test_schedules_that_leave_zero_to_one_are_refused(betas, message):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_q_sample_is_the_one_step_kernels_composed(schedule):
-    """Mean and variance of eq. 2 applied t + 1 times are those of eq. 4, for every t."""
+    """For every t, t + 1 steps of eq. 2 have the mean and variance of eq. 4."""
     chain = make_chain(SCHEDULES[schedule](100))
     mean, var = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     x0 = torch.tensor([[1.7]], dtype=torch.float64)
@@ -90,7 +90,10 @@ def test_q_sample_is_the_one_step_kernels_composed(schedule):
 
 @pytest.mark.parametrize("t", [0, 1, 17, 29])
 def test_the_posterior_is_bayes_rule(t):
-    """Prior N(sqrt(abar_{t-1}) x0, 1 - abar_{t-1}) times likelihood N(x_t; sqrt(1 - beta) x_{t-1}, beta); 14.45."""
+    """The prior is N(sqrt(abar_{t-1}) x0, 1 - abar_{t-1}), the likelihood N(x_t; sqrt(1 - beta) x_{t-1}, beta).
+
+    The posterior is [DSL eq. 14.45].
+    """
     chain = make_chain(linear_betas(30))
     x0, xt, beta = 0.3, -1.1, chain.betas[t]
     ours = posterior_mean(*torch.tensor([[[x0]], [[xt]]], dtype=torch.float64), torch.tensor([t]), chain)
@@ -106,7 +109,10 @@ def test_the_posterior_is_bayes_rule(t):
 
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
 def test_the_step_back_is_drawn_from_it(variance):
-    """One step of the sampler from x_t with x0 known: mean and variance within 4.3 standard errors (once in 60,000)."""
+    """One step of the sampler from x_t, with x0 known, has the mean and variance of the posterior.
+
+    Both are within 4.3 standard errors, with false alarms once in 60,000 seeds.
+    """
     chain, n, t = make_chain(linear_betas(18 + 12)), 100_000, 17
     short = make_chain(linear_betas(30)[: t + 1])
     x = torch.full((n, 1), -1.1, dtype=torch.float64)
@@ -122,7 +128,7 @@ def test_the_step_back_is_drawn_from_it(variance):
 
 @pytest.mark.parametrize("predict", ["eps", "x0", "v"])
 def test_predictions_say_the_same(predict, generator):
-    """The target gives back image and noise; predicting zero costs its mean square."""
+    """The target determines image and noise. The loss of predicting zero is the mean square of the target."""
     chain = make_chain(cosine_betas(50))
     x0, eps = (torch.randn(50, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     t = torch.arange(50)
@@ -135,7 +141,7 @@ def test_predictions_say_the_same(predict, generator):
 
 
 def test_v_is_the_velocity_of_the_circle(generator):
-    """d x_t / d phi for sqrt(abar) = cos phi, sqrt(1 - abar) = sin phi; Salimans & Ho, appendix D."""
+    """v = d x_t / d phi for sqrt(abar) = cos phi and sqrt(1 - abar) = sin phi; Salimans & Ho 2022, appendix D."""
     chain = make_chain(cosine_betas(50))
     x0, eps = (torch.randn(50, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     phi = torch.atan2(chain.one_minus_abar.sqrt(), chain.abar.sqrt())[:, None].requires_grad_()
@@ -147,7 +153,7 @@ def test_v_is_the_velocity_of_the_circle(generator):
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
 @pytest.mark.parametrize("s2", [0.25, 1.0, 4.0])
 def test_ancestral_sampling_of_gaussian_data(s2, variance):
-    """With the exact prediction every step is linear, so the output's variance follows a scalar recursion."""
+    """With the exact prediction every step is linear, and the variance of the sample follows a scalar recursion."""
     chain = make_chain(linear_betas(50))
     v = torch.ones((), dtype=torch.float64)
     for t in reversed(range(50)):
@@ -159,25 +165,25 @@ def test_ancestral_sampling_of_gaussian_data(s2, variance):
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(n, 1, generator=generator, dtype=torch.float64)
     drawn = ancestral(chain, exact_x0(chain, s2), x, variance, generator=generator, clip=False)
-    assert_close(drawn.var(), v, rtol=4.3 * (2 / n) ** 0.5, atol=0)  # false alarm once in 60,000
+    assert_close(drawn.var(), v, rtol=4.3 * (2 / n) ** 0.5, atol=0)  # false alarms once in 60,000 seeds
 
 
 @pytest.mark.parametrize("s2", [0.25, 4.0])
 def test_ddim_follows_the_flow_of_gaussian_data(s2):
-    """The deterministic sampler scales x_T by a product of exact factors; with many steps it reaches the variance."""
+    """The deterministic sampler multiplies x_T by a factor. With many steps this gives the variance of the data."""
     chain = make_chain(linear_betas(1000))
     x = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
     out = ddim(exact_x0(chain, s2), x, chain, 1000, clip=False)
     a = chain.abar[-1]
     flow = (s2 / (a * s2 + 1 - a)) ** 0.5  # the probability flow keeps the ratio of x to its standard deviation
-    assert_close(out, flow * x, rtol=0.005, atol=0)  # the error of a thousand steps: 0.3 % and 0.15 %
+    assert_close(out, flow * x, rtol=0.005, atol=0)  # the discretisation errors are 0.3 % and 0.15 %
     one = ddim(exact_x0(chain, s2), x, chain, 1, clip=False)
     assert_close(one, exact_x0(chain, s2)(x, torch.tensor([999, 999])))
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_on_a_subset_is_its_equations(eta):
-    """Seven of fifty steps, each written out: eq. 12 of Song et al. with the coarse chain's posterior deviation."""
+    """Seven of fifty steps by eq. 12 of Song et al. 2021, with the posterior standard deviation of the coarse chain."""
     chain, s2 = make_chain(linear_betas(50)), 0.25
     start = torch.randn(3, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     generator, x = torch.Generator().manual_seed(2), start
@@ -196,7 +202,7 @@ def test_ddim_on_a_subset_is_its_equations(eta):
 
 @pytest.mark.parametrize("clip", [True, False])
 def test_ddim_with_all_steps_and_all_noise_is_the_ancestral_sampler(clip, generator):
-    """Path by path: every x_{t-1} on the way, and every x0_hat."""
+    """The two samplers yield equal x_{t-1} and x0_hat at every step."""
     chain = make_chain(linear_betas(40))
     x = torch.randn(8, 3, generator=generator, dtype=torch.float64)
     model = exact_x0(chain, 0.5)
@@ -233,7 +239,7 @@ def test_a_corrector_runs_at_the_level_just_reached(generator):
 
 @pytest.mark.parametrize("s2", [0.25, 4.0])
 def test_encoding_undoes_the_deterministic_sampler(s2):
-    """The two run the same flow in opposite directions, on a thousand steps to within their error."""
+    """The encoder and the sampler run the flow in opposite directions. With 1000 steps their errors are small."""
     chain = make_chain(cosine_betas(1000))
     x = torch.tensor([[0.4], [-0.7]], dtype=torch.float64)
     noise = ddim_encode(exact_x0(chain, s2), x, chain, 1000)
@@ -266,7 +272,7 @@ def test_the_arc_keeps_the_length_and_the_angle(generator):
 
 
 def test_the_exact_predictor_reaches_the_least_loss(generator):
-    """For N(0, s2) data the least L_simple at step t is Var(eps | x_t) = abar s2 / (abar s2 + 1 - abar)."""
+    """For N(0, s2) data the minimum of L_simple at step t is Var(eps | x_t) = abar s2 / (abar s2 + 1 - abar)."""
     s2, T, n = 0.5, 100, 400_000
     chain = make_chain(linear_betas(T))
     x0 = s2**0.5 * torch.randn(n, 1, generator=generator, dtype=torch.float64)
@@ -276,14 +282,14 @@ def test_the_exact_predictor_reaches_the_least_loss(generator):
     loss = simple_loss(x0, t, eps, chain, "eps", model)
     least = (chain.abar * s2 / (chain.abar * s2 + 1 - chain.abar)).mean()
     error = loss.std() / n**0.5
-    assert 4.3 * error < 0.02 * least  # a false alarm once in 60,000
+    assert 4.3 * error < 0.02 * least  # false alarms once in 60,000 seeds
     assert abs(loss.mean() - least) < 4.3 * error
 
 
 def test_stratified_steps_are_one_in_each_stratum_and_uniform_each(generator):
     t = stratified_steps(torch.rand(1, generator=generator).expand(50), 1000)
     assert sorted(t.div(20, rounding_mode="floor").tolist()) == list(range(50))
-    # Each alone is uniform, whatever is added to its u: counts of ten steps within 4.5 standard errors.
+    # Each step by itself is uniform: the counts of ten steps are within 4.5 standard errors.
     counts = stratified_steps(torch.rand(20_000, generator=generator), 10)
     assert (counts.bincount(minlength=10) - 2000).abs().max() < 4.5 * (2000 * 0.9) ** 0.5
     assert stratified_steps(torch.full((4,), 1 - 1e-9, dtype=torch.float64), 7).max() == 6

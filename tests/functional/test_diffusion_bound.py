@@ -1,4 +1,4 @@
-"""The variational bound: against exact likelihoods of Gaussian data, and its two forms against each other."""
+"""Tests of the variational bound: exact likelihoods of Gaussian data, and a comparison of its two forms."""
 
 import math
 
@@ -23,11 +23,11 @@ from zoo.functional.diffusion_bound import (
 )
 
 F64 = torch.float64
-FALSE_ALARM = 4.5  # standard errors: once in 150,000
+FALSE_ALARM = 4.5  # standard errors, exceeded once in 150,000 seeds
 
 
 def log_p_of_the_chain(x0, x0_factor, chain, variance):
-    """log p(x_0) of a reverse chain with x0_hat = f_t x_t, in closed form: every x_t is Gaussian; x0 (B, D)."""
+    """Return log p(x_0), (B,), of a reverse chain with x0_hat = f_t x_t, where every x_t is Gaussian; x0 (B, D)."""
     sigma2, v = reverse_variance(chain, variance), torch.ones((), dtype=F64)
     for t in reversed(range(len(chain.betas))):
         beta, abar_prev, rest = chain.betas[t], chain.abar_prev[t], chain.one_minus_abar[t]
@@ -46,9 +46,9 @@ def exact_factor(chain, s2=1.0):
 
 @pytest.mark.parametrize("betas", [linear_betas(40), cosine_betas(40)], ids=["linear", "cosine"])
 def test_the_bound_is_the_likelihood_on_every_trajectory_of_normal_data(betas, generator):
-    """N(0, I) data, variance beta_t, a continuous decoder and the exact prediction: the reversal is exact.
+    """For N(0, I) data, variance beta_t, a continuous decoder and the exact prediction, the reverse chain is exact.
 
-    Then p(x_{0:T}) = q(x_{1:T} | x_0) N(x_0; 0, I), up to the end of the chain, which is N(0, I) there and here.
+    Then p(x_{0:T}) = q(x_{1:T} | x_0) N(x_0; 0, I). The marginal of x_T is N(0, I) on both sides.
     """
     chain = make_chain(betas)
     x0 = 3 * torch.randn(20, 3, generator=generator, dtype=F64)
@@ -56,7 +56,7 @@ def test_the_bound_is_the_likelihood_on_every_trajectory_of_normal_data(betas, g
     bound = joint_chain(x0, eps, exact_x0(chain, 1.0), chain, "beta", discrete=False)
     log_p = -0.5 * (x0.square() + math.log(2 * math.pi)).sum(1)
     assert_close(-bound, log_p)
-    # The other form scatters on the same trajectories: on whole chains the order of the variances has turned round.
+    # The joint form is exact on every trajectory. The single form varies: on whole chains it has the higher variance.
     single = single_chain(x0, eps, exact_x0(chain, 1.0), chain, "beta", discrete=False)
     assert (-single - log_p).abs().mean() > 0.1
 
@@ -64,9 +64,9 @@ def test_the_bound_is_the_likelihood_on_every_trajectory_of_normal_data(betas, g
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
 @pytest.mark.parametrize("form", ["single_chain", "joint_chain", "single_draw", "joint_draw"])
 def test_every_form_has_the_same_expectation(form, variance, generator):
-    """That of a chain with a wrong linear prediction, where the bound is known: E_q of a quadratic in Gaussians.
+    """The chain has a wrong linear prediction. Its bound is an expectation of a quadratic function of Gaussians.
 
-    The exact value is the sum of L_t by quadrature over x_t ~ q(x_t | x_0), one dimension at a time.
+    The exact value is the sum of all L_t, by quadrature over x_t ~ q(x_t | x_0) in each dimension.
     """
     T = 12
     chain = make_chain(cosine_betas(T))
@@ -95,15 +95,15 @@ def test_every_form_has_the_same_expectation(form, variance, generator):
         eps = torch.randn(*shape, generator=generator, dtype=F64)
         draws = (single_draw if form == "single_draw" else joint_draw)(many, t, eps, *settings)
     error = draws.std() / n**0.5
-    assert FALSE_ALARM * error < 0.05 * exact.abs()  # a fault of a twentieth would show
+    assert FALSE_ALARM * error < 0.05 * exact.abs()  # an error of 5 % would fail the test
     assert abs(draws.mean() - exact) < FALSE_ALARM * error
-    # It is a bound: of the exact likelihood of this chain.
+    # The result is a bound on the exact likelihood of this chain.
     assert exact > -log_p_of_the_chain(x0, factor, chain, variance)
 
 
 @pytest.mark.parametrize("t", [0, 1, 2, 3])
 def test_the_joint_draw_by_hand(t, generator):
-    """Of a chain that ends far from noise (abar_T = 0.81), so that x_T is not x_{T-1}; one dimension, x0_hat = x_t."""
+    """The chain ends far from noise (abar_T = 0.81), where x_T and x_{T-1} differ; one dimension, x0_hat = x_t."""
     chain = make_chain(torch.full((4,), 0.05, dtype=F64))
     x0, eps = 0.7, torch.randn(5, generator=generator, dtype=F64).tolist()
     log_n = lambda x, mu, var: -0.5 * ((x - mu) ** 2 / var + math.log(2 * math.pi * var))  # noqa: E731
@@ -124,9 +124,10 @@ def test_the_joint_draw_by_hand(t, generator):
 
 @pytest.mark.parametrize("t", [1, 10, 29])
 def test_one_step_at_a_time_the_single_form_varies_less(t, generator):
-    """Rao-Blackwell at each t > 0: gradients by a factor of the prediction, the same in the mean, less in the variance.
+    """At each t > 0 the two forms have equal expected gradients, and the single form has less variance (Rao-Blackwell).
 
-    Both within 4.5 standard errors, and the ratio of the variances far from what chance makes of equal ones.
+    The gradient is with respect to a factor of the prediction. The means agree within 4.5 standard errors. The ratio of
+    the variances is larger than chance would make it for equal variances.
     """
     chain, n = make_chain(linear_betas(30)), 100_000
     x0 = torch.tensor([[0.7, -0.2, 1.1, -1.6]], dtype=F64).expand(n, 4)
@@ -143,7 +144,7 @@ def test_one_step_at_a_time_the_single_form_varies_less(t, generator):
 
 
 def test_trajectories_have_the_marginals_of_q_sample(generator):
-    """Mean and variance of x_T by one-step kernels, within 4.5 standard errors."""
+    """The one-step kernels give the mean and variance of x_t at three steps, within 4.5 standard errors."""
     chain, n = make_chain(linear_betas(25)), 100_000
     x0 = torch.full((n, 1), 1.5, dtype=F64)
     path = trajectory(x0, torch.randn(n, 25, 1, generator=generator, dtype=F64), chain)
@@ -161,25 +162,28 @@ def test_the_discretised_normal_is_a_distribution_over_256_grey_values(sigma):
         variance = torch.full((256, 1), sigma**2, dtype=F64)
         log_mass = log_discretised_normal(grey[:, None], torch.full((256, 1), mu, dtype=F64), variance)
         assert_close(log_mass.logsumexp(0).item(), 0.0, rtol=0, atol=1e-9)
-        for k in (0, 40, 80, 254, 255):  # masses that are not below what scipy's difference of two numbers can say
+        for k in (0, 40, 80, 254, 255):  # masses large enough for the difference of two values of scipy's norm.cdf
             upper = 1.0 if k == 255 else norm.cdf((grey[k].item() + 1 / 255 - mu) / sigma)
             lower = 0.0 if k == 0 else norm.cdf((grey[k].item() - 1 / 255 - mu) / sigma)
             assert_close(log_mass[k].exp().item(), upper - lower, rtol=1e-6, atol=1e-14)
 
 
 def test_the_discretised_normal_keeps_its_digits_far_out_and_its_gradient():
-    """In float32, a hundred deviations from the mean: near the density times the bin, finite, and so is its slope."""
+    """In float32, 100 standard deviations from the mean, the log mass and its gradient are finite.
+
+    The log mass is close to log Phi at the edge of the bin nearest to the mean.
+    """
     x, sigma = torch.tensor([[-1.0], [-1 + 20 / 127.5], [0.2 / 127.5], [1.0]]), 0.02
     mu = torch.tensor([[1.0], [1.0], [0.0], [-1.0]], requires_grad=True)
     log_mass = log_discretised_normal(x, mu, torch.full_like(x, sigma**2))
     (slope,) = torch.autograd.grad(log_mass.sum(), mu)
     assert log_mass.isfinite().all() and slope.isfinite().all() and log_mass.max() <= 0
-    edge = (x[1] + 1 / 255 - 1) / sigma  # the bin's nearest edge decides
+    edge = (x[1] + 1 / 255 - 1) / sigma  # the edge of the bin nearest to the mean
     assert_close(log_mass[1], torch.special.log_ndtr(edge)[0], rtol=1e-3, atol=0)
 
 
 def test_terms_of_images_are_finite_with_their_gradient(generator):
-    """Every t at once, float32, predictions as wrong as can be."""
+    """The batch has every t. It is in float32, and x0_hat = -x0 is far from the image."""
     chain = make_chain(cosine_betas(60)).to(torch.float32)
     t = torch.arange(60)
     x0 = torch.randint(256, (60, 1, 4, 4), generator=generator) / 127.5 - 1
@@ -189,5 +193,5 @@ def test_terms_of_images_are_finite_with_their_gradient(generator):
         terms = denoising_term(x0, xt, t, x0_hat, chain, variance, discrete=True)
         (slope,) = torch.autograd.grad(terms.sum(), x0_hat)
         assert terms.isfinite().all() and slope.isfinite().all() and terms.min() > 0
-        if variance == "posterior":  # with the image known nothing is lost but at t = 0
+        if variance == "posterior":  # with x0_hat = x0 the terms are zero except at t = 0
             assert_close(denoising_term(x0, xt, t, x0, chain, variance, True)[1:], torch.zeros(59), rtol=0, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Langevin dynamics against stationary densities in closed form."""
+"""Tests of Langevin dynamics against stationary densities in closed form."""
 
 import math
 
@@ -25,19 +25,22 @@ def normal_score(s2):
 
 @pytest.mark.parametrize("e", [0.3, 1.5])
 def test_the_stationary_variance_has_the_steps_error(e):
-    """s^2 / (1 - e / (4 s^2)), within 4.5 standard errors of 200,000 independent chains: once in 150,000."""
+    """The variance is s^2 / (1 - e / (4 s^2)), within 4.5 standard errors of 200,000 independent chains.
+
+    False alarms occur once in 150,000 seeds.
+    """
     n, s2 = 200_000, 0.8
     x = torch.randn(n, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
     x = langevin_sample(normal_score(s2), x, 60, e, generator=torch.Generator().manual_seed(1))
     stationary = s2 / (1 - e / (4 * s2))
-    assert stationary / s2 - 1 > 4.5 * (2 / n) ** 0.5  # the error is there to be seen
+    assert stationary / s2 - 1 > 4.5 * (2 / n) ** 0.5  # the error is large enough to detect
     assert_close(x.var(), torch.tensor(stationary, dtype=F64), rtol=4.5 * (2 / n) ** 0.5, atol=0)
 
 
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("e", [0.3, 1.5])
 def test_the_adjusted_chain_has_none(e, known):
-    """By the exact density, and by the integral of the score, which is linear here and integrated exactly."""
+    """The test uses the exact density and the integral of the score. The score is linear, and its integral is exact."""
     n, s2 = 200_000, 0.8
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(n, 1, generator=generator, dtype=F64)
@@ -48,7 +51,7 @@ def test_the_adjusted_chain_has_none(e, known):
 
 
 def test_the_acceptance_rate_is_that_of_its_formula():
-    """At stationarity, the mean of min(1, ratio) over exact draws, each ratio from densities written out."""
+    """For exact draws of p, the acceptance rate is the mean of min(1, ratio), with each ratio from the densities."""
     n, s2, e = 200_000, 0.8, 1.0
     generator = torch.Generator().manual_seed(3)
     x = s2**0.5 * torch.randn(n, 1, generator=generator, dtype=F64)
@@ -61,7 +64,7 @@ def test_the_acceptance_rate_is_that_of_its_formula():
 
 
 def test_the_integral_of_a_mixtures_score_is_its_density_ratio():
-    """The same chains, accepted by the density and by the quadrature, nearly always agree."""
+    """Two chains with equal noise, one accepted by the density and one by the quadrature, almost always agree."""
     p, generator = mixture(), torch.Generator().manual_seed(5)
     x, _ = p.sample(2000, generator=generator)
     ends = []
@@ -72,7 +75,7 @@ def test_the_integral_of_a_mixtures_score_is_its_density_ratio():
 
 
 def test_chains_in_a_mixture_reach_its_entropy():
-    """Adjusted chains from far away: mean log density within 4.5 standard errors of that of exact samples."""
+    """Adjusted chains start far away and reach the mean log density of exact samples, within 4.5 standard errors."""
     p, generator = mixture(), torch.Generator().manual_seed(7)
     exact, _ = p.sample(20_000, generator=generator)
     x = 3 * torch.randn(20_000, 2, generator=generator, dtype=F64)
@@ -82,12 +85,12 @@ def test_chains_in_a_mixture_reach_its_entropy():
 
 
 def test_annealing_finds_the_weights_that_a_plain_chain_does_not():
-    """Song & Ermon 2019, sec. 3.2.2: 1/5 N((-5, -5), I) + 4/5 N((5, 5), I), by the exact score of every level."""
+    """p = 1/5 N((-5, -5), I) + 4/5 N((5, 5), I), with the exact score of every level; Song & Ermon 2019, sec. 3.2.2."""
     p = Mixture(torch.tensor([[-5.0, -5.0], [5.0, 5.0]]), torch.tensor([0.2, 0.8]), 1.0)
     n, generator = 4000, torch.Generator().manual_seed(8)
     start = 16 * torch.rand(n, 2, generator=generator, dtype=F64) - 8
     plain = langevin_sample(p.score, start, 500, 0.1, generator=generator)
-    assert abs((plain.sum(1) > 0).double().mean() - 0.5) < 4.5 * (0.25 / n) ** 0.5  # where it began, by symmetry
+    assert abs((plain.sum(1) > 0).double().mean() - 0.5) < 4.5 * (0.25 / n) ** 0.5  # as at the start, by symmetry
     sigmas = noise_levels(20, 0.1, 40)
     score = lambda x, sigma: p.blurred(sigma[0].item()).score(x)  # noqa: E731
     x = 20 * torch.randn(n, 2, generator=generator, dtype=F64)
@@ -97,7 +100,7 @@ def test_annealing_finds_the_weights_that_a_plain_chain_does_not():
 
 
 def test_the_best_step_ends_nearest_to_the_variance_it_should_have():
-    """The recursion of technique 4, run: x' = (1 - e/2) x + sqrt(e) z has variance (1 - e/2)^2 v + e."""
+    """The test runs the recursion of technique 4: x' = (1 - e/2) x + sqrt(e) z has variance (1 - e/2)^2 v + e."""
     for ratio, steps in [(1.09, 5), (1.5, 10), (2.0, 100)]:
 
         def after(e, ratio=ratio, steps=steps):
@@ -112,7 +115,7 @@ def test_the_best_step_ends_nearest_to_the_variance_it_should_have():
 
 
 def test_annealed_levels_are_langevin_at_their_own_step(generator):
-    """Two levels written out, with the denoising step at the end."""
+    """The test computes two levels step by step, with the denoising step at the end."""
     score = lambda x, sigma: -x / (1 + sigma[:, None] ** 2)  # noqa: E731
     x = torch.randn(3, 2, generator=generator, dtype=F64)
     ours = list(annealed_langevin_steps(score, x, torch.tensor([2.0, 0.5]), 3, 0.4, generator=generator.manual_seed(1)))
@@ -133,7 +136,7 @@ def test_noise_levels_are_geometric():
 
 
 def test_a_correctors_step_is_by_its_signal_to_noise_ratio(generator):
-    """e = 4 (r |z| / |s|)^2 with means over the batch, so that the drift is r times the noise."""
+    """With e = 4 (r |z| / |s|)^2 and norms averaged over the batch, the drift is r times as large as the noise."""
     x = torch.randn(50, 4, generator=generator, dtype=F64)
     out = langevin_sample(normal_score(2.0), x, 1, snr=0.2, generator=generator.manual_seed(3))
     z = torch.randn(50, 4, generator=generator.manual_seed(3))

@@ -1,4 +1,4 @@
-"""Posterior families against torch.distributions, and the perturbed logits behind discrete draws against theirs."""
+"""Tests of the posterior families against torch.distributions, and of the distribution of perturbed logits."""
 
 import math
 
@@ -16,7 +16,7 @@ def normal(generator, *shape):
 
 
 def families(generator):
-    """Each family with its twin in torch.distributions and the prior's, (3 examples, 2 latents)."""
+    """Return each family with its posterior and prior in torch.distributions; 3 examples, 2 latents."""
     mu, logvar = normal(generator, 3, 2), normal(generator, 3, 2)
     logits, many = normal(generator, 3, 2), normal(generator, 3, 2, 5)
     return [
@@ -52,7 +52,7 @@ def test_score_squares_are_those_of_autograd(i, generator):
 
 @pytest.mark.parametrize("i", range(3))
 def test_draws_have_their_distribution(i, generator):
-    """Means of n draws within 4.5 standard errors, 4 x 6 or 30 numbers: a false alarm once in 4,000."""
+    """Up to 30 means of n draws are within 4.5 standard errors; false alarms once in 4,000 seeds."""
     q, twin, _ = families(generator)[i]
     n = 100_000
     noise = q.noise(n, 3, 2, *q[0].shape[2:], generator=generator, device=torch.device("cpu")).double()
@@ -64,14 +64,14 @@ def test_draws_have_their_distribution(i, generator):
 
 def test_reparameterisation_multiplies_by_sigma():
     q = latents.Gaussian(torch.tensor([1.0]), torch.tensor([math.log(4.0)]))
-    assert_close(q.draw(torch.tensor([3.0])), torch.tensor([7.0]))  # sigma, not sigma^2: 1 + 2 * 3
+    assert_close(q.draw(torch.tensor([3.0])), torch.tensor([7.0]))  # 1 + 2 * 3, with sigma = 2 and not sigma^2 = 4
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "categorical"])
 def test_logits_perturbed_again_given_z(kind, generator):
-    """z from u, then s from v given z: they lead to z, and all in all s is as if it were drawn at once.
+    """The test draws z from u, then s from v given z. s leads to z again and has its marginal distribution.
 
-    Kolmogorov-Smirnov at 1e-4, one or six times.
+    One or six Kolmogorov-Smirnov tests have a false-alarm rate of 1e-4 each.
     """
     n, draw = 20_000, lambda *s: torch.rand(*s, generator=generator, dtype=torch.float64)
     if kind == "bernoulli":
@@ -89,7 +89,7 @@ def test_logits_perturbed_again_given_z(kind, generator):
     else:
         for c, location in enumerate(logits.log_softmax(-1)[0]):
             assert kstest(again[:, 0, c].numpy(), "gumbel_r", args=(location.item(),)).pvalue > 1e-4
-        # Jointly too: the distance between the largest two, whose order is what z says.
+        # The joint distribution is also correct: the test compares the gap between the two largest values.
         fresh = logits.log_softmax(-1)[0] + latents.gumbel(draw(n, 5))
         gap = lambda s: s.topk(2, -1).values.diff(dim=-1)[:, 0].neg().numpy()  # noqa: E731
         assert kstest(gap(again[:, 0]), gap(fresh)).pvalue > 1e-4
@@ -117,7 +117,7 @@ def test_one_category_certain_stays_finite():
 
 
 def test_temperature_by_hand():
-    """softmax((l + G) / tau), with a G of its own for each class (seeds 000 and 001 print it otherwise)."""
+    """The tempered softmax is softmax((l + G) / tau) with a separate G for each class."""
     logits, u = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.3, 0.6]]])
     q = latents.Categorical(logits)
     s = logits.log_softmax(-1) - (-u.log()).log()
@@ -129,5 +129,5 @@ def test_temperature_by_hand():
     )
     assert_close(
         latents.logistic(torch.tensor(1e-5)), torch.tensor(1e-5 / (1 - 1e-5)).log()
-    )  # rare noise is not cut off
+    )  # rare noise is not clamped
     assert_close(latents.gumbel(torch.tensor(1e-5)), torch.tensor(-math.log(-math.log(1e-5))))

@@ -1,4 +1,4 @@
-"""What models can do: the table in the documentation, and who asks for it."""
+"""Capabilities of models: the table in the documentation, and code that looks for capabilities."""
 
 import ast
 import importlib.util
@@ -37,22 +37,22 @@ def test_what_the_table_says_of_options_is_so():
 
 def test_a_name_is_not_enough():
     assert isinstance(GAN(), capabilities.LogLikelihood)
-    with pytest.raises(UserError, match="GAN has no log_likelihood to measure"):
+    with pytest.raises(UserError, match="GAN has no log_likelihood"):
         check_protocol(Protocol(importance_samples=5), GAN(), "digits")
     with pytest.raises(UserError, match="log likelihood of GAN takes no importance samples"):
         check_protocol(Protocol(importance_samples=5), GAN(network="sequence", shape=[5, 5]), "markov_chain")
-    with pytest.raises(UserError, match="--bound-images asks for its bound"):
+    with pytest.raises(UserError, match="use --bound-images for its bound"):
         check_protocol(Protocol(importance_samples=5), DDPM(steps=30, widths=[8]), "digits")
     assert has_log_likelihood(RBM(num_hidden=4)) and not has_log_likelihood(RBM(num_hidden=4), capabilities.IMPORTANCE)
     assert has_log_likelihood(VAE(), capabilities.IMPORTANCE)
-    # A diffusion has sigmas and a score too, and no chains of its own at a noise level.
+    # DDPM also has sigmas and a score, but no Langevin chains at a noise level.
     assert isinstance(Score(shape=[2]), capabilities.ScoreChains)
     assert not isinstance(DDPM(steps=30, widths=[8]), capabilities.ScoreChains)
 
 
 @pytest.mark.parametrize("name", documented.models())
 def test_a_capability_is_found_by_every_version_of_python(name):
-    """Since Python 3.12 isinstance looks past __getattr__, which is what finds buffers, parameters and networks."""
+    """Since Python 3.12 isinstance skips __getattr__, which torch uses to find buffers, parameters and modules."""
     model = documented.models()[name]
     for kind in documented.protocols().values():
         members = [member for member in (*vars(kind), *kind.__annotations__) if not member.startswith("_")]
@@ -61,7 +61,7 @@ def test_a_capability_is_found_by_every_version_of_python(name):
 
 
 class Stranger(L.LightningModule):
-    """A model of somebody else, which inherits from nothing of the zoo."""
+    """A model that does not inherit from any class of the zoo."""
 
     log_likelihood_by = capabilities.EXACT
 
@@ -82,11 +82,11 @@ def test_a_model_needs_no_base_class():
 
 FILES = [ROOT / "train.py", *(ROOT / "zoo").rglob("*.py"), *(ROOT / "callbacks").glob("*.py")]
 FILES += [*(ROOT / "datamodules").glob("*.py")]
-ABOUT_NAMES = {"moved.py", "old_forms.py"}  # of modules and functions of an earlier version
+ABOUT_NAMES = {"moved.py", "old_forms.py"}  # files that handle names of the previous version
 
 
-def test_nobody_guesses_what_a_model_can_do():
-    """``hasattr`` is asked of nothing, and ``getattr`` with a name that is written out neither."""
+def test_no_file_guesses_what_a_model_can_do():
+    """No file calls ``hasattr``, or ``getattr`` with a literal name."""
     guesses = []
     for file in FILES:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -94,4 +94,4 @@ def test_nobody_guesses_what_a_model_can_do():
                 by_name = node.func.id == "getattr" and len(node.args) > 1 and isinstance(node.args[1], ast.Constant)
                 if by_name or node.func.id == "hasattr":
                     guesses.append(f"{file.relative_to(ROOT)}: {ast.unparse(node)}")
-    assert not guesses
+    assert not guesses, "look for a capability with isinstance and zoo.checks.capabilities"

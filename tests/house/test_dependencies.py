@@ -1,4 +1,4 @@
-"""What is imported is declared in pyproject.toml, and what is declared is imported."""
+"""pyproject.toml declares every imported distribution, and the code imports every declared one."""
 
 import ast
 import functools
@@ -11,17 +11,17 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# Distributions that are imported under another name.
+# Names of imports that differ from the names of their distributions.
 IMPORTED_AS = {"hydra": "hydra-core", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
-# Nobody imports these: they are commands, a plugin of pytest, and what Lightning's TensorBoardLogger writes with.
+# No file imports these: they are commands, a plugin of pytest, and a dependency of Lightning's TensorBoardLogger.
 TOOLS = {"mypy", "pytest-xdist", "ruff", "tensorboard"}
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 
-ROOMS = [ROOT / "zoo", ROOT / "callbacks", ROOT / "datamodules"]
-CODE = [ROOT / "train.py", *(file for room in ROOMS for file in room.rglob("*.py"))]
+PACKAGES = [ROOT / "zoo", ROOT / "callbacks", ROOT / "datamodules"]
+CODE = [ROOT / "train.py", *(file for package in PACKAGES for file in package.rglob("*.py"))]
 TESTS = [file for file in (ROOT / "tests").rglob("*.py") if BENCHMARKS not in file.parents]
 OWN = {"zoo", "train", *(file.stem for file in (ROOT / "tests").glob("*.py"))}
-ALLOWED = {  # who imports it, and the extra that it may need
+ALLOWED = {  # group -> files that import, and the extra that declares their dependencies
     "dependencies": (CODE, None),
     "test": (TESTS, "test"),
     "bench": (list(BENCHMARKS.glob("*.py")), "bench"),
@@ -29,13 +29,13 @@ ALLOWED = {  # who imports it, and the extra that it may need
 
 
 def declared(extra=None):
-    """The distributions that ``extra``, or every installation, asks for."""
+    """Return the distributions that ``extra`` declares, or the dependencies of every installation without ``extra``."""
     requirements = PROJECT["dependencies"] if extra is None else PROJECT["optional-dependencies"][extra]
     return {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in requirements}
 
 
 def imported(source):
-    """The distributions that ``source`` imports, also where pytest or importlib is given their name."""
+    """Return the distributions that ``source`` imports, also through functions of pytest and importlib."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -52,7 +52,7 @@ def imported(source):
 
 @functools.cache
 def imported_by(who):
-    """Each distribution that files of ``who`` import, with one of them."""
+    """Return the distributions that the files of group ``who`` import, each with one file that imports it."""
     files, _ = ALLOWED[who]
     return {name: file for file in files for name in imported(file.read_text(encoding="utf-8"))}
 
@@ -60,7 +60,7 @@ def imported_by(who):
 @pytest.mark.parametrize("who", ALLOWED)
 def test_what_is_imported_is_declared(who):
     found, extra = imported_by(who), ALLOWED[who][1]
-    optional = {"gensim"} if extra is None else declared(extra)  # zoo looks for gensim's files, and does without
+    optional = {"gensim"} if extra is None else declared(extra)  # the zoo uses gensim's files only if it is installed
     missing = found.keys() - declared() - optional
     assert not missing, {name: str(found[name].relative_to(ROOT)) for name in missing}
 

@@ -1,4 +1,4 @@
-"""The rooms of the house: which may import which, and how long a model's file may be."""
+"""Which packages of the zoo may import which others, and the largest length of a model file."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -11,7 +11,7 @@ import zoo
 
 ROOT = Path(__file__).parents[2]
 MODELS = sorted(path.split(".")[1] for path in zoo.MODELS.values())
-# Each may import those before it; a group's rooms may import one another, without circles.
+# A package may import packages of earlier groups and of the same group. Imports must have no cycles.
 ORDER = [
     {"functional", "checks", "nets"},
     {"estimators", "sampling", "training"},
@@ -21,11 +21,11 @@ ORDER = [
     {"callbacks"},
     {"train", "__main__"},
 ]
-LONGEST_MODEL = 420  # lines, with its docstring
+LONGEST_MODEL = 420  # lines of a model file, docstrings included
 
 
 def modules():
-    """Every module of the project by its dotted name, with its file; train.py is ``zoo.train`` here."""
+    """Return every module of the project by its dotted name, with its file. train.py has the name ``zoo.train``."""
     found = {"zoo.train": ROOT / "train.py"}
     for folder, package in ((ROOT / "zoo", "zoo"), *((ROOT / p, f"zoo.{p}") for p in ("callbacks", "datamodules"))):
         for file in folder.rglob("*.py"):
@@ -38,12 +38,12 @@ def modules():
 MODULES = modules()
 
 
-def room(module):
+def package_of(module):
     return module.split(".")[1] if "." in module else "__init__"
 
 
 def imports(file):
-    """The modules of the project that a file imports; imports for types alone are left out."""
+    """Yield the modules of the project that a file imports, except imports under TYPE_CHECKING."""
     for_types = set()
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
@@ -61,7 +61,7 @@ def imports(file):
 
 
 def allowed(importer, imported):
-    """Whether a module of room ``importer`` may import one of room ``imported``."""
+    """Return whether a module of package ``importer`` may import a module of package ``imported``."""
     rank = {name: place for place, group in enumerate(ORDER) for name in group}
     if imported in ("__init__", importer):
         return True
@@ -72,18 +72,18 @@ def allowed(importer, imported):
     return imported in rank and rank[imported] <= rank[importer]
 
 
-def test_every_module_is_in_a_room_that_is_known():
-    rooms = {room(name) for name in MODULES}
-    assert rooms == {"__init__", *MODELS, *set().union(*ORDER)}
+def test_every_module_is_in_a_known_package():
+    packages = {package_of(name) for name in MODULES}
+    assert packages == {"__init__", *MODELS, *set().union(*ORDER)}
     assert {path.stem for path in (ROOT / "zoo").glob("*.py")} == {"__init__", "__main__", *MODELS}
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_a_room_imports_what_stands_before_it(name):
+def test_a_package_imports_what_stands_before_it(name):
     for imported in imports(MODULES[name]):
-        if (name, imported) == ("zoo", "zoo.hub"):  # zoo.load, when it is called
+        if (name, imported) == ("zoo", "zoo.hub"):  # zoo.load imports it inside a function
             continue
-        assert allowed(room(name), room(imported)), f"{name} imports {imported}"
+        assert allowed(package_of(name), package_of(imported)), f"{name} imports {imported}"
 
 
 def test_a_wrong_import_would_be_found(tmp_path):
@@ -92,23 +92,23 @@ def test_a_wrong_import_would_be_found(tmp_path):
     )
     found = list(imports(tmp_path / "a.py"))
     assert found == ["zoo.hub", "zoo.datamodules.files"]
-    assert not any(allowed("vae", room(module)) for module in found)
+    assert not any(allowed("vae", package_of(module)) for module in found)
     assert not allowed("functional", "estimators") and not allowed("gan", "infogan") and allowed("infogan", "gan")
 
 
-@pytest.mark.parametrize("what", ["files", "rooms"])
+@pytest.mark.parametrize("what", ["files", "packages"])
 def test_no_circles(what):
     graph = {}
     for name, file in MODULES.items():
         near = {i for i in imports(file) if (name, i) != ("zoo", "zoo.hub") and i != "zoo"}
-        key = name if what == "files" else room(name)
-        graph.setdefault(key, set()).update(near if what == "files" else {room(i) for i in near} - {key})
-    if what == "files":  # a package's names are in its __init__, which is imported before what is in it
+        key = name if what == "files" else package_of(name)
+        graph.setdefault(key, set()).update(near if what == "files" else {package_of(i) for i in near} - {key})
+    if what == "files":  # a module may import names from the __init__ of its package, which Python imports first
         graph = {k: {i for i in v if not k.startswith(f"{i}.")} for k, v in graph.items()}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+        pytest.fail(f"a cycle of imports: {' -> '.join(error.args[1])}")
 
 
 def test_nothing_is_imported_without_the_prefix():
@@ -122,12 +122,12 @@ def test_nothing_is_imported_without_the_prefix():
 def test_a_model_loads_neither_data_nor_evaluation():
     script = "import sys, zoo.vae; print(*sorted(m for m in sys.modules if m.startswith('zoo')))"
     loaded = done("-c", script).stdout
-    rooms = {room(name) for name in loaded.split()}
-    assert "vae" in rooms and rooms.isdisjoint({"datamodules", "evaluation", "hub", "callbacks"}), rooms
-    assert rooms & set(MODELS) == {"vae"}
+    packages = {package_of(name) for name in loaded.split()}
+    assert "vae" in packages and packages.isdisjoint({"datamodules", "evaluation", "hub", "callbacks"}), packages
+    assert packages & set(MODELS) == {"vae"}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_reads_in_one_go(name):
     lines = MODULES[f"zoo.{name}"].read_text(encoding="utf-8").count("\n")
-    assert lines < LONGEST_MODEL, f"zoo/{name}.py has {lines} lines: move an idea of it to the room where it belongs"
+    assert lines < LONGEST_MODEL, f"zoo/{name}.py has {lines} lines: move some code to another package"

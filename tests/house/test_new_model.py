@@ -148,9 +148,9 @@ def test_the_blocks_are_formatted(copy, outside):
     ran(["python", "-m", "ruff", "format", "--check", *style], outside, outside)
 
 
-def test_the_new_model_passes_its_test_and_has_its_recipe_and_its_room(copy):
+def test_the_new_model_passes_its_test_and_has_its_recipe(copy):
     (own,) = starting(INSIDE, "pytest", "tests/models/test_made.py")
-    chosen = "test_made or test_a_room and made or names_every_argument and made or without_a_test"
+    chosen = "test_made or test_layers and made or names_every_argument and made or without_a_test"
     said = ran([*own, "tests/house/test_layers.py", "tests/runs/test_recipes.py", "-k", chosen], copy, copy)
     assert "13 passed" in said, said
 

@@ -1,4 +1,4 @@
-"""Files and folders of the user's own, beside which the zoo runs: they are not taken for its modules or libraries."""
+"""Files and folders of the user in the working folder do not hide modules of the zoo or of libraries."""
 
 import os
 import subprocess
@@ -11,11 +11,11 @@ import pytest
 import zoo
 
 ROOT = Path(zoo.__file__).parent.parent
-OWN = "raise ImportError(f'{__name__} is the module of a stranger')\n"
+OWN = "raise ImportError(f'{__name__} is a module of the user')\n"
 
 
 def python(folder: Path, *arguments: str, path: Path | None = ROOT) -> str:
-    """What Python prints in ``folder``, where the zoo is on the path behind it, as an editable install puts it."""
+    """Run Python in ``folder``, and return its output. The zoo is later on the path, as after an editable install."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     environment |= {} if path is None else {"PYTHONPATH": str(path)}
     done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
@@ -25,21 +25,21 @@ def python(folder: Path, *arguments: str, path: Path | None = ROOT) -> str:
 
 @pytest.fixture
 def folder(tmp_path):
-    """A project whose names are those of the zoo's folders and files, and of libraries that it uses."""
+    """Return a project folder with the names of folders and files of the zoo, and of libraries that the zoo uses."""
     for name in ("callbacks", "datamodules", "configs", "tests", "lightning", "hydra", "omegaconf"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(OWN, encoding="utf-8")
     for name in ("helpers", "train", "random", "argparse", "json", "zipfile", "torch", "numpy"):
         (tmp_path / f"{name}.py").write_text(OWN, encoding="utf-8")
     (tmp_path / "configs" / "train.yaml").write_text("x: 1\n", encoding="utf-8")
-    (tmp_path / "wandb").mkdir()  # as W&B makes it
+    (tmp_path / "wandb").mkdir()  # Weights & Biases makes this folder in the working folder
     return tmp_path
 
 
 def test_the_folder_above_a_clone_does_not_hide_the_package(tmp_path):
-    (tmp_path / "zoo").symlink_to(ROOT)  # a clone into zoo/, which is no package: zoo/zoo is
+    (tmp_path / "zoo").symlink_to(ROOT)  # a clone in the folder zoo; the package is zoo/zoo
     assert "callable" in python(tmp_path, "-c", "import zoo; print('callable', zoo.load)")
-    assert "models, python train.py" in python(tmp_path, "-m", "zoo", "list")
+    assert "Models. Train one with: python train.py" in python(tmp_path, "-m", "zoo", "list")
 
 
 def test_a_folder_named_zoo_with_something_else_in_it_does_not_either(tmp_path):
@@ -49,7 +49,7 @@ def test_a_folder_named_zoo_with_something_else_in_it_does_not_either(tmp_path):
 
 
 def test_an_installed_package_is_found_by_its_path_and_not_by_a_finder():
-    """setuptools maps the names of modules by a finder, which is asked last; hatchling writes the folder to a .pth."""
+    """The hook of setuptools is asked last by Python. hatchling adds the folder to the path in a .pth file instead."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert settings["build-system"]["build-backend"] == "hatchling.build"
     assert "dev-mode-exact" not in settings["tool"]["hatch"]["build"]

@@ -1,4 +1,4 @@
-"""The tests' own ground: the environment is theirs, other plugins may warn, and every worker finds the same tests."""
+"""Tests of the test suite: its environment, warnings of other plugins, random seeds, processes and test collection."""
 
 import ast
 import os
@@ -29,7 +29,7 @@ def test_the_environment_of_a_user_does_not_reach_the_tests():
     )
     assert os.environ["WANDB_MODE"] == "offline" and os.environ["OMP_NUM_THREADS"] == "1"
     assert Path.home() == Path(os.environ["HOME"]) and not list(Path.home().glob(".netrc"))
-    assert not torch.cuda.is_available()  # whatever the machine has
+    assert not torch.cuda.is_available()  # GPUs of the machine are hidden
 
 
 PLUGIN = """
@@ -54,7 +54,7 @@ def test_the_environment_is_clean():
 
 
 def test_a_hostile_environment_and_a_plugin_that_warns_change_nothing(tmp_path):
-    """A run of pytest in an allocation of SLURM, behind a proxy, without a home, in another folder and locale."""
+    """Run pytest in a SLURM job, behind a proxy, without a home folder, in another folder and another locale."""
     (tmp_path / "warns_at_start.py").write_text(PLUGIN, encoding="utf-8")
     (tmp_path / "test_probe.py").write_text(PROBE, encoding="utf-8")
     hostile = {
@@ -88,7 +88,7 @@ def in_fixture():
 
 
 def test_random_numbers_do_not_depend_on_what_ran_before(in_fixture):
-    """Those of a fixture and of a test begin at their names."""
+    """The seed of a fixture or test depends only on its name."""
     here = drawn()
     seeded = []
     for name in ("in_fixture", "test_suite.py::test_random_numbers_do_not_depend_on_what_ran_before"):
@@ -106,7 +106,7 @@ def threads():
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
 def test_processes_of_one_run_begin_with_one_thread():
-    """Forked from a process with threads, a child may find a lock that is never released."""
+    """A child that is forked from a process with threads may wait for a lock that is never released."""
     assert together(2, threads) == [(1, 1), (1, 1)]
 
 
@@ -121,7 +121,7 @@ def end_with(status):
 
 
 def test_no_process_outlives_its_test(monkeypatch, tmp_path):
-    """Those of one run when one of them dies, and those that a program has started in sessions of their own."""
+    """If one process of a run fails, the others are killed. Children of a program are killed, even in new sessions."""
     with pytest.raises(AssertionError, match="process 0 ended with 7"):
         together(2, end_with, 7)
     with pytest.raises(TimeoutError):
@@ -130,7 +130,7 @@ def test_no_process_outlives_its_test(monkeypatch, tmp_path):
     child += (
         "p = subprocess.Popen([sys.executable, '-c', s], start_new_session=True); print(p.pid, flush=True); p.wait()"
     )
-    with pytest.raises(AssertionError, match="not at an end after") as said:
+    with pytest.raises(AssertionError, match="did not end within") as said:
         finish(program("-c", child), timeout=3)
     pid = int(str(said.value).partition("stdout='")[2].partition("\\n")[0])
     listed = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
@@ -138,7 +138,7 @@ def test_no_process_outlives_its_test(monkeypatch, tmp_path):
 
 
 def test_files_are_read_and_written_in_one_encoding():
-    """Not in that of the machine: every call that opens text names it."""
+    """Every call that opens text names its encoding, so the encoding of the machine does not matter."""
     missing = []
     for file in PYTHON:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -150,7 +150,7 @@ def test_files_are_read_and_written_in_one_encoding():
 
 @pytest.mark.slow
 def test_every_worker_finds_the_same_tests():
-    """Under two orders of sets and dictionaries, and whatever the system gives as random."""
+    """Collect the tests twice, with different hash seeds, so that sets have another order."""
     arguments = ["-m", "pytest", "-n", "0", "--collect-only", "-q", "-p", "no:cacheprovider", "-m", "", "tests"]
     one, two = (program(*arguments, PYTHONHASHSEED=seed) for seed in ("1", "2"))
     one, two = finish(one, two, timeout=300)

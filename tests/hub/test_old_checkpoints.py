@@ -1,7 +1,7 @@
-"""Files of an earlier version still work: training checkpoints made at commit 000fc6c, before the modules moved.
+"""Tests of files of an earlier version: training checkpoints made at commit 000fc6c, before the modules moved.
 
-They are of a few steps of very small models on the digits, or on Python's documentation, with every callback of their
-recipes; ``vae-resumed.json`` holds what commit 000fc6c itself measured after one epoch more of ``vae.ckpt``.
+The checkpoints hold very small models after a few steps on the digits or on Python's documentation. The runs had every
+callback of their recipes. ``vae-resumed.json`` holds the metrics of ``vae.ckpt`` after one more epoch at that commit.
 """
 
 import json
@@ -58,7 +58,7 @@ def test_a_run_of_an_earlier_version_resumes_as_it_would_have_then(tmp_path):
 
 @pytest.mark.parametrize("name", zoo.list_checkpoints())
 def test_shipped_checkpoints_give_the_golden_terms_on_their_cards(name):
-    """To the bit where they were made, one thread of a processor with AVX-512; elsewhere to its rounding."""
+    """The terms are equal bit by bit on one thread of a processor with AVX-512, and up to rounding elsewhere."""
     terms, golden = golden_terms(zoo.load(name)), read_card(name)["golden"]
     assert set(terms) == set(golden)
     if torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.get_num_threads() == 1:

@@ -1,4 +1,4 @@
-"""Shipped weights give the numbers that their cards publish."""
+"""Tests that shipped weights give the numbers on their cards."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_shipped_weights_give_their_golden_output(name):
     assert card["name"] == name and "+changes" not in card["commit"]
 
 
-# Of these the test loop estimates log Z, which takes a minute or more.
+# The test loop of these models estimates log Z, which takes a minute or more.
 ENERGIES = [name for name in CARDS if "test/log_partition" in hub.read_card(name)["metrics"]]
 
 
@@ -36,13 +36,13 @@ def test_shipped_vectors_answer_as_published(name):
 
     published, model = hub.read_card(name)["metrics"], zoo.load(name)
     assert len(model.words) == 20_000
-    assert_close(measure_words(model), published, rtol=0, atol=2e-3)  # rounding may tip a question or two
+    assert_close(measure_words(model), published, rtol=0, atol=2e-3)  # rounding may change two answers
 
 
 REST = [name for name in CARDS if name not in ENERGIES + WORDS]
 
 
-# One evaluation takes up to half a minute; the golden terms of all are in the first tier.
+# One evaluation takes up to half a minute. Fast tests check the golden terms of all models.
 @pytest.mark.parametrize("name", tiers(REST, ("vae", "vade", "cvae", "gan-discrete")))
 def test_shipped_numbers_are_recomputed(name, mnist_root):
     from zoo.datamodules import by_name
@@ -53,14 +53,19 @@ def test_shipped_numbers_are_recomputed(name, mnist_root):
     apart = {"test/log_likelihood"} if card.get("log_likelihood") else set()  # measured with importance samples
     assert set(measured) == {key for key in card["metrics"] if key.startswith("test/")} - apart
     for key, value in measured.items():
-        one_image = 1.5e-4 if any(s in key for s in ("accuracy", "nmi", "ari")) else 0.0  # rounding may tip one over
+        one_image = (
+            1.5e-4 if any(s in key for s in ("accuracy", "nmi", "ari")) else 0.0
+        )  # rounding may change one class
         assert_close(value, card["metrics"][key], rtol=1e-4, atol=2 * one_image)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENERGIES)
 def test_shipped_energies_are_recomputed(name, mnist_root):
-    """All but log Z exactly; log Z with a fifth of the chains and temperatures: intervals have to overlap."""
+    """All metrics except log Z agree exactly.
+
+    log Z is estimated with a fifth of the chains and temperatures, and its interval must overlap the published one.
+    """
     from zoo.datamodules import Images
     from zoo.evaluation.protocol import evaluate, feature_accuracy
 
@@ -74,10 +79,10 @@ def test_shipped_energies_are_recomputed(name, mnist_root):
     assert_close(*free_energy, rtol=1e-5, atol=0)
     assert measured["test/log_partition_low"] < published["test/log_partition_high"]
     assert measured["test/log_partition_high"] > published["test/log_partition_low"]
-    # Chains from far away find no mass that those from the data's side have missed.
+    # Chains that start at fair coins find no probability mass that the chains of the published estimate have missed.
     assert published["test/log_partition_coins"] < published["test/log_partition_high"]
     data.setup()
-    # Where the regression's optimiser stops depends on rounding: on another number of threads 8 images of 10,000.
+    # Rounding decides where the regression stops. Another number of threads changed 8 of 10,000 predictions.
     assert abs(feature_accuracy(model, data) - published["feature_accuracy"]) < 2e-3
 
 
@@ -87,7 +92,7 @@ def test_all_weights_fit_their_budget():
 
 @pytest.mark.parametrize("name", [name for name in CARDS if "judged_accuracy" in hub.read_card(name)["metrics"]])
 def test_shipped_samples_are_recognised_as_their_labels(name):
-    """All 10,000; a pixel's rounding may tip a sample or two."""
+    """The test draws all 10,000 samples. Rounding of a pixel may change the class of one or two samples."""
     from zoo.evaluation.protocol import judged_accuracy
 
     published = hub.read_card(name)["metrics"]["judged_accuracy"]
@@ -97,30 +102,35 @@ def test_shipped_samples_are_recognised_as_their_labels(name):
 
 @pytest.fixture(scope="module")
 def floor(mnist_root):
-    """The judge, what it says of test images, and the distance of validation images from them."""
+    """Return the classifier, its features of test images, and the distance of validation images from test images."""
     from zoo.datamodules import Images
-    from zoo.evaluation.distances import frechet_distance, judge_images
+    from zoo.evaluation.distances import classify_images, frechet_distance
 
-    data, judge = Images("mnist"), zoo.load("classifier")
+    data, classifier = Images("mnist"), zoo.load("classifier")
     data.setup()
-    said = {k: judge_images(data.splits[k].images[:, None].float() / 255, judge).features for k in ("val", "test")}
-    return judge, said["test"], frechet_distance(said["val"], said["test"])
+    said = {
+        k: classify_images(data.splits[k].images[:, None].float() / 255, classifier).features for k in ("val", "test")
+    }
+    return classifier, said["test"], frechet_distance(said["val"], said["test"])
 
 
-# Of these 10,000 samples are drawn in a minute; those of many steps each are recomputed in part, below.
-TWO_PLAYERS = [name for name in CARDS if hub.read_card(name)["model"] in ("gan", "wgan", "infogan")]
+# These models draw 10,000 samples in a minute. A test below draws a part of the samples of slower models.
+ADVERSARIAL = [name for name in CARDS if hub.read_card(name)["model"] in ("gan", "wgan", "infogan")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in TWO_PLAYERS if "classifier_fid" in hub.read_card(n)["metrics"]])
+@pytest.mark.parametrize("name", [n for n in ADVERSARIAL if "classifier_fid" in hub.read_card(n)["metrics"]])
 def test_shipped_samples_are_as_far_from_data_as_published(name, floor):
-    """All 10,000; a pixel's rounding may tip a sample or two. No digit is missing, none has more than a quarter."""
-    from zoo.evaluation.distances import frechet_distance, judge_images
+    """The test draws all 10,000 samples. Rounding of a pixel may change the class of one or two samples.
+
+    No digit is missing, and no digit has more than a quarter of the samples.
+    """
+    from zoo.evaluation.distances import classify_images, frechet_distance
     from zoo.sampling.chunks import sample_chunks
 
-    judge, real, distance = floor
+    classifier, real, distance = floor
     published = hub.read_card(name)["metrics"]
-    fake = judge_images(sample_chunks(zoo.load(name), 10_000, seed=0), judge)
+    fake = classify_images(sample_chunks(zoo.load(name), 10_000, seed=0), classifier)
     assert_close(frechet_distance(fake.features, real), published["classifier_fid"], rtol=1e-3, atol=0)
     shares = fake.probabilities.argmax(-1).bincount(minlength=10) / 10_000
     assert_close(shares.min().item(), published["rarest_digit"], atol=3e-4, rtol=0)
@@ -147,14 +157,14 @@ WITH_LIKELIHOOD = [name for name in CARDS if hub.read_card(name).get("log_likeli
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_LIKELIHOOD)
 def test_shipped_log_likelihoods_are_recomputed(name, mnist_root):
-    """The first hundred test images with all importance samples; each hundred has noise of its own."""
+    """The test uses the first 100 test images and all importance samples. Each 100 images have separate noise."""
     from zoo.datamodules import Images
-    from zoo.evaluation.protocol import log_likelihood_by_hundreds
+    from zoo.evaluation.protocol import log_likelihood_per_batch
 
     card = hub.read_card(name)
     published, data = card["log_likelihood"], Images(card["data"])
     data.setup()
-    measured = log_likelihood_by_hundreds(zoo.load(name), data, published["num_samples"], batches=1)
+    measured = log_likelihood_per_batch(zoo.load(name), data, published["num_samples"], batches=1)
     assert_close(measured, published["of_each_hundred"][:1], rtol=1e-4, atol=0)
     mean = sum(published["of_each_hundred"]) / len(published["of_each_hundred"])
     assert_close(mean, card["metrics"]["test/log_likelihood"], rtol=1e-6, atol=0)
@@ -165,32 +175,36 @@ def test_shipped_log_likelihoods_are_recomputed(name, mnist_root):
 @pytest.mark.parametrize(
     "name", [name for name in CARDS if (hub.read_card(name).get("samples") or {}).get("n") == 1000]
 )
-def test_the_first_samples_of_many_steps_are_judged_as_published(name):
-    """Sixteen by every protocol but the whole chain of a thousand steps, which is 40 seconds."""
-    from zoo.evaluation.distances import judge_images
+def test_the_first_samples_of_many_steps_are_classified_as_published(name):
+    """The test draws 16 samples under each condition, except the full chain of 1,000 steps, which takes 40 s."""
+    from zoo.evaluation.distances import classify_images
     from zoo.sampling.chunks import sample_chunks
 
-    card, judge = hub.read_card(name), zoo.load("classifier")
+    card, classifier = hub.read_card(name), zoo.load("classifier")
     drawn = card["samples"]
     for conditions, published in zip(drawn["conditions"], drawn["sure_of_the_first"], strict=True):
         if conditions.get("num_steps", 0) is None:
             continue
-        said = judge_images(sample_chunks(zoo.load(name), 16, seed=0, **conditions), judge).probabilities.max(-1).values
+        said = (
+            classify_images(sample_chunks(zoo.load(name), 16, seed=0, **conditions), classifier)
+            .probabilities.max(-1)
+            .values
+        )
         assert_close(said, torch.tensor(published), rtol=0, atol=5e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CARDS if hub.read_card(name).get("bound")])
 def test_the_shipped_bound_is_recomputed(name, mnist_root):
-    """The first five test images with all their terms; each five have noise of their own."""
+    """The test uses the first five test images with all terms of the bound. Each five images have separate noise."""
     from zoo.datamodules import Images
-    from zoo.evaluation.protocol import bound_by_fives, bound_metrics
+    from zoo.evaluation.protocol import bound_metrics, bound_per_batch
 
     card = hub.read_card(name)
     published = torch.tensor(card["bound"]["of_each_five"], dtype=torch.float64)
     data = Images(card["data"])
     data.setup()
-    assert_close(bound_by_fives(zoo.load(name), data, 1), published[:1], rtol=1e-3, atol=1e-2)
+    assert_close(bound_per_batch(zoo.load(name), data, 1), published[:1], rtol=1e-3, atol=1e-2)
     assert len(published) * 5 == card["bound"]["images"]
     for key, value in bound_metrics(published).items():
         assert_close(value, card["metrics"][key], rtol=1e-6, atol=0)

@@ -1,4 +1,4 @@
-"""When and how closely models look at what they are given."""
+"""Tests of input checks: when models read the values of their inputs."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from zoo.checks.pixels import check_one_hot
 
 @pytest.mark.parametrize(("batches", "looked_at"), [(0, True), (5, False)])
 def test_values_are_looked_at_in_the_first_batch_of_a_run_and_not_of_each_epoch(batches, looked_at, monkeypatch):
-    """To look would wait for a GPU."""
+    """Reading values would wait for a GPU."""
     model = made("vae")
     trainer = SimpleNamespace(fit_loop=SimpleNamespace(total_batch_idx=batches))
     monkeypatch.setattr(type(model), "trainer", trainer)
@@ -31,14 +31,14 @@ def test_the_label_of_none_is_for_noisy_images_alone():
     model = made("ddpm-labels")
     x, none, t = torch.zeros(1, 1, 28, 28), torch.tensor([model.hparams.num_classes]), torch.zeros(1, dtype=torch.long)
     assert model(x, t, none).shape == x.shape
-    with pytest.raises(UserError, match="y must be labels, whole numbers from 0 to"):
+    with pytest.raises(UserError, match="y must be labels, integers from 0 to"):
         model.log_likelihood(x, y=none)
 
 
 def test_as_many_samples_as_fit_into_a_tensor_are_allowed():
     most = MOST_NUMBERS // 784
     assert count(made("vae"), "n", most, {}) == most
-    with pytest.raises(UserError, match=f"n must be at most {most:,} at once"):
+    with pytest.raises(UserError, match=f"n must be at most {most:,} per call"):
         count(made("vae"), "n", most + 1, {})
 
 
@@ -59,7 +59,7 @@ def test_one_hot_is_exactly_one():
 
 
 class Asked:
-    """A model that says whether it may look at values on a GPU."""
+    """A model that returns whether it may read values on a GPU."""
 
     @takes(batch=batch_of_any_shape)
     def loss(self, batch):

@@ -1,4 +1,4 @@
-"""The conditional VAE against a model whose every density is known: x = W z + V y + sigma n with a Gaussian z."""
+"""Tests of the conditional VAE. Many use x = W z + V y + sigma n with a Gaussian z, a model with known densities."""
 
 import math
 
@@ -26,9 +26,9 @@ F64 = torch.float64
 
 @pytest.fixture(params=["standard", "learned"])
 def linear(request, generator):
-    """x, y; log p(x | y); the exact posterior's encoder, the likelihood and the prior.
+    """Return x, y, log p(x | y), and a tuple of the encoder of the exact posterior, the likelihood and the prior.
 
-    W has orthogonal columns, so that the posterior is diagonal. The learned prior has a mean and a variance per label.
+    W has orthogonal columns, and the posterior is diagonal. The learned prior has a mean and a variance per label.
     """
     W = torch.linalg.qr(normal(generator, P, D)).Q * torch.tensor([1.5, 0.4], dtype=F64)
     V = normal(generator, K, P)
@@ -65,17 +65,17 @@ def images(generator, n=5):
 def test_the_exact_posterior_weighs_every_draw_the_same(linear, generator):
     x, y, log_p, model = linear
     for _ in range(5):
-        eps = 3 * normal(generator, len(x), D)  # any draw, not only likely ones
+        eps = 3 * normal(generator, len(x), D)  # unlikely draws as well as likely ones
         assert_close(log_importance_weight(x, y, eps, *model), log_p)
-    other = log_importance_weight(x, (y + 1) % K, eps, *model)  # and of another label it is another number
+    other = log_importance_weight(x, (y + 1) % K, eps, *model)  # another label gives another value
     assert (other - log_p).abs().min() > 0.01
 
 
 def test_the_bound_is_log_p_minus_the_divergence_from_the_posterior(linear):
-    """Exactly, in expectation over eps, which is quadratic: antithetic pairs along each axis integrate it."""
+    """The bound is quadratic in eps. Antithetic pairs along each axis compute its expectation exactly."""
     x, y, log_p, (encode, log_px, prior) = linear
 
-    def wrong_encode(x, y):  # shifted and too narrow, so that the bound is not tight
+    def wrong_encode(x, y):  # shifted and too narrow, for a loose bound
         mu, logvar = encode(x, y)
         return mu + 0.3, logvar - 0.5
 
@@ -96,7 +96,10 @@ def test_the_divergence_is_zero_where_the_posterior_is_the_prior(linear, generat
 
 
 def test_score_function_and_pathwise_gradients_agree_in_expectation(linear, generator):
-    """In a shift of mu and of logvar: 4.3 standard errors, a false alarm once in 15,000 for both priors together."""
+    """The gradients are with respect to a shift of mu and of logvar.
+
+    4.3 standard errors give a false alarm once in 15,000 runs for both priors together.
+    """
     x, y, _, (encode, log_px, prior) = linear
     n = 200_000
     x, y = x[:1].expand(n, P), y[:1].expand(n)
@@ -114,12 +117,12 @@ def test_score_function_and_pathwise_gradients_agree_in_expectation(linear, gene
     difference = pathwise - score
     error = difference.std(0) / n**0.5
     assert (difference.mean(0).abs() < 4.3 * error).all()
-    assert (4.3 * error < 0.05 * pathwise.mean(0).norm()).all()  # enough draws to see a gradient that is wrong
+    assert (4.3 * error < 0.05 * pathwise.mean(0).norm()).all()  # enough draws to detect a wrong gradient
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 def test_without_the_labels_weights_it_is_the_vae(likelihood, generator):
-    """The same weights otherwise, the same noise: the same terms, samples and likelihood, to rounding."""
+    """With equal weights and equal noise, the terms, samples and likelihoods are equal up to rounding."""
     vae = VAE(latent_dim=3, hidden=[20], likelihood=likelihood)
     model = CVAE(latent_dim=3, hidden=[20], likelihood=likelihood)
     with torch.no_grad():
@@ -141,7 +144,7 @@ def test_swapped_labels_swap_samples(prior, generator):
     torch.manual_seed(0)
     model = CVAE(latent_dim=3, hidden=[20], prior=prior)
     if prior == "learned":
-        torch.nn.init.normal_(model.prior_table.weight)  # zero at first, the same for all labels
+        torch.nn.init.normal_(model.prior_table.weight)  # the initial table is zero for all labels
     draw = lambda labels: model.sample(2, y=labels, generator=torch.Generator().manual_seed(1))  # noqa: E731
     a, b = draw([3, 8]), draw([8, 3])
     three, eight = draw(3), draw(torch.tensor([8, 8], dtype=torch.uint8))
@@ -151,7 +154,7 @@ def test_swapped_labels_swap_samples(prior, generator):
 
 
 def test_labels_that_are_not_given_are_uniform_and_come_from_the_generator():
-    """A chi-square of 9 degrees of freedom above 39.3 once in 100,000; 10,000 draws, read off a first pixel."""
+    """A chi-square with 9 degrees of freedom exceeds 39.3 once in 100,000 runs. The first pixel shows the label."""
     model = CVAE(latent_dim=1, hidden=[1])
     with torch.no_grad():
         for p in model.parameters():
@@ -187,7 +190,7 @@ def test_every_option_trains_and_samples(prior, likelihood, generator):
 
 @pytest.mark.parametrize("prior", ["standard", "learned"])
 def test_the_models_prior_is_its_objectives(prior, generator):
-    """The module's own terms, by hand from torch.distributions."""
+    """The terms of the module equal terms computed with torch.distributions."""
     torch.manual_seed(0)
     model = CVAE(latent_dim=3, num_classes=4, prior=prior, likelihood="gaussian", hidden=[8], variance_floor=0.01)
     if prior == "learned":
@@ -210,14 +213,14 @@ def test_the_models_prior_is_its_objectives(prior, generator):
 
 
 def test_log_likelihood_approaches_log_p_of_a_model_without_latents(generator):
-    """A decoder that ignores z: whatever q, E_q[w] = p(x | y), here 784 log 1/2; with q = p(z) each weight is."""
+    """The decoder ignores z and q = p(z). Every log weight is then log p(x | y) = 784 log 1/2."""
     model = CVAE(latent_dim=2, hidden=[4])
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()
     value = model.log_likelihood(images(generator), y=3, num_samples=2, generator=generator)
     assert_close(value, torch.full((5,), -784 * math.log(2)))
-    with pytest.raises(ValueError, match="num_samples must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_samples must be an integer of at least 1, got 0"):
         model.log_likelihood(images(generator), y=3, num_samples=0)
 
 
@@ -231,12 +234,12 @@ def test_both_estimators_see_the_same_gradient_of_decoder_and_prior(generator):
     means = {name: gradient_moments(e, batch, range(3))[0].mean for name, e in estimators.items()}
     model.zero_grad()
     for name, p in model.named_parameters():
-        if not name.startswith("encoder"):  # common random numbers: equal draw by draw
+        if not name.startswith("encoder"):  # common random numbers make each draw equal
             assert_close(means["pathwise"][name], means["score_function"][name])
         assert p.grad is None
 
 
-RULE = "y must be labels, whole numbers from 0 to 9"
+RULE = "y must be labels, integers from 0 to 9"
 
 
 @pytest.mark.parametrize(
@@ -247,8 +250,8 @@ RULE = "y must be labels, whole numbers from 0 to 9"
         (10**30, f"{RULE}, got {10**30}"),
         (3.0, f"{RULE}, got 3.0"),
         (True, f"{RULE}, got True"),
-        ("3", f"{RULE}, one for all or .*, got '3'"),
-        ({"a": 1}, f"{RULE}, one for all or .*, got {{'a': 1}}"),
+        ("3", f"{RULE}: one for all, .*; got '3'"),
+        ({"a": 1}, f"{RULE}: one for all, .*; got {{'a': 1}}"),
         ([0, 1, 2, 10], f"{RULE}, got 10"),
         ([0, 1, 2.0, 3], f"{RULE}, got 2.0"),
         ([0, 1, True, 3], f"{RULE}, got True"),
@@ -292,7 +295,7 @@ def test_labels_come_out_as_they_went_in():
 def test_a_data_module_of_more_classes_is_refused(tmp_path):
     cfg = config(tmp_path, *TINY["cvae"], "model.num_classes=5", "trainer=cpu", "logger=none", "debug=fast")
     trainer = build(cfg.trainer, callbacks=[], logger=[])
-    with pytest.raises(ValueError, match="digits has 10 classes: model.num_classes must be as many, got 5"):
+    with pytest.raises(ValueError, match="model.num_classes is 5, but digits has 10 classes"):
         trainer.fit(build(cfg.model), datamodule=Images("digits"))
 
 
@@ -304,7 +307,7 @@ def test_pictures_have_a_row_for_each_label():
     rows = sample_chunks(model, n, seed=0, **conditions)
     assert_close(rows[:7], sample_chunks(model, n, seed=0, y=0)[:7])
     assert_close(rows[14:], sample_chunks(model, n, seed=0, y=2)[14:])
-    assert picture(model, 20, {"y": 1}).columns == 4  # where the label is set there are no rows
+    assert picture(model, 20, {"y": 1}).columns == 4  # a given label leaves no rows
 
 
 @pytest.mark.parametrize(
@@ -312,10 +315,10 @@ def test_pictures_have_a_row_for_each_label():
     [
         ({"prior": "flat"}, "prior must be standard or learned, got 'flat'"),
         ({"likelihood": "poisson"}, "bernoulli or gaussian, got 'poisson'"),
-        ({"latent_dim": 0}, "latent_dim must be a whole number of at least 1, got 0"),
-        ({"num_classes": 0}, "num_classes must be a whole number of at least 1, got 0"),
-        ({"num_classes": True}, "num_classes must be a whole number of at least 1, got True"),
-        ({"num_classes": 2.0}, "num_classes must be a whole number of at least 1, got 2.0"),
+        ({"latent_dim": 0}, "latent_dim must be an integer of at least 1, got 0"),
+        ({"num_classes": 0}, "num_classes must be an integer of at least 1, got 0"),
+        ({"num_classes": True}, "num_classes must be an integer of at least 1, got True"),
+        ({"num_classes": 2.0}, "num_classes must be an integer of at least 1, got 2.0"),
         ({"hidden": 5}, r"such as \[512, 512\], got 5"),
         ({"hidden": []}, r"such as \[512, 512\], got \[\]"),
         ({"lr": -1.0}, "lr must be a positive number, got -1.0"),

@@ -1,5 +1,7 @@
-"""The DDPM module: what it shows its network, how it draws, its bound and its estimators; the mathematics is tested in
-test_diffusion.py and test_diffusion_bound.py."""
+"""Tests of the DDPM module: network inputs, sampling, bound and gradient estimators.
+
+The mathematics has its own tests in test_diffusion.py and test_diffusion_bound.py.
+"""
 
 import math
 from functools import partial
@@ -22,25 +24,25 @@ from zoo.nets.unet import UNet
     ("arguments", "message"),
     [
         ({"steps": 10, "schedule": "linear"}, r"with 10 steps beta_6 is 1\."),
-        ({"steps": 1}, "steps must be a whole number of at least 2, got 1"),
-        ({"steps": "100"}, "whole number of at least 2, got '100'"),
+        ({"steps": 1}, "steps must be an integer of at least 2, got 1"),
+        ({"steps": "100"}, "integer of at least 2, got '100'"),
         ({"schedule": "sqrt"}, "schedule must be linear or cosine, got 'sqrt'"),
         ({"predict": "noise"}, "predict must be eps, x0 or v, got 'noise'"),
         ({"variance": "learned"}, "variance must be posterior or beta, got 'learned'"),
         ({"timesteps": "low"}, "timesteps must be uniform, stratified or importance, got 'low'"),
-        ({"num_classes": 0}, "num_classes must be a whole number of at least 1, got 0"),
+        ({"num_classes": 0}, "num_classes must be an integer of at least 1, got 0"),
         ({"label_dropout": 1}, "label_dropout must be below 1, got 1"),
-        ({"widths": 32}, "widths must be a list of whole numbers of at least 1, such as .*, got 32"),
-        ({"widths": None}, "widths must be a list of whole numbers"),
-        ({"widths": ["a", 8]}, "widths must be a list of whole numbers"),
-        ({"widths": [8.0, 16]}, r"widths must be a list of whole numbers .*, got \[8.0, 16\]"),
-        ({"blocks": True}, "blocks must be a whole number of at least 1, got True"),
-        ({"blocks": 1.5}, "blocks must be a whole number of at least 1, got 1.5"),
-        ({"patch": "x"}, "patch must be a whole number of at least 1, got 'x'"),
+        ({"widths": 32}, "widths must be a list of integers of at least 1, such as .*, got 32"),
+        ({"widths": None}, "widths must be a list of integers"),
+        ({"widths": ["a", 8]}, "widths must be a list of integers"),
+        ({"widths": [8.0, 16]}, r"widths must be a list of integers .*, got \[8.0, 16\]"),
+        ({"blocks": True}, "blocks must be an integer of at least 1, got True"),
+        ({"blocks": 1.5}, "blocks must be an integer of at least 1, got 1.5"),
+        ({"patch": "x"}, "patch must be an integer of at least 1, got 'x'"),
         ({"widths": [12]}, r"multiples of 8, one per level, got \[12\]"),
-        ({"widths": [8, 8, 8]}, r"28 pixels do not divide by patch \* 2\^\(levels - 1\) = 8"),
+        ({"widths": [8, 8, 8]}, r"28 pixels is not divisible by patch \* 2\^\(levels - 1\) = 8"),
         ({"lr": 0}, "lr must be a positive number, got 0"),
-        ({"warmup": -1}, "warmup must be a whole number of at least 0, got -1"),
+        ({"warmup": -1}, "warmup must be an integer of at least 0, got -1"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
@@ -56,13 +58,13 @@ def test_bad_arguments_are_named(arguments, message):
         ({"y": 3}, "trained without labels"),
         ({"guidance": 1.0}, "trained without labels .* no guidance"),
         ({"guidance": -1}, "guidance must be a number of at least 0, got -1"),
-        ({"num_steps": None, "eta": 0.5}, "the whole chain .* has its own noise, got eta=0.5"),
-        ({"frames": 1}, "frames must be a whole number of at least 2, got 1"),
-        ({"frames": 9, "num_steps": 5}, "5 steps to show, fewer than 9 frames"),
+        ({"num_steps": None, "eta": 0.5}, "eta must be 0 for the whole chain .*, got 0.5"),
+        ({"frames": 1}, "frames must be an integer of at least 2, got 1"),
+        ({"frames": 9, "num_steps": 5}, "at most 5, the number of sampling steps, got 9"),
         ({"show": "eps"}, "show must be xt or x0, got 'eps'"),
-        ({"show": "x0"}, "show=x0 is of the way to a sample: say how many moments of it"),
-        ({"corrector_steps": 2, "corrector_snr": 1e20}, r"run off to infinity with guidance=0.0, corrector_snr=1e\+20"),
-        ({"corrector_steps": -1}, "corrector_steps must be a whole number of at least 0, got -1"),
+        ({"show": "x0"}, "show=x0 needs a number of frames"),
+        ({"corrector_steps": 2, "corrector_snr": 1e20}, r"NaN or infinite with guidance=0.0, corrector_snr=1e\+20"),
+        ({"corrector_steps": -1}, "corrector_steps must be an integer of at least 0, got -1"),
         ({"corrector_snr": 0}, "corrector_snr must be a positive number, got 0"),
     ],
 )
@@ -79,7 +81,7 @@ def small():
 
 @pytest.fixture
 def labelled():
-    """With labels, and away from the zero at which its output begins."""
+    """Return a model with labels and random weights. A new network would output zero."""
     torch.manual_seed(0)
     model = DDPM(steps=50, widths=[8, 16], num_classes=3, label_dropout=0.3)
     for p in model.parameters():
@@ -92,14 +94,14 @@ def grey(n, generator):
 
 
 def test_the_first_loss_is_that_of_predicting_zero(small, generator):
-    """The network starts at zero, so the loss is the mean of eps^2: 1, within 4.3 standard errors (once in 60,000)."""
+    """A new network predicts zero, so the expected loss is E[eps^2] = 1. The test fails once in 60,000 seeds."""
     batch = [torch.rand(64, 1, 28, 28, generator=generator), torch.zeros(64)]
     loss = small.loss(batch, generator=generator)["loss"]
     assert abs(loss - 1) < 4.3 * (2 / (64 * 784)) ** 0.5
 
 
 def test_images_enter_in_minus_one_to_one(small):
-    """At t = 0 hardly any noise is added: the network must be shown 2 x - 1."""
+    """With eps = 0, the network's input at t = 0 is sqrt(abar_0) (2 x - 1)."""
     shown = []
     small.net.register_forward_pre_hook(lambda module, args: shown.append(args[0]))
     x, eps = torch.rand(2, 1, 28, 28), torch.zeros(2, 1, 28, 28)
@@ -115,7 +117,7 @@ def test_the_modules_schedule_is_linear(small):
 
 
 def test_every_step_is_drawn_and_each_example_has_its_own(small, generator):
-    """20,000 uniform draws of 50 steps: each count within 4.5 standard errors of 400; false alarm once in 3,000."""
+    """In 20,000 draws of 50 steps, each count is within 4.5 standard errors of 400. Fails once in 3,000 seeds."""
     t = small.noise([torch.zeros(20_000, 1, 1, 1)], generator=generator)["t"]
     assert t.min() == 0
     assert (t.bincount(minlength=50) - 400).abs().max() < 4.5 * (400 * 49 / 50) ** 0.5
@@ -123,7 +125,7 @@ def test_every_step_is_drawn_and_each_example_has_its_own(small, generator):
 
 
 def test_a_network_that_knows_the_image_samples_it(small):
-    """The noise that belongs to x0 = -0.5 everywhere: every sampler returns its grey, 0.25."""
+    """If the network predicts the noise of x0 = -0.5 everywhere, every sampler returns its grey value, 0.25."""
     small.forward = lambda x, t, y: (x - small.abar[t[0]].sqrt() * -0.5) / (1 - small.abar[t[0]]).sqrt()
     for kw in ({"num_steps": 5}, {"num_steps": None}):
         images = small.sample(2, generator=torch.Generator().manual_seed(0), **kw)
@@ -150,7 +152,7 @@ def test_schedules_stay_out_of_checkpoints(small):
 
 
 def test_every_parameter_learns(small, generator):
-    """After a step away from the zero initialisation, every parameter has a gradient that is finite and not zero."""
+    """After two optimiser steps, every parameter has a finite gradient that is not zero."""
     batch = [torch.rand(16, 1, 28, 28, generator=generator), torch.zeros(16)]
     optimiser = torch.optim.Adam(small.parameters(), 1e-3)
     for _ in range(3):
@@ -169,10 +171,10 @@ def test_unet_keeps_shapes_and_refuses_others():
 
 
 def test_every_way_to_draw_steps(generator):
-    """All three within 0 .. T-1, weighted to the same expectation; importance draws what its history says."""
+    """Without a history, all three ways draw uniformly. With one, importance follows it, with weights 1 / (T p_t)."""
     model = DDPM(steps=50, widths=[8], timesteps="importance")
     batch = [torch.zeros(40_000, 1, 1, 1)]
-    for timesteps in ("uniform", "stratified", "importance"):  # no history yet: uniform
+    for timesteps in ("uniform", "stratified", "importance"):  # without a history, importance is uniform
         noise = model.noise(batch, generator=generator, timesteps=timesteps)
         assert (noise["t"].bincount(minlength=50) - 800).abs().max() < 4.5 * (800 * 49 / 50) ** 0.5
         assert_close(noise["weight"], torch.ones(40_000))
@@ -181,9 +183,9 @@ def test_every_way_to_draw_steps(generator):
     noise = model.noise(batch, generator=generator)
     p = 0.999 * torch.arange(1.0, 51) / 1275 + 0.001 / 50
     z = (noise["t"].bincount(minlength=50) - 40_000 * p) / (40_000 * p * (1 - p)).sqrt()
-    assert z.abs().max() < 4.5  # each count: a false alarm once in 3,000 for all fifty
+    assert z.abs().max() < 4.5  # for all fifty counts: fails once in 3,000 seeds
     assert_close(noise["weight"], 1 / (50 * p[noise["t"]]))
-    with pytest.raises(ValueError, match="keeps a history of losses, and this is uniform"):
+    with pytest.raises(ValueError, match="needs a history of losses, and timesteps=uniform keeps none"):
         DDPM(steps=50, widths=[8]).noise(batch, generator=generator, timesteps="importance")
 
 
@@ -191,7 +193,7 @@ def test_the_last_ten_losses_of_each_step_are_remembered():
     model = DDPM(steps=5, widths=[8], timesteps="importance")
     for k in range(12):
         losses = torch.tensor([float(k), 10.0 * k])
-        diffusion.remember(model.loss_history, model.loss_count, torch.tensor([1, 3]), losses)
+        diffusion.append_losses(model.loss_history, model.loss_count, torch.tensor([1, 3]), losses)
     assert model.loss_history[1].tolist() == list(range(2, 12))
     assert model.loss_history[3].tolist() == [10.0 * k for k in range(2, 12)]
     assert model.loss_history[[0, 2, 4]].sum() == 0 and model.loss_count.tolist() == [0, 12, 0, 12, 0]
@@ -199,7 +201,7 @@ def test_the_last_ten_losses_of_each_step_are_remembered():
 
 
 def test_a_step_is_weighted_and_the_history_is_not(generator):
-    """Of a p_t that is not uniform: what is descended has the weights 1 / (T p_t), what is remembered has none."""
+    """With a p_t that is not uniform, the loss has the weights 1 / (T p_t), and the history has no weights."""
     torch.manual_seed(0)
     model = DDPM(steps=4, widths=[8], timesteps="importance")
     torch.nn.init.normal_(model.net.out[2].weight, std=0.1, generator=generator)
@@ -213,11 +215,11 @@ def test_a_step_is_weighted_and_the_history_is_not(generator):
     model.trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
     assert_close(model.training_step(batch, 0).detach(), (noise["weight"] * losses).mean())
     for t in noise["t"].unique():
-        assert_close(model.loss_history[t, -1], losses[noise["t"] == t][-1])  # of several the last
+        assert_close(model.loss_history[t, -1], losses[noise["t"] == t][-1])  # the last loss, where a step has several
 
 
 def test_what_the_estimators_of_the_training_loss_are(generator):
-    """Each the weighted mean of the losses at its own noise; that weights and steps are right is tested above."""
+    """Each is the weighted mean of the losses at its noise. The tests above check the weights and the steps."""
     model = DDPM(steps=20, widths=[8], timesteps="importance")
     torch.nn.init.normal_(model.net.out[2].weight, std=0.1, generator=generator)
     model.loss_history.uniform_(generator=generator)
@@ -241,7 +243,7 @@ def test_what_the_estimators_of_the_training_loss_are(generator):
 
 @pytest.mark.parametrize("num_classes", [None, 3])
 def test_the_estimators_of_the_bound_are_its_forms_per_dimension(num_classes, generator):
-    """Of x0_hat given the labels, at the noise that the estimator has drawn."""
+    """The estimators use x0_hat given the labels, at the noise that they draw."""
     torch.manual_seed(0)
     model = DDPM(steps=5, widths=[8], num_classes=num_classes)
     torch.nn.init.normal_(model.net.out[2].weight, std=0.1, generator=generator)
@@ -257,7 +259,7 @@ def test_the_estimators_of_the_bound_are_its_forms_per_dimension(num_classes, ge
 
 
 def test_validation_spreads_the_steps_evenly(generator):
-    """As many images as steps: one at each, with the same noise in every epoch."""
+    """With as many images as steps, each step gets one image. The noise is the same in every epoch."""
     model = DDPM(steps=10, widths=[8])
     model.log = lambda *args, **kwargs: None
     batch = [torch.rand(10, 1, 28, 28, generator=generator), torch.zeros(10)]
@@ -267,7 +269,7 @@ def test_validation_spreads_the_steps_evenly(generator):
 
 
 def test_importance_sampling_trains(tmp_path):
-    """Through train.py, averages of the weights included, long enough for a full history of every step."""
+    """A run by train.py, with averaged weights, is long enough for a full history of every step."""
     few = ["model.steps=10", "model.timesteps=importance", "callbacks.samples.conditions.num_steps=2"]
     run(
         tmp_path,
@@ -281,7 +283,7 @@ def test_importance_sampling_trains(tmp_path):
 
 
 def test_losses_do_not_depend_on_who_else_is_in_the_batch(labelled, generator):
-    """Every random number is of an example, so that a batch may be spread over processes."""
+    """Every random number belongs to one example, so a batch may be split over processes."""
     batch = [torch.rand(6, 1, 28, 28, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2])]
     noise = labelled.noise(batch, generator=generator)
     whole = labelled.losses(batch, noise)
@@ -290,7 +292,7 @@ def test_losses_do_not_depend_on_who_else_is_in_the_batch(labelled, generator):
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_to_nothing():
-    """At the first step, the last of the warm-up, the middle and the end of a run of 20 steps."""
+    """Checks the first step, the last step of the warm-up, the middle and the end of a run of 20 steps."""
     from zoo.score import Score
 
     for model in (DDPM(steps=4, widths=[8], lr=0.1, warmup=4), Score(widths=[8], num_sigmas=2, lr=0.1, warmup=4)):
@@ -314,7 +316,7 @@ def test_labels_reach_the_network_and_are_dropped_as_often_as_said(labelled, gen
     dropped = (seen[0] == 3).double().mean()
     assert set(seen[0].tolist()) == {2, 3}
     assert abs(dropped - 0.3) < 4.5 * (0.21 / n) ** 0.5
-    with pytest.raises(ValueError, match="y must be labels, whole numbers from 0 to 2, got 7"):
+    with pytest.raises(ValueError, match="y must be labels, integers from 0 to 2, got 7"):
         labelled.losses([batch[0], torch.full((n,), 7)], noise)
     labelled(torch.zeros(2, 1, 28, 28), torch.zeros(2, dtype=torch.long))
     assert seen[1].tolist() == [3, 3]
@@ -329,7 +331,7 @@ def test_a_model_that_always_saw_labels_needs_them():
 
 
 def test_guidance_is_its_equation(labelled, generator):
-    """(1 + w) eps(x, y) - w eps(x), of noise, whatever is predicted; w = 0 is the conditional model."""
+    """eps is (1 + w) eps(x, y) - w eps(x), also for a network that predicts v. w = 0 is the conditional model."""
     x, t = torch.randn(4, 1, 28, 28, generator=generator), torch.tensor([0, 10, 30, 45])
     y = torch.tensor([0, 1, 2, 0])
     eps = lambda y, w=0.0: -labelled.score(x, t, y, w) * labelled.one_minus_abar[t].view(-1, 1, 1, 1).sqrt()  # noqa: E731
@@ -342,20 +344,20 @@ def test_samples_with_labels_come_in_rows(labelled):
     draw = partial(labelled.sample, 3, num_steps=3)
     one, two, free = (draw(generator=torch.Generator().manual_seed(0), y=y) for y in ([0, 1, 2], [0, 2, 2], "dropped"))
     assert torch.equal(one[[0, 2]], two[[0, 2]]) and not torch.equal(one[1], two[1]) and not torch.equal(one, free)
-    with pytest.raises(ValueError, match="whole numbers from 0 to 2, got 3"):
+    with pytest.raises(ValueError, match="integers from 0 to 2, got 3"):
         draw(y=3)
-    with pytest.raises(ValueError, match="guidance=2 is towards labels, which y=dropped leaves out"):
+    with pytest.raises(ValueError, match="guidance=2 needs labels, and y=dropped leaves them out"):
         draw(y="dropped", guidance=2)
 
 
 def test_samples_that_run_off_to_infinity_are_refused(labelled):
-    """NaN would be drawn as black."""
-    with pytest.raises(ValueError, match=r"run off to infinity with guidance=1e\+300, corrector_snr=0.1"):
+    """A picture would show NaN as black."""
+    with pytest.raises(ValueError, match=r"NaN or infinite with guidance=1e\+300, corrector_snr=0.1"):
         labelled.sample(2, y=1, guidance=1e300, num_steps=4)
 
 
 def test_without_labels_they_are_drawn_uniformly(labelled):
-    """Each sample is that of its noise under the label that was drawn for it; of 600 each has about 200."""
+    """Each sample equals the one with the same noise and its drawn label. Each label has about 200 of 600 samples."""
     draw = lambda y: labelled.sample(600, generator=torch.Generator().manual_seed(0), num_steps=1, y=y, guidance=1)  # noqa: E731
     under = torch.stack([draw(y) for y in range(3)])
     match = (draw(None) == under).flatten(2).all(2)
@@ -364,18 +366,18 @@ def test_without_labels_they_are_drawn_uniformly(labelled):
 
 
 def test_the_score_of_normal_data(small):
-    """For a network that predicts exactly, eps of N(0, I) data, the score is that of N(0, I): -x."""
+    """With the exact prediction of eps for N(0, I) data, the score is -x, the score of N(0, I)."""
     small.forward = lambda x, t, y=None: small.one_minus_abar[t].view(-1, 1, 1, 1).sqrt() * x
     x = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     assert_close(small.score(x, torch.tensor([0, 10, 20, 30, 49])), -x, rtol=1e-3, atol=1e-3)
-    # As the score of data blurred by N(0, sigma^2): of N(0, 1 + sigma^2).
+    # With added noise N(0, sigma^2 I), the data are N(0, (1 + sigma^2) I).
     for sigma in small.sigmas[[3, 20, 45]].tolist():
         blurred = small.blurred_score((1 + sigma**2) ** 0.5 * x, torch.full((5,), sigma))
         assert_close(blurred, -x / (1 + sigma**2) ** 0.5, rtol=1e-3, atol=1e-3)
 
 
 def test_a_corrector_is_langevin_at_the_level_reached(small):
-    """One step of DDIM to t = 0 and no further cannot be corrected; of two, the first is."""
+    """The last DDIM step has no corrector. With two steps, the corrector runs after the first."""
     torch.nn.init.normal_(small.net.out[2].weight, std=0.1, generator=torch.Generator().manual_seed(1))
     plain = small.sample(2, generator=torch.Generator().manual_seed(0), num_steps=1)
     assert torch.equal(
@@ -397,7 +399,7 @@ def test_a_corrector_is_langevin_at_the_level_reached(small):
 
 
 @pytest.mark.parametrize("num_steps", [10, None])
-def test_frames_show_the_way_and_end_in_the_sample(small, num_steps):
+def test_frames_show_intermediate_states_and_end_in_the_sample(small, num_steps):
     draw = partial(small.sample, 2, num_steps=num_steps)
     end = draw(generator=torch.Generator().manual_seed(0))
     for show in ("xt", "x0"):
@@ -407,21 +409,24 @@ def test_frames_show_the_way_and_end_in_the_sample(small, num_steps):
 
 
 def test_images_are_encoded_and_come_back(small, generator):
-    """Noise in between, images at both ends of an interpolation; the network is nearly that of N(0, I) data."""
+    """Encoding and decoding return the images, also at both ends of an interpolation.
+
+    The network is nearly the exact one for N(0, I) data.
+    """
     small.forward = lambda x, t, y=None: small.one_minus_abar[t].view(-1, 1, 1, 1).sqrt() * x
     x = grey(2, generator)
     noise = small.encode(x)
-    assert_close(small.decode(noise), x, rtol=0, atol=0.05)  # fifty steps each way
+    assert_close(small.decode(noise), x, rtol=0, atol=0.05)  # fifty steps to encode and fifty to decode
     between = small.interpolate(noise[:1], noise[1:], between=5)
     assert between.shape == (1, 5, 1, 28, 28)
     assert_close(between[0, [0, -1]], x, rtol=0, atol=0.05)
-    with pytest.raises(ValueError, match="between must be a whole number of at least 2, got 1"):
+    with pytest.raises(ValueError, match="between must be an integer of at least 2, got 1"):
         small.interpolate(noise[:1], noise[1:], between=1)
 
 
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
 def test_the_bound_of_a_network_that_knows_the_image(variance, generator):
-    """Then every L_t is 0 (with the posterior's variance), L_0 that of a mean at the image, and L_T in closed form."""
+    """If x0_hat is the image, L_t is 0 (with the posterior variance), and L_0 and L_T have closed forms."""
     model = DDPM(steps=30, widths=[8], variance=variance)
     x = grey(3, generator)
     model.x0_hat = lambda xt, t, y=None: 2 * x - 1
@@ -430,7 +435,7 @@ def test_the_bound_of_a_network_that_knows_the_image(variance, generator):
     assert_close(terms[-1], prior_kl(2 * x - 1, make_chain(cosine_betas(30)).to(torch.float32)), rtol=1e-3, atol=0)
     sigma = (model.posterior_variance[1] if variance == "posterior" else model.betas[0]).sqrt().item()
     inside = ((x > 0) & (x < 1)).flatten(1).sum(1)
-    half = 0.5 * (1 + math.erf(1 / 255 / sigma / 2**0.5))  # an end bin, open on one side
+    half = 0.5 * (1 + math.erf(1 / 255 / sigma / 2**0.5))  # mass of an end bin, which is open on one side
     expected = -(inside * math.log(2 * half - 1) + (784 - inside) * math.log(half))
     assert_close(terms[0], expected, rtol=1e-3, atol=0)
     if variance == "posterior":
@@ -439,7 +444,7 @@ def test_the_bound_of_a_network_that_knows_the_image(variance, generator):
 
 
 def test_the_bound_is_of_the_chain_that_is_sampled(small, generator):
-    """L_t from the means of q and of the sampler's own step, clipped, written out."""
+    """L_t equals the squared distance of the means of q and of the sampler's clipped step, over 2 sigma_t^2."""
     torch.nn.init.normal_(small.net.out[2].weight, std=0.1, generator=torch.Generator().manual_seed(1))
     x = grey(2, generator)
     terms = small.bound_terms(x, generator=torch.Generator().manual_seed(5))

@@ -1,4 +1,4 @@
-"""The game of GAN: optimal discriminators, the value at a constant one, and steps that touch one player alone."""
+"""Tests of GAN: optimal and constant discriminators, and steps that change one network only."""
 
 import math
 import re
@@ -20,7 +20,7 @@ from zoo.checks.capabilities import EXACT
 from zoo.datamodules import Toy
 from zoo.datamodules.toy import Line, MarkovChain, Mixture
 from zoo.estimators import GradientMoments, gradient_moments
-from zoo.evaluation.distances import Yardstick
+from zoo.evaluation.distances import SampleDistanceMetric
 from zoo.functional.noise import chunk_generator
 from zoo.gan import GAN, generator_objective, jensen_shannon, value_function
 from zoo.hub import exporting
@@ -28,7 +28,7 @@ from zoo.infogan import InfoGAN
 from zoo.nets.adversarial import centre, uncentre
 from zoo.nets.layers import mlp
 from zoo.sampling.chunks import sample_chunks
-from zoo.training.adversarial import generate, restate
+from zoo.training.adversarial import generate, recompute_batch_norm
 from zoo.training.trainer import make_trainer
 from zoo.wgan import WGAN
 
@@ -61,7 +61,7 @@ def test_logits_of_any_size_are_finite():
         for f in [lambda t: value_function(t, t), *losses]:
             (g,) = torch.autograd.grad(f(logits), logits)
             assert f(logits).isfinite() and g.isfinite()
-    # Where the discriminator is sure, the minimax loss has no gradient left and the non-saturating one has.
+    # For a confident discriminator, the minimax loss has almost no gradient. The non-saturating loss has one.
     sure = torch.tensor([-30.0])
     assert grad(lambda t: generator_objective(t, "minimax"))(sure).abs() < 1e-12
     assert_close(grad(lambda t: generator_objective(t, "non_saturating"))(sure), torch.tensor([-1.0]))
@@ -80,7 +80,7 @@ def test_a_discriminator_constant_at_one_half_has_loss_two_log_two():
 
 
 @pytest.mark.parametrize("kind", ["non_saturating", "minimax", "kl"])
-def test_the_terms_are_of_what_the_players_see(kind):
+def test_the_terms_use_what_the_networks_see(kind):
     model, (x, labels) = small(generator_loss=kind, network="mlp", hidden=[16]).eval(), images()
     model.discriminator[-1].weight.data.mul_(10)
     noise = model.noise([x], generator=chunk_generator(0, 0))
@@ -109,12 +109,12 @@ def test_optimisers_are_as_asked_for():
 def test_convolutions_begin_small():
     model = GAN()
     for conv in (m for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)):
-        # The standard deviation of n normal numbers is known to 1 / sqrt(2 n).
+        # The sample standard deviation of n normal numbers has the relative standard error 1 / sqrt(2 n).
         n = conv.weight.numel()
         assert abs(conv.weight.std().item() / 0.02 - 1) < 4.5 / (2 * n) ** 0.5
 
 
-def test_validation_takes_statistics_anew_of_samples():
+def test_validation_recomputes_the_statistics_from_samples():
     model = small()
     bn = model.generator.project[1]
     before = bn.running_mean.clone()
@@ -132,7 +132,7 @@ def gaussian(mean):
 
 
 def test_the_optimal_discriminator_and_its_value_on_two_gaussians(generator):
-    """Of p = N((1, 0), I) and q = N(-(1, 0), I) the logit is log p - log q = 2 x_1; V there is -log 4 + 2 JS."""
+    """For p = N((1, 0), I) and q = N(-(1, 0), I), the optimal logit is 2 x_1, and V is -log 4 + 2 JS."""
     p, q = gaussian([1.0, 0.0]), gaussian([-1.0, 0.0])
     side = torch.arange(-9, 9, 0.05, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side)
@@ -140,11 +140,11 @@ def test_the_optimal_discriminator_and_its_value_on_two_gaussians(generator):
     assert_close(log_p, torch.from_numpy(multivariate_normal([1, 0]).logpdf(grid.numpy())))
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     js = 0.5 * ((log_p.exp() * (log_p - log_m)).sum() + (log_q.exp() * (log_q - log_m)).sum()) * 0.05**2
-    # V(G, D*) = E_p log sigmoid(2 x) + E_q log sigmoid(-2 x), integrated.
+    # V(G, D*) = E_p log sigmoid(2 x_1) + E_q log sigmoid(-2 x_1), as sums over the grid.
     logit = 2 * grid[:, 0]
     value = ((log_p.exp() * F.logsigmoid(logit)).sum() + (log_q.exp() * F.logsigmoid(-logit)).sum()) * 0.05**2
     assert_close(jensen_shannon(value), js)
-    # And a network that ascends V finds p / (p + q).
+    # A network that maximises V learns p / (p + q).
     torch.manual_seed(0)
     D = mlp([2, 64, 64, 1], nn.Tanh).double()
     optimiser = torch.optim.Adam(D.parameters(), lr=3e-3)
@@ -158,7 +158,7 @@ def test_the_optimal_discriminator_and_its_value_on_two_gaussians(generator):
         schedule.step()
     x, _ = p.sample(4000, generator=generator)
     error = (D(x).squeeze(-1).sigmoid() - (2 * x[:, 0]).sigmoid()).abs()
-    assert error.mean() < 0.02  # of a probability that goes from 0.1 to 1 over these points
+    assert error.mean() < 0.02  # the probability ranges from 0.1 to 1 over these points
     real, fake = (d.sample(20_000, generator=generator)[0] for d in (p, q))
     with torch.no_grad():
         learned = jensen_shannon(value_function(D(real).squeeze(-1), D(fake).squeeze(-1)))
@@ -167,7 +167,7 @@ def test_the_optimal_discriminator_and_its_value_on_two_gaussians(generator):
 
 @pytest.mark.parametrize("theta", [0.25, 0.75])
 def test_parallel_lines_are_log_two_apart_whatever_their_distance(theta, generator):
-    """Seed 004, sec. 13.3.2: the value of a discriminator that is trained on them says so, with no hint of theta."""
+    """The value of a trained discriminator shows JS = log 2 for every theta ([DSL 13.3.2])."""
     torch.manual_seed(0)
     D = nn.Linear(2, 1)
     optimiser = torch.optim.Adam(D.parameters(), lr=1.0)
@@ -183,7 +183,7 @@ def test_parallel_lines_are_log_two_apart_whatever_their_distance(theta, generat
     assert 0.98 * math.log(2) < jensen_shannon(value).item() < math.log(2)
 
 
-PLAYERS = {
+ADVERSARIAL = {
     "conv": lambda: GAN(width=4, z_dim=3),
     "mlp": lambda: GAN(network="mlp", hidden=[8], z_dim=3),
     "sequence": lambda: GAN(network="sequence", shape=[4, 3], width=8, hidden=[8]),
@@ -193,11 +193,11 @@ PLAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", PLAYERS)
-def test_each_players_step_moves_its_own_weights_and_leaves_the_others_bit_identical(name):
-    """Even with gradients everywhere: that of the generator goes through the discriminator."""
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_each_networks_step_changes_its_own_weights_and_leaves_the_others_bit_identical(name):
+    """The generator's gradient passes through the discriminator, but only the generator takes a step."""
     torch.manual_seed(0)
-    model = PLAYERS[name]()
+    model = ADVERSARIAL[name]()
     given = torch.Generator().manual_seed(0)
     x = MarkovChain(3, 4).sample(6, generator=given)[0].float() if name == "sequence" else images()[0]
     batch, opponent = [x, torch.zeros(6)], getattr(model, "critic_loss", None) or model.discriminator_loss
@@ -214,11 +214,11 @@ def test_each_players_step_moves_its_own_weights_and_leaves_the_others_bit_ident
             elif p.grad is not None and p.grad.abs().sum() > 0:
                 assert p.grad.isfinite().all() and not torch.equal(p, before[k]), k
         moved = [k for k, p in model.named_parameters() if not torch.equal(p, before[k])]
-        assert len(moved) >= 2  # a critic's last bias has no gradient, nor has what batch norm takes out again
+        assert len(moved) >= 2  # a critic's last bias has no gradient, and BatchNorm cancels other biases
 
 
-def test_without_a_turn_the_generator_stays_as_it_was(tmp_path):
-    """Through the Trainer: it begins at the same weights for any k, and with k = 100 of 11 batches it has no turn."""
+def test_without_a_step_the_generator_stays_as_it_was(tmp_path):
+    """The generator starts at the same weights for any k. With k = 100 and 11 batches, it takes no step."""
     states = {}
     for k, epochs in ((100, 1), (99, 2), (1, 1)):
         overrides = ["callbacks=none", "test=false", f"model.discriminator_steps={k}", f"trainer.max_epochs={epochs}"]
@@ -234,7 +234,7 @@ def test_the_generator_takes_every_kth_batch(tmp_path):
     run(tmp_path, *TINY["gan"], "callbacks=none", "trainer.max_epochs=2", "test=false", "model.discriminator_steps=4")
     last = checkpoint(tmp_path)
     batches = 2 * 11
-    assert last["global_step"] == batches  # what a person counts, not the steps of both optimisers
+    assert last["global_step"] == batches  # counts batches, not the steps of both optimisers
     d, g = (state["state"][0]["step"].item() for state in last["optimizer_states"])
     assert (d, g) == (batches, batches // 4)
 
@@ -262,25 +262,27 @@ def test_sampling_leaves_batch_norm_and_mode_alone():
     b = model.eval().sample(5, generator=chunk_generator(0, 0))
     assert torch.equal(a, b) and not any(m.training for m in model.modules())
     assert a.shape == (5, 1, 28, 28) and a.min() >= 0 and a.max() <= 1
-    # One image does not depend on what else is drawn, as it would by batch statistics.
+    # With running statistics, an image does not depend on the other images of its batch.
     z = torch.randn(4, 3, generator=chunk_generator(0, 1))
     assert_close(generate(model.generator, z)[:1], generate(model.generator, z[:1]))
 
 
-def test_statistics_are_taken_anew_of_the_weights_there_are():
-    """After a hundred batches of other weights: those of N(3, 2^2) to within 4.5 standard errors, and training goes on
-    as it would."""
+def test_statistics_are_recomputed_and_old_ones_are_forgotten():
+    """After a batch of other data, the statistics are those of N(3, 2^2), within 4.5 standard errors.
+
+    The mode and the momentum are restored.
+    """
     norm = nn.BatchNorm1d(1, momentum=0.1)
     norm(torch.full((10, 1), 100.0) + torch.randn(10, 1, generator=chunk_generator(0, 0)))
     norm.eval()
     batch = lambda i: norm(3 + 2 * torch.randn(500, 1, generator=chunk_generator(1, i)))  # noqa: E731
-    restate(norm, batch, batches=20)
+    recompute_batch_norm(norm, batch, batches=20)
     assert abs(norm.running_mean.item() - 3) < 4.5 * 2 / 10_000**0.5
     assert abs(norm.running_var.item() - 4) < 4.5 * 4 * (2 / 10_000) ** 0.5
     assert not norm.training and norm.momentum == 0.1
     seen = []
-    restate(nn.Linear(1, 1), seen.append)
-    assert seen == []  # nothing to take
+    recompute_batch_norm(nn.Linear(1, 1), seen.append)
+    assert seen == []  # there are no statistics to recompute
 
 
 def test_estimators_change_no_statistics_and_no_gradient():
@@ -312,10 +314,11 @@ def test_an_estimators_draw_is_the_gradient_of_a_step():
             assert_close(drawn[k], p.grad, rtol=1e-4, atol=1e-7, msg=f"{name} {k}")
 
 
-def test_at_the_optimal_discriminator_the_kl_loss_descends_the_reverse_divergence(generator):
-    """p = N(0, 1), G(z) = theta + z, l = log p - log p_G at theta: d/dtheta E[-l(G)] = theta = d/dtheta KL(p_G || p).
+def test_at_the_optimal_discriminator_the_kl_loss_minimises_the_reverse_divergence(generator):
+    """With p = N(0, 1) and G(z) = theta + z, d/dtheta E[-l(G(z))] = theta = d/dtheta KL(p_G || p).
 
-    The gradient leaves D alone, whose own dependence on theta has expectation zero. 10,000 draws; 4.5 standard errors.
+    D is fixed at the optimum for theta. The derivative of D itself by theta has expectation zero. The test takes 10,000
+    draws and allows 4.5 standard errors.
     """
     theta = torch.tensor(0.7, dtype=torch.float64)
     logit = lambda x: -(x.square()) / 2 + (x - theta).square() / 2  # noqa: E731
@@ -332,7 +335,10 @@ def test_at_the_optimal_discriminator_the_kl_loss_descends_the_reverse_divergenc
 
 
 def test_the_probability_of_sequences_is_that_of_what_is_drawn():
-    """Enumerated: it sums to one; and 20,000 samples fit it (chi-squared, 26 degrees of freedom, once in 1e5)."""
+    """The probabilities of all sequences sum to one, and 20,000 samples agree with them.
+
+    The test is chi-squared with 26 degrees of freedom, and fails once in 1e5 seeds.
+    """
     model = small(network="sequence", shape=[3, 3], width=8, hidden=[8])
     with torch.no_grad():
         for p in model.generator.parameters():
@@ -346,7 +352,7 @@ def test_the_probability_of_sequences_is_that_of_what_is_drawn():
     counts = (x.argmax(-1).float() @ place).long().bincount(minlength=27)
     expected = 20_000 * p
     assert ((counts - expected).square() / expected).sum() < 69.0
-    # A loop over symbols says the same of one sequence.
+    # A loop over the symbols of one sequence gives the same log probability.
     h, prev, log_p = torch.zeros(1, 8), torch.zeros(1, 3), 0.0
     for t in range(3):
         h = model.generator.cell(prev, h)
@@ -371,7 +377,7 @@ def test_what_the_discriminator_sees_of_a_sequence():
 def test_images_have_no_likelihood():
     assert small().log_likelihood_by is None
     assert small(network="sequence", shape=[3, 3]).log_likelihood_by == EXACT
-    with pytest.raises(ValueError, match="a GAN has no likelihood"):
+    with pytest.raises(ValueError, match="a GAN has no likelihood with network=conv; only network=sequence has one"):
         small().log_likelihood(images()[0])
 
 
@@ -394,14 +400,14 @@ def test_a_generator_may_be_given_by_position_as_in_an_earlier_version():
             {"shape": [2]},
             "network=conv makes images of shape [1, 28, 28]; for examples of shape [2] set model.network=mlp",
         ),
-        ({"discriminator_steps": 0}, "discriminator_steps must be a whole number of at least 1, got 0"),
-        ({"z_dim": 0}, "z_dim must be a whole number of at least 1, got 0"),
-        ({"hidden": 3}, "hidden must be a list of whole numbers"),
+        ({"discriminator_steps": 0}, "discriminator_steps must be an integer of at least 1, got 0"),
+        ({"z_dim": 0}, "z_dim must be an integer of at least 1, got 0"),
+        ({"hidden": 3}, "hidden must be a list of integers"),
         ({"lr_generator": -1.0}, "lr_generator must be a positive number"),
         ({"beta1": 1.0}, "beta1 must be below 1"),
         ({"temperature": 0}, "temperature must be a positive number"),
         ({"relaxation": "none"}, "relaxation must be straight_through or gumbel_softmax"),
-        ({"network": "sequence", "shape": [2]}, "a sequence has the shape [length, symbols]"),
+        ({"network": "sequence", "shape": [2]}, "shape must be [length, symbols] with at least 2 symbols"),
     ],
 )
 def test_arguments_that_do_not_fit(arguments, message):
@@ -410,18 +416,21 @@ def test_arguments_that_do_not_fit(arguments, message):
 
 
 def test_data_of_another_shape_are_refused(tmp_path):
-    message = "an example of ring has the shape [2], and GAN is made for [1, 28, 28]: set model.shape=[2]"
+    message = "GAN has shape [1, 28, 28], but examples of ring have shape [2]: set model.shape=[2]"
     with pytest.raises(ValueError, match=re.escape(message)):
         run(tmp_path, "model=gan", "data=ring")
 
 
 def test_sequences_want_their_generator(tmp_path):
-    with pytest.raises(ValueError, match="markov_chain is made of one-hot sequences, which model=gan draws with"):
+    with pytest.raises(ValueError, match="markov_chain has one-hot sequences, which WGAN with these options cannot"):
         run(tmp_path, "model=wgan", "model.network=mlp", "model.shape=[5,5]", "data=markov_chain")
 
 
 def test_what_is_published_is_measured_on_the_data_of_the_run(tmp_path, monkeypatch, capsys):
-    """A line elsewhere than the default; and data that do not fit the model are refused in one line."""
+    """The published distance is measured on the data of the run, here a line at theta = 5.
+
+    Data that do not fit the model raise an error of one line.
+    """
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
     small = ["model=gan", "data=line", "data.theta=5", "model.network=mlp", "model.shape=[2]", "model.hidden=[4]"]
     run(tmp_path / "run", *small, "debug=fast", "callbacks.sample_distance.n=20", "test=false")
@@ -429,20 +438,20 @@ def test_what_is_published_is_measured_on_the_data_of_the_run(tmp_path, monkeypa
     distance = hub.read_card("line")["metrics"]["energy_distance"]
     data = Toy("line", 5.0)
     data.setup()
-    assert_close(distance, Yardstick(data, "test")(None, sample_chunks(zoo.load("line"), 10_000, 0)[:5000]))
+    assert_close(distance, SampleDistanceMetric(data, "test")(None, sample_chunks(zoo.load("line"), 10_000, 0)[:5000]))
     monkeypatch.setattr(sys, "argv", ["zoo", "evaluate", "line", "--data", "digits"])
-    with pytest.raises(SystemExit, match=r"GAN is made for examples of shape \[2\], and those of digits have"):
+    with pytest.raises(SystemExit, match=r"GAN takes examples of shape \[2\], and the examples of digits have"):
         main()
 
 
 @pytest.mark.parametrize(("key", "value"), [("gradient_clip_val", 1.0), ("accumulate_grad_batches", 2)])
 def test_what_two_optimisers_cannot_do_is_refused_at_once(key, value):
-    with pytest.raises(ValueError, match=f"two players are trained with trainer.{key}=.* alone, got {value}"):
+    with pytest.raises(ValueError, match=f"trainer.{key} must be .* for adversarial models, got {value}"):
         make_trainer(two_players=True, **{key: value})
     assert make_trainer(**{key: value}).world_size == 1
 
 
-def test_several_processes_get_the_strategy_that_two_players_need():
+def test_several_processes_get_the_strategy_that_adversarial_models_need():
     for strategy in ("auto", "ddp"):
         trainer = make_trainer(two_players=True, accelerator="cpu", devices=2, strategy=strategy)
         assert trainer.strategy._ddp_kwargs["find_unused_parameters"] is True

@@ -1,4 +1,4 @@
-"""InfoGAN's bound: never above its ceiling, reached by a perfect code network; codes that can be set and read."""
+"""Tests of InfoGAN: its bound, which a perfect code network reaches, and codes that are set and read."""
 
 import math
 import re
@@ -36,10 +36,10 @@ def test_the_categorical_bound_is_at_most_its_ceiling(generator):
     for scale in (0.0, 1.0, 30.0):
         logits = scale * torch.randn(500, 10, generator=generator, dtype=torch.float64)
         assert categorical_bound(logits, category) <= math.log(10)
-        # H(c) + E log Q by torch.distributions.
+        # H(c) + E log Q, by torch.distributions.
         expected = math.log(10) + TorchCategorical(logits=logits).log_prob(category).mean()
         assert_close(categorical_bound(logits, category), expected)
-    assert_close(categorical_bound(torch.zeros(500, 10), category).item(), 0.0, atol=1e-6, rtol=0)  # knows nothing
+    assert_close(categorical_bound(torch.zeros(500, 10), category).item(), 0.0, atol=1e-6, rtol=0)  # a uniform Q
 
 
 def test_a_perfect_code_network_reaches_the_ceiling():
@@ -49,7 +49,7 @@ def test_a_perfect_code_network_reaches_the_ceiling():
 
 
 def test_the_bound_is_the_information_where_q_is_the_posterior():
-    """Of a channel that keeps c with probability 0.7, else draws it anew: I by enumeration; any other Q says less."""
+    """A channel keeps c with probability 0.7, else draws it again. The bound is I only if Q is the posterior."""
     K, keep = 4, 0.7
     p_x_given_c = keep * torch.eye(K, dtype=torch.float64) + (1 - keep) / K
     joint = p_x_given_c / K
@@ -58,7 +58,7 @@ def test_the_bound_is_the_information_where_q_is_the_posterior():
     bound = lambda Q: math.log(K) + (joint * Q.log()).sum()  # noqa: E731
     assert_close(bound(posterior), information)
     assert bound(0.9 * posterior + 0.1 / K) < information
-    # The function, on as many examples of each pair as its probability asks for.
+    # The number of examples of each pair is proportional to its probability.
     c, x = torch.cartesian_prod(torch.arange(K), torch.arange(K)).unbind(-1)
     counts = (joint[c, x] * 1600).round().long()
     c, x = c.repeat_interleave(counts), x.repeat_interleave(counts)
@@ -70,14 +70,14 @@ def test_the_continuous_bound_has_no_ceiling(generator):
     mu, logvar = c + 0.1, torch.full_like(c, -2.0)
     expected = 2 * math.log(2) + Independent(Normal(mu, (logvar / 2).exp()), 1).log_prob(c).mean()
     assert_close(continuous_bound(mu, logvar, c), expected)
-    # Q that knows nothing at best is the uniform prior's best Gaussian, below 0.
+    # The best Q that ignores x is the Gaussian closest to the uniform prior, with a bound below 0.
     nothing = continuous_bound(torch.zeros_like(c), torch.full_like(c, math.log(1 / 3)), c)
     assert -0.5 < nothing < 0
     assert continuous_bound(c, torch.full_like(c, -20.0), c) > 10
 
 
 def test_codes_are_drawn_from_their_priors():
-    """Categories by chi-squared with 9 degrees of freedom (once in 1e5), the others by their moments, 4.5 errors."""
+    """Chi-squared with 9 degrees of freedom (false alarm once in 1e5) tests categories; moments test the others."""
     noise = small().noise([torch.zeros(20_000, 1)], generator=chunk_generator(0, 0))
     counts = noise["category"].bincount(minlength=10)
     assert ((counts - 2000) ** 2 / 2000).sum() < 39.4 and len(counts) == 10
@@ -106,14 +106,14 @@ def test_the_discriminator_and_q_see_images_centred():
     assert discriminator.param_groups[0]["betas"] == generator.param_groups[0]["betas"] == (0.2, 0.999)
 
 
-def test_a_category_is_read_from_eight_bent_copies():
+def test_a_category_is_read_from_eight_deformed_copies():
     model, x = small(deformation=0.8).eval(), torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(1))
-    model.take_statistics((x * 255).byte()[:, 0])  # so that its readings of such images differ
+    model.take_statistics((x * 255).byte()[:, 0])  # statistics of these images, for readings that differ
     ways = model.noise([torch.zeros(8, 1)], generator=chunk_generator(0, 0))
     real = small(deformation=0.8).eval()
     real.load_state_dict(model.state_dict())
     at = 0
-    for part in (real.trunk, real.code):  # by the statistics of real images, where they are the running ones
+    for part in (real.trunk, real.code):  # statistics of real images replace its own
         for m in part.modules():
             for name in ("running_mean", "running_var") if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) else ():
                 n = len(getattr(m, name))
@@ -130,8 +130,8 @@ def test_a_category_is_read_from_eight_bent_copies():
     assert torch.equal(plain.cluster(x), plain.code(plain.trunk(2 * x - 1))[:, :10].argmax(-1))
 
 
-def test_validation_takes_statistics_anew():
-    """Running ones of samples, whatever the images; those that categories are read by of real images."""
+def test_validation_recomputes_batchnorm_statistics():
+    """The modules' own statistics depend on samples alone. ``real_statistics`` depends on the images."""
     model = small()
     before = {k: v.clone() for k, v in model.state_dict().items() if "running_mean" in k or k == "real_statistics"}
     model.eval().take_statistics(torch.zeros(50, 28, 28, dtype=torch.uint8))
@@ -142,8 +142,8 @@ def test_validation_takes_statistics_anew():
         assert torch.equal(value, after[key]) == (key != "real_statistics"), key
 
 
-def test_what_is_bent_in_from_outside_is_black():
-    """An image moved out of sight is read as a black one, -1 as the players see it."""
+def test_deformation_fills_the_outside_with_black():
+    """An image moved out of the frame is read as a black image, which is -1 for the networks."""
     model = small()
     noise = model.noise(images(), generator=chunk_generator(0, 0))
     noise["affine"] = torch.zeros(6, 2, 3)
@@ -169,22 +169,22 @@ def test_the_terms_add_up():
     assert_close(terms["loss"], -D.log().mean() - terms["bound"])
 
 
-def test_categories_are_read_from_bent_images_and_numbers_are_not():
-    plain, bent = small(deformation=0.0), small(deformation=0.3)
+def test_categories_are_read_from_deformed_images_and_numbers_are_not():
+    plain, deformed = small(deformation=0.0), small(deformation=0.3)
     noise = plain.noise(images(), generator=chunk_generator(0, 0))
-    a, b = plain.generator_terms(noise), bent.generator_terms(noise)
+    a, b = plain.generator_terms(noise), deformed.generator_terms(noise)
     assert a["mi_continuous"] == b["mi_continuous"] and a["mi_categorical"] != b["mi_categorical"]
-    bent.load_state_dict(plain.state_dict())
-    assert bent.eval().generator_terms(noise) == plain.eval().generator_terms(noise)  # nor are any when it is judged
-    plain.train(), bent.train()
-    # A shift of nothing changes nothing: the way to [0, 1] and back is the identity.
+    deformed.load_state_dict(plain.state_dict())
+    assert deformed.eval().generator_terms(noise) == plain.eval().generator_terms(noise)  # evaluation deforms nothing
+    plain.train(), deformed.train()
+    # A deformation of strength 0 changes nothing, because mapping to [0, 1] and back is the identity.
     a = plain.generator_terms(noise)
     still = {**noise, "affine": 0 * noise["affine"], "bumps": 0 * noise["bumps"]}
-    assert_close(bent.generator_terms(still)["mi_categorical"], a["mi_categorical"], rtol=1e-4, atol=1e-5)
+    assert_close(deformed.generator_terms(still)["mi_categorical"], a["mi_categorical"], rtol=1e-4, atol=1e-5)
 
 
-def test_each_players_loss_moves_that_player_alone():
-    """Trunk and head maximise V alone; generator and Q have the bound (eq. 6)."""
+def test_each_networks_loss_trains_that_network_alone():
+    """Trunk and head maximise V alone. The generator and Q also have the bound (eq. 6)."""
     model = small()
     d_optimiser, g_optimiser = model.configure_optimizers()
     names = {id(p): name for name, p in model.named_parameters()}
@@ -226,7 +226,7 @@ def test_samples_of_given_codes():
     free = draw()
     assert free.shape == (4, 1, 28, 28) and free.min() >= 0 and free.max() <= 1
     noise = model.noise([torch.zeros(4, 1)], generator=chunk_generator(0, 0))
-    assert torch.equal(draw(category=noise["category"].tolist()), free)  # the same z, whatever is given
+    assert torch.equal(draw(category=noise["category"].tolist()), free)  # z does not depend on given codes
     assert torch.equal(draw(continuous=noise["continuous"].tolist()), free)
     assert not torch.equal(draw(category=3), draw(category=4))
     assert torch.equal(draw(continuous=0.5), draw(continuous=[0.5, 0.5]))
@@ -241,7 +241,7 @@ def test_samples_of_given_codes():
     ("codes", "message"),
     [
         ({"category": 10}, "category must lie between 0 and 9, got 10"),
-        ({"category": [1, 2]}, "category must be one number for each of the 4 images, or one for all; got 2"),
+        ({"category": [1, 2]}, "category must be one integer for each of the 4 images, or one for all; got 2"),
         ({"category": 1.5}, "got 1.5"),
         ({"continuous": [1.0, 2.0, 3.0]}, "continuous must be a number, 2 numbers, or 2 for each of 4 images"),
         ({"continuous": "left"}, "got 'left'"),
@@ -261,11 +261,11 @@ def test_one_code_is_varied():
     one_hot = torch.eye(10)[7]
     expected = (
         model.generator(torch.cat([z, one_hot, torch.tensor([0.0, 1.0])])[None]) / 2 + 0.5
-    )  # the fourth of -2 to 2
+    )  # the fourth of five values from -2 to 2
     assert_close(grid[3, 7], expected[0].clamp(0, 1))
-    with pytest.raises(ValueError, match="code must be a whole number from 0 to 1, got 2"):
+    with pytest.raises(ValueError, match="code must be an integer from 0 to 1, got 2"):
         model.vary(2)
-    with pytest.raises(ValueError, match="steps must be a whole number of at least 2, got 1"):
+    with pytest.raises(ValueError, match="steps must be an integer of at least 2, got 1"):
         model.vary(0, steps=1)
 
 
@@ -284,8 +284,8 @@ def test_a_run_draws_its_codes_and_scores_its_categories(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_categories": 1}, "num_categories must be a whole number of at least 2, got 1"),
-        ({"num_continuous": 0}, "num_continuous must be a whole number of at least 1, got 0"),
+        ({"num_categories": 1}, "num_categories must be an integer of at least 2, got 1"),
+        ({"num_continuous": 0}, "num_continuous must be an integer of at least 1, got 0"),
         ({"info_weight": -1}, "info_weight must be a number of at least 0"),
         ({"lr_discriminator": 0}, "lr_discriminator must be a positive number"),
         ({"deformation": None}, "deformation must be a number of at least 0"),

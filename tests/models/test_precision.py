@@ -1,4 +1,4 @@
-"""The ten models in other precisions: what is computed, and what is never rounded."""
+"""Tests of the ten models in other precisions: which results they compute, and which values stay exact."""
 
 import copy
 import inspect
@@ -23,7 +23,7 @@ def tensors(results):
 
 
 def everything(name, model):
-    """What a model computes of examples and noise that are always the same, by the method that computes it."""
+    """Return the results of a model's methods on fixed examples and fixed noise, by method name."""
     n = 4
     x, y = data_of(model, n), torch.arange(n)
     found = {}
@@ -48,7 +48,7 @@ def everything(name, model):
 @pytest.mark.parametrize("precision_of", ["bfloat16", "half", "double"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_computes_in_every_precision(name, precision_of):
-    """Its results are finite, at least float32, and near those of float32 where nothing is drawn of rounded chances."""
+    """Results are finite and at least float32. Losses are close to those of float32."""
     model = getattr(copy.deepcopy(made(name)), precision_of)()
     plain, found = everything(name, made(name)), everything(name, model)
     for method, results in found.items():
@@ -60,8 +60,8 @@ def test_a_model_computes_in_every_precision(name, precision_of):
 
 
 @pytest.mark.parametrize("name", ["ddpm", "score", "skipgram"])
-def test_what_a_model_is_made_of_is_not_rounded(name):
-    """Noise schedules and noise distributions keep float32, also in checkpoints of precision that come and go."""
+def test_buffers_of_a_model_are_not_rounded(name):
+    """Noise schedules and noise distributions stay float32 when a model is moved to other precisions and back."""
     model, exact = copy.deepcopy(made(name)), dict(made(name).named_buffers())
     exact = {k: b for k, b in exact.items() if b.is_floating_point() and "running" not in k}
     for there_and_back in ((torch.bfloat16,), (torch.float16, torch.float32), (torch.bfloat16, torch.float64)):
@@ -86,6 +86,6 @@ def test_held_out_sums_are_not_rounded_and_no_value_is_read_back(monkeypatch):
 def test_sums_of_a_device_without_float64_are_made_on_the_cpu(monkeypatch):
     monkeypatch.setattr(precision, "WITHOUT_FLOAT64", {"meta"})
     assert precision.float64_device(torch.device("meta")) == torch.device("cpu")
-    with pytest.raises(NotImplementedError, match="no data"):  # on the way to the CPU
+    with pytest.raises(NotImplementedError, match="no data"):  # it moves the tensor to the CPU
         precision.in_float64(torch.empty(1, device="meta"))
     assert precision.in_float64(torch.ones(1)).dtype == torch.float64

@@ -1,4 +1,4 @@
-"""The module around the machine: its gradients, its chains, its numbers, what it refuses."""
+"""Tests of the RBM: gradients, chains, logged values and errors."""
 
 import math
 import re
@@ -23,7 +23,7 @@ from zoo.estimators import GradientMoments, gradient_moments
 from zoo.evaluation import protocol as evaluation
 from zoo.evaluation.features import Features
 from zoo.functional.boltzmann import Weights, draw, energy, free_energy, hidden_logits, pseudo_log_likelihood
-from zoo.functional.gibbs import burnt_in, frame_steps, gibbs, own_chains
+from zoo.functional.gibbs import burned_in_states, frame_steps, gibbs, local_chains
 from zoo.functional.importance import LogPartition
 from zoo.functional.noise import chunk_generator
 from zoo.functional.partition import (
@@ -39,7 +39,7 @@ from zoo.training.schedules import at_epoch
 
 
 def small(V=4, H=3, scale=1.0, seed=0, **kwargs):
-    """An RBM of V x H units in float64, with weights of some size and a mean image that is not 1/2."""
+    """Return an RBM of V x H units in float64, with random weights and a mean image other than 1/2."""
     generator = torch.Generator().manual_seed(seed)
     model = RBM(num_hidden=H, num_visible=V, **kwargs).double()
     with torch.no_grad():
@@ -54,7 +54,7 @@ def exact_log_Z(model):
 
 
 def log_p(model):
-    """log p(v) of every binary v by adding up exp(-F) over all of them, differentiable; (2^V,) and the v, (2^V, V)."""
+    """Return log p(v) of every binary v, (2^V,), and the v, (2^V, V). A sum over all v gives Z, differentiably."""
     v = torch.tensor(list(product([0.0, 1.0], repeat=model.hparams.num_visible)), dtype=torch.float64)
     F = free_energy(v, model.weights())
     return -F - (-F).logsumexp(0), v
@@ -67,13 +67,13 @@ def gradient(model, loss):
     }
 
 
-# The gradient.
+# Gradients.
 
 
 @pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize(("learning", "k"), [("cd", 1), ("cd", 3), ("pcd", 1), ("pcd", 3)])
 def test_the_gradient_is_the_textbook_update(learning, k, centred, generator):
-    """Hinton 2002; Tieleman 2008, and in the centred form Melchior et al. 2016, with the Gibbs steps written out."""
+    """The updates of Hinton 2002, Tieleman 2008 and (centred) Melchior et al. 2016 are computed step by step."""
     model = small(learning=learning, centred=centred)
     B, V, H = 6, 4, 3
     u = lambda *s: torch.rand(*s, generator=generator, dtype=torch.float64)  # noqa: E731
@@ -101,7 +101,7 @@ def test_the_gradient_is_the_textbook_update(learning, k, centred, generator):
         mu, half = (model.mu, 0.5) if centred else (0.0, 0.0)
         positive = (v - mu).T @ (p_h - half) / B
         negative = (v_model - mu).T @ (p_model - half) / B
-        assert_close(found["W"], negative - positive)  # descended: minus the update
+        assert_close(found["W"], negative - positive)  # the gradient is minus the update
         assert_close(found["b"], v_model.mean(0) - v.mean(0))
         assert_close(found["c"], p_model.mean(0) - p_h.mean(0))
         assert_close(loss, (free_energy(v, Weights(W, b, c)) - free_energy(v_model, Weights(W, b, c))).mean())
@@ -124,7 +124,7 @@ def test_the_exact_gradient_is_that_of_the_log_likelihood(shape):
 
 
 def test_the_centred_form_is_the_same_family():
-    """E = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2), up to a constant, is that of weights()."""
+    """E = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2) is the energy of weights() up to a constant."""
     model = small()
     W, b, c = (p.detach() for p in (model.W, model.b, model.c))
     v, h = (torch.tensor(list(product([0.0, 1.0], repeat=n)), dtype=torch.float64) for n in (4, 3))
@@ -134,7 +134,7 @@ def test_the_centred_form_is_the_same_family():
     assert_close(difference, difference[0, 0].expand(16, 8))
 
 
-# How the estimators scatter: fact by fact.
+# Variance of the estimators.
 
 
 def binary_images(n, V, seed=0):
@@ -142,13 +142,15 @@ def binary_images(n, V, seed=0):
 
 
 def test_estimators_of_one_gradient_and_what_they_differ_in():
-    """1,000 draws: ``exact_samples`` has the mean of ``exact`` (within 4.3 standard errors, below 5 % of it), cd-1 has
-    not; cd-1 scatters less than exact sampling (Berglund & Raiko 2013)."""
+    """The mean of 1,000 draws of ``exact_samples`` is ``exact`` within 4.3 standard errors, which are below 5 %.
+
+    cd-1 has another mean, and a smaller variance than exact sampling (Berglund & Raiko 2013).
+    """
     model, generator = small(8, 6, scale=1.5), torch.Generator().manual_seed(1)
     weights = Weights(*(t.detach() for t in model.weights()))
     u = lambda *s: torch.rand(*s, generator=generator, dtype=torch.float64)  # noqa: E731
     drawn = exact_draw(u(512), u(512, 8), weights)
-    batch = model.probe_batch([drawn[drawn[:, 0] == 1]], generator=generator)  # one side of what the model knows
+    batch = model.probe_batch([drawn[drawn[:, 0] == 1]], generator=generator)  # half of the model's states
     found = {}
     for name, estimator in model.gradient_estimators().items():
         moments, _ = gradient_moments(estimator, batch, range(2 if name == "exact" else 1000))
@@ -158,7 +160,7 @@ def test_estimators_of_one_gradient_and_what_they_differ_in():
     exact = found["exact"][0].mean
 
     def distance(name):
-        """Squared, in squared standard errors, and the squared standard error in units of the gradient's size."""
+        """Return the squared distance in squared standard errors, and the squared standard error relative to |g|^2."""
         moments, statistics = found[name]
         error = statistics["variance"] / moments.n
         squared = sum(float((moments.mean[k] - exact[k]).square().sum()) for k in exact)
@@ -172,22 +174,23 @@ def test_estimators_of_one_gradient_and_what_they_differ_in():
     assert variance["cd-1"] < variance["cd-10"]
 
 
-def test_successive_pcd_gradients_scatter_more_than_exact_samples():
-    """The mean of m successive gradients of a chain in equilibrium, against that of m independent draws of p.
+def test_successive_pcd_gradients_vary_more_than_exact_samples():
+    """The mean of m successive gradients of a chain in equilibrium varies more than the mean over m independent draws.
 
-    Their traces follow from the chain's transition matrix, and are measured on the code's own chains: 4,000 of them.
-    The standard error of a measured trace is about sqrt(2 / 4,000) of it, 2.2 %, so 10 % is 4.5 of them.
+    The traces of the covariances follow from the transition matrix of the chain. The test also measures them on 4,000
+    chains. The relative standard error of a measured trace is sqrt(2 / 4,000) = 2.2 %. The tolerance of 10 % is 4.5
+    standard errors.
     """
     model, m, n = small(scale=2.0), 5, 4000
     weights = Weights(*(t.detach() for t in model.weights()))
     log_probability, v = log_p(model)
     p = log_probability.exp().detach()
     h = torch.tensor(list(product([0.0, 1.0], repeat=3)), dtype=torch.float64)
-    to_h = (hidden_logits(v, weights)[:, None] * h).sum(-1).softmax(-1)  # p(h | v): logits'h, normalised
+    to_h = (hidden_logits(v, weights)[:, None] * h).sum(-1).softmax(-1)  # p(h | v)
     to_v = ((h @ weights.W.T + weights.b)[:, None] * v).sum(-1).softmax(-1)
     T = to_h @ to_v
 
-    def gradient_of(v):  # of F, one row per v: only the model's side is random
+    def gradient_of(v):  # of F, a row for each v; only the term of the model is random
         grads = [gradient(model, free_energy(row, model.weights())) for row in v]
         return torch.stack([torch.cat([g.flatten() for g in found.values()]) for found in grads])
 
@@ -207,13 +210,13 @@ def test_successive_pcd_gradients_scatter_more_than_exact_samples():
     place = 2.0 ** torch.arange(3, -1, -1, dtype=torch.float64)
 
     def measured(draws):
-        """Trace of the covariance of the mean over m of gradients at ``draws``, (m, n, V)."""
+        """Return the trace of the covariance of the mean over m gradients at ``draws``, (m, n, V)."""
         moments = GradientMoments()
         for row in table[(draws @ place).long()].mean(0):
             moments.update({"theta": row})
         return moments.statistics()["all"]["variance"]
 
-    chain = [exact_draw(u(n), u(n, 4), weights)]  # independent burnt-in starts
+    chain = [exact_draw(u(n), u(n, 4), weights)]  # independent draws of p
     while len(chain) < m:
         hidden = draw(hidden_logits(chain[-1], weights), u(n, 3))
         chain.append(gibbs(hidden, u(1, n, 4), u(0, n, 3), model.machine).detach())
@@ -229,20 +232,20 @@ def test_a_pcd_draw_begins_at_the_persistent_chains():
     batch = binary_images(8, 8)
     noise = model.gradient_estimators()["pcd"].noise(batch, chunk_generator(0, 0))
     assert torch.equal(noise["h"], model.chains[:8].double()) and noise["u_v"].shape == (1, 8, 8)
-    model.chains = None  # published weights: chains that ran long enough from noise
+    model.chains = None  # published weights have no chains, and use burnt-in ones
     assert model.gradient_estimators()["pcd"].noise(batch, chunk_generator(0, 0))["h"].shape == (8, 6)
-    assert burnt_in(model.machine).shape == (100, 6) and burnt_in(model.machine).std(0).max() > 0
+    assert burned_in_states(model.machine).shape == (100, 6) and burned_in_states(model.machine).std(0).max() > 0
     model.chains = torch.eye(6).bool()
     assert len(model.gradient_estimators()["pcd"].noise(batch, chunk_generator(0, 0))["h"].unique(dim=0)) > 1
     assert "pcd" not in small(8, 6, learning="cd").gradient_estimators()
     assert "exact" not in RBM(num_hidden=21).gradient_estimators()
 
 
-# What it is for.
+# Uses of a trained model.
 
 
 def test_marginals_and_the_most_probable_hidden_state():
-    """Against the argmax over all eight states of h."""
+    """All eight states of h are enumerated."""
     model = small()
     _, v = log_p(model)
     h = torch.tensor(list(product([0.0, 1.0], repeat=3)), dtype=torch.float64)
@@ -269,7 +272,7 @@ def test_log_likelihood_is_the_enumerated_one_of_binarised_images():
     assert model.log_partition() == (exact_log_Z(model),) * 3
 
 
-def test_binarisation_by_threshold_or_by_chance():
+def test_binarisation_by_threshold_or_at_random():
     x, u = torch.tensor([[0.2, 0.5, 0.51, 1.0]]), torch.tensor([[0.1, 0.6, 0.6, 0.99]])
     threshold = RBM(num_visible=4, num_hidden=3, binarisation="threshold")
     assert threshold.observe(x, u).tolist() == [[0, 0, 1, 1]]
@@ -277,7 +280,7 @@ def test_binarisation_by_threshold_or_by_chance():
 
 
 def test_the_energy_keeps_its_precision_under_bfloat16():
-    """Matrix products are of 16 bits; sums of hundreds of nats are not."""
+    """Matrix products use 16 bits. Sums of hundreds of nats use 32."""
     torch.manual_seed(0)
     model = RBM(num_hidden=500)
     with torch.no_grad():
@@ -291,14 +294,14 @@ def test_the_energy_keeps_its_precision_under_bfloat16():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = model.weights()
     assert all(torch.equal(a, b) for a, b in zip(inside, model.weights(), strict=True))
-    assert (terms.double() - exact).abs().max() < 0.2  # of about -40: bfloat16 itself resolves 0.25 there
+    assert (terms.double() - exact).abs().max() < 0.2  # the energies are about -40, where bfloat16 has steps of 0.25
 
 
 @pytest.mark.parametrize(("learning", "k"), [("cd", 1), ("pcd", 1), ("pcd", 3)])
 def test_the_gradient_survives_bfloat16(learning, k):
-    """The chains run without gradients on the same weights: what is cached there must not be differentiated.
+    """The chains run without gradients on the same weights. Autocast must not reuse their cached casts for gradients.
 
-    Some bits of the chains fall the other way, so that gradients are alike and not equal.
+    Rounding changes some bits of the chains. The gradients are therefore close and not equal.
     """
     torch.manual_seed(0)
     model = RBM(num_hidden=50, learning=learning, k=k)
@@ -313,9 +316,9 @@ def test_the_gradient_survives_bfloat16(learning, k):
 
 @pytest.mark.parametrize("centred", [False, True])
 def test_long_chains_have_the_means_of_the_model(centred):
-    """5,000 chains of 100 steps: p(v | h) at their end averages to E[v], and its square to less than E[v].
+    """The mean of p(v | h) over 5,000 chains of 100 steps is E[v].
 
-    Within 4.3 standard errors, once in 6 x 10^4 for each of four pixels; a model of other biases is caught.
+    4.3 standard errors give a false alarm once in 6 x 10^4 for each of four pixels. Another model fails the test.
     """
     model = small(scale=0.7, centred=centred)
     log_probability, v = log_p(model)
@@ -335,17 +338,17 @@ def test_frames_show_the_chain_that_ends_in_the_sample():
     frames = model.sample(3, steps=20, frames=5, generator=seeded())
     assert frames.shape == (3, 5, 1, 28, 28)
     assert torch.equal(frames[:, -1], model.sample(3, steps=20, generator=seeded()))
-    assert set(frames[:, 0].unique().tolist()) == {0.0, 1.0}  # noise
+    assert set(frames[:, 0].unique().tolist()) == {0.0, 1.0}  # fair coins
     images = torch.rand(3, 1, 28, 28, generator=seeded()).round()
     for given in (images, list(images)):
         assert torch.equal(model.sample(3, steps=2, init=given, frames=2)[:, 0], images)
     model.probe = images[:1]
     assert torch.equal(model.sample(3, steps=2, init="data", frames=2)[:, 0], images[:1].expand(3, -1, -1, -1))
     with torch.no_grad():
-        model.W[:, 3] = 50.0  # the hidden unit that decides
+        model.W[:, 3] = 50.0  # this hidden unit determines all pixels
     model.chains = torch.eye(8, dtype=torch.bool)
     begun = model.sample(50, steps=1, init="chains", frames=2, generator=seeded())[:, 0].flatten(1).mean(1)
-    assert 0 < (begun == 1).sum() < 25 and ((begun == 1) | (begun == 0)).all()  # one chain of eight has it on
+    assert 0 < (begun == 1).sum() < 25 and ((begun == 1) | (begun == 0)).all()  # it is on in one chain of eight
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 50, 1000])
@@ -366,7 +369,7 @@ def test_processes_share_chains_in_turns():
 
 
 class Bytes(Images):
-    """The digits with one pixel spoilt."""
+    """The digits data set with one invalid pixel."""
 
     def train_dataloader(self):
         batches = list(super().train_dataloader())
@@ -384,18 +387,18 @@ def digits(cls=Images):
 
 
 def test_a_process_keeps_the_chains_of_its_turn():
-    """Of all chains rows rank, rank + n, ...; chains that are its own already stay; new ones are one set, shared."""
+    """A process takes rows rank, rank + n, ... of all chains or of new ones. It keeps chains that it already has."""
     everything = torch.arange(7)[:, None].expand(7, 2) > 3
     numbered = torch.arange(7)[:, None] * torch.ones(1, 2, dtype=torch.long)
     for world_size in (1, 2, 3):
-        parts = [own_chains(numbered, 7, 2, rank, world_size) for rank in range(world_size)]
+        parts = [local_chains(numbered, 7, 2, rank, world_size) for rank in range(world_size)]
         assert [part[:, 0].tolist() for part in parts] == [list(range(r, 7, world_size)) for r in range(world_size)]
-    assert torch.equal(own_chains(everything[:3], 7, 2, 1, 2), everything[:3])
+    assert torch.equal(local_chains(everything[:3], 7, 2, 1, 2), everything[:3])
     torch.manual_seed(3)
-    new = [own_chains(None, 8, 5, rank, 2) for rank in range(2)]
-    assert torch.equal(interleave(new), own_chains(None, 8, 5, 0, 1)) and new[0].dtype == torch.bool
+    new = [local_chains(None, 8, 5, rank, 2) for rank in range(2)]
+    assert torch.equal(interleave(new), local_chains(None, 8, 5, 0, 1)) and new[0].dtype == torch.bool
     torch.manual_seed(4)
-    assert not torch.equal(interleave(new), own_chains(None, 8, 5, 0, 1))
+    assert not torch.equal(interleave(new), local_chains(None, 8, 5, 0, 1))
 
 
 def test_visible_biases_begin_at_the_data_means():
@@ -422,7 +425,7 @@ def test_bad_pixels_are_an_error_before_the_first_step():
     with pytest.raises(ValueError, match=r"784 pixels each.*got \(2, 3\)"):
         model.transform(torch.zeros(2, 3))
     (data := digits()).setup()
-    with pytest.raises(ValueError, match="asks for the mean of the images"):
+    with pytest.raises(ValueError, match="which RBM needs for the mean image"):
         trainer(max_epochs=1).fit(model, data.train_dataloader(), data.val_dataloader())
 
 
@@ -437,14 +440,14 @@ def test_schedules_are_followed(optimiser, tmp_path):
             momentum = group["momentum"] if optimiser == "sgd" else group["betas"][0]
             seen.append((trainer.current_epoch, momentum, len(noise["u_v"]), group["weight_decay"]))
             assert optimiser == "sgd" or group["betas"][1] == 0.999
-            step = len(seen)  # the schedule has gone on already
+            step = len(seen)  # the schedule has already advanced
             assert group["lr"] == pytest.approx(0.1 * (1 + math.cos(math.pi * step / 6)) / 2)
 
     model = RBM(8, k=[[0, 1], [2, 3]], momentum=[[0, 0.5], [1, 0.9]], optimiser=optimiser, weight_decay=0.01)
     fit = trainer(max_epochs=3, limit_train_batches=2, limit_val_batches=0, callbacks=[Look()])
     fit.fit(model, datamodule=digits())
     assert seen[::2] == seen[1::2] == [(0, 0.5, 1, 0.01), (1, 0.9, 1, 0.01), (2, 0.9, 3, 0.01)]
-    assert fit.optimizers[0].param_groups[1]["weight_decay"] == 0  # of biases
+    assert fit.optimizers[0].param_groups[1]["weight_decay"] == 0  # biases have none
     assert [at_epoch([[0, 1], [20, 5]], e) for e in (0, 19, 20, 99)] == [1, 1, 5, 5] and at_epoch(2, 7) == 2
     assert at_epoch(((0, 1), (20, 5)), 20) == 5
 
@@ -485,12 +488,12 @@ def test_other_learning_raises_the_likelihood_and_keeps_no_chains(learning, tmp_
     with torch.no_grad():
         fresh.b.copy_(zoo.load(tmp_path).mu.logit())
         fresh.mu.copy_(zoo.load(tmp_path).mu)
-    before = evaluation.evaluate(fresh, Images("digits"))["test/loss"]  # the base-rate model, about
+    before = evaluation.evaluate(fresh, Images("digits"))["test/loss"]  # roughly the base-rate model
     assert metrics["test/loss"] < before - 20
 
 
 def test_metrics_are_what_they_say(tmp_path):
-    """Of a run with enumerable log Z, recomputed by hand from the checkpoint."""
+    """The test recomputes the metrics of a run with enumerable log Z from its checkpoint."""
     metrics = run(tmp_path, *TINY["rbm"], "trainer.max_epochs=1", "model.binarisation=threshold")
     model, data = zoo.load(tmp_path), Images("digits")
     data.setup()
@@ -506,11 +509,11 @@ def test_metrics_are_what_they_say(tmp_path):
     train = (data.splits["train"].images.flatten(1).float() / 255 > 0.5).float()
     val = (data.splits["val"].images.flatten(1).float() / 255 > 0.5).float()
     gap = float(model.free_energy(val).mean() - model.free_energy(train).mean())
-    assert metrics["val/free_energy_gap"] == pytest.approx(gap, abs=1.5)  # 1,000 of 1,437 training images
+    assert metrics["val/free_energy_gap"] == pytest.approx(gap, abs=1.5)  # the gap uses 1,000 of 1,437 training images
 
 
 def test_validation_is_of_float32_under_bfloat16(tmp_path):
-    """The same weights, tested under both precisions: the same numbers."""
+    """The same weights have the same test metrics in both precisions."""
     run(tmp_path, *TINY["rbm"], "trainer.max_epochs=2", "model.lr=1", "test=false")
     tested = [
         trainer(precision=precision).test(zoo.load(tmp_path), datamodule=digits(), verbose=False)[0]
@@ -520,9 +523,9 @@ def test_validation_is_of_float32_under_bfloat16(tmp_path):
 
 
 def test_annealed_importance_sampling_on_a_trained_machine(tmp_path):
-    """784 x 15 units trained on the digits: enumeration lies in the interval of 100 chains, which is short.
+    """The enumerated log Z of 784 x 15 trained units lies in the short interval of 100 chains.
 
-    Three standard errors, once in 370; the seed is fixed.
+    Three standard errors give a false alarm once in 370 runs. The seed is fixed.
     """
     few = [o for o in TINY["rbm"] if "num_hidden" not in o]
     run(
@@ -535,25 +538,25 @@ def test_annealed_importance_sampling_on_a_trained_machine(tmp_path):
     )
     model = zoo.load(tmp_path)
     weights, base = Weights(*(t.detach() for t in model.weights())), model.mu.logit()
-    assert weights.W.abs().max() > 0.5  # it has learnt something
+    assert weights.W.abs().max() > 0.5  # the model has learned
     found = ais_log_partition(weights, base, 100, 1000, generator=chunk_generator(0, 0))
     assert found.low < exact_log_Z(model) < found.high and found.high - found.low < 0.5
-    assert not found.low < exact_log_Z(model) + 15 * math.log(2) < found.high  # hidden units of the base
+    assert not found.low < exact_log_Z(model) + 15 * math.log(2) < found.high  # log Z_0 contains H log 2
 
 
 def test_annealing_is_of_the_weights_in_their_plain_form():
-    """19 x 17 units in the centred form: annealed though they can be enumerated, and more temperatures narrow it."""
+    """19 x 17 units are above the limit of quick enumeration. More temperatures narrow the interval."""
     model = small(19, 17, scale=0.4)
     found, coarse = model.log_partition(300), model.log_partition(20)
     assert found.low < exact_log_Z(model) < found.high
     assert found.high - found.low < 0.5 * (coarse.high - coarse.low)
     assert model.log_partition(300) == max(model.log_partitions(300).values())
-    with pytest.raises(ValueError, match="steps must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="steps must be an integer of at least 1, got 0"):
         model.log_partition(0)
 
 
 def test_how_many_temperatures_and_which_estimate_count(tmp_path, monkeypatch):
-    """Validation and test have their own; the loss holds the estimate, and not an end of its interval."""
+    """Validation and test have their own numbers of temperatures. The loss uses the estimate of log Z."""
     asked = []
 
     def recorded(weights, base, chains, steps, *, generator, progress=False):
@@ -567,7 +570,7 @@ def test_how_many_temperatures_and_which_estimate_count(tmp_path, monkeypatch):
     metrics = trainer().test(model, datamodule=digits(), verbose=False)[0]
     sides = lambda steps: [(steps, 3, False, True), (steps, 3, False, False)]  # noqa: E731
     assert [a[:3] for a in asked] == [a[:3] for a in sides(10) + sides(7) + sides(11)]
-    assert asked[-2:] == sides(11)  # by then the mean image is known
+    assert asked[-2:] == sides(11)  # the mean image is known after training
     again = trainer().test(model, datamodule=digits(), verbose=False)[0]
     assert again == metrics  # the noise of binarisation is the same
     data = digits()
@@ -583,7 +586,7 @@ def test_how_many_temperatures_and_which_estimate_count(tmp_path, monkeypatch):
 
 
 def test_the_larger_of_two_estimates_counts(generator):
-    """In what is validated, and in log_partition; its interval goes with it."""
+    """Validation terms and log_partition use the larger estimate with its interval."""
     model = small()
     v = torch.randint(2, (5, 4), generator=generator).double()
     lower, higher = LogPartition(1.0, 0.5, 9.0), LogPartition(7.0, 6.0, 8.0)
@@ -599,8 +602,10 @@ def test_the_larger_of_two_estimates_counts(generator):
 
 
 def test_each_beginning_of_annealing_is_exact_for_its_own_machine():
-    """Without weights and with the biases of where the chains begin, every chain has the same weight, Z itself: fair
-    coins for b = 0, the mean image for b = logit(mu)."""
+    """With W = 0 and b equal to the base model's biases, every chain has weight Z.
+
+    Fair coins have b = 0, and the mean image has b = logit(mu).
+    """
     mu, c = torch.linspace(0.1, 0.9, 17), torch.linspace(-1, 2, 18)
     for exact, b in {"base_rate": mu.logit(), "coins": torch.zeros(17)}.items():
         weights = Weights(torch.zeros(17, 18), b, c)
@@ -614,9 +619,9 @@ def test_each_beginning_of_annealing_is_exact_for_its_own_machine():
 
 
 def test_mass_far_from_the_data_is_found(generator):
-    """60 x 2 units, so that log Z is enumerated: one hidden unit turns all pixels on, and holds e^20 of the mass.
+    """In a model of 60 x 2 units, one hidden unit turns all pixels on and has e^20 times the remaining mass.
 
-    Chains from the data's side miss it, as published practice would; those from fair coins do not.
+    Chains from the mean image, the published method, miss it. Chains from fair coins find it. log Z is enumerated.
     """
     weights = Weights(torch.zeros(60, 2), torch.full((60,), -3.0), torch.tensor([-160.0, 0.0]))
     weights.W[:, 0] = 6.0
@@ -635,19 +640,19 @@ def test_mass_far_from_the_data_is_found(generator):
         assert model.log_partition(300) == found["coins"]
 
 
-# What it refuses.
+# Errors.
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"num_hidden": 0}, "num_hidden must be a whole number of at least 1, got 0"),
+        ({"num_hidden": 0}, "num_hidden must be an integer of at least 1, got 0"),
         ({"learning": "sml"}, "learning must be cd, pcd or exact, got 'sml'"),
-        ({"learning": "exact"}, "at most 20 units; got num_visible=784 and num_hidden=500"),
-        ({"k": 0}, "k must be a whole number of at least 1, got 0"),
-        ({"k": [[1, 5]]}, "rising epochs from 0 on"),
-        ({"k": [[0, 1], [0, 5]]}, "rising epochs from 0 on"),
-        ({"k": [[0, 1.5]]}, "k must be a whole number of at least 1, got 1.5"),
+        ({"learning": "exact"}, "at most 20 units, got num_visible=784 and num_hidden=500"),
+        ({"k": 0}, "k must be an integer of at least 1, got 0"),
+        ({"k": [[1, 5]]}, "epochs that rise from 0"),
+        ({"k": [[0, 1], [0, 5]]}, "epochs that rise from 0"),
+        ({"k": [[0, 1.5]]}, "k must be an integer of at least 1, got 1.5"),
         ({"k": []}, "k must be one value, or a list"),
         ({"restarts": 1}, "restarts must be below 1, got 1"),
         ({"momentum": 1.0}, "momentum must be below 1, got 1.0"),
@@ -657,7 +662,7 @@ def test_mass_far_from_the_data_is_found(generator):
         ({"binarisation": "grey"}, "binarisation must be bernoulli or threshold"),
         ({"optimiser": "lbfgs"}, "optimiser must be sgd or adam"),
         ({"centred": "yes"}, "centred must be true or false, got 'yes'"),
-        ({"ais_chains": 1}, "ais_chains must be a whole number of at least 2, got 1"),
+        ({"ais_chains": 1}, "ais_chains must be an integer of at least 2, got 1"),
     ],
 )
 def test_values_that_do_not_fit(wrong, message):
@@ -668,10 +673,10 @@ def test_values_that_do_not_fit(wrong, message):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
         ({"steps": 3, "frames": 5}, "a chain of 3 steps has at most 4 frames"),
-        ({"frames": 1}, "frames must be a whole number of at least 2, got 1"),
-        ({"init": "zeros"}, "init, where it is a word, must be noise, data or chains, got 'zeros'"),
+        ({"frames": 1}, "frames must be an integer of at least 2, got 1"),
+        ({"init": "zeros"}, "init, unless it is images, must be noise, data or chains, got 'zeros'"),
         ({"init": "data"}, "there are no training images outside training"),
         ({"init": "chains"}, "there are no persistent chains"),
         ({"init": torch.zeros(3, 1, 28, 28)}, "images, one tensor per chain"),
@@ -686,7 +691,7 @@ def test_chains_that_cannot_begin(wrong, message):
 
 
 def test_earlier_calls_still_work():
-    """Arguments by position that are by name now: the same numbers, and a warning."""
+    """Arguments that are now given by name also work by position. They give the same results and a warning."""
     model, x = small(), binary_images(5, 4)
     seeded = lambda: torch.Generator().manual_seed(7)  # noqa: E731
     for name, first, rest in (
@@ -723,7 +728,7 @@ def test_features_are_a_step_of_a_pipeline(tmp_path):
     model = zoo.load(tmp_path)
     pipeline = make_pipeline(Features(str(tmp_path)), LogisticRegression(max_iter=500))
     scores = cross_val_score(clone(pipeline), X, y, cv=3)
-    assert scores.min() > 0.5  # thirty features of a machine that trained for seconds
+    assert scores.min() > 0.5  # thirty features after seconds of training
     pipeline.fit(X, y)
     found = pipeline[0].transform(X[:5])
     assert found.dtype == np.float32

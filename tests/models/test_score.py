@@ -1,5 +1,7 @@
-"""Score matching against scores that are known: linear models of Gaussian data by their minimisers, a mixture's by its
-density; and the module around them."""
+"""Tests of score matching against known scores, and of the Score module.
+
+The known scores are those of Gaussian data and of a mixture of Gaussians.
+"""
 
 import math
 from functools import partial
@@ -19,7 +21,7 @@ F64 = torch.float64
 
 @pytest.fixture
 def field():
-    """A smooth vector field in three dimensions, and its divergence by hand."""
+    """Return a smooth vector field in three dimensions and its exact divergence."""
     A = torch.tensor([[0.3, -1.0, 0.2], [0.5, 0.1, 0.0], [0.0, 0.7, -0.9]], dtype=F64)
     return (lambda x: torch.sin(x @ A.T) + x**2), (lambda x: (torch.cos(x @ A.T) * A.diag()).sum(1) + 2 * x.sum(1))
 
@@ -33,8 +35,10 @@ def test_the_explicit_trace_is_the_divergence(field, generator):
 @pytest.mark.parametrize("directions", ["rademacher", "normal", "axes"])
 @pytest.mark.parametrize("reduced", [True, False])
 def test_the_sliced_objective_is_unbiased(directions, reduced, field, generator):
-    """Its mean over directions of covariance I is the explicit one, within 4.5 standard errors; axes times sqrt(3),
-    each as often, exactly."""
+    """The mean over random directions of covariance I is the explicit objective, within 4.5 standard errors.
+
+    The mean over the three axes, each times sqrt(3), is exact.
+    """
     s, _ = field
     x = torch.randn(2, 3, generator=generator, dtype=F64)
     if directions == "axes":
@@ -61,7 +65,7 @@ def test_one_direction_is_the_mean_over_all_of_them(field, generator):
 
 
 def test_the_reduced_form_varies_less(generator):
-    """For the score of N(0, I), where v' grad s v is the same for every Rademacher v: not at all, and a lot."""
+    """For the score of N(0, I), v' grad s v is the same for all Rademacher v, so the reduced form does not vary."""
     x = torch.randn(1, 8, generator=generator, dtype=F64).expand(1000, 8)
     v = torch.randint(2, (1000, 1, 8), generator=generator).double() * 2 - 1
     assert sliced_loss(x, v, lambda x: -x, True).std() < 1e-12
@@ -76,15 +80,15 @@ def test_directional_is_the_quadratic_form(generator):
     assert_close(slope, torch.einsum("bi,ij,bj->b", v, A, v))
 
 
-# The minimiser over linear fields s(x) = -x M of data with second moment C is M = C^-1: the score of N(0, C).
-# On finite data the empirical second moment stands for C, exactly, for the explicit and the sliced objective alike.
+# Over linear fields s(x) = -x M, the minimiser is M = C^-1, the score of N(0, C), where C is the second moment.
+# With the empirical second moment as C, this is exact on finite data, for the explicit and the sliced objective.
 
 
 @pytest.mark.parametrize("objective", ["explicit", "sliced", "reduced"])
 def test_the_minimiser_on_gaussian_data(objective, generator):
-    """By the gradient at the closed form, and its sign on both sides of it.
+    """At the closed-form minimiser the gradient is zero, and the loss is larger on both sides.
 
-    Sliced over all directions at once, the three axes times sqrt(3) for v, of which every quadratic form is exact.
+    The sliced objective takes the three axes, each times sqrt(3), as v. Quadratic forms are then exact.
     """
     L = torch.tensor([[1.0, 0, 0], [0.5, 0.8, 0], [-0.3, 0.2, 1.4]], dtype=F64)
     x = torch.randn(500, 3, generator=generator, dtype=F64) @ L.T
@@ -103,18 +107,18 @@ def test_the_minimiser_on_gaussian_data(objective, generator):
 
 
 def bumps(x):
-    """Gaussian bumps over the mixture's support, as a basis of fields: (B, 25)."""
+    """Return 25 Gaussian bumps over the support of the mixture, (B, 25), a basis of fields."""
     side = torch.linspace(-3, 3, 5, dtype=F64)
     return torch.exp(-(x[:, None] - torch.cartesian_prod(side, side)).square().sum(2) / 2)
 
 
 @pytest.mark.parametrize("objective", ["explicit", "sliced", "denoising"])
 def test_the_target_on_a_mixture(objective):
-    """Over fields s(x) = W' phi(x) an objective with the target f is 1/2 E|s|^2 - E[s . f] + const: its gradient at
-    W = 0 is -E[phi f'], which fixes the minimiser, since the quadratic part is the same for every target.
+    """The gradient at W = 0 over fields s(x) = W' phi(x) identifies the score f that an objective learns.
 
-    f is the true score for explicit and sliced matching, and for denoising that of p convolved with N(0, sigma^2 I),
-    which differs. Expectations over x are sums over a fine grid, over noise Gauss-Hermite: nothing is random.
+    The objective is 1/2 E|s|^2 - E[s . f] + const, so the gradient is -E[phi f']. The quadratic part is the same for
+    every f. For explicit and sliced matching, f is the score of p. For denoising, it is the score of p convolved with
+    N(0, sigma^2 I). Expectations over x are sums over a fine grid, and expectations over noise are Gauss-Hermite sums.
     """
     p, sigma = mixture(), 0.5
     side = torch.arange(-5, 5, 0.125, dtype=F64)
@@ -162,24 +166,27 @@ def points():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"shape": [28, 28]}, r"shape must be \[1, 28, 28\], or \[D\] of points, got \[28, 28\]"),
-        ({"shape": [0]}, r"shape must be a list of whole numbers of at least 1, such as .*, got \[0\]"),
+        ({"shape": [28, 28]}, r"shape must be \[1, 28, 28\] for images or \[D\] for points, got \[28, 28\]"),
+        ({"shape": [0]}, r"shape must be a list of integers of at least 1, such as .*, got \[0\]"),
         ({"objective": "implicit"}, "objective must be denoising, sliced or explicit, got 'implicit'"),
-        ({"objective": "explicit"}, "for each of 784 dimensions and is for 32 at most: take sliced or denoising"),
-        ({"num_sigmas": 0}, "num_sigmas must be at least 1, got 0"),
-        ({"num_sigmas": -1}, "num_sigmas must be a whole number of at least 0, got -1"),
+        (
+            {"objective": "explicit"},
+            "has 784 dimensions, and objective=explicit allows at most 32: use sliced or denoising",
+        ),
+        ({"num_sigmas": 0}, "num_sigmas must be at least 1 for objective=denoising, got 0"),
+        ({"num_sigmas": -1}, "num_sigmas must be an integer of at least 0, got -1"),
         ({"sigma_min": 20}, "sigma_min must be below sigma_max, got 20 and 10.0"),
         ({"sigma_max": math.inf}, "sigma_max must be a positive number, got inf"),
         ({"weights": "none"}, "weights must be edm or ncsn, got 'none'"),
-        ({"projections": 0}, "projections must be a whole number of at least 1, got 0"),
+        ({"projections": 0}, "projections must be an integer of at least 1, got 0"),
         ({"variance_reduced": 1}, "variance_reduced must be true or false, got 1"),
-        ({"hidden": [0], "shape": [2]}, "hidden must be a list of whole numbers"),
-        ({"hidden": 128}, "hidden must be a list of whole numbers .*, got 128"),
-        ({"shape": 28}, "shape must be a list of whole numbers .*, got 28"),
-        ({"shape": None}, "shape must be a list of whole numbers .*, got None"),
-        ({"shape": [2], "widths": "junk"}, "widths must be a list of whole numbers .*, got 'junk'"),
-        ({"blocks": None}, "blocks must be a whole number of at least 1, got None"),
-        ({"widths": [8, 8, 8]}, "28 pixels do not divide"),
+        ({"hidden": [0], "shape": [2]}, "hidden must be a list of integers"),
+        ({"hidden": 128}, "hidden must be a list of integers .*, got 128"),
+        ({"shape": 28}, "shape must be a list of integers .*, got 28"),
+        ({"shape": None}, "shape must be a list of integers .*, got None"),
+        ({"shape": [2], "widths": "junk"}, "widths must be a list of integers .*, got 'junk'"),
+        ({"blocks": None}, "blocks must be an integer of at least 1, got None"),
+        ({"widths": [8, 8, 8]}, "28 pixels is not divisible"),
         ({"lr": "fast"}, "lr must be a positive number, got 'fast'"),
     ],
 )
@@ -191,30 +198,30 @@ def test_bad_arguments_are_named(arguments, message):
 @pytest.mark.parametrize(
     ("conditions", "message"),
     [
-        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"steps": 0}, "steps must be an integer of at least 1, got 0"),
         ({"step_size": -1}, "step_size must be a positive number, got -1"),
         ({"denoise": "yes"}, "denoise must be true or false, got 'yes'"),
-        ({"frames": 1}, "frames must be a whole number of at least 2, got 1"),
-        ({"frames": 9}, "4 moments to show, fewer than 9 frames"),
-        ({"frames": 2, "steps": "x"}, "steps must be a whole number of at least 1, got 'x'"),
+        ({"frames": 1}, "frames must be an integer of at least 2, got 1"),
+        ({"frames": 9}, "frames must be at most 4, the number of states of a chain, got 9"),
+        ({"frames": 2, "steps": "x"}, "steps must be an integer of at least 1, got 'x'"),
     ],
 )
 def test_bad_conditions_are_named(points, conditions, message, monkeypatch):
     monkeypatch.setattr(points, "_score_of_data", None)
-    monkeypatch.setattr(points, "forward", None)  # before any work
+    monkeypatch.setattr(points, "forward", None)  # the check comes before any work
     with pytest.raises(ValueError, match=message):
         points.sample(1, **conditions)
 
 
-def test_a_chain_without_levels_has_as_many_moments_as_steps():
+def test_a_chain_without_levels_has_as_many_states_as_steps():
     model = Score(shape=[2], hidden=[4], num_sigmas=1)
     assert model.sample(3, steps=4, frames=4).shape == (3, 4, 2)
-    with pytest.raises(ValueError, match="4 moments to show, fewer than 5 frames"):
+    with pytest.raises(ValueError, match="frames must be at most 4, the number of states of a chain, got 5"):
         model.sample(3, steps=4, frames=5)
 
 
 def test_the_first_score_is_that_of_normal_data(points, generator):
-    """The network begins at zero: s(x, sigma) = -x / (1 + sigma^2), and on images too."""
+    """A new network outputs zero, so s(x, sigma) = -x / (1 + sigma^2), for points and for images."""
     x, sigma = torch.randn(4, 2, generator=generator), points.sigmas
     assert_close(points(x, sigma), -x / (1 + sigma[:, None] ** 2))
     images = Score(widths=[8], num_sigmas=4, sigma_max=4.0, sigma_min=0.5)
@@ -223,10 +230,13 @@ def test_the_first_score_is_that_of_normal_data(points, generator):
     assert (Score(shape=[2], objective="sliced", num_sigmas=0)(x[:, 0, 0, :2]) == 0).all()
 
 
-def test_what_the_network_says_is_of_one_size_at_every_level(points, generator):
-    """s = net / (sigma scale) - x / scale^2: of data N(0, I) blurred by a draw eps of the noise, the network's target
-    sigma scale (-eps / sigma + x / scale^2) = (sigma x_0 - eps) / scale has variance 1, and weighted losses are its
-    squared error, halved."""
+def test_the_target_of_the_network_has_variance_one_at_every_level(points, generator):
+    """The network's target has variance 1 at every level, and the weighted loss is half its squared error.
+
+    For s = net / (sigma scale) - x / scale^2 and x = x_0 + sigma eps with x_0 ~ N(0, I), the target is
+
+        sigma scale (-eps / sigma + x / scale^2) = (sigma x_0 - eps) / scale
+    """
     x0, eps = (torch.randn(4, 2, generator=generator) for _ in range(2))
     sigma = points.sigmas[:, None]
     scale = (1 + sigma**2).sqrt()
@@ -249,7 +259,7 @@ def test_what_the_network_says_is_of_one_size_at_every_level(points, generator):
 
 @pytest.mark.parametrize("weights", ["edm", "ncsn"])
 def test_the_weights_of_the_levels(weights, generator):
-    """At the first score, on N(0, 1) data: w J_sigma / D has the mean w / (2 sigma^2 (1 + sigma^2))."""
+    """For a new network on N(0, I) data, w J_sigma / D has the mean w / (2 sigma^2 (1 + sigma^2))."""
     model = Score(shape=[2], hidden=[8], num_sigmas=3, sigma_max=4.0, sigma_min=0.5, weights=weights)
     n = 100_000
     batch = [torch.randn(n, 2, generator=generator)]
@@ -267,9 +277,9 @@ def test_the_weights_of_the_levels(weights, generator):
 
 @pytest.mark.parametrize("objective", ["sliced", "explicit"])
 def test_objectives_on_a_ladder_have_one_gradient(objective, generator):
-    """All three target the blurred density's score: their gradients agree in expectation with denoising's.
+    """All objectives learn the score of the convolved density, so the expected gradients agree with denoising.
 
-    By one parameter, the bias of the output, over 400 draws of a batch of 500; within 4.5 standard errors.
+    The test compares the gradient by the output bias, over 400 draws of a batch of 500, within 4.5 standard errors.
     """
     torch.manual_seed(1)
     model = Score(shape=[2], objective=objective, hidden=[8], num_sigmas=2, sigma_max=1.0, sigma_min=0.7)
@@ -326,19 +336,19 @@ def test_estimators_by_objective():
 
 
 def test_annealing_by_the_exact_score_draws_the_mixture(points):
-    """The module's own sampler with the network replaced by the truth: mean log density within 0.05 nats."""
+    """With the exact score as the network, samples have the mean log density of the data, within 0.05 nats."""
     p = mixture()
     points.forward = lambda x, sigma: p.blurred(sigma[0].item()).score(x).float()
     x = points.sample(5000, steps=100, step_size=0.1, generator=torch.Generator().manual_seed(0), denoise=False)
     exact, _ = p.blurred(0.5).sample(5000, generator=torch.Generator().manual_seed(1))
     gap = p.blurred(0.5).log_density(x).mean() - p.blurred(0.5).log_density(exact).mean()
-    assert abs(gap) < 0.05  # the standard error is 0.02, the step's bias 0.01
+    assert abs(gap) < 0.05  # the standard error is 0.02, and the bias of the step size 0.01
     _, taken = points.chains(100, steps=20, adjusted=True, generator=torch.Generator().manual_seed(0))
     assert len(taken) == 4 and all(0.5 < share < 1 for share in taken)
 
 
 def test_samples_are_the_annealed_chain(points):
-    """From N(0, 1 + sigma_1^2), at the ladder's levels and the step that the ratio of the levels asks for."""
+    """The chain starts at N(0, 1 + sigma_1^2). For images, the ratio of the levels sets the step size."""
     images = Score(widths=[8], num_sigmas=4, sigma_max=4.0, sigma_min=0.5)
     for model, shape, steps, e in ((points, (3, 2), 100, 0.05), (images, (3, 1, 28, 28), 5, best_step_size(2.0, 5))):
         ours, _ = model.chains(3, generator=torch.Generator().manual_seed(4))
@@ -364,9 +374,12 @@ def test_samples_depend_on_the_seed_alone(num_sigmas, shape):
 
 
 def test_a_step_that_suits_the_data_is_found(points):
-    """By the exact score, without a ladder. The mixture is drawn; in moons, of 36 times less variance, where a step of
-    the mixture's size has no stationary density, a thousand steps bring chains near the data, if not all along it.
-    A step too long is refused by name."""
+    """The default step size suits data of different variance, with the exact score and without noise levels.
+
+    The mixture is sampled well. The moons have 36 times less variance, and the step size of the mixture would have no
+    stationary density there. A thousand steps bring the chains near the moons, but do not cover them evenly. A step
+    size that is too large raises an error.
+    """
     model = Score(shape=[2], hidden=[8], objective="explicit", num_sigmas=0)
     for p, nats in ((moons(), 1.0), (mixture(), 0.2)):
         model.forward = lambda x, sigma=None, p=p: p.score(x).float()
@@ -374,12 +387,15 @@ def test_a_step_that_suits_the_data_is_found(points):
         exact, _ = p.sample(5000, generator=torch.Generator().manual_seed(1))
         assert abs(p.log_density(x).mean() - p.log_density(exact).mean()) < nats
     model.forward = lambda x, sigma=None: 3 * x
-    with pytest.raises(ValueError, match="a chain of step_size 50 has run off to infinity: take a smaller one"):
+    with pytest.raises(ValueError, match="NaN or infinite with step_size=50: use a smaller step_size"):
         model.sample(2, step_size=50.0, steps=400)
 
 
 def test_one_level_is_sampled_as_none():
-    """The exact score of the mixture blurred by 0.2: mean log density within 0.1 nats, denoised at the end or not."""
+    """With the exact score of the mixture plus noise 0.2, the mean log density is right within 0.1 nats.
+
+    With ``denoise``, the sample then moves by 0.2^2 times the score.
+    """
     model, q = Score(shape=[2], hidden=[8], num_sigmas=1, sigma_min=0.2), mixture().blurred(0.2)
     model.forward = lambda x, sigma: q.score(x).float()
     x, y = (model.sample(3000, generator=torch.Generator().manual_seed(0), denoise=d) for d in (False, True))

@@ -1,4 +1,4 @@
-"""Skip-gram against enumeration, on vocabularies of a few words."""
+"""Tests of skip-gram against enumeration, on vocabularies of a few words."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from zoo.datamodules import Text
 from zoo.estimators import gradient_moments
-from zoo.functional.contrastive import ROW, NoiseDistribution, Rows, within_reach
+from zoo.functional.contrastive import ROW, NoiseDistribution, Rows, pairs_in_window
 from zoo.functional.noise import chunk_generator
 from zoo.skipgram import OBJECTIVES, SkipGram, dense, sparse
 from zoo.training.trainer import quiet_lightning
@@ -24,7 +24,7 @@ WORDS = ["the", "cat", "sat", "on", "a", "mat", "today"]
 
 @pytest.fixture
 def rows(generator):
-    """Three rows with gaps, and reaches of 0 to 2."""
+    """Return three rows with missing words and windows that reach 0 to 2 words."""
     words = torch.randint(V, (3, WINDOW + ROW + WINDOW), generator=generator)
     words[torch.rand(words.shape, generator=generator) < 0.1] = -1
     reach = torch.randint(1, WINDOW + 1, (3, ROW), generator=generator)
@@ -33,7 +33,7 @@ def rows(generator):
 
 
 def made(objective="nce", generator=None, **kwargs):
-    """A model of seven words, away from where it begins."""
+    """Return a model of seven words with random parameters."""
     torch.manual_seed(0)
     model = SkipGram(objective, dim=4, **kwargs)
     model.make_vocabulary(WORDS, torch.tensor([90, 50, 40, 30, 20, 10, 5]), torch.ones(V))
@@ -44,7 +44,7 @@ def made(objective="nce", generator=None, **kwargs):
 
 
 def by_loops(model, rows, noise, objective, k):
-    """Every pair's objective, one after the other, from the definitions."""
+    """Return the objective of every pair, one after the other, from the definitions."""
     input, output = model.input.weight, model.output.weight
     b = model.bias.weight[:, 0] if hasattr(model, "bias") else torch.zeros(V, dtype=torch.float64)
     q = model.counts.double() ** model.hparams.alpha
@@ -104,14 +104,14 @@ def test_the_likelihood_is_summed_over_the_vocabulary(rows):
     model = made("negative_sampling")
     log_p, log_Z = model.pair_log_likelihood(list(rows))
     assert_close(log_p, -by_loops(model, rows, torch.zeros(3, 1, dtype=torch.long), "softmax", 1))
-    centres = within_reach(rows)[0]
+    centres = pairs_in_window(rows)[0]
     s = model.input(centres[centres >= 0]) @ model.output.weight.T
     assert_close(log_Z, s.exp().sum(-1).log())
     assert not hasattr(model, "bias")
 
 
 def test_validation_sums_over_rows_spread_over_the_text(monkeypatch):
-    """Every n-th row, whatever the batches, and some batches without any."""
+    """Every n-th row counts, whatever the batch size. Some batches have no such row."""
     monkeypatch.setattr("zoo.skipgram.EXACT_ROWS", 7)
     data = Text("pydocs", eval_batch_size=4)
     torch.manual_seed(0)
@@ -134,12 +134,12 @@ def test_validation_sums_over_rows_spread_over_the_text(monkeypatch):
     expected = [float(-log_p.mean()), float((-log_p.mean()).exp()), float(log_Z.mean()), float(log_Z.std(correction=0))]
     found = [metrics[f"val/{name}"] for name in ("nll", "perplexity", "log_Z", "log_Z_sd")]
     assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    model.held_out.update(log_p, log_Z + 1)  # as an evaluation that was interrupted leaves its sums
+    model.held_out.update(log_p, log_Z + 1)  # like the old sums of an interrupted evaluation
     assert L.Trainer(accelerator="cpu", **quiet).validate(model, data, verbose=False) == [metrics]
 
 
 def held_out(data):
-    """What is said of seven rows of held-out text by a model that is the same on every process."""
+    """Return the metrics on seven held-out rows of a model that is the same on every process."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("zoo.skipgram.EXACT_ROWS", 7)
         return what_is_said(data)
@@ -159,15 +159,15 @@ def what_is_said(data):
 
 
 def test_two_processes_choose_the_rows_that_one_does():
-    """Seven or so, numbered in the order of the text, whoever holds them."""
+    """The rows are numbered in the order of the text. About seven of them are chosen."""
     data = Text("pydocs", eval_batch_size=4, min_count=20)
-    data.setup()  # once: the processes are forked from here
+    data.setup()  # once, before the processes are forked
     expected = held_out(data)
     for found in together(2, held_out, data):
         assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_measured_is_no_part_of_the_weights(rows):
+def test_metrics_are_not_part_of_the_weights(rows):
     model = made()
     assert list(model.state_dict()) == ["spelling", "counts", "input.weight", "output.weight", "bias.weight"]
     assert [name for name, _ in model.named_parameters()] == ["input.weight", "output.weight", "bias.weight"]
@@ -192,7 +192,7 @@ def test_a_generator_may_be_given_by_position_as_in_an_earlier_version(rows):
 @pytest.mark.parametrize("dense_gradients", [False, True])
 @pytest.mark.parametrize("objective", ["nce", "softmax"])
 def test_a_step_is_each_pairs_gradient_at_the_rates_of_its_words(objective, dense_gradients, tmp_path, monkeypatch):
-    """Two steps by Lightning, of two batches each, against sums over pairs; words of a large share go slower."""
+    """Two steps by Lightning, of two batches each, equal sums over pairs. Frequent words have lower learning rates."""
     monkeypatch.setenv("ZOO_DATA", str(tmp_path / "data"))
     path, k = tmp_path / "text.txt", 3
     path.write_text(
@@ -221,7 +221,7 @@ def test_a_step_is_each_pairs_gradient_at_the_rates_of_its_words(objective, dens
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     L.Trainer(max_steps=2, accelerator="cpu", limit_val_batches=0, accumulate_grad_batches=2, callbacks=[Watch()],
               enable_model_summary=False, **quiet).fit(model, datamodule=data)  # fmt: skip
-    # Rates: of n pairs of a word that a step has on average, so that 1 / n is the most.
+    # A word with n expected pairs per step has a learning rate of at most 1 / n.
     kept = torch.tensor(data.corpus.counts) * data.keep.double()
     frequency, q = kept / kept.sum(), model.q.log_q.double().exp()
     pairs = 2 * 2 * ROW * (WINDOW + 1)
@@ -262,12 +262,12 @@ def test_other_weights_are_refused_in_one_line():
     model = made()
     other = SkipGram(dim=4)
     other.make_vocabulary(["one", "two"], torch.tensor([2, 1]), torch.ones(2))
-    with pytest.raises(ValueError, match="have a vocabulary of 2 words, and the text another one, of 7: go"):
+    with pytest.raises(ValueError, match="have a vocabulary of 2 words, and the text a different one of 7: use"):
         model.load_state_dict(other.state_dict())
 
 
 def test_it_begins_normalised():
-    """s = b = log frequency, of what is left of a text: Z_c = 1 and nobody knows more than how often words come."""
+    """A new model has s = b = log frequency after subsampling, so Z_c = 1."""
     torch.manual_seed(0)
     model = SkipGram(dim=4)
     counts, keep = torch.tensor([6, 3, 1]), torch.tensor([0.5, 1.0, 1.0])
@@ -281,7 +281,10 @@ def test_it_begins_normalised():
 
 
 def world():
-    """A Markov chain of three words, and p(w | c) of neighbours at distance 1: on with P or back with its reverse."""
+    """Return a Markov chain P of three words, its stationary distribution and p(w | c) of adjacent words.
+
+    p(w | c) is the mean of P, for the next word, and of the reversed chain, for the previous word.
+    """
     P = torch.tensor([[0.1, 0.8, 0.1], [0.3, 0.1, 0.6], [0.6, 0.3, 0.1]], dtype=torch.float64)
     pi = torch.linalg.matrix_power(P, 1000)[0]
     back = (pi[:, None] * P).T / pi[:, None]
@@ -299,7 +302,7 @@ def markov_text(n, generator):
 
 
 def test_nce_finds_the_distribution_and_its_normaliser(tmp_path, monkeypatch):
-    """Of 60,000 words whose neighbours are known: p(w | c) within 0.02, and log Z_c near 0 without being asked for."""
+    """NCE learns a known p(w | c) within 0.02 from 60,000 words, with log Z_c near 0."""
     monkeypatch.setenv("ZOO_DATA", str(tmp_path / "data"))
     path = tmp_path / "chain.txt"
     path.write_text(markov_text(60_000, torch.Generator().manual_seed(0)), encoding="utf-8")
@@ -316,16 +319,18 @@ def test_nce_finds_the_distribution_and_its_normaliser(tmp_path, monkeypatch):
     assert s.logsumexp(-1).abs().max() < 0.03
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     entropy = -float((pi[:, None] * p * p.log()).sum())
-    assert abs(metrics["val/nll"] - entropy) < 0.05  # 2,000 words of validation
+    assert abs(metrics["val/nll"] - entropy) < 0.05  # validation has 2,000 words
     assert_close(metrics["val/perplexity"], math.exp(metrics["val/nll"]), rtol=1e-5, atol=0)
     assert abs(metrics["val/log_Z"]) < 0.03 and metrics["val/log_Z_sd"] < 0.03
 
 
 def test_the_bias_of_each_estimator_is_what_theory_says(rows):
-    """Where scores are normalised, NCE's gradient tends to the likelihood's as k grows and importance sampling's bias
-    falls too; negative sampling estimates another gradient. Means of 400 draws; their noise is taken out."""
+    """With normalised scores, NCE's gradient approaches the likelihood's as k grows, and negative sampling's does not.
+
+    Importance sampling also has a small bias. The test takes means of 400 draws and subtracts their variance.
+    """
     model = made(num_noise=25, shared_noise=25)
-    with torch.no_grad():  # normalise: one more dimension would do, and so does a bias if vectors are zero
+    with torch.no_grad():  # with zero vectors, the bias alone normalises the scores
         model.output.weight.zero_()
         model.bias.weight.copy_(model.bias.weight.log_softmax(0))
     estimators = model.gradient_estimators()
@@ -335,8 +340,8 @@ def test_the_bias_of_each_estimator_is_what_theory_says(rows):
     for name, estimator in estimators.items():
         moments, _ = gradient_moments(estimator, list(rows), range(400))
         off = sum(float((moments.mean[k] - exact.mean[k]).square().sum()) for k in exact.mean)
-        scatter = moments.statistics()["all"]["variance"] / moments.n
-        bias[name] = max(0.0, off - scatter) ** 0.5
+        variance = moments.statistics()["all"]["variance"] / moments.n
+        bias[name] = max(0.0, off - variance) ** 0.5
     norm = sum(float(g.square().sum()) for g in exact.mean.values()) ** 0.5
     assert bias["softmax"] < 1e-6
     assert bias["nce_1"] > 2 * bias["nce_5"] > 0 and bias["nce_5"] > bias["nce_25"]
@@ -352,7 +357,7 @@ def test_words_are_found_by_their_vectors():
     names, cosines = zip(*model.nearest("cat", 2), strict=True)
     assert names == ("the", "a")
     assert_close(torch.tensor(cosines), torch.tensor([9 / 82**0.5, 2**-0.5]))
-    # cat : sat as a : mat; the three that are given do not answer.
+    # cat is to a as sat is to mat. The three given words are not answers.
     assert model.analogy("cat", "a", "sat")[0][0] == "mat"
     assert len(model.nearest("cat", 100)) == 6 and len(model.analogy("cat", "a", "sat", 100)) == 4
     with pytest.raises(KeyError, match="'tody' is not among the 7 words of the vocabulary; close to it: today"):
@@ -376,11 +381,11 @@ def test_weights_bring_their_vocabulary(tmp_path):
             {"objective": "hinge"},
             "objective must be nce, negative_sampling, importance_sampling or softmax, got 'hinge'",
         ),
-        ({"dim": 0}, "dim must be a whole number of at least 1, got 0"),
-        ({"num_noise": 0}, "num_noise must be a whole number of at least 1"),
+        ({"dim": 0}, "dim must be an integer of at least 1, got 0"),
+        ({"num_noise": 0}, "num_noise must be an integer of at least 1"),
         ({"alpha": -1}, "alpha must be a number of at least 0"),
         ({"alpha": 1.5}, "alpha must be at most 1, got 1.5"),
-        ({"shared_noise": -1}, "shared_noise must be a whole number of at least 0"),
+        ({"shared_noise": -1}, "shared_noise must be an integer of at least 0"),
         ({"lr": 0}, "lr must be a positive number"),
     ],
 )

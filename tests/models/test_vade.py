@@ -1,4 +1,4 @@
-"""VaDE against Bayes' rule, the exact mixture and the VAE."""
+"""Tests of VaDE against Bayes' rule, the exact mixture and the VAE."""
 
 import logging
 import math
@@ -53,14 +53,14 @@ def mixture(generator):
 
 
 def reference(mixture):
-    """The same prior by torch.distributions."""
+    """Return the same prior as a torch distribution."""
     components = Independent(Normal(mixture.mu_c, (mixture.logvar_c / 2).exp()), 1)
     return MixtureSameFamily(Categorical(logits=mixture.log_pi), components)
 
 
 @pytest.fixture
 def toy(generator):
-    """Binary x (B, P), an encoder and a Bernoulli decoder, both of one nonlinear layer."""
+    """Return binary x (B, P), an encoder and a Bernoulli decoder, each with one nonlinear layer."""
     x = torch.bernoulli(torch.full((4, P), 0.5, dtype=torch.float64), generator=generator)
     W, V, U = normal(generator, P, D), normal(generator, P, D), normal(generator, D, P)
 
@@ -94,7 +94,7 @@ def test_responsibilities_are_finite_far_from_every_component(mixture):
 
 
 def test_five_terms_are_the_marginal_form_for_every_draw(toy, mixture, generator):
-    """log p(x|z) + log p_GMM(z) - log q(z|x), at any z, likely or not; and the importance weight is the same number."""
+    """The five terms and the log importance weight are log p(x|z) + log p_GMM(z) - log q(z|x) at every z."""
     x, encode, log_px = toy
     mu, logvar = encode(x)
     for _ in range(5):
@@ -110,7 +110,7 @@ def test_five_terms_are_the_marginal_form_for_every_draw(toy, mixture, generator
 
 
 def test_another_gamma_costs_its_divergence_from_bayes_rule(mixture, generator):
-    """Seed 002 P7 with the divergence in its place: five terms(gamma) = marginal form - KL(gamma || p(c|z))."""
+    """[HW2 P7] with the correct divergence: five terms(gamma) = marginal form - KL(gamma || p(c|z))."""
     z, log_q = 2 * normal(generator, 6, D), normal(generator, 6)
     posterior = log_responsibilities(z, mixture)
     for log_gamma in (posterior, normal(generator, 6, K).log_softmax(-1), mixture.log_pi.expand(6, K)):
@@ -124,7 +124,7 @@ def test_another_gamma_costs_its_divergence_from_bayes_rule(mixture, generator):
 
 
 def quadrature(x, objective):
-    """E over eps ~ N(0, I) in two dimensions of an objective's loss, by Gauss-Hermite: (B,)."""
+    """Return the expectation of a loss over two-dimensional eps ~ N(0, I) by Gauss-Hermite quadrature, (B,)."""
     nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(60))
     weights = weights / weights.sum()
     total = torch.zeros(len(x), dtype=torch.float64)
@@ -136,7 +136,7 @@ def quadrature(x, objective):
 
 
 def test_the_mean_field_lies_below_the_exact_bound(toy, mixture, generator):
-    """In expectation over eps, by quadrature, for any gamma; and they meet where K = 1."""
+    """Quadrature gives the expectation over eps for several gamma. The bounds are equal at K = 1."""
     x, encode, log_px = toy
 
     def exact(mixture):
@@ -155,7 +155,7 @@ def test_the_mean_field_lies_below_the_exact_bound(toy, mixture, generator):
 
 
 def test_the_five_terms_and_the_mean_field_agree_in_expectation_at_the_same_gamma(toy, mixture, generator):
-    """Term by term, by quadrature, for a gamma that does not depend on z."""
+    """Each term agrees, by quadrature, for a gamma that does not depend on z."""
     x, encode, log_px = toy
     log_gamma = normal(generator, len(x), K).log_softmax(-1).repeat_interleave(60, 0)
 
@@ -183,7 +183,7 @@ def test_one_standard_component_is_the_vae(toy, generator):
 
 
 def test_gradients_by_score_function_agree_in_expectation(toy, mixture):
-    """Exactly, by quadrature: in the encoder, the decoder and the mixture."""
+    """Quadrature compares the gradients of the encoder, the decoder and the mixture exactly."""
     x, encode, log_px = toy
     shift, logvar_shift, theta = (torch.zeros(D, dtype=torch.float64, requires_grad=True) for _ in range(3))
     leaves = Mixture(*(t.clone().requires_grad_() for t in mixture))
@@ -207,14 +207,14 @@ def test_deformations_are_smooth_and_near_the_identity(generator):
     assert torch.equal(deform(x, affine, bumps, 0.0), x)
     assert_close(deform(x, affine, bumps, 1e-7), x, rtol=0, atol=1e-4)
     shift = torch.zeros(3, 2, 3)
-    shift[:, 0, 2] = 2 / 28  # of a range of 2: one pixel to the left
+    shift[:, 0, 2] = 2 / 28  # one pixel to the left, in a range of 2
     moved = deform(x, shift, torch.zeros(3, 2, 4, 4), 1.0)
     assert_close(moved[..., :-1], x[..., 1:], rtol=0, atol=1e-4)
     assert deform(x, affine, bumps, 0.3).min() >= 0 and deform(x, affine, bumps, 0.3).max() <= 1
 
 
 def test_even_bumps_move_an_image_by_two_thirds_of_the_strength(generator):
-    """Where all points are moved alike, by 3/28 of two thirds of a strength of 1: by whole pixels, 14 to a unit."""
+    """All points move by 3/28 times two thirds of the strength 1, which is one pixel. One unit is 14 pixels."""
     x = torch.rand(2, 1, 28, 28, generator=generator)
     bumps = torch.zeros(2, 2, 4, 4)
     bumps[0, 0], bumps[1, 1] = 3 / 28, 6 / 28  # one pixel to the left; two pixels up
@@ -224,7 +224,7 @@ def test_even_bumps_move_an_image_by_two_thirds_of_the_strength(generator):
 
 
 def test_gamma_is_held_fixed_in_training(generator):
-    """The gradient is that of the mean field at a constant gamma = p(c | z = mu(x)) of the image as it is."""
+    """The gradient treats gamma = p(c | z = mu(x)) as a constant. Its x is not deformed."""
     torch.manual_seed(0)
     model = VaDE(num_clusters=3, hidden=[8], latent_dim=2, deformation=0.2)
     noise = model.noise([torch.zeros(4, 1, 28, 28)], generator=generator)
@@ -239,11 +239,11 @@ def test_gamma_is_held_fixed_in_training(generator):
 
     training = torch.autograd.grad(model.mean_field(x, noise)["loss"].sum(), parameters)
     assert_close(training, gradients(log_gamma.detach()))
-    assert any((a - b).abs().max() > 1e-3 for a, b in zip(training, gradients(log_gamma), strict=True))  # and no other
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(training, gradients(log_gamma), strict=True))
 
 
 def test_pretraining_minimises_minus_the_likelihood_at_the_mean(generator):
-    """Of images that are encoded deformed and decoded as they are; the mixture has no part in it."""
+    """Deformed images are encoded and the original images are decoded. The mixture is not used."""
     model = VaDE(hidden=[8], latent_dim=2, deformation=0.2)
     batch = [torch.rand(3, 1, 28, 28, generator=generator), torch.zeros(3)]
     noise = model.noise(batch, generator=chunk_generator(0, 1))
@@ -257,7 +257,7 @@ def test_pretraining_minimises_minus_the_likelihood_at_the_mean(generator):
 
 @pytest.mark.parametrize("method", ["kmeans", "em"])
 def test_fit_mixture_finds_well_separated_clusters(method, generator):
-    """4,000 draws of three Gaussians 10 standard deviations apart; 4.5 standard errors, a false alarm in 10,000."""
+    """Three Gaussians are 10 standard deviations apart. 4.5 standard errors give a false alarm once in 10,000 runs."""
     n = 4000
     true = Mixture(torch.tensor([0.5, 0.3, 0.2]).log(), 10 * torch.eye(3)[:, :2], torch.zeros(3, 2))
     c = torch.multinomial(true.log_pi.exp(), n, replacement=True, generator=generator)
@@ -272,7 +272,11 @@ def test_fit_mixture_finds_well_separated_clusters(method, generator):
 
 
 def test_fit_mixture_takes_the_clusters_that_deformation_keeps(generator):
-    """A rectangle's corners, mirrored along its long side: the tightest halves mix, those along the short side stay."""
+    """The points are the corners of a rectangle.
+
+    The deformation swaps the two tightest clusters, at the ends of the long side. It keeps the two clusters at the ends
+    of the short side.
+    """
     z = torch.tensor([1.2, 1.0]) * torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]).repeat(100, 1)
     z = z + 0.01 * torch.randn(400, 2, generator=generator)
     mirrored = torch.tensor([-1.0, 1.0]) * z
@@ -282,7 +286,10 @@ def test_fit_mixture_takes_the_clusters_that_deformation_keeps(generator):
 
 
 def test_invariance_is_the_mutual_information_of_clusters(generator):
-    """Far clusters of equal shares: log K where they are kept, 0 where they are forgotten, less where two are one."""
+    """Four clusters are far apart and equally likely.
+
+    The value is log K if the deformation keeps all, 0 if it mixes all, and between if it mixes two.
+    """
     mixture = Mixture(torch.zeros(4).log_softmax(0), 20 * torch.eye(4), torch.zeros(4, 4))
     c = torch.arange(400) % 4
     z = mixture.mu_c[c] + torch.randn(400, 4, generator=generator)
@@ -315,7 +322,7 @@ def test_every_parameter_learns_and_every_use_has_its_shape(generator):
 
 
 def test_terms_are_sums_over_dimensions():
-    """Zero weights and one component N(0, I): every pixel costs log 2, and q is the prior."""
+    """With zero weights and one component N(0, I), every pixel costs log 2 and q is the prior."""
     model = tiny(num_clusters=1)
     with torch.no_grad():
         for p in model.parameters():
@@ -337,7 +344,7 @@ def test_pretraining_gives_every_parameter_a_gradient_and_the_mixture_a_zero_one
 
 
 def test_samples_come_from_the_clusters_asked_for(generator):
-    """Components far apart and narrow, and a decoder that shows z: the picture tells its cluster."""
+    """Components are narrow and far apart. An image therefore shows its cluster."""
     model = tiny(latent_dim=2, hidden=[2])
     with torch.no_grad():
         model.mu_c.copy_(torch.tensor([[-5.0, 0.0], [0.0, 5.0], [5.0, 0.0]]))
@@ -353,7 +360,7 @@ def test_samples_come_from_the_clusters_asked_for(generator):
     assert nearest(model.sample(4, clusters=1, generator=generator)).tolist() == [1] * 4
     n = 3000
     share = nearest(model.sample(n, generator=generator)).bincount(minlength=3) / n
-    # 4.5 standard errors of three shares: a false alarm once in 50,000.
+    # 4.5 standard errors of three fractions give a false alarm once in 50,000 runs.
     assert (share - torch.tensor([0.1, 0.2, 0.7])).abs().max() < 4.5 * (0.25 / n) ** 0.5
     assert model.rows() == ("clusters", [0, 1, 2])
 
@@ -363,11 +370,11 @@ def test_samples_come_from_the_clusters_asked_for(generator):
     [
         ([0, 3], "between 0 and 2, got 3"),
         ([-1, 0], "between 0 and 2, got -1"),
-        ([0], "one number for each of the 2 images, or one for all; got 1"),
-        ([0.5, 1], "whole numbers, got [0.5, 1]"),
+        ([0], "one integer for each of the 2 images, or one for all; got 1"),
+        ([0.5, 1], "integers, got [0.5, 1]"),
         (3, "between 0 and 2, got 3"),
-        ("one", "whole numbers, got 'one'"),
-        (torch.tensor([0.0, 1.0]), "whole numbers, got tensor"),
+        ("one", "integers, got 'one'"),
+        (torch.tensor([0.0, 1.0]), "integers, got tensor"),
     ],
 )
 def test_bad_clusters_are_named(clusters, message):
@@ -376,7 +383,7 @@ def test_bad_clusters_are_named(clusters, message):
 
 
 def test_log_likelihood_closes_the_gap_and_draws_from_the_generator():
-    """By hand for two samples: the binarisation first, then one eps per sample."""
+    """The noise of two samples is drawn by hand: first for binarisation, then one eps per sample."""
     model = tiny()
     x, generator = torch.rand(1, 1, 28, 28), torch.Generator().manual_seed(1)
     ours = model.log_likelihood(x, num_samples=2, generator=torch.Generator().manual_seed(1))
@@ -392,7 +399,7 @@ def test_log_likelihood_closes_the_gap_and_draws_from_the_generator():
 
 
 def test_importance_weights_have_mean_p_of_x(toy, mixture, generator):
-    """Against p(x) by quadrature over the prior: 4.3 standard errors, a false alarm once in 10,000 (four images)."""
+    """A grid over the prior gives p(x). 4.3 standard errors give a false alarm once in 10,000 runs (four images)."""
     x, encode, log_px = toy
     n, side = 20_000, torch.linspace(-12, 12, 300, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side)
@@ -414,7 +421,7 @@ def test_estimators_see_the_same_decoder_and_the_first_is_what_trains(generator)
     estimators = model.gradient_estimators()
     assert list(estimators) == ["mean_field", "pathwise", "score_function"]
     means = {name: gradient_moments(e, batch, range(3))[0].mean for name, e in estimators.items()}
-    for name in means["pathwise"]:  # common random numbers: equal draw by draw
+    for name in means["pathwise"]:  # common random numbers make each draw equal
         if name.startswith("decoder"):
             assert_close(means["pathwise"][name], means["mean_field"][name])
         if not name.startswith("encoder"):
@@ -427,7 +434,7 @@ def test_estimators_see_the_same_decoder_and_the_first_is_what_trains(generator)
 
 
 def test_clustering_scores():
-    """Against scikit-learn on the labels themselves, and by hand."""
+    """The scores equal those of scikit-learn and values computed by hand."""
     table = torch.tensor([[0, 5, 1], [4, 0, 0], [0, 1, 3]])
     cluster = [0] * 6 + [1] * 4 + [2] * 4
     label = [1] * 5 + [2] + [0] * 4 + [1] + [2] * 3
@@ -437,11 +444,11 @@ def test_clustering_scores():
     assert_close(scores["ari"], float(adjusted_rand_score(label, cluster)))
     assert clustering_scores(torch.diag(torch.tensor([3, 1, 2]))[[2, 0, 1]]) == {"accuracy": 1, "nmi": 1, "ari": 1}
     more_clusters_than_labels = torch.tensor([[2, 0], [3, 0], [0, 4]])
-    assert_close(clustering_scores(more_clusters_than_labels)["accuracy"], 7 / 9)  # one cluster for each label
+    assert_close(clustering_scores(more_clusters_than_labels)["accuracy"], 7 / 9)  # each label is assigned one cluster
     with pytest.raises(ValueError, match="no examples"):
         clustering_scores(torch.zeros(2, 2, dtype=torch.long))
     batches = ClusterTable(3, 3)
-    for start in range(0, 14, 4):  # batch by batch, the last one smaller
+    for start in range(0, 14, 4):  # the last batch is smaller
         batches.update(torch.tensor(cluster[start : start + 4]), torch.tensor(label[start : start + 4]))
     assert batches.compute() == scores and batches.table.tolist() == table.tolist()
 
@@ -449,12 +456,12 @@ def test_clustering_scores():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_clusters": 0}, "num_clusters must be a whole number of at least 1, got 0"),
-        ({"latent_dim": 2.5}, "latent_dim must be a whole number of at least 1, got 2.5"),
+        ({"num_clusters": 0}, "num_clusters must be an integer of at least 1, got 0"),
+        ({"latent_dim": 2.5}, "latent_dim must be an integer of at least 1, got 2.5"),
         ({"hidden": 5}, r"such as [300, 300, 600], got 5"),
-        ({"pretrain_epochs": -1}, "pretrain_epochs must be a whole number of at least 0, got -1"),
+        ({"pretrain_epochs": -1}, "pretrain_epochs must be an integer of at least 0, got -1"),
         ({"initial_mixture": "gmm"}, "kmeans or em, got 'gmm'"),
-        ({"restarts": 0}, "restarts must be a whole number of at least 1, got 0"),
+        ({"restarts": 0}, "restarts must be an integer of at least 1, got 0"),
         ({"deformation": -0.1}, "deformation must be a number of at least 0, got -0.1"),
         ({"lr": "abc"}, "lr must be a positive number, got 'abc'"),
     ],
@@ -464,7 +471,7 @@ def test_bad_arguments_are_named(arguments, message):
         VaDE(**arguments)
 
 
-# Runs: 11 batches an epoch, of which the first is the autoencoder's.
+# Runs with 11 batches per epoch. The first epoch trains the autoencoder.
 
 SHORT = [*TINY["vade"], "trainer.max_epochs=3", "callbacks=none", "trainer.log_every_n_steps=1"]
 
@@ -482,7 +489,7 @@ def test_the_mixture_is_fitted_once_between_the_phases(tmp_path, uninterrupted, 
     assert [p for p in phase if p] == ["r"] * 11 + ["l"] * 22
     state = checkpoint(folder)
     assert state["state_dict"]["initialised"]
-    assert state["optimizer_states"][0]["state"][0]["step"] == 22  # Adam began anew
+    assert state["optimizer_states"][0]["state"][0]["step"] == 22  # Adam restarted
     assert metrics["val/loss"] == pytest.approx(metrics["val/nll"] + metrics["val/kl_z"] + metrics["val/kl_c"])
     assert 0.1 < metrics["test/accuracy"] <= 1 and metrics["test/nmi"] >= 0
 
@@ -503,20 +510,20 @@ def test_the_mixture_is_fitted_once_between_the_phases(tmp_path, uninterrupted, 
         (11, "interrupted"),  # in the first batch after the mixture was fitted
     ],
 )
-def test_a_run_interrupted_around_the_fit_goes_on_exactly(at, left, tmp_path, uninterrupted):
+def test_a_run_interrupted_around_the_fit_resumes_exactly(at, left, tmp_path, uninterrupted):
     with pytest.raises(SystemExit):
         run(tmp_path, *SHORT, *stop(at, signal.SIGTERM))
     path = tmp_path / "checkpoints" / f"{left}.ckpt"
     assert bool(checkpoint(tmp_path, left)["state_dict"]["initialised"]) == (at > 10)
     metrics, folder = uninterrupted
     resumed = run(tmp_path, *SHORT, f"ckpt={path}")
-    if at >= 10:  # its last value belongs to the part before
+    if at >= 10:  # the resumed run does not log it
         metrics = {k: v for k, v in metrics.items() if k != "train/reconstruction"}
     assert_same_run(resumed, tmp_path, (metrics, folder))
 
 
 def test_each_phase_has_half_a_cosine_and_the_fit_gives_q_a_variance(tmp_path):
-    """Three steps of the autoencoder, six of the mixture; q begins with a twentieth of the components' variance."""
+    """The phases have three and six steps. The variance of q begins at a twentieth of the components' mean variance."""
     rates, variances = [], []
 
     class Watch(L.Callback):
@@ -528,7 +535,7 @@ def test_each_phase_has_half_a_cosine_and_the_fit_gives_q_a_variance(tmp_path):
 
     model = VaDE(num_clusters=3, hidden=[8], latent_dim=2, pretrain_epochs=1, restarts=1, lr=0.01)
     with torch.no_grad():
-        model.encoder[-1][-1].weight.mul_(20)  # latents that spread: components of unlike variances
+        model.encoder[-1][-1].weight.mul_(20)  # spread latents, for components with different variances
     L.Trainer(max_epochs=3, callbacks=[Watch()], logger=False, enable_checkpointing=False, accelerator="cpu",
               enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0
               ).fit(model, Images("digits", digits_repeat=1, batch_size=479))  # fmt: skip
@@ -536,12 +543,12 @@ def test_each_phase_has_half_a_cosine_and_the_fit_gives_q_a_variance(tmp_path):
     assert_close(rates, [half(k / 3) for k in range(3)] + [half(k / 6) for k in range(6)])
     found, expected = variances
     assert_close(found, expected.expand_as(found))
-    assert (expected.log() - model.logvar_c.mean() + math.log(20)).abs() > 0.01  # the mean of the logarithms is another
+    assert (expected.log() - model.logvar_c.mean() + math.log(20)).abs() > 0.01  # the mean of the logarithms differs
 
 
 def test_a_run_without_a_mixture_is_said_to_be_one(tmp_path, caplog):
     run(tmp_path, *SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=1", "test=false")
-    assert "ends before there is a mixture: its epochs, 1, are all" in caplog.text
+    assert "ends before the mixture is fitted: trainer.max_epochs is 1" in caplog.text
     assert not checkpoint(tmp_path)["state_dict"]["initialised"]
 
 
@@ -582,7 +589,7 @@ def test_two_processes_fit_one_mixture(tmp_path):
     assert sorted(rank for rank, _ in digests) == ["0", "1"]
     assert len({digest for _, digest in digests}) == 1
     assert ended.stderr.count("Mixture of 10 Gaussians fitted to 1,408 latents") == 1
-    # The scores of both halves together: 180 test images, so accuracy is a whole number of them.
+    # The scores are of both processes together: accuracy is a multiple of 1 / 180, for 180 test images.
     accuracy = float(rows(tmp_path)[-1]["test/accuracy"])
     assert accuracy * 180 == pytest.approx(round(accuracy * 180), abs=1e-4)
 

@@ -1,4 +1,4 @@
-"""The VAE against a model whose every density is known: x = W z + sigma n with a Gaussian z."""
+"""Tests of the VAE. Many use x = W z + sigma n with a Gaussian z, a model with known densities."""
 
 import itertools
 import math
@@ -31,7 +31,10 @@ D, P, SIGMA = 2, 4, 0.7
 
 @pytest.fixture
 def linear(generator):
-    """W with orthogonal columns, so that the posterior is diagonal; x; log p(x); the exact posterior; log p(x | z)."""
+    """Return x, log p(x), the exact posterior and log p(x | z).
+
+    W has orthogonal columns, which makes the posterior diagonal.
+    """
     q = torch.linalg.qr(torch.randn(P, D, generator=generator, dtype=torch.float64)).Q
     W = q * torch.tensor([1.5, 0.4], dtype=torch.float64)
     x = torch.randn(6, P, generator=generator, dtype=torch.float64)
@@ -54,16 +57,16 @@ def normal(generator, *shape):
 
 def test_the_exact_posterior_weighs_every_draw_the_same(linear, generator):
     x, log_p, q, log_px = linear
-    z = q.draw(3 * normal(generator, 5, len(x), D))  # any draw, not only likely ones
+    z = q.draw(3 * normal(generator, 5, len(x), D))  # unlikely draws as well as likely ones
     log_w = log_importance_weight(x, z, q, log_px)
     assert_close(log_w, log_p.expand(5, -1))
     assert_close(importance_weighted_bound(log_w), log_p)
 
 
 def test_the_elbo_is_log_p_minus_the_divergence_from_the_posterior(linear):
-    """Exactly, in expectation over eps, which is quadratic: antithetic pairs along each axis integrate it."""
+    """The bound is quadratic in eps. Antithetic pairs along each axis compute its expectation exactly."""
     x, log_p, posterior, log_px = linear
-    wrong = Gaussian(posterior.mu + 0.3, posterior.logvar - 0.5)  # shifted and too narrow: the bound is not tight
+    wrong = Gaussian(posterior.mu + 0.3, posterior.logvar - 0.5)  # shifted and too narrow, for a loose bound
     nodes = torch.cat([s * math.sqrt(D) * torch.eye(D, dtype=torch.float64) for s in (-1, 1)])[:, None]
     elbo = log_px(x, wrong.draw(nodes)).mean(0) - wrong.kls().sum(-1)
     of = lambda q: torch.distributions.Normal(q.mu, (q.logvar / 2).exp())  # noqa: E731
@@ -71,9 +74,9 @@ def test_the_elbo_is_log_p_minus_the_divergence_from_the_posterior(linear):
 
 
 def test_importance_weighting_closes_the_gap(linear, generator):
-    """With a wrong q the mean weight is p(x): 4.3 standard errors, a false alarm once in 10,000 (six images)."""
+    """With a wrong q the mean weight is p(x). 4.3 standard errors give a false alarm once in 10,000 (6 images)."""
     x, log_p, posterior, log_px = linear
-    q = Gaussian(posterior.mu + 0.2, posterior.logvar + 0.3)  # wider than the posterior: weights have a variance
+    q = Gaussian(posterior.mu + 0.2, posterior.logvar + 0.3)  # wider than the posterior, for weights with a variance
     n = 20_000
     weights = (log_importance_weight(x, q.draw(normal(generator, n, len(x), D)), q, log_px) - log_p).exp()
     error = weights.std(0) / n**0.5
@@ -84,7 +87,7 @@ def test_importance_weighting_closes_the_gap(linear, generator):
 def test_binarisation_is_a_bernoulli_draw_and_leaves_binary_pixels(generator):
     x = torch.full((200_000,), 0.3)
     mean = binarise(x, torch.rand(x.shape, generator=generator)).mean()
-    assert abs(mean - 0.3) < 4.3 * (0.21 / 200_000) ** 0.5  # a false alarm once in 60,000
+    assert abs(mean - 0.3) < 4.3 * (0.21 / 200_000) ** 0.5  # a false alarm once in 60,000 runs
     binary = torch.tensor([0.0, 1.0])
     for u in (torch.zeros(2), torch.full((2,), 1 - 2**-24)):
         assert torch.equal(binarise(binary, u), binary)
@@ -126,7 +129,7 @@ def test_log_likelihood_is_the_log_of_the_mean_weight():
 
 
 def test_the_models_log_likelihood_draws_its_noise_from_the_generator():
-    """One image, two samples, by hand: the binarisation first, then one eps per sample."""
+    """The noise of one image and two samples is drawn by hand: first for binarisation, then one eps per sample."""
     torch.manual_seed(0)
     model = VAE(latent_dim=3, hidden=[16])
     x, generator = torch.rand(1, 1, 28, 28), torch.Generator().manual_seed(1)
@@ -139,7 +142,7 @@ def test_the_models_log_likelihood_draws_its_noise_from_the_generator():
 
 
 def test_the_gaussian_likelihood_by_hand():
-    """Zero weights: means 0 and variance 0.03 + 0.01 = 0.2^2, on pixels as they are."""
+    """With zero weights the means are 0 and the variance is 0.03 + 0.01 = 0.2^2. Pixels are not binarised."""
     model = VAE(latent_dim=2, likelihood="gaussian", hidden=[4], variance_floor=0.01)
     with torch.no_grad():
         for p in model.parameters():
@@ -151,7 +154,7 @@ def test_the_gaussian_likelihood_by_hand():
 
 
 def test_terms_are_sums_over_dimensions():
-    """Zero weights: every pixel costs log 2 and the posterior is the prior, so nll = 784 log 2 and kl = 0."""
+    """With zero weights every pixel costs log 2 and the posterior is the prior: nll = 784 log 2 and kl = 0."""
     model = VAE(hidden=[4])
     with torch.no_grad():
         for p in model.parameters():
@@ -169,7 +172,7 @@ def test_both_estimators_see_the_same_decoder_gradient(generator):
     estimators = model.gradient_estimators()
     means = {name: gradient_moments(e, batch, range(3))[0].mean for name, e in estimators.items()}
     for name, p in model.named_parameters():
-        if name.startswith("decoder"):  # common random numbers: equal draw by draw
+        if name.startswith("decoder"):  # common random numbers make each draw equal
             assert_close(means["pathwise"][name], means["score_function"][name])
         assert p.grad is None
 
@@ -185,16 +188,16 @@ def test_both_estimators_see_the_same_decoder_gradient(generator):
         ({"lr": -1.0}, "lr must be a positive number, got -1.0"),
         ({"latent": "poisson"}, "gaussian, bernoulli or categorical, got 'poisson'"),
         ({"objective": "iwea"}, "elbo, iwae or wake_sleep, got 'iwea'"),
-        ({"num_samples": 0}, "num_samples must be a whole number of at least 1, got 0"),
+        ({"num_samples": 0}, "num_samples must be an integer of at least 1, got 0"),
         ({"num_categories": 1}, "at least 2, got 1"),
         ({"beta": -1.0}, "beta must be a number of at least 0, got -1.0"),
-        ({"beta": 2.0, "objective": "iwae"}, "with objective=iwae it must be 1, got 2.0"),
+        ({"beta": 2.0, "objective": "iwae"}, "beta must be 1 with objective=iwae, got 2.0"),
         ({"latent": "bernoulli", "estimator": "pathwise"}, "for latent=bernoulli and objective=elbo, got 'pathwise'"),
         ({"estimator": "gumbel_softmax"}, "one of auto, pathwise, .* got 'gumbel_softmax'"),
         ({"objective": "wake_sleep", "estimator": "pathwise"}, "leave out estimator=pathwise"),
         ({"objective": "iwae", "estimator": "score_function+loo"}, "num_samples of at least 2, got 1"),
         ({"temperature": 0.0}, "temperature must be a positive number, got 0.0"),
-        ({"temperature_end": 0.1}, "belongs to estimator=gumbel_softmax or straight_through, got estimator=auto"),
+        ({"temperature_end": 0.1}, "requires estimator=gumbel_softmax or straight_through, got estimator=auto"),
         ({"temperature_end": -0.1}, "temperature_end, where it is not null, must be a positive number, got -0.1"),
         ({"lr": "abc"}, "lr must be a positive number, got 'abc'"),
     ],
@@ -204,7 +207,7 @@ def test_bad_arguments_are_named(arguments, message):
         VAE(**arguments)
 
 
-# Discrete latents: expectations by enumeration.
+# Discrete latents, with expectations by enumeration.
 
 STATES = torch.tensor(list(itertools.product([0.0, 1.0], repeat=4)))
 
@@ -214,14 +217,17 @@ def four_bits(objective="elbo", estimator="auto", num_samples=1, likelihood="ber
     model = VAE("bernoulli", 4, likelihood=likelihood, hidden=[3], objective=objective, estimator=estimator,
                 num_samples=num_samples).double()  # fmt: skip
     with torch.no_grad():
-        model.encoder[1][2].weight.mul_(4)  # posteriors that are neither flat nor certain
+        model.encoder[1][2].weight.mul_(4)  # posteriors that are neither uniform nor certain
         model.decoder[0][0].weight.mul_(3)
     x = (torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(5)) < 0.3).double()
     return model, [x, torch.zeros(1)]
 
 
 def enumerated(model, x, k):
-    """log q(z | x), log p(x | z) and log p(z) of the 16 states; log q of each k-tuple; the tuples (16^k, k, 1, 4)."""
+    """Return log q(z | x), log p(x | z) and log p(z) of the 16 states, and all k-tuples of states.
+
+    A tuple has its log q and the indices of its states, (16^k, k).
+    """
     z = STATES.double()[:, None]
     logits = model.encoder(x)
     log_q = torch.distributions.Bernoulli(logits=logits).log_prob(z).sum(-1)[:, 0]
@@ -231,7 +237,7 @@ def enumerated(model, x, k):
 
 
 def noise_for(model, batch, index, name):
-    """Noise that makes the tuples of states: uniforms at the two ends."""
+    """Return noise that produces the tuples of states: uniforms of 0 and 1."""
     noise = model.noise(batch, generator=torch.Generator().manual_seed(0), estimator=name)
     return {k: v.double() for k, v in noise.items()} | {"z": STATES.double()[index][:, :, None]}
 
@@ -245,7 +251,7 @@ def test_iwae_is_the_enumerated_bound(k):
         exact = (log_tuple.exp() * (log_w.exp().mean(1)).log()).sum()
         log_p = (log_px + log_pz).logsumexp(0)
         noise = noise_for(model, batch, index, "score_function")
-        # (k, tuples): each tuple is an example of its own, of the same image
+        # (k, tuples): each tuple is one example with the same image
         z = model.encode(batch[0]).draw(noise["z"].squeeze(2).transpose(0, 1))
         q = model.encode(batch[0])
         log_weights = log_importance_weight(batch[0], z, q, model.log_px)
@@ -254,7 +260,7 @@ def test_iwae_is_the_enumerated_bound(k):
         means_of_logs = (log_tuple.exp() * log_weights.mean(0)).sum()
         assert exact < log_p
         if k > 1:
-            assert exact - means_of_logs > 0.01  # what a mean of logs would give is another number
+            assert exact - means_of_logs > 0.01  # a mean of logs would give a smaller number
         else:
             assert_close(means_of_logs, exact)
 
@@ -268,7 +274,7 @@ CASES = [
 
 @pytest.mark.parametrize(("objective", "name", "k"), CASES)
 def test_score_function_gradients_are_exact_in_expectation(objective, name, k):
-    """Over all k-tuples of states, weighted by their probability: every parameter of encoder and decoder."""
+    """The mean over all k-tuples of states, weighted by probability, is the exact gradient of every parameter."""
     model, batch = four_bits(objective, name, k if objective == "iwae" else 1)
     if name.endswith("moving_average"):
         model.baseline.moving_cost.fill_(500.0)
@@ -293,10 +299,10 @@ def test_score_function_gradients_are_exact_in_expectation(objective, name, k):
 
 
 def test_rebar_in_the_model_is_unbiased():
-    """The directions of the exact gradient, of encoder and decoder, at 4.5 standard errors, themselves below 5 %."""
+    """The component along the exact gradient is right within 4.5 standard errors, which are below 5 %."""
     model, batch = four_bits("elbo", "rebar")
     with torch.no_grad():
-        model.decoder[0][0].weight.div_(3)  # closer to linear: fewer draws tell
+        model.decoder[0][0].weight.div_(3)  # closer to linear, which needs fewer draws
     log_q, log_px, log_pz, _, _ = enumerated(model, batch[0], 1)
     e = model.gradient_estimators()["rebar"]
     loss = (log_q.exp() * (log_q - log_px - log_pz)).sum()
@@ -320,7 +326,7 @@ def test_rebar_in_the_model_is_unbiased():
 
 
 def test_wake_sleep_by_enumeration():
-    """Two bits behind three: the gradients are those of -E_q log p(x | z) and of E_p(x) KL(p(z | x) || q(z | x))."""
+    """The losses have the gradients of -E_q log p(x | z) and E_p(x) KL(p(z | x) || q(z | x)) (2-bit z, 3-bit x)."""
     g = torch.Generator().manual_seed(2)
     W, V = (torch.randn(2, 3, generator=g, dtype=torch.float64, requires_grad=True) for _ in range(2))
     zs = torch.tensor(list(itertools.product([0.0, 1.0], repeat=2)), dtype=torch.float64)
@@ -347,23 +353,23 @@ def test_wake_sleep_by_enumeration():
 @pytest.mark.parametrize("latent", ["gaussian", "bernoulli", "categorical"])
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 def test_dreams_come_from_the_model(latent, likelihood, monkeypatch):
-    """The sleep phase sees z ~ p(z) and x ~ p(x | z): rebuilt by hand from the same noise."""
+    """The sleep phase draws z ~ p(z) and x ~ p(x | z). The test computes both by hand from the same noise."""
     torch.manual_seed(0)
     model = VAE(latent, 3, 4, likelihood=likelihood, hidden=[8], objective="wake_sleep")
     batch = [torch.rand(5, 1, 28, 28), torch.zeros(5)]
     noise = model.noise(batch, generator=torch.Generator().manual_seed(1))
-    z = noise["dream_z"]
+    z = noise["sleep_z"]
     if latent == "bernoulli":
         z = (z > 0.5).float()
     elif latent == "categorical":
-        z = torch.nn.functional.one_hot(z.argmax(-1), 4).float()  # the largest uniform has the largest Gumbel
+        z = torch.nn.functional.one_hot(z.argmax(-1), 4).float()  # the largest uniform gives the largest Gumbel
     out = model.decoder(z.flatten(1))
     if likelihood == "bernoulli":
-        x = (noise["dream_x"] < out.sigmoid()).float()
+        x = (noise["sleep_x"] < out.sigmoid()).float()
     else:
-        x = out + (model.log_variance.exp() + 1e-3).sqrt() * noise["dream_x"]
+        x = out + (model.log_variance.exp() + 1e-3).sqrt() * noise["sleep_x"]
     terms = model.wake_and_sleep(model.observe(batch[0], noise["u"]), noise)
-    with called_by_the_model():  # with Gaussian noise, dreams leave [0, 1]
+    with called_by_the_model():  # with Gaussian noise, x may be outside [0, 1]
         assert_close(terms["sleep"], -model.encode(x).log_probs(z).sum(-1))
     terms["sleep"].sum().backward()
     assert all(p.grad is None for p in model.decoder.parameters())
@@ -371,10 +377,11 @@ def test_dreams_come_from_the_model(latent, likelihood, monkeypatch):
 
 
 def test_the_encoders_signal_falls_as_the_bound_tightens(linear, generator):
-    """Rainforth et al. 2018: SNR of the pathwise gradient goes as K^(-1/2) for the encoder, K^(1/2) for the decoder.
+    """Rainforth et al. 2018: the SNR of the pathwise gradient is ~ K^(-1/2) for the encoder, K^(1/2) for the decoder.
 
-    Slopes of log SNR between K = 16 and 256, 20,000 draws each: the smallest SNR, of about 0.075, is then known to 10 %
-    ((1 / 20,000)^0.5 / 0.075), the slope to 0.04 = 0.1 / log 16; four times that is allowed.
+    The test measures the slope of log SNR between K = 16 and 256 with 20,000 draws each. The relative error of the
+    smallest SNR, about 0.075, is 10 % ((1 / 20,000)^0.5 / 0.075). The error of the slope is 0.04 = 0.1 / log 16. The
+    tolerance is four times as large.
     """
     x, _, posterior, _ = linear
     x, shift = x[:1], torch.full((D,), 0.4, dtype=torch.float64)
@@ -421,18 +428,18 @@ def test_the_temperature_falls_over_a_run(tmp_path):
             taus.append(model.tau)
 
     model = VAE("categorical", 2, 3, hidden=[4], estimator="gumbel_softmax", temperature=1.0, temperature_end=0.25)
-    assert model.tau == 0.25  # without a run, as it ends
+    assert model.tau == 0.25  # the final temperature, outside a run
     data = Images("digits", digits_repeat=1, batch_size=479)
     L.Trainer(max_epochs=2, callbacks=[Watch()], logger=False, enable_checkpointing=False, accelerator="cpu",
               enable_progress_bar=False, enable_model_summary=False).fit(model, data)  # fmt: skip
     assert_close(taus, [0.25 ** (i / 6) for i in range(6)])
-    assert evaluate(model, data)["test/loss"] > 0  # a test has no schedule to ask
+    assert evaluate(model, data)["test/loss"] > 0  # a test has no schedule
 
 
 def test_the_moving_average_follows_the_cost(generator):
     model = VAE("bernoulli", 3, hidden=[4], estimator="score_function+moving_average")
     model.log_dict = lambda *a, **k: None
-    model.all_gather = lambda t: torch.stack([t, t + 40])  # a second process, whose batch costs 40 nats more
+    model.all_gather = lambda t: torch.stack([t, t + 40])  # a second process with a cost of 40 nats more
     batch = [torch.rand(4, 1, 28, 28, generator=generator), torch.zeros(4)]
     costs = []
     for _ in range(3):
@@ -463,7 +470,7 @@ def test_traversals_vary_one_latent_at_a_time(latent, generator):
 
 
 def test_originals_stand_above_their_reconstructions():
-    """In rows of ten, whole ones: of 25 the last five are left out, of four there is one short row."""
+    """A row has ten images. The last five of 25 images are left out, and four images make one short row."""
     numbers = torch.arange(25)
     images, columns = beside(numbers, 100 + numbers)
     pairs = [*range(10), *range(100, 110), *range(10, 20), *range(110, 120)]
@@ -478,7 +485,7 @@ def test_the_manifold_is_the_plane_of_two_latents():
     model = VAE(latent_dim=2, hidden=[8])
     images = manifold(model, 4)
     quantile = lambda p: Normal(0.0, 1.0).icdf(torch.tensor(p))  # noqa: E731
-    with torch.no_grad():  # first row: the second latent is large; left to right the first one grows
+    with torch.no_grad():  # in the first row the second latent is large; the first latent grows to the right
         corner = model.decode(torch.stack([quantile(1 / 8), quantile(7 / 8)])[None])[0]
         beside = model.decode(torch.stack([quantile(3 / 8), quantile(7 / 8)])[None])[0]
     assert images.shape == (16, 1, 28, 28)
@@ -488,7 +495,7 @@ def test_the_manifold_is_the_plane_of_two_latents():
         manifold(VAE("bernoulli", 2, hidden=[4]))
 
 
-# What is learned besides: it trains on its own loss alone, and leaves the model's gradient alone.
+# Learned parts of estimators train on their own loss alone, and do not change the model's gradient.
 
 TRAINED = [
     ("bernoulli", "elbo", "score_function+nvil", 1),
@@ -507,7 +514,7 @@ TRAINED = [
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 @pytest.mark.parametrize(("latent", "objective", "estimator", "k"), TRAINED)
 def test_training_follows_the_estimator_that_is_measured(latent, objective, estimator, k, likelihood, generator):
-    """backward in training gives encoder and decoder what the surrogate gives, and learned parts their own loss's."""
+    """Encoder and decoder get the gradient of the surrogate, and learned parts get the gradient of their loss."""
     torch.manual_seed(0)
     model = VAE(latent, 3, 4, likelihood, hidden=[8], objective=objective, estimator=estimator, num_samples=k)
     if estimator.endswith("moving_average"):
@@ -522,7 +529,7 @@ def test_training_follows_the_estimator_that_is_measured(latent, objective, esti
     assert (own is None) == (not learned)
     noise = model.noise(batch, generator=seeded())
     value = model.objective(model.estimator)(model.observe(batch[0], noise["u"]), noise)["loss"].mean()
-    assert_close(terms["loss"], value)  # what is learned besides has a gradient, and no value
+    assert_close(terms["loss"], value)  # learned parts add a gradient and no value
     if learned:
         expected = torch.autograd.grad(own, list(learned.values()), retain_graph=True)
     terms["loss"].backward()
@@ -539,12 +546,12 @@ def test_a_decoder_held_fixed_has_no_gradient(latent, generator):
     model = VAE(latent, 3, 4, likelihood="gaussian", hidden=[8], estimator="relax")
     x = torch.rand(2, 1, 28, 28, generator=generator)
     z = model.prior(2, generator=generator).requires_grad_()
-    model.log_px(x, z, held_fixed=True).sum().backward()
+    model.log_px(x, z, without_parameter_gradients=True).sum().backward()
     assert z.grad.abs().sum() > 0
     assert all(p.grad is None for p in model.parameters())
     q = model.encode(x)
     u = torch.rand(1, 2, *model.latent_shape, generator=generator)
-    fixed = lambda z: -model.log_px(x, z, held_fixed=True)  # noqa: E731
+    fixed = lambda z: -model.log_px(x, z, without_parameter_gradients=True)  # noqa: E731
     for learn in (False, True):
         model.zero_grad()
         given = model.learned.parts(x, q, fixed)["control"]
@@ -555,7 +562,7 @@ def test_a_decoder_held_fixed_has_no_gradient(latent, generator):
 
 
 def test_baselines_enter_the_gradient_and_not_the_value(generator):
-    """The encoder's gradient, draw by draw, is (cost - b) grad log q + grad KL."""
+    """The encoder's gradient is (cost - b) grad log q + grad KL for each draw."""
     batch = [torch.rand(1, 1, 28, 28, generator=generator).round(), torch.zeros(1)]
     for name in ("score_function", "score_function+moving_average", "score_function+nvil", "score_function+loo"):
         torch.manual_seed(0)
@@ -587,7 +594,7 @@ def test_the_learned_baseline_is_in_units_of_coin_flips():
 
 
 def test_the_learned_baseline_is_fitted_to_the_cost_alone(generator):
-    """Not to the divergence, which has its gradient in closed form and is made large here."""
+    """The baseline does not fit the divergence, which has its gradient in closed form and is made large here."""
     torch.manual_seed(0)
     model = VAE("bernoulli", 3, hidden=[8], estimator="score_function+nvil")
     with torch.no_grad():
@@ -634,7 +641,7 @@ def test_temperature_moves_the_gradient_of_straight_through_and_not_its_value(ge
     assert (found[0][1] - found[1][1]).abs().max() > 1e-3
 
 
-def test_what_can_be_measured_beside_what_trains():
+def test_which_estimators_can_be_measured_next_to_the_one_that_trains():
     names = lambda **k: list(VAE(hidden=[4], **k).gradient_estimators())  # noqa: E731
     assert names()[0] == "pathwise" and "score_function+nvil" not in names()
     assert "score_function+rao_blackwell" in names(latent="bernoulli", latent_dim=32, estimator="rebar")
@@ -645,7 +652,7 @@ def test_what_can_be_measured_beside_what_trains():
     assert names(objective="iwae", num_samples=2) == ["pathwise", "score_function+loo", "score_function"]
 
 
-def test_rebar_beside_another_estimator_has_eta_one(generator):
+def test_rebar_next_to_another_estimator_has_eta_one(generator):
     torch.manual_seed(0)
     model = VAE("bernoulli", 3, hidden=[8], temperature=0.7)
     batch = [torch.rand(2, 1, 28, 28, generator=generator).round(), torch.zeros(2)]
@@ -660,7 +667,7 @@ def test_rebar_beside_another_estimator_has_eta_one(generator):
 
 
 def test_the_prior_is_fair_bits(generator):
-    """4.5 standard errors of 300,000 bits: a false alarm once in 150,000."""
+    """4.5 standard errors of 300,000 bits give a false alarm once in 150,000 runs."""
     bits = VAE("bernoulli", 3, hidden=[4]).prior(100_000, generator=generator)
     assert abs(bits.mean() - 0.5) < 4.5 * 0.5 / 300_000**0.5
 
@@ -671,13 +678,13 @@ def test_densities_are_float32_under_mixed_precision():
     with torch.autocast("cpu", torch.bfloat16):
         assert model.encode(x).logits.dtype == torch.float32
         assert model.log_px(x, model.prior(2)).dtype == torch.float32
-        assert model.log_px(x, model.prior(2), held_fixed=True).dtype == torch.float32
+        assert model.log_px(x, model.prior(2), without_parameter_gradients=True).dtype == torch.float32
         assert model.baseline(x).dtype == torch.float32
         assert model.encoder(x).dtype == torch.bfloat16
 
 
 def test_the_moving_average_of_an_earlier_version_loads():
-    """Its buffer was the model's own, ``moving_cost``."""
+    """An earlier version kept the average in a buffer ``moving_cost`` of the model."""
     model = VAE("bernoulli", 3, hidden=[4], estimator="score_function+moving_average")
     state = {k: v.clone() for k, v in model.state_dict().items()}
     del state["baseline.moving_cost"]
@@ -689,7 +696,7 @@ def test_the_moving_average_of_an_earlier_version_loads():
 
 
 def test_earlier_calls_still_work(generator):
-    """Arguments by position that are by name now: the same numbers, and a warning."""
+    """Arguments that are now given by name also work by position. They give the same results and a warning."""
     model = VAE(latent_dim=2, hidden=[4])
     batch = [torch.rand(3, 1, 28, 28, generator=generator), torch.zeros(3)]
     seeded = lambda: torch.Generator().manual_seed(7)  # noqa: E731

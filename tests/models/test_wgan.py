@@ -1,4 +1,4 @@
-"""The critic of WGAN: penalties in closed form, and distances that are known."""
+"""Tests of WGAN: gradient penalties in closed form, and known distances."""
 
 import re
 
@@ -25,7 +25,7 @@ def images(n=6):
 
 
 def test_a_linear_critics_penalty_in_closed_form(generator):
-    """f(x) = w'x has the gradient w everywhere: ( |w| - 1 )^2, for images of any number and size."""
+    """f(x) = w'x has the gradient w everywhere, so the penalty is ( |w| - 1 )^2."""
     w = torch.randn(1, 5, 7, generator=generator, dtype=torch.float64)
     x = torch.randn(6, 1, 5, 7, generator=generator, dtype=torch.float64)
     norms = gradient_norms(lambda x: (x * w).sum((-3, -2, -1)), x)
@@ -34,11 +34,11 @@ def test_a_linear_critics_penalty_in_closed_form(generator):
 
 
 def test_the_norm_is_of_each_image_by_itself(generator):
-    """f(x) = |x|^2 / 2 has the gradient x: every image its own norm, over all of its pixels at once."""
+    """f(x) = |x|^2 / 2 has the gradient x, so the norm of each image is |x| over all its pixels."""
     x = torch.randn(6, 1, 5, 7, generator=generator, dtype=torch.float64)
     norms = gradient_norms(lambda x: x.square().sum((-3, -2, -1)) / 2, x)
     assert_close(norms, x.flatten(1).norm(dim=1))
-    assert not torch.allclose(norms.mean(), x.norm(2, dim=1).mean())  # the common mistake
+    assert not torch.allclose(norms.mean(), x.norm(2, dim=1).mean())  # a common mistake: the norm over one axis only
 
 
 def test_the_penalty_is_differentiable_in_the_critic(generator):
@@ -57,9 +57,9 @@ def test_interpolates_lie_between(generator):
 
 
 def train_critic(theta, gp_weight, generator, steps=400, paired=True):
-    """The critic alone on two parallel lines, as WGAN's own critic_terms has it, with a generator that makes the other.
+    """Train a critic on two parallel lines with the loss of WGAN.critic_terms, and return its estimate.
 
-    Returns the estimate on 20,000 fresh points.
+    The estimate is computed on 20,000 new pairs of points.
     """
     torch.manual_seed(0)
     critic = mlp([2, 64, 1], lambda: nn.LeakyReLU(0.2))
@@ -71,7 +71,7 @@ def train_critic(theta, gp_weight, generator, steps=400, paired=True):
             Line(0.0).sample(256, generator=generator)[0].float(),
             Line(theta).sample(256, generator=generator)[0].float(),
         )
-        if paired:  # of equal height: all interpolates' gradients then point across, and the slope has a closed form
+        if paired:  # at equal height all gradients point across the lines, and the slope has a closed form
             real[:, 1] = fake[:, 1]
         norms = gradient_norms(f, interpolate(real, fake, torch.rand(256, generator=generator)))
         loss = -wasserstein_estimate(f(real), f(fake)) + gp_weight * gradient_penalty(norms).mean()
@@ -90,9 +90,10 @@ def train_critic(theta, gp_weight, generator, steps=400, paired=True):
 
 @pytest.mark.parametrize("theta", [0.25, 0.5, 0.75])
 def test_the_estimate_is_the_distance_of_parallel_lines(theta, generator):
-    """Within 5 % of |theta|, and above it by the penalty's bias theta^2 / (2 lambda) with lambda = 10.
+    """The estimate is within 5 % of theta. It exceeds theta by the bias theta^2 / (2 lambda), with lambda = 10.
 
-    Pairs as training has them, drawn apart, leave the 5 %; the bias' closed form is that of pairs of equal height.
+    The first check draws the two points of a pair separately, as training does. The closed form of the bias holds for
+    pairs of equal height.
     """
     assert abs(train_critic(theta, 10.0, generator, paired=False) - theta) < 0.05 * theta
     estimate = train_critic(theta, 10.0, generator)
@@ -101,13 +102,13 @@ def test_the_estimate_is_the_distance_of_parallel_lines(theta, generator):
 
 
 def test_the_penaltys_bias_grows_as_its_weight_falls(generator):
-    """theta^2 / (2 lambda) at lambda = 1: 0.125 for theta = 0.5, a quarter of the distance."""
+    """With lambda = 1 and theta = 0.5, the bias theta^2 / (2 lambda) is 0.125, a quarter of the distance."""
     assert_close(train_critic(0.5, 1.0, generator) - 0.5, 0.125, rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize("theta", [0.25, 0.75])
 def test_the_best_slope_under_the_penalty(theta):
-    """s theta - lambda (s - 1)^2 is largest at s = 1 + theta / (2 lambda): the bias is exact, not a fit's error."""
+    """s theta - lambda (s - 1)^2 is largest at s = 1 + theta / (2 lambda), so the bias is not a training error."""
     s = torch.linspace(0.5, 2, 150_001, dtype=torch.float64)
     best = s[(s * theta - 10 * (s - 1) ** 2).argmax()].item()
     assert_close(best, 1 + theta / 20, rtol=1e-5, atol=0)
@@ -115,7 +116,7 @@ def test_the_best_slope_under_the_penalty(theta):
 
 
 def test_under_clipping_the_estimate_is_only_proportional(generator):
-    """A linear critic with |w| <= c says c theta: a ratio of distances, not a distance."""
+    """A linear critic with |w| <= c estimates c theta, which is proportional to the distance theta."""
     c, w = 0.01, torch.tensor([-0.01, 0.01])
     estimates = []
     for theta in (0.25, 0.75):
@@ -128,8 +129,8 @@ def test_under_clipping_the_estimate_is_only_proportional(generator):
     assert_close(estimates, [c * 0.25, c * 0.75], rtol=1e-4, atol=0)
 
 
-def test_no_critic_says_more_than_its_lipschitz_constant_times_the_distance(generator):
-    """Kantorovich-Rubinstein on the ring, shifted by d: W = |d|, and a random network's slope bounds what it says."""
+def test_no_critic_estimates_more_than_its_lipschitz_constant_times_the_distance(generator):
+    """Between the ring and the ring shifted by d, W = |d|. A random critic estimates at most its slope times |d|."""
     torch.manual_seed(0)
     x = ring().sample(4000, generator=generator)[0].float()
     shift = torch.tensor([0.3, -0.1])
@@ -175,7 +176,7 @@ def test_an_estimators_draw_is_the_gradient_of_a_step():
                 assert_close(drawn[k], torch.zeros_like(p) if p.grad is None else p.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_logged_of_the_critic():
+def test_the_logged_terms_of_the_critic():
     model, batch = small(), images(64)
     noise = model.noise(batch, generator=chunk_generator(0, 0))
     terms = model.critic_terms(batch[0], noise)
@@ -191,14 +192,14 @@ def test_what_is_logged_of_the_critic():
     assert set(clipped.critic_terms(batch[0], noise, measure=True)) == {"loss", "wasserstein", "penalty", "lipschitz"}
 
 
-def test_the_generator_climbs_what_the_critic_says():
+def test_the_generator_maximises_the_critics_score():
     model = small()
     noise = model.noise(images(), generator=chunk_generator(0, 0))
     assert_close(model.generator_terms(noise)["loss"], -model.f(model.generator(noise["z"])).mean())
 
 
 def test_u_is_uniform():
-    """4.5 standard errors of mean and variance."""
+    """Mean and variance are right within 4.5 standard errors."""
     u = small().noise([torch.zeros(20_000, 1)], generator=chunk_generator(0, 0))["u"]
     assert u.min() >= 0 and u.max() < 1
     assert abs(u.mean() - 0.5) < 4.5 / (12 * 20_000) ** 0.5
@@ -227,7 +228,7 @@ def test_validation_measures_a_clipped_critic_too(tmp_path):
 
 
 def test_a_critic_has_no_batch_normalisation():
-    """So that what it says of one image does not depend on the others."""
+    """Without BatchNorm, the score of an image does not depend on the other images."""
     model, (x, _) = small().train(), images()
     assert_close(model.f(x)[:1], model.f(x[:1]), rtol=1e-4, atol=1e-6)
     assert not any("BatchNorm" in type(m).__name__ for m in model.critic.modules())
@@ -244,7 +245,7 @@ def test_points_are_samples(generator):
     [
         ({"lipschitz": "spectral"}, "lipschitz must be gradient_penalty or clip, got 'spectral'"),
         ({"network": "sequence"}, "network must be conv or mlp, got 'sequence'"),
-        ({"n_critic": 0}, "n_critic must be a whole number of at least 1, got 0"),
+        ({"n_critic": 0}, "n_critic must be an integer of at least 1, got 0"),
         ({"gp_weight": 0}, "gp_weight must be a positive number, got 0"),
         ({"clip_value": -0.01}, "clip_value must be a positive number"),
     ],

@@ -1,4 +1,4 @@
-"""Training, test and validation on a plain DataLoader, with batches of every form."""
+"""Tests of training, test and validation on a plain DataLoader, with batches of every form."""
 
 import logging
 import warnings
@@ -21,7 +21,7 @@ FORMS = {
 WRONG = {
     "dicts": ([{"image": x} for x in X], "got a dict with 'image'"),
     "grey values": (TensorDataset(X * 255, Y), "divide grey values of 0 to 255 by 255"),
-    "bytes": (TensorDataset((X * 255).byte(), Y), "torch.uint8: images are x.float"),
+    "bytes": (TensorDataset((X * 255).byte(), Y), "torch.uint8: convert images with x.float"),
     "another rank": (TensorDataset(X[:, 0], Y), r"must have the shape \(B, 1, 28, 28\); got \(4, 28, 28\)"),
     "colours": (TensorDataset(torch.zeros(8, 3, 32, 32), Y), r"got \(4, 3, 32, 32\)"),
 }
@@ -45,7 +45,7 @@ def fit(name, data, batch_size=4):
 @pytest.mark.parametrize("name", IMAGES)
 def test_a_model_trains_on_a_plain_loader_or_asks_for_labels(name, form):
     if name in ("cvae", "ddpm-labels") and form in ("tuples of one", "tensors"):
-        with pytest.raises(UserError, match=r"needs labels here: a batch must be \(x, y\)"):
+        with pytest.raises(UserError, match=r"needs labels: give a batch \(x, y\)"):
             fit(name, FORMS[form])
     else:
         fit(name, FORMS[form])
@@ -67,7 +67,7 @@ def test_a_model_that_needs_a_datamodule_says_so(name):
 
 @pytest.mark.parametrize("name", ["gan", "wgan", "infogan"])
 def test_batch_normalisation_of_one_example_is_refused_at_the_start(name):
-    with pytest.raises(UserError, match="at least 2 examples on each process, and batches have 1"):
+    with pytest.raises(UserError, match="batches have 1 example on each process"):
         fit(name, FORMS["pairs"], batch_size=1)
     with pytest.raises(UserError, match="the last batch of an epoch has 1"):
         fit(name, FORMS["pairs"], batch_size=7)

@@ -1,4 +1,4 @@
-"""Everything that models do on a device without float64, such as Apple's GPU: here a pretended one."""
+"""Tests of all models on a pretended device without float64, such as Apple's GPU."""
 
 import inspect
 import tempfile
@@ -29,10 +29,10 @@ from zoo.functional import precision
 from zoo.training.ranks import exact_sum
 from zoo.training.trainer import quiet_lightning
 
-# Chains of a few steps; each operation of the pretended device is slow.
+# Few steps, because each operation of the pretended device is slow.
 MADE = MODELS | {"ddpm": lambda: DDPM(widths=[8], steps=3, schedule="cosine")}
 MADE |= {"ddpm-labels": lambda: DDPM(widths=[8], steps=2, schedule="cosine", num_classes=10)}
-# torch chooses a fused recurrent cell for devices of PrivateUse1, and no CPU has it.
+# torch chooses a fused recurrent cell for PrivateUse1 devices, and the CPU has no such cell.
 SMALL = [name for name in MODELS if name != "gan-sequence"]
 FEWER = {"ddpm": {"num_steps": 2}, "ddpm-labels": {"num_steps": 2}, "rbm": {"steps": 2}}
 FEWER |= {"score": {"steps": 1}, "score-points": {"steps": 2}}
@@ -41,14 +41,14 @@ INFERENCE = ("encode", "reconstruct", "cluster", "transform", "log_likelihood", 
 
 
 class Accelerator(CPUAccelerator):
-    """Lightning's own asks for a device of the CPU."""
+    """Accelerator for the pretended device. Lightning's CPUAccelerator accepts only CPU devices."""
 
     def setup_device(self, device):
         pass
 
 
 def on_the_device(work, names):
-    """What went wrong with each of ``names`` in ``work(name, device)``: its traceback."""
+    """Run ``work(name, device)`` for each of ``names`` and return the tracebacks of those that fail, by name."""
     device, wrong = pretended_device.set_up(), {}
     quiet_lightning()
     with pretended_device.Pretended(), patch.object(precision, "WITHOUT_FLOAT64", {"pretend"}):
@@ -62,7 +62,7 @@ def on_the_device(work, names):
 
 
 def use(name, device):
-    """A step of training, a measurement of each estimator, all inference, samples and what judges them."""
+    """Run a training step, every gradient estimator, all inference methods, sampling and evaluation."""
     model = MADE[name]().to(device)
     labels = torch.arange(4, device=device)
     examples = data_of(model, 4)
@@ -94,24 +94,24 @@ def use(name, device):
 
 
 def evaluate(name, model):
-    """What is published of a model, on little data."""
+    """Compute the published metrics of a model on little data."""
     images = torch.arange(10 * 784).view(10, 28, 28).remainder(256).byte()
     split = SimpleNamespace(images=images, labels=torch.arange(10))
     pairs = [images, split.labels]
     data = SimpleNamespace(splits=dict.fromkeys(("train", "val", "test"), pairs), hparams=SimpleNamespace())
     data.hparams.train_on = "train"
     if name in ("vae", "cvae", "vade"):
-        protocol.log_likelihood_by_hundreds(model, data, 2)
+        protocol.log_likelihood_per_batch(model, data, 2)
     if isinstance(model, capabilities.BoundTerms) and name != "score":
-        protocol.bound_by_fives(model, data, 1)
+        protocol.bound_per_batch(model, data, 1)
     if isinstance(model, capabilities.Clusters):
-        protocol.clustering_of_everything(model, data)
+        protocol.clustering_of_all_images(model, data)
     if name in ("gan", "cvae"):
-        judge = zoo.load("classifier").to(model.device)
-        real = distances.judge_images(images[:, None].float() / 255, judge).features
-        distances.judged_samples(model, real, judge, n=4)
+        classifier = zoo.load("classifier").to(model.device)
+        real = distances.classify_images(images[:, None].float() / 255, classifier).features
+        distances.sample_metrics(model, real, classifier, n=4)
     if name == "cvae":
-        protocol.judged_accuracy(model, 10, judge=judge)
+        protocol.judged_accuracy(model, 10, classifier=classifier)
     if name == "score-points":
         fields.measure_field(model, mixture(), n=300, samples=20)
     if name.endswith("points"):
@@ -121,7 +121,7 @@ def evaluate(name, model):
 
 
 def run(name, device):
-    """A whole run of the recipe with its callbacks, of one batch in each loop, and its test."""
+    """Run training and test of a recipe with its callbacks, with one batch in each loop."""
     with tempfile.TemporaryDirectory() as folder, patch(FIGURE, lambda history: Figure(figsize=(1, 1))):
         fewer = ["callbacks.samples.n=2"] if name != "skipgram" else []
         cfg = config(folder, *TINY[name], *QUIET, *fewer, "debug=fast")
@@ -135,7 +135,7 @@ def run(name, device):
 
 
 def no_float64(name, device):
-    """A fault of each kind: a conversion, an addition, a new tensor, a copy from the CPU."""
+    """Create a float64 tensor on the device in the way that ``name`` says. Each way must fail."""
     x = torch.ones(2, device=device)
     faults = {
         "conversion": x.double,
@@ -166,9 +166,9 @@ def test_no_run_of_a_recipe_needs_float64_on_its_device():
 
 def test_the_divergence_of_a_known_chain_is_summed_on_the_cpu():
     def on_the_device_alone(v):
-        return SimpleNamespace(cpu=lambda: torch.zeros(len(v)))  # no double()
+        return SimpleNamespace(cpu=lambda: torch.zeros(len(v)))  # it has no double()
 
-    assert MarkovChain(3, 2).kl(on_the_device_alone) < 0  # zeros are no log probabilities
+    assert MarkovChain(3, 2).kl(on_the_device_alone) < 0  # negative, because zeros are not log probabilities
 
 
 def summed(devices):
@@ -182,7 +182,7 @@ def summed(devices):
 
 @pytest.mark.parametrize(("devices", "relative"), [(set(), 2**-51), ({"cpu"}, 2**-46)])
 def test_sums_over_processes_are_exact_with_float64_or_without(devices, relative):
-    """float32 alone would be off by up to 2^-24."""
+    """Sums in float32 would have relative errors of up to 2^-24."""
     expected = 2 * (torch.arange(6, dtype=torch.float64) + 1).view(2, 3) / 3 + 1e5
     for total in together(2, summed, devices):
         total = torch.tensor(total, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Wrong and empty input to the ten models: every public method is found by reflection, so that none is forgotten."""
+"""Tests of wrong and empty input to the ten models. Reflection finds every public method."""
 
 import importlib
 import inspect
@@ -12,8 +12,19 @@ from zoo.checks.errors import UserError
 
 NAN, INF = float("nan"), float("inf")
 
-# Settings, parts of a step, and plain values that have tests of their own.
-SETTINGS = {"held_fixed", "noise", "estimator", "objective", "stage", "batch_idx", "checkpoint", "u", "learning", "k"}
+# Settings, parts of a step, and plain values. Other tests cover them.
+SETTINGS = {
+    "without_parameter_gradients",
+    "noise",
+    "estimator",
+    "objective",
+    "stage",
+    "batch_idx",
+    "checkpoint",
+    "u",
+    "learning",
+    "k",
+}
 SETTINGS |= {"chains", "kind", "measure", "share", "fake", "reduced", "timesteps", "guidance", "optimizer", "progress"}
 SETTINGS |= {"log_partition", "lookup", "rows", "pairs", "frequency", "counts", "keep", "path", "binary", "c"}
 SETTINGS |= {"category", "continuous", "clusters", "init", "frames", "show", "eta", "corrector_steps", "corrector_snr"}
@@ -21,14 +32,14 @@ SETTINGS |= {"step_size", "denoise", "adjusted"}
 
 
 def methods(model):
-    """Public methods by name with the names of their arguments, without hooks of Lightning's and settings."""
+    """Yield public methods by name with the names of their arguments, without Lightning's hooks and settings."""
     for name, method in vars(type(model)).items():
         if inspect.isfunction(method) and not name.startswith(("_", "on_", "configure_")):
             yield name, [p for p in inspect.signature(method).parameters if p not in ("self", *SETTINGS)]
 
 
 def good(model, method, argument):
-    """A value that ``method`` takes."""
+    """Return a valid value of an argument of ``method``."""
     n, hparams = 3, model.hparams
     examples = data_of(model, n)
     D = hparams.get("latent_dim")
@@ -68,16 +79,16 @@ def good(model, method, argument):
 
 
 def as_float(x, value):
-    """A copy of ``x`` whose first number is ``value``."""
+    """Return a copy of ``x`` with ``value`` as its first number."""
     x = x.clone()
     x.view(-1)[0] = value
     return x
 
 
 def wrong_tensors(x, values):
-    """What is no such tensor: by name, with whether only the values are wrong."""
+    """Yield invalid tensors like ``x``: a name, the tensor, and whether only its values are wrong."""
     yield "a list", x.tolist(), False
-    yield "whole numbers", x.round().to(torch.int64), False
+    yield "integers", x.round().to(torch.int64), False
     yield "complex", x.to(torch.complex64), False
     yield "another width", torch.cat([x, x], -1), False
     yield "no axes", x.sum(), False
@@ -85,7 +96,7 @@ def wrong_tensors(x, values):
         yield str(value), as_float(x, value), True
 
 
-# Numbers that an argument may not hold; images as players see them, and with noise on them, have ranges of their own.
+# Values that an argument may not contain. RANGES is for images of other ranges: of networks in [-1, 1], and noisy ones.
 OUTSIDE = {"x": [NAN, INF, -INF, -0.1, 1.5, 255.0], "v": [NAN, INF, -0.1, 1.5]}
 OUTSIDE |= {key: [NAN, INF] for key in ("xt", "x_T", "a", "b", "z", "features")} | {"sigma": [NAN, INF, 0.0, -1.0]}
 RANGES = {("GAN", "logits"): [NAN, INF, -1.5, 1.5], ("WGAN", "f"): [NAN, INF, -1.5, 1.5]}
@@ -98,7 +109,7 @@ def wrong_values(model, method, argument):
     if argument in OUTSIDE and isinstance(right, torch.Tensor):
         values = OUTSIDE[argument]
         if argument == "x":
-            # A Gaussian has a density anywhere.
+            # A Gaussian has a density everywhere.
             grey = right.shape[1:] == IMAGES and (kind, method) != (
                 "VAE",
                 "log_px",
@@ -109,7 +120,7 @@ def wrong_values(model, method, argument):
         yield from {"a dict": {"x": right[0]}, "one": right[:1], "floats": [t.float() for t in right]}.items()
     elif argument == "batch":
         yield from {"a dict": {"x": right[0]}, "nothing": [], "numbers": [1, 2]}.items()
-        if method != "noise":  # which depends on the size of a batch alone
+        if method != "noise":  # noise depends on the size of a batch alone
             for name, value, only_values in wrong_tensors(right[0], []):
                 if not only_values:
                     yield f"{name} in it", [value, right[1]]
@@ -172,7 +183,7 @@ def test_every_public_method_says_what_is_wrong_with_an_argument(name, method, a
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_argument_of_a_public_method_is_known_here(name):
-    """A new method with a new kind of argument has to say what may be wrong with it: here there is a KeyError."""
+    """A new kind of argument raises a KeyError here, until ``good`` has a value for it."""
     model = made(name)
     for method, arguments in methods(model):
         for argument in arguments:
@@ -226,7 +237,7 @@ def test_inference_on_no_examples_has_no_results(name):
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "skipgram"])
 def test_doubles_and_booleans_are_taken_as_numbers_of_the_model(name):
-    """A float64 image in a float32 model, and a binary one of booleans, give what the float32 image gives."""
+    """A float64 or boolean image gives the same result as the float32 image in a float32 model."""
     model = made(name)
     x = (data_of(model, 3) > 0.5).float() if name != "score-points" else data_of(model, 3)
     others = [x.double(), x.bool()] if name not in ("score-points", "gan-points") else [x.double()]
@@ -253,9 +264,9 @@ def test_the_advice_fits_the_mistake():
         model.encode(torch.full((1, 1, 28, 28), 255.0))
     with pytest.raises(UserError, match=r"must have the shape \(B, 1, 28, 28\); got \(3, 28, 28\)"):
         model.encode(torch.zeros(3, 28, 28))
-    with pytest.raises(UserError, match=r"torch.uint8: images are x.float\(\) / 255"):
+    with pytest.raises(UserError, match=r"torch.uint8: convert images with x.float\(\) / 255"):
         model.encode(torch.zeros(3, 1, 28, 28, dtype=torch.uint8))
-    with pytest.raises(UserError, match=r"at most 2,739,137 at once, got 10,000,000: draw them in several parts"):
+    with pytest.raises(UserError, match="at most 2,739,137 per call, got 10,000,000: draw the samples in"):
         model.sample(10**7)
     with pytest.raises(UserError, match="generator must be None or a torch.Generator"):
         model.sample(1, generator=0)
@@ -271,7 +282,7 @@ def test_a_transformed_call_is_checked_by_the_values_beneath():
 
 
 def test_a_loss_reads_no_values():
-    """What a model calls within a step is not looked at: on a GPU each look would wait for it."""
+    """Calls within a step do not read values, because each read would wait for the GPU."""
     model = made("vae")
     terms = model.loss([torch.full((2, 1, 28, 28), NAN)])
     assert terms["loss"].isfinite()  # NaN is binarised to 0

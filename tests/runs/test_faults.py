@@ -1,4 +1,4 @@
-"""What goes wrong in long runs: divergence, processes that die, disks that fill up, and being killed at any moment."""
+"""Faults in long runs: divergence, processes that die, full disks, and kills at any moment."""
 
 import importlib
 import os
@@ -48,7 +48,7 @@ def test_a_diverged_run_stops_with_step_term_and_the_last_good_checkpoint(name, 
 
 
 def test_weights_that_the_last_batch_has_spoilt_are_not_saved(tmp_path):
-    """The loss of the last batch is finite, its update is not: what is saved is looked at."""
+    """The last loss is finite, but the last update is not. The check looks at the state before it is saved."""
 
     class Trainer:
         current_epoch = 2
@@ -59,13 +59,13 @@ def test_weights_that_the_last_batch_has_spoilt_are_not_saved(tmp_path):
     callback = FiniteLoss(tmp_path)
     callback.on_save_checkpoint(Trainer, None, good)
     with pytest.raises(
-        NotFinite, match=r"step 33 \(epoch 2\) what would be saved is not finite: w. .* no checkpoint yet"
+        NotFinite, match=r"step 33 \(epoch 2\) would have NaN or infinite values in w. .* no checkpoint yet"
     ):
         callback.on_save_checkpoint(Trainer, None, bad)
-    with pytest.raises(NotFinite, match="not finite: current_model_state.w"):
+    with pytest.raises(NotFinite, match="NaN or infinite values in current_model_state.w"):
         callback.on_save_checkpoint(Trainer, None, good | {"current_model_state": bad["state_dict"]})
     moments = [{"state": {0: {"exp_avg_sq": torch.tensor([torch.inf])}}}]
-    with pytest.raises(NotFinite, match="not finite: optimizer_states.0.state.0.exp_avg_sq"):
+    with pytest.raises(NotFinite, match="NaN or infinite values in optimizer_states.0.state.0.exp_avg_sq"):
         callback.on_save_checkpoint(Trainer, None, good | {"optimizer_states": moments})
 
 
@@ -85,12 +85,12 @@ def diverge_on_one(folder):
 
 @pytest.mark.parametrize("rank", tiers([0, 1], [1]))
 def test_a_dead_process_ends_the_run(rank, tmp_path):
-    """Within a minute, with a status that says so, and with nothing left behind."""
+    """The run ends within a minute, with an exit status other than 0, and no process remains."""
     dies = ["+callbacks.kill._target_=helpers.KillProcess", f"+callbacks.kill.rank={rank}", "+callbacks.kill.at=14"]
     run = command(tmp_path, *bare("vae"), *dies, "trainer=cpu", "trainer.devices=2", "trainer.max_epochs=10000")
     try:
         last = tmp_path / "checkpoints" / "last.ckpt"
-        until(lambda: last.is_file() or run.poll() is not None, 120)  # the first epoch is over, a process dies
+        until(lambda: last.is_file() or run.poll() is not None, 120)  # until the first epoch ends
         assert last.is_file()
         assert run.wait(seconds(60)) != 0
         until(lambda: not living(run.pid), 30)
@@ -104,18 +104,18 @@ def until(condition, limit):
     """Wait until ``condition()`` holds."""
     deadline = time.monotonic() + seconds(limit)
     while not condition():
-        assert time.monotonic() < deadline, f"not so after {seconds(limit)} seconds"
+        assert time.monotonic() < deadline, f"the condition does not hold after {seconds(limit)} seconds"
         time.sleep(0.05)
 
 
 def living(group):
-    """The processes of a group that are not over; one that nobody has waited for yet is."""
+    """Return the processes of a group that have not ended. Zombie processes have ended."""
     listed = subprocess.run(["ps", "-A", "-o", "pid=,pgid=,stat="], capture_output=True, text=True, check=True).stdout
     found = [line.split() for line in listed.splitlines()]
     return [pid for pid, pgid, state in found if int(pgid) == group and not state.startswith("Z")]
 
 
-# Killed at any moment.
+# Kills at any moment.
 
 
 def write_for_ever(path):
@@ -126,7 +126,7 @@ def write_for_ever(path):
 
 
 def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
-    """4 MB, written over and over; with Lightning's own writer moving files between disks some would be cut."""
+    """A process writes 4 MB again and again. Lightning's own writer moves files between disks, which may cut them."""
     path, chance = tmp_path / "last.ckpt", random.Random(0)
     CheckpointFiles().save_checkpoint({"number": -1, "weights": torch.zeros(1)}, path)
     for _ in range(25):
@@ -140,11 +140,11 @@ def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
         assert found["number"] == -1 or (found["weights"] == found["number"]).all()
     (tmp_path / ".best-epoch003.ckpt-0123abcd").touch()
     clear_unfinished(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]  # what the killed ones left is gone
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]  # unfinished files are removed
 
 
 def test_only_what_a_killed_writer_has_left_is_removed(tmp_path):
-    """A copy that somebody has made of a checkpoint stays."""
+    """Copies of a checkpoint that the user made stay."""
     kept = ["last.ckpt", "last.ckpt-20261129", ".last.ckpt-before", ".config.yaml-0123abcd"]
     for name in (*kept, ".last.ckpt-0123abcd"):
         (tmp_path / name).touch()
@@ -153,7 +153,7 @@ def test_only_what_a_killed_writer_has_left_is_removed(tmp_path):
 
 
 def test_a_run_killed_again_and_again_goes_on(tmp_path):
-    """Five times at random moments; each time last.ckpt is there, loads, and is no older than before."""
+    """A run is killed five times at random moments. Each time last.ckpt loads, and its epoch is larger than before."""
     chance, epoch = random.Random(1), -1
     last = tmp_path / "checkpoints" / "last.ckpt"
     endless = [*bare("vae"), "trainer.max_epochs=100000", "trainer.limit_train_batches=3"]
@@ -161,7 +161,7 @@ def test_a_run_killed_again_and_again_goes_on(tmp_path):
         resumed = [f"ckpt={last}"] if last.is_file() else []
         before = last.read_bytes() if last.is_file() else None
         child = process(run, tmp_path, *endless, *resumed)
-        until(lambda before=before: last.is_file() and last.read_bytes() != before, 60)  # it has got somewhere
+        until(lambda before=before: last.is_file() and last.read_bytes() != before, 60)  # until a new checkpoint
         time.sleep(chance.random())
         child.kill()
         child.join()
@@ -185,7 +185,9 @@ def test_a_full_disk_is_said_and_what_was_there_stays(tmp_path):
 
 def too_large(path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
-    with pytest.raises(CheckpointNotWritten, match=r"last.ckpt cannot be written, 4.0 MB: File too large. Make room"):
+    with pytest.raises(
+        CheckpointNotWritten, match=r"last.ckpt cannot be written, 4.0 MB: File too large. Free disk space"
+    ):
         CheckpointFiles().save_checkpoint({"weights": torch.zeros(1_000_000)}, path)
     return True
 
@@ -193,9 +195,13 @@ def too_large(path):
 @pytest.mark.parametrize(
     ("overrides", "size", "said"),
     [
-        (BARE, 20_000, r"epoch002.ckpt cannot be written, 1\.9 MB: File too large. Make room"),
+        (BARE, 20_000, r"epoch002.ckpt cannot be written, 1\.9 MB: File too large. Free disk space"),
         pytest.param(
-            *(EVERY_PICTURE, 200, r"cannot be written: File too large. Make room: ckpt=.*last.ckpt then goes on"),
+            *(
+                EVERY_PICTURE,
+                200,
+                r"cannot be written: File too large. Free disk space, then resume with ckpt=.*last.ckpt",
+            ),
             marks=pytest.mark.slow,
         ),
     ],
@@ -219,7 +225,7 @@ def test_a_signal_during_the_test_ends_it(tmp_path):
     assert checkpoint(tmp_path)["global_step"] == 11
 
 
-# Evaluations that are broken off.
+# Evaluations that stop early.
 
 
 class BrokenOff(L.Callback):

@@ -1,4 +1,4 @@
-"""What people see of a run: bars on a terminal, lines elsewhere, an end that says what there is."""
+"""Messages of a run: bars on a terminal, lines elsewhere, and the summary at the end. Also the number of threads."""
 
 import fcntl
 import logging
@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import pty
 import re
-import shlex
 import struct
 import subprocess
 import sys
@@ -14,29 +13,24 @@ import termios
 import warnings
 from pathlib import Path
 
-import lightning as L
 import pytest
-import torch
 from helpers import QUIET, TINY, config
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 import zoo.functional.progress as progress
 import zoo.training.progress as of_trainer
 import zoo.training.trainer as of_lightning
 from train import train
-from zoo.callbacks.run_end import known_word, run_end
 from zoo.evaluation.units import with_unit
 from zoo.functional.progress import Lines, counted, duration, tracked
-from zoo.training.error_lines import errors_for_people
-from zoo.training.messages import lines_of_their_own
+from zoo.training.error_lines import one_line_errors
+from zoo.training.messages import log_above_bars
 from zoo.training.threads import available_processors, prepare_threads, processors_of_quota
-from zoo.vae import VAE
 
 ROOT = Path(__file__).parents[2]
 
 
-# A run in a process of its own, forked: nothing is imported twice.
+# Each run is a forked process, so that it does not import everything again.
 
 
 def _child(write, folder, overrides):
@@ -49,7 +43,7 @@ def _child(write, folder, overrides):
     shown = [o for o in QUIET if "progress" not in o and "logger" not in o]
     code = 0
     try:
-        with errors_for_people(str(folder)), lines_of_their_own():
+        with one_line_errors(str(folder)), log_above_bars():
             warnings.simplefilter("default")
             train(config(folder, *shown, *overrides))
     except SystemExit as stopped:
@@ -60,7 +54,7 @@ def _child(write, folder, overrides):
 
 
 def printed(terminal, folder, *overrides):
-    """What a run writes to a terminal of 100 columns, or to a pipe."""
+    """Return the output of a run on a terminal of 100 columns, or into a pipe."""
     read, write = pty.openpty() if terminal else os.pipe()
     if terminal:
         fcntl.ioctl(write, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
@@ -71,7 +65,7 @@ def printed(terminal, folder, *overrides):
     try:
         while data := os.read(read, 1 << 16):
             out += data
-    except OSError:  # as Linux says that the other end of a terminal is closed
+    except OSError:  # Linux raises this when the other end of a terminal is closed
         pass
     os.close(read)
     child.join()
@@ -79,7 +73,7 @@ def printed(terminal, folder, *overrides):
 
 
 def written(output):
-    """What begins at the left margin, whether a line or a bar that is drawn over the one before."""
+    """Return the texts that begin at the left margin: lines, and all states of the progress bars."""
     return [part.strip() for part in re.split(r"[\r\n]|\x1b\[A", output) if part.strip()]
 
 
@@ -91,7 +85,7 @@ def test_on_a_terminal_messages_stand_above_the_bar(tmp_path):
     lines = written(output)
     assert any(line.startswith("Epoch 1: 100%") for line in lines)
     assert any(line.startswith("Testing") and "0/?" not in line for line in lines)
-    for message in ("About ", "Test of the best checkpoint:", "Run folder ", "VAE has "):
+    for message in ("About ", "Test of the best checkpoint:", "Files in ", "VAE has "):
         (line,) = [line for line in lines if message in line]
         assert line.startswith(message)
     assert "v_num" not in output and "FLOPs" not in output and "───" not in output
@@ -119,7 +113,7 @@ def test_bars_and_lines_can_be_turned_off(tmp_path):
 
 
 def test_warnings_are_lines_of_the_log(caplog):
-    with lines_of_their_own(), warnings.catch_warnings():
+    with log_above_bars(), warnings.catch_warnings():
         warnings.simplefilter("default")
         before = warnings.showwarning
         warnings.showwarning = before
@@ -127,7 +121,7 @@ def test_warnings_are_lines_of_the_log(caplog):
     assert "UserWarning: this is odd" in caplog.text
 
 
-# Work that takes more than a few seconds.
+# Progress of work that takes more than a few seconds.
 
 
 class Clock:
@@ -151,7 +145,7 @@ def test_lines_come_soon_and_then_ever_more_seldom(clock):
         if lines.due():
             due.append(second)
     assert due[:4] == [5, 35, 65, 95]
-    assert 180 < due[-1] - due[-2] <= 200  # a hundredth of the time
+    assert 180 < due[-1] - due[-2] <= 200  # 1 % of the elapsed time
 
 
 def test_long_work_says_how_far_it_is(clock, caplog, monkeypatch):
@@ -179,44 +173,19 @@ def test_durations_are_words():
     assert counted(1, "epoch") == "1 epoch" and counted(2000, "epoch") == "2,000 epochs"
 
 
-# The end.
+# The summary at the end of a run.
 
 
 def test_numbers_have_units():
     names = {"test/loss", "test/nll", "test/accuracy"}
     assert with_unit("test/loss", 248.40626525878906, names) == "248.41 nats"
-    assert with_unit("test/loss", 0.0123456, {"test/loss"}) == "0.01235"  # an error of a diffusion
-    assert with_unit("val/loss", 0.0123456, {"val/loss", "test/nll"}) == "0.01235"  # what another stage logs
+    assert with_unit("test/loss", 0.0123456, {"test/loss"}) == "0.01235"  # a squared error has no unit
+    assert (
+        with_unit("val/loss", 0.0123456, {"val/loss", "test/nll"}) == "0.01235"
+    )  # nll of another stage does not count
     assert with_unit("test/accuracy", 0.97314, names) == "97.3 %"
     assert with_unit("bits_per_dim", 1.8823, names) == "1.882 bits per dimension"
     assert with_unit("train/images_per_second", 6369.4, names) == "6,369.40 images per second"
-
-
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory):
-    """The folder of a run, with a space, a quote and an umlaut in its name, and what it said at its end."""
-    folder, said = tmp_path_factory.mktemp("runs") / "ä 'b", []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
-    logger = logging.getLogger("train")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        cfg = config("/", *QUIET, *TINY["vae"], "debug=fast")
-        cfg.run_dir = str(folder)
-        train(cfg)
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(logging.NOTSET)
-    return folder, said[-1].splitlines()
-
-
-def test_the_end_of_a_run_says_its_numbers_and_files(ended):
-    folder, lines = ended
-    assert re.fullmatch(r"    test/loss  \d+\.\d\d nats", lines[1])
-    files = {line.split("  ")[0]: Path(*shlex.split(line.split("  ", 1)[1])) for line in lines if "  " in line[1:18]}
-    assert files["Run folder"] == folder
-    assert files["Best checkpoint"].is_file() and files["Last checkpoint"].name == "last.ckpt"
 
 
 def test_resuming_in_the_folder_of_the_run_warns_of_nothing(tmp_path):
@@ -226,32 +195,6 @@ def test_resuming_in_the_folder_of_the_run_warns_of_nothing(tmp_path):
         of_lightning.quiet_lightning()
         ModelCheckpoint(tmp_path)._ModelCheckpoint__warn_if_dir_not_empty(tmp_path)
     assert not [w for w in warned if "not empty" in str(w.message)]
-
-
-def test_the_unit_of_the_best_value_is_known_from_the_test():
-    """A finished run that is resumed has no validation of its own."""
-    trainer = L.Trainer(logger=False, callbacks=ModelCheckpoint(monitor="val/loss"), max_epochs=1, accelerator="cpu")
-    trainer.checkpoint_callback.best_model_score = torch.tensor(538.76)
-    trainer.datamodule = None
-    lines = run_end(trainer, VAE(), "/", {"test/loss": 538.5, "test/nll": 538.2}).splitlines()
-    assert ["Best", "val/loss", "538.76", "nats"] in [line.split() for line in lines]
-
-
-@pytest.mark.parametrize(("words", "asked"), [(["the", "music", "zebra"], "music"), (["the", "it's"], "the")])
-def test_the_word_to_look_up_next_is_one_that_is_known(words, asked):
-    assert known_word(words) == asked
-
-
-def test_what_to_type_next_can_be_pasted(ended):
-    folder, lines = ended
-    sample, evaluate, curves, resume = (shlex.split(line) for line in lines[lines.index("Next:") + 1 :])
-    assert sample == ["python", "-m", "zoo", "sample", str(folder), "-o", "samples.png"]
-    assert evaluate == ["python", "-m", "zoo", "evaluate", str(folder), "--data", "digits"]
-    assert curves == ["python", "-m", "zoo", "curves", str(folder), "--metric", "val/loss"]
-    assert resume[:2] == ["python", "train.py"]
-    values = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(resume[2:])}
-    assert values["trainer.max_epochs"] == 2
-    assert Path(str(getattr(values["ckpt"], "text", values["ckpt"]))).is_file()
 
 
 # Threads.
@@ -287,13 +230,13 @@ def test_there_are_no_more_threads_than_a_containers_quota(tmp_path, monkeypatch
     for name, text in (("quota", "300000\n"), ("period", "100000\n")):
         (tmp_path / "cpu" / f"cpu.cfs_{name}_us").write_text(text, encoding="utf-8")
     assert processors_of_quota(tmp_path) == 3
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n", encoding="utf-8")  # none
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n", encoding="utf-8")  # -1 means no quota
     assert processors_of_quota(tmp_path) is None
 
 
 @pytest.mark.parametrize("command", [["train.py", "model=nothing"], ["-m", "zoo", "sample", "vae", "-n", "0"]])
 def test_threads_are_prepared_before_torch_is_imported(command):
-    """libgomp reads its environment once, when it is loaded."""
+    """libgomp reads its environment variables once, when it is loaded."""
     watch = (
         "import atexit, os, sys, runpy; a = sys.argv[1:]; sys.path.insert(0, os.getcwd());"
         "atexit.register(lambda: print('\\nPOLICY', os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules));"
@@ -307,13 +250,13 @@ def test_threads_are_prepared_before_torch_is_imported(command):
     assert "POLICY PASSIVE False" in done.stdout
 
 
-# The whole command, in the second tier.
+# The whole command (slow).
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_no_recipe_warns_of_anything(name, tmp_path):
-    """As people start it, into a file, with Weights & Biases offline; train.log has the end, too."""
+    """The command of a user writes to a file, with Weights & Biases offline. train.log contains the summary."""
     command = [sys.executable, "train.py", *TINY[name], "trainer.max_epochs=2", "logger=wandb"]
     env = {**os.environ, "WANDB_MODE": "offline"}
     with (tmp_path / "out").open("w") as out:
@@ -322,4 +265,4 @@ def test_no_recipe_warns_of_anything(name, tmp_path):
         )
     output = (tmp_path / "out").read_text(encoding="utf-8")
     assert "\r" not in output and "warning" not in output.lower()
-    assert "Run folder" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+    assert "Files in " in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")

@@ -1,7 +1,8 @@
-"""The same steps on one process with a batch and on two with half of it each, all noise being that of the example.
+"""Training on one process and on two gives the same gradients and weights, up to rounding.
 
-Gradients are averaged over processes, so that they agree to float32's rounding, which Adam and the players' turns then
-carry on. Batch normalisation would make them differ by nature; in its place is a norm of each example.
+Two processes have half of each batch. Every example has the same noise in both runs. Gradients are averaged over
+processes, so they agree up to float32 rounding. Adam and adversarial steps then increase these differences. BatchNorm
+would depend on the split of the batch. A normalisation of each example replaces it.
 """
 
 import pytest
@@ -14,7 +15,7 @@ ALL = {name: [o for o in overrides if not o.startswith("callbacks.")] for name, 
     "vae, relax": TINY["vae"] + ["model.latent=categorical", "model.estimator=relax"],
     "vae, wake-sleep": TINY["vae"] + ["model.objective=wake_sleep"],
     "vae, iwae": TINY["vae"] + ["model.objective=iwae", "model.num_samples=3"],
-    "rbm": TINY["rbm"] + ["model.restarts=0"],  # how many chains begin anew depends on how they are split
+    "rbm": TINY["rbm"] + ["model.restarts=0"],  # the number of restarted chains depends on the split
     "rbm, contrastive divergence": TINY["rbm"] + ["model.learning=cd"],
     "ddpm, importance": TINY["ddpm"] + ["model.timesteps=importance", "model.steps=3"],
     "skipgram, own noise": TINY["skipgram"] + ["model.shared_noise=0"],
@@ -38,8 +39,14 @@ def flat(tensors):
 
 
 def distances(folder, overrides):
-    """How far two processes are from one: the gradients of each step, in units of them; weights and buffers, each by
-    themselves, in units of what they moved. Counts are the same, and so is everything on both processes."""
+    """Return the relative differences between a run of two processes and a run of one.
+
+    Integer buffers must be equal, and both processes of the run of two must have equal weights and buffers.
+
+    Returns:
+        the difference of the gradients at each step, relative to the gradients; the larger of the differences of the
+        weights and of the buffers, relative to their change in training.
+    """
     for n in (1, 2):
         (folder / str(n)).mkdir()
         together(n, steps, folder / str(n), n, overrides)
@@ -74,6 +81,6 @@ def test_gradients_and_weights_are_those_of_one_process(name, tmp_path):
 
 
 def test_noise_of_other_examples_would_be_seen(tmp_path):
-    """Without it the processes draw from streams of their own, and the same comparison fails by far."""
+    """Without the noise of the example, each process draws its own noise. The differences are then far too large."""
     apart, error = distances(tmp_path, ALL["vae"])
     assert min(apart) > 0.01 and error > 0.05

@@ -1,4 +1,4 @@
-"""Every recipe: it composes, trains, tests, reloads and samples, and no recipe is left out."""
+"""Every model configuration composes, trains, tests, reloads and samples."""
 
 import inspect
 from importlib import import_module
@@ -23,7 +23,7 @@ def test_no_recipe_is_without_a_test_or_a_name():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_names_every_argument_of_its_model(name):
-    """So that each can be overridden on the command line, and a key that is not one is refused there."""
+    """Every argument can then be overridden on the command line, and a wrong key is an error."""
     node = config("/nowhere", f"model={name}").model
     module, _, cls = node._target_.rpartition(".")
     assert node._target_ == zoo.MODELS[name]
@@ -41,7 +41,7 @@ def test_recipe(name, tmp_path):
     assert monitored in metrics
     if monitored == "val/loss":
         assert metrics["test/loss"] > 0 and metrics["val/loss"] > 0
-    else:  # two players
+    else:  # adversarial models
         assert {"val/generator_loss", "test/generator_loss"} <= set(metrics)
     assert all(torch.tensor(v).isfinite() for v in metrics.values())
     expected = [
@@ -93,7 +93,7 @@ def test_a_wrong_word_is_answered_with_the_choices(argument, choices):
 
 def test_a_wrong_value_is_one_message():
     code, message = composes("model.latent_dim=0", "hydra.run.dir=/nonexistent/never", "--cfg", "job")
-    assert code == 0  # composing alone does not build
+    assert code == 0  # --cfg composes the configuration and does not build the model
     assert "latent_dim: 0" in message
 
 
@@ -114,7 +114,7 @@ def test_every_choice_composes(group):
 
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in (Path(CONFIGS) / "experiment").glob("*.yaml")))
 def test_an_experiment_starts(experiment):
-    """Its model is made and, where it samples, draws under the conditions that the recipe names."""
+    """The model is built. If the experiment draws samples, the callback accepts their conditions."""
     cfg = config("/nowhere", f"experiment={experiment}")
     model = instantiate(cfg.model, _convert_="all").eval()
     if samples := cfg.callbacks.get("samples"):

@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it had not been: every weight, moment and counter bitwise the same."""
+"""A resumed run gives the same result as an uninterrupted one: weights, optimiser states and counters, bit for bit."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def logged(folder):
-    """Every row of both tables, but for what is of time."""
+    """Return every row of both tables, without the columns of times."""
     timed = ("second", "ms_per_draw")
     tables = read_rows(folder / "metrics.csv") + read_rows(folder / "estimator_variance.csv")
     rows = [{k: v for k, v in row.items() if v and not any(t in k for t in timed)} for row in tables]
@@ -53,21 +53,25 @@ def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(name, tmp_path)
 
 
 def resumes_as_if_uninterrupted(name, processes, tmp_path):
-    """Stopped in the middle of the second epoch: weights, averages, optimisers, chains, random states of every process,
-    the order of the data, the logger's steps and whatever was logged, bit for bit."""
+    """Stop a run in the middle of the second epoch, resume it, and compare it with an uninterrupted run.
+
+    The weights, averages, optimisers, chains and random states of every process must be bitwise equal. The order
+    of the data and all logged steps and values must be equal.
+    """
     overrides = [*TINY[name], *TWO_EPOCHS, *DDP, f"trainer.devices={processes}"]
-    # What is only drawn would be drawn again.
+    # Callbacks that only draw pictures are left out: a resumed run would draw some of them twice.
     kept = ("best", "last", "finite_loss", "exact_resume", "ema", "estimator_variance", "sample_distance")
     drawn = [c for c, node in config("/", *TINY[name]).callbacks.items() if "_target_" in node and c not in kept]
     overrides = [o for o in overrides if not any(f"callbacks.{c}." in o for c in drawn)]
     overrides += [*(f"~callbacks.{c}" for c in drawn), *(["test=false"] if processes == 2 else [])]
     expected = together(processes, run, tmp_path / "whole", *overrides)[0]
     stopped = [*overrides, *stop(11, signal.SIGTERM)]
-    together(processes, run, tmp_path / "parts", *stopped, codes=(143, 0))  # the first, and the others
+    together(processes, run, tmp_path / "parts", *stopped, codes=(143, 0))  # 143 on the first process, 0 on the other
     interrupted = tmp_path / "parts" / "checkpoints" / "interrupted.ckpt"
     assert checkpoint(tmp_path / "parts", "interrupted")["global_step"] == 12
     metrics = together(processes, run, tmp_path / "parts", *overrides, f"ckpt={interrupted}")[0]
-    expected = {k: v for k, v in expected.items() if k in metrics and "second" not in k}  # VaDE: of its first epoch
+    # VaDE logs some metrics only in its first epoch, which the resumed run does not repeat.
+    expected = {k: v for k, v in expected.items() if k in metrics and "second" not in k}
     assert_same_run(metrics, tmp_path / "parts", (expected, tmp_path / "whole"))
     assert len(checkpoint(tmp_path / "parts")["random_state"]) == processes
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
@@ -77,7 +81,7 @@ def resumes_as_if_uninterrupted(name, processes, tmp_path):
     ("name", "at", "signum", "left"),
     [
         ("vae", 15, signal.SIGTERM, "interrupted"),  # in the middle of the second epoch
-        ("vae", 0, signal.SIGINT, "interrupted"),  # in the first batch of all
+        ("vae", 0, signal.SIGINT, "interrupted"),  # in the first batch of the run
         ("vae", 21, signal.SIGTERM, "last"),  # in the last batch of the second epoch
     ],
 )
@@ -134,7 +138,7 @@ def test_a_second_signal_does_not_wait():
 
 def test_resuming_on_other_data_is_refused(tmp_path, uninterrupted, mnist_root):
     last = uninterrupted["vae"][1] / "checkpoints" / "last.ckpt"
-    with pytest.raises(DataError, match="trained on digits and this run would go on with mnist"):
+    with pytest.raises(DataError, match="this run has data=mnist, but its checkpoint was trained on digits"):
         run(tmp_path, *TINY["vae"], "data=mnist", "trainer.max_epochs=4", f"ckpt={last}")
 
 
@@ -145,18 +149,20 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 
 def test_another_models_checkpoint_is_refused(tmp_path, uninterrupted):
     last = uninterrupted["vae"][1] / "checkpoints" / "last.ckpt"
-    with pytest.raises(CheckpointError, match="is a checkpoint of the model 'vae', and this run trains another one"):
+    with pytest.raises(CheckpointError, match="is a checkpoint of the model 'vae', but this run trains"):
         run(tmp_path, *TINY["ddpm"], f"ckpt={last}")
     with pytest.raises(CheckpointError, match=r"model.latent_dim was 2 and is 3; model.lr was 0.001 and is 0.1"):
         run(tmp_path, *TINY["vae"], "model.latent_dim=3", "model.lr=0.1", f"ckpt={last}")
     with pytest.raises(CheckpointError, match=r"seed was 0 and is 5"):
         run(tmp_path, *TINY["vae"], "seed=5", f"ckpt={last}")
-    with pytest.raises(CheckpointError, match=r"has 3 epochs behind it: trainer.max_epochs must be more, got 2"):
+    with pytest.raises(
+        CheckpointError, match=r"has already trained for 3 epochs: trainer.max_epochs must be at least 3, got 2"
+    ):
         run(tmp_path, *TINY["vae"], "trainer.max_epochs=2", f"ckpt={last}")
 
 
 def test_a_finished_run_resumes_to_its_end(tmp_path, uninterrupted):
-    """All its epochs are done: nothing is trained, and the test gives the numbers that it gave."""
+    """All epochs are complete, so nothing is trained. The test gives the same numbers again."""
     metrics, folder = uninterrupted["vae"]
     again = run(tmp_path, *TINY["vae"], *EPOCHS, f"ckpt={folder / 'checkpoints' / 'last.ckpt'}")
     tested = {k: v for k, v in metrics.items() if k.startswith("test/")}
@@ -164,17 +170,19 @@ def test_a_finished_run_resumes_to_its_end(tmp_path, uninterrupted):
 
 
 def test_a_run_may_go_on_without_end(tmp_path, uninterrupted):
-    """trainer.max_epochs=-1 or null: nothing is too few."""
+    """With trainer.max_epochs=-1 or null, the run has no last epoch, so every checkpoint can be resumed."""
     last = uninterrupted["vae"][1] / "checkpoints" / "last.ckpt"
     model = build(config(tmp_path, *TINY["vae"]).model)
     for max_epochs in (-1, None, 3):
         check_resumable(last, model, 0, max_epochs)
-    with pytest.raises(CheckpointError, match="has 3 epochs behind it: trainer.max_epochs must be more, got 2"):
+    with pytest.raises(
+        CheckpointError, match="has already trained for 3 epochs: trainer.max_epochs must be at least 3, got 2"
+    ):
         check_resumable(last, model, 0, 2)
 
 
 def test_a_finished_run_can_be_extended(tmp_path, uninterrupted):
-    """The learning rate follows the new length: at the end of twice the epochs it is 0, not at its peak again."""
+    """The learning rate follows the new length. After twice the epochs it is 0, and not at its peak again."""
     last = uninterrupted["vae"][1] / "checkpoints" / "last.ckpt"
     run(tmp_path, *TINY["vae"], "trainer.max_epochs=6", f"ckpt={last}", "test=false")
     extended = checkpoint(tmp_path)
@@ -187,7 +195,7 @@ def test_a_finished_run_can_be_extended(tmp_path, uninterrupted):
 
 def test_a_folder_with_a_run_in_it_is_not_mixed_with_another(tmp_path):
     run(tmp_path, *TINY["vae"], "debug=fast")
-    with pytest.raises(ValueError, match=r"holds a run already: resume it with ckpt="):
+    with pytest.raises(ValueError, match=r"already holds a run: resume it with ckpt="):
         run(tmp_path, *TINY["vae"], "debug=fast")
 
 

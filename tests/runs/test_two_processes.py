@@ -1,4 +1,4 @@
-"""Two gloo processes: one run, one log, the measurements of one process; and as many as there are, started anyhow."""
+"""Runs of two gloo processes: one log and the same measurements as one process, however the processes start."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from train import build
 from zoo.ddpm import DDPM
 from zoo.score import Score
-from zoo.training.processes import leaving_together
+from zoo.training.processes import leave_process_group
 from zoo.training.trainer import _check_started
 
 ROOT = Path(__file__).parents[2]
@@ -34,15 +34,15 @@ def test_two_processes_train_validate_sample_and_log_once(name, tmp_path):
     run(tmp_path / "one", *short)
     two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
 
-    # Logged once: the same steps.
+    # Only one process logs, at the same steps as a run of one process.
     loss = OPPONENT.get(name, "loss")
     for key in (f"val/{loss}", f"train/{loss}", f"variance/{ESTIMATOR.get(name, 'pathwise')}/all"):
         assert [r["step"] for r in two if r[key]] == [r["step"] for r in one if r[key]], key
     assert sum(bool(r[f"test/{loss}"]) for r in two) == 1
 
-    # The same images in the same batches, other training noise: which two players carry far apart.
+    # The batches are equal, but the training noise differs. Adversarial models then differ strongly.
     a, b = (float(r[-1][f"test/{loss}"]) for r in (two, one))
-    if name == "skipgram":  # the same noise, too: the same steps and numbers
+    if name == "skipgram":  # this run also has equal noise, so all numbers are equal
         for key in ("val/nll", "val/perplexity", "val/log_Z", "test/nll"):
             assert_close(*([float(r[key]) for r in rows if r[key]] for rows in (two, one)), rtol=1e-4, atol=1e-6)
     else:
@@ -60,7 +60,7 @@ def test_two_processes_train_validate_sample_and_log_once(name, tmp_path):
 
 @pytest.mark.slow
 def test_more_devices_are_enough(tmp_path):
-    """The strategy is found: the processes are started here, and two players are not waited for at once."""
+    """Lightning starts the processes. The strategy does not wait for gradients of both networks at each step."""
     overrides = [*without_callbacks("wgan"), "trainer=cpu", "trainer.devices=2", "trainer.max_epochs=1", "logger=wandb"]
     (run,) = finish(command(tmp_path, *overrides, "callbacks.sample_distance.n=20"), timeout=240)
     assert run.returncode == 0, run.stderr
@@ -74,7 +74,7 @@ def by_torchrun(rank, port):
 
 
 def by_slurm(rank, port):
-    """The variables of srun --nodes=2 --ntasks-per-node=1."""
+    """Return the environment variables of ``srun --nodes=2 --ntasks-per-node=1``."""
     nodes = {"SLURM_NNODES": "2", "SLURM_NODEID": str(rank), "SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "zoo"}
     tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_PROCID": str(rank), "SLURM_LOCALID": "0"}
     where = {"SLURM_JOB_ID": "7", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -83,7 +83,7 @@ def by_slurm(rank, port):
 
 @pytest.mark.parametrize("start", tiers([by_torchrun, by_slurm], []))
 def test_two_nodes_are_one_run(start, tmp_path):
-    """Two agents, each of one process, as on two machines; only the first writes, to a folder of its own."""
+    """Two agents start one process each, as on two machines. Only the first process writes to the run folder."""
     port, nodes = free_port(), []
     for rank in (0, 1):
         begin, environment = start(rank, port)
@@ -101,7 +101,7 @@ def test_two_nodes_are_one_run(start, tmp_path):
 
 def leave(stopped):
     dist.init_process_group("gloo")
-    with suppress(SystemExit), leaving_together():
+    with suppress(SystemExit), leave_process_group():
         if stopped:
             raise SystemExit(143)
     return dist.is_initialized()
@@ -109,12 +109,12 @@ def leave(stopped):
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_processes_leave_their_group_before_python_ends(stopped):
-    """Threads of the group would otherwise abort one of them now and then."""
+    """Threads of the process group could otherwise abort a process while Python exits."""
     assert together(2, leave, stopped) == [False, False]
 
 
 def draw_all(folder, world_size):
-    """Untrained weights' samples as validation draws them, 20 to a picture, on this one of so many processes."""
+    """Draw pictures of 20 samples of each untrained model in a validation, on one of ``world_size`` processes."""
     for name in sorted(set(TINY) - {"skipgram"}):
         overrides = [*TINY[name], "data.batch_size=60", "callbacks.samples.n=20", "logger=none"]
         cfg = config(folder / name, *QUIET, *overrides, *DDP, f"trainer.devices={world_size}")
@@ -125,7 +125,7 @@ def draw_all(folder, world_size):
 
 
 def test_samples_are_the_same_pixels_on_one_two_and_three_processes(tmp_path):
-    """Of every model; 20 are a chunk of 16 and one of 4, so that of three processes one draws nothing."""
+    """20 samples are a chunk of 16 and a chunk of 4, so one of three processes draws nothing."""
     for n in (1, 2, 3):
         together(n, draw_all, tmp_path / str(n), n)
     for name in sorted(set(TINY) - {"skipgram"}):
@@ -134,14 +134,14 @@ def test_samples_are_the_same_pixels_on_one_two_and_three_processes(tmp_path):
 
 
 def sharded(kind):
-    """The gradient of a batch by a U-Net that is sharded over the processes, and by a whole one; its distance."""
+    """Return the relative difference of the gradients of a U-Net sharded over the processes and of one that is not."""
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     models = []
     for _ in range(2):
         torch.manual_seed(0)
         models.append(kind(widths=[8, 16]))
-        for p in models[-1].parameters():  # away from layers that begin at zero
+        for p in models[-1].parameters():  # some layers are initialised with zeros
             p.data.add_(0.05 * torch.randn(p.shape))
     whole, parts = models
     batch = [torch.rand(8, 1, 28, 28, generator=torch.Generator().manual_seed(1))]
@@ -166,12 +166,12 @@ def sharded(kind):
 
 @pytest.mark.parametrize("kind", [DDPM, Score])
 def test_sharded_u_nets_have_the_gradients_of_whole_ones(kind):
-    """What trainer.strategy=fsdp does to them, as far as CPUs can; Lightning's strategy wants GPUs."""
+    """trainer.strategy=fsdp shards models in this way. Lightning's strategy needs GPUs, so this test uses torch."""
     assert max(together(2, sharded, kind)) < 1e-5
 
 
 def test_sharding_without_gpus_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="shards weights over GPUs, and there are none"):
+    with pytest.raises(ValueError, match="trainer.strategy=fsdp needs GPUs, and this run has none"):
         run(tmp_path, *TINY["ddpm"], "trainer.strategy=fsdp")
 
 
@@ -181,12 +181,12 @@ def without_callbacks(name):
 
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 2)])
 def test_persistent_chains_are_of_each_process_and_go_on_in_any_number(first, then, tmp_path):
-    """All of them in the checkpoint, in the order of one process, and split anew where a run goes on."""
+    """The checkpoint has the chains of all processes, in the order of one process. A resumed run splits them again."""
     few = [*without_callbacks("rbm"), "model.num_chains=31"]
     together(first, run, tmp_path, *few, "trainer.max_epochs=1", *DDP, f"trainer.devices={first}")
     chains = checkpoint(tmp_path)["chains"]
     assert chains.shape == (31, 8) and chains.dtype == torch.bool
-    assert not torch.equal(chains[:30:2], chains[1:31:2])  # each process has its own
+    assert not torch.equal(chains[:30:2], chains[1:31:2])  # the two processes have different chains
     last = tmp_path / "checkpoints" / "last.ckpt"
     shown = together(then, first_chains, tmp_path, *few, f"ckpt={last}", *DDP, f"trainer.devices={then}")
     for rank, mine in enumerate(shown):
@@ -196,7 +196,7 @@ def test_persistent_chains_are_of_each_process_and_go_on_in_any_number(first, th
 
 
 def first_chains(folder, *overrides):
-    """Go on for an epoch; where this process's chains stood when it began."""
+    """Resume for one epoch, and return the chains of this process at its start."""
     import helpers
 
     seen = []
@@ -210,18 +210,18 @@ def first_chains(folder, *overrides):
 def test_as_many_are_started_as_the_trainer_wants(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="torchrun has started 2 processes, and trainer.num_nodes times .* are 1"):
+    with pytest.raises(ValueError, match="torchrun has started 2 processes, and trainer.num_nodes times .* is 1"):
         run(tmp_path, *TINY["vae"])
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "3")
     monkeypatch.setenv("SLURM_JOB_NAME", "zoo")
-    with pytest.raises(ValueError, match="SLURM has started 3 processes, and .* are 1"):
+    with pytest.raises(ValueError, match="SLURM has started 3 processes, and .* is 1"):
         _check_started(1)
     monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
     _check_started(1)
     monkeypatch.delenv("SLURM_PROCID")
-    with pytest.raises(ValueError, match="monitor=val/distance asks for callbacks.sample_distance"):
+    with pytest.raises(ValueError, match="monitor=val/distance needs callbacks.sample_distance"):
         run(tmp_path, *without_callbacks("gan"), "~callbacks.sample_distance")
 
 

@@ -1,4 +1,4 @@
-"""The same seed means the same pixels, however many are asked for and by however many processes."""
+"""Tests that a seed gives the same pixels for every number of samples and of processes."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def model(request):
         model.sample = lambda n, generator, f=model.sample: f(n, generator=generator, steps=2)
         return model
     model = DDPM(steps=30, widths=[8, 16], blocks=1).eval()
-    torch.nn.init.normal_(model.net.out[-1].weight, std=0.1)  # zero at first, which would hide everything
+    torch.nn.init.normal_(model.net.out[-1].weight, std=0.1)  # this layer starts at zero, which would hide errors
     model.sample = lambda n, generator, f=model.sample: f(n, generator=generator, num_steps=3, eta=1.0)
     return model
 
@@ -36,7 +36,7 @@ def test_ranks_together_draw_what_one_draws(model, world_size):
     assert whole.shape == (50, 1, 28, 28)
     parts = [sample_chunks(model, 50, 4, rank, world_size) for rank in range(world_size)]
     assert torch.equal(torch.stack(parts).sum(0), whole)
-    assert torch.equal(sample_chunks(model, 7, seed=4), whole[:7])  # and fewer are a part of more
+    assert torch.equal(sample_chunks(model, 7, seed=4), whole[:7])  # fewer samples are the first of more samples
     assert not torch.equal(sample_chunks(model, 50, seed=5), whole)
     assert len({tuple(image.flatten().tolist()) for image in whole}) == 50  # chunks do not repeat
 
@@ -74,7 +74,7 @@ def test_a_grid_is_one_picture(tmp_path, generator):
 
 
 class Greys:
-    """Each sample is the grey its condition asks for."""
+    """Model that draws an image with the grey level of the condition."""
 
     def rows(self):
         return "greys", [0, 5, 10]
@@ -90,7 +90,7 @@ def test_conditions_with_one_value_per_sample_follow_the_chunks(world_size):
     greys = list(range(10)) + [3] * 11
     parts = [sample_chunks(Greys(), 21, 0, rank, world_size, greys=greys, scale=0.5) for rank in range(world_size)]
     assert_close(torch.stack(parts).sum(0)[:, 0, 0, 0], torch.tensor(greys) * 0.05)
-    with pytest.raises(ValueError, match="greys must be one value, or a list of one for each of 20 samples; got 21"):
+    with pytest.raises(ValueError, match="greys has 21 values for 20 samples; give one value"):
         sample_chunks(Greys(), 20, 0, greys=greys)
 
 
@@ -99,7 +99,7 @@ def test_a_picture_is_a_png_however_it_is_spelled(tmp_path):
         save_grid(torch.zeros(2, 1, 28, 28), tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     for wrong in ("a.jpg", "png", ""):
-        with pytest.raises(ValueError, match="a picture is a file that ends in .png, got"):
+        with pytest.raises(ValueError, match="a picture must be a file that ends in .png, got"):
             save_grid(torch.zeros(2, 1, 28, 28), tmp_path / wrong)
 
 
@@ -108,7 +108,7 @@ def test_a_picture_has_a_row_for_each_kind():
     assert (n, columns) == (12, 4) and conditions["scale"] == 0.5
     rows = sample_chunks(Greys(), n, 0, **conditions)[:, 0, 0, 0].view(3, columns)
     assert_close(rows, torch.tensor([[0.0] * 4, [0.25] * 4, [0.5] * 4]))
-    assert picture(Greys(), 14, {"greys": 5}) == (14, {"greys": 5}, 4)  # the caller has chosen
+    assert picture(Greys(), 14, {"greys": 5}) == (14, {"greys": 5}, 4)  # the caller sets the condition
     assert picture(object(), 64, {}) == (64, {}, 8)
 
 
@@ -119,4 +119,4 @@ def test_points_and_sequences_are_pictures():
     v = torch.eye(3)[torch.tensor([[0, 2], [1, 1], [2, 0], [0, 0]])]  # four sequences of two symbols out of three
     images, columns = in_rows(v)
     assert images.shape == (4, 1, 12, 8) and columns == 2
-    assert images[0, 0, 0, 0] == 1 and images[0, 0, 11, 7] == 1 and images.sum() == 4 * 2 * 16  # time to the right
+    assert images[0, 0, 0, 0] == 1 and images[0, 0, 11, 7] == 1 and images.sum() == 4 * 2 * 16  # time runs to the right

@@ -1,14 +1,23 @@
-"""What is wrong with a command line is said in one line, before the work and, of python -m zoo, before torch."""
+"""Command lines: an error is one line that comes before any work, and every help text reads well by itself.
+
+``python -m zoo`` reports its errors before it imports torch.
+"""
 
 import gzip
+import re
+import shlex
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
+import zoo
+import zoo.__main__ as command_line
 from zoo.checks.errors import UserError
 from zoo.training.command_line import readable_arguments
 from zoo.training.files import save_word2vec
@@ -17,13 +26,13 @@ from zoo.training.trainer import make_trainer
 
 ROOT = Path(__file__).parents[2]
 
-# What each command says, in one process that never imports torch.
+# Wrong arguments with a part of their error message. One process that never imports torch tries them all.
 REFUSED = [
-    (["sample", "vae", "-n", "-3"], "n must be a whole number of at least 1, got -3"),
-    (["sample", "vae", "--seed", "-5"], "seed must be a whole number from 0"),
-    (["sample", "vae", "--seed", str(2**32)], "seed must be a whole number from 0 to 2^32 - 1, got 4294967296"),
-    (["sample", "vae", "-o", "/proc/x/y.png"], "/proc/x/y.png cannot be written: no file can be made in its folder"),
-    (["sample", "vae", "-o", "/dev/null/y.png"], "/dev/null is no folder"),
+    (["sample", "vae", "-n", "-3"], "n must be an integer of at least 1, got -3"),
+    (["sample", "vae", "--seed", "-5"], "seed must be an integer from 0"),
+    (["sample", "vae", "--seed", str(2**32)], "seed must be an integer from 0 to 2^32 - 1, got 4294967296"),
+    (["sample", "vae", "-o", "/proc/x/y.png"], "/proc/x/y.png cannot be written: its folder does not allow new"),
+    (["sample", "vae", "-o", "/dev/null/y.png"], "/dev/null is not a folder"),
     (["sample", "vae", "-o", "x.jpg"], "ends in .png"),
     (["sample", "vae", "-o", "x.png.gz"], "ends in .png"),
     (["sample", "vae", "-c", "eta"], "written name=value"),
@@ -33,7 +42,7 @@ REFUSED = [
     (["evaluate", "vae", "--bound-images", "3"], "multiple of 5"),
     (["evaluate", "vae", "--samples", "1"], "samples must be"),
     (["evaluate", "vae", "--importance-samples", "-1"], "importance-samples must be"),
-    (["evaluate", "https://x/y"], "needs the digest"),
+    (["evaluate", "https://x/y"], "has no SHA-256 digest"),
     (["compare", "toy", "--draws", "1"], "draws must be"),
     (["compare", "vae", "--batch-size", "0"], "batch-size must be"),
     (["compare", "toy", "-o", "x.pdf"], "ends in .png"),
@@ -41,8 +50,8 @@ REFUSED = [
     (["nearest", "skipgram", "king", "-n", "0"], "n must be"),
     (["vectors", "skipgram", "-o", "v.npy"], ".txt, .vec, .w2v"),
     (["vectors", "skipgram", "-o", "v.txt.zip"], ".gz, .bz2, .xz"),
-    (["vectors", "skipgram", "-o", "v.txt", "--binary"], "promises text"),
-    (["export", "vae", "vae"], "already; --force replaces it"),
+    (["vectors", "skipgram", "-o", "v.txt", "--binary"], "has the ending of a text file"),
+    (["export", "vae", "vae"], "exists already: choose another name, or replace it with --force"),
     (["export", "vae", "A b"], "lower-case letters"),
 ]
 TRY = """
@@ -68,6 +77,65 @@ def test_arguments_are_refused_in_one_line_before_torch_is_imported(tmp_path):
         assert line.startswith("error: ") and message in line, (arguments, line)
 
 
+# Help.
+
+COMMANDS = {name: run for group in command_line.GROUPS.values() for name, run in group.items()}
+
+
+def helped(monkeypatch, capsys, *arguments):
+    """Return what ``python -m zoo`` prints with ``arguments``, in this process."""
+    monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
+    with suppress(SystemExit):
+        command_line.main()
+    return capsys.readouterr().out
+
+
+def check_text(text):
+    """Check that ``text`` suits a terminal: no markup, lines of at most 100 characters, plain words."""
+    assert "``" not in text and ":func:" not in text and max(map(len, text.splitlines())) <= 100
+    assert not re.search(r"judg|likewise|beside|whole number", text)
+
+
+def test_the_command_alone_shows_what_there_is(monkeypatch, capsys):
+    text = helped(monkeypatch, capsys)
+    assert text == helped(monkeypatch, capsys, "--help")
+    check_text(text)
+    for name, run in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(run.__doc__)}$", text, re.MULTILINE)
+    assert text.index("Models and images:") < text.index("Words:") < text.index("python train.py --help")
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_the_help_of_a_command_says_what_it_does_with_examples_and_defaults(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = helped(monkeypatch, capsys, name, "--help")
+    check_text(text)
+    assert f"\n\n{COMMANDS[name].__doc__}\n\n" in text
+    sub = command_line.parser()._subparsers._group_actions[0].choices[name]
+    for action in sub._actions[1:]:
+        flag = action.nargs == 0
+        assert action.help and (flag or action.metavar), action
+        if action.option_strings and not flag:
+            default = action.default if action.default not in (None, []) else ""
+            assert f"(default: {default}" in action.help, action
+    examples = [line.strip() for line in text.splitlines() if line.startswith("  python -m zoo")]
+    assert len(examples) == len(command_line.EXAMPLES[name]) > 0
+    for example in examples:
+        args = command_line.parser().parse_args(shlex.split(example)[3:])
+        assert args.command == name
+        for condition in getattr(args, "condition", []):
+            assert command_line._conditions(condition)
+
+
+def test_models_and_checkpoints_are_listed_with_what_they_are(monkeypatch, capsys):
+    lines = helped(monkeypatch, capsys, "list").splitlines()
+    for name in zoo.list_models():
+        assert [line for line in lines if re.match(rf"  {name} +[A-Z].{{20,}}\.$", line)], name
+    for name in zoo.list_checkpoints():
+        assert [line for line in lines if re.match(rf"  {name} .* [\d,]+  [a-z_/=0-9]+ -?\d", line)], name
+    assert max(map(len, lines)) <= 130
+
+
 HYDRA = [
     (["model=ddmp"], "model has no 'ddmp'; .*Did you mean ddpm"),
     (["data=mnits"], "data has no 'mnits'; .*Did you mean mnist"),
@@ -78,11 +146,11 @@ HYDRA = [
     (["model.lr=[1"], "cannot be read: close its brackets"),
     (["model.lr=nothing(1)"], "Unknown function 'nothing'"),
     ([""], "an argument is empty"),
-    (["vae"], "'vae' is not written key=value"),
+    (["vae"], "'vae' is not an override: write key=value"),
     (["model.lr=1,2"], "has several values: add -m"),
     (["trainer=null"], "must be a string or a list"),
     (["hydra/launcher=nothing"], "hydra/launcher has no 'nothing'"),
-    (["--resolve"], "belongs to --cfg"),
+    (["--resolve"], "needs --cfg"),
     (["--cfg", "job", "-m"], "only one of"),
 ]
 
@@ -98,7 +166,7 @@ def test_an_unknown_flag_is_one_line(capsys):
     with pytest.raises(SystemExit):
         readable_arguments(["--model=vae"], ROOT / "configs")
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "settings are written without dashes, such as model=..." in said
+    assert said.count("\n") == 1 and "write settings without dashes, such as model=..." in said
 
 
 def test_paths_are_read_as_people_type_them(monkeypatch):
@@ -113,7 +181,7 @@ def test_paths_are_read_as_people_type_them(monkeypatch):
         "+a=[1,2]",
     ]
     assert readable_arguments(read, ROOT / "configs") == read
-    # As Lightning hands the folder to the processes that it starts.
+    # Lightning passes the folder to the processes that it starts in this form.
     assert readable_arguments(['hydra.run.dir="a"b"'], ROOT / "configs") == [r'hydra.run.dir="a\"b"']
     assert readable_arguments(["--config-dir=~/c"], ROOT / "configs") == ["--config-dir=/home/a b/c"]
     swept = ["-m", "data=textfile", "data.path=~/x,b c", "model=skipgram"]
@@ -125,7 +193,7 @@ def test_paths_are_read_as_people_type_them(monkeypatch):
     [
         ({"strategy": "dpp"}, "Did you mean ddp"),
         ({"accelerator": "cpuu"}, "Did you mean cpu"),
-        ({"accelerator": "tpu"}, "there is none here"),
+        ({"accelerator": "tpu"}, "is not available on this machine"),
         ({"max_epoch": 3}, "Did you mean max_epochs"),
         ({"devices": 0}, "devices must be"),
         ({"devices": "two"}, "devices must be"),
@@ -149,7 +217,7 @@ def test_vectors_are_written_in_the_format_that_the_name_promises(name, tmp_path
     start = (tmp_path / name).read_bytes()[:3]
     packed = {"gz": b"\x1f\x8b\x08", "bz2": b"BZh", "xz": b"\xfd7z"}.get(name.lower().rpartition(".")[2], b"2 2")
     assert start == packed
-    if packed != b"\xfd7z":  # which gensim does not read
+    if packed != b"\xfd7z":  # gensim does not read xz files
         read = KeyedVectors.load_word2vec_format(tmp_path / name, binary=".bin" in name)
         assert read["b"].tolist() == [3.0, 4.5]
     if name.endswith("gz"):
@@ -158,7 +226,7 @@ def test_vectors_are_written_in_the_format_that_the_name_promises(name, tmp_path
 
 def test_a_place_that_takes_no_file_is_found_out_beforehand(tmp_path):
     check_writable(tmp_path / "new" / "folder" / "x.png")
-    assert list(tmp_path.iterdir()) == []  # nothing is left of the trial
+    assert list(tmp_path.iterdir()) == []  # the check leaves no file behind
     for wrong in ("/proc/x.png", "/dev/null/x.png", tmp_path / ("a" * 300)):
         with pytest.raises(FileNotWritten, match="cannot be written"):
             check_writable(Path(wrong, "y.png"))
@@ -173,6 +241,35 @@ def test_a_name_that_has_moved_warns_once():
 
 def test_a_folder_is_no_picture_and_a_name_without_an_ending_may_be_binary(tmp_path):
     (tmp_path / "a.png").mkdir()
-    with pytest.raises(UserError, match=r"a picture is a file that ends in \.png"):
+    with pytest.raises(UserError, match=r"a picture must be a file that ends in \.png"):
         check_picture(tmp_path / "a.png")
     assert vectors_format(tmp_path / "vectors", binary=True) == (True, None)
+
+
+def help_of_training():
+    """Return Hydra's settings for the help of train.py."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return compose("train", return_hydra_config=True).hydra.help
+
+
+def test_the_help_of_training_names_every_group_and_its_examples_compose():
+    shown = help_of_training()
+    text = str(shown.template)
+    check_text(text)
+    assert "$APP_CONFIG_GROUPS" in text and "python -m zoo --help" in text
+    groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()} - {"hydra", "local"}
+    assert {line.split()[0] for line in text.split("Groups:\n")[1].split("\n\n")[0].splitlines()} == groups
+    examples = re.findall(r"^  .*: +python train\.py (.*=.*)$", text, re.MULTILINE)
+    assert len(examples) >= 5
+    for example in examples:
+        readable_arguments(shlex.split(example), ROOT / "configs")
+
+
+@pytest.mark.slow
+def test_training_prints_its_help():
+    done = subprocess.run(
+        [sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.startswith("usage: python train.py") and done.stdout.count("\n") < 50
+    for name in zoo.list_models():
+        assert re.search(rf"^model: .*\b{name}\b", done.stdout, re.MULTILINE)

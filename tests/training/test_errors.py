@@ -1,4 +1,4 @@
-"""What the zoo raises on purpose is one line; everything else keeps its traceback."""
+"""Errors that the user can fix are one line. All other errors keep their traceback."""
 
 import errno
 import logging
@@ -13,12 +13,12 @@ from processes import done
 
 from zoo.checks.errors import UserError
 from zoo.training.command_line import check_values
-from zoo.training.error_lines import errors_for_people
+from zoo.training.error_lines import one_line_errors
 from zoo.training.hydra_errors import hydra_raises
 
 ROOT = Path(__file__).parents[2]
 
-# A wrong call inside the package, planted before the program begins: its ValueError comes from the zoo's own line.
+# This script puts a bug into the package and then starts the program. The bug raises a ValueError.
 PLANT = """
 import runpy, sys
 import {module} as module
@@ -66,35 +66,35 @@ def test_a_bug_in_the_constructor_of_a_checkpoint_keeps_its_traceback(tmp_path):
     assert ended.returncode != 0 and "in bug" in ended.stderr, ended.stderr[-2000:]
 
 
-def test_what_a_user_can_mend_is_one_line():
-    with pytest.raises(SystemExit, match="error: lr must be positive"), errors_for_people():
+def test_what_a_user_can_fix_is_one_line():
+    with pytest.raises(SystemExit, match="error: lr must be positive"), one_line_errors():
         raise UserError("lr must be positive")
     bugs = (ValueError("not enough values"), KeyError("x"), RuntimeError("closed by peer"), FileNotFoundError(2, "x"))
     for bug in bugs:
-        with pytest.raises(type(bug)), errors_for_people():
+        with pytest.raises(type(bug)), one_line_errors():
             raise bug
-    gone = "another process of this run is gone; ckpt=runs/a/checkpoints/last.ckpt"
-    with pytest.raises(SystemExit, match=gone), errors_for_people("runs/a"):
+    gone = "another process of this run has ended; resume with ckpt=runs/a/checkpoints/last.ckpt"
+    with pytest.raises(SystemExit, match=gone), one_line_errors("runs/a"):
         raise RuntimeError("Connection closed by peer [127.0.0.1]")
-    full = "error: a.csv cannot be written: No space left on device. Make room$"
-    with pytest.raises(SystemExit, match=full), errors_for_people():
+    full = "error: a.csv cannot be written: No space left on device. Free disk space$"
+    with pytest.raises(SystemExit, match=full), one_line_errors():
         raise OSError(28, "No space left on device", "a.csv")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_disk_a_quota_and_a_file_can_be_full(number):
-    """Of a run the line names what goes on."""
-    full = f"error: a.csv cannot be written: {os.strerror(number)}. Make room: ckpt=runs/a/checkpoints/last.ckpt then"
-    with pytest.raises(SystemExit, match=re.escape(full)), errors_for_people("runs/a"):
+    """In a run, the line names the checkpoint to resume from."""
+    full = f"error: a.csv cannot be written: {os.strerror(number)}. Free disk space, then resume with ckpt=runs"
+    with pytest.raises(SystemExit, match=re.escape(full)), one_line_errors("runs/a"):
         raise OSError(number, os.strerror(number), "a.csv")
 
 
 def test_a_log_on_a_full_disk_adds_nothing_to_the_line(capfd):
-    """Every write to /dev/full fails, as on a full disk."""
+    """Every write to /dev/full fails as on a full disk."""
     handler = logging.FileHandler("/dev/full")
     logging.getLogger().addHandler(handler)
     try:
-        with pytest.raises(SystemExit, match="No space left"), errors_for_people():
+        with pytest.raises(SystemExit, match="No space left"), one_line_errors():
             raise OSError(errno.ENOSPC, "No space left on device", "a.csv")
     finally:
         logging.getLogger().removeHandler(handler)
@@ -105,19 +105,19 @@ def test_a_log_on_a_full_disk_adds_nothing_to_the_line(capfd):
 
 @pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])
 def test_a_process_other_than_the_first_says_which_it_is(variable, monkeypatch):
-    """By its number in the run, or on its machine where Lightning has started it."""
+    """The number is the rank in the run. Lightning's own processes have their number on the machine."""
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "3")
-    with pytest.raises(SystemExit, match=re.escape("[process 3] error: too large")), errors_for_people():
+    with pytest.raises(SystemExit, match=re.escape("[process 3] error: too large")), one_line_errors():
         raise UserError("too large")
     monkeypatch.setenv(variable, "0")
-    with pytest.raises(SystemExit, match="^error: too large"), errors_for_people():
+    with pytest.raises(SystemExit, match="^error: too large"), one_line_errors():
         raise UserError("too large")
 
 
-def test_a_seed_that_is_none_is_named(tmp_path):
-    """Larger ones numpy refuses, with a traceback."""
+def test_a_wrong_seed_is_named(tmp_path):
+    """numpy raises with a traceback for seeds of 2^32 and more."""
     cfg = config(tmp_path, *TINY["vae"])
     for cfg.seed in (-1, 2**32, 1.5, None):
         with pytest.raises(UserError, match=re.escape(f"got {cfg.seed!r}")):

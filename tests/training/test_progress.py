@@ -1,4 +1,4 @@
-"""What bars and logs do at the edges: unknown totals, last batches, full disks."""
+"""Progress bars and logs in special cases: unknown totals, last batches, full disks."""
 
 import logging
 import math
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from zoo.functional.progress import Lines
-from zoo.training.messages import LogFile, lines_of_their_own
+from zoo.training.messages import LogFile, log_above_bars
 from zoo.training.progress import Bars, ProgressLines, known
 
 
@@ -36,7 +36,7 @@ def test_the_sanity_check_has_no_lines(caplog):
 
 def test_warnings_are_shown_as_before_once_a_run_is_over():
     before = warnings.showwarning
-    with lines_of_their_own():
+    with log_above_bars():
         assert warnings.showwarning is not before
     assert warnings.showwarning is before
 

@@ -1,4 +1,4 @@
-"""What processes hold in turns, put together again; how processes other than the first begin."""
+"""Rows gathered from all processes, and overrides of processes other than the first."""
 
 import lightning as L
 import pytest
@@ -11,7 +11,7 @@ from zoo.training.trainer import quiet_lightning
 
 
 def put_together(rows):
-    """Of rows r, r + n, ... on process r what each function makes, as this process has it."""
+    """Return the results of all gathering functions on this process. Process r holds rows r, r + 2, r + 4, ..."""
     quiet_lightning()
     trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
     trainer.strategy.setup_environment()
@@ -23,7 +23,7 @@ def put_together(rows):
 
 @pytest.mark.parametrize("rows", [6, 7])
 def test_rows_come_together_in_their_order(rows):
-    """On every process the same; of seven rows the last, which has no partner, is in what checkpoints hold alone."""
+    """All processes get equal rows. With seven rows, only the function for checkpoints keeps the last row."""
     x = (10.0 * torch.arange(rows)[:, None] + torch.arange(2)).tolist()
     for everywhere, kept, equal in together(2, put_together, rows):
         assert everywhere == x[:6] and kept == x
@@ -32,7 +32,7 @@ def test_rows_come_together_in_their_order(rows):
 
 @pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID"])
 def test_a_process_other_than_the_first_has_no_run_folder_and_no_log(variable):
-    """The folder is named by the time, so that each process would have its own."""
+    """The name of the folder contains the time, so each process would make another folder."""
     assert overrides_of_process(["model=vae"], {}) == overrides_of_process(["model=vae"], {variable: "0"}) == []
     quiet = ["hydra.output_subdir=null", "hydra/job_logging=none"]
     assert overrides_of_process(["model=vae"], {variable: "2"}) == ["hydra.run.dir=.", *quiet]

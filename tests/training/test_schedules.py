@@ -11,4 +11,4 @@ def test_half_a_cosine_after_a_linear_rise():
         assert math.isclose(half_cosine(step, 100), fall)
         assert math.isclose(half_cosine(step, 100, 10), fall * min(step + 1, 10) / 10)
     assert half_cosine(100, 100) == half_cosine(250, 100, 10) == 0
-    assert half_cosine(10**6, math.inf) == 1  # a run without end keeps its rate
+    assert half_cosine(10**6, math.inf) == 1  # a run without an end keeps its learning rate

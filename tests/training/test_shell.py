@@ -1,4 +1,4 @@
-"""What is printed can be pasted: shells and Hydra read it back as it was."""
+"""Printed paths and commands can be pasted into a shell, and Hydra reads the same values."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from zoo.callbacks.exact_resume import ExactResume
 from zoo.callbacks.finite_loss import FiniteLoss
 from zoo.callbacks.run_record import RunRecord, run_command
 from zoo.checks.errors import UserError
-from zoo.training.error_lines import errors_for_people, line_of
+from zoo.training.error_lines import line_of, one_line_errors
 from zoo.training.shell import override, pasted
 from zoo.training.wandb_login import keep_wandb_out_of_home, wandb_credentials, wandb_settings
 
@@ -27,7 +27,7 @@ PRINT = "import json, sys; print(json.dumps(sys.argv[1:]))"
 
 
 def read_by_a_shell(*commands):
-    """The words of each command, as sh hands them on."""
+    """Return the words of each command, as sh passes them to a program."""
     script = "\n".join(f"{sys.executable} -S -c '{PRINT}' {command}" for command in commands)
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -38,7 +38,7 @@ def test_paths_and_overrides_are_read_back_as_they_were(tmp_path, monkeypatch):
     paths = [tmp_path / name / "last.ckpt" for name in FOLDERS] + [tmp_path / name for name in FOLDERS]
     words = read_by_a_shell(*(pasted(path, override("ckpt", path)) for path in paths))
     for path, (word, setting) in zip(paths, words, strict=True):
-        assert tmp_path / word == path and word[0] not in "-=~", word  # no option, and no expansion of zsh's
+        assert tmp_path / word == path and word[0] not in "-=~", word  # not an option, and not expanded by zsh
         assert tmp_path / str(OverridesParser.create().parse_override(setting).value()) == path, setting
     literal = OverridesParser.create().parse_override(override("ckpt", "a/${x}")).value()
     assert literal == r"a/\${x}"  # no interpolation
@@ -73,7 +73,7 @@ def test_everything_that_names_a_run_folder_can_be_pasted(tmp_path, monkeypatch,
     assert "wandb sync '" in caplog.text and pasted(folder)[:-1] in caplog.text
 
 
-# What is shown in one line, and what is not.
+# Errors of one line, and errors with a traceback.
 
 
 def test_a_file_that_the_user_named_is_one_line_and_another_keeps_its_traceback(monkeypatch):
@@ -83,10 +83,10 @@ def test_a_file_that_the_user_named_is_one_line_and_another_keeps_its_traceback(
         FileNotFoundError(2, "No such file or directory", "/proc/foo"),
         IsADirectoryError(21, "Is a directory", "runs/a/metrics.csv"),
     ):
-        with pytest.raises(SystemExit, match=f"error: {error.filename} cannot be read or written"), errors_for_people():
+        with pytest.raises(SystemExit, match=f"error: {error.filename} cannot be read or written"), one_line_errors():
             raise error
     for bug in (FileNotFoundError(2, "No such file", "of_ours.json"), OSError(22, "x"), KeyError("a"), ValueError("b")):
-        with pytest.raises(type(bug)), errors_for_people("runs/a"):
+        with pytest.raises(type(bug)), one_line_errors("runs/a"):
             raise bug
 
 
@@ -95,16 +95,16 @@ def test_a_configuration_without_one_of_its_parts_is_refused(left_out, tmp_path)
     from zoo.training.command_line import check_values
 
     model = ["model=vae"] if left_out != "model" else []
-    with pytest.raises(UserError, match=f"has no {left_out} to make"):
+    with pytest.raises(UserError, match=f"has no {left_out}: choose"):
         check_values(config(tmp_path, *model, f"~{left_out}"))
 
 
-# Weights & Biases, its names and its files.
+# Names and files of Weights & Biases.
 
 
 @pytest.mark.parametrize("project", ["a/b#c", "x" * 129, "a%b", "a:b"])
 def test_a_name_that_the_service_forbids_is_refused_in_one_line(project, tmp_path):
-    with pytest.raises(UserError, match="Weights & Biases forbids") as refused:
+    with pytest.raises(UserError, match="Weights & Biases does not allow") as refused:
         loggers.WandbLogger(str(tmp_path), project=project)
     assert "\n" not in str(refused.value)
 
@@ -112,7 +112,7 @@ def test_a_name_that_the_service_forbids_is_refused_in_one_line(project, tmp_pat
 def test_names_in_the_environment_are_looked_at_too(monkeypatch):
     for name, value in (("WANDB_ENTITY", "a/b"), ("WANDB_RUN_ID", "a/b"), ("WANDB_NAME", "x" * 200)):
         monkeypatch.setenv(name, value)
-        with pytest.raises(UserError, match="Weights & Biases forbids"):
+        with pytest.raises(UserError, match="Weights & Biases does not allow"):
             wandb_settings(project="zoo")
         monkeypatch.delenv(name)
 
@@ -122,7 +122,7 @@ def test_a_home_that_cannot_be_written_is_left_alone(home, tmp_path, monkeypatch
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_API_KEY"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", home or "~")  # as expanduser leaves it for a user without a home
+    monkeypatch.setenv("HOME", home or "~")  # expanduser then returns "~", as for a user without a home folder
     assert not wandb_credentials()
     keep_wandb_out_of_home(tmp_path)
     assert Path(os.environ["WANDB_DATA_DIR"]) == tmp_path / "wandb" / "data"

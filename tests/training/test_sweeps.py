@@ -1,4 +1,4 @@
-"""What ends a job of a sweep, and what ends the sweep."""
+"""Errors that end one job of a sweep, and signals that end the sweep."""
 
 import pytest
 from helpers import CONFIGS
@@ -10,7 +10,7 @@ from zoo.training import sweeps
 
 @pytest.fixture
 def job(monkeypatch):
-    """A job of a sweep with ``overrides`` that ends with an error."""
+    """Return a function that runs a job of a sweep. The job ends with the given error."""
     monkeypatch.setattr(sweeps, "JOBS", [])
     monkeypatch.setattr(sweeps, "FAILED", [])
     monkeypatch.setattr(HydraConfig.instance(), "cfg", HydraConfig.instance().cfg)
@@ -20,7 +20,7 @@ def job(monkeypatch):
             HydraConfig.instance().set_config(
                 compose("train", [*overrides, "hydra.mode=MULTIRUN"], return_hydra_config=True)
             )
-        with sweeps.sweep_goes_on():
+        with sweeps.report_failed_job():
             raise error
 
     return end
@@ -34,7 +34,7 @@ def test_a_single_job_that_failed_is_named_by_all_that_it_was_given(job, capsys)
 
 
 def test_what_is_no_error_of_a_job_ends_the_sweep(job):
-    """Nobody reads what is printed; or a signal, whatever a library has made of it."""
+    """An integer exit status means that standard output is closed. This ends the sweep."""
     with pytest.raises(SystemExit) as end:
         job(SystemExit(141))
     assert end.value.code == 141 and not sweeps.FAILED

@@ -1,4 +1,4 @@
-"""Where Weights & Biases looks for a home folder."""
+"""The home folder that Weights & Biases uses."""
 
 import os
 import pwd
@@ -8,7 +8,7 @@ from zoo.training.wandb_login import keep_wandb_out_of_home
 
 
 def test_without_home_its_service_is_told_the_one_of_the_table_of_users(tmp_path, monkeypatch):
-    """It looks at the environment alone, and prints its log where that names no home."""
+    """The service reads only the environment variable HOME. Without it, the service prints its log."""
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", lambda number: SimpleNamespace(pw_dir=str(tmp_path)))
     keep_wandb_out_of_home(tmp_path / "run")

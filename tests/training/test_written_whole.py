@@ -1,10 +1,10 @@
-"""Files that are written whole or not at all, whatever goes wrong and wherever."""
+"""Atomic writes: an error leaves the old file unchanged and no other file."""
 
 import errno
 
 import pytest
 
-from zoo.training.files import FileNotWritten, written_whole
+from zoo.training.files import FileNotWritten, atomic_write
 
 
 @pytest.mark.parametrize(
@@ -19,12 +19,12 @@ from zoo.training.files import FileNotWritten, written_whole
     ids=lambda error: type(error).__name__,
 )
 def test_what_fails_meanwhile_leaves_what_was_there_and_nothing_else(error, tmp_path):
-    """And fails as it is: only a file that cannot be made is a FileNotWritten."""
+    """The error is raised unchanged. FileNotWritten is only for files that cannot be written."""
     path = tmp_path / "a.txt"
     path.write_text("before", encoding="utf-8")
 
     def write():
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(b"half of it")
             raise error
 
@@ -36,7 +36,7 @@ def test_what_fails_meanwhile_leaves_what_was_there_and_nothing_else(error, tmp_
 
 def test_a_file_is_there_once_all_is_written(tmp_path):
     path = tmp_path / "new" / "folder" / "a.txt"
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"all of it")
         assert not path.exists()
     assert path.read_bytes() == b"all of it" and len(list(path.parent.iterdir())) == 1
@@ -45,7 +45,7 @@ def test_a_file_is_there_once_all_is_written(tmp_path):
 def test_a_place_where_no_file_can_be_is_named(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     for path in (tmp_path, tmp_path / "file" / "inside", tmp_path / ("x" * 300)):
-        with pytest.raises(FileNotWritten) as raised, written_whole(path):
+        with pytest.raises(FileNotWritten) as raised, atomic_write(path):
             raise AssertionError("it was opened")
         assert raised.value.filename == str(path) and raised.value.errno and raised.value.strerror
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -1,1 +1,1 @@
-"""What is refused, and in which words: values, labels, pixels, and what a model can do."""
+"""Checks of values, labels, images and checkpoints, with their error messages, and the capabilities of models."""

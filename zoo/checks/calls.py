@@ -1,4 +1,4 @@
-"""Whether a model is called from outside or by itself, and whether values may be read back from its device."""
+"""Decide whether a method checks its arguments, and whether a check may read values from a GPU."""
 
 import threading
 from collections.abc import Iterator
@@ -8,28 +8,35 @@ from torch import Tensor
 
 
 class _Calls(threading.local):
-    """Of one thread: whether a public method is running, and whether that is a step of training."""
+    """State of one thread."""
 
-    within = False
-    in_step = False
+    within = False  # a public method is running
+    in_step = False  # that method is part of a training step or a loss
 
 
 _calls = _Calls()
 
 
 def from_outside() -> bool:
-    """Whether no public method of a model is running that has checked its arguments."""
+    """Return whether the user made this call. The call is the model's own if one of its public methods is running."""
     return not _calls.within
 
 
 def reads_values(x: Tensor) -> bool:
-    """Whether the values of ``x`` may be looked at: always on the CPU, and elsewhere outside training steps."""
+    """Return whether a check may read the values of ``x``.
+
+    Values on the CPU may always be read. Values on a GPU may be read outside training steps only.
+    """
     return x.device.type == "cpu" or not _calls.in_step
 
 
 @contextmanager
 def called_by_the_model(in_step: bool = True) -> Iterator[None]:
-    """Within this, public methods check no arguments; in a step, no value is read back from a device either."""
+    """Turn off argument checks of public methods within this context.
+
+    Args:
+        in_step: whether the context is a training step or a loss, in which no check reads values from a GPU.
+    """
     before = _calls.within, _calls.in_step
     _calls.within, _calls.in_step = True, in_step
     try:

@@ -1,7 +1,8 @@
-"""What a model can do, as protocols: what callbacks, the command line and evaluation ask of it.
+"""Capabilities of models, data and loggers, as protocols that callbacks, the command line and evaluation look for.
 
-A model inherits from none of them; it has the methods. What is missing is named at set-up.
-``docs/capabilities.md`` is the table of the ten models by these.
+A model has a capability if it has the methods of the protocol. It does not inherit from the protocol. If a callback
+needs a capability that the model lacks, it raises an error at set-up. ``docs/capabilities.md`` lists the capabilities
+of the ten models.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Loss(Protocol):
-    """Named terms of what is optimised, ``loss`` among them."""
+    """Returns a dictionary of named terms. The optimiser minimises the term ``loss``."""
 
     def loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]: ...
 
 
 @runtime_checkable
-class TwoPlayers(Protocol):
-    """A generator and its opponent, each with terms of its own."""
+class Adversarial(Protocol):
+    """Trains a generator against a second network. Each of the two networks has its own loss."""
 
     def generator_loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]: ...
 
 
 @runtime_checkable
 class Critic(Protocol):
-    """The opponent is a critic, and not a discriminator."""
+    """Trains the generator against a critic instead of a discriminator."""
 
     def critic_loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]: ...
 
@@ -49,42 +50,42 @@ class Samples(Protocol):
 
 @runtime_checkable
 class SampleRows(Protocol):
-    """Samples come in kinds: a condition of ``sample`` and its values, a row of a picture for each; None without."""
+    """Returns the name of an argument of ``sample`` and its values, for pictures with a row for each value, or None."""
 
     def rows(self) -> tuple[str, list[int]] | None: ...
 
 
 @runtime_checkable
 class Codes(Protocol):
-    """Shows what each continuous code changes."""
+    """Draws samples that show what each continuous code changes."""
 
     def vary(self, code: int = 0, steps: int = 10, *, generator: Generator = None) -> Tensor: ...
 
 
 @runtime_checkable
 class Encodes(Protocol):
-    """Finds latents, or their posterior, for examples."""
+    """Returns the latents of examples, or their posterior."""
 
     def encode(self, x: Tensor, *args: Any) -> Any: ...
 
 
 @runtime_checkable
 class Decodes(Protocol):
-    """Makes examples of latents."""
+    """Decodes latents to examples."""
 
     def decode(self, z: Tensor, *args: Any) -> Tensor: ...
 
 
 @runtime_checkable
 class Reconstructs(Protocol):
-    """Encodes and decodes examples, given their labels where it needs them."""
+    """Encodes and decodes examples. Models with labels also need the labels."""
 
     def reconstruct(self, x: Tensor, *, y: Tensor | None = None) -> Tensor: ...
 
 
 @runtime_checkable
 class Traversable(Protocol):
-    """Has latents of one family with one prior for all, whose values can be gone through one by one."""
+    """Has latents of one family with one prior, so that pictures can vary them one at a time."""
 
     latents: type
     latent_shape: tuple[int, ...]
@@ -94,21 +95,21 @@ class Traversable(Protocol):
 
 @runtime_checkable
 class Clusters(Protocol):
-    """Says which of its clusters an example is in."""
+    """Returns the cluster of each example."""
 
     def cluster(self, x: Tensor) -> Tensor: ...
 
 
 @runtime_checkable
 class Features(Protocol):
-    """Has features of examples, for another method to learn from."""
+    """Returns features of examples, for use in another method."""
 
     def transform(self, x: Tensor) -> Tensor: ...
 
 
 @runtime_checkable
 class LogLikelihood(Protocol):
-    """Has log p(x) in nats, and says how it computes it; None of a network that has no density."""
+    """Computes log p(x) in nats. ``log_likelihood_by`` names the method, or is None if the model has no density."""
 
     @property
     def log_likelihood_by(self) -> str | None: ...
@@ -116,20 +117,20 @@ class LogLikelihood(Protocol):
     def log_likelihood(self, x: Tensor, *, y: Tensor | None = None, generator: Generator = None) -> Tensor: ...
 
 
-# How a model computes log p(x).
+# Methods to compute log p(x), the values of ``log_likelihood_by``.
 IMPORTANCE, ANNEALED, BOUND, EXACT = "importance samples", "annealed importance sampling", "a bound", "exactly"
 
 
 @runtime_checkable
 class BoundTerms(Protocol):
-    """Has a variational bound of log p(x), term by term."""
+    """Returns the terms of a variational bound of -log p(x)."""
 
     def bound_terms(self, x: Tensor, *, generator: Generator = None, y: Tensor | None = None) -> Tensor: ...
 
 
 @runtime_checkable
 class ManySteps(Protocol):
-    """Has a loss that is one of many steps or noise levels."""
+    """Has a loss for each of ``num_steps`` steps or noise levels."""
 
     @property
     def num_steps(self) -> int: ...
@@ -137,16 +138,16 @@ class ManySteps(Protocol):
 
 @runtime_checkable
 class ScoreChains(Protocol):
-    """Has a score at noise levels, its buffer ``sigmas``, and runs Langevin chains by it."""
+    """Has a score at noise levels, the buffer ``sigmas``, and runs Langevin chains with it."""
 
-    # sigmas is not a member: isinstance does not find buffers since Python 3.12, which looks past __getattr__.
+    # ``sigmas`` is not a member, because isinstance does not find buffers. Since Python 3.12 it skips __getattr__.
 
     def chains(self, n: int, *, generator: Generator = None) -> tuple[list[Tensor], list[float]]: ...
 
 
 @runtime_checkable
 class Words(Protocol):
-    """Knows words by vectors, and predicts words where ``predicts`` says so."""
+    """Has vectors of words. If ``predicts`` is true, it also predicts words."""
 
     words: list[str]
 
@@ -160,58 +161,58 @@ class Words(Protocol):
 
 @runtime_checkable
 class GradientEstimators(Protocol):
-    """Has estimators of its gradient, whose variance can be measured."""
+    """Has estimators of its gradient. Their variance can be measured."""
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]: ...
 
 
 @runtime_checkable
 class ProbeBatch(Protocol):
-    """Binarises a batch first, so that the variance is that of the estimator alone."""
+    """Binarises a batch before the variance is measured. The variance then comes from the estimator only."""
 
     def probe_batch(self, batch: Batch, *, generator: Generator = None) -> Batch: ...
 
 
 def has_log_likelihood(model: object, by: str | None = None) -> bool:
-    """Whether ``model`` has a number for log p(x), by the means ``by`` if that is given."""
+    """Return whether ``model`` computes log p(x). If ``by`` is given, it must also compute it by that method."""
     found = model.log_likelihood_by if isinstance(model, LogLikelihood) else None
     return found is not None and by in (None, found)
 
 
-# What data and loggers can do.
+# Capabilities of data, distributions and loggers.
 
 
 @runtime_checkable
 class TextData(Protocol):
-    """Data that are text: a corpus, once they are set up."""
+    """Text data. They have a corpus after ``setup``."""
 
     corpus: Any
 
 
 @runtime_checkable
 class NamedData(Protocol):
-    """Data that say which data set is used."""
+    """Data with the name of the data set in use, or None before one is chosen."""
 
     used: str | None
 
 
 @runtime_checkable
 class SplitData(Protocol):
-    """Data whose images are in memory, by split: ``train``, ``val`` and ``test``, once they are set up."""
+    """Data with all images in memory. After ``setup``, ``splits`` has ``train``, ``val`` and ``test``."""
 
     splits: dict[str, Any]
 
 
 @runtime_checkable
 class Batched(Protocol):
-    """A loader whose batches have one size."""
+    """A loader with the attribute ``batch_size``, which is None if the size of batches varies."""
 
     batch_size: int | None
 
 
 @runtime_checkable
 class CountedData(Protocol):
-    """Data that are counted in a unit of their own, and how much of it a row of training stands for."""
+    """Data counted in a unit such as words. ``unit`` is its name, and how many of them a training row stands for."""
 
     @property
     def unit(self) -> tuple[str, float]: ...
@@ -219,14 +220,14 @@ class CountedData(Protocol):
 
 @runtime_checkable
 class DrawnData(Protocol):
-    """Data drawn from a distribution that is known."""
+    """Data drawn from a known distribution."""
 
     distribution: Any
 
 
 @runtime_checkable
 class KnownScore(Protocol):
-    """A distribution whose log density and score are known."""
+    """A distribution with a known log density and score."""
 
     def log_density(self, x: Tensor) -> Tensor: ...
 
@@ -235,20 +236,20 @@ class KnownScore(Protocol):
 
 @runtime_checkable
 class Enumerable(Protocol):
-    """A distribution whose divergence from a model is a sum."""
+    """A distribution over finitely many values. Its divergence from a model is a sum over them."""
 
     def kl(self, log_q: Callable[[Tensor], Tensor]) -> float: ...
 
 
 @runtime_checkable
 class LogsImages(Protocol):
-    """A logger that takes pictures, as Weights & Biases does."""
+    """A logger that accepts images, such as Weights & Biases."""
 
     def log_image(self, key: str, images: list[Any], step: int | None = None) -> None: ...
 
 
 @runtime_checkable
 class LogsTables(Protocol):
-    """A logger that takes tables, likewise."""
+    """A logger that accepts tables, such as Weights & Biases."""
 
     def log_table(self, key: str, columns: list[str], data: list[list[Any]], step: int | None = None) -> None: ...

@@ -1,4 +1,4 @@
-"""Clusters as people give them: one for all images, or one for each."""
+"""Check clusters given as one integer for all images, a list or a tensor."""
 
 from collections.abc import Sequence
 
@@ -11,17 +11,24 @@ Codes = Tensor | Sequence[int] | int
 
 
 def as_codes(key: str, codes: Codes, n: int, num_codes: int, device: torch.device) -> Tensor:
-    """``n`` codes from 0 to ``num_codes`` - 1 as a tensor (n,) on ``device``; a single number stands for all.
+    """Return ``n`` codes from 0 to ``num_codes`` - 1 as a tensor (n,) on ``device``.
+
+    Args:
+        key: name of the argument in error messages.
+        codes: one code for each image, or a single code for all of them.
+        n: number of images.
+        num_codes: number of codes that the model has.
+        device: device of the result.
 
     Raises:
-        UserError: for what is no such code, or another number of them, naming ``key``.
+        UserError: if a code is not an integer or is out of range, or if there are not ``n`` codes.
     """
     values = codes.tolist() if isinstance(codes, Tensor) else codes
     values = values if isinstance(values, list | tuple) else [values] * n
     if any(isinstance(c, bool) or not isinstance(c, int) for c in values):
-        raise UserError(f"{key} must be whole numbers, got {codes!r}")
+        raise UserError(f"{key} must be integers, got {codes!r}")
     if len(values) != n:
-        raise UserError(f"{key} must be one number for each of the {n} images, or one for all; got {len(values)}")
+        raise UserError(f"{key} must be one integer for each of the {n} images, or one for all; got {len(values)}")
     if wrong := [c for c in values if not 0 <= c < num_codes]:
         raise UserError(f"{key} must lie between 0 and {num_codes - 1}, got {wrong[0]}")
     return torch.tensor(values, dtype=torch.long, device=device)

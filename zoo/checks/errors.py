@@ -1,12 +1,12 @@
-"""The error that the zoo raises on purpose."""
+"""The errors that the zoo raises for mistakes of the user."""
 
 
 class UserError(ValueError):
-    """A mistake that a user can mend. The message says what was wrong, what is allowed, and what to do.
+    """A mistake that the user can fix. The message says what was wrong, what is allowed, and what to do.
 
     The command line shows it without a traceback. Every other error keeps its traceback.
     """
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be found, trusted or used; the message says which and why."""
+    """A checkpoint cannot be found, trusted or used. The message names the checkpoint and the reason."""

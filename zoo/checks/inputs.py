@@ -1,8 +1,8 @@
-"""What is given to a model's public methods, checked once, where it comes in from outside.
+"""Check the arguments of a model's public methods, once, when the user calls them.
 
-A class says what its arguments are by their names, ``@checks_inputs(x=images, z=latents)``. Every public method with
-an argument of such a name then checks it. What a model calls by itself is not checked again. Training steps and losses
-look at shapes and types alone, which costs nothing: looking at values would wait for a GPU.
+A class decorator maps names of arguments to checks: ``@checks_inputs(x=images, z=latents)``. Every public method that
+has an argument of that name then checks it. Calls that a model makes to its own methods are not checked again.
+Training steps and losses check shapes and dtypes only, because reading values would wait for the GPU.
 """
 
 import functools
@@ -20,21 +20,24 @@ from zoo.checks.calls import called_by_the_model, from_outside
 from zoo.checks.errors import UserError
 from zoo.checks.labels import as_labels
 from zoo.checks.pixels import as_batch, as_examples, check_finite, check_one_hot, check_pixels
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 
 C = TypeVar("C")
 F = TypeVar("F", bound=Callable)
-# (model, name of the argument, its value, all arguments) -> the value as the method takes it
+# (model, name of the argument, its value, all arguments) -> the checked value, which the method receives
 Kind = Callable[[Any, str, Any, Mapping[str, Any]], Any]
 
-MOST_NUMBERS = 2**31 - 1  # in one tensor of samples: 8 GiB
+MOST_NUMBERS = 2**31 - 1  # largest number of elements in one tensor of samples, 8 GiB in float32
 IMAGE = (1, 28, 28)
 
 
 def takes(**kinds: Kind | None) -> Callable[[F], F]:
-    """Decorate a method so that it checks the arguments that have one of these names.
+    """Decorate a method that checks the arguments with these names.
 
-    An argument that is None is left alone, and one whose kind is None, too.
+    An argument is not checked if its value is None, or if its check is None.
+
+    Args:
+        kinds: for each name of an argument, the check.
     """
 
     def decorate(method: F) -> F:
@@ -63,14 +66,14 @@ def takes(**kinds: Kind | None) -> Callable[[F], F]:
 
 
 def checks_inputs(**kinds: Kind) -> Callable[[type[C]], type[C]]:
-    """Decorate a class so that its public methods check what they are given, by the names of their arguments.
+    """Decorate a class whose public methods check their arguments by name.
 
-    ``n``, ``num_samples``, ``steps`` and ``generator`` mean the same in all classes. What a method says by
-    :func:`takes` counts first. The values of the first batch of a run, of a validation and of a test are looked at
-    before the step. Inference on an empty batch has an empty result; a loss of one is refused.
+    ``n``, ``num_samples``, ``steps`` and ``generator`` are checked in all classes. Checks that a method declares with
+    :func:`takes` replace those of the class. The values of a batch are read only for the first batch of a run, of each
+    validation and of each test. Inference on an empty batch returns an empty result. A loss of it raises UserError.
 
     Args:
-        kinds: what arguments are. ``x`` also says what the examples of a ``batch`` are.
+        kinds: for each name of an argument, the check. The check of ``x`` also applies to the examples of a ``batch``.
     """
     everywhere = {"n": count, "num_samples": whole, "steps": whole, "generator": generator} | kinds
     examples = kinds.get("x")
@@ -93,7 +96,12 @@ def checks_inputs(**kinds: Kind) -> Callable[[type[C]], type[C]]:
 
 
 def _look_at_first(examples: "Examples", of_a_run: bool) -> Callable:
-    """A hook of Lightning's that looks at the values of the first batch: of a run, or of each validation and test."""
+    """Return a Lightning hook that checks the values of the first batch.
+
+    Args:
+        examples: the check of the examples.
+        of_a_run: whether to check only the first batch of the run, rather than the first batch of each pass.
+    """
 
     def look(self, batch, batch_idx, dataloader_idx=0):
         if batch_idx == 0 and not (of_a_run and self.trainer.fit_loop.total_batch_idx):
@@ -105,17 +113,17 @@ def _look_at_first(examples: "Examples", of_a_run: bool) -> Callable:
     return look
 
 
-# Kinds of arguments.
+# Checks for each kind of argument.
 
 
 class Examples(NamedTuple):
-    """Examples of the model's shape, (B, ...), floating-point numbers, returned in float32 or the model's float64.
+    """Check of examples (B, ...) of the model's shape. It returns them in float32, or in float64 for a float64 model.
 
     Attributes:
-        values: ``data``: images in [0, 1], one-hot sequences, points that are finite. ``observed``: the same, and any
-            finite numbers for a Gaussian likelihood. ``players``: images in [-1, 1], as the networks of a GAN see them.
-            ``noisy``: any finite numbers, as of images with noise on them.
-        leading: whether there may be any number of axes before the shape, and not one.
+        values: allowed values. ``data``: images in [0, 1], one-hot sequences or finite points. ``observed``: as
+            ``data``, or any finite numbers if the likelihood is Gaussian. ``players``: images in [-1, 1], which the
+            networks of a GAN receive. ``noisy``: any finite numbers, such as images with added noise.
+        leading: whether any number of axes may stand before the shape, rather than exactly one.
     """
 
     values: str = "data"
@@ -127,50 +135,53 @@ class Examples(NamedTuple):
         return x
 
     def check_values(self, model: Any, name: str, x: Tensor) -> None:
-        """Refuse values that are none of the model's data."""
+        """Raise UserError if ``x`` contains values that ``values`` does not allow."""
         shape = shape_of(model)
         pixels = isinstance(shape, int) or shape == IMAGE
         anywhere = self.values == "observed" and model.hparams.get("likelihood") == "gaussian"
         if pixels and self.values != "noisy" and not anywhere:
             check_pixels(x, -1 if self.values == "players" else 0)
         elif self.values == "data" and not isinstance(shape, int) and len(shape) == 2:
-            check_one_hot(name, x)  # a sequence; what the players see may be relaxed
+            check_one_hot(name, x)  # sequences; the networks of a GAN also accept relaxed ones, so they skip this
         else:
             check_finite(name, x)
 
     def of_batch(self, model: Any, name: str, batch: Any, arguments: Mapping[str, Any] | None = None) -> list[Any]:
-        """The batch as a list of examples and what comes with them, by its shapes and types alone."""
+        """Return the batch as a list: the examples, then the labels if any. Only shapes and dtypes are checked."""
         x, *rest = as_batch(batch)
         x = as_examples("the examples of a batch", x, shape_of(model), floating(model))
         if not len(x):
-            raise UserError(f"the batch is empty, {tuple(x.shape)}: give at least one example")
+            raise UserError(f"the batch has no examples, its shape is {tuple(x.shape)}: give at least one example")
         return [x, *rest]
 
 
 def batch_of_any_shape(model: Any, name: str, batch: Any, arguments: Mapping[str, Any]) -> list[Any]:
-    """The batch as a list. Noise depends on its size alone."""
+    """Return the batch as a list of any shape. This suits ``noise``, which uses only the size of the batch."""
     return as_batch(batch)
 
 
 def labels_in(batch: Sequence[Any], model: Any) -> Tensor:
-    """The labels of a batch.
+    """Return the labels of a batch.
 
     Raises:
-        UserError: for a batch without.
+        UserError: if the batch has no labels.
     """
     if len(batch) < 2:
-        raise UserError(f"{type(model).__name__} needs labels here: a batch must be (x, y), and there is only x")
+        raise UserError(f"the batch has only x, and {type(model).__name__} needs labels: give a batch (x, y)")
     return batch[1]
 
 
 def shape_of(model: Any) -> tuple[int, ...] | int:
-    """The shape of one example, or the number of its pixels where any shape will do."""
+    """Return the shape of one example, or its number of pixels if the model accepts any shape."""
     hparams = model.hparams
     return hparams["num_visible"] if "num_visible" in hparams else tuple(hparams.get("shape", IMAGE))
 
 
 def floating(model: Any) -> torch.dtype:
-    """The type of the model's data: float64 if its weights are, else float32, whose pixels keep their grey values."""
+    """Return the dtype of the model's data: float64 if its weights are float64, else float32.
+
+    Models in bfloat16 or float16 also receive float32, which keeps all 256 grey values apart.
+    """
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     return torch.promote_types(dtype, torch.float32)
 
@@ -178,12 +189,12 @@ def floating(model: Any) -> torch.dtype:
 def numbers(
     shape: Callable[[Any], tuple[int, ...]], leading: bool = True, fractions: Callable[[Any], bool] = lambda _: False
 ) -> Kind:
-    """A kind: finite numbers of a shape that the model has for them.
+    """Return a check for finite numbers.
 
     Args:
-        shape: of one example, by the model.
-        leading: whether there may be any number of axes before it, and not one.
-        fractions: whether they are from 0 to 1, by the model.
+        shape: model -> shape of one example.
+        leading: whether any number of axes may stand before the shape, rather than exactly one.
+        fractions: model -> whether the numbers must be in [0, 1].
     """
 
     def check(model: Any, name: str, x: Any, arguments: Mapping[str, Any]) -> Tensor:
@@ -195,7 +206,7 @@ def numbers(
 
 
 def positive(model: Any, name: str, x: Any, arguments: Mapping[str, Any]) -> Tensor:
-    """Positive numbers, one for each example, (B,)."""
+    """Check positive numbers, one for each example, (B,)."""
     x = as_examples(name, x, (), floating(model))
     check_one_for_each(name, x, arguments)
     check_finite(name, x, 1e-30, math.inf)
@@ -203,69 +214,72 @@ def positive(model: Any, name: str, x: Any, arguments: Mapping[str, Any]) -> Ten
 
 
 def check_one_for_each(name: str, x: Tensor, arguments: Mapping[str, Any]) -> None:
-    """Refuse another number of rows than there are examples among the arguments."""
-    n = examples_beside(name, arguments)
+    """Raise UserError unless ``x`` has one row for each example in the other arguments."""
+    n = number_of_examples(name, arguments)
     if len(x) != n:
         raise UserError(f"{name} must have one number for each of {n} examples; got {tuple(x.shape)}")
 
 
-def examples_beside(name: str, arguments: Mapping[str, Any]) -> int:
-    """How many examples the first tensor among the other arguments has."""
+def number_of_examples(name: str, arguments: Mapping[str, Any]) -> int:
+    """Return the number of examples: the length of the first tensor among the arguments other than ``name``."""
     return next(len(value) for key, value in arguments.items() if isinstance(value, Tensor) and key != name)
 
 
 def grey_images(model: Any, name: str, x: Any, arguments: Mapping[str, Any]) -> Tensor:
-    """Images of 256 grey values in memory, (N, 28, 28), uint8, at least one."""
+    """Check a set of at least one image of 256 grey values, (N, 28, 28), uint8."""
     if not isinstance(x, Tensor) or x.dtype != torch.uint8 or tuple(x.shape[1:]) != IMAGE[1:] or not len(x):
         got = f"a tensor of {x.dtype}, {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise UserError(f"{name} must be images (N, 28, 28) of grey values, torch.uint8; got {got}")
+        raise UserError(f"{name} must be images (N, 28, 28) of grey values in torch.uint8, N >= 1; got {got}")
     return x
 
 
 def labels(model: Any, name: str, y: Any, arguments: Mapping[str, Any]) -> Tensor | None:
-    """Labels of the examples among the arguments, or the number after the last of them, which stands for none.
+    """Check labels, (B,), of the examples in the other arguments.
 
-    A likelihood of a model without labels does not use them.
+    Methods with noisy images also accept the label ``num_classes``, which means "no label". Methods with data ``x`` do
+    not. If the model has no labels, methods with data ``x`` ignore them, and other methods raise UserError.
     """
     classes = model.hparams.num_classes
     if classes is None:
         if "x" in arguments:
             return None
         raise UserError(f"this model was trained without labels (num_classes=null), so it takes no {name}")
-    return as_labels(y, examples_beside(name, arguments), classes if "x" in arguments else classes + 1, model.device)
+    return as_labels(y, number_of_examples(name, arguments), classes if "x" in arguments else classes + 1, model.device)
 
 
 def count(model: Any, name: str, n: Any, arguments: Mapping[str, Any]) -> int:
-    """How many samples: a whole number of at least 0, such that they fit into one tensor."""
+    """Check a number of samples: an integer >= 0, small enough for all samples to fit into one tensor."""
     if isinstance(n, Integral) and not isinstance(n, bool):
         n = int(n)
-    check_whole(name, n, least=0)
+    check_integer(name, n, least=0)
     shape = shape_of(model)
     most = MOST_NUMBERS // (shape if isinstance(shape, int) else math.prod(shape))
     if n > most:
-        raise UserError(f"{name} must be at most {most:,} at once, got {n:,}: draw them in several parts")
+        raise UserError(f"{name} must be at most {most:,} per call, got {n:,}: draw the samples in several calls")
     return n
 
 
 def whole(model: Any, name: str, value: Any, arguments: Mapping[str, Any]) -> Any:
-    """A whole number of at least 1."""
-    check_whole(name, value)
+    """Check an integer >= 1."""
+    check_integer(name, value)
     return value
 
 
 def generator(model: Any, name: str, value: Any, arguments: Mapping[str, Any]) -> torch.Generator:
-    """A torch.Generator."""
+    """Check a torch.Generator."""
     if not isinstance(value, torch.Generator):
-        raise UserError(f"{name} must be None or a torch.Generator, as torch.Generator().manual_seed(0); got {value!r}")
+        raise UserError(
+            f"{name} must be None or a torch.Generator, such as torch.Generator().manual_seed(0); got {value!r}"
+        )
     return value
 
 
-def whole_numbers_below(limit: Callable[[Any], int], axes: int = 1) -> Kind:
-    """A kind: a tensor of whole numbers from 0 to one less than ``limit(model)``, such as steps or words.
+def integers_below(limit: Callable[[Any], int], axes: int = 1) -> Kind:
+    """Return a check for a tensor of integers from 0 to ``limit(model)`` - 1, such as steps or words.
 
     Args:
-        limit: by the model.
-        axes: of the tensor; 0 for any number.
+        limit: model -> the first integer that is too large.
+        axes: number of axes of the tensor; 0 allows any number.
     """
 
     def check(model: Any, name: str, t: Any, arguments: Mapping[str, Any]) -> Tensor:
@@ -273,7 +287,7 @@ def whole_numbers_below(limit: Callable[[Any], int], axes: int = 1) -> Kind:
         if not plain or axes not in (0, t.ndim):
             got = f"a tensor of {t.dtype}, {tuple(t.shape)}" if isinstance(t, Tensor) else f"{t!r:.80}"
             shape = ", (B,)" if axes == 1 else ""
-            raise UserError(f"{name} must be a tensor of whole numbers{shape}; got {got}")
+            raise UserError(f"{name} must be a tensor of integers{shape}; got {got}")
         if axes == 1:
             check_one_for_each(name, t, arguments)
         outside = t[(t < 0) | (t >= limit(model))]
@@ -285,13 +299,16 @@ def whole_numbers_below(limit: Callable[[Any], int], axes: int = 1) -> Kind:
 
 
 def rows_of_text(model: Any, name: str, batch: Any, arguments: Mapping[str, Any]) -> list[Tensor]:
-    """Rows of words and the reach of each centre, (B, window + 32 + window) and (B, 32), by shapes and types alone."""
+    """Check a batch of text: words (B, window + 32 + window), and the reach of each centre word, (B, 32).
+
+    Only shapes and dtypes are checked.
+    """
     rows = list(batch) if isinstance(batch, list | tuple) else [batch]
     whole = all(isinstance(t, Tensor) and not t.is_floating_point() and t.ndim == 2 for t in rows)
     if not whole or len(rows) != 2 or len(rows[0]) != len(rows[1]) or rows[0].shape[1] <= rows[1].shape[1]:
         got = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in rows]
         raise UserError(
-            "a batch of text must be numbers of words (B, window + 32 + window) and the reach of the centres (B, 32), "
+            "a batch of text must be indices of words (B, window + 32 + window) and the reach of the centres (B, 32), "
             f"as zoo.datamodules.Text makes them; got {got}"
         )
     return rows
@@ -299,5 +316,5 @@ def rows_of_text(model: Any, name: str, batch: Any, arguments: Mapping[str, Any]
 
 images = data = Examples()
 observed = Examples("observed", leading=True)  # (..., 1, 28, 28)
-seen_by_players = Examples("players")
+seen_by_networks = Examples("players")
 noisy = Examples("noisy")

@@ -1,4 +1,4 @@
-"""Labels as people give them: one for all, a list, a tensor."""
+"""Check labels given as one integer for all examples, a list or a tensor."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -14,14 +14,20 @@ Labels = Tensor | Sequence[int] | int
 
 
 def as_labels(labels: Labels, n: int, num_classes: int, device: torch.device) -> Tensor:
-    """``n`` labels from 0 to ``num_classes`` - 1 as a tensor (n,) on ``device``; a single number stands for all.
+    """Return ``n`` labels from 0 to ``num_classes`` - 1 as a tensor (n,) on ``device``.
 
-    In a training step the values of a tensor on a GPU are not looked at.
+    In a training step the values of a tensor on a GPU are not read.
+
+    Args:
+        labels: one label for each example, or a single label for all of them.
+        n: number of examples.
+        num_classes: number of classes.
+        device: device of the result.
 
     Raises:
-        UserError: for what is no such label, or another number of them, saying what was given.
+        UserError: if a label is not an integer or is out of range, or if there are not ``n`` labels.
     """
-    rule = f"y must be labels, whole numbers from 0 to {num_classes - 1}"
+    rule = f"y must be labels, integers from 0 to {num_classes - 1}"
     if isinstance(labels, Tensor):
         if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
             raise UserError(f"{rule}, got a tensor of {labels.dtype}")
@@ -33,7 +39,7 @@ def as_labels(labels: Labels, n: int, num_classes: int, device: torch.device) ->
     else:
         listed = [labels] * n if isinstance(labels, Integral | float) else labels
         if isinstance(listed, str) or not isinstance(listed, Sequence):
-            raise UserError(f"{rule}, one for all or a list or tensor of one for each, got {labels!r}")
+            raise UserError(f"{rule}: one for all, or a list or tensor with one for each; got {labels!r}")
         for label in listed:
             if not isinstance(label, Integral) or isinstance(label, bool) or not 0 <= int(label) < num_classes:
                 raise UserError(f"{rule}, got {label!r}")
@@ -47,16 +53,17 @@ def as_labels(labels: Labels, n: int, num_classes: int, device: torch.device) ->
 def sampled_labels(
     y: Labels | str | None, n: int, num_classes: int | None, uniform: Tensor, guidance: float
 ) -> Tensor | None:
-    """The labels of ``n`` samples, (n,) on the device of ``uniform``; None draws without labels.
+    """Return the labels of ``n`` samples, (n,) on the device of ``uniform``, or None for samples without labels.
 
     Args:
-        y: as for :func:`as_labels`; ``dropped`` for none; None for ``uniform``.
-        num_classes: None for a model without labels.
-        uniform: labels that were drawn, (n,).
-        guidance: towards the labels.
+        y: labels as in :func:`as_labels`. ``dropped`` means no labels. None means ``uniform``.
+        n: number of samples.
+        num_classes: number of classes; None for a model without labels.
+        uniform: labels that were drawn uniformly, (n,).
+        guidance: strength of the guidance towards the labels.
 
     Raises:
-        UserError: for what is no such label, for labels of a model without, and for guidance without labels.
+        UserError: if a label is not allowed, if the model has no labels, or if there is guidance without labels.
     """
     if num_classes is None:
         if y is not None or guidance:
@@ -66,6 +73,8 @@ def sampled_labels(
         return None
     if isinstance(y, str) and y == "dropped":
         if guidance:
-            raise UserError(f"guidance={guidance!r} is towards labels, which y=dropped leaves out")
+            raise UserError(
+                f"guidance={guidance!r} needs labels, and y=dropped leaves them out: give labels, or guidance=0"
+            )
         return None
     return uniform if y is None else as_labels(cast(Labels, y), n, num_classes, uniform.device)

@@ -1,4 +1,4 @@
-"""Names of an earlier version, which lead on to today's for one version more, with a DeprecationWarning."""
+"""Let names of the previous version be imported for one more version. Each import gives a DeprecationWarning."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 
-TYPE_CHECKING = False  # as type checkers read it; typing itself would be most of what `import zoo` takes
+TYPE_CHECKING = False  # type checkers read it as true; importing typing would take most of the time of `import zoo`
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
@@ -29,23 +29,30 @@ MOVED = {
     "zoo.latents": "zoo.functional.latents",
     "zoo.processes": "zoo.training.processes",
 }
-SPLIT = {  # a module whose names are in several today
+SPLIT = {  # modules of the previous version whose names are now in several modules
     "zoo.adversarial": ("zoo.nets.adversarial", "zoo.training.adversarial"),
     "zoo.boltzmann": ("zoo.functional.boltzmann", "zoo.functional.gibbs", "zoo.functional.partition"),
     "zoo.configuration": ("zoo.checks.values", "zoo.training.command_line"),
     "zoo.diffusion": ("zoo.functional.diffusion", "zoo.functional.diffusion_samplers"),
     "zoo.words": ("zoo.evaluation.words", "zoo.training.files"),
 }
-INSIDE = ("callbacks", "datamodules")  # packages that were beside zoo and are in it
+RENAMED = {  # functions of the modules above that have a new name
+    "check_share": "check_fraction",
+    "check_whole": "check_integer",
+    "restate": "recompute_batch_norm",
+}
+INSIDE = ("callbacks", "datamodules")  # packages of the previous version that are now inside zoo
 
 
 def current_name(target: str) -> str:
-    """The dotted name of today for ``target``, as configurations and checkpoints of an earlier version write it."""
+    """Return the current dotted name of ``target``, which may be a name of the previous version."""
     if target.split(".")[0] in INSIDE:
         return f"zoo.{target}"
     module, _, name = target.rpartition(".")
     if module in SPLIT:
-        return f"{_holder(name, SPLIT[module]) or module}.{name}"
+        new = RENAMED.get(name, name)
+        holder = _holder(new, SPLIT[module])
+        return f"{holder}.{new}" if holder else target
     return f"{MOVED[module]}.{name}" if module in MOVED else target
 
 
@@ -54,22 +61,23 @@ def _holder(name: str, modules: tuple[str, ...]) -> str | None:
 
 
 def names_in(package: str, *modules: str) -> Callable[[str], object]:
-    """A ``__getattr__`` for ``package``, once a module, whose names are in ``modules`` today."""
+    """Return a ``__getattr__`` for ``package``, which was one module before and is now split into ``modules``."""
 
     def find(name: str) -> object:
-        module = None if name.startswith("_") else _holder(name, modules)
+        new = RENAMED.get(name, name)
+        module = None if name.startswith("_") else _holder(new, modules)
         if module is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        # `from package import name` asks twice, first from within the import system, to see whether it is a module.
+        # `from package import name` calls this twice, first from the import system. Only the second call warns.
         if sys._getframe(1).f_code.co_filename != "<frozen importlib._bootstrap>":
-            warnings.warn(f"{package}.{name} is {module}.{name} now", DeprecationWarning, stacklevel=2)
-        return getattr(import_module(module), name)
+            warnings.warn(f"{package}.{name} is {module}.{new} now", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(module), new)
 
     return find
 
 
 class MovedModules:
-    """Finds modules by their earlier names, for the import system."""
+    """Import hook that finds modules by the names of the previous version."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
@@ -81,7 +89,7 @@ class MovedModules:
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__
         if name in SPLIT:
-            vars(module)["__getattr__"] = names_in(name, *SPLIT[name])  # which warns of each name
+            vars(module)["__getattr__"] = names_in(name, *SPLIT[name])  # warns when a name is used
             return
         warnings.warn(f"{name} is {MOVED[name]} now", DeprecationWarning, stacklevel=2)
-        sys.modules[name] = import_module(MOVED[name])  # one module under both names, not two
+        sys.modules[name] = import_module(MOVED[name])  # both names give the same module object

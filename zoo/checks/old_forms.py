@@ -1,4 +1,4 @@
-"""Calls as an earlier version had them, which are taken for one version more, with a DeprecationWarning."""
+"""Accept calls in the form of the previous version for one more version. Each such call gives a DeprecationWarning."""
 
 import functools
 import inspect
@@ -13,14 +13,14 @@ F = TypeVar("F", bound=Callable)
 
 
 def old_form(function: F, renamed: Mapping[str, str] = MappingProxyType({}), positional: bool = True) -> F:
-    """``function`` that also takes, with a DeprecationWarning, arguments as an earlier version had them.
+    """Return ``function`` in a form that also accepts the arguments of the previous version, with a warning.
+
+    The returned function raises TypeError if a call gives the old and the new name of one argument.
 
     Args:
-        renamed: earlier names of keyword arguments, and those of today.
-        positional: whether positional arguments beyond those of its signature are its keyword-only ones in their order.
-
-    Raises:
-        TypeError: by the result, where an argument is given by both its names.
+        function: the function of this version.
+        renamed: keyword arguments by their old names, with their new names.
+        positional: whether keyword-only arguments may also be given by position, in the order of the signature.
     """
     parameters = inspect.signature(function).parameters.values()
     first = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -47,12 +47,17 @@ def old_form(function: F, renamed: Mapping[str, str] = MappingProxyType({}), pos
 
 
 def earlier_names(function: Callable) -> Mapping[str, str]:
-    """The names that arguments of ``function`` had in an earlier version, and those of today."""
+    """Return the renamed arguments of ``function``: their old names, with their new names."""
     return getattr(function, "renamed", {})
 
 
 def accepts_old_form(*methods: str, **renamed: str) -> Callable[[type[C]], type[C]]:
-    """Decorate a class so that ``methods`` take positional arguments as before, and ``sample`` those ``renamed``."""
+    """Decorate a class that accepts calls in the form of the previous version.
+
+    Args:
+        methods: methods whose keyword-only arguments may also be given by position.
+        renamed: arguments of ``sample`` by their old names, with their new names.
+    """
 
     def decorate(cls: type[C]) -> type[C]:
         for name in methods:
@@ -64,8 +69,8 @@ def accepts_old_form(*methods: str, **renamed: str) -> Callable[[type[C]], type[
     return decorate
 
 
-def leads_on(**names: str) -> Callable[[type[C]], type[C]]:
-    """Decorate a class whose attributes ``names`` have moved to other places of an instance, ``old="part.new"``."""
+def forwards_to(**names: str) -> Callable[[type[C]], type[C]]:
+    """Decorate a class with attributes that have moved, ``old="part.new"``. The old attributes still work and warn."""
 
     def leading(old: str, new: str) -> property:
         def find(self: object) -> object:

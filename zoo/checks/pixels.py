@@ -1,4 +1,4 @@
-"""Examples as models take them: images from 0 to 1, one-hot sequences, points."""
+"""Check examples: images in [0, 1], one-hot sequences and points."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -11,34 +11,25 @@ from zoo.checks.errors import UserError
 
 
 def _plain(x: Tensor) -> Tensor | None:
-    """The values of ``x``, also within transformations of torch.func; None where there are none to look at."""
+    """Return the values of ``x``, also inside torch.func transforms. Return None for a meta tensor."""
     x = torch.func.debug_unwrap(x.detach())
     return None if x.is_meta else x
 
 
 def check_pixels(x: Tensor, low: int = 0) -> None:
-    """Refuse pixels that are no numbers from ``low`` to 1.
-
-    Raises:
-        UserError: naming one.
-    """
+    """Raise UserError if a pixel is NaN or outside [``low``, 1]."""
     if (values := _plain(x)) is None:
         return
-    wrong = ~((values >= low) & (values <= 1))  # also where a pixel is not a number
+    wrong = ~((values >= low) & (values <= 1))  # true for NaN
     if wrong.any():
         grey = bool((values >= 0).all() and values.max() <= 255)
         advice = ": divide grey values of 0 to 255 by 255" if grey and low == 0 else ""
-        raise UserError(
-            f"pixels must be numbers from {low} to 1, got {values[wrong][0].item():g} ({int(wrong.sum())} such){advice}"
-        )
+        got = f"{values[wrong][0].item():g} ({int(wrong.sum())} such)"
+        raise UserError(f"pixels must be numbers from {low} to 1, got {got}{advice}")
 
 
 def check_finite(name: str, x: Tensor, low: float = -math.inf, high: float = math.inf) -> None:
-    """Refuse infinities, what is not a number, and numbers outside ``low`` to ``high``.
-
-    Raises:
-        UserError: naming one.
-    """
+    """Raise UserError if a value of ``x`` is infinite, NaN or outside [``low``, ``high``]."""
     if (values := _plain(x)) is None:
         return
     wrong = ~(values.isfinite() & (values >= low) & (values <= high))
@@ -48,28 +39,29 @@ def check_finite(name: str, x: Tensor, low: float = -math.inf, high: float = mat
 
 
 def check_one_hot(name: str, x: Tensor) -> None:
-    """Refuse sequences, (..., T, K), that have not exactly one 1 among zeros at each place.
-
-    Raises:
-        UserError: saying so.
-    """
+    """Raise UserError unless sequences (..., T, K) have exactly one 1 and otherwise zeros at each position."""
     if (values := _plain(x)) is None:
         return
     wrong = ~(((values == 0) | (values == 1)).all(-1) & (values.sum(-1) == 1))
     if wrong.any():
-        raise UserError(f"{name} must be one-hot, one 1 and else 0 at each place; {int(wrong.sum())} places are not")
+        raise UserError(
+            f"{name} must be one-hot, with exactly one 1 and otherwise 0 at each position; "
+            f"{int(wrong.sum())} positions are not"
+        )
 
 
 def as_examples(name: str, x: Any, shape: tuple[int, ...] | int, dtype: torch.dtype, leading: bool = False) -> Tensor:
-    """``x`` as examples of ``shape``, (B, *shape), in ``dtype``; no value is looked at.
+    """Return ``x`` as examples of ``shape``, (B, *shape), in ``dtype``. The values are not read.
 
     Args:
-        name: of the argument, for messages.
-        shape: of one example; or a number of pixels, (B, ...) in any shape.
+        name: name of the argument in error messages.
+        x: the examples.
+        shape: shape of one example, or its number of pixels, which allows (B, ...) in any shape.
+        dtype: dtype of the result.
         leading: whether any number of axes may stand before ``shape``.
 
     Raises:
-        UserError: for what is no tensor, for whole and complex numbers, and for another shape.
+        UserError: if ``x`` is not a tensor of floating-point numbers or booleans, or has another shape.
     """
     if isinstance(shape, int):
         wanted = f"{shape} pixels each, such as (B, 1, 28, 28) for 784"
@@ -79,7 +71,7 @@ def as_examples(name: str, x: Any, shape: tuple[int, ...] | int, dtype: torch.dt
     if not isinstance(x, Tensor):
         raise UserError(f"{name} must be a tensor with {wanted}; got {type(x).__name__}")
     if not x.is_floating_point() and x.dtype != torch.bool:
-        advice = ": images are x.float() / 255" if x.dtype == torch.uint8 else ""
+        advice = ": convert images with x.float() / 255" if x.dtype == torch.uint8 else ""
         raise UserError(f"{name} must be floating-point numbers, got a tensor of {x.dtype}{advice}")
     if isinstance(shape, int):
         fits = x.ndim >= 2 and x.shape[1:].numel() == shape
@@ -93,10 +85,10 @@ def as_examples(name: str, x: Any, shape: tuple[int, ...] | int, dtype: torch.dt
 
 
 def as_batch(batch: Any) -> list[Any]:
-    """A batch as a list of examples and, if there are any, labels. A tensor alone is examples without labels.
+    """Return a batch as a list: the examples, then the labels if any. A tensor is a batch without labels.
 
     Raises:
-        UserError: for what is neither a tensor nor a list or tuple that begins with one.
+        UserError: if ``batch`` is neither a tensor nor a list or tuple that begins with a tensor.
     """
     if isinstance(batch, Tensor):
         return [batch]
@@ -108,27 +100,27 @@ def as_batch(batch: Any) -> list[Any]:
 
 
 def flat_pixels(x: Tensor, like: Tensor) -> Tensor:
-    """Images, (B, ...), as vectors, (B, V), of the dtype of ``like``, (V,).
+    """Return images (B, ...) as vectors (B, V) in the dtype of ``like``, (V,).
 
     Raises:
-        UserError: for images of another number of pixels.
+        UserError: if the images do not have V pixels.
     """
     return as_examples("images", x, len(like), like.dtype).flatten(1)
 
 
-def look_through(batches: Iterable[Any], vectors: Callable[[Tensor], Tensor], first: int) -> tuple[Tensor, Tensor]:
-    """Check the pixels of all images, and add them up on the CPU.
+def sum_images(batches: Iterable[Any], vectors: Callable[[Tensor], Tensor], first: int) -> tuple[Tensor, Tensor]:
+    """Check the pixels of all images, and sum their vectors on the CPU.
 
     Args:
-        batches: images, or lists and tuples that begin with images, (B, ...).
-        vectors: images -> (B, V), what is added up.
-        first: how many images to return, at least 1.
+        batches: images (B, ...), or lists and tuples that begin with images.
+        vectors: images -> (B, V), the vectors to sum.
+        first: number of images to return, at least 1.
 
     Returns:
-        the sum of vectors and last their number, (V + 1,), float64; the first images, (at most ``first``, ...).
+        the sum of all vectors followed by their number, (V + 1,), float64; the first images, (at most ``first``, ...).
 
     Raises:
-        UserError: for pixels outside [0, 1].
+        UserError: if a pixel is outside [0, 1].
     """
     total = torch.zeros((), dtype=torch.float64)
     found: list[Tensor] = []

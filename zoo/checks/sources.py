@@ -1,4 +1,4 @@
-"""What names a trained model, told apart before anything is imported or read."""
+"""Check the name, path or address of a checkpoint before anything is imported or read."""
 
 import os
 import re
@@ -13,21 +13,28 @@ ARTIFACT = r"[\w.-]+/[\w.-]+/[\w.-]+:[\w.-]+"
 
 
 def check_source(source: object) -> str:
-    """Return ``source`` as text, if it can name a trained model; ``~`` is the home folder.
+    """Return ``source`` as text, with ``~`` replaced by the home folder.
+
+    Args:
+        source: name of a published checkpoint, path, address with a digest, or artifact of Weights & Biases.
 
     Raises:
-        CheckpointError: saying what names one.
+        CheckpointError: if ``source`` is none of these, or if there is no such file.
     """
     if not isinstance(source, str | Path) or not str(source).strip():
-        raise CheckpointError(f"a checkpoint is named by text or a path, got {source!r}")
+        raise CheckpointError(f"a checkpoint must be a name, path or address, got {source!r}")
     text = str(source)
     if re.match(ADDRESS, text):
         url, _, fragment = text.partition("#")
         if not re.fullmatch(DIGEST, fragment.removeprefix("sha256=")):
-            raise CheckpointError(f"an address needs the digest of its file: {url}#sha256=<64 hexadecimal digits>")
+            raise CheckpointError(
+                f"{text} has no SHA-256 digest of the file: write {url}#sha256=<64 hexadecimal digits>"
+            )
     elif text.startswith("wandb:"):
         if not re.fullmatch(ARTIFACT, text.removeprefix("wandb:")):
-            raise CheckpointError(f"an artifact is wandb:entity/project/name:alias, such as :best; got {text}")
+            raise CheckpointError(
+                f"an artifact must be wandb:entity/project/name:alias, with an alias such as best; got {text}"
+            )
     elif text not in zoo.list_checkpoints():
         text = os.path.expanduser(text)
         _check_path(text)
@@ -46,18 +53,23 @@ def _check_path(text: str) -> None:
             f"{text!r} is neither a file nor a pretrained checkpoint; the pretrained ones are: "
             f"{', '.join(known) or 'none yet'}{f'. Did you mean {close[0]}?' if close else ''}"
         ) from None
-    except (OSError, ValueError) as error:  # the latter for a null character
+    except (OSError, ValueError) as error:  # ValueError if the path contains a null character
         why = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"{text!r} cannot be read: {why}") from error
 
 
 def check_name(name: str, force: bool) -> None:
-    """Refuse what a published checkpoint cannot be called, or, without ``force``, what one is called already.
+    """Check the name of a new published checkpoint.
 
     Raises:
-        CheckpointError: saying which.
+        CheckpointError: if ``name`` is not a valid name, or if it exists already and ``force`` is false.
     """
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-        raise CheckpointError(f"a name is lower-case letters, digits and hyphens, such as vae-bernoulli; got {name!r}")
+        raise CheckpointError(
+            f"a name must begin with a letter and have only lower-case letters, digits and hyphens, such as "
+            f"vae-bernoulli; got {name!r}"
+        )
     if name in zoo.list_checkpoints() and not force:
-        raise CheckpointError(f"there is a checkpoint named {name} already; --force replaces it")
+        raise CheckpointError(
+            f"a checkpoint named {name} exists already: choose another name, or replace it with --force"
+        )

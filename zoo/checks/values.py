@@ -1,4 +1,4 @@
-"""Readable answers to values that do not fit: each check names the key, the value and what is allowed."""
+"""Checks of hyperparameters and settings. Each error names the key, the value and the allowed values."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,48 +6,53 @@ from collections.abc import Callable, Sequence
 from zoo.checks.errors import UserError
 
 
-def check_whole(key: str, value: object, least: int = 1) -> None:
-    """Refuse what is no whole number of at least ``least``; true and false are none."""
+def check_integer(key: str, value: object, least: int = 1) -> None:
+    """Raise UserError unless ``value`` is an integer >= ``least``. Booleans are rejected."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{key} must be a whole number of at least {least}, got {value!r}")
+        raise UserError(f"{key} must be an integer of at least {least}, got {value!r}")
 
 
 def check_positive(key: str, value: object) -> None:
-    """Refuse what is no positive, finite number."""
+    """Raise UserError unless ``value`` is a positive, finite number. Booleans are rejected."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise UserError(f"{key} must be a positive number, got {value!r}")
 
 
 def check_not_negative(key: str, value: object) -> None:
-    """Refuse what is no finite number of at least 0."""
+    """Raise UserError unless ``value`` is a finite number >= 0. Booleans are rejected."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise UserError(f"{key} must be a number of at least 0, got {value!r}")
 
 
 def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse what is none of ``choices``."""
+    """Raise UserError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise UserError(f"{key} must be {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
 
 
 def check_flag(key: str, value: object) -> None:
-    """Refuse what is neither true nor false."""
+    """Raise UserError unless ``value`` is true or false."""
     if not isinstance(value, bool):
         raise UserError(f"{key} must be true or false, got {value!r}")
 
 
 def check_widths(key: str, value: object, example: Sequence[int]) -> None:
-    """Refuse what is no list of whole numbers of at least 1, one per layer."""
+    """Raise UserError unless ``value`` is a list of integers >= 1, one for each layer, such as ``example``."""
     whole = isinstance(value, list | tuple) and all(type(n) is int and n >= 1 for n in value)
     if not whole or not value:
-        raise UserError(f"{key} must be a list of whole numbers of at least 1, such as {list(example)}, got {value!r}")
+        raise UserError(f"{key} must be a list of integers of at least 1, such as {list(example)}, got {value!r}")
 
 
 def check_schedule(key: str, schedule: object, check_value: Callable[[str, object], None]) -> None:
-    """Refuse what is neither a value that ``check_value(key, value)`` lets pass nor a list of [epoch, value] from 0 on.
+    """Check a schedule: one value for all epochs, or a list of [epoch, value] that begins at epoch 0.
+
+    Args:
+        key: name of the setting in error messages.
+        schedule: the schedule.
+        check_value: called as ``check_value(key, value)`` for each value; raises UserError if the value is not allowed.
 
     Raises:
-        UserError: saying what is allowed.
+        UserError: if the schedule has neither form, or if one of its values is not allowed.
     """
     if not isinstance(schedule, list | tuple):
         return check_value(key, schedule)
@@ -55,7 +60,7 @@ def check_schedule(key: str, schedule: object, check_value: Callable[[str, objec
     epochs = [p[0] for p in schedule] if pairs else []
     if not epochs or epochs[0] != 0 or epochs != sorted(set(epochs)):
         raise UserError(
-            f"{key} must be one value, or a list of [epoch, value] with rising epochs from 0 on, such as "
+            f"{key} must be one value, or a list of [epoch, value] with epochs that rise from 0, such as "
             f"[[0, 1], [20, 5]]; got {schedule!r}"
         )
     for _, value in schedule:
@@ -63,8 +68,8 @@ def check_schedule(key: str, schedule: object, check_value: Callable[[str, objec
     return None
 
 
-def check_share(key: str, value: object) -> None:
-    """Refuse what is no number of at least 0 and below 1."""
+def check_fraction(key: str, value: object) -> None:
+    """Raise UserError unless ``value`` is a number with 0 <= ``value`` < 1."""
     check_not_negative(key, value)
     if isinstance(value, int | float) and value >= 1:
         raise UserError(f"{key} must be below 1, got {value!r}")

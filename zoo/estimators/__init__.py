@@ -1,15 +1,16 @@
-"""Estimators of the gradient of an expectation, E_q[f(z)], and how much they scatter.
+"""Estimators of the gradient of an expectation E_q[f(z)], and measurements of their variance.
 
-    pathwise.py         z a differentiable function of noise: re-parameterisation, antithetic pairs, other families
+    pathwise.py         z is a differentiable function of noise: re-parameterisation, antithetic pairs, other families
     score_function.py   f(z) grad log q(z): REINFORCE, its baselines, its Rao-Blackwellised form
-    relaxed.py          discrete z through continuous ones: Gumbel-softmax, straight-through, REBAR, RELAX
-    learned.py          what they learn besides: NVIL's baseline, a moving average, REBAR's and RELAX's control variate
-    by_name.py          all of these by the names that users write
-    moments.py          variance, signal-to-noise ratio and cost of any of them
-    figures.py          what was measured over a run, as a table and as a figure
+    relaxed.py          continuous relaxations of discrete z: Gumbel-softmax, straight-through, REBAR, RELAX
+    learned.py          what an estimator learns: NVIL's baseline, a moving average, control variates of REBAR, RELAX
+    by_name.py          all estimators by the names that users write
+    moments.py          variance, signal-to-noise ratio and time of an estimator
+    figures.py          a table and a figure of the measurements of a run
 
-Each is a function that returns a *surrogate*: its value is the cost f(z) itself, its gradient is one draw of the
-estimator. So what is logged as a loss means what it says, whatever trains the model.
+Each estimator is a function that returns a *surrogate*. The value of the surrogate is the cost f(z). The gradient of
+the surrogate is one draw of the estimator. The logged loss therefore has the same meaning for every estimator.
+Gumbel-softmax is the exception: its value is the cost of the relaxed z.
 """
 
 from zoo.estimators import by_name
@@ -20,8 +21,8 @@ from zoo.estimators.learned import (
     LearnedBaseline,
     MovingAverage,
     earlier_keys,
-    held_fixed,
     learned_by,
+    without_parameter_gradients,
 )
 from zoo.estimators.moments import (
     Comparison,
@@ -70,7 +71,6 @@ __all__ = [
     "gradient_moments",
     "gradients",
     "gumbel_softmax",
-    "held_fixed",
     "learned_by",
     "leave_one_out",
     "local_expectation",
@@ -84,4 +84,5 @@ __all__ = [
     "split_variance",
     "straight_through",
     "with_gradient",
+    "without_parameter_gradients",
 ]

@@ -1,6 +1,6 @@
 """Estimators of grad E_q[f(z)] by the names that users write, for any posterior of :mod:`zoo.functional.latents`.
 
-``+sampled_kl`` adds log q(z) - log p(z) to the cost, in place of its expectation in closed form.
+With ``+sampled_kl``, the cost contains log q(z) - log p(z). Without it, the divergence KL(q || p) is in closed form.
 """
 
 from collections.abc import Callable
@@ -29,11 +29,11 @@ SCORE_FUNCTION = (
     "score_function",
 )
 PATHWISE = ("pathwise", "pathwise+antithetic", "pathwise+sampled_kl")
-TEMPERED = ("gumbel_softmax", "straight_through")  # at a temperature that is given
+TEMPERED = ("gumbel_softmax", "straight_through")  # estimators whose temperature the user sets
 RELAXED = (*TEMPERED, "rebar", "relax")
 MULTI_SAMPLE = ("score_function+loo", "score_function")
 
-# What can train each family of latents, by objective; the first is what ``auto`` means.
+# Estimators that can train each family of latents, by objective and family. ``auto`` selects the first.
 ESTIMATORS = {
     ("elbo", "gaussian"): (*PATHWISE, *SCORE_FUNCTION),
     ("elbo", "bernoulli"): (*SCORE_FUNCTION, *RELAXED, "score_function+rao_blackwell"),
@@ -42,21 +42,23 @@ ESTIMATORS = {
     ("iwae", "bernoulli"): MULTI_SAMPLE,
     ("iwae", "categorical"): MULTI_SAMPLE,
 }
-LEARNED = ("score_function+nvil", "score_function+moving_average", "relax")  # of use only to the model they trained
-MOST_FLIPS = 32  # latents up to which the Rao-Blackwellised estimator, one decoding for each, is measured
-SEVERAL = ("+optimal", "+rao_blackwell")  # decodings in one draw, a batch in themselves
-HELD_OUT = 8  # draws from which the optimal baseline is estimated
+LEARNED = ("score_function+nvil", "score_function+moving_average", "relax")  # need a part that training has fitted
+MAX_RAO_BLACKWELL_LATENTS = (
+    32  # largest number of latents for +rao_blackwell in measurements; each latent needs one decoding
+)
+SEVERAL = ("+optimal", "+rao_blackwell")  # estimators that decode many z for one draw
+HELD_OUT = 8  # draws of z that estimate the optimal baseline
 
 
 def chosen(objective: str, latent: str, estimator: str, num_samples: int) -> str:
-    """The name of the estimator that ``estimator``, which may be ``auto``, stands for.
+    """Return the name of the estimator to use; ``auto`` becomes the first one in ``ESTIMATORS``.
 
     Raises:
-        UserError: if the objective has no such estimator for these latents, or it needs more draws of z.
+        UserError: if the objective has no such estimator for these latents, or the estimator needs more draws of z.
     """
     if objective == "wake_sleep":
         if estimator != "auto":
-            raise UserError(f"objective=wake_sleep has gradients of its own: leave out estimator={estimator}")
+            raise UserError(f"objective=wake_sleep takes no estimator; leave out estimator={estimator}")
         return objective
     names = ESTIMATORS[objective, latent]
     if estimator not in ("auto", *names):
@@ -67,20 +69,21 @@ def chosen(objective: str, latent: str, estimator: str, num_samples: int) -> str
     name = names[0] if estimator == "auto" else estimator
     if objective == "iwae" and num_samples == 1 and name.endswith("+loo"):
         raise UserError(
-            "the leave-one-out baseline needs num_samples of at least 2, got 1; or take estimator=score_function"
+            "the leave-one-out baseline needs num_samples of at least 2, got 1; "
+            "set num_samples=2 or estimator=score_function"
         )
     return name
 
 
 def measurable(objective: str, latent: str, latent_dim: int, num_samples: int) -> list[str]:
-    """Names of the estimators that can be measured on a model, whichever of them trained it.
+    """Return the names of the estimators that can be measured on any model with these settings.
 
-    An estimator is left out if it needs a learned part, more than 32 decodings of an example, or more draws of z than
-    ``num_samples``. For ``wake_sleep`` these are the ELBO's.
+    The list leaves out the estimators in ``LEARNED``. It also leaves out estimators that need more than 32 decodings
+    of an example, or more draws of z than ``num_samples``. For ``wake_sleep``, the names are the ones for ``elbo``.
     """
     objective = "elbo" if objective == "wake_sleep" else objective
     left_out = {*LEARNED}
-    if latent_dim > MOST_FLIPS:
+    if latent_dim > MAX_RAO_BLACKWELL_LATENTS:
         left_out.add("score_function+rao_blackwell")
     if objective == "iwae" and num_samples == 1:
         left_out.add("score_function+loo")
@@ -88,10 +91,17 @@ def measurable(objective: str, latent: str, latent_dim: int, num_samples: int) -
 
 
 def draw_noise(name: str, draw: Callable[[int], Tensor], k: int) -> Noise:
-    """All that one estimate with ``k`` latents of each example draws; ``draw(n)`` is noise for n of them, (n, B, ...).
+    """Return all noise of one estimate with ``k`` draws of z for each example.
 
-    ``z`` makes the latents: for the antithetic variant that of half of them, k rounded up to an even number; at least
-    two for the leave-one-out baseline. ``v`` perturbs the logits again given z; ``held_out`` is the optimal baseline's.
+    Args:
+        name: name of the estimator.
+        draw: ``draw(n)`` returns the noise of n draws of z, (n, B, ...).
+        k: number of draws of z. The leave-one-out baseline needs at least two.
+
+    Returns:
+        ``z``, the noise that makes z. For antithetic pairs it has k / 2 draws, rounded up.
+        REBAR and RELAX add ``v``, the noise that perturbs the logits again given z.
+        The optimal baseline adds ``held_out``, the noise of the draws of z that estimate it.
     """
     if name == "pathwise+antithetic":
         k = (k + 1) // 2
@@ -115,16 +125,16 @@ def surrogate(
     baseline: Tensor | float = 0.0,
     control: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The cost of draws of z, (k, B), with a gradient that estimates that of its expectation under q.
+    """Return the cost of k draws of z, (k, B), with a gradient that estimates grad E_q[f(z)].
 
     Args:
-        name: one of the ELBO's ``ESTIMATORS``.
+        name: an estimator in ``ESTIMATORS`` for the objective ``elbo``.
         f: z -> cost, (k, B, ...) to (k, B).
         q: B posteriors.
-        noise: as :func:`draw_noise` makes it.
-        beta: weight of the sampled divergence.
+        noise: output of :func:`draw_noise`.
+        beta: weight of log q(z) - log p(z) in ``+sampled_kl``.
         tau: temperature of ``gumbel_softmax`` and ``straight_through``.
-        baseline: of ``+nvil`` and ``+moving_average``, broadcastable to (k, B).
+        baseline: baseline of ``+nvil`` and ``+moving_average``, broadcastable to (k, B).
         control: perturbed logits -> (k, B), the control variate of ``rebar`` and ``relax``.
     """
     if name.startswith("pathwise"):
@@ -135,14 +145,14 @@ def surrogate(
     if name == "straight_through":
         return straight_through(f, q, noise["z"], tau)
     if name in ("rebar", "relax"):
-        assert control is not None  # they have no other
+        assert control is not None
         return relax(f, control, q, noise["z"], noise["v"])
     z = q.draw(noise["z"]).detach()
     if name == "score_function+rao_blackwell":
         return local_expectation(f, q.logits, z)
     cost, log_q = f(z), q.log_probs(z)  # (k, B) and (k, B, D)
     if name == "score_function+sampled_kl":
-        # Held fixed in q: the gradient of log q itself has mean zero, and is left out.
+        # q is detached here: the gradient of log q(z) at fixed z has mean zero and would only add variance.
         cost = cost + beta * log_ratio(z, type(q)(*(t.detach() for t in q)))
     elif name == "score_function+loo":
         baseline = leave_one_out(cost)

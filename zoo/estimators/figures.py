@@ -1,15 +1,18 @@
-"""Measurements of estimators over a run, as a table and as a figure."""
+"""A table and a figure of the estimator measurements of a run."""
 
 from typing import Any
 
 from matplotlib.figure import Figure
 
 QUANTITIES = ("variance", "data_variance", "total_variance", "snr")
-MEASURED = (*QUANTITIES, "ms_per_draw", "estimator_draws")  # what names of measurements begin with
+MEASURED = (*QUANTITIES, "ms_per_draw", "estimator_draws")  # first parts of the names of logged measurements
 
 
 def table(history: list[dict[str, float]]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of one table of all measurements: step, estimator, group, and what was measured of them."""
+    """Return the columns and the rows of a table of all measurements.
+
+    A row holds the step, the estimator, the parameter group, and the measured values.
+    """
     rows = []
     for row in history:
         for key in row:
@@ -22,7 +25,11 @@ def table(history: list[dict[str, float]]) -> tuple[list[str], list[list[Any]]]:
 
 
 def measurements(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The rows of that table, as text by column, put together again: a row for each step, by the names of the log."""
+    """Return one row for each step, with the names of the log, from the rows that :func:`table` made.
+
+    Args:
+        rows: rows of the table as read from a file, {column: text}.
+    """
     steps: dict[str, dict[str, str]] = {}
     for row in rows:
         logged = steps.setdefault(row["step"], {"step": row["step"], "estimator_draws": row.get("draws", "")})
@@ -33,10 +40,10 @@ def measurements(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def plot(history: list[dict[str, float]]) -> Figure:
-    """Variance and signal-to-noise ratio against steps: a colour per estimator, a row per parameter group.
+    """Plot variance and signal-to-noise ratio against steps.
 
-    Of a single estimator the groups share one row, with a colour each. Dashed: the total variance, where it was
-    measured.
+    Each estimator has a colour, and each parameter group has a row. With a single estimator, all groups are in one
+    row and each group has a colour. Dashed lines show the total variance if it was measured.
     """
     measured = {tuple(key.split("/", 2)[1:]) for row in history for key in row if key.startswith("variance/")}
     estimators = list(dict.fromkeys(name for name, _ in sorted(measured)))
@@ -54,7 +61,8 @@ def plot(history: list[dict[str, float]]) -> Figure:
                 axes.plot(
                     *zip(*points, strict=True) if points else ([], []),
                     color=f"C{colour}",
-                    linewidth=1.2 + 0.4 * (len(estimators) * len(shown) - 1 - colour),  # those that coincide are seen
+                    # Later lines are thinner, so lines that coincide stay visible.
+                    linewidth=1.2 + 0.4 * (len(estimators) * len(shown) - 1 - colour),
                     linestyle=line,
                     marker="." if len(points) < 20 else None,
                     label=group if len(estimators) < 2 else estimator,
@@ -66,6 +74,6 @@ def plot(history: list[dict[str, float]]) -> Figure:
         right.set(ylabel="signal-to-noise ratio", title=what)
     if estimators:
         if any(key.startswith("total_variance/") for row in history for key in row):
-            panels[0][1].plot([], [], color="black", linestyle="--", label="total, with the data's noise")
+            panels[0][1].plot([], [], color="black", linestyle="--", label="total variance, with data variance")
         panels[0][1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure

@@ -1,8 +1,10 @@
-"""What an estimator learns besides the model: NVIL's baseline, a moving average of the cost, a control variate.
+"""Learned parts of gradient estimators: NVIL's baseline, a moving average of the cost, a control variate.
 
-All of them answer the same three questions, those of :class:`Learned`: what they give to the estimator, what loss they
-are trained by, and what they do after a training batch. Their loss is added to the gradient of the model's, not to its
-value, and has no gradient for the model.
+Each part implements the methods of :class:`Learned`. ``parts`` returns what the estimator receives. ``loss`` returns
+the loss that trains the part. ``after_step`` updates the part after a training batch.
+
+The gradient of this loss is added to the gradient of the model's loss. The value of the model's loss does not change.
+The loss of a learned part has no gradient with respect to the parameters of the model.
 """
 
 import math
@@ -21,55 +23,55 @@ from zoo.nets.layers import mlp
 Cost = Callable[[Tensor], Tensor]  # z -> cost, (k, B, ...) to (k, B) nats
 
 
-def held_fixed(module: nn.Module, *args) -> Tensor:
-    """``module(*args)``, differentiable in the arguments and not in the parameters."""
+def without_parameter_gradients(module: nn.Module, *args) -> Tensor:
+    """Return ``module(*args)``, differentiable in the arguments but not in the parameters."""
     return functional_call(module, {name: p.detach() for name, p in module.named_parameters()}, args)
 
 
 class Learned:
-    """What an estimator learns: nothing. Those that learn something define some of these three methods."""
+    """Base class of the learned parts of estimators. It learns nothing; subclasses override some of the methods."""
 
     def parts(self, x: Tensor, q, f: Cost) -> dict[str, Any]:
-        """What :func:`zoo.estimators.by_name.surrogate` is given besides, by the names of its arguments.
+        """Return additional arguments of :func:`zoo.estimators.by_name.surrogate`, by name.
 
         Args:
-            x: B examples, as the likelihood sees them.
-            q: their posteriors, one of zoo.functional.latents.
-            f: the cost, differentiable in z alone.
+            x: B examples in the form that the likelihood takes.
+            q: posteriors of the examples, from zoo.functional.latents.
+            f: z -> cost, differentiable only in z.
         """
         return {}
 
     def loss(
         self, x: Tensor, noise: Noise, terms: dict[str, Tensor], encode: Callable[[Tensor], Any], f: Cost
     ) -> dict[str, Tensor]:
-        """The loss that trains it, a scalar, by the name it is logged by; empty without one.
+        """Return the scalar loss that trains this part, {logged name: loss}, or {} if there is none.
 
         Args:
-            x: as above.
-            noise: what the estimator drew.
-            terms: of the objective, ``nll`` among them, (B,) nats each.
+            x: B examples in the form that the likelihood takes.
+            noise: noise that the estimator drew.
+            terms: terms of the objective, (B,) nats each, including ``nll``.
             encode: x -> q.
-            f: as above.
+            f: z -> cost, differentiable only in z.
         """
         return {}
 
     def after_step(self, terms: dict[str, Tensor], gather: Callable[[Tensor], Tensor]) -> None:
-        """Take in a training batch.
+        """Update this part after a training batch.
 
         Args:
-            terms: of the objective, ``nll`` among them, nats, means over the batch.
-            gather: a tensor -> that of each process, (processes, ...).
+            terms: batch means of the terms of the objective, nats, including ``nll``.
+            gather: function that maps a tensor to the tensors of all processes, (processes, ...).
         """
 
 
 class LearnedBaseline(nn.Sequential, Learned):
-    """C_psi(x), NVIL's learned baseline (003): what the cost is on average for this example.
+    """NVIL's learned baseline C_psi(x), an estimate of the mean cost of example x [Liao22, Control Variate].
 
-    The network's output is in units of D log 2 nats, the cost of D pixels that are fair coins. It minimises its
-    squared error, logged as ``baseline``.
+    The output of the network is multiplied by D log 2 nats, the negative log likelihood of D fair coin flips. The
+    training loss is the squared error of C_psi(x), logged as ``baseline``.
 
     Args:
-        pixels: of an example.
+        pixels: number of pixels of an example, D.
     """
 
     def __init__(self, pixels: int):
@@ -77,7 +79,7 @@ class LearnedBaseline(nn.Sequential, Learned):
         self.coin_flips = pixels * math.log(2)  # nats
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) to (B,) nats."""
+        """Return C_psi(x), (B,) nats, of examples (B, ...)."""
         return self.coin_flips * at_least_float32(super().forward(x)).squeeze(-1)
 
     def parts(self, x, q, f):
@@ -88,13 +90,16 @@ class LearnedBaseline(nn.Sequential, Learned):
 
 
 class MovingAverage(nn.Module, Learned):
-    """The mean cost of the batches before: the first one sets it, then it forgets over a hundred."""
+    """Exponential moving average of the mean cost of the previous batches.
+
+    The first batch sets the average. Each later batch has the weight 0.01.
+    """
 
     moving_cost: Tensor
 
     def __init__(self):
         super().__init__()
-        # The same on every process, since each takes in the mean over all of them; 0 until the first step.
+        # Equal on every process, because each process adds the mean over all processes. 0 until the first step.
         self.register_buffer("moving_cost", torch.zeros(()))
 
     def parts(self, x, q, f):
@@ -106,13 +111,17 @@ class MovingAverage(nn.Module, Learned):
 
 
 class ControlVariate(nn.Module, Learned):
-    """c(s) = eta f(sigma_tau(s)) for REBAR, and + r(sigma_tau(s)) with a network r for RELAX; eta, tau, r are learned.
+    """Learned control variate c(s) of REBAR and RELAX.
 
-    They minimise the mean squared gradient by q's logits, logged as ``control``.
+        REBAR    c(s) = eta f(sigma_tau(s))
+        RELAX    c(s) = eta f(sigma_tau(s)) + r(sigma_tau(s))    with a network r
+
+    eta, tau and r are learned. Their loss is the mean squared norm of the gradient estimate with respect to the logits
+    of q, logged as ``control``.
 
     Args:
-        tau: the temperature to begin with.
-        features: D, or D K: width of r's input; None for REBAR.
+        tau: initial temperature.
+        features: width of the input of r, D or D K. None for REBAR.
     """
 
     def __init__(self, tau: float, features: int | None = None):
@@ -122,16 +131,16 @@ class ControlVariate(nn.Module, Learned):
         self.r = mlp([features, 128, 1], nn.Tanh) if features else None
 
     def forward(self, f: Cost, q, s: Tensor) -> Tensor:
-        """c(s), (k, B), for perturbed logits (k, B, ...)."""
+        """Return c(s), (k, B), for perturbed logits s, (k, B, ...)."""
         soft = q.soften(s, self.log_tau.exp())
         c = self.eta * f(soft)
         return c if self.r is None else c + self.r(soft.flatten(c.dim())).squeeze(-1)
 
     def parts(self, x, q, f):
-        return {"control": lambda s: held_fixed(self, f, q, s)}
+        return {"control": lambda s: without_parameter_gradients(self, f, q, s)}
 
     def loss(self, x, noise, terms, encode, f):
-        if not torch.is_grad_enabled():  # it is made of gradients
+        if not torch.is_grad_enabled():  # the loss is itself computed from gradients
             return {}
         with torch.no_grad():
             q = encode(x)
@@ -139,10 +148,10 @@ class ControlVariate(nn.Module, Learned):
 
 
 class FixedControl(Learned):
-    """REBAR's control variate with eta = 1 and a fixed temperature, for a model that another estimator trained.
+    """REBAR's control variate with eta = 1 and a fixed temperature, for models trained by another estimator.
 
     Args:
-        tau: the temperature.
+        tau: temperature.
     """
 
     def __init__(self, tau: float):
@@ -153,12 +162,13 @@ class FixedControl(Learned):
 
 
 def learned_by(estimator: str, pixels: int, features: int, tau: float) -> dict[str, nn.Module]:
-    """The module that an estimator learns besides, by the name it has in the model; empty for most.
+    """Return the learned part of an estimator, {name in the model: module}, or {} if it has none.
 
     Args:
-        pixels: of an example.
-        features: D, or D K, of its latents.
-        tau: the temperature to begin with.
+        estimator: name of the estimator.
+        pixels: number of pixels of an example.
+        features: number of values of its latents, D or D K.
+        tau: initial temperature.
     """
     if estimator == "score_function+nvil":
         return {"baseline": LearnedBaseline(pixels)}
@@ -170,6 +180,6 @@ def learned_by(estimator: str, pixels: int, features: int, tau: float) -> dict[s
 
 
 def earlier_keys(model: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
-    """Before weights are loaded: ``moving_cost``, as an earlier version called it, becomes ``baseline.moving_cost``."""
+    """Rename ``moving_cost``, the key of an earlier version, to ``baseline.moving_cost`` before weights are loaded."""
     if f"{prefix}moving_cost" in state_dict:
         state_dict[f"{prefix}baseline.moving_cost"] = state_dict.pop(f"{prefix}moving_cost")

@@ -1,13 +1,17 @@
-"""How much a gradient estimator scatters.
+"""Variance, signal-to-noise ratio and time of gradient estimators.
 
-A gradient that is an expectation over noise, g = E[ grad_params surrogate(params, batch, noise) ], is estimated by one
-draw of the noise. With C the covariance of that draw, its figures of merit are
+The gradient is an expectation over noise, g = E[ grad_params surrogate(params, batch, noise) ]. One draw of the noise
+gives one estimate of g. Let C be the covariance matrix of one draw. This file measures
 
-    tr C               the total variance, summed over parameters
-    SNR = |g| / sqrt(tr C)
+    tr C                      total variance, summed over parameters
+    SNR = |g| / sqrt(tr C)    signal-to-noise ratio
 
-and from n draws with mean g_n,  E |g_n|^2 = |g|^2 + tr C / n,  so that |g|^2 is estimated by |g_n|^2 - tr C / n: the
-ratio without that correction never falls below about 1 / sqrt(n), however small the true one is.
+The mean g_n of n draws satisfies
+
+    E |g_n|^2 = |g|^2 + tr C / n
+
+The estimate of |g|^2 is therefore |g_n|^2 - tr C / n. Without this correction, the measured ratio never falls below
+about 1 / sqrt(n), even if the true ratio is much smaller.
 """
 
 import math
@@ -29,23 +33,26 @@ from zoo.functional.precision import float64_device
 Params = dict[str, Tensor]
 Noise = dict[str, Tensor]
 
-CHUNK = 8  # draws that are batched, where they are; always the same ones together, so that their bits are the same
-MOST_AT_ONCE = 2**22  # numbers in the gradients of a chunk: larger networks are as fast one draw at a time
-SLICE = 2**17  # numbers of a gradient that are in float64 at once, beside their mean: half a megabyte stays in caches
+CHUNK = 8  # draws of a chunk, which are computed together; draw k is always in chunk k // CHUNK
+MAX_CHUNK_VALUES = (
+    2**22
+)  # largest number of values in the gradients of a chunk; larger networks gain nothing from chunks
+SLICE = 2**17  # values of a gradient that are converted to float64 together; 1 MB stays in the caches of a CPU
 
 
 @dataclass(frozen=True)
 class GradientEstimator:
-    """One way to estimate one gradient.
+    """Estimator of one gradient: its parameters, its noise, and its surrogate.
 
     Attributes:
-        name: as users write it, ``pathwise``, ``score_function``.
-        params: what it differentiates, by name; of one player only.
-        noise: ``noise(batch, generator)`` draws everything that is random, at once.
-        surrogate: ``surrogate(params, batch, noise)``, a scalar whose gradient with respect to ``params`` is that draw
-            of the estimator. It depends on its arguments alone and changes no buffer.
-        batched: whether several draws of a small network may go through torch.func.vmap together. False for what makes
-            so much of one draw that this is slower; a surrogate that vmap cannot take needs not say so.
+        name: name that users write, such as ``pathwise`` or ``score_function``.
+        params: parameters to differentiate by, {name: tensor}. In an adversarial model, they belong to one network.
+        noise: ``noise(batch, generator)`` draws all random numbers of one estimate.
+        surrogate: ``surrogate(params, batch, noise)`` returns a scalar. Its gradient with respect to ``params`` is one
+            draw of the estimator. The function depends only on its arguments and changes no buffer.
+        batched: whether torch.func.vmap may compute several draws of a small network together. False is faster where
+            one draw is already a large batch. If vmap cannot transform the surrogate, :func:`gradients` uses a loop in
+            both cases.
     """
 
     name: str
@@ -64,11 +71,15 @@ class GradientEstimator:
         loss: Callable[[Any, Noise], Tensor],
         batched: bool = True,
     ) -> "GradientEstimator":
-        """The gradient of ``loss(batch, noise)``, a scalar that ``module`` computes, by ``params``.
+        """Return an estimator of the gradient of ``loss(batch, noise)`` with respect to ``params``.
 
         Args:
-            module: whose parameters ``params`` are, or some of them; the others are held fixed.
-            noise: ``noise(batch, generator=...)``.
+            module: module that owns the parameters. Parameters that are not in ``params`` are held fixed.
+            name: name that users write.
+            params: all or some parameters of ``module``, {name: tensor}.
+            noise: ``noise(batch, generator=...)`` draws all random numbers of one estimate.
+            loss: ``loss(batch, noise)`` returns a scalar that ``module`` computes.
+            batched: see the attribute.
         """
 
         def surrogate(params: Params, batch: Any, noise: Noise) -> Tensor:
@@ -81,7 +92,7 @@ class GradientEstimator:
 
 
 class _Method(nn.Module):
-    """A module whose forward is a function of another module: functional_call reaches modules by forward alone."""
+    """Module whose ``forward`` calls a function of another module, because functional_call only calls ``forward``."""
 
     def __init__(self, module: nn.Module, function: Callable):
         super().__init__()
@@ -92,21 +103,23 @@ class _Method(nn.Module):
 
 
 def call_with(module: nn.Module, params: Params, function: Callable, *args):
-    """``function(*args)`` as if the parameters of ``module`` were ``params``, which stay differentiable.
+    """Return ``function(*args)`` with ``params`` in place of the parameters of ``module``.
 
-    Buffers are copies: what batch normalisation writes to its running statistics is lost.
+    The result is differentiable in ``params``. The call uses copies of the buffers, so it does not change the BatchNorm
+    statistics of ``module``.
     """
     state = {k: b.clone() for k, b in module.named_buffers()} | params
-    with called_by_the_model():  # torch.func.vmap has no values to look at
+    with called_by_the_model():  # checks of arguments are off, because they cannot read values inside torch.func.vmap
         return functional_call(_Method(module, function), {f"module.{k}": v for k, v in state.items()}, args)
 
 
 @dataclass
 class GradientMoments:
-    """Running moments of gradient draws, accumulated in float64: one mean vector, one scalar per parameter.
+    """Running mean and variance of gradient draws, accumulated in float64.
 
-    ``update`` is Welford's recursion, so that no large numbers are subtracted. In memory it is the mean, in float64: on
-    the device of the gradient, or on the CPU where that device has no float64.
+    The object holds the mean of every parameter's gradient, and one scalar for every parameter tensor. ``update`` uses
+    Welford's recursion, which avoids the difference of two large numbers. The mean is on the device of the gradient, or
+    on the CPU if that device has no float64.
     """
 
     n: int = 0
@@ -114,7 +127,7 @@ class GradientMoments:
     squared_deviation: dict[str, float] = field(default_factory=dict)  # sum over draws of |g - mean|^2
 
     def update(self, gradient: Params) -> None:
-        """Take in one draw."""
+        """Add one draw."""
         self.n += 1
         for name, g in gradient.items():
             g = g.to(where := float64_device(g.device))
@@ -130,19 +143,22 @@ class GradientMoments:
             self.squared_deviation[name] = self.squared_deviation.get(name, 0.0) + deviation
 
     def merge(self, total: Callable[[Tensor], Tensor], like: Params) -> None:
-        """Take in the moments of the other processes, exactly, in place; every process then has those of all draws.
+        """Merge the moments of all processes in place. Every process then holds the moments of all draws.
 
-        mean = sum_i n_i mean_i / n, and the squared deviations about it are sum_i [ M_i + n_i |mean_i - mean|^2 ].
+        Process i contributes n_i draws, their mean mean_i, and their sum of squared deviations M_i:
+
+            mean               = sum_i n_i mean_i / n
+            squared deviation  = sum_i [ M_i + n_i |mean_i - mean|^2 ]
 
         Args:
-            total: the sum of a tensor over processes, on each of them.
-            like: the parameters, for a process that has made no draw.
+            total: function that returns the sum of a tensor over all processes, on every process.
+            like: parameters, which give the shapes on a process without draws.
         """
         device = float64_device(next(iter(like.values())).device)
         n = int(total(torch.tensor(self.n, device=device)))
         for name, p in like.items():
             mean = self.mean.pop(name, None)
-            if mean is None:  # in the memory order of the others', whatever that of p is
+            if mean is None:  # contiguous, as on the other processes, even if p is not
                 mean = torch.zeros(p.shape, dtype=torch.float64, device=device)
             merged = total(mean * self.n).div_(n)
             apart = mean.sub_(merged).view(-1)
@@ -152,14 +168,15 @@ class GradientMoments:
         self.n = n
 
     def statistics(self) -> dict[str, dict[str, float]]:
-        """Variance and signal-to-noise ratio, for ``all`` parameters and for each group.
+        """Return variance and signal-to-noise ratio, for ``all`` parameters and for each group of parameters.
 
-        A group is a module at the first level where parameters differ: ``encoder.0.weight`` is in ``encoder``, and
-        ``net.down.0.weight`` in ``down`` if everything is in ``net``; of numbered modules in ``net.0``, ``net.1``, ...
+        A group is one module, at the first level where the names of the parameters differ. For example,
+        ``encoder.0.weight`` is in the group ``encoder``. If all names begin with ``net``, ``net.down.0.weight`` is in
+        the group ``down``. A numbered module keeps the name of its parent: ``net.0``, ``net.1``, ...
 
         Returns:
-            ``{group: {"variance": tr C, "signal": max(0, |g_n|^2 - tr C / n), "snr": sqrt(signal / variance)}}``; the
-            ratio is infinite for a gradient without noise and 0 where noise hides the signal.
+            ``{group: {"variance": tr C, "signal": max(0, |g_n|^2 - tr C / n), "snr": sqrt(signal / variance)}}``.
+            ``snr`` is infinite for a gradient without noise, and 0 if the estimate of the signal is 0.
 
         Raises:
             UserError: for fewer than two draws, which have no variance.
@@ -184,20 +201,20 @@ class GradientMoments:
 
 
 def chunk_size(estimator: GradientEstimator) -> int:
-    """How many draws are made together: ``CHUNK`` of a small network, one of others.
+    """Return the number of draws that are computed together: ``CHUNK`` for a small network, 1 for a large one.
 
-    Those together are draws 0 to CHUNK - 1, then the next CHUNK, and so on, so that processes can take whole chunks in
-    turns and each draw has the same bits whoever makes it.
+    The first chunk holds draws 0 to CHUNK - 1, and the next chunk holds the next CHUNK draws. If every process computes
+    whole chunks, each draw has the same bits on every process.
     """
     numel = sum(p.numel() for p in estimator.params.values())
-    return CHUNK if estimator.batched and numel * CHUNK <= MOST_AT_ONCE else 1
+    return CHUNK if estimator.batched and numel * CHUNK <= MAX_CHUNK_VALUES else 1
 
 
 def gradients(estimator: GradientEstimator, batch: Any, draws: Iterable[int], seed: int = 0) -> Iterator[Params]:
-    """One gradient for each number in ``draws``; draw k has its own generator, keyed by (seed, k).
+    """Yield one gradient for each number in ``draws``. Draw k has its own generator, seeded by (seed, k).
 
-    The draws of a chunk go through torch.func.vmap together, unless the surrogate holds what vmap cannot take, such as
-    batch normalisation: then one after the other, with the same result but for rounding.
+    torch.func.vmap computes the draws of a chunk together. If vmap cannot transform the surrogate, for example because
+    of BatchNorm, a loop computes the draws one by one. The two results differ only by rounding.
     """
     params = {k: v.detach() for k, v in estimator.params.items()}
     gradient, size = grad(estimator.surrogate), chunk_size(estimator)
@@ -207,11 +224,11 @@ def gradients(estimator: GradientEstimator, batch: Any, draws: Iterable[int], se
         if together is not None and len(noises) > 1 and noises[0]:
             try:
                 found = together(params, batch, {k: torch.stack([noise[k] for noise in noises]) for k in noises[0]})
-            except RuntimeError:  # what is wrong with the surrogate itself, the loop below says
+            except RuntimeError:  # vmap cannot transform the surrogate; an error of the surrogate itself recurs below
                 together = None
             else:
                 yield from ({name: g[i] for name, g in found.items()} for i in range(len(noises)))
-                del found, noises  # before the next ones are made
+                del found, noises  # frees memory before the next chunk
                 continue
         for noise in noises:
             yield gradient(params, batch, noise)
@@ -220,27 +237,28 @@ def gradients(estimator: GradientEstimator, batch: Any, draws: Iterable[int], se
 def gradient_moments(
     estimator: GradientEstimator, batch: Any, draws: Iterable[int], seed: int = 0
 ) -> tuple[GradientMoments, float]:
-    """Moments of the draws numbered ``draws``.
+    """Return the moments of the draws numbered ``draws``, and the mean time of a draw in seconds (0 for no draws).
 
-    Two estimators whose noise has the same shape see the same noise (common random numbers), and a draw is the same
-    whoever makes it.
-
-    Returns:
-        the moments, and the seconds spent per draw (0 for no draws).
+    Two estimators receive the same noise if their noise has the same shapes (common random numbers). Draw k is the same
+    on every process.
     """
     moments = GradientMoments()
     start = clock()
     for g in gradients(estimator, batch, draws, seed):
         moments.update(g)
-        del g  # before the next one is made
+        del g  # frees memory before the next draw
     return moments, (clock() - start) / max(1, moments.n)
 
 
 class Split(NamedTuple):
-    """The variance of a stochastic gradient, in squared units of the gradient, for one group of parameters.
+    """The two parts of the variance of a stochastic gradient, for one group of parameters.
 
-    total = E_batch[ tr Cov(g | batch) ]  +  tr Cov_batch( E[g | batch] )
-             Monte-Carlo noise, ``variance``   noise of the data, ``data_variance``
+        total variance = E_batch[ tr Cov(g | batch) ]  +  tr Cov_batch( E[g | batch] )
+
+    Attributes:
+        variance: first term, the Monte-Carlo variance within a batch, in squared units of the gradient.
+        data_variance: second term, the variance between batches, in squared units of the gradient.
+        snr: |g| / sqrt(variance), with g the mean gradient over batches.
     """
 
     variance: float
@@ -249,21 +267,22 @@ class Split(NamedTuple):
 
 
 def split_variance(per_batch: Iterable[GradientMoments]) -> dict[str, Split]:
-    """Tell the noise of the data from that of the draws (law of total variance).
+    """Split the variance into the part from the draws and the part from the data (law of total variance).
 
-    From B batches with K draws each: the first term is the mean of their variances; the second the variance of their
-    means, less the 1 / K of the first that is in it, and at least 0. Both are unbiased but for that, and so is |g|^2
-    in ``snr``.
+    The input is B batches with K draws each. The first term of :class:`Split` is the mean of the variances within the
+    batches. The variance of the batch means also contains 1 / K of the first term. The second term is therefore this
+    variance minus 1 / K of the first term, and at least 0. Without the limit at 0, the estimates of both terms and of
+    |g|^2 are unbiased.
 
     Args:
-        per_batch: moments of the draws of each batch, of at least two batches and with equal numbers of draws. Each is
-            let go before the next is asked for.
+        per_batch: moments of the draws of each batch, for at least two batches with equal numbers of draws. A generator
+            keeps the moments of only one batch in memory.
 
     Returns:
-        for ``all`` parameters and each group; ``snr`` is |g| of the mean over batches over sqrt(variance).
+        {group: Split}, for ``all`` parameters and for each group.
 
     Raises:
-        UserError: for fewer than two batches, or fewer than two draws of one.
+        UserError: for fewer than two batches, or fewer than two draws in a batch.
     """
     between, within = GradientMoments(), []
     for moments in per_batch:
@@ -271,7 +290,7 @@ def split_variance(per_batch: Iterable[GradientMoments]) -> dict[str, Split]:
         draws = moments.n
         between.update(moments.mean)
     if between.n < 2:
-        raise UserError(f"the noise of the data needs at least two batches, got {between.n}")
+        raise UserError(f"the variance between batches needs at least two batches, got {between.n}")
     result = {}
     for group, values in between.statistics().items():
         variance = sum(w[group] for w in within) / len(within)
@@ -281,7 +300,7 @@ def split_variance(per_batch: Iterable[GradientMoments]) -> dict[str, Split]:
 
 
 def clock() -> float:
-    """Seconds, once what a GPU has been asked to do is done."""
+    """Return a time in seconds, after the GPU has finished all queued work."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -289,12 +308,12 @@ def clock() -> float:
 
 @dataclass
 class Comparison:
-    """What the draws of one estimator gave beside those of a reference.
+    """Measurements of one estimator, next to a reference estimator.
 
     Attributes:
-        moments: of its gradient.
-        difference: of its gradient less the reference's, draw by draw.
-        seconds: spent per draw.
+        moments: moments of the gradient.
+        difference: moments of the gradient minus the gradient of the reference, draw by draw.
+        seconds: mean time of a draw.
     """
 
     moments: GradientMoments = field(default_factory=GradientMoments)
@@ -305,22 +324,29 @@ class Comparison:
 def compare(
     estimators: list[GradientEstimator], batch: Any, draws: Iterable[int], seed: int = 0
 ) -> dict[str, Comparison]:
-    """Estimators of one gradient side by side under common random numbers (003, variance reduction).
+    """Compare estimators of one gradient under common random numbers [Liao22, Variance Reduction].
 
-    Draw k has the same noise in all of them, as far as its shape is the same, so that the part of the scatter that two
-    estimators share cancels in their difference: its mean is the bias of one if the other has none.
+    In draw k, two estimators receive the same noise if their noise has the same shapes. Variation that they share then
+    cancels in their difference. If the reference is unbiased, the mean difference is the bias of the other estimator.
 
     Args:
-        estimators: the first is the reference.
-        draws: numbers of the draws; wrap them in tqdm to see progress.
+        estimators: estimators to compare. The first is the reference.
+        batch: batch on which the gradients are computed.
+        draws: numbers of the draws. Wrap them in tqdm to see progress.
+        seed: seed of the noise.
+
+    Returns:
+        {name of the estimator: Comparison}.
 
     Raises:
-        UserError: if they differentiate different parameters.
+        UserError: if the estimators differentiate different parameters.
     """
     reference = estimators[0]
     for e in estimators:
         if set(e.params) != set(reference.params):
-            raise UserError(f"{e.name} and {reference.name} differentiate different parameters")
+            raise UserError(
+                f"{e.name} and {reference.name} differentiate different parameters; compare estimators of one gradient"
+            )
     params = {name: p.detach() for name, p in reference.params.items()}
     gradient = {e.name: grad(e.surrogate) for e in estimators}
     result = {e.name: Comparison() for e in estimators}

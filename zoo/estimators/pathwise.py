@@ -1,9 +1,13 @@
-"""The pathwise estimator: z a differentiable function of noise, grad E[f(z(eps))] = E[grad f(z(eps))].
+"""The pathwise gradient estimator, also called the re-parameterisation trick.
 
-Seeds 000 and 001 ("re-parameterization trick"), 003 (learning in amortised variational inference); Kingma & Welling
-2014. 003 lists the families it extends to, among them location and scale (Gaussian, Laplace, Student's t) and
-compositions (log-normal, Dirichlet). The Gaussian one is :class:`zoo.functional.latents.Gaussian`; the others are
-those of torch.distributions, which differentiates gamma draws, and with them Dirichlet ones, implicitly.
+The draw z is a differentiable function of noise eps, and the gradient is
+
+    grad E[f(z(eps))] = E[grad f(z(eps))]
+
+Sources: Kingma & Welling 2014; [Xu18a] and [Xu18b], "Re-parameterization trick"; [Liao22], "Reparameterization Trick".
+[Liao22] lists families beyond the Gaussian: location-scale families (Laplace, Student's t), compositions (log-normal)
+and implicit differentiation (Dirichlet). :class:`zoo.functional.latents.Gaussian` is the Gaussian case. The other
+families come from torch.distributions, which differentiates gamma and Dirichlet draws implicitly.
 """
 
 import torch
@@ -14,22 +18,22 @@ from zoo.checks.errors import UserError
 
 
 def antithetic(eps: Tensor) -> Tensor:
-    """Noise and its mirror image, (k, ...) to (2 k, ...): draws whose errors cancel where f is nearly linear in z."""
+    """Return the noise and its negative, (k, ...) to (2 k, ...). Errors of a pair cancel if f is nearly linear in z."""
     return torch.cat([eps, -eps])
 
 
 def rsample(q: Distribution, shape: tuple[int, ...], seed: int) -> Tensor:
-    """A re-parameterised draw of any torch.distributions family that has one, as a function of a seed.
+    """Return a re-parameterised draw of a torch.distributions family, as a function of a seed.
 
-    torch draws these from its global generators; here they are set for the draw, and put back.
+    torch draws from its global generators. This function seeds them for the draw and restores them afterwards.
 
     Args:
         q: a distribution with ``has_rsample``: Laplace, StudentT, LogNormal, Gamma, Dirichlet, ...
-        shape: of the draws, before the shape of ``q``.
-        seed: the same one gives the same draw.
+        shape: shape of the draws, which precedes the shape of ``q``.
+        seed: seed of the draw. Equal seeds give equal draws.
 
     Returns:
-        (*shape, ...): differentiable in the parameters of ``q``.
+        draws of ``q``, (*shape, ...), differentiable in the parameters of ``q``.
 
     Raises:
         UserError: for a family without a re-parameterisation, such as Bernoulli.

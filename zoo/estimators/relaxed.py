@@ -1,14 +1,15 @@
-"""Gradients of discrete latents by way of continuous ones.
+"""Gradient estimators for discrete latents that use continuous relaxations.
 
-With s the perturbed logits (zoo/functional/latents.py), H the threshold and z = H(s), sigma_tau the soft threshold at
-temperature tau:
+Symbols (zoo/functional/latents.py): s are the perturbed logits. H is the threshold, and z = H(s) are the discrete
+latents. sigma_tau is the soft threshold at temperature tau. s~ are perturbed logits drawn given z. c is the control
+variate.
 
-    gumbel_softmax     grad f(sigma_tau(s))                                  biased; Maddison et al., Jang et al. 2017
-    straight_through   f at H(s), its derivative by z passed to sigma_tau(s) biased; Jang et al. 2017, sec. 2.2
-    relax              [f(z) - c(s~)] grad log q(z) + grad c(s) - grad c(s~) unbiased; Grathwohl et al. 2018, eq. 8
+    gumbel_softmax     grad f(sigma_tau(s))                                   biased; Maddison et al., Jang et al. 2017
+    straight_through   value f(H(s)), derivative in z passed to sigma_tau(s)  biased; Jang et al. 2017, sec. 2.2
+    relax              [f(z) - c(s~)] grad log q(z) + grad c(s) - grad c(s~)  unbiased; Grathwohl et al. 2018, eq. 8
 
-with s~ drawn given z. REBAR (Tucker et al. 2017, eq. 7) is relax with c(s) = eta f(sigma_tau(s)); RELAX adds a learned
-network to it. Whatever c is, the estimator is unbiased, so its parameters are free to minimise the variance.
+REBAR (Tucker et al. 2017, eq. 7) is ``relax`` with c(s) = eta f(sigma_tau(s)). RELAX adds a learned network to this c.
+The estimator is unbiased for every c, so the parameters of c can be trained to minimise the variance.
 """
 
 from collections.abc import Callable
@@ -20,37 +21,35 @@ from zoo.estimators.score_function import score_function, with_gradient
 
 
 def gumbel_softmax(f: Callable[[Tensor], Tensor], q, u: Tensor, tau: Tensor | float) -> Tensor:
-    """The cost of relaxed latents. Its value, too, is that of the relaxation.
+    """Return the cost of the relaxed latents, f(sigma_tau(s)), (k, B).
 
     Args:
         f: z -> cost, (k, B, D) or (k, B, D, K) to (k, B).
         q: a Bernoulli or Categorical of zoo.functional.latents.
         u: uniform noise, (k, B, D) or (k, B, D, K).
-        tau: temperature, positive: as it falls the bias falls and the variance grows.
-
-    Returns:
-        (k, B).
+        tau: temperature, positive. A lower temperature has less bias and more variance.
     """
     return f(q.soften(q.perturb(u), tau))
 
 
 def straight_through(f: Callable[[Tensor], Tensor], q, u: Tensor, tau: Tensor | float) -> Tensor:
-    """The cost of hard latents with the gradient of soft ones; arguments as in :func:`gumbel_softmax`."""
+    """Return the cost f(z) of the discrete latents, (k, B), with the gradient through the relaxed latents.
+
+    The arguments are those of :func:`gumbel_softmax`.
+    """
     s = q.perturb(u)
     return f(with_gradient(q.harden(s).detach(), q.soften(s, tau)))
 
 
 def relax(f: Callable[[Tensor], Tensor], control: Callable[[Tensor], Tensor], q, u: Tensor, v: Tensor) -> Tensor:
-    """The cost at hard latents, with the control variate's gradient.
+    """Return the cost f(z) of the discrete latents, (k, B), with the gradient of REBAR or RELAX.
 
     Args:
         f: z -> cost, (k, B, ...) to (k, B).
-        control: c, s -> (k, B); holds fixed whatever else f depends on, which gets its gradient from f(z) alone.
+        control: control variate c, s -> (k, B). It must be differentiable only in s. The other parameters of f, such
+            as the decoder's, receive their gradient from f(z).
         q: a Bernoulli or Categorical.
-        u, v: uniform noise for s and for s~, the shape of the latents.
-
-    Returns:
-        (k, B): the cost at the hard latents.
+        u, v: uniform noise for s and for s~, in the shape of the latents.
     """
     s = q.perturb(u)
     z = q.harden(s).detach()
@@ -61,15 +60,13 @@ def relax(f: Callable[[Tensor], Tensor], control: Callable[[Tensor], Tensor], q,
 def relax_variance(
     f: Callable[[Tensor], Tensor], control: Callable[[Tensor], Tensor], q, u: Tensor, v: Tensor
 ) -> Tensor:
-    """What the parameters of the control variate minimise: E|g|^2 of the estimate g of the gradient by q's logits.
+    """Return |g|^2, (k, B), the loss of the control variate; g is the gradient estimate with respect to q's logits.
 
-    Its mean does not depend on them, so this is the variance up to a constant (Grathwohl et al. 2018, sec. 3.3). Taken
-    by the logits, not by the weights behind them.
-
-    Returns:
-        (k, B): differentiable in the parameters of ``control``, and in nothing else.
+    The mean of g does not depend on the control variate. E|g|^2 is therefore the variance of g plus a constant
+    (Grathwohl et al. 2018, sec. 3.3). The gradient is with respect to the logits, not to the weights of the encoder.
+    The result is differentiable only in the parameters of ``control``.
     """
-    logits = q.logits.detach().expand_as(u).clone().requires_grad_()  # each draw's own, to have its gradient apart
+    logits = q.logits.detach().expand_as(u).clone().requires_grad_()  # a copy for each draw gives a gradient for each
     q = type(q)(logits)
     s = q.perturb(u)
     z = q.harden(s).detach()
@@ -80,5 +77,5 @@ def relax_variance(
 
 
 def unsqueeze_to(t: Tensor, like: Tensor) -> Tensor:
-    """``t`` with as many axes of length one at its end as ``like`` has more."""
+    """Return ``t`` with axes of length one appended until it has the number of axes of ``like``."""
     return t.reshape(t.shape + (1,) * (like.dim() - t.dim()))

@@ -1,10 +1,13 @@
-"""The score-function estimator, grad E_q[f(z)] = E_q[ (f(z) - b) grad log q(z) ], and what lowers its variance.
+"""The score-function gradient estimator, also called REINFORCE, and its baselines.
 
-Seeds 000 and 001 ("score function estimator"); 003 (control variates, baselines). Any b that does not depend on the
-draw leaves the estimator unbiased, since E_q[grad log q(z)] = 0; 003's control variate is h = grad log q(z), its beta
-is b.
+    grad E_q[f(z)] = E_q[ (f(z) - b) grad log q(z) ]
 
-Shapes: k draws of B examples, (k, B); a baseline is anything that broadcasts to that.
+The baseline b reduces the variance. The estimator is unbiased for every b that does not depend on the draw z, because
+E_q[grad log q(z)] = 0. In the notation of [Liao22, Control Variate], h = grad log q(z) and beta = b.
+
+Sources: [Xu18a] and [Xu18b], "Score Function Estimator"; [Liao22], "Control Variate".
+
+Shapes: k draws for each of B examples, (k, B). A baseline broadcasts to (k, B).
 """
 
 import math
@@ -17,46 +20,42 @@ from zoo.checks.errors import UserError
 
 
 def with_gradient(value: Tensor, gradient_of: Tensor) -> Tensor:
-    """Something equal to ``value`` whose gradient is that of ``value`` and of ``gradient_of`` together."""
+    """Return ``value``, with the gradient of ``gradient_of`` added to its gradient."""
     return value + (gradient_of - gradient_of.detach())
 
 
 def score_function(cost: Tensor, log_q: Tensor, baseline: Tensor | float = 0.0) -> Tensor:
-    """REINFORCE: the gradient is that of the cost at fixed z, plus (cost - b) grad log q(z).
+    """Return the cost, (k, B), with the REINFORCE gradient: grad f at fixed z, plus (f(z) - b) grad log q(z).
 
     Args:
-        cost: f(z) for draws without gradient, (k, B); may depend on parameters otherwise.
+        cost: f(z), (k, B), of draws z without gradient. f may have parameters, such as the decoder's.
         log_q: log q(z) of the same draws, (k, B).
-        baseline: b, held fixed here.
-
-    Returns:
-        (k, B): the cost.
+        baseline: b, which receives no gradient here.
     """
     return with_gradient(cost, (cost - baseline).detach() * log_q)
 
 
 def leave_one_out(cost: Tensor) -> Tensor:
-    """For each of k >= 2 draws, the mean cost of the others (Mnih & Rezende 2016, sec. 2.2; Kool et al. 2019); (k, B).
+    """Return the mean cost of the other draws, for each of k >= 2 draws, (k, B).
+
+    Mnih & Rezende 2016, sec. 2.2; Kool et al. 2019.
 
     Raises:
         UserError: for a single draw.
     """
     k = len(cost)
     if k < 2:
-        raise UserError("the leave-one-out baseline needs num_samples of at least 2, got 1")
+        raise UserError("the leave-one-out baseline needs num_samples of at least 2, got 1; set num_samples=2")
     return (cost.sum(0) - cost) / (k - 1)
 
 
 def multi_sample_baseline(log_w: Tensor) -> Tensor:
-    """For each of k >= 2 draws, the bound log 1/k sum_i w_i with its own log w_j replaced by the mean of the others'.
+    """Return the baseline of each of k >= 2 draws, (k, B) nats (VIMCO, Mnih & Rezende 2016, eq. 9-10).
 
-    Mnih & Rezende 2016 (VIMCO), eq. 9-10.
+    The baseline of draw j is the bound log 1/k sum_i w_i, with log w_j replaced by the mean of the other log weights.
 
     Args:
         log_w: log importance weights, (k, B).
-
-    Returns:
-        (k, B): nats.
 
     Raises:
         UserError: for a single draw.
@@ -67,10 +66,12 @@ def multi_sample_baseline(log_w: Tensor) -> Tensor:
 
 
 def multi_sample_surrogate(name: str, log_w: Tensor, bound: Tensor, log_q: Tensor) -> Tensor:
-    """The bound with the score function's estimate of its gradient, at draws of z that are held fixed; (B,) nats.
+    """Return the importance-weighted bound, (B,) nats, with the score-function estimate of its gradient.
+
+    The draws of z have no gradient.
 
     Args:
-        name: ``score_function+loo``, with the baseline above, or ``score_function``, without one.
+        name: ``score_function+loo``, which uses :func:`multi_sample_baseline`, or ``score_function``, which uses none.
         log_w: log importance weights, (k, B).
         bound: log 1/k sum_i w_i, (B,).
         log_q: log q(z | x) of the draws, (k, B).
@@ -80,35 +81,38 @@ def multi_sample_surrogate(name: str, log_w: Tensor, bound: Tensor, log_q: Tenso
 
 
 def optimal_baseline(cost: Tensor, score_square: Tensor) -> Tensor:
-    """003's regression coefficient beta* = Cov(f s, s) / Var(s) = E[f s^2] / E[s^2], for the score s of each latent.
+    """Return the constant baseline with the lowest variance, for each latent, (B, D).
 
-    From draws other than those it is used on, earlier or held out, so that the estimator stays unbiased.
+    With s the score of the latent, this is the regression coefficient of [Liao22, Control Variate]:
+
+        beta* = Cov(f s, s) / Var(s) = E[f s^2] / E[s^2]
+
+    The draws that estimate the expectations must not be the draws that use the baseline. Otherwise the estimator is
+    biased.
 
     Args:
         cost: f(z) of m >= 1 held-out draws, (m, B).
         score_square: squared gradients of log q(z_d) at the same draws, (m, B, D).
-
-    Returns:
-        (B, D): the constant that lowers the variance most, for each latent.
     """
-    # Where a score vanishes there is no variance to lower; the small weight makes the baseline the mean cost there.
+    # If all scores of a latent are 0, the small weight avoids 0 / 0, and the baseline is the mean cost.
     weight = score_square + 1e-8
     return ((cost[..., None] * weight).mean(0) / weight.mean(0)).detach()
 
 
 def local_expectation(f: Callable[[Tensor], Tensor], logits: Tensor, z: Tensor) -> Tensor:
-    """Rao-Blackwellised score function of factorised Bernoulli latents: the expectation over each z_d is exact.
+    """Return the cost f(z), (k, B), with the Rao-Blackwellised score-function gradient of Bernoulli latents.
 
-    grad_{l_d} E[f] = sigmoid'(l_d) E_{z without d}[ f(z_d = 1) - f(z_d = 0) ]; Titsias & Lazaro-Gredilla 2015. The cost
-    is evaluated D + 1 times.
+    The latents are independent. The expectation over each z_d is exact (Titsias & Lazaro-Gredilla 2015), with l_d the
+    logit of z_d:
+
+        grad_{l_d} E[f] = sigmoid'(l_d) E_{z without d}[ f(z_d = 1) - f(z_d = 0) ]
+
+    The function evaluates f at D + 1 values of z for each draw.
 
     Args:
         f: z -> cost, (..., B, D) to (..., B).
-        logits: (B, D).
+        logits: logits of the latents, (B, D).
         z: k draws, (k, B, D), without gradient.
-
-    Returns:
-        (k, B): the cost f(z).
     """
     D = z.shape[-1]
     which = torch.eye(D, dtype=torch.bool, device=z.device)[:, None, None]  # (D, 1, 1, D)

@@ -1,4 +1,4 @@
-"""What turns a trained model into published numbers and figures."""
+"""Evaluation of trained models: the published numbers and figures."""
 
 from zoo.checks.moved import names_in
 

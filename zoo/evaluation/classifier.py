@@ -1,16 +1,29 @@
-"""The classifier that judges samples: which digit is it, and how sure is that.
+"""Classifier of digits that evaluates samples of generative models.
 
-It is no generative model and none of the ten: ``zoo.evaluation`` asks it whether a class-conditional sample is
-recognised as its label, and takes its features for distances between sets of images. A plain convolutional network
-with batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167), trained by cross-entropy on smoothed labels (Szegedy
-et al. 2016, arXiv:1512.00567, sec. 7) of randomly moved images:
+The classifier is not one of the ten generative models. ``zoo.evaluation`` uses it in two ways. It tests whether the
+classifier recognises a class-conditional sample as its label. It also uses the classifier's features to measure
+distances between sets of images.
+
+The network is convolutional, with batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167). It is trained with
+cross-entropy on randomly augmented images and smoothed labels (Szegedy et al. 2016, arXiv:1512.00567, sec. 7):
 
     loss(x, y) = -sum_k q_k log p(k | A(x)),    q_k = (1 - s) [k = y] + s / K
 
-Symbols: x images in [0, 1], (B, 1, 28, 28); y labels (B,); K classes; s the smoothing; A(x) the image under a random
-affine map; theta that map, from places in the output to places in the input, (B, 2, 3), in units of half an image.
-Logged: train/loss as above; {val,test}/loss, the cross-entropy on images as they are, nats per example, with labels as
-they are; /accuracy, a share.
+Symbols:
+
+    x        images in [0, 1], (B, 1, 28, 28)
+    y        labels, (B,)
+    K        number of classes
+    s        label smoothing
+    A(x)     image under a random affine map
+    theta    this map from output positions to input positions, (B, 2, 3), in units of half an image
+
+Logged metrics:
+
+    train/loss              the loss above, nats per example
+    train/accuracy          fraction of augmented images classified correctly
+    {val,test}/loss         cross-entropy without augmentation and label smoothing, nats per example
+    {val,test}/accuracy     fraction of images classified correctly
 """
 
 import math
@@ -30,17 +43,14 @@ from zoo.training.schedules import half_cosine
 
 
 def random_affine(u: Tensor, shift: float, rotate: float, scale: float, shear: float) -> Tensor:
-    """Affine maps from uniform noise, one per image.
+    """Return a random affine map for each image, (B, 2, 3), in the form of ``torch.nn.functional.affine_grid``.
 
     Args:
-        u: in [0, 1), (B, 5): shift in x and y, rotation, scaling, shear.
-        shift: the largest shift in pixels of 28.
-        rotate: the largest rotation in degrees, either way.
-        scale: the largest relative change of size.
-        shear: the largest shear in degrees.
-
-    Returns:
-        (B, 2, 3): as ``torch.nn.functional.affine_grid`` takes them.
+        u: uniform noise in [0, 1), (B, 5), for shift in x and y, rotation, scaling, shear.
+        shift: largest shift, in pixels of an image 28 pixels wide.
+        rotate: largest rotation in degrees, in both directions.
+        scale: largest relative change of size.
+        shear: largest shear in degrees.
     """
     dx, dy, turn, grow, lean = (2 * u - 1).unbind(-1)
     angle, size, slope = turn * math.radians(rotate), 1 + grow * scale, torch.tan(lean * math.radians(shear))
@@ -50,27 +60,28 @@ def random_affine(u: Tensor, shift: float, rotate: float, scale: float, shear: f
 
 
 def move(x: Tensor, theta: Tensor) -> Tensor:
-    """Images (B, 1, H, W) under the affine maps ``theta`` (B, 2, 3), bilinear, black outside."""
+    """Return images (B, 1, H, W) under affine maps ``theta`` (B, 2, 3); bilinear, with black padding."""
     return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
 
 
 @accepts_old_form("noise", "loss")
 class Classifier(L.LightningModule):
-    """The network, its training and its uses.
+    """Convolutional classifier of images of 28 x 28 pixels.
 
     Args:
-        num_classes: K.
-        widths: channels at 28, 14 and 7 pixels a side.
-        num_features: size of the last hidden layer, what :meth:`features` returns.
-        lr: of Adam at its highest; it rises over a fifth of the run and falls to zero by half a cosine.
-        label_smoothing: s, 0 for none.
-        shift: of the training images, at most so many pixels.
-        rotate: at most so many degrees.
-        scale: at most this relative change of size.
-        shear: at most so many degrees.
+        num_classes: number of classes, K.
+        widths: channels at resolutions 28 x 28, 14 x 14 and 7 x 7.
+        num_features: size of the last hidden layer, which :meth:`features` returns.
+        lr: largest learning rate of Adam. It rises over the first fifth of the run and then falls to zero along half a
+            cosine.
+        label_smoothing: s; 0 turns smoothing off.
+        shift: largest shift of a training image, in pixels.
+        rotate: largest rotation of a training image, in degrees.
+        scale: largest relative change of size of a training image.
+        shear: largest shear of a training image, in degrees.
 
     Raises:
-        UserError: for a value outside these.
+        UserError: for a value outside its range.
     """
 
     def __init__(
@@ -87,11 +98,11 @@ class Classifier(L.LightningModule):
     ):
         super().__init__()
         if not isinstance(num_classes, int) or num_classes < 2:
-            raise UserError(f"num_classes must be a whole number of at least 2, got {num_classes!r}")
+            raise UserError(f"num_classes must be an integer of at least 2, got {num_classes!r}")
         if not isinstance(num_features, int) or num_features < 1:
-            raise UserError(f"num_features must be a whole number of at least 1, got {num_features!r}")
+            raise UserError(f"num_features must be an integer of at least 1, got {num_features!r}")
         if isinstance(widths, int | str) or len(widths) != 3 or any(not isinstance(w, int) or w < 1 for w in widths):
-            raise UserError(f"widths must be three whole numbers of at least 1, such as [16, 32, 64], got {widths!r}")
+            raise UserError(f"widths must be three integers of at least 1, such as [16, 32, 64], got {widths!r}")
         if not isinstance(lr, int | float) or not lr > 0:
             raise UserError(f"lr must be a positive number, got {lr!r}")
         for key, value, limit in [
@@ -124,33 +135,33 @@ class Classifier(L.LightningModule):
             nn.Flatten(),
             nn.Linear(9 * c, num_features),
             nn.ReLU(),
-        ).to(memory_format=torch.channels_last)  # half as fast again on a CPU
+        ).to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU
         self.head = nn.Linear(num_features, num_classes)
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
 
-    # What it is for.
+    # Use.
 
     def features(self, x: Tensor) -> Tensor:
-        """Activations of the last hidden layer, at least 0: images ``x`` (B, 1, 28, 28) in [0, 1] to (B, F)."""
+        """Return the activations of the last hidden layer, (B, F), >= 0, for images ``x`` (B, 1, 28, 28) in [0, 1]."""
         return self.body(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of p(y | x), (B, K)."""
+        """Return the logits of p(y | x), (B, K)."""
         return self.head(self.features(x))
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
-        """The likeliest label of each image ``x`` (B, 1, 28, 28) in [0, 1]; (B,)."""
+        """Return the most probable label, (B,), of each image ``x`` (B, 1, 28, 28) in [0, 1]."""
         return self(x).argmax(-1)
 
     # Training.
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
-        """``u`` (B, 5), from which the images are moved."""
+        """Return ``u``, (B, 5), the noise of the augmentation."""
         return {"u": rand(len(batch[0]), 5, generator=generator, device=batch[0].device)}
 
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """``loss``: cross-entropy on moved images and smoothed labels, nats per example, and ``accuracy`` on those."""
+        """Return ``loss``, nats per example, with smoothed labels, and ``accuracy``; both use augmented images."""
         x, y = batch
         h = self.hparams
         logits = self(
@@ -168,7 +179,7 @@ class Classifier(L.LightningModule):
         x, y = batch
         logits = self(x)
         if batch_idx == 0:
-            self.accuracy.reset()  # of what an interrupted evaluation left
+            self.accuracy.reset()  # an interrupted evaluation may have left counts
         self.accuracy.update(logits, y)
         self.log(f"{stage}/loss", F.cross_entropy(logits, y), sync_dist=True, batch_size=len(x))
         self.log(f"{stage}/accuracy", self.accuracy)  # Lightning computes it over all batches and processes

@@ -1,7 +1,7 @@
-"""``python -m zoo compare``: gradient estimators side by side, as a table and a figure.
+"""``python -m zoo compare``: a table and a figure that compare gradient estimators.
 
-Of a trained model, on one batch of images; or of the seeds' example (000, 001: z ~ N(a theta + b, 1), f(z) = z^2),
-where mean and variance are known and stand beside what is measured.
+There are two cases. For a trained model, the estimators are measured on one batch. For the example of [Xu18a] and
+[Xu18b], z ~ N(a theta + b, 1) and f(z) = z^2, the measurements are next to the exact mean and variance.
 """
 
 import math
@@ -19,17 +19,25 @@ from zoo.functional.noise import chunk_generator
 from zoo.functional.progress import tracked
 
 SEVERAL = ("+antithetic", "+loo", "+optimal")
-WHY_SEVERAL = (
-    "one draw of these is of several z: a mirrored pair, at least two that are each other's baseline, eight held out"
+SEVERAL_DRAWS_NOTE = (
+    "one draw uses several z: eps and -eps for antithetic, two or more for loo, eight held-out ones for optimal"
 )
 
 
 class Row(NamedTuple):
-    """One estimator, one group of parameters: variance (trace of the covariance), SNR, cost, and bias.
+    """Measurements of one estimator, for one group of parameters.
 
-    ``difference`` is |mean difference from the first estimator|, its noise taken out, and ``noise`` the size of that
-    noise, sqrt(tr C / n): a difference not far above it may be none. Both in units of the first's |g|, and not a number
-    where that is lost in noise itself.
+    Attributes:
+        estimator: name of the estimator.
+        group: name of the group of parameters.
+        variance: trace of the covariance matrix of one draw.
+        snr: signal-to-noise ratio.
+        milliseconds: mean time of a draw.
+        difference: |mean difference from the first estimator|, corrected for noise, relative to |g| of the first.
+        noise: standard error of this difference, sqrt(tr C / n), also relative to |g| of the first. The true difference
+            may be zero if ``difference`` is near ``noise``.
+
+    ``difference`` and ``noise`` are NaN if |g| of the first estimator is below its noise.
     """
 
     estimator: str
@@ -44,14 +52,22 @@ class Row(NamedTuple):
 def compare_model(
     model, batch: Any, names: list[str] | None, draws: int, seed: int = 0, progress: bool = False
 ) -> list[Row]:
-    """Measure the estimators ``names`` of ``model`` (all of its own if None) on ``batch`` with ``draws`` draws each.
+    """Measure gradient estimators of ``model`` on ``batch`` with ``draws`` draws each.
+
+    Args:
+        model: model with ``gradient_estimators``.
+        batch: batch on the device of the model.
+        names: names of the estimators, each once. None measures all estimators of the model.
+        draws: number of draws, at least 2.
+        seed: seed of the noise.
+        progress: show a progress bar.
 
     Raises:
-        UserError: for a model without estimators, a name it does not have, or fewer than two draws.
+        UserError: for a model without estimators, an unknown or repeated name, or fewer than two draws.
     """
     kind = type(model).__name__
     if not isinstance(model, capabilities.GradientEstimators):
-        raise UserError(f"{kind} has no method gradient_estimators(), so there is nothing to compare")
+        raise UserError(f"{kind} has no method gradient_estimators(); choose a model with estimators")
     known = model.gradient_estimators()
     if unknown := [name for name in names or [] if name not in known]:
         raise UserError(f"{kind} has no gradient estimator {', '.join(unknown)}; it has {', '.join(known)}")
@@ -62,13 +78,13 @@ def compare_model(
     if isinstance(model, capabilities.ProbeBatch):
         batch = model.probe_batch(batch, generator=chunk_generator(seed, -1))
     chosen = [known[name] for name in names or known]
-    # Two players have gradients of their own parameters each, which do not compare with the other's.
+    # In an adversarial model, only estimators for the same network can be compared.
     players: dict[frozenset[str], list] = {}
     for estimator in chosen:
         players.setdefault(frozenset(estimator.params), []).append(estimator)
     measured = []
     for of_one in players.values():
-        compare(of_one, batch, [0])  # the first call of each pays for what later ones find ready
+        compare(of_one, batch, [0])  # warm-up: the first call of an estimator is slower
         numbers = tracked(range(draws), "gradients", "draw", show=progress)
         of = "" if len(players) == 1 else " " + ", ".join(dict.fromkeys(k.split(".")[0] for k in of_one[0].params))
         found = rows(compare(of_one, batch, numbers, seed))
@@ -77,7 +93,7 @@ def compare_model(
 
 
 def rows(comparisons: dict[str, Comparison]) -> list[Row]:
-    """One row for each estimator and group of parameters."""
+    """Return one row for each estimator and group of parameters."""
     result = []
     reference = next(iter(comparisons.values())).moments.statistics()
     for name, c in comparisons.items():
@@ -91,7 +107,7 @@ def rows(comparisons: dict[str, Comparison]) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as text, those of one group together."""
+    """Return the rows as text, one block for each group of parameters."""
     width = max(len(row.estimator) for row in rows)
     head = f"{'estimator':{width}}    variance         SNR  ms per draw  variance x ms  differs from the first"
     lines = []
@@ -100,19 +116,19 @@ def table(rows: list[Row]) -> str:
         for i, row in enumerate(r for r in rows if r.group == group):
             differs = f"{row.difference:8.2%} (noise {row.noise:.2%})"
             if math.isnan(row.noise):
-                differs = "    not known: the first's signal is below its noise"
+                differs = "    unknown: the signal of the first is below its noise"
             differs = "" if i == 0 else differs
             lines.append(
                 f"{row.estimator:{width}}  {row.variance:10.4g}  {row.snr:10.4g}  {row.milliseconds:11.3g}  "
                 f"{row.variance * row.milliseconds:13.4g}  {differs}".rstrip()
             )
     if several := [name for name in dict.fromkeys(row.estimator for row in rows) if name.endswith(SEVERAL)]:
-        lines += ["", f"{', '.join(several)}: {WHY_SEVERAL}"]
+        lines += ["", f"{', '.join(several)}: {SEVERAL_DRAWS_NOTE}"]
     return "\n".join(lines[1:])
 
 
 def figure(rows: list[Row]) -> Figure:
-    """Left: the variance of the mean of n draws, and the squared gradient it has to fall below; right: its price."""
+    """Plot the variance of the mean of n draws with |gradient|^2 (left), and variance times time (right)."""
     groups = list(dict.fromkeys(row.group for row in rows))
     picture = Figure(figsize=(11, 3.6 * len(groups)), layout="constrained")
     for (left, right), group in zip(picture.subplots(len(groups), 2, squeeze=False), groups, strict=True):
@@ -123,9 +139,9 @@ def figure(rows: list[Row]) -> Figure:
             right.barh(i, row.variance * row.milliseconds, color=f"C{i}")
         if mine and mine[0].estimator == rows[0].estimator and mine[0].snr > 0:
             signal = mine[0].variance * mine[0].snr ** 2
-            left.axhline(signal, color="black", linestyle=":", label="|gradient|² by the first")
+            left.axhline(signal, color="black", linestyle=":", label="|gradient|² of the first estimator")
         left.set(xscale="log", yscale="log", xlabel="draws in the mean", ylabel="variance", title=f"{group} parameters")
-        right.set(xscale="log", xlabel="variance x milliseconds per draw", title="price of a given accuracy")
+        right.set(xscale="log", xlabel="variance x milliseconds per draw", title="cost of a given accuracy")
         right.set_yticks(range(len(mine)), [row.estimator for row in mine])
         right.invert_yaxis()
         if mine:
@@ -135,14 +151,14 @@ def figure(rows: list[Row]) -> Figure:
     return picture
 
 
-# The seeds' example.
+# The example of [Xu18a] and [Xu18b].
 
 A, B, THETA = 2.0, 3.0, 0.5
 HELD_OUT = 10_000
 
 
 class Toy(NamedTuple):
-    """One estimator of d/dtheta E[z^2]: its draws (n,), the exact mean, the exact variance."""
+    """Draws of one estimator of d/dtheta E[z^2], (n,), with the exact mean and the exact variance."""
 
     name: str
     gradients: Tensor
@@ -151,16 +167,21 @@ class Toy(NamedTuple):
 
 
 def toy(draws: int = 100_000, seed: int = 0) -> list[Toy]:
-    """The example of seeds 000 and 001, a = 2, b = 3, theta = 1/2: mu = a theta + b, z ~ N(mu, 1), f(z) = z^2.
+    """Measure four gradient estimators on the example of [Xu18a] and [Xu18b].
 
-    The gradient is 2 a mu. One draw of it has the variance
+    The example has z ~ N(mu, 1), mu = a theta + b, and f(z) = z^2, with a = 2, b = 3 and theta = 1/2. The gradient of
+    E[f(z)] with respect to theta is 2 a mu. The variance of one draw is
 
         pathwise                   4 a^2
-        pathwise, antithetic pair  0                              f is quadratic
+        pathwise, antithetic pair  0                              because f is quadratic
         score function             a^2 (mu^4 + 14 mu^2 + 15)
-        score function, beta*      a^2 (8 mu^2 + 6)               = the above times 1 - rho^2 (003)
+        score function, beta*      a^2 (8 mu^2 + 6)               (1 - rho^2) times the line above [Liao22]
 
-    beta* = mu^2 + 3 is estimated from 10,000 draws of its own.
+    The optimal baseline beta* = mu^2 + 3 is estimated from 10,000 other draws.
+
+    Args:
+        draws: draws of each estimator, at least 2.
+        seed: seed of the noise.
 
     Raises:
         UserError: for fewer than two draws.
@@ -202,7 +223,7 @@ def toy(draws: int = 100_000, seed: int = 0) -> list[Toy]:
 
 
 def toy_table(results: list[Toy]) -> str:
-    """Measured beside exact."""
+    """Return a table of the measured and the exact values."""
     n = len(results[0].gradients)
     lines = [f"d/dtheta E[z^2], z ~ N({A:g} theta + {B:g}, 1) at theta = {THETA:g}; {n:,} draws"]
     lines.append(f"{'estimator':24}      mean     exact  standard error    variance       exact")
@@ -214,12 +235,12 @@ def toy_table(results: list[Toy]) -> str:
 
 
 def toy_figure(results: list[Toy]) -> Figure:
-    """How the draws scatter about the gradient, and how the error of their mean falls."""
+    """Plot histograms of the draws, and the error of the mean against the number of draws."""
     picture = Figure(figsize=(11, 4), layout="constrained")
     left, right = picture.subplots(1, 2)
     low, high = torch.cat([t.gradients for t in results]).quantile(torch.tensor([0.005, 0.995], dtype=torch.float64))
     bins = torch.linspace(low, high, 120)
-    n = [2**i for i in range(len(results[0].gradients).bit_length() - 3)]  # in at least four groups
+    n = [2**i for i in range(len(results[0].gradients).bit_length() - 3)]  # at least eight means for each size
     for i, t in enumerate(results):
         if t.variance == 0:
             continue

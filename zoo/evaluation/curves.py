@@ -1,6 +1,6 @@
-"""``python -m zoo curves``: one metric of several runs against epochs or another metric, from the tables of each run.
+"""``python -m zoo curves``: plot one metric of several runs against epochs, steps or another metric.
 
-They are metrics.csv and estimator_variance.csv.
+The values come from metrics.csv and estimator_variance.csv in each run folder.
 """
 
 from pathlib import Path
@@ -13,10 +13,10 @@ from zoo.training.tables import read_rows
 
 
 def read_curve(run: Path, metric: str) -> tuple[str, list[tuple[int, float]]]:
-    """``epochs`` or ``steps``, whichever the metric is logged by, and (how many of them, value) in order.
+    """Return the unit of the metric's axis, ``epochs`` or ``steps``, and the sorted points (position, value).
 
     Raises:
-        UserError: for a folder without metrics.csv, or a metric it does not hold.
+        UserError: for a folder without metrics.csv, or a metric that is not in the tables.
     """
     path = run / "metrics.csv"
     if not path.is_file():
@@ -26,7 +26,8 @@ def read_curve(run: Path, metric: str) -> tuple[str, list[tuple[int, float]]]:
     points = {}
     for row in rows:
         if row.get(metric) and metric not in ("epoch", "step"):
-            # Epochs are counted from 0 while they last; a test comes after the last one.
+            # The position is the number of finished epochs. During an epoch, the logged number is one less. A test
+            # runs after the last epoch, so its logged number needs no correction.
             place = (
                 int(float(row["epoch"])) + (not metric.startswith("test/")) if per_epoch else int(float(row["step"]))
             )
@@ -38,31 +39,33 @@ def read_curve(run: Path, metric: str) -> tuple[str, list[tuple[int, float]]]:
 
 
 def read_pairs(run: Path, x: str, y: str) -> list[tuple[float, float]]:
-    """The values of two metrics wherever both were logged, in the order of epochs or steps.
+    """Return pairs of values of two metrics, at the epochs or steps where both were logged, in order.
 
     Raises:
-        UserError: as :func:`read_curve`; where one is logged by epochs and one by steps; for fewer than three pairs.
+        UserError: as :func:`read_curve` does. Also if only one of the metrics is logged by epoch, or if there are fewer
+            than three pairs.
     """
     (unit_x, of_x), (unit_y, of_y) = read_curve(run, x), read_curve(run, y)
     if unit_x != unit_y:
-        raise UserError(f"{x} is logged by {unit_x} and {y} by {unit_y}, so that they have no pairs")
+        raise UserError(f"{x} is logged by {unit_x} and {y} by {unit_y}; choose two metrics with the same unit")
     places = dict(of_y)
     pairs = [(value, places[place]) for place, value in of_x if place in places]
     if len(pairs) < 3:
-        raise UserError(f"{run} has {x} and {y} together {len(pairs)} times, and a correlation needs three")
+        raise UserError(f"{run} has {x} and {y} together {len(pairs)} times; a correlation needs at least three")
     return pairs
 
 
 def correlation(pairs: list[tuple[float, float]]) -> str:
-    """Pearson's and Spearman's (rank) correlation in words."""
+    """Return a text with Pearson's correlation and Spearman's rank correlation."""
     from scipy.stats import pearsonr, spearmanr
 
     x, y = zip(*pairs, strict=True)
-    return f"correlation {pearsonr(x, y).statistic:.2f}, of ranks {spearmanr(x, y).statistic:.2f}, over {len(pairs)}"
+    pearson, spearman = pearsonr(x, y).statistic, spearmanr(x, y).statistic
+    return f"correlation {pearson:.2f} (rank correlation {spearman:.2f}, {len(pairs)} points)"
 
 
 def scatter(runs: dict[str, list[tuple[float, float]]], x: str, y: str) -> Figure:
-    """One metric against another, a point for each epoch and a line from each to the next."""
+    """Plot one metric against another, with a point for each epoch or step and lines between consecutive points."""
     picture = Figure(figsize=(7, 4.5), layout="constrained")
     axes = picture.subplots()
     for name, pairs in runs.items():
@@ -74,7 +77,7 @@ def scatter(runs: dict[str, list[tuple[float, float]]], x: str, y: str) -> Figur
 
 
 def figure(curves: dict[str, list[tuple[int, float]]], metric: str, unit: str = "epochs") -> Figure:
-    """One line per run, the last value in the legend."""
+    """Plot one line for each run, with its last value in the legend."""
     picture = Figure(figsize=(7, 4.5), layout="constrained")
     axes = picture.subplots()
     for name, points in curves.items():
@@ -83,7 +86,7 @@ def figure(curves: dict[str, list[tuple[int, float]]], metric: str, unit: str = 
         )
     axes.set(xlabel=unit, ylabel=metric)
     values = sorted(v for points in curves.values() for _, v in points)
-    if len(values) > 8:  # the first epochs are far off and would flatten the rest
+    if len(values) > 8:  # the first epochs are far from the others and would compress the plot
         low, high = values[len(values) // 8], values[-1 - len(values) // 8]
         margin, edge = 0.5 * (high - low), 0.05 * (high - low)
         axes.set_ylim(max(values[0] - edge, low - margin), min(values[-1] + edge, high + margin))

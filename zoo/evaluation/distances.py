@@ -1,10 +1,14 @@
-"""How far a set of samples is from a set of data: classifier-FID for images, the energy distance for points.
+"""Distances between samples and data: classifier-FID for images, energy distance for points.
 
-Neither needs a density. Classifier-FID is the Frechet distance of Heusel et al. 2017 (arXiv:1706.08500, eq. 6) in the
-features of the zoo's own MNIST classifier, in place of a network trained on photographs: its values compare with each
-other, never with a plain FID. It is biased upwards, the more the fewer images there are, so that sets of one size
-compare. The floor, what real images score, is published beside it; where it is of fewer images than the samples are,
-its bias is the larger, and good samples may score below it.
+Both distances use samples only and need no density.
+
+Classifier-FID is the Frechet distance of Heusel et al. 2017 (arXiv:1706.08500, eq. 6), in features of the zoo's MNIST
+classifier. The usual FID uses a network trained on photographs. Values of classifier-FID can therefore be compared
+with each other, but not with values of the usual FID.
+
+Classifier-FID has an upward bias, which is larger for fewer images. Compare only sets of equal size. The score of real
+images is called the floor and is published next to the score of samples. If the floor uses fewer images, its bias is
+larger. Good samples may then score below the floor.
 """
 
 from typing import NamedTuple
@@ -20,34 +24,42 @@ from zoo.functional.precision import in_float64
 from zoo.functional.progress import tracked
 from zoo.sampling.chunks import sample_chunks
 
-CONFIDENT = 0.9
+CONFIDENT = 0.9  # the classifier is confident if the predicted label has a larger probability
 
 
-class Judged(NamedTuple):
-    """What the classifier says of N images: ``features`` (N, F), float64; ``probabilities`` (N, K)."""
+class ClassifierOutput(NamedTuple):
+    """Outputs of the classifier for N images: ``features`` (N, F), float64, and ``probabilities`` (N, K)."""
 
     features: Tensor
     probabilities: Tensor
 
 
 @torch.no_grad()
-def judge_images(images: Tensor, judge, progress: bool = False) -> Judged:
-    """Images in [0, 1], (N, 1, 28, 28), as a classifier sees them that is in eval mode, ``zoo.load("classifier")``."""
-    batches = tracked(images.split(500), "judging images", "batch", show=progress)
-    features = torch.cat([judge.features(x.to(judge.device)) for x in batches])
-    return Judged(features.cpu().double(), judge.head(features).softmax(-1).cpu())
+def classify_images(images: Tensor, classifier, progress: bool = False) -> ClassifierOutput:
+    """Return the outputs of a classifier for images in [0, 1], (N, 1, 28, 28).
+
+    Args:
+        images: images to classify.
+        classifier: classifier in eval mode, such as ``zoo.load("classifier")``.
+        progress: show a progress bar.
+    """
+    batches = tracked(images.split(500), "classifying images", "batch", show=progress)
+    features = torch.cat([classifier.features(x.to(classifier.device)) for x in batches])
+    return ClassifierOutput(features.cpu().double(), classifier.head(features).softmax(-1).cpu())
 
 
-def confident(judged: Judged) -> float:
-    """The share of images that the judge is more than 0.9 sure of."""
-    return in_float64(judged.probabilities.max(-1).values > CONFIDENT).mean().item()
+def confident(output: ClassifierOutput) -> float:
+    """Return the fraction of images whose predicted label has a probability above 0.9."""
+    return in_float64(output.probabilities.max(-1).values > CONFIDENT).mean().item()
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """|mu_a - mu_b|^2 + tr( C_a + C_b - 2 (C_a C_b)^(1/2) ) of two sets of vectors, (N, F) and (M, F), N, M at least 2.
+    """Return the Frechet distance of two sets of vectors, (N, F) and (M, F), with N and M at least 2.
 
-    The squared 2-Wasserstein distance of the Gaussians with their means and covariances. The eigenvalues of C_a C_b are
-    those of the symmetric C_a^(1/2) C_b C_a^(1/2).
+        |mu_a - mu_b|^2 + tr( C_a + C_b - 2 (C_a C_b)^(1/2) )
+
+    This is the squared 2-Wasserstein distance of two Gaussians with the means and covariances of the sets. The matrix
+    C_a C_b has the same eigenvalues as the symmetric matrix C_a^(1/2) C_b C_a^(1/2).
     """
     (mu_a, C_a), (mu_b, C_b) = ((x.mean(0), torch.atleast_2d(torch.cov(x.T))) for x in (a, b))
     values, vectors = torch.linalg.eigh(C_a)
@@ -57,9 +69,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def frechet_standard_error(a: Tensor, b: Tensor, resamples: int = 50, seed: int = 0) -> float:
-    """The standard deviation of :func:`frechet_distance` over bootstrap resamples of both sets.
+    """Return the standard deviation of :func:`frechet_distance` over bootstrap resamples of both sets.
 
-    Of their mean nothing is made: a resample has fewer distinct vectors, and so a higher bias.
+    The bootstrap mean is biased and not used, because a resample has fewer distinct vectors.
     """
     distances = []
     for k in range(resamples):
@@ -69,25 +81,26 @@ def frechet_standard_error(a: Tensor, b: Tensor, resamples: int = 50, seed: int 
     return float(torch.tensor(distances).std())
 
 
-def judged_samples(
-    model, real: Tensor, judge, n: int = 10_000, seed: int = 0, conditions=None, progress: bool = False
+def sample_metrics(
+    model, real: Tensor, classifier, n: int = 10_000, seed: int = 0, conditions=None, progress: bool = False
 ) -> dict[str, float]:
-    """What the classifier says of ``n`` samples, beside real images.
+    """Draw ``n`` samples and return metrics of the classifier.
 
     Args:
-        model: anything with ``sample(n, *, generator)``; put it in eval mode first.
-        real: features of real images by the same judge, (N, F).
-        judge: the classifier, in eval mode.
-        n: samples, drawn in the chunks of zoo/sampling/chunks.py.
-        seed: of the noise.
-        conditions: of the samples, by name.
-        progress: show a bar.
+        model: model in eval mode with ``sample(n, *, generator)``.
+        real: features of real images from the same classifier, (N, F).
+        classifier: classifier in eval mode.
+        n: number of samples, which are drawn in the chunks of zoo/sampling/chunks.py.
+        seed: seed of the noise.
+        conditions: conditions of the samples, by name.
+        progress: show a progress bar.
 
     Returns:
-        ``classifier_fid`` and ``classifier_fid_error``, its standard error; ``rarest_digit`` and ``commonest_digit``,
-        the shares of samples taken for them; ``confident``, the share of which the judge is more than 0.9 sure.
+        ``classifier_fid`` and its standard error ``classifier_fid_error``.
+        ``rarest_digit`` and ``commonest_digit``: fraction of samples classified as the least and most frequent digit.
+        ``confident``: fraction of samples whose predicted label has a probability above 0.9.
     """
-    fake = judge_images(sample_chunks(model, n, seed, progress=progress, **(conditions or {})), judge, progress)
+    fake = classify_images(sample_chunks(model, n, seed, progress=progress, **(conditions or {})), classifier, progress)
     digit = fake.probabilities.argmax(-1)
     shares = digit.bincount(minlength=fake.probabilities.shape[1]) / n
     return {
@@ -100,10 +113,12 @@ def judged_samples(
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
-    """2 E|X - Y| - E|X - X'| - E|Y - Y'| of two sets of points, (N, D) and (M, D), N, M at least 2.
+    """Return the energy distance of two sets of points, (N, D) and (M, D), with N and M at least 2.
 
-    Szekely & Rizzo 2013: 0 for equal distributions and positive else. Unbiased, so that estimates of 0 lie on
-    both sides of it.
+        2 E|X - Y| - E|X - X'| - E|Y - Y'|
+
+    The distance is 0 for equal distributions and positive otherwise (Szekely & Rizzo 2013). The estimate is unbiased.
+    It can therefore be negative if the distributions are equal or close.
     """
     a, b = in_float64(a), in_float64(b)
     within = lambda x: torch.pdist(x).mean()  # noqa: E731
@@ -111,19 +126,27 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 
 
 class Modes(NamedTuple):
-    """``covered``: how many modes have 1 % of the samples near them, or more; ``near``: the share near any mode."""
+    """Coverage of a mixture by samples.
+
+    Attributes:
+        covered: number of modes that have at least 1 % of the samples near them.
+        near: fraction of samples near any mode.
+    """
 
     covered: int
     near: float
 
 
 def modes(x: Tensor, mu: Tensor, sigma: float) -> Modes:
-    """Which modes of a mixture samples (N, 2) reach; near is within 3 sigma, where its own samples are in 98.9 %.
+    """Return how many modes of a mixture the samples reach, and the fraction of samples near a mode.
+
+    A sample is near a mode if its distance from the centre is below 3 sigma. This holds for 98.9 % of the samples of
+    the mixture itself.
 
     Args:
-        x: samples.
-        mu: centres, (K, 2).
-        sigma: of each mode.
+        x: samples, (N, 2).
+        mu: centres of the modes, (K, 2).
+        sigma: standard deviation of each mode.
     """
     distance, which = torch.cdist(in_float64(x), in_float64(mu)).min(-1)
     near = distance < 3 * sigma
@@ -131,14 +154,17 @@ def modes(x: Tensor, mu: Tensor, sigma: float) -> Modes:
     return Modes(int((counts >= len(x) / 100).sum()), in_float64(near).mean().item())
 
 
-class Yardstick:
-    """The distance that suits a datamodule, with the data's side of it prepared once; the less the better.
+class SampleDistanceMetric:
+    """Distance between a model and a data set; smaller is better.
 
-    ``kl`` in nats, enumerated, for sequences of a known chain and a model of their probability; ``energy_distance`` for
-    points; ``classifier_fid`` for images.
+    The kind of data selects the distance. Features of the data are computed once.
+
+        kl                 KL(data || model), nats, by enumeration; for sequences of a known Markov chain
+        energy_distance    for points in the plane
+        classifier_fid     for images
 
     Args:
-        data: a datamodule, set up.
+        data: datamodule after ``setup``.
         split: ``train``, ``val`` or ``test``.
     """
 
@@ -152,10 +178,10 @@ class Yardstick:
             self.measure = lambda _, samples: energy_distance(samples, real[: len(samples)])
         else:
             self.name = "classifier_fid"
-            judge = zoo.load("classifier")
-            features = judge_images(real[:, None].float() / 255, judge).features
-            self.measure = lambda _, samples: frechet_distance(judge_images(samples, judge).features, features)
+            classifier = zoo.load("classifier")
+            features = classify_images(real[:, None].float() / 255, classifier).features
+            self.measure = lambda _, samples: frechet_distance(classify_images(samples, classifier).features, features)
 
     def __call__(self, model, samples: Tensor) -> float:
-        """The distance of ``samples`` of ``model`` from the data; of a model of sequences itself."""
+        """Return the distance of ``samples`` from the data; for sequences, the distance of ``model`` itself."""
         return self.measure(model, samples)

@@ -1,4 +1,4 @@
-"""A trained model's features as a step of a scikit-learn pipeline."""
+"""Scikit-learn transformer that returns the features of a trained model."""
 
 from pathlib import Path
 
@@ -15,43 +15,46 @@ IMAGES_AT_ONCE = 1000
 
 
 class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """``model.transform`` of images, of a model that was trained before; ``fit`` loads it and learns nothing.
+    """Scikit-learn transformer that applies ``model.transform`` of a trained model to images.
 
         make_pipeline(Features("rbm"), LogisticRegression()).fit(X, y)
 
+    ``fit`` loads the model and does not train it.
+
     Args:
-        source: what ``zoo.load`` takes, the name of a pretrained checkpoint or a path; or a model, put in eval mode.
+        source: an argument of ``zoo.load``, such as the name of a pretrained checkpoint or a path. It may also be a
+            model, which ``fit`` puts in eval mode.
     """
 
     def __init__(self, source="rbm"):
         self.source = source
 
     def fit(self, X, y=None):
-        """Load the model; images ``X`` and labels ``y`` are only looked at.
+        """Load the model and check the images ``X``. The labels ``y`` are not used.
 
         Raises:
-            UserError: for a model without ``transform``, or images that it does not take.
-            ValueError: scikit-learn's, for input that is sparse, empty, complex, or not finite.
+            UserError: for a model without ``transform``, or images of the wrong size or range.
+            ValueError: from scikit-learn, for input that is sparse, empty, complex, or not finite.
         """
         self.model_ = zoo.load(self.source) if isinstance(self.source, str | Path) else self.source.eval()
         if not isinstance(self.model_, capabilities.Features):
-            raise UserError(f"{type(self.model_).__name__} has no method transform(x), so it has no features to give")
+            raise UserError(f"{type(self.model_).__name__} has no method transform(x); choose a model with features")
         X = self._validated(X, reset=True)
         self._n_features_out = self._features(X[:1]).shape[1]
         return self
 
     def transform(self, X) -> np.ndarray:
-        """Features of images ``X`` in [0, 1], (n, 784) or (n, 1, 28, 28); (n, H), float32.
+        """Return the features, (n, H), float32, of images ``X`` in [0, 1], (n, 784) or (n, 1, 28, 28).
 
         Raises:
-            UserError: for pixels outside [0, 1], or another number of them.
-            ValueError: scikit-learn's, as :meth:`fit`.
+            UserError: for pixels outside [0, 1], or images that do not have 784 pixels.
+            ValueError: from scikit-learn, as in :meth:`fit`.
         """
         check_is_fitted(self, "model_")
         return self._features(self._validated(X, reset=False))
 
     def _validated(self, X, reset: bool) -> np.ndarray:
-        """``X`` as scikit-learn checks it, (n, 784); images of more axes are flattened first."""
+        """Return ``X``, (n, 784), after scikit-learn's checks. Images with more axes are flattened first."""
         if isinstance(X, np.ndarray | torch.Tensor) and X.ndim > 2:
             X = np.asarray(X).reshape(len(X), -1)
         return validate_data(self, X, dtype=np.float32, reset=reset, ensure_min_features=2)

@@ -1,4 +1,4 @@
-"""A learned score beside the true one, in the plane: how far apart they are, and a picture of both."""
+"""Comparison of a learned score with the true score of a density in the plane, as numbers and as a figure."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,18 @@ from torch import Tensor
 
 from zoo.functional.noise import chunk_generator
 
-BULK = 0.99  # share of the density that counts: beyond it there are hardly any data to learn from
+BULK = 0.99  # fraction of the density that is compared; outside it there are too few data to learn from
 
 
 class Field(NamedTuple):
-    """``fisher_divergence``: 1/2 E || s - grad log q ||^2 in the bulk of q, seed 004 eq. 14.53; ``log_density_gap``: E
-    log q of samples less that of draws of q, nats, the sampler's own error in it; ``error``, its standard error."""
+    """Distances of a score model from its target density q.
+
+    Attributes:
+        fisher_divergence: 1/2 E || s - grad log q ||^2 in the bulk of q [DSL eq. 14.53].
+        log_density_gap: mean of log q over samples of the model minus mean of log q over draws of q, nats. It
+            includes the error of the sampler.
+        error: standard error of ``log_density_gap``, nats.
+    """
 
     fisher_divergence: float
     log_density_gap: float
@@ -21,26 +27,30 @@ class Field(NamedTuple):
 
 
 def target(model, distribution):
-    """The density whose score a model of zoo/score.py is after: the data's, or the data's blurred by its last level."""
+    """Return the density whose score the model estimates.
+
+    A model of zoo/score.py with noise levels estimates the score of the data density blurred by its smallest noise
+    level. A model without noise levels estimates the score of the data density.
+    """
     return distribution.blurred(float(model.sigmas[-1])) if len(model.sigmas) else distribution
 
 
 @torch.no_grad()
 def learned_score(model, x: Tensor) -> Tensor:
-    """s(x) at the smallest noise level, (B, 2), float64 on the CPU."""
+    """Return s(x) at the smallest noise level, (B, 2), float64, on the CPU."""
     x = x.to(model.device, torch.float32)
     sigma = model.sigmas[-1].expand(len(x)) if len(model.sigmas) else None
     return model(x, sigma).cpu().double()
 
 
 def measure_field(model, distribution, n: int = 10_000, samples: int = 5_000) -> Field:
-    """How far a model's score is from the one it targets, and its samples from that density.
+    """Measure the distance of a model's score and samples from its target density.
 
     Args:
-        model: of zoo/score.py, of points in the plane, in eval mode.
-        distribution: with ``log_density``, ``score``, ``sample`` and ``blurred``, as in datamodules/toy.py.
-        n: draws of the target; its bulk are the 99 % of the highest density.
-        samples: of the model, without the last level's denoising.
+        model: model of zoo/score.py for points in the plane, in eval mode.
+        distribution: density with ``log_density``, ``score``, ``sample`` and ``blurred``, as in zoo/datamodules/toy.py.
+        n: draws of the target density. The bulk is the 99 % of them with the highest density.
+        samples: samples of the model, drawn without the final denoising step.
     """
     q = target(model, distribution)
     x, _ = q.sample(n, generator=chunk_generator(1, 0))
@@ -53,7 +63,7 @@ def measure_field(model, distribution, n: int = 10_000, samples: int = 5_000) ->
 
 
 def figure(model, distribution, arrows: int = 24) -> Figure:
-    """The learned field in red over the true one in black, on the density's contours."""
+    """Plot the learned score in red, the true score in black, and contours of the density."""
     q = target(model, distribution)
     x, _ = q.sample(2_000, generator=chunk_generator(1, 0))
     half = 1.15 * float(x.abs().max())
@@ -67,7 +77,7 @@ def figure(model, distribution, arrows: int = 24) -> Figure:
     levels = [float(log_q.max()) - d for d in (12, 8, 5, 3, 2, 1, 0.3)]
     axes.contour(side.numpy(), side.numpy(), log_q.numpy(), levels=levels, linewidths=0.6, colors="0.7")
     at = at[q.log_density(at) > levels[0]]
-    longest = 2 * half / arrows  # of the arrow of a long score, one in ten is longer
+    longest = 2 * half / arrows  # length of the arrow of a long score; 10 % of the scores are longer
     scale = float(q.score(x).norm(dim=1).quantile(0.9)) / longest
     for name, field, colour, width in (
         ("true", q.score(at), "black", 0.006),

@@ -1,4 +1,4 @@
-"""What turns a trained model into a published number."""
+"""Measurement of the numbers that the card of a trained model publishes."""
 
 import json
 import logging
@@ -14,16 +14,16 @@ import zoo
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.pixels import as_batch
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.datamodules import DISTRIBUTIONS, Toy
 from zoo.evaluation.distances import (
-    Yardstick,
+    SampleDistanceMetric,
+    classify_images,
     confident,
     frechet_distance,
     frechet_standard_error,
-    judge_images,
-    judged_samples,
     modes,
+    sample_metrics,
 )
 from zoo.evaluation.features import Features
 from zoo.evaluation.fields import measure_field
@@ -43,14 +43,21 @@ BOUND_AT_ONCE = 5
 
 
 @torch.no_grad()
-def clustering_of_everything(model, data, progress: bool = False) -> dict[str, float]:
-    """Scores of ``model.cluster`` on the training, validation and test images of an Images: see ``ClusterTable``.
+def clustering_of_all_images(model, data, progress: bool = False) -> dict[str, float]:
+    """Return the scores of ``model.cluster`` on all training, validation and test images (see ``ClusterTable``).
+
+    Args:
+        model: clustering model, in eval mode.
+        data: an Images with ``train_on=train``, after ``setup``.
+        progress: show progress bars.
 
     Raises:
-        UserError: for an Images whose training images hold others too, which would be counted twice.
+        UserError: if the training images include images of another split, which would be counted twice.
     """
     if data.hparams.train_on != "train":
-        raise UserError(f"each image is counted once with train_on=train, got {data.hparams.train_on}")
+        raise UserError(
+            f"train_on={data.hparams.train_on} would count some images twice; clustering needs train_on=train"
+        )
     table = ClusterTable(len(model.rows()[1]))
     for split in ("train", "val", "test"):
         batches = list(zip(*(t.split(1000) for t in data.splits[split]), strict=True))
@@ -60,24 +67,25 @@ def clustering_of_everything(model, data, progress: bool = False) -> dict[str, f
 
 
 def log_likelihood(model, batch, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """``model.log_likelihood`` of the images of a batch, given their labels where the model wants them; (B,) nats."""
+    """Return ``model.log_likelihood`` of the images of a batch, (B,) nats. The model also receives their labels."""
     x, *labels = as_batch(batch)
     return model.log_likelihood(x, y=labels[0] if labels else None, num_samples=num_samples, generator=generator)
 
 
 @torch.no_grad()
-def log_likelihood_by_hundreds(
+def log_likelihood_per_batch(
     model, data, num_samples: int, batches: int | None = None, progress: bool = False
 ) -> list[float]:
-    """The mean log likelihood of each hundred test images in turn, nats per image; their mean is what is published.
+    """Return the mean log likelihood of each batch of 100 test images, nats per image. Cards publish the overall mean.
 
-    Each hundred has its own noise, keyed by its place, so that any one of them can be measured again alone.
+    The noise of a batch depends only on its index. Each batch can therefore be measured again without the others.
 
     Args:
-        model: anything with ``log_likelihood``, in eval mode.
-        data: an Images, set up.
+        model: model in eval mode with ``log_likelihood``.
+        data: an Images, after ``setup``.
         num_samples: importance samples per image.
-        batches: how many hundreds, from the first on; all of them if None.
+        batches: number of batches, from the first. None measures all of them.
+        progress: show a progress bar.
     """
     images, labels = data.splits["test"]
     hundreds = list(zip(images.split(IMAGES_AT_ONCE), labels.split(IMAGES_AT_ONCE), strict=True))[:batches]
@@ -90,13 +98,13 @@ def log_likelihood_by_hundreds(
 
 
 class Protocol(NamedTuple):
-    """What is measured beyond the test loop, and on how much of the data.
+    """Measurements in addition to the test loop, and the amount of data for each.
 
     Attributes:
-        importance_samples: per test image, for the log likelihood; 0 leaves it out.
-        bound_images: test images, the first ones, on which a diffusion's bound is taken; 0 leaves it out.
-        samples: how many are judged, at least 2; None is 10,000 for a model of two players, and none for others.
-        conditions: of the samples that are judged; several are measured in turn.
+        importance_samples: importance samples per test image for the log likelihood; 0 skips it.
+        bound_images: number of test images, from the first, for the bound of a diffusion model; 0 skips it.
+        samples: number of samples to evaluate, at least 2. None means 10,000 for an adversarial model and 0 for others.
+        conditions: conditions of these samples. If there are several, each is measured.
     """
 
     importance_samples: int = 0
@@ -106,61 +114,75 @@ class Protocol(NamedTuple):
 
 
 def check_protocol(protocol: Protocol, model, data: str) -> None:
-    """Refuse, before any work, what a model cannot be measured by on the data set named ``data``.
+    """Raise, before any work, if the protocol does not suit the model or the data set named ``data``.
 
     Raises:
-        UserError: saying what.
+        UserError: naming the part of the protocol that does not suit them.
     """
     name = type(model).__name__
-    check_whole("importance samples", protocol.importance_samples, least=0)
-    check_whole("images of the bound", protocol.bound_images, least=0)
+    check_integer("importance samples", protocol.importance_samples, least=0)
+    check_integer("images of the bound", protocol.bound_images, least=0)
     if protocol.importance_samples:
         check_importance_weighted(model)
     if protocol.bound_images and not isinstance(model, capabilities.BoundTerms):
-        raise UserError(f"{name} has no bound of many terms: that is a diffusion's")
+        raise UserError(f"{name} has no bound_terms(), which a diffusion model has; leave out the images of the bound")
     if protocol.bound_images % BOUND_AT_ONCE:
-        raise UserError(f"the bound is taken of {BOUND_AT_ONCE} images at a time, got {protocol.bound_images}")
+        raise UserError(f"images of the bound must be a multiple of {BOUND_AT_ONCE}, got {protocol.bound_images}")
     if protocol.samples is not None:
-        check_whole("samples", protocol.samples, least=2)
+        check_integer("samples", protocol.samples, least=2)
         if data not in ("mnist", *DISTRIBUTIONS):
-            raise UserError(f"samples are judged beside MNIST, not {data}: choose that data, or leave samples out")
+            raise UserError(
+                f"samples cannot be evaluated on {data}; use mnist or one of {', '.join(DISTRIBUTIONS)}, "
+                "or leave out samples"
+            )
     samples = _samples(protocol, model)
     if any(protocol.conditions) and not samples:
-        raise UserError(f"conditions are of samples that are judged, and of {name} none are by default: say how many")
+        raise UserError(f"conditions need samples, and {name} has none by default; give the number of samples")
     for conditions in protocol.conditions if samples and (protocol.samples or any(protocol.conditions)) else ():
         drawn = try_conditions(model, samples, conditions)
         if list(drawn.shape[1:]) != list(model.hparams.get("shape", [1, 28, 28])):
-            raise UserError(f"what is judged are single examples, and with {conditions} samples are more than that")
+            raise UserError(
+                f"with {conditions}, a sample has shape {list(drawn.shape[1:])}; only single examples can be evaluated"
+            )
 
 
 def _samples(protocol: Protocol, model) -> int:
-    """How many samples are judged."""
-    return protocol.samples or (10_000 if isinstance(model, capabilities.TwoPlayers) else 0)
+    """Return the number of samples to evaluate."""
+    return protocol.samples or (10_000 if isinstance(model, capabilities.Adversarial) else 0)
 
 
 def measure(
     model, data, protocol: Protocol | None = None, progress: bool = False
 ) -> tuple[dict[str, float], dict[str, object]]:
-    """All that a card publishes of a model: its test loop, and what the protocol asks for.
+    """Return all metrics that a card publishes, and the evidence for some of them.
+
+    The metrics always include the metrics of the test loop. The others depend on the model, the data and the protocol:
+
+        test/log_likelihood                     importance samples in the protocol; nats per image
+        bits_per_dim, bound/L_0, L_t, L_T       bound of a diffusion model
+        fisher_divergence, log_density_gap      score model on a toy density with a known score
+        metrics of measure_samples              samples in the protocol
+        judged_accuracy                         model with labels, on MNIST
+        all/accuracy, all/nmi, all/ari          clusters, on training, validation and test images
+        feature_accuracy                        model with ``transform``
+
+    If the protocol has several conditions, the name of each metric of samples ends with its condition.
+    ``judged_accuracy`` uses the number of samples in the protocol, rounded down to a multiple of 10. Without samples in
+    the protocol, it uses 10,000. For word vectors, the only metrics are the ones of
+    :func:`zoo.evaluation.words.measure_words`.
 
     Args:
-        model: in eval mode.
-        data: an Images, or a Toy.
-        protocol: its defaults if None.
-        progress: show bars.
+        model: model in eval mode.
+        data: an Images, a Toy or a Text, after ``setup``.
+        protocol: measurements in addition to the test loop; None uses the defaults.
+        progress: show progress bars.
 
     Returns:
-        metrics: those of the test loop; ``test/log_likelihood``, nats per image; ``judged_accuracy`` of a model of
-            labels, on MNIST, of about as many samples as the protocol has, or of 10,000 if it has none;
-            ``all/accuracy``, ``/nmi`` and ``/ari`` of clusters, on training and test images together;
-            ``feature_accuracy`` of a model with ``transform``; ``bits_per_dim`` and the terms of a diffusion's bound;
-            ``fisher_divergence`` and ``log_density_gap`` of a score model of points; of samples those of
-            :func:`measure_samples`, with the conditions after their names where there are several.
-            Of a model of words those of :func:`zoo.evaluation.words.measure_words`, alone.
-        evidence: from which some of them were made, for a card: ``log_likelihood``, ``bound``, ``samples``.
+        metrics: {name: value}.
+        evidence: intermediate values for the card, under ``log_likelihood``, ``bound`` and ``samples``.
 
     Raises:
-        UserError: for what the model cannot be measured by.
+        UserError: if the protocol does not suit the model.
     """
     protocol = protocol or Protocol()
     check_protocol(protocol, model, data.used)
@@ -169,12 +191,12 @@ def measure(
     metrics, evidence = evaluate(model, data), {}
     model.eval()
     if num_samples := protocol.importance_samples:
-        hundreds = log_likelihood_by_hundreds(model, data, num_samples, progress=progress)
+        hundreds = log_likelihood_per_batch(model, data, num_samples, progress=progress)
         sizes = [len(part) for part in data.splits["test"].images.split(IMAGES_AT_ONCE)]
         metrics["test/log_likelihood"] = sum(m * n for m, n in zip(hundreds, sizes, strict=True)) / sum(sizes)
         evidence["log_likelihood"] = {"num_samples": num_samples, "of_each_hundred": hundreds}
     if protocol.bound_images:
-        terms = bound_by_fives(model, data, protocol.bound_images // BOUND_AT_ONCE, progress)
+        terms = bound_per_batch(model, data, protocol.bound_images // BOUND_AT_ONCE, progress)
         metrics |= bound_metrics(terms)
         evidence["bound"] = {"images": len(terms) * BOUND_AT_ONCE, "of_each_five": terms.tolist()}
     known = isinstance(data, Toy) and isinstance(data.distribution, capabilities.KnownScore)
@@ -185,7 +207,7 @@ def measure(
     labelled = kinds is not None and kinds[0] == "y"
     if samples := _samples(protocol, model):
         several, first = len(protocol.conditions) > 1, []
-        of_samples = [check_conditions(model, conditions) for conditions in protocol.conditions]  # by today's names
+        of_samples = [check_conditions(model, conditions) for conditions in protocol.conditions]  # current names
         for conditions in of_samples:
             found = measure_samples(model, data, samples, conditions, progress)
             after = "".join(f"/{k}={json.dumps(v)}" for k, v in conditions.items()) if several else ""
@@ -194,27 +216,33 @@ def measure(
                 found["judged_accuracy"] = obeyed["judged_accuracy"]
             metrics |= {name + after: value for name, value in found.items()}
             if "confident" in found:
-                judge = zoo.load("classifier").to(model.device)
+                classifier = zoo.load("classifier").to(model.device)
                 own = {k: v[:CHUNK] if isinstance(v, list) else v for k, v in conditions.items()}
-                chunk = judge_images(sample_chunks(model, CHUNK, seed=0, **own), judge)
+                chunk = classify_images(sample_chunks(model, CHUNK, seed=0, **own), classifier)
                 first.append(chunk.probabilities.max(-1).values.tolist())
         evidence["samples"] = {"n": samples, "conditions": of_samples, "sure_of_the_first": first}
     elif data.used == "mnist" and labelled:
         metrics["judged_accuracy"] = judged_accuracy(model, progress=progress)["judged_accuracy"]
     if isinstance(model, capabilities.Clusters):
-        metrics |= {f"all/{name}": score for name, score in clustering_of_everything(model, data, progress).items()}
+        metrics |= {f"all/{name}": score for name, score in clustering_of_all_images(model, data, progress).items()}
     if isinstance(model, capabilities.Features):
         metrics["feature_accuracy"] = feature_accuracy(model, data)
     return metrics, evidence
 
 
 @torch.no_grad()
-def bound_by_fives(model, data, fives: int, progress: bool = False) -> Tensor:
-    """The bound of a diffusion on the first ``fives`` times five test images, by its terms: (fives, 3).
+def bound_per_batch(model, data, fives: int, progress: bool = False) -> Tensor:
+    """Return the terms of a diffusion model's bound on the first test images, (fives, 3), nats per image.
 
-    L_0, the sum of L_t over t > 0, and L_T, nats per image, means of five images each, given their labels where the
-    model has labels; the noise is keyed by their place: any five can be measured again alone. T evaluations of the
-    network for each image.
+    The columns are L_0, the sum of L_t over 0 < t < T, and L_T. Each row is the mean over five images. The noise of a
+    row depends only on its index. Each row can therefore be measured again without the others. An image needs T network
+    evaluations.
+
+    Args:
+        model: diffusion model in eval mode. If it was trained with labels, it also receives the labels.
+        data: an Images, after ``setup``.
+        fives: number of rows; the bound uses five times as many images.
+        progress: show a progress bar.
     """
     images, labels = (t[: fives * BOUND_AT_ONCE] for t in data.splits["test"])
     fives = list(zip(images.split(BOUND_AT_ONCE), labels.split(BOUND_AT_ONCE), strict=True))
@@ -228,7 +256,11 @@ def bound_by_fives(model, data, fives: int, progress: bool = False) -> Tensor:
 
 
 def bound_metrics(terms: Tensor) -> dict[str, float]:
-    """What a card says of :func:`bound_by_fives`: nats per image, and bits per dimension with their standard error."""
+    """Return the published metrics of :func:`bound_per_batch`.
+
+    ``bound/L_0``, ``bound/L_t`` and ``bound/L_T`` are in nats per image. ``bits_per_dim`` has a standard error,
+    ``bits_per_dim_error``, if there are at least two rows.
+    """
     total = terms.sum(1) / (784 * math.log(2))
     error = {"bits_per_dim_error": float(total.std() / len(total) ** 0.5)} if len(total) > 1 else {}
     means = dict(zip(("bound/L_0", "bound/L_t", "bound/L_T"), terms.mean(0).tolist(), strict=True))
@@ -238,24 +270,33 @@ def bound_metrics(terms: Tensor) -> dict[str, float]:
 def measure_samples(
     model, data, n: int = 10_000, conditions: dict[str, object] | None = None, progress: bool = False
 ) -> dict[str, float]:
-    """How far samples are from test data.
+    """Return distances between samples and test data.
 
     Args:
-        model: in eval mode.
-        data: a datamodule, set up.
-        n: samples.
-        conditions: of the samples.
+        model: model in eval mode.
+        data: datamodule after ``setup``.
+        n: number of samples.
+        conditions: conditions of the samples.
+        progress: show progress bars.
 
     Returns:
-        on MNIST what :func:`judged_samples` says of the samples; ``confident_of_test_images``, the share of test images
-        that the judge is as sure of; as ``classifier_fid_floor``, with its standard error, the distance of as
-        many validation images, or of all 5,000 if there are fewer, from the test images; of points ``energy_distance``
-        from 5,000 of the samples, or from all if there are fewer, on a ring ``modes_covered`` and ``near_a_mode``; of
-        sequences ``kl``, enumerated; nothing of other images, for which there is no judge.
+        {name: value}; the metrics depend on the data.
+
+        MNIST has the metrics of :func:`sample_metrics`, and three more. ``confident_of_test_images`` is the fraction of
+        test images whose predicted label has a probability above 0.9. ``classifier_fid_floor`` is the distance of real
+        validation images from the test images. It uses n validation images, or all 5,000 if n is larger.
+        ``classifier_fid_floor_error`` is its standard error.
+
+        Points have the ``energy_distance`` of the first 5,000 samples. The ring also has ``modes_covered`` and
+        ``near_a_mode``. Sequences have ``kl``, by enumeration. Other images have no metrics, because there is no
+        classifier for them.
     """
     conditions = conditions or {}
     if isinstance(data, Toy):
-        yardstick, samples = Yardstick(data, "test"), sample_chunks(model, n, seed=0, progress=progress, **conditions)
+        yardstick, samples = (
+            SampleDistanceMetric(data, "test"),
+            sample_chunks(model, n, seed=0, progress=progress, **conditions),
+        )
         metrics = {yardstick.name: yardstick(model, samples[:5000])}
         if data.used == "ring":
             found = modes(samples, data.distribution.mu, data.distribution.sigma)
@@ -263,12 +304,12 @@ def measure_samples(
         return metrics
     if data.used != "mnist":
         return {}
-    judge = zoo.load("classifier").to(model.device)
+    classifier = zoo.load("classifier").to(model.device)
     val, test = (
-        judge_images(data.splits[split].images[:of, None].float() / 255, judge, progress)
+        classify_images(data.splits[split].images[:of, None].float() / 255, classifier, progress)
         for split, of in (("val", n), ("test", None))
     )
-    return judged_samples(model, test.features, judge, n, conditions=conditions, progress=progress) | {
+    return sample_metrics(model, test.features, classifier, n, conditions=conditions, progress=progress) | {
         "confident_of_test_images": confident(test),
         "classifier_fid_floor": frechet_distance(val.features, test.features),
         "classifier_fid_floor_error": frechet_standard_error(val.features, test.features),
@@ -276,26 +317,29 @@ def measure_samples(
 
 
 def check_importance_weighted(model) -> None:
-    """Refuse a model whose ``log_likelihood`` is not there, or takes no importance samples.
+    """Raise unless the model has a ``log_likelihood`` that uses importance samples.
 
     Raises:
-        UserError: saying which.
+        UserError: if the model has no ``log_likelihood``, or computes it in another way.
     """
     name = type(model).__name__
     if not capabilities.has_log_likelihood(model):
-        raise UserError(f"{name} has no log_likelihood to measure with importance samples")
+        raise UserError(f"{name} has no log_likelihood(); leave out importance samples")
     if not capabilities.has_log_likelihood(model, by=capabilities.IMPORTANCE):
         bound = capabilities.has_log_likelihood(model, by=capabilities.BOUND)
-        instead = "--bound-images asks for its bound" if bound else "its test loss is minus it"
-        raise UserError(f"the log likelihood of {name} takes no importance samples: {instead}")
+        instead = "use --bound-images for its bound" if bound else "its test loss is the negative log likelihood"
+        raise UserError(f"the log likelihood of {name} takes no importance samples; {instead}")
 
 
 def feature_accuracy(model, data) -> float:
-    """The share of test images that scikit-learn's logistic regression, as it comes, gets right on ``model.transform``.
+    """Return the test accuracy of a logistic regression on the features of ``model.transform``.
+
+    The regression is scikit-learn's, with its default regularisation. It is fitted to the features of the grey training
+    images.
 
     Args:
-        model: anything with ``transform``, in eval mode.
-        data: an Images, set up; its training images, grey, are what the regression is fitted to.
+        model: model in eval mode with ``transform``.
+        data: an Images, after ``setup``.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -308,36 +352,37 @@ def feature_accuracy(model, data) -> float:
 
 
 def judged_accuracy(
-    model, n: int = 10_000, seed: int = 0, judge=None, progress: bool = False, **conditions
+    model, n: int = 10_000, seed: int = 0, classifier=None, progress: bool = False, **conditions
 ) -> dict[str, float]:
-    """The share of class-conditional samples that a classifier recognises as their label.
+    """Return the fraction of class-conditional samples that a classifier recognises as their label.
 
-    It measures whether conditions are obeyed, not whether samples are varied: one good sample of each class, repeated,
-    would score 1. The judge's own share of errors on test images is on its card.
+    The metric does not measure variety: one good sample of each class, repeated, would score 1. The error rate of the
+    classifier on test images is on its card.
 
     Args:
-        model: a module with ``sample(n, *, y, generator)`` and ``device``; put it in eval mode first.
-        n: how many samples, as many of each class; drawn in the chunks of zoo/sampling/chunks.py.
-        seed: of the noise.
-        judge: the classifier, in eval mode; the zoo's own, trained on MNIST, if None.
-        progress: show bars.
-        conditions: of the samples, beside their labels.
+        model: module in eval mode with ``sample(n, *, y, generator)`` and ``device``.
+        n: number of samples, a multiple of the number of classes. They are drawn in the chunks of
+            zoo/sampling/chunks.py.
+        seed: seed of the noise.
+        classifier: classifier in eval mode. None uses the zoo's classifier, which was trained on MNIST.
+        progress: show progress bars.
+        conditions: conditions of the samples in addition to their labels.
 
     Returns:
-        ``judged_accuracy``, and ``judged_accuracy/<label>`` for each: shares of 1.
+        ``judged_accuracy``, and ``judged_accuracy/<label>`` for each label; fractions.
 
     Raises:
-        UserError: for a model whose samples take no labels, or ``n`` that is no multiple of the number of classes.
+        UserError: if the samples of the model take no labels, or ``n`` is not a multiple of the number of classes.
     """
     check_conditions(model, {"y": 0})
-    judge = zoo.load("classifier").to(model.device) if judge is None else judge
-    classes = judge.hparams.num_classes
+    classifier = zoo.load("classifier").to(model.device) if classifier is None else classifier
+    classes = classifier.hparams.num_classes
     if n < 1 or n % classes:
-        raise UserError(f"n must be a multiple of the {classes} classes, as many samples of each, got {n}")
+        raise UserError(f"n must be a multiple of {classes}, the number of classes, got {n}")
     labels = [k for k in range(classes) for _ in range(n // classes)]
     images = sample_chunks(model, n, seed, progress=progress, y=labels, **conditions)
-    batches = tracked(images.split(500), "judging images", "batch", show=progress)
-    predicted = torch.cat([judge.predict(x.to(judge.device)).cpu() for x in batches])
+    batches = tracked(images.split(500), "classifying images", "batch", show=progress)
+    predicted = torch.cat([classifier.predict(x.to(classifier.device)).cpu() for x in batches])
     right = (predicted == torch.tensor(labels)).double().view(classes, -1).mean(1)
     return {"judged_accuracy": right.mean().item()} | {
         f"judged_accuracy/{k}": share for k, share in enumerate(right.tolist())
@@ -345,12 +390,14 @@ def judged_accuracy(
 
 
 def evaluate(model, data) -> dict[str, float]:
-    """Run the test loop of ``model`` on ``data`` (a LightningDataModule), on one device, without a run folder.
+    """Return the metrics that ``model`` logs under ``test/``, as floats.
 
-    Models key the noise of their test by batch, so that the same weights give the same numbers.
+    The test loop runs on one device and makes no run folder. The noise of the test loop depends only on the index of
+    the batch, so equal weights give equal numbers.
 
-    Returns:
-        the metrics that the model logs under ``test/``, as floats.
+    Args:
+        model: model to test.
+        data: a LightningDataModule.
     """
     quiet_lightning()
     trainer = L.Trainer(

@@ -1,9 +1,12 @@
-"""What word vectors are worth: analogies, agreement with people's judgements of similarity, and the word2vec formats.
+"""Evaluation of word vectors: analogies, similarity of words, and a map of words.
 
-Analogies (Mikolov et al. 2013a): the word nearest to b - a + c is d, of vectors of length 1, among the most frequent
-words that are not a, b or c. Similarity: Spearman's rank correlation of cosines with people's mean scores
-(WordSim-353, Finkelstein et al. 2002; SimLex-999, Hill et al. 2015). Questions and pairs with a word outside the
-vocabulary are left out, and how many are left is said beside each number.
+Analogies (Mikolov et al. 2013a): an answer is correct if the word nearest to b - a + c is d. All vectors have length 1.
+The candidates are the most frequent words except a, b and c.
+
+Similarity: Spearman's rank correlation of cosines with mean scores from people (WordSim-353, Finkelstein et al. 2002;
+SimLex-999, Hill et al. 2015).
+
+Questions and pairs with a word outside the vocabulary are skipped. ``coverage`` is the fraction that is used.
 """
 
 import math
@@ -18,16 +21,16 @@ from scipy.stats import spearmanr
 from zoo.checks.errors import UserError
 from zoo.functional.progress import tracked
 
-LONG = 5  # letters of a word that tells more than how sentences are built
+LONG = 5  # smallest number of letters of a word on the map; shorter words are mostly function words
 SETS = ("questions-words.txt", "wordsim353.tsv", "simlex999.txt")
-AT_ONCE = 256  # questions answered by one product with the vocabulary
+AT_ONCE = 256  # questions of one matrix product with the vocabulary
 
 
 Question = tuple[str, str, str, str]  # a is to b as c is to d
 
 
 class WordFileError(UserError):
-    """A file of questions or of pairs that is not one; the message says which line."""
+    """A file of questions or word pairs is missing or malformed. The message names the line."""
 
 
 def _lines_of(path: Path) -> list[str]:
@@ -38,7 +41,10 @@ def _lines_of(path: Path) -> list[str]:
 
 
 def read_questions(path: Path) -> dict[str, list[Question]]:
-    """Sections and their questions (a, b, c, d), in lower case: lines of four words after a line ``: name``."""
+    """Return the questions (a, b, c, d) of each section, in lower case.
+
+    A section begins with a line ``: name``. Each question is a line of four words.
+    """
     sections: dict[str, list[Question]] = {}
     for number, line in enumerate(_lines_of(path), start=1):
         words = line.lower().split()
@@ -48,13 +54,13 @@ def read_questions(path: Path) -> dict[str, list[Question]]:
             section.append(tuple(words))
         elif words:
             raise WordFileError(
-                f"{path}, line {number}: four words after a section ': name' are expected, got {line!r}"
+                f"{path}, line {number}: got {line!r}; a line must have four words and follow a section ': name'"
             )
     return sections
 
 
 def read_pairs(path: Path) -> list[tuple[str, str, float]]:
-    """Word, word and score of each line, in lower case; lines that begin with # are comments."""
+    """Return two words in lower case and their score from each line. Lines that begin with # are comments."""
     pairs = []
     for number, line in enumerate(_lines_of(path), start=1):
         if not line.strip() or line.startswith("#"):
@@ -63,39 +69,43 @@ def read_pairs(path: Path) -> list[tuple[str, str, float]]:
             a, b, score = line.lower().split()[:3]
             pairs.append((a, b, float(score)))
         except ValueError:
-            raise WordFileError(f"{path}, line {number}: two words and a number are expected, got {line!r}") from None
+            message = f"{path}, line {number}: got {line!r}; a line must have two words and a number"
+            raise WordFileError(message) from None
     return pairs
 
 
 def find_word_sets(folder: Path | None = None) -> Path:
-    """The folder that holds the three published sets under the names in ``SETS``: ``folder``, or gensim's own copy.
+    """Return the folder that holds the three published sets, with the file names in ``SETS``.
+
+    Args:
+        folder: folder to use. None uses the copy that gensim installs.
 
     Raises:
-        WordFileError: where they are not.
+        WordFileError: if a set is missing.
     """
     if folder is None:
         gensim = find_spec("gensim")
-        if gensim is None or gensim.origin is None:  # none, or a mere folder of that name
+        if gensim is None or gensim.origin is None:  # not installed, or a folder named gensim without a package
             raise WordFileError(
-                f"the published sets of words ({', '.join(SETS)}) come with gensim, which is not installed: "
-                'pip install -e ".[bench]", or name a folder that holds them with --words'
+                f"the published sets of words ({', '.join(SETS)}) come with gensim, which is not installed. "
+                'Run pip install -e ".[bench]", or name a folder that holds them with --words'
             )
         folder = Path(gensim.origin).parent / "test" / "test_data"
     if missing := [name for name in SETS if not (folder / name).is_file()]:
-        raise WordFileError(f"{folder} holds no {', '.join(missing)}")
+        raise WordFileError(f"{folder} does not contain {', '.join(missing)}; name the folder that does")
     return folder
 
 
 def measure_words(model, folder: Path | None = None) -> dict[str, float]:
-    """All that is published of vectors of words.
+    """Return the published metrics of word vectors.
 
     Args:
         model: a SkipGram.
-        folder: see :func:`find_word_sets`.
+        folder: folder of the published sets, see :func:`find_word_sets`.
 
     Returns:
-        what :func:`analogies` gives, all shares of 1; ``wordsim353`` and ``simlex999``, Spearman's correlations, each
-        with its ``/coverage``; what no question or pair was known for is left out.
+        the metrics of :func:`analogies`, and Spearman's correlations ``wordsim353`` and ``simlex999``.
+        Each set has a ``/coverage``. Metrics without any known question or pair are left out.
     """
     folder = find_word_sets(folder)
     metrics = analogies(model, read_questions(folder / SETS[0]))
@@ -106,14 +116,17 @@ def measure_words(model, folder: Path | None = None) -> dict[str, float]:
 
 
 def analogies(model, sections: dict[str, list[Question]], most_frequent: int = 30_000) -> dict[str, float]:
-    """The share of questions answered right: ``analogies``, ``/semantic``, ``/syntactic``, and ``/coverage``.
-
-    Sections whose name begins with ``gram`` are syntactic, the others semantic, as in the published set.
+    """Return the fractions of questions answered correctly, and the fraction of questions used.
 
     Args:
         model: a SkipGram.
-        sections: as :func:`read_questions` gives them.
-        most_frequent: words of the vocabulary that questions and answers are from.
+        sections: output of :func:`read_questions`. Sections with names that begin with ``gram`` are syntactic, and
+            the others are semantic, as in the published set.
+        most_frequent: number of most frequent words that questions and answers may contain.
+
+    Returns:
+        ``analogies``, ``analogies/semantic`` and ``analogies/syntactic``: fractions of correct answers, NaN without
+        questions. ``analogies/coverage``: fraction of questions with known words.
     """
     unit, index = model.unit_vectors()[:most_frequent], lower_case(model.words)
     right, asked, all_of_them = {"semantic": 0, "syntactic": 0}, {"semantic": 0, "syntactic": 0}, 0
@@ -139,12 +152,15 @@ def analogies(model, sections: dict[str, list[Question]], most_frequent: int = 3
 
 
 def lower_case(words: list[str]) -> dict[str, int]:
-    """The places of words by their spelling in lower case, of several the most frequent one's."""
+    """Return {word in lower case: index}. Words that differ only in case get the index of the most frequent one."""
     return {word.lower(): i for i, word in reversed(list(enumerate(words)))}
 
 
 def similarity(model, pairs: list[tuple[str, str, float]]) -> tuple[float, float]:
-    """Spearman's correlation of cosines with people's scores, and the share of pairs whose words are both known."""
+    """Return Spearman's correlation of cosines with the scores, and the fraction of pairs with two known words.
+
+    The correlation is NaN for fewer than three known pairs.
+    """
     index = lower_case(model.words)
     known = [(index[a], index[b], score) for a, b, score in pairs if a in index and b in index]
     if len(known) < 3:
@@ -155,9 +171,9 @@ def similarity(model, pairs: list[tuple[str, str, float]]) -> tuple[float, float
 
 
 def word_map(model, n: int = 150) -> Figure:
-    """The ``n`` most frequent words at the first two principal components of their vectors, scaled to length 1.
+    """Plot the ``n`` most frequent words at the first two principal components of their vectors of length 1.
 
-    Words of five letters and more, where there are ten or more of these, else any.
+    The map shows words of at least five letters. If there are fewer than ten of them, it shows words of any length.
     """
     words = [w for w in model.words if len(w) >= LONG]
     words = (words if len(words) >= 10 else model.words)[:n]

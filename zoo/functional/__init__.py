@@ -1,4 +1,8 @@
-"""Mathematics without a network: densities, posteriors, clusters, diffusion, Langevin, Boltzmann, contrast."""
+"""Equations as functions that need no network.
+
+The modules cover densities, posteriors, clusters, diffusion, Langevin dynamics, Boltzmann machines and contrastive
+losses.
+"""
 
 from zoo.checks.moved import names_in
 

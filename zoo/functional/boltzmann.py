@@ -1,12 +1,13 @@
-"""The restricted Boltzmann machine itself: its energy, its conditionals, its free energy.
+"""The restricted Boltzmann machine: energy, conditional distributions and free energy.
 
-    E(v, h)      = - b'v - c'h - v'W h,         p(v, h) = exp(-E(v, h)) / Z                      seed 003
+    E(v, h)      = - b'v - c'h - v'W h,         p(v, h) = exp(-E(v, h)) / Z                      [Liao22]
     F(v)         = - log sum_h exp(-E(v, h)) = - b'v - sum_j softplus( c_j + (v'W)_j )
     p(h_j=1 | v) = sigmoid( c_j + (v'W)_j ),    p(v_i=1 | h) = sigmoid( b_i + (W h)_i )
 
-v (..., V) and h (..., H) are binary, W is (V, H), b (V,), c (H,), u uniform in [0, 1). Energies and logarithms are in
-nats. Seed 003 writes x for v, and a, b for the biases. Gibbs chains between the two layers are in
-zoo/functional/gibbs.py, log Z is in zoo/functional/partition.py.
+The visible units v (..., V) and the hidden units h (..., H) are binary. W is (V, H), b is (V,), c is (H,), and u is
+uniform in [0, 1). Energies and logarithms are in nats. [Liao22] writes x for v, and a and b for the biases.
+
+zoo/functional/gibbs.py runs Gibbs chains between the two layers. zoo/functional/partition.py computes log Z.
 """
 
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from torch import Tensor
 
 
 class Weights(NamedTuple):
-    """W (V, H), b (V,), c (H,) of the energy."""
+    """The parameters W (V, H), b (V,) and c (H,) of the energy."""
 
     W: Tensor
     b: Tensor
@@ -28,43 +29,48 @@ class Weights(NamedTuple):
 
 
 def energy(v: Tensor, h: Tensor, weights: Weights) -> Tensor:
-    """E(v, h) = - b'v - c'h - v'W h; (..., V) and (..., H) to (...) nats."""
+    """Return E(v, h) = - b'v - c'h - v'W h, (...) nats, for v (..., V) and h (..., H)."""
     W, b, c = weights
     return -(v * b).sum(-1) - (h * c).sum(-1) - (v @ W * h).sum(-1)
 
 
 def hidden_logits(v: Tensor, weights: Weights) -> Tensor:
-    """log odds of h_j = 1 given v, c_j + (v'W)_j; (..., V) to (..., H)."""
+    """Return the log odds c_j + (v'W)_j of h_j = 1 given v (..., V); (..., H)."""
     return v @ weights.W + weights.c
 
 
 def visible_logits(h: Tensor, weights: Weights) -> Tensor:
-    """log odds of v_i = 1 given h, b_i + (W h)_i; (..., H) to (..., V)."""
+    """Return the log odds b_i + (W h)_i of v_i = 1 given h (..., H); (..., V)."""
     return h @ weights.W.T + weights.b
 
 
 def free_energy(v: Tensor, weights: Weights, logits: Tensor | None = None) -> Tensor:
-    """F(v) = - b'v - sum_j softplus( c_j + (v'W)_j ); (..., V) to (...) nats.
+    """Return F(v) = - b'v - sum_j softplus( c_j + (v'W)_j ), (...) nats.
 
     Args:
-        logits: :func:`hidden_logits` of v, where they are known already.
+        v: (..., V).
+        weights: the parameters of the energy.
+        logits: :func:`hidden_logits` of v. None computes them.
     """
     logits = hidden_logits(v, weights) if logits is None else logits
     return -(v * weights.b).sum(-1) - F.softplus(logits).sum(-1)
 
 
 def draw(logits: Tensor, u: Tensor) -> Tensor:
-    """Independent units, 1 where ``u``, uniform in [0, 1), lies below sigmoid(logits), else 0."""
+    """Return independent units that are 1 where ``u``, uniform in [0, 1), is below sigmoid(logits), and 0 elsewhere."""
     return (u < logits.sigmoid()).to(logits.dtype)
 
 
 def pseudo_log_likelihood(v: Tensor, weights: Weights, pixels: Tensor | None = None) -> Tensor:
-    """sum_i log p(v_i | v without i), nats, of binary v, (B, V) to (B,); Besag 1975.
+    """Return the pseudo-log-likelihood sum_i log p(v_i | v without i), (B,) nats; Besag 1975.
 
-    log p(v_i | v without i) = log sigmoid( F(v with i flipped) - F(v) ).
+        log p(v_i | v without i) = log sigmoid( F(v with v_i flipped) - F(v) )
 
     Args:
-        pixels: numbers of pixels, (B, m): V times the mean over these estimates the sum. All pixels if None.
+        v: binary, (B, V).
+        weights: the parameters of the energy.
+        pixels: indices of m pixels for each example, (B, m). The sum is estimated as V times the mean over these
+            pixels. None uses all pixels.
     """
     pixels = torch.arange(v.shape[-1], device=v.device).expand(len(v), -1) if pixels is None else pixels
     logits = hidden_logits(v, weights)
@@ -74,15 +80,18 @@ def pseudo_log_likelihood(v: Tensor, weights: Weights, pixels: Tensor | None = N
     return v.shape[-1] * F.logsigmoid(rise).mean(-1)
 
 
-# What is learnt.
+# The learnt parameters.
 
 
 class Machine(NamedTuple):
-    """W (V, H), b (V,), c (H,) as they are learnt: of the energy above or, where ``mu`` (V,) is given, centred.
+    """The learnt parameters W (V, H), b (V,) and c (H,), in the plain or in the centred form.
 
-        E(v, h) = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2)
+    Without ``mu`` the energy has the plain form, and with ``mu`` (V,) the centred form:
 
-    Both forms are the same family; what a machine returns is the same in either.
+        plain      E(v, h) = - b'v - c'h - v'W h
+        centred    E(v, h) = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2)
+
+    Both forms describe the same family of distributions. The methods return the same quantities in both forms.
     """
 
     W: Tensor
@@ -91,29 +100,33 @@ class Machine(NamedTuple):
     mu: Tensor | None = None
 
     def weights(self) -> Weights:
-        """W, b and c of E = - b'v - c'h - v'W h."""
+        """Return W, b and c of the plain form."""
         if self.mu is None:
             return Weights(self.W, self.b, self.c)
-        with torch.autocast(self.W.device.type, enabled=False):  # hundreds of terms, of which 16 bits lose too much
+        with torch.autocast(self.W.device.type, enabled=False):  # 16 bits are too inexact for sums of hundreds of terms
             return Weights(self.W, self.b - self.W.sum(1) / 2, self.c - self.W.T @ self.mu)
 
     def hidden_logits(self, v: Tensor) -> Tensor:
-        """log odds of h_j = 1 given v, (..., V) to (..., H): c + (v - mu)'W in the centred form."""
+        """Return the log odds of h_j = 1 given v, (..., H). In the centred form they are c + (v - mu)'W."""
         return hidden_logits(v if self.mu is None else v - self.mu, Weights(self.W, self.b, self.c))
 
     def visible_logits(self, h: Tensor) -> Tensor:
-        """log odds of v_i = 1 given h, (..., H) to (..., V): b + W(h - 1/2) in the centred form."""
+        """Return the log odds of v_i = 1 given h, (..., V). In the centred form they are b + W(h - 1/2)."""
         return visible_logits(h if self.mu is None else h - 0.5, Weights(self.W, self.b, self.c))
 
     def free_energy_difference(self, v: Tensor, v_model: Tensor) -> tuple[Tensor, Tensor]:
-        """mean F(v) - mean F(v'), as a function of what is learnt; () nats. And log odds of h given v', (n, H).
+        """Return mean F(v) - mean F(v'), () nats, and the log odds of h given v', (n, H).
 
-        In the centred form F(v) = - b'v - sum_j ( softplus(a_j) - a_j / 2 ) + a constant, which the difference loses; a
-        are the log odds of h. Both batches go through one product, so that autograd has half the nodes to walk.
+        The difference is differentiable in the learnt parameters. In the centred form, with a the log odds of h,
+
+            F(v) = - b'v - sum_j ( softplus(a_j) - a_j / 2 ) + constant
+
+        The constant cancels in the difference. One matrix product handles both batches, which halves the size of the
+        autograd graph.
 
         Args:
-            v: (B, V).
-            v_model: v', (n, V).
+            v: data, (B, V).
+            v_model: states v' of the model, (n, V).
         """
         logits = self.hidden_logits(torch.cat([v, v_model]))
         of_hidden = F.softplus(logits).sum(-1)

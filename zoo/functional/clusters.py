@@ -1,4 +1,4 @@
-"""How well clusters agree with labels."""
+"""Scores of the agreement between clusters and labels."""
 
 import numpy as np
 import torch
@@ -9,18 +9,20 @@ from zoo.checks.errors import UserError
 
 
 def clustering_scores(table: Tensor) -> dict[str, float]:
-    """How clusters agree with labels that were not used to find them.
+    """Return scores of the agreement between clusters and labels, each at most 1.
+
+    The labels were not used to find the clusters.
 
     Args:
-        table: how many examples of each label lie in each cluster, (clusters, labels), whole numbers.
+        table: number of examples of each label in each cluster, (clusters, labels), integers.
 
     Returns:
-        ``accuracy``: the share of examples in the cluster of their label, for the one-to-one assignment of clusters to
-        labels that makes it largest (Yang et al. 2010); ``nmi``: the mutual information over the mean of the two
-        entropies; ``ari``: the Rand index, adjusted to 0 for chance. All at most 1.
+        ``accuracy`` is the fraction of examples in the cluster of their label. It uses the one-to-one assignment of
+        clusters to labels with the largest accuracy (Yang et al. 2010). ``nmi`` is the mutual information divided by
+        the mean of the two entropies. ``ari`` is the adjusted Rand index, which is 0 on average for random clusters.
 
     Raises:
-        UserError: for a table without examples.
+        UserError: if the table has no examples.
     """
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -29,7 +31,7 @@ def clustering_scores(table: Tensor) -> dict[str, float]:
     if counts.sum() < 1:
         raise UserError("there are no examples to score clusters on")
     matched = counts[linear_sum_assignment(counts, maximize=True)].sum()
-    # The scores depend on the table alone: any list of pairs with these counts will do.
+    # The scores depend only on the table. This list of (cluster, label) pairs has the same counts.
     cluster, label = np.indices(counts.shape).reshape(2, -1).repeat(counts.ravel(), axis=1)
     return {
         "accuracy": float(matched / counts.sum()),
@@ -39,11 +41,13 @@ def clustering_scores(table: Tensor) -> dict[str, float]:
 
 
 class ClusterTable(Metric):
-    """:func:`clustering_scores` over batches and processes: of how many examples of each label lie in each cluster.
+    """Metric that computes :func:`clustering_scores` over batches and processes.
+
+    Its state is the number of examples of each label in each cluster.
 
     Args:
         num_clusters: K.
-        num_labels: L; 10 in every image data set here.
+        num_labels: L. All image data sets of this project have 10 labels.
     """
 
     full_state_update = False
@@ -51,19 +55,19 @@ class ClusterTable(Metric):
 
     def __init__(self, num_clusters: int, num_labels: int = 10):
         super().__init__()
-        # No buffer: a state_dict has no key for it, and averaged weights come and go without it.
+        # This is not a buffer. The state_dict does not contain it, and replacing weights by averages does not touch it.
         self.add_state("table", torch.zeros(num_clusters, num_labels, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, cluster: Tensor, label: Tensor) -> None:
-        """Count a batch: clusters 0 .. K-1 and labels 0 .. L-1, (B,) each."""
+        """Count a batch of clusters in 0 .. K-1 and labels in 0 .. L-1, (B,) each."""
         pairs = cluster * self.table.shape[1] + label
-        # Out of place: a table that was reset in inference mode could not be written to outside it.
+        # Not in place: PyTorch forbids in-place writes outside inference mode to a table created in inference mode.
         self.table = self.table + pairs.bincount(minlength=self.table.numel()).view_as(self.table)
 
     def compute(self) -> dict[str, float]:
-        """The scores of all that was counted since the last ``reset``, on every process the same.
+        """Return the scores of all examples since the last ``reset``. They are equal on all processes.
 
         Raises:
-            UserError: if nothing was.
+            UserError: if there were no examples.
         """
         return clustering_scores(self.table)

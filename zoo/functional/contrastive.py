@@ -1,19 +1,28 @@
-"""Learning p(w | c) = exp(s(w, c)) / Z_c of words without the sum Z_c over all of them.
+"""Losses for p(w | c) = exp(s(w, c)) / Z_c, the probability of a word w in a context c.
 
-Gutmann & Hyvarinen 2012; Mnih & Teh 2012, arXiv:1206.6426; Mnih & Kavukcuoglu 2013; Mikolov et al. 2013,
-arXiv:1310.4546; Bengio & Senecal 2003; seed 000, "Noise Contrastive Estimation".
+Z_c is a sum over all words of the vocabulary. Only maximum likelihood computes this sum:
 
     maximum likelihood    J = -log p(w | c) = -s(w, c) + log Z_c,    Z_c = sum_w' exp s(w', c)
     NCE                   J = -log sigma(delta s(w, c)) - sum_{i<=k} log sigma(-delta s(w_i, c)),   w_i ~ q
                           delta s = s - log(k q)
-    negative sampling     the same with delta s = s, which is NCE where k q(w) = 1: q uniform and k = V
+    negative sampling     NCE with delta s = s; equal to NCE if k q(w) = 1, that is, if q is uniform and k = V
     importance sampling   J = -s(w, c) + log 1/k sum_{i<=k} exp(s(w_i, c)) / q(w_i),    w_i ~ q
 
-NCE tells a word of the text from k words of noise. With P(w | c) the distribution of the text, its expected gradient of
--J is sum_w k q / (e^s + k q) (P - e^s) grad s: zero where e^s = P, which is normalised by itself, and as k grows
-sum_w (P - e^s) grad s, the likelihood's where Z_c = 1. Importance sampling's weighs the noise by e^s / q, normalised
-over the k, and is biased by O(1 / k). Seed 000 writes the objectives as sums of sigmoids; they are sums of log
-sigmoids.
+Noise-contrastive estimation (NCE) classifies a word of the text against k noise words. With P(w | c) the distribution
+of the text, the expected gradient of -J is
+
+    sum_w k q / (e^s + k q) (P - e^s) grad s
+
+It is zero at e^s = P. The scores then satisfy Z_c = 1 without any constraint. As k grows, the gradient tends to
+sum_w (P - e^s) grad s. If Z_c = 1, this is the gradient of the log-likelihood.
+
+In the gradient of importance sampling, a noise word has a weight proportional to e^s / q. The weights of the k words
+sum to 1. This gradient has a bias of O(1 / k).
+
+[Xu18b] prints the NCE and skip-gram objectives as sums of sigmoids. The correct objectives are sums of log sigmoids.
+
+Sources: Gutmann & Hyvarinen 2012; Mnih & Teh 2012, arXiv:1206.6426; Mnih & Kavukcuoglu 2013; Mikolov et al. 2013,
+arXiv:1310.4546; Bengio & Senecal 2003; [Xu18b], "Noise Contrastive Estimation".
 """
 
 import difflib
@@ -29,37 +38,39 @@ from torchmetrics import Metric
 from zoo.checks.errors import UserError
 from zoo.functional.precision import float64_device, in_float64
 
-ROW = 32  # centres of a row
+ROW = 32  # centre words in a row of a batch
 
-Lookup = Callable[[Tensor, Tensor], Tensor]  # rows of a table (V, D) by numbers (...), (..., D)
+Lookup = Callable[[Tensor, Tensor], Tensor]  # (table (V, D), indices (...)) -> rows of the table (..., D)
 
 
 def dense(table: Tensor, numbers: Tensor) -> Tensor:
-    """Rows of a table, differentiable as any other function."""
+    """Return rows of ``table`` (V, D) at the indices ``numbers`` (...), with a dense gradient; (..., D)."""
     return table[numbers]
 
 
 def sparse(table: Tensor, numbers: Tensor) -> Tensor:
-    """The same with a gradient that holds the rows that were looked up, and no others."""
+    """Return rows of ``table``, with a sparse gradient that holds only these rows; (..., D)."""
     return F.embedding(numbers, table, sparse=True)
 
 
 class Rows(NamedTuple):
-    """A batch.
+    """A batch of B rows of text with 32 centre words each.
 
-    words: numbers of words, (B, window + 32 + window); -1 where there is none.
-    reach: of each centre's window, 1 to window words to either side, or 0 where there is no centre; (B, 32).
+    words: word indices, (B, window + 32 + window). -1 marks positions without a word.
+    reach: number of words on either side of each centre that form pairs with it, from 1 to window, (B, 32). 0 marks
+        positions without a centre.
     """
 
     words: Tensor
     reach: Tensor
 
 
-def within_reach(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-    """The centres, the words around each, and which of these are within its reach, so that the two are a pair.
+def pairs_in_window(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the centres, the words around each centre, and which of these form a pair with it.
 
     Returns:
-        (B, 32), (B, 32, 2 window + 1), the centre itself in the middle, and the same as booleans.
+        Centres (B, 32), words around them (B, 32, 2 window + 1), and booleans (B, 32, 2 window + 1) that are True for
+        words within reach of the centre. The middle of the last axis is the centre itself, which is not a pair.
     """
     window = (rows.words.shape[-1] - ROW) // 2
     around = rows.words.unfold(-1, 2 * window + 1, 1)
@@ -69,48 +80,61 @@ def within_reach(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def around_each(values: Tensor, width: int) -> Tensor:
-    """Select the words around each centre: (B, 32, n) values for each centre and word of a row, to (B, 32, width).
+    """Return the values of the words around each centre, (B, 32, width).
 
     The i-th centre takes words i .. i + width - 1 of its row.
+
+    Args:
+        values: a value for each pair of a centre and a word of its row, (B, 32, n).
+        width: number of words around a centre, 2 window + 1.
     """
     place = torch.arange(ROW, device=values.device)[:, None] + torch.arange(width, device=values.device)
     return values.gather(-1, place.expand(len(values), -1, -1))
 
 
 def nce_loss(s: Tensor, s_noise: Tensor, log_kq: Tensor, log_kq_noise: Tensor, each: Tensor | float = 1.0) -> Tensor:
-    """-log sigma(s - log kq) - sum over noise words of ``each`` log sigma(log kq - s_noise); nats, (...).
+    """Return -log sigma(s - log kq) - sum over noise words of ``each`` log sigma(log kq - s_noise), (...) nats.
 
     Args:
         s: scores of the words of the text, (...).
-        s_noise: of the noise words, (..., M).
-        log_kq: log(k q(w)) of the former, (...); 0 for negative sampling.
-        log_kq_noise: of the latter, (..., M).
-        each: what a noise word counts for, k / M if M of them stand for k.
+        s_noise: scores of the noise words, (..., M).
+        log_kq: log(k q(w)) of the words of the text, (...); 0 for negative sampling.
+        log_kq_noise: log(k q(w)) of the noise words, (..., M); 0 for negative sampling.
+        each: weight of a noise word. It is k / M if M noise words are used in place of k.
     """
     return F.softplus(log_kq - s) + (each * F.softplus(s_noise - log_kq_noise)).sum(-1)
 
 
 def softmax_loss(s: Tensor, s_all: Tensor) -> Tensor:
-    """-s + log sum exp of the scores of all words, (...) and (..., V): -log p(w | c), nats, (...)."""
+    """Return -log p(w | c) = -s + log sum exp(s_all), (...) nats, from scores ``s`` (...) and ``s_all`` (..., V)."""
     return s_all.logsumexp(-1) - s
 
 
 def importance_sampled_loss(s: Tensor, s_noise: Tensor, log_q_noise: Tensor) -> Tensor:
-    """-s + log 1/M sum exp(s_noise - log q), nats (...): -log p(w | c) with Z_c estimated from noise words (..., M)."""
+    """Return -s + log 1/M sum exp(s_noise - log q), (...) nats.
+
+    This is -log p(w | c) with Z_c estimated from M noise words.
+
+    Args:
+        s: scores of the words of the text, (...).
+        s_noise: scores of the noise words, (..., M).
+        log_q_noise: log q(w) of the noise words, (..., M).
+    """
     weights = s_noise - log_q_noise
     return weights.logsumexp(-1) - math.log(weights.shape[-1]) - s
 
 
 def noise_loss(objective: str, s: Tensor, s_noise: Tensor, log_q: Tensor, log_q_noise: Tensor, k: int) -> Tensor:
-    """The objective by its name, of those that draw noise words; nats, (...).
+    """Return the loss ``objective``, one of those that use noise words; (...) nats.
 
     Args:
         objective: ``nce``, ``negative_sampling`` or ``importance_sampling``.
         s: scores of the words of the text, (...).
-        s_noise: of the noise words, (..., M).
-        log_q: log q(w) of the former, (...).
-        log_q_noise: of the latter, (..., M).
-        k: noise words per word of the text, that the M stand for.
+        s_noise: scores of the noise words, (..., M).
+        log_q: log q(w) of the words of the text, (...).
+        log_q_noise: log q(w) of the noise words, (..., M).
+        k: number of noise words for each word of the text in the equations above. NCE and negative sampling give each
+            of the M noise words the weight k / M.
     """
     if objective == "importance_sampling":
         return importance_sampled_loss(s, s_noise, log_q_noise)
@@ -120,10 +144,10 @@ def noise_loss(objective: str, s: Tensor, s_noise: Tensor, log_q: Tensor, log_q_
 
 
 class NoiseDistribution(NamedTuple):
-    """A distribution q over V words, drawn from in constant time by the alias method (Walker 1977; Vose 1991).
+    """A distribution q over V words with draws in constant time by the alias method (Walker 1977; Vose 1991).
 
-    Word i is drawn with the probability 1 / V of its own column, kept with ``share`` (V,) and else exchanged for
-    ``alias`` (V,). ``log_q`` (V,) is in nats.
+    A draw first takes one of V columns i, each with probability 1 / V. With probability ``share[i]`` the result is word
+    i, otherwise word ``alias[i]``. ``log_q`` is in nats. All three fields are (V,).
     """
 
     log_q: Tensor
@@ -132,7 +156,7 @@ class NoiseDistribution(NamedTuple):
 
     @classmethod
     def of(cls, weights: Tensor) -> "NoiseDistribution":
-        """q proportional to ``weights`` (V,), positive."""
+        """Return the distribution q proportional to positive ``weights`` (V,)."""
         weights = weights.cpu().double()
         q = weights / weights.sum()
         column = (q * len(q)).tolist()
@@ -142,13 +166,16 @@ class NoiseDistribution(NamedTuple):
         while poor and rich:
             i, j = poor.pop(), rich[-1]
             share[i], alias[i] = column[i], j
-            column[j] -= 1 - column[i]  # j fills what i leaves of its column
+            column[j] -= 1 - column[i]  # word j fills the rest of column i
             if column[j] < 1:
                 poor.append(rich.pop())
         return cls(q.log().float(), torch.tensor(share), torch.tensor(alias))
 
     def draw(self, *shape: int, generator: torch.Generator | None = None) -> Tensor:
-        """Words, (*shape), drawn where ``generator`` lives, on the device of q."""
+        """Return words drawn from q, (*shape), on the device of q.
+
+        The random numbers come from the device of ``generator``.
+        """
         where = self.share.device if generator is None else generator.device
         column = torch.randint(len(self.share), shape, generator=generator, device=where).to(self.share.device)
         u = torch.rand(shape, generator=generator, device=where).to(self.share.device)
@@ -156,9 +183,10 @@ class NoiseDistribution(NamedTuple):
 
 
 class HeldOut(Metric):
-    """What p(w | c), summed over the whole vocabulary, says of held-out text: sums over pairs and centres.
+    """Metrics of p(w | c) on held-out text, with Z_c summed over the whole vocabulary.
 
-    They are float64 whatever the precision of the model, on the CPU where a device has none.
+    The state is sums over pairs and centres. It is float64 for models of any precision. It is on the CPU if the
+    model's device has no float64.
     """
 
     full_state_update = False
@@ -169,46 +197,55 @@ class HeldOut(Metric):
         self.add_state("sums", torch.zeros(5, dtype=torch.float64), dist_reduce_fx="sum")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> nn.Module:
-        def moved(t: Tensor) -> Tensor:  # and not rounded
+        def moved(t: Tensor) -> Tensor:  # moves the state to the device and does not round it
             return t.to(float64_device(fn(torch.empty(0, device=t.device)).device))
 
         return super()._apply(moved, exclude_state)
 
     def update(self, log_p: Tensor, log_Z: Tensor) -> None:
-        """Take in log p(w | c) of pairs, (P,), and log Z_c of centres, (n,); nats. No value is read back."""
+        """Add log p(w | c) of pairs, (P,), and log Z_c of centres, (n,), in nats.
+
+        On a GPU with float64 this does not wait for the device.
+        """
         log_p, log_Z = in_float64(log_p), in_float64(log_Z)
         pairs, centres = (log_p.new_full((), len(t)) for t in (log_p, log_Z))
         sums = torch.stack([pairs, -log_p.sum(), centres, log_Z.sum(), log_Z.square().sum()])
         self.sums = self.sums + sums.to(self.sums.device)
 
     def compute(self) -> dict[str, float]:
-        """``nll``, nats per pair, and its exponential, ``perplexity``; ``log_Z`` and ``log_Z_sd``, the mean and the
-        standard deviation of log Z_c over centres, nats."""
+        """Return the metrics.
+
+        Returns:
+            nll           mean of -log p(w | c), nats per pair
+            perplexity    exp(nll)
+            log_Z         mean of log Z_c over centres, nats
+            log_Z_sd      standard deviation of log Z_c over centres, nats
+        """
         pairs, nll, n, first, second = self.sums.tolist()
         nll, mean = nll / max(1, pairs), first / max(1, n)
         sd = max(0.0, second / max(1, n) - mean**2) ** 0.5
-        perplexity = float(torch.tensor(nll).exp())  # infinite, not an error, of scores that have diverged
+        perplexity = float(torch.tensor(nll).exp())  # infinite for diverged scores, where math.exp raises an error
         return {"nll": nll, "perplexity": perplexity, "log_Z": mean, "log_Z_sd": sd}
 
 
-def spelled(words: list[str]) -> Tensor:
-    """Words as a tensor that goes with weights: UTF-8, a line each; uint8."""
+def encode_words(words: list[str]) -> Tensor:
+    """Return words as a uint8 tensor that a state_dict can hold: UTF-8, one word in each line."""
     return torch.frombuffer(bytearray("\n".join(words).encode()), dtype=torch.uint8)
 
 
-def words_of(spelling: Tensor) -> list[str]:
-    """The words of such a tensor: the inverse of :func:`spelled`."""
+def decode_words(spelling: Tensor) -> list[str]:
+    """Return the words of a tensor from :func:`encode_words`."""
     return bytes(spelling.tolist()).decode().split("\n")
 
 
 class UnknownWord(KeyError, UserError):
-    """A word outside the vocabulary; the message has those that are spelled nearly so."""
+    """A word is not in the vocabulary. The message suggests words with a similar spelling."""
 
-    __str__ = Exception.__str__  # KeyError's would put the message in quotes
+    __str__ = Exception.__str__  # KeyError.__str__ would put the message in quotes
 
     @classmethod
     def of(cls, word: str, words: list[str]) -> "UnknownWord":
-        """The refusal of ``word``, which is not one of ``words``."""
+        """Return the error for ``word``, which is not one of ``words``."""
         close = [w for form in (word.lower(), word) for w in difflib.get_close_matches(form, words, n=5)]
         hint = f"; close to it: {', '.join(dict.fromkeys(close))}" if close else ""
         return cls(f"{word!r} is not among the {len(words):,} words of the vocabulary{hint}")

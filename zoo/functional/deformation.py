@@ -1,4 +1,4 @@
-"""Images bent at random: what a network should not mind of an image, it is shown."""
+"""Random smooth deformations of images, to which the clusters of a network should be invariant."""
 
 import torch
 import torch.nn.functional as F
@@ -8,14 +8,16 @@ from zoo.functional.densities import at_least_float32
 
 
 def deform(x: Tensor, affine: Tensor, bumps: Tensor, strength: float) -> Tensor:
-    """Images bent by a smooth displacement: a random affine map and bumps between 4 x 4 points.
+    """Return images after a smooth displacement of their pixels, (B, 1, H, W).
+
+    The displacement is a random affine map plus random bumps, interpolated between 4 x 4 points.
 
     Args:
-        x: (B, 1, H, W).
+        x: images, (B, 1, H, W).
         affine: standard normal, (B, 2, 3).
         bumps: standard normal, (B, 2, 4, 4).
-        strength: standard deviation of the affine map's entries about the identity, where an image reaches from -1 to 1
-            on both axes; the bumps have two thirds of it. 0 changes nothing.
+        strength: standard deviation of the entries of the affine map about the identity. Image coordinates run from -1
+            to 1 on both axes. The bumps have 2/3 of this standard deviation. 0 returns the images unchanged.
     """
     if strength == 0 or not len(x):
         return x

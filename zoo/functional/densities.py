@@ -1,6 +1,6 @@
-"""Densities and divergences in closed form, one formula each.
+"""Log densities and KL divergences in closed form.
 
-Every function keeps the batch: it sums over the dimensions of one example and never over examples, and returns nats.
+They are in nats. They sum over the last axis, which holds the dimensions of one example, and keep the batch axes.
 """
 
 import math
@@ -11,86 +11,93 @@ from torch import Tensor
 
 
 def reparameterise(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
-    """z = mu + sigma eps, a draw of N(mu, diag exp(logvar)) that is differentiable in both; (..., D).
+    """Return z = mu + sigma eps, a draw of N(mu, diag exp(logvar)); (..., D).
 
-    Kingma & Welling 2014, sec. 2.4; seed 001 writes sigma^2 for sigma.
+    The draw is differentiable in ``mu`` and ``logvar``. Kingma & Welling 2014, sec. 2.4. [Xu18a] prints
+    z = mu + x sigma^2. The correct form is z = mu + x sigma.
+
+    Args:
+        mu: means, (..., D).
+        logvar: log variances log sigma^2, (..., D).
+        eps: standard normal noise, (..., D).
     """
     return mu + (logvar / 2).exp() * eps
 
 
 def binarise(x: Tensor, u: Tensor) -> Tensor:
-    """Pixels that are 1 with probability ``x``, from uniform noise ``u`` in [0, 1); binary ones stay as they are."""
+    """Return pixels that are 1 with probability ``x``, from uniform noise ``u`` in [0, 1).
+
+    Pixels that are 0 or 1 already do not change.
+    """
     return (u < x).to(x.dtype)
 
 
 def at_least_float32(t: Tensor) -> Tensor:
-    """Under mixed precision the layers are of the lower one; densities are not."""
+    """Return ``t``, converted to float32 if its precision is lower.
+
+    Mixed precision runs the layers in 16 bits. Densities need float32.
+    """
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def log_normal(x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """log N(x | mu, diag exp(logvar)) = -1/2 sum_d [ log 2 pi + logvar_d + (x_d - mu_d)^2 / exp(logvar_d) ].
+    """Return the log density of a Gaussian with diagonal covariance, (...) nats.
 
-    The factor 1/2 in the exponent is missing where seeds 000 and 001 write this density, and the normaliser of seed 003
-    has the root of the product of the sigma_d in place of the product.
+        log N(x | mu, diag exp(logvar)) = -1/2 sum_d [ log 2 pi + logvar_d + (x_d - mu_d)^2 / exp(logvar_d) ]
+
+    The lecture notes print this density with slips. [Xu18b] and [Xu18a] omit the factor 1/2 in the exponent. [Liao22]
+    has the square root of prod_d sigma_d in the normaliser. The correct normaliser contains prod_d sigma_d itself.
 
     Args:
-        x: (..., D).
+        x: points, (..., D).
         mu: means, broadcastable to ``x``.
-        logvar: log variances, broadcastable to ``x``.
-
-    Returns:
-        (...): nats, summed over the last axis.
+        logvar: log variances log sigma^2, broadcastable to ``x``.
     """
     return -0.5 * (math.log(2 * math.pi) + logvar + (x - mu).square() * (-logvar).exp()).sum(-1)
 
 
 def kl_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
-    """KL( N(mu, diag exp(logvar)) || N(0, I) ) = 1/2 sum_d [ sigma_d^2 + mu_d^2 - 1 - log sigma_d^2 ].
+    """Return the KL divergence from a Gaussian with diagonal covariance to N(0, I), (...) nats.
 
-    Kingma & Welling 2014, appendix B (seed 000 prints it once with the halves doubled).
+        KL( N(mu, diag exp(logvar)) || N(0, I) ) = 1/2 sum_d [ sigma_d^2 + mu_d^2 - 1 - log sigma_d^2 ]
+
+    Kingma & Welling 2014, appendix B. One equation of [Xu18b] prints the factor 1/2 twice. The correct form has it
+    once.
 
     Args:
-        mu: (..., D).
+        mu: means, (..., D).
         logvar: log variances log sigma^2, (..., D).
-
-    Returns:
-        (...): nats, summed over the last axis.
     """
-    # expm1 keeps the digits that exp(logvar) - 1 loses where the posterior is close to the prior.
+    # Where the posterior is close to the prior, exp(logvar) - 1 loses digits. expm1 does not.
     return 0.5 * (logvar.expm1() - logvar + mu.square()).sum(-1)
 
 
 def kl_normal(mu_q: Tensor, logvar_q: Tensor, mu_p: Tensor, logvar_p: Tensor) -> Tensor:
-    """KL( N(mu_q, diag exp(logvar_q)) || N(mu_p, diag exp(logvar_p)) ), both with diagonal covariance.
+    """Return the KL divergence between two Gaussians with diagonal covariance, (...) nats.
 
-        1/2 sum_d [ r_d - 1 - log r_d + (mu_q,d - mu_p,d)^2 / sigma_p,d^2 ],   r_d = sigma_q,d^2 / sigma_p,d^2
+        KL( N(mu_q, diag exp(logvar_q)) || N(mu_p, diag exp(logvar_p)) )
+            = 1/2 sum_d [ r_d - 1 - log r_d + (mu_q,d - mu_p,d)^2 / sigma_p,d^2 ],   r_d = sigma_q,d^2 / sigma_p,d^2
 
-    :func:`kl_standard_normal` is its value at mu_p = logvar_p = 0.
+    At mu_p = logvar_p = 0 it equals :func:`kl_standard_normal`.
 
     Args:
-        mu_q: (..., D).
-        logvar_q: log variances, (..., D).
-        mu_p: broadcastable to ``mu_q``.
-        logvar_p: log variances, broadcastable to ``logvar_q``.
-
-    Returns:
-        (...): nats, summed over the last axis.
+        mu_q: means of q, (..., D).
+        logvar_q: log variances of q, (..., D).
+        mu_p: means of p, broadcastable to ``mu_q``.
+        logvar_p: log variances of p, broadcastable to ``logvar_q``.
     """
     log_ratio = logvar_q - logvar_p
     return 0.5 * (log_ratio.expm1() - log_ratio + (mu_q - mu_p).square() * (-logvar_p).exp()).sum(-1)
 
 
 def log_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
-    """log prod_d Bernoulli(x_d | sigmoid(logits_d)).
+    """Return log prod_d Bernoulli(x_d | sigmoid(logits_d)), (...) nats.
 
     Args:
-        x: binary, 0 or 1, (..., D).
+        x: 0 or 1, (..., D).
         logits: log odds of x_d = 1, broadcastable to ``x``.
-
-    Returns:
-        (...): nats, summed over the last axis.
     """
-    # x log sigma(l) + (1 - x) log sigma(-l) = x l - softplus(l), finite for every l, and here in one pass over memory.
+    # x log sigma(l) + (1 - x) log sigma(-l) = x l - softplus(l), which is finite for every l.
+    # The PyTorch function computes this in one pass over memory.
     logits, x = torch.broadcast_tensors(logits, x)
     return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)

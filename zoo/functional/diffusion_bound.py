@@ -1,22 +1,31 @@
-"""The variational bound of a diffusion, -log p(x_0) <= L, term by term and in both of the forms of seed 004, ch. 14.
+"""The variational bound of a diffusion, -log p(x_0) <= L, in the two forms of [DSL ch. 14].
 
-    L = L_T + sum_{t > 0} L_t + L_0                                            eq. 5, seed 14.41: one random variable
-        L_T = KL( q(x_T | x_0) || N(0, I) )
-        L_t = E_q KL( q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t) )
-        L_0 = E_q[ -log p(x_0 | x_1) ]
+The single form draws one x_t for each term. It is eq. 5 and [DSL eq. 14.41]:
+
+    L = L_T + sum_{t=2}^{T} L_{t-1} + L_0
+        L_T     = KL( q(x_T | x_0) || N(0, I) )
+        L_{t-1} = E_q KL( q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t) )
+        L_0     = E_q[ -log p(x_0 | x_1) ]
+
+The joint form draws adjacent states together. It is [DSL eq. 14.28]:
+
     L = E_q[ -log p(x_0 | x_1) + log q(x_T | x_{T-1}) / p(x_T)
-             + sum_t log q(x_t | x_{t-1}) / p(x_t | x_{t+1}) ]                  seed 14.28: joint draws
+             + sum_{t=1}^{T-1} log q(x_t | x_{t-1}) / p(x_t | x_{t+1}) ]
 
-Equations without a name are those of Ho, Jain & Abbeel 2020. The two agree in expectation. The gradient of the first
-is that of the second with x_{t-1} integrated out given x_t and x_0: of one step t at a time it has the lower variance
-(Rao-Blackwell). Summed
-over a whole trajectory the order can turn round: at the optimum what the terms of the second scatter cancels along the
-chain, all of it for N(0, I) data and variance beta_t. Seed 14.29-14.30 is no third form: it treats x_t and x_{t+1} as
-independent given x_{t-1}.
+Equations and sections without a name are from Ho, Jain & Abbeel 2020. The equations above count t from 1. The functions
+below take an index t from 0 to T-1, as in zoo/functional/diffusion.py. Their x_t is x_{t+1} above, and their L_t is L_t
+above. Everywhere x_0 is the image, x_1 is the image after one step of noise, and x_T is the end of the chain.
 
-p(x_{t-1} | x_t) = N(posterior mean at x0_hat, sigma_t^2 I) with sigma_t^2 = beta_t, or the posterior's variance, whose
-value at t = 0, where it is 0, is that of t = 1 (as the authors' code has it, which takes it there for beta_t, too). All
-in nats per example, summed over dimensions; t counts from 0, as in zoo/functional/diffusion.py.
+The two forms agree in expectation. The single form integrates out x_{t-1} given x_t and x_0. At one step t, its
+gradient therefore has the lower variance (Rao-Blackwell). On a whole trajectory, the joint form can have the lower
+variance. At the optimum the random parts of its terms cancel along the chain. They cancel completely for N(0, I) data
+and variance beta_t. [DSL eq. 14.29-14.30] is not a third form: it treats x_t and x_{t+1} as independent given x_{t-1}.
+
+The model is p(x_{t-1} | x_t) = N(posterior mean at x0_hat, sigma_t^2 I). Its variance sigma_t^2 is beta_t or the
+posterior variance. The posterior variance is 0 at index 0. The model uses the value of index 1 there, as the authors'
+code does. The authors' code also replaces beta_t at index 0 by this value. This file does not.
+
+All results are in nats per example, summed over dimensions.
 """
 
 import math
@@ -32,36 +41,38 @@ LEVELS = 255  # grey values are k / 127.5 - 1, k = 0 .. 255
 
 
 def reverse_variance(chain: Chain, variance: str) -> Tensor:
-    """sigma_t^2 of p(x_{t-1} | x_t), (T,)."""
+    """Return sigma_t^2 of p(x_{t-1} | x_t), (T,), for ``variance``, which is ``posterior`` or ``beta``."""
     if variance == "beta":
         return chain.betas
     return torch.cat([chain.posterior_variance[1:2], chain.posterior_variance[1:]])
 
 
 def prior_kl(x0: Tensor, chain: Chain) -> Tensor:
-    """L_T, exactly; (B,)."""
+    """Return L_T, exactly; (B,)."""
     x0 = x0.flatten(1)
     return kl_standard_normal(chain.abar[-1].sqrt() * x0, chain.one_minus_abar[-1].log().expand_as(x0))
 
 
 def log_normal_t(x: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
-    """log N(x | mu, variance I), the variance (B, 1, ...) one number per example; (B,)."""
+    """Return log N(x | mu, diag variance), (B,). ``mu`` and ``variance`` have the shape of ``x``."""
     return log_normal(x.flatten(1), mu.flatten(1), variance.flatten(1).log())
 
 
 def log_discretised_normal(x: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
-    """log of the mass of N(mu, variance I) on the bins of 256 grey values, sec. 3.3, eq. 13; (B,).
+    """Return the log probability of images of 256 grey values under a discretised N(mu, variance I), (B,).
 
-    The bin of x is [x - 1/255, x + 1/255]; those of -1 and 1 go on to infinity, so that the masses sum to 1.
+    Sec. 3.3, eq. 13. The probability of a pixel x is the mass of the bin [x - 1/255, x + 1/255]. The bin of -1 extends
+    to minus infinity and the bin of 1 extends to infinity. The masses therefore sum to 1.
 
     Args:
         x: grey values k / 127.5 - 1, (B, ...).
-        mu, variance: broadcastable to ``x``.
+        mu: means, broadcastable to ``x``.
+        variance: variances, broadcastable to ``x``.
     """
     sigma = variance.sqrt()
     upper = torch.where(x > 1 - 0.5 / LEVELS, math.inf, (x + 1 / LEVELS - mu) / sigma)
     lower = torch.where(x < -1 + 0.5 / LEVELS, -math.inf, (x - 1 / LEVELS - mu) / sigma)
-    # On the side of the mean where both ends are negative: log Phi keeps its digits there, and loses them opposite.
+    # The difference of log Phi is accurate only below the mean. Bins above the mean are reflected to below the mean.
     flip = upper + lower > 0
     upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
@@ -71,18 +82,19 @@ def log_discretised_normal(x: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
 def denoising_term(
     x0: Tensor, xt: Tensor, t: Tensor, x0_hat: Tensor, chain: Chain, variance: str, discrete: bool
 ) -> Tensor:
-    """L_t at x_t: a divergence, exactly, for t > 0; -log p(x_0 | x_1) for t = 0; (B,).
+    """Return L_t at x_t, (B,): the KL divergence, exactly, for t > 0, and -log p(x_0 | x_1) for t = 0.
 
     Args:
         x0: images, (B, ...).
-        xt: a draw of q(x_t | x_0).
-        t: (B,), 0 .. T-1.
-        x0_hat: the network's, at x_t and t.
-        variance: ``posterior`` or ``beta``.
-        discrete: whether p(x_0 | x_1) is the discretised Gaussian of images, or a Gaussian.
+        xt: a draw of q(x_t | x_0), (B, ...).
+        t: step indices from 0 to T-1, (B,).
+        x0_hat: the network's prediction of x_0 at x_t and t, (B, ...).
+        chain: the constants of the forward process.
+        variance: sigma_t^2 of the model, ``posterior`` or ``beta``.
+        discrete: True if p(x_0 | x_1) is the discretised Gaussian of images, False if it is a Gaussian.
     """
     mu_p, var_p = posterior_mean(x0_hat, xt, t, chain), at(reverse_variance(chain, variance), t, xt)
-    # At t = 0 the divergence, which is infinite there, is computed at another variance and not used.
+    # At t = 0 the divergence is infinite. It is computed with the variance of t = 1 and not used.
     var_q = at(chain.posterior_variance, t.clamp(min=1), xt)
     mu_q = posterior_mean(x0, xt, t, chain)
     zero = torch.zeros_like(x0).flatten(1)
@@ -92,12 +104,16 @@ def denoising_term(
 
 
 def terms(x0: Tensor, draw: Callable[[], Tensor], x0_model: X0Model, chain: Chain, variance: str) -> Tensor:
-    """L_0, ..., L_{T-1} and L_T of images of 256 grey values, each L_t at one draw of x_t of its own; nats, (T + 1, B).
+    """Return L_0, ..., L_{T-1} and L_T of images of 256 grey values, (T + 1, B) nats.
+
+    Each L_t is evaluated at one independent draw of x_t.
 
     Args:
         x0: grey values k / 127.5 - 1, (B, ...).
-        draw: standard normal noise of the shape of ``x0``, drawn at each call.
+        draw: () -> new standard normal noise in the shape of ``x0``.
         x0_model: (x_t, t) -> x0_hat.
+        chain: the constants of the forward process.
+        variance: sigma_t^2 of the model, ``posterior`` or ``beta``.
     """
     found = []
     for i in range(len(chain.betas)):
@@ -110,26 +126,33 @@ def terms(x0: Tensor, draw: Callable[[], Tensor], x0_model: X0Model, chain: Chai
 def single_draw(
     x0: Tensor, t: Tensor, eps: Tensor, x0_model: X0Model, chain: Chain, variance: str, discrete: bool
 ) -> Tensor:
-    """L_T + T L_t for a uniform ``t`` (B,) and one standard normal ``eps``: L in expectation, seed 14.41; (B,)."""
+    """Return L_T + T L_t at random steps ``t``, (B,). Its expectation is L in the single form, [DSL eq. 14.41].
+
+    Args:
+        x0: images, (B, ...).
+        t: steps, uniform on 0 .. T-1, (B,).
+        eps: standard normal, in the shape of ``x0``.
+        x0_model, chain, variance, discrete: as for :func:`denoising_term`, with x0_model: (x_t, t) -> x0_hat.
+    """
     xt = q_sample(x0, t, eps, chain)
     term = denoising_term(x0, xt, t, x0_model(xt, t), chain, variance, discrete)
     return prior_kl(x0, chain) + len(chain.betas) * term
 
 
 def _step_forward(x: Tensor, t: Tensor, eps: Tensor, chain: Chain) -> Tensor:
-    """x_t ~ q(x_t | x_{t-1}) from x_{t-1}."""
+    """Return x_t ~ q(x_t | x_{t-1}), where ``x`` is x_{t-1}."""
     beta = at(chain.betas, t, x)
     return (1 - beta).sqrt() * x + beta.sqrt() * eps
 
 
 def _log_q_step(x: Tensor, x_prev: Tensor, t: Tensor, chain: Chain) -> Tensor:
-    """log q(x_t | x_{t-1}), (B,)."""
+    """Return log q(x_t | x_{t-1}), (B,), where ``x`` is x_t and ``x_prev`` is x_{t-1}."""
     beta = at(chain.betas, t, x) + torch.zeros_like(x)
     return log_normal_t(x, (1 - beta).sqrt() * x_prev, beta)
 
 
 def _reverse_nll(x_prev, xt, t: Tensor, x0_model: X0Model, chain: Chain, variance: str, discrete: bool) -> Tensor:
-    """-log p(x_{t-1} | x_t), (B,); the decoder's at t = 0."""
+    """Return -log p(x_{t-1} | x_t), (B,). At t = 0 this is -log p(x_0 | x_1)."""
     mu = posterior_mean(x0_model(xt, t), xt, t, chain)
     var = at(reverse_variance(chain, variance), t, xt) + torch.zeros_like(xt)
     nll = -log_normal_t(x_prev, mu, var)
@@ -141,13 +164,16 @@ def _reverse_nll(x_prev, xt, t: Tensor, x0_model: X0Model, chain: Chain, varianc
 def joint_draw(
     x0: Tensor, t: Tensor, eps: Tensor, x0_model: X0Model, chain: Chain, variance: str, discrete: bool
 ) -> Tensor:
-    """The term of seed 14.28 at a uniform ``t`` (B,), times T, and its prior term: L in expectation; (B,).
+    """Return T times one term of the joint form, plus its prior term, (B,). The expectation is L, [DSL eq. 14.28].
 
-    The term is -log p(x_{t-1} | x_t) + log q(x_{t-1} | x_{t-2}), with x_{t-2}, x_{t-1}, x_t drawn jointly, and at t = 0
-    -log p(x_0 | x_1) alone; the prior's is log q(x_T | x_{T-1}) - log p(x_T).
+    The term at t is -log p(x_{t-1} | x_t) + log q(x_{t-1} | x_{t-2}), where x_{t-2}, x_{t-1} and x_t are drawn jointly.
+    At t = 0 it is -log p(x_0 | x_1). The prior term is log q(x_T | x_{T-1}) - log p(x_T).
 
     Args:
-        eps: standard normal, (B, 5, ...): for x_{t-2}, x_{t-1}, x_t, and for x_{T-1} and x_T.
+        x0: images, (B, ...).
+        t: steps, uniform on 0 .. T-1, (B,).
+        eps: standard normal, (B, 5, ...), for x_{t-2}, x_{t-1}, x_t, x_{T-1} and x_T.
+        x0_model, chain, variance, discrete: as for :func:`single_draw`.
     """
     a, b, c, d, e = eps.unbind(1)
     column = t.view(-1, *[1] * (x0.ndim - 1))
@@ -167,7 +193,7 @@ def joint_draw(
 
 
 def trajectory(x0: Tensor, eps: Tensor, chain: Chain) -> list[Tensor]:
-    """x_1, ..., x_T by the one-step kernels, from standard normal ``eps`` (B, T, ...)."""
+    """Return x_1, ..., x_T, drawn step by step from q(x_t | x_{t-1}) with standard normal ``eps`` (B, T, ...)."""
     x, found = x0, []
     for i, noise in enumerate(eps.unbind(1)):
         x = _step_forward(x, torch.full((len(x),), i, device=x.device), noise, chain)
@@ -176,7 +202,10 @@ def trajectory(x0: Tensor, eps: Tensor, chain: Chain) -> list[Tensor]:
 
 
 def joint_chain(x0: Tensor, eps: Tensor, x0_model: X0Model, chain: Chain, variance: str, discrete: bool) -> Tensor:
-    """log q(x_{1:T} | x_0) / p(x_{0:T}) on one trajectory, seed 14.28 whole; ``eps`` (B, T, ...); (B,)."""
+    """Return log q(x_{1:T} | x_0) / p(x_{0:T}) on one trajectory, (B,).
+
+    This is the joint form with all of its terms, [DSL eq. 14.28]. ``eps`` is standard normal, (B, T, ...).
+    """
     total, x_prev = torch.zeros(len(x0), dtype=x0.dtype, device=x0.device), x0
     for i, xt in enumerate(trajectory(x0, eps, chain)):
         t = torch.full((len(x0),), i, device=x0.device)
@@ -187,7 +216,10 @@ def joint_chain(x0: Tensor, eps: Tensor, x0_model: X0Model, chain: Chain, varian
 
 
 def single_chain(x0: Tensor, eps: Tensor, x0_model: X0Model, chain: Chain, variance: str, discrete: bool) -> Tensor:
-    """L_T + sum_t L_t on one trajectory, seed 14.41 whole; ``eps`` (B, T, ...); (B,)."""
+    """Return L_T + sum_t L_t on one trajectory, (B,).
+
+    This is the single form with all of its terms, [DSL eq. 14.41]. ``eps`` is standard normal, (B, T, ...).
+    """
     total = prior_kl(x0, chain)
     for i, xt in enumerate(trajectory(x0, eps, chain)):
         t = torch.full((len(x0),), i, device=x0.device)

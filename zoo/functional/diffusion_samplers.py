@@ -1,8 +1,9 @@
-"""Samplers of a Gaussian diffusion: ancestral sampling, DDIM both ways, and the intermediate states of a sample.
+"""Samplers of a Gaussian diffusion: ancestral sampling, DDIM, DDIM encoding, and intermediate states.
 
-No network is known here: samplers take a function (x_t, t) -> x0_hat, so that a test can hand them the exact one. Each
-yields t, x_{t-1} and x0_hat, step by step from t = T-1 to 0, where x_{t-1} is the sample. Equations without a name are
-those of Ho, Jain & Abbeel 2020, arXiv:2006.11239; t counts from 0, as in zoo/functional/diffusion.py.
+A sampler takes a function (x_t, t) -> x0_hat, which is a network in a model and can be exact in a test. At each step,
+from t = T-1 down to 0, it yields t, x_{t-1} and x0_hat. At t = 0, x_{t-1} is the sample. The step index t counts from
+0, as in zoo/functional/diffusion.py. Equations, algorithms and sections without a name are from Ho, Jain & Abbeel 2020,
+arXiv:2006.11239.
 """
 
 from collections import deque
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from zoo.checks.errors import UserError
 from zoo.checks.old_forms import old_form
-from zoo.checks.values import check_choice, check_whole
+from zoo.checks.values import check_choice, check_integer
 from zoo.functional.diffusion import Chain, X0Model, posterior_mean, predicted_eps, q_sample
 from zoo.functional.noise import randn
 from zoo.functional.precision import in_float64
@@ -37,14 +38,18 @@ def ancestral_steps(
     clip: bool = True,
     correct: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Algorithm 2: the reverse chain from noise ``x`` at t = T-1 down to t = 0, where no noise is added.
+    """Yield t, x_{t-1} and x0_hat of the reverse chain, algorithm 2.
+
+    The chain begins with noise ``x`` at t = T-1. The last step, t = 0, adds no noise.
 
     Args:
-        x0_model: (x_t, t) -> x0_hat, both (B, ...); t is (B,), 0 .. T-1.
+        x0_model: (x_t, t) -> x0_hat. x_t and x0_hat are (B, ...). t is (B,), in 0 .. T-1.
         x: standard normal, (B, ...).
-        variance: ``posterior``, or ``beta`` for beta_t; sec. 3.2.
-        clip: keep x0_hat in [-1, 1]; without it the mean is eq. 11 exactly.
-        correct: (x_{t-1}, t-1) -> x_{t-1}, a corrector that is run after each step but the last.
+        chain: the constants of the forward process.
+        variance: ``posterior`` for the posterior variance, ``beta`` for beta_t; sec. 3.2.
+        generator: source of the noise. None selects PyTorch's default generator.
+        clip: whether to clip x0_hat to [-1, 1]. Without clipping, the mean is exactly eq. 11.
+        correct: corrector (x_{t-1}, t-1) -> x_{t-1} that runs after each step except the last.
     """
     sigma2 = chain.posterior_variance if variance == "posterior" else chain.betas
     for i in reversed(range(len(chain.betas))):
@@ -70,17 +75,18 @@ def ddim_steps(
     clip: bool = True,
     correct: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """DDIM, eq. 12 of Song, Meng & Ermon 2021 (arXiv:2010.02502), on ``num_steps`` evenly spread steps of the chain.
+    """Yield t, x_{t-1} and x0_hat of DDIM, Song, Meng & Ermon 2021 (arXiv:2010.02502), eq. 12.
 
-    ``eta`` = 0 is deterministic given ``x``; ``eta`` = 1 with all T steps is :func:`ancestral_steps`.
+    DDIM runs on ``num_steps`` evenly spaced steps of the chain. With ``eta`` = 0 it is deterministic given ``x``. With
+    ``eta`` = 1 and all T steps it equals :func:`ancestral_steps` with the posterior variance.
 
     Args:
-        x0_model, x, chain, clip, correct: as for :func:`ancestral_steps`.
-        num_steps: 1 to T.
-        eta: noise put back in, 0 to 1, in units of the posterior's standard deviation.
+        x0_model, x, chain, generator, clip, correct: as for :func:`ancestral_steps`.
+        num_steps: number of steps, from 1 to T.
+        eta: standard deviation of the added noise, from 0 to 1, in units of the posterior standard deviation.
 
     Raises:
-        UserError: for ``num_steps`` or ``eta`` outside these.
+        UserError: if ``num_steps`` or ``eta`` is outside its range.
     """
     taus = ddim_subset(len(chain.betas), num_steps)
     if isinstance(eta, bool) or not isinstance(eta, int | float) or not 0 <= eta <= 1:
@@ -90,7 +96,7 @@ def ddim_steps(
         a_prev, rest_prev = (1.0, 0 * a) if i_prev is None else (chain.abar[i_prev], chain.one_minus_abar[i_prev])
         t = torch.full((len(x),), i, device=x.device)
         x0 = _clipped(x0_model(x, t), clip)
-        eps = predicted_eps(x0, x, t, chain)  # the noise that goes with x0, also where clipping changed it
+        eps = predicted_eps(x0, x, t, chain)  # this noise matches x0, also after clipping
         sigma = eta * (rest_prev / rest * (1 - a / a_prev)).sqrt()  # eq. 16
         x = a_prev**0.5 * x0 + (rest_prev - sigma**2).clamp(min=0).sqrt() * eps
         if i_prev is not None:
@@ -101,25 +107,35 @@ def ddim_steps(
 
 
 def ddim_subset(T: int, num_steps: int) -> list[int]:
-    """The steps DDIM runs, rising: ``num_steps`` of 0 .. T-1, evenly spread, the first and the last included.
+    """Return the ``num_steps`` steps of DDIM in increasing order, evenly spaced in 0 .. T-1.
+
+    They always include T-1. Two steps or more also include 0.
 
     Raises:
-        UserError: for ``num_steps`` that is no whole number from 1 to T.
+        UserError: if ``num_steps`` is not an integer from 1 to T.
     """
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or not 1 <= num_steps <= T:
-        raise UserError(f"num_steps must be a whole number between 1 and the model's {T} steps, got {num_steps!r}")
+        raise UserError(f"num_steps must be an integer between 1 and the model's {T} steps, got {num_steps!r}")
     return torch.linspace(T - 1, 0, num_steps, dtype=torch.float64).round().long().flip(0).tolist()
 
 
 @torch.no_grad()
 def ddim_encode(x0_model: X0Model, x0: Tensor, chain: Chain, num_steps: int = 50) -> Tensor:
-    """The noise x_T that deterministic DDIM turns into ``x0``, up to the error of its steps; Song et al., eq. 14.
+    """Return the noise x_T (B, ...) that deterministic DDIM maps to ``x0``; Song et al. 2021, eq. 14.
 
-    The same update run upwards, with the prediction at the step below: unclipped, since clipping cannot be undone.
+    The result is exact up to the discretisation error of the steps. The function runs the DDIM update with increasing
+    t. Each update uses the prediction at the lower step. The prediction is not clipped, because clipping cannot be
+    inverted.
+
+    Args:
+        x0_model: (x_t, t) -> x0_hat.
+        x0: images in [-1, 1], (B, ...).
+        chain: the constants of the forward process.
+        num_steps: number of steps, from 1 to T.
     """
     taus = ddim_subset(len(chain.betas), num_steps)
     steps = [torch.full((len(x0),), i, device=x0.device) for i in taus]
-    # At the bottom the image stands in for x_t: of its noise, a hundredth or so, nothing is known.
+    # The noise of x_t at the lowest step is small and unknown. The network receives the image in place of x_t.
     x = q_sample(x0, steps[0], predicted_eps(x0_model(x0, steps[0]), x0, steps[0], chain), chain)
     for t, t_next in pairwise(steps):
         x0_hat = x0_model(x, t)
@@ -138,62 +154,77 @@ def sampler(
     generator: torch.Generator | None = None,
     correct: Callable[[Tensor, int], Tensor] | None = None,
 ) -> tuple[Iterator[tuple[int, Tensor, Tensor]], int]:
-    """The steps of DDIM, or where ``num_steps`` is None of the whole chain, and how many there are.
+    """Return an iterator over the sampling steps, and the number of steps.
 
     Args:
-        x0_model, x, chain, variance, correct: as for :func:`ancestral_steps`.
-        num_steps, eta: as for :func:`ddim_steps`.
+        x0_model, x, chain, variance, generator, correct: as for :func:`ancestral_steps`.
+        num_steps: number of DDIM steps. None selects :func:`ancestral_steps` on the whole chain.
+        eta: as for :func:`ddim_steps`. It must be 0 for the whole chain.
 
     Raises:
-        UserError: for values outside these; for ``eta`` of the whole chain, which has noise of its own.
+        UserError: if ``num_steps`` or ``eta`` is outside its range.
     """
     if num_steps is None:
         if eta:
-            raise UserError(f"eta is DDIM's; the whole chain (num_steps=null) has its own noise, got eta={eta!r}")
+            raise UserError(
+                f"eta must be 0 for the whole chain (num_steps=null), got {eta!r}; set num_steps to sample with DDIM"
+            )
         return ancestral_steps(x0_model, x, chain, variance, generator=generator, correct=correct), len(chain.betas)
-    total = len(ddim_subset(len(chain.betas), num_steps))  # which refuses other numbers
+    total = len(ddim_subset(len(chain.betas), num_steps))  # raises UserError here and not at the first step
     return ddim_steps(x0_model, x, chain, num_steps, eta, generator=generator, correct=correct), total
 
 
 def shown(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, number: int | None, show: str) -> Tensor:
-    """A sampler's result, (B, ...), or ``number`` of its states, (B, number, ...).
+    """Return the result of a sampler, (B, ...), or ``number`` of its intermediate states, (B, number, ...).
 
     Args:
-        show: ``xt``, the noisy images, or ``x0``, what the network takes them for.
+        steps: the sampler.
+        total: its number of steps.
+        number: number of evenly spaced states to return, from 2 to ``total``. None returns only the result.
+        show: ``xt`` for the noisy images x_{t-1}, ``x0`` for the predictions x0_hat. ``x0`` needs a ``number``.
 
     Raises:
-        UserError: for another ``show``, or ``x0`` of the end; for fewer than two states, or more than there are.
+        UserError: if ``show`` or ``number`` has another value.
     """
     check_choice("show", show, ("xt", "x0"))
     if number is None:
         if show != "xt":
-            raise UserError(f"show={show} is of the way to a sample: say how many moments of it, frames=12")
+            raise UserError(f"show={show} needs a number of frames, got frames=null; set one, for example frames=12")
         return last(steps, total, "sampling")
-    check_whole("frames", number, least=2)
+    check_integer("frames", number, least=2)
     if number > total:
-        raise UserError(f"there are {total} steps to show, fewer than {number} frames")
+        raise UserError(f"frames must be at most {total}, the number of sampling steps, got {number}")
     xt, x0 = frames(steps, total, number)
     return xt if show == "xt" else x0
 
 
 def last(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, name: str) -> Tensor:
-    """Run a sampler to its end, with a bar where it takes long, and return x_0."""
+    """Run a sampler to its end and return the sample. A progress bar appears if sampling takes a few seconds."""
     _, x, _ = deque(tracked(steps, name, total=total), maxlen=1)[0]
     return x
 
 
 def frames(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, shown: int) -> tuple[Tensor, Tensor]:
-    """``shown`` evenly spread states of a sampler, the last its result: x_{t-1} and x0_hat, (B, shown, ...) each."""
+    """Return ``shown`` evenly spaced states of a sampler, x_{t-1} and x0_hat, (B, shown, ...) each.
+
+    The last state is the sample.
+    """
     keep = set(torch.linspace(0, total - 1, shown, dtype=torch.float64).round().long().tolist())
     seen = [(x, x0) for k, (_, x, x0) in enumerate(steps) if k in keep]
     return torch.stack([x for x, _ in seen], 1), torch.stack([x0 for _, x0 in seen], 1)
 
 
 def slerp(a: Tensor, b: Tensor, between: Tensor) -> Tensor:
-    """Points on the great arc from ``a`` to ``b``, (B, ...) each: (B, F, ...) for F shares ``between`` 0 and 1.
+    """Return points on the great arc from ``a`` to ``b``, (B, F, ...); Song et al. 2021, appendix D.5.
 
-    sin((1 - s) phi) / sin(phi) a + sin(s phi) / sin(phi) b with phi the angle between them: noise of the same length
-    as a draw, where the straight line's middle is shorter by sqrt(2). Song et al. 2021, appendix D.5.
+        sin((1 - s) phi) / sin(phi) a + sin(s phi) / sin(phi) b,   phi the angle between a and b
+
+    The points have the length of a draw of noise. The midpoint of the straight line is shorter by a factor of about
+    sqrt(2).
+
+    Args:
+        a, b: noise, (B, ...) each.
+        between: the F positions s on the arc, from 0 at ``a`` to 1 at ``b``.
     """
     flat_a, flat_b = in_float64(a.flatten(1)), in_float64(b.flatten(1))
     phi = torch.acos(((flat_a * flat_b).sum(1) / (flat_a.norm(dim=1) * flat_b.norm(dim=1))).clamp(-1, 1))[:, None]

@@ -1,7 +1,8 @@
-"""Gibbs chains between two layers of binary units, each independent given the other; seed 004 sec. 7.2.
+"""Gibbs sampling in a restricted Boltzmann machine; [DSL 7.2].
 
-A step draws a whole layer at once, v given h and then h given v. v is (n, V) and h (n, H), one chain a row; u is
-uniform in [0, 1). Persistent chains are kept as hidden states, which saves a product per step.
+The units of one layer are independent given the other layer. A Gibbs step therefore draws all of v given h, and all of
+h given v. v is (n, V) and h is (n, H), with one chain in each row. u is uniform in [0, 1). Persistent chains are stored
+as hidden states, which saves one matrix product for each update.
 """
 
 from collections.abc import Callable
@@ -11,23 +12,23 @@ from torch import Tensor
 
 from zoo.checks.errors import UserError
 from zoo.checks.pixels import check_pixels
-from zoo.checks.values import check_choice, check_whole
+from zoo.checks.values import check_choice, check_integer
 from zoo.functional.boltzmann import Machine, draw
 from zoo.functional.noise import chunk_generator, rand
 
-Init = str | Tensor | list[Tensor]  # a word or images; see beginning
+Init = str | Tensor | list[Tensor]  # noise, data, chains, or images; see beginning
 
 
 def gibbs(h: Tensor, u_v: Tensor, u_h: Tensor, machine: Machine) -> Tensor:
-    """v after v | h, h | v, ..., v | h: ``len(u_v)`` draws of v with one of h between each two; seed 004 sec. 7.2.
+    """Return v (n, V) at the end of the Gibbs chain v | h, h | v, ..., v | h; [DSL 7.2].
+
+    The chain draws v k times and draws h between every two draws of v.
 
     Args:
-        h: (n, H).
-        u_v: uniform noise, (k, n, V).
-        u_h: uniform noise, (k - 1, n, H).
-
-    Returns:
-        (n, V).
+        h: initial hidden states, (n, H).
+        u_v: uniform noise for v, (k, n, V).
+        u_h: uniform noise for h, (k - 1, n, H).
+        machine: the learnt parameters.
     """
     v = draw(machine.visible_logits(h), u_v[0])
     for i in range(1, len(u_v)):
@@ -38,7 +39,13 @@ def gibbs(h: Tensor, u_v: Tensor, u_h: Tensor, machine: Machine) -> Tensor:
 
 @torch.no_grad()
 def cd(v: Tensor, noise: dict[str, Tensor], machine: Machine) -> Tensor:
-    """v' that is k Gibbs steps away from ``v``, with ``u_h`` (k, n, H) and ``u_v`` (k, n, V); (n, V)."""
+    """Return v' (n, V) after k Gibbs steps from ``v``, as in contrastive divergence.
+
+    Args:
+        v: initial visible states, (n, V).
+        noise: uniform noise ``u_h`` (k, n, H) and ``u_v`` (k, n, V).
+        machine: the learnt parameters.
+    """
     h = draw(machine.hidden_logits(v), noise["u_h"][0])
     return gibbs(h, noise["u_v"], noise["u_h"][1:], machine)
 
@@ -46,11 +53,18 @@ def cd(v: Tensor, noise: dict[str, Tensor], machine: Machine) -> Tensor:
 # Persistent chains.
 
 
-def own_chains(h: Tensor | None, n: int, H: int, rank: int, world_size: int) -> Tensor:
-    """The persistent chains of one process, rows rank, rank + world_size, ... of ``n``; (n / world_size, H), bool.
+def local_chains(h: Tensor | None, n: int, H: int, rank: int, world_size: int) -> Tensor:
+    """Return the persistent chains of one process, (n / world_size, H), bool.
+
+    The process of rank r holds rows r, r + world_size, r + 2 world_size, ... of all n chains.
 
     Args:
-        h: all of them, as they are in a checkpoint, or those of the process alone; None: fair coins, keyed by the seed.
+        h: hidden states of all chains from a checkpoint, or of this process alone. None draws fair coins with the seed
+            of the run.
+        n: number of chains over all processes.
+        H: number of hidden units.
+        rank: rank of this process.
+        world_size: number of processes.
     """
     if h is None:
         h = torch.rand(n, H, generator=chunk_generator(torch.initial_seed(), -4)) < 0.5
@@ -60,15 +74,17 @@ def own_chains(h: Tensor | None, n: int, H: int, rank: int, world_size: int) -> 
 def restart_noise(
     h: Tensor, probability: float, V: int, *, generator: torch.Generator | None, device: torch.device
 ) -> dict[str, Tensor]:
-    """Draw which chains restart, and the noise of their new beginnings.
+    """Draw which chains restart, and the noise of their new initial states.
 
     Args:
-        h: where the chains stand, (n, H).
-        probability: that a chain restarts.
-        V: visible units.
+        h: hidden states of the chains, (n, H).
+        probability: probability that a chain restarts.
+        V: number of visible units.
+        generator: source of the noise. None selects PyTorch's default generator.
+        device: device of the noise.
 
     Returns:
-        ``restart`` (n,), bool; for the m chains that restart ``u_0`` (m, V) and ``u_1`` (m, H).
+        ``restart`` (n,), bool, and uniform noise ``u_0`` (m, V) and ``u_1`` (m, H) for the m chains that restart.
     """
     restart = rand(len(h), generator=generator, device=device) < probability
     m = int(restart.sum())
@@ -78,11 +94,15 @@ def restart_noise(
 
 @torch.no_grad()
 def pcd(noise: dict[str, Tensor], machine: Machine) -> Tensor:
-    """v' that is k Gibbs steps further along persistent chains, which stand at ``h`` (n, H); (n, V).
+    """Return v' (n, V) after k Gibbs steps of persistent chains.
+
+    A chain that restarts draws v from fair coins, and then its hidden state given v.
 
     Args:
-        noise: ``h``; ``u_v`` (k, n, V) and ``u_h`` (k, n, H), whose last draws where the chains stand then; and that of
-            :func:`restart_noise`, if chains restart: they begin at h given v of fair coins.
+        noise: the hidden states ``h`` (n, H) of the chains, and uniform noise ``u_v`` (k, n, V) and ``u_h`` (k, n, H).
+            If chains restart, also the noise of :func:`restart_noise`. The last of ``u_h`` is not used here. It draws
+            the next hidden states of the chains.
+        machine: the learnt parameters.
     """
     h = noise["h"].to(machine.b.dtype)
     if len(noise.get("u_0", ())):
@@ -92,23 +112,26 @@ def pcd(noise: dict[str, Tensor], machine: Machine) -> Tensor:
     return gibbs(h, noise["u_v"], noise["u_h"], machine)
 
 
-# Chains that are shown.
+# Intermediate states of chains.
 
 
 def frame_steps(steps: int, frames: int | None) -> list[int]:
-    """The steps at which a chain of ``steps`` is shown: its end alone, or ``frames`` from 0 on, ever further apart.
+    """Return the steps at which to show a chain of ``steps`` steps.
+
+    With ``frames`` = None it is only the last step. Otherwise they are ``frames`` steps from 0 to ``steps``, spaced
+    almost geometrically.
 
     Raises:
-        UserError: for fewer than two frames, or more than there are steps.
+        UserError: if ``frames`` is not an integer from 2 to ``steps`` + 1.
     """
     if frames is None:
         return [steps]
-    check_whole("frames", frames, least=2)
+    check_integer("frames", frames, least=2)
     if frames > steps + 1:
         raise UserError(
-            f"a chain of {steps} steps has at most {steps + 1} frames, its beginning included; got {frames}"
+            f"a chain of {steps} steps has at most {steps + 1} frames, including the initial state; got {frames}"
         )
-    # Whole numbers near a geometric series from 1 to steps, each above the one before.
+    # Integers near a geometric series from 1 to steps, strictly increasing.
     shown = [0]
     for i in range(frames - 1):
         place = round(steps ** (i / (frames - 2))) if frames > 2 else steps
@@ -117,15 +140,15 @@ def frame_steps(steps: int, frames: int | None) -> list[int]:
 
 
 def gibbs_frames(v: Tensor, shown: list[int], machine: Machine, *, generator: torch.Generator | None = None) -> Tensor:
-    """p(v = 1 | h) of Gibbs chains that begin at ``v``, after each of the steps ``shown``; after step 0 ``v`` itself.
+    """Return p(v = 1 | h) of Gibbs chains after each of the steps ``shown``, (n, len(shown), V).
+
+    At step 0 the result is the initial state ``v``.
 
     Args:
-        v: binary, (n, V).
-        shown: rising, the last at least 1.
-        generator: of the noise, which is drawn step by step; torch's own if None.
-
-    Returns:
-        (n, len(shown), V).
+        v: binary initial states, (n, V).
+        shown: increasing step numbers, the last at least 1.
+        machine: the learnt parameters.
+        generator: source of the noise, which is drawn step by step. None selects PyTorch's default generator.
     """
     sampled = lambda logits: draw(logits, rand(*logits.shape, generator=generator, device=logits.device))  # noqa: E731
     found = [v] if shown[0] == 0 else []
@@ -138,16 +161,16 @@ def gibbs_frames(v: Tensor, shown: list[int], machine: Machine, *, generator: to
     return torch.stack(found, dim=1)
 
 
-# Where chains begin.
+# Initial states of chains.
 
 
 def coins(n: int, machine: Machine, *, generator: torch.Generator | None = None) -> Tensor:
-    """v of fair coins, (n, V)."""
+    """Return v (n, V) of fair coins: independent units that are 1 with probability 1/2."""
     return (rand(n, len(machine.b), generator=generator, device=machine.b.device) < 0.5).to(machine.b.dtype)
 
 
 def pick(rows: Tensor, n: int, machine: Machine, *, generator: torch.Generator | None = None) -> Tensor:
-    """``n`` of ``rows``, drawn with replacement, on the device of ``machine`` and of its dtype."""
+    """Return ``n`` of ``rows``, drawn with replacement, in the dtype and on the device of ``machine``."""
     index = (rand(n, generator=generator, device=torch.device("cpu")) * len(rows)).long()
     return rows[index].to(machine.b.device, machine.b.dtype)
 
@@ -162,45 +185,54 @@ def beginning(
     chains: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Binary v at which ``n`` chains begin, (n, V).
+    """Return binary initial states v of ``n`` chains, (n, V).
 
     Args:
-        init: ``noise``, fair coins; ``data`` or ``chains``, those below, drawn at random; or n images in [0, 1].
-        observe: images and uniform noise of their shape -> binary v.
-        data: images that there are, (m, ...).
-        chains: hidden states of persistent chains that there are, (m, H).
+        init: ``noise`` for fair coins, ``data`` or ``chains`` for random rows of these arguments, or n images in
+            [0, 1].
+        n: number of chains.
+        machine: the learnt parameters.
+        observe: (images, uniform noise in their shape) -> binary v.
+        data: training images, (m, ...), or None.
+        chains: hidden states of persistent chains, (m, H), or None.
+        generator: source of the noise. None selects PyTorch's default generator.
 
     Raises:
-        UserError: for another ``init``, and for data or chains that there are not.
+        UserError: if ``init`` has another value, or it needs data or chains that are None.
     """
     uniform = lambda like: rand(*like.shape, generator=generator, device=like.device)  # noqa: E731
     if isinstance(init, str):
-        check_choice("init, where it is a word,", init, ("noise", "data", "chains"))
+        check_choice("init, unless it is images,", init, ("noise", "data", "chains"))
         if init == "noise":
             return coins(n, machine, generator=generator)
         if init == "chains":
             if chains is None:
-                raise UserError("there are no persistent chains, which training checkpoints of pcd have")
+                raise UserError(
+                    "init=chains: there are no persistent chains; load a training checkpoint of learning=pcd"
+                )
             logits = machine.visible_logits(pick(chains, n, machine, generator=generator))
             return draw(logits, uniform(logits))
         if data is None:
             raise UserError(
-                "there are no training images outside training: give images, or on the command line --images mnist"
+                "init=data: there are no training images outside training; pass images, or on the command line "
+                "--images mnist"
             )
         images = pick(data, n, machine, generator=generator)
     else:
         whole = isinstance(init, Tensor) or (isinstance(init, list) and all(isinstance(x, Tensor) for x in init))
         if not whole or len(init) != n:
-            raise UserError(f"init must be noise, data, chains or images, one tensor per chain, got {init!r:.80}")
+            raise UserError(f"init must be noise, data, chains or {n} images, one tensor per chain, got {init!r:.80}")
         images = (torch.stack(init) if isinstance(init, list) else init).to(machine.b.device)
         check_pixels(images)
     return observe(images, uniform(images))
 
 
 @torch.no_grad()
-def burnt_in(machine: Machine) -> Tensor:
-    """Hidden states of a hundred chains, a thousand Gibbs steps away from fair coins; (100, H), 0 or 1, always the same
-    for one machine."""
+def burned_in_states(machine: Machine) -> Tensor:
+    """Return hidden states of 100 chains after 1000 Gibbs steps from fair coins, (100, H), 0 or 1.
+
+    The noise has a fixed seed. The result is a function of ``machine`` alone.
+    """
     generator = chunk_generator(0, -3)
     uniform = lambda like: rand(*like.shape, generator=generator, device=like.device)  # noqa: E731
     means = gibbs_frames(coins(100, machine, generator=generator), [1000], machine, generator=generator)[:, 0]

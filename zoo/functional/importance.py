@@ -1,4 +1,4 @@
-"""Expectations by weighted draws: the importance-weighted bound of log p(x), and annealed importance sampling."""
+"""Importance sampling: the importance-weighted bound on log p(x), and annealed importance sampling."""
 
 import math
 from collections.abc import Callable
@@ -9,52 +9,50 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.functional.latents import log_ratio
 from zoo.functional.precision import float64_device, in_float64
 from zoo.functional.progress import tracked
 
-ROWS_AT_ONCE = 2000  # of images times importance samples: enough to keep a processor busy, few enough for its cache
+# Images times importance samples in one batch. It keeps a processor busy and still fits into its cache.
+ROWS_AT_ONCE = 2000
 
 
 def log_importance_weight(x: Tensor, z: Tensor, q, log_px: Callable) -> Tensor:
-    """log w = log p(x | z) + log p(z) - log q(z | x) in nats, whose weights have E_q[w] = p(x).
+    """Return log w = log p(x | z) + log p(z) - log q(z | x), (k, B) nats. The weights satisfy E_q[w] = p(x).
 
     Args:
-        x: data as the likelihood wants them, (B, ...).
+        x: data in the form that the likelihood expects, (B, ...).
         z: draws of q, (k, B, ...).
-        q: one of zoo.functional.latents, of B examples.
+        q: the posterior of B examples, a family of zoo.functional.latents.
         log_px: (x, z) -> log p(x | z), (k, B).
-
-    Returns:
-        (k, B).
     """
     return log_px(x, z) - log_ratio(z, q)
 
 
 def importance_weighted_bound(log_w: Tensor) -> Tensor:
-    """L_k = log 1/k sum_i w_i, one draw of Burda et al. 2015, eq. 8; log weights (k, B) to (B,) nats."""
+    """Return the importance-weighted bound L_k = log 1/k sum_i w_i, (B,) nats, from log weights (k, B).
+
+    It is one draw of the bound in Burda et al. 2015, eq. 8.
+    """
     return log_w.logsumexp(0) - math.log(len(log_w))
 
 
 def importance_weighted_log_likelihood(log_weight: Callable[[int], Tensor], num_samples: int, images: int) -> Tensor:
-    """log 1/K sum_k w_k over ``num_samples`` independent draws, Burda et al. 2015, eq. 8.
+    """Return log 1/K sum_k w_k over K = ``num_samples`` independent draws, (B,) nats; Burda et al. 2015, eq. 8.
 
-    A lower bound of log p(x) in expectation, tighter with every sample; a few draws at a time, so that memory does not
-    grow with their number.
+    Its expectation is a lower bound on log p(x), which becomes tighter with every sample. The draws come in small
+    batches, and memory does not grow with K.
 
     Args:
-        log_weight: n -> n draws of log w = log p(x, z) - log q(z | x), (n, B) nats, anew at each call.
-        num_samples: K, at least 1.
-        images: B, from which follows how many draws are made at a time.
-
-    Returns:
-        (B,): nats.
+        log_weight: n -> n new draws of log w = log p(x, z) - log q(z | x), (n, B) nats.
+        num_samples: K, an integer >= 1.
+        images: B. It sets the number of draws in one batch.
 
     Raises:
-        UserError: for ``num_samples`` that is no whole number of at least 1.
+        UserError: if ``num_samples`` is not an integer >= 1.
     """
-    check_whole("num_samples", num_samples)
+    check_integer("num_samples", num_samples)
     left, at_once = num_samples, max(1, ROWS_AT_ONCE // max(1, images))
     parts = []
     while left:
@@ -65,7 +63,7 @@ def importance_weighted_log_likelihood(log_weight: Callable[[int], Tensor], num_
 
 
 class LogPartition(NamedTuple):
-    """log Z in nats with an interval; where it was enumerated, all of it is one number."""
+    """An estimate of log Z with its interval, in nats. If log Z was enumerated, all three numbers are equal."""
 
     estimate: float
     low: float
@@ -75,22 +73,20 @@ class LogPartition(NamedTuple):
 def annealed_importance_sampling(
     v: Tensor, anneal: Callable[[Tensor, float, float], tuple[Tensor, Tensor]], betas: Tensor, progress: bool = False
 ) -> Tensor:
-    """log importance weights of annealed importance sampling; Neal 2001, Salakhutdinov & Murray 2008, sec. 4.
+    """Return the log weights of annealed importance sampling, (M,) nats, float64.
 
-    A chain begins at an exact draw v_0 of p_0 and follows f_0 = f_{beta_0}, ..., f_K, unnormalised densities:
+    Neal 2001; Salakhutdinov & Murray 2008, sec. 4. A chain begins at an exact draw v_0 of p_0. It follows the
+    unnormalised densities f_0 = f_{beta_0}, ..., f_K:
 
         w = prod_k f_k(v_{k-1}) / f_{k-1}(v_{k-1}),     v_k ~ T_k(. | v_{k-1}), which leaves p_k invariant
 
-    so that E[w] = Z_K / Z_0, exactly, however few the steps are; their number decides the variance.
+    E[w] = Z_K / Z_0 holds exactly for any number of steps K. More steps lower the variance of w.
 
     Args:
         v: exact draws of p_0, one for each chain, (M, ...).
         anneal: (v, beta, next_beta) -> log f_next(v) - log f(v), (M,), and the next v, (M, ...).
-        betas: from 0 to 1, rising, (K + 1,).
-        progress: show a bar.
-
-    Returns:
-        (M,): log w in nats, float64.
+        betas: increasing inverse temperatures from 0 to 1, (K + 1,).
+        progress: whether to show a progress bar.
     """
     log_w = torch.zeros(len(v), dtype=torch.float64, device=float64_device(v.device))
     steps = list(pairwise(betas.tolist()))
@@ -101,13 +97,17 @@ def annealed_importance_sampling(
 
 
 def log_mean(log_w: Tensor) -> LogPartition:
-    """log E[w] from independent log weights, (M,), M at least 2, with the interval log( mean w +- 3 standard errors ).
+    """Return log of the mean weight, with the interval log( mean w +- 3 standard errors ), in nats.
 
-    Three standard errors, as Salakhutdinov & Murray 2008, sec. 4.2, draw it. Where they reach further down, ``low`` is
-    what Markov's inequality leaves, log mean w - 6.6: weights are positive, so that their mean exceeds 740 times its
-    expectation once in 740 times at most. The mean is unbiased, its logarithm is low on average; an interval of few or
-    unlucky chains, none of which found a mode, is too narrow and too low: see that more temperatures leave it where it
-    is.
+    The interval of three standard errors is from Salakhutdinov & Murray 2008, sec. 4.2. ``low`` is at least
+    log mean w - 6.6. This is a bound by Markov's inequality: the weights are positive, and their mean exceeds 740 times
+    its expectation with probability at most 1/740.
+
+    The mean is unbiased. Its logarithm is too low on average. If no chain finds some mode, the interval is too narrow
+    and too low. Check that the interval stays in place with more temperatures.
+
+    Args:
+        log_w: log weights of independent chains, (M,) nats, M >= 2.
     """
     log_w = in_float64(log_w)
     largest = log_w.max()

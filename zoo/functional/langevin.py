@@ -1,13 +1,15 @@
-"""Langevin dynamics: samples of a density from its score, grad log p(x), alone; seed 004, 14.6.2 and 7.3.
+"""Langevin dynamics: samplers that need only the score grad log p(x) of a density p.
 
-    x' = x + (e / 2) score(x) + sqrt(e) z,   z ~ N(0, I)                         seed 14.6.2, e the step size
+    x' = x + (e / 2) score(x) + sqrt(e) z,   z ~ N(0, I),   e the step size       [DSL 14.6.2]
 
-Its stationary density is p as e goes to 0; at a finite step it is wider, of variance s^2 / (1 - e / (4 s^2)) for p =
-N(0, s^2). Accepting a step with the probability of Metropolis and Hastings makes it p at every e. Annealed, the chain
-follows p convolved with N(0, sigma^2 I) for falling sigma, so that it finds modes that a chain in p alone would never
-reach.
+The stationary density tends to p as e goes to 0. At a finite e it is wider. For p = N(0, s^2) its variance is
+s^2 / (1 - e / (4 s^2)). With a Metropolis-Hastings test at every step, the stationary density is p at any e
+[DSL 7.3.1].
 
-Symbols: x (B, ...); score, the gradient of a log density, (B, ...) to (B, ...); e the step size; sigmas large to small.
+An annealed chain samples from p convolved with N(0, sigma^2 I), for a decreasing sequence of sigma. It can reach modes
+that a chain on p alone does not reach.
+
+Symbols: x is (B, ...), the score maps (B, ...) to (B, ...), and sigmas go from large to small.
 """
 
 import math
@@ -42,20 +44,25 @@ def langevin_sample(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Run ``steps`` Langevin steps from ``x``, (B, ...).
+    """Return the states of Langevin chains after ``steps`` steps from ``x``, (B, ...).
+
+    With ``snr`` the step is the corrector of Song et al. 2021 (arXiv:2011.13456), algorithms 4 and 5. The epsilon of
+    the paper is e / 2. The factor alpha_t of algorithm 5 is left out.
 
     Args:
-        score: x -> grad log p(x), (B, ...) both.
-        steps: 0 or more.
-        step_size: e; or
-        snr: r, for steps of e = 4 (r |z| / |score|)^2, norms averaged over the batch: the corrector of Song et al. 2021
-            (arXiv:2011.13456), algorithms 4 and 5, whose epsilon is e / 2; the latter's factor alpha_t is left out.
+        score: x -> grad log p(x), (B, ...) to (B, ...).
+        x: initial states, (B, ...).
+        steps: number of steps, 0 or more.
+        step_size: the step size e. Set either ``step_size`` or ``snr``.
+        snr: signal-to-noise ratio r. It sets e = 4 (r |z| / |score|)^2, with norms averaged over the batch.
+        generator: source of the noise. None selects PyTorch's default generator.
+        progress: whether to show a progress bar.
 
-    Returns:
-        where the chains are, (B, ...).
+    Raises:
+        UserError: if both or neither of ``step_size`` and ``snr`` are set.
     """
     if (step_size is None) == (snr is None):
-        raise UserError("a Langevin step has a step_size or a signal-to-noise ratio snr, one of the two")
+        raise UserError(f"set one of the two, step_size or snr, got step_size={step_size!r} and snr={snr!r}")
     for _ in tracked(range(steps), "Langevin", show=progress):
         s, z = score(x), randn(*x.shape, generator=generator, device=x.device).to(x.dtype)
         e: Tensor | float
@@ -80,20 +87,22 @@ def metropolis_langevin_sample(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> tuple[Tensor, float]:
-    """Langevin steps that are taken with probability min(1, p(x') q(x | x') / (p(x) q(x' | x))) and else not taken.
+    """Return the states of Metropolis-adjusted Langevin chains, (B, ...), and the fraction of accepted steps.
 
-    Metropolis and Hastings with q(x' | x) = N(x + (e / 2) score(x), e I) (seed 004, 7.3.1; Roberts & Tweedie 1996): p
-    is invariant at every e. Where only the score is known, log p(x') - log p(x) is its integral along the straight line
-    between them, by Gauss-Legendre: exact for a score that is a polynomial of degree 2 nodes - 1 along it.
+    [DSL 7.3.1]; Roberts & Tweedie 1996. Each Langevin step proposes x' ~ q(x' | x) = N(x + (e / 2) score(x), e I).
+    The chain accepts x' with the probability
+
+        min(1, p(x') q(x | x') / (p(x) q(x' | x)))
+
+    and otherwise stays at x. This leaves p invariant at any e. Without ``log_density``, the function computes
+    log p(x') - log p(x) as the integral of the score along the line from x to x'. It uses Gauss-Legendre quadrature,
+    which is exact if the score along the line is a polynomial of degree at most 2 nodes - 1.
 
     Args:
-        score, x, steps: as for :func:`langevin_sample`.
-        step_size: e.
-        log_density: x -> log p(x) up to a constant, (B, ...) to (B,), where it is known.
-        nodes: of the quadrature, each an evaluation of the score for each step.
-
-    Returns:
-        where the chains are, and the share of steps taken.
+        score, x, steps, generator, progress: as for :func:`langevin_sample`.
+        step_size: the step size e.
+        log_density: x -> log p(x) up to a constant, (B, ...) to (B,). None if it is unknown.
+        nodes: number of quadrature nodes. Each node takes one evaluation of the score at each step.
     """
     nodes_and_weights = list(zip(*np.polynomial.legendre.leggauss(nodes), strict=True))
     e, taken = step_size, 0.0
@@ -130,7 +139,10 @@ def langevin_steps(
     *,
     generator: torch.Generator | None = None,
 ) -> Iterator[tuple[Tensor, float]]:
-    """:func:`langevin_sample`, or the adjusted one: yields x after each step, and the share of chains that took it."""
+    """Yield x after each Langevin step, and the fraction of chains that accepted the step.
+
+    The steps are those of :func:`metropolis_langevin_sample` if ``adjusted``, otherwise of :func:`langevin_sample`.
+    """
     for _ in range(steps):
         if adjusted:
             x, taken = metropolis_langevin_sample(score, x, 1, step_size, generator=generator)
@@ -140,19 +152,20 @@ def langevin_steps(
 
 
 def noise_levels(largest: float, smallest: float, levels: int) -> Tensor:
-    """sigma_1 > ... > sigma_L in geometric progression, (L,), float64; Song & Ermon 2019, sec. 4.1."""
+    """Return sigma_1 > ... > sigma_L in geometric progression, (L,), float64; Song & Ermon 2019, sec. 4.1."""
     return torch.logspace(math.log10(largest), math.log10(smallest), levels, dtype=torch.float64)
 
 
 def best_step_size(ratio: float, steps: int) -> float:
-    """The step e / sigma^2 after whose ``steps`` the variance at a new level is the nearest to what it should be.
+    """Return the step size, in units of sigma^2, with the most accurate variance after ``steps`` steps at a new level.
 
-    At a level ``ratio`` times smaller than the last one, chains for a single point blurred by N(0, sigma^2) begin with
-    variance ratio^2, in units of sigma^2, and end with
+    The rule is technique 4 of Song & Ermon 2020 (arXiv:2006.09011), with the step size e of this file. Consider a
+    single point convolved with N(0, sigma^2). The sigma of the previous noise level was ``ratio`` times as large. With
+    variances and e in units of sigma^2, the chains begin with variance ratio^2. After T steps their variance is
 
-        (1 - e/2)^(2 T) ratio^2 + (1 - (1 - e/2)^(2 T)) / (1 - e/4),    T steps
+        (1 - e/2)^(2 T) ratio^2 + (1 - (1 - e/2)^(2 T)) / (1 - e/4)
 
-    which is to be 1: Song & Ermon 2020 (arXiv:2006.09011), technique 4, in the step of the first equation above.
+    The correct variance is 1. The function returns the e with the variance closest to 1.
     """
     e = torch.linspace(0.001, 2, 2000, dtype=torch.float64)
     kept = (1 - e / 2) ** (2 * steps)
@@ -172,19 +185,20 @@ def annealed_langevin_steps(
     *,
     generator: torch.Generator | None = None,
 ) -> Iterator[tuple[Tensor, float]]:
-    """Langevin dynamics at each noise level in turn, Song & Ermon 2019, algorithm 1.
+    """Yield x after each noise level of annealed Langevin dynamics, and the fraction of accepted steps at the level.
+
+    Song & Ermon 2019, algorithm 1.
 
     Args:
-        score: (x, sigma) -> the score of the density blurred by N(0, sigma^2 I); sigma is (B,).
-        x: where chains begin, (B, ...); noise of standard deviation sigma_1.
-        sigmas: (L,), large to small.
-        steps: at each level.
-        step_size: e / sigma^2, the same at all levels (the paper's epsilon / sigma_L^2).
-        denoise: end with x + sigma_L^2 score(x, sigma_L), the mean of what was blurred, as Song & Ermon 2020 do.
-        adjusted: accept steps by Metropolis and Hastings, from the integral of the score.
-
-    Yields:
-        x after each level, and the share of its steps that were taken.
+        score: (x, sigma) -> the score of p convolved with N(0, sigma^2 I). sigma is (B,).
+        x: initial states, (B, ...): noise of standard deviation sigma_1.
+        sigmas: noise levels, large to small, (L,).
+        steps: number of steps at each level.
+        step_size: e / sigma^2, equal at all levels. It is epsilon / sigma_L^2 in the paper.
+        denoise: whether to end with x + sigma_L^2 score(x, sigma_L), as in Song & Ermon 2020. This is the posterior
+            mean of the point without noise, given x.
+        adjusted: whether to add a Metropolis-Hastings test, as in :func:`metropolis_langevin_sample`.
+        generator: source of the noise. None selects PyTorch's default generator.
     """
     for i, sigma in enumerate(sigmas.tolist()):
         at_level = partial(score, sigma=torch.full((len(x),), sigma, dtype=x.dtype, device=x.device))

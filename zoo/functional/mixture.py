@@ -1,4 +1,4 @@
-"""A mixture of Gaussians with diagonal covariances: densities, responsibilities, cost as a prior, and fit to points.
+"""A mixture of Gaussians with diagonal covariances, as the prior of a VAE: densities, loss terms and fitting.
 
 p(z)     = sum_c pi_c N(z | mu_c, diag exp(logvar_c))
 p(c | z) = pi_c N(z | c) / sum_k pi_k N(z | k)                                     responsibilities
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Mixture(NamedTuple):
-    """The prior p(c) p(z | c): ``log_pi`` (K,), ``mu_c`` and ``logvar_c`` (K, D)."""
+    """The prior p(c) p(z | c) with parameters ``log_pi`` (K,), ``mu_c`` (K, D) and ``logvar_c`` (K, D)."""
 
     log_pi: Tensor
     mu_c: Tensor
@@ -28,40 +28,44 @@ class Mixture(NamedTuple):
 
 
 def log_p_z_given_c(z: Tensor, mixture: Mixture) -> Tensor:
-    """log N(z | mu_c, diag exp(logvar_c)) for every c; (..., D) to (..., K) nats."""
+    """Return log N(z | mu_c, diag exp(logvar_c)) for every c, (..., K) nats, of z (..., D)."""
     return log_normal(z.unsqueeze(-2), mixture.mu_c, mixture.logvar_c)
 
 
 def log_gmm(z: Tensor, mixture: Mixture) -> Tensor:
-    """log p(z) = log sum_c pi_c N(z | c); (..., D) to (...) nats."""
+    """Return log p(z) = log sum_c pi_c N(z | c), (...) nats, of z (..., D)."""
     return (mixture.log_pi + log_p_z_given_c(z, mixture)).logsumexp(-1)
 
 
 def log_responsibilities(z: Tensor, mixture: Mixture) -> Tensor:
-    """log p(c | z), Bayes' rule; (..., D) to (..., K)."""
+    """Return log p(c | z) by Bayes' rule, (..., K), of z (..., D)."""
     return (mixture.log_pi + log_p_z_given_c(z, mixture)).log_softmax(-1)
 
 
 def kl_components(mu: Tensor, logvar: Tensor, mixture: Mixture) -> Tensor:
-    """KL( N(mu, diag exp(logvar)) || N(mu_c, diag exp(logvar_c)) ) for every c; (..., D) to (..., K) nats."""
+    """Return KL( N(mu, diag exp(logvar)) || N(mu_c, diag exp(logvar_c)) ) for every c, (..., K) nats."""
     return kl_normal(mu.unsqueeze(-2), logvar.unsqueeze(-2), mixture.mu_c, mixture.logvar_c)
 
 
 def log_q(eps: Tensor, logvar: Tensor) -> Tensor:
-    """log q(z | x) at z = mu + sigma eps, from eps = (z - mu) / sigma without its rounding; (...) nats."""
+    """Return log q(z | x) at z = mu + sigma eps, (...) nats.
+
+    The function takes eps itself. Computing (z - mu) / sigma again would add rounding errors.
+    """
     return log_normal(eps, torch.zeros_like(eps), torch.zeros_like(eps)) - logvar.sum(-1) / 2
 
 
 def kl_terms(z: Tensor, log_q: Tensor, log_gamma: Tensor, mixture: Mixture) -> dict[str, Tensor]:
-    """What the five terms have beside log p(x | z), at one z.
+    """Return the terms of the negative ELBO other than -log p(x | z), at one z; (B,) nats each.
 
     Args:
-        z: (B, D).
+        z: latents, (B, D).
         log_q: log q(z | x), (B,).
-        log_gamma: logarithms of any distribution over clusters, (B, K).
+        log_gamma: log gamma of any distribution gamma over clusters, (B, K).
+        mixture: the prior.
 
     Returns:
-        ``kl_z`` = log q(z|x) - sum_c gamma_c log p(z|c), and ``kl_c`` = KL( gamma || pi ): nats, (B,) each.
+        ``kl_z`` = log q(z|x) - sum_c gamma_c log p(z|c), and ``kl_c`` = KL( gamma || pi ).
     """
     gamma = log_gamma.exp()
     return {
@@ -71,16 +75,19 @@ def kl_terms(z: Tensor, log_q: Tensor, log_gamma: Tensor, mixture: Mixture) -> d
 
 
 def negative_elbo(x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture) -> dict[str, Tensor]:
-    """The five terms with gamma = p(c | z), one draw of z: - log p(x|z) - log p(z) + log q(z|x), term by term.
+    """Return the negative ELBO and its terms with gamma = p(c | z), at one draw of z; (B,) nats each.
+
+        loss = nll + kl_z + kl_c = - log p(x|z) - log p(z) + log q(z|x)
 
     Args:
         x: binary images, (B, ...).
         eps: standard normal, (B, D).
         encode: x -> (mu, logvar) of q(z | x), (B, D) each.
         log_px: (x, z) -> log p(x | z), (B,).
+        mixture: the prior.
 
     Returns:
-        ``loss = nll + kl_z + kl_c``, ``nll``, ``kl_z``, ``kl_c``: nats per example, (B,) each.
+        ``loss``, ``nll``, ``kl_z`` and ``kl_c``.
     """
     mu, logvar = encode(x)
     z = reparameterise(mu, logvar, eps)
@@ -89,7 +96,7 @@ def negative_elbo(x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mi
 
 
 def log_importance_weight(x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture) -> Tensor:
-    """log w = log p(x|z) + log p(z) - log q(z|x) at z = mu + sigma eps; (B,) nats. E_q[w] = p(x)."""
+    """Return log w = log p(x|z) + log p(z) - log q(z|x) at z = mu + sigma eps, (B,) nats. E_q[w] = p(x)."""
     mu, logvar = encode(x)
     z = reparameterise(mu, logvar, eps)
     return log_px(x, z) + log_gmm(z, mixture) - log_q(eps, logvar)
@@ -98,10 +105,11 @@ def log_importance_weight(x: Tensor, eps: Tensor, encode: Callable, log_px: Call
 def cost_at_a_fixed_draw(
     x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture
 ) -> tuple[Tensor, Tensor]:
-    """f = -log p(x|z) - log p(z) + log q(z|x) at a z that is held fixed, and log q(z | x); (B,) nats each.
+    """Return f = -log p(x|z) - log p(z) + log q(z|x) at a fixed z, and log q(z|x); (B,) nats each.
 
-    The encoder's gradient of E_q[f] is E_q[ f grad log q(z|x) ] (the gradient of f's own log q has mean zero and is
-    left out), the decoder's and the mixture's are those of f: the two are what a score-function estimator takes.
+    A score-function estimator uses both. The gradient of E_q[f] with respect to the encoder is
+    E_q[ f grad log q(z|x) ]. The decoder and the mixture receive the gradient of f. The term log q(z|x) in f carries no
+    gradient, because the expectation of this gradient is zero.
     """
     mu, logvar = encode(x)
     z = reparameterise(mu, logvar, eps).detach()
@@ -110,23 +118,32 @@ def cost_at_a_fixed_draw(
 
 
 def check_images(images: float, num_clusters: int) -> None:
-    """Refuse fewer ``images`` than clusters; their number may be infinite where it is not known.
+    """Check that there are at least as many training images as clusters.
+
+    Args:
+        images: number of training images, infinite if it is unknown.
+        num_clusters: K.
 
     Raises:
-        UserError: saying so.
+        UserError: if there are fewer images than clusters.
     """
     if images < num_clusters:
         raise UserError(
-            f"{images:,} training images make no {num_clusters:,} clusters: lower model.num_clusters, or train on more "
-            "images"
+            f"{images:,} training images are too few for {num_clusters:,} clusters; lower model.num_clusters or train "
+            "on more images"
         )
 
 
 def invariance(z: Tensor, z_deformed: Tensor, mixture: Mixture) -> float:
-    """Mutual information of the clusters of images and of the same images deformed, nats, at most log K.
+    """Return the mutual information between the clusters of images and of their deformed copies, nats, at most log K.
 
-    Ji et al. 2019, "Invariant Information Clustering", eq. 2-3: it is low for a digit cut in two by its slant, and for
-    two digits in one cluster.
+    Ji et al. 2019, "Invariant Information Clustering", eq. 2-3. It is low if the slant of a digit splits it into two
+    clusters, or if two digits share one cluster.
+
+    Args:
+        z: latents of images, (N, D).
+        z_deformed: latents of the same images after a random deformation, (N, D).
+        mixture: the clusters.
     """
     joint = log_responsibilities(z, mixture).exp().T @ log_responsibilities(z_deformed, mixture).exp() / len(z)
     independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
@@ -136,22 +153,24 @@ def invariance(z: Tensor, z_deformed: Tensor, mixture: Mixture) -> float:
 def fit_mixture(
     z: Tensor, z_deformed: Tensor, num_clusters: int, restarts: int, seed: int, method: str = "kmeans"
 ) -> Mixture:
-    """Shares, means and variances of clusters of latents.
+    """Return a mixture fitted to latents: the weights, means and variances of the clusters.
 
     Args:
         z: latents, (N, D).
-        z_deformed: latents of the same images, deformed, (N, D).
-        restarts: runs from other beginnings.
-        method: ``kmeans``: of its optima, the one of the largest invariance; or ``em``: the mixture of Gaussians with
-            diagonal covariances of the highest likelihood, which begins with k-means.
+        z_deformed: latents of the same images after a random deformation, (N, D). Only ``kmeans`` uses them.
+        num_clusters: K.
+        restarts: number of runs from different initial values.
+        seed: seed of the initial values.
+        method: ``kmeans`` runs k-means and returns the run with the largest :func:`invariance`. ``em`` runs
+            expectation-maximisation from k-means and returns the run with the highest likelihood.
 
     Raises:
-        UserError: for latents that do not fall into ``num_clusters`` clusters.
+        UserError: if there are fewer distinct latents than clusters.
     """
     if (distinct := len(z.unique(dim=0))) < num_clusters:
         raise UserError(
-            f"{len(z):,} images have {distinct:,} different latents, fewer than the {num_clusters} clusters: lower "
-            "num_clusters, or where the autoencoder has collapsed, lr"
+            f"{len(z):,} images have {distinct:,} different latents, but {num_clusters} clusters need at least "
+            f"{num_clusters}; lower num_clusters, or lower lr if the autoencoder has collapsed"
         )
     started = time.monotonic()
     if method == "em":
@@ -175,7 +194,7 @@ def _expectation_maximisation(z: Tensor, num_clusters: int, restarts: int, seed:
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # several threads would add up in another order each time
+    with threadpool_limits(1):  # with several threads the order of sums, and so the result, would vary from run to run
         gmm = GaussianMixture(num_clusters, covariance_type="diag", n_init=restarts, random_state=seed)
         gmm.fit(z.double().numpy())
     share, mean, variance = (torch.from_numpy(a).float() for a in (gmm.weights_, gmm.means_, gmm.covariances_))

@@ -1,10 +1,11 @@
-"""log Z of a restricted Boltzmann machine: enumerated, or estimated by annealed importance sampling.
+"""The log partition function log Z of a restricted Boltzmann machine, exact or estimated.
 
     Z = sum_{v, h} exp( -E(v, h) ) = sum_v exp( -F(v) ),        E, F as in zoo/functional/boltzmann.py
 
-It is enumerated where one of the layers has at most 20 units, and with it the gradient of log Z and exact draws of p;
-it is estimated anywhere (Salakhutdinov & Murray, "On the Quantitative Analysis of Deep Belief Networks", 2008). W is
-(V, H), b (V,), c (H,), u uniform in [0, 1), logarithms are in nats.
+Enumeration is possible if one layer has at most 20 units. It gives log Z, the gradient of log Z, and exact draws of
+p(v). Annealed importance sampling estimates log Z for layers of any size (Salakhutdinov & Murray, "On the Quantitative
+Analysis of Deep Belief Networks", 2008). W is (V, H), b is (V,), c is (H,), and u is uniform in [0, 1). Logarithms are
+in nats.
 """
 
 import math
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.functional.boltzmann import (
     Machine,
     Weights,
@@ -29,54 +30,56 @@ from zoo.functional.importance import LogPartition, annealed_importance_sampling
 from zoo.functional.noise import rand
 from zoo.functional.precision import in_float64
 
-ENUMERABLE = 20  # units: a million states
-AT_ONCE = 16  # units up to which log Z is enumerated without being asked: seconds, where a million states are minutes
-BLOCK = 4096  # states at a time
+ENUMERABLE = 20  # most units of a layer that can be enumerated: a million states, which take minutes
+AT_ONCE = 16  # most units of a layer that log_partitions enumerates by default: 65,536 states, which take seconds
+BLOCK = 4096  # states in one batch of the enumeration
 Partitions = dict[str, LogPartition]  # estimates of one log Z by name
-OF_SANITY_CHECK = 10  # temperatures before training, where the estimate is thrown away
-PIXELS_FLIPPED = 10  # of each image, for its pseudo-likelihood while a model is validated
+SANITY_CHECK_TEMPERATURES = 10  # temperatures during the sanity check before training, which discards the estimate
+PIXELS_FLIPPED = 10  # pixels of each image that estimate its pseudo-likelihood in validation
 
 
-# By enumeration.
+# Enumeration.
 
 
 def check_enumerable(V: int, H: int) -> None:
-    """Refuse to learn by enumeration where both layers have more than 20 units.
+    """Check that one of two layers of V and H units is small enough for learning by enumeration.
 
     Raises:
-        UserError: naming their sizes.
+        UserError: if both layers have more than 20 units.
     """
     if min(V, H) > ENUMERABLE:
         raise UserError(
-            f"learning=exact enumerates the smaller layer, which may have at most {ENUMERABLE} units; got "
-            f"num_visible={V} and num_hidden={H}"
+            f"learning=exact needs a layer of at most {ENUMERABLE} units, got num_visible={V} and num_hidden={H}; "
+            "choose a smaller layer or learning=pcd"
         )
 
 
 def states(n: int, device: torch.device) -> Iterator[Tensor]:
-    """All 2^n binary vectors in order, a block at a time, (at most 4096, n)."""
+    """Yield all 2^n binary vectors in order, in blocks of shape (at most 4096, n)."""
     bits = torch.arange(n, device=device)
     for block in torch.arange(2**n, device=device).split(BLOCK):
         yield (block.unsqueeze(-1) >> bits & 1).float()
 
 
 def smaller_layer_first(weights: Weights) -> Weights:
-    """The same machine with its layers exchanged where the hidden one is the smaller; their roles are symmetric.
+    """Return ``weights``, with the two layers exchanged if the hidden layer is smaller.
+
+    The energy is symmetric in the two layers.
 
     Raises:
-        UserError: where both have more than 20 units.
+        UserError: if both layers have more than 20 units.
     """
     V, H = weights.W.shape
     if min(V, H) > ENUMERABLE:
         raise UserError(
-            f"of {V} visible and {H} hidden units neither layer can be enumerated: one of them may have at most "
-            f"{ENUMERABLE}; annealed importance sampling has no such limit"
+            f"enumeration needs a layer of at most {ENUMERABLE} units, got {V} visible and {H} hidden units; use "
+            "annealed importance sampling"
         )
     return weights if V <= H else Weights(weights.W.T, weights.c, weights.b)
 
 
 def log_masses(weights: Weights) -> Tensor:
-    """-F of every state of the smaller layer, in the order of :func:`states`: (2^n,) nats, float64."""
+    """Return -F of every state of the smaller layer, in the order of :func:`states`; (2^n,) nats, float64."""
     first = smaller_layer_first(weights)
     return torch.cat(
         [in_float64(-free_energy(s.to(first.b.dtype), first)) for s in states(len(first.b), first.b.device)]
@@ -84,16 +87,19 @@ def log_masses(weights: Weights) -> Tensor:
 
 
 def exact_log_partition(weights: Weights) -> Tensor:
-    """log Z by enumeration of the smaller layer; () nats, float64.
+    """Return log Z by enumeration of the smaller layer, () nats, float64.
 
     Raises:
-        UserError: where both layers have more than 20 units.
+        UserError: if both layers have more than 20 units.
     """
     return log_masses(weights).logsumexp(0)
 
 
 def exact_statistics(weights: Weights) -> tuple[Tensor, Weights]:
-    """log Z and its gradient, E[v h'], E[v] and E[h] under the model, by enumeration of the smaller layer."""
+    """Return log Z and its gradient, by enumeration of the smaller layer.
+
+    The gradient with respect to W, b and c is E[v h'], E[v] and E[h] under the model.
+    """
     first, log_mass = smaller_layer_first(weights), log_masses(weights)
     log_Z = log_mass.logsumexp(0)
     W, b, c = (torch.zeros_like(t) for t in first)
@@ -108,21 +114,25 @@ def exact_statistics(weights: Weights) -> tuple[Tensor, Weights]:
 
 
 def exact_loss(v: Tensor, weights: Weights) -> Tensor:
-    """- mean log p(v) of binary ``v``, (B, V), by enumeration, with its gradient by ``weights``; () nats."""
+    """Return - mean log p(v) of binary ``v`` (B, V) by enumeration, () nats, differentiable in ``weights``."""
     with torch.autocast(v.device.type, enabled=False):
         log_Z, statistics = exact_statistics(Weights(*(t.detach() for t in weights)))
         linear = torch.stack([(t * s).sum() for t, s in zip(weights, statistics, strict=True)]).sum()
-        # log Z, with the gradient of what is linear in the weights.
+        # The second term has the value of log Z. Its gradient comes from `linear`: E[v h'], E[v] and E[h].
         return free_energy(v, weights).mean() + (log_Z.to(v) + (linear - linear.detach()))
 
 
 @torch.no_grad()
 def exact_draw(u: Tensor, u_other: Tensor, weights: Weights) -> Tensor:
-    """Independent draws of p(v), by inverting the distribution function of the enumerated layer; (n, V).
+    """Return independent draws of p(v), (n, V).
+
+    The function inverts the cumulative distribution function of the smaller layer. If that is the hidden layer, it then
+    draws v given h.
 
     Args:
-        u: uniform, (n,).
-        u_other: uniform, (n, V): draws v given h where it is h that is enumerated.
+        u: uniform noise that draws the smaller layer, (n,).
+        u_other: uniform noise that draws v given h, (n, V).
+        weights: the parameters of the energy.
     """
     first = smaller_layer_first(weights)
     masses = log_masses(weights).softmax(0).cumsum(0)
@@ -132,13 +142,14 @@ def exact_draw(u: Tensor, u_other: Tensor, weights: Weights) -> Tensor:
     return s if first is weights else draw(visible_logits(s, weights), u_other)
 
 
-# By annealed importance sampling.
+# Annealed importance sampling.
 
 
 def temperatures(n: int) -> Tensor:
-    """n + 1 inverse temperatures from 0 to 1, spaced as in Salakhutdinov & Murray 2008, sec. 5; float64.
+    """Return n + 1 inverse temperatures from 0 to 1, (n + 1,), float64.
 
-    Of every 29 steps one goes to 0.5, eight to 0.9 and twenty to 1 (theirs: 500, 4,000 and 10,000).
+    The spacing is that of Salakhutdinov & Murray 2008, sec. 5. In the paper, 500 steps lead from 0 to 0.5, 4,000 from
+    0.5 to 0.9, and 10,000 from 0.9 to 1. Here these are 1/29, 8/29 and 20/29 of the n steps.
     """
     ends = torch.tensor([0.0, 1.0, 9.0, 29.0], dtype=torch.float64) / 29
     values = torch.tensor([0.0, 0.5, 0.9, 1.0], dtype=torch.float64)
@@ -157,21 +168,23 @@ def ais_log_partition(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> LogPartition:
-    """log Z by annealed importance sampling from the base-rate model; Salakhutdinov & Murray 2008, sec. 4.1.
+    """Return log Z by annealed importance sampling from the base-rate model, with an interval of 3 standard errors.
+
+    Salakhutdinov & Murray 2008, sec. 4.1. The unnormalised densities are
 
         f_beta(v) = exp( (1 - beta) base'v + beta b'v ) prod_j ( 1 + exp( beta (c_j + (v'W)_j) ) )
 
-    f_0 is a product of Bernoulli(sigmoid(base)) times 2^H, so that log Z_0 = H log 2 + sum_i softplus(base_i).
+    f_0 is the unnormalised density of independent Bernoulli(sigmoid(base_i)) pixels, times 2^H. Therefore
+    log Z_0 = H log 2 + sum_i softplus(base_i).
 
     Args:
-        base: log odds of the pixels of the base-rate model, (V,); the paper's are of the data. Its H hidden units
-            have no weight.
-        chains: at least 2.
-        steps: inverse temperatures after 0, at least 1.
-        progress: show a bar.
-
-    Returns:
-        the estimate with its interval of three standard errors.
+        weights: the parameters of the energy.
+        base: log odds of the pixels in the base-rate model, (V,). The paper uses the log odds of the pixels in the
+            data. The H hidden units of the base-rate model have weight zero.
+        chains: number of chains, at least 2.
+        steps: number of inverse temperatures after 0, at least 1.
+        generator: source of the noise. None selects PyTorch's default generator.
+        progress: whether to show a progress bar.
     """
     W, b, c = weights
     u = lambda n: rand(chains, n, generator=generator, device=W.device)  # noqa: E731
@@ -189,16 +202,16 @@ def ais_log_partition(
     return log_mean(log_w + log_Z0)
 
 
-# Either, and what is measured with it.
+# Both methods, and the metrics that use log Z.
 
 
 def exact(weights: Weights) -> Weights:
-    """The weights in float64, on the CPU where their device has none."""
+    """Return the weights in float64, on the CPU if their device has no float64."""
     return Weights(*map(in_float64, weights))
 
 
 def quick(weights: Weights) -> bool:
-    """Whether log Z is enumerated without being asked: one layer has at most 16 units."""
+    """Return whether :func:`log_partitions` enumerates. It does if one layer has at most 16 units."""
     return min(weights.W.shape) <= AT_ONCE
 
 
@@ -212,27 +225,35 @@ def log_partitions(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> Partitions:
-    """log Z in nats: ``exact`` where a layer has at most 16 units, else by annealed importance sampling, twice.
+    """Return estimates of log Z by name, in nats.
 
-    Chains begin at the mean image (``base_rate``), as Salakhutdinov & Murray do, and at fair coins (``coins``). The
-    mean of the weights is Z for either, and falls short of it where no chain finds what holds most of the mass: the
-    larger estimate is the nearer one. Where ``coins`` is far above ``base_rate``, the model has put its mass where no
-    data are, and a likelihood from the mean image alone would be an illusion. Persistent chains that never restart, all
-    of them near the data, let mass gather there, unseen by them and by annealed importance sampling from the mean
-    image: after 300 epochs of MNIST without restarts, log Z was 1,043 from there, and 1,091 from fair coins.
+    If a layer has at most 16 units, the only entry is ``exact``, by enumeration. Otherwise annealed importance sampling
+    runs from two base-rate models. The pixels of ``base_rate`` have the probabilities of the mean image, as in
+    Salakhutdinov & Murray 2008. The pixels of ``coins`` have probability 1/2.
+
+    For both, the mean weight is an unbiased estimate of Z. If no chain finds the modes with most of the mass, the
+    estimate is too low. The larger estimate is therefore the more accurate one. If ``coins`` is far above
+    ``base_rate``, the model has put mass where there are no data. A likelihood from ``base_rate`` alone is then far too
+    high.
+
+    This happens with persistent chains that never restart. They all stay near the data, and mass gathers elsewhere. The
+    chains do not visit that mass. Annealed importance sampling from the mean image also misses it. After 300 epochs of
+    MNIST without restarts, log Z was 1,043 from the mean image and 1,091 from fair coins.
 
     Args:
-        mu: the mean image, (V,), within (0, 1).
-        chains: for each beginning, at least 2.
-        steps: inverse temperatures after 0, at least 1.
-        progress: show a bar.
+        weights: the parameters of the energy.
+        mu: the mean image, (V,), with values in (0, 1).
+        chains: number of chains from each base-rate model, at least 2.
+        steps: number of inverse temperatures after 0, an integer >= 1.
+        generator: source of the noise. None selects PyTorch's default generator.
+        progress: whether to show a progress bar.
 
     Raises:
-        UserError: for other ``steps``, where they are needed.
+        UserError: if ``steps`` is not an integer >= 1 and annealed importance sampling is needed.
     """
     if quick(weights):
         return {"exact": LogPartition(*[float(exact_log_partition(exact(weights)))] * 3)}
-    check_whole("steps", steps)
+    check_integer("steps", steps)
     weights, mu = weights.to(torch.float32), mu.float()
     return {
         name: ais_log_partition(weights, base, chains, steps, generator=generator, progress=progress)
@@ -243,15 +264,18 @@ def log_partitions(
 def validation_terms(
     v: Tensor, machine: Machine, partitions: Partitions, *, generator: torch.Generator | None = None
 ) -> dict[str, Tensor]:
-    """What is logged of binary ``v``, (B, V), in validation and test: means over the images, () each.
+    """Return the validation and test metrics of binary ``v`` (B, V), means over the images, () each.
 
     Returns:
-        loss                    -log p(v) = F(v) + log Z, nats
-        pseudo_likelihood       sum_i log p(v_i | all other pixels), nats, estimated from ten pixels of each image
-                                (a standard error of about 1.3 nats on 10,000 images)
-        reconstruction_error    |v - p(v = 1 | h)|^2, h drawn given v, squared pixels
-        log_partition           the largest of ``partitions``, nats; _low, _high: its three standard errors;
-                                _base_rate, _coins: each of the two
+        loss                       -log p(v) = F(v) + log Z, nats
+        pseudo_likelihood          sum_i log p(v_i | all other pixels), nats, estimated from ten pixels of each image;
+                                   its standard error is about 1.3 nats on 10,000 images
+        reconstruction_error       |v - p(v = 1 | h)|^2, h drawn given v, squared pixels
+        log_partition              the largest of ``partitions``, nats
+        log_partition_low          lower end of its interval of three standard errors, nats
+        log_partition_high         upper end of this interval, nats
+        log_partition_base_rate    the estimate from the mean image, nats, if there are two estimates
+        log_partition_coins        the estimate from fair coins, nats, if there are two estimates
     """
     weights = machine.weights()
     logits = hidden_logits(v, weights)

@@ -1,4 +1,4 @@
-"""Sums in float64 on every device, and buffers that no change of a model's precision rounds."""
+"""Sums in float64 on every device, and buffers that keep their precision when a model changes its own."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,29 +8,29 @@ from torch import Tensor, nn
 
 C = TypeVar("C", bound=type[nn.Module])
 
-WITHOUT_FLOAT64 = {"mps"}  # types of devices: Apple's GPU
+WITHOUT_FLOAT64 = {"mps"}  # device types without float64: Apple's GPU
 
 
 def has_float64(device: torch.device) -> bool:
-    """Whether ``device`` computes in float64."""
+    """Return whether ``device`` supports float64."""
     return device.type not in WITHOUT_FLOAT64
 
 
 def in_float64(x: Tensor) -> Tensor:
-    """``x`` in float64: where it is, or on the CPU if its device has no float64."""
+    """Return ``x`` in float64, on its device, or on the CPU if its device has no float64."""
     return x.double() if has_float64(x.device) else x.cpu().double()
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """Where sums in float64 are kept of what is on ``device``: there, or on the CPU."""
+    """Return the device for float64 sums: ``device`` itself, or the CPU if ``device`` has no float64."""
     return device if has_float64(device) else torch.device("cpu")
 
 
-def never_rounded(*names: str) -> Callable[[C], C]:
-    """Decorate a module's class so that ``bfloat16()``, ``half()`` and the like leave its buffers ``names`` alone.
+def keep_float32(*names: str) -> Callable[[C], C]:
+    """Return a decorator of module classes that keeps the buffers ``names`` in float32 or float64.
 
-    They move with the module, and ``double()`` makes them float64: what a model computes with is never less precise
-    than what it was made with. Names that a module lacks are passed over.
+    ``bfloat16()``, ``half()`` and similar methods do not round these buffers to 16 bits. The buffers move to other
+    devices with the module, and ``double()`` makes them float64. Names that a module does not have are ignored.
     """
 
     def decorate(cls: C) -> C:

@@ -1,4 +1,4 @@
-"""What is shown of work that takes more than a few seconds: a bar on a terminal, lines in a file."""
+"""Progress of work that takes more than a few seconds: a bar on a terminal, log lines elsewhere."""
 
 import logging
 import sys
@@ -14,18 +14,24 @@ Step = TypeVar("Step")
 
 
 def has_bars(stream=None) -> bool:
-    """Whether bars can be drawn on ``stream``, a terminal or a notebook; standard error if None."""
+    """Return whether progress bars can be drawn: in a notebook, or if ``stream`` is a terminal.
+
+    None stands for standard error.
+    """
     stream = sys.stderr if stream is None else stream
     return "ipykernel" in sys.modules or (stream is not None and stream.isatty())
 
 
 class Lines:
-    """When the next line about the same work is due: soon, then every ``every`` seconds or each hundredth of the time.
+    """A timer for log lines about the progress of some work.
+
+    The first line is due after ``first`` seconds. The interval between later lines is ``every`` seconds, or 1 % of the
+    time since the work began if that is longer.
 
     Args:
         first: seconds before the first line.
-        every: seconds between later lines, at least.
-        clock: seconds that never go back.
+        every: least number of seconds between later lines.
+        clock: monotonic clock in seconds. None selects ``time.monotonic``.
     """
 
     def __init__(self, first: float = 5, every: float = 30, clock: Callable[[], float] | None = None):
@@ -34,7 +40,7 @@ class Lines:
         self._next = self._began + first
 
     def due(self) -> bool:
-        """Whether a line is due now. If it is, the next one is due some time later."""
+        """Return whether a line is due now. If so, schedule the next line."""
         now = self._clock()
         if now < self._next:
             return False
@@ -42,12 +48,12 @@ class Lines:
         return True
 
     def seconds(self) -> float:
-        """Seconds since the work began."""
+        """Return the seconds since the work began."""
         return self._clock() - self._began
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, such as ``1 second``, ``40 seconds``, ``3 minutes`` or ``2 hours 5 minutes``."""
+    """Return a duration in words, such as ``1 second``, ``40 seconds``, ``3 minutes`` or ``2 hours 5 minutes``."""
     if seconds < 99.5:
         return counted(max(1, round(seconds)), "second")
     minutes = round(seconds / 60)
@@ -60,20 +66,21 @@ def duration(seconds: float) -> str:
 
 
 def counted(n: int, noun: str) -> str:
-    """``1 second``, ``2 seconds``."""
+    """Return a number with its noun in the singular or plural, such as ``1 second`` or ``2 seconds``."""
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 
 def tracked(
     steps: Iterable[Step], what: str, unit: str = "step", *, total: int | None = None, show: bool = True
 ) -> Iterator[Step]:
-    """Yield ``steps``, and show how far they are if they take more than a few seconds.
+    """Yield ``steps`` and show the progress if they take more than a few seconds.
 
     Args:
-        what: the work, for people.
-        unit: what a step is, in the singular.
-        total: number of steps; ``len(steps)`` if None, where there is such a thing.
-        show: whether anything is shown.
+        steps: the steps of the work.
+        what: name of the work in the bar or the log line.
+        unit: name of a step, in the singular.
+        total: number of steps. None uses ``len(steps)`` if ``steps`` has a length.
+        show: whether to show the progress.
     """
     total = len(steps) if total is None and isinstance(steps, Sized) else total
     if not show:

@@ -1,4 +1,4 @@
-"""Checkpoints, from and to where they are kept: ``load`` one, ``export`` one (zoo/hub/exporting.py)."""
+"""Load checkpoints with ``load``, and publish them with ``export`` in zoo/hub/exporting.py."""
 
 from zoo.checks.moved import names_in
 from zoo.hub.loading import (

@@ -1,4 +1,4 @@
-"""Publish a training checkpoint: weights, their card, and a picture."""
+"""Publication of a training checkpoint: its weights, a card, and a picture."""
 
 import hashlib
 import json
@@ -24,19 +24,20 @@ from zoo.hub.loading import (
 )
 from zoo.sampling.chunks import sample_chunks
 from zoo.sampling.pictures import picture, save_figure, save_grid
-from zoo.training.files import written_whole
+from zoo.training.files import atomic_write
 
 WORDS_PROTOCOL = (
-    "the published sets of analogies and of similarity on what is shipped, see zoo/evaluation/words.py; whole_model: "
-    "the test loop of the trained model with its whole vocabulary and output vectors, units in zoo/skipgram.py"
+    "metrics: published sets of analogies and of similarity, on the published vectors, see zoo/evaluation/words.py. "
+    "whole_model: test loop of the trained model with all words and its output vectors, units in zoo/skipgram.py"
 )
 
 
 @torch.no_grad()
 def golden_terms(model: Any) -> dict[str, float]:
-    """The terms of the loss on 16 examples of uniform noise, every random number fixed: a fingerprint of the weights.
+    """Return values that identify the weights: the terms of the loss on 16 examples of uniform noise, with fixed seed.
 
-    Of two players the terms of both; of vectors of words the nearest neighbours of a few and their cosines.
+    For an adversarial model, these are the terms of both networks. For word vectors, they are the cosines of a few
+    words with their nearest neighbours.
     """
     if isinstance(model, capabilities.Words):
         near = {word: model.nearest(word, 3) for word in model.words[:: max(1, len(model.words) // 10)]}
@@ -59,20 +60,21 @@ def export(
 ) -> Path:
     """Publish a training checkpoint: write ``zoo/weights/<name>.safetensors``, its card, and a picture of samples.
 
-    The numbers on the card are measured here and now, on the test images of the data it was trained on.
+    This function measures the metrics of the card on the test set of the training data.
 
     Args:
-        source: a checkpoint, or a run folder (its best checkpoint).
-        name: lower-case letters, digits and hyphens.
-        force: replace a checkpoint of that name.
-        protocol: what is measured beyond the test loop; its defaults if None.
-        progress: show a bar over the test images.
+        source: path of a checkpoint, or of a run folder, which means its best checkpoint.
+        name: name of the published checkpoint: lower-case letters, digits and hyphens.
+        force: replace an existing checkpoint with this name.
+        protocol: measurements in addition to the test loop; None uses the defaults.
+        progress: show progress bars.
 
     Returns:
-        the path of the weights.
+        path of the weights.
 
     Raises:
-        CheckpointError: for a name of another form or already taken, or a checkpoint that records no run.
+        CheckpointError: for an invalid or existing name, or a checkpoint that does not record its run.
+        UserError: if the protocol does not suit the model or the data.
     """
     check_name(name, force)
     path = Path(check_source(source))
@@ -82,7 +84,9 @@ def export(
     checkpoint = read_training_checkpoint(path)
     record = checkpoint.get("record")
     if not record:
-        raise CheckpointError(f"{path} does not record the run that made it, so no card can be written: see RunRecord")
+        raise CheckpointError(
+            f"{path} does not record the run that made it; a card needs this record: train with the callback RunRecord"
+        )
     if outside := class_outside(checkpoint):
         raise CheckpointError(f"only models of the zoo are exported, and {path} holds one of the class {outside!r}")
     model: Any = from_training(checkpoint, path)
@@ -92,7 +96,7 @@ def export(
     words = isinstance(model, capabilities.Words)
     tensors = {k: v.contiguous() for k, v in (model.published() if words else model.state_dict()).items()}
     data = save_tensors(tensors, metadata=metadata)
-    published = from_weights(data, hashlib.sha256(data).hexdigest(), name)  # without what only training needs
+    published = from_weights(data, hashlib.sha256(data).hexdigest(), name)  # has no parts that only training needs
     data_module = data_of(record)
     data_module.setup()
     metrics, evidence = measure(published if words else model, data_module, protocol or Protocol(), progress)
@@ -105,7 +109,7 @@ def export(
         "train_on": record["config"].get("data", {}).get("train_on", "train"),
         "preprocessing": "words in lower case"
         if words
-        else "as datamodules give it, images (B, 1, 28, 28) in [0, 1]; what else the model needs it does",
+        else "images (B, 1, 28, 28) in [0, 1] from the datamodule; the model does all other preprocessing",
         "command": record["command"],
         "commit": record["commit"],
         "seed": record["config"].get("seed"),
@@ -118,7 +122,7 @@ def export(
         "protocol": WORDS_PROTOCOL
         if words
         else f"the model's test_step on all {len(data_module.splits['test'].images):,} test examples of "
-        f"{record['data']}, noise keyed by batch; units in zoo/{checkpoint['model']}.py",
+        f"{record['data']}, with noise seeded by batch index; units in zoo/{checkpoint['model']}.py",
         "log_likelihood": evidence.get("log_likelihood"),
         "bound": evidence.get("bound"),
         "samples": evidence.get("samples"),
@@ -133,9 +137,9 @@ def export(
     elif isinstance(model, capabilities.Samples):
         n, conditions, columns = picture(model, 2000 if checkpoint["hyper_parameters"].get("shape") == [2] else 64, {})
         save_grid(sample_chunks(model, n, seed=0, **conditions), weights.with_suffix(".png"), columns)
-    # The card last: a checkpoint exists once its card does.
+    # The card is written last, because a checkpoint counts as published if its card exists.
     for target, content in [(weights, data), (weights.with_suffix(".json"), _json(card))]:
-        with written_whole(target) as file:
+        with atomic_write(target) as file:
             file.write(content)
     return weights
 

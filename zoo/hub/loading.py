@@ -1,9 +1,11 @@
-"""Pretrained checkpoints and those of training: find, verify, load.
+"""Loading of pretrained checkpoints and training checkpoints.
 
-A published checkpoint is two files in ``zoo/weights``: ``<name>.safetensors``, whose metadata name the model and its
-constructor arguments, and the card ``<name>.json``: where the weights come from, what they score under which protocol,
-and the SHA-256 digest of the file. Nothing here unpickles what a stranger could have written: weights are safetensors,
-and training checkpoints are read with ``weights_only=True``.
+A published checkpoint consists of two files in ``zoo/weights``. ``<name>.safetensors`` holds the weights. Its metadata
+hold the name of the model and its constructor arguments. ``<name>.json`` is the card. It records the origin of the
+weights, their metrics with the protocol, and the SHA-256 digest of the weights.
+
+Loading never unpickles objects, because a pickle can run code. Weights are safetensors files, and training checkpoints
+are read with ``weights_only=True``.
 """
 
 import hashlib
@@ -33,21 +35,15 @@ LARGEST_DOWNLOAD = 2**30  # bytes
 
 
 def load(source: str | Path, model_class: type[LightningModule] | None = None) -> LightningModule:
-    """A trained model in eval mode, on the CPU.
+    """Load a trained model, in eval mode and on the CPU. :func:`zoo.load` is the same and documents it in full.
 
     Args:
-        source: the name of a pretrained checkpoint (``zoo.list_checkpoints()``); the path of a training checkpoint
-            or of a run folder (its best checkpoint); the address of a safetensors file with its digest,
-            ``file:///.../x.safetensors#sha256=<64 hexadecimal digits>``, or ``https:`` likewise; or an artifact that a
-            run has left in Weights & Biases, ``wandb:entity/project/vae-1a2b3c4d:best``.
-        model_class: class of the model, for a training checkpoint of a class that is not part of the zoo. The file
-            alone never decides which class is imported.
-
-    Returns:
-        the LightningModule.
+        source: name of a pretrained checkpoint, run folder, checkpoint file, address with a digest, or artifact of
+            Weights & Biases.
+        model_class: class of a model that is not part of the zoo, for its training checkpoints.
 
     Raises:
-        CheckpointError: if there is none, its digest differs, or it is not a checkpoint of a known model.
+        CheckpointError: if there is no such checkpoint, its digest differs, or it holds no known model.
     """
     text = check_source(source)
     if model_class is not None and (text in zoo.list_checkpoints() or re.match(ADDRESS, text)):
@@ -55,7 +51,7 @@ def load(source: str | Path, model_class: type[LightningModule] | None = None) -
     if text in zoo.list_checkpoints():
         weights = zoo.WEIGHTS / f"{text}.safetensors"
         if not weights.is_file():
-            raise CheckpointError(f"the weights of {text} are missing: {weights}")
+            raise CheckpointError(f"the weights of {text} are missing; they belong at {weights}")
         return from_weights(weights.read_bytes(), read_card(text)["sha256"], text)
     if re.match(ADDRESS, text):
         return _from_address(text)
@@ -66,31 +62,31 @@ def load(source: str | Path, model_class: type[LightningModule] | None = None) -
 
 
 def read_card(name: str) -> dict[str, Any]:
-    """The card of a pretrained checkpoint."""
+    """Return the card of a pretrained checkpoint."""
     return json.loads((zoo.WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def best_of(run: Path) -> Path:
-    """The newest best checkpoint of a run folder, else its last one."""
+    """Return the newest best checkpoint of a run folder, or its last checkpoint if it has no best one."""
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     found = sorted(folder.glob("best-*.ckpt"), key=lambda p: p.stat().st_mtime) or list(folder.glob("last.ckpt"))
     if not found:
-        raise CheckpointError(f"{run} holds no best-*.ckpt and no last.ckpt, in itself or in checkpoints/")
+        raise CheckpointError(f"{folder} holds no best-*.ckpt and no last.ckpt; name a run folder that does")
     return found[-1]
 
 
 def read_training_checkpoint(path: Path) -> dict[str, Any]:
-    """A Lightning checkpoint as a dictionary of plain values and tensors.
+    """Return a Lightning checkpoint as a dictionary of plain values and tensors.
 
     Raises:
-        CheckpointError: for anything that torch cannot read with ``weights_only=True``.
+        CheckpointError: for a file that torch cannot read with ``weights_only=True``.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what the broken bytes happen to cause
+    except Exception as error:  # a damaged file can raise any exception
         raise CheckpointError(
-            f"{path} is not a checkpoint that can be read safely: it is damaged, or holds more than plain values and "
-            "tensors, which are never unpickled here"
+            f"{path} is not a checkpoint that can be read safely. It is damaged, or it contains other objects than "
+            "plain values and tensors, which are never unpickled"
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise CheckpointError(f"{path} is not a training checkpoint: it holds no state_dict")
@@ -98,38 +94,48 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs: int | None = None) -> None:
-    """Refuse to resume ``model`` from what is not a training checkpoint of its class and with its arguments.
+    """Raise unless ``path`` is a training checkpoint from which a run of ``model`` can resume.
+
+    The checkpoint must have the class and the constructor arguments of ``model``.
 
     Args:
-        seed: of this run, which must be that of the checkpoint's; not looked at if None.
-        max_epochs: of this run, which must be no fewer than are done; likewise, or if -1.
+        path: path of the checkpoint.
+        model: model of the run.
+        seed: seed of the run, which must be the seed of the checkpoint. None skips this check.
+        max_epochs: number of epochs of the run, at least the number of finished epochs. None and -1 skip this check.
 
     Raises:
-        CheckpointError: saying what it is instead.
+        CheckpointError: naming the difference.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(
-            f"there is no checkpoint to resume from at {path}; a run's are its checkpoints/last.ckpt and, after an "
-            "interruption, checkpoints/interrupted.ckpt"
+            f"there is no checkpoint to resume from at {path}; use checkpoints/last.ckpt of a run folder, or "
+            "checkpoints/interrupted.ckpt after an interruption"
         )
     checkpoint = read_training_checkpoint(path)
     name, outside = str(checkpoint.get("model")), class_outside(checkpoint)
-    if (outside or (zoo.MODELS | zoo.JUDGES).get(name)) != name_of_class(type(model)):
+    if (outside or (zoo.MODELS | zoo.CLASSIFIERS).get(name)) != name_of_class(type(model)):
         raise CheckpointError(
-            f"{path} is a checkpoint of the model {outside or name!r}, and this run trains another one"
+            f"{path} is a checkpoint of the model {outside or name!r}, but this run trains {type(model).__name__}; "
+            "choose a checkpoint of that model"
         )
     before = checkpoint.get("hyper_parameters", {})
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
     done = progress.get("current", {}).get("processed", 0)
     if max_epochs not in (None, -1) and done > max_epochs:
-        raise CheckpointError(f"{path} has {done} epochs behind it: trainer.max_epochs must be more, got {max_epochs}")
+        raise CheckpointError(
+            f"{path} has already trained for {done} epochs: trainer.max_epochs must be at least {done}, "
+            f"got {max_epochs}"
+        )
     changed = [f"model.{k} was {before.get(k)!r} and is {v!r}" for k, v in model.hparams.items() if before.get(k) != v]
     began = checkpoint.get("record", {}).get("config", {}).get("seed", seed)
     if seed is not None and began != seed:
         changed.append(f"seed was {began} and is {seed}")
     if changed:
-        raise CheckpointError(f"a run resumes with the settings it began with: in {path}, {'; '.join(changed)}")
+        raise CheckpointError(
+            f"a run must resume with its original settings, but {'; '.join(changed)}; the checkpoint is {path}"
+        )
 
 
 def name_of_class(kind: type) -> str:
@@ -147,6 +153,10 @@ def class_outside(checkpoint: dict[str, Any]) -> str | None:
 def from_training(
     checkpoint: dict[str, Any], path: Path, model_class: type[LightningModule] | None = None
 ) -> LightningModule:
+    """Return the model of a training checkpoint that was read from ``path``, in eval mode.
+
+    The file never decides which class is imported: it is one of the zoo, or ``model_class``.
+    """
     if model_class is None and (outside := class_outside(checkpoint)):
         raise CheckpointError(
             f"{path} holds a model of the class {outside!r}, which is not part of the zoo: give its class yourself, "
@@ -154,7 +164,7 @@ def from_training(
         )
     kind = model_class or _known_class(checkpoint.get("model"), path)
     model = _build(kind, checkpoint.get("hyper_parameters", {}), checkpoint["state_dict"], path)
-    model.on_load_checkpoint(checkpoint)  # what is no parameter and no buffer, such as persistent chains
+    model.on_load_checkpoint(checkpoint)  # restores state outside parameters and buffers, such as persistent chains
     return model
 
 
@@ -167,35 +177,35 @@ def _from_address(address: str) -> LightningModule:
     except (urllib.error.URLError, OSError) as error:
         raise CheckpointError(f"{url} cannot be read: {error}") from error
     if len(data) > LARGEST_DOWNLOAD:
-        raise CheckpointError(f"{url} is larger than {LARGEST_DOWNLOAD:,} bytes, which no checkpoint of this zoo is")
+        raise CheckpointError(f"{url} is larger than {LARGEST_DOWNLOAD:,} bytes, the limit for a download")
     return from_weights(data, digest, url)
 
 
 def _from_wandb(name: str, model_class: type[LightningModule] | None = None) -> LightningModule:
-    """The checkpoint in an artifact of Weights & Biases, whose files must be those that were logged."""
+    """Return the model in an artifact of Weights & Biases, after a check of the digests of its files."""
     import wandb
 
     if not wandb_credentials():
-        raise CheckpointError(f"wandb:{name} asks for a login: wandb login, or set WANDB_API_KEY")
+        raise CheckpointError(f"wandb:{name} needs a login; run wandb login, or set WANDB_API_KEY")
     with tempfile.TemporaryDirectory() as folder:
         try:
             artifact = wandb.Api(timeout=SECONDS_TO_DOWNLOAD).artifact(name, type="model")
             artifact.download(folder)
             artifact.verify(folder)
         except wandb.errors.Error as error:
-            raise CheckpointError(f"wandb:{name} cannot be had: {error}") from error
+            raise CheckpointError(f"wandb:{name} cannot be downloaded: {error}") from error
         except ValueError as error:
-            raise CheckpointError(f"wandb:{name} is not what was logged: {error}") from error
+            raise CheckpointError(f"the files of wandb:{name} differ from the logged files: {error}") from error
         found = list(Path(folder).glob("*.ckpt"))
         if len(found) != 1:
             raise CheckpointError(
-                f"wandb:{name} is no artifact of this zoo: it holds {len(found)} files .ckpt, not one"
+                f"wandb:{name} holds {len(found)} files .ckpt; an artifact of this zoo holds exactly one"
             )
         return from_training(read_training_checkpoint(found[0]), found[0], model_class)
 
 
 def from_weights(data: bytes, digest: str, source: str) -> LightningModule:
-    """The model in the bytes of a safetensors file, which must have the digest."""
+    """Return the model in the bytes of a safetensors file, after a check of the digest."""
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
         raise CheckpointError(f"the weights of {source} are not the published ones: SHA-256 {found}, expected {digest}")
@@ -211,9 +221,9 @@ def from_weights(data: bytes, digest: str, source: str) -> LightningModule:
 
 def _known_class(model: Any, source: str | Path) -> type[LightningModule]:
     """Return the class of a known name. Only these classes are imported."""
-    known = zoo.MODELS | zoo.JUDGES
+    known = zoo.MODELS | zoo.CLASSIFIERS
     if model not in known:
-        raise CheckpointError(f"{source} holds a model named {model!r}; the known ones are {', '.join(known)}")
+        raise CheckpointError(f"{source} holds a model named {model!r}; the known models are {', '.join(known)}")
     module, _, name = known[model].rpartition(".")
     return getattr(importlib.import_module(module), name)
 
@@ -224,7 +234,7 @@ def _build(
     state_dict: dict[str, torch.Tensor],
     source: str | Path,
 ) -> LightningModule:
-    """The module with these constructor arguments and weights, in eval mode."""
+    """Return the model with this class, these constructor arguments and these weights, in eval mode."""
     name = kind.__name__
     try:
         inspect.signature(kind).bind(**hyper_parameters)
@@ -236,25 +246,33 @@ def _build(
         raise CheckpointError(f"{source} does not fit {name} of this version: {error}") from error
     try:
         built.load_state_dict(state_dict)
-    except (UserError, RuntimeError) as error:  # torch's, of weights that are missing, left over, or of another shape
+    except (UserError, RuntimeError) as error:  # torch raises RuntimeError for missing, unexpected or misshapen weights
         raise CheckpointError(f"{source} does not fit {name} of this version: {error}") from error
     return built.eval()
 
 
 def record_of(source: str | Path) -> dict[str, Any] | None:
-    """What a training checkpoint, or the best one of a run folder, records of its run; None of anything else."""
+    """Return the record of the run in a training checkpoint, or in the best checkpoint of a run folder.
+
+    Return None if ``source`` is neither.
+    """
     path = Path(source).expanduser()
     path = best_of(path) if path.is_dir() else path
     return read_training_checkpoint(path).get("record") if path.is_file() else None
 
 
 def data_of(record: dict[str, Any], name: str | None = None):
-    """The data that a recorded run used, or with the options of its text another one, by its name or path.
+    """Return the datamodule of a recorded run.
 
-    Images come with default options: those of a run are of its training.
+    A text has the options of the run. Images have default options, because the options of the run concern training.
+
+    Args:
+        record: record of the run.
+        name: name or path of other data for a run on a text. Another text has the options of the run. None uses the
+            data of the run, and runs on images ignore ``name``.
 
     Raises:
-        UserError: for a name that is none.
+        UserError: for an unknown name.
     """
     from zoo.datamodules import Text, Toy, by_name
     from zoo.datamodules.text import TEXTS

@@ -1,4 +1,4 @@
-"""Networks that two or more models use."""
+"""Networks that several models share."""
 
 from zoo.checks.moved import names_in
 

@@ -1,4 +1,4 @@
-"""Generators and discriminators: networks of images after DCGAN, of any shape, and of sequences."""
+"""Generators and discriminators: convolutional networks as in DCGAN, fully connected networks, and sequences."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole, check_widths
+from zoo.checks.values import check_integer, check_widths
 from zoo.functional.densities import at_least_float32
 from zoo.nets.layers import Layers, mlp
 
@@ -16,15 +16,15 @@ IMAGE = [1, 28, 28]
 
 
 def check_networks(network: str, shape: Sequence[int], width: int, hidden: Sequence[int], z_dim: int) -> None:
-    """Refuse sizes that make no network.
+    """Check the sizes of a generator and a discriminator.
 
     Raises:
-        UserError: saying which, and what is allowed.
+        UserError: if a size is not allowed.
     """
     check_widths("shape", shape, IMAGE)
     check_widths("hidden", hidden, [256, 256])
-    check_whole("width", width)
-    check_whole("z_dim", z_dim)
+    check_integer("width", width)
+    check_integer("z_dim", z_dim)
     if network == "conv" and list(shape) != IMAGE:
         raise UserError(
             f"network=conv makes images of shape {IMAGE}; for examples of shape {list(shape)} set model.network=mlp"
@@ -32,7 +32,10 @@ def check_networks(network: str, shape: Sequence[int], width: int, hidden: Seque
 
 
 def make_generator(network: str, z_dim: int, shape: Sequence[int], width: int, hidden: Sequence[int]) -> nn.Module:
-    """Noise (B, z_dim) to examples (B, *shape) as the players see them: images in [-1, 1], others unbounded."""
+    """Return a generator that maps noise (B, z_dim) to examples (B, *shape).
+
+    Images are in [-1, 1]. Other examples are unbounded.
+    """
     if network == "conv":
         return ConvGenerator(z_dim, width)
     layers = mlp([z_dim, *hidden, math.prod(shape)])
@@ -42,9 +45,10 @@ def make_generator(network: str, z_dim: int, shape: Sequence[int], width: int, h
 def make_discriminator(
     network: str, shape: Sequence[int], width: int, hidden: Sequence[int], norm: str = "layer"
 ) -> nn.Module:
-    """Examples (B, *shape) to one unbounded number each, (B, 1): a logit, or what a critic says.
+    """Return a discriminator that maps examples (B, *shape) to one unbounded number each, (B, 1).
 
-    ``norm`` is that of ``conv``; any other network has an mlp, which does not normalise.
+    The number is a logit, or the value of a critic. ``norm`` is the normalisation of ``conv``, ``layer`` or ``batch``.
+    Fully connected networks have no normalisation.
     """
     if network == "conv":
         trunk = ConvTrunk(width, norm)
@@ -54,26 +58,26 @@ def make_discriminator(
 
 
 def is_image(shape: Sequence[int]) -> bool:
-    """Whether examples of this shape are images, in [0, 1] outside the model and in [-1, 1] inside."""
+    """Return whether examples of this shape are images. Images are in [0, 1] outside a model and in [-1, 1] inside."""
     return list(shape) == IMAGE
 
 
 def centre(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Examples as the players see them: images from [0, 1] to [-1, 1], others as they are."""
+    """Return examples as the networks take them: images scaled from [0, 1] to [-1, 1], other examples unchanged."""
     return 2 * x - 1 if is_image(shape) else x
 
 
 def uncentre(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse, at least float32; images are clipped to [0, 1]."""
+    """Return the inverse of :func:`centre`, at least float32. Images are clipped to [0, 1]."""
     x = at_least_float32(x)
     return (x / 2 + 0.5).clamp(0, 1) if is_image(shape) else x
 
 
 class ConvGenerator(nn.Module):
-    """Noise (B, D) to images (B, 1, 28, 28) in [-1, 1], as DCGAN has it (Radford et al. 2016), for 28 pixels a side.
+    """Generator of images (B, 1, 28, 28) in [-1, 1] from noise (B, D), after DCGAN (Radford et al. 2016).
 
-    A layer to 7 x 7, then transposed convolutions 7 -> 14 -> 28, batch normalisation before each rectifier, tanh last;
-    convolutions begin at N(0, 0.02^2).
+    A linear layer makes 7 x 7 pixels. Transposed convolutions then go 7 -> 14 -> 28. BatchNorm comes before each ReLU,
+    and tanh is last. The weights of the convolutions are initialised from N(0, 0.02^2).
     """
 
     def __init__(self, in_features: int, width: int = 32):
@@ -98,14 +102,15 @@ class ConvGenerator(nn.Module):
 
 
 class ConvTrunk(nn.Module):
-    """Images (B, 1, 28, 28) to features (B, 98 width): DCGAN's discriminator without its last layer.
+    """Feature network of images (B, 1, 28, 28) to (B, 98 width): DCGAN's discriminator without its last layer.
 
-    Strided convolutions 28 -> 14 -> 7 and leaky rectifiers, the second after normalisation.
+    Strided convolutions go 28 -> 14 -> 7, each with a leaky ReLU. Normalisation comes before the second leaky ReLU.
 
     Args:
         width: channels at 14 x 14 pixels.
-        norm: over each image by itself, ``layer``; or over the ``batch``, which makes what is said of one image depend
-            on the others, so that it has no place where the gradient of each is penalised.
+        norm: ``layer`` normalises each image by itself, ``batch`` is BatchNorm. With BatchNorm the output of an image
+            depends on the other images of the batch. Do not combine BatchNorm with a gradient penalty, which needs the
+            gradient of each image by itself.
     """
 
     def __init__(self, width: int = 32, norm: Literal["layer", "batch"] = "layer"):
@@ -126,15 +131,15 @@ class ConvTrunk(nn.Module):
 
 
 class SequenceGenerator(nn.Module):
-    """Uniform noise (B, T, K) to sequences of T symbols out of K, one after the other (seed 001's recurrent network).
+    """Recurrent generator of sequences of T symbols out of K from uniform noise (B, T, K); [Xu18a].
 
-    A gated recurrent unit reads v_{t-1} and gives the logits mu_t of K_t ~ softmax(mu_t); v_t is K_t's one-hot vector
-    by the Gumbel-max trick, or its relaxation at a temperature.
+    At step t a gated recurrent unit reads v_{t-1} and returns the logits mu_t of a symbol K_t ~ softmax(mu_t). v_t is
+    the one-hot vector of K_t by the Gumbel-max trick, or its relaxation at a temperature.
 
     Args:
-        symbols: K.
-        length: T.
-        width: of the recurrent state.
+        symbols: number of symbols K.
+        length: length of a sequence T.
+        width: size of the recurrent state.
     """
 
     def __init__(self, symbols: int, length: int, width: int = 64):
@@ -144,7 +149,13 @@ class SequenceGenerator(nn.Module):
         self.head = nn.Linear(width, symbols)
 
     def unroll(self, B: int, symbol: Callable[[int, Tensor], Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
-        """Sequences v and the logits that each symbol was drawn from, (B, T, K) both; ``symbol(t, logits)`` is v_t."""
+        """Return sequences v and the logits of each symbol, (B, T, K) each.
+
+        Args:
+            B: number of sequences.
+            symbol: (t, logits (B, K)) -> v_t (B, K).
+            like: tensor with the device and dtype of v.
+        """
         dtype = self.head.weight.dtype
         h, v = like.new_zeros(B, self.width, dtype=dtype), like.new_zeros(B, self.symbols)
         drawn, logits = [], []
@@ -156,11 +167,14 @@ class SequenceGenerator(nn.Module):
         return torch.stack(drawn, 1), torch.stack(logits, 1)
 
     def forward(self, u: Tensor, symbol: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Sequences (B, T, K) from uniform noise (B, T, K); ``symbol(logits, u)``: (B, K) each to v_t."""
+        """Return sequences (B, T, K) from uniform noise ``u`` (B, T, K).
+
+        ``symbol`` maps logits (B, K) and the noise of one step (B, K) to v_t (B, K).
+        """
         return self.unroll(len(u), lambda t, logits: symbol(logits, u[:, t]), u)[0]
 
     def log_probability(self, v: Tensor) -> Tensor:
-        """log p(v) of one-hot sequences (B, T, K), nats; (B,)."""
+        """Return log p(v) of one-hot sequences v (B, T, K), (B,) nats."""
         _, logits = self.unroll(len(v), lambda t, _: v[:, t], v)
         return (v * logits.log_softmax(-1)).sum((-2, -1))
 

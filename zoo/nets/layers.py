@@ -1,4 +1,4 @@
-"""Fully connected layers, and the convolutions of autoencoders."""
+"""Fully connected networks, and convolutional encoders and decoders."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,14 +7,17 @@ from torch import Tensor, nn
 
 
 class Layers(nn.Sequential):
-    """Layers one after the other. What they are given may be of any precision, whatever that of the weights."""
+    """Layers in sequence. They convert their input to the precision of their weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(next(self.parameters()).dtype))
 
 
 def mlp(widths: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> Layers:
-    """Linear layers of the given widths, input first, with ``activation`` between them and none after the last."""
+    """Return linear layers of the given widths, input first, with ``activation`` between them.
+
+    There is no activation after the last layer.
+    """
     layers = []
     for d_in, d_out in pairwise(widths):
         layers += [nn.Linear(d_in, d_out), activation()]
@@ -22,7 +25,10 @@ def mlp(widths: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> Layers:
 
 
 class ConvEncoder(nn.Module):
-    """Images (B, 1, 28, 28) to features (B, out_features): two strided convolutions, 28 -> 14 -> 7, and a layer."""
+    """Convolutional encoder of images (B, 1, 28, 28) to features (B, out_features).
+
+    Two strided convolutions, 28 -> 14 -> 7, come before a linear layer.
+    """
 
     def __init__(self, out_features: int, width: int = 32):
         super().__init__()
@@ -40,7 +46,10 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Latents (..., D) to one value per pixel (..., 1, 28, 28): the mirror image of :class:`ConvEncoder`."""
+    """Convolutional decoder of latents (..., D) to one value for each pixel, (..., 1, 28, 28).
+
+    Its layers are those of :class:`ConvEncoder` in reverse order.
+    """
 
     def __init__(self, in_features: int, width: int = 32):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Networks of an example and a step index or noise level: a U-Net for images, layers for points."""
+"""Networks that take an example and a step index or noise level: a U-Net for images, an MLP for points."""
 
 import math
 from collections.abc import Sequence
@@ -8,19 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_whole, check_widths
+from zoo.checks.values import check_integer, check_widths
 from zoo.nets.layers import mlp
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Sines and cosines of ``t`` at the frequencies 10000^(-2 i / dim), i < dim/2; Vaswani et al. 2017, sec. 3.5.
+    """Return cosines and sines of ``t`` at the frequencies 10000^(-2 i / dim), i < dim/2; (B, dim).
+
+    Vaswani et al. 2017, sec. 3.5.
 
     Args:
         t: step indices or noise levels, (B,).
         dim: size of the embedding, even.
-
-    Returns:
-        (B, dim).
     """
     frequencies = torch.exp(-math.log(10_000) * torch.arange(dim // 2, device=t.device) / (dim // 2))
     angles = t[:, None].float() * frequencies
@@ -28,7 +27,10 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions around a shift by the embedding of the step; Ho et al. 2020, appendix B."""
+    """Residual block of two 3 x 3 convolutions; Ho et al. 2020, appendix B.
+
+    Between the convolutions, a linear map of the step embedding shifts each channel.
+    """
 
     def __init__(self, c_in: int, c_out: int, embedding_dim: int):
         super().__init__()
@@ -48,7 +50,7 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention over the H W positions of a feature map, with a residual connection."""
+    """Self-attention over the H W positions of a feature map, with a residual connection."""
 
     def __init__(self, channels: int, heads: int = 4):
         super().__init__()
@@ -68,10 +70,13 @@ class SelfAttention(nn.Module):
 
 
 class PointNet(nn.Module):
-    """Points and a step index or noise level to points, by layers with smooth activations, of which derivatives exist.
+    """Fully connected network of points (B, D) and a step index or noise level to points (B, D).
+
+    Its activations are smooth. The explicit and sliced score-matching losses differentiate the network with respect to
+    its input and need this.
 
     Args:
-        dim: D.
+        dim: dimension of the points, D.
         hidden: widths of the hidden layers.
     """
 
@@ -79,42 +84,48 @@ class PointNet(nn.Module):
         super().__init__()
         self.time_dim = 16
         self.layers = mlp([dim + self.time_dim, *hidden, dim], nn.SiLU)
-        nn.init.zeros_(self.layers[-1].weight)  # the first prediction is zero
+        nn.init.zeros_(self.layers[-1].weight)  # an untrained network predicts zero
         nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Predict for points ``x`` (B, D) at ``t`` (B,); (B, D)."""
+        """Return the prediction (B, D) for points ``x`` (B, D) at steps or noise levels ``t`` (B,)."""
         return self.layers(torch.cat([x, timestep_embedding(t, self.time_dim)], 1))
 
 
 def check_unet(widths: object, blocks: object, patch: object) -> None:
-    """Refuse what are no sizes of a :class:`UNet`."""
+    """Check the sizes of a :class:`UNet`.
+
+    Raises:
+        UserError: if a size is not allowed.
+    """
     check_widths("widths", widths, (32, 96))
     if any(width % 8 for width in widths):
         raise UserError(f"widths must be multiples of 8, one per level, got {list(widths)}")
-    check_whole("blocks", blocks)
-    check_whole("patch", patch)
+    check_integer("blocks", blocks)
+    check_integer("patch", patch)
 
 
 class UNet(nn.Module):
-    """Images and a step index to images of the same shape, by a U-Net on patches.
+    """U-Net that maps images and a step index or noise level to images of the same shape.
 
-    Pixels are folded into channels first (``patch`` x ``patch`` blocks, pixel-unshuffle) and unfolded last, so that a
-    28 x 28 image costs what a 14 x 14 one does. Each level has ``blocks`` residual blocks on the way down and one more
-    on the way up; the lowest level, 7 x 7 by default, has attention.
+    The first operation folds each ``patch`` x ``patch`` block of pixels into channels (pixel-unshuffle). The last
+    operation unfolds them. With ``patch`` = 2 a 28 x 28 image costs as much as a 14 x 14 image. Each level has
+    ``blocks`` residual blocks in the downward half and one more in the upward half. Self-attention is at the lowest
+    level, which has 7 x 7 positions by default.
 
     Args:
-        channels: of the images.
-        widths: channels of each level, the highest resolution first; multiples of 8.
-        blocks: residual blocks per level.
-        patch: side of the folded blocks in pixels; 1 folds nothing.
-        num_classes: of labels that the prediction may depend on, or None; the network then knows one more, number
-            ``num_classes``, which stands for no label.
-        side: of the images that it is for, in pixels; others that divide as well will do.
+        channels: channels of the images.
+        widths: channels of each level, highest resolution first, multiples of 8.
+        blocks: residual blocks of each level.
+        patch: side of the folded blocks in pixels. 1 folds nothing.
+        num_classes: number of labels for a prediction that depends on labels, otherwise None. The additional label
+            ``num_classes`` means "no label".
+        side: side of the images in pixels. The network also takes other sides that are multiples of
+            patch * 2^(levels - 1).
 
     Raises:
-        UserError: for widths that are not multiples of 8, ``blocks`` or ``patch`` below 1, or a side that does not
-            divide by patch * 2^(levels - 1).
+        UserError: if widths are not multiples of 8, ``blocks`` or ``patch`` is below 1, or ``side`` is not a multiple
+            of patch * 2^(levels - 1).
     """
 
     def __init__(
@@ -131,8 +142,8 @@ class UNet(nn.Module):
         self.patch, self.multiple = patch, patch * 2 ** (len(widths) - 1)
         if side % self.multiple:
             raise UserError(
-                f"{side} pixels do not divide by patch * 2^(levels - 1) = {self.multiple}: take fewer widths or "
-                "another patch"
+                f"a side of {side} pixels is not divisible by patch * 2^(levels - 1) = {self.multiple}; choose fewer "
+                "widths or another patch"
             )
         dim = 4 * widths[0]
         self.time_dim = widths[0]
@@ -159,18 +170,24 @@ class UNet(nn.Module):
             if level > 0:
                 self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(c, c, 3, padding=1)))
         self.out = nn.Sequential(nn.GroupNorm(8, c), nn.SiLU(), nn.Conv2d(c, channels * patch**2, 3, padding=1))
-        nn.init.zeros_(self.out[-1].weight)  # the first prediction is zero, whatever the input
+        nn.init.zeros_(self.out[-1].weight)  # an untrained network predicts zero for every input
         nn.init.zeros_(self.out[-1].bias)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Predict for images ``x`` (B, C, H, W) at steps or noise levels ``t`` (B,), given labels ``y`` (B,).
+        """Return the prediction (B, C, H, W) for images ``x`` at steps or noise levels ``t`` (B,).
 
-        H and W must divide by patch * 2^(levels - 1).
+        Args:
+            x: images, (B, C, H, W). H and W are multiples of patch * 2^(levels - 1).
+            t: step indices or noise levels, (B,).
+            y: labels, (B,), or None.
+
+        Raises:
+            UserError: if H or W is not a multiple of patch * 2^(levels - 1).
         """
         if x.shape[-1] % self.multiple or x.shape[-2] % self.multiple:
             raise UserError(f"image sides must be multiples of {self.multiple}, got {tuple(x.shape[-2:])}")
         if not len(x):
-            return x  # there is nothing to fold
+            return x  # pixel_unshuffle does not fold an empty batch
         x, embedding = x.to(self.conv_in.weight.dtype), timestep_embedding(t, self.time_dim)
         embedding = self.time(embedding.to(x.dtype))  # (B, dim)
         if y is not None:

@@ -1,4 +1,4 @@
-"""What comes out of a model: samples in chunks, each with noise of its own, and pictures of them."""
+"""Samples of a model, drawn in chunks with separate noise, and pictures of samples."""
 
 from zoo.checks.moved import names_in
 

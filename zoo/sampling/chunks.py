@@ -1,8 +1,9 @@
-"""Noise for output, and samples drawn in fixed chunks so that a seed means the same pixels everywhere.
+"""Samples drawn in fixed chunks, so a seed gives the same pixels for every number of samples and of processes.
 
-A layer gives bitwise different rows for different batch sizes, and what a generator draws later depends on how much it
-drew before. So samples come in chunks of 16, the last one padded, each with a CPU generator of its own: the pixels
-depend on the seed and on nothing else, not on how many are asked for nor on how many processes draw them.
+Two effects would change the pixels otherwise. A layer rounds a row differently in batches of different sizes. A
+generator's output depends on how many numbers it drew before.
+
+Samples are therefore drawn in chunks of 16. The last chunk is padded. Each chunk has a separate CPU generator.
 """
 
 import inspect
@@ -14,7 +15,7 @@ from torch import Tensor
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.old_forms import earlier_names
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 from zoo.functional.noise import chunk_generator
 from zoo.functional.progress import tracked
 
@@ -22,20 +23,20 @@ CHUNK = 16
 
 
 def check_conditions(model: object, conditions: dict[str, Any]) -> dict[str, Any]:
-    """``conditions`` of the model's ``sample``, by the names that it has for them today.
+    """Return ``conditions`` under the current names of the arguments of ``model.sample``.
 
     Raises:
-        UserError: for a model that cannot sample, or for conditions that its ``sample`` does not take.
+        UserError: for a model without ``sample``, or for conditions that its ``sample`` does not take.
     """
     name = type(model).__name__
     if not isinstance(model, capabilities.Samples):
         words = isinstance(model, capabilities.Words)
-        instead = "; for words there is callbacks=words, or python -m zoo nearest" if words else ""
-        raise UserError(f"{name} has no method sample(n, generator=...), so there is nothing to draw{instead}")
+        instead = "; for words use callbacks=words, or python -m zoo nearest" if words else ""
+        raise UserError(f"{name} has no method sample(n, generator=...), so it cannot draw samples{instead}")
     renamed = earlier_names(model.sample)
     for old, new in renamed.items():
         if old in conditions and new in conditions:
-            raise UserError(f"{old} and {new} are one condition of {name}.sample; give {new} alone")
+            raise UserError(f"{old} and {new} name the same condition of {name}.sample; give only {new}")
     conditions = {renamed.get(key, key): value for key, value in conditions.items()}
     takes = set(inspect.signature(model.sample).parameters) - {"n", "generator"}
     if unknown := set(conditions) - takes:
@@ -46,17 +47,21 @@ def check_conditions(model: object, conditions: dict[str, Any]) -> dict[str, Any
 
 
 def check_lengths(n: int, conditions: dict[str, Any]) -> None:
-    """Refuse a condition that is a list of another length than ``n``, the number of samples."""
+    """Raise if a condition is a list and its length is not ``n``, the number of samples."""
     for name, value in conditions.items():
         if isinstance(value, list) and len(value) != n:
-            raise UserError(f"{name} must be one value, or a list of one for each of {n} samples; got {len(value)}")
+            raise UserError(
+                f"{name} has {len(value)} values for {n} samples; give one value, or a list with one for each sample"
+            )
 
 
 def try_conditions(model, n: int, conditions: dict[str, Any]) -> Tensor:
-    """The first of ``n`` samples, (1, ...), drawn so that conditions that do not fit fail now and not after hours.
+    """Return one sample, (1, ...), under the first of ``n`` conditions.
+
+    Call this before a long run: invalid conditions then fail at once.
 
     Raises:
-        UserError: as ``model.sample`` does, or for a list of another length than ``n``.
+        UserError: as ``model.sample`` does, or for a list with a length other than ``n``.
     """
     conditions = check_conditions(model, conditions)
     check_lengths(n, conditions)
@@ -69,21 +74,21 @@ def try_conditions(model, n: int, conditions: dict[str, Any]) -> Tensor:
 def sample_chunks(
     model, n: int, seed: int, rank: int = 0, world_size: int = 1, progress: bool = False, **conditions
 ) -> Tensor:
-    """This rank's part of ``n`` samples; summed over the ranks, the parts are the samples.
+    """Return this rank's part of ``n`` samples, (n, ...), on the CPU. The sum over all ranks gives all samples.
 
-    Chunk c belongs to rank c mod ``world_size``; samples of other ranks are zero, so that a sum over ranks is exact.
+    Rank r draws chunks r, r + ``world_size``, r + 2 ``world_size``, ... The samples of other ranks are zero here, so
+    the sum over ranks is exact.
 
     Args:
-        model: anything with ``sample(n, *, generator, **conditions)``; put it in eval mode first.
-        n: how many samples, at least 1.
-        seed: any integer; the same one gives the same samples.
-        progress: show a bar over the chunks, where they take more than two seconds.
-        conditions: handed on to ``model.sample``; a list has one value per sample.
-
-    Returns:
-        (n, ...): as ``model.sample`` returns them, on the CPU.
+        model: model in eval mode with ``sample(n, *, generator, **conditions)``.
+        n: number of samples, at least 1.
+        seed: any integer. Equal seeds give equal samples.
+        rank: rank of this process.
+        world_size: number of processes.
+        progress: show a progress bar if drawing takes more than two seconds.
+        conditions: arguments of ``model.sample``. A list has one value for each sample.
     """
-    check_whole("the number of samples", n)
+    check_integer("the number of samples", n)
     check_lengths(n, conditions)
 
     def draw(c: int) -> Tensor:
@@ -94,6 +99,6 @@ def sample_chunks(
     chunks = -(-n // CHUNK)
     mine = range(rank, chunks, world_size)
     drawn = {c: draw(c).cpu() for c in tracked(mine, "samples", "chunk", show=progress)}
-    # More ranks than chunks: the shape is found by drawing what nobody asked for.
+    # A rank without chunks draws chunk 0 only for its shape.
     shape = next(iter(drawn.values())).shape if drawn else draw(0).shape
     return torch.cat([drawn[c] if c in drawn else torch.zeros(shape) for c in range(chunks)])[:n]

@@ -1,4 +1,4 @@
-"""Samples as pictures: how many, in which rows, and written as one PNG."""
+"""Pictures of samples: their number, their arrangement in rows, and the PNG file."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +11,13 @@ from torchvision.utils import make_grid
 from torchvision.utils import save_image as save_png
 
 from zoo.checks import capabilities
-from zoo.checks.values import check_whole
-from zoo.training.files import written_whole
+from zoo.checks.values import check_integer
+from zoo.training.files import atomic_write
 from zoo.training.outputs import check_picture
 
 
 class Picture(NamedTuple):
-    """What one picture of samples asks for: ``n`` samples under ``conditions``, in rows of ``columns``."""
+    """Layout of one picture: ``n`` samples under ``conditions``, with ``columns`` samples in each row."""
 
     n: int
     conditions: dict[str, Any]
@@ -25,17 +25,20 @@ class Picture(NamedTuple):
 
 
 def picture(model, n: int, conditions: dict[str, Any]) -> Picture:
-    """``n`` samples, as square as can be; or at least ``n``, one row for each of ``model.rows()``, where it has them.
+    """Return the layout of a picture of samples.
 
-    A model whose samples come in kinds names the condition and its values, ``rows() -> ("y", [0, ..., 9])``, or
-    None if it was made without. Where the caller has set that condition, there are no rows.
+    Some models have kinds of samples, such as classes or clusters. Their method ``rows()`` returns a condition and its
+    values, such as ``("y", [0, ..., 9])``. The picture then has one row for each value and at least ``n`` samples.
+
+    Otherwise the picture is nearly square and has exactly ``n`` samples. This is the case if ``rows()`` is missing or
+    returns None, or if ``conditions`` already contain the condition.
     """
-    check_whole("the number of samples", n)
+    check_integer("the number of samples", n)
     rows = model.rows() if isinstance(model, capabilities.SampleRows) else None
     if rows is not None:
         name, values = rows
         if name not in conditions:
-            columns = -(-n // len(values))  # whole rows: n, or a few more
+            columns = -(-n // len(values))  # rounded up, so all rows are full
             return Picture(
                 columns * len(values), {**conditions, name: [v for v in values for _ in range(columns)]}, columns
             )
@@ -43,20 +46,26 @@ def picture(model, n: int, conditions: dict[str, Any]) -> Picture:
 
 
 def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
-    """Images as a grid shows them, (n, 1, H, W), and how many go in a row.
+    """Return images in the form of a grid, (n, C, H, W), and the number of images in a row.
+
+    The shape of ``images`` selects the layout:
+
+        (n, 1, H, W)            images
+        (n, frames, 1, H, W)    n chains over time, one row for each chain
+        (n, T, K)               one-hot sequences, one image for each sequence
+        (n, 2)                  points, one scatter plot
+        (n, frames, 2)          points over time, one scatter plot for each frame
 
     Args:
-        images: (n, 1, H, W); (n, frames, 1, H, W), n chains over time, each of which has a row; (n, T, K), one-hot
-            sequences, each an image; or (n, 2), points, which make one scatter plot, and (n, frames, 2) one for each
-            frame.
-        columns: of the former; as many as make the picture square if None.
+        images: samples in one of these shapes.
+        columns: images in a row, for images and sequences. None makes the picture nearly square.
     """
     if images.ndim == 2:
         return scatter(images), 1
     if images.ndim == 3 and images.shape[-1] == 2:
         return torch.cat([scatter(moment) for moment in images.unbind(1)]), images.shape[1]
     if images.ndim == 3:
-        # Time goes to the right, and a symbol is a square of 4 x 4 pixels.
+        # Time runs from left to right. Each symbol is a square of 4 x 4 pixels.
         images = images[:, None].transpose(-1, -2).repeat_interleave(4, -1).repeat_interleave(4, -2)
     if images.ndim == 5:
         return images.flatten(0, 1), images.shape[1]
@@ -64,7 +73,7 @@ def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
 
 
 def scatter(points: Tensor) -> Tensor:
-    """Points in the plane, (n, 2), as one image (1, 3, 480, 480); those far out are left out."""
+    """Return a scatter plot of points, (n, 2), as one image, (1, 3, 480, 480). Outliers may be outside the plot."""
     figure = Figure(figsize=(4.8, 4.8), dpi=100, layout="constrained")
     axes = figure.subplots()
     points = points.float().cpu()
@@ -77,7 +86,7 @@ def scatter(points: Tensor) -> Tensor:
 
 
 def as_image(figure: Figure) -> Tensor:
-    """A matplotlib figure as an image in [0, 1], (1, 3, H, W)."""
+    """Return a matplotlib figure as an image in [0, 1], (1, 3, H, W)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -87,16 +96,16 @@ def as_image(figure: Figure) -> Tensor:
 
 
 def save_grid(images: Tensor, path: str | Path, columns: int | None = None) -> None:
-    """Write images in [0, 1] as one PNG, in the rows of :func:`in_rows`; the file appears whole or not at all."""
+    """Write images in [0, 1] as one PNG, in the layout of :func:`in_rows`. An error leaves no partial file."""
     path = Path(path)
     check_picture(path)
     images, columns = in_rows(images, columns)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         save_png(make_grid(images.clamp(0, 1), nrow=columns, padding=2, pad_value=0.5), file, format="png")
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
-    """Write a figure as PNG; the file appears whole or not at all."""
+    """Write a figure as PNG. An error leaves no partial file."""
     check_picture(path)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         figure.savefig(file, dpi=dpi, format="png")

@@ -1,1 +1,1 @@
-"""How a model is trained, beside the model: the trainer, turns of two players, processes, files, the command line."""
+"""Code that all models share in training: the trainer, adversarial steps, processes, files and the command line."""

@@ -1,7 +1,7 @@
-"""What two players need besides objectives and networks: one count of steps, and statistics to be judged by.
+"""Training steps and BatchNorm statistics of adversarial models.
 
-A model of two players is trained by hand (Lightning's manual optimisation): each batch is a step of the discriminator,
-every k-th one of the generator, too; ``trainer.global_step``, checkpoints, loggers and averages count batches.
+Adversarial models use Lightning's manual optimisation. Each batch is a step of the discriminator. Every k-th batch is
+also a step of the generator. ``trainer.global_step``, checkpoints, loggers and weight averages count batches.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from zoo.training.ranks import all_rows
 
 @torch.no_grad()
 def generate(network: nn.Module, z: Tensor) -> Tensor:
-    """A generator's samples for ``z`` in evaluation mode. Its running statistics and its mode stay as they were."""
+    """Return a generator's samples for ``z`` in evaluation mode. Its BatchNorm statistics and mode do not change."""
     training = network.training
     network.eval()
     try:
@@ -29,13 +29,13 @@ def generate(network: nn.Module, z: Tensor) -> Tensor:
 
 
 def check_batches(module) -> None:
-    """Refuse batches of one example on a process, which batch normalisation cannot normalise, before the first step.
+    """Check before the first step that batches are large enough for BatchNorm, which needs two examples per process.
 
     Args:
-        module: the LightningModule, whose trainer has its training data.
+        module: the LightningModule. Its trainer has the training data.
 
     Raises:
-        UserError: naming the size of the batches, and what helps.
+        UserError: if all batches, or the last batch of an epoch, have one example on a process.
     """
     if not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in module.modules()):
         return
@@ -44,26 +44,27 @@ def check_batches(module) -> None:
     size, left_over = loader.batch_size if isinstance(loader, capabilities.Batched) else None, 0
     if size is None:
         return
-    if isinstance(loader, DataLoader):  # each process has batches of its own, and the last may be smaller
+    if isinstance(loader, DataLoader):  # batch_size is per process, and the last batch may be smaller
         left_over = 0 if loader.drop_last else len(loader.sampler) % size
     else:
         size //= processes
     if size == 1:
         raise UserError(
-            f"{type(module).__name__} has batch normalisation, which needs at least 2 examples on each process, and "
-            f"batches have 1: set data.batch_size to at least {2 * processes}"
+            f"batches have 1 example on each process, and the BatchNorm of {type(module).__name__} needs at least 2: "
+            f"set data.batch_size to at least {2 * processes}"
         )
     if left_over == 1:
         raise UserError(
-            f"{type(module).__name__} has batch normalisation, which needs at least 2 examples on each process, and "
-            "the last batch of an epoch has 1: give the DataLoader drop_last=True, or another batch_size"
+            "the last batch of an epoch has 1 example on each process, and the BatchNorm of "
+            f"{type(module).__name__} needs at least 2. Give the DataLoader drop_last=True or another batch_size"
         )
 
 
 def training_images(trainer, most: int) -> Tensor | None:
-    """The first training images of a run, the same on all processes, (at most ``most``, 28, 28), uint8.
+    """Return the first training images of a run, (at most ``most``, 28, 28), uint8, equal on all processes.
 
-    They are those of the datamodule, or of the training loader where there is none; None where there is neither.
+    The images come from the datamodule, or from the training loader if there is no datamodule. Without either, the
+    result is None.
     """
     data = trainer.datamodule
     if isinstance(data, capabilities.SplitData):
@@ -80,21 +81,22 @@ def training_images(trainer, most: int) -> Tensor | None:
 
 
 @torch.no_grad()
-def restate(module: nn.Module, forward: Callable[[int], object], batches: int = 20) -> None:
-    """Take the running statistics of batch normalisation anew, as means over ``batches`` batches.
+def recompute_batch_norm(module: nn.Module, forward: Callable[[int], object], batches: int = 20) -> None:
+    """Recompute the BatchNorm statistics of ``module`` as means over ``batches`` batches.
 
-    Those of training are of weights that have moved on since, and averaged weights never had any of their own: an
-    InfoGAN read digits right 74 % of the time by the former, and 82 % by its own.
+    The statistics from training belong to earlier weights, and averaged weights have none. An InfoGAN classified 74 %
+    of the digits correctly with the statistics from training, and 82 % with recomputed ones.
 
     Args:
-        module: whose statistics these are.
-        forward: makes ``module`` see batch number i, from 0 on.
+        module: the network.
+        forward: runs ``module`` on batch number i, counted from 0.
+        batches: number of batches.
     """
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     training, momentum = module.training, [m.momentum for m in norms]
     for m in norms:
         m.reset_running_stats()
-        m.momentum = None  # a plain mean
+        m.momentum = None  # torch then computes the plain mean over all batches
     module.train()
     for i in range(batches if norms else 0):
         forward(i)
@@ -104,7 +106,7 @@ def restate(module: nn.Module, forward: Callable[[int], object], batches: int = 
 
 
 def running_statistics(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """The running statistics of batch normalisation in ``modules``, by their names below these, in order; (F,) each."""
+    """Return the BatchNorm statistics of ``modules`` by name, (F,) each, in a fixed order."""
     norms = {
         f"{root}.{k}": m
         for root, module in modules.items()
@@ -115,29 +117,31 @@ def running_statistics(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def flat_statistics(statistics: Mapping[str, Tensor]) -> Tensor:
-    """Statistics by name as one vector."""
+    """Return statistics by name as one vector."""
     return torch.cat(list(statistics.values()))
 
 
 def as_statistics(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse: a vector split by the names and sizes of ``like``."""
+    """Return the vector ``flat`` split into the names and sizes of ``like``, the inverse of :func:`flat_statistics`."""
     return dict(zip(like, flat.split([len(t) for t in like.values()]), strict=True))
 
 
 def step(module, optimiser, loss: Tensor, counts: bool) -> None:
-    """One step of one player down ``loss``; the other's parameters are left out of the backward pass.
+    """Take one optimiser step of one network. The parameters of the other network get no gradients.
+
+    Lightning counts the steps of every optimiser. Weight averages, ``max_steps`` and checkpoints would then run ahead
+    of the batches. This function lets ``trainer.global_step`` count the steps of one optimiser only.
 
     Args:
         module: the LightningModule.
         optimiser: one of ``module.optimizers()``.
-        loss: made while the parameters of the other player were switched off (``toggle_optimizer``).
-        counts: whether it is this step that ``trainer.global_step`` counts; Lightning counts those of every optimiser,
-            so that averages, ``max_steps`` and checkpoints would run ahead of the batches.
+        loss: the loss, computed while ``toggle_optimizer`` had turned off the gradients of the other network.
+        counts: whether ``trainer.global_step`` counts this step.
     """
     optimiser.zero_grad()
     module.manual_backward(loss)
     if not counts:
-        before, after = optimiser._on_before_step, optimiser._on_after_step  # set anew by Lightning before each batch
+        before, after = optimiser._on_before_step, optimiser._on_after_step  # Lightning sets both before each batch
         optimiser._on_before_step = optimiser._on_after_step = _nothing
     optimiser.step()
     if not counts:

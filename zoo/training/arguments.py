@@ -1,29 +1,29 @@
-"""What is wrong with the arguments of ``python -m zoo``, found out before torch is imported."""
+"""Check the arguments of ``python -m zoo`` before torch is imported, so that errors appear at once."""
 
 import argparse
 from pathlib import Path
 
 from zoo.checks.errors import UserError
 from zoo.checks.sources import check_name, check_source
-from zoo.checks.values import check_whole
+from zoo.checks.values import check_integer
 
 LEAST = {"n": 1, "draws": 2, "batch_size": 1, "importance_samples": 0, "bound_images": 0, "samples": 2}
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse numbers outside their range, models that are not there, and files that cannot be written.
+    """Check numbers, checkpoints, run folders and output files.
 
     Raises:
-        UserError: naming the argument, its value and what is allowed.
+        UserError: if a number is out of range, a checkpoint or run is missing, or a file cannot be written.
     """
     given = {key: value for key, value in vars(args).items() if value is not None}
     for key, least in LEAST.items():
         if key in given:
-            check_whole(key.replace("_", "-"), given[key], least)
+            check_integer(key.replace("_", "-"), given[key], least)
     if given.get("bound_images", 0) % 5:
         raise UserError(f"bound-images must be a multiple of 5, got {given['bound_images']}")
     if not 0 <= given.get("seed", 0) < 2**32:
-        raise UserError(f"seed must be a whole number from 0 to 2^32 - 1, got {given['seed']}")
+        raise UserError(f"seed must be an integer from 0 to 2^32 - 1, got {given['seed']}")
     if "source" in given and (args.command, args.source) != ("compare", "toy"):
         args.source = check_source(args.source)
     if "name" in given:
@@ -37,7 +37,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 def _check_run(run: Path) -> None:
     path = run / "metrics.csv"
     if not path.is_file():
-        raise UserError(f"there is no {path}: name run folders, such as runs/vae/2026-11-21_10-00-00")
+        raise UserError(f"there is no {path}: give the folder of a run, such as runs/vae/2026-11-21_10-00-00")
 
 
 def _check_output(args: argparse.Namespace) -> None:
@@ -48,5 +48,5 @@ def _check_output(args: argparse.Namespace) -> None:
     else:
         check_picture(args.output)
     if args.output.is_dir():
-        raise UserError(f"{args.output} cannot be written: it is a folder. Name a file")
+        raise UserError(f"{args.output} cannot be written: it is a folder. Give the name of a file")
     check_writable(args.output)

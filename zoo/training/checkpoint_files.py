@@ -1,4 +1,4 @@
-"""Checkpoints that are written whole or not at all."""
+"""Write checkpoints atomically: a checkpoint file is complete, or it is not there."""
 
 import io
 import logging
@@ -12,31 +12,32 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from zoo.checks.errors import UserError
-from zoo.training.files import written_whole
+from zoo.training.files import atomic_write
 
 log = logging.getLogger(__name__)
 
 
 class CheckpointNotWritten(UserError):
-    """A checkpoint that the disk did not take; the message says which, and what it lacks."""
+    """A checkpoint could not be written. The message has its path and the reason."""
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove from ``folder`` what a process that was killed while it wrote has left."""
+    """Remove unfinished checkpoint files from ``folder``, which a process leaves if it is killed while it writes."""
     for left in folder.glob(".*.ckpt-????????"):
         left.unlink(missing_ok=True)
 
 
-def take_best_along(checkpoint: dict[str, Any], callback: ModelCheckpoint, resumed: Path, writes: bool) -> None:
-    """Let ``callback``, which saves to another folder than when it was saved, go on from the best score so far.
+def keep_best(checkpoint: dict[str, Any], callback: ModelCheckpoint, resumed: Path, writes: bool) -> None:
+    """Keep the best score and the best checkpoints when a run resumes in another folder.
 
-    The best checkpoints are copied to the new folder. Where one is gone, a line says that the best is chosen anew.
+    The best checkpoints are copied to the new folder. If one of them is missing, a warning says so, and the best
+    checkpoint is chosen from the remaining epochs.
 
     Args:
-        checkpoint: that is resumed from; the state of ``callback`` in it is changed.
-        callback: whose state in ``checkpoint`` has another ``dirpath``.
-        resumed: the file of ``checkpoint``, beside which a best one is looked for, too.
-        writes: whether this process copies.
+        checkpoint: the checkpoint to resume from. The state of ``callback`` in it is changed.
+        callback: the ModelCheckpoint of the new run.
+        resumed: the file of ``checkpoint``. The best checkpoints are also looked for in its folder.
+        writes: whether this process copies files and logs the warning.
     """
     state = (checkpoint.get("callbacks") or {}).get(callback.state_key)
     if not state or callback.dirpath is None or state.get("dirpath") in (None, callback.dirpath):
@@ -50,14 +51,14 @@ def take_best_along(checkpoint: dict[str, Any], callback: ModelCheckpoint, resum
         if not places:
             if writes:
                 log.warning(
-                    "The best checkpoint so far, %s, is gone: the best is chosen among the epochs to come", path
+                    "The best checkpoint so far, %s, is missing. The best one is chosen from the remaining epochs", path
                 )
             state |= {"best_model_path": "", "best_model_score": None, "best_k_models": {}, "kth_value": None}
             state |= {"kth_best_model_path": "", "last_model_path": "", "dirpath": callback.dirpath}
             state["kth_value"] = callback.kth_value
             return
         if writes and places[0].resolve() != Path(moved[path]).resolve():
-            with places[0].open("rb") as old, written_whole(Path(moved[path])) as new:
+            with places[0].open("rb") as old, atomic_write(Path(moved[path])) as new:
                 shutil.copyfileobj(old, new)
     for key in ("best_model_path", "last_model_path", "kth_best_model_path"):
         state[key] = moved.get(state[key], state[key])
@@ -66,28 +67,28 @@ def take_best_along(checkpoint: dict[str, Any], callback: ModelCheckpoint, resum
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Write checkpoints beside their place, on the same disk, and move them there once they are on it.
+    """Write each checkpoint to a temporary file in its folder, then rename it.
 
-    Whatever happens to the process or the machine meanwhile, what was there before is still there, or the new one is.
+    If the process or the machine stops meanwhile, the path still has the old checkpoint or already has the new one.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to ``path``, which is in a folder of this machine.
+        """Write ``checkpoint`` to the local file ``path``.
 
         Raises:
-            CheckpointNotWritten: if the disk is full, or cannot be written to.
+            CheckpointNotWritten: if the disk is full or cannot be written to.
         """
         path = Path(path)
-        content = io.BytesIO()  # torch hides what goes wrong with a file
+        content = io.BytesIO()  # torch.save to a file would hide the reason of an OSError
         torch.save(checkpoint, content)
         try:
-            with written_whole(path) as file:
+            with atomic_write(path) as file:
                 file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise CheckpointNotWritten(
-                f"{path} cannot be written, {len(content.getbuffer()) / 1e6:.1f} MB: {error.strerror}. Make room, or "
-                "choose another folder with hydra.run.dir=...; what there was before is whole, so the run can go on "
-                "from the last checkpoint in it"
+                f"{path} cannot be written, {len(content.getbuffer()) / 1e6:.1f} MB: {error.strerror}. "
+                "Free disk space, or choose another folder with hydra.run.dir=... "
+                "The earlier checkpoints are complete: resume from the last of them"
             ) from error

@@ -1,4 +1,4 @@
-"""Readable answers to what is wrong with a command line."""
+"""Check the command line of train.py and its configuration, with one-line errors."""
 
 import os
 from difflib import get_close_matches
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig, ListConfig
 
-PATHS = ("path", "ckpt", "dir", "run_dir", "folder", "save_dir", "resume_from")  # keys whose values are paths
+PATHS = ("path", "ckpt", "dir", "run_dir", "folder", "save_dir", "resume_from")  # keys that have paths as values
 
 
 def readable_arguments(arguments: list[str], config_dir: Path) -> list[str]:
-    """Return the command line of train.py as Hydra reads it, where it can be composed; else stop and say what is wrong.
+    """Return the command line of train.py in the form that Hydra reads, after a check that Hydra can compose it.
 
-    ``~`` is the home folder, and paths are quoted where Hydra's grammar asks for it.
+    ``~`` becomes the home folder. Paths are quoted if Hydra's grammar needs quotes.
 
     Args:
         arguments: the command line after the script's name.
         config_dir: the folder of ``train.yaml``.
 
     Raises:
-        UserError: naming the argument, what is allowed, and what was probably meant.
-        SystemExit: for flags that are none.
+        UserError: if Hydra cannot compose the configuration. It names the argument and the closest allowed one.
+        SystemExit: if a flag is unknown.
     """
     options = _options(arguments)
     sweep = options.multirun or "hydra.mode=MULTIRUN" in arguments
@@ -45,30 +45,28 @@ def readable_arguments(arguments: list[str], config_dir: Path) -> list[str]:
 
 
 def _options(arguments: list[str]):
-    """Hydra's flags and the overrides, as its parser has them."""
+    """Return Hydra's flags and the overrides, as Hydra's own parser reads them."""
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
 
     def error(message: str):
         flag = next((a for a in arguments if a.startswith("--") and a in message), "")
-        hint = (
-            f"; settings are written without dashes, such as {flag.lstrip('-').partition('=')[0]}=..." if flag else ""
-        )
+        hint = f"; write settings without dashes, such as {flag.lstrip('-').partition('=')[0]}=..." if flag else ""
         parser.exit(2, f"error: {message}{hint}; python train.py --hydra-help lists the flags\n")
 
     parser.error = error  # type: ignore[method-assign]
     options = parser.parse_args(arguments)
     modes = {"--run": options.run, "--multirun": options.multirun, "--cfg": options.cfg, "--info": options.info}
     if len(given := [flag for flag, value in modes.items() if value]) > 1:
-        raise UserError(f"only one of {', '.join(modes)} can be given, got {' and '.join(given)}")
+        raise UserError(f"{' and '.join(given)} exclude each other: give only one of {', '.join(modes)}")
     if options.resolve and not (options.cfg or options.help):
-        raise UserError("--resolve belongs to --cfg: python train.py --cfg job --resolve")
+        raise UserError("--resolve needs --cfg: use python train.py --cfg job --resolve")
     return options
 
 
 def _readable(argument: str, sweep: bool) -> str:
-    """An override in whose value ``~`` is the home folder, and a path is quoted where it must be."""
+    """Return an override with ``~`` replaced by the home folder and with quotes around a path that needs them."""
     key, equals, value = argument.partition("=")
     if not equals or not (key.rpartition(".")[2] in PATHS or value.startswith("~")):
         return argument
@@ -86,13 +84,13 @@ def _path(key: str, value: str) -> str:
         try:
             _overrides([f"{key}={value}"])
             return f"{key}={value}"
-        except HydraException:  # as Lightning hands a folder to the processes that it starts
+        except HydraException:  # Lightning passes a folder in such quotes to the processes that it starts
             value = value[1:-1] if value[-1] == value[0] else value
     return override(key, os.path.expanduser(value))
 
 
 def _with_home(argument: str) -> str:
-    """A flag such as ``--config-dir=~/configs``, whose ``~`` no shell replaces."""
+    """Return a flag with ``~`` replaced by the home folder. Shells do not replace it in ``--config-dir=~/configs``."""
     flag, equals, value = argument.partition("=")
     return f"{flag}{equals}{os.path.expanduser(value)}" if equals else os.path.expanduser(argument)
 
@@ -104,22 +102,24 @@ def _overrides(arguments: list[str]) -> "list[Override]":
 
 
 def _check_composition(arguments: list[str], config_dir: Path, sweep: bool, own: Path | None = None) -> None:
-    """Refuse what does not compose; of a sweep, with the first of its values.
+    """Raise UserError if Hydra cannot compose the configuration. In a sweep, only the first values are checked.
 
     Args:
-        own: a second folder of configurations, the user's.
+        own: a second folder of configurations, from the user.
     """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
     if not (config_dir / "train.yaml").is_file():
-        raise UserError(f"there is no {config_dir / 'train.yaml'}: run train.py where it lies in its checkout")
+        raise UserError(
+            f"there is no {config_dir / 'train.yaml'}: use train.py in a complete checkout of the repository"
+        )
     try:
         overrides = _overrides(arguments)
         if not sweep and (several := [o.input_line for o in overrides if o.is_sweep_override()]):
             raise UserError(
                 f"{several[0]} has several values: add -m to run each of them, or write one list, key=[a,b], or one "
-                "text, 'key=\"a,b\"'"
+                "string, 'key=\"a,b\"'"
             )
         lines = [line for o in overrides if (line := _first_value(o))]
         search = [f"hydra.searchpath=[{quoted(f'file://{own}')}]"] if own else []
@@ -134,14 +134,14 @@ def _check_composition(arguments: list[str], config_dir: Path, sweep: bool, own:
                 raise
     except UserError:
         raise
-    except (HydraException, ValueError) as error:  # the latter of OmegaConf, for what it cannot convert
+    except (HydraException, ValueError) as error:  # OmegaConf raises ValueError for a value that it cannot convert
         if SHOW_ALL:
             raise
         raise UserError(line_of_hydra(error)) from error
 
 
 def _first_value(given: "Override") -> str | None:
-    """The override with the first of the values that it sweeps over; None where they are only known to Hydra."""
+    """Return the override with the first of its values in a sweep, or None if only Hydra can list the values."""
     if not given.is_sweep_override():
         return given.input_line
     if not given.is_discrete_sweep() or "glob(" in (given.input_line or ""):
@@ -155,7 +155,7 @@ def _is_choice(given: "Override", config_dir: Path) -> bool:
 
 
 def _check_keys(overrides: "list[Override]", choices: "list[Override]", cfg) -> None:
-    """Refuse keys that are not there, with the list of those that are."""
+    """Raise UserError if a key is not in the configuration. The message lists the allowed keys."""
     from omegaconf import DictConfig
 
     for given in overrides:
@@ -170,14 +170,14 @@ def _check_keys(overrides: "list[Override]", choices: "list[Override]", cfg) -> 
             continue
         parent = ".".join(path) or "the configuration"
         if not isinstance(node, DictConfig):
-            raise UserError(f"unknown key {given.key_or_group}: {parent} is a value and has no keys")
+            raise UserError(f"unknown key {given.key_or_group}: {parent} has a value and no keys. Set {parent}=...")
         known = sorted(str(k) for k in node if k != "_target_")
         close = get_close_matches(key, known, n=1)
         hint = f" Did you mean {'.'.join([*path, close[0]])}?" if close else ""
-        if not known:  # a place for keys of the user's own, such as the conditions of samples
+        if not known:  # users add their own keys here, such as the conditions of samples
             raise UserError(f"{parent} has no key {key} yet: add it with +{given.input_line}")
-        if parent == "trainer":  # the recipes of everything else list every argument
-            hint += f" Other arguments of Lightning's Trainer are added: +{given.input_line}"
+        if parent == "trainer":  # all other configurations list every argument
+            hint += f" Add another argument of Lightning's Trainer with +{given.input_line}"
         raise UserError(f"unknown key {given.key_or_group}: {parent} has {', '.join(known)}.{hint}")
 
 
@@ -194,7 +194,7 @@ def named_class(name: str) -> type:
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(import_module(module), attribute, None)
-    except (ImportError, ValueError) as error:  # the latter for an empty name of a module
+    except (ImportError, ValueError) as error:  # ValueError for an empty name of a module
         raise UserError(f"--class {name} cannot be imported: {error}. PYTHONPATH must name its folder") from error
     if not (isinstance(found, type) and issubclass(found, LightningModule)):
         raise UserError(f"--class {name} is no LightningModule: write module.Class, such as my_package.made.MADE")
@@ -202,7 +202,7 @@ def named_class(name: str) -> type:
 
 
 def with_home(node: "DictConfig | ListConfig") -> None:
-    """Write the home folder for the ``~`` of every path in a configuration, as people write it in a file."""
+    """Replace ``~`` by the home folder in every path of a configuration."""
     from omegaconf import DictConfig, ListConfig
 
     for key in range(len(node)) if isinstance(node, ListConfig) else node:
@@ -213,44 +213,44 @@ def with_home(node: "DictConfig | ListConfig") -> None:
             node[key] = os.path.expanduser(value._value())
 
 
-def with_names_of_today(node: "DictConfig | ListConfig") -> None:
-    """Write every ``_target_`` in a configuration as this version names it."""
+def with_current_names(node: "DictConfig | ListConfig") -> None:
+    """Replace every ``_target_`` in a configuration by its name in this version."""
     from omegaconf import DictConfig, ListConfig
 
     for key in range(len(node)) if isinstance(node, ListConfig) else node:
         value = node._get_node(key)
         if isinstance(value, DictConfig | ListConfig):
-            with_names_of_today(value)
+            with_current_names(value)
         elif key == "_target_":
             node[key] = current_name(node[key])
 
 
 def check_values(cfg: "DictConfig") -> None:
-    """Refuse values of the configuration's own keys that do not fit; those of its groups check theirs themselves.
+    """Check the values at the top level of the configuration. The classes in its groups check their own arguments.
 
     Raises:
-        UserError: naming the key, the value and what is allowed.
+        UserError: if a value is not allowed. It names the key, the value and the allowed values.
     """
     from omegaconf import OmegaConf
 
     for key in ("data", "model", "trainer"):
         if OmegaConf.select(cfg, f"{key}._target_") is None:
-            raise UserError(f"the configuration has no {key} to make: choose one, {key}=..., and do not take it out")
+            raise UserError(f"the configuration has no {key}: choose one with {key}=...")
     if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed must be a whole number from 0 to 2^32 - 1, got {cfg.seed!r}")
+        raise UserError(f"seed must be an integer from 0 to 2^32 - 1, got {cfg.seed!r}")
     check_flag("test", cfg.test)
     if cfg.compile is not False:
         check_choice("compile, where it is not false,", cfg.compile, ("inductor", "cudagraphs", "aot_eager", "eager"))
 
 
 def check_kind(model, data) -> None:
-    """Refuse text for a model of images, and images for one of words.
+    """Check that the data fit the model.
 
     Raises:
-        UserError: saying which.
+        UserError: if a model of words gets images or points, or if another model gets text.
     """
     words = isinstance(model, capabilities.Words)
     if words != isinstance(data, capabilities.TextData):
         kinds = ("text", "images or points") if words else ("images or points", "text")
         name, chosen = type(model).__name__, data.used or data.hparams.name
-        raise UserError(f"{name} is made for {kinds[0]}, and {chosen} is {kinds[1]}: choose other data")
+        raise UserError(f"{name} trains on {kinds[0]}, and {chosen} is {kinds[1]}: choose other data with data=...")

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and hosts that answer in time or not."""
+"""Write files atomically, write vectors of words, and test whether a web host answers."""
 
 import errno
 import secrets
@@ -21,9 +21,9 @@ SECONDS_TO_DECIDE = 8
 
 
 def reachable(addresses: Iterable[str]) -> bool:
-    """Whether the host of one of these web addresses answers, found out within ``SECONDS_TO_DECIDE``.
+    """Return whether the host of at least one web address answers within ``SECONDS_TO_DECIDE``.
 
-    Where the environment names a proxy for an address, it is the proxy that has to answer.
+    If the environment sets a proxy for an address, the proxy has to answer instead of the host.
     """
     answered = threading.Event()
 
@@ -34,7 +34,7 @@ def reachable(addresses: Iterable[str]) -> bool:
         except OSError:
             pass
 
-    # Threads, since looking up a name obeys no timeout.
+    # Threads limit the time, because a DNS lookup has no timeout.
     threads = [threading.Thread(target=knock, args=(place,), daemon=True) for place in set(map(_door, addresses))]
     for thread in threads:
         thread.start()
@@ -45,7 +45,7 @@ def reachable(addresses: Iterable[str]) -> bool:
 
 
 def _door(address: str) -> tuple[str, int]:
-    """The host and port that a request for ``address`` goes to first."""
+    """Return the host and port of ``address``, or of its proxy if the environment sets one."""
     parts = urllib.parse.urlsplit(address)
     proxy = urllib.request.getproxies().get(parts.scheme)
     if proxy and not urllib.request.proxy_bypass(parts.netloc):
@@ -54,16 +54,19 @@ def _door(address: str) -> tuple[str, int]:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that becomes ``path`` when all is written, and is gone if anything fails before.
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that is renamed to ``path`` at the end, or removed if the block raises.
+
+    Yields:
+        the temporary file, open for writing bytes.
 
     Raises:
-        FileNotWritten: naming ``path``, if it cannot be made; what fails while it is written, as it fails.
+        FileNotWritten: if ``path`` cannot be written. Other errors inside the block are raised unchanged.
     """
     unfinished = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         if file := next((parent for parent in path.parents if parent.is_file()), None):
-            raise NotADirectoryError(errno.ENOTDIR, f"{file} is no folder", str(path))
+            raise NotADirectoryError(errno.ENOTDIR, f"{file} is not a folder", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
@@ -71,28 +74,35 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             yield file
         unfinished.replace(path)
     except OSError as error:
-        if error.filename not in map(str, (unfinished, path, *path.parents)):  # such as a download that breaks off
+        if error.filename not in map(
+            str, (unfinished, path, *path.parents)
+        ):  # another error, such as a lost connection
             raise
         raise FileNotWritten(error.errno, error.strerror, str(path)) from error
     finally:
-        with suppress(OSError):  # there is none, or none can be: a part of the path is a file, its name is too long
+        with suppress(OSError):  # the file was renamed, or was never made
             unfinished.unlink()
 
 
 def save_word2vec(words: list[str], vectors: "Tensor", path: Path, binary: bool = False) -> None:
-    """Words and their vectors, (V, D), in the format of the word2vec program, which gensim's KeyedVectors reads too.
+    """Write words and their vectors in the format of the word2vec program. gensim's KeyedVectors reads it also.
 
-    A line with V and D, then for each word, the most frequent first, its name, a space, and its numbers: in decimal, or
-    as float32, least significant byte first, where ``binary`` or the ending .bin asks for it. A file that ends in .gz,
-    .bz2 or .xz is packed.
+    The first line has V and D. Each further entry has a word, a space and its D numbers. The numbers are decimal in the
+    text format, and little-endian float32 in the binary format. The ending .gz, .bz2 or .xz compresses the file.
+
+    Args:
+        words: V words, the most frequent first.
+        vectors: their vectors, (V, D).
+        path: the file to write. The ending .bin selects the binary format.
+        binary: whether to write the binary format.
 
     Raises:
-        UserError: for an ending that promises another format.
+        UserError: if the ending of ``path`` belongs to another format.
     """
     binary, packed = vectors_format(path, binary)
     vectors = vectors.detach().float().cpu()
     with (
-        written_whole(path) as whole,
+        atomic_write(path) as whole,
         import_module(packed).open(whole, "wb") if packed else nullcontext(whole) as file,
     ):
         file.write(f"{len(words)} {vectors.shape[1]}\n".encode())

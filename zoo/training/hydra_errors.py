@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf refuse, in one line each."""
+"""Turn errors of Hydra and OmegaConf into messages of one line."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def hydra_raises() -> Iterator[None]:
-    """Let Hydra raise what it refuses, which it prints in many lines otherwise."""
+    """Let Hydra raise its errors within this context. By default it prints them in many lines."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -21,7 +21,7 @@ def hydra_raises() -> Iterator[None]:
 
 
 def is_refused_by_hydra(error: Exception) -> bool:
-    """Whether Hydra has refused a configuration, or OmegaConf something that it refers to."""
+    """Return whether Hydra or OmegaConf rejected the configuration."""
     if "omegaconf" not in sys.modules:
         return False
     from hydra.errors import HydraException
@@ -31,7 +31,7 @@ def is_refused_by_hydra(error: Exception) -> bool:
 
 
 def line_of_hydra(error: Exception) -> str:
-    """Return what to tell a user of an error of Hydra's or OmegaConf's."""
+    """Return the message of one line for an error of Hydra or OmegaConf."""
     from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
 
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
@@ -48,46 +48,51 @@ def line_of_hydra(error: Exception) -> str:
 
 
 def choices(name: str, known: Sequence[str]) -> str:
-    """Return what there is in place of ``name``, and which of it was probably meant."""
+    """Return the list of the ``known`` names, and the closest to ``name`` if one is similar."""
     from difflib import get_close_matches
 
     close = get_close_matches(name, known, n=1)
     meant = f". Did you mean {close[0]}?" if close else ""
-    return f"there is {', '.join(sorted(known)) or 'nothing'}{meant}"
+    return f"choose one of {', '.join(sorted(known))}{meant}" if known else "there are no choices"
 
 
 def unreadable(argument: str, why: str = "") -> str:
-    """Return how to write an argument that Hydra's grammar does not know."""
+    """Return the message for an argument that Hydra cannot parse.
+
+    Args:
+        argument: the argument.
+        why: the message of Hydra.
+    """
     from zoo.training.shell import override, pasted
 
     key, equals, value = argument.partition("=")
     if not argument.strip():
-        return "an argument is empty; arguments are written key=value, such as model=ddpm"
+        return "an argument is empty: write key=value, such as model=ddpm"
     if not equals or not re.fullmatch(r"(\+\+?|~)?[\w./@:-]+", key):
-        return f"{argument!r} is not written key=value, such as model=ddpm"
+        return f"{argument!r} is not an override: write key=value, such as model=ddpm"
     if "(" in value and (found := re.search(r"while evaluating '[^']*': (.*)", why)):
         return f"the value in {argument!r} cannot be read: {found.group(1)}"
     return (
-        f"the value in {argument!r} cannot be read: close its brackets and quotes, or quote it as a text, "
+        f"the value in {argument!r} cannot be read: close its brackets and quotes, or quote it as a string, "
         f"{pasted(override(key, value))}"
     )
 
 
 def _cannot_be_made(error: Exception) -> str:
-    """Of a ``_target_`` that is not there, or that does not take its arguments."""
+    """Return the message for a ``_target_`` that cannot be imported, or that does not accept its arguments."""
     message, cause = str(error), error.__cause__
     key = found.group(1) if (found := re.search(r"full_key: (\S+)", message)) else ""
     if found := re.search(r"Error (?:locating|loading) target '([^']*)'|Error loading '([^']*)'", message):
         why = re.search(r"No module named '[^']*'|has no attribute '[^']*'|Empty path", f"{cause}")
         target, place = found.group(1) or found.group(2), f"{key}._target_" if key else "_target_"
-        return f"{place}={target} is not there{f' ({why.group()})' if why else ''}: name a class or function"
+        return f"{place}={target} cannot be imported{f' ({why.group()})' if why else ''}: name a class or function"
     if isinstance(cause, TypeError):
-        return f"{key or 'the configuration'} does not fit: {cause}"
+        return f"{key or 'the configuration'} has wrong arguments: {cause}"
     return _one_line(message)
 
 
 def _one_line(message: str) -> str:
-    """The sentences of ``message``, without Hydra's advice for its programmers."""
+    """Return ``message`` in one line, without Hydra's advice for programmers."""
     message = re.sub(r"(?s)\nConfig search path:.*", "", message)
     message = re.sub(r"\nSee https://\S+ for details|\n\s*(object_type|reference_type)=\S+", "", message)
     message = re.sub(r", set env var HYDRA_FULL_ERROR=1 to see chained exception\.", "", message)

@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM end the program in one line, at any moment, with the status that shells expect."""
+"""End the program on Ctrl-C or SIGTERM, with a message of one line and exit status 128 + signal number."""
 
-import _thread  # without the rest of threading, which would be a part of what ``python -m zoo list`` takes
+import _thread  # threading would be slow to import for ``python -m zoo list``
 import os
 import signal
 import sys
@@ -10,14 +10,14 @@ from contextlib import contextmanager, suppress
 from zoo.training.processes import number, started_by_lightning
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-PATIENCE = 5  # seconds that the main thread has to answer, before a signal ends the program without it
+PATIENCE = 5  # seconds until the program ends even if the main thread does not react to the signal
 
 
 class Interrupted(SystemExit):
-    """A signal that ends the program; no Exception, so that nothing takes it for a failure of its own."""
+    """Exit of the program by a signal. It is not an Exception, because libraries would then treat it as an error."""
 
     def __init__(self, signum: int):
-        # Lightning kills the first process, with SIGKILL, where one that it has started fails.
+        # Processes that Lightning started end with status 0. If one fails, Lightning kills the first process.
         super().__init__(0 if started_by_lightning() else 128 + signum)
         self.signum = signum
 
@@ -28,39 +28,39 @@ class Interrupted(SystemExit):
 
 
 class _Received:
-    """What the handler, the thread beside it and the program know of a signal."""
+    """State that the signal handler, the watching thread and the program share."""
 
-    signum: int | None = None
-    finished = False
+    signum: int | None = None  # the signal that was received
+    finished = False  # the block of ended_by_signals has ended
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """End the program inside by the first SIGINT or SIGTERM, in one line; a second one ends it at once.
+    """End the program with one line at the first SIGINT or SIGTERM. A second signal ends it at once.
 
-    The stack unwinds, so files that are half written are removed. Where a library has swallowed what the handler
-    raises, it raises again. A main thread that does not answer, such as one that waits for another process inside a
-    library, is given ``PATIENCE`` seconds.
+    The signal handler raises, so the stack unwinds and unfinished files are removed. If a library suppresses the
+    exception, the handler raises again. If the main thread does not react, for example because it waits for another
+    process, the program ends after ``PATIENCE`` seconds.
     """
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     for signum in SIGNALS:
-        if signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup and shells leave it for background jobs
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup and shells ignore signals for background jobs
             signal.signal(signum, _interrupt)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     _thread.start_new_thread(_watch, (woken, _thread.get_ident()))
     try:
         yield
-    except BaseException:  # whatever a library has made of it
+    except BaseException:  # a library may have turned Interrupted into another exception
         if not interrupted():
             raise
     finally:
         _Received.finished = True
-        for signum in SIGNALS:  # what is left is leaving
+        for signum in SIGNALS:  # after the block, signals have their default effect
             if signal.getsignal(signum) is _interrupt and not interrupted():
                 signal.signal(signum, signal.SIG_DFL)
     if _Received.signum is not None:
-        if "logging" in sys.modules:  # libraries that were interrupted while they were imported have a last word
+        if "logging" in sys.modules:  # libraries that were interrupted during import may still log errors
             sys.modules["logging"].disable()
         end = Interrupted(_Received.signum)
         end.say()
@@ -68,7 +68,7 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def interrupted() -> bool:
-    """Whether a signal is ending this program."""
+    """Return whether a signal is ending this program."""
     return _Received.signum is not None
 
 
@@ -79,29 +79,29 @@ def _interrupt(signum, frame):
 
 
 def _unwinds(error: BaseException | None) -> bool:
-    """Whether the stack is unwinding because of a signal already."""
+    """Return whether the stack is already unwinding because of a signal."""
     while error is not None and not isinstance(error, Interrupted):
         error = error.__context__
     return error is not None
 
 
 def _watch(woken: int, main_thread: int) -> None:
-    """Wait for a first signal that ends the program, and see to it that it does."""
+    """Wait for the first signal, then make sure that the program ends. This runs in a thread."""
     while True:
         signum = os.read(woken, 1)[0]
         if signum in SIGNALS and signal.getsignal(signum) is _interrupt:
             break
-    import select  # most programs never come here
+    import select  # imported late, because most programs receive no signal
 
     seconds = 0
     while interrupted() or seconds < PATIENCE:
         seconds += 1
         if select.select([woken], [], [], 1)[0] and os.read(woken, 1)[0] in SIGNALS and seconds > 1:
-            break  # a second signal; two within a second are one, sent to the process and to its group
+            break  # a second signal; two within a second count as one, sent to the process and also to its group
         if not _Received.finished:
             signal.pthread_kill(main_thread, signum)
             if select.select([woken], [], [], 0.5)[0]:
-                os.read(woken, 1)  # its own
+                os.read(woken, 1)  # the signal that pthread_kill has sent
     end = Interrupted(signum)
     end.say()
     os._exit(int(str(end.code)))

@@ -1,4 +1,4 @@
-"""Messages and warnings of a run, each on a line of its own and in the log of the run."""
+"""Write log messages and warnings on separate lines, above progress bars and in the log file of the run."""
 
 import logging
 import sys
@@ -12,8 +12,8 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def lines_of_their_own() -> Iterator[None]:
-    """Write what is logged above the bars of tqdm, not into them, and log warnings like everything else."""
+def log_above_bars() -> Iterator[None]:
+    """Write log messages above the progress bars of tqdm, and send warnings to the log."""
 
     def show(message, category, filename, lineno, file=None, line=None):
         log.warning("%s: %s (%s:%d)", category.__name__, str(message).strip(), filename, lineno)
@@ -28,7 +28,7 @@ def lines_of_their_own() -> Iterator[None]:
 
 
 class LogFile(logging.FileHandler):
-    """The log of a run. A full disk loses lines of it, and does not end the run."""
+    """The log file of a run. If the disk is full, lines are lost, but the run continues."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):

@@ -1,4 +1,4 @@
-"""What the name of a file promises of it, and whether it can be written: looked at before the work."""
+"""Check the name of an output file, and whether it can be written, before the work begins."""
 
 import errno
 import tempfile
@@ -6,61 +6,69 @@ from pathlib import Path
 
 from zoo.checks.errors import UserError
 
-PACKED = {".gz": "gzip", ".bz2": "bz2", ".xz": "lzma"}  # endings, and the modules that write them
+COMPRESSED_ENDINGS = {
+    ".gz": "gzip",
+    ".bz2": "bz2",
+    ".xz": "lzma",
+}  # ending of a compressed file -> module that writes it
 TEXT, BINARY = (".txt", ".vec", ".w2v", ""), (".bin",)
 
 
 class FileNotWritten(OSError, UserError):
-    """A file that cannot be made where it was asked for; ``filename`` says which, ``strerror`` why."""
+    """A file cannot be written. ``filename`` is its path and ``strerror`` is the reason."""
 
     def __str__(self) -> str:
-        return f"{self.filename} cannot be written: {self.strerror}. Name another place"
+        return f"{self.filename} cannot be written: {self.strerror}. Choose another path"
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a file or folder that cannot be made: its folder, or the nearest one above that is there, is tried.
+    """Check that a file or folder can be made, with a temporary file in the nearest existing folder above it.
 
     Raises:
-        FileNotWritten: naming ``path``, and why.
+        FileNotWritten: if it cannot be made.
     """
     try:
         folder = next(parent for parent in path.parents if parent.exists())
         if not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"{folder} is no folder", str(path))
+            raise NotADirectoryError(errno.ENOTDIR, f"{folder} is not a folder", str(path))
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=path.name[-20:]):
             pass
     except OSError as error:
-        why = error.strerror if error.errno != errno.ENOENT else "no file can be made in its folder"
+        why = error.strerror if error.errno != errno.ENOENT else "its folder does not allow new files"
         raise FileNotWritten(error.errno, why, str(path)) from error
 
 
 def check_picture(path: Path) -> None:
-    """Refuse what is not the name of a PNG.
+    """Check the name of a picture.
 
     Raises:
-        UserError: for another ending, or a folder.
+        UserError: if ``path`` does not end in .png or is a folder.
     """
     if path.suffix.lower() != ".png" or path.is_dir():
-        raise UserError(f"a picture is a file that ends in .png, got {str(path)!r}")
+        raise UserError(f"a picture must be a file that ends in .png, got {str(path)!r}")
 
 
 def vectors_format(path: Path, binary: bool = False) -> tuple[bool, str | None]:
-    """Return whether the name of a file of vectors, with ``binary``, asks for the binary format, and how it is packed.
+    """Return the format and the compression of a file of word vectors.
+
+    Args:
+        path: the file. Its ending selects the format and the compression.
+        binary: whether the user asked for the binary format.
 
     Returns:
-        binary or not, and the module that packs the file: gzip, bz2 or lzma; None of one that is not packed.
+        whether the format is binary; the module that compresses the file (gzip, bz2 or lzma), or None.
 
     Raises:
-        UserError: for an ending that promises another format.
+        UserError: if the ending is unknown, or belongs to text although ``binary`` is true.
     """
     endings = [ending.lower() for ending in path.suffixes]
-    packed = PACKED.get(endings[-1]) if endings else None
+    packed = COMPRESSED_ENDINGS.get(endings[-1]) if endings else None
     ending = (["", *endings[:-1]] if packed else ["", *endings])[-1]
     if ending not in (*TEXT, *BINARY):
         raise UserError(
-            f"vectors are written as {', '.join(filter(None, TEXT))} (text) or .bin (binary), each of them packed as "
-            f"{', '.join(PACKED)} too; got {str(path)!r}"
+            f"a file of vectors must end in {', '.join(filter(None, TEXT))} (text) or .bin (binary), and then "
+            f"{', '.join(COMPRESSED_ENDINGS)} if it is compressed; got {str(path)!r}"
         )
     if binary and ending in TEXT[:-1]:
-        raise UserError(f"--binary writes a file that ends in .bin, and {str(path)!r} promises text: leave one out")
+        raise UserError(f"{str(path)!r} has the ending of a text file, and --binary needs .bin: change one of them")
     return binary or ending in BINARY, packed

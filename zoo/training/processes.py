@@ -1,17 +1,17 @@
-"""What one of several processes of a run does that one alone need not."""
+"""Helpers for runs of several processes: numbers of processes, and how processes start and end."""
 
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-FIRST = "ZOO_FIRST_PROCESS"  # the environment variable that holds the number of the process that starts the others
+FIRST = "ZOO_FIRST_PROCESS"  # environment variable with the process id of the process that starts the others
 
 
 def overrides_of_process(arguments: list[str], environment: Mapping[str, str]) -> list[str]:
-    """What the command line lacks where torchrun or SLURM has started it in a process other than the first.
+    """Return the overrides that turn off the run folder in all processes of torchrun or SLURM except the first.
 
-    Run folders are named by the time: that of the first process is the run's, and the others have none.
+    The name of a run folder contains the time, which differs between processes. Only the first process makes a folder.
     """
     if int(environment.get("RANK") or environment.get("SLURM_PROCID") or 0) == 0:
         return []
@@ -20,32 +20,32 @@ def overrides_of_process(arguments: list[str], environment: Mapping[str, str]) -
 
 
 def number() -> int:
-    """This process's, of those of the run or of this machine; 0 is the first."""
+    """Return the rank of this process in the run, or else its rank on this machine. The first process has rank 0."""
     environment = os.environ
     return int(environment.get("RANK") or environment.get("SLURM_PROCID") or environment.get("LOCAL_RANK") or 0)
 
 
 def speaker() -> str:
-    """Which process speaks, if it is not the first."""
+    """Return the prefix of a message from this process. It is empty for the first process."""
     return f"[process {number()}] " if number() else ""
 
 
 def started_by_lightning() -> bool:
-    """Whether this process is one of those that the first process of this machine has started for a run."""
+    """Return whether Lightning started this process, from the first process of this machine."""
     elsewhere = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
     return not elsewhere and int(os.environ.get("LOCAL_RANK") or 0) > 0
 
 
 def end_with_parent() -> None:
-    """End this process, if it is one that Lightning has started, when the one that started it is gone.
+    """End a process that Lightning started when its parent process ends.
 
-    Killed outright, the first process of a machine would leave the others waiting for it, for as long as NCCL does.
-    torchrun and SLURM see to theirs themselves.
+    If the first process of a machine is killed, the others would otherwise wait for it until NCCL's timeout.
+    torchrun and SLURM end their processes themselves.
     """
     if not started_by_lightning():
-        os.environ[FIRST] = str(os.getpid())  # inherited; the parent may be gone before a process can ask who it was
+        os.environ[FIRST] = str(os.getpid())  # child processes inherit it; the parent may end before they call getppid
         return
-    import threading  # slow to import, for what ``python -m zoo list`` takes
+    import threading  # imported late, because it would slow down ``python -m zoo list``
 
     parent = int(os.environ.get(FIRST) or os.getppid())
 
@@ -58,12 +58,12 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def leaving_together() -> Iterator[None]:
-    """Leave the group of processes, if there is one, when the run is over or was stopped by a signal.
+def leave_process_group() -> Iterator[None]:
+    """Destroy the process group, if there is one, when the run ends or is stopped by a signal.
 
-    Lightning leaves gloo's threads running. Now and then one of them aborts a process while Python ends ("terminate
-    called without an active exception"). SLURM then calls the run failed, and torchrun waits for minutes.
-    After any other exception the group is kept, because others may still wait in it.
+    Lightning leaves gloo's threads running. Sometimes one of them aborts a process while Python exits ("terminate
+    called without an active exception"). SLURM then reports that the run failed, and torchrun waits for minutes.
+    After any other exception the group is kept, because other processes may still wait in it.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""How far a run is: Lightning's bars on a terminal, plain lines elsewhere, and what the model is before either."""
+"""Show the progress of a run: progress bars on a terminal, log lines elsewhere. Log the model's size at the start."""
 
 import logging
 import math
@@ -14,29 +14,29 @@ from zoo.functional.progress import Lines, has_bars
 
 log = logging.getLogger(__name__)
 
-BETWEEN = 0.1  # seconds between two looks of a bar; its values are read back from the device
+BETWEEN = 0.1  # seconds between updates of a bar; each update reads values from the device
 
 
 def progress_bar() -> ProgressBar:
-    """What shows the progress of a Trainer: bars where standard output is a terminal, else lines."""
+    """Return the callback that shows progress: bars if standard output is a terminal, else log lines."""
     return Bars() if has_bars(sys.stdout) else ProgressLines()
 
 
 def known(*totals: float | None) -> int | None:
-    """The sum of numbers of batches; None where one of them is not known."""
+    """Return the sum of numbers of batches, or None if one of them is unknown or infinite."""
     finite = [t for t in totals if t is not None and math.isfinite(t)]
     return int(sum(finite)) if totals and len(finite) == len(totals) else None
 
 
 def shown_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Those of a bar, without the name of the logger's run."""
+    """Return the metrics of a bar without ``v_num``, which is the name of the logger's run."""
     return {name: value for name, value in metrics.items() if name != "v_num"}
 
 
 class Bars(TQDMProgressBar):
-    """Lightning's bars, with totals from the beginning, and ended where a run breaks off.
+    """Lightning's progress bars, with totals from the start. An exception closes them.
 
-    Values are read back from the device a few times in a second, not at every step.
+    Values are read from the device every ``BETWEEN`` seconds, not at every step.
     """
 
     def __init__(self):
@@ -79,14 +79,14 @@ class Bars(TQDMProgressBar):
         return True
 
     def on_exception(self, trainer, pl_module, exception):
-        # What is said of the error then begins on a line of its own.
+        # The error message then begins on a new line.
         for bar in (self._val_progress_bar, self._test_progress_bar, self._train_progress_bar):
             if bar is not None:
                 bar.close()
 
 
 class ProgressLines(ProgressBar):
-    """A line of the log from time to time, where there is no terminal: soon, then every half a minute or less often."""
+    """Log lines where there is no terminal for bars. The first comes after 10 s, the next at least 30 s apart."""
 
     def __init__(self):
         super().__init__()
@@ -128,7 +128,7 @@ class ProgressLines(ProgressBar):
 
 
 class ModelSize(L.Callback):
-    """Say once how many parameters a model has, and where a run is too short for its training loss to be logged."""
+    """Log the number of parameters, and warn if the run is too short for its training loss to be logged."""
 
     def on_fit_start(self, trainer, pl_module):
         if not trainer.is_global_zero:
@@ -142,6 +142,7 @@ class ModelSize(L.Callback):
         steps = trainer.num_training_batches * (trainer.max_epochs or -1)
         if trainer.is_global_zero and trainer.loggers and 0 < steps < trainer.log_every_n_steps:
             log.warning(
-                "The run has %d batches, and the training loss is logged every %d: trainer.log_every_n_steps=%d",
+                "The run has %d batches, and the training loss is logged every %d batches, so it will never be logged. "
+                "Set trainer.log_every_n_steps=%d",
                 *(steps, trainer.log_every_n_steps, max(1, int(steps) // 10)),
             )

@@ -1,4 +1,4 @@
-"""What the processes of a run hold in turns, row i with process i mod n, put together in its order."""
+"""Gather rows from the n processes of a run. Row i belongs to process i mod n."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from zoo.functional.precision import has_float64
 
 
 def shows_progress(trainer) -> bool:
-    """Whether this process shows how far work is that takes long: the first one, unless bars are turned off."""
+    """Return whether this process shows the progress of long work. Only the first does, unless bars are turned off."""
     return trainer.is_global_zero and trainer.progress_bar_callback is not None
 
 
 def interleave(parts: Sequence[Tensor]) -> Tensor:
-    """x from ``[x[r::n] for r in range(n)]``."""
+    """Return x, given its parts ``[x[r::n] for r in range(n)]``."""
     whole = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
     for rank, part in enumerate(parts):
         whole[rank :: len(parts)] = part
@@ -24,11 +24,11 @@ def interleave(parts: Sequence[Tensor]) -> Tensor:
 
 
 def gathered(mine: Tensor, trainer) -> Tensor:
-    """The rows of all processes in their order, of which they may hold unequal numbers; on the CPU, for checkpoints.
+    """Return the rows of all processes in order, on the CPU, for checkpoints. Processes may hold unequal numbers.
 
     Args:
-        mine: this process's rows, (n, ...), on the CPU.
-        trainer: the Trainer of the run; None outside one.
+        mine: the rows of this process, (n, ...), on the CPU.
+        trainer: the Trainer of the run, or None outside a run.
     """
     if trainer is None or trainer.world_size == 1:
         return mine
@@ -38,11 +38,12 @@ def gathered(mine: Tensor, trainer) -> Tensor:
 
 
 def all_rows(mine: Tensor, trainer) -> Tensor:
-    """The rows of all processes in their order, on each of them; where they have unequal numbers, the last are left
-    out. All processes must call it.
+    """Return the rows of all processes in order, on every process. All processes must call it.
+
+    If processes hold unequal numbers of rows, each contributes as many as the process with the fewest.
 
     Args:
-        mine: this process's rows, (n, ...), on its device.
+        mine: the rows of this process, (n, ...), on its device.
         trainer: the Trainer of the run.
     """
     if trainer.world_size == 1:
@@ -52,12 +53,12 @@ def all_rows(mine: Tensor, trainer) -> Tensor:
 
 
 def exact_sum(mine: Tensor, trainer) -> Tensor:
-    """The sum of ``mine`` over processes in float64, on the CPU. All processes must call it.
+    """Return the sum of ``mine`` over all processes in float64, on the CPU. All processes must call it.
 
-    A device without float64 exchanges pairs of float32, which hold 48 of its 53 bits.
+    Devices without float64 exchange pairs of float32 numbers, which keep 48 of the 53 bits of a float64.
 
     Args:
-        mine: float64, on the CPU, of the same shape on every process.
+        mine: float64 tensor on the CPU, of the same shape on every process.
         trainer: the Trainer of the run.
     """
     if trainer.world_size == 1:
@@ -70,5 +71,5 @@ def exact_sum(mine: Tensor, trainer) -> Tensor:
 
 
 def equal_rows(mine: Tensor, trainer) -> Tensor:
-    """:func:`all_rows` where all processes hold equally many, as in training: no value is read back."""
+    """Return :func:`all_rows` for processes with equal numbers of rows, without reading values from the device."""
     return mine if trainer.world_size == 1 else interleave(trainer.strategy.all_gather(mine))

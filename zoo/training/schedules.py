@@ -1,4 +1,4 @@
-"""What changes over a run by a rule: learning rates, momenta, numbers of steps."""
+"""Schedules of learning rates, momenta and numbers of steps."""
 
 import math
 
@@ -6,22 +6,25 @@ Schedule = float | list[list[float]]
 
 
 def half_cosine(step: float, total: float, warmup: int = 0) -> float:
-    """The share of a learning rate at optimiser step ``step``: 1/2 (1 + cos(pi step / total)), 0 from ``total`` on.
+    """Return the factor of the learning rate at an optimiser step: 1/2 (1 + cos(pi step / total)), 0 from total on.
 
-    A function, and not torch's CosineAnnealingLR, whose length comes back from a checkpoint: a finished run that is
-    extended would climb the cosine again.
+    torch's CosineAnnealingLR restores its length from the checkpoint. A finished run that is extended would then climb
+    the cosine again. This function uses the new length.
 
     Args:
-        step: counted from 0.
-        total: steps of the run; infinite for one without end, whose rate stays.
-        warmup: steps over which the rate rises linearly, the first of them at 1 / warmup.
+        step: optimiser step, counted from 0.
+        total: number of steps of the run. If it is infinite, the factor stays 1 after the warm-up.
+        warmup: number of steps over which the factor also rises linearly. It is 1 / warmup at the first step.
     """
     rise = min(1.0, (step + 1) / max(1, warmup))
     return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
 
 
 def at_epoch(schedule: Schedule, epoch: int) -> float:
-    """The value of a schedule at an epoch, counted from 0: a number, or ``[[0, a], [10, b]]``: a, and b from 10 on."""
+    """Return the value of a schedule at an epoch, counted from 0.
+
+    A schedule is a number, or a list such as ``[[0, a], [10, b]]``, which means a until epoch 9 and b from epoch 10.
+    """
     if not isinstance(schedule, list | tuple):
         return schedule
     return [value for first, value in schedule if first <= epoch][-1]

@@ -1,4 +1,4 @@
-"""What is printed so that it can be pasted into a shell: paths, overrides and whole commands."""
+"""Quote paths, overrides and commands, so that users can paste them into a shell."""
 
 import re
 import shlex
@@ -6,8 +6,10 @@ from pathlib import Path
 
 
 def short(path: str | Path) -> str:
-    """Return ``path`` relative to the working folder where it lies in it, so written that no command takes it for an
-    option, nor zsh for the name of a program.
+    """Return ``path``, relative to the working folder if it is inside.
+
+    A path that begins with ``-``, ``=`` or ``~`` gets ``./`` in front. Otherwise commands would read it as an option,
+    zsh as a program, or the shell as the home folder.
     """
     path = Path(path)
     text = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
@@ -15,21 +17,21 @@ def short(path: str | Path) -> str:
 
 
 def pasted(*words: str | Path) -> str:
-    """Return ``words``, of a command or one path alone, as sh, bash and zsh read them back; paths are shortened."""
+    """Return the words of a command, quoted for sh, bash and zsh. Paths are shortened with :func:`short`."""
     return shlex.join(short(word) if isinstance(word, Path) else word for word in words)
 
 
 def override(key: str, value: str | Path) -> str:
-    """Return ``key=value`` as Hydra reads it back, for any text or path; :func:`pasted` makes it a word of a shell."""
+    """Return ``key=value`` with the quotes that Hydra needs. Apply :func:`pasted` to the result for a shell."""
     text = short(value) if isinstance(value, Path) else value
     if re.fullmatch(r"[\w./-]*[/.][\w./-]*", text, re.ASCII) and not re.fullmatch(r"[\d.e+-]+", text):
         return f"{key}={text}"
-    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # ${...} would be an interpolation
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # Hydra would read ${...} as an interpolation
     return f"{key}={quoted(literal)}"
 
 
 def quoted(text: str) -> str:
-    """Return ``text`` in quotes, as Hydra's grammar has them."""
+    """Return ``text`` in double quotes, escaped for Hydra's grammar."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return QuotedString(text, Quote.double).with_quotes()

@@ -1,4 +1,4 @@
-"""Sweeps (``-m``): a job that fails is reported, and the others go on."""
+"""Sweeps (``-m``): report jobs that fail, and run the remaining jobs."""
 
 import sys
 import traceback
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from zoo.training.interruption import interrupted
 from zoo.training.shell import pasted
 
-JOBS: list[list[str]] = []  # the overrides of each job of this process's sweep
-FAILED: list[int] = []  # their numbers
+JOBS: list[list[str]] = []  # the overrides of each job of the sweep so far
+FAILED: list[int] = []  # the numbers of the jobs that failed
 
 
 def in_sweep() -> bool:
-    """Whether Hydra runs this as one of several jobs."""
+    """Return whether Hydra runs this program as a job of a sweep."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -21,10 +21,10 @@ def in_sweep() -> bool:
 
 
 @contextmanager
-def sweep_goes_on() -> Iterator[None]:
-    """Report what ends a job of a sweep, and go on after the block; outside a sweep everything is raised.
+def report_failed_job() -> Iterator[None]:
+    """Report an error that ends a job of a sweep, so that the sweep continues. Outside a sweep, the error is raised.
 
-    Signals end the sweep. A failed job has its error in the log of its folder.
+    Signals end the sweep. The log in the folder of a failed job contains its error.
     """
     if not in_sweep():
         yield
@@ -36,7 +36,7 @@ def sweep_goes_on() -> Iterator[None]:
     try:
         yield
     except SystemExit as end:
-        if interrupted() or not isinstance(end.code, str):  # or nobody who reads what is printed
+        if interrupted() or not isinstance(end.code, str):  # the code is an integer if standard output is closed
             raise
         print(end.code, file=sys.stderr, flush=True)
         FAILED.append(number)
@@ -51,7 +51,7 @@ def end_of_sweep() -> None:
     """End the program with one line if jobs have failed.
 
     Raises:
-        SystemExit: saying which.
+        SystemExit: if jobs have failed. The message lists them.
     """
     if FAILED:
         common = set.intersection(*map(set, JOBS)) if len(JOBS) > 1 else set()

@@ -1,4 +1,4 @@
-"""CSV files that grow while a run goes on, are never half there, and forget what came after a checkpoint."""
+"""CSV files that grow during a run and stay valid if it is killed. A resumed run drops rows after its checkpoint."""
 
 import csv
 import io
@@ -6,34 +6,34 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from zoo.training.files import written_whole
+from zoo.training.files import atomic_write
 
 Row = dict[str, str]
 
 
 class Table:
-    """A CSV file to which rows are added.
+    """A CSV file that grows row by row.
 
-    A row is on the disk once :meth:`add` has returned. A row with the same ``key`` as the last one joins it, unless
-    the two disagree in a column. A new column rewrites the file beside its place and moves it there. A file that is
-    there already is continued; a last line that a killed process left unfinished is dropped.
+    A row is in the file when :meth:`add` returns. A row with the same ``key`` as the last row is merged with it, unless
+    they differ in a column. A new column rewrites the whole file atomically. An existing file is continued. Its last
+    line is dropped if a killed process left it unfinished.
 
     Args:
-        path: the file; it is made with the first row.
-        key: columns that name a row, such as ``("step",)``. Every row has them.
-        order: sorts the columns; by default they stand in the order in which they were first seen.
+        path: the file. The first row creates it.
+        key: columns that identify a row, such as ``("step",)``. Every row has them.
+        order: sort key for the columns. By default columns have the order in which they first appear.
     """
 
     def __init__(self, path: Path, key: tuple[str, ...] = ("step",), order: Callable[[str], Any] | None = None):
         self.path, self.key, self.order = path, key, order
         self.columns: list[str] = []
         self._last: Row = {}
-        self._begin = 0  # where the last row begins, in bytes
+        self._begin = 0  # position of the last row in the file, in bytes
         if path.is_file():
             self.keep(lambda row: True)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Write ``row``, its values as ``str`` has them."""
+        """Write ``row``. Its values are converted with ``str``."""
         new = {column: str(value) for column, value in row.items()}
         joins = bool(self._last) and all(new.get(k) == self._last.get(k) for k in self.key)
         joins = joins and all(self._last.get(k) in (None, "", v) for k, v in new.items())
@@ -44,13 +44,13 @@ class Table:
             return
         line = self._lines([new])
         with self.path.open("r+b") as file:
-            # A joined row is never shorter than what it replaces, so that one write does it.
+            # A merged row is never shorter than the row that it replaces, so overwriting is enough.
             self._begin = file.seek(self._begin) if joins else file.seek(0, io.SEEK_END)
             file.write(line)
         self._last = new
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:
-        """Keep the rows that are ``wanted`` and the columns that these have values in."""
+        """Keep only the rows for which ``wanted`` is true, and the columns in which these rows have values."""
         if self.path.is_file():
             self.columns = []
             self._rewrite([row for row in read_rows(self.path) if wanted(row)])
@@ -60,7 +60,7 @@ class Table:
         if self.order is not None:
             self.columns.sort(key=self.order)
         before = self._lines([dict(zip(self.columns, self.columns, strict=True)), *rows[:-1]])
-        with written_whole(self.path) as file:
+        with atomic_write(self.path) as file:
             file.write(before + self._lines(rows[-1:]))
         self._begin, self._last = len(before), rows[-1] if rows else {}
 
@@ -72,7 +72,7 @@ class Table:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The whole rows of a CSV file with a header; none if there is no file."""
+    """Return the complete rows of a CSV file with a header, or an empty list if there is no file."""
     if not path.is_file():
         return []
     text = path.read_bytes().decode()

@@ -1,4 +1,4 @@
-"""How many threads torch computes with, and how they wait for one another; to be set before torch is imported."""
+"""Set the number of threads of torch, and how they wait for each other. This must run before torch is imported."""
 
 import os
 from collections.abc import MutableMapping
@@ -8,17 +8,17 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def prepare_threads(environment: MutableMapping[str, str] = os.environ, root: Path = CGROUP) -> None:
-    """Let waiting threads sleep, and start no more threads than this process may use processors.
+    """Let waiting threads sleep, and limit the number of threads to the processors that this process may use.
 
-    By default, threads of OpenMP that wait for one another keep their cores busy. Where another process wants these
-    cores, the thread that is waited for does not run: a step with two threads took three to ten times as long as with
-    one. Asleep, they give their cores away. Results are the same bits. What the user has set stays.
+    By default, OpenMP threads that wait for each other keep their cores busy. When another process used the same cores,
+    a step with two threads took three to ten times as long as with one. Sleeping threads free their cores. The results
+    are bitwise the same. Variables that the user has set do not change.
 
-    OpenMP counts the processors of the machine or of the process's affinity. It does not know the quota of a container.
+    OpenMP counts the processors of the machine or of the process's affinity. It ignores the CPU quota of a container.
 
     Args:
-        environment: of this process.
-        root: where control groups are.
+        environment: the environment variables of this process.
+        root: the folder of the control groups.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(environment):
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
@@ -28,17 +28,17 @@ def prepare_threads(environment: MutableMapping[str, str] = os.environ, root: Pa
 
 
 def available_processors() -> int:
-    """The number of processors that this process may run on."""
+    """Return the number of processors that this process may run on."""
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # on other systems than Linux
+    except AttributeError:  # only Linux has sched_getaffinity
         return os.cpu_count() or 1
 
 
 def processors_of_quota(root: Path = CGROUP) -> int | None:
-    """The number of whole processors whose time a container's quota is worth, at least 1; None without a quota."""
+    """Return the CPU quota of the container in processors, rounded down, at least 1. Return None without a quota."""
     try:
-        if (root / "cpu.max").is_file():  # version 2
+        if (root / "cpu.max").is_file():  # version 2 of control groups
             quota, period = (root / "cpu.max").read_text(encoding="utf-8").split()
         else:
             quota, period = (

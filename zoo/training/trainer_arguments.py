@@ -1,4 +1,4 @@
-"""What is wrong with arguments of Lightning's Trainer that it does not say itself, or not in one line."""
+"""Check arguments of Lightning's Trainer that Lightning does not check itself, or not with a message of one line."""
 
 import inspect
 import re
@@ -9,15 +9,16 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_not_negative, check_whole
+from zoo.checks.values import check_integer, check_not_negative
 from zoo.training.hydra_errors import choices
 
 
 def check_arguments(arguments: dict) -> None:
-    """Refuse what Lightning does not know, takes and does not obey, or does not have on this machine.
+    """Check the arguments of Lightning's Trainer.
 
     Raises:
-        UserError: naming the argument, its value, what is allowed, and what was probably meant.
+        UserError: if Lightning does not have an argument, or ignores it, or if this machine lacks the hardware. The
+            message names the allowed values and the closest one.
     """
     known = sorted(set(inspect.signature(L.Trainer.__init__).parameters) - {"self"})
     for key in arguments:
@@ -26,8 +27,8 @@ def check_arguments(arguments: dict) -> None:
     _check_numbers(arguments)
     if arguments.get("barebones") and (arguments.get("callbacks") or arguments.get("logger")):
         raise UserError(
-            "trainer.barebones=true allows no callbacks, loggers and checkpoints, which a run here has: leave it out, "
-            "or use Lightning's own Trainer(barebones=True).fit(model, data)"
+            "trainer.barebones=true does not allow callbacks, loggers and checkpoints, which every run has. Leave it "
+            "out, or use Lightning's own Trainer(barebones=True).fit(model, data)"
         )
     if arguments.get("deterministic") not in (None, True, False, "warn"):
         raise UserError(f"trainer.deterministic must be true, false or warn, got {arguments['deterministic']!r}")
@@ -41,7 +42,7 @@ def _check_numbers(arguments: dict) -> None:
     least = {"max_epochs": -1, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "log_every_n_steps": 0}
     for key, bound in (least | {"num_sanity_val_steps": -1}).items():
         if arguments.get(key) is not None:
-            check_whole(f"trainer.{key}", arguments[key], bound)
+            check_integer(f"trainer.{key}", arguments[key], bound)
     if arguments.get("gradient_clip_val") is not None:
         check_not_negative("trainer.gradient_clip_val", arguments["gradient_clip_val"])
     for key in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
@@ -55,11 +56,13 @@ def _check_numbers(arguments: dict) -> None:
 
 def _check_accelerator(accelerator: object) -> None:
     if accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        raise UserError("trainer.accelerator=gpu: this machine has none; trainer=cpu and trainer=auto go without")
+        raise UserError(
+            "trainer.accelerator=gpu needs a GPU, and this machine has none: use trainer=cpu or trainer=auto"
+        )
     if not isinstance(accelerator, str) or accelerator in ("auto", "gpu"):
         return
     known = ["auto", "gpu", *AcceleratorRegistry.available_accelerators()]
     if accelerator not in known:
         raise UserError(f"trainer.accelerator has no {accelerator!r}; {choices(accelerator, known)}")
     if not AcceleratorRegistry[accelerator]["accelerator"].is_available():
-        raise UserError(f"trainer.accelerator={accelerator}: there is none here; trainer=auto takes what there is")
+        raise UserError(f"trainer.accelerator={accelerator} is not available on this machine: use trainer=auto")

@@ -1,4 +1,4 @@
-"""Whether Weights & Biases can be logged in to without asking anybody."""
+"""Find the credentials, settings and folders of Weights & Biases without a question to the user."""
 
 import netrc
 import os
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 def wandb_credentials() -> bool:
-    """Whether Weights & Biases has a key: in the environment, or from ``wandb login`` (a netrc file)."""
+    """Return whether the environment or the netrc file of ``wandb login`` has a key for Weights & Biases."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     import wandb
 
     base = os.environ.get("WANDB_BASE_URL")
-    urls = [base] if base else [wandb.Settings().base_url, "https://api.wandb.ai"]  # the service, by both its names
+    urls = [base] if base else [wandb.Settings().base_url, "https://api.wandb.ai"]  # the service has two addresses
     for path in [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]:
         try:
-            # expanduser leaves the path as it is where there is no home folder; Path.home would raise.
+            # Without a home folder, expanduser returns the path unchanged. Path.home would raise.
             path = path and os.path.expanduser(path)
             if path and any(netrc.netrc(path).authenticators(urllib.parse.urlsplit(url).netloc) for url in urls):
                 return True
@@ -33,38 +33,41 @@ def wandb_credentials() -> bool:
 
 
 def wandb_settings(**values: Any) -> "wandb.Settings":
-    """Return settings of Weights & Biases that are ``values`` and those of its environment variables.
+    """Return settings of Weights & Biases, after a check of them and of its environment variables.
+
+    Args:
+        values: settings by name.
 
     Raises:
-        UserError: for a name that the service forbids.
+        UserError: if the service does not allow a value.
     """
     import wandb
     from wandb.errors import UsageError
 
     settings = wandb.Settings()
     try:
-        settings.update_from_env_vars(os.environ)  # looked at now; wandb.init would, in the middle of the set-up
+        settings.update_from_env_vars(os.environ)  # checked here; wandb.init would check only during the set-up
         for key in ("entity", "run_group", "run_name"):
             name = settings.model_dump().get(key)
             if isinstance(name, str) and (not name.strip() or len(name) > 128 or (key == "entity" and "/" in name)):
-                raise UsageError(f"{key} {name!r} must have 1 to 128 characters, and an entity no /")
+                raise UsageError(f"{key} {name!r} must have 1 to 128 characters, and an entity must not contain /")
         return wandb.Settings(**values)
     except (UsageError, ValueError) as error:
         why = " ".join(str(error).split())
-        raise UserError(f"Weights & Biases forbids what logger.wandb or WANDB_* names: {why}") from error
+        raise UserError(f"Weights & Biases does not allow a value in logger.wandb or WANDB_*: {why}") from error
 
 
 def keep_wandb_out_of_home(folder: Path) -> None:
-    """Let Weights & Biases keep its files in ``folder`` where there is no home folder, or none that can be written to.
+    """Let Weights & Biases keep its files in ``folder`` if there is no writable home folder.
 
-    Directories that its environment variables name are left alone.
+    Environment variables that name its folders keep their values.
     """
     home = os.path.expanduser("~")
     try:
-        if home == "~":  # which libraries of its ask for even where all directories are named
+        if home == "~":  # there is no home folder, but libraries of wandb need one in every case
             os.environ["HOME"] = str((folder / "wandb" / "home").absolute())
             raise FileNotFoundError
-        os.environ.setdefault("HOME", home)  # its service looks at the environment alone
+        os.environ.setdefault("HOME", home)  # the background service of wandb reads HOME only
         check_writable(Path(home, ".config", "wandb"))
     except OSError:
         for name in ("DATA", "CACHE", "CONFIG"):

@@ -1,0 +1,195 @@
+"""A run ends with its test metrics, its files, and commands that work when they are pasted."""
+
+import logging
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+from helpers import CONFIGS, FIGURE, QUIET, TINY, tiers
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import ModelCheckpoint
+from matplotlib.figure import Figure
+from small_models import made
+
+import zoo
+from train import train
+from zoo.__main__ import main
+from zoo.callbacks.run_end import known_word, run_end
+from zoo.training.command_line import readable_arguments
+
+# Runs by name, and the commands of ``python -m zoo`` that each of them prints.
+RUNS = {
+    "vae": (TINY["vae"], ["sample", "evaluate", "curves"]),
+    "cvae": (TINY["cvae"], ["sample", "sample", "evaluate", "curves"]),
+    "ddpm-guided": ([*TINY["ddpm"], "experiment=ddpm_guided"], ["sample", "sample", "evaluate", "curves"]),
+    "gan": (TINY["gan"], ["sample", "evaluate", "curves"]),
+    "infogan": (TINY["infogan"], ["sample", "sample", "evaluate", "curves"]),
+    "gan-ring": (["experiment=wgan_ring", "model.hidden=[8]"], ["sample", "evaluate", "curves"]),
+    "gan-sequence": (["experiment=gan_discrete", "model.width=4"], ["sample", "evaluate", "curves"]),
+    "rbm": (TINY["rbm"], ["sample", "evaluate", "curves"]),
+    "vade": (TINY["vade"], ["sample", "sample", "evaluate", "curves"]),
+    "score": (TINY["score"], ["sample", "evaluate", "curves"]),
+    "wgan": (TINY["wgan"], ["sample", "evaluate", "curves"]),
+    "skipgram": (TINY["skipgram"], ["nearest", "evaluate", "curves"]),
+    "classifier": (["experiment=classifier", "data=digits"], ["evaluate", "curves"]),
+}
+
+
+def ended(folder, *overrides):
+    """The lines at the end of a run of one batch, started as ``python train.py`` with ``overrides``."""
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("train")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    singleton = HydraConfig.instance()
+    before = singleton.cfg
+    try:
+        with initialize_config_dir(CONFIGS, version_base="1.3"):
+            cfg = compose("train", list(overrides), return_hydra_config=True)
+        singleton.set_config(cfg)
+        del cfg.hydra
+        cfg.run_dir = str(folder)
+        train(cfg)
+    finally:
+        singleton.cfg = before
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+    return said[-1].splitlines()
+
+
+def block(lines, heading):
+    """The lines below ``heading`` until the next empty one."""
+    start = next(i for i, line in enumerate(lines) if line.startswith(heading)) + 1
+    return lines[start : lines.index("", start)] if "" in lines[start:] else lines[start:]
+
+
+def files(lines):
+    """What each label in the list of files is followed by, as the shell reads it: a path, and words after it."""
+    return {line[4:].split("  ")[0]: shlex.split(line[4:].split("  ", 1)[1]) for line in block(lines, "Files in ")}
+
+
+@pytest.mark.parametrize("name", tiers(sorted(RUNS), ["vae"]))
+def test_every_command_at_the_end_of_a_run_works(name, tmp_path, monkeypatch, capsys):
+    overrides, expected = RUNS[name]
+    folder = tmp_path / "ä 'b"
+    overrides = [*overrides, *QUIET, "debug=fast", "~callbacks.estimator_variance"]
+    lines = ended(folder, *overrides)
+    monkeypatch.chdir(tmp_path)
+    *of_zoo, resume = [shlex.split(line) for line in block(lines, "Next")]
+    assert [words[:3] for words in of_zoo] == [["python", "-m", "zoo"]] * len(expected)
+    assert [words[3] for words in of_zoo] == expected
+    for words in of_zoo:
+        assert words[4] == str(folder)
+        monkeypatch.setattr(sys, "argv", words[2:])
+        main()
+        assert capsys.readouterr().out
+    assert resume[:2] == ["python", "train.py"]
+    readable = readable_arguments(resume[2:], Path(CONFIGS))
+    assert [o for o in readable if o.startswith("hydra.run.dir=")]
+    again = ended(folder, *(o for o in readable if not o.startswith("hydra.run.dir=")))
+    assert "trainer.max_epochs=4" in block(again, "Next")[-1]
+    namespace = {}
+    exec("\n".join(block(lines, "Or in Python")), namespace)
+    if "samples" in namespace:
+        assert len(namespace["samples"]) == 16
+    assert type(namespace["model"]).__module__.startswith("zoo.")
+
+
+def test_numbers_and_files_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(FIGURE, lambda history: Figure(figsize=(1, 1)))
+    monkeypatch.chdir(tmp_path)
+    lines = ended(tmp_path / "run", *TINY["vae"], *QUIET, "debug=fast")
+    assert lines[0] == "Test of the best checkpoint:"
+    assert re.fullmatch(r"    loss [\d.]+ nats, nll [\d.]+ nats, kl [\d.]+ nats", lines[1])
+    found = files(lines)
+    assert list(found) == [
+        *("best checkpoint", "last checkpoint", "samples", "manifold", "reconstructions"),
+        *("traversals", "gradient estimators", "metrics"),
+    ]
+    assert all(Path(path).is_file() and not Path(path).is_absolute() for path, *_ in found.values())
+    assert found["best checkpoint"][1] == "(val/loss" and found["best checkpoint"][3] == "nats)"
+    assert len(lines) <= 24
+
+
+def test_a_run_without_callbacks_and_loggers_says_what_there_is(tmp_path):
+    lines = ended(tmp_path, *TINY["vae"], *QUIET, "debug=fast", "callbacks=none", "logger=none", "test=false")
+    assert lines[0] == "Last validation:"
+    assert list(files(lines)) == ["best checkpoint", "last checkpoint"]
+    assert [shlex.split(line)[3] for line in block(lines, "Next")[:-1]] == ["sample", "evaluate"]
+
+
+def test_without_a_checkpoint_nothing_is_to_be_loaded(tmp_path):
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, max_epochs=1, accelerator="cpu")
+    trainer.datamodule = None
+    assert run_end(trainer, made("vae"), tmp_path, {}) == ""
+    said = run_end(trainer, made("vae"), tmp_path, {"test/loss": 1.0, "test/nll": 0.5}).splitlines()
+    assert said == ["Test of the last weights:", "    loss 1 nats, nll 0.5 nats"]
+
+
+def test_many_metrics_take_several_lines_and_keep_their_units(tmp_path):
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, max_epochs=1, accelerator="cpu")
+    trainer.datamodule = None
+    metrics = {f"test/metric{i}": float(i) for i in range(20)} | {"test/accuracy": 0.97}
+    lines = run_end(trainer, made("vae"), tmp_path, metrics).splitlines()
+    assert max(map(len, lines)) <= 104 and " ".join(lines).endswith("accuracy 97.0 %")
+    assert all(line.endswith(("%", ",")) for line in lines[1:])
+
+
+def test_a_run_folder_with_the_name_of_a_pretrained_model_is_no_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("vae", "checkpoints").mkdir(parents=True)
+    Path("vae", "checkpoints", "last.ckpt").touch()
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, max_epochs=-1, accelerator="cpu")
+    trainer.datamodule = SimpleNamespace(used=None)
+    lines = run_end(trainer, made("cvae"), "vae", {}).splitlines()
+    assert block(lines, "Next") == [
+        "python -m zoo sample ./vae -o samples.png",
+        "python -m zoo sample ./vae -c y=3 -o samples.png",
+        "python -m zoo evaluate ./vae",
+    ]
+    assert lines[-3:] == ["import zoo", 'model = zoo.load("./vae")', "samples = model.sample(16, y=3)"]
+    assert "vae" in zoo.list_checkpoints()
+
+
+def test_the_unit_of_the_best_value_is_known_from_the_test():
+    """A finished run that is resumed has test metrics and no validation metrics."""
+    trainer = L.Trainer(logger=False, callbacks=ModelCheckpoint(monitor="val/loss"), max_epochs=1, accelerator="cpu")
+    trainer.checkpoint_callback.best_model_score = torch.tensor(538.76)
+    trainer.checkpoint_callback.best_model_path = "/nowhere/best.ckpt"
+    trainer.datamodule = None
+    lines = run_end(trainer, made("vae"), "/", {"test/loss": 538.5, "test/nll": 538.2}).splitlines()
+    assert files(lines)["best checkpoint"] == ["/nowhere/best.ckpt", "(val/loss", "538.76", "nats)"]
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_a_run_in_weights_and_biases_has_an_address_or_a_folder(online, tmp_path, monkeypatch):
+    from zoo.callbacks.run_end import _place
+
+    folder = tmp_path / "wandb" / "offline-run-1"
+    run = SimpleNamespace(offline=not online, url="https://wandb.ai/me/zoo/runs/1", dir=str(folder / "files"))
+    assert _place(run, tmp_path) == (run.url if online else str(folder))
+    assert online or _place(run, tmp_path / "elsewhere") is None  # WANDB_MODE=disabled
+
+
+@pytest.mark.parametrize(("words", "asked"), [(["the", "music", "zebra"], "music"), (["the", "it's"], "the")])
+def test_the_word_to_look_up_next_is_one_that_is_known(words, asked):
+    assert known_word(words) == asked
+
+
+def test_an_analogy_is_printed_where_its_words_are_known(tmp_path):
+    Path(tmp_path, "checkpoints").mkdir()
+    Path(tmp_path, "checkpoints", "last.ckpt").touch()
+    trainer = L.Trainer(logger=False, enable_checkpointing=False, max_epochs=-1, accelerator="cpu")
+    trainer.datamodule = None
+    lines = run_end(trainer, zoo.load("skipgram"), tmp_path, {}).splitlines()
+    commands = [shlex.split(line)[3:] for line in block(lines, "Next")]
+    assert ["analogy", str(tmp_path), "man", "king", "woman"] in commands
+    assert lines[-1] == 'model.nearest("music")'
