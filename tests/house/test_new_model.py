@@ -152,7 +152,7 @@ def test_the_new_model_passes_its_test_and_has_its_recipe(copy):
     (own,) = starting(INSIDE, "pytest", "tests/models/test_made.py")
     chosen = "test_made or test_layers and made or names_every_argument and made or without_a_test"
     said = ran([*own, "tests/house/test_layers.py", "tests/runs/test_recipes.py", "-k", chosen], copy, copy)
-    assert "13 passed" in said, said
+    assert int(re.search(r"(\d+) passed", said)[1]) >= 13 and "failed" not in said, said
 
 
 @pytest.mark.slow
@@ -173,7 +173,7 @@ def test_the_tests_that_the_page_names_find_the_new_model(copy):
 def test_the_new_model_trains_resumes_samples_is_measured_and_exported(copy):
     trial, path = copy / "runs" / "trial", f"{copy}:{copy / 'tests'}"
     ran(*starting(INSIDE, "python", "docs/make_capabilities.py"), copy, path)
-    assert "| skipgram | made |" in (copy / "docs" / "capabilities.md").read_text(encoding="utf-8")
+    assert "skipgram, made |" in (copy / "docs" / "capabilities.md").read_text(encoding="utf-8")
     train, resume = starting(INSIDE, "python", "train.py")
     ran(without_callbacks(train, "runs/whole"), copy, path)
     assert "runs/trial/checkpoints/interrupted.ckpt" in ran([*train, *INTERRUPT], copy, path, code=130)
@@ -230,7 +230,7 @@ def test_a_class_that_the_user_gives_is_loaded(strange):
         check_resumable(strange, kind(lr=0.1))
     saved = torch.load(strange, weights_only=True)
     torch.save(saved | {"record": {"class": "my_package.other.Other"}}, strange)
-    with pytest.raises(CheckpointError, match="of the model 'my_package.other.Other', and this run trains another one"):
+    with pytest.raises(CheckpointError, match="of the model 'my_package.other.Other', but this run trains Autoregression"):
         check_resumable(strange, kind(lr=0.5))
     with pytest.raises(CheckpointError, match="vae holds published weights, whose class is known: leave out"):
         zoo.load("vae", kind)
