@@ -162,7 +162,7 @@ class SkipGram(L.LightningModule):
         data = self.trainer.datamodule
         if not isinstance(data, TextData):
             raise UserError(
-                "SkipGram is trained with fit(model, datamodule=...): give a zoo.datamodules.Text, which has its words"
+                "fit got no datamodule with text: use fit(model, datamodule=...) with a zoo.datamodules.Text"
             )
         counts = torch.from_numpy(data.corpus.counts)
         if not self.words:

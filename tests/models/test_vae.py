@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.func import grad, vmap
 from torch.testing import assert_close
 
-from zoo.callbacks.latents import beside, manifold, traverse
+from zoo.callbacks.latents import interleave_rows, manifold, traverse
 from zoo.checks.calls import called_by_the_model
 from zoo.datamodules import Images
 from zoo.estimators import gradient_moments, relax
@@ -472,12 +472,12 @@ def test_traversals_vary_one_latent_at_a_time(latent, generator):
 def test_originals_stand_above_their_reconstructions():
     """A row has ten images. The last five of 25 images are left out, and four images make one short row."""
     numbers = torch.arange(25)
-    images, columns = beside(numbers, 100 + numbers)
+    images, columns = interleave_rows(numbers, 100 + numbers)
     pairs = [*range(10), *range(100, 110), *range(10, 20), *range(110, 120)]
     assert images.tolist() == pairs and columns == 10
-    images, columns = beside(numbers[:4], 100 + numbers[:4])
+    images, columns = interleave_rows(numbers[:4], 100 + numbers[:4])
     assert images.tolist() == [0, 1, 2, 3, 100, 101, 102, 103] and columns == 4
-    assert len(beside(numbers[:20], numbers[:20])[0]) == 40
+    assert len(interleave_rows(numbers[:20], numbers[:20])[0]) == 40
 
 
 def test_the_manifold_is_the_plane_of_two_latents():
@@ -487,10 +487,10 @@ def test_the_manifold_is_the_plane_of_two_latents():
     quantile = lambda p: Normal(0.0, 1.0).icdf(torch.tensor(p))  # noqa: E731
     with torch.no_grad():  # in the first row the second latent is large; the first latent grows to the right
         corner = model.decode(torch.stack([quantile(1 / 8), quantile(7 / 8)])[None])[0]
-        beside = model.decode(torch.stack([quantile(3 / 8), quantile(7 / 8)])[None])[0]
+        neighbour = model.decode(torch.stack([quantile(3 / 8), quantile(7 / 8)])[None])[0]
     assert images.shape == (16, 1, 28, 28)
     assert_close(images[0], corner)
-    assert_close(images[1], beside)
+    assert_close(images[1], neighbour)
     with pytest.raises(ValueError, match="2 Gaussian latents"):
         manifold(VAE("bernoulli", 2, hidden=[4]))
 

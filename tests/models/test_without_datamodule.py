@@ -61,7 +61,7 @@ def test_batches_that_are_none_are_refused_in_one_line(name, wrong):
 
 @pytest.mark.parametrize("name", ["vade", "rbm", "skipgram"])
 def test_a_model_that_needs_a_datamodule_says_so(name):
-    with pytest.raises(UserError, match=r"is trained with fit\(model, datamodule=...\)"):
+    with pytest.raises(UserError, match=r"fit\(model, datamodule=...\)"):
         fit(name, FORMS["pairs"])
 
 
