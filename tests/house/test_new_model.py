@@ -118,7 +118,7 @@ def starting(section, *words):
 
 def test_the_table_of_places_is_complete():
     places = re.findall(r"^\| `([^`]+)` \|", INSIDE.partition("### The model")[0], re.MULTILINE)
-    assert set(places) == {*blocks(INSIDE), "docs/capabilities.md", "README.md"}
+    assert set(places) == {*blocks(INSIDE), "docs/capabilities.md"}
     assert set(blocks(OUTSIDE)) == {"my_package/autoregression.py", "my_configs/model/my_autoregression.yaml"}
 
 
@@ -230,7 +230,9 @@ def test_a_class_that_the_user_gives_is_loaded(strange):
         check_resumable(strange, kind(lr=0.1))
     saved = torch.load(strange, weights_only=True)
     torch.save(saved | {"record": {"class": "my_package.other.Other"}}, strange)
-    with pytest.raises(CheckpointError, match="of the model 'my_package.other.Other', but this run trains Autoregression"):
+    with pytest.raises(
+        CheckpointError, match="of the model 'my_package.other.Other', but this run trains Autoregression"
+    ):
         check_resumable(strange, kind(lr=0.5))
     with pytest.raises(CheckpointError, match="vae holds published weights, whose class is known: leave out"):
         zoo.load("vae", kind)
