@@ -60,7 +60,7 @@ QUIET = ["logger=csv", "trainer=cpu", "trainer.enable_progress_bar=false", "trai
 
 
 def tiers(names, first):
-    """Return ``names`` as parameters of a test. All except those in ``first`` are marked as slow."""
+    """Return ``names`` as parameters of a test. All names except ``first`` are marked as slow."""
     names = list(names)
     assert set(first) <= set(names), set(first) - set(names)
     return [name if name in first else pytest.param(name, marks=pytest.mark.slow) for name in names]

@@ -25,9 +25,9 @@ from zoo.estimators.figures import measurements
 from zoo.training.tables import read_rows
 
 ROOT = Path(__file__).parents[1]
-# Child processes are forked from a server that has imported everything and computed nothing. Forked from the process
-# of the tests, they would inherit its locks and torch's thread pool. Two threads of the child may then repair the pool
-# at the same time, and one of them fails with "Invalid thread pool!".
+# Child processes are forked from a server that has imported everything and computed nothing. Children of the process of
+# the tests would inherit its locks and torch's thread pool. Two threads of a child could then repair the pool at the
+# same time, and one of them would fail with "Invalid thread pool!".
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOAD = ["helpers", "pytest", "sklearn.linear_model", "zoo.callbacks", "zoo.datamodules", "zoo.hub"]
 
@@ -184,7 +184,7 @@ def done(*arguments, timeout=120, **options):
 
 
 def kill(*programs):
-    """Kill programs and all their descendants, also those in other process groups."""
+    """Kill programs and all their descendants, also descendants in other process groups."""
     for pid in [pid for one in programs for pid in (one.pid, *_descendants(one.pid))]:
         for send in (os.killpg, os.kill):
             with suppress(ProcessLookupError, PermissionError):

@@ -120,7 +120,7 @@ class CVAE(L.LightningModule):
         num_classes: K; labels are integers from 0 to K - 1.
         prior: ``standard``, p(z | y) = N(0, I), or ``learned``, a mean and a variance for each label.
         likelihood: ``bernoulli`` on dynamically binarised pixels, or ``gaussian`` on grey pixels.
-        hidden: widths of the encoder's hidden layers, which the decoder has in reverse.
+        hidden: widths of the encoder's hidden layers. The decoder has the same widths in reverse order.
         lr: learning rate of Adam, which decays to zero by half a cosine over the run.
         variance_floor: added to the learned variance of the Gaussian likelihood, in squared pixel units (white is 1).
 
@@ -196,7 +196,7 @@ class CVAE(L.LightningModule):
         one_hot = F.one_hot(self._labels(y, a.shape[-2]), self.hparams.num_classes)
         return torch.cat([a, one_hot.to(a.dtype).expand(*a.shape[:-1], -1)], dim=-1)
 
-    # Training: ``noise`` draws everything random. The objective is a function of it.
+    # Training. ``noise`` draws all random numbers. The objective is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
         """Return all noise of one step: ``u`` (B, 1, 28, 28), which binarises, and ``eps`` (B, D)."""
@@ -313,7 +313,7 @@ class CVAE(L.LightningModule):
         return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)), y]
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """Return estimators of the gradient of -L (batch mean): ``pathwise``, which trains, and ``score_function``."""
+        """Return estimators of the gradient of -L (batch mean): ``pathwise``, for training, and ``score_function``."""
         params = dict(self.named_parameters())
 
         def estimator(name: str, objective: Callable) -> GradientEstimator:

@@ -29,7 +29,7 @@ Differs from the paper:
 - The linear schedule is the paper's at T = 1000. For other T it is rescaled, to end at about the same noise: log abar_T
   is -10.1 at T = 1000, -10.4 at 200 and -11.8 at 50.
 - sigma_t^2 is the posterior variance, the paper's second choice (sec. 3.2). Every step clips x0_hat to [-1, 1], as the
-  authors' code does. The bound does so too, and covers the chain of all T steps.
+  authors' code does. The bound also clips x0_hat, and covers all T steps.
 - [DSL alg. 7] multiplies z by the variance and adds noise at the last step. The correct factor is the standard
   deviation, and the last step adds no noise.
 - [DSL eq. 14.43] prints abar_t instead of alpha_t in its first factor, q(x_t | x_{t-1}). The step follows eq. 14.45.

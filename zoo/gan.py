@@ -182,7 +182,7 @@ class GAN(L.LightningModule):
         return draw(n, *self.z_shape, generator=generator, device=self.device)
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
-        """Draw ``z`` for as many examples as the batch has."""
+        """Draw one ``z`` for each example of the batch."""
         return {"z": self.z(len(batch[0]), generator=generator)}
 
     def G(self, z: Tensor) -> Tensor:
@@ -304,8 +304,8 @@ class GAN(L.LightningModule):
         """Return estimators of the generator's gradient, one per loss, and of the discriminator's gradient of -V.
 
         The model's ``generator_loss`` comes first, and ``discriminator`` last. The generator's losses are
-        differentiated by the generator's parameters, and -V by the discriminator's. One draw has as many z as the
-        batch has examples.
+        differentiated by the parameters of the generator. -V is differentiated by the parameters of the discriminator.
+        One draw has one z for each example of the batch.
         """
 
         def estimator(name: str, network: str, loss: Callable) -> GradientEstimator:

@@ -22,10 +22,10 @@ Differs from the paper:
   and it maximises V alone, as in eq. 6. The generator's step trains Q's own two layers. (The authors' code trains the
   shared layers in both steps.)
 - In training, Q reads categories from randomly deformed images (``deformation``). A category can then not be encoded in
-  the position of a line. The continuous code may be, and Q reads it from images without deformation.
+  the position of a line. Q reads the continuous code from images without deformation.
 - Q's variance is learned, as in the paper. The authors' code fixes it at 1, which makes L_I a loose bound.
 - The category of an image maximises the mean of log Q over eight deformed copies. Their deformations are half as strong
-  as in training, and the same for all images. One reading without deformation makes 1.6 times as many errors.
+  as in training, and the same for all images. One image without deformation gives 1.6 times as many errors.
 - In training, BatchNorm normalises real and generated images separately, as in zoo/gan.py, on each process by itself.
 - BatchNorm statistics of samples are used to evaluate the networks. Categories of real images are read with statistics
   of real images, deformed in the same way.
@@ -168,7 +168,7 @@ class InfoGAN(L.LightningModule):
         return at_least_float32(self.head(features)).squeeze(-1)
 
     def posterior(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return Q(c | x) from features (B, F): logits of categories (B, K); mu and logvar of numbers, (B, D) each."""
+        """Return Q(c | x) from features (B, F): logits of categories (B, K); mu and logvar of the code, (B, D)."""
         K, D = self.hparams.num_categories, self.hparams.num_continuous
         return at_least_float32(self.code(features)).split([K, D, D], dim=-1)
 
@@ -186,7 +186,7 @@ class InfoGAN(L.LightningModule):
         return deform(x, noise["affine"], noise["bumps"], share * self.hparams.deformation)
 
     def information(self, fake: Tensor, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Return L_I of categories and L_I of numbers, () nats. Training reads categories from deformed images."""
+        """Return L_I of the category and L_I of the code, () nats. Training reads categories from deformed images."""
         category_logits, mu, logvar = self.posterior(features)
         if self.hparams.deformation > 0 and self.training:
             # The deformation fills the outside with 0, which is black in [0, 1] and grey in [-1, 1].

@@ -11,28 +11,28 @@ Analysis of Deep Belief Networks", 2008. Lecture notes (docs/references.md): [Li
 
 These functions are in zoo/functional/boltzmann.py and RBM. zoo/functional/partition.py computes log Z. The units of a
 layer are independent given the other layer, so Gibbs sampling (zoo/functional/gibbs.py) draws a whole layer at once.
-Training minimises mean F(v) - mean F(v'). Its expected gradient is exact when v' is a draw from the model:
+Training minimises mean F(v) - mean F(v'). For v' ~ p its expected gradient is exact. ``learning`` selects v':
 
     cd      v' is k Gibbs steps away from the data                   (biased, low variance)
-    pcd     v' is k Gibbs steps further along persistent chains      (biased only as far as they lag behind the model)
+    pcd     v' is k Gibbs steps further along persistent chains      (biased if they lag behind the model)
     exact   E_{v' ~ p} is enumerated: 2^n terms for n units in the smaller layer, at most 20
 
-Symbols: v are visible units, (B, V), and h hidden units, (B, H). W is (V, H). b and c are the visible and hidden
+Symbols: v are visible units, (B, V). h are hidden units, (B, H). W is (V, H). b and c are the visible and hidden
 biases, (V,) and (H,). u is uniform noise. Images are (B, 1, 28, 28) in [0, 1] and are binarised here.
-Logged, in nats per example: train/loss is the difference above, which is about zero and does not show progress (-log p
-for exact). {val,test}/loss = -log p(v). log Z is enumerated if a layer has at most 16 units, else estimated by annealed
-importance sampling. zoo/functional/partition.py explains /log_partition, /pseudo_likelihood and /reconstruction_error.
-val/free_energy_gap is mean F of validation images minus mean F of 1,000 fixed training images. The model overfits while
-the gap grows (Hinton 2010, sec. 6).
+Logged, in nats per example: train/loss is mean F(v) - mean F(v'). It is near zero and does not show progress. For
+``exact`` it is -log p(v). {val,test}/loss is -log p(v). log Z is enumerated if a layer has at most 16 units, otherwise
+estimated by annealed importance sampling. zoo/functional/partition.py explains /log_partition, /pseudo_likelihood and
+/reconstruction_error. val/free_energy_gap is mean F of validation images minus mean F of 1,000 fixed training images.
+The model overfits while the gap grows (Hinton 2010, sec. 6).
 
 Differs from the papers:
 - Weights are learned in the centred form (Montavon & Müller 2012; Melchior et al. 2016) with the mean image mu,
-  E = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2). The models are the same, and the gradient is better conditioned.
-  ``weights()`` returns W, b, c of the form above. ``centred=false`` learns these directly.
+  E = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2). Both forms give the same set of models. The gradient of the
+  centred form is better conditioned. ``weights()`` returns W, b, c of the first E. ``centred=false`` learns these.
 - The learning rate has a cosine decay. Averaged weights are evaluated (``callbacks: ema``).
 - The base-rate model of annealed importance sampling has H hidden units with zero weights. Its visible biases come from
   the data, with one black and one white image added.
-- Before each update a persistent chain restarts at fair coins with probability 0.001 (``restarts``).
+- Before each update, a persistent chain restarts from random pixels with probability 0.001 (``restarts``).
 - log Z is estimated from two base models, and the larger estimate counts. zoo/functional/partition.py gives the reason.
 """
 
@@ -77,9 +77,9 @@ class RBM(L.LightningModule):
         learning: ``cd``, ``pcd`` or ``exact``, which needs a layer of at most 20 units. Above 16, a step takes seconds.
         k: Gibbs steps per update, or a schedule over epochs: ``[[0, 1], [20, 5]]`` is 1 for 20 epochs, then 5.
         num_chains: number of persistent chains (``pcd``) over all processes, at least one per process.
-        restarts: probability that a persistent chain restarts at fair coins before an update, at least 0 and below 1.
-        binarisation: ``bernoulli`` draws pixels at each use, 1 with the grey value as probability. ``threshold`` sets
-            pixels above 1/2 to 1. Likelihoods of the two cannot be compared.
+        restarts: probability that a persistent chain restarts from random pixels before an update, >= 0 and < 1.
+        binarisation: ``bernoulli`` draws each pixel again at every use; its grey value is the probability of 1.
+            ``threshold`` sets pixels above 1/2 to 1. The likelihoods of the two methods cannot be compared.
         centred: whether to learn in the centred form.
         optimiser: ``sgd`` or ``adam``.
         lr: learning rate, which decays to zero by half a cosine over the run.
@@ -90,7 +90,8 @@ class RBM(L.LightningModule):
         test_ais_temperatures: number of AIS temperatures in the test, which gives the published log Z.
 
     Raises:
-        UserError: for a value that is not allowed. ``fit`` raises it for wrong pixels, few chains or no datamodule.
+        UserError: for a value that is not allowed. ``fit`` raises it for wrong pixels or too few chains, and without a
+            datamodule.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class RBM(L.LightningModule):
         self.c = nn.Parameter(torch.zeros(num_hidden))
         self.register_buffer("mu", torch.full((num_visible,), 0.5))  # the mean image, set when training begins
         self.register_buffer("initialised", torch.tensor(False))
-        # Hidden states of this process's chains, (n, H), bool. A buffer would be broadcast and averaged like weights.
+        # Hidden states of this process's chains, (n, H), bool. As a buffer they would be broadcast and averaged.
         self.chains: Tensor | None = None
         self.probe: Tensor | None = None  # training images, (at most 1000, ...), the same on all processes
         self._log_partitions: Partitions = {}
@@ -143,7 +144,7 @@ class RBM(L.LightningModule):
 
     @property
     def machine(self) -> Machine:
-        """Return the parameters in their learned form, plain or centred, in at least float32. Energies are large."""
+        """Return the learned parameters, plain or centred. They are at least float32, because energies are large."""
         W, b, c, mu = map(at_least_float32, (self.W, self.b, self.c, self.mu))
         return Machine(W, b, c, mu if self.hparams.centred else None)
 
@@ -165,7 +166,7 @@ class RBM(L.LightningModule):
     def transform(self, v: Tensor) -> Tensor:
         """Return the features p(h_j = 1 | v), (B, H), of images ``v`` in [0, 1], (B, 1, 28, 28) or (B, V).
 
-        Grey pixels are not binarised. zoo.evaluation.features.Features is the same as a scikit-learn transformer.
+        Grey pixels are not binarised. zoo.evaluation.features.Features wraps this method as a scikit-learn transformer.
 
         Raises:
             UserError: for pixels outside [0, 1], or a wrong number of pixels.
@@ -184,15 +185,15 @@ class RBM(L.LightningModule):
         """Return F(v), (B,) nats, for binary ``v``, (B, 1, 28, 28) or (B, V)."""
         return free_energy(flat_pixels(v, at_least_float32(self.b)), self.weights())
 
-    # Training: ``noise`` draws everything random. The objective is a function of it.
+    # Training. ``noise`` draws all random numbers. The objective is a deterministic function of them.
 
     def noise(
         self, batch, *, generator: Generator = None, learning: str | None = None, k: int | None = None, chains=None
     ) -> Noise:
         """Return the noise of a step: ``u`` (B, ...) binarises, and ``u_v`` and ``u_h`` (k, n, ...) make Gibbs steps.
 
-        ``h`` (n, H) are the states of persistent chains: ``chains``, else the model's own, else fair coins. The model's
-        own chains in ``restart`` (n,) restart with ``u_0`` (m, V) and ``u_1`` (m, H).
+        ``h`` (n, H) are the states of persistent chains: ``chains``, or the model's chains if None. Without either they
+        are random. ``restart`` (n,) marks m chains that restart, with the noise ``u_0`` (m, V) and ``u_1`` (m, H).
         """
         x, drawn = batch[0], {"generator": generator, "device": batch[0].device}
         learning = learning or self.hparams.learning
@@ -212,12 +213,12 @@ class RBM(L.LightningModule):
         return noise | {"u_v": rand(k, n, V, **drawn), "u_h": rand(k, n, H, **drawn)}
 
     def objective(self, v: Tensor, noise: Noise, learning: str) -> tuple[Tensor, Tensor | None]:
-        """Return the loss that training minimises, and the states of the persistent chains after it.
+        """Return the loss that training minimises, and the states of the persistent chains after the Gibbs steps.
 
         Args:
             v: binary, (B, V).
             noise: result of :meth:`noise` for the same ``learning``.
-            learning: ``cd``, ``pcd``, ``exact``, or ``exact_samples``, which draws as many v' as v by enumeration.
+            learning: ``cd``, ``pcd``, ``exact``, or ``exact_samples``, which draws one v' for each v by enumeration.
 
         Returns:
             mean F(v) - mean F(v'), () nats, with the estimated gradient of -log p. For ``exact`` it is -log p.
@@ -234,7 +235,7 @@ class RBM(L.LightningModule):
         return difference, noise["u_h"][-1] < logits.detach().sigmoid() if learning == "pcd" else None
 
     def loss(self, batch, *, generator: Generator = None) -> dict[str, Tensor]:
-        """Return ``loss`` of :meth:`objective` and ``free_energy``, mean F(v), in nats. It does not move the chains."""
+        """Return ``loss`` of :meth:`objective` and ``free_energy``, mean F(v), in nats. The chains do not move."""
         noise = self.noise(batch, generator=generator)
         v = self.observe(batch[0], noise["u"])
         return {"loss": self.objective(v, noise, self.hparams.learning)[0], "free_energy": self.free_energy(v).mean()}
@@ -257,7 +258,7 @@ class RBM(L.LightningModule):
         if h.num_chains < world_size:
             raise UserError(f"num_chains must be at least {world_size}, one for each process, got {h.num_chains}")
         vectors = partial(flat_pixels, like=self.b) if h.binarisation == "bernoulli" else lambda x: self.observe(x, x)
-        # A second loader, because the trainer's holds the position in the epoch.
+        # The loader of the trainer must keep its position in the epoch. A second loader therefore reads the images.
         total, first = sum_images(trainer.datamodule.train_dataloader(), vectors, max(1, PROBE // world_size))
         self.probe = all_rows(first.to(trainer.strategy.root_device), trainer)
         total = exact_sum(total, trainer)
@@ -303,7 +304,7 @@ class RBM(L.LightningModule):
         self._log_partitions = self.log_partitions(steps, progress=shows_progress(self.trainer))
 
     def on_test_epoch_start(self):
-        # Results on part of the test set are not published. The temperatures of validation are enough for them.
+        # A test on part of the test set is not published. It therefore uses ais_temperatures, as validation does.
         steps = self.hparams.ais_temperatures if self.trainer.limit_test_batches != 1.0 else None
         self._log_partitions = self.log_partitions(steps, progress=shows_progress(self.trainer))
 
@@ -323,10 +324,10 @@ class RBM(L.LightningModule):
 
     # Uses of a trained model.
 
-    log_likelihood_by = ANNEALED  # for small layers log Z is enumerated, which has no interval
+    log_likelihood_by = ANNEALED  # for small layers, log Z is enumerated instead
 
     def log_partitions(self, steps: int | None = None, *, generator: Generator = None, progress=False) -> Partitions:
-        """Return log Z in nats, ``exact`` or two estimates: see :func:`zoo.functional.partition.log_partitions`.
+        """Return estimates of log Z by name, in nats; see :func:`zoo.functional.partition.log_partitions`.
 
         ``steps`` is ``test_ais_temperatures`` if None. The noise is the same in every call if ``generator`` is None.
         """
@@ -336,7 +337,7 @@ class RBM(L.LightningModule):
         return partition.log_partitions(self.weights(), self.mu, chains, steps, **how)
 
     def log_partition(self, steps: int | None = None, *, generator: Generator = None, progress=False) -> LogPartition:
-        """Return the largest of :meth:`log_partitions`, with its interval of three standard errors."""
+        """Return the largest estimate of :meth:`log_partitions`, with its interval of three standard errors."""
         return max(self.log_partitions(steps, generator=generator, progress=progress).values())
 
     @torch.no_grad()
@@ -364,7 +365,7 @@ class RBM(L.LightningModule):
 
         Args:
             steps: Gibbs steps, at least 1.
-            init: initial states. ``noise`` is fair coins. ``data`` is random training images, during training only.
+            init: initial states. ``noise`` is random pixels. ``data`` is random training images, during training only.
                 ``chains`` is random persistent chains of this process. A tensor or a list is n images in [0, 1].
             frames: None, or the number of states of each chain to return, at least 2. The first is the initial state,
                 and the last is the sample. The steps between are spaced evenly on a logarithmic scale.
@@ -394,7 +395,7 @@ class RBM(L.LightningModule):
 
         For a layer of at most 16 units, ``exact_samples`` draws one v' per image from p itself, and ``exact`` has no
         noise. ``pcd`` begins at persistent chains, drawn with replacement, one per image. Published weights have no
-        chains. For them it uses a hundred chains after a thousand steps from fair coins.
+        chains. In this case ``pcd`` draws from 100 chains after 1,000 Gibbs steps from random pixels.
         """
         params = dict(self.named_parameters())
         chains = self.all_chains() if self.hparams.learning == "pcd" else None

@@ -15,8 +15,8 @@ Papers:
 Langevin dynamics is in zoo/functional/langevin.py, and the networks are in zoo/nets/unet.py. [DSL eq. 14.54] to
 [DSL eq. 14.62] derive the explicit form in one dimension. In D dimensions, the derivative becomes the trace.
 
-Denoising learns the score of p convolved with N(0, sigma^2 I). Explicit and sliced learn the score of p. With a ladder
-of noise levels, they also learn the scores of p convolved with the noise.
+Denoising learns the score of p convolved with N(0, sigma^2 I). Explicit and sliced learn the score of p if the model
+has no noise levels. With noise levels, they learn the scores of p convolved with the noise.
 
 Symbols:
     x        points (B, D), or images (B, 1, 28, 28) scaled to [-1, 1]
@@ -37,7 +37,7 @@ Differs from the papers:
 - The U-Net, the learning rate and the moving average are the same as in zoo/ddpm.py. The papers' networks are much
   larger.
 - Images in [-1, 1] have levels from 10 to 0.05. The 2019 paper has ten levels from 1 to 0.01 for images in [0, 1].
-  Their Langevin step size follows technique 4 of the 2020 paper. As in that paper, the last level's noise is removed.
+  For images, technique 4 of the 2020 paper sets the Langevin step size. As there, the last level's noise is removed.
 - Sliced directions v are Rademacher (+1 or -1), which has the least variance of all v with independent entries.
 """
 
@@ -187,7 +187,7 @@ class Score(L.LightningModule):
         check_integer("warmup", warmup, least=0)
         self.save_hyperparameters()
         sigmas = noise_levels(sigma_max if num_sigmas > 1 else sigma_min, sigma_min, num_sigmas)
-        self.register_buffer("sigmas", sigmas.float(), persistent=False)  # the hyperparameters give it
+        self.register_buffer("sigmas", sigmas.float(), persistent=False)  # not saved: the hyperparameters determine it
         self.images = len(shape) == 3
         if self.images:
             self.net = UNet(1, widths, blocks, patch).to(memory_format=torch.channels_last)
@@ -352,7 +352,7 @@ class Score(L.LightningModule):
         start = float((1 + self.sigmas[0] ** 2).sqrt()) if levels else 1.0
         if step_size is None:
             if levels > 1:
-                # With few steps, the step size must give the right variance. With many, a small one has a small bias.
+                # In few steps, the step size must give the right variance. In many steps, a small size has little bias.
                 ratio = float(self.sigmas[0] / self.sigmas[1])
                 step_size = best_step_size(ratio, steps) if self.images else 0.05
             else:

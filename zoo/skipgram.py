@@ -8,14 +8,14 @@ A pair is a word c of the text, the centre, and a word w in its window (datamodu
 
     p(w | c) = exp(s(w, c)) / Z_c,    s(w, c) = u_w' v_c + b_w                                  SkipGram.scores
 
-The objectives are in zoo/functional/contrastive.py. All but softmax draw k noise words w_i ~ q, with scores s_i:
+The objectives are in zoo/functional/contrastive.py. All except softmax draw k noise words w_i ~ q, with scores s_i:
 
     nce                   -log sigma(s - log k q) - sum_i log sigma(log k q - s_i)              nce_loss
     negative_sampling     the same without log k q and b; no probabilities                      nce_loss
     importance_sampling   -log p(w | c), with Z_c estimated from the noise words                importance_sampled_loss
     softmax               -log p(w | c), with Z_c summed over the vocabulary                    softmax_loss
 
-NCE learns probabilities that sum to about 1 without normalisation. The logged log Z_c shows how closely.
+NCE learns probabilities that sum to about 1 without normalisation. The logged log Z_c measures the deviation.
 
 Symbols:
     v_c, u_w, b_w   input vectors (V, D), output vectors (V, D) and output biases (V,) of V words
@@ -25,7 +25,7 @@ Logged with the prefixes train/ (only ``loss``), val/ and test/, in nats per pai
     loss              the objective
     nll, perplexity   mean of -log p(w | c) with Z_c summed over the whole vocabulary, and exp(nll)
     log_Z, log_Z_sd   mean and standard deviation of log Z_c over centres
-All but ``loss`` are measured on about 256 rows, spread evenly over the held-out text. Negative sampling's scores are
+All except ``loss`` are measured on about 256 rows, spread evenly over the held-out text. Negative sampling's scores are
 normalised for this.
 
 Differs from the papers:
@@ -36,8 +36,8 @@ Differs from the papers:
   overshoot. The learning rate of a word with n expected pairs per step is therefore at most ``LONGEST_STEP`` / n. For
   output vectors, noise words also count as pairs. With subsampling, this limits some of the most frequent words. In a
   vocabulary of a few words, it limits all. Large learning rates can still diverge.
-- Input vectors start sqrt(D) times larger than in word2vec. From word2vec's start, NCE takes long to improve on the
-  biases: after 15 epochs on 65,000 words, it has 6.94 nats per held-out pair. From this start it has 6.73.
+- Input vectors start sqrt(D) times larger than in word2vec. With the initial values of word2vec, NCE learns more
+  slowly. After 15 epochs on 65,000 words it has 6.94 nats per held-out pair. With the larger values it has 6.73.
 - Windows are formed after rare and subsampled words are removed, as in word2vec.
 - Negative sampling has no biases. Other biases start at the log frequency of words in pairs, so s = b and Z_c = 1.
 """
@@ -382,8 +382,8 @@ class SkipGram(L.LightningModule):
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
         """Return ``softmax``, the exact gradient of the log likelihood, and estimators that draw noise words.
 
-        ``nce_1``, ``nce_5`` and ``nce_25`` approach it as k grows. So does ``importance_sampling``, at the model's
-        noise words. ``negative_sampling``, at the model's k, estimates a different gradient.
+        ``nce_1``, ``nce_5`` and ``nce_25`` approach this gradient as k grows. ``importance_sampling`` uses
+        the model's noise words and also approaches it. ``negative_sampling`` estimates another gradient.
         """
         params = dict(self.named_parameters())
 

@@ -8,16 +8,16 @@ Lecture notes (docs/references.md): [DSL 12.1.3], [HW2 P7].
     q(z | x)       = N(z | mu(x), diag exp(logvar(x)))                                         VaDE.encode
     p(c | z)       = pi_c N(z | c) / sum_k pi_k N(z | k)                                       VaDE.responsibilities
 
-The bound of log p(x) has three forms. gamma is a distribution over clusters. In the mean field it may not depend on z.
+The bound of log p(x) has three forms. gamma is any distribution over clusters. In the mean field it does
+not depend on z.
 
     five terms  E_q[ log p(x|z) + sum_c gamma_c ( log p(z|c) + log pi_c - log gamma_c ) - log q(z|x) ]
     marginal    E_q[ log p(x|z) + log p(z) - log q(z|x) - KL( gamma || p(c|z) ) ],     p(z) = sum_c pi_c N(z | c)
     mean field  E_q[ log p(x|z) ] - sum_c gamma_c KL( q(z|x) || p(z|c) ) - KL( gamma || pi )
 
-``negative_elbo`` in zoo/functional/mixture.py computes the five terms, and :func:`mean_field_negative_elbo` the mean
-field. The first two forms are equal at every z for every gamma. They are largest at gamma = p(c|z), where their
-divergence is zero. This is the tightest bound, which val/loss and test/loss report. The mean field is lower for every
-gamma, except at K = 1, where they are equal.
+The five terms are ``negative_elbo`` in zoo/functional/mixture.py. The mean field is :func:`mean_field_negative_elbo`.
+The first two forms are equal at every z for every gamma. They are largest if gamma = p(c|z). This is the tightest
+bound, which val/loss and test/loss report. The mean field is below it for every gamma. At K = 1 all three are equal.
 
 As in the paper, training maximises the mean field. Its gamma = p(c | z = mu(x)) depends on the image and not on the
 drawn z. Training therefore pulls all draws of z for an image, and all its deformations, into one cluster. Six epochs
@@ -34,13 +34,13 @@ labels.
 
 Differs from the paper:
 - In both phases of training the encoder sees randomly deformed images (``deformation``), and the decoder reconstructs
-  the original ones. The paper's denoising autoencoder masks pixels. Deformation makes the latents separate digits
-  rather than slants. The ELBO remains a lower bound, as it is for any q (Im et al. 2017).
+  the original ones. The paper's denoising autoencoder masks pixels. With deformation, clusters follow
+  digits rather than slants. The ELBO remains a lower bound, as it is for any q (Im et al. 2017).
 - The autoencoder is pretrained as a whole with Adam, not layer by layer. The learning rate decays in each phase.
-- k-means initialises the mixture, not EM (``initial_mixture: em``). On the same latents the accuracy is 0.89 by k-means
-  and 0.87 by EM (0.80 with full covariances). EM splits the densest digit, 1, into two clusters.
-- Among several k-means solutions, training keeps the one with the largest mutual information between the clusters of
-  images and of the same images deformed. This is the most accurate solution more often than the tightest one is.
+- The mixture is initialised by k-means, not by EM (``initial_mixture: em``). On the same latents the accuracy is 0.89
+  with k-means and 0.87 with EM (0.80 with full covariances). EM splits the densest digit, 1, into two clusters.
+- Training keeps the k-means solution with the largest mutual information between clusters of images and clusters of
+  the deformed images. The solution with the smallest k-means loss is less often the most accurate solution.
 - Pixels are binarised dynamically, as in zoo/vae.py. The paper puts grey pixels into the Bernoulli cross-entropy, which
   is not their likelihood. Clusters are computed from grey images.
 - gamma is held fixed in the gradient. It is computed at z = mu(x), not at a drawn z.
@@ -90,7 +90,7 @@ __getattr__ = names_in("zoo.vade", "zoo.functional.mixture")  # former names of 
 def mean_field_negative_elbo(
     x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: gmm.Mixture, log_gamma: Tensor
 ) -> dict[str, Tensor]:
-    """Return the negative mean field, eq. 12, with its divergences in closed form.
+    """Return the negative mean-field bound, eq. 12 of Jiang et al., with divergences in closed form.
 
     Args:
         log_gamma: logarithms of q(c | x), (B, K). Other arguments and the result are as for :func:`gmm.negative_elbo`.
@@ -117,10 +117,10 @@ class VaDE(L.LightningModule):
     Args:
         num_clusters: K, the number of clusters.
         latent_dim: D, the number of latents.
-        hidden: widths of the encoder's hidden layers, which the decoder has in reverse.
+        hidden: widths of the encoder's hidden layers. The decoder has the same widths in reverse order.
         pretrain_epochs: epochs of the autoencoder. With 0 the mixture is fitted to latents of the untrained encoder.
         initial_mixture: method that fits the mixture (zoo/functional/mixture.py), ``kmeans`` or ``em``.
-        restarts: number of runs of that method, of which the best is kept.
+        restarts: number of runs of that method. The best run is kept.
         deformation: strength of the random deformation of the encoder's images in training; 0 for none.
         lr: learning rate of Adam, which decays to zero by half a cosine in each phase.
 
@@ -158,7 +158,7 @@ class VaDE(L.LightningModule):
         self.register_buffer("initialised", torch.tensor(False))  # whether the mixture has been fitted
         self.agreement = ClusterTable(num_clusters)
 
-    # The model: p(c), p(z | c), p(x | z) and q(z | x). Densities are at least float32 at every precision.
+    # The model: p(c), p(z | c), p(x | z) and q(z | x). Densities are at least float32, also in mixed precision.
 
     @property
     def mixture(self) -> gmm.Mixture:
@@ -183,7 +183,7 @@ class VaDE(L.LightningModule):
         """Return p(c | z); latents (..., D) to (..., K)."""
         return gmm.log_responsibilities(z, self.mixture).exp()
 
-    # Training: ``noise`` draws everything random. The objectives are functions of it.
+    # Training. ``noise`` draws all random numbers. The objectives are deterministic functions of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
         """Return noise: ``u`` (B, 1, 28, 28), ``eps`` (B, D), ``affine`` (B, 2, 3) and ``bumps`` (B, 2, 4, 4)."""
@@ -199,7 +199,7 @@ class VaDE(L.LightningModule):
         return lambda x: self.encode(deform(x, noise["affine"], noise["bumps"], self.hparams.deformation))
 
     def mean_field(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """Return the negative mean field of binary ``x`` with q(z | deformed x) and fixed gamma = p(c | z = mu(x))."""
+        """Return -1 times the mean field for binary ``x``, q(z | deformed x) and constant gamma = p(c | z = mu(x))."""
         with torch.no_grad():
             log_gamma = gmm.log_responsibilities(self.encode(x).mu, self.mixture)
         encode = self.encode_deformed(noise)
@@ -231,7 +231,7 @@ class VaDE(L.LightningModule):
             raise UserError(
                 "fit got no datamodule, and VaDE reads the training images twice: use fit(model, datamodule=...)"
             )
-        loader = self.trainer.datamodule.train_dataloader()  # not the trainer's loader, which keeps its position
+        loader = self.trainer.datamodule.train_dataloader()  # the trainer's loader must keep its position
         known = isinstance(loader, Batched) and loader.batch_size
         gmm.check_images(len(loader) * loader.batch_size if known else math.inf, self.hparams.num_clusters)
         if not self.initialised and epochs not in (None, -1) and epochs <= pretraining and self.trainer.is_global_zero:
@@ -247,13 +247,13 @@ class VaDE(L.LightningModule):
 
     @torch.no_grad()
     def initialise_mixture(self) -> None:
-        """Fit the mixture to the latents mu(x) of the training images. All processes encode, and the first one fits.
+        """Fit the mixture to the latents mu(x) of the training images. All processes encode, and rank 0 fits.
 
         Raises:
             UserError: if the autoencoder has diverged.
         """
         z = []
-        batches = self.trainer.datamodule.train_dataloader()  # not the trainer's loader, which keeps its position
+        batches = self.trainer.datamodule.train_dataloader()  # the trainer's loader must keep its position
         for batch in tracked(batches, "encoding the images", "batch", show=shows_progress(self.trainer)):
             x = as_batch(batch)[0].to(self.device)
             z.append(torch.stack([self.encode(x).mu, self.encode_deformed(self.noise([x]))(x).mu], dim=1))
@@ -268,7 +268,7 @@ class VaDE(L.LightningModule):
         fitted = self.trainer.strategy.broadcast(fitted)
         for parameter, value in zip((self.pi_logits, self.mu_c, self.logvar_c), fitted, strict=True):
             parameter.copy_(value)
-        # Pretraining does not use the variance of q(z | x). It begins at a twentieth of the components' mean variance.
+        # Pretraining does not use the variance of q(z | x). Set it to 1/20 of the mean variance of the components.
         D, last = self.hparams.latent_dim, self.encoder[-1][-1]
         last.weight[D:] = 0
         last.bias[D:] = (self.logvar_c.exp().mean() / 20).log()
@@ -394,7 +394,7 @@ class VaDE(L.LightningModule):
         return [binarise(x, rand(*x.shape, generator=generator, device=x.device)), *rest]
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """Return gradient estimators by name, for deformed images and a batch mean. Training uses ``mean_field``.
+        """Return gradient estimators of the batch mean by name. All deform the images. Training uses ``mean_field``.
 
         ``pathwise`` and ``score_function`` estimate the gradient of the five terms at gamma = p(c | z).
         """

@@ -8,7 +8,7 @@ importance-weighted bound. Hinton et al. 1995 for wake-sleep. Lecture notes (doc
     p(x | z)  = prod_d Bernoulli(x_d | sigmoid(logits_d(z)))  or  N(x | mean(z), sigma^2 I)    VAE.log_px
     q(z | x)  = the family of p(z), D independent latents, parameters from a network of x      VAE.encode
     ELBO(x)   = E_q[ log p(x | z) ] - beta KL( q(z | x) || p(z) )                              VAE.negative_elbo
-                <= log p(x)  at beta = 1                                                       eq. 3, [HW2 P4]
+                <= log p(x)  at beta = 1                          eq. 3, [HW2 P5]; for beta, [HW2 P4]
     L_k(x)    = E_q[ log 1/k sum_i w_i ],  w_i = p(x, z_i) / q(z_i | x)                        VAE.negative_iwae
                 ELBO <= L_k <= log p(x)                                                        Burda eq. 8
     wake      draw z ~ q(z | x), increase log p(x | z)                                         wake
@@ -26,8 +26,8 @@ train/control is the mean squared gradient with respect to q's logits, which a c
 Differs from the papers:
 - The optimiser is Adam with a cosine decay of the learning rate, not Adagrad or stepwise decay. There is no weight
   decay, which the paper uses as a prior on theta.
-- By default the networks have two hidden layers of rectified linear units, and with ``net: conv`` convolutions. The
-  paper has one hidden layer of tanh.
+- By default the networks have two hidden layers of rectified linear units. ``net: conv`` selects
+  convolutions. The paper has one hidden layer of tanh.
 - Binarisation is dynamic (as Burda et al.): each use of an image draws binary pixels again. A grey value is the
   probability of a 1.
 - The Gaussian likelihood has one learned variance for all pixels (Rybkin et al. 2021), not one for each pixel.
@@ -98,7 +98,7 @@ class VAE(L.LightningModule):
         num_categories: K, the number of categories of each categorical latent.
         likelihood: ``bernoulli`` on dynamically binarised pixels, or ``gaussian`` on grey pixels.
         net: type of the networks, ``mlp`` or ``conv``.
-        hidden: widths of the encoder's hidden layers, which the decoder has in reverse (``mlp``). ``conv`` takes a
+        hidden: widths of the encoder's hidden layers; the decoder reverses them (``mlp``). ``conv`` takes a
             list of one number, the channels of the first convolution.
         activation: activation of the hidden layers of an ``mlp``, ``relu`` or ``tanh``.
         objective: ``elbo``, ``iwae`` or ``wake_sleep``.
@@ -107,7 +107,7 @@ class VAE(L.LightningModule):
         beta: weight of the divergence in ``elbo``, at least 0. With 1 the ELBO is a bound of log p(x).
         estimator: gradient estimator, one of ``ESTIMATORS`` in zoo.estimators.by_name. ``auto`` is pathwise for
             Gaussian latents. Otherwise it is score_function+nvil (``elbo``) or score_function+loo (``iwae``).
-        temperature: temperature of relaxed latents. Where a control variate learns it, this is the initial value.
+        temperature: temperature of relaxed latents, or its initial value if a control variate learns it.
         temperature_end: temperature of gumbel_softmax and straight_through at the end of the run. The decay is
             exponential. Null keeps ``temperature``.
         lr: learning rate of Adam, which decays to zero by half a cosine over the run.
@@ -180,7 +180,7 @@ class VAE(L.LightningModule):
                 f"temperature_end requires estimator=gumbel_softmax or straight_through, got estimator={h.estimator}"
             )
         if h.beta != 1 and h.objective != "elbo":
-            raise UserError(f"beta must be 1 with objective={h.objective}, got {h.beta}; others need objective=elbo")
+            raise UserError(f"beta must be 1 with objective={h.objective}, got {h.beta}; use objective=elbo for others")
 
     # The model: p(x | z) and q(z | x).
 
@@ -219,7 +219,7 @@ class VAE(L.LightningModule):
         logvar = self.log_variance.detach() if without_parameter_gradients else self.log_variance
         return (logvar.exp() + self.hparams.variance_floor).log()
 
-    # Training: ``noise`` draws everything random. The objectives are functions of it.
+    # Training. ``noise`` draws all random numbers. The objectives are deterministic functions of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, estimator: str | None = None) -> Noise:
         """Return all noise of one step, for ``estimator`` (the model's own if None).
@@ -397,7 +397,7 @@ class VAE(L.LightningModule):
         return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)), *rest]
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """Return estimators of the gradient of the objective (batch mean) by name. The model's own comes first.
+        """Return estimators of the gradient of the objective (batch mean) by name. The first is the model's own.
 
         The gradient is with respect to encoder and decoder. An estimator with learned parts is included only if it
         trained the model. REBAR is an exception: its eta is 1 in other models. The Rao-Blackwellised estimator decodes

@@ -264,8 +264,8 @@ class WGAN(L.LightningModule):
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
         """Return ``generator``, the gradient of -E f(G(z)), and ``critic``, the gradient of the critic's whole loss.
 
-        Each differentiates by the parameters of the network that it names. One draw has as many z as the batch has
-        examples.
+        Each estimator differentiates by the parameters of the network with its name. One draw has one z for each
+        example of the batch.
         """
 
         def estimator(name: str, terms: Callable) -> GradientEstimator:

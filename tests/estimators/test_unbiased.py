@@ -189,7 +189,11 @@ def test_planted_faults_fail(fault, kind):
 
 @pytest.mark.parametrize("kind", ["bernoulli", "categorical"])
 def test_as_the_temperature_falls_bias_falls_and_variance_grows(kind):
-    """Gumbel-softmax at temperatures 2, 1, 1/2, 1/4. Neighbours differ by many standard errors, as asserted."""
+    """Measure Gumbel-softmax at temperatures 2, 1, 1/2 and 1/4.
+
+    From each temperature to the next, the bias falls by more than 4.5 standard errors. The variance grows by more than
+    20 %.
+    """
     toy, bias, variance, error = Toy(kind), [], [], []
     for tau in (2.0, 1.0, 0.5, 0.25):
         draws, exact = gradients(toy, lambda toy, p, u, tau=tau: gumbel_softmax(toy.f(p), toy.q(p), u, tau), 1)
@@ -249,7 +253,7 @@ def test_relax_variance_is_the_mean_square_of_the_gradient_by_the_logits(kind):
 
 
 def test_the_optimal_baseline_minimises_the_variance():
-    """On the draws that estimate beta*, every other constant gives a larger variance [Liao22, Control Variate]."""
+    """Other constants give a larger variance on the draws from which beta* is computed [Liao22, Control Variate]."""
     toy = Toy("bernoulli")
     q, z = toy.q(toy.params), toy.q(toy.params).draw(toy.noise(1, 5000)[0])
     cost, score = toy.f(toy.params)(z), q.score(z)

@@ -181,7 +181,7 @@ class Obedient:
 
 
 class Confused(Obedient):
-    """Model that draws ones for sevens, and fours for about half of the threes, as its noise decides."""
+    """Model that draws ones for sevens, and fours for about half of the threes, at random."""
 
     def sample(self, n, *, y, generator=None):
         x = super().sample(n, y=y, generator=generator)

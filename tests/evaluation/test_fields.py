@@ -58,7 +58,7 @@ def test_a_field_is_measured_against_the_score_it_targets(ladder):
 def test_the_outermost_hundredth_does_not_count():
     """The divergence ignores errors of the score in the 1 % of the draws with the lowest density.
 
-    An error of (5, 5) everywhere has the divergence 25. In the outer half only, it has the divergence 25 * 49 / 99.
+    An error of (5, 5) everywhere has the divergence 25. In the outer half only, it gives 25 * 49 / 99.
     """
     x, _ = mixture().sample(10_000, generator=chunk_generator(1, 0))
 
@@ -151,13 +151,13 @@ def test_what_a_protocol_measures_of_points():
 @pytest.mark.parametrize(
     ("protocol", "message"),
     [
-        (Protocol(bound_images=5), r"Score has no bound_terms\(\), which a diffusion model has"),
+        (Protocol(bound_images=5), r"Score has no bound_terms\(\), so its bound cannot be measured"),
         (Protocol(importance_samples=3), "Score has no log_likelihood"),
         (Protocol(samples=1), "samples must be an integer of at least 2, got 1"),
         (Protocol(samples=2, conditions=({"eta": 1},)), "Score.sample takes no eta"),
         (Protocol(samples=2, conditions=({"steps": 0},)), "steps must be an integer of at least 1, got 0"),
-        (Protocol(samples=2, conditions=({"frames": 2},)), "only single examples can be evaluated"),
-        (Protocol(bound_images=-1), "images of the bound must be an integer of at least 0, got -1"),
+        (Protocol(samples=2, conditions=({"frames": 2},)), r"samples must have shape \[2\], got \[2, 2\]"),
+        (Protocol(bound_images=-1), "bound_images must be an integer of at least 0, got -1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_first(protocol, message):
@@ -173,7 +173,7 @@ def test_samples_are_evaluated_only_where_there_is_a_classifier():
     for data in ("digits", "fashion_mnist"):
         with pytest.raises(ValueError, match=f"samples cannot be evaluated on {data}"):
             check_protocol(Protocol(samples=2), model, data)
-    with pytest.raises(ValueError, match="DDPM has none by default; give the number of samples"):
+    with pytest.raises(ValueError, match="no samples of DDPM are evaluated by default; give the number of samples"):
         check_protocol(Protocol(conditions=({"eta": 1},)), model, "mnist")
     with pytest.raises(ValueError, match="y has 2 values for 20 samples; give one value"):
         check_protocol(Protocol(samples=20, conditions=({"labels": [1, 2]},)), model, "mnist")
@@ -241,7 +241,7 @@ def test_the_bound_of_five_images_can_be_taken_again_alone():
 
     data, model = Images("digits"), DDPM(steps=4, widths=[8])
     data.setup()
-    with pytest.raises(ValueError, match="images of the bound must be a multiple of 5, got 7"):
+    with pytest.raises(ValueError, match="bound_images must be a multiple of 5, got 7"):
         check_protocol(Protocol(bound_images=7), model, "digits")
     terms = bound_per_batch(model, data, 3)
     assert terms.shape == (3, 3)

@@ -127,7 +127,7 @@ def test_one_step_at_a_time_the_single_form_varies_less(t, generator):
     """At each t > 0 the two forms have equal expected gradients, and the single form has less variance (Rao-Blackwell).
 
     The gradient is with respect to a factor of the prediction. The means agree within 4.5 standard errors. The ratio of
-    the variances is larger than chance would make it for equal variances.
+    the variances is larger than chance allows for equal variances.
     """
     chain, n = make_chain(linear_betas(30)), 100_000
     x0 = torch.tensor([[0.7, -0.2, 1.1, -1.6]], dtype=F64).expand(n, 4)

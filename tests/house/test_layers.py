@@ -1,4 +1,4 @@
-"""Which packages of the zoo may import which others, and the largest length of a model file."""
+"""Tests of the imports between packages of the zoo, and of the length of model files."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter

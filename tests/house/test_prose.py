@@ -1,10 +1,14 @@
 """Sentences are short and use the words of the field, and references can be followed."""
 
+import importlib
 import re
 from pathlib import Path
 
 import prose
 import pytest
+
+import zoo
+import zoo.functional
 
 ROOT = prose.ROOT
 REFERENCES = ROOT / "docs" / "references.md"
@@ -59,6 +63,35 @@ def test_no_file_cites_lecture_notes_by_a_number():
     for path in prose.sources():
         if path not in (Path(__file__), Path(prose.__file__)):
             assert not re.search(r"\b[Ss]eeds? 00\d", path.read_text(encoding="utf-8")), path
+
+
+def test_files_that_are_named_exist():
+    optional = {"configs/local/default.yaml"}  # a file that users may write
+    named = r"(?<![\w/.])((?:zoo|tests|configs|docs|callbacks|datamodules)/[\w/.-]*\w\.(?:py|md|yaml))"
+    for path in prose.sources():
+        for name in set(re.findall(named, path.read_text(encoding="utf-8"))) - optional:
+            assert (ROOT / name).exists(), f"{path.relative_to(ROOT)} names {name}"
+
+
+@pytest.mark.parametrize("model", zoo.list_models())
+def test_functions_that_a_header_names_exist(model):
+    """The equations of a header name the functions that compute them, in a column on the right."""
+    module = importlib.import_module(f"zoo.{model}")
+    equations = module.__doc__.split("\nSymbols:")[0]
+    columns = re.findall(r"^ {4}.* {2}([A-Za-z_][\w.]*(?:, [\w.]+)*)(?:, SSM-VR)?$", equations, re.MULTILINE)
+    names = {name for column in columns for name in column.split(", ")}
+    files = sorted((ROOT / "zoo" / "functional").glob("[a-z]*.py"))
+    functional = [importlib.import_module(f"zoo.functional.{file.stem}") for file in files]
+    places = [module, getattr(module, zoo.MODELS[model].split(".")[-1]), zoo.functional, *functional]
+    for name in names:
+        assert any(found(place, name) for place in places), f"zoo/{model}.py names {name}"
+    assert names
+
+
+def found(place, name):
+    """Return whether ``name``, which may contain dots, is an attribute of ``place``."""
+    first, _, rest = name.partition(".")
+    return hasattr(place, first) and (not rest or found(getattr(place, first), rest))
 
 
 @pytest.mark.parametrize(

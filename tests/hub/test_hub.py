@@ -95,7 +95,7 @@ def test_a_download_has_an_end(tmp_path, monkeypatch):
 
 
 def test_a_run_folder_stands_for_its_newest_best_checkpoint(tmp_path):
-    """The time of a file decides, not its name. Without a best checkpoint, the last checkpoint is used."""
+    """The best checkpoint with the latest modification time is used. Without one, the last checkpoint is used."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     with pytest.raises(CheckpointError, match="holds no best-"):

@@ -79,7 +79,7 @@ def test_shipped_energies_are_recomputed(name, mnist_root):
     assert_close(*free_energy, rtol=1e-5, atol=0)
     assert measured["test/log_partition_low"] < published["test/log_partition_high"]
     assert measured["test/log_partition_high"] > published["test/log_partition_low"]
-    # Chains that start at fair coins find no probability mass that the chains of the published estimate have missed.
+    # Chains that start at random pixels find no more probability mass than the chains of the published estimate.
     assert published["test/log_partition_coins"] < published["test/log_partition_high"]
     data.setup()
     # Rounding decides where the regression stops. Another number of threads changed 8 of 10,000 predictions.

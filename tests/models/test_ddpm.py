@@ -171,7 +171,7 @@ def test_unet_keeps_shapes_and_refuses_others():
 
 
 def test_every_way_to_draw_steps(generator):
-    """Without a history, all three ways draw uniformly. With one, importance follows it, with weights 1 / (T p_t)."""
+    """Without a history, all three ways draw uniformly. With one, ``importance`` uses it, with weights 1 / (T p_t)."""
     model = DDPM(steps=50, widths=[8], timesteps="importance")
     batch = [torch.zeros(40_000, 1, 1, 1)]
     for timesteps in ("uniform", "stratified", "importance"):  # without a history, importance is uniform
@@ -219,7 +219,7 @@ def test_a_step_is_weighted_and_the_history_is_not(generator):
 
 
 def test_what_the_estimators_of_the_training_loss_are(generator):
-    """Each is the weighted mean of the losses at its noise. The tests above check the weights and the steps."""
+    """An estimate is the weighted mean of the losses at its noise. Tests above check the weights and the steps."""
     model = DDPM(steps=20, widths=[8], timesteps="importance")
     torch.nn.init.normal_(model.net.out[2].weight, std=0.1, generator=generator)
     model.loss_history.uniform_(generator=generator)
@@ -357,7 +357,7 @@ def test_samples_that_run_off_to_infinity_are_refused(labelled):
 
 
 def test_without_labels_they_are_drawn_uniformly(labelled):
-    """Each sample equals the one with the same noise and its drawn label. Each label has about 200 of 600 samples."""
+    """A sample equals the sample with the same noise and the drawn label. Each label has about 200 of 600 samples."""
     draw = lambda y: labelled.sample(600, generator=torch.Generator().manual_seed(0), num_steps=1, y=y, guidance=1)  # noqa: E731
     under = torch.stack([draw(y) for y in range(3)])
     match = (draw(None) == under).flatten(2).all(2)

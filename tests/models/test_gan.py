@@ -61,7 +61,7 @@ def test_logits_of_any_size_are_finite():
         for f in [lambda t: value_function(t, t), *losses]:
             (g,) = torch.autograd.grad(f(logits), logits)
             assert f(logits).isfinite() and g.isfinite()
-    # For a confident discriminator, the minimax loss has almost no gradient. The non-saturating loss has one.
+    # For a confident discriminator, the minimax loss has almost no gradient. The non-saturating loss has a gradient.
     sure = torch.tensor([-30.0])
     assert grad(lambda t: generator_objective(t, "minimax"))(sure).abs() < 1e-12
     assert_close(grad(lambda t: generator_objective(t, "non_saturating"))(sure), torch.tensor([-1.0]))
@@ -268,7 +268,7 @@ def test_sampling_leaves_batch_norm_and_mode_alone():
 
 
 def test_statistics_are_recomputed_and_old_ones_are_forgotten():
-    """After a batch of other data, the statistics are those of N(3, 2^2), within 4.5 standard errors.
+    """After a batch of other data, the statistics agree with N(3, 2^2) within 4.5 standard errors.
 
     The mode and the momentum are restored.
     """

@@ -48,7 +48,7 @@ def everything(name, model):
 @pytest.mark.parametrize("precision_of", ["bfloat16", "half", "double"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_computes_in_every_precision(name, precision_of):
-    """Results are finite and at least float32. Losses are close to those of float32."""
+    """Results are finite and at least float32. Losses are close to the losses in float32."""
     model = getattr(copy.deepcopy(made(name)), precision_of)()
     plain, found = everything(name, made(name)), everything(name, model)
     for method, results in found.items():

@@ -338,7 +338,7 @@ def test_frames_show_the_chain_that_ends_in_the_sample():
     frames = model.sample(3, steps=20, frames=5, generator=seeded())
     assert frames.shape == (3, 5, 1, 28, 28)
     assert torch.equal(frames[:, -1], model.sample(3, steps=20, generator=seeded()))
-    assert set(frames[:, 0].unique().tolist()) == {0.0, 1.0}  # fair coins
+    assert set(frames[:, 0].unique().tolist()) == {0.0, 1.0}  # random pixels
     images = torch.rand(3, 1, 28, 28, generator=seeded()).round()
     for given in (images, list(images)):
         assert torch.equal(model.sample(3, steps=2, init=given, frames=2)[:, 0], images)
@@ -604,7 +604,7 @@ def test_the_larger_of_two_estimates_counts(generator):
 def test_each_beginning_of_annealing_is_exact_for_its_own_machine():
     """With W = 0 and b equal to the base model's biases, every chain has weight Z.
 
-    Fair coins have b = 0, and the mean image has b = logit(mu).
+    Random pixels have b = 0, and the mean image has b = logit(mu).
     """
     mu, c = torch.linspace(0.1, 0.9, 17), torch.linspace(-1, 2, 18)
     for exact, b in {"base_rate": mu.logit(), "coins": torch.zeros(17)}.items():
@@ -621,7 +621,7 @@ def test_each_beginning_of_annealing_is_exact_for_its_own_machine():
 def test_mass_far_from_the_data_is_found(generator):
     """In a model of 60 x 2 units, one hidden unit turns all pixels on and has e^20 times the remaining mass.
 
-    Chains from the mean image, the published method, miss it. Chains from fair coins find it. log Z is enumerated.
+    Chains from the mean image, the published method, miss it. Chains from random pixels find it. log Z is enumerated.
     """
     weights = Weights(torch.zeros(60, 2), torch.full((60,), -3.0), torch.tensor([-160.0, 0.0]))
     weights.W[:, 0] = 6.0

@@ -1,6 +1,6 @@
 """Tests of score matching against known scores, and of the Score module.
 
-The known scores are those of Gaussian data and of a mixture of Gaussians.
+The known scores belong to Gaussian data and to a mixture of Gaussians.
 """
 
 import math

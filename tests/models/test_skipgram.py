@@ -325,9 +325,10 @@ def test_nce_finds_the_distribution_and_its_normaliser(tmp_path, monkeypatch):
 
 
 def test_the_bias_of_each_estimator_is_what_theory_says(rows):
-    """With normalised scores, NCE's gradient approaches the likelihood's as k grows, and negative sampling's does not.
+    """As k grows, NCE's gradient approaches the gradient of the likelihood, for normalised scores.
 
-    Importance sampling also has a small bias. The test takes means of 400 draws and subtracts their variance.
+    Importance sampling also has a small bias. Negative sampling has another gradient. The test
+    takes means of 400 draws and subtracts their variance.
     """
     model = made(num_noise=25, shared_noise=25)
     with torch.no_grad():  # with zero vectors, the bias alone normalises the scores

@@ -434,7 +434,7 @@ def test_estimators_see_the_same_decoder_and_the_first_is_what_trains(generator)
 
 
 def test_clustering_scores():
-    """The scores equal those of scikit-learn and values computed by hand."""
+    """The scores equal scikit-learn's scores and values computed by hand."""
     table = torch.tensor([[0, 5, 1], [4, 0, 0], [0, 1, 3]])
     cluster = [0] * 6 + [1] * 4 + [2] * 4
     label = [1] * 5 + [2] + [0] * 4 + [1] + [2] * 3

@@ -96,7 +96,7 @@ def wrong_tensors(x, values):
         yield str(value), as_float(x, value), True
 
 
-# Values that an argument may not contain. RANGES is for images of other ranges: of networks in [-1, 1], and noisy ones.
+# Values that an argument may not contain. RANGES is for images in [-1, 1] and for noisy images.
 OUTSIDE = {"x": [NAN, INF, -INF, -0.1, 1.5, 255.0], "v": [NAN, INF, -0.1, 1.5]}
 OUTSIDE |= {key: [NAN, INF] for key in ("xt", "x_T", "a", "b", "z", "features")} | {"sigma": [NAN, INF, 0.0, -1.0]}
 RANGES = {("GAN", "logits"): [NAN, INF, -1.5, 1.5], ("WGAN", "f"): [NAN, INF, -1.5, 1.5]}

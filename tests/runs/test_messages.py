@@ -1,4 +1,4 @@
-"""Messages of a run: bars on a terminal, lines elsewhere, and the summary at the end. Also the number of threads."""
+"""Tests of messages: bars on a terminal, lines elsewhere, the summary of a run, and the number of threads."""
 
 import fcntl
 import logging

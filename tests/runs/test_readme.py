@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ say: commands can be typed, links lead somewhere, numbers are the cards'."""
+"""Tests of the README and docs/: commands run, links have targets, and numbers agree with the cards."""
 
 import json
 import re
@@ -82,7 +82,7 @@ def test_the_readme_is_one_screen():
     assert len(re.findall(r"^!\[", README, re.MULTILINE)) == 1
 
 
-# Where a card holds the number of README's row, and how the row writes it.
+# For each row of the README: the place of its number in a card, and the format of the number.
 NUMBERS = {
     "vae": lambda m: f"{m['test/log_likelihood']:.2f}",
     "cvae": lambda m: f"{100 * m['judged_accuracy']:.2f}",
@@ -105,6 +105,70 @@ def test_every_model_has_its_row_with_the_number_of_its_card(name):
         return
     metrics = json.loads((zoo.WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))["metrics"]
     assert f"[{NUMBERS[name](metrics)}](docs/results.md#{name})" in row
+
+
+# The numbers of each section of docs/results.md that its card holds: metric, factor and format.
+DISTANCE = [("classifier_fid", 1, ".2f"), ("classifier_fid_error", 1, ".2f"), ("confident", 100, ".1f")]
+LIKELIHOOD = ("test/log_likelihood", 1, ".2f")
+SECTIONS = {
+    "vae": [LIKELIHOOD],
+    "iwae": [LIKELIHOOD],
+    "vae-bernoulli": [LIKELIHOOD, ("test/loss", -1, ".2f")],
+    "cvae": [LIKELIHOOD, ("judged_accuracy", 100, ".2f")],
+    "vade": [("all/accuracy", 100, ".2f"), ("test/accuracy", 100, ".2f")],
+    "rbm": [
+        *(("test/loss", -1, ".2f"), ("feature_accuracy", 100, ".2f")),
+        *((f"test/log_partition_{base}", 1, ".2f") for base in ("base_rate", "coins")),
+    ],
+    "rbm-features": [("feature_accuracy", 100, ".2f")],
+    "gan": DISTANCE,
+    "wgan": DISTANCE,
+    "wgan-clip": DISTANCE,
+    "wgan-ring": [("modes_covered", 1, ".0f"), ("near_a_mode", 100, ".1f")],
+    "gan-discrete": [("kl", 1, ".4f")],
+    "infogan": DISTANCE,
+    "ddpm": [
+        *(("bits_per_dim", 1, ".2f"), ("bits_per_dim_error", 1, ".3f")),
+        *((f"{m}/{c}", *how) for m, *how in DISTANCE for c in ("num_steps=null", "num_steps=50", "num_steps=50/eta=1")),
+    ],
+    "ddpm-guided": [
+        (f"{m}/{c}eta=1", *how)
+        for m, *how in [*DISTANCE, ("judged_accuracy", 100, ".1f")]
+        for c in ("", "guidance=0.5/", "guidance=2/")
+    ],
+    "score": DISTANCE,
+    "score-mixture": [("fisher_divergence", 1, ".4f"), ("log_density_gap", 1, ".3f")],
+    "skipgram": [("analogies", 100, ".1f"), ("wordsim353", 1, ".3f"), ("simlex999", 1, ".3f")],
+    "classifier": [("test/accuracy", 100, ".2f")],
+}
+
+
+def section(name):
+    """Return the section of docs/results.md on a checkpoint."""
+    (text,) = re.findall(rf"^## {name}\n(.*?)(?=^## |\Z)", TEXT[ROOT / "docs" / "results.md"], re.MULTILINE | re.DOTALL)
+    return text
+
+
+@pytest.mark.parametrize("name", zoo.list_checkpoints())
+def test_results_have_the_numbers_of_the_card(name):
+    text = section(name) + (section("rbm-features") if name == "rbm" else "")
+    metrics = json.loads((zoo.WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))["metrics"]
+    for metric, factor, digits in SECTIONS[name]:
+        number = f"{factor * metrics[metric]:{digits}}"
+        assert re.search(rf"(?<![\d.-]){re.escape(number)}(?![\d])", text), f"{metric} is {number} on the card"
+    if name == "rbm":  # the interval of log Z
+        at_zero = metrics["test/log_partition"] - metrics["test/loss"]  # log p(x) if log Z were 0
+        for end in ("low", "high"):
+            assert f"| {at_zero - metrics[f'test/log_partition_{end}']:.2f} |" in text, end
+
+
+@pytest.mark.parametrize("name", zoo.list_checkpoints())
+def test_the_command_of_results_has_the_seed_and_the_epochs_of_the_card(name):
+    card = json.loads((zoo.WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
+    command = re.search(r"^python train\.py .*$", section(name), re.MULTILINE).group()
+    seeds = re.findall(r"\bseed=(\d+)", command) or ["0"]
+    assert {*seeds, *re.findall(r"[Tt]he seed is (\d+)", section(name))} == {str(card["seed"])}
+    assert set(re.findall(r"trainer\.max_epochs=(\d+)", command)) <= {str(card["epochs"])}
 
 
 def test_every_checkpoint_has_its_section_of_results():

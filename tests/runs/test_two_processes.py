@@ -134,7 +134,7 @@ def test_samples_are_the_same_pixels_on_one_two_and_three_processes(tmp_path):
 
 
 def sharded(kind):
-    """Return the relative difference of the gradients of a U-Net sharded over the processes and of one that is not."""
+    """Return the relative difference between the gradients of a sharded and an unsharded U-Net."""
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     models = []

@@ -50,7 +50,7 @@ class Samples(Protocol):
 
 @runtime_checkable
 class SampleRows(Protocol):
-    """Returns the name of an argument of ``sample`` and its values, for pictures with a row for each value, or None."""
+    """Returns an argument of ``sample`` and its values, for pictures with one row per value. It may return None."""
 
     def rows(self) -> tuple[str, list[int]] | None: ...
 
@@ -184,14 +184,14 @@ def has_log_likelihood(model: object, by: str | None = None) -> bool:
 
 @runtime_checkable
 class TextData(Protocol):
-    """Text data. They have a corpus after ``setup``."""
+    """Data from a text. After ``setup``, ``corpus`` holds the words."""
 
     corpus: Any
 
 
 @runtime_checkable
 class NamedData(Protocol):
-    """Data with the name of the data set in use, or None before one is chosen."""
+    """Data with the name of the data set in ``used``. The name is None before a data set is chosen."""
 
     used: str | None
 
@@ -212,7 +212,7 @@ class Batched(Protocol):
 
 @runtime_checkable
 class CountedData(Protocol):
-    """Data counted in a unit such as words. ``unit`` is its name, and how many of them a training row stands for."""
+    """Data counted in a unit such as words. ``unit`` is its name and the number of units per training row."""
 
     @property
     def unit(self) -> tuple[str, float]: ...

@@ -70,7 +70,8 @@ def checks_inputs(**kinds: Kind) -> Callable[[type[C]], type[C]]:
 
     ``n``, ``num_samples``, ``steps`` and ``generator`` are checked in all classes. Checks that a method declares with
     :func:`takes` replace those of the class. The values of a batch are read only for the first batch of a run, of each
-    validation and of each test. Inference on an empty batch returns an empty result. A loss of it raises UserError.
+    validation and of each test. Inference on an empty batch returns an empty result. A loss raises
+    UserError for it.
 
     Args:
         kinds: for each name of an argument, the check. The check of ``x`` also applies to the examples of a ``batch``.

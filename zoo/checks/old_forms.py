@@ -19,7 +19,7 @@ def old_form(function: F, renamed: Mapping[str, str] = MappingProxyType({}), pos
 
     Args:
         function: the function of this version.
-        renamed: keyword arguments by their old names, with their new names.
+        renamed: {old name: new name} of keyword arguments.
         positional: whether keyword-only arguments may also be given by position, in the order of the signature.
     """
     parameters = inspect.signature(function).parameters.values()
@@ -47,7 +47,7 @@ def old_form(function: F, renamed: Mapping[str, str] = MappingProxyType({}), pos
 
 
 def earlier_names(function: Callable) -> Mapping[str, str]:
-    """Return the renamed arguments of ``function``: their old names, with their new names."""
+    """Return {old name: new name} of the renamed arguments of ``function``."""
     return getattr(function, "renamed", {})
 
 
@@ -56,7 +56,7 @@ def accepts_old_form(*methods: str, **renamed: str) -> Callable[[type[C]], type[
 
     Args:
         methods: methods whose keyword-only arguments may also be given by position.
-        renamed: arguments of ``sample`` by their old names, with their new names.
+        renamed: {old name: new name} of arguments of ``sample``.
     """
 
     def decorate(cls: type[C]) -> type[C]:

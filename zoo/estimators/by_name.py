@@ -43,9 +43,8 @@ ESTIMATORS = {
     ("iwae", "categorical"): MULTI_SAMPLE,
 }
 LEARNED = ("score_function+nvil", "score_function+moving_average", "relax")  # need a part that training has fitted
-MAX_RAO_BLACKWELL_LATENTS = (
-    32  # largest number of latents for +rao_blackwell in measurements; each latent needs one decoding
-)
+# Largest number of latents for +rao_blackwell in measurements. Each latent needs one decoding.
+MAX_RAO_BLACKWELL_LATENTS = 32
 SEVERAL = ("+optimal", "+rao_blackwell")  # estimators that decode many z for one draw
 HELD_OUT = 8  # draws of z that estimate the optimal baseline
 

@@ -34,9 +34,8 @@ Params = dict[str, Tensor]
 Noise = dict[str, Tensor]
 
 CHUNK = 8  # draws of a chunk, which are computed together; draw k is always in chunk k // CHUNK
-MAX_CHUNK_VALUES = (
-    2**22
-)  # largest number of values in the gradients of a chunk; larger networks gain nothing from chunks
+# Largest number of values in the gradients of a chunk. Larger networks gain nothing from chunks.
+MAX_CHUNK_VALUES = 2**22
 SLICE = 2**17  # values of a gradient that are converted to float64 together; 1 MB stays in the caches of a CPU
 
 

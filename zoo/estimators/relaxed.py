@@ -66,7 +66,7 @@ def relax_variance(
     (Grathwohl et al. 2018, sec. 3.3). The gradient is with respect to the logits, not to the weights of the encoder.
     The result is differentiable only in the parameters of ``control``.
     """
-    logits = q.logits.detach().expand_as(u).clone().requires_grad_()  # a copy for each draw gives a gradient for each
+    logits = q.logits.detach().expand_as(u).clone().requires_grad_()  # one copy per draw, for separate gradients
     q = type(q)(logits)
     s = q.perturb(u)
     z = q.harden(s).detach()

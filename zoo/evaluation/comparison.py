@@ -128,7 +128,7 @@ def table(rows: list[Row]) -> str:
 
 
 def figure(rows: list[Row]) -> Figure:
-    """Plot the variance of the mean of n draws with |gradient|^2 (left), and variance times time (right)."""
+    """Plot the variance of the mean of n draws against n (left), and variance times time as bars (right)."""
     groups = list(dict.fromkeys(row.group for row in rows))
     picture = Figure(figsize=(11, 3.6 * len(groups)), layout="constrained")
     for (left, right), group in zip(picture.subplots(len(groups), 2, squeeze=False), groups, strict=True):

@@ -1,4 +1,4 @@
-"""Measurement of the numbers that the card of a trained model publishes."""
+"""Measure the metrics for the card of a model. A card is the JSON file that is published with the weights."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ def clustering_of_all_images(model, data, progress: bool = False) -> dict[str, f
 
     Args:
         model: clustering model, in eval mode.
-        data: an Images with ``train_on=train``, after ``setup``.
+        data: ``Images`` datamodule with ``train_on=train``, after ``setup``.
         progress: show progress bars.
 
     Raises:
@@ -82,9 +82,9 @@ def log_likelihood_per_batch(
 
     Args:
         model: model in eval mode with ``log_likelihood``.
-        data: an Images, after ``setup``.
+        data: ``Images`` datamodule, after ``setup``.
         num_samples: importance samples per image.
-        batches: number of batches, from the first. None measures all of them.
+        batches: number of batches, beginning with the first. None measures all batches.
         progress: show a progress bar.
     """
     images, labels = data.splits["test"]
@@ -101,8 +101,8 @@ class Protocol(NamedTuple):
     """Measurements in addition to the test loop, and the amount of data for each.
 
     Attributes:
-        importance_samples: importance samples per test image for the log likelihood; 0 skips it.
-        bound_images: number of test images, from the first, for the bound of a diffusion model; 0 skips it.
+        importance_samples: importance samples per test image for the log likelihood; 0 skips the log likelihood.
+        bound_images: number of test images for the bound of a diffusion model, in file order; 0 skips the bound.
         samples: number of samples to evaluate, at least 2. None means 10,000 for an adversarial model and 0 for others.
         conditions: conditions of these samples. If there are several, each is measured.
     """
@@ -114,20 +114,20 @@ class Protocol(NamedTuple):
 
 
 def check_protocol(protocol: Protocol, model, data: str) -> None:
-    """Raise, before any work, if the protocol does not suit the model or the data set named ``data``.
+    """Check, before any measurement, that the protocol suits the model and the data set with the name ``data``.
 
     Raises:
-        UserError: naming the part of the protocol that does not suit them.
+        UserError: if the protocol does not suit the model or the data set. The message names the unsuitable part.
     """
     name = type(model).__name__
     check_integer("importance samples", protocol.importance_samples, least=0)
-    check_integer("images of the bound", protocol.bound_images, least=0)
+    check_integer("bound_images", protocol.bound_images, least=0)
     if protocol.importance_samples:
         check_importance_weighted(model)
     if protocol.bound_images and not isinstance(model, capabilities.BoundTerms):
-        raise UserError(f"{name} has no bound_terms(), which a diffusion model has; leave out the images of the bound")
+        raise UserError(f"{name} has no bound_terms(), so its bound cannot be measured; leave out bound_images")
     if protocol.bound_images % BOUND_AT_ONCE:
-        raise UserError(f"images of the bound must be a multiple of {BOUND_AT_ONCE}, got {protocol.bound_images}")
+        raise UserError(f"bound_images must be a multiple of {BOUND_AT_ONCE}, got {protocol.bound_images}")
     if protocol.samples is not None:
         check_integer("samples", protocol.samples, least=2)
         if data not in ("mnist", *DISTRIBUTIONS):
@@ -137,13 +137,13 @@ def check_protocol(protocol: Protocol, model, data: str) -> None:
             )
     samples = _samples(protocol, model)
     if any(protocol.conditions) and not samples:
-        raise UserError(f"conditions need samples, and {name} has none by default; give the number of samples")
+        raise UserError(
+            f"conditions need samples, but no samples of {name} are evaluated by default; give the number of samples"
+        )
     for conditions in protocol.conditions if samples and (protocol.samples or any(protocol.conditions)) else ():
         drawn = try_conditions(model, samples, conditions)
-        if list(drawn.shape[1:]) != list(model.hparams.get("shape", [1, 28, 28])):
-            raise UserError(
-                f"with {conditions}, a sample has shape {list(drawn.shape[1:])}; only single examples can be evaluated"
-            )
+        if list(drawn.shape[1:]) != (shape := list(model.hparams.get("shape", [1, 28, 28]))):
+            raise UserError(f"samples must have shape {shape}, got {list(drawn.shape[1:])} with {conditions}")
 
 
 def _samples(protocol: Protocol, model) -> int:
@@ -154,9 +154,10 @@ def _samples(protocol: Protocol, model) -> int:
 def measure(
     model, data, protocol: Protocol | None = None, progress: bool = False
 ) -> tuple[dict[str, float], dict[str, object]]:
-    """Return all metrics that a card publishes, and the evidence for some of them.
+    """Return all metrics of a card, and intermediate values that the card also stores.
 
-    The metrics always include the metrics of the test loop. The others depend on the model, the data and the protocol:
+    The metrics include all metrics of the test loop, except for word vectors. The others depend on the model, the data
+    and the protocol:
 
         test/log_likelihood                     importance samples in the protocol; nats per image
         bits_per_dim, bound/L_0, L_t, L_T       bound of a diffusion model
@@ -168,18 +169,18 @@ def measure(
 
     If the protocol has several conditions, the name of each metric of samples ends with its condition.
     ``judged_accuracy`` uses the number of samples in the protocol, rounded down to a multiple of 10. Without samples in
-    the protocol, it uses 10,000. For word vectors, the only metrics are the ones of
+    the protocol, it uses 10,000. For word vectors, the function returns only the metrics of
     :func:`zoo.evaluation.words.measure_words`.
 
     Args:
         model: model in eval mode.
-        data: an Images, a Toy or a Text, after ``setup``.
+        data: ``Images``, ``Toy`` or ``Text`` datamodule, after ``setup``.
         protocol: measurements in addition to the test loop; None uses the defaults.
         progress: show progress bars.
 
     Returns:
         metrics: {name: value}.
-        evidence: intermediate values for the card, under ``log_likelihood``, ``bound`` and ``samples``.
+        evidence: intermediate values, which the card stores under ``log_likelihood``, ``bound`` and ``samples``.
 
     Raises:
         UserError: if the protocol does not suit the model.
@@ -207,7 +208,8 @@ def measure(
     labelled = kinds is not None and kinds[0] == "y"
     if samples := _samples(protocol, model):
         several, first = len(protocol.conditions) > 1, []
-        of_samples = [check_conditions(model, conditions) for conditions in protocol.conditions]  # current names
+        # Old names of conditions are replaced by current names.
+        of_samples = [check_conditions(model, conditions) for conditions in protocol.conditions]
         for conditions in of_samples:
             found = measure_samples(model, data, samples, conditions, progress)
             after = "".join(f"/{k}={json.dumps(v)}" for k, v in conditions.items()) if several else ""
@@ -240,7 +242,7 @@ def bound_per_batch(model, data, fives: int, progress: bool = False) -> Tensor:
 
     Args:
         model: diffusion model in eval mode. If it was trained with labels, it also receives the labels.
-        data: an Images, after ``setup``.
+        data: ``Images`` datamodule, after ``setup``.
         fives: number of rows; the bound uses five times as many images.
         progress: show a progress bar.
     """
@@ -256,7 +258,7 @@ def bound_per_batch(model, data, fives: int, progress: bool = False) -> Tensor:
 
 
 def bound_metrics(terms: Tensor) -> dict[str, float]:
-    """Return the published metrics of :func:`bound_per_batch`.
+    """Return the metrics of a card that follow from the terms of :func:`bound_per_batch`.
 
     ``bound/L_0``, ``bound/L_t`` and ``bound/L_T`` are in nats per image. ``bits_per_dim`` has a standard error,
     ``bits_per_dim_error``, if there are at least two rows.
@@ -339,7 +341,7 @@ def feature_accuracy(model, data) -> float:
 
     Args:
         model: model in eval mode with ``transform``.
-        data: an Images, after ``setup``.
+        data: ``Images`` datamodule, after ``setup``.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -372,7 +374,7 @@ def judged_accuracy(
         ``judged_accuracy``, and ``judged_accuracy/<label>`` for each label; fractions.
 
     Raises:
-        UserError: if the samples of the model take no labels, or ``n`` is not a multiple of the number of classes.
+        UserError: if ``model.sample`` takes no labels ``y``, or ``n`` is not a multiple of the number of classes.
     """
     check_conditions(model, {"y": 0})
     classifier = zoo.load("classifier").to(model.device) if classifier is None else classifier

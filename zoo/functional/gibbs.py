@@ -59,8 +59,8 @@ def local_chains(h: Tensor | None, n: int, H: int, rank: int, world_size: int) -
     The process of rank r holds rows r, r + world_size, r + 2 world_size, ... of all n chains.
 
     Args:
-        h: hidden states of all chains from a checkpoint, or of this process alone. None draws fair coins with the seed
-            of the run.
+        h: hidden states of all chains from a checkpoint, or of this process alone. None draws random units with the
+            seed of the run.
         n: number of chains over all processes.
         H: number of hidden units.
         rank: rank of this process.
@@ -96,12 +96,12 @@ def restart_noise(
 def pcd(noise: dict[str, Tensor], machine: Machine) -> Tensor:
     """Return v' (n, V) after k Gibbs steps of persistent chains.
 
-    A chain that restarts draws v from fair coins, and then its hidden state given v.
+    A chain that restarts first draws random visible units v. It then draws its hidden state given v.
 
     Args:
         noise: the hidden states ``h`` (n, H) of the chains, and uniform noise ``u_v`` (k, n, V) and ``u_h`` (k, n, H).
-            If chains restart, also the noise of :func:`restart_noise`. The last of ``u_h`` is not used here. It draws
-            the next hidden states of the chains.
+            If chains restart, it includes the noise of :func:`restart_noise`. The last ``u_h`` is not used here. It
+            draws the next hidden states of the chains.
         machine: the learnt parameters.
     """
     h = noise["h"].to(machine.b.dtype)
@@ -118,7 +118,7 @@ def pcd(noise: dict[str, Tensor], machine: Machine) -> Tensor:
 def frame_steps(steps: int, frames: int | None) -> list[int]:
     """Return the steps at which to show a chain of ``steps`` steps.
 
-    With ``frames`` = None it is only the last step. Otherwise they are ``frames`` steps from 0 to ``steps``, spaced
+    ``frames`` = None selects only the last step. Otherwise the result is ``frames`` steps from 0 to ``steps``, spaced
     almost geometrically.
 
     Raises:
@@ -165,7 +165,7 @@ def gibbs_frames(v: Tensor, shown: list[int], machine: Machine, *, generator: to
 
 
 def coins(n: int, machine: Machine, *, generator: torch.Generator | None = None) -> Tensor:
-    """Return v (n, V) of fair coins: independent units that are 1 with probability 1/2."""
+    """Return random v (n, V): independent units that are 1 with probability 1/2."""
     return (rand(n, len(machine.b), generator=generator, device=machine.b.device) < 0.5).to(machine.b.dtype)
 
 
@@ -188,7 +188,7 @@ def beginning(
     """Return binary initial states v of ``n`` chains, (n, V).
 
     Args:
-        init: ``noise`` for fair coins, ``data`` or ``chains`` for random rows of these arguments, or n images in
+        init: ``noise`` for random units, ``data`` or ``chains`` for random rows of these arguments, or n images in
             [0, 1].
         n: number of chains.
         machine: the learnt parameters.
@@ -229,7 +229,7 @@ def beginning(
 
 @torch.no_grad()
 def burned_in_states(machine: Machine) -> Tensor:
-    """Return hidden states of 100 chains after 1000 Gibbs steps from fair coins, (100, H), 0 or 1.
+    """Return hidden states of 100 chains after 1000 Gibbs steps from random visible units, (100, H), 0 or 1.
 
     The noise has a fixed seed. The result is a function of ``machine`` alone.
     """

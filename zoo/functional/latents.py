@@ -10,8 +10,8 @@ A discrete latent z is a threshold of continuous perturbed logits s. With logits
     categorical    z = one-hot(argmax_k s_k),   s_k = l_k + G_k,  G = -log(-log u)   Gumbel-max, [Xu18b], [Xu18a]
 
 A temperature tau replaces the threshold with sigmoid(s / tau) or softmax(s / tau) (Maddison et al. 2017; Jang et al.
-2017). [Xu18b] and [Xu18a] print the tempered softmax with one Gumbel variable outside the exponent. The correct form is
-exp((l_k + G_k) / tau), normalised over k, with a separate G_k for each class.
+2017). [Xu18b] and [Xu18a] print the tempered softmax with exp(l_k + G_k) / tau. There tau is outside the exponent and
+cancels. The correct form is exp((l_k + G_k) / tau), normalised over k, with a separate G_k for each class.
 
 ``perturb_given`` draws s again, given z (Tucker et al. 2017, appendix C; Grathwohl et al. 2018, appendix B).
 """

@@ -238,7 +238,7 @@ def log_partitions(
 
     This happens with persistent chains that never restart. They all stay near the data, and mass gathers elsewhere. The
     chains do not visit that mass. Annealed importance sampling from the mean image also misses it. After 300 epochs of
-    MNIST without restarts, log Z was 1,043 from the mean image and 1,091 from fair coins.
+    MNIST without restarts, log Z was 1,043 with ``base_rate`` and 1,091 with ``coins``.
 
     Args:
         weights: the parameters of the energy.
@@ -274,8 +274,8 @@ def validation_terms(
         log_partition              the largest of ``partitions``, nats
         log_partition_low          lower end of its interval of three standard errors, nats
         log_partition_high         upper end of this interval, nats
-        log_partition_base_rate    the estimate from the mean image, nats, if there are two estimates
-        log_partition_coins        the estimate from fair coins, nats, if there are two estimates
+        log_partition_base_rate    the estimate of ``base_rate``, nats, if there are two estimates
+        log_partition_coins        the estimate of ``coins``, nats, if there are two estimates
     """
     weights = machine.weights()
     logits = hidden_logits(v, weights)

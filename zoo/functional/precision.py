@@ -1,4 +1,4 @@
-"""Sums in float64 on every device, and buffers that keep their precision when a model changes its own."""
+"""Sums in float64 on every device, and buffers that keep float32 or float64 in a model of 16 bits."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

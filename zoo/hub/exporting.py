@@ -27,8 +27,8 @@ from zoo.sampling.pictures import picture, save_figure, save_grid
 from zoo.training.files import atomic_write
 
 WORDS_PROTOCOL = (
-    "metrics: published sets of analogies and of similarity, on the published vectors, see zoo/evaluation/words.py. "
-    "whole_model: test loop of the trained model with all words and its output vectors, units in zoo/skipgram.py"
+    "metrics: scores of the published vectors on public sets of analogies and similarities (zoo/evaluation/words.py). "
+    "whole_model: metrics of the test loop with all trained words and output vectors (units in zoo/skipgram.py)"
 )
 
 
@@ -63,7 +63,7 @@ def export(
     This function measures the metrics of the card on the test set of the training data.
 
     Args:
-        source: path of a checkpoint, or of a run folder, which means its best checkpoint.
+        source: path of a checkpoint or of a run folder. From a run folder, the best checkpoint is published.
         name: name of the published checkpoint: lower-case letters, digits and hyphens.
         force: replace an existing checkpoint with this name.
         protocol: measurements in addition to the test loop; None uses the defaults.
@@ -85,7 +85,7 @@ def export(
     record = checkpoint.get("record")
     if not record:
         raise CheckpointError(
-            f"{path} does not record the run that made it; a card needs this record: train with the callback RunRecord"
+            f"{path} does not record the run that made it; train with the callback RunRecord, which adds this record"
         )
     if outside := class_outside(checkpoint):
         raise CheckpointError(f"only models of the zoo are exported, and {path} holds one of the class {outside!r}")
@@ -96,7 +96,7 @@ def export(
     words = isinstance(model, capabilities.Words)
     tensors = {k: v.contiguous() for k, v in (model.published() if words else model.state_dict()).items()}
     data = save_tensors(tensors, metadata=metadata)
-    published = from_weights(data, hashlib.sha256(data).hexdigest(), name)  # has no parts that only training needs
+    published = from_weights(data, hashlib.sha256(data).hexdigest(), name)  # the model that zoo.load(name) returns
     data_module = data_of(record)
     data_module.setup()
     metrics, evidence = measure(published if words else model, data_module, protocol or Protocol(), progress)

@@ -105,7 +105,7 @@ def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs
         max_epochs: number of epochs of the run, at least the number of finished epochs. None and -1 skip this check.
 
     Raises:
-        CheckpointError: naming the difference.
+        CheckpointError: if the run cannot resume from the checkpoint. The message names the difference.
     """
     path = Path(path).expanduser()
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What ``repr(model)`` says before the tree of networks: what the model is, its hyperparameters and its size."""
+"""Text of ``repr(model)`` before the tree of networks: the kind of model, its hyperparameters and its size."""
 
 import inspect
 import reprlib
@@ -20,7 +20,7 @@ def described(cls: M) -> M:
 def description(self: nn.Module) -> str:
     """Return the first line of the class docstring, the hyperparameters, and the number of parameters.
 
-    A model whose constructor has failed has only some of them.
+    If the constructor of a model has failed, some parts are missing.
     """
     about = inspect.cleandoc(type(self).__doc__ or "").partition("\n")[0]
     hparams = vars(self).get("_hparams") or {}

@@ -70,10 +70,10 @@ class SelfAttention(nn.Module):
 
 
 class PointNet(nn.Module):
-    """Fully connected network of points (B, D) and a step index or noise level to points (B, D).
+    """Fully connected network that maps points (B, D) and step indices or noise levels (B,) to points (B, D).
 
-    Its activations are smooth. The explicit and sliced score-matching losses differentiate the network with respect to
-    its input and need this.
+    Its activations are smooth, because the explicit and sliced score-matching losses differentiate the network with
+    respect to its input.
 
     Args:
         dim: dimension of the points, D.
@@ -109,17 +109,17 @@ class UNet(nn.Module):
     """U-Net that maps images and a step index or noise level to images of the same shape.
 
     The first operation folds each ``patch`` x ``patch`` block of pixels into channels (pixel-unshuffle). The last
-    operation unfolds them. With ``patch`` = 2 a 28 x 28 image costs as much as a 14 x 14 image. Each level has
-    ``blocks`` residual blocks in the downward half and one more in the upward half. Self-attention is at the lowest
-    level, which has 7 x 7 positions by default.
+    operation unfolds them. With ``patch`` = 2, a 28 x 28 image costs as much as a 14 x 14 image costs with
+    ``patch`` = 1. Each level has ``blocks`` residual blocks in the downward half and ``blocks`` + 1 in the upward half.
+    Self-attention is at the lowest level, which has 7 x 7 positions by default.
 
     Args:
         channels: channels of the images.
         widths: channels of each level, highest resolution first, multiples of 8.
         blocks: residual blocks of each level.
         patch: side of the folded blocks in pixels. 1 folds nothing.
-        num_classes: number of labels for a prediction that depends on labels, otherwise None. The additional label
-            ``num_classes`` means "no label".
+        num_classes: number of labels of a conditional network. None makes the network unconditional. The additional
+            label ``num_classes`` means "no label".
         side: side of the images in pixels. The network also takes other sides that are multiples of
             patch * 2^(levels - 1).
 

@@ -1,7 +1,7 @@
 """Samples drawn in fixed chunks, so a seed gives the same pixels for every number of samples and of processes.
 
-Two effects would change the pixels otherwise. A layer rounds a row differently in batches of different sizes. A
-generator's output depends on how many numbers it drew before.
+Without fixed chunks, two effects would change the pixels. A layer rounds a row differently in batches of different
+sizes. The output of a random generator depends on the numbers that it drew before.
 
 Samples are therefore drawn in chunks of 16. The last chunk is padded. Each chunk has a separate CPU generator.
 """
@@ -61,7 +61,7 @@ def try_conditions(model, n: int, conditions: dict[str, Any]) -> Tensor:
     Call this before a long run: invalid conditions then fail at once.
 
     Raises:
-        UserError: as ``model.sample`` does, or for a list with a length other than ``n``.
+        UserError: if ``model.sample`` raises it, or for a list with a length other than ``n``.
     """
     conditions = check_conditions(model, conditions)
     check_lengths(n, conditions)

@@ -27,11 +27,12 @@ class Picture(NamedTuple):
 def picture(model, n: int, conditions: dict[str, Any]) -> Picture:
     """Return the layout of a picture of samples.
 
-    Some models have kinds of samples, such as classes or clusters. Their method ``rows()`` returns a condition and its
-    values, such as ``("y", [0, ..., 9])``. The picture then has one row for each value and at least ``n`` samples.
+    Some models have kinds of samples, such as classes or clusters. Their method ``rows()`` returns the name of a
+    condition and its values, such as ``("y", [0, ..., 9])``. The picture then has one row for each value and at least
+    ``n`` samples.
 
-    Otherwise the picture is nearly square and has exactly ``n`` samples. This is the case if ``rows()`` is missing or
-    returns None, or if ``conditions`` already contain the condition.
+    If ``rows()`` is missing or returns None, the picture is nearly square and has exactly ``n`` samples. The same holds
+    if ``conditions`` already gives a value to this condition.
     """
     check_integer("the number of samples", n)
     rows = model.rows() if isinstance(model, capabilities.SampleRows) else None
@@ -46,7 +47,7 @@ def picture(model, n: int, conditions: dict[str, Any]) -> Picture:
 
 
 def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
-    """Return images in the form of a grid, (n, C, H, W), and the number of images in a row.
+    """Return the images of a picture as one batch, (n, C, H, W), and the number of images in each row.
 
     The shape of ``images`` selects the layout:
 

@@ -22,7 +22,7 @@ class CheckpointNotWritten(UserError):
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove unfinished checkpoint files from ``folder``, which a process leaves if it is killed while it writes."""
+    """Remove the unfinished checkpoint files that a killed process has left in ``folder``."""
     for left in folder.glob(".*.ckpt-????????"):
         left.unlink(missing_ok=True)
 

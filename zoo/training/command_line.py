@@ -30,7 +30,7 @@ def readable_arguments(arguments: list[str], config_dir: Path) -> list[str]:
         config_dir: the folder of ``train.yaml``.
 
     Raises:
-        UserError: if Hydra cannot compose the configuration. It names the argument and the closest allowed one.
+        UserError: if Hydra cannot compose the configuration. The message names the argument and a similar one.
         SystemExit: if a flag is unknown.
     """
     options = _options(arguments)
@@ -229,7 +229,7 @@ def check_values(cfg: "DictConfig") -> None:
     """Check the values at the top level of the configuration. The classes in its groups check their own arguments.
 
     Raises:
-        UserError: if a value is not allowed. It names the key, the value and the allowed values.
+        UserError: if a value is not allowed. The message names the key, the value and the allowed values.
     """
     from omegaconf import OmegaConf
 

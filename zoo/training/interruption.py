@@ -14,10 +14,10 @@ PATIENCE = 5  # seconds until the program ends even if the main thread does not 
 
 
 class Interrupted(SystemExit):
-    """Exit of the program by a signal. It is not an Exception, because libraries would then treat it as an error."""
+    """Exit of the program after a signal. It derives from SystemExit, because libraries catch Exception."""
 
     def __init__(self, signum: int):
-        # Processes that Lightning started end with status 0. If one fails, Lightning kills the first process.
+        # Processes started by Lightning exit with status 0. If one fails, Lightning kills the first process.
         super().__init__(0 if started_by_lightning() else 128 + signum)
         self.signum = signum
 
@@ -45,7 +45,7 @@ def ended_by_signals() -> Iterator[None]:
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     for signum in SIGNALS:
-        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup and shells ignore signals for background jobs
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # shell scripts make background jobs ignore SIGINT
             signal.signal(signum, _interrupt)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     _thread.start_new_thread(_watch, (woken, _thread.get_ident()))
@@ -96,8 +96,10 @@ def _watch(woken: int, main_thread: int) -> None:
     seconds = 0
     while interrupted() or seconds < PATIENCE:
         seconds += 1
+        # A second signal ends the program. Within the first second it is ignored, because some senders signal the
+        # process and also its group.
         if select.select([woken], [], [], 1)[0] and os.read(woken, 1)[0] in SIGNALS and seconds > 1:
-            break  # a second signal; two within a second count as one, sent to the process and also to its group
+            break
         if not _Received.finished:
             signal.pthread_kill(main_thread, signum)
             if select.select([woken], [], [], 0.5)[0]:

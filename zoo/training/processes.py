@@ -31,7 +31,7 @@ def speaker() -> str:
 
 
 def started_by_lightning() -> bool:
-    """Return whether Lightning started this process, from the first process of this machine."""
+    """Return whether Lightning started this process. The user or another launcher starts the other processes."""
     elsewhere = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
     return not elsewhere and int(os.environ.get("LOCAL_RANK") or 0) > 0
 

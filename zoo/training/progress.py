@@ -86,7 +86,7 @@ class Bars(TQDMProgressBar):
 
 
 class ProgressLines(ProgressBar):
-    """Log lines where there is no terminal for bars. The first comes after 10 s, the next at least 30 s apart."""
+    """Log lines where there is no terminal for bars. The first comes after 10 s. Others are at least 30 s apart."""
 
     def __init__(self):
         super().__init__()

@@ -40,7 +40,7 @@ def gathered(mine: Tensor, trainer) -> Tensor:
 def all_rows(mine: Tensor, trainer) -> Tensor:
     """Return the rows of all processes in order, on every process. All processes must call it.
 
-    If processes hold unequal numbers of rows, each contributes as many as the process with the fewest.
+    If processes hold unequal numbers of rows, each process contributes only the smallest of these numbers.
 
     Args:
         mine: the rows of this process, (n, ...), on its device.

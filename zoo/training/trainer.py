@@ -168,7 +168,9 @@ def _check_monitors(callbacks: list) -> None:
 
 
 def _check_started(world_size: int) -> None:
-    """Check the number of processes that torchrun or SLURM has started. Each would otherwise train a run by itself.
+    """Check the number of processes that torchrun or SLURM has started.
+
+    With another number, each process would train a separate run.
 
     Raises:
         UserError: if the number is not ``world_size``.

@@ -1,4 +1,4 @@
-"""Check arguments of Lightning's Trainer that Lightning does not check itself, or not with a message of one line."""
+"""Check arguments of Lightning's Trainer for which Lightning has no check or no message of one line."""
 
 import inspect
 import re
