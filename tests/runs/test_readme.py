@@ -62,7 +62,7 @@ def anchors(page):
 @pytest.mark.parametrize("page", TEXT, ids=lambda page: page.name)
 def test_links_and_pictures_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", TEXT[page]):
-        if re.match(r"https?:", link):
+        if re.match(r"https?:", link) or link == "zoo/made.py":  # the model that CONTRIBUTING.md adds
             continue
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
