@@ -218,7 +218,8 @@ class WandbLogger(lightning_loggers.WandbLogger):
             card = {key: checkpoint.get(key) for key in ("model", "hyper_parameters", "epoch", "global_step", "record")}
             with path.open("rb") as file:
                 card |= {"metrics": metrics, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-            artifact = wandb.Artifact(f"{card['model']}-{self.version}", type="model", metadata={"metrics": metrics})
+            name = card["model"] or (card["record"] or {}).get("class", "model").rpartition(".")[2]
+            artifact = wandb.Artifact(f"{name}-{self.version}", type="model", metadata={"metrics": metrics})
             artifact.add_file(str(path), name=path.name, policy="immutable")  # avoids a copy in the home folder
             with artifact.new_file("card.json") as file:
                 json.dump(card, file, indent=2)

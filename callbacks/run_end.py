@@ -12,6 +12,7 @@ from zoo.callbacks.run_record import run_command
 from zoo.checks import capabilities
 from zoo.evaluation.units import with_unit
 from zoo.evaluation.words import LONG, WordFileError, find_word_sets
+from zoo.hub.loading import name_of_class
 from zoo.training.shell import pasted, short
 from zoo.training.tables import read_rows
 
@@ -112,9 +113,8 @@ def _commands(trainer, model, folder: Path, best: ModelCheckpoint | None) -> lis
         data = trainer.datamodule
         if not isinstance(model, capabilities.Words):
             named = isinstance(data, capabilities.NamedData) and data.used
-            commands.append(
-                pasted("python", "-m", "zoo", "evaluate", source, *(["--data", data.used] if named else []))
-            )
+            options = [*_class(model), *(["--data", data.used] if named else [])]
+            commands.append(pasted("python", "-m", "zoo", "evaluate", source, *options))
         elif _has_word_sets():  # on the text of the run and on the published sets
             commands.append(pasted("python", "-m", "zoo", "evaluate", source))
     metric = (best and best.monitor) or "val/loss"
@@ -130,9 +130,10 @@ def _commands(trainer, model, folder: Path, best: ModelCheckpoint | None) -> lis
 def _of_images(model, source: str) -> list[str]:
     if not isinstance(model, capabilities.Samples):
         return []
-    commands = [pasted("python", "-m", "zoo", "sample", source, "-o", "samples.png")]
+    sample = ["python", "-m", "zoo", "sample", source, *_class(model)]
+    commands = [pasted(*sample, "-o", "samples.png")]
     if kind := _one_kind(model):
-        commands.append(pasted("python", "-m", "zoo", "sample", source, "-c", "=".join(kind), "-o", "samples.png"))
+        commands.append(pasted(*sample, "-c", "=".join(kind), "-o", "samples.png"))
     return commands
 
 
@@ -144,13 +145,24 @@ def _of_words(model, source: str) -> list[str]:
 
 
 def _in_python(model, source: str) -> list[str]:
-    lines = ["import zoo", f"model = zoo.load({json.dumps(source, ensure_ascii=False)})"]
+    lines, path = ["import zoo"], json.dumps(source, ensure_ascii=False)
+    if _class(model):
+        module, _, name = name_of_class(type(model)).rpartition(".")
+        lines += [f"from {module} import {name}", f"model = zoo.load({path}, {name})"]
+    else:
+        lines.append(f"model = zoo.load({path})")
     if isinstance(model, capabilities.Words):
         lines.append(f"model.nearest({json.dumps(known_word(model.words), ensure_ascii=False)})")
     elif isinstance(model, capabilities.Samples):
         kind = _one_kind(model)
         lines.append(f"samples = model.sample(16{', ' + '='.join(kind) if kind else ''})")
     return lines
+
+
+def _class(model) -> list[str]:
+    """Return the option that names the class of a model outside the zoo."""
+    name = name_of_class(type(model))
+    return [] if name.startswith("zoo.") else ["--class", name]
 
 
 def _one_kind(model) -> tuple[str, str] | None:

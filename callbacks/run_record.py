@@ -14,8 +14,9 @@ from lightning.pytorch.loggers import WandbLogger
 from zoo.callbacks import loggers
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
+from zoo.hub.loading import name_of_class
 from zoo.training.files import atomic_write
-from zoo.training.shell import override, pasted
+from zoo.training.shell import override, pasted, short
 
 FOLDER = Path(__file__).resolve().parent  # in a checkout: callbacks/, not the link zoo/callbacks
 
@@ -55,15 +56,18 @@ def run_command(folder: Path | None = None, ckpt: Path | None = None) -> str:
     """Return the command that started this run. With ``ckpt``, return the one that resumes it in ``folder``."""
     from hydra.core.hydra_config import HydraConfig
 
-    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    overrides, folders = [], []
+    if HydraConfig.initialized():
+        overrides = list(HydraConfig.get().overrides.task)
+        folders = [Path(s.path) for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line"]
     if ckpt is not None and folder is not None:
         overrides = [o for o in overrides if not o.lstrip("+").startswith("ckpt=")]
         overrides += [override("ckpt", ckpt), override("hydra.run.dir", folder)]
-    return pasted("python", "train.py", *overrides)
+    return pasted("python", "train.py", *(f"--config-dir={short(path)}" for path in folders), *overrides)
 
 
 class RunRecord(L.Callback):
-    """Record the command, configuration, data, commit and hardware of a run.
+    """Record the command, class, configuration, data, commit and hardware of a run.
 
     The record goes to ``config.yaml``, to the loggers, and to checkpoints under the key ``record``. Checkpoints add
     the seconds of training so far, including the parts of the run before it was resumed. The key ``earlier`` lists
@@ -103,6 +107,7 @@ class RunRecord(L.Callback):
         data = trainer.datamodule
         self.record = {
             "command": run_command(),
+            "class": name_of_class(type(pl_module)),
             "config": self.config,
             "data": data.used if isinstance(data, capabilities.NamedData) else None,
             "commit": commit(),

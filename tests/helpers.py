@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from torch import nn
 
+import zoo
 from train import train
 from zoo.functional.diffusion import at
 from zoo.functional.noise import chunk_generator
@@ -47,6 +48,12 @@ TINY = {
     "score": ["model=score", "data=digits", "data.digits_repeat=1", "data.batch_size=128"]
     + ["model.widths=[8,16]", "model.num_sigmas=3", "callbacks.samples.conditions.steps=1"],
     "skipgram": ["model=skipgram", "data=pydocs", "data.batch_size=60", "data.min_count=20", "model.dim=4"],
+}
+# A model that is not listed above is tested as its recipe describes it.
+TINY |= {
+    name: [f"model={name}", "data=digits", "data.digits_repeat=1", "data.batch_size=128"]
+    for name in zoo.list_models()
+    if name not in TINY
 }
 FIGURE = "zoo.callbacks.estimator_variance.plot"
 QUIET = ["logger=csv", "trainer=cpu", "trainer.enable_progress_bar=false", "trainer.num_sanity_val_steps=0"]

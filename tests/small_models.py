@@ -1,9 +1,11 @@
 """The ten models in small sizes, for calls of milliseconds, and examples for them."""
 
 import functools
+import importlib
 
 import torch
 
+import zoo
 from zoo.cvae import CVAE
 from zoo.ddpm import DDPM
 from zoo.gan import GAN
@@ -43,6 +45,15 @@ MODELS = {
     "score-points": lambda: Score(shape=[2], hidden=[4], num_sigmas=3),
     "skipgram": _skipgram,
 }
+
+
+def _with_its_defaults(name):
+    module, _, kind = zoo.MODELS[name].rpartition(".")
+    return lambda: getattr(importlib.import_module(module), kind)()
+
+
+# A model that is not listed above is tested with its default arguments.
+MODELS |= {name: _with_its_defaults(name) for name in zoo.MODELS if name not in MODELS}
 
 
 @functools.cache

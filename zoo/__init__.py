@@ -75,7 +75,7 @@ def list_checkpoints() -> list[str]:
     return sorted(card.stem for card in WEIGHTS.glob("*.json"))
 
 
-def load(source: str | Path) -> LightningModule:
+def load(source: str | Path, model_class: type[LightningModule] | None = None) -> LightningModule:
     """Load a trained model, in eval mode and on the CPU.
 
     Example:
@@ -94,6 +94,8 @@ def load(source: str | Path) -> LightningModule:
               "https://.../vae.safetensors#sha256=<64 hexadecimal digits>". "http:" and "file:" work too.
             - A model that a run logged to Weights & Biases, "wandb:entity/project/vae-1a2b3c4d:best".
 
+        model_class: class of a model that is not part of the zoo, for its run folders and checkpoint files.
+
     Returns:
         The LightningModule, such as a zoo.vae.VAE, with the hyperparameters and the weights of the checkpoint.
 
@@ -103,4 +105,4 @@ def load(source: str | Path) -> LightningModule:
     """
     from zoo import hub
 
-    return hub.load(source)
+    return hub.load(source, model_class)

@@ -91,7 +91,7 @@ def sample(args: argparse.Namespace) -> None:
     from zoo.sampling.pictures import picture, save_grid
 
     conditions = _conditions(",".join(args.condition))
-    model = _on_device(zoo.load(args.source))
+    model = _on_device(_load(args))
     if args.images and "init" in conditions:
         raise UserError("--images and -c init=... both set where the chains start: leave out one of them")
     if args.images:
@@ -107,7 +107,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Measure a trained model on test data, and word vectors on the published word sets."""
     from zoo.evaluation import protocol as evaluation
 
-    model, metrics = _on_device(zoo.load(args.source)), {}
+    model, metrics = _on_device(_load(args)), {}
     words = _knows_words(model)
     if words:  # checked before the work begins
         from zoo.evaluation.words import find_word_sets, measure_words
@@ -136,7 +136,7 @@ def compare(args: argparse.Namespace) -> None:
         print(comparison.toy_table(results))
         save_figure(comparison.toy_figure(results), args.output)
     else:
-        model = _on_device(zoo.load(args.source))
+        model = _on_device(_load(args))
         names = args.estimators.split(",") if args.estimators else None
         data = _data(args, model)
         size = args.batch_size or (4 if _knows_words(model) else 64)
@@ -294,6 +294,15 @@ def _check_shape(model, data) -> None:
         )
 
 
+def _load(args: argparse.Namespace):
+    """Return the trained model that the command line names."""
+    if args.model_class is None:
+        return zoo.load(args.source)
+    from zoo.training.command_line import named_class
+
+    return zoo.load(args.source, named_class(args.model_class))
+
+
 def _on_device(model):
     import torch
 
@@ -370,6 +379,7 @@ def parser() -> argparse.ArgumentParser:
             found[name].add_argument("source", metavar="SOURCE", help=SOURCE + of_compare)
 
     sub = found["sample"]
+    _add_class(sub)
     sub.add_argument("-n", type=int, default=64, metavar="N", help="number of samples, at least 1 (default: 64)")
     _add_seed(sub)
     _add_output(sub, "samples.png")
@@ -388,6 +398,7 @@ def parser() -> argparse.ArgumentParser:
         "(default: chains start from noise)",
     )
     sub = found["evaluate"]
+    _add_class(sub)
     _add_data(sub, "mnist_or_digits; for words, the text of the run")
     sub.add_argument(
         "--words",
@@ -397,6 +408,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_protocol(sub)
     sub = found["compare"]
+    _add_class(sub)
     sub.add_argument(
         "--estimators",
         metavar="NAMES",
@@ -451,6 +463,11 @@ def parser() -> argparse.ArgumentParser:
     _add_protocol(sub)
     sub.add_argument("--force", action="store_true", help="replace the checkpoint of that name")
     return parser
+
+
+def _add_class(sub: argparse.ArgumentParser) -> None:
+    text = "class of a model that is not part of the zoo, such as my_package.made.MADE (default: a class of the zoo)"
+    sub.add_argument("--class", dest="model_class", metavar="CLASS", help=text)
 
 
 def _add_seed(sub: argparse.ArgumentParser) -> None:

@@ -18,14 +18,15 @@ from zoo.hub import data_of, read_card, read_training_checkpoint, record_of
 from zoo.hub.exporting import golden_terms
 
 FOLDER = Path(__file__).parent / "made_by_000fc6c"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.ckpt"))
 
 
-def test_there_is_one_of_each_model():
-    assert sorted(path.stem for path in FOLDER.glob("*.ckpt")) == zoo.list_models()
+def test_there_is_one_of_each_of_the_first_ten_models():
+    assert len(NAMES) == 10 and set(NAMES) <= set(zoo.list_models())
     assert all(record_of(path)["commit"].startswith("000fc6c") for path in FOLDER.glob("*.ckpt"))
 
 
-@pytest.mark.parametrize("name", zoo.list_models())
+@pytest.mark.parametrize("name", NAMES)
 def test_a_checkpoint_of_an_earlier_version_loads(name, generator):
     path = FOLDER / f"{name}.ckpt"
     model, saved = zoo.load(path), read_training_checkpoint(path)
@@ -65,5 +66,5 @@ def test_shipped_checkpoints_give_the_golden_terms_on_their_cards(name):
     assert_close(terms, golden, rtol=1e-4, atol=0)
 
 
-def test_there_are_nineteen_of_them():
-    assert len(zoo.list_checkpoints()) == 19
+def test_no_shipped_checkpoint_is_missing():
+    assert len(zoo.list_checkpoints()) >= 19

@@ -62,7 +62,7 @@ def anchors(page):
 @pytest.mark.parametrize("page", TEXT, ids=lambda page: page.name)
 def test_links_and_pictures_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", TEXT[page]):
-        if re.match(r"https?:", link):
+        if re.match(r"https?:", link) or link == "zoo/made.py":  # the model that CONTRIBUTING.md adds
             continue
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
@@ -101,6 +101,8 @@ NUMBERS = {
 def test_every_model_has_its_row_with_the_number_of_its_card(name):
     (row,) = re.findall(rf"^\| `{name}` \|.*$", README, re.MULTILINE)
     assert f"[zoo/{name}.py](zoo/{name}.py)" in row
+    if name not in zoo.list_checkpoints():  # its row has an empty number
+        return
     metrics = json.loads((zoo.WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))["metrics"]
     assert f"[{NUMBERS[name](metrics)}](docs/results.md#{name})" in row
 

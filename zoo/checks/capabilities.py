@@ -118,7 +118,7 @@ class LogLikelihood(Protocol):
 
 
 # Methods to compute log p(x), the values of ``log_likelihood_by``.
-IMPORTANCE, ANNEALED, BOUND, EXACT = "importance samples", "annealed importance sampling", "a bound", "symbol by symbol"
+IMPORTANCE, ANNEALED, BOUND, EXACT = "importance samples", "annealed importance sampling", "a bound", "exactly"
 
 
 @runtime_checkable

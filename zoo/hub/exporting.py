@@ -13,7 +13,15 @@ from zoo.checks import capabilities
 from zoo.checks.sources import check_name, check_source
 from zoo.evaluation.protocol import Protocol, check_protocol, evaluate, measure
 from zoo.evaluation.words import word_map
-from zoo.hub.loading import CheckpointError, best_of, data_of, from_training, from_weights, read_training_checkpoint
+from zoo.hub.loading import (
+    CheckpointError,
+    best_of,
+    class_outside,
+    data_of,
+    from_training,
+    from_weights,
+    read_training_checkpoint,
+)
 from zoo.sampling.chunks import sample_chunks
 from zoo.sampling.pictures import picture, save_figure, save_grid
 from zoo.training.files import atomic_write
@@ -79,6 +87,8 @@ def export(
         raise CheckpointError(
             f"{path} does not record the run that made it; train with the callback RunRecord, which adds this record"
         )
+    if outside := class_outside(checkpoint):
+        raise CheckpointError(f"only models of the zoo are exported, and {path} holds one of the class {outside!r}")
     model: Any = from_training(checkpoint, path)
     check_protocol(protocol or Protocol(), model, record["data"])
 

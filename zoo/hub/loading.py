@@ -34,17 +34,20 @@ SECONDS_TO_DOWNLOAD = 60
 LARGEST_DOWNLOAD = 2**30  # bytes
 
 
-def load(source: str | Path) -> LightningModule:
+def load(source: str | Path, model_class: type[LightningModule] | None = None) -> LightningModule:
     """Load a trained model, in eval mode and on the CPU. :func:`zoo.load` is the same and documents it in full.
 
     Args:
         source: name of a pretrained checkpoint, run folder, checkpoint file, address with a digest, or artifact of
             Weights & Biases.
+        model_class: class of a model that is not part of the zoo, for its training checkpoints.
 
     Raises:
         CheckpointError: if there is no such checkpoint, its digest differs, or it holds no known model.
     """
     text = check_source(source)
+    if model_class is not None and (text in zoo.list_checkpoints() or re.match(ADDRESS, text)):
+        raise CheckpointError(f"{text} holds published weights, whose class is known: leave out {model_class.__name__}")
     if text in zoo.list_checkpoints():
         weights = zoo.WEIGHTS / f"{text}.safetensors"
         if not weights.is_file():
@@ -53,9 +56,9 @@ def load(source: str | Path) -> LightningModule:
     if re.match(ADDRESS, text):
         return _from_address(text)
     if text.startswith("wandb:"):
-        return _from_wandb(text.removeprefix("wandb:"))
+        return _from_wandb(text.removeprefix("wandb:"), model_class)
     path = best_of(Path(text)) if Path(text).is_dir() else Path(text)
-    return from_training(read_training_checkpoint(path), path)
+    return from_training(read_training_checkpoint(path), path, model_class)
 
 
 def read_card(name: str) -> dict[str, Any]:
@@ -111,10 +114,10 @@ def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs
             "checkpoints/interrupted.ckpt after an interruption"
         )
     checkpoint = read_training_checkpoint(path)
-    name = str(checkpoint.get("model"))
-    if (zoo.MODELS | zoo.CLASSIFIERS).get(name) != f"{type(model).__module__}.{type(model).__name__}":
+    name, outside = str(checkpoint.get("model")), class_outside(checkpoint)
+    if (outside or (zoo.MODELS | zoo.CLASSIFIERS).get(name)) != name_of_class(type(model)):
         raise CheckpointError(
-            f"{path} is a checkpoint of the model {name!r}, but this run trains {type(model).__name__}; "
+            f"{path} is a checkpoint of the model {outside or name!r}, but this run trains {type(model).__name__}; "
             "choose a checkpoint of that model"
         )
     before = checkpoint.get("hyper_parameters", {})
@@ -135,9 +138,32 @@ def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs
         )
 
 
-def from_training(checkpoint: dict[str, Any], path: Path) -> LightningModule:
-    """Return the model of a training checkpoint that was read from ``path``, in eval mode."""
-    model = _build(checkpoint.get("model"), checkpoint.get("hyper_parameters", {}), checkpoint["state_dict"], path)
+def name_of_class(kind: type) -> str:
+    """Return the dotted name of a class, as ``zoo.MODELS`` and the records of runs write it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def class_outside(checkpoint: dict[str, Any]) -> str | None:
+    """Return the name of the class in a training checkpoint if its run trained one outside the zoo, else None."""
+    record = checkpoint.get("record")
+    name = record.get("class") if isinstance(record, dict) else None
+    return name if isinstance(name, str) and not name.startswith("zoo.") else None
+
+
+def from_training(
+    checkpoint: dict[str, Any], path: Path, model_class: type[LightningModule] | None = None
+) -> LightningModule:
+    """Return the model of a training checkpoint that was read from ``path``, in eval mode.
+
+    The file never decides which class is imported: it is one of the zoo, or ``model_class``.
+    """
+    if model_class is None and (outside := class_outside(checkpoint)):
+        raise CheckpointError(
+            f"{path} holds a model of the class {outside!r}, which is not part of the zoo: give its class yourself, "
+            "--class module.Class on the command line or zoo.load(path, Class) in Python"
+        )
+    kind = model_class or _known_class(checkpoint.get("model"), path)
+    model = _build(kind, checkpoint.get("hyper_parameters", {}), checkpoint["state_dict"], path)
     model.on_load_checkpoint(checkpoint)  # restores state outside parameters and buffers, such as persistent chains
     return model
 
@@ -155,7 +181,7 @@ def _from_address(address: str) -> LightningModule:
     return from_weights(data, digest, url)
 
 
-def _from_wandb(name: str) -> LightningModule:
+def _from_wandb(name: str, model_class: type[LightningModule] | None = None) -> LightningModule:
     """Return the model in an artifact of Weights & Biases, after a check of the digests of its files."""
     import wandb
 
@@ -175,7 +201,7 @@ def _from_wandb(name: str) -> LightningModule:
             raise CheckpointError(
                 f"wandb:{name} holds {len(found)} files .ckpt; an artifact of this zoo holds exactly one"
             )
-        return from_training(read_training_checkpoint(found[0]), found[0])
+        return from_training(read_training_checkpoint(found[0]), found[0], model_class)
 
 
 def from_weights(data: bytes, digest: str, source: str) -> LightningModule:
@@ -190,18 +216,26 @@ def from_weights(data: bytes, digest: str, source: str) -> LightningModule:
         hyper_parameters = json.loads(metadata.get("hyper_parameters", "{}"))
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(f"{source} is not a safetensors file: {error}") from error
-    return _build(metadata.get("model"), hyper_parameters, tensors, source)
+    return _build(_known_class(metadata.get("model"), source), hyper_parameters, tensors, source)
 
 
-def _build(
-    model: Any, hyper_parameters: dict[str, Any], state_dict: dict[str, torch.Tensor], source: str | Path
-) -> LightningModule:
-    """Return the model with this name, these constructor arguments and these weights, in eval mode."""
+def _known_class(model: Any, source: str | Path) -> type[LightningModule]:
+    """Return the class of a known name. Only these classes are imported."""
     known = zoo.MODELS | zoo.CLASSIFIERS
     if model not in known:
         raise CheckpointError(f"{source} holds a model named {model!r}; the known models are {', '.join(known)}")
     module, _, name = known[model].rpartition(".")
-    kind = getattr(importlib.import_module(module), name)
+    return getattr(importlib.import_module(module), name)
+
+
+def _build(
+    kind: type[LightningModule],
+    hyper_parameters: dict[str, Any],
+    state_dict: dict[str, torch.Tensor],
+    source: str | Path,
+) -> LightningModule:
+    """Return the model with this class, these constructor arguments and these weights, in eval mode."""
+    name = kind.__name__
     try:
         inspect.signature(kind).bind(**hyper_parameters)
     except TypeError as error:

@@ -11,7 +11,7 @@ from zoo.checks.moved import current_name
 from zoo.checks.values import check_choice, check_flag
 from zoo.training.error_lines import SHOW_ALL
 from zoo.training.hydra_errors import line_of_hydra
-from zoo.training.shell import override
+from zoo.training.shell import override, quoted
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -36,9 +36,11 @@ def readable_arguments(arguments: list[str], config_dir: Path) -> list[str]:
     options = _options(arguments)
     sweep = options.multirun or "hydra.mode=MULTIRUN" in arguments
     arguments = [_readable(a, sweep) if a in options.overrides else _with_home(a) for a in arguments]
-    elsewhere = (options.config_dir, options.config_name, options.config_path, options.info, options.experimental_rerun)
-    if not (any(elsewhere) or options.help or options.hydra_help or options.shell_completion):
-        _check_composition([_readable(a, sweep) for a in options.overrides], config_dir, sweep)
+    own = Path(os.path.expanduser(options.config_dir)).absolute() if options.config_dir else None
+    elsewhere = (options.config_name, options.config_path, options.info, options.experimental_rerun)
+    missing = own is not None and not own.is_dir()  # Hydra says so
+    if not (any(elsewhere) or missing or options.help or options.hydra_help or options.shell_completion):
+        _check_composition([_readable(a, sweep) for a in options.overrides], config_dir, sweep, own)
     return arguments
 
 
@@ -99,8 +101,12 @@ def _overrides(arguments: list[str]) -> "list[Override]":
     return OverridesParser.create().parse_overrides(arguments)
 
 
-def _check_composition(arguments: list[str], config_dir: Path, sweep: bool) -> None:
-    """Raise UserError if Hydra cannot compose the configuration. In a sweep, only the first values are checked."""
+def _check_composition(arguments: list[str], config_dir: Path, sweep: bool, own: Path | None = None) -> None:
+    """Raise UserError if Hydra cannot compose the configuration. In a sweep, only the first values are checked.
+
+    Args:
+        own: a second folder of configurations, from the user.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
@@ -116,13 +122,15 @@ def _check_composition(arguments: list[str], config_dir: Path, sweep: bool) -> N
                 "string, 'key=\"a,b\"'"
             )
         lines = [line for o in overrides if (line := _first_value(o))]
+        search = [f"hydra.searchpath=[{quoted(f'file://{own}')}]"] if own else []
+        folders = [config_dir, own] if own else [config_dir]
         with initialize_config_dir(str(config_dir.absolute()), version_base="1.3"):
             try:
-                compose("train", lines, return_hydra_config=True)
+                compose("train", [*lines, *search], return_hydra_config=True)
             except (HydraException, ValueError):
-                choices = [o for o in overrides if _is_choice(o, config_dir)]
+                choices = [o for o in overrides if any(_is_choice(o, folder) for folder in folders)]
                 lines = [line for o in choices if (line := _first_value(o))]
-                _check_keys(overrides, choices, compose("train", lines, return_hydra_config=True))
+                _check_keys(overrides, choices, compose("train", [*lines, *search], return_hydra_config=True))
                 raise
     except UserError:
         raise
@@ -171,6 +179,26 @@ def _check_keys(overrides: "list[Override]", choices: "list[Override]", cfg) -> 
         if parent == "trainer":  # all other configurations list every argument
             hint += f" Add another argument of Lightning's Trainer with +{given.input_line}"
         raise UserError(f"unknown key {given.key_or_group}: {parent} has {', '.join(known)}.{hint}")
+
+
+def named_class(name: str) -> type:
+    """Import the class of a model by its dotted name, which the user has typed.
+
+    Raises:
+        UserError: if there is no such LightningModule.
+    """
+    from importlib import import_module
+
+    from lightning import LightningModule
+
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(import_module(module), attribute, None)
+    except (ImportError, ValueError) as error:  # ValueError for an empty name of a module
+        raise UserError(f"--class {name} cannot be imported: {error}. PYTHONPATH must name its folder") from error
+    if not (isinstance(found, type) and issubclass(found, LightningModule)):
+        raise UserError(f"--class {name} is no LightningModule: write module.Class, such as my_package.made.MADE")
+    return found
 
 
 def with_home(node: "DictConfig | ListConfig") -> None:
