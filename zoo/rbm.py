@@ -74,7 +74,7 @@ class RBM(L.LightningModule):
     Args:
         num_hidden: H, the number of hidden units.
         num_visible: V, the number of visible units: 784 for images, other sizes for vectors.
-        learning: ``cd``, ``pcd`` or ``exact``. ``exact`` needs a layer of at most 20 units. Above 16, steps take seconds.
+        learning: ``cd``, ``pcd`` or ``exact``. ``exact`` needs a layer of <= 20 units. Above 16, steps take seconds.
         k: Gibbs steps per update, or a schedule over epochs: ``[[0, 1], [20, 5]]`` is 1 for 20 epochs, then 5.
         num_chains: number of persistent chains (``pcd``) over all processes, at least one per process.
         restarts: probability that a persistent chain restarts from random pixels before an update, >= 0 and < 1.
