@@ -109,8 +109,8 @@ class ConvTrunk(nn.Module):
     Args:
         width: channels at 14 x 14 pixels.
         norm: ``layer`` normalises each image separately, ``batch`` is BatchNorm. With BatchNorm, the output for one
-            image depends on the other images of the batch. Do not combine BatchNorm with a gradient penalty, which needs a
-            separate gradient for each image.
+            image depends on the other images of the batch. Do not combine BatchNorm with a gradient penalty: the
+            penalty needs a separate gradient for each image.
     """
 
     def __init__(self, width: int = 32, norm: Literal["layer", "batch"] = "layer"):
