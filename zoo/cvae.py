@@ -287,7 +287,7 @@ class CVAE(L.LightningModule):
         """Return the importance-weighted lower bound of log p(x | y), as in Burda et al. 2015, eq. 8.
 
         Args:
-            x: images in [0, 1], (B, 1, 28, 28), which the Bernoulli likelihood binarises here, once.
+            x: images in [0, 1], (B, 1, 28, 28). With the Bernoulli likelihood, they are binarised once.
             y: labels of ``x``.
             num_samples: importance samples per image, at least 1. More samples make the bound tighter.
 
@@ -310,7 +310,7 @@ class CVAE(L.LightningModule):
     # Gradient estimators.
 
     def probe_batch(self, batch, *, generator: torch.Generator | None = None):
-        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of its estimator."""
+        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of the estimator."""
         x, y = batch[0], labels_in(batch, self)
         return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)), y]
 

@@ -35,11 +35,11 @@ Differs from the paper:
 - [DSL eq. 14.43] prints abar_t instead of alpha_t in its first factor, q(x_t | x_{t-1}). The code follows eq. 14.45.
 - The U-Net is small and works on 2 x 2 patches of unpadded 28 x 28 images, for speed on a CPU. It has no dropout, and
   attention only at the lowest resolution.
-- The learning rate is 1e-3 (paper: 2e-4) and falls to 0 along half a cosine. Batches have 64 images (paper: 128). Runs
-  take an hour, so they need more and larger steps.
+- The learning rate is 1e-3 (paper: 2e-4) and falls to 0 along half a cosine. Batches have 64 images (paper: 128). A run
+  takes about an hour. Small batches allow more steps in an hour, and a high learning rate makes larger steps.
 - The exponential moving average has decay 0.999 (paper: 0.9999) and a warm-up (callbacks/ema.py).
 - DDIM's steps are evenly spaced from T-1 to 0, both included. DDIM also clips x0_hat, and then recomputes eps.
-- Labels are added to the embedding of the step. Training drops some of them at random, for classifier-free guidance
+- Labels are added to the embedding of the step. Training drops some labels at random, for classifier-free guidance
   (Ho & Salimans 2022, arXiv:2207.12598).
 """
 
@@ -69,7 +69,7 @@ from zoo.nets.unet import UNet, check_unet
 from zoo.training.ranks import equal_rows
 from zoo.training.schedules import half_cosine
 
-HISTORY = 10  # last losses kept for each step, for importance sampling
+HISTORY = 10  # number of recent losses kept for each step, for importance sampling
 STATES = dict.fromkeys(("xt", "x_T", "a", "b"), inputs.noisy) | {
     "t": inputs.integers_below(lambda self: self.num_steps)
 }
@@ -160,7 +160,7 @@ class DDPM(L.LightningModule):
         """Return the network's estimate of x_0, (B, 1, 28, 28), unclipped.
 
         With labels and ``guidance`` w, the output is (1 + w) output(x_t, y) - w output(x_t), Ho & Salimans 2022, eq. 6.
-        Their equation is for eps. It also holds for v and x0, which are affine functions of eps.
+        Eq. 6 is for eps. It also holds for v and x0, which are affine functions of eps.
         """
         output = self(xt, t, y)
         if y is not None and guidance:
@@ -181,7 +181,7 @@ class DDPM(L.LightningModule):
     def blurred_score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the score of images with added noise N(0, sigma^2 I), (B, 1, 28, 28).
 
-        It has the signature of :class:`zoo.score.Score`, for ``annealed_langevin_steps(ddpm.blurred_score, x, ...)``.
+        It can replace a :class:`zoo.score.Score` in ``annealed_langevin_steps(ddpm.blurred_score, x, ...)``.
 
         Args:
             x: Images in [-1, 1] with noise of standard deviation ``sigma``, (B, 1, 28, 28).
@@ -194,7 +194,7 @@ class DDPM(L.LightningModule):
     # Training: noise() draws all random numbers, and losses() is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, timesteps: str | None = None) -> Noise:
-        """Draw ``t``, its ``weight`` 1 / (T p_t) and, to drop labels, ``u``, (B,) each, and ``eps`` (B, 1, 28, 28)."""
+        """Draw ``t``, ``weight`` = 1 / (T p_t) and ``u``, which drops labels, (B,) each, and ``eps`` (B, 1, 28, 28)."""
         x, timesteps = batch[0], self.hparams.timesteps if timesteps is None else timesteps
         B, T, drawn = len(batch[0]), self.hparams.steps, {"generator": generator, "device": batch[0].device}
         p = self.importance() if timesteps == "importance" else None
@@ -354,7 +354,7 @@ class DDPM(L.LightningModule):
     def bound_terms(self, x: Tensor, *, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
         """Return L_0, ..., L_{T-1} and L_T, (T + 1, B) nats, for images ``x`` of 256 grey values in [0, 1].
 
-        Their expected sum is an upper bound of -log p(x), where p(x) is the probability of the grey values. Each term
+        The expected sum is an upper bound of -log p(x), where p(x) is the probability of the grey values. Each term
         except L_T is estimated from a separate draw of x_t. Each image takes T network evaluations.
         """
         draw = partial(randn, *x.shape, generator=generator, device=x.device)

@@ -1,6 +1,7 @@
 """GAN: a generative adversarial network for images, points or one-hot sequences.
 
-The discriminator D learns to tell data from samples. The generator G learns to make samples that D takes for data.
+The discriminator D learns to distinguish data from samples. The generator G learns to make samples that D classifies as
+data.
 
 Papers: Goodfellow et al., "Generative Adversarial Nets", 2014, arXiv:1406.2661; [DSL 13.1]. The networks follow DCGAN
 (Radford et al. 2016, arXiv:1511.06434) and are in zoo/nets/adversarial.py. The loss ``kl`` and the model of discrete
@@ -47,7 +48,7 @@ Differs from the papers:
   recomputes all running statistics from samples.
 - On several processes, each process normalises over its own part of a batch. Training therefore differs from
   training on one process. The checkpoint has the running statistics of rank 0. Nothing else depends on how a batch is
-  split.
+  divided between processes.
 - z is normal. In DCGAN it is uniform.
 - Each network has two convolutions for images of 28 x 28 pixels. DCGAN has four for 64 x 64 pixels. The discriminator
   has an extra layer of 256 units.
@@ -218,7 +219,7 @@ class GAN(L.LightningModule):
         return self.discriminator_terms(batch[0], self.noise(batch, generator=generator))
 
     def generator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Draw noise and return the generator's ``loss``, nats. Only the size of the batch matters."""
+        """Draw noise and return the generator's ``loss``, nats. Only the size of ``batch`` is used."""
         return self.generator_terms(self.noise(batch, generator=generator))
 
     # Training, with manual optimisation.
@@ -303,9 +304,8 @@ class GAN(L.LightningModule):
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
         """Return estimators of the generator's gradient, one per loss, and of the discriminator's gradient of -V.
 
-        The model's ``generator_loss`` comes first, and ``discriminator`` last. The generator's losses are
-        differentiated with respect to the generator's parameters, and -V with respect to the discriminator's. One draw
-        has one z for each example of the batch.
+        The model's ``generator_loss`` comes first, and ``discriminator`` last. Each loss is differentiated with respect
+        to the parameters of the network that minimises it. One draw has one z for each example of the batch.
         """
 
         def estimator(name: str, network: str, loss: Callable) -> GradientEstimator:

@@ -13,7 +13,7 @@ Chen et al., "InfoGAN: Interpretable Representation Learning by Information Maxi
 
 Symbols: x are images in [0, 1], (B, 1, 28, 28). z ~ N(0, I), (B, z_dim). category is an integer 0 .. K-1, (B,).
 continuous is (B, D); in eq. 6, D is the discriminator. real and fake are images in [-1, 1]. logits are (B,).
-Logged, {train,val,test}/: discriminator_loss = -V and generator_loss, which includes -lambda L_I. D_x, D_G_z, value and
+Logged {train,val,test}/: discriminator_loss = -V and generator_loss, which includes -lambda L_I. D_x, D_G_z, value and
 js are as in zoo/gan.py. mi_categorical and mi_continuous are the two parts of L_I, in nats. Validation and test also
 log mi_ceiling = log K, and accuracy, nmi and ari, which compare categories with labels. Training never uses labels.
 
@@ -26,14 +26,14 @@ Differs from the paper:
 - Q's variance is learned, as in the paper. The authors' code fixes it at 1, which makes L_I a loose bound.
 - ``cluster`` maximises the mean of log Q over eight deformed copies of an image. The deformations are half as strong as
   in training, and the same for all images. Reading one copy without deformation makes 1.6 times as many errors.
-- In training, BatchNorm normalises real and generated images separately, and each process its own part of a batch.
+- In training, BatchNorm has separate statistics for real images, for generated images, and for each process.
 - Evaluation uses BatchNorm statistics of samples. Only ``cluster`` uses statistics of real images, with deformations of
   half strength.
 - z is normal. In the authors' code it is uniform.
 - The generator minimises the non-saturating loss, as in the authors' code.
 - The layers are smaller than in the paper. Evaluation uses the exponential moving average of both networks.
-- [DSL 13.5] prints log Q(c' | x) in the last line of the bound. The correct term is log Q(c | x). It also prints
-  integrals where a categorical code needs sums.
+- [DSL 13.5] prints log Q(c' | x) in the last line of the bound. The correct term is log Q(c | x). [DSL 13.5] also
+  prints integrals for the categorical code, which needs sums.
 """
 
 import math
@@ -210,7 +210,7 @@ class InfoGAN(L.LightningModule):
         return self.discriminator_terms(batch[0], self.noise(batch, generator=generator))
 
     def generator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Return the terms of generator and Q, which minimise ``loss``. Only the size of the batch is used."""
+        """Return the terms of generator and Q, which minimise ``loss``. Only the size of ``batch`` is used."""
         return self.generator_terms(self.noise(batch, generator=generator))
 
     # Training, by Lightning's manual optimisation.
@@ -279,7 +279,7 @@ class InfoGAN(L.LightningModule):
             self.agreement.update(self.cluster(batch[0]), batch[1])
 
     def on_validation_epoch_end(self, stage="val"):
-        scores = self.agreement.compute() if self.agreement.update_called else {}  # empty without labels
+        scores = self.agreement.compute() if self.agreement.update_called else {}  # no scores without labels
         self.log_dict({f"{stage}/{k}": v for k, v in scores.items()}, sync_dist=True)
         self.agreement.reset()
 

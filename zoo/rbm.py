@@ -9,7 +9,7 @@ Analysis of Deep Belief Networks", 2008. Lecture notes (docs/references.md): [Li
     p(h_j=1 | v) = sigmoid( c_j + (v'W)_j ),  p(v_i=1 | h) = sigmoid( b_i + (W h)_i )      hidden_logits, visible_logits
     log p(v)     = - F(v) - log Z, grad log p(v) = - grad F(v) + E_{v' ~ p}[ grad F(v') ]  log_likelihood, objective
 
-These functions are in zoo/functional/boltzmann.py and in the class RBM. zoo/functional/partition.py computes log Z. The
+The equations are in zoo/functional/boltzmann.py and in the class RBM. zoo/functional/partition.py computes log Z. The
 units of a layer are independent given the other layer, so Gibbs sampling (zoo/functional/gibbs.py) draws a whole layer
 at once. Training minimises mean F(v) - mean F(v'). Its gradient is unbiased if v' ~ p. ``learning`` selects v':
 
@@ -20,7 +20,7 @@ at once. Training minimises mean F(v) - mean F(v'). Its gradient is unbiased if 
 Symbols: v are visible units, (B, V). h are hidden units, (B, H). W is (V, H). b and c are the visible and hidden
 biases, (V,) and (H,). u is uniform noise. Images are (B, 1, 28, 28) in [0, 1], and RBM binarises them.
 Logged, in nats per example: train/loss is mean F(v) - mean F(v'). It is near zero and does not show progress. For
-``exact`` it is -log p(v). {val,test}/loss is -log p(v). Its log Z is enumerated if a layer has at most 16 units.
+``exact`` it is -log p(v). {val,test}/loss is -log p(v). log Z is enumerated if a layer has at most 16 units.
 For larger layers, annealed importance sampling estimates log Z. zoo/functional/partition.py explains /log_partition,
 /pseudo_likelihood and /reconstruction_error. val/free_energy_gap is mean F of validation images minus mean F of 1,000
 fixed training images. A growing gap is a sign of overfitting (Hinton 2010, sec. 6).
@@ -247,7 +247,7 @@ class RBM(L.LightningModule):
             self.chains = h
         n = self.trainer.log_every_n_steps
         if n and (self.trainer.fit_loop.total_batch_idx + 1) % n == 0:
-            self.log("train/loss", loss, prog_bar=True)  # logging every step would add a tenth to its time
+            self.log("train/loss", loss, prog_bar=True)  # logging at every step would make steps 10 % slower
         return loss
 
     @torch.no_grad()
@@ -329,7 +329,7 @@ class RBM(L.LightningModule):
     def log_partitions(self, steps: int | None = None, *, generator: Generator = None, progress=False) -> Partitions:
         """Return estimates of log Z by name, in nats; see :func:`zoo.functional.partition.log_partitions`.
 
-        ``steps`` is ``test_ais_temperatures`` if None. The noise is the same in every call if ``generator`` is None.
+        If ``steps`` is None, it is ``test_ais_temperatures``. If ``generator`` is None, all calls use the same noise.
         """
         steps = self.hparams.test_ais_temperatures if steps is None else steps
         generator = chunk_generator(0, -2) if generator is None else generator
@@ -380,7 +380,7 @@ class RBM(L.LightningModule):
         values.check_integer("steps", steps)
         shown, sources = gibbs.frame_steps(steps, frames), {"data": self.probe, "chains": self.chains}
         v = gibbs.beginning(init, n, self.machine, self.observe, **sources, generator=generator)
-        found = gibbs.gibbs_frames(v, shown, self.machine, generator=generator).squeeze(1)  # a single frame has no axis
+        found = gibbs.gibbs_frames(v, shown, self.machine, generator=generator).squeeze(1)  # one frame has no axis
         return found.unflatten(-1, (1, 28, 28)) if self.hparams.num_visible == 28 * 28 else found
 
     # Gradient estimators.

@@ -38,7 +38,7 @@ Differs from the papers:
   larger.
 - Images in [-1, 1] have levels from 10 to 0.05. The 2019 paper has ten levels from 1 to 0.01 for images in [0, 1].
   For images, technique 4 of the 2020 paper sets the Langevin step size. As in that paper, a last step denoises.
-- Sliced directions v are Rademacher (+1 or -1), which has the least variance of all v with independent entries.
+- The directions v have Rademacher entries (+1 or -1). No other independent entries give less variance.
 """
 
 import math
@@ -209,7 +209,7 @@ class Score(L.LightningModule):
             return at_least_float32(self.net(x, torch.zeros(len(x), device=x.device)))
         if sigma is None:
             raise UserError("sigma is missing, and this model has noise levels: give sigma, (B,)")
-        # The network sees log sigma, rescaled from the range of the levels to 0 .. 1000. A single level is at 0.
+        # The network sees log sigma, rescaled from the range of the levels to 0 .. 1000. With a single level, it is 0.
         low, high = math.log(self.hparams.sigma_min), math.log(max(self.hparams.sigma_max, 2 * self.hparams.sigma_min))
         t = (sigma.log() - low) / (high - low) * 1000
         sigma = sigma.view(-1, *[1] * (x.ndim - 1))
@@ -300,7 +300,7 @@ class Score(L.LightningModule):
             step_size: e / sigma^2 with the step size e of zoo/functional/langevin.py. The default is 0.05 for points
                 and :func:`best_step_size` for images. With one level or none, it is e, and the default is
                 0.14 D / E|s(x)|^2 at the start. For N(0, s^2 I) data this default is 0.14 s^2.
-            denoise: Remove the noise of the last level at the end. Has no effect without noise levels.
+            denoise: Whether to remove the noise of the last level at the end. Without noise levels, it has no effect.
             adjusted: Accept or reject each step by Metropolis-Hastings. The change of log p is the integral of the
                 score along the step, which takes four more evaluations. If the learned score is not a gradient, the
                 integral depends on the path.
@@ -341,8 +341,8 @@ class Score(L.LightningModule):
     ) -> tuple[list[Tensor], list[float]]:
         """Return the states of the ``n`` chains of :meth:`sample` and the fractions of accepted steps.
 
-        Both lists have one entry for each level, or for each step with one level or none. Images are in [-1, 1]. The
-        fractions are 1 unless ``adjusted`` is true.
+        Both lists have one entry for each level. With one level or none, they have one entry for each step. Images are
+        in [-1, 1]. The fractions are 1 unless ``adjusted`` is true.
         """
         levels = len(self.sigmas)
         steps = self._default_steps if steps is None else steps

@@ -37,9 +37,9 @@ Differs from the papers:
   output vectors, noise words also count as pairs. With subsampling, the limit affects some of the most frequent words.
   In a vocabulary of a few words, it affects all words. Large learning rates can still diverge.
 - Input vectors start sqrt(D) times larger than in word2vec. With the initial values of word2vec, NCE learns more
-  slowly. After 15 epochs on 65,000 words, the held-out nll is 6.94 with them, and 6.73 with the larger values.
+  slowly. After 15 epochs on 65,000 words, the held-out nll is 6.94. With the larger values it is 6.73.
 - Windows are formed after rare and subsampled words are removed, as in word2vec.
-- Negative sampling has no biases. For other objectives, s starts at b_w, the log frequency of w, and Z_c at 1.
+- Negative sampling has no biases. For other objectives, s starts at b_w, the log frequency of w, so Z_c = 1.
 """
 
 import math
@@ -151,7 +151,7 @@ class SkipGram(L.LightningModule):
         return "output" in self.tables
 
     def limit_rates(self, pairs: float, frequency: Tensor) -> None:
-        """Set each word's fraction of ``lr``, for steps of ``pairs`` expected pairs and words of ``frequency`` (V,)."""
+        """Set the fraction of ``lr`` for each word, from its ``frequency`` (V,) and the expected ``pairs`` per step."""
         q = self.q.log_q.cpu().double().exp()
         noise = 0 if self.hparams.objective == "softmax" else self.hparams.num_noise * q
         for name, expected in {"input": pairs * frequency, "output": pairs * (frequency + noise)}.items():

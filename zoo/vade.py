@@ -1,4 +1,4 @@
-"""VaDE: a variational autoencoder with a mixture of Gaussians as its prior, which clusters images without labels.
+"""VaDE: a variational autoencoder with a mixture of Gaussians as its prior. It clusters images without labels.
 
 Jiang, Zheng, Tan, Tang, Zhou, "Variational Deep Embedding", 2017, arXiv:1611.05148.
 Lecture notes (docs/references.md): [DSL 12.1.3], [HW2 P7].
@@ -34,7 +34,7 @@ labels.
 
 Differs from the paper:
 - In both phases of training the encoder sees randomly deformed images (``deformation``), and the decoder reconstructs
-  the original ones. The paper's denoising autoencoder masks pixels. With deformation, clusters follow
+  the original images. The paper's denoising autoencoder masks pixels. With deformation, clusters follow
   digits rather than slants. The ELBO remains a lower bound, as it is for any q (Im et al. 2017).
 - The autoencoder is pretrained as a whole with Adam, not layer by layer. The learning rate decays in each phase.
 - The mixture is initialised by k-means, not by EM (``initial_mixture: em``). On the same latents the accuracy is 0.89
@@ -45,7 +45,7 @@ Differs from the paper:
   is not a likelihood of grey pixels. Clusters are computed from grey images.
 - gamma is held fixed in the gradient. It is computed at z = mu(x), not at a drawn z.
 - The default networks are 784-300-300-600-10, not 784-500-500-2000-10.
-- [HW2 P7] has the marginal p(z) and also subtracts KL( gamma || p(c) ), which counts the prior of c twice. The correct
+- [HW2 P7] prints the marginal form with KL( gamma || p(c) ), which counts the prior of c twice. The correct
   divergence is KL( gamma || p(c|z) ), as above.
 """
 
@@ -109,10 +109,10 @@ def mean_field_negative_elbo(
 @accepts_old_form("noise", "loss", "bound", "pretraining_loss", "log_likelihood", "probe_batch")
 @checks_inputs(x=images, z=numbers(lambda self: (self.hparams.latent_dim,)))
 class VaDE(L.LightningModule):
-    """Variational autoencoder with a mixture of Gaussians as its prior, which clusters images without labels.
+    """Variational autoencoder with a mixture of Gaussians as its prior. It clusters images without labels.
 
     ``fit`` has two phases. For ``pretrain_epochs`` epochs it trains an autoencoder with z = mu(x). Then it fits the
-    mixture once to the latents of the training images, and trains all parameters to maximise the bound.
+    mixture once to the latents of the training images, and trains all parameters to maximise the mean field.
 
     Args:
         num_clusters: K, the number of clusters.
@@ -206,7 +206,7 @@ class VaDE(L.LightningModule):
         return mean_field_negative_elbo(x, noise["eps"], encode, self.log_px, self.mixture, log_gamma)
 
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Return the terms of :meth:`mean_field`, which training minimises: means over the batch, nats per example."""
+        """Return the terms of :meth:`mean_field`, batch means, nats per example. Training minimises ``loss``."""
         noise = self.noise(batch, generator=generator)
         return {name: term.mean() for name, term in self.mean_field(binarise(batch[0], noise["u"]), noise).items()}
 
@@ -229,7 +229,7 @@ class VaDE(L.LightningModule):
         epochs, pretraining = self.trainer.max_epochs, self.hparams.pretrain_epochs
         if self.trainer.datamodule is None:
             raise UserError(
-                "fit got no datamodule, and VaDE reads the training images twice: use fit(model, datamodule=...)"
+                "fit got no datamodule, from which VaDE reads the training images: use fit(model, datamodule=...)"
             )
         loader = self.trainer.datamodule.train_dataloader()  # a new one: the trainer's loader must keep its position
         known = isinstance(loader, Batched) and loader.batch_size
@@ -296,7 +296,7 @@ class VaDE(L.LightningModule):
             self.agreement.update(self.cluster(x), *y)
 
     def on_validation_epoch_end(self, stage="val"):
-        scores = self.agreement.compute() if self.agreement.update_called else {}  # empty without labels
+        scores = self.agreement.compute() if self.agreement.update_called else {}  # no scores without labels
         self.log_dict({f"{stage}/{k}": v for k, v in scores.items()}, sync_dist=True)
         self.agreement.reset()
 
@@ -389,7 +389,7 @@ class VaDE(L.LightningModule):
     # Gradient estimators.
 
     def probe_batch(self, batch, *, generator: torch.Generator | None = None):
-        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of its estimator."""
+        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of the estimator."""
         x, *rest = batch
         return [binarise(x, rand(*x.shape, generator=generator, device=x.device)), *rest]
 

@@ -32,11 +32,11 @@ Differs from the papers:
   probability of a 1.
 - The Gaussian likelihood has one learned variance for all pixels (Rybkin et al. 2021), not one for each pixel.
   ``variance_floor`` is added to this variance. Without it, an exact reconstruction would have unbounded density.
-- The means of that likelihood are linear in the last layer, without a sigmoid. Only ``decode`` clips them to [0, 1].
+- The means of the Gaussian likelihood come from a linear layer, not a sigmoid. Only ``decode`` clips them to [0, 1].
 - The score-function estimators use the divergence in closed form. [Liao22] puts all of log p(x, z) - log q(z | x) into
-  the score term, as the estimators ``+sampled_kl`` do. Both have the same expectation.
-- Training with relaxed latents uses the closed-form divergence of discrete latents, as in Jang et al. The logged
-  train/loss is then not a bound. Maddison et al. use the divergence of the relaxed latents. val/loss is a bound.
+  the score term, as the estimators ``+sampled_kl`` do. Both gradients have the same expectation.
+- Training with relaxed latents uses the closed-form divergence of discrete latents (as in Jang et al.). The logged
+  train/loss is then not a bound, but val/loss is. Maddison et al. use the divergence of the relaxed latents.
 - NVIL (Mnih & Gregor 2014) also divides the cost by its running standard deviation, which rescales the gradient. The
   estimator here does not divide.
 - Wake-sleep draws a new pair (z, x) from the model for each image at each step. One step minimises wake + sleep.
@@ -104,12 +104,12 @@ class VAE(L.LightningModule):
         objective: ``elbo``, ``iwae`` or ``wake_sleep``.
         num_samples: k, the number of draws of z for each image. ``iwae`` maximises L_k, and ``elbo`` averages over the
             draws. The antithetic and leave-one-out estimators use at least two draws.
-        beta: weight of the divergence in ``elbo``, at least 0. With 1 the ELBO is a bound of log p(x).
+        beta: weight of the divergence in ``elbo``, at least 0. With 1 the ELBO is a lower bound of log p(x).
         estimator: gradient estimator, one of ``ESTIMATORS`` in zoo.estimators.by_name. ``auto`` is pathwise for
             Gaussian latents. For other latents it is score_function+nvil (``elbo``) or score_function+loo (``iwae``).
         temperature: temperature of relaxed latents, or its initial value if a control variate learns it.
         temperature_end: temperature of gumbel_softmax and straight_through at the end of the run. The decay is
-            exponential. Null keeps ``temperature``.
+            exponential. None keeps ``temperature`` constant.
         lr: learning rate of Adam, which decays to zero by half a cosine over the run.
         variance_floor: added to the learned variance of the Gaussian likelihood, in squared pixel units (white is 1).
 
@@ -291,8 +291,8 @@ class VAE(L.LightningModule):
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Return the terms of the objective: means over the batch, nats per example. Training minimises ``loss``.
 
-        A learned baseline or control variate adds another loss. The gradient of ``loss`` includes its gradient. The
-        value of ``loss`` does not include its value.
+        A learned baseline or control variate adds the gradient of its loss to the gradient of ``loss``. It does not
+        change the value of ``loss``.
         """
         noise = self.noise(batch, generator=generator)
         x = self.observe(batch[0], noise["u"])
@@ -374,7 +374,7 @@ class VAE(L.LightningModule):
         """Return the importance-weighted lower bound of log p(x), Burda et al. 2015, eq. 8.
 
         Args:
-            x: images in [0, 1], (B, 1, 28, 28), which the Bernoulli likelihood binarises here, once.
+            x: images in [0, 1], (B, 1, 28, 28). With the Bernoulli likelihood, they are binarised once.
             num_samples: importance samples per image, at least 1. More samples make the bound tighter.
             y: labels, which are not used.
 
@@ -393,7 +393,7 @@ class VAE(L.LightningModule):
     # Gradient estimators.
 
     def probe_batch(self, batch, *, generator: torch.Generator | None = None):
-        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of its estimator."""
+        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of the estimator."""
         x, *rest = batch
         return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)), *rest]
 

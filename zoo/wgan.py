@@ -42,7 +42,7 @@ Differs from the papers:
 - Each batch is one step of the critic, and every n_critic-th batch is also a step of the generator. WGAN's code takes
   100 critic steps before each of the first 25 generator steps, and before every 500th generator step.
 - With the penalty, the critic normalises each image separately, as WGAN-GP recommends. With BatchNorm, the penalty of
-  one image would depend on the others.
+  one image would depend on the other images.
 - With clipping, the convolutional critic has BatchNorm, as in WGAN. Validation first recomputes the running statistics
   from samples. On several processes, each process normalises over its own part of a batch, as in zoo/gan.py.
 - With clipping, both networks use RMSprop, as in WGAN. The paper's learning rate is 5e-5, and experiment=wgan_clip sets
@@ -193,7 +193,7 @@ class WGAN(L.LightningModule):
         return self.critic_terms(batch[0], self.noise(batch, generator=generator))
 
     def generator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Draw noise and return the generator's ``loss``. Only the size of the batch matters."""
+        """Draw noise and return the generator's ``loss``. Only the size of ``batch`` is used."""
         return self.generator_terms(self.noise(batch, generator=generator))
 
     # Training, with manual optimisation.

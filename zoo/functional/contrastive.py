@@ -13,8 +13,8 @@ of the text, the expected gradient of -J is
 
     sum_w k q / (e^s + k q) (P - e^s) grad s
 
-It is zero at e^s = P. The scores then satisfy Z_c = 1 without any constraint. As k grows, the gradient tends to
-sum_w (P - e^s) grad s. If Z_c = 1, this is the gradient of the log-likelihood.
+This gradient is zero at e^s = P. The scores then satisfy Z_c = 1 without any constraint. As k grows, the gradient tends
+to sum_w (P - e^s) grad s. If Z_c = 1, this limit is the gradient of the log-likelihood.
 
 In the gradient of importance sampling, a noise word has a weight proportional to e^s / q. The weights of the k words
 sum to 1. This gradient has a bias of O(1 / k).

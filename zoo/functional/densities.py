@@ -28,7 +28,7 @@ def reparameterise(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
 def binarise(x: Tensor, u: Tensor) -> Tensor:
     """Return pixels that are 1 with probability ``x``, from uniform noise ``u`` in [0, 1).
 
-    Pixels that are 0 or 1 already do not change.
+    Pixels with the value 0 or 1 do not change.
     """
     return (u < x).to(x.dtype)
 

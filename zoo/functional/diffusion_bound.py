@@ -63,8 +63,8 @@ def log_normal_t(x: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
 def log_discretised_normal(x: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
     """Return the log probability of images of 256 grey values under a discretised N(mu, variance I), (B,).
 
-    Sec. 3.3, eq. 13. The probability of a pixel x is the mass of the bin [x - 1/255, x + 1/255]. The bin of -1 extends
-    to minus infinity and the bin of 1 extends to infinity. The masses therefore sum to 1.
+    See sec. 3.3, eq. 13. The probability of a pixel x is the mass of the bin [x - 1/255, x + 1/255]. The bin of -1
+    extends to minus infinity and the bin of 1 extends to infinity. The masses therefore sum to 1.
 
     Args:
         x: grey values k / 127.5 - 1, (B, ...).

@@ -22,7 +22,7 @@ def log_importance_weight(x: Tensor, z: Tensor, q, log_px: Callable) -> Tensor:
     """Return log w = log p(x | z) + log p(z) - log q(z | x), (k, B) nats. The weights satisfy E_q[w] = p(x).
 
     Args:
-        x: data in the form that the likelihood expects, (B, ...).
+        x: data as ``log_px`` expects them, (B, ...).
         z: draws of q, (k, B, ...).
         q: the posterior of B examples, a family of zoo.functional.latents.
         log_px: (x, z) -> log p(x | z), (k, B).

@@ -227,16 +227,16 @@ def log_partitions(
 ) -> Partitions:
     """Return estimates of log Z by name, in nats.
 
-    If a layer has at most 16 units, the only entry is ``exact``, by enumeration. Otherwise annealed importance sampling
-    runs from two base-rate models. The pixels of ``base_rate`` have the probabilities of the mean image, as in
+    If a layer has at most 16 units, the only entry is ``exact``, by enumeration. For larger layers, annealed importance
+    sampling runs from two base-rate models. The pixels of ``base_rate`` have the probabilities of the mean image, as in
     Salakhutdinov & Murray 2008. The pixels of ``coins`` have probability 1/2.
 
-    For both, the mean weight is an unbiased estimate of Z. If no chain finds the modes with most of the mass, the
-    estimate is too low. The larger estimate is therefore usually closer to log Z. If ``coins`` is far above
-    ``base_rate``, the model has put mass where there are no data. A likelihood from ``base_rate`` alone is then far too
-    high.
+    For both models, the mean weight is an unbiased estimate of Z. If no chain finds the modes with most of the mass,
+    the estimate is too low. The larger estimate is therefore usually closer to log Z. If ``coins`` is far above
+    ``base_rate``, the model has put mass where there are no data. A likelihood from ``base_rate`` alone is then far
+    too high.
 
-    This happens with persistent chains that never restart. They all stay near the data, and mass gathers elsewhere. The
+    Persistent chains that never restart cause this. They all stay near the data, and mass gathers elsewhere. The
     chains do not visit that mass. Annealed importance sampling from the mean image also misses it. After 300 epochs on
     MNIST without restarts, log Z was 1,043 with ``base_rate`` and 1,091 with ``coins``.
 
@@ -272,7 +272,7 @@ def validation_terms(
                                    its standard error is about 1.3 nats on 10,000 images
         reconstruction_error       |v - p(v = 1 | h)|^2, summed over pixels, with h drawn given v
         log_partition              the largest of ``partitions``, nats
-        log_partition_low          lower end of its interval of three standard errors, nats
+        log_partition_low          lower end of the interval of three standard errors, nats
         log_partition_high         upper end of this interval, nats
         log_partition_base_rate    the estimate of ``base_rate``, nats, if there are two estimates
         log_partition_coins        the estimate of ``coins``, nats, if there are two estimates
