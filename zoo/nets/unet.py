@@ -40,7 +40,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.GroupNorm(8, c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)  # every block starts as the identity
+        nn.init.zeros_(self.conv2.weight)  # every block starts as its skip connection
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
