@@ -33,8 +33,8 @@ Differs from the paper:
 - [DSL alg. 7] multiplies z by the variance and adds noise at the last step. The correct factor is the standard
   deviation, and the last step adds no noise.
 - [DSL eq. 14.43] prints abar_t instead of alpha_t in its first factor, q(x_t | x_{t-1}). The code follows eq. 14.45.
-- The U-Net is small and works on 2 x 2 patches of unpadded 28 x 28 images, for speed on a CPU. It has no dropout, and
-  attention only at the lowest resolution.
+- The U-Net is small and works on 2 x 2 patches of unpadded 28 x 28 images, for speed on a CPU. It has no
+  dropout. It has attention only at the lowest resolution.
 - The learning rate is 1e-3 (paper: 2e-4) and falls to 0 along half a cosine. Batches have 64 images (paper: 128). A run
   takes about an hour. Small batches allow more steps in an hour, and a high learning rate makes larger steps.
 - The exponential moving average has decay 0.999 (paper: 0.9999) and a warm-up (callbacks/ema.py).
@@ -130,7 +130,7 @@ class DDPM(L.LightningModule):
         check_unet(widths, blocks, patch)
         widths = list(widths)
         self.save_hyperparameters()
-        # The hyperparameters determine the schedule, so checkpoints need not store it. It is computed in float64.
+        # The hyperparameters determine the schedule, so checkpoints need not store it. make_chain uses float64.
         for name, values in diffusion.make_chain(diffusion.SCHEDULES[schedule](steps))._asdict().items():
             self.register_buffer(name, values.float(), persistent=False)
         if timesteps == "importance":

@@ -309,7 +309,7 @@ class InfoGAN(L.LightningModule):
     def cluster(self, x: Tensor) -> Tensor:
         """Return the most probable category, 0 .. K-1, (B,), for images ``x`` in [0, 1], (B, 1, 28, 28).
 
-        It maximises the mean of log Q(c | x) over ``READINGS`` copies with fixed deformations of half strength.
+        The category maximises the mean of log Q(c | x) over ``READINGS`` copies with fixed deformations.
         """
         readings = READINGS if self.hparams.deformation > 0 else 1
         ways = self.noise([x.new_zeros(readings, 1)], generator=chunk_generator(0, 0))

@@ -19,11 +19,11 @@ at once. Training minimises mean F(v) - mean F(v'). Its gradient is unbiased if 
 
 Symbols: v are visible units, (B, V). h are hidden units, (B, H). W is (V, H). b and c are the visible and hidden
 biases, (V,) and (H,). u is uniform noise. Images are (B, 1, 28, 28) in [0, 1], and RBM binarises them.
-Logged, in nats per example: train/loss is mean F(v) - mean F(v'). It is near zero and does not show progress. For
-``exact`` it is -log p(v). {val,test}/loss is -log p(v). log Z is enumerated if a layer has at most 16 units.
-For larger layers, annealed importance sampling estimates log Z. zoo/functional/partition.py explains /log_partition,
-/pseudo_likelihood and /reconstruction_error. val/free_energy_gap is mean F of validation images minus mean F of 1,000
-fixed training images. A growing gap is a sign of overfitting (Hinton 2010, sec. 6).
+Logged, in nats per example: train/loss is mean F(v) - mean F(v'). This difference is near zero and does not show
+progress. For ``exact``, train/loss is -log p(v). {val,test}/loss is -log p(v). If a layer has at most 16 units, log Z
+is enumerated. For larger layers, annealed importance sampling estimates it. zoo/functional/partition.py explains
+/log_partition, /pseudo_likelihood and /reconstruction_error. val/free_energy_gap is mean F of validation images minus
+mean F of 1,000 fixed training images. A growing gap is a sign of overfitting (Hinton 2010, sec. 6).
 
 Differs from the papers:
 - Weights are learned in the centred form (Montavon & Müller 2012; Melchior et al. 2016) with the mean image mu,

@@ -402,7 +402,7 @@ class VAE(L.LightningModule):
 
         The gradient is with respect to encoder and decoder. An estimator with learned parts is included only if it
         trained the model. REBAR is an exception: in models that it did not train, its eta is 1. The Rao-Blackwellised
-        estimator decodes once per latent. It is included up to 32 latents. Wake-sleep models have ELBO estimators too.
+        estimator decodes once per latent. It is included up to 32 latents. Wake-sleep models have the ELBO estimators.
         """
         h = self.hparams
         params = {k: p for k, p in self.named_parameters() if not k.startswith(("baseline.", "control."))}

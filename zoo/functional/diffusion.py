@@ -171,7 +171,7 @@ def draw_steps(
         timesteps: how to draw the steps, one of ``TIMESTEPS``.
         B: number of examples.
         T: number of steps of the diffusion.
-        p: for ``importance`` the distribution of :func:`importance`, (T,). Otherwise None.
+        p: for ``importance`` the distribution of :func:`importance`, (T,). For other values of ``timesteps``, None.
         generator: source of the random numbers. None selects PyTorch's default generator.
         device: device of the results.
     """

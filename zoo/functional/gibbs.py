@@ -118,8 +118,8 @@ def pcd(noise: dict[str, Tensor], machine: Machine) -> Tensor:
 def frame_steps(steps: int, frames: int | None) -> list[int]:
     """Return the steps at which to show a chain of ``steps`` steps.
 
-    ``frames`` = None selects only the last step. Otherwise the result is ``frames`` steps from 0 to ``steps``, spaced
-    almost geometrically.
+    ``frames`` = None selects only the last step. With an integer, the result is ``frames`` steps from 0 to ``steps``,
+    spaced almost geometrically.
 
     Raises:
         UserError: if ``frames`` is not an integer from 2 to ``steps`` + 1.

@@ -100,8 +100,8 @@ def log_mean(log_w: Tensor) -> LogPartition:
     """Return log of the mean weight, with the interval log( mean w +- 3 standard errors ), in nats.
 
     The interval of three standard errors is from Salakhutdinov & Murray 2008, sec. 4.2. ``low`` is at least
-    log mean w - 6.6. This is a bound by Markov's inequality: the weights are positive, and their mean exceeds 740 times
-    its expectation with probability at most 1/740.
+    log mean w - 6.6. This limit follows from Markov's inequality: the weights are positive, so their mean exceeds 740
+    times its expectation with probability at most 1/740.
 
     The mean is unbiased. Its logarithm is too low on average. If no chain finds an important mode, the interval is too
     narrow and too low. Check that the interval does not move when the number of temperatures increases.

@@ -94,7 +94,7 @@ def metropolis_langevin_sample(
 
         min(1, p(x') q(x | x') / (p(x) q(x' | x)))
 
-    and otherwise stays at x. This leaves p invariant at any e. Without ``log_density``, the function computes
+    and otherwise stays at x. This rule leaves p invariant at any e. Without ``log_density``, the function computes
     log p(x') - log p(x) as the integral of the score along the line from x to x'. It uses Gauss-Legendre quadrature,
     which is exact if the score along the line is a polynomial of degree at most 2 nodes - 1.
 

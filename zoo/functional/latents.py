@@ -235,7 +235,7 @@ class Categorical(NamedTuple):
 
 
 def log_ratio(z: Tensor, q) -> Tensor:
-    """Return log q(z) - log p(z), (k, B) nats, for draws z (k, B, ...) of q. Its mean estimates KL(q || p)."""
+    """Return log q(z) - log p(z), (k, B) nats, for draws z (k, B, ...) of q. The mean estimates KL(q || p)."""
     return q.log_probs(z).sum(-1) - q.log_prior(z)
 
 
