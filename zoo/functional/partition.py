@@ -270,7 +270,7 @@ def validation_terms(
         loss                       -log p(v) = F(v) + log Z, nats
         pseudo_likelihood          sum_i log p(v_i | all other pixels), nats, estimated from ten pixels of each image;
                                    its standard error is about 1.3 nats on 10,000 images
-        reconstruction_error       |v - p(v = 1 | h)|^2, summed over pixels, with h drawn given v
+        reconstruction_error       |v - p(v = 1 | h)|^2 with h drawn given v, squared pixel values, summed over pixels
         log_partition              the largest of ``partitions``, nats
         log_partition_low          lower end of the interval of three standard errors, nats
         log_partition_high         upper end of this interval, nats
