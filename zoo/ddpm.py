@@ -88,7 +88,7 @@ class DDPM(L.LightningModule):
         predict: What the network predicts: ``eps``, ``x0`` or ``v``.
         variance: Variance of the reverse steps: ``posterior`` or ``beta``.
         timesteps: How training draws t: ``uniform``, ``stratified`` or ``importance``. ``stratified`` spreads a batch
-            evenly. ``importance`` has p_t proportional to the root mean square of recent losses, and weights 1 / (T p_t).
+            evenly. ``importance`` has p_t proportional to the RMS of recent losses; weights are 1 / (T p_t).
         num_classes: Number of classes, or None to train without labels.
         label_dropout: Fraction of labels dropped in training, so the model also learns to predict without labels.
         widths: Channels of the U-Net's levels, multiples of 8.
