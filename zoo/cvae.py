@@ -15,14 +15,15 @@ binarises pixels. eps is standard normal noise.
 Logged: {train,val,test}/loss = -L ([DSL eq. 12.5]), /nll = -E_q log p(x | z, y), /kl, all in nats per example.
 
 Differs from the paper:
-- The condition is a label, which is joined as a one-hot vector to the inputs of the encoder and the decoder. In the
-  paper it is an image, which convolutions read.
+- The condition is a label. Its one-hot vector is concatenated to the inputs of the encoder and the decoder. In the
+  paper the condition is an image, and convolutions read it.
 - With ``prior: standard`` z is independent of y, as the paper allows (sec. 4). This is the model M2 of Kingma et al.
   2014, arXiv:1406.5298, with all labels given.
-- With ``prior: learned`` each label has its own mean and variance in a table. A network could not learn more, because y
-  has only K values.
-- Training maximises L, the objective of the paper's CVAE. There is no hybrid with the Gaussian stochastic network (its
-  sec. 4.2), and no recurrent prediction as a condition. Samples are drawn from the prior, as in the paper's tests.
+- With ``prior: learned`` a table holds a mean and a variance for each label. A network of y could represent no other
+  priors, because y has only K values.
+- Training maximises L, the objective of the paper's CVAE. The paper also has a hybrid objective with a Gaussian
+  stochastic network (sec. 4.2), and gives the networks a first prediction of the output. CVAE has neither of
+  them. Samples use z drawn from the prior, as in the paper's tests.
 - The optimiser is Adam with a cosine decay of the learning rate. Binarisation is dynamic (Burda et al. 2015), with the
   grey value of a pixel as the probability of a 1.
 - The Gaussian likelihood has one learned variance for all pixels, to which ``variance_floor`` is added. zoo/vae.py
@@ -62,7 +63,7 @@ def negative_elbo(
     """Return -L(x, y), [DSL eq. 12.5], for one draw of the noise, with the divergence in closed form.
 
     Args:
-        x: data as the likelihood takes them, (B, ...).
+        x: images, (B, ...), binary for the Bernoulli likelihood.
         y: labels, (B,).
         eps: standard normal, (B, D).
         encode: (x, y) -> (mu, logvar) of q(z | x, y), (B, D) each.
@@ -264,7 +265,8 @@ class CVAE(L.LightningModule):
         """Draw ``n`` latents from p(z | y) and return the means of p(x | z, y), in [0, 1], (n, 1, 28, 28).
 
         Args:
-            y: labels, ``n`` of them or one for all; None draws them uniformly. The noise does not depend on them.
+            y: ``n`` labels, or one label for all images. None draws labels uniformly. The noise of z does not depend
+                on ``y``.
         """
         eps = randn(n, self.hparams.latent_dim, generator=generator, device=self.device)
         if y is None:
@@ -285,7 +287,7 @@ class CVAE(L.LightningModule):
         """Return the importance-weighted lower bound of log p(x | y), as in Burda et al. 2015, eq. 8.
 
         Args:
-            x: images in [0, 1], (B, 1, 28, 28), which the Bernoulli likelihood binarises here, once.
+            x: images in [0, 1], (B, 1, 28, 28). With the Bernoulli likelihood, they are binarised once.
             y: labels of ``x``.
             num_samples: importance samples per image, at least 1. More samples make the bound tighter.
 
@@ -308,7 +310,7 @@ class CVAE(L.LightningModule):
     # Gradient estimators.
 
     def probe_batch(self, batch, *, generator: torch.Generator | None = None):
-        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of its estimator."""
+        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of the estimator."""
         x, y = batch[0], labels_in(batch, self)
         return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)), y]
 

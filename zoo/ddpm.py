@@ -24,22 +24,22 @@ prediction of zero has loss 1. Losses of eps, x0 and v are not comparable.
 
 Differs from the paper:
 - By default the network predicts v (Salimans & Ho 2022) on the cosine schedule (Nichol & Dhariwal 2021). The paper has
-  ``predict=eps`` and ``schedule=linear``. On the cosine schedule, a classifier was sure of 43 % of 256 samples with v,
-  and of 22 % with eps. Each model had 400 seconds of training on one CPU core (84,000 images, one seed).
+  ``predict=eps`` and ``schedule=linear``. On the cosine schedule, the classifier was confident about 43 % of 256
+  samples with v, and 22 % with eps. Training took 400 seconds on one CPU core (84,000 images, one seed).
 - The linear schedule is the paper's at T = 1000. For other T it is rescaled, to end at about the same noise: log abar_T
   is -10.1 at T = 1000, -10.4 at 200 and -11.8 at 50.
 - sigma_t^2 is the posterior variance, the paper's second choice (sec. 3.2). Every step clips x0_hat to [-1, 1], as the
   authors' code does. The bound also clips x0_hat, and covers all T steps.
 - [DSL alg. 7] multiplies z by the variance and adds noise at the last step. The correct factor is the standard
   deviation, and the last step adds no noise.
-- [DSL eq. 14.43] prints abar_t instead of alpha_t in its first factor, q(x_t | x_{t-1}). The step follows eq. 14.45.
-- The U-Net is small and works on 2 x 2 patches of unpadded 28 x 28 images, for speed on a CPU. It has no dropout, and
-  attention only at the lowest resolution.
-- The learning rate is 1e-3 (paper: 2e-4) and falls to 0 along half a cosine. Batches have 64 images (paper: 128). Runs
-  take an hour, so they need more and larger steps.
+- [DSL eq. 14.43] prints abar_t instead of alpha_t in its first factor, q(x_t | x_{t-1}). The code follows eq. 14.45.
+- The U-Net is small and works on 2 x 2 patches of unpadded 28 x 28 images, for speed on a CPU. It has no
+  dropout. It has attention only at the lowest resolution.
+- The learning rate is 1e-3 (paper: 2e-4) and falls to 0 along half a cosine. Batches have 64 images (paper: 128). A run
+  takes about an hour. Small batches allow more steps in an hour, and a high learning rate makes larger steps.
 - The exponential moving average has decay 0.999 (paper: 0.9999) and a warm-up (callbacks/ema.py).
-- DDIM's steps are evenly spaced from T-1 to 0, both included. It also clips x0_hat, and recomputes eps from it.
-- Labels are added to the embedding of the step. Training drops some of them at random, for classifier-free guidance
+- DDIM's steps are evenly spaced from T-1 to 0, both included. DDIM also clips x0_hat, and then recomputes eps.
+- Labels are added to the embedding of the step. Training drops some labels at random, for classifier-free guidance
   (Ho & Salimans 2022, arXiv:2207.12598).
 """
 
@@ -69,7 +69,7 @@ from zoo.nets.unet import UNet, check_unet
 from zoo.training.ranks import equal_rows
 from zoo.training.schedules import half_cosine
 
-HISTORY = 10  # last losses kept for each step, for importance sampling
+HISTORY = 10  # number of recent losses kept for each step, for importance sampling
 STATES = dict.fromkeys(("xt", "x_T", "a", "b"), inputs.noisy) | {
     "t": inputs.integers_below(lambda self: self.num_steps)
 }
@@ -88,7 +88,7 @@ class DDPM(L.LightningModule):
         predict: What the network predicts: ``eps``, ``x0`` or ``v``.
         variance: Variance of the reverse steps: ``posterior`` or ``beta``.
         timesteps: How training draws t: ``uniform``, ``stratified`` or ``importance``. ``stratified`` spreads a batch
-            evenly. ``importance`` has p_t proportional to the root mean square of recent losses, and weights losses.
+            evenly. ``importance`` has p_t proportional to the RMS of recent losses; weights are 1 / (T p_t).
         num_classes: Number of classes, or None to train without labels.
         label_dropout: Fraction of labels dropped in training, so the model also learns to predict without labels.
         widths: Channels of the U-Net's levels, multiples of 8.
@@ -130,7 +130,7 @@ class DDPM(L.LightningModule):
         check_unet(widths, blocks, patch)
         widths = list(widths)
         self.save_hyperparameters()
-        # The hyperparameters determine the schedule, so checkpoints need not store it. It is computed in float64.
+        # The hyperparameters determine the schedule, so checkpoints need not store it. make_chain uses float64.
         for name, values in diffusion.make_chain(diffusion.SCHEDULES[schedule](steps))._asdict().items():
             self.register_buffer(name, values.float(), persistent=False)
         if timesteps == "importance":
@@ -160,7 +160,7 @@ class DDPM(L.LightningModule):
         """Return the network's estimate of x_0, (B, 1, 28, 28), unclipped.
 
         With labels and ``guidance`` w, the output is (1 + w) output(x_t, y) - w output(x_t), Ho & Salimans 2022, eq. 6.
-        Their equation is for eps. It also holds for v and x0, which are affine functions of eps.
+        Eq. 6 is for eps. It also holds for v and x0, which are affine functions of eps.
         """
         output = self(xt, t, y)
         if y is not None and guidance:
@@ -181,7 +181,7 @@ class DDPM(L.LightningModule):
     def blurred_score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the score of images with added noise N(0, sigma^2 I), (B, 1, 28, 28).
 
-        It has the signature of :class:`zoo.score.Score`, for ``annealed_langevin_steps(ddpm.blurred_score, x, ...)``.
+        It can replace a :class:`zoo.score.Score` in ``annealed_langevin_steps(ddpm.blurred_score, x, ...)``.
 
         Args:
             x: Images in [-1, 1] with noise of standard deviation ``sigma``, (B, 1, 28, 28).
@@ -194,7 +194,7 @@ class DDPM(L.LightningModule):
     # Training: noise() draws all random numbers, and losses() is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, timesteps: str | None = None) -> Noise:
-        """Draw ``t``, its ``weight`` 1 / (T p_t) and, to drop labels, ``u``, (B,) each, and ``eps`` (B, 1, 28, 28)."""
+        """Draw ``t``, ``weight`` = 1 / (T p_t) and ``u``, which drops labels, (B,) each, and ``eps`` (B, 1, 28, 28)."""
         x, timesteps = batch[0], self.hparams.timesteps if timesteps is None else timesteps
         B, T, drawn = len(batch[0]), self.hparams.steps, {"generator": generator, "device": batch[0].device}
         p = self.importance() if timesteps == "importance" else None
@@ -276,14 +276,14 @@ class DDPM(L.LightningModule):
         Args:
             num_steps: DDIM steps, 1 to T, by default min(50, T). None runs all T steps of ancestral sampling.
             eta: Noise of DDIM, 0 (deterministic) to 1.
-            y: For a model with ``num_classes``: one label for all, one for each, None to draw them uniformly, or
+            y: For a model with ``num_classes``: one label for all images, one label for each, None to draw labels, or
                 ``dropped`` to sample without labels. The noise does not depend on ``y``.
-            guidance: Guidance weight w, at least 0. 0 samples from the conditional model.
+            guidance: Guidance weight w, at least 0. With 0, samples come from the conditional model.
             corrector_steps: Langevin steps after each denoising step, at its noise level (Song et al. 2021, alg. 5).
             corrector_snr: snr in the corrector's step size 4 (snr |z| / |score|)^2 (zoo/functional/langevin.py).
             frames: Number of evenly spaced intermediate states to return, at least 2, as (n, frames, 1, 28, 28). The
                 last is the sample. None returns the sample alone.
-            show: What frames show: ``xt``, the noisy images, or ``x0``, the estimates of x_0.
+            show: States in the frames: ``xt``, the noisy images, or ``x0``, the estimates of x_0.
 
         Raises:
             UserError: If an argument has a value that is not allowed, or if samples become NaN or infinite.
@@ -321,7 +321,7 @@ class DDPM(L.LightningModule):
     def encode(self, x: Tensor, num_steps: int | None = None) -> Tensor:
         """Return noise x_T, (B, 1, 28, 28), from which deterministic DDIM nearly recovers images ``x`` in [0, 1].
 
-        ``num_steps`` is by default min(50, T), as in the two methods below.
+        ``num_steps`` is by default min(50, T), as in :meth:`decode` and :meth:`interpolate`.
         """
         num_steps = self._default_num_steps() if num_steps is None else num_steps
         return samplers.ddim_encode(self.x0_hat, 2 * x - 1, self.chain, num_steps)
@@ -335,7 +335,7 @@ class DDPM(L.LightningModule):
 
     @torch.no_grad()
     def interpolate(self, a: Tensor, b: Tensor, between: int = 8, num_steps: int | None = None) -> Tensor:
-        """Return images in [0, 1], (B, between, 1, 28, 28), decoded from the great arc between ``a`` and ``b``.
+        """Return images in [0, 1], (B, between, 1, 28, 28), decoded from spherical interpolations of ``a`` and ``b``.
 
         Args:
             a, b: Standard normal noise or the noise that :meth:`encode` returns, (B, 1, 28, 28) each.
@@ -354,7 +354,7 @@ class DDPM(L.LightningModule):
     def bound_terms(self, x: Tensor, *, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
         """Return L_0, ..., L_{T-1} and L_T, (T + 1, B) nats, for images ``x`` of 256 grey values in [0, 1].
 
-        Their expected sum is an upper bound of -log p(x), where p(x) is the probability of the grey values. Each term
+        The expected sum is an upper bound of -log p(x), where p(x) is the probability of the grey values. Each term
         except L_T is estimated from a separate draw of x_t. Each image takes T network evaluations.
         """
         draw = partial(randn, *x.shape, generator=generator, device=x.device)
@@ -377,7 +377,7 @@ class DDPM(L.LightningModule):
         The training loss has ``uniform`` (algorithm 1), ``stratified`` and, with ``timesteps=importance``,
         ``importance``: three ways to draw t. ``bound_single`` takes L_t at one uniform t ([DSL eq. 14.41]).
         ``bound_joint`` draws x_{t-1} and x_t jointly ([DSL eq. 14.28]). With at most 100 steps, ``bound_single_chain``
-        and ``bound_joint_chain`` sum these over whole trajectories. The bound is per dimension, with x0_hat unclipped.
+        and ``bound_joint_chain`` sum all terms over a trajectory. The bound is per dimension, with x0_hat unclipped.
         """
         params = dict(self.named_parameters())
 

@@ -1,6 +1,7 @@
 """GAN: a generative adversarial network for images, points or one-hot sequences.
 
-The discriminator D learns to tell data from samples. The generator G learns to make samples that D takes for data.
+The discriminator D learns to distinguish data from samples. The generator G learns to make samples that D classifies as
+data.
 
 Papers: Goodfellow et al., "Generative Adversarial Nets", 2014, arXiv:1406.2661; [DSL 13.1]. The networks follow DCGAN
 (Radford et al. 2016, arXiv:1511.06434) and are in zoo/nets/adversarial.py. The loss ``kl`` and the model of discrete
@@ -25,7 +26,7 @@ Symbols:
     v            a one-hot sequence, (T, K)
     z            standard normal noise (B, z_dim); for sequences, uniform noise u (B, T, K)
     real, fake   data and samples as the networks see them: images are in [-1, 1]
-    logits       l of each example, (B,)
+    logits       l = log D(x) - log(1 - D(x)) of each example x, (B,)
 
 Logged with the prefixes train/, val/ and test/:
     discriminator_loss   -V, nats
@@ -36,27 +37,27 @@ Logged with the prefixes train/, val/ and test/:
     log_likelihood       mean of log p(v), nats; only for sequences, in validation and test
 
 ``js`` is the Jensen-Shannon divergence if D is optimal, and 0 if D is 1/2 everywhere. In validation and test, the
-expectation of ``js`` is a lower bound of the divergence for any D. There D scores each example separately, and has not
-trained on the data. In training it is not a bound.
+expectation of ``js`` is a lower bound of the divergence for any D. The reason is that D then scores each example
+separately, and has not trained on these examples. In training, ``js`` is not a bound.
 
 Differs from the papers:
 - Each batch is one step of the discriminator. Every k-th batch (k = ``discriminator_steps``) is also a step of the
   generator, which draws separate noise. As in algorithm 1, each discriminator step sees new data.
 - BatchNorm uses batch statistics in training, and running statistics in sampling and evaluation. A step of one network
-  also updates the running statistics of the other, but not its weights. Validation first recomputes all running
-  statistics from samples.
+  also updates the running statistics of the other network, but not the weights of the other network. Validation first
+  recomputes all running statistics from samples.
 - On several processes, each process normalises over its own part of a batch. Training therefore differs from
   training on one process. The checkpoint has the running statistics of rank 0. Nothing else depends on how a batch is
-  split.
+  divided between processes.
 - z is normal. In DCGAN it is uniform.
-- Each network has two convolutions for 28 pixels, instead of four for 64. The discriminator has an extra layer of 256
-  units.
+- Each network has two convolutions for images of 28 x 28 pixels. DCGAN has four for 64 x 64 pixels. The discriminator
+  has an extra layer of 256 units.
 - The learning rates are 5e-4 for the discriminator and 1e-3 for the generator. DCGAN has 2e-4 for both.
 - Validation and test evaluate the exponential moving average of both networks (callbacks/ema.py).
 - [Xu18a] prints a minus between the two terms of the discriminator's loss. The correct sign is a plus.
 - Sequences: [Xu18a] draws K_t ~ softmax(mu_t(z_t)). Here mu_t comes from a recurrent network that reads the symbols
-  before t. No other noise enters, so log p(v) is exact. With ``straight_through`` the discriminator sees one-hot
-  vectors. With ``gumbel_softmax`` it sees relaxed vectors, and can tell them from data by their values alone.
+  before t. The draws of K_t are the only noise, so log p(v) is exact. With ``straight_through`` the discriminator sees
+  one-hot vectors. With ``gumbel_softmax`` it sees relaxed vectors. Their values alone distinguish them from data.
 """
 
 import math
@@ -218,7 +219,7 @@ class GAN(L.LightningModule):
         return self.discriminator_terms(batch[0], self.noise(batch, generator=generator))
 
     def generator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Draw noise and return the generator's ``loss``, nats. Only the size of the batch matters."""
+        """Draw noise and return the generator's ``loss``, nats. Only the size of ``batch`` is used."""
         return self.generator_terms(self.noise(batch, generator=generator))
 
     # Training, with manual optimisation.
@@ -303,9 +304,8 @@ class GAN(L.LightningModule):
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
         """Return estimators of the generator's gradient, one per loss, and of the discriminator's gradient of -V.
 
-        The model's ``generator_loss`` comes first, and ``discriminator`` last. The generator's losses are
-        differentiated by the parameters of the generator. -V is differentiated by the parameters of the discriminator.
-        One draw has one z for each example of the batch.
+        The model's ``generator_loss`` comes first, and ``discriminator`` last. Each loss is differentiated with respect
+        to the parameters of the network that minimises it. One draw has one z for each example of the batch.
         """
 
         def estimator(name: str, network: str, loss: Callable) -> GradientEstimator:

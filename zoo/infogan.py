@@ -13,27 +13,27 @@ Chen et al., "InfoGAN: Interpretable Representation Learning by Information Maxi
 
 Symbols: x are images in [0, 1], (B, 1, 28, 28). z ~ N(0, I), (B, z_dim). category is an integer 0 .. K-1, (B,).
 continuous is (B, D); in eq. 6, D is the discriminator. real and fake are images in [-1, 1]. logits are (B,).
-Logged, {train,val,test}/: discriminator_loss = -V and generator_loss, which includes -lambda L_I. D_x, D_G_z, value and
+Logged {train,val,test}/: discriminator_loss = -V and generator_loss, which includes -lambda L_I. D_x, D_G_z, value and
 js are as in zoo/gan.py. mi_categorical and mi_continuous are the two parts of L_I, in nats. Validation and test also
 log mi_ceiling = log K, and accuracy, nmi and ari, which compare categories with labels. Training never uses labels.
 
 Differs from the paper:
-- The discriminator and Q share convolutions and one layer, as in the paper. Only the discriminator's step trains these,
-  and it maximises V alone, as in eq. 6. The generator's step trains Q's own two layers. (The authors' code trains the
-  shared layers in both steps.)
-- In training, Q reads categories from randomly deformed images (``deformation``). A category can then not be encoded in
-  the position of a line. Q reads the continuous code from images without deformation.
+- The discriminator and Q share convolutions and one layer, as in the paper. Only the discriminator's step trains these
+  shared layers, and it maximises V alone, as in eq. 6. The generator's step trains Q's own two layers. (The authors'
+  code trains the shared layers in both steps.)
+- In training, Q reads categories from randomly deformed images (``deformation``). The generator then cannot encode a
+  category in the position of a line. Q reads the continuous code from images without deformation.
 - Q's variance is learned, as in the paper. The authors' code fixes it at 1, which makes L_I a loose bound.
-- The category of an image maximises the mean of log Q over eight deformed copies. Their deformations are half as strong
-  as in training, and the same for all images. One image without deformation gives 1.6 times as many errors.
-- In training, BatchNorm normalises real and generated images separately, as in zoo/gan.py, on each process by itself.
-- BatchNorm statistics of samples are used to evaluate the networks. Categories of real images are read with statistics
-  of real images, deformed in the same way.
-- z is normal (uniform in the authors' code).
-- The generator minimises the non-saturating loss (as in the authors' code).
-- Layers are smaller. Evaluation uses the exponential moving average of both networks.
-- [DSL 13.5] prints log Q(c' | x) in the last line of the bound. The correct term is log Q(c | x). It also prints
-  integrals where a categorical code needs sums.
+- ``cluster`` maximises the mean of log Q over eight deformed copies of an image. The deformations are half as strong as
+  in training, and the same for all images. Reading one copy without deformation makes 1.6 times as many errors.
+- In training, BatchNorm has separate statistics for real images, for generated images, and for each process.
+- Evaluation uses BatchNorm statistics of samples. Only ``cluster`` uses statistics of real images, with deformations of
+  half strength.
+- z is normal. In the authors' code it is uniform.
+- The generator minimises the non-saturating loss, as in the authors' code.
+- The layers are smaller than in the paper. Evaluation uses the exponential moving average of both networks.
+- [DSL 13.5] prints log Q(c' | x) in the last line of the bound. The correct term is log Q(c | x). [DSL 13.5] also
+  prints integrals for the categorical code, which needs sums.
 """
 
 import math
@@ -86,7 +86,7 @@ def continuous_bound(mu: Tensor, logvar: Tensor, continuous: Tensor) -> Tensor:
 @accepts_old_form("noise", "discriminator_loss", "generator_loss")
 @checks_inputs(x=images, images=grey_images, features=numbers(lambda self: (self.hparams.features,), leading=False))
 class InfoGAN(L.LightningModule):
-    """GAN with a categorical and a continuous code as further inputs, which a network Q recovers from the image.
+    """GAN with a categorical and a continuous code as inputs of the generator. A network Q infers both from the image.
 
     Args:
         z_dim: dimensions of z.
@@ -182,14 +182,14 @@ class InfoGAN(L.LightningModule):
         return {"loss": -value, "value": value, "js": jensen_shannon(value), **means}
 
     def deformed(self, x: Tensor, noise: Noise, share: float = 1.0) -> Tensor:
-        """Return randomly deformed images (B, 1, 28, 28) in [0, 1]. ``share`` is relative to the training strength."""
+        """Return randomly deformed images (B, 1, 28, 28) in [0, 1]. The strength is ``share`` times ``deformation``."""
         return deform(x, noise["affine"], noise["bumps"], share * self.hparams.deformation)
 
     def information(self, fake: Tensor, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Return L_I of the category and L_I of the code, () nats. Training reads categories from deformed images."""
         category_logits, mu, logvar = self.posterior(features)
         if self.hparams.deformation > 0 and self.training:
-            # The deformation fills the outside with 0, which is black in [0, 1] and grey in [-1, 1].
+            # ``deform`` fills pixels from outside the image with 0. This is black only if images are in [0, 1].
             category_logits, _, _ = self.posterior(self.trunk(2 * self.deformed(fake / 2 + 0.5, noise) - 1))
         return (
             categorical_bound(category_logits, noise["category"]),
@@ -197,7 +197,7 @@ class InfoGAN(L.LightningModule):
         )
 
     def generator_terms(self, noise: Noise) -> dict[str, Tensor]:
-        """Return ``loss`` = -log D(G(z, c)) - ``bound``, ``bound`` = lambda L_I, and its two parts without lambda."""
+        """Return ``loss`` = -log D(G(z, c)) - ``bound``, ``bound`` = lambda L_I, and both parts of L_I."""
         fake = self.generator(self.inputs(noise))
         features = self.trunk(fake)
         categorical, continuous = self.information(fake, features, noise)
@@ -210,7 +210,7 @@ class InfoGAN(L.LightningModule):
         return self.discriminator_terms(batch[0], self.noise(batch, generator=generator))
 
     def generator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Return the terms of generator and Q, which minimise ``loss``. Only the size of the batch is used."""
+        """Return the terms of generator and Q, which minimise ``loss``. Only the size of ``batch`` is used."""
         return self.generator_terms(self.noise(batch, generator=generator))
 
     # Training, by Lightning's manual optimisation.
@@ -264,7 +264,7 @@ class InfoGAN(L.LightningModule):
         recompute_batch_norm(self, see_samples)
 
     def readers(self) -> dict[str, nn.Module]:
-        """Return the modules that compute Q by name: the trunk and Q's own layers."""
+        """Return the modules that compute Q, by name: ``trunk`` and Q's own layers, ``code``."""
         return {"trunk": self.trunk, "code": self.code}
 
     def validation_step(self, batch, batch_idx, stage="val"):
@@ -279,7 +279,7 @@ class InfoGAN(L.LightningModule):
             self.agreement.update(self.cluster(batch[0]), batch[1])
 
     def on_validation_epoch_end(self, stage="val"):
-        scores = self.agreement.compute() if self.agreement.update_called else {}  # empty without labels
+        scores = self.agreement.compute() if self.agreement.update_called else {}  # no scores without labels
         self.log_dict({f"{stage}/{k}": v for k, v in scores.items()}, sync_dist=True)
         self.agreement.reset()
 
@@ -309,7 +309,7 @@ class InfoGAN(L.LightningModule):
     def cluster(self, x: Tensor) -> Tensor:
         """Return the most probable category, 0 .. K-1, (B,), for images ``x`` in [0, 1], (B, 1, 28, 28).
 
-        It maximises the mean of log Q(c | x) over ``READINGS`` copies with fixed deformations of half strength.
+        The category maximises the mean of log Q(c | x) over ``READINGS`` copies with fixed deformations.
         """
         readings = READINGS if self.hparams.deformation > 0 else 1
         ways = self.noise([x.new_zeros(readings, 1)], generator=chunk_generator(0, 0))
@@ -339,15 +339,15 @@ class InfoGAN(L.LightningModule):
         """Draw ``n`` images with given or random codes.
 
         Args:
-            category: a category 0 .. K-1 for each of the n images, or one for all; None draws them.
+            category: a category 0 .. K-1 for each of the n images, or one for all. None draws random categories.
             continuous: D numbers for each image, (n, D), or D numbers for all images, or one number for all codes. The
-                generator is trained on numbers from -1 to 1. None draws them.
+                generator is trained on numbers from -1 to 1. None draws random numbers.
 
         Returns:
             (n, 1, 28, 28), in [0, 1].
 
         Raises:
-            UserError: for codes of another type, number or range.
+            UserError: for codes with a type, shape or value that is not allowed.
         """
         noise = self.noise([torch.zeros(n, 1, device=self.device)], generator=generator)
         K, D = self.hparams.num_categories, self.hparams.num_continuous

@@ -9,31 +9,31 @@ Analysis of Deep Belief Networks", 2008. Lecture notes (docs/references.md): [Li
     p(h_j=1 | v) = sigmoid( c_j + (v'W)_j ),  p(v_i=1 | h) = sigmoid( b_i + (W h)_i )      hidden_logits, visible_logits
     log p(v)     = - F(v) - log Z, grad log p(v) = - grad F(v) + E_{v' ~ p}[ grad F(v') ]  log_likelihood, objective
 
-These functions are in zoo/functional/boltzmann.py and RBM. zoo/functional/partition.py computes log Z. The units of a
-layer are independent given the other layer, so Gibbs sampling (zoo/functional/gibbs.py) draws a whole layer at once.
-Training minimises mean F(v) - mean F(v'). For v' ~ p its expected gradient is exact. ``learning`` selects v':
+The equations are in zoo/functional/boltzmann.py and in the class RBM. zoo/functional/partition.py computes log Z. The
+units of a layer are independent given the other layer, so Gibbs sampling (zoo/functional/gibbs.py) draws a whole layer
+at once. Training minimises mean F(v) - mean F(v'). Its gradient is unbiased if v' ~ p. ``learning`` selects v':
 
     cd      v' is k Gibbs steps away from the data                   (biased, low variance)
     pcd     v' is k Gibbs steps further along persistent chains      (biased if they lag behind the model)
     exact   E_{v' ~ p} is enumerated: 2^n terms for n units in the smaller layer, at most 20
 
 Symbols: v are visible units, (B, V). h are hidden units, (B, H). W is (V, H). b and c are the visible and hidden
-biases, (V,) and (H,). u is uniform noise. Images are (B, 1, 28, 28) in [0, 1] and are binarised here.
-Logged, in nats per example: train/loss is mean F(v) - mean F(v'). It is near zero and does not show progress. For
-``exact`` it is -log p(v). {val,test}/loss is -log p(v). log Z is enumerated if a layer has at most 16 units, otherwise
-estimated by annealed importance sampling. zoo/functional/partition.py explains /log_partition, /pseudo_likelihood and
-/reconstruction_error. val/free_energy_gap is mean F of validation images minus mean F of 1,000 fixed training images.
-The model overfits while the gap grows (Hinton 2010, sec. 6).
+biases, (V,) and (H,). u is uniform noise. Images are (B, 1, 28, 28) in [0, 1], and RBM binarises them.
+Logged, in nats per example: train/loss is mean F(v) - mean F(v'). This difference is near zero and does not show
+progress. For ``exact``, train/loss is -log p(v). {val,test}/loss is -log p(v). If a layer has at most 16 units, log Z
+is enumerated. For larger layers, annealed importance sampling estimates it. zoo/functional/partition.py explains
+/log_partition, /pseudo_likelihood and /reconstruction_error. val/free_energy_gap is mean F of validation images minus
+mean F of 1,000 fixed training images. A growing gap is a sign of overfitting (Hinton 2010, sec. 6).
 
 Differs from the papers:
 - Weights are learned in the centred form (Montavon & Müller 2012; Melchior et al. 2016) with the mean image mu,
   E = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2). Both forms give the same set of models. The gradient of the
-  centred form is better conditioned. ``weights()`` returns W, b, c of the first E. ``centred=false`` learns these.
-- The learning rate has a cosine decay. Averaged weights are evaluated (``callbacks: ema``).
+  centred form is better conditioned. ``weights()`` returns W, b, c of the plain E above. ``centred=false`` learns them.
+- The learning rate has a cosine decay. Validation and test use averaged weights (``callbacks: ema``).
 - The base-rate model of annealed importance sampling has H hidden units with zero weights. Its visible biases come from
   the data, with one black and one white image added.
 - Before each update, a persistent chain restarts from random pixels with probability 0.001 (``restarts``).
-- log Z is estimated from two base models, and the larger estimate counts. zoo/functional/partition.py gives the reason.
+- log Z is estimated from two base models. The larger estimate is used. zoo/functional/partition.py gives the reason.
 """
 
 from functools import cache, partial
@@ -74,7 +74,7 @@ class RBM(L.LightningModule):
     Args:
         num_hidden: H, the number of hidden units.
         num_visible: V, the number of visible units: 784 for images, other sizes for vectors.
-        learning: ``cd``, ``pcd`` or ``exact``, which needs a layer of at most 20 units. Above 16, a step takes seconds.
+        learning: ``cd``, ``pcd`` or ``exact``. ``exact`` needs a layer of <= 20 units. Above 16, steps take seconds.
         k: Gibbs steps per update, or a schedule over epochs: ``[[0, 1], [20, 5]]`` is 1 for 20 epochs, then 5.
         num_chains: number of persistent chains (``pcd``) over all processes, at least one per process.
         restarts: probability that a persistent chain restarts from random pixels before an update, >= 0 and < 1.
@@ -135,7 +135,7 @@ class RBM(L.LightningModule):
         self.c = nn.Parameter(torch.zeros(num_hidden))
         self.register_buffer("mu", torch.full((num_visible,), 0.5))  # the mean image, set when training begins
         self.register_buffer("initialised", torch.tensor(False))
-        # Hidden states of this process's chains, (n, H), bool. As a buffer they would be broadcast and averaged.
+        # Hidden states of this process's chains, (n, H), bool. Not a buffer, because DDP broadcasts buffers of rank 0.
         self.chains: Tensor | None = None
         self.probe: Tensor | None = None  # training images, (at most 1000, ...), the same on all processes
         self._log_partitions: Partitions = {}
@@ -192,8 +192,8 @@ class RBM(L.LightningModule):
     ) -> Noise:
         """Return the noise of a step: ``u`` (B, ...) binarises, and ``u_v`` and ``u_h`` (k, n, ...) make Gibbs steps.
 
-        ``h`` (n, H) are the states of persistent chains: ``chains``, or the model's chains if None. Without either they
-        are random. ``restart`` (n,) marks m chains that restart, with the noise ``u_0`` (m, V) and ``u_1`` (m, H).
+        ``h`` (n, H) are the states of persistent chains: ``chains``, or the model's chains if None, or random states if
+        both are None. ``restart`` (n,) marks m chains that restart, with the noise ``u_0`` (m, V) and ``u_1`` (m, H).
         """
         x, drawn = batch[0], {"generator": generator, "device": batch[0].device}
         learning = learning or self.hparams.learning
@@ -235,7 +235,7 @@ class RBM(L.LightningModule):
         return difference, noise["u_h"][-1] < logits.detach().sigmoid() if learning == "pcd" else None
 
     def loss(self, batch, *, generator: Generator = None) -> dict[str, Tensor]:
-        """Return ``loss`` of :meth:`objective` and ``free_energy``, mean F(v), in nats. The chains do not move."""
+        """Return ``loss`` of :meth:`objective` and ``free_energy``, mean F(v), in nats. Chains keep their states."""
         noise = self.noise(batch, generator=generator)
         v = self.observe(batch[0], noise["u"])
         return {"loss": self.objective(v, noise, self.hparams.learning)[0], "free_energy": self.free_energy(v).mean()}
@@ -247,7 +247,7 @@ class RBM(L.LightningModule):
             self.chains = h
         n = self.trainer.log_every_n_steps
         if n and (self.trainer.fit_loop.total_batch_idx + 1) % n == 0:
-            self.log("train/loss", loss, prog_bar=True)  # logging every step would add a tenth to its time
+            self.log("train/loss", loss, prog_bar=True)  # logging at every step would make steps 10 % slower
         return loss
 
     @torch.no_grad()
@@ -329,7 +329,7 @@ class RBM(L.LightningModule):
     def log_partitions(self, steps: int | None = None, *, generator: Generator = None, progress=False) -> Partitions:
         """Return estimates of log Z by name, in nats; see :func:`zoo.functional.partition.log_partitions`.
 
-        ``steps`` is ``test_ais_temperatures`` if None. The noise is the same in every call if ``generator`` is None.
+        If ``steps`` is None, it is ``test_ais_temperatures``. If ``generator`` is None, all calls use the same noise.
         """
         steps = self.hparams.test_ais_temperatures if steps is None else steps
         generator = chunk_generator(0, -2) if generator is None else generator
@@ -380,7 +380,7 @@ class RBM(L.LightningModule):
         values.check_integer("steps", steps)
         shown, sources = gibbs.frame_steps(steps, frames), {"data": self.probe, "chains": self.chains}
         v = gibbs.beginning(init, n, self.machine, self.observe, **sources, generator=generator)
-        found = gibbs.gibbs_frames(v, shown, self.machine, generator=generator).squeeze(1)  # a single frame has no axis
+        found = gibbs.gibbs_frames(v, shown, self.machine, generator=generator).squeeze(1)  # one frame has no axis
         return found.unflatten(-1, (1, 28, 28)) if self.hparams.num_visible == 28 * 28 else found
 
     # Gradient estimators.
@@ -391,11 +391,11 @@ class RBM(L.LightningModule):
         return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)).view_as(x), *rest]
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """Return gradient estimators by name: ``cd-1``, ``cd-10``, and ``pcd`` if the model learns by it.
+        """Return gradient estimators by name: ``cd-1``, ``cd-10``, and ``pcd`` for models with ``learning=pcd``.
 
-        For a layer of at most 16 units, ``exact_samples`` draws one v' per image from p itself, and ``exact`` has no
-        noise. ``pcd`` begins at persistent chains, drawn with replacement, one per image. Published weights have no
-        chains. In this case ``pcd`` draws from 100 chains after 1,000 Gibbs steps from random pixels.
+        If a layer has at most 16 units, there are two more. ``exact_samples`` draws one v' per image from p. ``exact``
+        has no noise. ``pcd`` begins at persistent chains, drawn with replacement, one per image. For published weights,
+        which have no chains, it runs 100 new chains for 1,000 Gibbs steps from random pixels.
         """
         params = dict(self.named_parameters())
         chains = self.all_chains() if self.hparams.learning == "pcd" else None

@@ -1,4 +1,4 @@
-"""Score model: a network of the gradient of the log density, which draws samples by Langevin dynamics.
+"""Score model: a network that estimates the gradient of the log density. Langevin dynamics draws its samples.
 
 Papers:
 - Explicit: Hyvarinen 2005. Denoising: Vincent 2011. Sliced: Song, Garg, Shi & Ermon 2019, arXiv:1905.07088.
@@ -37,8 +37,8 @@ Differs from the papers:
 - The U-Net, the learning rate and the moving average are the same as in zoo/ddpm.py. The papers' networks are much
   larger.
 - Images in [-1, 1] have levels from 10 to 0.05. The 2019 paper has ten levels from 1 to 0.01 for images in [0, 1].
-  For images, technique 4 of the 2020 paper sets the Langevin step size. As there, the last level's noise is removed.
-- Sliced directions v are Rademacher (+1 or -1), which has the least variance of all v with independent entries.
+  For images, technique 4 of the 2020 paper sets the Langevin step size. As in that paper, a last step denoises.
+- The directions v have Rademacher entries (+1 or -1). No other independent entries give less variance.
 """
 
 import math
@@ -66,7 +66,7 @@ from zoo.training.schedules import half_cosine
 
 OBJECTIVES = ("denoising", "sliced", "explicit")
 WEIGHTS = ("edm", "ncsn")
-LARGEST_TRACE = 32  # most dimensions of an exact trace, which takes one backward pass per dimension
+LARGEST_TRACE = 32  # limit on the dimensions for an exact trace, which takes one backward pass per dimension
 
 ScoreFunction = Callable[[Tensor], Tensor]  # (B, ...) -> (B, ...)
 
@@ -128,7 +128,7 @@ class Score(L.LightningModule):
         objective: ``denoising``, ``sliced`` or ``explicit``. ``explicit`` allows at most 32 dimensions.
         sigma_max: The largest noise level, on the scale of the points, or of images in [-1, 1].
         sigma_min: The smallest noise level, on the same scale.
-        num_sigmas: Number of noise levels. 1 has ``sigma_min`` alone. 0 has no noise. ``denoising`` needs at least 1.
+        num_sigmas: Number of noise levels. 1 means ``sigma_min`` only, 0 means no noise. ``denoising`` needs 1 or more.
         weights: Weights of the levels: ``edm`` or ``ncsn``.
         projections: M, directions per example for ``sliced``.
         variance_reduced: Whether ``sliced`` replaces (v' s)^2 by || s ||^2.
@@ -209,7 +209,7 @@ class Score(L.LightningModule):
             return at_least_float32(self.net(x, torch.zeros(len(x), device=x.device)))
         if sigma is None:
             raise UserError("sigma is missing, and this model has noise levels: give sigma, (B,)")
-        # The network sees log sigma, rescaled from the range of the levels to 0 .. 1000. A single level is at 0.
+        # The network sees log sigma, rescaled from the range of the levels to 0 .. 1000. With a single level, it is 0.
         low, high = math.log(self.hparams.sigma_min), math.log(max(self.hparams.sigma_max, 2 * self.hparams.sigma_min))
         t = (sigma.log() - low) / (high - low) * 1000
         sigma = sigma.view(-1, *[1] * (x.ndim - 1))
@@ -219,7 +219,7 @@ class Score(L.LightningModule):
     # Training: noise() draws all random numbers, and losses() is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, objective: str | None = None) -> Noise:
-        """Draw ``level`` (B,), 0 .. L-1, and ``eps`` (B, ...) for noise levels; ``v`` (B, M, ...) for ``sliced``."""
+        """Draw ``level`` (B,), 0 .. L-1, and ``eps`` (B, ...) if L > 0, and ``v`` (B, M, ...) for ``sliced``."""
         x, objective = batch[0], self.hparams.objective if objective is None else objective
         where = x.device if generator is None else generator.device
         noise = {}
@@ -297,12 +297,13 @@ class Score(L.LightningModule):
         Args:
             steps: Langevin steps at each level, by default 5 for images and 100 for points. With one level or none, the
                 default is 1000.
-            step_size: e / sigma^2, by default :func:`best_step_size` for images and 0.05 for points. With one level or
-                none it is e, by default 0.14 D / E|s(x)|^2 at the start. For N(0, s^2 I) data this is 0.14 s^2.
-            denoise: Remove the noise of the last level at the end. Has no effect without noise levels.
-            adjusted: Accept each step by Metropolis-Hastings. The change of log p is the integral of the score along
-                the step, which takes four more evaluations. If the learned score is not a gradient, the integral
-                depends on the path.
+            step_size: e / sigma^2 with the step size e of zoo/functional/langevin.py. The default is 0.05 for points
+                and :func:`best_step_size` for images. With one level or none, it is e, and the default is
+                0.14 D / E|s(x)|^2 at the start. For N(0, s^2 I) data this default is 0.14 s^2.
+            denoise: Whether to remove the noise of the last level at the end. Without noise levels, it has no effect.
+            adjusted: Accept or reject each step by Metropolis-Hastings. The change of log p is the integral of the
+                score along the step, which takes four more evaluations. If the learned score is not a gradient, the
+                integral depends on the path.
             frames: Number of evenly spaced intermediate states to return, at least 2, as (n, frames, ...). The last is
                 the sample. None returns the sample alone.
 
@@ -340,19 +341,19 @@ class Score(L.LightningModule):
     ) -> tuple[list[Tensor], list[float]]:
         """Return the states of the ``n`` chains of :meth:`sample` and the fractions of accepted steps.
 
-        Both lists have one entry for each level, or for each step with one level or none. Images are in [-1, 1]. The
-        fractions are 1 unless ``adjusted`` is true.
+        Both lists have one entry for each level. With one level or none, they have one entry for each step. Images are
+        in [-1, 1]. The fractions are 1 unless ``adjusted`` is true.
         """
         levels = len(self.sigmas)
         steps = self._default_steps if steps is None else steps
         check_integer("steps", steps)
         check_flag("denoise", denoise)
         check_flag("adjusted", adjusted)
-        # The standard deviation of data of variance 1 plus the noise of the first level.
+        # Standard deviation of the first states: data of variance 1 plus the noise of the first level.
         start = float((1 + self.sigmas[0] ** 2).sqrt()) if levels else 1.0
         if step_size is None:
             if levels > 1:
-                # In few steps, the step size must give the right variance. In many steps, a small size has little bias.
+                # With few steps, the step size must give the right variance. With many, a small size has little bias.
                 ratio = float(self.sigmas[0] / self.sigmas[1])
                 step_size = best_step_size(ratio, steps) if self.images else 0.05
             else:

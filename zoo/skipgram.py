@@ -1,4 +1,4 @@
-"""Skip-gram: word vectors that predict the neighbouring words, learned by telling text from noise.
+"""Skip-gram: word vectors that predict neighbouring words. Training distinguishes words of the text from noise words.
 
 Papers: Mikolov et al. 2013a, arXiv:1301.3781, and 2013b, arXiv:1310.4546 (word2vec, negative sampling); Mnih & Teh
 2012, arXiv:1206.6426, and Mnih & Kavukcuoglu 2013 (NCE). Lecture notes: [Xu18b], "Noise Contrastive Estimation", and
@@ -25,8 +25,8 @@ Logged with the prefixes train/ (only ``loss``), val/ and test/, in nats per pai
     loss              the objective
     nll, perplexity   mean of -log p(w | c) with Z_c summed over the whole vocabulary, and exp(nll)
     log_Z, log_Z_sd   mean and standard deviation of log Z_c over centres
-All except ``loss`` are measured on about 256 rows, spread evenly over the held-out text. Negative sampling's scores are
-normalised for this.
+All except ``loss`` are measured on about 256 rows of 32 centres, spread evenly over the held-out text. For these
+metrics, Z_c also normalises the scores of negative sampling.
 
 Differs from the papers:
 - The 32 centres of a row share M = ``shared_noise`` noise words, each with the weight k / M. The expected gradient is
@@ -34,12 +34,12 @@ Differs from the papers:
   ``shared_noise=0`` draws k words for every pair, as word2vec does.
 - A step sums the gradients of all pairs of a batch. word2vec takes one pair after the other. Sums over many pairs can
   overshoot. The learning rate of a word with n expected pairs per step is therefore at most ``LONGEST_STEP`` / n. For
-  output vectors, noise words also count as pairs. With subsampling, this limits some of the most frequent words. In a
-  vocabulary of a few words, it limits all. Large learning rates can still diverge.
+  output vectors, noise words also count as pairs. With subsampling, the limit affects some of the most frequent words.
+  In a vocabulary of a few words, it affects all words. Large learning rates can still diverge.
 - Input vectors start sqrt(D) times larger than in word2vec. With the initial values of word2vec, NCE learns more
-  slowly. After 15 epochs on 65,000 words it has 6.94 nats per held-out pair. With the larger values it has 6.73.
+  slowly. After 15 epochs on 65,000 words, the held-out nll is 6.94. With the larger values it is 6.73.
 - Windows are formed after rare and subsampled words are removed, as in word2vec.
-- Negative sampling has no biases. Other biases start at the log frequency of words in pairs, so s = b and Z_c = 1.
+- Negative sampling has no biases. For other objectives, s starts at b_w, the log frequency of w, so Z_c = 1.
 """
 
 import math
@@ -86,7 +86,7 @@ class SkipGram(L.LightningModule):
         dim: D, dimensions of the vectors.
         num_noise: k, noise words per pair.
         alpha: Power of the unigram counts in the noise distribution, 0 (uniform) to 1.
-        shared_noise: M, noise words that the centres of a row share. 0 draws k separate words for each pair.
+        shared_noise: M, noise words that the 32 centres of a row share. 0 draws k separate words for each pair.
         lr: Learning rate of SGD per pair. It falls linearly to 1e-4 of this value.
 
     Raises:
@@ -117,7 +117,7 @@ class SkipGram(L.LightningModule):
         self.register_load_state_dict_pre_hook(_take_vocabulary)
 
     def make_vocabulary(self, words: list[str], counts: Tensor, keep: Tensor) -> None:
-        """Create vectors for ``words``, from their ``counts`` (V,) and the fractions ``keep`` (V,) after subsampling.
+        """Create vectors for ``words``, their ``counts`` (V,) and the fractions ``keep`` (V,) that subsampling keeps.
 
         Input vectors start uniform in [-1 / (2 sqrt(D)), 1 / (2 sqrt(D))], and output vectors at 0.
         """
@@ -151,7 +151,7 @@ class SkipGram(L.LightningModule):
         return "output" in self.tables
 
     def limit_rates(self, pairs: float, frequency: Tensor) -> None:
-        """Set each word's fraction of ``lr``, for steps of ``pairs`` expected pairs and words of ``frequency`` (V,)."""
+        """Set the fraction of ``lr`` for each word, from its ``frequency`` (V,) and the expected ``pairs`` per step."""
         q = self.q.log_q.cpu().double().exp()
         noise = 0 if self.hparams.objective == "softmax" else self.hparams.num_noise * q
         for name, expected in {"input": pairs * frequency, "output": pairs * (frequency + noise)}.items():
@@ -174,7 +174,7 @@ class SkipGram(L.LightningModule):
             table.sparse = on_cpu and self.hparams.objective != "softmax"
         kept = counts.double() * data.keep.double()
         rows = data.hparams.batch_size * self.trainer.accumulate_grad_batches
-        pairs = rows * ROW * (data.hparams.window + 1)  # (1 + window) / 2 per side, on average
+        pairs = rows * ROW * (data.hparams.window + 1)  # on average (1 + window) / 2 words on each side
         self.limit_rates(pairs, kept / kept.sum())
 
     def check_vocabulary(self, words: list[str]) -> None:
@@ -183,8 +183,8 @@ class SkipGram(L.LightningModule):
             raise UserError("these weights have no output vectors and cannot predict words: use a checkpoint of a run")
         if self.words != words:
             raise UserError(
-                f"the model has a vocabulary of {len(self.words):,} words, and the text a different one of "
-                f"{len(words):,}: use the text and data options of its training"
+                f"the model has a vocabulary of {len(self.words):,} words, and the text has a different one of "
+                f"{len(words):,}: use the text and options of its training"
             )
 
     @property
@@ -220,7 +220,7 @@ class SkipGram(L.LightningModule):
             Losses (B, 32, 2 window + 1), and booleans of the same shape, true for pairs.
         """
         centres, _, taken = contrastive.pairs_in_window(rows)
-        centres, words = centres.clamp(min=0), rows.words.clamp(min=0)  # -1 is no word, and taken is false there
+        centres, words = centres.clamp(min=0), rows.words.clamp(min=0)  # -1 means no word; taken is false there
         n, own = words.shape[1], noise.ndim == 4
         every = self.scores(centres, words if own else torch.cat([words, noise], 1), lookup)
         s = contrastive.around_each(every, taken.shape[-1])
@@ -296,7 +296,7 @@ class SkipGram(L.LightningModule):
         batches = self.trainer.num_test_batches if stage == "test" else self.trainer.num_val_batches
         every = max(1, int(batches[0]) * at_once // EXACT_ROWS)
         first = batch_idx * at_once + self.global_rank
-        number = first + world_size * torch.arange(len(batch[0]))  # of the row, in the order of the text
+        number = first + world_size * torch.arange(len(batch[0]))  # number of each row, in the order of the text
         chosen = (number % every == 0).nonzero()[:, 0].to(self.device)
         for row in chosen.split(1):  # one row at a time limits memory to (32, V)
             self.held_out.update(*self.pair_log_likelihood([t[row] for t in batch]))
@@ -324,7 +324,7 @@ class SkipGram(L.LightningModule):
         """Return the index of ``word`` in the vocabulary, 0 for the most frequent word.
 
         Raises:
-            UnknownWord: A KeyError, if the vocabulary does not have ``word``. It lists words of similar spelling.
+            UnknownWord: A KeyError, if ``word`` is not in the vocabulary. The message lists words of similar spelling.
         """
         if not isinstance(word, str):
             raise UserError(f"a word must be a string, got {word!r}")
@@ -347,8 +347,8 @@ class SkipGram(L.LightningModule):
     def analogy(self, a: str, b: str, c: str, n: int = 1) -> list[tuple[str, float]]:
         """Return the words that are to ``c`` as ``b`` is to ``a``, such as queen for man, woman, king.
 
-        These are the ``n`` words, other than the three, with the largest cosine with b - a + c, where vectors have
-        length 1 (Mikolov et al. 2013a). The cosines are also returned. Raise KeyError for an unknown word.
+        The ``n`` words have the largest cosines with b - a + c, for vectors scaled to length 1 (Mikolov et al. 2013a).
+        The result excludes a, b and c. It includes the cosines. Raise KeyError for an unknown word.
         """
         unit = self.unit_vectors()
         x, y, z = (unit[self.number(word)] for word in (a, b, c))
@@ -382,8 +382,8 @@ class SkipGram(L.LightningModule):
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
         """Return ``softmax``, the exact gradient of the log likelihood, and estimators that draw noise words.
 
-        ``nce_1``, ``nce_5`` and ``nce_25`` approach this gradient as k grows. ``importance_sampling`` uses
-        the model's noise words and also approaches it. ``negative_sampling`` estimates another gradient.
+        ``nce_1``, ``nce_5`` and ``nce_25`` have k = 1, 5 and 25. They approach the exact gradient as k grows.
+        ``importance_sampling`` approaches it with more noise words. ``negative_sampling`` estimates another gradient.
         """
         params = dict(self.named_parameters())
 
@@ -401,7 +401,7 @@ class SkipGram(L.LightningModule):
 
 
 def _take_vocabulary(model: SkipGram, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
-    """Give ``model`` the vocabulary of the weights in ``state_dict``, before they are loaded.
+    """Give ``model`` the vocabulary that ``state_dict`` holds, before its weights are loaded.
 
     Raises:
         UserError: If the model already has a different vocabulary.
@@ -409,8 +409,8 @@ def _take_vocabulary(model: SkipGram, state_dict: dict[str, Tensor], prefix: str
     if model.words and not torch.equal(state_dict.get(f"{prefix}spelling", model.spelling), model.spelling):
         theirs = len(contrastive.decode_words(state_dict[f"{prefix}spelling"]))
         raise UserError(
-            f"the weights have a vocabulary of {theirs:,} words, and the text a different one of "
-            f"{len(model.words):,}: use the text and data options of their training"
+            f"the weights have a vocabulary of {theirs:,} words, and the text has a different one of "
+            f"{len(model.words):,}: use the text and options of their training"
         )
     if not model.words and f"{prefix}spelling" in state_dict:
         weights = {name: state_dict.get(f"{prefix}{name}.weight") for name in ("input", "output", "bias")}

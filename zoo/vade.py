@@ -1,4 +1,4 @@
-"""VaDE: a variational autoencoder with a mixture of Gaussians as its prior, which clusters images without labels.
+"""VaDE: a variational autoencoder with a mixture of Gaussians as its prior. It clusters images without labels.
 
 Jiang, Zheng, Tan, Tang, Zhou, "Variational Deep Embedding", 2017, arXiv:1611.05148.
 Lecture notes (docs/references.md): [DSL 12.1.3], [HW2 P7].
@@ -16,12 +16,12 @@ not depend on z.
     mean field  E_q[ log p(x|z) ] - sum_c gamma_c KL( q(z|x) || p(z|c) ) - KL( gamma || pi )
 
 The five terms are ``negative_elbo`` in zoo/functional/mixture.py. The mean field is :func:`mean_field_negative_elbo`.
-The first two forms are equal at every z for every gamma. They are largest if gamma = p(c|z). This is the tightest
-bound, which val/loss and test/loss report. The mean field is below it for every gamma. At K = 1 all three are equal.
+The first two forms are equal at every z for every gamma. At gamma = p(c|z) the bound is tightest, and val/loss and
+test/loss are its negative. For every gamma, the mean field is at most this bound. At K = 1 all three forms are equal.
 
 As in the paper, training maximises the mean field. Its gamma = p(c | z = mu(x)) depends on the image and not on the
 drawn z. Training therefore pulls all draws of z for an image, and all its deformations, into one cluster. Six epochs
-raised the accuracy of k-means clusters from 0.89 to 0.92. With the tightest bound it stayed at 0.89.
+raised the accuracy of clusters from 0.89 (k-means) to 0.92. With the tightest bound, it stayed at 0.89.
 
 Symbols: x are images in [0, 1], (B, 1, 28, 28), binary under the likelihood. z are latents, (B, D), c are clusters, and
 gamma are responsibilities, (B, K). pi is (K,), and mu_c and logvar_c are (K, D). u is uniform noise that binarises
@@ -34,18 +34,18 @@ labels.
 
 Differs from the paper:
 - In both phases of training the encoder sees randomly deformed images (``deformation``), and the decoder reconstructs
-  the original ones. The paper's denoising autoencoder masks pixels. With deformation, clusters follow
+  the original images. The paper's denoising autoencoder masks pixels. With deformation, clusters follow
   digits rather than slants. The ELBO remains a lower bound, as it is for any q (Im et al. 2017).
 - The autoencoder is pretrained as a whole with Adam, not layer by layer. The learning rate decays in each phase.
 - The mixture is initialised by k-means, not by EM (``initial_mixture: em``). On the same latents the accuracy is 0.89
   with k-means and 0.87 with EM (0.80 with full covariances). EM splits the densest digit, 1, into two clusters.
-- Training keeps the k-means solution with the largest mutual information between clusters of images and clusters of
-  the deformed images. The solution with the smallest k-means loss is less often the most accurate solution.
+- k-means runs several times. The mixture comes from the run with the largest mutual information between clusters of
+  images and clusters of deformed images. The run with the smallest k-means loss is less often the most accurate.
 - Pixels are binarised dynamically, as in zoo/vae.py. The paper puts grey pixels into the Bernoulli cross-entropy, which
-  is not their likelihood. Clusters are computed from grey images.
+  is not a likelihood of grey pixels. Clusters are computed from grey images.
 - gamma is held fixed in the gradient. It is computed at z = mu(x), not at a drawn z.
 - The default networks are 784-300-300-600-10, not 784-500-500-2000-10.
-- [HW2 P7] has the marginal p(z) and also subtracts KL( gamma || p(c) ), which counts the prior of c twice. The correct
+- [HW2 P7] prints the marginal form with KL( gamma || p(c) ), which counts the prior of c twice. The correct
   divergence is KL( gamma || p(c|z) ), as above.
 """
 
@@ -109,10 +109,10 @@ def mean_field_negative_elbo(
 @accepts_old_form("noise", "loss", "bound", "pretraining_loss", "log_likelihood", "probe_batch")
 @checks_inputs(x=images, z=numbers(lambda self: (self.hparams.latent_dim,)))
 class VaDE(L.LightningModule):
-    """Variational autoencoder with a mixture of Gaussians as its prior, which clusters images without labels.
+    """Variational autoencoder with a mixture of Gaussians as its prior. It clusters images without labels.
 
     ``fit`` has two phases. For ``pretrain_epochs`` epochs it trains an autoencoder with z = mu(x). Then it fits the
-    mixture once to the latents of the training images, and trains all parameters to maximise the bound.
+    mixture once to the latents of the training images, and trains all parameters to maximise the mean field.
 
     Args:
         num_clusters: K, the number of clusters.
@@ -120,7 +120,7 @@ class VaDE(L.LightningModule):
         hidden: widths of the encoder's hidden layers. The decoder has the same widths in reverse order.
         pretrain_epochs: epochs of the autoencoder. With 0 the mixture is fitted to latents of the untrained encoder.
         initial_mixture: method that fits the mixture (zoo/functional/mixture.py), ``kmeans`` or ``em``.
-        restarts: number of runs of that method. The best run is kept.
+        restarts: number of runs of ``initial_mixture``. The best run is kept.
         deformation: strength of the random deformation of the encoder's images in training; 0 for none.
         lr: learning rate of Adam, which decays to zero by half a cosine in each phase.
 
@@ -162,7 +162,7 @@ class VaDE(L.LightningModule):
 
     @property
     def mixture(self) -> gmm.Mixture:
-        """Return the current prior."""
+        """Return the parameters of the prior, ``log_pi`` (K,), ``mu_c`` and ``logvar_c`` (K, D), at least float32."""
         parameters = (at_least_float32(p) for p in (self.pi_logits.log_softmax(0), self.mu_c, self.logvar_c))
         return gmm.Mixture(*parameters)
 
@@ -199,14 +199,14 @@ class VaDE(L.LightningModule):
         return lambda x: self.encode(deform(x, noise["affine"], noise["bumps"], self.hparams.deformation))
 
     def mean_field(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """Return -1 times the mean field for binary ``x``, q(z | deformed x) and constant gamma = p(c | z = mu(x))."""
+        """Return the terms of -1 times the mean field, (B,) each, with q(z | deformed x), for binary images ``x``."""
         with torch.no_grad():
             log_gamma = gmm.log_responsibilities(self.encode(x).mu, self.mixture)
         encode = self.encode_deformed(noise)
         return mean_field_negative_elbo(x, noise["eps"], encode, self.log_px, self.mixture, log_gamma)
 
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Return the terms of :meth:`mean_field`, which training minimises: means over the batch, nats per example."""
+        """Return the terms of :meth:`mean_field`, batch means, nats per example. Training minimises ``loss``."""
         noise = self.noise(batch, generator=generator)
         return {name: term.mean() for name, term in self.mean_field(binarise(batch[0], noise["u"]), noise).items()}
 
@@ -229,9 +229,9 @@ class VaDE(L.LightningModule):
         epochs, pretraining = self.trainer.max_epochs, self.hparams.pretrain_epochs
         if self.trainer.datamodule is None:
             raise UserError(
-                "fit got no datamodule, and VaDE reads the training images twice: use fit(model, datamodule=...)"
+                "fit got no datamodule, from which VaDE reads the training images: use fit(model, datamodule=...)"
             )
-        loader = self.trainer.datamodule.train_dataloader()  # the trainer's loader must keep its position
+        loader = self.trainer.datamodule.train_dataloader()  # a new one: the trainer's loader must keep its position
         known = isinstance(loader, Batched) and loader.batch_size
         gmm.check_images(len(loader) * loader.batch_size if known else math.inf, self.hparams.num_clusters)
         if not self.initialised and epochs not in (None, -1) and epochs <= pretraining and self.trainer.is_global_zero:
@@ -253,7 +253,7 @@ class VaDE(L.LightningModule):
             UserError: if the autoencoder has diverged.
         """
         z = []
-        batches = self.trainer.datamodule.train_dataloader()  # the trainer's loader must keep its position
+        batches = self.trainer.datamodule.train_dataloader()  # a new one: the trainer's loader must keep its position
         for batch in tracked(batches, "encoding the images", "batch", show=shows_progress(self.trainer)):
             x = as_batch(batch)[0].to(self.device)
             z.append(torch.stack([self.encode(x).mu, self.encode_deformed(self.noise([x]))(x).mu], dim=1))
@@ -296,7 +296,7 @@ class VaDE(L.LightningModule):
             self.agreement.update(self.cluster(x), *y)
 
     def on_validation_epoch_end(self, stage="val"):
-        scores = self.agreement.compute() if self.agreement.update_called else {}  # empty without labels
+        scores = self.agreement.compute() if self.agreement.update_called else {}  # no scores without labels
         self.log_dict({f"{stage}/{k}": v for k, v in scores.items()}, sync_dist=True)
         self.agreement.reset()
 
@@ -309,7 +309,7 @@ class VaDE(L.LightningModule):
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
         steps = max(1, self.trainer.estimated_stepping_batches)  # the estimate is infinite for max_epochs=-1
-        self.trainer.fit_loop.setup_data()  # not yet done if the length of the run is given in steps
+        self.trainer.fit_loop.setup_data()  # Lightning has not yet done this if max_steps ends the run
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         first = min(steps, self.hparams.pretrain_epochs * per_epoch)
 
@@ -347,7 +347,7 @@ class VaDE(L.LightningModule):
         """Draw ``n`` latents from the prior, or from given clusters, and return the means of p(x | z).
 
         Args:
-            clusters: a cluster 0 .. K-1 for each of the n images, or one for all; None draws them from pi.
+            clusters: a cluster 0 .. K-1 for each of the n images, or one for all. None draws clusters from pi.
 
         Returns:
             (n, 1, 28, 28), in [0, 1].
@@ -372,7 +372,7 @@ class VaDE(L.LightningModule):
         Args:
             x: images in [0, 1], (B, 1, 28, 28), which are binarised here, once.
             num_samples: importance samples per image, at least 1. More samples make the bound tighter.
-            y: labels, not used by this model of p(x).
+            y: labels, which are not used.
 
         Returns:
             (B,): nats.
@@ -389,14 +389,14 @@ class VaDE(L.LightningModule):
     # Gradient estimators.
 
     def probe_batch(self, batch, *, generator: torch.Generator | None = None):
-        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of its estimator."""
+        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of the estimator."""
         x, *rest = batch
         return [binarise(x, rand(*x.shape, generator=generator, device=x.device)), *rest]
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """Return gradient estimators of the batch mean by name. All deform the images. Training uses ``mean_field``.
+        """Return gradient estimators of the batch mean by name. All of them encode deformed images.
 
-        ``pathwise`` and ``score_function`` estimate the gradient of the five terms at gamma = p(c | z).
+        Training uses ``mean_field``. ``pathwise`` and ``score_function`` use the five terms at gamma = p(c | z).
         """
         params = dict(self.named_parameters())
 

@@ -15,31 +15,31 @@ importance-weighted bound. Hinton et al. 1995 for wake-sleep. Lecture notes (doc
     sleep     draw z ~ p(z), x ~ p(x | z), increase log q(z | x)                               sleep
 
 Symbols: x are images in [0, 1], (B, 1, 28, 28), binary under the Bernoulli likelihood. z are latents, (B, D) or one-hot
-(B, D, K), and (k, B, ...) for k draws of each. u is uniform noise that binarises pixels.
+(B, D, K). k draws for each image are (k, B, ...). u is uniform noise that binarises pixels.
 Files: zoo/functional/latents.py has the families of latents, and zoo/functional/importance.py has L_k and w_i.
 zoo/estimators/by_name.py lists the gradient estimators. zoo/estimators/learned.py has baselines and control variates.
-Logged: {train,val,test}/loss = -ELBO (with beta) or -L_k, /nll = -E_q log p(x | z), /kl, all in nats per example.
+Logged, in nats per example: {train,val,test}/loss = -ELBO (with beta) or -L_k, /nll = -E_q log p(x | z), and /kl.
 Validation and test always use hard draws of z. Training by gumbel_softmax logs the terms of relaxed latents.
 Training by wake_sleep logs train/loss = wake + sleep. train/baseline is the squared error of NVIL's baseline.
-train/control is the mean squared gradient with respect to q's logits, which a control variate minimises.
+train/control is the loss of a control variate: the mean squared gradient with respect to q's logits.
 
 Differs from the papers:
-- The optimiser is Adam with a cosine decay of the learning rate, not Adagrad or stepwise decay. There is no weight
-  decay, which the paper uses as a prior on theta.
+- The optimiser is Adam with a cosine decay of the learning rate. Kingma & Welling use Adagrad, and weight decay as a
+  prior on theta. Burda et al. lower the learning rate in steps.
 - By default the networks have two hidden layers of rectified linear units. ``net: conv`` selects
-  convolutions. The paper has one hidden layer of tanh.
-- Binarisation is dynamic (as Burda et al.): each use of an image draws binary pixels again. A grey value is the
+  convolutions. The networks of Kingma & Welling have one hidden layer of tanh units.
+- Binarisation is dynamic, as in Burda et al.: each use of an image draws binary pixels again. A grey value is the
   probability of a 1.
 - The Gaussian likelihood has one learned variance for all pixels (Rybkin et al. 2021), not one for each pixel.
-  ``variance_floor`` is added, because the density would be unbounded if every pixel were reproduced exactly.
-- The means of that likelihood are linear in the last layer, without a sigmoid. Only ``decode`` clips them to [0, 1].
+  ``variance_floor`` is added to this variance. Without it, an exact reconstruction would have unbounded density.
+- The means of the Gaussian likelihood come from a linear layer, not a sigmoid. Only ``decode`` clips them to [0, 1].
 - The score-function estimators use the divergence in closed form. [Liao22] puts all of log p(x, z) - log q(z | x) into
-  the score term, which has the same expectation. The variant ``+sampled_kl`` does this.
-- Training with relaxed latents uses the closed-form divergence of discrete latents (as Jang et al.). Its train/loss is
-  therefore not a bound. Maddison et al. use the divergence of the relaxed latents. val/loss is a bound in both cases.
-- NVIL (Mnih & Gregor 2014) also divides by a running standard deviation, which rescales the gradient. VAE does not.
-- Wake-sleep draws a new pair (z, x) from the model for each image at each step. It takes the wake and the sleep step
-  together.
+  the score term, as the estimators ``+sampled_kl`` do. Both gradients have the same expectation.
+- Training with relaxed latents uses the closed-form divergence of discrete latents (as in Jang et al.). The logged
+  train/loss is then not a bound, but val/loss is. Maddison et al. use the divergence of the relaxed latents.
+- NVIL (Mnih & Gregor 2014) also divides the cost by its running standard deviation, which rescales the gradient. The
+  estimator here does not divide.
+- Wake-sleep draws a new pair (z, x) from the model for each image at each step. One step minimises wake + sleep.
 - [Xu18a] prints z = mu + x sigma^2. The correct form is z = mu + x sigma.
 - [Liao22] prints the prior once as p(X) = N(X | 0, I). The correct form is p(z).
 """
@@ -104,12 +104,12 @@ class VAE(L.LightningModule):
         objective: ``elbo``, ``iwae`` or ``wake_sleep``.
         num_samples: k, the number of draws of z for each image. ``iwae`` maximises L_k, and ``elbo`` averages over the
             draws. The antithetic and leave-one-out estimators use at least two draws.
-        beta: weight of the divergence in ``elbo``, at least 0. With 1 the ELBO is a bound of log p(x).
+        beta: weight of the divergence in ``elbo``, at least 0. With 1 the ELBO is a lower bound of log p(x).
         estimator: gradient estimator, one of ``ESTIMATORS`` in zoo.estimators.by_name. ``auto`` is pathwise for
-            Gaussian latents. Otherwise it is score_function+nvil (``elbo``) or score_function+loo (``iwae``).
+            Gaussian latents. For other latents it is score_function+nvil (``elbo``) or score_function+loo (``iwae``).
         temperature: temperature of relaxed latents, or its initial value if a control variate learns it.
         temperature_end: temperature of gumbel_softmax and straight_through at the end of the run. The decay is
-            exponential. Null keeps ``temperature``.
+            exponential. None keeps ``temperature`` constant.
         lr: learning rate of Adam, which decays to zero by half a cosine over the run.
         variance_floor: added to the learned variance of the Gaussian likelihood, in squared pixel units (white is 1).
 
@@ -180,7 +180,7 @@ class VAE(L.LightningModule):
                 f"temperature_end requires estimator=gumbel_softmax or straight_through, got estimator={h.estimator}"
             )
         if h.beta != 1 and h.objective != "elbo":
-            raise UserError(f"beta must be 1 with objective={h.objective}, got {h.beta}; use objective=elbo for others")
+            raise UserError(f"beta must be 1 with objective={h.objective}, got {h.beta}; use objective=elbo")
 
     # The model: p(x | z) and q(z | x).
 
@@ -207,7 +207,7 @@ class VAE(L.LightningModule):
         """Return log p(x | z) in nats; ``x`` (..., 1, 28, 28) and ``z`` (..., D) or (..., D, K) to (...).
 
         Args:
-            without_parameter_gradients: whether gradients flow to ``z`` alone, and not to the decoder.
+            without_parameter_gradients: whether gradients flow only to ``z``, and not to the decoder's parameters.
         """
         out, x = self._decoder(z, without_parameter_gradients).flatten(-3), x.flatten(-3)
         if self.hparams.likelihood == "bernoulli":
@@ -224,7 +224,7 @@ class VAE(L.LightningModule):
     def noise(self, batch, *, generator: torch.Generator | None = None, estimator: str | None = None) -> Noise:
         """Return all noise of one step, for ``estimator`` (the model's own if None).
 
-        ``u`` (B, 1, 28, 28) binarises images. ``z`` makes k latents of each image. Some estimators need more noise.
+        ``u`` (B, 1, 28, 28) binarises images. ``z`` draws k latents for each image. Some estimators add more noise.
         """
         estimator = estimator or self.estimator
         x, k = batch[0], self.hparams.num_samples
@@ -282,7 +282,7 @@ class VAE(L.LightningModule):
         return {"loss": awake + asleep, "wake": awake, "sleep": asleep}
 
     def objective(self, estimator: str) -> Callable[[Tensor, Noise], dict[str, Tensor]]:
-        """Return the method above that computes the terms of the objective from observed images and noise."""
+        """Return a function (observed images, noise) -> terms of the objective, with the gradient of ``estimator``."""
         if estimator == "wake_sleep":
             return self.wake_and_sleep
         bound = self.negative_iwae if self.hparams.objective == "iwae" else self.negative_elbo
@@ -291,7 +291,8 @@ class VAE(L.LightningModule):
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Return the terms of the objective: means over the batch, nats per example. Training minimises ``loss``.
 
-        A learned baseline or control variate adds its own loss to the gradient of ``loss``, not to its value.
+        A learned baseline or control variate adds the gradient of its loss to the gradient of ``loss``. It does not
+        change the value of ``loss``.
         """
         noise = self.noise(batch, generator=generator)
         x = self.observe(batch[0], noise["u"])
@@ -373,9 +374,9 @@ class VAE(L.LightningModule):
         """Return the importance-weighted lower bound of log p(x), Burda et al. 2015, eq. 8.
 
         Args:
-            x: images in [0, 1], (B, 1, 28, 28), which the Bernoulli likelihood binarises here, once.
+            x: images in [0, 1], (B, 1, 28, 28). With the Bernoulli likelihood, they are binarised once.
             num_samples: importance samples per image, at least 1. More samples make the bound tighter.
-            y: labels, not used by this model of p(x).
+            y: labels, which are not used.
 
         Returns:
             (B,): nats.
@@ -392,7 +393,7 @@ class VAE(L.LightningModule):
     # Gradient estimators.
 
     def probe_batch(self, batch, *, generator: torch.Generator | None = None):
-        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of its estimator."""
+        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of the estimator."""
         x, *rest = batch
         return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)), *rest]
 
@@ -400,8 +401,8 @@ class VAE(L.LightningModule):
         """Return estimators of the gradient of the objective (batch mean) by name. The first is the model's own.
 
         The gradient is with respect to encoder and decoder. An estimator with learned parts is included only if it
-        trained the model. REBAR is an exception: its eta is 1 in other models. The Rao-Blackwellised estimator decodes
-        once per latent and is included up to 32 latents. A wake-sleep model also has the estimators of the ELBO.
+        trained the model. REBAR is an exception: in models that it did not train, its eta is 1. The Rao-Blackwellised
+        estimator decodes once per latent. It is included up to 32 latents. Wake-sleep models have the ELBO estimators.
         """
         h = self.hparams
         params = {k: p for k, p in self.named_parameters() if not k.startswith(("baseline.", "control."))}

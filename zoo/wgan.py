@@ -31,7 +31,7 @@ Symbols:
     f(x)         score of the critic, (B,); distances are Euclidean, between images in [-1, 1] or points
 
 Logged with the prefixes train/, val/ and test/:
-    wasserstein      mean f(x) - mean f(G(z)), the estimate; watch this one
+    wasserstein      mean f(x) - mean f(G(z)), the estimate of W; the best measure of progress
     critic_loss      the loss of the critic
     generator_loss   the loss of the generator
     penalty          mean of ( |grad f(x_hat)| - 1 )^2, without lambda
@@ -40,9 +40,9 @@ With clipping, ``penalty`` and ``lipschitz`` are measured in validation and test
 
 Differs from the papers:
 - Each batch is one step of the critic, and every n_critic-th batch is also a step of the generator. WGAN's code takes
-  100 critic steps for each of the generator's first 25 steps, and for every 500th.
+  100 critic steps before each of the first 25 generator steps, and before every 500th generator step.
 - With the penalty, the critic normalises each image separately, as WGAN-GP recommends. With BatchNorm, the penalty of
-  one image would depend on the others.
+  one image would depend on the other images.
 - With clipping, the convolutional critic has BatchNorm, as in WGAN. Validation first recomputes the running statistics
   from samples. On several processes, each process normalises over its own part of a batch, as in zoo/gan.py.
 - With clipping, both networks use RMSprop, as in WGAN. The paper's learning rate is 5e-5, and experiment=wgan_clip sets
@@ -82,7 +82,9 @@ def interpolate(real: Tensor, fake: Tensor, u: Tensor) -> Tensor:
 
 
 def gradient_norms(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return |grad f(x_i)|_2, (B,), the norm over all dimensions of each example; differentiable in the critic.
+    """Return |grad f(x_i)|_2, (B,), the norm over all dimensions of each example.
+
+    The result is differentiable with respect to the critic's parameters.
 
     Args:
         critic: Function of (B, ...) that returns (B,). Each value must depend only on its own example.
@@ -104,7 +106,7 @@ class WGAN(L.LightningModule):
     """Wasserstein GAN for images or points, with gradient penalty or clipped weights.
 
     Args:
-        lipschitz: How the critic is kept Lipschitz: ``gradient_penalty`` or ``clip``.
+        lipschitz: Method that limits the critic's slope: ``gradient_penalty`` or ``clip``.
         network: ``conv`` for images, ``mlp`` for any shape.
         shape: Shape of one example: [1, 28, 28] for images, [2] for points.
         z_dim: Number of dimensions of z.
@@ -191,7 +193,7 @@ class WGAN(L.LightningModule):
         return self.critic_terms(batch[0], self.noise(batch, generator=generator))
 
     def generator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Draw noise and return the generator's ``loss``. Only the size of the batch matters."""
+        """Draw noise and return the generator's ``loss``. Only the size of ``batch`` is used."""
         return self.generator_terms(self.noise(batch, generator=generator))
 
     # Training, with manual optimisation.
@@ -264,8 +266,8 @@ class WGAN(L.LightningModule):
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
         """Return ``generator``, the gradient of -E f(G(z)), and ``critic``, the gradient of the critic's whole loss.
 
-        Each estimator differentiates by the parameters of the network with its name. One draw has one z for each
-        example of the batch.
+        Each estimator differentiates with respect to the parameters of the network with its name. One draw has one z
+        for each example of the batch.
         """
 
         def estimator(name: str, terms: Callable) -> GradientEstimator:

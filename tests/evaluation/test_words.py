@@ -253,7 +253,7 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
         (["evaluate", "vae", "--data", "pydocs"], "VAE trains on images or points, and pydocs is text: choose other"),
         (
             ["evaluate", source, "--data", tmp_path / "other.txt"],
-            "vocabulary of .* words, and the text a different one of",
+            "vocabulary of .* words, and the text has a different one of",
         ),
         (["evaluate", source, "--words", tmp_path], "does not contain questions-words.txt"),
         (["compare", source, "--data", "imagenet"], "there are no data 'imagenet': choose from mnist"),

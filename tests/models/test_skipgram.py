@@ -262,7 +262,7 @@ def test_other_weights_are_refused_in_one_line():
     model = made()
     other = SkipGram(dim=4)
     other.make_vocabulary(["one", "two"], torch.tensor([2, 1]), torch.ones(2))
-    with pytest.raises(ValueError, match="have a vocabulary of 2 words, and the text a different one of 7: use"):
+    with pytest.raises(ValueError, match="have a vocabulary of 2 words, and the text has a different one of 7: use"):
         model.load_state_dict(other.state_dict())
 
 

@@ -1,4 +1,4 @@
-"""Equations as functions that need no network.
+"""The equations of the models, as functions. Networks are arguments of these functions.
 
 The modules cover densities, posteriors, clusters, diffusion, Langevin dynamics, Boltzmann machines and contrastive
 losses.

@@ -80,11 +80,11 @@ def pseudo_log_likelihood(v: Tensor, weights: Weights, pixels: Tensor | None = N
     return v.shape[-1] * F.logsigmoid(rise).mean(-1)
 
 
-# The learnt parameters.
+# The learned parameters.
 
 
 class Machine(NamedTuple):
-    """The learnt parameters W (V, H), b (V,) and c (H,), in the plain or in the centred form.
+    """The learned parameters W (V, H), b (V,) and c (H,), in the plain or in the centred form.
 
     Without ``mu`` the energy has the plain form, and with ``mu`` (V,) the centred form:
 
@@ -117,7 +117,7 @@ class Machine(NamedTuple):
     def free_energy_difference(self, v: Tensor, v_model: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean F(v) - mean F(v'), () nats, and the log odds of h given v', (n, H).
 
-        The difference is differentiable in the learnt parameters. In the centred form, with a the log odds of h,
+        The difference is differentiable in the learned parameters. In the centred form, with the log odds a_j of h_j,
 
             F(v) = - b'v - sum_j ( softplus(a_j) - a_j / 2 ) + constant
 

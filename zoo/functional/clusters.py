@@ -11,7 +11,7 @@ from zoo.checks.errors import UserError
 def clustering_scores(table: Tensor) -> dict[str, float]:
     """Return scores of the agreement between clusters and labels, each at most 1.
 
-    The labels were not used to find the clusters.
+    The scores are for clusters that were found without labels.
 
     Args:
         table: number of examples of each label in each cluster, (clusters, labels), integers.

@@ -13,8 +13,8 @@ of the text, the expected gradient of -J is
 
     sum_w k q / (e^s + k q) (P - e^s) grad s
 
-It is zero at e^s = P. The scores then satisfy Z_c = 1 without any constraint. As k grows, the gradient tends to
-sum_w (P - e^s) grad s. If Z_c = 1, this is the gradient of the log-likelihood.
+This gradient is zero at e^s = P. The scores then satisfy Z_c = 1 without any constraint. As k grows, the gradient tends
+to sum_w (P - e^s) grad s. If Z_c = 1, this limit is the gradient of the log-likelihood.
 
 In the gradient of importance sampling, a noise word has a weight proportional to e^s / q. The weights of the k words
 sum to 1. This gradient has a bias of O(1 / k).
@@ -66,7 +66,7 @@ class Rows(NamedTuple):
 
 
 def pairs_in_window(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the centres, the words around each centre, and which of these form a pair with it.
+    """Return the centres, the words around each centre, and which of these words form a pair with the centre.
 
     Returns:
         Centres (B, 32), words around them (B, 32, 2 window + 1), and booleans (B, 32, 2 window + 1) that are True for
@@ -125,7 +125,7 @@ def importance_sampled_loss(s: Tensor, s_noise: Tensor, log_q_noise: Tensor) -> 
 
 
 def noise_loss(objective: str, s: Tensor, s_noise: Tensor, log_q: Tensor, log_q_noise: Tensor, k: int) -> Tensor:
-    """Return the loss ``objective``, one of those that use noise words; (...) nats.
+    """Return the loss ``objective``, computed with noise words, (...) nats.
 
     Args:
         objective: ``nce``, ``negative_sampling`` or ``importance_sampling``.
@@ -185,7 +185,7 @@ class NoiseDistribution(NamedTuple):
 class HeldOut(Metric):
     """Metrics of p(w | c) on held-out text, with Z_c summed over the whole vocabulary.
 
-    The state is sums over pairs and centres. It is float64 for models of any precision. It is on the CPU if the
+    The state holds sums over pairs and over centres, in float64 for models of any precision. It is on the CPU if the
     model's device has no float64.
     """
 
@@ -205,7 +205,7 @@ class HeldOut(Metric):
     def update(self, log_p: Tensor, log_Z: Tensor) -> None:
         """Add log p(w | c) of pairs, (P,), and log Z_c of centres, (n,), in nats.
 
-        On a GPU with float64 this does not wait for the device.
+        On a GPU with float64, the update does not wait for the GPU.
         """
         log_p, log_Z = in_float64(log_p), in_float64(log_Z)
         pairs, centres = (log_p.new_full((), len(t)) for t in (log_p, log_Z))

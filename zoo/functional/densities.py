@@ -1,6 +1,7 @@
 """Log densities and KL divergences in closed form.
 
-They are in nats. They sum over the last axis, which holds the dimensions of one example, and keep the batch axes.
+The results are in nats. The functions sum over the last axis, which holds the dimensions of one example, and keep the
+batch axes.
 """
 
 import math
@@ -27,7 +28,7 @@ def reparameterise(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
 def binarise(x: Tensor, u: Tensor) -> Tensor:
     """Return pixels that are 1 with probability ``x``, from uniform noise ``u`` in [0, 1).
 
-    Pixels that are 0 or 1 already do not change.
+    Pixels with the value 0 or 1 do not change.
     """
     return (u < x).to(x.dtype)
 
@@ -45,7 +46,7 @@ def log_normal(x: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
 
         log N(x | mu, diag exp(logvar)) = -1/2 sum_d [ log 2 pi + logvar_d + (x_d - mu_d)^2 / exp(logvar_d) ]
 
-    The lecture notes print this density with slips. [Xu18b] and [Xu18a] omit the factor 1/2 in the exponent. [Liao22]
+    The lecture notes print this density with errors. [Xu18b] and [Xu18a] omit the factor 1/2 in the exponent. [Liao22]
     has the square root of prod_d sigma_d in the normaliser. The correct normaliser contains prod_d sigma_d itself.
 
     Args:
@@ -68,7 +69,7 @@ def kl_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
         mu: means, (..., D).
         logvar: log variances log sigma^2, (..., D).
     """
-    # Where the posterior is close to the prior, exp(logvar) - 1 loses digits. expm1 does not.
+    # If the posterior is close to the prior, exp(logvar) - 1 loses digits, and expm1 does not.
     return 0.5 * (logvar.expm1() - logvar + mu.square()).sum(-1)
 
 

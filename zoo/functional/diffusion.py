@@ -171,7 +171,7 @@ def draw_steps(
         timesteps: how to draw the steps, one of ``TIMESTEPS``.
         B: number of examples.
         T: number of steps of the diffusion.
-        p: for ``importance`` the distribution of :func:`importance`, (T,). Otherwise None.
+        p: for ``importance`` the distribution of :func:`importance`, (T,). For other values of ``timesteps``, None.
         generator: source of the random numbers. None selects PyTorch's default generator.
         device: device of the results.
     """
@@ -179,7 +179,7 @@ def draw_steps(
     if timesteps == "stratified":
         return stratified_steps(rand(1, generator=generator, device=device).expand(B), T), weight
     if timesteps == "importance":
-        assert p is not None  # other settings pass None
+        assert p is not None  # only the other ways to draw pass None
         p = p.to(device if generator is None else generator.device)
         t = torch.multinomial(p, B, replacement=True, generator=generator).to(device)
         return t, (1 / (T * p.to(device)[t])).to(weight.dtype)
@@ -189,7 +189,7 @@ def draw_steps(
 def stratified_steps(u: Tensor, steps: int) -> Tensor:
     """Return t_i = floor( T frac(u + i / B) ), (B,); Kingma et al. 2021 (arXiv:2107.00630), appendix I.1.
 
-    Each t_i is uniform on 0 .. T-1. Together they are evenly spaced.
+    Each t_i is uniform on 0 .. T-1. The t_i of a batch are evenly spaced.
 
     Args:
         u: B copies of one uniform number in [0, 1).
@@ -202,14 +202,14 @@ def stratified_steps(u: Tensor, steps: int) -> Tensor:
 
 
 def importance(history: Tensor, count: Tensor) -> Tensor:
-    """Return p_t proportional to sqrt(E[L_t^2]), (T,), which sums to 1; Nichol & Dhariwal 2021, sec. 3.3.
+    """Return probabilities p_t proportional to sqrt(E[L_t^2]), (T,); Nichol & Dhariwal 2021, sec. 3.3.
 
     L_t is the loss at step t. The last losses of each step estimate E[L_t^2]. Until every step has a full history, p is
     uniform. After that, 0.001 of the mass stays uniform. This limits the weights 1 / (T p_t) to 1000.
 
     Args:
         history: the last losses of each step, (T, H).
-        count: how many losses each step has stored so far, (T,).
+        count: number of losses appended so far for each step, (T,).
     """
     T, H = history.shape
     dtype = torch.float64 if has_float64(history.device) else torch.float32
@@ -224,7 +224,7 @@ def append_losses(history: Tensor, count: Tensor, t: Tensor, losses: Tensor) -> 
 
     Args:
         history: the last losses of each step, the newest last, (T, H).
-        count: how many losses each step has stored so far, (T,).
+        count: number of losses appended so far for each step, (T,).
         t: the steps of the losses, (B,).
         losses: unweighted losses, (B,).
     """

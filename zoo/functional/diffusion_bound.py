@@ -13,17 +13,19 @@ The joint form draws adjacent states together. It is [DSL eq. 14.28]:
              + sum_{t=1}^{T-1} log q(x_t | x_{t-1}) / p(x_t | x_{t+1}) ]
 
 Equations and sections without a name are from Ho, Jain & Abbeel 2020. The equations above count t from 1. The functions
-below take an index t from 0 to T-1, as in zoo/functional/diffusion.py. Their x_t is x_{t+1} above, and their L_t is L_t
-above. Everywhere x_0 is the image, x_1 is the image after one step of noise, and x_T is the end of the chain.
+below take an index t from 0 to T-1, as in zoo/functional/diffusion.py. x_t at index t is x_{t+1} above, and L_t is L_t
+above. The names x_0, x_1 and x_T keep the meaning above: the image, the image after one step of noise, and the end of
+the chain.
 
-The two forms agree in expectation. The single form integrates out x_{t-1} given x_t and x_0. At one step t, its
-gradient therefore has the lower variance (Rao-Blackwell). On a whole trajectory, the joint form can have the lower
-variance. At the optimum the random parts of its terms cancel along the chain. They cancel completely for N(0, I) data
-and variance beta_t. [DSL eq. 14.29-14.30] is not a third form: it treats x_t and x_{t+1} as independent given x_{t-1}.
+The two forms agree in expectation. The single form integrates out x_{t-1} given x_t and x_0. At one step t, the
+gradient of the single form therefore has lower variance than the gradient of the joint form (Rao-Blackwell). On a whole
+trajectory, the joint form can have lower variance than the single form. The reason is that, at the optimum, the random
+parts of its terms cancel along the chain. They cancel completely for N(0, I) data and variance beta_t.
+[DSL eq. 14.29-14.30] is not a third form: it treats x_t and x_{t+1} as independent given x_{t-1}.
 
 The model is p(x_{t-1} | x_t) = N(posterior mean at x0_hat, sigma_t^2 I). Its variance sigma_t^2 is beta_t or the
-posterior variance. The posterior variance is 0 at index 0. The model uses the value of index 1 there, as the authors'
-code does. The authors' code also replaces beta_t at index 0 by this value. This file does not.
+posterior variance. The posterior variance is 0 at index 0, so the model uses the posterior variance of index 1 there.
+The authors' code does so for both choices of sigma_t^2. This file keeps beta_t at index 0.
 
 All results are in nats per example, summed over dimensions.
 """
@@ -48,7 +50,7 @@ def reverse_variance(chain: Chain, variance: str) -> Tensor:
 
 
 def prior_kl(x0: Tensor, chain: Chain) -> Tensor:
-    """Return L_T, exactly; (B,)."""
+    """Return the exact L_T, (B,)."""
     x0 = x0.flatten(1)
     return kl_standard_normal(chain.abar[-1].sqrt() * x0, chain.one_minus_abar[-1].log().expand_as(x0))
 
@@ -61,8 +63,8 @@ def log_normal_t(x: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
 def log_discretised_normal(x: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
     """Return the log probability of images of 256 grey values under a discretised N(mu, variance I), (B,).
 
-    Sec. 3.3, eq. 13. The probability of a pixel x is the mass of the bin [x - 1/255, x + 1/255]. The bin of -1 extends
-    to minus infinity and the bin of 1 extends to infinity. The masses therefore sum to 1.
+    See sec. 3.3, eq. 13. The probability of a pixel x is the mass of the bin [x - 1/255, x + 1/255]. The bin of -1
+    extends to minus infinity and the bin of 1 extends to infinity. The masses therefore sum to 1.
 
     Args:
         x: grey values k / 127.5 - 1, (B, ...).
@@ -82,7 +84,7 @@ def log_discretised_normal(x: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
 def denoising_term(
     x0: Tensor, xt: Tensor, t: Tensor, x0_hat: Tensor, chain: Chain, variance: str, discrete: bool
 ) -> Tensor:
-    """Return L_t at x_t, (B,): the KL divergence, exactly, for t > 0, and -log p(x_0 | x_1) for t = 0.
+    """Return L_t at x_t, (B,): the exact KL divergence for t > 0, and -log p(x_0 | x_1) for t = 0.
 
     Args:
         x0: images, (B, ...).
@@ -94,7 +96,7 @@ def denoising_term(
         discrete: True if p(x_0 | x_1) is the discretised Gaussian of images, False if it is a Gaussian.
     """
     mu_p, var_p = posterior_mean(x0_hat, xt, t, chain), at(reverse_variance(chain, variance), t, xt)
-    # At t = 0 the divergence is infinite. It is computed with the variance of t = 1 and not used.
+    # At t = 0 the divergence would be infinite. It is computed with var_q of t = 1 and is not used.
     var_q = at(chain.posterior_variance, t.clamp(min=1), xt)
     mu_q = posterior_mean(x0, xt, t, chain)
     zero = torch.zeros_like(x0).flatten(1)

@@ -1,8 +1,8 @@
 """Samplers of a Gaussian diffusion: ancestral sampling, DDIM, DDIM encoding, and intermediate states.
 
-A sampler takes a function (x_t, t) -> x0_hat, which is a network in a model and can be exact in a test. At each step,
-from t = T-1 down to 0, it yields t, x_{t-1} and x0_hat. At t = 0, x_{t-1} is the sample. The step index t counts from
-0, as in zoo/functional/diffusion.py. Equations, algorithms and sections without a name are from Ho, Jain & Abbeel 2020,
+A sampler takes a function (x_t, t) -> x0_hat, usually a network. At each step, from t = T-1 down to 0, the sampler
+yields t, x_{t-1} and x0_hat. At t = 0, x_{t-1} is the sample. The step index t counts from 0, as in
+zoo/functional/diffusion.py. Equations, algorithms and sections without a name are from Ho, Jain & Abbeel 2020,
 arXiv:2006.11239.
 """
 
@@ -48,7 +48,7 @@ def ancestral_steps(
         chain: the constants of the forward process.
         variance: ``posterior`` for the posterior variance, ``beta`` for beta_t; sec. 3.2.
         generator: source of the noise. None selects PyTorch's default generator.
-        clip: whether to clip x0_hat to [-1, 1]. Without clipping, the mean is exactly eq. 11.
+        clip: whether to clip x0_hat to [-1, 1]. Without clipping, the mean of x_{t-1} is exactly eq. 11.
         correct: corrector (x_{t-1}, t-1) -> x_{t-1} that runs after each step except the last.
     """
     sigma2 = chain.posterior_variance if variance == "posterior" else chain.betas
@@ -96,7 +96,7 @@ def ddim_steps(
         a_prev, rest_prev = (1.0, 0 * a) if i_prev is None else (chain.abar[i_prev], chain.one_minus_abar[i_prev])
         t = torch.full((len(x),), i, device=x.device)
         x0 = _clipped(x0_model(x, t), clip)
-        eps = predicted_eps(x0, x, t, chain)  # this noise matches x0, also after clipping
+        eps = predicted_eps(x0, x, t, chain)  # the noise that turns x0, after any clipping, into x_t
         sigma = eta * (rest_prev / rest * (1 - a / a_prev)).sqrt()  # eq. 16
         x = a_prev**0.5 * x0 + (rest_prev - sigma**2).clamp(min=0).sqrt() * eps
         if i_prev is not None:
@@ -109,7 +109,7 @@ def ddim_steps(
 def ddim_subset(T: int, num_steps: int) -> list[int]:
     """Return the ``num_steps`` steps of DDIM in increasing order, evenly spaced in 0 .. T-1.
 
-    They always include T-1. Two steps or more also include 0.
+    The steps always include T-1. If there are at least two steps, they also include 0.
 
     Raises:
         UserError: if ``num_steps`` is not an integer from 1 to T.
@@ -170,7 +170,7 @@ def sampler(
                 f"eta must be 0 for the whole chain (num_steps=null), got {eta!r}; set num_steps to sample with DDIM"
             )
         return ancestral_steps(x0_model, x, chain, variance, generator=generator, correct=correct), len(chain.betas)
-    total = len(ddim_subset(len(chain.betas), num_steps))  # raises UserError here and not at the first step
+    total = len(ddim_subset(len(chain.betas), num_steps))  # raises UserError now, not at the first step of the iterator
     return ddim_steps(x0_model, x, chain, num_steps, eta, generator=generator, correct=correct), total
 
 
@@ -179,12 +179,12 @@ def shown(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, number: int |
 
     Args:
         steps: the sampler.
-        total: its number of steps.
+        total: number of steps of the sampler.
         number: number of evenly spaced states to return, from 2 to ``total``. None returns only the result.
         show: ``xt`` for the noisy images x_{t-1}, ``x0`` for the predictions x0_hat. ``x0`` needs a ``number``.
 
     Raises:
-        UserError: if ``show`` or ``number`` has another value.
+        UserError: if ``show`` or ``number`` has a value that is not allowed.
     """
     check_choice("show", show, ("xt", "x0"))
     if number is None:
@@ -219,8 +219,8 @@ def slerp(a: Tensor, b: Tensor, between: Tensor) -> Tensor:
 
         sin((1 - s) phi) / sin(phi) a + sin(s phi) / sin(phi) b,   phi the angle between a and b
 
-    The points have the length of a draw of noise. The midpoint of the straight line is shorter by a factor of about
-    sqrt(2).
+    The points are as long as ``a`` and ``b``, if these are equally long. The midpoint of the straight line between two
+    draws of noise is shorter by a factor of about sqrt(2).
 
     Args:
         a, b: noise, (B, ...) each.

@@ -28,7 +28,7 @@ def gibbs(h: Tensor, u_v: Tensor, u_h: Tensor, machine: Machine) -> Tensor:
         h: initial hidden states, (n, H).
         u_v: uniform noise for v, (k, n, V).
         u_h: uniform noise for h, (k - 1, n, H).
-        machine: the learnt parameters.
+        machine: the learned parameters.
     """
     v = draw(machine.visible_logits(h), u_v[0])
     for i in range(1, len(u_v)):
@@ -44,7 +44,7 @@ def cd(v: Tensor, noise: dict[str, Tensor], machine: Machine) -> Tensor:
     Args:
         v: initial visible states, (n, V).
         noise: uniform noise ``u_h`` (k, n, H) and ``u_v`` (k, n, V).
-        machine: the learnt parameters.
+        machine: the learned parameters.
     """
     h = draw(machine.hidden_logits(v), noise["u_h"][0])
     return gibbs(h, noise["u_v"], noise["u_h"][1:], machine)
@@ -96,13 +96,13 @@ def restart_noise(
 def pcd(noise: dict[str, Tensor], machine: Machine) -> Tensor:
     """Return v' (n, V) after k Gibbs steps of persistent chains.
 
-    A chain that restarts first draws random visible units v. It then draws its hidden state given v.
+    If a chain restarts, its units v become random, and its hidden state is drawn given this v.
 
     Args:
         noise: the hidden states ``h`` (n, H) of the chains, and uniform noise ``u_v`` (k, n, V) and ``u_h`` (k, n, H).
-            If chains restart, it includes the noise of :func:`restart_noise`. The last ``u_h`` is not used here. It
-            draws the next hidden states of the chains.
-        machine: the learnt parameters.
+            If chains restart, it includes the result of :func:`restart_noise`. The last ``u_h`` is not used here. RBM
+            draws the next hidden states of the chains from it.
+        machine: the learned parameters.
     """
     h = noise["h"].to(machine.b.dtype)
     if len(noise.get("u_0", ())):
@@ -118,8 +118,8 @@ def pcd(noise: dict[str, Tensor], machine: Machine) -> Tensor:
 def frame_steps(steps: int, frames: int | None) -> list[int]:
     """Return the steps at which to show a chain of ``steps`` steps.
 
-    ``frames`` = None selects only the last step. Otherwise the result is ``frames`` steps from 0 to ``steps``, spaced
-    almost geometrically.
+    ``frames`` = None selects only the last step. With an integer, the result is ``frames`` steps from 0 to ``steps``,
+    spaced almost geometrically.
 
     Raises:
         UserError: if ``frames`` is not an integer from 2 to ``steps`` + 1.
@@ -131,7 +131,7 @@ def frame_steps(steps: int, frames: int | None) -> list[int]:
         raise UserError(
             f"a chain of {steps} steps has at most {steps + 1} frames, including the initial state; got {frames}"
         )
-    # Integers near a geometric series from 1 to steps, strictly increasing.
+    # After 0, the steps are strictly increasing integers near a geometric series from 1 to ``steps``.
     shown = [0]
     for i in range(frames - 1):
         place = round(steps ** (i / (frames - 2))) if frames > 2 else steps
@@ -147,7 +147,7 @@ def gibbs_frames(v: Tensor, shown: list[int], machine: Machine, *, generator: to
     Args:
         v: binary initial states, (n, V).
         shown: increasing step numbers, the last at least 1.
-        machine: the learnt parameters.
+        machine: the learned parameters.
         generator: source of the noise, which is drawn step by step. None selects PyTorch's default generator.
     """
     sampled = lambda logits: draw(logits, rand(*logits.shape, generator=generator, device=logits.device))  # noqa: E731
@@ -191,14 +191,14 @@ def beginning(
         init: ``noise`` for random units, ``data`` or ``chains`` for random rows of these arguments, or n images in
             [0, 1].
         n: number of chains.
-        machine: the learnt parameters.
+        machine: the learned parameters.
         observe: (images, uniform noise in their shape) -> binary v.
         data: training images, (m, ...), or None.
         chains: hidden states of persistent chains, (m, H), or None.
         generator: source of the noise. None selects PyTorch's default generator.
 
     Raises:
-        UserError: if ``init`` has another value, or it needs data or chains that are None.
+        UserError: if ``init`` has a value that is not allowed, or if it needs data or chains that are None.
     """
     uniform = lambda like: rand(*like.shape, generator=generator, device=like.device)  # noqa: E731
     if isinstance(init, str):

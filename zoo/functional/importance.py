@@ -14,7 +14,7 @@ from zoo.functional.latents import log_ratio
 from zoo.functional.precision import float64_device, in_float64
 from zoo.functional.progress import tracked
 
-# Images times importance samples in one batch. It keeps a processor busy and still fits into its cache.
+# Largest number of images times importance samples in one batch. A batch of this size fits into a processor's cache.
 ROWS_AT_ONCE = 2000
 
 
@@ -22,7 +22,7 @@ def log_importance_weight(x: Tensor, z: Tensor, q, log_px: Callable) -> Tensor:
     """Return log w = log p(x | z) + log p(z) - log q(z | x), (k, B) nats. The weights satisfy E_q[w] = p(x).
 
     Args:
-        x: data in the form that the likelihood expects, (B, ...).
+        x: data as ``log_px`` expects them, (B, ...).
         z: draws of q, (k, B, ...).
         q: the posterior of B examples, a family of zoo.functional.latents.
         log_px: (x, z) -> log p(x | z), (k, B).
@@ -33,7 +33,7 @@ def log_importance_weight(x: Tensor, z: Tensor, q, log_px: Callable) -> Tensor:
 def importance_weighted_bound(log_w: Tensor) -> Tensor:
     """Return the importance-weighted bound L_k = log 1/k sum_i w_i, (B,) nats, from log weights (k, B).
 
-    It is one draw of the bound in Burda et al. 2015, eq. 8.
+    Its expectation is the bound of Burda et al. 2015, eq. 8.
     """
     return log_w.logsumexp(0) - math.log(len(log_w))
 
@@ -41,13 +41,13 @@ def importance_weighted_bound(log_w: Tensor) -> Tensor:
 def importance_weighted_log_likelihood(log_weight: Callable[[int], Tensor], num_samples: int, images: int) -> Tensor:
     """Return log 1/K sum_k w_k over K = ``num_samples`` independent draws, (B,) nats; Burda et al. 2015, eq. 8.
 
-    Its expectation is a lower bound on log p(x), which becomes tighter with every sample. The draws come in small
-    batches, and memory does not grow with K.
+    Its expectation is a lower bound on log p(x). More samples make the bound tighter. The draws come in small batches,
+    so memory does not grow with K.
 
     Args:
         log_weight: n -> n new draws of log w = log p(x, z) - log q(z | x), (n, B) nats.
         num_samples: K, an integer >= 1.
-        images: B. It sets the number of draws in one batch.
+        images: B, which determines the number of draws in one batch.
 
     Raises:
         UserError: if ``num_samples`` is not an integer >= 1.
@@ -100,11 +100,11 @@ def log_mean(log_w: Tensor) -> LogPartition:
     """Return log of the mean weight, with the interval log( mean w +- 3 standard errors ), in nats.
 
     The interval of three standard errors is from Salakhutdinov & Murray 2008, sec. 4.2. ``low`` is at least
-    log mean w - 6.6. This is a bound by Markov's inequality: the weights are positive, and their mean exceeds 740 times
-    its expectation with probability at most 1/740.
+    log mean w - 6.6. This limit follows from Markov's inequality: the weights are positive, so their mean exceeds 740
+    times its expectation with probability at most 1/740.
 
-    The mean is unbiased. Its logarithm is too low on average. If no chain finds some mode, the interval is too narrow
-    and too low. Check that the interval stays in place with more temperatures.
+    The mean is unbiased. Its logarithm is too low on average. If no chain finds an important mode, the interval is too
+    narrow and too low. Check that the interval does not move when the number of temperatures increases.
 
     Args:
         log_w: log weights of independent chains, (M,) nats, M >= 2.

@@ -2,7 +2,7 @@
 
     x' = x + (e / 2) score(x) + sqrt(e) z,   z ~ N(0, I),   e the step size       [DSL 14.6.2]
 
-The stationary density tends to p as e goes to 0. At a finite e it is wider. For p = N(0, s^2) its variance is
+The stationary density tends to p as e goes to 0. At a finite e it is wider than p. For p = N(0, s^2) its variance is
 s^2 / (1 - e / (4 s^2)). With a Metropolis-Hastings test at every step, the stationary density is p at any e
 [DSL 7.3.1].
 
@@ -94,7 +94,7 @@ def metropolis_langevin_sample(
 
         min(1, p(x') q(x | x') / (p(x) q(x' | x)))
 
-    and otherwise stays at x. This leaves p invariant at any e. Without ``log_density``, the function computes
+    and otherwise stays at x. This rule leaves p invariant at any e. Without ``log_density``, the function computes
     log p(x') - log p(x) as the integral of the score along the line from x to x'. It uses Gauss-Legendre quadrature,
     which is exact if the score along the line is a polynomial of degree at most 2 nodes - 1.
 
@@ -141,7 +141,7 @@ def langevin_steps(
 ) -> Iterator[tuple[Tensor, float]]:
     """Yield x after each Langevin step, and the fraction of chains that accepted the step.
 
-    The steps are those of :func:`metropolis_langevin_sample` if ``adjusted``, otherwise of :func:`langevin_sample`.
+    If ``adjusted`` is true, :func:`metropolis_langevin_sample` makes the steps. If not, :func:`langevin_sample` does.
     """
     for _ in range(steps):
         if adjusted:

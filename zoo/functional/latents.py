@@ -4,7 +4,7 @@ A family holds the parameters of q. It draws z as a function of noise. It comput
 divergence from q to the prior. The prior is N(0, I), Bernoulli(1/2), or the uniform distribution over K categories.
 A latent of K categories is a one-hot vector.
 
-A discrete latent z is a threshold of continuous perturbed logits s. With logits l and u uniform in [0, 1):
+A discrete latent z results from continuous perturbed logits s by a threshold. With logits l and u uniform in [0, 1):
 
     Bernoulli      z = 1[s > 0],                s = l + log u - log(1 - u)           logistic noise
     categorical    z = one-hot(argmax_k s_k),   s_k = l_k + G_k,  G = -log(-log u)   Gumbel-max, [Xu18b], [Xu18a]
@@ -235,7 +235,7 @@ class Categorical(NamedTuple):
 
 
 def log_ratio(z: Tensor, q) -> Tensor:
-    """Return log q(z) - log p(z), (k, B) nats, for draws z (k, B, ...) of q. Its mean estimates KL(q || p)."""
+    """Return log q(z) - log p(z), (k, B) nats, for draws z (k, B, ...) of q. The mean estimates KL(q || p)."""
     return q.log_probs(z).sum(-1) - q.log_prior(z)
 
 

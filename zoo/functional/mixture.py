@@ -1,7 +1,9 @@
 """A mixture of Gaussians with diagonal covariances, as the prior of a VAE: densities, loss terms and fitting.
 
-p(z)     = sum_c pi_c N(z | mu_c, diag exp(logvar_c))
-p(c | z) = pi_c N(z | c) / sum_k pi_k N(z | k)                                     responsibilities
+The density of the latents z and the responsibilities of the K clusters c are
+
+    p(z)     = sum_c pi_c N(z | mu_c, diag exp(logvar_c))
+    p(c | z) = pi_c N(z | c) / sum_k pi_k N(z | k)                                     responsibilities
 """
 
 import logging
@@ -28,17 +30,17 @@ class Mixture(NamedTuple):
 
 
 def log_p_z_given_c(z: Tensor, mixture: Mixture) -> Tensor:
-    """Return log N(z | mu_c, diag exp(logvar_c)) for every c, (..., K) nats, of z (..., D)."""
+    """Return log N(z | mu_c, diag exp(logvar_c)) for every c, (..., K) nats, for z (..., D)."""
     return log_normal(z.unsqueeze(-2), mixture.mu_c, mixture.logvar_c)
 
 
 def log_gmm(z: Tensor, mixture: Mixture) -> Tensor:
-    """Return log p(z) = log sum_c pi_c N(z | c), (...) nats, of z (..., D)."""
+    """Return log p(z) = log sum_c pi_c N(z | c), (...) nats, for z (..., D)."""
     return (mixture.log_pi + log_p_z_given_c(z, mixture)).logsumexp(-1)
 
 
 def log_responsibilities(z: Tensor, mixture: Mixture) -> Tensor:
-    """Return log p(c | z) by Bayes' rule, (..., K), of z (..., D)."""
+    """Return log p(c | z) by Bayes' rule, (..., K), for z (..., D)."""
     return (mixture.log_pi + log_p_z_given_c(z, mixture)).log_softmax(-1)
 
 
@@ -137,8 +139,8 @@ def check_images(images: float, num_clusters: int) -> None:
 def invariance(z: Tensor, z_deformed: Tensor, mixture: Mixture) -> float:
     """Return the mutual information between the clusters of images and of their deformed copies, nats, at most log K.
 
-    Ji et al. 2019, "Invariant Information Clustering", eq. 2-3. It is low if the slant of a digit splits it into two
-    clusters, or if two digits share one cluster.
+    Ji et al. 2019, "Invariant Information Clustering", eq. 2-3. The mutual information is low if clusters separate
+    upright from slanted copies of one digit, or if two digits share one cluster.
 
     Args:
         z: latents of images, (N, D).
@@ -194,7 +196,7 @@ def _expectation_maximisation(z: Tensor, num_clusters: int, restarts: int, seed:
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # with several threads the order of sums, and so the result, would vary from run to run
+    with threadpool_limits(1):  # with several threads, the order of sums varies, and therefore the result
         gmm = GaussianMixture(num_clusters, covariance_type="diag", n_init=restarts, random_state=seed)
         gmm.fit(z.double().numpy())
     share, mean, variance = (torch.from_numpy(a).float() for a in (gmm.weights_, gmm.means_, gmm.covariances_))

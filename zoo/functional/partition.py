@@ -30,8 +30,8 @@ from zoo.functional.importance import LogPartition, annealed_importance_sampling
 from zoo.functional.noise import rand
 from zoo.functional.precision import in_float64
 
-ENUMERABLE = 20  # most units of a layer that can be enumerated: a million states, which take minutes
-AT_ONCE = 16  # most units of a layer that log_partitions enumerates by default: 65,536 states, which take seconds
+ENUMERABLE = 20  # largest number of units of a layer to enumerate: a million states, which take minutes
+AT_ONCE = 16  # largest number of units of a layer that log_partitions enumerates: 65,536 states, which take seconds
 BLOCK = 4096  # states in one batch of the enumeration
 Partitions = dict[str, LogPartition]  # estimates of one log Z by name
 SANITY_CHECK_TEMPERATURES = 10  # temperatures during the sanity check before training, which discards the estimate
@@ -126,8 +126,8 @@ def exact_loss(v: Tensor, weights: Weights) -> Tensor:
 def exact_draw(u: Tensor, u_other: Tensor, weights: Weights) -> Tensor:
     """Return independent draws of p(v), (n, V).
 
-    The function inverts the cumulative distribution function of the smaller layer. If that is the hidden layer, it then
-    draws v given h.
+    The function inverts the cumulative distribution function of the smaller layer. If the hidden layer is the smaller
+    one, the function then draws v given h.
 
     Args:
         u: uniform noise that draws the smaller layer, (n,).
@@ -148,8 +148,8 @@ def exact_draw(u: Tensor, u_other: Tensor, weights: Weights) -> Tensor:
 def temperatures(n: int) -> Tensor:
     """Return n + 1 inverse temperatures from 0 to 1, (n + 1,), float64.
 
-    The spacing is that of Salakhutdinov & Murray 2008, sec. 5. In the paper, 500 steps lead from 0 to 0.5, 4,000 from
-    0.5 to 0.9, and 10,000 from 0.9 to 1. Here these are 1/29, 8/29 and 20/29 of the n steps.
+    The spacing follows Salakhutdinov & Murray 2008, sec. 5. In the paper, 500 steps lead from 0 to 0.5, 4,000 from 0.5
+    to 0.9, and 10,000 from 0.9 to 1. Here the three ranges take 1/29, 8/29 and 20/29 of the n steps.
     """
     ends = torch.tensor([0.0, 1.0, 9.0, 29.0], dtype=torch.float64) / 29
     values = torch.tensor([0.0, 0.5, 0.9, 1.0], dtype=torch.float64)
@@ -227,17 +227,17 @@ def log_partitions(
 ) -> Partitions:
     """Return estimates of log Z by name, in nats.
 
-    If a layer has at most 16 units, the only entry is ``exact``, by enumeration. Otherwise annealed importance sampling
-    runs from two base-rate models. The pixels of ``base_rate`` have the probabilities of the mean image, as in
+    If a layer has at most 16 units, the only entry is ``exact``, by enumeration. For larger layers, annealed importance
+    sampling runs from two base-rate models. The pixels of ``base_rate`` have the probabilities of the mean image, as in
     Salakhutdinov & Murray 2008. The pixels of ``coins`` have probability 1/2.
 
-    For both, the mean weight is an unbiased estimate of Z. If no chain finds the modes with most of the mass, the
-    estimate is too low. The larger estimate is therefore the more accurate one. If ``coins`` is far above
-    ``base_rate``, the model has put mass where there are no data. A likelihood from ``base_rate`` alone is then far too
-    high.
+    For both models, the mean weight is an unbiased estimate of Z. If no chain finds the modes with most of the mass,
+    the estimate is too low. The larger estimate is therefore usually closer to log Z. If ``coins`` is far above
+    ``base_rate``, the model has put mass where there are no data. A likelihood from ``base_rate`` alone is then far
+    too high.
 
-    This happens with persistent chains that never restart. They all stay near the data, and mass gathers elsewhere. The
-    chains do not visit that mass. Annealed importance sampling from the mean image also misses it. After 300 epochs of
+    Persistent chains that never restart cause this. They all stay near the data, and mass gathers elsewhere. The
+    chains do not visit that mass. Annealed importance sampling from the mean image also misses it. After 300 epochs on
     MNIST without restarts, log Z was 1,043 with ``base_rate`` and 1,091 with ``coins``.
 
     Args:
@@ -270,9 +270,9 @@ def validation_terms(
         loss                       -log p(v) = F(v) + log Z, nats
         pseudo_likelihood          sum_i log p(v_i | all other pixels), nats, estimated from ten pixels of each image;
                                    its standard error is about 1.3 nats on 10,000 images
-        reconstruction_error       |v - p(v = 1 | h)|^2, h drawn given v, squared pixels
+        reconstruction_error       |v - p(v = 1 | h)|^2 with h drawn given v, squared pixel values, summed over pixels
         log_partition              the largest of ``partitions``, nats
-        log_partition_low          lower end of its interval of three standard errors, nats
+        log_partition_low          lower end of the interval of three standard errors, nats
         log_partition_high         upper end of this interval, nats
         log_partition_base_rate    the estimate of ``base_rate``, nats, if there are two estimates
         log_partition_coins        the estimate of ``coins``, nats, if there are two estimates

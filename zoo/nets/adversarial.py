@@ -76,8 +76,8 @@ def uncentre(x: Tensor, shape: Sequence[int]) -> Tensor:
 class ConvGenerator(nn.Module):
     """Generator of images (B, 1, 28, 28) in [-1, 1] from noise (B, D), after DCGAN (Radford et al. 2016).
 
-    A linear layer makes 7 x 7 pixels. Transposed convolutions then go 7 -> 14 -> 28. BatchNorm comes before each ReLU,
-    and tanh is last. The weights of the convolutions are initialised from N(0, 0.02^2).
+    A linear layer makes 7 x 7 pixels. Transposed convolutions then go 7 -> 14 -> 28. BatchNorm comes before each ReLU.
+    The last operation is tanh. The weights of the convolutions are initialised from N(0, 0.02^2).
     """
 
     def __init__(self, in_features: int, width: int = 32):
@@ -102,15 +102,15 @@ class ConvGenerator(nn.Module):
 
 
 class ConvTrunk(nn.Module):
-    """Feature network of images (B, 1, 28, 28) to (B, 98 width): DCGAN's discriminator without its last layer.
+    """Network from images (B, 1, 28, 28) to features (B, 98 width): DCGAN's discriminator without its last layer.
 
     Strided convolutions go 28 -> 14 -> 7, each with a leaky ReLU. Normalisation comes before the second leaky ReLU.
 
     Args:
         width: channels at 14 x 14 pixels.
-        norm: ``layer`` normalises each image by itself, ``batch`` is BatchNorm. With BatchNorm the output of an image
-            depends on the other images of the batch. Do not combine BatchNorm with a gradient penalty, which needs the
-            gradient of each image by itself.
+        norm: ``layer`` normalises each image separately, ``batch`` is BatchNorm. With BatchNorm, the output for one
+            image depends on the other images of the batch. Do not combine BatchNorm with a gradient penalty: the
+            penalty needs a separate gradient for each image.
     """
 
     def __init__(self, width: int = 32, norm: Literal["layer", "batch"] = "layer"):
@@ -134,7 +134,7 @@ class SequenceGenerator(nn.Module):
     """Recurrent generator of sequences of T symbols out of K from uniform noise (B, T, K); [Xu18a].
 
     At step t a gated recurrent unit reads v_{t-1} and returns the logits mu_t of a symbol K_t ~ softmax(mu_t). v_t is
-    the one-hot vector of K_t by the Gumbel-max trick, or its relaxation at a temperature.
+    the one-hot vector of K_t, drawn by the Gumbel-max trick, or a relaxation of this vector.
 
     Args:
         symbols: number of symbols K.

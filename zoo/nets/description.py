@@ -1,4 +1,4 @@
-"""Text of ``repr(model)`` before the tree of networks: the kind of model, its hyperparameters and its size."""
+"""First lines of ``repr(model)``, before the tree of networks: the kind of model, its hyperparameters and its size."""
 
 import inspect
 import reprlib

@@ -48,7 +48,7 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """Convolutional decoder of latents (..., D) to one value for each pixel, (..., 1, 28, 28).
 
-    Its layers are those of :class:`ConvEncoder` in reverse order.
+    It has the layers of :class:`ConvEncoder` in reverse order, with transposed convolutions.
     """
 
     def __init__(self, in_features: int, width: int = 32):

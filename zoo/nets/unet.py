@@ -40,7 +40,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.GroupNorm(8, c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)  # every block starts as the identity
+        nn.init.zeros_(self.conv2.weight)  # every block starts as its skip connection
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -111,13 +111,13 @@ class UNet(nn.Module):
     The first operation folds each ``patch`` x ``patch`` block of pixels into channels (pixel-unshuffle). The last
     operation unfolds them. With ``patch`` = 2, a 28 x 28 image costs as much as a 14 x 14 image costs with
     ``patch`` = 1. Each level has ``blocks`` residual blocks in the downward half and ``blocks`` + 1 in the upward half.
-    Self-attention is at the lowest level, which has 7 x 7 positions by default.
+    Self-attention is only at the lowest resolution, which is 7 x 7 by default.
 
     Args:
         channels: channels of the images.
         widths: channels of each level, highest resolution first, multiples of 8.
         blocks: residual blocks of each level.
-        patch: side of the folded blocks in pixels. 1 folds nothing.
+        patch: side of the folded blocks in pixels. With 1, nothing is folded.
         num_classes: number of labels of a conditional network. None makes the network unconditional. The additional
             label ``num_classes`` means "no label".
         side: side of the images in pixels. The network also takes other sides that are multiples of
