@@ -31,8 +31,8 @@ class Neighbours(AtEpochs):
         shown: words in the picture.
 
     Raises:
-        UserError: if a number is below 1, if ``words`` is not a list of words, or, at set-up, if the model has no
-            method ``nearest``.
+        UserError: if a number is below 1, or ``words`` is not a list of words. At set-up: if the model has no method
+            ``nearest``.
     """
 
     def __init__(

@@ -114,9 +114,9 @@ class MarkovChain:
 
         p(v) = pi(v_1) prod_t P(v_t | v_{t-1})
 
-    The symbols 0 to K - 1 form a circle. The next symbol follows with probability 0.6, and the same symbol with
-    probability 0.2. The other symbols share the remaining 0.2. The first symbol is k with probability proportional to
-    1 / (k + 1).
+    The symbols 0 to K - 1 form a circle. After symbol k, the chain moves to symbol k + 1 (or from K - 1 to 0) with
+    probability 0.6. It stays at k with probability 0.2. The other symbols share the remaining 0.2. The first symbol
+    is k with probability proportional to 1 / (k + 1).
     """
 
     def __init__(self, symbols: int = 5, length: int = 5):
@@ -193,7 +193,7 @@ DISTRIBUTIONS = {
 
 
 class PointLoader(ImageLoader):
-    """Loader of batches (points (B, ...) float, labels (B,)). The order and resuming are those of ImageLoader."""
+    """Loader of batches (points (B, ...) float, labels (B,)). It orders and resumes batches like ImageLoader."""
 
     def examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return self.split.images[index], self.split.labels[index]
@@ -291,7 +291,7 @@ class Toy(L.LightningDataModule):
         return {key: self.hparams[key] for key in ("name", "theta", "batch_size", "seed")}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Raise DataError if a resumed run has other data or another order."""
+        """Raise DataError if the data or their order differ from the checkpoint."""
         if not resumes(self):
             return
         for key, value in self.state_dict().items():

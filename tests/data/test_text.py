@@ -422,7 +422,7 @@ def test_a_resumed_run_refuses_other_text(tmp_path):
     data.setup()
     state = data.state_dict()
     data.load_state_dict(state)
-    with pytest.raises(DataError, match="the vocabulary is not that of the checkpoint"):
+    with pytest.raises(DataError, match="the vocabulary differs from the vocabulary of the checkpoint"):
         data.load_state_dict(state | {"vocabulary": "0"})
     with pytest.raises(DataError, match="data.window is 5, but was 9"):
         data.load_state_dict(state | {"window": 9})
