@@ -69,9 +69,10 @@ def test_reparameterisation_multiplies_by_sigma():
 
 @pytest.mark.parametrize("kind", ["bernoulli", "categorical"])
 def test_logits_perturbed_again_given_z(kind, generator):
-    """The test draws z from u, then s from v given z. s leads to z again and has its marginal distribution.
+    """The test draws z from u, and then perturbed logits s from v, given z.
 
-    One or six Kolmogorov-Smirnov tests have a false-alarm rate of 1e-4 each.
+    s leads to the same z, and follows its marginal distribution. The test has one Kolmogorov-Smirnov test for binary
+    latents and six for categorical latents. Each has a false-alarm rate of 1e-4.
     """
     n, draw = 20_000, lambda *s: torch.rand(*s, generator=generator, dtype=torch.float64)
     if kind == "bernoulli":
@@ -89,7 +90,7 @@ def test_logits_perturbed_again_given_z(kind, generator):
     else:
         for c, location in enumerate(logits.log_softmax(-1)[0]):
             assert kstest(again[:, 0, c].numpy(), "gumbel_r", args=(location.item(),)).pvalue > 1e-4
-        # The joint distribution is also correct: the test compares the gap between the two largest values.
+        # The gap between the two largest values tests the joint distribution.
         fresh = logits.log_softmax(-1)[0] + latents.gumbel(draw(n, 5))
         gap = lambda s: s.topk(2, -1).values.diff(dim=-1)[:, 0].neg().numpy()  # noqa: E731
         assert kstest(gap(again[:, 0]), gap(fresh)).pvalue > 1e-4
