@@ -70,7 +70,7 @@ class EstimatorVariance(L.Callback):
             The number of draws doubles after every four measurements, up to ``draws``. The first measurements are
             cheap, so short runs also have some.
         draws: gradients per estimator and batch, over all processes, at least 2. With ``auto`` this is the maximum.
-        batch_size: examples in a fixed batch. They are the first ones of the validation set.
+        batch_size: examples in a fixed batch. The fixed batches are the first examples of the validation set.
         batches: number of fixed batches. With more than one, ``data_variance`` is measured as well.
         compare: names of the estimators to measure. None measures all estimators of the model.
         seed: seed of the noise and of the binarisation of the fixed batches.
@@ -306,7 +306,7 @@ def until_interrupted(draws: Iterable[int], trainer) -> Iterator[int]:
 
 
 def probe_batches(loader, size: int, count: int, trainer, device: torch.device) -> Iterator[list[torch.Tensor]]:
-    """Yield the first ``count`` batches of ``size`` examples, the same ones on every process.
+    """Yield the first ``count`` batches of ``size`` examples. Every process gets the same batches.
 
     With ``count`` 1 the batch has fewer examples if the first batch of the loader has fewer.
 

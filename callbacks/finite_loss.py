@@ -46,8 +46,8 @@ def not_finite(state: Any, path: str = "") -> Iterator[str]:
 class FiniteLoss(L.Callback):
     """Stop the run when a term of the loss or a weight becomes NaN or infinite, before a checkpoint is saved.
 
-    The terms are the named tensors that ``training_step`` returns. They are checked one batch later, so that training
-    does not wait for the GPU. Before every checkpoint, the callback checks the terms, the weights, the averaged
+    The terms are the named tensors that ``training_step`` returns. The callback checks them one batch later, so that
+    training does not wait for the GPU. Before every checkpoint, the callback also checks the weights, the averaged
     weights and the state of the optimisers.
 
     Args:

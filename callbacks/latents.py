@@ -64,8 +64,8 @@ class Latents(AtEpochs):
 def traverse(model, x: Tensor, rows: int = 10, steps: int = 9) -> Tensor:
     """Return the means of p(x | z) while one latent varies and the others keep their most probable values.
 
-    The most probable values are those of the first image. Gaussian latents vary from -3 to 3. Binary latents take the
-    values 0 and 1. Categorical latents take each of their categories.
+    The most probable values come from q(z | x) of the first image. Gaussian latents vary from -3 to 3. Binary latents
+    take the values 0 and 1. Categorical latents take each of their categories.
 
     Args:
         model: a VAE or another model that is Traversable (zoo/checks/capabilities.py).

@@ -23,8 +23,8 @@ class SampleDistance(L.Callback):
     share the work. The callback does not affect training.
 
     Args:
-        n: number of samples, at least 2. They are compared with all validation images, or with the first ``n``
-            validation points.
+        n: number of samples, at least 2. All validation images, or the first ``n`` validation points, are compared
+            with the samples.
         seed: seed of the noise, at least 0.
 
     Raises:

@@ -203,7 +203,7 @@ def number_words(pieces: Iterable[str], rule: str, index: dict[str, int]) -> np.
 
     Args:
         pieces: pieces of the text, as from :func:`read_text`.
-        rule: what a word is, a key of ``RULES``.
+        rule: rule that splits the text into words, a key of ``RULES``.
         index: defaultdict from words to their numbers. The function adds new words.
     """
     blocks = []
@@ -329,7 +329,7 @@ def load_corpus(
     Args:
         name: ``text8``, ``wikitext2``, ``pydocs``, or ``textfile`` for the file at ``path``.
         path: path of the text file.
-        rule: what a word is, a key of ``RULES``.
+        rule: rule that splits the text into words, a key of ``RULES``.
         min_count, max_vocabulary: see :func:`encode`.
         everything: whether the training text also includes the validation and test text. They are then not held out.
 

@@ -168,11 +168,11 @@ class Text(L.LightningDataModule):
         name: ``text8``, ``wikitext2``, ``pydocs`` (the documentation topics that come with Python), ``textfile`` or
             ``text8_or_pydocs``. The last one is text8 if it is on disk or can be downloaded, and otherwise pydocs,
             with a warning. ``self.used`` holds the text in use.
-        path: path of a ``textfile``. It is UTF-8, or UTF-16 with a byte order mark, plain or compressed by gzip, bzip2,
-            xz or zip. ``~`` means the home folder.
-        rule: what a word is. ``words``: runs of letters and digits, in lower case. ``as_spaced``: any text between
-            white space, unchanged. None chooses ``as_spaced`` for text8 and WikiText-2, which are already split into
-            words, and ``words`` for other texts.
+        path: path of a ``textfile``. The encoding is UTF-8, or UTF-16 or UTF-32 with a byte order mark. The file is
+            plain, or compressed by gzip, bzip2, xz or zip. ``~`` means the home folder.
+        rule: rule that splits the text into words. ``words``: runs of letters and digits, in lower case.
+            ``as_spaced``: any text between white space, unchanged. None chooses ``as_spaced`` for text8 and
+            WikiText-2, which are already split into words, and ``words`` for other texts.
         min_count: occurrences in the training text that a word of the vocabulary needs, at least 1.
         max_vocabulary: largest number of words in the vocabulary, at least 2, or None for no limit.
         window: largest number of words that a window has on either side, at least 1.

@@ -202,7 +202,7 @@ class PointLoader(ImageLoader):
 class Toy(L.LightningDataModule):
     """LightningDataModule of a known distribution.
 
-    It draws 50,000 training, 5,000 validation and 10,000 test examples, with fixed seeds.
+    The module draws 50,000 training, 5,000 validation and 10,000 test examples, with fixed seeds.
 
     Args:
         name: ``mixture``, ``ring``, ``moons``, ``swiss_roll``, ``line`` or ``markov_chain``.

@@ -190,7 +190,7 @@ def test_two_processes_measure_what_one_does(name, tmp_path):
 
 @pytest.mark.parametrize("batches", tiers([1, 3], [3]))
 def test_the_result_does_not_depend_on_how_draws_are_spread(batches, tmp_path):
-    """21 draws form chunks of 8, 8 and 5. One, two and four processes share them. One of the four has none."""
+    """21 draws form chunks of 8, 8 and 5. One, two and four processes share the chunks. One of the four gets none."""
     few = ["draws=21", "batch_size=20", f"batches={batches}"]
     assert len(assert_same_measurement(tmp_path, (1, 2, 4), "vae", *few)) == (42 if batches == 1 else 84)
 

@@ -150,7 +150,7 @@ def test_the_alias_table_holds_q_exactly(weights):
 
 
 def test_draws_are_from_q(generator):
-    """Chi-squared test with 49 degrees of freedom; false alarms once in 100,000 seeds."""
+    """The chi-squared test has 49 degrees of freedom. False alarms occur once in 100,000 seeds."""
     q = 1 / torch.arange(1, 51).double()
     q /= q.sum()
     n = 200_000

@@ -27,7 +27,7 @@ FALSE_ALARM = 4.5  # standard errors, exceeded once in 150,000 seeds
 
 
 def log_p_of_the_chain(x0, x0_factor, chain, variance):
-    """Return log p(x_0), (B,), of a reverse chain with x0_hat = f_t x_t, where every x_t is Gaussian; x0 (B, D)."""
+    """Return log p(x_0), (B,), for x0, (B, D). In the reverse chain x0_hat = f_t x_t, so every x_t is Gaussian."""
     sigma2, v = reverse_variance(chain, variance), torch.ones((), dtype=F64)
     for t in reversed(range(len(chain.betas))):
         beta, abar_prev, rest = chain.betas[t], chain.abar_prev[t], chain.one_minus_abar[t]

@@ -64,7 +64,7 @@ def test_the_acceptance_rate_is_that_of_its_formula():
 
 
 def test_the_integral_of_a_mixtures_score_is_its_density_ratio():
-    """Two chains have equal noise. One chain accepts steps by the density, and one by quadrature of the score.
+    """Two chains have equal noise. One chain accepts steps by the density. The other uses quadrature of the score.
 
     The two chains almost always agree.
     """

@@ -16,7 +16,7 @@ def normal(generator, *shape):
 
 
 def families(generator):
-    """Return each family with its posterior and prior in torch.distributions; 3 examples, 2 latents."""
+    """Return each family with its posterior and prior in torch.distributions, for 3 examples and 2 latents."""
     mu, logvar = normal(generator, 3, 2), normal(generator, 3, 2)
     logits, many = normal(generator, 3, 2), normal(generator, 3, 2, 5)
     return [
@@ -52,7 +52,7 @@ def test_score_squares_are_those_of_autograd(i, generator):
 
 @pytest.mark.parametrize("i", range(3))
 def test_draws_have_their_distribution(i, generator):
-    """Up to 30 means of n draws are within 4.5 standard errors; false alarms once in 4,000 seeds."""
+    """Up to 30 means of n draws are within 4.5 standard errors. False alarms occur once in 4,000 seeds."""
     q, twin, _ = families(generator)[i]
     n = 100_000
     noise = q.noise(n, 3, 2, *q[0].shape[2:], generator=generator, device=torch.device("cpu")).double()

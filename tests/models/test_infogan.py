@@ -80,7 +80,10 @@ def test_the_continuous_bound_has_no_ceiling(generator):
 
 
 def test_codes_are_drawn_from_their_priors():
-    """Chi-squared with 9 degrees of freedom (false alarm once in 1e5) tests categories; moments test the others."""
+    """A chi-squared test with 9 degrees of freedom (false alarm once in 1e5) tests the categories.
+
+    Moments test the other codes.
+    """
     noise = small().noise([torch.zeros(20_000, 1)], generator=chunk_generator(0, 0))
     counts = noise["category"].bincount(minlength=10)
     assert ((counts - 2000) ** 2 / 2000).sum() < 39.4 and len(counts) == 10

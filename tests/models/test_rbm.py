@@ -628,8 +628,8 @@ def test_each_beginning_of_annealing_is_exact_for_its_own_machine():
 def test_mass_far_from_the_data_is_found(generator):
     """In a model of 60 x 2 units, one hidden unit turns all pixels on. These states have e^20 times the other mass.
 
-    The published method starts chains at the mean image. They miss these states. Chains from random pixels find them.
-    The test enumerates log Z.
+    The published method starts chains at the mean image. These chains miss the states. Chains from random pixels find
+    the states. The test enumerates log Z.
     """
     weights = Weights(torch.zeros(60, 2), torch.full((60,), -3.0), torch.tensor([-160.0, 0.0]))
     weights.W[:, 0] = 6.0
