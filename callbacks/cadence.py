@@ -11,7 +11,7 @@ class AtEpochs(L.Callback):
     """Base class of callbacks that draw or measure in the validation of every n-th epoch and at the end of training.
 
     EarlyStopping, ``max_steps`` or ``max_time`` can end a run at an epoch that was not planned as the last one. The
-    run is then validated once more. This validation uses averaged weights if the run has EMA, as every validation does.
+    run is then validated once more. Like every validation, this one uses averaged weights if the run has EMA.
 
     Args:
         every_n_epochs: epochs between two drawings or measurements. The last epoch always has one.
@@ -35,7 +35,7 @@ class AtEpochs(L.Callback):
         return True
 
     def on_train_end(self, trainer, pl_module):
-        """Validate once more if the final weights were not validated. All callbacks of this class then run on them."""
+        """Validate once more if the final weights were not validated. All callbacks of this class then run once."""
         if self._seen == trainer.global_step:
             return
         loop, epoch = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current

@@ -50,9 +50,9 @@ class EstimatorVariance(L.Callback):
         data_variance/<estimator>/<group>    variance of the expected gradient between batches of ``batch_size``
         total_variance/<estimator>/<group>   the sum of both variances, as in the gradients of training steps
 
-    Draw k uses noise with the key (seed, k) on every process and for every estimator. Small networks make several
-    draws at once (zoo.estimators.chunk_size). Processes take these chunks in turns, and merge their moments in float64.
-    The result of K draws therefore does not depend on the number of processes.
+    Draw k uses noise with the key (seed, k) on every process and for every estimator. For small networks, a chunk of
+    several draws is computed at once (zoo.estimators.chunk_size). The processes take the chunks in turns, and merge
+    their moments in float64. The result of K draws therefore does not depend on the number of processes.
 
     Each estimator needs memory for one draw, one gradient, and the mean gradient in float64. Networks of at most
     520,000 parameters need memory for the eight draws of a chunk. Several batches need one more mean.
@@ -68,7 +68,7 @@ class EstimatorVariance(L.Callback):
             integer or a fraction also measures before the first step. ``auto`` measures as often as it can in less
             than 5 % of the training time, and never before the first step. Its first four measurements have 2 draws.
             The number of draws doubles after every four measurements, up to ``draws``. The first measurements are
-            cheap, so short runs also have some.
+            cheap, so short runs also have measurements.
         draws: gradients per estimator and batch, over all processes, at least 2. With ``auto`` this is the maximum.
         batch_size: examples in a fixed batch. The fixed batches are the first examples of the validation set.
         batches: number of fixed batches. With more than one, ``data_variance`` is measured as well.
@@ -206,7 +206,7 @@ class EstimatorVariance(L.Callback):
         return draws
 
     def _affordable(self, pl_module, step: int) -> tuple[int, int]:
-        """Return the number of draws that fit into the time limit now, or 0. Return also the steps to the next one."""
+        """Return the number of draws that fit into the time limit now, or 0, and the steps until the next check."""
         now = time.monotonic()
         trained = self._trained(now) - self._seconds
         here = self._trained(now) - self._trained_before
@@ -308,7 +308,7 @@ def until_interrupted(draws: Iterable[int], trainer) -> Iterator[int]:
 def probe_batches(loader, size: int, count: int, trainer, device: torch.device) -> Iterator[list[torch.Tensor]]:
     """Yield the first ``count`` batches of ``size`` examples. Every process gets the same batches.
 
-    With ``count`` 1 the batch has fewer examples if the first batch of the loader has fewer.
+    If ``count`` is 1 and the first batch of the loader is smaller than ``size``, that batch is yielded.
 
     Args:
         loader: a loader that gives each process a part of every batch.

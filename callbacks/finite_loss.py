@@ -51,7 +51,7 @@ class FiniteLoss(L.Callback):
     weights and the state of the optimisers.
 
     Args:
-        folder: the run folder. The error names ``checkpoints/last.ckpt`` in it as the last good checkpoint.
+        folder: the run folder. The error names its file ``checkpoints/last.ckpt`` as the last good checkpoint.
     """
 
     def __init__(self, folder: str):

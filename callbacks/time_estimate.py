@@ -29,8 +29,8 @@ class TimeEstimate(L.Callback):
     A new estimate is printed if the last one is wrong by more than 50 % and by more than 10 seconds.
 
     The estimate includes training with its callbacks, validation with samples and checkpoints, and the test. The time
-    of a validation is the mean of the latest four. Before the first validation, it is estimated from the batches of
-    the sanity check. The time of the test is always estimated from the time of one validation batch.
+    of a validation is the mean time of the latest four validations. Before the first validation, it is estimated from
+    the batches of the sanity check. The time of the test is always estimated from the time of one validation batch.
 
     ``train/images_per_second`` is logged at the end of every epoch. The rate includes only training batches, without
     the first five of the epoch. For text the metric is ``train/words_per_second``. It counts all words of the text,

@@ -114,7 +114,7 @@ class Corpus(NamedTuple):
 
 
 def read_text(path: Path, md5: str | None = None, member: str | None = None) -> Iterator[str]:
-    """Yield the text of a file in pieces. A piece ends at the end of a word. White space begins the next one.
+    """Yield the text of a file in pieces. A piece ends at the end of a word. White space begins the next piece.
 
     The encoding is UTF-8, unless a byte order mark at the beginning declares UTF-16 or UTF-32.
 

@@ -109,7 +109,8 @@ def unpack(file: BinaryIO, path: Path, member: str | None = None) -> BinaryIO:
     Args:
         file: the open file, at its beginning.
         path: its name.
-        member: name, without folders, of the file to read in a zip archive. None expects a single file.
+        member: name, without folders, of the file to read in a zip archive. If it is None, the archive
+            must contain a single file.
 
     Raises:
         DataError: for another compression, or a zip archive without exactly one matching file.

@@ -171,7 +171,7 @@ class ImageLoader:
     """Loader of batches (images (B, 1, 28, 28) float in [0, 1], labels (B,) int64).
 
     Args:
-        split: images and labels. The batches are on their device.
+        split: images and labels. The batches are on the same device as these tensors.
         batch_size: images per step, over all processes.
         shuffle: True draws a new permutation for each epoch and drops the last incomplete batch. False keeps the given
             order, in batches of nearly equal size, with every image once.

@@ -43,7 +43,7 @@ def check_limits(trainer, loaders: Mapping[str, Sized], batch_size: int) -> None
 
 
 def taken(trainer, split: str, batches: int) -> int:
-    """Return the number of batches of a split that the Trainer uses in an epoch. The split has ``batches``.
+    """Return the number of batches of a split that the Trainer uses in an epoch. The whole split has ``batches``.
 
     Raises:
         DataError: if the limit is a fraction that amounts to less than one batch.

@@ -1,9 +1,9 @@
 """Data module of text for skip-gram: rows of words with their neighbours.
 
-An epoch reads the training text once. It drops frequent words at random and joins the remaining words (Mikolov et al.
-2013b, sec. 2.3). Each remaining word is the centre of a window of random size (Mikolov et al. 2013a). The text is cut
-into rows of 32 centres. A row also contains the ``window`` words before and after its centres, so that no pair is lost
-at a cut. The rows are in random order, and each epoch draws new rows.
+An epoch reads the training text once. Frequent words are dropped at random, and the remaining words are joined
+(Mikolov et al. 2013b, sec. 2.3). Each remaining word is the centre of a window of random size (Mikolov et al. 2013a).
+The text is cut into rows of 32 centres. A row also contains the ``window`` words before and after its centres, so that
+no pair is lost at a cut. The rows are in random order, and each epoch draws new rows.
 
     words of a row     m m m m m | c c c ... c c c | m m m m m       c centres, m margin (window = 5)
 

@@ -9,7 +9,8 @@
 
 The first four have an exact log density and score. The density of a curve with Gaussian noise is an integral of
 Gaussians along the curve. Gauss-Legendre quadrature with nodes much closer than sigma replaces this integral by a
-mixture of Gaussians. The two are equal up to rounding, except at points a hundred sigma away from all data.
+mixture of Gaussians. The mixture equals the integral up to rounding, except at points a hundred sigma away from all
+data.
 """
 
 import math
