@@ -184,7 +184,7 @@ def assert_same_measurement(folder, world_sizes, name, *overrides):
 
 @pytest.mark.parametrize("name", tiers(sorted(TINY), ("vae", "rbm", "gan", "ddpm", "skipgram")))
 def test_two_processes_measure_what_one_does(name, tmp_path):
-    """Three draws of every estimator of every model agree up to float64 rounding."""
+    """One and two processes measure three draws of every estimator of every model. The results differ by rounding."""
     assert assert_same_measurement(tmp_path, (1, 2), name, "draws=3", "batch_size=8")
 
 

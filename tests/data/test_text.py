@@ -473,7 +473,7 @@ def test_lightning_runs_it_to_its_end(tmp_path, generator):
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of memory is read from /proc")
 def test_reading_takes_little_memory(tmp_path):
-    """Reading 8 MB with 2 million words takes at most 60 bytes per word, without Python and the libraries."""
+    """Reading 8 MB with 2 million words takes at most 60 bytes per word. Python and libraries do not count."""
     path = tmp_path / "large.txt"
     line = " ".join(f"w{i % 97}" for i in range(20_000)) + " "
     with path.open("w", encoding="utf-8") as file:
