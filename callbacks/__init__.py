@@ -1,9 +1,9 @@
 """Callbacks and loggers. They measure, draw and save, and never change the weights that training learns.
 
-EMA keeps an average of the weights, which replaces them in validation, samples, tests and published checkpoints.
+EMA keeps an average of the weights. Validation, samples, tests and published checkpoints use this average.
 """
 
-if __name__ != "zoo.callbacks":  # Python would load the module twice under two names
+if __name__ != "zoo.callbacks":  # another name would load a second copy of the package
     raise ImportError("callbacks cannot be imported under this name: import zoo.callbacks")
 
 from zoo.callbacks.codes import Codes

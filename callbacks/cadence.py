@@ -11,7 +11,7 @@ class AtEpochs(L.Callback):
     """Base class of callbacks that draw or measure in the validation of every n-th epoch and at the end of training.
 
     EarlyStopping, ``max_steps`` or ``max_time`` can end a run at an epoch that was not planned as the last one. The
-    run is then validated once more. This validation uses averaged weights if the run has EMA, as every validation does.
+    run is then validated once more. Like every validation, this one uses averaged weights if the run has EMA.
 
     Args:
         every_n_epochs: epochs between two drawings or measurements. The last epoch always has one.
@@ -26,7 +26,7 @@ class AtEpochs(L.Callback):
         self._seen: int | None = None  # optimiser step of the latest validation that was due
 
     def due(self, trainer) -> bool:
-        """Return whether to draw or measure in this validation, False in the sanity check before training."""
+        """Return whether to draw or measure in this validation. In the sanity check before training, return False."""
         epoch, progress = trainer.current_epoch + 1, trainer.fit_loop.epoch_progress.current
         last = epoch == trainer.max_epochs or progress.processed == progress.ready
         if trainer.sanity_checking or not (last or epoch % self.every_n_epochs == 0):
@@ -35,7 +35,7 @@ class AtEpochs(L.Callback):
         return True
 
     def on_train_end(self, trainer, pl_module):
-        """Validate once more if the last weights were not validated. All callbacks of this class then use them."""
+        """Validate once more if the final weights were not validated. All callbacks of this class then run once."""
         if self._seen == trainer.global_step:
             return
         loop, epoch = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
@@ -49,15 +49,21 @@ class AtEpochs(L.Callback):
 
 
 def logged_step(trainer) -> int:
-    """Return the step that Lightning gives loggers for the current or last batch: the optimiser steps before it."""
+    """Return the step under which Lightning logs the current or last batch.
+
+    The step is the number of earlier batches that ended with an optimiser step.
+    """
     epoch = trainer.fit_loop.epoch_progress.current
     over = epoch.processed == epoch.ready and not trainer.validating  # Lightning has already counted the last batch
     return max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - over)
 
 
 def steps_behind(checkpoint: dict[str, Any]) -> int:
-    """Return the first step that a run logs after it resumes from ``checkpoint``. It logs later rows again."""
+    """Return the first step that a run logs after it resumes from ``checkpoint``.
+
+    Loggers drop the old rows from this step on, because the resumed run logs these steps again.
+    """
     fit = checkpoint["loops"]["fit_loop"]
     epoch = fit["epoch_progress"]["current"]
-    # Best and interrupted checkpoints are saved within a batch, before Lightning counts it.
+    # Lightning saves best and interrupted checkpoints before it counts the current batch. Add 1 for that batch.
     return fit["epoch_loop.state_dict"]["_batches_that_stepped"] + (epoch["processed"] < epoch["ready"])

@@ -1,4 +1,4 @@
-"""Pictures of what each continuous code of a model changes."""
+"""Pictures of the effect of each continuous code of a model."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ class Codes(AtEpochs):
         seed: seed of the noise, at least 0.
 
     Raises:
-        UserError: if a number is too small, or, at set-up, if the model has no ``vary``.
+        UserError: if a number is too small. At set-up: if the model has no ``vary``.
     """
 
     def __init__(self, folder: str, every_n_epochs: int = 5, seed: int = 0):

@@ -13,8 +13,8 @@ from zoo.checks.errors import UserError
 def ema_update(averaged: Tensor, current: Tensor, num_averaged: Tensor, decay: float) -> Tensor:
     """Return the average after one more update, with decay min(decay, (1 + n) / (10 + n)) after n updates.
 
-    The smaller decay of the first updates is a warm-up. Without it, the initial weights, which are noise, contribute
-    the fraction decay^n of the average. At decay 0.999 that is a third after 1,000 steps.
+    The smaller decay of the first updates is a warm-up. The initial weights are noise. Without the warm-up, they
+    contribute the fraction decay^n of the average. With decay 0.999, this fraction is 0.37 after 1,000 updates.
     """
     warm = (1 + num_averaged) / (10 + num_averaged)
     return torch.lerp(current, averaged, warm.clamp(max=decay).to(current.dtype))
@@ -22,7 +22,10 @@ def ema_update(averaged: Tensor, current: Tensor, num_averaged: Tensor, decay: f
 
 @contextmanager
 def evaluation_weights(trainer, pl_module) -> Iterator[None]:
-    """Within this context, ``pl_module`` has averaged weights (if the run has EMA) and eval mode, as in validation."""
+    """Give ``pl_module`` its averaged weights (if the run has EMA) and eval mode within this context.
+
+    Validation uses the same weights and mode.
+    """
     averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
     training = pl_module.training
     for callback in averages:
@@ -46,8 +49,8 @@ class EMA(WeightAveraging):
         decay: decay per optimiser step, between 0 and 1, both excluded. 0.999 averages over about 1,000 steps.
 
     Raises:
-        UserError: if ``decay`` is out of range, or, when training starts, if the weights have 16 bits. Rounding to 16
-            bits would discard the small updates of the average.
+        UserError: if ``decay`` is out of range. When training starts: if the weights have 16 bits. Rounding to 16 bits
+            would discard the small updates of the average.
     """
 
     def __init__(self, decay: float = 0.999):

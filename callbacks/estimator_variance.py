@@ -29,15 +29,15 @@ log = logging.getLogger(__name__)
 
 # These constants apply to every_n_steps="auto".
 AUTO_FRACTION = 0.05  # largest fraction of the training time that measuring takes
-AUTO_STEPS = 10  # measurements wait for a multiple of this number of batches
-AUTO_DRAWS = (2, 4)  # draws of the first measurements, and the measurements after which the draws double
+AUTO_STEPS = 10  # the batches between two checks are a multiple of this number
+AUTO_DRAWS = (2, 4)  # draws of the first measurements; number of measurements after which the draws double
 
 
 class EstimatorVariance(L.Callback):
     """Measure the variance of each gradient estimator on a fixed batch of validation data, at intervals.
 
-    It logs these values for each estimator in ``model.gradient_estimators()`` and each parameter group (``all``,
-    ``encoder``, ...):
+    The callback logs these values for each estimator in ``model.gradient_estimators()`` and each parameter group
+    (``all``, ``encoder``, ...):
 
         variance/<estimator>/<group>     trace of the covariance of one draw, squared units of the gradient
         snr/<estimator>/<group>          |g| / sqrt(tr C), without the bias of |g|^2 (zoo/estimators/moments.py)
@@ -48,11 +48,11 @@ class EstimatorVariance(L.Callback):
     With several ``batches``, ``variance`` is the mean of the variance within each batch. Two more values are logged:
 
         data_variance/<estimator>/<group>    variance of the expected gradient between batches of ``batch_size``
-        total_variance/<estimator>/<group>   the sum of both variances, which training steps have
+        total_variance/<estimator>/<group>   the sum of both variances, as in the gradients of training steps
 
-    Draw k uses noise with the key (seed, k) on every process and for every estimator. Small networks make several
-    draws at once (zoo.estimators.chunk_size). Processes take these chunks in turns, and merge their moments in float64.
-    The result of K draws therefore does not depend on the number of processes.
+    Draw k uses noise with the key (seed, k) on every process and for every estimator. For small networks, a chunk of
+    several draws is computed at once (zoo.estimators.chunk_size). The processes take the chunks in turns, and merge
+    their moments in float64. The result of K draws therefore does not depend on the number of processes.
 
     Each estimator needs memory for one draw, one gradient, and the mean gradient in float64. Networks of at most
     520,000 parameters need memory for the eight draws of a chunk. Several batches need one more mean.
@@ -64,19 +64,21 @@ class EstimatorVariance(L.Callback):
 
     Args:
         folder: folder of ``estimator_variance.png``, which is written at the end of the run.
-        every_n_steps: training batches between measurements, or a fraction of the run such as 0.25, or ``auto``. A
-            number or a fraction also measures before the first step. ``auto`` measures as often as it can in less
+        every_n_steps: training batches between measurements, or a fraction of the run such as 0.25, or ``auto``. An
+            integer or a fraction also measures before the first step. ``auto`` measures as often as it can in less
             than 5 % of the training time, and never before the first step. Its first four measurements have 2 draws.
-            The number doubles after every four measurements, up to ``draws``. Short runs therefore have measurements.
+            The number of draws doubles after every four measurements, up to ``draws``. The first measurements are
+            cheap, so short runs also have measurements.
         draws: gradients per estimator and batch, over all processes, at least 2. With ``auto`` this is the maximum.
-        batch_size: examples in a fixed batch. They are the first ones of the validation set.
+        batch_size: examples in a fixed batch. The fixed batches are the first examples of the validation set.
         batches: number of fixed batches. With more than one, ``data_variance`` is measured as well.
         compare: names of the estimators to measure. None measures all estimators of the model.
         seed: seed of the noise and of the binarisation of the fixed batches.
 
     Raises:
-        UserError: if a value is not allowed. At set-up: if the model has no ``gradient_estimators``, or not all of
-            those in ``compare``. At the start of training: if the validation data are missing or too few.
+        UserError: if a value is not allowed. At set-up: if the model has no ``gradient_estimators``, or lacks an
+            estimator of ``compare``. At the start of training: if the validation data are missing or too few. Also if
+            ``every_n_steps`` is a fraction and the run has no end.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class EstimatorVariance(L.Callback):
         self.probes: list[Any] = []
         self.history: list[dict[str, float]] = []  # one row per measurement, with "step"
         self._seconds = 0.0  # seconds spent on all measurements
-        self._per_draw = 0.0  # seconds for one draw of each estimator, in the latest measurement
+        self._per_draw = 0.0  # seconds of one draw, summed over the estimators, in the latest measurement
         self._started: float | None = None  # monotonic time at which training in this process began, seconds
         self._trained_before = 0.0  # seconds of training before this process resumed the run
         self._first_step, self._next = 0, AUTO_STEPS  # first step of this process; earliest step to measure at
@@ -198,7 +200,7 @@ class EstimatorVariance(L.Callback):
         if step < self._next:
             return 0
         draws, wait = self._affordable(pl_module, step)
-        # The clocks of processes differ, but either all processes measure or none does.
+        # The clocks of the processes differ. Rank 0 decides, because all processes must measure together.
         draws, wait = trainer.strategy.broadcast((draws, wait))
         self._next = step + max(1, round(wait / AUTO_STEPS)) * AUTO_STEPS
         return draws
@@ -219,7 +221,7 @@ class EstimatorVariance(L.Callback):
         return draws, AUTO_STEPS
 
     def _trained(self, now: float) -> float:
-        """Return the seconds of training, including measurements, in this process and in those that it resumes."""
+        """Return the seconds of training and measurements, in this process and in earlier processes of the run."""
         # Lightning's tuners save and restore the state before training begins, when _started is None.
         return self._trained_before + (0.0 if self._started is None else now - self._started)
 
@@ -304,9 +306,9 @@ def until_interrupted(draws: Iterable[int], trainer) -> Iterator[int]:
 
 
 def probe_batches(loader, size: int, count: int, trainer, device: torch.device) -> Iterator[list[torch.Tensor]]:
-    """Yield the first ``count`` batches of ``size`` examples, the same ones on every process.
+    """Yield the first ``count`` batches of ``size`` examples. Every process gets the same batches.
 
-    With ``count`` 1 the batch has fewer examples if the first batch of the loader has fewer.
+    If ``count`` is 1 and the first batch of the loader is smaller than ``size``, that batch is yielded.
 
     Args:
         loader: a loader that gives each process a part of every batch.

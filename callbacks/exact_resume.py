@@ -1,4 +1,4 @@
-"""Callback that stops a run on a signal, and resumes it with the same results as without the stop."""
+"""Callback that stops a run on a signal. The resumed run has the same results as a run without the stop."""
 
 import logging
 import os
@@ -23,11 +23,13 @@ class ExactResume(Checkpoint):
     """Save the random state of every process in checkpoints, and write a checkpoint on Ctrl-C and SIGTERM.
 
     After a signal, the run finishes the current batch and writes ``interrupted.ckpt``. It prints the command that
-    resumes, and exits with the status of the signal (130 or 143). ``last.ckpt`` stays at the end of the last epoch. A
-    signal during validation waits for the end of the epoch. A second signal ends the process at once. A signal during
-    the test also ends it at once, because everything is saved by then.
+    resumes the run, and exits with the status of the signal (130 or 143). ``last.ckpt`` keeps the state at the end of
+    the last complete epoch. If the signal arrives during validation, the run stops at the end of the epoch. A second
+    signal ends the process at once. A signal during the test also ends the process at once, because everything is
+    already saved.
 
-    This class is a checkpoint callback because Lightning runs these last, after EMA has updated its average.
+    This class is a checkpoint callback because Lightning runs checkpoint callbacks last, after EMA has updated its
+    average.
 
     Each process draws its training noise from a different random stream. If a run resumes with another number of
     processes, new random streams begin. The weights, the optimiser and the order of the data still resume exactly.
@@ -69,9 +71,9 @@ class ExactResume(Checkpoint):
 
     def on_train_start(self, trainer, pl_module):
         if trainer.fit_loop.restarting and self._loader_states:
-            # Lightning restores the loader only if it makes the loader after the state of the loops. A learning rate
-            # schedule that asks for the number of steps makes it earlier. The epoch would then start from its first
-            # batch.
+            # Lightning restores the position of the loader only if it creates the loader after it restores the loops.
+            # A learning rate schedule that asks for the number of steps creates the loader earlier. Without this line,
+            # the epoch would then start from its first batch.
             trainer.train_dataloader.load_state_dict(self._loader_states[0])
         if self._states is not None and len(self._states) == trainer.world_size:
             state = self._states[trainer.global_rank]
@@ -79,8 +81,8 @@ class ExactResume(Checkpoint):
             if "cuda" in state and pl_module.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda"].cpu(), pl_module.device)
         elif trainer.global_rank > 0 or self._states is not None:
-            # seed_everything gives every process the same stream. With equal noise on all processes, the variance of
-            # the gradient would not decrease with their number.
+            # seed_everything gives every process the same random stream. With equal noise on all processes, more
+            # processes would not reduce the variance of the gradient.
             torch.manual_seed(torch.initial_seed() + 7919 * (trainer.global_rank + trainer.global_step))
         self._handlers = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
 
@@ -92,7 +94,7 @@ class ExactResume(Checkpoint):
             os.kill(os.getpid(), signum)
         self.received = signum
         name = signal.Signals(signum).name
-        log.warning("%s: the run finishes this batch and saves. Send it again to stop at once", name)
+        log.warning("%s: the run finishes this batch and saves. Send the signal again to stop at once", name)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         # After the last batch of an epoch, validation and last.ckpt come first. A checkpoint cannot hold a gradient
@@ -101,7 +103,8 @@ class ExactResume(Checkpoint):
         if whole and not trainer.is_last_batch and self._any_received(trainer):
             path = self.folder / "checkpoints" / "interrupted.ckpt"
             trainer.save_checkpoint(path, weights_only=False)
-            # Lightning writes the metrics of a batch after all callbacks have run. _stop prevents that, so write now.
+            # Lightning writes the metrics of a batch after all callbacks have run. _stop raises before that point, so
+            # write the metrics now.
             trainer._logger_connector.on_batch_end()
             trainer._logger_connector.update_train_step_metrics()
             self._stop(trainer, path)
@@ -152,10 +155,10 @@ class ExactResume(Checkpoint):
 
 
 def _within_its_epoch(fit: dict[str, Any]) -> None:
-    """Let a run that ``max_time`` or ``max_steps`` ended within an epoch resume within that epoch.
+    """Correct the epoch counters of a run that ``max_time`` or ``max_steps`` ended within an epoch.
 
-    Lightning counts the unfinished epoch as processed. It would skip the rest of the epoch, or read it in the order of
-    the next epoch.
+    Lightning counts the unfinished epoch as processed. Without the correction, a resumed run would skip the rest of
+    the epoch, or read it in the order of the next epoch.
 
     Args:
         fit: the state of the loops in a checkpoint. The function changes it.

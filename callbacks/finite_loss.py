@@ -46,12 +46,12 @@ def not_finite(state: Any, path: str = "") -> Iterator[str]:
 class FiniteLoss(L.Callback):
     """Stop the run when a term of the loss or a weight becomes NaN or infinite, before a checkpoint is saved.
 
-    The terms are the named tensors that ``training_step`` returns. They are checked one batch later, which avoids
-    waiting for the GPU. They are also checked before every checkpoint, with the weights, the averaged weights and the
-    state of the optimisers.
+    The terms are the named tensors that ``training_step`` returns. The callback checks them one batch later, so that
+    training does not wait for the GPU. Before every checkpoint, the callback also checks the weights, the averaged
+    weights and the state of the optimisers.
 
     Args:
-        folder: the run folder. The error names ``checkpoints/last.ckpt`` in it as the last good checkpoint.
+        folder: the run folder. The error names its file ``checkpoints/last.ckpt`` as the last good checkpoint.
     """
 
     def __init__(self, folder: str):
@@ -70,8 +70,8 @@ class FiniteLoss(L.Callback):
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):
         self._look()
-        # Check the weights, the weights before averaging, and the moments of the optimisers. A weight with an infinite
-        # second moment would never change again.
+        # Check the averaged weights, the trained weights, and the moments of the optimisers. Adam would never again
+        # change a weight with an infinite second moment.
         states = {key: checkpoint.get(key) for key in ("state_dict", "current_model_state", "optimizer_states")}
         wrong = [path.removeprefix("state_dict.") for path in not_finite(states)]
         if wrong:
@@ -86,7 +86,7 @@ class FiniteLoss(L.Callback):
         if self._seen is None or self._seen[3]():
             return
         step, epoch, terms, _ = self._seen
-        self._seen = None  # report it once, although other hooks still run while the run ends
+        self._seen = None  # report the values once, although more hooks call this method while the run ends
         wrong = [f"{k} = {v.float().mean().item():g}" for k, v in terms.items() if not v.isfinite().all()]
         right = [f"{k} = {v.float().mean().item():g}" for k, v in terms.items() if v.isfinite().all()]
         others = f" ({', '.join(right)})" if right else ""

@@ -30,7 +30,7 @@ class Latents(AtEpochs):
         every_n_epochs: epochs between pictures. The last epoch is always drawn.
 
     Raises:
-        UserError: if ``n`` or ``every_n_epochs`` is below 1, or, at set-up, if the model has no ``reconstruct``.
+        UserError: if ``n`` or ``every_n_epochs`` is below 1. At set-up: if the model has no ``reconstruct``.
     """
 
     def __init__(self, folder: str, n: int = 40, every_n_epochs: int = 5):
@@ -64,13 +64,14 @@ class Latents(AtEpochs):
 def traverse(model, x: Tensor, rows: int = 10, steps: int = 9) -> Tensor:
     """Return the means of p(x | z) while one latent varies and the others keep their most probable values.
 
-    The most probable values are those of the first image. Gaussian latents vary from -3 to 3. Binary latents take the
-    values 0 and 1. Categorical latents take each of their categories.
+    The most probable values come from q(z | x) of the first image. Gaussian latents vary from -3 to 3. Binary latents
+    take the values 0 and 1. Categorical latents take each of their categories.
 
     Args:
         model: a VAE or another model that is Traversable (zoo/checks/capabilities.py).
-        x: images in [0, 1], (B, 1, 28, 28). They rank the latents by KL( q(z | x) || p(z) ), averaged over the images.
-        rows: number of latents to vary. The latents with the largest divergence are taken.
+        x: images in [0, 1], (B, 1, 28, 28). The latents are ranked by their mean KL( q(z | x) || p(z) ) on these
+            images.
+        rows: number of latents to vary. They are the latents with the largest divergence.
         steps: number of values for each Gaussian latent.
 
     Returns:
@@ -122,12 +123,14 @@ def reconstructions(model, batch, n: int) -> tuple[Tensor, Tensor]:
 def interleave_rows(originals: Tensor, reconstructed: Tensor, columns: int = 10) -> tuple[Tensor, int]:
     """Return images in alternating rows of originals and reconstructions, (2 n, ...), and the number of columns.
 
+    After the first two rows, incomplete rows are left out. The result then has fewer than 2 n images.
+
     Args:
         originals: images, (n, ...).
         reconstructed: their reconstructions, (n, ...).
         columns: images per row.
     """
     rows = [part for pair in zip(originals.split(columns), reconstructed.split(columns), strict=True) for part in pair]
-    if len(originals) % columns and len(originals) > columns:  # drop the last two rows, which are incomplete
+    if len(originals) % columns and len(originals) > columns:  # the last two rows are incomplete
         rows = rows[:-2]
     return torch.cat(rows), min(columns, len(originals))

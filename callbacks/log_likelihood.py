@@ -11,8 +11,9 @@ from zoo.functional.noise import chunk_generator
 class LogLikelihood(AtEpochs):
     """Log ``val/log_likelihood``, the importance-weighted log p(x) of validation images, in nats per image.
 
-    The losses of models trained on different bounds (the ELBO and a tighter one) cannot be compared. This value can be
-    compared. The noise is the same in every epoch. The callback does not affect training.
+    The losses of models that are trained on different bounds, such as the ELBO and a tighter bound, cannot be
+    compared. The values of this metric can. The noise is the same in every epoch. The callback does not affect
+    training.
 
     Args:
         every_n_epochs: epochs between measurements. The last epoch is always measured.
@@ -21,7 +22,7 @@ class LogLikelihood(AtEpochs):
         seed: seed of the noise, at least 0.
 
     Raises:
-        UserError: if a number is too small, or, at set-up, if the model has no importance-weighted log p(x).
+        UserError: if a number is too small. At set-up: if the model has no importance-weighted log p(x).
     """
 
     def __init__(self, every_n_epochs: int = 10, num_samples: int = 100, batches: int = 2, seed: int = 0):

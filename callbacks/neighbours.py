@@ -23,16 +23,16 @@ class Neighbours(AtEpochs):
 
     Args:
         folder: the run folder.
-        words: words to show neighbours of, such as ``[two, king]``. Words outside the vocabulary are skipped. None
-            takes the most frequent words of at least five letters.
+        words: words in the tables, such as ``[two, king]``. Words outside the vocabulary are skipped. None takes the
+            most frequent words of at least five letters.
         n: neighbours for each word.
         probes: number of words if ``words`` is None.
         every_n_epochs: epochs between tables. The last epoch always has one.
         shown: words in the picture.
 
     Raises:
-        UserError: if a number is below 1, if ``words`` is not a list of words, or, at set-up, if the model has no
-            method ``nearest``.
+        UserError: if a number is below 1, or ``words`` is not a list of words. At set-up: if the model has no method
+            ``nearest``.
     """
 
     def __init__(

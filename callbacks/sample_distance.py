@@ -17,14 +17,14 @@ class SampleDistance(L.Callback):
 
     For images the distance is classifier-FID, for points the energy distance, and for sequences KL(p_data || p_G)
     (zoo/evaluation/distances.py). It is also logged under its own name, such as ``val/classifier_fid``. The classifier
-    was trained on MNIST. For other images the distance can choose between epochs, but it should not be published.
+    was trained on MNIST. For other images, use the distance only to compare epochs, and do not publish it.
 
     Samples use averaged weights if the run has EMA. The same seed gives the same noise in every epoch. The processes
     share the work. The callback does not affect training.
 
     Args:
-        n: number of samples, at least 2. They are compared with all validation images, or with the first ``n``
-            validation points.
+        n: number of samples, at least 2. All validation images, or the first ``n`` validation points, are compared
+            with the samples.
         seed: seed of the noise, at least 0.
 
     Raises:
@@ -55,7 +55,7 @@ class SampleDistance(L.Callback):
             )
             self._yardstick = self._yardstick or SampleDistanceMetric(
                 trainer.datamodule
-            )  # here, because it uses random numbers
+            )  # created inside isolate_rng, because it uses random numbers
         samples = trainer.strategy.reduce(part.to(pl_module.device), reduce_op="sum").cpu()
         value = torch.tensor(self._yardstick(pl_module, samples))  # equal on all processes
         for name in ("distance", self._yardstick.name):

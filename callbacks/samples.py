@@ -62,7 +62,7 @@ class Samples(AtEpochs):
         self.conditions = check_conditions(pl_module, self.conditions)
 
     def on_train_start(self, trainer, pl_module):
-        # Wrong conditions, such as more steps than the model has, fail here and not after the first epoch.
+        # Wrong conditions, such as more steps than the model has, raise here, before the first epoch.
         n, conditions, _ = picture(pl_module, self.n, self.conditions)
         try:
             with isolate_rng():

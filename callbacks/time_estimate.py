@@ -17,22 +17,24 @@ from zoo.functional.progress import counted, duration
 
 log = logging.getLogger(__name__)
 
-WARM_UP = 5  # first batches, which no rate includes
-WINDOW = 60  # latest seconds of training that the rate is measured on, because machines become faster or slower
+WARM_UP = 5  # number of first batches that every rate leaves out
+WINDOW = 60  # seconds of training, up to now, that give the rate; the speed of a machine can change
 CHECK = 5  # seconds between checks of the estimate
 MIN_CORRECTION = 10  # seconds by which an estimate must be wrong before a new one is printed
 
 
 class TimeEstimate(L.Callback):
-    """After ``after`` batches, print how long the run will take. Print a new estimate if it is wrong by half.
+    """Print the remaining time of a run after ``after`` batches, and log the speed of training.
+
+    A new estimate is printed if the last one is wrong by more than 50 % and by more than 10 seconds.
 
     The estimate includes training with its callbacks, validation with samples and checkpoints, and the test. The time
-    of validation is measured. Before the first validation it is estimated from the batches of the sanity check. The
-    time of the test is always estimated from single batches.
+    of a validation is the mean time of the latest four validations. Before the first validation, it is estimated from
+    the batches of the sanity check. The time of the test is always estimated from the time of one validation batch.
 
-    ``train/images_per_second`` is logged at the end of every epoch. It includes only training batches, except the
-    first five of the epoch. For text the metric is ``train/words_per_second``. It counts all words of the text,
-    including those that subsampling drops.
+    ``train/images_per_second`` is logged at the end of every epoch. The rate includes only training batches, without
+    the first five of the epoch. For text the metric is ``train/words_per_second``. It counts all words of the text,
+    including the words that subsampling drops.
 
     Args:
         after: training batches before the first estimate.
@@ -105,11 +107,11 @@ class TimeEstimate(L.Callback):
         self._begin = now
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        # Take the fastest batch, because callbacks draw samples in other batches.
+        # Take the time of the fastest batch. Other batches include the time in which callbacks draw samples.
         self._of_batch = min(self._of_batch, time.monotonic() - self._begin)
 
     def _evaluation(self, stage: str, batches: float, trainer, model) -> float:
-        """Return the estimated seconds of a validation or a test, or 0 before the first validation batch."""
+        """Return the estimated seconds of a validation or a test. Return 0 before the first validation batch."""
         of_batches = batches * self._of_batch if math.isfinite(self._of_batch) else 0.0
         return of_batches + _annealing(model, trainer, stage) * self._of_step
 
@@ -166,7 +168,7 @@ class TimeEstimate(L.Callback):
 
 
 def batches_left(trainer) -> float:
-    """Return the remaining training batches by ``max_epochs`` and ``max_steps``, or infinity without either."""
+    """Return the number of training batches until ``max_epochs`` or ``max_steps``. Without a limit, return infinity."""
     loop, per_epoch = trainer.fit_loop, trainer.num_training_batches
     done = loop.total_batch_idx + 1
     left = [math.inf]
@@ -204,7 +206,7 @@ def _test_batches(trainer) -> float:
 
 
 def _annealing(model, trainer, stage: str) -> int:
-    """Return the steps of annealed importance sampling before the first batch of an evaluation."""
+    """Return the number of steps of annealed importance sampling before the first batch of an evaluation, or 0."""
     if not capabilities.has_log_likelihood(model, by=capabilities.ANNEALED):
         return 0
     stage = "val" if stage == "test" and trainer.limit_test_batches != 1.0 else stage

@@ -1,6 +1,6 @@
 """Data modules of the models: images in [0, 1] with integer labels, text, and data with a known distribution."""
 
-if __name__ != "zoo.datamodules":  # Python would load the module twice under two names
+if __name__ != "zoo.datamodules":  # another name would load a second copy of the package
     raise ImportError("datamodules cannot be imported under this name: import zoo.datamodules")
 
 from pathlib import Path

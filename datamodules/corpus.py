@@ -80,7 +80,7 @@ PUBLISHED = {
     },
 }
 FOLDERS = {"text8": ("text8",), "wikitext2": ("wikitext-2", "wikitext2", "wikitext-2-v1")}
-# File names, without the ending of a compressed file. The archive of WikiText-2 uses the last name of each.
+# File names of each split, without the ending of a compressed file. The archive of WikiText-2 uses the last name.
 NAMES = {
     "text8": {"all": ("text8", "text8.txt")},
     "wikitext2": {
@@ -114,9 +114,9 @@ class Corpus(NamedTuple):
 
 
 def read_text(path: Path, md5: str | None = None, member: str | None = None) -> Iterator[str]:
-    """Yield the text of a file in pieces. A piece ends at the end of a word. White space begins the next one.
+    """Yield the text of a file in pieces. A piece ends at the end of a word. White space begins the next piece.
 
-    The encoding is UTF-8, unless a byte order mark at the beginning says otherwise.
+    The encoding is UTF-8, unless a byte order mark at the beginning declares UTF-16 or UTF-32.
 
     Args:
         path: path of the file, plain or compressed (see :func:`zoo.datamodules.files.unpack`).
@@ -145,7 +145,7 @@ def read_text(path: Path, md5: str | None = None, member: str | None = None) -> 
                 text += decode(block, final=not block)
                 position += len(block)
                 bar.update(file.tell() - bar.n)
-                # The last word, or the white space around it, can continue in the next block.
+                # The last word of the block can continue in the next block. Keep it until then.
                 parts = text.rsplit(None, 1)
                 piece = text if not block else parts[0] if len(parts) == 2 else ""
                 yield piece
@@ -156,7 +156,7 @@ def read_text(path: Path, md5: str | None = None, member: str | None = None) -> 
                         "spaces"
                     )
         except UnicodeDecodeError as error:
-            # The bytes in error.object begin with undecoded bytes of the block before.
+            # error.object begins with bytes of the previous block that were not yet decoded.
             place = position + error.start - (len(error.object) - len(block))
             name = encoding.removesuffix("-sig").upper()
             raise DataError(
@@ -203,7 +203,7 @@ def number_words(pieces: Iterable[str], rule: str, index: dict[str, int]) -> np.
 
     Args:
         pieces: pieces of the text, as from :func:`read_text`.
-        rule: what a word is, a key of ``RULES``.
+        rule: rule that splits the text into words, a key of ``RULES``.
         index: defaultdict from words to their numbers. The function adds new words.
     """
     blocks = []
@@ -271,7 +271,7 @@ def save(corpus: Corpus, path: Path) -> None:
     """Write ``corpus`` to ``path``, completely or not at all.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
     """
     words = np.frombuffer("\n".join(corpus.words).encode(), np.uint8)
     with atomic_write(path) as file:
@@ -279,7 +279,10 @@ def save(corpus: Corpus, path: Path) -> None:
 
 
 def restore(path: Path) -> Corpus | None:
-    """Return the corpus that :func:`save` wrote, or None if there is none. Log a warning if it cannot be read."""
+    """Return the corpus that :func:`save` wrote, or None if the file is missing or damaged.
+
+    A file that exists but cannot be used is logged as a warning.
+    """
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             words = file["words"].tobytes().decode().split("\n")
@@ -326,9 +329,9 @@ def load_corpus(
     Args:
         name: ``text8``, ``wikitext2``, ``pydocs``, or ``textfile`` for the file at ``path``.
         path: path of the text file.
-        rule: what a word is, a key of ``RULES``.
+        rule: rule that splits the text into words, a key of ``RULES``.
         min_count, max_vocabulary: see :func:`encode`.
-        everything: whether the training text also includes the validation and test text, which then are not held out.
+        everything: whether the training text also includes the validation and test text. They are then not held out.
 
     Raises:
         DataError: if the text is missing, cannot be read, or has too few words.
@@ -370,7 +373,7 @@ def check_path(path: Path) -> None:
     """Raise unless ``path`` is a regular file.
 
     Raises:
-        DataError: if it is missing, a folder, a pipe or a device.
+        DataError: if ``path`` is missing, a folder, a pipe or a device.
     """
     try:
         kind = path.stat().st_mode
@@ -410,14 +413,17 @@ def _sources(name: str, path: Path | None) -> tuple[dict[str, Callable[[], Itera
 
 
 class Place(NamedTuple):
-    """A path, and the name of the file inside it if it is an archive of several files."""
+    """The path of a text. If the path is an archive of several files, ``member`` is the name of the text in it."""
 
     path: Path
     member: str | None = None
 
 
 def _find(name: str, split: str) -> Place | None:
-    """Return the place of a published text, under any of its names, compressed or not, or in an archive, or None."""
+    """Return the place of a published text, or None if it is not on disk.
+
+    The text can have any of its names, can be compressed, and can be in an archive.
+    """
     own = [folder for entry in FOLDERS[name] if (folder := ignoring_case(data_root() / entry)) is not None]
     # The folder of all data is searched only for names that other texts do not have.
     general = [published for published in NAMES[name][split] if published not in ("train.txt", "valid.txt", "test.txt")]

@@ -47,7 +47,7 @@ NOT_READ = (".zst", ".7z", ".rar", ".Z", ".lz4")
 
 
 class DataError(UserError):
-    """Error for data that are missing, unreadable or unsuitable. The message says which, and what to do."""
+    """Error for data that are missing, unreadable or unsuitable. The message names the data and says what to do."""
 
 
 def data_root() -> Path:
@@ -88,7 +88,7 @@ def ignoring_case(path: Path) -> Path | None:
 def find_file(folders: Iterable[Path], names: Iterable[str]) -> Iterator[Path]:
     """Yield the files in ``folders`` with these names, plain or compressed, in the order of the arguments.
 
-    Upper and lower case make no difference.
+    The search ignores upper and lower case.
     """
     names = list(names)
     for folder in folders:
@@ -104,12 +104,13 @@ def find_file(folders: Iterable[Path], names: Iterable[str]) -> Iterator[Path]:
 def unpack(file: BinaryIO, path: Path, member: str | None = None) -> BinaryIO:
     """Return a stream of the content of an open file, decompressed if it is gzip, bzip2, xz or zip.
 
-    The first bytes of the file determine its compression. If they show none, the ending of its name does.
+    The first bytes of the file determine its compression. If they are unknown, the ending of its name determines it.
 
     Args:
         file: the open file, at its beginning.
         path: its name.
-        member: name, without folders, of the file to read in a zip archive. None expects a single file.
+        member: name, without folders, of the file to read in a zip archive. If it is None, the archive
+            must contain a single file.
 
     Raises:
         DataError: for another compression, or a zip archive without exactly one matching file.
@@ -165,8 +166,9 @@ def locked(what: str) -> Iterator[bool]:
     """Lock ``what`` against other processes that share the data folder. Yield whether another process held the lock.
 
     The operating system releases the lock when the process ends, also after a crash. If no lock is available, for
-    example in a read-only folder, the work continues without a lock. Every file is written as a whole, so at worst
-    the work is done twice. Locks work on local disks, on NFS from version 3 with its lock service, and on Windows.
+    example in a read-only folder, the work continues without a lock. Two processes can then do the same work. Both
+    write complete files, so the result is the same. Locks work on local disks, on NFS from version 3 with its lock
+    service, and on Windows.
     """
     path = data_root() / ".locks" / f"{what}.lock"
     lock, waited = FileLock(path), False
@@ -191,7 +193,7 @@ def fetch_missing(name: str, missing: Callable[[], list[Missing]], remedy: str) 
 
     Args:
         name: name of the data set.
-        missing: returns the files that are missing. It is called again after other processes have finished.
+        missing: function that returns the missing files. It is called again after other processes have finished.
         remedy: text for the error: the files that the user can supply, and the data that need no download.
 
     Raises:
@@ -244,7 +246,7 @@ def _download_from(address: str, file: Missing) -> None:
             while block := source.read(1 << 16):
                 target.write(block)
                 bar.update(len(block))
-            if source.length:  # announced bytes that have not arrived
+            if source.length:  # number of announced bytes that have not arrived
                 raise OSError(f"the download stopped {source.length:,} bytes before the end of the file")
             target.flush()
             if not file.intact(Path(target.name)):

@@ -41,8 +41,8 @@ TRAIN_ON = {"train": ["train"], "train_and_validation": ["train", "val"], "every
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # names of torchvision's classes and folders
 OWN_FOLDERS = {"mnist": ("MNIST",), "fashion_mnist": ("FashionMNIST", "Fashion-MNIST", "fashion_mnist")}
 
-# MD5 digests of the published files after decompression. Downloads are checked with torchvision's digests of the
-# compressed files.
+# MD5 digests of the published files after decompression. torchvision has the digests of the compressed files, which
+# verify downloads.
 MD5 = {
     "mnist": {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -76,7 +76,7 @@ def _folders(name: str, root: Path) -> Iterator[Path]:
 
 
 def _find(name: str, file: str, root: Path) -> Path | None:
-    """Return the path of ``file``, under either of its published names, plain or compressed, or None."""
+    """Return the path of ``file``, or None. The file can have either published name, plain or compressed."""
     for path in find_file(_folders(name, root), (file, file.replace("-idx", ".idx"))):
         if path.parent != root or not _is_of_another(name, path):
             return path
@@ -110,7 +110,7 @@ def _read_idx(name: str, file: str, root: Path, md5: str) -> np.ndarray:
 
 
 def fetch(name: str, root: Path) -> None:
-    """Download and verify those of the four files of ``name`` that are not under ``root``.
+    """Download and verify the files of ``name`` that are missing under ``root``. Each data set has four files.
 
     Raises:
         DataError: if a file is missing and cannot be downloaded.
@@ -171,7 +171,7 @@ class ImageLoader:
     """Loader of batches (images (B, 1, 28, 28) float in [0, 1], labels (B,) int64).
 
     Args:
-        split: images and labels. Batches are on the same device.
+        split: images and labels. The batches are on the same device as these tensors.
         batch_size: images per step, over all processes.
         shuffle: True draws a new permutation for each epoch and drops the last incomplete batch. False keeps the given
             order, in batches of nearly equal size, with every image once.
@@ -247,8 +247,8 @@ class Images(L.LightningDataModule):
         digits_repeat: passes over the 1,437 training digits in one epoch.
         train_on: the images to train on. ``train``: the training images. ``train_and_validation``: both splits, for a
             last training after all choices are made. ``everything``: all images, for protocols that score a clustering
-            on the images it was fitted to. Validation and test images stay the same, and are not held out in the last
-            two cases.
+            on the images it was fitted to. The validation and test sets stay the same. A set that is also trained on
+            is not held out.
 
     Raises:
         UserError: if an argument is not allowed.
@@ -318,7 +318,9 @@ class Images(L.LightningDataModule):
                 raise DataError(f"model.num_classes is {classes}, but {self.used} has {labels} classes: set {labels}")
         batch_size, images = self.hparams.batch_size, len(self.splits["train"].images) * self._repeat
         if batch_size > images:
-            raise DataError(f"batch_size {batch_size} is more than the {images:,} training images of an epoch")
+            raise DataError(
+                f"batch_size {batch_size} is more than the {images:,} training images of an epoch: use at most {images}"
+            )
         if self.trainer is not None:
             check_limits(self.trainer, {split: self._loader(split) for split in SPLITS}, batch_size)
 
@@ -356,7 +358,7 @@ class Images(L.LightningDataModule):
         }
 
     def load_state_dict(self, state: dict[str, str | int | None]) -> None:
-        """Raise DataError if a resumed run has other data or another order. Lightning calls this after ``setup``."""
+        """Raise DataError if the data or their order differ from the checkpoint. Lightning calls it after ``setup``."""
         if not resumes(self):
             return
         if state["used"] != self.used:

@@ -8,7 +8,7 @@ SPLITS = ("train", "val", "test")
 
 
 def check_limits(trainer, loaders: Mapping[str, Sized], batch_size: int) -> None:
-    """Raise at the start of a run if the loaders cannot follow an argument of the Trainer.
+    """Raise if the loaders cannot satisfy an argument of the Trainer. A run calls this function at its start.
 
     Args:
         trainer: Lightning's Trainer.
@@ -29,7 +29,7 @@ def check_limits(trainer, loaders: Mapping[str, Sized], batch_size: int) -> None
     if trainer.world_size > 1 and not sharing:
         raise DataError(
             "trainer.use_distributed_sampler=false is not supported, because the processes always share each batch: "
-            "remove it"
+            "remove this option"
         )
     for split in SPLITS:
         taken(trainer, split, len(loaders[split]))
@@ -43,7 +43,7 @@ def check_limits(trainer, loaders: Mapping[str, Sized], batch_size: int) -> None
 
 
 def taken(trainer, split: str, batches: int) -> int:
-    """Return how many of the ``batches`` of a split the Trainer uses in an epoch.
+    """Return the number of batches of a split that the Trainer uses in an epoch. The whole split has ``batches``.
 
     Raises:
         DataError: if the limit is a fraction that amounts to less than one batch.

@@ -1,9 +1,9 @@
 """Data module of text for skip-gram: rows of words with their neighbours.
 
-An epoch reads the training text once. It drops frequent words at random and joins the remaining words (Mikolov et al.
-2013b, sec. 2.3). Each remaining word is the centre of a window of random size (Mikolov et al. 2013a). The text is cut
-into rows of 32 centres. A row also contains the ``window`` words before and after it, so that no pair is lost at a
-cut. Rows come in random order, and each epoch draws new ones.
+An epoch reads the training text once. Frequent words are dropped at random, and the remaining words are joined
+(Mikolov et al. 2013b, sec. 2.3). Each remaining word is the centre of a window of random size (Mikolov et al. 2013a).
+The text is cut into rows of 32 centres. A row also contains the ``window`` words before and after its centres, so that
+no pair is lost at a cut. The rows are in random order, and each epoch draws new rows.
 
     words of a row     m m m m m | c c c ... c c c | m m m m m       c centres, m margin (window = 5)
 
@@ -117,8 +117,8 @@ class TextLoader:
     def _count(self) -> int:
         """Return the number of batches per epoch.
 
-        The number of rows in a training epoch is random. The result is five standard deviations below its mean. Fewer
-        than one epoch in a million has fewer batches.
+        The number of rows in a training epoch is random. The result assumes five standard deviations fewer rows than
+        the mean. Fewer than one epoch in a million has fewer batches.
         """
         if not self.train:
             return -(-len(self.rows().reach) // self.batch_size)
@@ -138,7 +138,7 @@ class TextLoader:
         return self._length
 
     def rows(self, *, generator: torch.Generator | None = None) -> Rows:
-        """Return all rows of the current epoch, in the order of the text. By default, use the epoch's generator."""
+        """Return all rows of the current epoch, in the order of the text. The default generator is the epoch's."""
         return make_rows(self.stream, self.keep, self.window, generator=generator or self._generator())
 
     def _generator(self) -> torch.Generator:
@@ -168,11 +168,11 @@ class Text(L.LightningDataModule):
         name: ``text8``, ``wikitext2``, ``pydocs`` (the documentation topics that come with Python), ``textfile`` or
             ``text8_or_pydocs``. The last one is text8 if it is on disk or can be downloaded, and otherwise pydocs,
             with a warning. ``self.used`` holds the text in use.
-        path: path of a ``textfile``. It is UTF-8, or UTF-16 with a byte order mark, plain or compressed by gzip, bzip2,
-            xz or zip. ``~`` means the home folder.
-        rule: what a word is. ``words``: runs of letters and digits, in lower case. ``as_spaced``: any text between
-            white space, unchanged. None chooses ``as_spaced`` for text8 and WikiText-2, which are already split into
-            words, and ``words`` for other texts.
+        path: path of a ``textfile``. The encoding is UTF-8, or UTF-16 or UTF-32 with a byte order mark. The file is
+            plain, or compressed by gzip, bzip2, xz or zip. ``~`` means the home folder.
+        rule: rule that splits the text into words. ``words``: runs of letters and digits, in lower case.
+            ``as_spaced``: any text between white space, unchanged. None chooses ``as_spaced`` for text8 and
+            WikiText-2, which are already split into words, and ``words`` for other texts.
         min_count: occurrences in the training text that a word of the vocabulary needs, at least 1.
         max_vocabulary: largest number of words in the vocabulary, at least 2, or None for no limit.
         window: largest number of words that a window has on either side, at least 1.
@@ -180,8 +180,8 @@ class Text(L.LightningDataModule):
         batch_size: rows of 32 words per training step, over all processes. Each process needs at least one.
         eval_batch_size: rows per validation or test batch, over all processes.
         seed: seed of the training rows and their order. Validation and test rows are the same for every seed.
-        train_on: ``train``, or ``everything`` to train also on the validation and test text, which then is not held
-            out.
+        train_on: ``train``, or ``everything`` to train also on the validation and test text. This text is then not
+            held out.
 
     Raises:
         UserError: if an argument is not allowed.
@@ -266,9 +266,9 @@ class Text(L.LightningDataModule):
         kept = float((torch.from_numpy(self.corpus.counts) * self.keep.double()).sum())
         if len(self.train_dataloader()) == 0 or kept < ROW:
             raise DataError(
-                f"data.batch_size is {self.hparams.batch_size} rows of {ROW} words, but the training text has too few: "
-                f"rare and frequent words of its {self.corpus.raw_words:,} are dropped. Lower data.batch_size, raise "
-                "data.sample, or use a longer text"
+                f"data.batch_size is {self.hparams.batch_size} rows of {ROW} words, but the training text has too few "
+                f"rows: rare and frequent words of its {self.corpus.raw_words:,} words are dropped. Lower "
+                "data.batch_size, raise data.sample, or use a longer text"
             )
         if self.trainer is not None:
             check_limits(self.trainer, {split: self._loader(split) for split in SPLITS}, self.hparams.batch_size)
@@ -313,15 +313,15 @@ class Text(L.LightningDataModule):
         return {"used": self.used, "vocabulary": words, **{key: self.hparams[key] for key in settings}}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Raise DataError if a resumed run has other data or another order. Lightning calls this after ``setup``."""
+        """Raise DataError if the data or their order differ from the checkpoint. Lightning calls it after ``setup``."""
         if not resumes(self):
             return
         for key, value in self.state_dict().items():
             if (before := state.get(key, value)) != value:
                 if key == "vocabulary":
                     raise DataError(
-                        "the vocabulary is not that of the checkpoint: resume with the same text, data.rule, "
-                        "data.min_count, data.max_vocabulary and data.train_on"
+                        "the vocabulary differs from the vocabulary of the checkpoint: resume with the same text, "
+                        "data.rule, data.min_count, data.max_vocabulary and data.train_on"
                     )
                 name = "data" if key == "used" else f"data.{key}"
                 raise DataError(f"{name} is {value}, but was {before} when this run began: use the earlier value")

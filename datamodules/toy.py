@@ -9,7 +9,8 @@
 
 The first four have an exact log density and score. The density of a curve with Gaussian noise is an integral of
 Gaussians along the curve. Gauss-Legendre quadrature with nodes much closer than sigma replaces this integral by a
-mixture of Gaussians. The two are equal up to rounding, except at points a hundred sigma away from all data.
+mixture of Gaussians. The mixture equals the integral up to rounding, except at points a hundred sigma away from all
+data.
 """
 
 import math
@@ -114,9 +115,9 @@ class MarkovChain:
 
         p(v) = pi(v_1) prod_t P(v_t | v_{t-1})
 
-    The symbols 0 to K - 1 form a circle. The next symbol follows with probability 0.6, and the same symbol with
-    probability 0.2. The other symbols share the remaining 0.2. The first symbol is k with probability proportional to
-    1 / (k + 1).
+    The symbols 0 to K - 1 form a circle. After symbol k, the chain moves to symbol k + 1 (or from K - 1 to 0) with
+    probability 0.6. It stays at k with probability 0.2. The other symbols share the remaining 0.2. The first symbol
+    is k with probability proportional to 1 / (k + 1).
     """
 
     def __init__(self, symbols: int = 5, length: int = 5):
@@ -193,7 +194,7 @@ DISTRIBUTIONS = {
 
 
 class PointLoader(ImageLoader):
-    """Loader of batches (points (B, ...) float, labels (B,)). The order and resuming are those of ImageLoader."""
+    """Loader of batches (points (B, ...) float, labels (B,)). It orders and resumes batches like ImageLoader."""
 
     def examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return self.split.images[index], self.split.labels[index]
@@ -202,7 +203,7 @@ class PointLoader(ImageLoader):
 class Toy(L.LightningDataModule):
     """LightningDataModule of a known distribution.
 
-    It draws 50,000 training, 5,000 validation and 10,000 test examples, with fixed seeds.
+    The module draws 50,000 training, 5,000 validation and 10,000 test examples, with fixed seeds.
 
     Args:
         name: ``mixture``, ``ring``, ``moons``, ``swiss_roll``, ``line`` or ``markov_chain``.
@@ -291,7 +292,7 @@ class Toy(L.LightningDataModule):
         return {key: self.hparams[key] for key in ("name", "theta", "batch_size", "seed")}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Raise DataError if a resumed run has other data or another order."""
+        """Raise DataError if the data or their order differ from the checkpoint."""
         if not resumes(self):
             return
         for key, value in self.state_dict().items():

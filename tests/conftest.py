@@ -1,4 +1,4 @@
-"""Set the environment, the device and the random seeds of all tests, so that they do not depend on the machine."""
+"""Set the environment, the device and the random seeds, so that test results do not depend on the machine."""
 
 import os
 import random
@@ -47,7 +47,7 @@ def pytest_fixture_setup(fixturedef, request):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
-    """Seed each test by its name, and remove the variables of Lightning that an earlier run has set."""
+    """Seed each test by its name, and remove environment variables that Lightning set in an earlier run."""
     for name in [name for name in os.environ if name.startswith("PL_")]:
         del os.environ[name]
     _seed(f"{pyfuncitem.path.name}::{pyfuncitem.name}")
@@ -62,7 +62,7 @@ def generator():
 
 @pytest.fixture(scope="session")
 def mnist_root():
-    """Return the folder of the real MNIST. Skip the test if there is none."""
+    """Return the folder of the real MNIST. Skip the test if MNIST is missing."""
     root = Path(os.environ["ZOO_DATA"])
     if not (root / "MNIST" / "raw").is_dir():
         pytest.skip("no real MNIST: ZOO_DATA names no folder with MNIST/raw in it")
@@ -75,5 +75,5 @@ LONG += ("test_one_and_two", "test_recipes", "test_shipped", "test_rbm")
 
 
 def pytest_collection_modifyitems(items):
-    """Run long files first, so that no worker starts one when the others have finished."""
+    """Run long files first, so that no worker starts a long file after the other workers have finished."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))

@@ -1,11 +1,11 @@
-"""The environment of the tests. It is the same on a cluster, behind a proxy, with a GPU and with a login."""
+"""The environment variables of the tests, which are the same on a cluster, behind a proxy, and with a login."""
 
 import os
 import signal
 import tempfile
 from pathlib import Path
 
-# Variables that schedulers, launchers, proxies and services set for a user, in capitals.
+# Prefixes of variables that schedulers, launchers, proxies and services set for a user, in capitals.
 FOREIGN = ("SLURM_", "PMI", "OMPI_", "LSB_", "JSM_", "TORCHELASTIC_", "TORCH_DISTRIBUTED_", "NCCL_", "GLOO_", "PL_")
 FOREIGN += ("WANDB_", "HYDRA_", "ZOO_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "XDG_", "MPL", "MATPLOTLIB")
 NAMES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -16,16 +16,16 @@ PATIENCE = "ZOO_TEST_PATIENCE"
 
 
 def foreign(name: str) -> bool:
-    """Return whether the tests must not see this variable of the user."""
+    """Return whether the variable ``name`` of the user must be hidden from the tests."""
     capitals = name.upper()
     own = capitals in (PATIENCE, "ZOO_DATA")
     return not own and (capitals.startswith(FOREIGN) or capitals in NAMES or capitals.endswith("_PROXY"))
 
 
 def settle(folder: Path, gpu: bool) -> None:
-    """Turn ``os.environ`` into the environment of the tests, and let Ctrl-C reach the programs that they start.
+    """Turn ``os.environ`` into the environment of the tests, and let Ctrl-C reach the programs that tests start.
 
-    This must run before torch is imported.
+    Call this function before torch is imported.
 
     Args:
         folder: an empty folder. The home folder and the data folder are made inside it.
@@ -35,7 +35,7 @@ def settle(folder: Path, gpu: bool) -> None:
         del os.environ[name]
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # shells ignore SIGINT for background jobs
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # On busy cores, two OpenMP threads are slower than one. Results also differ in bits between numbers of threads.
+    # On busy cores, two OpenMP threads are slower than one. The number of threads also changes the rounding of results.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     os.environ |= {"WANDB_MODE": "offline", "MPLBACKEND": "Agg"}
     if Path("/sys/class/net/lo").exists():
@@ -48,7 +48,7 @@ def settle(folder: Path, gpu: bool) -> None:
 
 
 def _data(folder: Path, named: str | None) -> Path:
-    """Fill ``folder`` with links to the files of ``named``, so that tests do not write to the user's data."""
+    """Fill ``folder`` with links to the files in ``named``, so that tests do not write to the data of the user."""
     folder.mkdir()
     for path in Path(named).resolve().iterdir() if named and Path(named).is_dir() else ():
         if path.name != "encoded":  # runs write to this folder

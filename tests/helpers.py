@@ -1,4 +1,4 @@
-"""Helpers of the tests: run train.py in this process, compare runs, and callbacks that cause faults."""
+"""Helpers of the tests. They run train.py in this process, compare runs, and cause faults in runs."""
 
 import hashlib
 import itertools
@@ -75,7 +75,7 @@ def config(run_dir, *overrides):
 def run(run_dir, *overrides, figures=False):
     """Run ``python train.py ...`` in this process, and return its metrics.
 
-    The figure of estimator variances takes longer than a short run. Unless ``figures`` is true, an empty one is drawn.
+    Drawing the figure of estimator variances takes longer than a short run. Without ``figures``, the figure is empty.
     """
     with nullcontext() if figures else patch(FIGURE, lambda history: Figure(figsize=(1, 1))):
         return train(config(run_dir, *QUIET, *overrides))
@@ -192,10 +192,11 @@ class PrintDigest(L.Callback):
 
 
 class NoiseOfTheExample(L.Callback):
-    """Give every example the same noise on several processes as on one.
+    """Give every example the same noise on several processes as on one process.
 
-    Every process draws the noise of the whole batch, with a generator seeded by the number of the draw. It then keeps
-    its own rows. Validation and estimators pass their own generators, so their noise does not change.
+    Every process draws the noise of the whole batch, with a generator seeded by the number of the draw. The process
+    keeps only the rows of its examples. Validation and estimators pass their own generators, so their noise does not
+    change.
     """
 
     def on_fit_start(self, trainer, pl_module):

@@ -1,7 +1,7 @@
 """A simulated device that computes on the CPU and has no float64, like Apple's GPU.
 
-It wraps CPU tensors and uses torch's key for external devices, PrivateUse1. The set-up lasts as long as the process,
-so use the device in a separate process. Operations that mix tensors of the device and of the CPU raise an error.
+The device wraps CPU tensors and uses PrivateUse1, torch's key for external devices. The set-up cannot be undone, so use
+the device in a separate process. Operations that mix tensors of the device and of the CPU raise an error.
 """
 
 import torch
@@ -128,6 +128,6 @@ def set_up():
     backend_registration._setup_privateuseone_for_python_backend("pretend", backend_module=_Backend())
     for name, kernel in {"empty_strided": _empty_strided, "empty.memory_format": _empty, "_copy_from": _copy}.items():
         _LIBRARY.impl(name, kernel, "PrivateUse1")
-    # By default a module moves by assignment to parameter.data, which cannot change the class of the tensor.
+    # By default torch moves a module by assignment to parameter.data, which cannot change the class of the tensor.
     torch.__future__.set_swap_module_params_on_conversion(True)
     return torch.device("pretend", 0)

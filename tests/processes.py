@@ -25,9 +25,9 @@ from zoo.estimators.figures import measurements
 from zoo.training.tables import read_rows
 
 ROOT = Path(__file__).parents[1]
-# Child processes are forked from a server that has imported everything and computed nothing. Children of the process of
-# the tests would inherit its locks and torch's thread pool. Two threads of a child could then repair the pool at the
-# same time, and one of them would fail with "Invalid thread pool!".
+# Child processes are forked from a server that has imported all modules and computed nothing. A child that is forked
+# from the test process would inherit the locks and torch's thread pool. Two threads of the child could then repair the
+# pool at the same time, and one thread would fail with "Invalid thread pool!".
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOAD = ["helpers", "pytest", "sklearn.linear_model", "zoo.callbacks", "zoo.datamodules", "zoo.hub"]
 
@@ -97,7 +97,7 @@ def process(function, *args):
 
 @contextmanager
 def _server_environment():
-    """Set PYTHONPATH for the fork server, which starts with the first child, so that it finds the tests' modules."""
+    """Set PYTHONPATH, so that the fork server finds the modules of the tests. It starts with the first child."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]
     CONTEXT.set_forkserver_preload(PRELOAD)
@@ -184,7 +184,7 @@ def done(*arguments, timeout=120, **options):
 
 
 def kill(*programs):
-    """Kill programs and all their descendants, also descendants in other process groups."""
+    """Kill programs and all their descendants, including descendants in other process groups."""
     for pid in [pid for one in programs for pid in (one.pid, *_descendants(one.pid))]:
         for send in (os.killpg, os.kill):
             with suppress(ProcessLookupError, PermissionError):

@@ -1,7 +1,7 @@
-"""Count sentences that are too long and words that have a plainer one, in everything that people read.
+"""Count long sentences and words with a plainer alternative, in all text that people read.
 
-    python tests/prose.py                     # the files that have any, and the sums
-    python tests/prose.py zoo/vae.py --list   # each sentence with its line
+    python tests/prose.py                     # the files with findings, and the totals
+    python tests/prose.py zoo/vae.py --list   # each finding with its line
 
 The script reads docstrings, comments and messages of Python files, comments of YAML files, and Markdown files. It skips
 equations and code, which are indented in docstrings. A word has at least two letters, or is a number. Symbols do not
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-LONGEST = 25  # words of a sentence
+LONGEST = 25  # largest number of words in a sentence
 
-# Words that make a reader stop, as patterns, and what to write instead.
+# Patterns of words that make a reader stop, and what to write instead.
 REPLACED = [
     (r"whole numbers?", "integer"),
     (r"(?:an?|the|which|what|same|equal|larger|smaller|this|that) shares?\b(?! (?:a|the|one|its)\b)", "fraction, part"),
@@ -55,7 +55,7 @@ REPLACED = [
     (r"at bottom|by and by|at hand|in hand|in view", "plain words"),
     (r"seeds? (?:00\d|note|example)|seeds' example", "a key of docs/references.md"),
 ]
-# Beginnings that are no subject.
+# Words that cannot begin a sentence.
 BEGINNINGS = r"(?:Of|Beside|Beyond|And so|So that|Nor|Neither|Such|Likewise|Whatever|Whoever|Wherever)\b"
 PRIVATE = [(re.compile(rf"(?<![\w-])(?:{pattern})", re.IGNORECASE), plain) for pattern, plain in REPLACED]
 ABBREVIATED = re.compile(r"\b(et al|e\.g|i\.e|eqs?|secs?|ch|figs?|cf|vs|s\.e|pp?|approx|App|St|No|resp|Alg)\.(?=\s)")
@@ -88,9 +88,9 @@ def sources(root: Path = ROOT) -> list[Path]:
 
 
 def texts(path: Path) -> list[Text]:
-    """Return the paragraphs of a file that a person reads, with the lines on which they begin.
+    """Return the paragraphs of a file, each with the line on which it begins.
 
-    The messages of tests are left out: people see them only when a test fails.
+    The messages of tests are left out, because people see them only when a test fails.
     """
     source = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
@@ -114,7 +114,7 @@ def yaml_comment(n: int, line: str) -> Comment | None:
 
 
 def markdown(source: str) -> Iterator[Text]:
-    """Yield paragraphs, headings, list items, cells of tables and captions of pictures; code is left out."""
+    """Yield paragraphs, headings, list items, cells of tables and captions of pictures, without code."""
     without_code = re.sub(r"^```.*?^```", lambda code: "\n" * code.group().count("\n"), source, flags=re.M | re.S)
     block: list[Text] = []
     for n, line in enumerate(without_code.split("\n"), 1):
@@ -132,15 +132,15 @@ def markdown(source: str) -> Iterator[Text]:
 
 
 def joined(block: list[Text]) -> Text:
-    """Return the lines of a paragraph or list item as one text, without the mark that it begins with."""
+    """Return the lines of a paragraph or list item as one text, without the mark at its beginning."""
     text = re.sub(r"^([-*+]|\d+\.|#+) ", "", " ".join(line.text for line in block))
     return Text(block[0].line, text)
 
 
 def python(source: str, messages: bool) -> Iterator[Text]:
-    """Yield docstrings, comments and, with ``messages``, strings of at least four words."""
+    """Yield docstrings and comments. If ``messages`` is true, also yield strings of at least four words."""
     tree = ast.parse(source)
-    parts: set[ast.AST] = set()  # docstrings, and the pieces of f-strings: read elsewhere
+    parts: set[ast.AST] = set()  # docstrings, which are read separately, and the pieces of f-strings
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             constant = node.body[0].value
@@ -161,14 +161,14 @@ def python(source: str, messages: bool) -> Iterator[Text]:
 
 
 def said(node: ast.expr) -> str:
-    """Return a string as it is printed, with a word for each value put into it."""
+    """Return a string as it is printed. One word replaces each value of an f-string."""
     if isinstance(node, ast.JoinedStr):
         return "".join(part.value if isinstance(part, ast.Constant) else "value" for part in node.values)
     return node.value if isinstance(node.value, str) else ""
 
 
 def comments(found: list[Comment]) -> list[Text]:
-    """Join whole-line comments on adjacent lines: they are one text."""
+    """Return the comments as texts. Whole-line comments on adjacent lines are one text."""
     texts: list[Text] = []
     last = None
     for comment in found:
@@ -183,7 +183,7 @@ def comments(found: list[Comment]) -> list[Text]:
 
 
 def docstring(text: str, begin: int) -> Iterator[Text]:
-    """Yield paragraphs, list items, and entries of Args, Returns and Raises; what else is indented is code."""
+    """Yield paragraphs, list items, and entries of Args, Returns and Raises. Other indented lines are code."""
     first, *rest = text.split("\n")
     base = min((len(line) - len(line.lstrip()) for line in rest if line.strip()), default=0)
     block: list[Text] = []
@@ -198,7 +198,7 @@ def docstring(text: str, begin: int) -> Iterator[Text]:
         if block and (begins or code or not stripped):
             yield joined(block)
             block = []
-        if entries and indent == 4:  # the name of the argument is no part of the sentence
+        if entries and indent == 4:  # the name of the argument does not belong to the sentence
             stripped = re.sub(r"^`{0,2}\*{0,2}[\w., *`]+(\([^)]*\))?`{0,2}:\s", "", stripped)
         if stripped and not heading and not code:
             block.append(Text(n, stripped))
@@ -207,7 +207,7 @@ def docstring(text: str, begin: int) -> Iterator[Text]:
 
 
 def words(sentence: str) -> list[str]:
-    """Return the words of a sentence; symbols of equations are none."""
+    """Return the words of a sentence, without symbols of equations."""
     return re.findall(r"[A-Za-z][\w'/.-]*[A-Za-z]|\b[aAI]\b|\d[\d,.]*", plain(sentence))
 
 
@@ -226,7 +226,7 @@ def sentences(text: str) -> list[str]:
 
 
 def findings(path: Path, read: list[Text] | None = None) -> tuple[int, list[Finding]]:
-    """Return how many sentences a file has, and what is wrong with them."""
+    """Return the number of sentences in a file, and the findings."""
     count, wrong = 0, []
     for line, text in texts(path) if read is None else read:
         for sentence in sentences(text):

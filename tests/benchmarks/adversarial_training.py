@@ -2,10 +2,10 @@
 
     python tests/benchmarks/adversarial_training.py
 
-It uses the networks of the recipes, float32, and batches of 64 of scikit-learn's digits. A step is one batch. It trains
-the discriminator or critic, and the generator in its turn. The bare loops make the same draws, losses and updates with
-the same networks and optimisers, and log nothing. Both programs take turns in one process. The benchmark prints the
-median, the smallest and the largest rate of each.
+The benchmark uses the networks of the recipes, float32, and batches of 64 of scikit-learn's digits. A step is one
+batch. Each step trains the discriminator or critic, and then the generator. WGAN trains the generator only in every
+``n_critic``-th step. The bare loops make the same draws, losses and updates, and log nothing. Both programs take turns
+in one process. The benchmark prints the median, the smallest and the largest rate of each program.
 """
 
 import statistics

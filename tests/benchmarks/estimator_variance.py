@@ -1,8 +1,9 @@
-"""Benchmark of EstimatorVariance: the time of draws, of several processes, and as a fraction of training.
+"""Benchmark of EstimatorVariance: time per draw, time on several processes, and fraction of the training time.
 
     python tests/benchmarks/estimator_variance.py [draws] [processes] [share MODEL ...]
 
-``draws``: milliseconds per draw of small networks, through vmap and in a loop. Rounds of both alternate.
+``draws``: milliseconds per draw of small networks, through vmap and in a loop. Rounds with vmap and with the loop
+alternate.
 ``processes``: seconds for 64 draws of each estimator, on one process and on two. Each process has one core.
 ``share``: seconds of EstimatorVariance in 90 seconds of training by the recipe, with the default options.
 """

@@ -2,7 +2,7 @@
 
     ZOO_DATA=<folder with MNIST> python tests/benchmarks/image_loading.py
 
-Both give shuffled batches of 128 float images in [0, 1] with labels, in one process. They take turns.
+Both loaders give shuffled batches of 128 float images in [0, 1] with labels, in one process. The loaders take turns.
 """
 
 import gzip
@@ -22,7 +22,7 @@ from zoo.datamodules.images import MD5
 
 
 def rate(loader, batches: int) -> float:
-    """Return the images per second over the first ``batches``, from the request of the first to the last."""
+    """Return the images per second over the first ``batches`` batches, including the time to start the loader."""
     start, images = time.perf_counter(), 0
     for _, (x, _) in zip(range(batches), loader, strict=False):
         images += len(x)

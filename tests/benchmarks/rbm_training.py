@@ -5,7 +5,7 @@
 The RBM has 784 x 500 units. Batches have 100 of scikit-learn's digits. Training is persistent contrastive divergence
 with one Gibbs step, 100 chains and float32. Lightning also runs with ``trainer.precision=bf16-mixed``. The RBM of the
 zoo and the bare loop binarise images at each use and learn in the centred form. scikit-learn does neither. All programs
-take turns in one process. The benchmark prints the median, the smallest and the largest rate of each.
+take turns in one process. The benchmark prints the median, the smallest and the largest rate of each program.
 """
 
 import statistics

@@ -1,9 +1,10 @@
-"""Benchmark of skip-gram training: in Lightning, in a bare loop, and gensim's Word2Vec. Also a profile of a step.
+"""Benchmark of skip-gram training in Lightning, in a bare loop and in gensim's Word2Vec, with a profile of a step.
 
     pip install -e ".[bench]" && python tests/benchmarks/skipgram_training.py PATH [WORDS] [THREADS]
 
-PATH is a UTF-8 text. Each program trains for one epoch on its first WORDS words (default 3,000,000). It learns 100
-dimensions, with window 5, 5 noise words, sample 1e-4 and minimum count 5. Batches of the zoo have 128 rows of 32 words.
+PATH is a UTF-8 text. Each program trains for one epoch on the first WORDS words of the text (default 3,000,000). The
+vectors have 100 dimensions. The window is 5, with 5 noise words, sample 1e-4 and minimum count 5. Batches of the zoo
+have 128 rows of 32 words.
 gensim has THREADS workers (default 2), and torch has THREADS threads. The programs take turns. The rate is in raw words
 per second: all words of the training text, including those that subsampling drops. The time to make the vocabulary is
 not included. The time to subsample and shuffle the epoch is included.
@@ -87,7 +88,7 @@ def in_lightning(data: Text) -> float:
 
 
 def bare(data: Text) -> tuple[float, SkipGram]:
-    """Make the same steps without Lightning. Return the seconds and the model."""
+    """Run the same training steps without Lightning. Return the seconds and the model."""
     model, keep = SkipGram(), data.keep
     counts = torch.from_numpy(data.corpus.counts)
     model.make_vocabulary(data.corpus.words, counts, keep)

@@ -82,7 +82,7 @@ def trained(monkeypatch, *, steps, per_step, per_draw, callback=None, begin=0):
 @pytest.mark.parametrize("per_step", [0.001, 0.1, 3.0])
 @pytest.mark.parametrize("relative", [0.2, 1.0])
 def test_measuring_never_takes_more_than_a_twentieth_of_the_time(per_step, relative, monkeypatch):
-    """This holds for the first measurement, of unknown cost, if a draw takes no longer than a step."""
+    """The cost of the first measurement is unknown. The limit holds if a draw takes no longer than a step."""
     callback, shares = trained(monkeypatch, steps=3000, per_step=per_step, per_draw=relative * per_step)
     assert max(shares) <= SHARE + 1e-9
     assert shares[-1] > 0.6 * SHARE
@@ -92,7 +92,7 @@ def test_measuring_never_takes_more_than_a_twentieth_of_the_time(per_step, relat
 def test_an_unexpectedly_slow_first_measurement_delays_the_second(monkeypatch):
     callback, shares = trained(monkeypatch, steps=6000, per_step=0.1, per_draw=2.0)
     first, second = (row["step"] for row in callback.history[:2])
-    assert shares[first] > SHARE and second * 0.1 * SHARE >= 16.0  # two measurements of 2 draws of two estimators
+    assert shares[first] > SHARE and second * 0.1 * SHARE >= 16.0  # two measurements: 2 draws, two estimators, 2 s each
     assert max(shares[second:]) <= SHARE + 1e-9
 
 

@@ -204,7 +204,7 @@ def test_samples_within_epochs_use_the_weights_of_validation(callbacks, tmp_path
 
 
 def test_averaged_weights_within_training_are_in_eval_mode_as_in_validation():
-    """The context has averaged weights and eval mode. The model is restored afterwards, also after an error."""
+    """Within the context, the model has averaged weights and eval mode. After an error, it is restored."""
     seen = []
 
     class Look(L.Callback):
@@ -238,7 +238,7 @@ def test_the_seed_of_samples_is_that_of_their_noise(tmp_path):
 
 
 def test_the_distance_that_is_logged_is_that_of_the_samples(tmp_path):
-    """It uses ``n`` samples of the seed. It is logged as ``distance`` and under the name of the distance."""
+    """The distance uses ``n`` samples of the seed. It is logged as ``distance`` and under its own name."""
     torch.manual_seed(0)
     model, data = WGAN(network="mlp", shape=[2], hidden=[8], z_dim=4), Toy("ring", eval_batch_size=5000)
     for seed in (0, 5):
@@ -297,7 +297,7 @@ def test_of_a_text_words_are_counted(tmp_path, caplog):
     words = int(re.search(r"2 epochs of ([\d,]+) words \(pydocs\)", said)[1].replace(",", ""))
     raw = Text("pydocs", min_count=20)
     raw.setup()
-    # Incomplete batches of 60 rows do not count, and the number of dropped words is random.
+    # The estimate leaves out incomplete batches of 60 rows. The number of dropped words is random.
     assert 0.88 * raw.corpus.raw_words < words < 1.02 * raw.corpus.raw_words
     with (tmp_path / "metrics.csv").open(encoding="utf-8") as file:
         assert sum(bool(row["train/words_per_second"]) for row in csv.DictReader(file)) == 2
@@ -336,7 +336,7 @@ def test_the_run_says_where_it_ran():
 
 
 def test_the_seconds_of_all_parts_are_counted(tmp_path):
-    """The earlier part has 100 seconds. The seconds of this part are added."""
+    """The record adds the seconds of this part to the 100 seconds of the earlier parts."""
     record, trainer, found = RunRecord(tmp_path / "run"), quiet_trainer(), {}
     before = {"command": "python train.py", "commit": "abc", "hardware": "a machine", "seconds": 100.0}
     record.on_load_checkpoint(trainer, None, {"record": before | {"earlier": [{"seconds": 60.0}], "config": {}}})
@@ -349,7 +349,7 @@ def test_the_seconds_of_all_parts_are_counted(tmp_path):
 
 
 def test_log_likelihood_is_of_as_many_batches_as_asked_for(generator):
-    """It uses the first two of three batches. Each batch of each process has different noise."""
+    """The callback uses the first two of three batches. Each batch of each process has different noise."""
     torch.manual_seed(0)
     model, logged = VAE(latent_dim=2, hidden=[4]).eval(), []
     model.log = lambda name, value, **how: logged.append((name, value.item(), how["batch_size"]))
@@ -367,7 +367,7 @@ def test_log_likelihood_is_of_as_many_batches_as_asked_for(generator):
 
 
 class SecondOfTwo(L.Trainer):
-    """Trainer that believes to be rank 1, without other processes."""
+    """Trainer with rank 1 in a run of a single process."""
 
     global_rank = 1
 
@@ -390,7 +390,7 @@ def quiet_trainer(*callbacks, **kwargs):
 
 
 def test_each_resumption_on_another_number_of_processes_has_new_random_streams(tmp_path):
-    """One process resumes a run of two processes, after one epoch and after two. All random numbers differ."""
+    """One process resumes a run of two processes after one epoch and after two epochs. All random numbers differ."""
     seen = []
 
     class Draw(L.Callback):
@@ -423,7 +423,10 @@ def test_a_signal_waits_for_the_step_that_gradients_are_gathered_for(tmp_path):
 
 
 def test_samples_take_conditions_by_their_earlier_names(tmp_path):
-    """The set-up replaces earlier names by current ones, which determine the rows of a picture."""
+    """At set-up, the callback replaces the earlier name of a condition by its current name.
+
+    The condition determines the rows of a picture.
+    """
     callback = Samples(tmp_path, n=4, conditions={"labels": 1, "num_steps": 2})
     model = DDPM(steps=4, widths=[8], num_classes=3)
     callback.setup(quiet_trainer(), model, "fit")

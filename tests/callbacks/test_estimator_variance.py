@@ -39,7 +39,7 @@ def measured(folder):
 
 @pytest.mark.parametrize("name", sorted(set(TINY) - {"skipgram"}))
 def test_draws_at_once_are_those_of_the_loop(name, generator):
-    """This holds for every estimator of every model, with and without vmap, up to float32 rounding."""
+    """Draws in chunks equal draws in a loop for every estimator of every model, up to float32 rounding."""
     torch.manual_seed(0)
     model = build(config("/", *TINY[name], *QUIET).model)
     with torch.no_grad():  # change the layers that start at zero
@@ -81,7 +81,7 @@ def test_chunks_are_of_small_networks_and_of_the_same_draws():
 
 
 def test_a_chunk_is_one_call_and_noise_may_be_none():
-    """Eight draws of a small network call the surrogate once, through vmap. Other networks call it eight times."""
+    """Eight draws of a small network call the surrogate once, through vmap. Without vmap there are eight calls."""
     for e, batch in (
         (linear(), torch.zeros(3)),
         (VAE(latent_dim=2, hidden=[8]).gradient_estimators()["pathwise"], None),
@@ -112,7 +112,10 @@ def test_what_vmap_cannot_take_goes_one_by_one(generator):
 
 
 def test_memory_is_one_gradient_and_its_mean(generator):
-    """The mean in float64 takes twice the bytes of the gradient. Its slices are a few per cent of this network."""
+    """The float32 gradient and its float64 mean take three times the bytes of the weights.
+
+    Temporary slices take a few per cent more.
+    """
     x = torch.randn(8000, generator=generator)
     weight = torch.zeros(1000, 8000)
     noise = lambda batch, g: {"eps": torch.randn(1000, generator=g)}  # noqa: E731
@@ -181,13 +184,13 @@ def assert_same_measurement(folder, world_sizes, name, *overrides):
 
 @pytest.mark.parametrize("name", tiers(sorted(TINY), ("vae", "rbm", "gan", "ddpm", "skipgram")))
 def test_two_processes_measure_what_one_does(name, tmp_path):
-    """Three draws of every estimator of every model agree up to float64 rounding."""
+    """One and two processes measure three draws of every estimator of every model. The results differ by rounding."""
     assert assert_same_measurement(tmp_path, (1, 2), name, "draws=3", "batch_size=8")
 
 
 @pytest.mark.parametrize("batches", tiers([1, 3], [3]))
 def test_the_result_does_not_depend_on_how_draws_are_spread(batches, tmp_path):
-    """21 draws form chunks of 8, 8 and 5. One, two and four processes share them. One of the four has none."""
+    """21 draws form chunks of 8, 8 and 5. One, two and four processes share the chunks. One of the four gets none."""
     few = ["draws=21", "batch_size=20", f"batches={batches}"]
     assert len(assert_same_measurement(tmp_path, (1, 2, 4), "vae", *few)) == (42 if batches == 1 else 84)
 
@@ -196,7 +199,7 @@ def test_the_result_does_not_depend_on_how_draws_are_spread(batches, tmp_path):
 
 
 def test_noise_of_the_data_and_of_the_draws_by_hand():
-    """Three batches have two draws each, in one dimension. Their means are 0, 3, 6 and their variances 2, 8, 2."""
+    """Three batches have two scalar draws each. The means of the batches are 0, 3, 6 and the variances 2, 8, 2."""
     per_batch = []
     for low, high in ((-1.0, 1.0), (1.0, 5.0), (5.0, 7.0)):
         moments = GradientMoments()
@@ -212,7 +215,10 @@ def test_noise_of_the_data_and_of_the_draws_by_hand():
 
 
 def test_the_split_is_unbiased(generator):
-    """x ~ N(1, 4) and eps ~ N(0, 9) have three dimensions. 2,000 batches of 4 draws, within 4.5 standard errors."""
+    """The data x ~ N(1, 4) and the noise eps ~ N(0, 9) have three dimensions.
+
+    The test uses 2,000 batches of 4 draws, and allows 4.5 standard errors.
+    """
     e = linear(lambda batch, g: {"eps": 3 * torch.randn(3, generator=g)})
     batches = 1 + 2 * torch.randn(2000, 3, generator=generator)
     split = split_variance(gradient_moments(e, x, range(4 * i, 4 * i + 4))[0] for i, x in enumerate(batches))
@@ -300,7 +306,7 @@ def test_measurements_at_fractions_of_the_run(tmp_path):
     ],
 )
 def test_averages_accumulation_half_precision_and_compilation_do_not_change_it(options, tmp_path):
-    """The first measurement has the same weights in float32, and therefore the same values."""
+    """With every option, the first measurement has the same float32 weights, and therefore the same values."""
     both = [*TINY["vae"], "trainer.max_epochs=1", "callbacks.estimator_variance.every_n_steps=5", "test=false"]
     both = [o for o in both if not o.startswith("callbacks.l")]
     run(tmp_path / "plain", *both)

@@ -1,4 +1,4 @@
-"""Tests of callbacks with a plain DataLoader and no data module: they work, or raise at set-up and say why."""
+"""Tests of callbacks with a plain DataLoader and no data module. A callback works, or raises an error at set-up."""
 
 import logging
 import warnings
@@ -17,7 +17,7 @@ from zoo.checks.errors import UserError
 
 X, Y = torch.linspace(0, 1, 8 * 784).view(8, 1, 28, 28), torch.arange(8)
 FORMS = {"pairs": TensorDataset(X, Y), "tuples of one": TensorDataset(X), "tensors": X}
-# Callbacks that work with a plain DataLoader: a model and the arguments of the callback.
+# For each callback that works with a plain DataLoader: a model and the arguments of the callback.
 MADE = {
     "Samples": ("vae", {"n": 2}),
     "EstimatorVariance": ("vae", {"every_n_steps": 1, "draws": 2, "batch_size": 3, "batches": 2}),
@@ -31,7 +31,7 @@ MADE = {
     "LossPerStep": ("score", {}),
     "Codes": ("infogan", {}),
 }
-# Callbacks that do not: a model, the arguments of the callback, and the error.
+# For each callback that needs a data module: a model, the arguments of the callback, and the error.
 WANTS = {
     "SampleDistance": ("vae", {"n": 4}, "SampleDistance needs a data module of the zoo"),
     "ScoreField": ("score-points", {}, "ScoreField needs a score model and points with a known density"),

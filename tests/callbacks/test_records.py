@@ -1,4 +1,4 @@
-"""Tests of the files of a run: resumed runs write the same tables, and every run draws its end."""
+"""Tests of the files of a run. Resumed runs write the same tables, and every run draws its last pictures."""
 
 import logging
 import re
@@ -153,7 +153,7 @@ def test_what_was_logged_after_the_checkpoint_is_dropped_on_resumption(whole, ck
     assert lines(tmp_path, "estimator_variance.csv") == lines(whole, "estimator_variance.csv")
     assert scalars(tmp_path) == scalars(whole)
     ours, theirs = ({path.name for path in (folder / "checkpoints").iterdir()} for folder in (tmp_path, whole))
-    assert ours - {path.name} == theirs - {path.name}  # the checkpoint that was resumed from stays
+    assert ours - {path.name} == theirs - {path.name}  # the checkpoint from which the run resumed is kept
 
 
 def test_a_run_that_resumes_in_another_folder_keeps_its_rows_and_its_best_checkpoint(tmp_path, recwarn):

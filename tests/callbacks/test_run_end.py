@@ -42,7 +42,7 @@ RUNS = {
 
 
 def ended(folder, *overrides):
-    """The lines at the end of a run of one batch, started as ``python train.py`` with ``overrides``."""
+    """Run ``python train.py`` with ``overrides`` in this process, and return the last lines that it prints."""
     said = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
@@ -66,13 +66,16 @@ def ended(folder, *overrides):
 
 
 def block(lines, heading):
-    """The lines below ``heading`` until the next empty one."""
+    """Return the lines below ``heading`` until the next empty line."""
     start = next(i for i, line in enumerate(lines) if line.startswith(heading)) + 1
     return lines[start : lines.index("", start)] if "" in lines[start:] else lines[start:]
 
 
 def files(lines):
-    """What each label in the list of files is followed by, as the shell reads it: a path, and words after it."""
+    """Return, for each label in the list of files, the words after the label as a shell reads them.
+
+    The first word is a path.
+    """
     return {line[4:].split("  ")[0]: shlex.split(line[4:].split("  ", 1)[1]) for line in block(lines, "Files in ")}
 
 

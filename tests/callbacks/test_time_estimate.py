@@ -1,4 +1,4 @@
-"""Tests of TimeEstimate: what it includes, and when it prints. A callback of the tests moves the clock forward."""
+"""Tests of the parts of a TimeEstimate, and of when it is printed. A callback of the tests moves the clock forward."""
 
 import math
 import re
@@ -77,7 +77,7 @@ def test_training_is_counted_to_the_end(said):
 
 
 def test_validation_and_test_are_counted_from_the_sanity_check(said):
-    """There are four validations and a test, of one batch and 20 seconds each."""
+    """There are four validations and a test. Each takes one batch and 20 seconds."""
     (line,) = said("trainer.max_epochs=4", "trainer.num_sanity_val_steps=1", "test=true", validation=20)
     assert line.startswith("About 2 minutes to go") and "validation 80 seconds, test 20 seconds" in line
 

@@ -54,7 +54,7 @@ def test_an_epoch_is_a_permutation_keyed_by_seed_and_epoch(split):
     assert first == epoch(0, 0)
     assert first != epoch(0, 1)
     assert first != epoch(1, 0)
-    assert epoch(0, 1) != epoch(1, 0)  # the next seed does not repeat the next epoch
+    assert epoch(0, 1) != epoch(1, 0)  # epoch 0 of seed 1 is not epoch 1 of seed 0
     repeated = ImageLoader(split, 10, shuffle=True, repeat=3)
     assert len(repeated) == 30
     assert max(sum(seen(repeated), []).count(i) for i in range(103)) == 3
@@ -107,7 +107,7 @@ def test_a_loader_continues_where_it_stopped(split):
 
 
 def test_lightning_tells_the_loader_which_epoch_it_is(digits_seen):
-    """In real training, every epoch has all images in a different order. A second run has the same orders."""
+    """In a training run, every epoch has all images in a different order. A second run has the same orders."""
     first, again = digits_seen(), digits_seen()
     assert first == again and len(first) == 3
     epochs = [torch.tensor(epoch) for epoch in first]

@@ -377,7 +377,7 @@ def test_marks_belong_to_their_letters():
 
 
 def test_an_epoch_is_as_long_as_said_in_every_seed():
-    """The number of remaining words is random. Fewer than one epoch in a million has too few of them."""
+    """The number of remaining words is random. Fewer than one epoch in a million has too few words for all batches."""
     stream = torch.randint(0, 20, (30_000,), generator=torch.Generator().manual_seed(0))
     stream[::50] = -1
     for seed in range(20):
@@ -385,11 +385,11 @@ def test_an_epoch_is_as_long_as_said_in_every_seed():
         batches = list(loader)
         assert len(batches) == len(loader) > 85 and all(b.words.shape == (4, 2 + ROW + 2) for b in batches)
         left = -(-len(loader.rows().reach) // 4)
-        assert left - len(loader) <= 6  # ten standard deviations, of 85 words each, are 6.6 batches
+        assert left - len(loader) <= 6  # 6.6 batches are ten standard deviations; one is 85 words
 
 
 def test_processes_share_each_batch_and_see_disjoint_text(tmp_path):
-    """Each word is its own position in the text, which identifies the origin of each centre."""
+    """The number of each word is its position in the text. It identifies the origin of each centre."""
     stream = torch.arange(2000)
     loader = lambda rank, size: TextLoader(stream, torch.ones(2000), 2, 8, train=True, rank=rank, world_size=size)  # noqa: E731
     one = [set(b.words[:, 2:-2].flatten().tolist()) for b in loader(0, 1)]
@@ -400,7 +400,7 @@ def test_processes_share_each_batch_and_see_disjoint_text(tmp_path):
 
 
 def test_nothing_trains_on_held_out_text(tmp_path):
-    """Every second word occurs once in the text. Training never sees those of the last tenth."""
+    """Every second word of the text occurs only once. Training never sees the words of the last tenth."""
     words = [f"x{i} filler" for i in range(1000)]
     data = textfile(tmp_path, " ".join(words), min_count=1, sample=0, batch_size=1)
     data.setup()
@@ -422,7 +422,7 @@ def test_a_resumed_run_refuses_other_text(tmp_path):
     data.setup()
     state = data.state_dict()
     data.load_state_dict(state)
-    with pytest.raises(DataError, match="the vocabulary is not that of the checkpoint"):
+    with pytest.raises(DataError, match="the vocabulary differs from the vocabulary of the checkpoint"):
         data.load_state_dict(state | {"vocabulary": "0"})
     with pytest.raises(DataError, match="data.window is 5, but was 9"):
         data.load_state_dict(state | {"window": 9})
@@ -473,7 +473,7 @@ def test_lightning_runs_it_to_its_end(tmp_path, generator):
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of memory is read from /proc")
 def test_reading_takes_little_memory(tmp_path):
-    """Reading 8 MB with 2 million words takes at most 60 bytes per word, without Python and the libraries."""
+    """Reading 8 MB with 2 million words takes at most 60 bytes per word. Python and libraries do not count."""
     path = tmp_path / "large.txt"
     line = " ".join(f"w{i % 97}" for i in range(20_000)) + " "
     with path.open("w", encoding="utf-8") as file:

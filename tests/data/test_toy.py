@@ -1,4 +1,4 @@
-"""Tests of known distributions: densities integrate to one, scores are gradients, samples have the density."""
+"""Tests of known distributions. Densities integrate to one, scores are gradients, and samples follow the density."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ SIDE = torch.arange(-7, 7, STEP, dtype=torch.float64)
 
 @cache
 def on_grid(name):
-    """Return the points of a grid much finer than sigma, and the log density at each."""
+    """Return the points of a grid much finer than sigma, and the log density at each point."""
     grid = torch.cartesian_prod(SIDE, SIDE)
     return grid, PLANES[name].log_density(grid)
 
@@ -90,7 +90,7 @@ def test_a_blurred_curve_is_the_integral_along_it(name, x):
 
 
 def test_curves_are_those_of_scikit_learn():
-    """Without noise, its moons lie on our curves. So does its roll, divided by 7."""
+    """Without noise, the moons of scikit-learn lie on our curves. Its swiss roll, divided by 7, also does."""
     t = torch.linspace(0, 1, 2001, dtype=torch.float64)
     moons_there, which = make_moons(50, noise=None)
     for k in (0, 1):
@@ -109,7 +109,10 @@ def test_more_nodes_change_nothing(generator):
 
 @pytest.mark.parametrize("name", PLANES)
 def test_samples_have_the_density(name):
-    """Their mean log density is minus the entropy on a grid, within 4.5 standard errors (fails once in 1.5e5)."""
+    """The mean log density of samples equals the integral of p log p on a grid, within 4.5 standard errors.
+
+    The test fails once in 1.5e5 seeds.
+    """
     x, _ = PLANES[name].sample(20_000, generator=torch.Generator().manual_seed(1))
     grid, log_p = on_grid(name)
     expected = (log_p.exp() * log_p).nan_to_num().sum() * STEP**2
@@ -151,7 +154,7 @@ def test_a_markov_chain_is_enumerated(generator):
     expected = 20_000 * (chain.pi[:, None] * chain.P).flatten()
     assert ((pairs - expected).square() / expected).sum() < 67.6
     assert torch.equal(first, x[:, 0].argmax(-1))
-    # Chi-squared test of the last symbol, given the one before.
+    # Chi-squared test of the last symbol, given the symbol before it.
     counts = torch.zeros(5, 5, dtype=torch.float64)
     counts.index_put_(
         (x[:, 3].argmax(-1), x[:, 4].argmax(-1)), torch.ones(20_000, dtype=torch.float64), accumulate=True

@@ -104,7 +104,7 @@ def test_groups_are_the_first_level_that_differs(names, groups, generator):
 
 
 def test_moments_survive_a_large_mean(generator):
-    """A difference of sums of squares would lose a standard deviation of 1 around a mean of 1e8."""
+    """The draws have mean 1e8 and standard deviation 1. A difference of sums of squares would lose the variance."""
     moments = GradientMoments()
     values = torch.randn(1000, generator=generator, dtype=torch.float64)
     for v in values:
@@ -113,7 +113,7 @@ def test_moments_survive_a_large_mean(generator):
 
 
 def test_the_ratio_does_not_floor_at_one_over_sqrt_n(generator):
-    """For pure noise, the uncorrected ratio is about 1 / sqrt(n). The corrected ratio is near 0."""
+    """For pure noise, the ratio without the bias correction is about 1 / sqrt(n). The corrected ratio is near 0."""
     moments = GradientMoments()
     for _ in range(256):
         moments.update({"x": torch.randn(1000, generator=generator)})
@@ -150,7 +150,7 @@ def test_the_estimator_that_trains_is_the_gradient_of_the_loss(model, generator)
 
 @pytest.mark.parametrize("family", [Gaussian, Bernoulli, Categorical])
 def test_a_sampled_divergence_by_hand(family, generator):
-    """Gradients of one fixed draw are equal to formulas.
+    """The gradients of one fixed draw equal their formulas.
 
     For the score function, the formula is (f + beta log q / p) grad log q. For the pathwise estimator, it is the total
     derivative of f + beta log q / p with respect to the parameters.

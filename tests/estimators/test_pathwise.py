@@ -68,7 +68,7 @@ def test_antithetic_pairs_integrate_what_is_odd(generator):
 def test_common_random_numbers_sharpen_a_difference(generator):
     """The variance of (1.1 + eps)^2 - (1 + eps')^2 depends on the noise.
 
-    It is 4 (0.1)^2 with common noise eps = eps', and 4 (1 + 1.21) + 4 with independent noise.
+    The variance is 4 (0.1)^2 with common noise eps = eps', and 4 (1 + 1.21) + 4 with independent noise.
     """
     eps, other = torch.randn(2, 100_000, generator=generator, dtype=torch.float64)
     common = (1.1 + eps) ** 2 - (1 + eps) ** 2

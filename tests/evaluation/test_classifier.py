@@ -36,12 +36,12 @@ def test_no_movement_leaves_images(generator):
     theta = affine([0.5] * 5, shift=3, rotate=20, scale=0.5, shear=30)
     assert_close(theta, torch.eye(3)[:2][None])
     assert_close(move(x, theta), x)
-    assert_close(move(x, affine([0.0, 1.0, 0.0, 1.0, 0.0])), x)  # all limits are 0, so noise has no effect
+    assert_close(move(x, affine([0.0, 1.0, 0.0, 1.0, 0.0])), x)  # all largest changes are 0, so noise has no effect
 
 
 def test_shifts_are_in_pixels(generator):
     x = images(generator, 1)
-    moved = move(x, affine([1.0, 0.0, 0.5, 0.5, 0.5], shift=2))  # reads each pixel 2 to the right and 2 above
+    moved = move(x, affine([1.0, 0.0, 0.5, 0.5, 0.5], shift=2))  # each pixel takes the value 2 right and 2 above
     assert_close(moved, F.pad(x, (0, 2, 2, 0))[..., :28, 2:], atol=1e-5, rtol=0)  # black outside
 
 
@@ -114,7 +114,7 @@ def test_predictions_follow_from_features(generator):
 
 
 def test_it_learns_digits_and_comes_back(tmp_path):
-    """There are 180 test digits. Random guesses have an accuracy of 0.1."""
+    """The test set has 180 digits. Random guesses have an accuracy of 0.1."""
     metrics = run(tmp_path / "run", *RECIPE, "trainer.max_epochs=1")
     assert 0.8 < metrics["test/accuracy"] <= 1 and 0 < metrics["test/loss"] < 1
     assert not (tmp_path / "run" / "samples").exists() and not (tmp_path / "run" / "estimator_variance.png").exists()
@@ -169,7 +169,7 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 class Obedient:
-    """Model with a first pixel of label / 10 in each sample. The other pixels are noise and are not read."""
+    """Model whose samples have the first pixel label / 10. The other pixels are noise that no classifier reads."""
 
     def label(self, labels):
         return torch.as_tensor(labels)

@@ -43,9 +43,9 @@ def test_the_example_of_the_lecture_notes_has_its_exact_values():
 
 
 def test_the_optimal_baseline_uses_separate_draws():
-    """The held-out draws do not depend on the number of draws, and are used only for the baseline."""
+    """The baseline uses held-out draws. It does not depend on the number of measured draws."""
     few, many = comparison.toy(10, seed=3), comparison.toy(20, seed=3)
-    assert not torch.equal(few[3].gradients, many[3].gradients[:10])  # other draws
+    assert not torch.equal(few[3].gradients, many[3].gradients[:10])  # the measured draws differ
     eps = lambda t: t[0].gradients / 4 - 4  # noqa: E731  pathwise: 2 a (mu + eps)
     beta = [(t[2].gradients - t[3].gradients) / (2 * eps(t)) for t in (few, many)]  # a eps (z^2 - (z^2 - beta))
     assert_close(beta[0], beta[0][:1].expand(10))

@@ -52,7 +52,7 @@ def test_a_degenerate_covariance_is_no_obstacle(generator):
 def test_the_bootstrap_error_is_the_spread_of_the_distance(generator):
     """The bootstrap error agrees within 35 % with the standard deviation over 60 independent pairs of sets.
 
-    The standard deviation of 60 values has a relative error of 9 %. The bootstrap error is the mean over five pairs.
+    The standard deviation of 60 values has a relative error of 9 %. The bootstrap error is a mean over five pairs.
     """
     draw = lambda shift: torch.randn(400, 4, generator=generator, dtype=torch.float64) + shift  # noqa: E731
     pairs = [(draw(0.0), draw(0.5)) for _ in range(60)]
@@ -62,7 +62,7 @@ def test_the_bootstrap_error_is_the_spread_of_the_distance(generator):
 
 
 def test_energy_distance_in_closed_form():
-    """For two points and two other points on a line, the expected value follows from all pairs."""
+    """Two sets of two points on a line have a distance that is a sum over all pairs."""
     a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [5.0]])
     between = (3 + 5 + 2 + 4) / 4
     assert_close(energy_distance(a, b), 2 * between - 1.0 - 2.0)

@@ -195,14 +195,14 @@ def test_samples_with_labels_are_also_scored_by_their_labels(mnist_root):
     expected = judged_accuracy(model, 20, num_steps=2, guidance=1)["judged_accuracy"]
     assert metrics["judged_accuracy/num_steps=2/guidance=1"] == expected
     assert [k for k in metrics if k.startswith("judged")] == ["judged_accuracy/num_steps=2/guidance=1"]
-    # In the previous version, ``y`` was called ``labels``.
+    # The condition ``y`` was called ``labels`` in the previous version.
     assert 'confident/num_steps=2/y="dropped"' in metrics and not [k for k in metrics if "labels" in k]
     assert evidence["samples"]["conditions"] == [conditions[0], {"num_steps": 2, "y": "dropped"}]
     assert evidence["samples"]["n"] == 25 and len(evidence["samples"]["sure_of_the_first"]) == 2
 
 
 def test_each_hundred_images_have_separate_noise():
-    """The second batch, with 80 digits, can be measured again alone with the noise of its index."""
+    """The second batch has 80 digits. With the noise of its index, it gives the same values alone."""
     from zoo.datamodules import Images
     from zoo.evaluation.protocol import log_likelihood_per_batch
     from zoo.vae import VAE

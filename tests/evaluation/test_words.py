@@ -164,7 +164,7 @@ def test_neighbours_are_written_and_the_words_drawn(tmp_path, caplog):
 
 
 def test_as_many_words_are_probed_as_asked_for(tmp_path, generator):
-    """The probes are the most frequent words of at least five letters, or the words that the user names."""
+    """The probe words are the most frequent words of at least five letters, or the words that the user names."""
     words = ["seven", "of", "small", "letters", "and", "others"]
     model = knows(words, torch.randn(6, 3, generator=generator))
     rows = Neighbours(tmp_path, probes=2, n=3).table(model)

@@ -1,4 +1,4 @@
-"""Tests of the Boltzmann machine against enumeration: 4 x 3 units have 128 states, which these tests sum in loops."""
+"""Tests of the Boltzmann machine against enumeration. A machine of 4 x 3 units has 128 states, which loops sum over."""
 
 from itertools import product
 
@@ -134,7 +134,10 @@ def p_value(v, weights):
 
 @BOTH_SHAPES
 def test_long_gibbs_chains_and_exact_draws_follow_p(shape, generator):
-    """Chi-squared tests over the 2^V states, with 20,000 independent draws and false alarms once in 10^4 seeds."""
+    """Chi-squared tests compare 20,000 independent draws with p over the 2^V states.
+
+    False alarms occur once in 10^4 seeds.
+    """
     weights = machine(*shape, scale=0.7)
     V, H = shape
     n, k = 20_000, 50
@@ -197,9 +200,9 @@ def test_the_expected_cd_gradient_is_zero_where_the_data_are_the_models_own(k):
 
 
 def test_chains_begin_anywhere_among_the_rows(generator):
-    """8,000 draws of 40 rows with replacement, in batches of eight.
+    """The test draws 8,000 times from 40 rows with replacement, in batches of eight.
 
-    Each count is within 4.5 standard errors of 200. False alarms occur once in 3,700 seeds.
+    The count of each row is within 4.5 standard errors of 200. False alarms occur once in 3,700 seeds.
     """
     rows = torch.arange(40)[:, None].expand(40, 3)
     of_three = Machine(*(torch.zeros(shape) for shape in ((3, 2), 3, 2)))
@@ -230,10 +233,11 @@ def test_log_mean_is_the_mean_with_three_standard_errors():
 
 
 def test_importance_weights_are_unbiased_for_gaussians(generator):
-    """f_beta(x) = exp(-x^2 (1 + 3 beta) / 2) has Z_1 / Z_0 = 1/2; 4 steps and 40,000 chains.
+    """The densities f_beta(x) = exp(-x^2 (1 + 3 beta) / 2) have Z_1 / Z_0 = 1/2.
 
-    The mean weight is within 4.3 standard errors of 1/2, with false alarms once in 6 x 10^4 seeds. A standard error is
-    below 1 % of 1/2. A faulty chain, which draws from the wrong distribution at each step, fails this test.
+    The test uses 4 steps and 40,000 chains. The mean weight is within 4.3 standard errors of 1/2, with false alarms
+    once in 6 x 10^4 seeds. A standard error is below 1 % of 1/2. A faulty chain, which draws from the wrong
+    distribution at each step, fails this test.
     """
     n = 40_000
     normal = lambda: torch.randn(n, generator=generator, dtype=torch.float64)  # noqa: E731
@@ -256,7 +260,10 @@ def test_importance_weights_are_unbiased_for_gaussians(generator):
 
 @BOTH_SHAPES
 def test_annealed_importance_sampling_agrees_with_enumeration_however_few_the_steps(shape, generator):
-    """1 and 3 steps, 100,000 chains, an interval of three standard errors; false alarms once in 370 seeds."""
+    """The test uses 1 and 3 steps, 100,000 chains, and an interval of three standard errors.
+
+    False alarms occur once in 370 seeds.
+    """
     weights = Weights(*(t.float() for t in machine(*shape)))
     base = torch.linspace(-1, 1, shape[0])
     for steps in (1, 3):

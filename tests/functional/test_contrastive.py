@@ -22,7 +22,7 @@ V = 7
 
 @pytest.fixture
 def world(generator):
-    """Scores s of V words in one context, the distribution p of the text, and the distribution q of the noise."""
+    """Return scores s of V words in one context, and the distributions p of the text and q of the noise."""
     s = torch.randn(V, generator=generator, dtype=torch.float64)
     p = torch.rand(V, generator=generator, dtype=torch.float64) + 0.1
     q = torch.rand(V, generator=generator, dtype=torch.float64) + 0.1
@@ -86,7 +86,7 @@ def test_with_k_of_v_and_uniform_noise_nce_is_negative_sampling(world, generator
 
 
 def test_three_words_by_hand():
-    """s = log 2 and k = 2 noise words with q = 1/4 and 1/2. Then e^s = 2, and k q = 1/2 and 1."""
+    """The scores are s = log 2, and the k = 2 noise words have q = 1/4 and 1/2. Then e^s = 2, and k q = 1/2 and 1."""
     s = torch.tensor(math.log(2), dtype=torch.float64)
     log_kq = torch.tensor([0.5, 1.0], dtype=torch.float64).log()
     loss = nce_loss(s, torch.stack([s, s]), log_kq[0], log_kq)
@@ -150,7 +150,7 @@ def test_the_alias_table_holds_q_exactly(weights):
 
 
 def test_draws_are_from_q(generator):
-    """Chi-squared test with 49 degrees of freedom; false alarms once in 100,000 seeds."""
+    """The chi-squared test has 49 degrees of freedom. False alarms occur once in 100,000 seeds."""
     q = 1 / torch.arange(1, 51).double()
     q /= q.sum()
     n = 200_000

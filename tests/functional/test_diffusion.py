@@ -111,7 +111,7 @@ def test_the_posterior_is_bayes_rule(t):
 def test_the_step_back_is_drawn_from_it(variance):
     """One step of the sampler from x_t, with x0 known, has the mean and variance of the posterior.
 
-    Both are within 4.3 standard errors, with false alarms once in 60,000 seeds.
+    The mean and the variance are right within 4.3 standard errors, with false alarms once in 60,000 seeds.
     """
     chain, n, t = make_chain(linear_betas(18 + 12)), 100_000, 17
     short = make_chain(linear_betas(30)[: t + 1])
@@ -141,7 +141,7 @@ def test_predictions_say_the_same(predict, generator):
 
 
 def test_v_is_the_velocity_of_the_circle(generator):
-    """v = d x_t / d phi for sqrt(abar) = cos phi and sqrt(1 - abar) = sin phi; Salimans & Ho 2022, appendix D."""
+    """v = d x_t / d phi for sqrt(abar) = cos phi and sqrt(1 - abar) = sin phi (Salimans & Ho 2022, appendix D)."""
     chain = make_chain(cosine_betas(50))
     x0, eps = (torch.randn(50, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     phi = torch.atan2(chain.one_minus_abar.sqrt(), chain.abar.sqrt())[:, None].requires_grad_()
@@ -183,7 +183,10 @@ def test_ddim_follows_the_flow_of_gaussian_data(s2):
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_on_a_subset_is_its_equations(eta):
-    """Seven of fifty steps by eq. 12 of Song et al. 2021, with the posterior standard deviation of the coarse chain."""
+    """The test takes seven of fifty steps by eq. 12 of Song et al. 2021.
+
+    sigma_t is the posterior standard deviation of the chain with seven steps, times eta.
+    """
     chain, s2 = make_chain(linear_betas(50)), 0.25
     start = torch.randn(3, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     generator, x = torch.Generator().manual_seed(2), start

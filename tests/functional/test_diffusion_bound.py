@@ -27,7 +27,7 @@ FALSE_ALARM = 4.5  # standard errors, exceeded once in 150,000 seeds
 
 
 def log_p_of_the_chain(x0, x0_factor, chain, variance):
-    """Return log p(x_0), (B,), of a reverse chain with x0_hat = f_t x_t, where every x_t is Gaussian; x0 (B, D)."""
+    """Return log p(x_0), (B,), for x0, (B, D). In the reverse chain x0_hat = f_t x_t, so every x_t is Gaussian."""
     sigma2, v = reverse_variance(chain, variance), torch.ones((), dtype=F64)
     for t in reversed(range(len(chain.betas))):
         beta, abar_prev, rest = chain.betas[t], chain.abar_prev[t], chain.one_minus_abar[t]
@@ -56,7 +56,7 @@ def test_the_bound_is_the_likelihood_on_every_trajectory_of_normal_data(betas, g
     bound = joint_chain(x0, eps, exact_x0(chain, 1.0), chain, "beta", discrete=False)
     log_p = -0.5 * (x0.square() + math.log(2 * math.pi)).sum(1)
     assert_close(-bound, log_p)
-    # The joint form is exact on every trajectory. The single form varies: on whole chains it has the higher variance.
+    # The joint form is exact on every trajectory. The single form varies between trajectories.
     single = single_chain(x0, eps, exact_x0(chain, 1.0), chain, "beta", discrete=False)
     assert (-single - log_p).abs().mean() > 0.1
 
@@ -103,7 +103,10 @@ def test_every_form_has_the_same_expectation(form, variance, generator):
 
 @pytest.mark.parametrize("t", [0, 1, 2, 3])
 def test_the_joint_draw_by_hand(t, generator):
-    """The chain ends far from noise (abar_T = 0.81), where x_T and x_{T-1} differ; one dimension, x0_hat = x_t."""
+    """The chain has one dimension, x0_hat = x_t and abar_T = 0.81.
+
+    Its end is far from pure noise, so x_T and x_{T-1} differ clearly.
+    """
     chain = make_chain(torch.full((4,), 0.05, dtype=F64))
     x0, eps = 0.7, torch.randn(5, generator=generator, dtype=F64).tolist()
     log_n = lambda x, mu, var: -0.5 * ((x - mu) ** 2 / var + math.log(2 * math.pi * var))  # noqa: E731

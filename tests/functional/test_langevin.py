@@ -40,7 +40,7 @@ def test_the_stationary_variance_has_the_steps_error(e):
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("e", [0.3, 1.5])
 def test_the_adjusted_chain_has_none(e, known):
-    """The test uses the exact density and the integral of the score. The score is linear, and its integral is exact."""
+    """Acceptance uses the exact density or the integral of the score. The integral is exact for a linear score."""
     n, s2 = 200_000, 0.8
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(n, 1, generator=generator, dtype=F64)
@@ -64,7 +64,10 @@ def test_the_acceptance_rate_is_that_of_its_formula():
 
 
 def test_the_integral_of_a_mixtures_score_is_its_density_ratio():
-    """Two chains with equal noise, one accepted by the density and one by the quadrature, almost always agree."""
+    """Two chains have equal noise. One chain accepts steps by the density. The other uses quadrature of the score.
+
+    The two chains almost always agree.
+    """
     p, generator = mixture(), torch.Generator().manual_seed(5)
     x, _ = p.sample(2000, generator=generator)
     ends = []
@@ -85,7 +88,10 @@ def test_chains_in_a_mixture_reach_its_entropy():
 
 
 def test_annealing_finds_the_weights_that_a_plain_chain_does_not():
-    """p = 1/5 N((-5, -5), I) + 4/5 N((5, 5), I), with the exact score of every level; Song & Ermon 2019, sec. 3.2.2."""
+    """The density is p = 1/5 N((-5, -5), I) + 4/5 N((5, 5), I), as in Song & Ermon 2019, sec. 3.2.2.
+
+    The chains use the exact score of every noise level.
+    """
     p = Mixture(torch.tensor([[-5.0, -5.0], [5.0, 5.0]]), torch.tensor([0.2, 0.8]), 1.0)
     n, generator = 4000, torch.Generator().manual_seed(8)
     start = 16 * torch.rand(n, 2, generator=generator, dtype=F64) - 8

@@ -16,7 +16,7 @@ def normal(generator, *shape):
 
 
 def families(generator):
-    """Return each family with its posterior and prior in torch.distributions; 3 examples, 2 latents."""
+    """Return each family with its posterior and prior in torch.distributions, for 3 examples and 2 latents."""
     mu, logvar = normal(generator, 3, 2), normal(generator, 3, 2)
     logits, many = normal(generator, 3, 2), normal(generator, 3, 2, 5)
     return [
@@ -52,7 +52,7 @@ def test_score_squares_are_those_of_autograd(i, generator):
 
 @pytest.mark.parametrize("i", range(3))
 def test_draws_have_their_distribution(i, generator):
-    """Up to 30 means of n draws are within 4.5 standard errors; false alarms once in 4,000 seeds."""
+    """Up to 30 means of n draws are within 4.5 standard errors. False alarms occur once in 4,000 seeds."""
     q, twin, _ = families(generator)[i]
     n = 100_000
     noise = q.noise(n, 3, 2, *q[0].shape[2:], generator=generator, device=torch.device("cpu")).double()
@@ -69,9 +69,10 @@ def test_reparameterisation_multiplies_by_sigma():
 
 @pytest.mark.parametrize("kind", ["bernoulli", "categorical"])
 def test_logits_perturbed_again_given_z(kind, generator):
-    """The test draws z from u, then s from v given z. s leads to z again and has its marginal distribution.
+    """The test draws z from u, and then perturbed logits s from v, given z.
 
-    One or six Kolmogorov-Smirnov tests have a false-alarm rate of 1e-4 each.
+    s leads to the same z, and follows its marginal distribution. The test has one Kolmogorov-Smirnov test for binary
+    latents and six for categorical latents. Each has a false-alarm rate of 1e-4.
     """
     n, draw = 20_000, lambda *s: torch.rand(*s, generator=generator, dtype=torch.float64)
     if kind == "bernoulli":
@@ -89,7 +90,7 @@ def test_logits_perturbed_again_given_z(kind, generator):
     else:
         for c, location in enumerate(logits.log_softmax(-1)[0]):
             assert kstest(again[:, 0, c].numpy(), "gumbel_r", args=(location.item(),)).pvalue > 1e-4
-        # The joint distribution is also correct: the test compares the gap between the two largest values.
+        # The gap between the two largest values tests the joint distribution.
         fresh = logits.log_softmax(-1)[0] + latents.gumbel(draw(n, 5))
         gap = lambda s: s.topk(2, -1).values.diff(dim=-1)[:, 0].neg().numpy()  # noqa: E731
         assert kstest(gap(again[:, 0]), gap(fresh)).pvalue > 1e-4

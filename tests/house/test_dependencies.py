@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Names of imports that differ from the names of their distributions.
 IMPORTED_AS = {"hydra": "hydra-core", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
-# No file imports these: they are commands, a plugin of pytest, and a dependency of Lightning's TensorBoardLogger.
+# Distributions that no file imports: commands, a plugin of pytest, and a dependency of Lightning's TensorBoardLogger.
 TOOLS = {"mypy", "pytest-xdist", "ruff", "tensorboard"}
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 
@@ -21,7 +21,7 @@ PACKAGES = [ROOT / "zoo", ROOT / "callbacks", ROOT / "datamodules"]
 CODE = [ROOT / "train.py", *(file for package in PACKAGES for file in package.rglob("*.py"))]
 TESTS = [file for file in (ROOT / "tests").rglob("*.py") if BENCHMARKS not in file.parents]
 OWN = {"zoo", "train", *(file.stem for file in (ROOT / "tests").glob("*.py"))}
-ALLOWED = {  # group -> files that import, and the extra that declares their dependencies
+ALLOWED = {  # for each group: the files that import, and the extra that declares their dependencies
     "dependencies": (CODE, None),
     "test": (TESTS, "test"),
     "bench": (list(BENCHMARKS.glob("*.py")), "bench"),

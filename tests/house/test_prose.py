@@ -16,7 +16,7 @@ KEY = r"\[((?:[A-Z][a-z]+|[A-Z]{2,})\d{0,2}[a-z]?)(?=[\] ])[^\]]*\](?!\()"
 
 
 def test_sentences_are_short_and_words_are_the_fields():
-    """One line for each sentence over 25 words, and for each word that has a plain one."""
+    """The failure message has a line for each sentence over 25 words, and for each word with a plainer alternative."""
     wrong = [finding for path in prose.sources() for finding in prose.findings(path)[1]]
     lines = [f"{f.path.relative_to(ROOT)}:{f.line}: {f.what}: {f.sentence}" for f in wrong]
     assert not lines, "\n".join(lines)
@@ -103,11 +103,11 @@ def found(place, name):
         ('"""One. ' + "word " * 13 + ". " + "word " * 13 + '."""', 0),
         ('"""One.\n\n    ' + "word " * 30 + '\n\nTwo.\n"""', 0),  # code, or an equation
         ('"""One.\n\nArgs:\n    x: ' + "word " * 26 + '.\n"""', 1),
-        ('"""Kingma et al. ' + "word " * 24 + '."""', 1),  # "al." ends no sentence
+        ('"""Kingma et al. ' + "word " * 24 + '."""', 1),  # "al." does not end the sentence
         ("# " + "word " * 13 + "\n# " + "word " * 13, 1),  # a comment of two lines
         ("x = 1  # " + "word " * 13 + ".\ny = 2  # " + "word " * 13, 0),
         ('raise ValueError(f"{x} ' + "word " * 25 + '")', 1),
-        ('"""p(x | z) q(z | x) ``a b c`` ' + "word " * 24 + '."""', 0),  # symbols are no words, code is one
+        ('"""p(x | z) q(z | x) ``a b c`` ' + "word " * 24 + '."""', 0),  # symbols do not count; code counts as one word
     ],
 )
 def test_long_sentences_are_counted(tmp_path, text, number):

@@ -15,7 +15,10 @@ OWN = "raise ImportError(f'{__name__} is a module of the user')\n"
 
 
 def python(folder: Path, *arguments: str, path: Path | None = ROOT) -> str:
-    """Run Python in ``folder``, and return its output. The zoo is later on the path, as after an editable install."""
+    """Run Python in ``folder``, and return its output.
+
+    ``folder`` comes before the zoo on Python's import path, as after an editable install.
+    """
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     environment |= {} if path is None else {"PYTHONPATH": str(path)}
     done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
@@ -49,7 +52,10 @@ def test_a_folder_named_zoo_with_something_else_in_it_does_not_either(tmp_path):
 
 
 def test_an_installed_package_is_found_by_its_path_and_not_by_a_finder():
-    """The hook of setuptools is asked last by Python. hatchling adds the folder to the path in a .pth file instead."""
+    """The zoo is built with hatchling, which adds the folder to the import path in a .pth file.
+
+    setuptools would install an import hook, which Python asks last.
+    """
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert settings["build-system"]["build-backend"] == "hatchling.build"
     assert "dev-mode-exact" not in settings["tool"]["hatch"]["build"]

@@ -46,7 +46,7 @@ def exported(runs, tmp_path_factory):
 
 @pytest.fixture
 def published(exported, tmp_path, monkeypatch):
-    """Return a separate folder of weights for the test, with every model in it."""
+    """Return a folder of weights with every exported model. Each test has a separate copy."""
     monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
     return Path(shutil.copytree(exported, tmp_path / "weights"))
 
@@ -83,7 +83,7 @@ def test_averaged_weights_are_what_is_published(runs, published):
 
 
 def test_a_download_has_an_end(tmp_path, monkeypatch):
-    """A file above the size limit is rejected. A file at the limit is read."""
+    """A file above the size limit is rejected. A file of exactly the limit is read."""
     (tmp_path / "x.safetensors").write_bytes(bytes(11))
     source = f"file://{tmp_path}/x.safetensors#sha256={hashlib.sha256(bytes(11)).hexdigest()}"
     monkeypatch.setattr("zoo.hub.loading.LARGEST_DOWNLOAD", 10)

@@ -14,7 +14,7 @@ from zoo.checks.pixels import check_one_hot
 
 @pytest.mark.parametrize(("batches", "looked_at"), [(0, True), (5, False)])
 def test_values_are_looked_at_in_the_first_batch_of_a_run_and_not_of_each_epoch(batches, looked_at, monkeypatch):
-    """Reading values would wait for a GPU."""
+    """The check runs only in the first batch of a run, because reading values would wait for a GPU."""
     model = made("vae")
     trainer = SimpleNamespace(fit_loop=SimpleNamespace(total_batch_idx=batches))
     monkeypatch.setattr(type(model), "trainer", trainer)

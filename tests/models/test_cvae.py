@@ -65,7 +65,7 @@ def images(generator, n=5):
 def test_the_exact_posterior_weighs_every_draw_the_same(linear, generator):
     x, y, log_p, model = linear
     for _ in range(5):
-        eps = 3 * normal(generator, len(x), D)  # unlikely draws as well as likely ones
+        eps = 3 * normal(generator, len(x), D)  # both likely and unlikely draws
         assert_close(log_importance_weight(x, y, eps, *model), log_p)
     other = log_importance_weight(x, (y + 1) % K, eps, *model)  # another label gives another value
     assert (other - log_p).abs().min() > 0.01
@@ -128,7 +128,7 @@ def test_without_the_labels_weights_it_is_the_vae(likelihood, generator):
     with torch.no_grad():
         for ours, theirs in [(model.encoder, vae.encoder[1]), (model.decoder, vae.decoder[0])]:
             ours[0].weight.zero_()
-            ours[0].weight[:, : theirs[0].weight.shape[1]] = theirs[0].weight  # labels come last
+            ours[0].weight[:, : theirs[0].weight.shape[1]] = theirs[0].weight  # the labels are the last inputs
             ours[0].bias.copy_(theirs[0].bias)
             ours[2].load_state_dict(theirs[2].state_dict())
     batch = [images(generator), torch.tensor([0, 9, 3, 3, 1])]

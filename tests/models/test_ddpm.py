@@ -117,7 +117,7 @@ def test_the_modules_schedule_is_linear(small):
 
 
 def test_every_step_is_drawn_and_each_example_has_its_own(small, generator):
-    """In 20,000 draws of 50 steps, each count is within 4.5 standard errors of 400. Fails once in 3,000 seeds."""
+    """In 20,000 draws of 50 steps, each count is within 4.5 standard errors of 400 (fails once in 3,000 seeds)."""
     t = small.noise([torch.zeros(20_000, 1, 1, 1)], generator=generator)["t"]
     assert t.min() == 0
     assert (t.bincount(minlength=50) - 400).abs().max() < 4.5 * (400 * 49 / 50) ** 0.5
@@ -171,7 +171,10 @@ def test_unet_keeps_shapes_and_refuses_others():
 
 
 def test_every_way_to_draw_steps(generator):
-    """Without a history, all three ways draw uniformly. With one, ``importance`` uses it, with weights 1 / (T p_t)."""
+    """Without a loss history, all three ways draw uniformly.
+
+    With a history, ``importance`` draws from p_t, and weights the losses by 1 / (T p_t).
+    """
     model = DDPM(steps=50, widths=[8], timesteps="importance")
     batch = [torch.zeros(40_000, 1, 1, 1)]
     for timesteps in ("uniform", "stratified", "importance"):  # without a history, importance is uniform
@@ -201,7 +204,7 @@ def test_the_last_ten_losses_of_each_step_are_remembered():
 
 
 def test_a_step_is_weighted_and_the_history_is_not(generator):
-    """With a p_t that is not uniform, the loss has the weights 1 / (T p_t), and the history has no weights."""
+    """With a p_t that is not uniform, the loss has the weights 1 / (T p_t). The history stores plain losses."""
     torch.manual_seed(0)
     model = DDPM(steps=4, widths=[8], timesteps="importance")
     torch.nn.init.normal_(model.net.out[2].weight, std=0.1, generator=generator)
@@ -215,11 +218,11 @@ def test_a_step_is_weighted_and_the_history_is_not(generator):
     model.trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
     assert_close(model.training_step(batch, 0).detach(), (noise["weight"] * losses).mean())
     for t in noise["t"].unique():
-        assert_close(model.loss_history[t, -1], losses[noise["t"] == t][-1])  # the last loss, where a step has several
+        assert_close(model.loss_history[t, -1], losses[noise["t"] == t][-1])  # the last loss of each step
 
 
 def test_what_the_estimators_of_the_training_loss_are(generator):
-    """An estimate is the weighted mean of the losses at its noise. Tests above check the weights and the steps."""
+    """An estimate is the weighted mean of the losses for its noise. Tests above check the weights and the steps."""
     model = DDPM(steps=20, widths=[8], timesteps="importance")
     torch.nn.init.normal_(model.net.out[2].weight, std=0.1, generator=generator)
     model.loss_history.uniform_(generator=generator)
@@ -292,7 +295,7 @@ def test_losses_do_not_depend_on_who_else_is_in_the_batch(labelled, generator):
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_to_nothing():
-    """Checks the first step, the last step of the warm-up, the middle and the end of a run of 20 steps."""
+    """The test checks the first step, the last step of the warm-up, the middle and the end of a run of 20 steps."""
     from zoo.score import Score
 
     for model in (DDPM(steps=4, widths=[8], lr=0.1, warmup=4), Score(widths=[8], num_sigmas=2, lr=0.1, warmup=4)):

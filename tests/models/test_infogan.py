@@ -49,7 +49,10 @@ def test_a_perfect_code_network_reaches_the_ceiling():
 
 
 def test_the_bound_is_the_information_where_q_is_the_posterior():
-    """A channel keeps c with probability 0.7, else draws it again. The bound is I only if Q is the posterior."""
+    """A channel keeps c with probability 0.7, and otherwise draws a new c.
+
+    The bound equals the mutual information I only if Q is the posterior.
+    """
     K, keep = 4, 0.7
     p_x_given_c = keep * torch.eye(K, dtype=torch.float64) + (1 - keep) / K
     joint = p_x_given_c / K
@@ -77,7 +80,10 @@ def test_the_continuous_bound_has_no_ceiling(generator):
 
 
 def test_codes_are_drawn_from_their_priors():
-    """Chi-squared with 9 degrees of freedom (false alarm once in 1e5) tests categories; moments test the others."""
+    """A chi-squared test with 9 degrees of freedom (false alarm once in 1e5) tests the categories.
+
+    Moments test the other codes.
+    """
     noise = small().noise([torch.zeros(20_000, 1)], generator=chunk_generator(0, 0))
     counts = noise["category"].bincount(minlength=10)
     assert ((counts - 2000) ** 2 / 2000).sum() < 39.4 and len(counts) == 10
@@ -108,12 +114,12 @@ def test_the_discriminator_and_q_see_images_centred():
 
 def test_a_category_is_read_from_eight_deformed_copies():
     model, x = small(deformation=0.8).eval(), torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(1))
-    model.take_statistics((x * 255).byte()[:, 0])  # statistics of these images, for readings that differ
+    model.take_statistics((x * 255).byte()[:, 0])  # with these statistics, predictions differ between images
     ways = model.noise([torch.zeros(8, 1)], generator=chunk_generator(0, 0))
     real = small(deformation=0.8).eval()
     real.load_state_dict(model.state_dict())
     at = 0
-    for part in (real.trunk, real.code):  # statistics of real images replace its own
+    for part in (real.trunk, real.code):  # statistics of real images replace the model's
         for m in part.modules():
             for name in ("running_mean", "running_var") if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) else ():
                 n = len(getattr(m, name))
@@ -131,7 +137,7 @@ def test_a_category_is_read_from_eight_deformed_copies():
 
 
 def test_validation_recomputes_batchnorm_statistics():
-    """The modules' own statistics depend on samples alone. ``real_statistics`` depends on the images."""
+    """The statistics in the BatchNorm modules depend only on samples. ``real_statistics`` depends on the images."""
     model = small()
     before = {k: v.clone() for k, v in model.state_dict().items() if "running_mean" in k or k == "real_statistics"}
     model.eval().take_statistics(torch.zeros(50, 28, 28, dtype=torch.uint8))

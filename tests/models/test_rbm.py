@@ -54,7 +54,10 @@ def exact_log_Z(model):
 
 
 def log_p(model):
-    """Return log p(v) of every binary v, (2^V,), and the v, (2^V, V). A sum over all v gives Z, differentiably."""
+    """Return log p(v) of every binary v, (2^V,), and all v, (2^V, V).
+
+    Z is a sum over all v, through which gradients flow.
+    """
     v = torch.tensor(list(product([0.0, 1.0], repeat=model.hparams.num_visible)), dtype=torch.float64)
     F = free_energy(v, model.weights())
     return -F - (-F).logsumexp(0), v
@@ -142,9 +145,10 @@ def binary_images(n, V, seed=0):
 
 
 def test_estimators_of_one_gradient_and_what_they_differ_in():
-    """The mean of 1,000 draws of ``exact_samples`` is ``exact`` within 4.3 standard errors, which are below 5 %.
+    """The mean of 1,000 draws of ``exact_samples`` is ``exact`` within 4.3 standard errors.
 
-    cd-1 has another mean, and a smaller variance than exact sampling (Berglund & Raiko 2013).
+    4.3 standard errors are below 5 % of the gradient. The estimator cd-1 has another mean, and a smaller variance than
+    exact sampling (Berglund & Raiko 2013).
     """
     model, generator = small(8, 6, scale=1.5), torch.Generator().manual_seed(1)
     weights = Weights(*(t.detach() for t in model.weights()))
@@ -190,7 +194,7 @@ def test_successive_pcd_gradients_vary_more_than_exact_samples():
     to_v = ((h @ weights.W.T + weights.b)[:, None] * v).sum(-1).softmax(-1)
     T = to_h @ to_v
 
-    def gradient_of(v):  # of F, a row for each v; only the term of the model is random
+    def gradient_of(v):  # gradient of F, a row for each v; only the term of the model is random
         grads = [gradient(model, free_energy(row, model.weights())) for row in v]
         return torch.stack([torch.cat([g.flatten() for g in found.values()]) for found in grads])
 
@@ -232,7 +236,7 @@ def test_a_pcd_draw_begins_at_the_persistent_chains():
     batch = binary_images(8, 8)
     noise = model.gradient_estimators()["pcd"].noise(batch, chunk_generator(0, 0))
     assert torch.equal(noise["h"], model.chains[:8].double()) and noise["u_v"].shape == (1, 8, 8)
-    model.chains = None  # published weights have no chains, and use burnt-in ones
+    model.chains = None  # published weights have no chains, so the model burns in new ones
     assert model.gradient_estimators()["pcd"].noise(batch, chunk_generator(0, 0))["h"].shape == (8, 6)
     assert burned_in_states(model.machine).shape == (100, 6) and burned_in_states(model.machine).std(0).max() > 0
     model.chains = torch.eye(6).bool()
@@ -280,7 +284,7 @@ def test_binarisation_by_threshold_or_at_random():
 
 
 def test_the_energy_keeps_its_precision_under_bfloat16():
-    """Matrix products use 16 bits. Sums of hundreds of nats use 32."""
+    """Matrix products use 16 bits. Sums of hundreds of nats use 32 bits."""
     torch.manual_seed(0)
     model = RBM(num_hidden=500)
     with torch.no_grad():
@@ -299,7 +303,10 @@ def test_the_energy_keeps_its_precision_under_bfloat16():
 
 @pytest.mark.parametrize(("learning", "k"), [("cd", 1), ("pcd", 1), ("pcd", 3)])
 def test_the_gradient_survives_bfloat16(learning, k):
-    """The chains run without gradients on the same weights. Autocast must not reuse their cached casts for gradients.
+    """The chains use the same weights without gradients. Autocast caches the cast weights of the chains.
+
+    The loss must not use this cache, because its tensors have no gradients.
+
 
     Rounding changes some bits of the chains. The gradients are therefore close and not equal.
     """
@@ -318,7 +325,7 @@ def test_the_gradient_survives_bfloat16(learning, k):
 def test_long_chains_have_the_means_of_the_model(centred):
     """The mean of p(v | h) over 5,000 chains of 100 steps is E[v].
 
-    4.3 standard errors give a false alarm once in 6 x 10^4 for each of four pixels. Another model fails the test.
+    4.3 standard errors give a false alarm once in 6 x 10^4 seeds for each of four pixels. Another model fails the test.
     """
     model = small(scale=0.7, centred=centred)
     log_probability, v = log_p(model)
@@ -387,7 +394,7 @@ def digits(cls=Images):
 
 
 def test_a_process_keeps_the_chains_of_its_turn():
-    """A process takes rows rank, rank + n, ... of all chains or of new ones. It keeps chains that it already has."""
+    """Process r of n takes rows r, r + n, ... of all chains, saved or new. It keeps chains that it already has."""
     everything = torch.arange(7)[:, None].expand(7, 2) > 3
     numbered = torch.arange(7)[:, None] * torch.ones(1, 2, dtype=torch.long)
     for world_size in (1, 2, 3):
@@ -447,7 +454,7 @@ def test_schedules_are_followed(optimiser, tmp_path):
     fit = trainer(max_epochs=3, limit_train_batches=2, limit_val_batches=0, callbacks=[Look()])
     fit.fit(model, datamodule=digits())
     assert seen[::2] == seen[1::2] == [(0, 0.5, 1, 0.01), (1, 0.9, 1, 0.01), (2, 0.9, 3, 0.01)]
-    assert fit.optimizers[0].param_groups[1]["weight_decay"] == 0  # biases have none
+    assert fit.optimizers[0].param_groups[1]["weight_decay"] == 0  # biases have no weight decay
     assert [at_epoch([[0, 1], [20, 5]], e) for e in (0, 19, 20, 99)] == [1, 1, 5, 5] and at_epoch(2, 7) == 2
     assert at_epoch(((0, 1), (20, 5)), 20) == 5
 
@@ -619,9 +626,10 @@ def test_each_beginning_of_annealing_is_exact_for_its_own_machine():
 
 
 def test_mass_far_from_the_data_is_found(generator):
-    """In a model of 60 x 2 units, one hidden unit turns all pixels on and has e^20 times the remaining mass.
+    """In a model of 60 x 2 units, one hidden unit turns all pixels on. These states have e^20 times the other mass.
 
-    Chains from the mean image, the published method, miss it. Chains from random pixels find it. log Z is enumerated.
+    The published method starts chains at the mean image. These chains miss the states. Chains from random pixels find
+    the states. The test enumerates log Z.
     """
     weights = Weights(torch.zeros(60, 2), torch.full((60,), -3.0), torch.tensor([-160.0, 0.0]))
     weights.W[:, 0] = 6.0

@@ -1,4 +1,4 @@
-"""``repr(model)`` says what a model is, its hyperparameters and its size, then shows the tree of networks."""
+"""``repr(model)`` shows the kind of a model, its hyperparameters and its size, and then the tree of networks."""
 
 import inspect
 import traceback

@@ -208,7 +208,7 @@ def test_bad_arguments_are_named(arguments, message):
 )
 def test_bad_conditions_are_named(points, conditions, message, monkeypatch):
     monkeypatch.setattr(points, "_score_of_data", None)
-    monkeypatch.setattr(points, "forward", None)  # the check comes before any work
+    monkeypatch.setattr(points, "forward", None)  # an invalid condition raises before the network is called
     with pytest.raises(ValueError, match=message):
         points.sample(1, **conditions)
 

@@ -111,7 +111,7 @@ def test_the_likelihood_is_summed_over_the_vocabulary(rows):
 
 
 def test_validation_sums_over_rows_spread_over_the_text(monkeypatch):
-    """Every n-th row counts, whatever the batch size. Some batches have no such row."""
+    """Validation scores every n-th row of the text, for any batch size. Some batches have no such row."""
     monkeypatch.setattr("zoo.skipgram.EXACT_ROWS", 7)
     data = Text("pydocs", eval_batch_size=4)
     torch.manual_seed(0)
@@ -192,7 +192,10 @@ def test_a_generator_may_be_given_by_position_as_in_an_earlier_version(rows):
 @pytest.mark.parametrize("dense_gradients", [False, True])
 @pytest.mark.parametrize("objective", ["nce", "softmax"])
 def test_a_step_is_each_pairs_gradient_at_the_rates_of_its_words(objective, dense_gradients, tmp_path, monkeypatch):
-    """Two steps by Lightning, of two batches each, equal sums over pairs. Frequent words have lower learning rates."""
+    """Two steps in Lightning, with two batches each, equal steps from sums over pairs.
+
+    Frequent words have lower learning rates.
+    """
     monkeypatch.setenv("ZOO_DATA", str(tmp_path / "data"))
     path, k = tmp_path / "text.txt", 3
     path.write_text(
@@ -325,10 +328,10 @@ def test_nce_finds_the_distribution_and_its_normaliser(tmp_path, monkeypatch):
 
 
 def test_the_bias_of_each_estimator_is_what_theory_says(rows):
-    """As k grows, NCE's gradient approaches the gradient of the likelihood, for normalised scores.
+    """For normalised scores, the NCE gradient approaches the gradient of the likelihood as k grows.
 
-    Importance sampling also has a small bias. Negative sampling has another gradient. The test
-    takes means of 400 draws and subtracts their variance.
+    The bias of importance sampling also becomes small. Negative sampling has another gradient. The test takes means of
+    400 draws and subtracts their variance.
     """
     model = made(num_noise=25, shared_noise=25)
     with torch.no_grad():  # with zero vectors, the bias alone normalises the scores

@@ -147,7 +147,7 @@ def test_the_mean_field_lies_below_the_exact_bound(toy, mixture, generator):
         return quadrature(x, lambda x, eps: mean_field_negative_elbo(x, eps, encode, log_px, mixture, repeated)["loss"])
 
     at_the_mean = log_responsibilities(encode(x)[0], mixture)
-    best = (mixture.log_pi - kl_components(*encode(x), mixture)).log_softmax(-1)  # its maximum over gamma
+    best = (mixture.log_pi - kl_components(*encode(x), mixture)).log_softmax(-1)  # the gamma with the largest bound
     gaps = [mean_field(mixture, g) - exact(mixture) for g in (best, at_the_mean, mixture.log_pi.expand(4, K))]
     assert (gaps[0] > 1e-3).all() and (gaps[0] < gaps[1]).all() and (gaps[0] < gaps[2]).all()
     one = Mixture(torch.zeros(1, dtype=torch.float64), mixture.mu_c[:1], mixture.logvar_c[:1])
@@ -224,7 +224,7 @@ def test_even_bumps_move_an_image_by_two_thirds_of_the_strength(generator):
 
 
 def test_gamma_is_held_fixed_in_training(generator):
-    """The gradient treats gamma = p(c | z = mu(x)) as a constant. Its x is not deformed."""
+    """The gradient treats gamma = p(c | z = mu(x)) as a constant. gamma is computed from the original image."""
     torch.manual_seed(0)
     model = VaDE(num_clusters=3, hidden=[8], latent_dim=2, deformation=0.2)
     noise = model.noise([torch.zeros(4, 1, 28, 28)], generator=generator)
@@ -406,7 +406,7 @@ def test_importance_weights_have_mean_p_of_x(toy, mixture, generator):
     cell = (side[1] - side[0]) ** 2
     prior = reference(mixture).log_prob(grid)
     p_x = torch.stack([(log_px(row, grid) + prior).exp().sum() * cell for row in x])
-    wide = lambda x: (encode(x)[0], encode(x)[1] + 4)  # noqa: E731  # so that no weight is far above the others
+    wide = lambda x: (encode(x)[0], encode(x)[1] + 4)  # noqa: E731  # a wide q keeps the weights similar
     eps = normal(generator, n * len(x), D)
     weights = log_importance_weight(x.repeat(n, 1), eps, wide, log_px, mixture).exp().view(n, len(x))
     error = weights.std(0) / n**0.5
@@ -517,7 +517,7 @@ def test_a_run_interrupted_around_the_fit_resumes_exactly(at, left, tmp_path, un
     assert bool(checkpoint(tmp_path, left)["state_dict"]["initialised"]) == (at > 10)
     metrics, folder = uninterrupted
     resumed = run(tmp_path, *SHORT, f"ckpt={path}")
-    if at >= 10:  # the resumed run does not log it
+    if at >= 10:  # the resumed run does not repeat the epoch that logs it
         metrics = {k: v for k, v in metrics.items() if k != "train/reconstruction"}
     assert_same_run(resumed, tmp_path, (metrics, folder))
 

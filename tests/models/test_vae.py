@@ -57,7 +57,7 @@ def normal(generator, *shape):
 
 def test_the_exact_posterior_weighs_every_draw_the_same(linear, generator):
     x, log_p, q, log_px = linear
-    z = q.draw(3 * normal(generator, 5, len(x), D))  # unlikely draws as well as likely ones
+    z = q.draw(3 * normal(generator, 5, len(x), D))  # both likely and unlikely draws
     log_w = log_importance_weight(x, z, q, log_px)
     assert_close(log_w, log_p.expand(5, -1))
     assert_close(importance_weighted_bound(log_w), log_p)
@@ -260,7 +260,7 @@ def test_iwae_is_the_enumerated_bound(k):
         means_of_logs = (log_tuple.exp() * log_weights.mean(0)).sum()
         assert exact < log_p
         if k > 1:
-            assert exact - means_of_logs > 0.01  # a mean of logs would give a smaller number
+            assert exact - means_of_logs > 0.01  # a mean of logarithms would give a looser bound
         else:
             assert_close(means_of_logs, exact)
 
@@ -299,10 +299,13 @@ def test_score_function_gradients_are_exact_in_expectation(objective, name, k):
 
 
 def test_rebar_in_the_model_is_unbiased():
-    """The component along the exact gradient is right within 4.5 standard errors, which are below 5 %."""
+    """The component along the exact gradient is right within 4.5 standard errors.
+
+    4.5 standard errors are below 5 % of the gradient.
+    """
     model, batch = four_bits("elbo", "rebar")
     with torch.no_grad():
-        model.decoder[0][0].weight.div_(3)  # closer to linear, which needs fewer draws
+        model.decoder[0][0].weight.div_(3)  # a decoder that is closer to linear needs fewer draws
     log_q, log_px, log_pz, _, _ = enumerated(model, batch[0], 1)
     e = model.gradient_estimators()["rebar"]
     loss = (log_q.exp() * (log_q - log_px - log_pz)).sum()
@@ -379,9 +382,9 @@ def test_dreams_come_from_the_model(latent, likelihood, monkeypatch):
 def test_the_encoders_signal_falls_as_the_bound_tightens(linear, generator):
     """Rainforth et al. 2018: the SNR of the pathwise gradient is ~ K^(-1/2) for the encoder, K^(1/2) for the decoder.
 
-    The test measures the slope of log SNR between K = 16 and 256 with 20,000 draws each. The relative error of the
-    smallest SNR, about 0.075, is 10 % ((1 / 20,000)^0.5 / 0.075). The error of the slope is 0.04 = 0.1 / log 16. The
-    tolerance is four times as large.
+    The test measures the slope of log SNR between K = 16 and 256, with 20,000 draws for each K. The smallest SNR is
+    about 0.075. Its relative error is (1 / 20,000)^0.5 / 0.075 = 10 %. The error of the slope is 0.1 / log 16 = 0.04.
+    The tolerance is 0.16, four times this error.
     """
     x, _, posterior, _ = linear
     x, shift = x[:1], torch.full((D,), 0.4, dtype=torch.float64)

@@ -12,7 +12,7 @@ from zoo.checks.errors import UserError
 
 NAN, INF = float("nan"), float("inf")
 
-# Settings, parts of a step, and plain values. Other tests cover them.
+# Arguments that this file does not test: settings, parts of a training step, and plain values. Other tests cover them.
 SETTINGS = {
     "without_parameter_gradients",
     "noise",
@@ -183,7 +183,7 @@ def test_every_public_method_says_what_is_wrong_with_an_argument(name, method, a
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_argument_of_a_public_method_is_known_here(name):
-    """A new kind of argument raises a KeyError here, until ``good`` has a value for it."""
+    """A new kind of argument raises a KeyError here, until ``good`` returns a value for the argument."""
     model = made(name)
     for method, arguments in methods(model):
         for argument in arguments:

@@ -48,7 +48,7 @@ def test_a_diverged_run_stops_with_step_term_and_the_last_good_checkpoint(name, 
 
 
 def test_weights_that_the_last_batch_has_spoilt_are_not_saved(tmp_path):
-    """The last loss is finite, but the last update is not. The check looks at the state before it is saved."""
+    """The last loss is finite, but the last update is not. The callback checks the state before it is saved."""
 
     class Trainer:
         current_epoch = 2
@@ -126,7 +126,10 @@ def write_for_ever(path):
 
 
 def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
-    """A process writes 4 MB again and again. Lightning's own writer moves files between disks, which may cut them."""
+    """A process writes 4 MB again and again, and is killed at a random time.
+
+    Lightning's own writer can leave incomplete files, because it moves them between disks.
+    """
     path, chance = tmp_path / "last.ckpt", random.Random(0)
     CheckpointFiles().save_checkpoint({"number": -1, "weights": torch.zeros(1)}, path)
     for _ in range(25):
@@ -144,7 +147,7 @@ def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
 
 
 def test_only_what_a_killed_writer_has_left_is_removed(tmp_path):
-    """Copies of a checkpoint that the user made stay."""
+    """Copies of a checkpoint that the user made are kept."""
     kept = ["last.ckpt", "last.ckpt-20261129", ".last.ckpt-before", ".config.yaml-0123abcd"]
     for name in (*kept, ".last.ckpt-0123abcd"):
         (tmp_path / name).touch()

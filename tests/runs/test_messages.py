@@ -182,7 +182,7 @@ def test_numbers_have_units():
     assert with_unit("test/loss", 0.0123456, {"test/loss"}) == "0.01235"  # a squared error has no unit
     assert (
         with_unit("val/loss", 0.0123456, {"val/loss", "test/nll"}) == "0.01235"
-    )  # nll of another stage does not count
+    )  # test/nll says nothing about the unit of val/loss
     assert with_unit("test/accuracy", 0.97314, names) == "97.3 %"
     assert with_unit("bits_per_dim", 1.8823, names) == "1.882 bits per dimension"
     assert with_unit("train/images_per_second", 6369.4, names) == "6,369.40 images per second"

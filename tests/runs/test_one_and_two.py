@@ -1,8 +1,8 @@
 """Training on one process and on two gives the same gradients and weights, up to rounding.
 
 Two processes have half of each batch. Every example has the same noise in both runs. Gradients are averaged over
-processes, so they agree up to float32 rounding. Adam and adversarial steps then increase these differences. BatchNorm
-would depend on the split of the batch. A normalisation of each example replaces it.
+processes, so they agree up to float32 rounding. Adam and adversarial steps then increase these differences. The result
+of BatchNorm would depend on the split of the batch, so GroupNorm replaces it.
 """
 
 import pytest
@@ -39,13 +39,13 @@ def flat(tensors):
 
 
 def distances(folder, overrides):
-    """Return the relative differences between a run of two processes and a run of one.
+    """Return the relative differences between a run of two processes and a run of one process.
 
-    Integer buffers must be equal, and both processes of the run of two must have equal weights and buffers.
+    Integer buffers must be equal. The two processes of one run must have equal weights and buffers.
 
     Returns:
-        the difference of the gradients at each step, relative to the gradients; the larger of the differences of the
-        weights and of the buffers, relative to their change in training.
+        A pair. First, a list with the difference of the gradients at each step, relative to the gradients. Second, the
+        larger of two differences: of the weights and of the buffers, each relative to its change in training.
     """
     for n in (1, 2):
         (folder / str(n)).mkdir()
@@ -81,6 +81,6 @@ def test_gradients_and_weights_are_those_of_one_process(name, tmp_path):
 
 
 def test_noise_of_other_examples_would_be_seen(tmp_path):
-    """Without the noise of the example, each process draws its own noise. The differences are then far too large."""
+    """Without NoiseOfTheExample, each process draws its own noise. The differences are then far too large."""
     apart, error = distances(tmp_path, ALL["vae"])
     assert min(apart) > 0.01 and error > 0.05

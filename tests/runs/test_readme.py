@@ -1,4 +1,4 @@
-"""Tests of the README and docs/: commands run, links have targets, and numbers agree with the cards."""
+"""Tests of the README and docs/. Commands run, links have targets, and numbers agree with the cards."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize("command", TRAIN)
 def test_training_commands_compose(command):
     overrides = [o for o in shlex.split(command)[2:] if "=" in o and not o.startswith("hydra.")]
-    if "-m" in shlex.split(command):  # a sweep: its first job
+    if "-m" in shlex.split(command):  # compose the first job of a sweep
         overrides = [o.split(",")[0] for o in overrides]
     config("/nowhere", *overrides)
 
@@ -203,6 +203,6 @@ def test_the_callback_of_the_page_on_training_runs(tmp_path, monkeypatch, capsys
 def test_the_python_of_the_page_of_pretrained_models_runs():
     names = {}
     for block in blocks(ROOT / "docs" / "pretrained.md", "python"):
-        exec(re.sub(r'.*"wandb:.*', "", block), names)  # needs the service
+        exec(re.sub(r'.*"wandb:.*', "", block), names)  # loading from Weights & Biases needs the service
     assert names["posterior"].mu.shape == (16, 50) and names["log_px"].shape == (16,)
     assert len(names["words"]) == 5 and names["digits"].shape == (8, 1, 28, 28)

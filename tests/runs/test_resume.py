@@ -1,4 +1,4 @@
-"""A resumed run gives the same result as an uninterrupted one: weights, optimiser states and counters, bit for bit."""
+"""A resumed run gives bitwise the same weights, optimiser states and counters as an uninterrupted run."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def logged(folder):
-    """Return every row of both tables, without the columns of times."""
+    """Return every row of both tables, without the columns that measure time."""
     timed = ("second", "ms_per_draw")
     tables = read_rows(folder / "metrics.csv") + read_rows(folder / "estimator_variance.csv")
     rows = [{k: v for k, v in row.items() if v and not any(t in k for t in timed)} for row in tables]
@@ -59,14 +59,14 @@ def resumes_as_if_uninterrupted(name, processes, tmp_path):
     of the data and all logged steps and values must be equal.
     """
     overrides = [*TINY[name], *TWO_EPOCHS, *DDP, f"trainer.devices={processes}"]
-    # Callbacks that only draw pictures are left out: a resumed run would draw some of them twice.
+    # Callbacks that only draw pictures are left out, because a resumed run would draw some pictures twice.
     kept = ("best", "last", "finite_loss", "exact_resume", "ema", "estimator_variance", "sample_distance")
     drawn = [c for c, node in config("/", *TINY[name]).callbacks.items() if "_target_" in node and c not in kept]
     overrides = [o for o in overrides if not any(f"callbacks.{c}." in o for c in drawn)]
     overrides += [*(f"~callbacks.{c}" for c in drawn), *(["test=false"] if processes == 2 else [])]
     expected = together(processes, run, tmp_path / "whole", *overrides)[0]
     stopped = [*overrides, *stop(11, signal.SIGTERM)]
-    together(processes, run, tmp_path / "parts", *stopped, codes=(143, 0))  # 143 on the first process, 0 on the other
+    together(processes, run, tmp_path / "parts", *stopped, codes=(143, 0))  # exit status of rank 0, of rank 1
     interrupted = tmp_path / "parts" / "checkpoints" / "interrupted.ckpt"
     assert checkpoint(tmp_path / "parts", "interrupted")["global_step"] == 12
     metrics = together(processes, run, tmp_path / "parts", *overrides, f"ckpt={interrupted}")[0]
@@ -182,7 +182,7 @@ def test_a_run_may_go_on_without_end(tmp_path, uninterrupted):
 
 
 def test_a_finished_run_can_be_extended(tmp_path, uninterrupted):
-    """The learning rate follows the new length. After twice the epochs it is 0, and not at its peak again."""
+    """The learning rate schedule follows the new length of the run. At the new end, the learning rate is 0."""
     last = uninterrupted["vae"][1] / "checkpoints" / "last.ckpt"
     run(tmp_path, *TINY["vae"], "trainer.max_epochs=6", f"ckpt={last}", "test=false")
     extended = checkpoint(tmp_path)

@@ -166,7 +166,7 @@ def sharded(kind):
 
 @pytest.mark.parametrize("kind", [DDPM, Score])
 def test_sharded_u_nets_have_the_gradients_of_whole_ones(kind):
-    """trainer.strategy=fsdp shards models in this way. Lightning's strategy needs GPUs, so this test uses torch."""
+    """trainer.strategy=fsdp shards models with the same class of torch. Lightning's strategy itself needs GPUs."""
     assert max(together(2, sharded, kind)) < 1e-5
 
 

@@ -105,7 +105,7 @@ def test_a_log_on_a_full_disk_adds_nothing_to_the_line(capfd):
 
 @pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])
 def test_a_process_other_than_the_first_says_which_it_is(variable, monkeypatch):
-    """The number is the rank in the run. Lightning's own processes have their number on the machine."""
+    """The message has the rank in the run. For processes that Lightning starts, it has the rank on the machine."""
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "3")
