@@ -52,7 +52,7 @@ def earlier_names(function: Callable) -> Mapping[str, str]:
 
 
 def accepts_old_form(*methods: str, **renamed: str) -> Callable[[type[C]], type[C]]:
-    """Decorate a class that accepts calls in the form of the previous version.
+    """Return a class decorator. The class then also accepts calls in the form of the previous version.
 
     Args:
         methods: methods whose keyword-only arguments may also be given by position.
@@ -70,7 +70,7 @@ def accepts_old_form(*methods: str, **renamed: str) -> Callable[[type[C]], type[
 
 
 def forwards_to(**names: str) -> Callable[[type[C]], type[C]]:
-    """Decorate a class with attributes that have moved, ``old="part.new"``. The old attributes still work and warn."""
+    """Return a class decorator for moved attributes, ``old="part.new"``. The old names still work, with a warning."""
 
     def leading(old: str, new: str) -> property:
         def find(self: object) -> object:

@@ -42,8 +42,8 @@ def read_pairs(run: Path, x: str, y: str) -> list[tuple[float, float]]:
     """Return pairs of values of two metrics, at the epochs or steps where both were logged, in order.
 
     Raises:
-        UserError: if :func:`read_curve` raises it, if only one of the metrics is logged by epoch, or if there are fewer
-            than three pairs.
+        UserError: if :func:`read_curve` raises UserError, if only one of the metrics is logged by epoch, or if there
+            are fewer than three pairs.
     """
     (unit_x, of_x), (unit_y, of_y) = read_curve(run, x), read_curve(run, y)
     if unit_x != unit_y:

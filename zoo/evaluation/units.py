@@ -7,7 +7,7 @@ NATS = {
 }
 FRACTIONS = {"accuracy", "judged_accuracy", "feature_accuracy", "confident", "near_a_mode"}
 OTHERS = {"reconstruction_error": "squared pixels", "bits_per_dim": "bits per dimension"}
-LIKELIHOOD_METRICS = {"nll", "log_partition", "accuracy"}  # a loss logged together with one of these is in nats
+LIKELIHOOD_METRICS = {"nll", "log_partition", "accuracy"}  # a loss logged next to one of these is in nats
 
 
 def with_unit(name: str, value: float, names: set[str]) -> str:
