@@ -245,7 +245,7 @@ def labels(model: Any, name: str, y: Any, arguments: Mapping[str, Any]) -> Tenso
     if classes is None:
         if "x" in arguments:
             return None
-        raise UserError(f"this model was trained without labels (num_classes=null), so it takes no {name}")
+        raise UserError(f"this model was trained without labels (num_classes=null): leave out {name}")
     return as_labels(y, number_of_examples(name, arguments), classes if "x" in arguments else classes + 1, model.device)
 
 

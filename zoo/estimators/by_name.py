@@ -60,7 +60,7 @@ def chosen(objective: str, latent: str, estimator: str, num_samples: int) -> str
     """
     if objective == "wake_sleep":
         if estimator != "auto":
-            raise UserError(f"objective=wake_sleep takes no estimator; leave out estimator={estimator}")
+            raise UserError(f"objective=wake_sleep uses no estimator; leave out estimator={estimator}")
         return objective
     names = ESTIMATORS[objective, latent]
     if estimator not in ("auto", *names):

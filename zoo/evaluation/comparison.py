@@ -20,7 +20,7 @@ from zoo.functional.progress import tracked
 
 SEVERAL = ("+antithetic", "+loo", "+optimal")
 SEVERAL_DRAWS_NOTE = (
-    "one draw uses several z: eps and -eps for antithetic, two or more for loo, eight held-out ones for optimal"
+    "one draw uses several z: eps and -eps for antithetic, two or more for loo, and eight additional z for optimal"
 )
 
 
@@ -117,7 +117,7 @@ def table(rows: list[Row]) -> str:
         for i, row in enumerate(r for r in rows if r.group == group):
             differs = f"{row.difference:8.2%} (noise {row.noise:.2%})"
             if math.isnan(row.noise):
-                differs = "    unknown: the signal of the first is below its noise"
+                differs = "    unknown: the signal of the first estimator is below its noise"
             differs = "" if i == 0 else differs
             lines.append(
                 f"{row.estimator:{width}}  {row.variance:10.4g}  {row.snr:10.4g}  {row.milliseconds:11.3g}  "

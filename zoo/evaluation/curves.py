@@ -20,7 +20,7 @@ def read_curve(run: Path, metric: str) -> tuple[str, list[tuple[int, float]]]:
     """
     path = run / "metrics.csv"
     if not path.is_file():
-        raise UserError(f"there is no {path}: name run folders, such as runs/vae/2026-11-21_10-00-00")
+        raise UserError(f"there is no {path}: give run folders, such as runs/vae/2026-11-21_10-00-00")
     rows = read_rows(path) + measurements(read_rows(run / "estimator_variance.csv"))
     per_epoch = all(row.get("epoch") for row in rows if row.get(metric))
     points = {}

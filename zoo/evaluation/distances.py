@@ -118,8 +118,8 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 
         2 E|X - Y| - E|X - X'| - E|Y - Y'|
 
-    The distance is 0 for equal distributions and positive otherwise (Szekely & Rizzo 2013). The estimate is unbiased.
-    It can therefore be negative if the distributions are equal or close.
+    The distance is 0 for equal distributions and positive for different ones (Szekely & Rizzo 2013). The estimate is
+    unbiased. It can therefore be negative if the distributions are equal or close.
     """
     a, b = in_float64(a), in_float64(b)
     within = lambda x: torch.pdist(x).mean()  # noqa: E731

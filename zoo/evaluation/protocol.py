@@ -357,8 +357,8 @@ def judged_accuracy(
 ) -> dict[str, float]:
     """Return the fraction of class-conditional samples that a classifier recognises as their label.
 
-    The metric does not measure variety: one good sample of each class, repeated, would score 1. The error rate of the
-    classifier on test images is on its card.
+    The metric does not measure variety: a model that repeats one good sample of each class scores 1. The error rate of
+    the classifier on test images is on the card of the classifier.
 
     Args:
         model: module in eval mode with ``sample(n, *, y, generator)`` and ``device``.

@@ -29,5 +29,5 @@ def with_unit(name: str, value: float, names: set[str]) -> str:
 
 
 def rounded(value: float) -> str:
-    """Return a number as text, with two decimal places from 10 to 1e6 and four significant digits otherwise."""
+    """Return a number as text: two decimal places from 10 to 1e6, and four significant digits outside this range."""
     return f"{value:,.2f}" if 10 <= abs(value) < 1e6 else f"{value:.4g}"
