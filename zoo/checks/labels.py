@@ -67,9 +67,7 @@ def sampled_labels(
     """
     if num_classes is None:
         if y is not None or guidance:
-            raise UserError(
-                "this model was trained without labels (num_classes=null): give no y and no guidance"
-            )
+            raise UserError("this model was trained without labels (num_classes=null): give no y and no guidance")
         return None
     if isinstance(y, str) and y == "dropped":
         if guidance:

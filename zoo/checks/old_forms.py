@@ -37,7 +37,9 @@ def old_form(function: F, renamed: Mapping[str, str] = MappingProxyType({}), pos
         for old in renamed.keys() & kwargs.keys():
             new = renamed[old]
             if new in kwargs:
-                raise TypeError(f"{function.__qualname__} got {old}= and {new}=, which name the same argument; give {new}=")
+                raise TypeError(
+                    f"{function.__qualname__} got {old}= and {new}=, which are the same argument; give {new}="
+                )
             warnings.warn(f"{old}= of {function.__qualname__} is {new}= now", DeprecationWarning, stacklevel=2)
             kwargs[new] = kwargs.pop(old)
         return function(*args, **kwargs)

@@ -288,9 +288,9 @@ def measure_samples(
         distance of n validation images from the test images, or of all 5,000 if n is larger.
         ``classifier_fid_floor_error`` is the standard error of this distance.
 
-        For points, it is the ``energy_distance`` of the first 5,000 samples. For the ring, there are also
-        ``modes_covered`` and ``near_a_mode``. For sequences, it is ``kl``, by enumeration. There are no metrics for
-        other images, because there is no classifier for them.
+        For points, the metric is ``energy_distance``, on the first 5,000 samples. The ring also has ``modes_covered``
+        and ``near_a_mode``. For sequences, the metric is ``kl``, by enumeration. There are no metrics for other images,
+        because there is no classifier for them.
     """
     conditions = conditions or {}
     if isinstance(data, Toy):

@@ -34,7 +34,7 @@ def one_line_errors(run_dir: str | None = None) -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()  # raises here if the pipe is closed, and not while the interpreter exits
+            sys.stdout.flush()  # if the pipe is closed, this raises now, and not while the interpreter exits
     except BrokenPipeError:
         if not _reader_gone():
             raise

@@ -17,7 +17,7 @@ class Interrupted(SystemExit):
     """Exit of the program after a signal. It derives from SystemExit, because libraries catch Exception."""
 
     def __init__(self, signum: int):
-        # Lightning kills the first process if a process that it started fails. Processes that it started exit with 0.
+        # Lightning kills the first process if a process that it started fails. These processes therefore exit with 0.
         super().__init__(0 if started_by_lightning() else 128 + signum)
         self.signum = signum
 
