@@ -120,7 +120,7 @@ def test_a_reference_lost_in_noise_says_nothing_of_a_difference():
         other.difference.update({"theta": torch.tensor(3.0)})
     found = comparison.rows({"lost": lost, "other": other})
     assert math.isnan(found[2].difference) and math.isnan(found[2].noise)
-    assert "unknown: the signal of the first is below its noise" in comparison.table(found)
+    assert "unknown: the signal of the first estimator is below its noise" in comparison.table(found)
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

@@ -189,7 +189,7 @@ def test_a_full_disk_is_said_and_what_was_there_stays(tmp_path):
 def too_large(path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
     with pytest.raises(
-        CheckpointNotWritten, match=r"last.ckpt cannot be written, 4.0 MB: File too large. Free disk space"
+        CheckpointNotWritten, match=r"last.ckpt \(4.0 MB\) cannot be written: File too large. Free disk space"
     ):
         CheckpointFiles().save_checkpoint({"weights": torch.zeros(1_000_000)}, path)
     return True
@@ -198,7 +198,7 @@ def too_large(path):
 @pytest.mark.parametrize(
     ("overrides", "size", "said"),
     [
-        (BARE, 20_000, r"epoch002.ckpt cannot be written, 1\.9 MB: File too large. Free disk space"),
+        (BARE, 20_000, r"epoch002.ckpt \(1\.9 MB\) cannot be written: File too large. Free disk space"),
         pytest.param(
             *(
                 EVERY_PICTURE,

@@ -10,8 +10,8 @@ from torch import Tensor
 class _Calls(threading.local):
     """State of one thread."""
 
-    within = False  # a public method is running
-    in_step = False  # that method is part of a training step or a loss
+    within = False  # whether a public method is running
+    in_step = False  # whether this method is part of a training step or a loss
 
 
 _calls = _Calls()
@@ -25,7 +25,7 @@ def from_outside() -> bool:
 def reads_values(x: Tensor) -> bool:
     """Return whether a check may read the values of ``x``.
 
-    Values on the CPU may always be read. Values on a GPU may be read outside training steps only.
+    Values on the CPU may always be read. Values on a GPU may be read only outside training steps and losses.
     """
     return x.device.type == "cpu" or not _calls.in_step
 

@@ -1,4 +1,4 @@
-"""Check clusters given as one integer for all images, a list or a tensor."""
+"""Check codes, such as clusters or categories, that are given as an integer for all images, a list or a tensor."""
 
 from collections.abc import Sequence
 

@@ -4,7 +4,7 @@
 class UserError(ValueError):
     """A mistake that the user can fix. The message says what was wrong, what is allowed, and what to do.
 
-    The command line shows it without a traceback. Every other error keeps its traceback.
+    The command line shows the message without a traceback. Other errors keep their traceback.
     """
 
 

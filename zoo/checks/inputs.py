@@ -1,7 +1,7 @@
 """Check the arguments of a model's public methods, once, when the user calls them.
 
-A class decorator maps names of arguments to checks: ``@checks_inputs(x=images, z=latents)``. Every public method that
-has an argument of that name then checks it. Calls that a model makes to its own methods are not checked again.
+A class decorator maps names of arguments to checks, for example ``@checks_inputs(x=images, z=latents)``. Every public
+method then checks its arguments with these names. Calls that a model makes to its own methods are not checked again.
 Training steps and losses check shapes and dtypes only, because reading values would wait for the GPU.
 """
 
@@ -32,12 +32,12 @@ IMAGE = (1, 28, 28)
 
 
 def takes(**kinds: Kind | None) -> Callable[[F], F]:
-    """Decorate a method that checks the arguments with these names.
+    """Return a decorator for a method. The decorated method checks the arguments that ``kinds`` names.
 
     An argument is not checked if its value is None, or if its check is None.
 
     Args:
-        kinds: for each name of an argument, the check.
+        kinds: the check for each name of an argument.
     """
 
     def decorate(method: F) -> F:
@@ -66,15 +66,15 @@ def takes(**kinds: Kind | None) -> Callable[[F], F]:
 
 
 def checks_inputs(**kinds: Kind) -> Callable[[type[C]], type[C]]:
-    """Decorate a class whose public methods check their arguments by name.
+    """Return a class decorator. The public methods of the class then check their arguments by name.
 
     ``n``, ``num_samples``, ``steps`` and ``generator`` are checked in all classes. Checks that a method declares with
-    :func:`takes` replace those of the class. The values of a batch are read only for the first batch of a run, of each
-    validation and of each test. Inference on an empty batch returns an empty result. A loss raises
-    UserError for it.
+    :func:`takes` replace the checks of the class. The values of a batch are read only for the first batch of a run, of
+    each validation and of each test. Inference on an empty batch returns an empty result. A loss raises UserError for
+    an empty batch.
 
     Args:
-        kinds: for each name of an argument, the check. The check of ``x`` also applies to the examples of a ``batch``.
+        kinds: the check for each name of an argument. The check of ``x`` also applies to the examples of a ``batch``.
     """
     everywhere = {"n": count, "num_samples": whole, "steps": whole, "generator": generator} | kinds
     examples = kinds.get("x")
@@ -101,7 +101,7 @@ def _look_at_first(examples: "Examples", of_a_run: bool) -> Callable:
 
     Args:
         examples: the check of the examples.
-        of_a_run: whether to check only the first batch of the run, rather than the first batch of each pass.
+        of_a_run: True checks only the first batch of a run. False checks the first batch of each pass over the data.
     """
 
     def look(self, batch, batch_idx, dataloader_idx=0):
@@ -121,10 +121,10 @@ class Examples(NamedTuple):
     """Check of examples (B, ...) of the model's shape. It returns them in float32, or in float64 for a float64 model.
 
     Attributes:
-        values: allowed values. ``data``: images in [0, 1], one-hot sequences or finite points. ``observed``: as
-            ``data``, or any finite numbers if the likelihood is Gaussian. ``players``: images in [-1, 1], which the
-            networks of a GAN receive. ``noisy``: any finite numbers, such as images with added noise.
-        leading: whether any number of axes may stand before the shape, rather than exactly one.
+        values: allowed values. ``data`` allows images in [0, 1], one-hot sequences and finite points. ``observed``
+            allows the same values, or any finite numbers if the likelihood is Gaussian. ``players`` allows images in
+            [-1, 1], which the networks of a GAN receive. ``noisy`` allows any finite numbers, such as noisy images.
+        leading: True allows any number of axes before the shape. False requires exactly one.
     """
 
     values: str = "data"
@@ -143,7 +143,7 @@ class Examples(NamedTuple):
         if pixels and self.values != "noisy" and not anywhere:
             check_pixels(x, -1 if self.values == "players" else 0)
         elif self.values == "data" and not isinstance(shape, int) and len(shape) == 2:
-            check_one_hot(name, x)  # sequences; the networks of a GAN also accept relaxed ones, so they skip this
+            check_one_hot(name, x)  # not for "players", because the networks of a GAN also accept relaxed sequences
         else:
             check_finite(name, x)
 
@@ -157,7 +157,7 @@ class Examples(NamedTuple):
 
 
 def batch_of_any_shape(model: Any, name: str, batch: Any, arguments: Mapping[str, Any]) -> list[Any]:
-    """Return the batch as a list of any shape. This suits ``noise``, which uses only the size of the batch."""
+    """Return the batch as a list. Shapes are not checked, because ``noise`` uses only the size of the batch."""
     return as_batch(batch)
 
 
@@ -194,7 +194,7 @@ def numbers(
 
     Args:
         shape: model -> shape of one example.
-        leading: whether any number of axes may stand before the shape, rather than exactly one.
+        leading: True allows any number of axes before the shape. False requires exactly one.
         fractions: model -> whether the numbers must be in [0, 1].
     """
 
@@ -238,13 +238,14 @@ def labels(model: Any, name: str, y: Any, arguments: Mapping[str, Any]) -> Tenso
     """Check labels, (B,), of the examples in the other arguments.
 
     Methods with noisy images also accept the label ``num_classes``, which means "no label". Methods with data ``x`` do
-    not. If the model has no labels, methods with data ``x`` ignore them, and other methods raise UserError.
+    not accept this label. If the model has no labels, methods with data ``x`` ignore ``y``, and other methods raise
+    UserError.
     """
     classes = model.hparams.num_classes
     if classes is None:
         if "x" in arguments:
             return None
-        raise UserError(f"this model was trained without labels (num_classes=null), so it takes no {name}")
+        raise UserError(f"this model was trained without labels (num_classes=null): leave out {name}")
     return as_labels(y, number_of_examples(name, arguments), classes if "x" in arguments else classes + 1, model.device)
 
 
@@ -302,7 +303,7 @@ def integers_below(limit: Callable[[Any], int], axes: int = 1) -> Kind:
 def rows_of_text(model: Any, name: str, batch: Any, arguments: Mapping[str, Any]) -> list[Tensor]:
     """Check a batch of text: words (B, window + 32 + window), and the reach of each centre word, (B, 32).
 
-    Only shapes and dtypes are checked.
+    The reach is the number of neighbours on each side. Only shapes and dtypes are checked.
     """
     rows = list(batch) if isinstance(batch, list | tuple) else [batch]
     whole = all(isinstance(t, Tensor) and not t.is_floating_point() and t.ndim == 2 for t in rows)

@@ -16,7 +16,7 @@ Labels = Tensor | Sequence[int] | int
 def as_labels(labels: Labels, n: int, num_classes: int, device: torch.device) -> Tensor:
     """Return ``n`` labels from 0 to ``num_classes`` - 1 as a tensor (n,) on ``device``.
 
-    In a training step the values of a tensor on a GPU are not read.
+    In a training step, the values of a tensor on a GPU are not read, so their range is not checked.
 
     Args:
         labels: one label for each example, or a single label for all of them.
@@ -67,9 +67,7 @@ def sampled_labels(
     """
     if num_classes is None:
         if y is not None or guidance:
-            raise UserError(
-                "this model was trained without labels (num_classes=null), so its samples take no y and no guidance"
-            )
+            raise UserError("this model was trained without labels (num_classes=null): give no y and no guidance")
         return None
     if isinstance(y, str) and y == "dropped":
         if guidance:

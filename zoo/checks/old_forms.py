@@ -37,7 +37,9 @@ def old_form(function: F, renamed: Mapping[str, str] = MappingProxyType({}), pos
         for old in renamed.keys() & kwargs.keys():
             new = renamed[old]
             if new in kwargs:
-                raise TypeError(f"{function.__qualname__} got {old}= and {new}=, which are one argument; give {new}=")
+                raise TypeError(
+                    f"{function.__qualname__} got {old}= and {new}=, which are the same argument; give {new}="
+                )
             warnings.warn(f"{old}= of {function.__qualname__} is {new}= now", DeprecationWarning, stacklevel=2)
             kwargs[new] = kwargs.pop(old)
         return function(*args, **kwargs)
@@ -52,7 +54,7 @@ def earlier_names(function: Callable) -> Mapping[str, str]:
 
 
 def accepts_old_form(*methods: str, **renamed: str) -> Callable[[type[C]], type[C]]:
-    """Decorate a class that accepts calls in the form of the previous version.
+    """Return a class decorator. The class then also accepts calls in the form of the previous version.
 
     Args:
         methods: methods whose keyword-only arguments may also be given by position.
@@ -70,7 +72,7 @@ def accepts_old_form(*methods: str, **renamed: str) -> Callable[[type[C]], type[
 
 
 def forwards_to(**names: str) -> Callable[[type[C]], type[C]]:
-    """Decorate a class with attributes that have moved, ``old="part.new"``. The old attributes still work and warn."""
+    """Return a class decorator for moved attributes, ``old="part.new"``. The old names still work, with a warning."""
 
     def leading(old: str, new: str) -> property:
         def find(self: object) -> object:

@@ -39,7 +39,7 @@ def check_finite(name: str, x: Tensor, low: float = -math.inf, high: float = mat
 
 
 def check_one_hot(name: str, x: Tensor) -> None:
-    """Raise UserError unless sequences (..., T, K) have exactly one 1 and otherwise zeros at each position."""
+    """Raise UserError unless sequences (..., T, K) have exactly one 1 and K - 1 zeros at each position."""
     if (values := _plain(x)) is None:
         return
     wrong = ~(((values == 0) | (values == 1)).all(-1) & (values.sum(-1) == 1))
@@ -58,7 +58,7 @@ def as_examples(name: str, x: Any, shape: tuple[int, ...] | int, dtype: torch.dt
         x: the examples.
         shape: shape of one example, or its number of pixels, which allows (B, ...) in any shape.
         dtype: dtype of the result.
-        leading: whether any number of axes may stand before ``shape``.
+        leading: True allows any number of axes before ``shape``. False requires exactly one.
 
     Raises:
         UserError: if ``x`` is not a tensor of floating-point numbers or booleans, or has another shape.

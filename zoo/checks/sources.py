@@ -19,7 +19,7 @@ def check_source(source: object) -> str:
         source: name of a published checkpoint, path, address with a digest, or artifact of Weights & Biases.
 
     Raises:
-        CheckpointError: if ``source`` is none of these, or if there is no such file.
+        CheckpointError: if ``source`` has none of these forms, or if the file does not exist.
     """
     if not isinstance(source, str | Path) or not str(source).strip():
         raise CheckpointError(f"a checkpoint must be a name, path or address, got {source!r}")

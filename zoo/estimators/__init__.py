@@ -1,16 +1,16 @@
 """Estimators of the gradient of an expectation E_q[f(z)], and measurements of their variance.
 
-    pathwise.py         z is a differentiable function of noise: re-parameterisation, antithetic pairs, other families
-    score_function.py   f(z) grad log q(z): REINFORCE, its baselines, its Rao-Blackwellised form
+    pathwise.py         gradients through z as a function of noise: re-parameterisation, antithetic pairs
+    score_function.py   f(z) grad log q(z): REINFORCE, baselines, Rao-Blackwellised REINFORCE
     relaxed.py          continuous relaxations of discrete z: Gumbel-softmax, straight-through, REBAR, RELAX
-    learned.py          what an estimator learns: NVIL's baseline, a moving average, control variates of REBAR, RELAX
+    learned.py          learned parts of estimators: NVIL's baseline, a moving average, control variates
     by_name.py          all estimators by the names that users write
     moments.py          variance, signal-to-noise ratio and time of an estimator
     figures.py          a table and a figure of the measurements of a run
 
-Each estimator is a function that returns a *surrogate*. The value of the surrogate is the cost f(z). The gradient of
-the surrogate is one draw of the estimator. The logged loss therefore has the same meaning for every estimator.
-Gumbel-softmax is the exception: its value is the cost of the relaxed z.
+Each estimator is a function that returns a *surrogate*. The gradient of the surrogate is one draw of the estimator. The
+value of the surrogate is the cost f(z), so the logged loss has the same meaning for every estimator. Gumbel-softmax is
+the exception: the value of its surrogate is the cost of the relaxed z.
 """
 
 from zoo.estimators import by_name

@@ -1,6 +1,7 @@
 """Estimators of grad E_q[f(z)] by the names that users write, for any posterior of :mod:`zoo.functional.latents`.
 
-With ``+sampled_kl``, the cost contains log q(z) - log p(z). Without it, the divergence KL(q || p) is in closed form.
+With ``+sampled_kl``, the cost contains log q(z) - log p(z). With the other estimators, the cost contains only f(z), and
+the caller adds the divergence KL(q || p) in closed form.
 """
 
 from collections.abc import Callable
@@ -42,7 +43,8 @@ ESTIMATORS = {
     ("iwae", "bernoulli"): MULTI_SAMPLE,
     ("iwae", "categorical"): MULTI_SAMPLE,
 }
-LEARNED = ("score_function+nvil", "score_function+moving_average", "relax")  # need a part that training has fitted
+# Estimators with a part that must be fitted in training.
+LEARNED = ("score_function+nvil", "score_function+moving_average", "relax")
 # Largest number of latents for +rao_blackwell in measurements. Each latent needs one decoding.
 MAX_RAO_BLACKWELL_LATENTS = 32
 SEVERAL = ("+optimal", "+rao_blackwell")  # estimators that decode many z for one draw
@@ -53,11 +55,12 @@ def chosen(objective: str, latent: str, estimator: str, num_samples: int) -> str
     """Return the name of the estimator to use; ``auto`` becomes the first one in ``ESTIMATORS``.
 
     Raises:
-        UserError: if the objective has no such estimator for these latents, or the estimator needs more draws of z.
+        UserError: if the objective has no such estimator for these latents, or if the estimator needs more draws of z
+            than ``num_samples``.
     """
     if objective == "wake_sleep":
         if estimator != "auto":
-            raise UserError(f"objective=wake_sleep takes no estimator; leave out estimator={estimator}")
+            raise UserError(f"objective=wake_sleep uses no estimator; leave out estimator={estimator}")
         return objective
     names = ESTIMATORS[objective, latent]
     if estimator not in ("auto", *names):
@@ -77,8 +80,8 @@ def chosen(objective: str, latent: str, estimator: str, num_samples: int) -> str
 def measurable(objective: str, latent: str, latent_dim: int, num_samples: int) -> list[str]:
     """Return the names of the estimators that can be measured on any model with these settings.
 
-    The list leaves out the estimators in ``LEARNED``. It also leaves out estimators that need more than 32 decodings
-    of an example, or more draws of z than ``num_samples``. For ``wake_sleep``, the names are the ones for ``elbo``.
+    The list leaves out the estimators in ``LEARNED``. It leaves out ``+rao_blackwell`` for more than 32 latents. If the
+    objective is ``iwae`` with one draw of z, it leaves out ``+loo``. ``wake_sleep`` has the same list as ``elbo``.
     """
     objective = "elbo" if objective == "wake_sleep" else objective
     left_out = {*LEARNED}
@@ -95,12 +98,12 @@ def draw_noise(name: str, draw: Callable[[int], Tensor], k: int) -> Noise:
     Args:
         name: name of the estimator.
         draw: ``draw(n)`` returns the noise of n draws of z, (n, B, ...).
-        k: number of draws of z. The leave-one-out baseline needs at least two.
+        k: number of draws of z. The leave-one-out baseline always draws at least two.
 
     Returns:
-        ``z``, the noise that makes z. For antithetic pairs it has k / 2 draws, rounded up.
-        REBAR and RELAX add ``v``, the noise that perturbs the logits again given z.
-        The optimal baseline adds ``held_out``, the noise of the draws of z that estimate it.
+        ``z``, the noise that makes z. Antithetic pairs need the noise of only k / 2 draws, rounded up.
+        For REBAR and RELAX also ``v``, the noise of the perturbed logits that are drawn given z.
+        For the optimal baseline also ``held_out``, the noise of the draws of z that estimate the baseline.
     """
     if name == "pathwise+antithetic":
         k = (k + 1) // 2

@@ -25,7 +25,9 @@ def table(history: list[dict[str, float]]) -> tuple[list[str], list[list[Any]]]:
 
 
 def measurements(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Return one row for each step, with the names of the log, from the rows that :func:`table` made.
+    """Return one row for each step, {metric: text}. The names of the metrics are the logged names.
+
+    This function undoes :func:`table`, which has one row for each estimator and parameter group.
 
     Args:
         rows: rows of the table as read from a file, {column: text}.

@@ -1,10 +1,10 @@
 """Learned parts of gradient estimators: NVIL's baseline, a moving average of the cost, a control variate.
 
-Each part implements the methods of :class:`Learned`. ``parts`` returns what the estimator receives. ``loss`` returns
-the loss that trains the part. ``after_step`` updates the part after a training batch.
+Each part implements the methods of :class:`Learned`. ``parts`` returns additional arguments of the estimator. ``loss``
+returns the loss that trains the part. ``after_step`` updates the part after a training batch.
 
-The gradient of this loss is added to the gradient of the model's loss. The value of the model's loss does not change.
-The loss of a learned part has no gradient with respect to the parameters of the model.
+The gradient of a part's loss is added to the gradient of the model's loss. The value of the model's loss does not
+change. The part's loss has no gradient with respect to the parameters of the model.
 """
 
 import math
@@ -29,7 +29,7 @@ def without_parameter_gradients(module: nn.Module, *args) -> Tensor:
 
 
 class Learned:
-    """Base class of the learned parts of estimators. It learns nothing; subclasses override some of the methods."""
+    """Base class of the learned parts of estimators. Its methods do nothing, and subclasses override some of them."""
 
     def parts(self, x: Tensor, q, f: Cost) -> dict[str, Any]:
         """Return additional arguments of :func:`zoo.estimators.by_name.surrogate`, by name.
@@ -99,7 +99,7 @@ class MovingAverage(nn.Module, Learned):
 
     def __init__(self):
         super().__init__()
-        # Equal on every process, because each process adds the mean over all processes. 0 until the first step.
+        # The value is 0 until the first step. It is equal on all processes, because `after_step` averages over them.
         self.register_buffer("moving_cost", torch.zeros(()))
 
     def parts(self, x, q, f):
@@ -121,7 +121,7 @@ class ControlVariate(nn.Module, Learned):
 
     Args:
         tau: initial temperature.
-        features: width of the input of r, D or D K. None for REBAR.
+        features: number of values that r receives: D for binary latents, D K for categorical latents. None for REBAR.
     """
 
     def __init__(self, tau: float, features: int | None = None):
@@ -167,7 +167,7 @@ def learned_by(estimator: str, pixels: int, features: int, tau: float) -> dict[s
     Args:
         estimator: name of the estimator.
         pixels: number of pixels of an example.
-        features: number of values of its latents, D or D K.
+        features: number of values of the latents: D if they are binary, D K if they are categorical.
         tau: initial temperature.
     """
     if estimator == "score_function+nvil":

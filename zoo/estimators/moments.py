@@ -33,7 +33,7 @@ from zoo.functional.precision import float64_device
 Params = dict[str, Tensor]
 Noise = dict[str, Tensor]
 
-CHUNK = 8  # draws of a chunk, which are computed together; draw k is always in chunk k // CHUNK
+CHUNK = 8  # number of draws that are computed together; draw k is always in chunk k // CHUNK
 # Largest number of values in the gradients of a chunk. Larger networks gain nothing from chunks.
 MAX_CHUNK_VALUES = 2**22
 SLICE = 2**17  # values of a gradient that are converted to float64 together; 1 MB stays in the caches of a CPU
@@ -45,13 +45,14 @@ class GradientEstimator:
 
     Attributes:
         name: name that users write, such as ``pathwise`` or ``score_function``.
-        params: parameters to differentiate by, {name: tensor}. In an adversarial model, they belong to one network.
+        params: parameters of which the gradient is taken, {name: tensor}. In an adversarial model, they belong to one
+            network.
         noise: ``noise(batch, generator)`` draws all random numbers of one estimate.
         surrogate: ``surrogate(params, batch, noise)`` returns a scalar. Its gradient with respect to ``params`` is one
             draw of the estimator. The function depends only on its arguments and changes no buffer.
         batched: whether torch.func.vmap may compute several draws of a small network together. False is faster where
-            one draw is already a large batch. If vmap cannot transform the surrogate, :func:`gradients` uses a loop in
-            both cases.
+            one draw is already a large batch. If it is True but vmap cannot transform the surrogate, :func:`gradients`
+            uses a loop.
     """
 
     name: str
@@ -78,7 +79,7 @@ class GradientEstimator:
             params: all or some parameters of ``module``, {name: tensor}.
             noise: ``noise(batch, generator=...)`` draws all random numbers of one estimate.
             loss: ``loss(batch, noise)`` returns a scalar that ``module`` computes.
-            batched: see the attribute.
+            batched: the attribute ``batched`` of the estimator.
         """
 
         def surrogate(params: Params, batch: Any, noise: Noise) -> Tensor:
@@ -116,7 +117,7 @@ def call_with(module: nn.Module, params: Params, function: Callable, *args):
 class GradientMoments:
     """Running mean and variance of gradient draws, accumulated in float64.
 
-    The object holds the mean of every parameter's gradient, and one scalar for every parameter tensor. ``update`` uses
+    For every parameter tensor, the object holds the mean gradient and one sum of squared deviations. ``update`` uses
     Welford's recursion, which avoids the difference of two large numbers. The mean is on the device of the gradient, or
     on the CPU if that device has no float64.
     """
@@ -157,7 +158,7 @@ class GradientMoments:
         n = int(total(torch.tensor(self.n, device=device)))
         for name, p in like.items():
             mean = self.mean.pop(name, None)
-            if mean is None:  # contiguous, as on the other processes, even if p is not
+            if mean is None:  # torch.zeros is contiguous, as the means of the other processes are
                 mean = torch.zeros(p.shape, dtype=torch.float64, device=device)
             merged = total(mean * self.n).div_(n)
             apart = mean.sub_(merged).view(-1)
@@ -200,10 +201,12 @@ class GradientMoments:
 
 
 def chunk_size(estimator: GradientEstimator) -> int:
-    """Return the number of draws that are computed together: ``CHUNK`` for a small network, 1 for a large one.
+    """Return the number of draws that are computed together: ``CHUNK`` or 1.
+
+    The number is 1 for a large network, and for an estimator whose ``batched`` is False.
 
     The first chunk holds draws 0 to CHUNK - 1, and the next chunk holds the next CHUNK draws. If every process computes
-    whole chunks, each draw has the same bits on every process.
+    whole chunks, draw k has the same bits on every process.
     """
     numel = sum(p.numel() for p in estimator.params.values())
     return CHUNK if estimator.batched and numel * CHUNK <= MAX_CHUNK_VALUES else 1
@@ -269,9 +272,9 @@ def split_variance(per_batch: Iterable[GradientMoments]) -> dict[str, Split]:
     """Split the variance into the part from the draws and the part from the data (law of total variance).
 
     The input is B batches with K draws each. The first term of :class:`Split` is the mean of the variances within the
-    batches. The variance of the batch means also contains 1 / K of the first term. The second term is therefore this
-    variance minus 1 / K of the first term, and at least 0. Without the limit at 0, the estimates of both terms and of
-    |g|^2 are unbiased.
+    batches. The variance of the batch means is the second term plus 1 / K of the first term. The second term is
+    therefore estimated by this variance minus 1 / K of the first term. A negative estimate is replaced by 0. Without
+    this replacement, the estimates of both terms and of |g|^2 are unbiased.
 
     Args:
         per_batch: moments of the draws of each batch, for at least two batches with equal numbers of draws. A generator

@@ -35,7 +35,7 @@ def gumbel_softmax(f: Callable[[Tensor], Tensor], q, u: Tensor, tau: Tensor | fl
 def straight_through(f: Callable[[Tensor], Tensor], q, u: Tensor, tau: Tensor | float) -> Tensor:
     """Return the cost f(z) of the discrete latents, (k, B), with the gradient through the relaxed latents.
 
-    The arguments are those of :func:`gumbel_softmax`.
+    This function has the same arguments as :func:`gumbel_softmax`.
     """
     s = q.perturb(u)
     return f(with_gradient(q.harden(s).detach(), q.soften(s, tau)))
@@ -46,8 +46,8 @@ def relax(f: Callable[[Tensor], Tensor], control: Callable[[Tensor], Tensor], q,
 
     Args:
         f: z -> cost, (k, B, ...) to (k, B).
-        control: control variate c, s -> (k, B). It must be differentiable only in s. The other parameters of f, such
-            as the decoder's, receive their gradient from f(z).
+        control: control variate c, s -> (k, B). It must be differentiable only in s. The parameters of f, such as the
+            decoder's, then receive their gradient only from f(z).
         q: a Bernoulli or Categorical.
         u, v: uniform noise for s and for s~, in the shape of the latents.
     """
@@ -60,10 +60,10 @@ def relax(f: Callable[[Tensor], Tensor], control: Callable[[Tensor], Tensor], q,
 def relax_variance(
     f: Callable[[Tensor], Tensor], control: Callable[[Tensor], Tensor], q, u: Tensor, v: Tensor
 ) -> Tensor:
-    """Return |g|^2, (k, B), the loss of the control variate; g is the gradient estimate with respect to q's logits.
+    """Return |g|^2, (k, B), the loss of the control variate. g is the gradient estimate with respect to q's logits.
 
     The mean of g does not depend on the control variate. E|g|^2 is therefore the variance of g plus a constant
-    (Grathwohl et al. 2018, sec. 3.3). The gradient is with respect to the logits, not to the weights of the encoder.
+    (Grathwohl et al. 2018, sec. 3.3). g does not contain gradients with respect to the weights of the encoder.
     The result is differentiable only in the parameters of ``control``.
     """
     logits = q.logits.detach().expand_as(u).clone().requires_grad_()  # one copy per draw, for separate gradients

@@ -62,7 +62,7 @@ def multi_sample_baseline(log_w: Tensor) -> Tensor:
     """
     k = len(log_w)
     filled = torch.where(torch.eye(k, dtype=torch.bool, device=log_w.device)[..., None], leave_one_out(log_w), log_w)
-    return filled.logsumexp(1) - math.log(k)  # filled is (k left out, k, B)
+    return filled.logsumexp(1) - math.log(k)  # filled: (k, k, B); filled[j] has log w_j replaced
 
 
 def multi_sample_surrogate(name: str, log_w: Tensor, bound: Tensor, log_q: Tensor) -> Tensor:
@@ -83,12 +83,12 @@ def multi_sample_surrogate(name: str, log_w: Tensor, bound: Tensor, log_q: Tenso
 def optimal_baseline(cost: Tensor, score_square: Tensor) -> Tensor:
     """Return the constant baseline with the lowest variance, for each latent, (B, D).
 
-    With s the score of the latent, this is the regression coefficient of [Liao22, Control Variate]:
+    Let s be the score of the latent. The baseline is the regression coefficient of [Liao22, Control Variate]:
 
         beta* = Cov(f s, s) / Var(s) = E[f s^2] / E[s^2]
 
-    The draws that estimate the expectations must not be the draws that use the baseline. Otherwise the estimator is
-    biased.
+    The draws that estimate the expectations must not be the draws that use the baseline. If they are the same, the
+    estimator is biased.
 
     Args:
         cost: f(z) of m >= 1 held-out draws, (m, B).

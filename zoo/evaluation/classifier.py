@@ -1,8 +1,8 @@
 """Classifier of digits that evaluates samples of generative models.
 
-The classifier is not one of the ten generative models. ``zoo.evaluation`` uses it in two ways. It tests whether the
-classifier recognises a class-conditional sample as its label. It also uses the classifier's features to measure
-distances between sets of images.
+The classifier is not one of the ten generative models. ``zoo.evaluation`` uses it for two measurements. The first is
+the fraction of class-conditional samples that the classifier recognises as their label. The second is the distance
+between two sets of images in the features of the classifier.
 
 The network is convolutional, with batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167). It is trained with
 cross-entropy on randomly augmented images and smoothed labels (Szegedy et al. 2016, arXiv:1512.00567, sec. 7):
@@ -16,7 +16,7 @@ Symbols:
     K        number of classes
     s        label smoothing
     A(x)     image under a random affine map
-    theta    this map from output positions to input positions, (B, 2, 3), in units of half an image
+    theta    matrix of the affine map from output positions to input positions, (B, 2, 3), in units of half an image
 
 Logged metrics:
 
@@ -60,7 +60,7 @@ def random_affine(u: Tensor, shift: float, rotate: float, scale: float, shear: f
 
 
 def move(x: Tensor, theta: Tensor) -> Tensor:
-    """Return images (B, 1, H, W) under affine maps ``theta`` (B, 2, 3); bilinear, with black padding."""
+    """Return images (B, 1, H, W) under affine maps ``theta`` (B, 2, 3), interpolated bilinearly, with black padding."""
     return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
 
 
@@ -72,8 +72,8 @@ class Classifier(L.LightningModule):
         num_classes: number of classes, K.
         widths: channels at resolutions 28 x 28, 14 x 14 and 7 x 7.
         num_features: size of the last hidden layer, which :meth:`features` returns.
-        lr: largest learning rate of Adam. It rises over the first fifth of the run and then falls to zero along half a
-            cosine.
+        lr: largest learning rate of Adam. The learning rate rises over the first fifth of the run and then falls to
+            zero along half a cosine.
         label_smoothing: s; 0 turns smoothing off.
         shift: largest shift of a training image, in pixels.
         rotate: largest rotation of a training image, in degrees.
@@ -135,7 +135,7 @@ class Classifier(L.LightningModule):
             nn.Flatten(),
             nn.Linear(9 * c, num_features),
             nn.ReLU(),
-        ).to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU
+        ).to(memory_format=torch.channels_last)  # this memory format is 1.5 times as fast on a CPU
         self.head = nn.Linear(num_features, num_classes)
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
 

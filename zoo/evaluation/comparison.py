@@ -1,7 +1,7 @@
 """``python -m zoo compare``: a table and a figure that compare gradient estimators.
 
-There are two cases. For a trained model, the estimators are measured on one batch. For the example of [Xu18a] and
-[Xu18b], z ~ N(a theta + b, 1) and f(z) = z^2, the measurements are next to the exact mean and variance.
+The estimators of a trained model are measured on one batch. ``compare toy`` measures estimators on the example of
+[Xu18a] and [Xu18b], z ~ N(a theta + b, 1) and f(z) = z^2. Its table also shows the exact mean and variance.
 """
 
 import math
@@ -20,7 +20,7 @@ from zoo.functional.progress import tracked
 
 SEVERAL = ("+antithetic", "+loo", "+optimal")
 SEVERAL_DRAWS_NOTE = (
-    "one draw uses several z: eps and -eps for antithetic, two or more for loo, eight held-out ones for optimal"
+    "one draw uses several z: eps and -eps for antithetic, two or more for loo, and eight additional z for optimal"
 )
 
 
@@ -33,11 +33,12 @@ class Row(NamedTuple):
         variance: trace of the covariance matrix of one draw.
         snr: signal-to-noise ratio.
         milliseconds: mean time of a draw.
-        difference: |mean difference from the first estimator|, corrected for noise, relative to |g| of the first.
-        noise: standard error of this difference, sqrt(tr C / n), also relative to |g| of the first. The true difference
-            may be zero if ``difference`` is near ``noise``.
+        difference: norm of the mean difference from the first estimator, divided by |g| of the first estimator. The
+            squared norm is corrected for noise.
+        noise: standard error of ``difference``: sqrt(tr C / n) divided by |g| of the first estimator, with C the
+            covariance of the difference. The true difference may be zero if ``difference`` is near ``noise``.
 
-    ``difference`` and ``noise`` are NaN if |g| of the first estimator is below its noise.
+    ``difference`` and ``noise`` are NaN if the estimate of |g| of the first estimator is 0.
     """
 
     estimator: str
@@ -116,7 +117,7 @@ def table(rows: list[Row]) -> str:
         for i, row in enumerate(r for r in rows if r.group == group):
             differs = f"{row.difference:8.2%} (noise {row.noise:.2%})"
             if math.isnan(row.noise):
-                differs = "    unknown: the signal of the first is below its noise"
+                differs = "    unknown: the signal of the first estimator is below its noise"
             differs = "" if i == 0 else differs
             lines.append(
                 f"{row.estimator:{width}}  {row.variance:10.4g}  {row.snr:10.4g}  {row.milliseconds:11.3g}  "
@@ -177,7 +178,8 @@ def toy(draws: int = 100_000, seed: int = 0) -> list[Toy]:
         score function             a^2 (mu^4 + 14 mu^2 + 15)
         score function, beta*      a^2 (8 mu^2 + 6)               (1 - rho^2) times the line above [Liao22]
 
-    The optimal baseline beta* = mu^2 + 3 is estimated from 10,000 other draws.
+    Here rho is the correlation of f(z) s and s, and s = z - mu is the score. The optimal baseline beta* = mu^2 + 3 is
+    estimated from 10,000 other draws.
 
     Args:
         draws: draws of each estimator, at least 2.

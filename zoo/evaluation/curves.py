@@ -20,7 +20,7 @@ def read_curve(run: Path, metric: str) -> tuple[str, list[tuple[int, float]]]:
     """
     path = run / "metrics.csv"
     if not path.is_file():
-        raise UserError(f"there is no {path}: name run folders, such as runs/vae/2026-11-21_10-00-00")
+        raise UserError(f"there is no {path}: give run folders, such as runs/vae/2026-11-21_10-00-00")
     rows = read_rows(path) + measurements(read_rows(run / "estimator_variance.csv"))
     per_epoch = all(row.get("epoch") for row in rows if row.get(metric))
     points = {}
@@ -42,8 +42,8 @@ def read_pairs(run: Path, x: str, y: str) -> list[tuple[float, float]]:
     """Return pairs of values of two metrics, at the epochs or steps where both were logged, in order.
 
     Raises:
-        UserError: if :func:`read_curve` raises it, if only one of the metrics is logged by epoch, or if there are fewer
-            than three pairs.
+        UserError: if :func:`read_curve` raises UserError, if only one of the metrics is logged by epoch, or if there
+            are fewer than three pairs.
     """
     (unit_x, of_x), (unit_y, of_y) = read_curve(run, x), read_curve(run, y)
     if unit_x != unit_y:

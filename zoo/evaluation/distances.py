@@ -24,7 +24,7 @@ from zoo.functional.precision import in_float64
 from zoo.functional.progress import tracked
 from zoo.sampling.chunks import sample_chunks
 
-CONFIDENT = 0.9  # the classifier is confident if the predicted label has a larger probability
+CONFIDENT = 0.9  # the classifier is confident if the probability of the predicted label exceeds this
 
 
 class ClassifierOutput(NamedTuple):
@@ -58,8 +58,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
         |mu_a - mu_b|^2 + tr( C_a + C_b - 2 (C_a C_b)^(1/2) )
 
-    This is the squared 2-Wasserstein distance of two Gaussians with the means and covariances of the sets. The matrix
-    C_a C_b has the same eigenvalues as the symmetric matrix C_a^(1/2) C_b C_a^(1/2).
+    This is the squared 2-Wasserstein distance between two Gaussians with the means and covariances of the sets. The
+    code uses the symmetric matrix C_a^(1/2) C_b C_a^(1/2), which has the same eigenvalues as C_a C_b.
     """
     (mu_a, C_a), (mu_b, C_b) = ((x.mean(0), torch.atleast_2d(torch.cov(x.T))) for x in (a, b))
     values, vectors = torch.linalg.eigh(C_a)
@@ -71,7 +71,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def frechet_standard_error(a: Tensor, b: Tensor, resamples: int = 50, seed: int = 0) -> float:
     """Return the standard deviation of :func:`frechet_distance` over bootstrap resamples of both sets.
 
-    The bootstrap mean is biased and not used, because a resample has fewer distinct vectors.
+    A resample has fewer distinct vectors than its set. The bootstrap mean is therefore biased and not used.
     """
     distances = []
     for k in range(resamples):
@@ -84,7 +84,7 @@ def frechet_standard_error(a: Tensor, b: Tensor, resamples: int = 50, seed: int 
 def sample_metrics(
     model, real: Tensor, classifier, n: int = 10_000, seed: int = 0, conditions=None, progress: bool = False
 ) -> dict[str, float]:
-    """Draw ``n`` samples and return metrics of the classifier.
+    """Return metrics of ``n`` samples of a model, computed with the classifier.
 
     Args:
         model: model in eval mode with ``sample(n, *, generator)``.
@@ -97,7 +97,8 @@ def sample_metrics(
 
     Returns:
         ``classifier_fid`` and its standard error ``classifier_fid_error``.
-        ``rarest_digit`` and ``commonest_digit``: fraction of samples classified as the least and most frequent digit.
+        ``rarest_digit``: fraction of samples that are classified as the least frequent digit.
+        ``commonest_digit``: fraction of samples that are classified as the most frequent digit.
         ``confident``: fraction of samples whose predicted label has a probability above 0.9.
     """
     fake = classify_images(sample_chunks(model, n, seed, progress=progress, **(conditions or {})), classifier, progress)
@@ -117,8 +118,8 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 
         2 E|X - Y| - E|X - X'| - E|Y - Y'|
 
-    The distance is 0 for equal distributions and positive otherwise (Szekely & Rizzo 2013). The estimate is unbiased.
-    It can therefore be negative if the distributions are equal or close.
+    The distance is 0 for equal distributions and positive for different ones (Szekely & Rizzo 2013). The estimate is
+    unbiased. It can therefore be negative if the distributions are equal or close.
     """
     a, b = in_float64(a), in_float64(b)
     within = lambda x: torch.pdist(x).mean()  # noqa: E731

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zoo.functional.noise import chunk_generator
 
-BULK = 0.99  # fraction of the density that is compared; outside it there are too few data to learn from
+BULK = 0.99  # fraction of draws where the scores are compared; elsewhere there are too few data to learn from
 
 
 class Field(NamedTuple):
@@ -44,13 +44,13 @@ def learned_score(model, x: Tensor) -> Tensor:
 
 
 def measure_field(model, distribution, n: int = 10_000, samples: int = 5_000) -> Field:
-    """Measure the distance of a model's score and samples from its target density.
+    """Return the distances of a model's score and samples from its target density.
 
     Args:
         model: model of zoo/score.py for points in the plane, in eval mode.
         distribution: density with ``log_density``, ``score``, ``sample`` and ``blurred``, as in zoo/datamodules/toy.py.
-        n: draws of the target density. The bulk is the 99 % of them with the highest density.
-        samples: samples of the model, drawn without the final denoising step.
+        n: number of draws of the target density. The bulk is the 99 % of these draws with the highest density.
+        samples: number of samples of the model, which are drawn without the final denoising step.
     """
     q = target(model, distribution)
     x, _ = q.sample(n, generator=chunk_generator(1, 0))
@@ -77,7 +77,7 @@ def figure(model, distribution, arrows: int = 24) -> Figure:
     levels = [float(log_q.max()) - d for d in (12, 8, 5, 3, 2, 1, 0.3)]
     axes.contour(side.numpy(), side.numpy(), log_q.numpy(), levels=levels, linewidths=0.6, colors="0.7")
     at = at[q.log_density(at) > levels[0]]
-    longest = 2 * half / arrows  # length of the arrow of a long score; 10 % of the scores are longer
+    longest = 2 * half / arrows  # the arrows of 90 % of the scores are shorter than this
     scale = float(q.score(x).norm(dim=1).quantile(0.9)) / longest
     for name, field, colour, width in (
         ("true", q.score(at), "black", 0.006),

@@ -114,7 +114,7 @@ class Protocol(NamedTuple):
 
 
 def check_protocol(protocol: Protocol, model, data: str) -> None:
-    """Check, before any measurement, that the protocol suits the model and the data set with the name ``data``.
+    """Check that the protocol suits the model and the data set ``data``. This runs before all measurements.
 
     Raises:
         UserError: if the protocol does not suit the model or the data set. The message names the unsuitable part.
@@ -156,21 +156,20 @@ def measure(
 ) -> tuple[dict[str, float], dict[str, object]]:
     """Return all metrics of a card, and intermediate values that the card also stores.
 
-    The metrics include all metrics of the test loop, except for word vectors. The others depend on the model, the data
-    and the protocol:
+    For word vectors, these are only the metrics of :func:`zoo.evaluation.words.measure_words`. For other models, they
+    are all metrics of the test loop and the following metrics. The right column says when a metric is measured:
 
-        test/log_likelihood                     importance samples in the protocol; nats per image
-        bits_per_dim, bound/L_0, L_t, L_T       bound of a diffusion model
-        fisher_divergence, log_density_gap      score model on a toy density with a known score
-        metrics of measure_samples              samples in the protocol
-        judged_accuracy                         model with labels, on MNIST
-        all/accuracy, all/nmi, all/ari          clusters, on training, validation and test images
-        feature_accuracy                        model with ``transform``
+        test/log_likelihood                     importance samples are in the protocol; in nats per image
+        bits_per_dim, bound/L_0, L_t, L_T       ``bound_images`` are in the protocol of a diffusion model
+        fisher_divergence, log_density_gap      a score model is measured on a toy density with a known score
+        metrics of measure_samples              samples are evaluated
+        judged_accuracy                         the model has labels, and the data are MNIST
+        all/accuracy, all/nmi, all/ari          the model has clusters; on training, validation and test images
+        feature_accuracy                        the model has ``transform``
 
     If the protocol has several conditions, the name of each metric of samples ends with its condition.
-    ``judged_accuracy`` uses the number of samples in the protocol, rounded down to a multiple of 10. Without samples in
-    the protocol, it uses 10,000. For word vectors, the function returns only the metrics of
-    :func:`zoo.evaluation.words.measure_words`.
+    ``judged_accuracy`` uses the number of evaluated samples, rounded down to a multiple of 10, and at least 10. If no
+    samples are evaluated, it uses 10,000. It is not measured if the conditions fix the labels ``y``.
 
     Args:
         model: model in eval mode.
@@ -258,7 +257,7 @@ def bound_per_batch(model, data, fives: int, progress: bool = False) -> Tensor:
 
 
 def bound_metrics(terms: Tensor) -> dict[str, float]:
-    """Return the metrics of a card that follow from the terms of :func:`bound_per_batch`.
+    """Return the metrics of the bound for a card, from the terms that :func:`bound_per_batch` returns.
 
     ``bound/L_0``, ``bound/L_t`` and ``bound/L_T`` are in nats per image. ``bits_per_dim`` has a standard error,
     ``bits_per_dim_error``, if there are at least two rows.
@@ -284,14 +283,14 @@ def measure_samples(
     Returns:
         {name: value}; the metrics depend on the data.
 
-        MNIST has the metrics of :func:`sample_metrics`, and three more. ``confident_of_test_images`` is the fraction of
-        test images whose predicted label has a probability above 0.9. ``classifier_fid_floor`` is the distance of real
-        validation images from the test images. It uses n validation images, or all 5,000 if n is larger.
-        ``classifier_fid_floor_error`` is its standard error.
+        For MNIST, these are the metrics of :func:`sample_metrics`, and three more. ``confident_of_test_images`` is the
+        fraction of test images whose predicted label has a probability above 0.9. ``classifier_fid_floor`` is the
+        distance of n validation images from the test images, or of all 5,000 if n is larger.
+        ``classifier_fid_floor_error`` is the standard error of this distance.
 
-        Points have the ``energy_distance`` of the first 5,000 samples. The ring also has ``modes_covered`` and
-        ``near_a_mode``. Sequences have ``kl``, by enumeration. Other images have no metrics, because there is no
-        classifier for them.
+        For points, the metric is ``energy_distance``, on the first 5,000 samples. The ring also has ``modes_covered``
+        and ``near_a_mode``. For sequences, the metric is ``kl``, by enumeration. There are no metrics for other images,
+        because there is no classifier for them.
     """
     conditions = conditions or {}
     if isinstance(data, Toy):
@@ -322,7 +321,7 @@ def check_importance_weighted(model) -> None:
     """Raise unless the model has a ``log_likelihood`` that uses importance samples.
 
     Raises:
-        UserError: if the model has no ``log_likelihood``, or computes it in another way.
+        UserError: if the model has no ``log_likelihood``, or computes it without importance samples.
     """
     name = type(model).__name__
     if not capabilities.has_log_likelihood(model):
@@ -336,8 +335,8 @@ def check_importance_weighted(model) -> None:
 def feature_accuracy(model, data) -> float:
     """Return the test accuracy of a logistic regression on the features of ``model.transform``.
 
-    The regression is scikit-learn's, with its default regularisation. It is fitted to the features of the grey training
-    images.
+    The regression is scikit-learn's LogisticRegression with the default regularisation. It is fitted to the features of
+    the grey training images.
 
     Args:
         model: model in eval mode with ``transform``.
@@ -358,8 +357,8 @@ def judged_accuracy(
 ) -> dict[str, float]:
     """Return the fraction of class-conditional samples that a classifier recognises as their label.
 
-    The metric does not measure variety: one good sample of each class, repeated, would score 1. The error rate of the
-    classifier on test images is on its card.
+    The metric does not measure variety: a model that repeats one good sample of each class scores 1. The error rate of
+    the classifier on test images is on the card of the classifier.
 
     Args:
         model: module in eval mode with ``sample(n, *, y, generator)`` and ``device``.
@@ -374,7 +373,7 @@ def judged_accuracy(
         ``judged_accuracy``, and ``judged_accuracy/<label>`` for each label; fractions.
 
     Raises:
-        UserError: if ``model.sample`` takes no labels ``y``, or ``n`` is not a multiple of the number of classes.
+        UserError: if ``model.sample`` has no argument ``y``, or ``n`` is not a multiple of the number of classes.
     """
     check_conditions(model, {"y": 0})
     classifier = zoo.load("classifier").to(model.device) if classifier is None else classifier

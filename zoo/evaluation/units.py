@@ -7,7 +7,7 @@ NATS = {
 }
 FRACTIONS = {"accuracy", "judged_accuracy", "feature_accuracy", "confident", "near_a_mode"}
 OTHERS = {"reconstruction_error": "squared pixels", "bits_per_dim": "bits per dimension"}
-LIKELIHOOD_METRICS = {"nll", "log_partition", "accuracy"}  # a loss logged together with one of these is in nats
+LIKELIHOOD_METRICS = {"nll", "log_partition", "accuracy"}  # a loss logged next to one of these is in nats
 
 
 def with_unit(name: str, value: float, names: set[str]) -> str:
@@ -29,5 +29,5 @@ def with_unit(name: str, value: float, names: set[str]) -> str:
 
 
 def rounded(value: float) -> str:
-    """Return a number as text, with two decimal places from 10 to 1e6 and four significant digits otherwise."""
+    """Return a number as text: two decimal places from 10 to 1e6, and four significant digits outside this range."""
     return f"{value:,.2f}" if 10 <= abs(value) < 1e6 else f"{value:.4g}"

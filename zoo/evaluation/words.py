@@ -6,7 +6,8 @@ The candidates are the most frequent words except a, b and c.
 Similarity: Spearman's rank correlation of cosines with mean scores from people (WordSim-353, Finkelstein et al. 2002;
 SimLex-999, Hill et al. 2015).
 
-Questions and pairs with a word outside the vocabulary are skipped. ``coverage`` is the fraction that is used.
+Questions and pairs with a word outside the vocabulary are skipped. ``coverage`` is the fraction of questions or pairs
+that are used.
 """
 
 import math
@@ -23,14 +24,14 @@ from zoo.functional.progress import tracked
 
 LONG = 5  # smallest number of letters of a word on the map; shorter words are mostly function words
 SETS = ("questions-words.txt", "wordsim353.tsv", "simlex999.txt")
-AT_ONCE = 256  # questions of one matrix product with the vocabulary
+AT_ONCE = 256  # number of questions in one matrix product with the vocabulary
 
 
 Question = tuple[str, str, str, str]  # a is to b as c is to d
 
 
 class WordFileError(UserError):
-    """A file of questions or word pairs is missing or malformed. The message names the line."""
+    """A file of questions or word pairs is missing or malformed. The message names the file, and a malformed line."""
 
 
 def _lines_of(path: Path) -> list[str]:
@@ -105,7 +106,8 @@ def measure_words(model, folder: Path | None = None) -> dict[str, float]:
 
     Returns:
         the metrics of :func:`analogies`, and Spearman's correlations ``wordsim353`` and ``simlex999``.
-        Each set has a ``/coverage``. Metrics without any known question or pair are left out.
+        Each set also has a metric with ``/coverage`` after its name. A metric is left out if the model knows none of
+        its questions, or fewer than three of its pairs.
     """
     folder = find_word_sets(folder)
     metrics = analogies(model, read_questions(folder / SETS[0]))

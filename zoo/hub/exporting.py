@@ -34,7 +34,7 @@ WORDS_PROTOCOL = (
 
 @torch.no_grad()
 def golden_terms(model: Any) -> dict[str, float]:
-    """Return values that identify the weights: the terms of the loss on 16 examples of uniform noise, with fixed seed.
+    """Return values that identify the weights: the terms of the loss on 16 examples of uniform noise with a fixed seed.
 
     For an adversarial model, these are the terms of both networks. For word vectors, they are the cosines of a few
     words with their nearest neighbours.
@@ -60,7 +60,7 @@ def export(
 ) -> Path:
     """Publish a training checkpoint: write ``zoo/weights/<name>.safetensors``, its card, and a picture of samples.
 
-    This function measures the metrics of the card on the test set of the training data.
+    The metrics of the card are measured on the test set that belongs to the training data.
 
     Args:
         source: path of a checkpoint or of a run folder. From a run folder, the best checkpoint is published.

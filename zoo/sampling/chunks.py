@@ -1,4 +1,4 @@
-"""Samples drawn in fixed chunks, so a seed gives the same pixels for every number of samples and of processes.
+"""Samples drawn in fixed chunks. A seed gives the same pixels for any number of samples and any number of processes.
 
 Without fixed chunks, two effects would change the pixels. A layer rounds a row differently in batches of different
 sizes. The output of a random generator depends on the numbers that it drew before.
@@ -26,7 +26,7 @@ def check_conditions(model: object, conditions: dict[str, Any]) -> dict[str, Any
     """Return ``conditions`` under the current names of the arguments of ``model.sample``.
 
     Raises:
-        UserError: for a model without ``sample``, or for conditions that its ``sample`` does not take.
+        UserError: for a model without ``sample``, or for conditions that are not arguments of its ``sample``.
     """
     name = type(model).__name__
     if not isinstance(model, capabilities.Samples):
@@ -61,7 +61,7 @@ def try_conditions(model, n: int, conditions: dict[str, Any]) -> Tensor:
     Call this before a long run: invalid conditions then fail at once.
 
     Raises:
-        UserError: if ``model.sample`` raises it, or for a list with a length other than ``n``.
+        UserError: if ``model.sample`` raises UserError, or if the length of a list is not ``n``.
     """
     conditions = check_conditions(model, conditions)
     check_lengths(n, conditions)
@@ -74,10 +74,10 @@ def try_conditions(model, n: int, conditions: dict[str, Any]) -> Tensor:
 def sample_chunks(
     model, n: int, seed: int, rank: int = 0, world_size: int = 1, progress: bool = False, **conditions
 ) -> Tensor:
-    """Return this rank's part of ``n`` samples, (n, ...), on the CPU. The sum over all ranks gives all samples.
+    """Return ``n`` samples, (n, ...), on the CPU. Samples that belong to other ranks are zero.
 
-    Rank r draws chunks r, r + ``world_size``, r + 2 ``world_size``, ... The samples of other ranks are zero here, so
-    the sum over ranks is exact.
+    Rank r draws chunks r, r + ``world_size``, r + 2 ``world_size``, ... The sum of the results of all ranks therefore
+    gives all samples exactly.
 
     Args:
         model: model in eval mode with ``sample(n, *, generator, **conditions)``.

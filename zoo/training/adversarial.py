@@ -19,7 +19,10 @@ from zoo.training.ranks import all_rows
 
 @torch.no_grad()
 def generate(network: nn.Module, z: Tensor) -> Tensor:
-    """Return a generator's samples for ``z`` in evaluation mode. Its BatchNorm statistics and mode do not change."""
+    """Return the samples of the generator ``network`` for ``z``, computed in evaluation mode.
+
+    The BatchNorm statistics and the mode of the network do not change.
+    """
     training = network.training
     network.eval()
     try:
@@ -84,8 +87,8 @@ def training_images(trainer, most: int) -> Tensor | None:
 def recompute_batch_norm(module: nn.Module, forward: Callable[[int], object], batches: int = 20) -> None:
     """Recompute the BatchNorm statistics of ``module`` as means over ``batches`` batches.
 
-    The statistics from training belong to earlier weights, and averaged weights have none. An InfoGAN classified 74 %
-    of the digits correctly with the statistics from training, and 82 % with recomputed ones.
+    The statistics from training belong to earlier weights. Averaged weights have no statistics. An InfoGAN classified
+    74 % of the digits correctly with the statistics from training, and 82 % with recomputed statistics.
 
     Args:
         module: the network.
@@ -129,13 +132,13 @@ def as_statistics(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]
 def step(module, optimiser, loss: Tensor, counts: bool) -> None:
     """Take one optimiser step of one network. The parameters of the other network get no gradients.
 
-    Lightning counts the steps of every optimiser. Weight averages, ``max_steps`` and checkpoints would then run ahead
-    of the batches. This function lets ``trainer.global_step`` count the steps of one optimiser only.
+    By default, ``trainer.global_step`` counts the steps of both optimisers, so a batch can count twice. Weight
+    averages, ``max_steps`` and checkpoints use this number. This function can exclude its step from the number.
 
     Args:
         module: the LightningModule.
         optimiser: one of ``module.optimizers()``.
-        loss: the loss, computed while ``toggle_optimizer`` had turned off the gradients of the other network.
+        loss: the loss. ``toggle_optimizer`` has turned off the gradients of the other network before its computation.
         counts: whether ``trainer.global_step`` counts this step.
     """
     optimiser.zero_grad()

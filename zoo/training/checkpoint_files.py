@@ -1,4 +1,4 @@
-"""Write checkpoints atomically: a checkpoint file is complete, or it is not there."""
+"""Write checkpoints atomically: a checkpoint file is complete or does not exist."""
 
 import io
 import logging
@@ -36,7 +36,7 @@ def keep_best(checkpoint: dict[str, Any], callback: ModelCheckpoint, resumed: Pa
     Args:
         checkpoint: the checkpoint to resume from. The state of ``callback`` in it is changed.
         callback: the ModelCheckpoint of the new run.
-        resumed: the file of ``checkpoint``. The best checkpoints are also looked for in its folder.
+        resumed: the file of ``checkpoint``. Best checkpoints that are not at their recorded path may be in its folder.
         writes: whether this process copies files and logs the warning.
     """
     state = (checkpoint.get("callbacks") or {}).get(callback.state_key)
@@ -69,7 +69,7 @@ def keep_best(checkpoint: dict[str, Any], callback: ModelCheckpoint, resumed: Pa
 class CheckpointFiles(TorchCheckpointIO):
     """Write each checkpoint to a temporary file in its folder, then rename it.
 
-    If the process or the machine stops meanwhile, the path still has the old checkpoint or already has the new one.
+    If the process or the machine stops meanwhile, the path holds the complete old or the complete new checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -88,7 +88,7 @@ class CheckpointFiles(TorchCheckpointIO):
                 os.fsync(file.fileno())
         except OSError as error:
             raise CheckpointNotWritten(
-                f"{path} cannot be written, {len(content.getbuffer()) / 1e6:.1f} MB: {error.strerror}. "
+                f"{path} ({len(content.getbuffer()) / 1e6:.1f} MB) cannot be written: {error.strerror}. "
                 "Free disk space, or choose another folder with hydra.run.dir=... "
                 "The earlier checkpoints are complete: resume from the last of them"
             ) from error

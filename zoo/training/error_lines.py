@@ -13,7 +13,7 @@ from zoo.training.processes import speaker
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
-SHOW_ALL = os.environ.get("HYDRA_FULL_ERROR") == "1"  # Hydra's errors then keep their traceback
+SHOW_ALL = os.environ.get("HYDRA_FULL_ERROR") == "1"  # if true, Hydra's errors keep their traceback
 CLOSED_PIPE = 128 + 13  # exit status of a program that SIGPIPE ends
 
 
@@ -34,7 +34,7 @@ def one_line_errors(run_dir: str | None = None) -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()  # a closed pipe then raises here, and not while the interpreter exits
+            sys.stdout.flush()  # if the pipe is closed, this raises now, and not while the interpreter exits
     except BrokenPipeError:
         if not _reader_gone():
             raise
@@ -57,7 +57,7 @@ def line_of(error: Exception, run_dir: str | None = None) -> str | None:
     - a full disk, a file without permission, or an error with a file that the command line names
     - the end of another process of the run
     """
-    from zoo.training.hydra_errors import is_refused_by_hydra, line_of_hydra  # slow to import, and only errors need it
+    from zoo.training.hydra_errors import is_refused_by_hydra, line_of_hydra  # imported late, because it is slow
     from zoo.training.shell import override, pasted
 
     last = pasted(override("ckpt", Path(run_dir, "checkpoints", "last.ckpt"))) if run_dir else ""
@@ -94,7 +94,7 @@ def _note(line: str, error: Exception | None = None) -> None:
     try:
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.FileHandler):
-                with suppress(OSError):  # the log file may not open
+                with suppress(OSError):  # opening the log file can fail
                     handler.handle(record)
     finally:
         logging.raiseExceptions = shown

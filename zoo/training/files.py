@@ -85,16 +85,17 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def save_word2vec(words: list[str], vectors: "Tensor", path: Path, binary: bool = False) -> None:
-    """Write words and their vectors in the format of the word2vec program. gensim's KeyedVectors reads it also.
+    """Write words and their vectors in the format of the word2vec program, which gensim's KeyedVectors also reads.
 
-    The first line has V and D. Each further entry has a word, a space and its D numbers. The numbers are decimal in the
-    text format, and little-endian float32 in the binary format. The ending .gz, .bz2 or .xz compresses the file.
+    The first line holds V and D. Each further entry holds a word, a space and D numbers. The numbers are decimal in the
+    text format, and little-endian float32 in the binary format. The file is compressed if its name ends in .gz, .bz2 or
+    .xz.
 
     Args:
         words: V words, the most frequent first.
         vectors: their vectors, (V, D).
-        path: the file to write. The ending .bin selects the binary format.
-        binary: whether to write the binary format.
+        path: the file to write. Its ending selects the format and the compression.
+        binary: whether to write the binary format also if the ending is not .bin.
 
     Raises:
         UserError: if the ending of ``path`` belongs to another format.

@@ -48,7 +48,7 @@ def line_of_hydra(error: Exception) -> str:
 
 
 def choices(name: str, known: Sequence[str]) -> str:
-    """Return the list of the ``known`` names, and the closest to ``name`` if one is similar."""
+    """Return a text with the ``known`` names. It suggests one of them if that name is similar to ``name``."""
     from difflib import get_close_matches
 
     close = get_close_matches(name, known, n=1)

@@ -17,7 +17,7 @@ class Interrupted(SystemExit):
     """Exit of the program after a signal. It derives from SystemExit, because libraries catch Exception."""
 
     def __init__(self, signum: int):
-        # Processes started by Lightning exit with status 0. If one fails, Lightning kills the first process.
+        # Lightning kills the first process if a process that it started fails. These processes therefore exit with 0.
         super().__init__(0 if started_by_lightning() else 128 + signum)
         self.signum = signum
 
@@ -30,8 +30,8 @@ class Interrupted(SystemExit):
 class _Received:
     """State that the signal handler, the watching thread and the program share."""
 
-    signum: int | None = None  # the signal that was received
-    finished = False  # the block of ended_by_signals has ended
+    signum: int | None = None  # the latest signal that was received
+    finished = False  # whether the block of ended_by_signals has ended
 
 
 @contextmanager
@@ -96,14 +96,14 @@ def _watch(woken: int, main_thread: int) -> None:
     seconds = 0
     while interrupted() or seconds < PATIENCE:
         seconds += 1
-        # A second signal ends the program. Within the first second it is ignored, because some senders signal the
-        # process and also its group.
+        # A second signal ends the program. It is ignored within the first second, because some programs send a signal
+        # to the process and again to its process group.
         if select.select([woken], [], [], 1)[0] and os.read(woken, 1)[0] in SIGNALS and seconds > 1:
             break
         if not _Received.finished:
             signal.pthread_kill(main_thread, signum)
             if select.select([woken], [], [], 0.5)[0]:
-                os.read(woken, 1)  # the signal that pthread_kill has sent
+                os.read(woken, 1)  # discard the signal that pthread_kill has sent
     end = Interrupted(signum)
     end.say()
     os._exit(int(str(end.code)))

@@ -1,4 +1,4 @@
-"""Helpers for runs of several processes: numbers of processes, and how processes start and end."""
+"""Helpers for runs of several processes: ranks, and the start and end of processes."""
 
 import os
 import time
@@ -20,7 +20,7 @@ def overrides_of_process(arguments: list[str], environment: Mapping[str, str]) -
 
 
 def number() -> int:
-    """Return the rank of this process in the run, or else its rank on this machine. The first process has rank 0."""
+    """Return the rank of this process in the run. If it is not set, return the rank on this machine, or 0."""
     environment = os.environ
     return int(environment.get("RANK") or environment.get("SLURM_PROCID") or environment.get("LOCAL_RANK") or 0)
 
@@ -31,15 +31,15 @@ def speaker() -> str:
 
 
 def started_by_lightning() -> bool:
-    """Return whether Lightning started this process. The user or another launcher starts the other processes."""
+    """Return whether Lightning started this process. The first process is started by the user, torchrun or SLURM."""
     elsewhere = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
     return not elsewhere and int(os.environ.get("LOCAL_RANK") or 0) > 0
 
 
 def end_with_parent() -> None:
-    """End a process that Lightning started when its parent process ends.
+    """Let this process end when its parent process ends, if Lightning started this process.
 
-    If the first process of a machine is killed, the others would otherwise wait for it until NCCL's timeout.
+    Without this function, a process would wait until NCCL's timeout after the first process of its machine is killed.
     torchrun and SLURM end their processes themselves.
     """
     if not started_by_lightning():

@@ -79,14 +79,14 @@ class Bars(TQDMProgressBar):
         return True
 
     def on_exception(self, trainer, pl_module, exception):
-        # The error message then begins on a new line.
+        # Bars are closed, so that the error message begins on a new line.
         for bar in (self._val_progress_bar, self._test_progress_bar, self._train_progress_bar):
             if bar is not None:
                 bar.close()
 
 
 class ProgressLines(ProgressBar):
-    """Log lines where there is no terminal for bars. The first comes after 10 s. Others are at least 30 s apart."""
+    """Log lines that show progress without a terminal. The first comes after 10 s, and others at least 30 s apart."""
 
     def __init__(self):
         super().__init__()

@@ -8,8 +8,8 @@ from pathlib import Path
 def short(path: str | Path) -> str:
     """Return ``path``, relative to the working folder if it is inside.
 
-    A path that begins with ``-``, ``=`` or ``~`` gets ``./`` in front. Otherwise it could be read as an option,
-    as a program (in zsh) or as the home folder.
+    A path that begins with ``-``, ``=`` or ``~`` gets ``./`` in front. Without ``./``, it could be read as an option,
+    as the name of a program (in zsh) or as the home folder.
     """
     path = Path(path)
     text = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -14,13 +14,13 @@ Row = dict[str, str]
 class Table:
     """A CSV file that grows row by row.
 
-    A row is in the file when :meth:`add` returns. A row with the same ``key`` as the last row is merged with it, unless
-    they differ in a column. A new column rewrites the whole file atomically. An existing file is continued. Its last
-    line is dropped if a killed process left it unfinished.
+    A row is in the file when :meth:`add` returns. A row with the same ``key`` as the last row is merged with the last
+    row. They stay separate if both have a value in a column and the values differ. A new column rewrites the whole file
+    atomically. Rows are appended to an existing file. Its last line is dropped if a killed process left it unfinished.
 
     Args:
         path: the file. The first row creates it.
-        key: columns that identify a row, such as ``("step",)``. Every row has them.
+        key: columns that identify a row, such as ``("step",)``. Every row has values in these columns.
         order: sort key for the columns. By default columns have the order in which they first appear.
     """
 

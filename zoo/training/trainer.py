@@ -24,16 +24,16 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
     Args:
         precision: ``auto``, ``32-true``, ``bf16-mixed`` or ``16-mixed``. ``auto`` is ``bf16-mixed`` on a GPU that
             supports it, and ``32-true`` elsewhere.
-        two_players: whether the model is adversarial. DDP then does not wait for the gradients of the network that
-            has no step.
+        two_players: whether the model is adversarial. DDP then does not wait for gradients of the network that is not
+            updated.
         kwargs: arguments of Lightning's Trainer.
 
     Raises:
         UserError: if an argument is not allowed. The reasons are:
 
             - Lightning does not have the argument, rejects its value, or ignores it.
-            - The model is adversarial, and gradients are clipped or accumulated, or a learning rate is searched.
-            - No callback measures the metric of a monitor.
+            - The model is adversarial, and gradients are clipped or accumulated, or LearningRateFinder is used.
+            - A callback monitors ``val/distance``, and no callback measures this metric.
             - torchrun or SLURM has started another number of processes.
             - Weights are sharded on CPUs, or with callbacks that need all weights on each process.
             - A Hydra sweep has jobs of several processes. Each process would start the whole sweep again.
@@ -99,7 +99,7 @@ def _shown(kwargs: dict[str, Any]) -> list[L.Callback]:
 class FoundLearningRate(L.Callback):
     """Create the optimiser and its schedule again, with the learning rate that LearningRateFinder has found.
 
-    Lightning's callback changes the learning rate of the optimiser only. The next step of the schedule would undo it.
+    Lightning's callback changes only the learning rate of the optimiser. The next step of the schedule would undo this.
     """
 
     def on_train_start(self, trainer, pl_module):
@@ -129,7 +129,7 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     warnings.filterwarnings("ignore", "Precision .* is not supported by the model summary")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # a run resumes in its folder
-    # Short epochs are logged, because steps are counted over all epochs. ModelSize warns if a whole run is too short.
+    # Steps are counted over all epochs, so the loss of short epochs is logged. ModelSize warns if the run is too short.
     warnings.filterwarnings("ignore", "The number of training batches")
     warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated")
     # Convolutions with one channel cause this warning. Their gradients may have either memory layout.
@@ -156,7 +156,7 @@ def _check_monitors(callbacks: list) -> None:
     """Check that a callback measures the distance by which checkpoints are chosen.
 
     Raises:
-        UserError: if none does.
+        UserError: if no callback measures it.
     """
     kinds = {type(c).__name__ for c in callbacks}
     monitors = {c.monitor for c in callbacks if isinstance(c, ModelCheckpoint | EarlyStopping)}

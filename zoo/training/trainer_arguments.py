@@ -18,7 +18,7 @@ def check_arguments(arguments: dict) -> None:
 
     Raises:
         UserError: if Lightning does not have an argument, or ignores it, or if this machine lacks the hardware. The
-            message names the allowed values and the closest one.
+            message names the allowed values, and suggests a similar one.
     """
     known = sorted(set(inspect.signature(L.Trainer.__init__).parameters) - {"self"})
     for key in arguments:

@@ -33,7 +33,7 @@ def wandb_credentials() -> bool:
 
 
 def wandb_settings(**values: Any) -> "wandb.Settings":
-    """Return settings of Weights & Biases, after a check of them and of its environment variables.
+    """Return settings of Weights & Biases. The settings and the variables ``WANDB_*`` are checked first.
 
     Args:
         values: settings by name.
@@ -46,7 +46,7 @@ def wandb_settings(**values: Any) -> "wandb.Settings":
 
     settings = wandb.Settings()
     try:
-        settings.update_from_env_vars(os.environ)  # checked here; wandb.init would check only during the set-up
+        settings.update_from_env_vars(os.environ)  # wandb.init would check these only later, during the set-up
         for key in ("entity", "run_group", "run_name"):
             name = settings.model_dump().get(key)
             if isinstance(name, str) and (not name.strip() or len(name) > 128 or (key == "entity" and "/" in name)):
@@ -60,11 +60,11 @@ def wandb_settings(**values: Any) -> "wandb.Settings":
 def keep_wandb_out_of_home(folder: Path) -> None:
     """Let Weights & Biases keep its files in ``folder`` if there is no writable home folder.
 
-    Environment variables that name its folders keep their values.
+    Environment variables that already name the folders of Weights & Biases keep their values.
     """
     home = os.path.expanduser("~")
     try:
-        if home == "~":  # there is no home folder, but libraries of wandb need one in every case
+        if home == "~":  # there is no home folder, but libraries of wandb always need one
             os.environ["HOME"] = str((folder / "wandb" / "home").absolute())
             raise FileNotFoundError
         os.environ.setdefault("HOME", home)  # the background service of wandb reads HOME only
