@@ -155,7 +155,7 @@ def test_calls_of_the_version_before_still_work():
         Old().f(0, 1, 2, 3)
     with pytest.raises(TypeError):
         Old().f(0, 1, a=2)
-    with pytest.raises(TypeError, match="got labels= and y=, which are one argument; give y="):
+    with pytest.raises(TypeError, match="got labels= and y=, which are the same argument; give y="):
         Old().sample(1, labels=7, y=2)
     with pytest.raises(TypeError):  # only sample has a renamed argument
         Old().f(0, labels=1)
