@@ -192,7 +192,7 @@ class RBM(L.LightningModule):
     ) -> Noise:
         """Return the noise of a step: ``u`` (B, ...) binarises, and ``u_v`` and ``u_h`` (k, n, ...) make Gibbs steps.
 
-        ``h`` (n, H) are states of persistent chains, by default the model's. If the model has no chains, they are random.
+        ``h`` (n, H) are states of persistent chains, by default the model's. Without chains, they are random.
         ``restart`` (n,) marks m chains that restart, with the noise ``u_0`` (m, V) and ``u_1`` (m, H).
         """
         x, drawn = batch[0], {"generator": generator, "device": batch[0].device}

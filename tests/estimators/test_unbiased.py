@@ -3,10 +3,10 @@
 The model has four binary latents, or one latent with five categories. The batch has two examples. The cost is not
 linear in z. The gradient is with respect to parameters of q and parameters of the cost.
 
-The mean of n draws must agree with the exact gradient in each coordinate, within 4.5 standard errors. Each
-test checks that n is large enough: the tolerances, as a vector, have a norm below 5 % of the norm of the gradient. The
-gradient has 27 coordinates for binary latents and 33 for a categorical latent. A correct estimator fails in fewer than
-one of 4,000 tests.
+The mean of n draws must agree with the exact gradient in each coordinate, within 4.5 standard errors. Each test checks
+that n is large enough: the tolerances, as a vector, have a norm below 5 % of the norm of the gradient. The gradient has
+27 coordinates for binary latents and 33 for a categorical latent. A correct estimator fails less than once in 4,000
+tests.
 """
 
 import itertools
