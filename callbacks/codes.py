@@ -24,7 +24,7 @@ class Codes(AtEpochs):
         seed: seed of the noise, at least 0.
 
     Raises:
-        UserError: if a number is too small. At set-up: if the model has no ``vary``.
+        UserError: if a number is too small. ``setup`` raises it if the model has no ``vary``.
     """
 
     def __init__(self, folder: str, every_n_epochs: int = 5, seed: int = 0):
@@ -35,7 +35,7 @@ class Codes(AtEpochs):
     def setup(self, trainer, pl_module, stage):
         if not isinstance(pl_module, capabilities.Codes):
             raise UserError(
-                f"{type(pl_module).__name__} has no method vary(code), which Codes draws: remove the callback"
+                f"{type(pl_module).__name__} has no method vary(code), which Codes needs: remove the callback"
             )
 
     @torch.no_grad()

@@ -49,8 +49,8 @@ class EMA(WeightAveraging):
         decay: decay per optimiser step, between 0 and 1, both excluded. 0.999 averages over about 1,000 steps.
 
     Raises:
-        UserError: if ``decay`` is out of range. When training starts: if the weights have 16 bits. Rounding to 16 bits
-            would discard the small updates of the average.
+        UserError: if ``decay`` is out of range. ``on_train_start`` raises it if the weights have 16 bits. Rounding to
+            16 bits would discard the small updates of the average.
     """
 
     def __init__(self, decay: float = 0.999):

@@ -76,9 +76,9 @@ class EstimatorVariance(L.Callback):
         seed: seed of the noise and of the binarisation of the fixed batches.
 
     Raises:
-        UserError: if a value is not allowed. At set-up: if the model has no ``gradient_estimators``, or lacks an
-            estimator of ``compare``. At the start of training: if the validation data are missing or too few. Also if
-            ``every_n_steps`` is a fraction and the run has no end.
+        UserError: if a value is not allowed. ``setup`` raises it if the model has no ``gradient_estimators``, or
+            lacks an estimator of ``compare``. ``on_train_start`` raises it if the validation data are missing or too
+            few, or if ``every_n_steps`` is a fraction and the run has no end.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class EstimatorVariance(L.Callback):
         name = type(pl_module).__name__
         if not isinstance(pl_module, capabilities.GradientEstimators):
             raise UserError(
-                f"{name} has no method gradient_estimators(), which EstimatorVariance measures: remove the callback "
+                f"{name} has no method gradient_estimators(), which EstimatorVariance needs: remove the callback "
                 "(~callbacks.estimator_variance)"
             )
         known = pl_module.gradient_estimators()

@@ -30,7 +30,8 @@ class Latents(AtEpochs):
         every_n_epochs: epochs between pictures. The last epoch is always drawn.
 
     Raises:
-        UserError: if ``n`` or ``every_n_epochs`` is below 1. At set-up: if the model has no ``reconstruct``.
+        UserError: if ``n`` or ``every_n_epochs`` is below 1. ``setup`` raises it if the model has no
+            ``reconstruct``.
     """
 
     def __init__(self, folder: str, n: int = 40, every_n_epochs: int = 5):
@@ -41,7 +42,7 @@ class Latents(AtEpochs):
     def setup(self, trainer, pl_module, stage):
         if not isinstance(pl_module, capabilities.Reconstructs):
             raise UserError(
-                f"{type(pl_module).__name__} has no method reconstruct(x), which Latents draws: remove the callback"
+                f"{type(pl_module).__name__} has no method reconstruct(x), which Latents needs: remove the callback"
             )
 
     @torch.no_grad()

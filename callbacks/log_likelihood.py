@@ -22,7 +22,8 @@ class LogLikelihood(AtEpochs):
         seed: seed of the noise, at least 0.
 
     Raises:
-        UserError: if a number is too small. At set-up: if the model has no importance-weighted log p(x).
+        UserError: if a number is too small. ``setup`` raises it if the model has no importance-weighted
+            log p(x).
     """
 
     def __init__(self, every_n_epochs: int = 10, num_samples: int = 100, batches: int = 2, seed: int = 0):

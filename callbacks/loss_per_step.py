@@ -27,7 +27,7 @@ class LossPerStep(AtEpochs):
         bins: largest number of bins, at least 1. A model with fewer steps has one bin for each step.
 
     Raises:
-        UserError: if a number is below 1. At set-up: if the model has no ``num_steps``.
+        UserError: if a number is below 1. ``setup`` raises it if the model has no ``num_steps``.
     """
 
     def __init__(self, folder: str, every_n_epochs: int = 2, bins: int = 50):

@@ -19,20 +19,21 @@ log = logging.getLogger(__name__)
 class Neighbours(AtEpochs):
     """Write ``neighbours/epoch_000.csv`` during validation and ``words.png`` at the end of training.
 
-    The table has a row for each probe word. :func:`zoo.evaluation.words.word_map` draws the picture.
+    Each row of the CSV file has a probe word and its nearest neighbours. :func:`zoo.evaluation.words.word_map` draws
+    ``words.png``.
 
     Args:
         folder: the run folder.
-        words: words in the tables, such as ``[two, king]``. Words outside the vocabulary are skipped. None takes the
-            most frequent words of at least five letters.
+        words: the probe words, such as ``[two, king]``. Words outside the vocabulary are skipped. None takes the most
+            frequent words of at least five letters.
         n: neighbours for each word.
-        probes: number of words if ``words`` is None.
-        every_n_epochs: epochs between tables. The last epoch always has one.
+        probes: number of probe words if ``words`` is None.
+        every_n_epochs: epochs between CSV files. The last epoch always writes a file.
         shown: words in the picture.
 
     Raises:
-        UserError: if a number is below 1, or ``words`` is not a list of words. At set-up: if the model has no method
-            ``nearest``.
+        UserError: if a number is below 1, or ``words`` is not a list of words. ``setup`` raises it if the model has
+            no method ``nearest``.
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class Neighbours(AtEpochs):
     def setup(self, trainer, pl_module, stage):
         if not isinstance(pl_module, capabilities.Words):
             raise UserError(
-                f"{type(pl_module).__name__} has no method nearest(word, n), as Neighbours needs: remove the callback"
+                f"{type(pl_module).__name__} has no method nearest(word, n), which Neighbours needs: remove the "
+                "callback"
             )
 
     def on_train_start(self, trainer, pl_module):

@@ -33,8 +33,8 @@ class Samples(AtEpochs):
         conditions: arguments of ``model.sample``, such as ``{num_steps: 50}``.
 
     Raises:
-        UserError: if a number is too small. At set-up: if the model has no ``sample``, or ``sample`` does not accept a
-            condition.
+        UserError: if a number is too small. ``setup`` raises it if the model has no ``sample``, or if
+            ``sample`` does not accept a condition.
     """
 
     def __init__(

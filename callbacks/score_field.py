@@ -25,7 +25,8 @@ class ScoreField(AtEpochs):
         samples: number of samples that measure the gap.
 
     Raises:
-        UserError: if a number is below 1. At set-up: if the model has no score, or the data have no known score.
+        UserError: if a number is below 1. ``setup`` raises it if the model has no score, or if the data
+            have no known score.
     """
 
     def __init__(self, folder: str, every_n_epochs: int = 10, samples: int = 1000):

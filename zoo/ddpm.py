@@ -94,8 +94,8 @@ class DDPM(L.LightningModule):
         widths: Channels of the U-Net's levels, multiples of 8.
         blocks: Residual blocks per level.
         patch: Side of the pixel blocks that are folded into channels.
-        lr: Adam's learning rate after ``warmup`` steps. It falls to 0 at the end of the run along half a cosine.
-        warmup: Optimiser steps over which the learning rate rises linearly.
+        lr: Adam's learning rate, which decays to 0 along half a cosine over the run.
+        warmup: Optimiser steps of a linear warm-up, which multiplies the cosine decay.
 
     Raises:
         UserError: If an argument has a value that is not allowed.
@@ -281,8 +281,8 @@ class DDPM(L.LightningModule):
             guidance: Guidance weight w, at least 0. With 0, samples come from the conditional model.
             corrector_steps: Langevin steps after each denoising step, at its noise level (Song et al. 2021, alg. 5).
             corrector_snr: snr in the corrector's step size 4 (snr |z| / |score|)^2 (zoo/functional/langevin.py).
-            frames: Number of evenly spaced intermediate states to return, at least 2, as (n, frames, 1, 28, 28). The
-                last is the sample. None returns the sample alone.
+            frames: Number of evenly spaced states of each chain to return, at least 2. The result is then
+                (n, frames, 1, 28, 28), and the last state is the sample. None returns only the sample.
             show: States in the frames: ``xt``, the noisy images, or ``x0``, the estimates of x_0.
 
         Raises:

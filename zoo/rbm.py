@@ -15,20 +15,20 @@ at once. Training minimises mean F(v) - mean F(v'). Its gradient is unbiased if 
 
     cd      v' is k Gibbs steps away from the data                   (biased, low variance)
     pcd     v' is k Gibbs steps further along persistent chains      (biased if they lag behind the model)
-    exact   E_{v' ~ p} is enumerated: 2^n terms for n units in the smaller layer, at most 20
+    exact   E_{v' ~ p} is a sum of 2^n terms. The smaller layer has n units, n <= 20.
 
 Symbols: v are visible units, (B, V). h are hidden units, (B, H). W is (V, H). b and c are the visible and hidden
 biases, (V,) and (H,). u is uniform noise. Images are (B, 1, 28, 28) in [0, 1], and RBM binarises them.
 Logged, in nats per example: train/loss is mean F(v) - mean F(v'). This difference is near zero and does not show
 progress. For ``exact``, train/loss is -log p(v). {val,test}/loss is -log p(v). If a layer has at most 16 units, log Z
 is enumerated. For larger layers, annealed importance sampling estimates it. zoo/functional/partition.py explains
-/log_partition, /pseudo_likelihood and /reconstruction_error. val/free_energy_gap is mean F of validation images minus
+log_partition, pseudo_likelihood and reconstruction_error. val/free_energy_gap is mean F of validation images minus
 mean F of 1,000 fixed training images. A growing gap is a sign of overfitting (Hinton 2010, sec. 6).
 
 Differs from the papers:
 - Weights are learned in the centred form (Montavon & Müller 2012; Melchior et al. 2016) with the mean image mu,
   E = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2). Both forms give the same set of models. The gradient of the
-  centred form is better conditioned. ``weights()`` returns W, b, c of the plain E above. ``centred=false`` learns them.
+  centred form is better conditioned. ``weights()`` returns plain W, b and c. ``centred=false`` learns the plain form.
 - The learning rate has a cosine decay. Validation and test use averaged weights (``callbacks: ema``).
 - The base-rate model of annealed importance sampling has H hidden units with zero weights. Its visible biases come from
   the data, with one black and one white image added.
@@ -90,8 +90,8 @@ class RBM(L.LightningModule):
         test_ais_temperatures: number of AIS temperatures in the test, which gives the published log Z.
 
     Raises:
-        UserError: for a value that is not allowed. ``fit`` raises it for wrong pixels or too few chains, and without a
-            datamodule.
+        UserError: for a value that is not allowed. ``fit`` raises it if pixels are wrong, chains are too few, or
+            there is no datamodule.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class RBM(L.LightningModule):
             return float(partition.exact_log_partition(partition.exact(self.weights())))
 
     def observe(self, x: Tensor, u: Tensor) -> Tensor:
-        """Return images in [0, 1], (B, ...), as binary vectors, (B, V), binarised with ``u`` or at 1/2."""
+        """Return binary vectors (B, V) of images in [0, 1], (B, ...). The threshold of a pixel is ``u`` or 1/2."""
         x = flat_pixels(x, at_least_float32(self.b))
         return binarise(x, u.flatten(1)) if self.hparams.binarisation == "bernoulli" else (x > 0.5).to(x.dtype)
 
@@ -192,8 +192,8 @@ class RBM(L.LightningModule):
     ) -> Noise:
         """Return the noise of a step: ``u`` (B, ...) binarises, and ``u_v`` and ``u_h`` (k, n, ...) make Gibbs steps.
 
-        ``h`` (n, H) are the states of persistent chains: ``chains``, or the model's chains if None, or random states if
-        both are None. ``restart`` (n,) marks m chains that restart, with the noise ``u_0`` (m, V) and ``u_1`` (m, H).
+        ``h`` (n, H) are states of persistent chains, by default the model's. Without chains, they are random.
+        ``restart`` (n,) marks m chains that restart, with the noise ``u_0`` (m, V) and ``u_1`` (m, H).
         """
         x, drawn = batch[0], {"generator": generator, "device": batch[0].device}
         learning = learning or self.hparams.learning
@@ -221,7 +221,7 @@ class RBM(L.LightningModule):
             learning: ``cd``, ``pcd``, ``exact``, or ``exact_samples``, which draws one v' for each v by enumeration.
 
         Returns:
-            mean F(v) - mean F(v'), () nats, with the estimated gradient of -log p. For ``exact`` it is -log p.
+            mean F(v) - mean F(v'), () nats. Its gradient estimates grad[ -log p(v) ]. ``exact`` returns -log p(v).
             h of the chains, (n, H), bool; None unless ``learning`` is ``pcd``.
         """
         if learning == "exact":
@@ -375,12 +375,12 @@ class RBM(L.LightningModule):
             (n, 1, 28, 28) in [0, 1]; with frames, (n, frames, 1, 28, 28).
 
         Raises:
-            UserError: for a value that is not allowed, or if the model has no training images or chains.
+            UserError: for a value that is not allowed, or if ``init`` needs images or chains that are missing.
         """
         values.check_integer("steps", steps)
         shown, sources = gibbs.frame_steps(steps, frames), {"data": self.probe, "chains": self.chains}
         v = gibbs.beginning(init, n, self.machine, self.observe, **sources, generator=generator)
-        found = gibbs.gibbs_frames(v, shown, self.machine, generator=generator).squeeze(1)  # one frame has no axis
+        found = gibbs.gibbs_frames(v, shown, self.machine, generator=generator).squeeze(1)  # drops an axis of size 1
         return found.unflatten(-1, (1, 28, 28)) if self.hparams.num_visible == 28 * 28 else found
 
     # Gradient estimators.

@@ -21,7 +21,8 @@ has no noise levels. With noise levels, they learn the scores of p convolved wit
 Symbols:
     x        points (B, D), or images (B, 1, 28, 28) scaled to [-1, 1]
     sigma    noise level of each example, (B,); ``sigmas`` (L,) has all levels, from large to small
-    p, s     density of the data; score that the model learns, of the shape of x
+    p        density of the data
+    s        score that the model learns, of the shape of x
     v        random direction of the shape of x, with covariance I
     eps      standard normal noise of the shape of x
 
@@ -34,11 +35,10 @@ Differs from the papers:
   papers use F / sigma or F itself. Without noise levels, s(x) = F(x).
 - By default w(sigma) = sigma^2 (1 + sigma^2), which weights the error of F equally at every level (Karras et al. 2022).
   ``weights=ncsn`` is the papers' sigma^2.
-- The U-Net, the learning rate and the moving average are the same as in zoo/ddpm.py. The papers' networks are much
-  larger.
+- U-Net, learning rate and moving average are the same as in zoo/ddpm.py. The papers' networks are much larger.
 - Images in [-1, 1] have levels from 10 to 0.05. The 2019 paper has ten levels from 1 to 0.01 for images in [0, 1].
   For images, technique 4 of the 2020 paper sets the Langevin step size. As in that paper, a last step denoises.
-- The directions v have Rademacher entries (+1 or -1). No other independent entries give less variance.
+- The directions v have Rademacher entries (+1 or -1). Among independent entries, they give the least variance.
 """
 
 import math
@@ -136,8 +136,8 @@ class Score(L.LightningModule):
         widths: Channels of the levels of the U-Net for images, multiples of 8.
         blocks: Residual blocks per level.
         patch: Side of the pixel blocks that are folded into channels.
-        lr: Adam's learning rate after ``warmup`` steps. It falls to 0 at the end of the run along half a cosine.
-        warmup: Optimiser steps over which the learning rate rises linearly.
+        lr: Adam's learning rate, which decays to 0 along half a cosine over the run.
+        warmup: Optimiser steps of a linear warm-up, which multiplies the cosine decay.
 
     Raises:
         UserError: If an argument has a value that is not allowed.
@@ -201,9 +201,9 @@ class Score(L.LightningModule):
 
     @takes(x=noisy)
     def forward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """Return s(x, sigma), (B, ...), the score of data with added noise N(0, sigma^2 I) at ``x``; ``sigma`` is (B,).
+        """Return s(x, sigma), (B, ...), the learned score of p convolved with N(0, sigma^2 I).
 
-        Images are in [-1, 1] here. A model without noise levels returns s(x) and ignores ``sigma``.
+        ``sigma`` is (B,). Images are in [-1, 1] here. A model without noise levels returns s(x) and ignores ``sigma``.
         """
         if not len(self.sigmas):
             return at_least_float32(self.net(x, torch.zeros(len(x), device=x.device)))
@@ -219,7 +219,7 @@ class Score(L.LightningModule):
     # Training: noise() draws all random numbers, and losses() is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, objective: str | None = None) -> Noise:
-        """Draw ``level`` (B,), 0 .. L-1, and ``eps`` (B, ...) if L > 0, and ``v`` (B, M, ...) for ``sliced``."""
+        """Return ``level`` (B,), 0 .. L-1, and ``eps`` (B, ...) unless L = 0. ``sliced`` adds ``v`` (B, M, ...)."""
         x, objective = batch[0], self.hparams.objective if objective is None else objective
         where = x.device if generator is None else generator.device
         noise = {}
@@ -298,14 +298,14 @@ class Score(L.LightningModule):
             steps: Langevin steps at each level, by default 5 for images and 100 for points. With one level or none, the
                 default is 1000.
             step_size: e / sigma^2 with the step size e of zoo/functional/langevin.py. The default is 0.05 for points
-                and :func:`best_step_size` for images. With one level or none, it is e, and the default is
-                0.14 D / E|s(x)|^2 at the start. For N(0, s^2 I) data this default is 0.14 s^2.
+                and :func:`best_step_size` for images. With one level or none, ``step_size`` is e, by default
+                0.14 D / E|s(x)|^2 for initial states x. If s is their exact score, this is 0.14 times their variance.
             denoise: Whether to remove the noise of the last level at the end. Without noise levels, it has no effect.
             adjusted: Accept or reject each step by Metropolis-Hastings. The change of log p is the integral of the
                 score along the step, which takes four more evaluations. If the learned score is not a gradient, the
                 integral depends on the path.
-            frames: Number of evenly spaced intermediate states to return, at least 2, as (n, frames, ...). The last is
-                the sample. None returns the sample alone.
+            frames: Number of evenly spaced states of each chain to return, at least 2. The result is then
+                (n, frames, ...), and the last state is the sample. None returns only the sample.
 
         Returns:
             Images (n, 1, 28, 28) in [0, 1], or points (n, D).
@@ -353,7 +353,7 @@ class Score(L.LightningModule):
         start = float((1 + self.sigmas[0] ** 2).sqrt()) if levels else 1.0
         if step_size is None:
             if levels > 1:
-                # With few steps, the step size must give the right variance. With many, a small size has little bias.
+                # best_step_size corrects the variance in few steps. Points take many steps, and 0.05 has little bias.
                 ratio = float(self.sigmas[0] / self.sigmas[1])
                 step_size = best_step_size(ratio, steps) if self.images else 0.05
             else:
@@ -387,7 +387,7 @@ class Score(L.LightningModule):
         return self(x, self.sigmas.expand(len(x)) if len(self.sigmas) else None)
 
     def _stable_step(self, start: float) -> float:
-        # For N(0, s^2 I), E|s(x)|^2 = D / s^2. The points are fixed, so every chunk of samples has the same step size.
+        # The initial states x have a fixed seed, so every chunk of samples has the same step size.
         shape = (16 if self.images else 256, *self.hparams.shape)
         x = start * randn(*shape, generator=chunk_generator(0, 0), device=self.device)
         return 0.14 * x[0].numel() / max(1e-6, float(self._score_of_data(x).flatten(1).square().sum(1).mean()))
@@ -398,7 +398,7 @@ class Score(L.LightningModule):
         """Return the estimators that have the same expected gradient as the model's objective.
 
         A ``denoising`` model has only ``denoising``. Other models have ``sliced`` with (v' s)^2 and ``sliced_reduced``
-        with || s ||^2, at the model's ``projections``. Up to 32 dimensions they also have ``explicit``.
+        with || s ||^2, both with M = ``projections`` directions. Up to 32 dimensions, they also have ``explicit``.
         """
         params = dict(self.named_parameters())
 

@@ -72,7 +72,7 @@ def block(lines, heading):
 
 
 def files(lines):
-    """Return, for each label in the list of files, the words after the label as a shell reads them.
+    """Return a dict from each label in the list of files to the words after the label, split as in a shell.
 
     The first word is a path.
     """

@@ -3,9 +3,10 @@
 The model has four binary latents, or one latent with five categories. The batch has two examples. The cost is not
 linear in z. The gradient is with respect to parameters of q and parameters of the cost.
 
-The mean of n draws must agree with the exact gradient in each coordinate, within 4.5 standard errors. n is large
-enough: the norm of 4.5 standard errors is less than 5 % of the norm of the gradient. One test compares 27 or 33
-coordinates. A correct estimator fails once in 4,000 tests.
+The mean of n draws must agree with the exact gradient in each coordinate, within 4.5 standard errors. Each test checks
+that n is large enough: the tolerances, as a vector, have a norm below 5 % of the norm of the gradient. The gradient has
+27 coordinates for binary latents and 33 for a categorical latent. A correct estimator fails less than once in 4,000
+tests.
 """
 
 import itertools
@@ -153,18 +154,18 @@ def test_rao_blackwell_is_unbiased_and_varies_less():
 
 FAULTS = {
     "a baseline that sees its own draw": (2, lambda toy, p, u: plain(toy, p, u, lambda cost: cost.mean(0))),
-    "the control variate left out of the score": (
+    "the score term does not subtract the control variate": (
         2,
         lambda toy, p, u: with_gradient(
             plain(toy, p, u[:1]),
             0.5 * toy.f(p, fixed=True)(toy.q(p).soften(toy.q(p).perturb_given(toy.q(p).draw(u[:1]), u[1:]), 0.6)),
         ),
     ),
-    "the conditional draw from the same noise": (
+    "one noise for the draw and the conditional draw": (
         1,
         lambda toy, p, u: relax(toy.f(p), lambda s: toy.f(p, fixed=True)(toy.q(p).soften(s, 0.6)), toy.q(p), u, u),
     ),
-    "a relaxed draw as its own baseline, uncorrected": (
+    "a relaxed draw as the baseline, without a correction": (
         2,
         lambda toy, p, u: with_gradient(
             score_function(
@@ -253,7 +254,7 @@ def test_relax_variance_is_the_mean_square_of_the_gradient_by_the_logits(kind):
 
 
 def test_the_optimal_baseline_minimises_the_variance():
-    """Other constants give a larger variance on the draws from which beta* is computed [Liao22, Control Variate]."""
+    """Other constants give a larger second moment on the draws that determine beta* [Liao22, Control Variate]."""
     toy = Toy("bernoulli")
     q, z = toy.q(toy.params), toy.q(toy.params).draw(toy.noise(1, 5000)[0])
     cost, score = toy.f(toy.params)(z), q.score(z)
@@ -261,7 +262,7 @@ def test_the_optimal_baseline_minimises_the_variance():
     second_moment = lambda b: ((cost[..., None] - b) * score).square().mean(0)  # noqa: E731
     for other in (beta + 0.1, beta - 0.1, torch.zeros(()), cost.mean()):
         assert (second_moment(beta) < second_moment(other)).all()
-    # The remaining variance is Var (1 - rho^2), with the score as the control variate.
+    # With rho the uncentred correlation of g and the score, beta* leaves the second moment E[g^2] (1 - rho^2).
     g = cost[..., None] * score
     rho = (g * score).mean(0) / (g.square().mean(0) * score.square().mean(0)).sqrt()
     assert_close(second_moment(beta), g.square().mean(0) * (1 - rho**2))

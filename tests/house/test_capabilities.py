@@ -27,7 +27,7 @@ SPEC.loader.exec_module(documented)
 
 def test_the_table_of_capabilities_is_true():
     written = (ROOT / "docs" / "capabilities.md").read_text(encoding="utf-8")
-    assert written == documented.table(), "python docs/make_capabilities.py writes it"
+    assert written == documented.table(), "docs/capabilities.md is out of date: run python docs/make_capabilities.py"
 
 
 def test_what_the_table_says_of_options_is_so():

@@ -17,9 +17,10 @@ def clustering_scores(table: Tensor) -> dict[str, float]:
         table: number of examples of each label in each cluster, (clusters, labels), integers.
 
     Returns:
-        ``accuracy`` is the fraction of examples in the cluster of their label. It uses the one-to-one assignment of
-        clusters to labels with the largest accuracy (Yang et al. 2010). ``nmi`` is the mutual information divided by
-        the mean of the two entropies. ``ari`` is the adjusted Rand index, which is 0 on average for random clusters.
+        First, clusters are assigned to labels one-to-one. ``accuracy`` is the fraction of examples whose cluster is
+        assigned to their label, for the assignment that maximises this fraction (Yang et al. 2010). ``nmi`` is the
+        mutual information divided by the mean of the two entropies. ``ari`` is the adjusted Rand index, which is 0 on
+        average for random clusters.
 
     Raises:
         UserError: if the table has no examples.
@@ -55,13 +56,13 @@ class ClusterTable(Metric):
 
     def __init__(self, num_clusters: int, num_labels: int = 10):
         super().__init__()
-        # This is not a buffer. The state_dict does not contain it, and replacing weights by averages does not touch it.
+        # A metric state is not a buffer. The state_dict does not contain it, and the EMA callback does not change it.
         self.add_state("table", torch.zeros(num_clusters, num_labels, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, cluster: Tensor, label: Tensor) -> None:
         """Count a batch of clusters in 0 .. K-1 and labels in 0 .. L-1, (B,) each."""
         pairs = cluster * self.table.shape[1] + label
-        # Not in place: PyTorch forbids in-place writes outside inference mode to a table created in inference mode.
+        # A table that was made in inference mode allows no in-place writes later. The sum is therefore a new tensor.
         self.table = self.table + pairs.bincount(minlength=self.table.numel()).view_as(self.table)
 
     def compute(self) -> dict[str, float]:
