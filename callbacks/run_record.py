@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,20 @@ def _cpu_name() -> str:
 
 
 def run_command(folder: Path | None = None, ckpt: Path | None = None) -> str:
-    """Return the command that started this run. With ``ckpt``, return the one that resumes it in ``folder``."""
+    """Return the command that started this run. With ``ckpt``, return the one that resumes it in ``folder``.
+
+    The command that resumes a run names the place of ``train.py``, so it works in this working folder.
+    """
     from hydra.core.hydra_config import HydraConfig
 
+    program: str | Path = "train.py"
     overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     if ckpt is not None and folder is not None:
         overrides = [o for o in overrides if not o.lstrip("+").startswith("ckpt=")]
         overrides += [override("ckpt", ckpt), override("hydra.run.dir", folder)]
-    return pasted("python", "train.py", *overrides)
+        if (started := Path(sys.argv[0]).absolute()).name == program:
+            program = started
+    return pasted("python", program, *overrides)
 
 
 class RunRecord(L.Callback):
