@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,13 @@ def _cpu_name() -> str:
 
 
 def run_command(folder: Path | None = None, ckpt: Path | None = None) -> str:
-    """Return the command that started this run. With ``ckpt``, return the one that resumes it in ``folder``."""
+    """Return the command that started this run. With ``ckpt``, return the one that resumes it in ``folder``.
+
+    The command that resumes a run names the place of ``train.py``, so it works in this working folder.
+    """
     from hydra.core.hydra_config import HydraConfig
 
+    program: str | Path = "train.py"
     overrides, folders = [], []
     if HydraConfig.initialized():
         overrides = list(HydraConfig.get().overrides.task)
@@ -63,7 +68,9 @@ def run_command(folder: Path | None = None, ckpt: Path | None = None) -> str:
     if ckpt is not None and folder is not None:
         overrides = [o for o in overrides if not o.lstrip("+").startswith("ckpt=")]
         overrides += [override("ckpt", ckpt), override("hydra.run.dir", folder)]
-    return pasted("python", "train.py", *(f"--config-dir={short(path)}" for path in folders), *overrides)
+        if (started := Path(sys.argv[0]).absolute()).name == program:
+            program = started
+    return pasted("python", program, *(f"--config-dir={short(path)}" for path in folders), *overrides)
 
 
 class RunRecord(L.Callback):

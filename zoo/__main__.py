@@ -325,6 +325,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
+    def parse_args(self, args=None, namespace=None):
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:  # the parser of the command does not report these itself
+            command = f"{self.prog} {found.command}" if found.command else self.prog
+            self.exit(2, f"error: unrecognized arguments: {' '.join(unknown)}; see {command} --help\n")
+        return found
+
     def error(self, message: str):
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 

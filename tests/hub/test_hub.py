@@ -246,7 +246,7 @@ def test_the_command_line(runs, published, tmp_path, monkeypatch, capsys):
     assert "its card" in command("export", runs / "vae", "again")
     for wrong, message in [
         (["sample", "nothing"], "neither a file nor a pretrained"),
-        (["sample", "vae", "-c", "eta=1"], "VAE.sample takes no eta; it takes nothing"),
+        (["sample", "vae", "-c", "eta=1"], "VAE.sample takes no eta; it has no conditions"),
         (["sample", "ddpm", "-c", "eta"], "written name=value"),
         (["sample", "vae", "-n", "0"], "at least 1, got 0"),
         (["sample", "ddpm", "-c", "eta=1;2"], "a condition must be a number, a word"),

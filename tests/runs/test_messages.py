@@ -184,6 +184,9 @@ def test_numbers_have_units():
         with_unit("val/loss", 0.0123456, {"val/loss", "test/nll"}) == "0.01235"
     )  # test/nll says nothing about the unit of val/loss
     assert with_unit("test/accuracy", 0.97314, names) == "97.3 %"
+    words = {"analogies", "analogies/semantic", "wordsim353", "wordsim353/coverage"}
+    assert with_unit("analogies", 0.45441, words) == "45.4 %" and with_unit("wordsim353", 0.7026, words) == "0.7026"
+    assert with_unit("wordsim353/coverage", 0.8612, words) == "86.1 %"
     assert with_unit("bits_per_dim", 1.8823, names) == "1.882 bits per dimension"
     assert with_unit("train/images_per_second", 6369.4, names) == "6,369.40 images per second"
 

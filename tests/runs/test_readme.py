@@ -171,6 +171,14 @@ def test_the_command_of_results_has_the_seed_and_the_epochs_of_the_card(name):
     assert set(re.findall(r"trainer\.max_epochs=(\d+)", command)) <= {str(card["epochs"])}
 
 
+def test_the_table_of_settings_has_the_default_of_each_group():
+    text = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
+    defaults = (ROOT / "configs" / "train.yaml").read_text(encoding="utf-8")
+    for group in ("model", "trainer", "logger"):
+        (default,) = re.findall(rf"^\| `{group}` \|.*\| `(\w+)` \|$", text, re.MULTILINE)
+        assert f"- {group}: {default} " in defaults
+
+
 def test_every_checkpoint_has_its_section_of_results():
     assert set(zoo.list_checkpoints()) <= anchors(ROOT / "docs" / "results.md")
 

@@ -164,9 +164,20 @@ def test_what_hydra_refuses_is_one_line(arguments, message):
 
 def test_an_unknown_flag_is_one_line(capsys):
     with pytest.raises(SystemExit):
-        readable_arguments(["--model=vae"], ROOT / "configs")
+        readable_arguments(["--model=vae", "data=digits"], ROOT / "configs")
     said = capsys.readouterr().err
+    assert said.startswith("error: unrecognized arguments: --model=vae; ")
     assert said.count("\n") == 1 and "write settings without dashes, such as model=..." in said
+
+
+def test_an_unknown_option_points_to_the_help_of_its_command(monkeypatch, capsys):
+    from zoo.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["zoo", "sample", "vae", "--seeed", "3"])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert said == "error: unrecognized arguments: --seeed 3; see python -m zoo sample --help\n"
 
 
 def test_paths_are_read_as_people_type_them(monkeypatch):

@@ -57,6 +57,8 @@ def test_everything_that_names_a_run_folder_can_be_pasted(tmp_path, monkeypatch,
     assert resumed[:2] == ["python", "train.py"]
     values = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(resumed[2:])}
     assert values == {"ckpt": str(last), "hydra.run.dir": str(folder)}
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "a zoo" / "train.py")])
+    assert read_by_a_shell(run_command(folder, last))[0][1] == str(tmp_path / "a zoo" / "train.py")
     setting = pasted(override("ckpt", last))
     with pytest.raises(UserError) as refused:
         RunRecord(str(folder))

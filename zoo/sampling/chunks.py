@@ -40,9 +40,8 @@ def check_conditions(model: object, conditions: dict[str, Any]) -> dict[str, Any
     conditions = {renamed.get(key, key): value for key, value in conditions.items()}
     takes = set(inspect.signature(model.sample).parameters) - {"n", "generator"}
     if unknown := set(conditions) - takes:
-        raise UserError(
-            f"{name}.sample takes no {', '.join(sorted(unknown))}; it takes {', '.join(sorted(takes)) or 'nothing'}"
-        )
+        allowed = f"it takes {', '.join(sorted(takes))}" if takes else "it has no conditions"
+        raise UserError(f"{name}.sample takes no {', '.join(sorted(unknown))}; {allowed}")
     return conditions
 
 

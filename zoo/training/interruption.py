@@ -4,13 +4,17 @@ import _thread  # threading would be slow to import for ``python -m zoo list``
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 from zoo.training.processes import number, started_by_lightning
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 5  # seconds until the program ends even if the main thread does not react to the signal
+IMPORT_PATIENCE = 1  # seconds until the program ends if the main thread still imports a module
+IMPORTER = "<frozen importlib._bootstrap>"  # file name of the frames of an import
 
 
 class Interrupted(SystemExit):
@@ -30,8 +34,9 @@ class Interrupted(SystemExit):
 class _Received:
     """State that the signal handler, the watching thread and the program share."""
 
-    signum: int | None = None  # the latest signal that was received
-    finished = False  # whether the block of ended_by_signals has ended
+    signum: int | None = None  # the signal that was received
+    raised = False  # the handler has raised Interrupted
+    finished = False  # the block of ended_by_signals has ended
 
 
 @contextmanager
@@ -41,6 +46,10 @@ def ended_by_signals() -> Iterator[None]:
     The signal handler raises, so the stack unwinds and unfinished files are removed. If a library suppresses the
     exception, the handler raises again. If the main thread does not react, for example because it waits for another
     process, the program ends after ``PATIENCE`` seconds.
+
+    The handler does not raise while a module is imported. NumPy and torch call Python from C while they are imported,
+    and an exception there leaves them half initialised. They then crash with a segmentation fault. The exception is
+    raised after the import, or the program ends after ``IMPORT_PATIENCE`` seconds.
     """
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
@@ -74,8 +83,16 @@ def interrupted() -> bool:
 
 def _interrupt(signum, frame):
     _Received.signum = signum
-    if not _Received.finished and not _unwinds(sys.exc_info()[1]):
+    if not _Received.finished and not _imports(frame) and not _unwinds(sys.exc_info()[1]):
+        _Received.raised = True
         raise Interrupted(signum)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Return whether ``frame`` or one of its callers imports a module."""
+    while frame is not None and frame.f_code.co_filename != IMPORTER:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _unwinds(error: BaseException | None) -> bool:
@@ -93,14 +110,18 @@ def _watch(woken: int, main_thread: int) -> None:
             break
     import select  # imported late, because most programs receive no signal
 
-    seconds = 0
-    while interrupted() or seconds < PATIENCE:
-        seconds += 1
-        # A second signal ends the program. It is ignored within the first second, because some programs send a signal
-        # to the process and again to its process group.
-        if select.select([woken], [], [], 1)[0] and os.read(woken, 1)[0] in SIGNALS and seconds > 1:
+    begun = time.monotonic()
+    while True:
+        importing = _imports(sys._current_frames().get(main_thread))
+        patience = IMPORT_PATIENCE if importing else PATIENCE
+        if not _Received.raised and not _Received.finished and time.monotonic() - begun > patience:
             break
-        if not _Received.finished:
+        # A second signal ends the program. Within the first second it is ignored, because some senders signal the
+        # process and also its group.
+        again = select.select([woken], [], [], 1 if _Received.raised else 0.05)[0] and os.read(woken, 1)[0] in SIGNALS
+        if again and time.monotonic() - begun > 1:
+            break
+        if not _Received.finished and not importing:
             signal.pthread_kill(main_thread, signum)
             if select.select([woken], [], [], 0.5)[0]:
                 os.read(woken, 1)  # discard the signal that pthread_kill has sent
