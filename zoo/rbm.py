@@ -9,9 +9,9 @@ Analysis of Deep Belief Networks", 2008. Lecture notes (docs/references.md): [Li
     p(h_j=1 | v) = sigmoid( c_j + (v'W)_j ),  p(v_i=1 | h) = sigmoid( b_i + (W h)_i )      hidden_logits, visible_logits
     log p(v)     = - F(v) - log Z, grad log p(v) = - grad F(v) + E_{v' ~ p}[ grad F(v') ]  log_likelihood, objective
 
-The equations are in zoo/functional/boltzmann.py and in the class RBM. zoo/functional/partition.py computes log Z. The
-units of a layer are independent given the other layer, so Gibbs sampling (zoo/functional/gibbs.py) draws a whole layer
-at once. Training minimises mean F(v) - mean F(v'). Its gradient is unbiased if v' ~ p. ``learning`` selects v':
+The equations are in zoo/functional/boltzmann.py and in the class RBM. In b'v, c'h and v'W, the prime is the transpose.
+The units of a layer are independent given the other layer, so Gibbs sampling (zoo/functional/gibbs.py) draws a layer at
+once. Training minimises mean F(v) - mean F(v'). Its gradient is unbiased if v' ~ p. ``learning`` selects the states v':
 
     cd      v' is k Gibbs steps away from the data                   (biased, low variance)
     pcd     v' is k Gibbs steps further along persistent chains      (biased if they lag behind the model)

@@ -40,7 +40,7 @@ Differs from the papers:
 - NVIL (Mnih & Gregor 2014) also divides the cost by its running standard deviation, which rescales the gradient. The
   estimator here does not divide.
 - Wake-sleep draws a new pair (z, x) from the model for each image at each step. One step minimises wake + sleep.
-- [Xu18a] prints z = mu + x sigma^2. The correct form is z = mu + x sigma.
+- [Xu18a] prints z = mu + x sigma^2, where x is the noise. The correct form is z = mu + x sigma.
 - [Liao22] prints the prior once as p(X) = N(X | 0, I). The correct form is p(z).
 """
 

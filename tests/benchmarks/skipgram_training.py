@@ -3,8 +3,9 @@
     pip install -e ".[bench]" && python tests/benchmarks/skipgram_training.py PATH [WORDS] [THREADS]
 
 PATH is a UTF-8 text. Each program trains for one epoch on the first WORDS words of the text (default 3,000,000). The
-vectors have 100 dimensions. The window is 5, with 5 noise words, sample 1e-4 and minimum count 5. Batches of the zoo
-have 128 rows of 32 words.
+vectors have 100 dimensions. The window is 5, with 5 noise words, subsampling threshold 1e-4 and minimum count 5.
+Batches of the zoo have 128 rows of 32 words.
+
 gensim has THREADS workers (default 2), and torch has THREADS threads. The programs take turns. The rate is in raw words
 per second: all words of the training text, including those that subsampling drops. The time to make the vocabulary is
 not included. The time to subsample and shuffle the epoch is included.

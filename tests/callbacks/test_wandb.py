@@ -88,7 +88,7 @@ def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, capl
     assert (folder / "files" / picture).read_bytes().startswith(b"\x89PNG")
     assert checkpoint(tmp_path / "run")["wandb_run_id"] == run_id
 
-    # The best and the last checkpoint are versions of one artifact. Each has a card.
+    # The best and the last checkpoint are versions of one artifact. Each version holds card.json.
     artifacts = [a for a in artifacts if a.type == "model"]
     assert [a.name for a in artifacts] == [f"vae-{run_id}"] * 2
     assert [set(a.aliases) - {"latest"} for a in artifacts] == [{"last"}, {"best"}]
@@ -105,7 +105,7 @@ def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, capl
     assert len(tables) == 1 and any("estimator_variance/filenames" in row for row in history)
 
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    assert WandbLogger(tmp_path / "again", resume_from=str(last)).version == run_id  # a resumed run continues it
+    assert WandbLogger(tmp_path / "again", resume_from=str(last)).version == run_id  # a resumed run keeps the run ID
 
 
 def test_the_newest_best_checkpoint_is_logged(tmp_path, offline, monkeypatch):
@@ -157,7 +157,7 @@ def test_an_artifact_of_a_run_is_loaded(tmp_path, offline, monkeypatch):
     with serve("vae-1a2b3c4f", {"card.json": b"{}"}) as address:
         monkeypatch.setenv("WANDB_BASE_URL", address)
         with pytest.raises(
-            CheckpointError, match="best holds 0 files .ckpt; an artifact of this zoo holds exactly one"
+            CheckpointError, match="best holds 0 .ckpt files; an artifact of this zoo holds exactly one"
         ):
             zoo.load("wandb:someone/zoo/vae-1a2b3c4f:best")
     with pytest.raises(CheckpointError, match="an artifact must be wandb:entity/project/name:alias"):
@@ -168,7 +168,7 @@ def test_an_artifact_of_a_run_is_loaded(tmp_path, offline, monkeypatch):
 
 
 def test_the_sweep_files_fit_the_configuration():
-    """The commands of wandb agent compose a configuration of train.py that logs the metric of the sweep."""
+    """train.py accepts the settings of every sweep. The sweep optimises the metric that selects the best checkpoint."""
     for path in (Path(CONFIGS) / "sweeps").glob("*.yaml"):
         sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
         first = {k: v.get("values", [v.get("value", v.get("min"))])[0] for k, v in sweep["parameters"].items()}

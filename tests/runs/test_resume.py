@@ -15,11 +15,12 @@ from zoo.datamodules import DataError
 from zoo.hub import CheckpointError, check_resumable
 from zoo.training.tables import read_rows
 
+# Each epoch has 11 batches.
 EPOCHS = [
     "trainer.max_epochs=3",
     "trainer.log_every_n_steps=4",
     "callbacks.estimator_variance.draws=2",
-]  # 11 batches each
+]
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +163,7 @@ def test_another_models_checkpoint_is_refused(tmp_path, uninterrupted):
 
 
 def test_a_finished_run_resumes_to_its_end(tmp_path, uninterrupted):
-    """All epochs are complete, so nothing is trained. The test gives the same numbers again."""
+    """All epochs are complete, so the resumed run trains nothing. Its test metrics equal those of the first run."""
     metrics, folder = uninterrupted["vae"]
     again = run(tmp_path, *TINY["vae"], *EPOCHS, f"ckpt={folder / 'checkpoints' / 'last.ckpt'}")
     tested = {k: v for k, v in metrics.items() if k.startswith("test/")}

@@ -4,8 +4,8 @@
     F(v)         = - log sum_h exp(-E(v, h)) = - b'v - sum_j softplus( c_j + (v'W)_j )
     p(h_j=1 | v) = sigmoid( c_j + (v'W)_j ),    p(v_i=1 | h) = sigmoid( b_i + (W h)_i )
 
-The visible units v (..., V) and the hidden units h (..., H) are binary. W is (V, H), b is (V,), c is (H,), and u is
-uniform in [0, 1). Energies and logarithms are in nats. [Liao22] writes x for v, and a and b for the biases.
+The visible units v (..., V) and the hidden units h (..., H) are binary. W is (V, H), b is (V,), and c is (H,).
+A prime is the transpose. Energies and logarithms are in nats. [Liao22] writes x for v. Its biases are a and b.
 
 zoo/functional/gibbs.py runs Gibbs chains between the two layers. zoo/functional/partition.py computes log Z.
 """
@@ -35,12 +35,12 @@ def energy(v: Tensor, h: Tensor, weights: Weights) -> Tensor:
 
 
 def hidden_logits(v: Tensor, weights: Weights) -> Tensor:
-    """Return the log odds c_j + (v'W)_j of h_j = 1 given v (..., V); (..., H)."""
+    """Return the log odds c_j + (v'W)_j of h_j = 1 given v, (..., H), for v (..., V)."""
     return v @ weights.W + weights.c
 
 
 def visible_logits(h: Tensor, weights: Weights) -> Tensor:
-    """Return the log odds b_i + (W h)_i of v_i = 1 given h (..., H); (..., V)."""
+    """Return the log odds b_i + (W h)_i of v_i = 1 given h, (..., V), for h (..., H)."""
     return h @ weights.W.T + weights.b
 
 
@@ -115,7 +115,7 @@ class Machine(NamedTuple):
         return visible_logits(h if self.mu is None else h - 0.5, Weights(self.W, self.b, self.c))
 
     def free_energy_difference(self, v: Tensor, v_model: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean F(v) - mean F(v'), () nats, and the log odds of h given v', (n, H).
+        """Return mean F(v) - mean F(v_model), () nats, and the log odds of h given v_model, (n, H).
 
         The difference is differentiable in the learned parameters. In the centred form, with the log odds a_j of h_j,
 
@@ -126,7 +126,7 @@ class Machine(NamedTuple):
 
         Args:
             v: data, (B, V).
-            v_model: states v' of the model, (n, V).
+            v_model: visible states of the model, (n, V).
         """
         logits = self.hidden_logits(torch.cat([v, v_model]))
         of_hidden = F.softplus(logits).sum(-1)

@@ -14,8 +14,8 @@ from torch import Tensor
 def reparameterise(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
     """Return z = mu + sigma eps, a draw of N(mu, diag exp(logvar)); (..., D).
 
-    The draw is differentiable in ``mu`` and ``logvar``. Kingma & Welling 2014, sec. 2.4. [Xu18a] prints
-    z = mu + x sigma^2. The correct form is z = mu + x sigma.
+    The draw is differentiable in ``mu`` and ``logvar``. Kingma & Welling 2014, sec. 2.4. [Xu18a] writes x
+    for the noise eps, and prints z = mu + x sigma^2. The correct form is z = mu + x sigma.
 
     Args:
         mu: means, (..., D).

@@ -157,7 +157,9 @@ def noise_levels(largest: float, smallest: float, levels: int) -> Tensor:
 
 
 def best_step_size(ratio: float, steps: int) -> float:
-    """Return the step size, in units of sigma^2, with the most accurate variance after ``steps`` steps at a new level.
+    """Return the step size that brings the variance of chains closest to the correct value after ``steps`` steps.
+
+    The step size is in units of sigma^2. The steps are Langevin steps at the noise level sigma.
 
     The rule is technique 4 of Song & Ermon 2020 (arXiv:2006.09011), with the step size e of this file. Consider a
     single point convolved with N(0, sigma^2). The sigma of the previous noise level was ``ratio`` times as large. With

@@ -77,9 +77,11 @@ def kl_terms(z: Tensor, log_q: Tensor, log_gamma: Tensor, mixture: Mixture) -> d
 
 
 def negative_elbo(x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture) -> dict[str, Tensor]:
-    """Return the negative ELBO and its terms with gamma = p(c | z), at one draw of z; (B,) nats each.
+    """Return the negative ELBO and its terms at one draw of z, (B,) nats each.
 
         loss = nll + kl_z + kl_c = - log p(x|z) - log p(z) + log q(z|x)
+
+    The terms ``kl_z`` and ``kl_c`` come from :func:`kl_terms`, with the responsibilities p(c | z) as gamma.
 
     Args:
         x: binary images, (B, ...).
@@ -110,8 +112,8 @@ def cost_at_a_fixed_draw(
     """Return f = -log p(x|z) - log p(z) + log q(z|x) at a fixed z, and log q(z|x); (B,) nats each.
 
     A score-function estimator uses both. The gradient of E_q[f] with respect to the encoder is
-    E_q[ f grad log q(z|x) ]. The decoder and the mixture receive the gradient of f. The term log q(z|x) in f carries no
-    gradient, because the expectation of this gradient is zero.
+    E_q[ f grad log q(z|x) ]. The decoder and the mixture receive the gradient of f. In f, log q(z|x) is
+    detached, because the expectation of its gradient is zero.
     """
     mu, logvar = encode(x)
     z = reparameterise(mu, logvar, eps).detach()
@@ -196,7 +198,7 @@ def _expectation_maximisation(z: Tensor, num_clusters: int, restarts: int, seed:
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # with several threads, the order of sums varies, and therefore the result
+    with threadpool_limits(1):  # with several threads, the order of sums varies, so the result also varies
         gmm = GaussianMixture(num_clusters, covariance_type="diag", n_init=restarts, random_state=seed)
         gmm.fit(z.double().numpy())
     share, mean, variance = (torch.from_numpy(a).float() for a in (gmm.weights_, gmm.means_, gmm.covariances_))

@@ -4,8 +4,7 @@
 
 Enumeration is possible if one layer has at most 20 units. It gives log Z, the gradient of log Z, and exact draws of
 p(v). Annealed importance sampling estimates log Z for layers of any size (Salakhutdinov & Murray, "On the Quantitative
-Analysis of Deep Belief Networks", 2008). W is (V, H), b is (V,), c is (H,), and u is uniform in [0, 1). Logarithms are
-in nats.
+Analysis of Deep Belief Networks", 2008). W is (V, H), b is (V,), and c is (H,). Logarithms are in nats.
 """
 
 import math

@@ -199,7 +199,7 @@ def _from_wandb(name: str, model_class: type[LightningModule] | None = None) -> 
         found = list(Path(folder).glob("*.ckpt"))
         if len(found) != 1:
             raise CheckpointError(
-                f"wandb:{name} holds {len(found)} files .ckpt; an artifact of this zoo holds exactly one"
+                f"wandb:{name} holds {len(found)} .ckpt files; an artifact of this zoo holds exactly one"
             )
         return from_training(read_training_checkpoint(found[0]), found[0], model_class)
 
