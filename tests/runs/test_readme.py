@@ -10,6 +10,7 @@ from helpers import TINY, config, run
 
 import zoo
 from zoo.__main__ import _conditions, parser
+from zoo.evaluation.distances import classify_images
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -187,7 +188,9 @@ def test_the_lines_of_python_run():
     (block,) = blocks(ROOT / "README.md", "python")
     names = {}
     exec(block, names)
-    assert names["images"].shape == (8, 1, 28, 28) and 0 <= names["images"].min() <= names["images"].max() <= 1
+    sevens = names["sevens"]
+    assert sevens.shape == (8, 1, 28, 28) and 0 <= sevens.min() <= sevens.max() <= 1
+    assert classify_images(sevens, zoo.load("classifier")).probabilities.argmax(-1).tolist() == [7] * 8
 
 
 def test_the_callback_of_the_page_on_training_runs(tmp_path, monkeypatch, capsys):
