@@ -46,6 +46,7 @@ def run_end(trainer, model, folder: str | Path, metrics: dict[str, float]) -> st
     # Commands stand at the left margin: Python accepts no line that begins with spaces.
     if commands := _commands(trainer, model, folder, best):
         lines += ["", "Next, in the shell:", *commands]
+    lines += _longer(trainer, folder)
     if source := _source(folder, best):
         lines += ["", "Or in Python:", *_in_python(model, source)]
     return "\n".join(lines).lstrip("\n")
@@ -120,11 +121,17 @@ def _commands(trainer, model, folder: Path, best: ModelCheckpoint | None) -> lis
     metric = (best and best.monitor) or "val/loss"
     if any(row.get(metric) for row in read_rows(folder / "metrics.csv")):
         commands.append(pasted("python", "-m", "zoo", "curves", _unlike_a_name(folder), "--metric", metric))
-    last = folder / "checkpoints" / "last.ckpt"
-    if last.is_file() and trainer.max_epochs not in (None, -1):
-        command = re.sub(r" trainer\.max_epochs=\S+", "", run_command(folder, last))
-        commands.append(f"{command} trainer.max_epochs={2 * trainer.max_epochs}")
     return commands
+
+
+def _longer(trainer, folder: Path) -> list[str]:
+    """Return the command that trains for twice as many epochs, with its heading, if the run has a last checkpoint."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.is_file() or trainer.max_epochs in (None, -1):
+        return []
+    epochs = 2 * trainer.max_epochs
+    command = re.sub(r" trainer\.max_epochs=\S+", "", run_command(folder, last))
+    return ["", f"To continue this run to {epochs} epochs:", f"{command} trainer.max_epochs={epochs}"]
 
 
 def _of_images(model, source: str) -> list[str]:
