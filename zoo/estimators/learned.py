@@ -68,7 +68,7 @@ class LearnedBaseline(nn.Sequential, Learned):
     """NVIL's learned baseline C_psi(x), an estimate of the mean cost of example x [Liao22, Control Variate].
 
     The output of the network is multiplied by D log 2 nats, the negative log likelihood of D fair coin flips. The
-    training loss is the squared error of C_psi(x), logged as ``baseline``.
+    training loss is the mean of (C_psi(x) - nll)^2, logged as ``baseline``. Here nll is -log p(x|z), nats.
 
     Args:
         pixels: number of pixels of an example, D.
@@ -140,7 +140,7 @@ class ControlVariate(nn.Module, Learned):
         return {"control": lambda s: without_parameter_gradients(self, f, q, s)}
 
     def loss(self, x, noise, terms, encode, f):
-        if not torch.is_grad_enabled():  # the loss is itself computed from gradients
+        if not torch.is_grad_enabled():  # relax_variance needs gradients to compute the loss
             return {}
         with torch.no_grad():
             q = encode(x)

@@ -1,7 +1,7 @@
 """Variance, signal-to-noise ratio and time of gradient estimators.
 
 The gradient is an expectation over noise, g = E[ grad_params surrogate(params, batch, noise) ]. One draw of the noise
-gives one estimate of g. Let C be the covariance matrix of one draw. This file measures
+gives one estimate of g. Let C be the covariance matrix of one such estimate. This file measures
 
     tr C                      total variance, summed over parameters
     SNR = |g| / sqrt(tr C)    signal-to-noise ratio
@@ -45,14 +45,14 @@ class GradientEstimator:
 
     Attributes:
         name: name that users write, such as ``pathwise`` or ``score_function``.
-        params: parameters of which the gradient is taken, {name: tensor}. In an adversarial model, they belong to one
-            network.
+        params: parameters with respect to which the gradient is computed, {name: tensor}. In an adversarial model, they
+            belong to one network.
         noise: ``noise(batch, generator)`` draws all random numbers of one estimate.
         surrogate: ``surrogate(params, batch, noise)`` returns a scalar. Its gradient with respect to ``params`` is one
             draw of the estimator. The function depends only on its arguments and changes no buffer.
-        batched: whether torch.func.vmap may compute several draws of a small network together. False is faster where
-            one draw is already a large batch. If it is True but vmap cannot transform the surrogate, :func:`gradients`
-            uses a loop.
+        batched: whether torch.func.vmap may compute several draws of a small network together. False is faster if one
+            draw is already a large batch. If it is True but vmap cannot transform the surrogate, :func:`gradients` uses
+            a loop.
     """
 
     name: str
@@ -158,7 +158,7 @@ class GradientMoments:
         n = int(total(torch.tensor(self.n, device=device)))
         for name, p in like.items():
             mean = self.mean.pop(name, None)
-            if mean is None:  # torch.zeros is contiguous, as the means of the other processes are
+            if mean is None:  # torch.zeros is contiguous, like the means of the other processes
                 mean = torch.zeros(p.shape, dtype=torch.float64, device=device)
             merged = total(mean * self.n).div_(n)
             apart = mean.sub_(merged).view(-1)
@@ -226,7 +226,8 @@ def gradients(estimator: GradientEstimator, batch: Any, draws: Iterable[int], se
         if together is not None and len(noises) > 1 and noises[0]:
             try:
                 found = together(params, batch, {k: torch.stack([noise[k] for noise in noises]) for k in noises[0]})
-            except RuntimeError:  # vmap cannot transform the surrogate; an error of the surrogate itself recurs below
+            except RuntimeError:
+                # vmap cannot transform the surrogate, or the surrogate has a bug. The loop below then raises its error.
                 together = None
             else:
                 yield from ({name: g[i] for name, g in found.items()} for i in range(len(noises)))
@@ -273,12 +274,12 @@ def split_variance(per_batch: Iterable[GradientMoments]) -> dict[str, Split]:
 
     The input is B batches with K draws each. The first term of :class:`Split` is the mean of the variances within the
     batches. The variance of the batch means is the second term plus 1 / K of the first term. The second term is
-    therefore estimated by this variance minus 1 / K of the first term. A negative estimate is replaced by 0. Without
-    this replacement, the estimates of both terms and of |g|^2 are unbiased.
+    therefore estimated by the variance of the batch means minus 1 / K of the first term. A negative estimate is
+    replaced by 0. Without this replacement, the estimates of both terms and of |g|^2 are unbiased.
 
     Args:
-        per_batch: moments of the draws of each batch, for at least two batches with equal numbers of draws. A generator
-            keeps the moments of only one batch in memory.
+        per_batch: moments of the draws of each batch, for at least two batches with equal numbers of draws. If it is a
+            generator, only one batch of moments is in memory at a time.
 
     Returns:
         {group: Split}, for ``all`` parameters and for each group.
@@ -314,8 +315,8 @@ class Comparison:
 
     Attributes:
         moments: moments of the gradient.
-        difference: moments of the gradient minus the gradient of the reference, draw by draw.
-        seconds: mean time of a draw.
+        difference: moments of the difference between this gradient and the gradient of the reference in the same draw.
+        seconds: mean time per draw, in seconds.
     """
 
     moments: GradientMoments = field(default_factory=GradientMoments)

@@ -1,8 +1,8 @@
 """Gradient estimators for discrete latents that use continuous relaxations.
 
-Symbols (zoo/functional/latents.py): s are the perturbed logits. H is the threshold, and z = H(s) are the discrete
-latents. sigma_tau is the soft threshold at temperature tau. s~ are perturbed logits drawn given z. c is the control
-variate.
+Symbols (zoo/functional/latents.py): s are the perturbed logits. H is the threshold, or the argmax for categorical
+latents, and z = H(s) are the discrete latents. sigma_tau is the soft threshold at temperature tau. s~ are perturbed
+logits drawn given z. c is the control variate.
 
     gumbel_softmax     grad f(sigma_tau(s))                                   biased; Maddison et al., Jang et al. 2017
     straight_through   value f(H(s)), derivative in z passed to sigma_tau(s)  biased; Jang et al. 2017, sec. 2.2

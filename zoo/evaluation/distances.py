@@ -7,8 +7,8 @@ classifier. The usual FID uses a network trained on photographs. Values of class
 with each other, but not with values of the usual FID.
 
 Classifier-FID has an upward bias, which is larger for fewer images. Compare only sets of equal size. The score of real
-images is called the floor and is published next to the score of samples. If the floor uses fewer images, its bias is
-larger. Good samples may then score below the floor.
+images is called the floor and is published next to the score of samples. If the floor is computed from fewer images
+than the score of samples, the floor has the larger bias. Good samples may then score below the floor.
 """
 
 from typing import NamedTuple
@@ -184,5 +184,5 @@ class SampleDistanceMetric:
             self.measure = lambda _, samples: frechet_distance(classify_images(samples, classifier).features, features)
 
     def __call__(self, model, samples: Tensor) -> float:
-        """Return the distance of ``samples`` from the data; for sequences, the distance of ``model`` itself."""
+        """Return the distance between ``samples`` and the data. ``kl`` uses ``model`` and not ``samples``."""
         return self.measure(model, samples)

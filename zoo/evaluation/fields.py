@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zoo.functional.noise import chunk_generator
 
-BULK = 0.99  # fraction of draws where the scores are compared; elsewhere there are too few data to learn from
+BULK = 0.99  # fraction of draws where the scores are compared; around the other draws there are too few data
 
 
 class Field(NamedTuple):

@@ -104,7 +104,7 @@ class Protocol(NamedTuple):
         importance_samples: importance samples per test image for the log likelihood; 0 skips the log likelihood.
         bound_images: number of test images for the bound of a diffusion model, in file order; 0 skips the bound.
         samples: number of samples to evaluate, at least 2. None means 10,000 for an adversarial model and 0 for others.
-        conditions: conditions of these samples. If there are several, each is measured.
+        conditions: conditions of these samples. Samples are drawn and measured separately under each of them.
     """
 
     importance_samples: int = 0
@@ -156,20 +156,22 @@ def measure(
 ) -> tuple[dict[str, float], dict[str, object]]:
     """Return all metrics of a card, and intermediate values that the card also stores.
 
-    For word vectors, these are only the metrics of :func:`zoo.evaluation.words.measure_words`. For other models, they
-    are all metrics of the test loop and the following metrics. The right column says when a metric is measured:
+    For word vectors, the metrics are only those of :func:`zoo.evaluation.words.measure_words`.
+    For other models, the metrics are all metrics of the test loop and the metrics in the following table.
+    The right column says when each is measured:
 
-        test/log_likelihood                     importance samples are in the protocol; in nats per image
+        test/log_likelihood                     ``importance_samples`` are in the protocol (nats per image)
         bits_per_dim, bound/L_0, L_t, L_T       ``bound_images`` are in the protocol of a diffusion model
         fisher_divergence, log_density_gap      a score model is measured on a toy density with a known score
         metrics of measure_samples              samples are evaluated
         judged_accuracy                         the model has labels, and the data are MNIST
-        all/accuracy, all/nmi, all/ari          the model has clusters; on training, validation and test images
+        all/accuracy, all/nmi, all/ari          the model has clusters (training, validation and test images)
         feature_accuracy                        the model has ``transform``
 
     If the protocol has several conditions, the name of each metric of samples ends with its condition.
     ``judged_accuracy`` uses the number of evaluated samples, rounded down to a multiple of 10, and at least 10. If no
-    samples are evaluated, it uses 10,000. It is not measured if the conditions fix the labels ``y``.
+    samples are evaluated, ``judged_accuracy`` uses 10,000 samples. If the conditions fix the labels ``y``,
+    ``judged_accuracy`` is not measured.
 
     Args:
         model: model in eval mode.
@@ -285,7 +287,7 @@ def measure_samples(
 
         For MNIST, these are the metrics of :func:`sample_metrics`, and three more. ``confident_of_test_images`` is the
         fraction of test images whose predicted label has a probability above 0.9. ``classifier_fid_floor`` is the
-        distance of n validation images from the test images, or of all 5,000 if n is larger.
+        distance of n validation images from the test images. If n is above 5,000, all 5,000 validation images are used.
         ``classifier_fid_floor_error`` is the standard error of this distance.
 
         For points, the metric is ``energy_distance``, on the first 5,000 samples. The ring also has ``modes_covered``

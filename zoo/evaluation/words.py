@@ -1,10 +1,10 @@
 """Evaluation of word vectors: analogies, similarity of words, and a map of words.
 
-Analogies (Mikolov et al. 2013a): an answer is correct if the word nearest to b - a + c is d. All vectors have length 1.
-The candidates are the most frequent words except a, b and c.
+Analogies have the form "a is to b as c is to d" (Mikolov et al. 2013a). An answer is correct if the word nearest to
+b - a + c is d. All vectors have length 1. The candidates are the most frequent words except a, b and c.
 
-Similarity: Spearman's rank correlation of cosines with mean scores from people (WordSim-353, Finkelstein et al. 2002;
-SimLex-999, Hill et al. 2015).
+Similarity is Spearman's rank correlation between cosines and the mean scores that people gave (WordSim-353, Finkelstein
+et al. 2002; SimLex-999, Hill et al. 2015).
 
 Questions and pairs with a word outside the vocabulary are skipped. ``coverage`` is the fraction of questions or pairs
 that are used.
@@ -31,7 +31,7 @@ Question = tuple[str, str, str, str]  # a is to b as c is to d
 
 
 class WordFileError(UserError):
-    """A file of questions or word pairs is missing or malformed. The message names the file, and a malformed line."""
+    """A file of questions or word pairs is missing or malformed. The message names the file and any malformed line."""
 
 
 def _lines_of(path: Path) -> list[str]:
@@ -124,7 +124,7 @@ def analogies(model, sections: dict[str, list[Question]], most_frequent: int = 3
         model: a SkipGram.
         sections: output of :func:`read_questions`. Sections with names that begin with ``gram`` are syntactic, and
             the others are semantic, as in the published set.
-        most_frequent: number of most frequent words that questions and answers may contain.
+        most_frequent: number of words, from the most frequent, that questions and answers may contain.
 
     Returns:
         ``analogies``, ``analogies/semantic`` and ``analogies/syntactic``: fractions of correct answers, NaN without
