@@ -18,7 +18,7 @@ _calls = _Calls()
 
 
 def from_outside() -> bool:
-    """Return whether the user made this call. The call is the model's own if one of its public methods is running."""
+    """Return whether the user made this call. Calls are not the user's while a public method of the model runs."""
     return not _calls.within
 
 

@@ -118,7 +118,7 @@ def _look_at_first(examples: "Examples", of_a_run: bool) -> Callable:
 
 
 class Examples(NamedTuple):
-    """Check of examples (B, ...) of the model's shape. It returns them in float32, or in float64 for a float64 model.
+    """Check that examples (B, ...) have the model's shape. Return them in float32, or in float64 for a float64 model.
 
     Attributes:
         values: allowed values. ``data`` allows images in [0, 1], one-hot sequences and finite points. ``observed``
@@ -181,7 +181,7 @@ def shape_of(model: Any) -> tuple[int, ...] | int:
 def floating(model: Any) -> torch.dtype:
     """Return the dtype of the model's data: float64 if its weights are float64, else float32.
 
-    Models in bfloat16 or float16 also receive float32, which keeps all 256 grey values apart.
+    Models in bfloat16 or float16 also receive float32. In bfloat16, some of the 256 grey values would become equal.
     """
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     return torch.promote_types(dtype, torch.float32)

@@ -56,7 +56,7 @@ def sampled_labels(
     """Return the labels of ``n`` samples, (n,) on the device of ``uniform``, or None for samples without labels.
 
     Args:
-        y: labels as in :func:`as_labels`. ``dropped`` means no labels. None means ``uniform``.
+        y: labels as in :func:`as_labels`. ``dropped`` means no labels. None means the labels in ``uniform``.
         n: number of samples.
         num_classes: number of classes; None for a model without labels.
         uniform: labels that were drawn uniformly, (n,).

@@ -1,4 +1,4 @@
-"""Let names of the previous version be imported for one more version. Each import gives a DeprecationWarning."""
+"""Keep names of the previous version importable for one more version. Each import gives a DeprecationWarning."""
 
 from __future__ import annotations
 

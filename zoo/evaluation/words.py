@@ -3,8 +3,8 @@
 Analogies have the form "a is to b as c is to d" (Mikolov et al. 2013a). An answer is correct if the word nearest to
 b - a + c is d. All vectors have length 1. The candidates are the most frequent words except a, b and c.
 
-Similarity is Spearman's rank correlation between cosines and the mean scores that people gave (WordSim-353, Finkelstein
-et al. 2002; SimLex-999, Hill et al. 2015).
+Similarity is Spearman's rank correlation between cosines and the mean scores that people gave. The pairs come from
+WordSim-353 (Finkelstein et al. 2002) and SimLex-999 (Hill et al. 2015).
 
 Questions and pairs with a word outside the vocabulary are skipped. ``coverage`` is the fraction of questions or pairs
 that are used.

@@ -1,8 +1,8 @@
 """Loading of pretrained checkpoints and training checkpoints.
 
 A published checkpoint consists of two files in ``zoo/weights``. ``<name>.safetensors`` holds the weights. Its metadata
-hold the name of the model and its constructor arguments. ``<name>.json`` is the card. It records the origin of the
-weights, their metrics with the protocol, and the SHA-256 digest of the weights.
+hold the name of the model and its constructor arguments. ``<name>.json`` is the card. The card records the origin of
+the weights, their metrics with the protocol, and the SHA-256 digest of the weights file.
 
 Loading never unpickles objects, because a pickle can run code. Weights are safetensors files, and training checkpoints
 are read with ``weights_only=True``.
@@ -35,7 +35,7 @@ LARGEST_DOWNLOAD = 2**30  # bytes
 
 
 def load(source: str | Path, model_class: type[LightningModule] | None = None) -> LightningModule:
-    """Load a trained model, in eval mode and on the CPU. :func:`zoo.load` is the same and documents it in full.
+    """Load a trained model, in eval mode and on the CPU. :func:`zoo.load` calls this function and lists all sources.
 
     Args:
         source: name of a pretrained checkpoint, run folder, checkpoint file, address with a digest, or artifact of
@@ -144,7 +144,7 @@ def name_of_class(kind: type) -> str:
 
 
 def class_outside(checkpoint: dict[str, Any]) -> str | None:
-    """Return the name of the class in a training checkpoint if its run trained one outside the zoo, else None."""
+    """Return the class name in a training checkpoint if the class is outside the zoo. Return None otherwise."""
     record = checkpoint.get("record")
     name = record.get("class") if isinstance(record, dict) else None
     return name if isinstance(name, str) and not name.startswith("zoo.") else None
@@ -155,7 +155,7 @@ def from_training(
 ) -> LightningModule:
     """Return the model of a training checkpoint that was read from ``path``, in eval mode.
 
-    The file never decides which class is imported: it is one of the zoo, or ``model_class``.
+    The class is ``model_class`` or a class of the zoo. The file cannot cause the import of any other class.
     """
     if model_class is None and (outside := class_outside(checkpoint)):
         raise CheckpointError(
@@ -220,7 +220,7 @@ def from_weights(data: bytes, digest: str, source: str) -> LightningModule:
 
 
 def _known_class(model: Any, source: str | Path) -> type[LightningModule]:
-    """Return the class of a known name. Only these classes are imported."""
+    """Return the class of the zoo with the name ``model``. No other class is imported."""
     known = zoo.MODELS | zoo.CLASSIFIERS
     if model not in known:
         raise CheckpointError(f"{source} holds a model named {model!r}; the known models are {', '.join(known)}")
@@ -264,12 +264,13 @@ def record_of(source: str | Path) -> dict[str, Any] | None:
 def data_of(record: dict[str, Any], name: str | None = None):
     """Return the datamodule of a recorded run.
 
-    A text has the options of the run. Images have default options, because the options of the run concern training.
+    If the data are a text, the datamodule has the options of the run. For images it has the default options, because
+    the options of the run concern training.
 
     Args:
         record: record of the run.
-        name: name or path of other data for a run on a text. Another text has the options of the run. None uses the
-            data of the run, and runs on images ignore ``name``.
+        name: name or path of other data, used only if the run trained on a text. If these data are also a text, they
+            have the options of the run. None uses the data of the run.
 
     Raises:
         UserError: for an unknown name.

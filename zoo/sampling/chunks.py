@@ -55,9 +55,9 @@ def check_lengths(n: int, conditions: dict[str, Any]) -> None:
 
 
 def try_conditions(model, n: int, conditions: dict[str, Any]) -> Tensor:
-    """Return one sample, (1, ...), under the first of ``n`` conditions.
+    """Return one sample, (1, ...), under the conditions of the first of ``n`` samples.
 
-    Call this before a long run: invalid conditions then fail at once.
+    If this is called before a long run, invalid conditions raise an error at once.
 
     Raises:
         UserError: if ``model.sample`` raises UserError, or if the length of a list is not ``n``.

@@ -31,8 +31,8 @@ def picture(model, n: int, conditions: dict[str, Any]) -> Picture:
     condition and its values, such as ``("y", [0, ..., 9])``. The picture then has one row for each value and at least
     ``n`` samples.
 
-    If ``rows()`` is missing or returns None, the picture is nearly square and has exactly ``n`` samples. The same holds
-    if ``conditions`` already gives a value to this condition.
+    If ``rows()`` is missing or returns None, the picture is nearly square and has exactly ``n`` samples. The picture is
+    also of this form if ``conditions`` already has a value for the condition from ``rows()``.
     """
     check_integer("the number of samples", n)
     rows = model.rows() if isinstance(model, capabilities.SampleRows) else None
@@ -59,7 +59,8 @@ def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
 
     Args:
         images: samples in one of these shapes.
-        columns: images in a row, for images and sequences. None makes the picture nearly square.
+        columns: number of images in a row. It is used only for images and sequences. None makes the picture nearly
+            square.
     """
     if images.ndim == 2:
         return scatter(images), 1

@@ -32,7 +32,7 @@ def generate(network: nn.Module, z: Tensor) -> Tensor:
 
 
 def check_batches(module) -> None:
-    """Check before the first step that batches are large enough for BatchNorm, which needs two examples per process.
+    """Check that batches are large enough for BatchNorm, which needs two examples per process.
 
     Args:
         module: the LightningModule. Its trainer has the training data.
@@ -66,8 +66,8 @@ def check_batches(module) -> None:
 def training_images(trainer, most: int) -> Tensor | None:
     """Return the first training images of a run, (at most ``most``, 28, 28), uint8, equal on all processes.
 
-    The images come from the datamodule, or from the training loader if there is no datamodule. Without either, the
-    result is None.
+    The images come from the datamodule. If it has no attribute ``splits``, they come from the training loader. If there
+    is no training loader, the result is None.
     """
     data = trainer.datamodule
     if isinstance(data, capabilities.SplitData):
@@ -138,13 +138,15 @@ def step(module, optimiser, loss: Tensor, counts: bool) -> None:
     Args:
         module: the LightningModule.
         optimiser: one of ``module.optimizers()``.
-        loss: the loss. ``toggle_optimizer`` has turned off the gradients of the other network before its computation.
+        loss: the loss. Before the loss was computed, ``toggle_optimizer`` turned off the gradients of the other
+            network.
         counts: whether ``trainer.global_step`` counts this step.
     """
     optimiser.zero_grad()
     module.manual_backward(loss)
     if not counts:
-        before, after = optimiser._on_before_step, optimiser._on_after_step  # Lightning sets both before each batch
+        # Lightning sets both hooks before each batch.
+        before, after = optimiser._on_before_step, optimiser._on_after_step
         optimiser._on_before_step = optimiser._on_after_step = _nothing
     optimiser.step()
     if not counts:

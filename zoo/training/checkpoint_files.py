@@ -34,7 +34,7 @@ def keep_best(checkpoint: dict[str, Any], callback: ModelCheckpoint, resumed: Pa
     checkpoint is chosen from the remaining epochs.
 
     Args:
-        checkpoint: the checkpoint to resume from. The state of ``callback`` in it is changed.
+        checkpoint: the checkpoint to resume from. The function changes the state of ``callback`` in ``checkpoint``.
         callback: the ModelCheckpoint of the new run.
         resumed: the file of ``checkpoint``. Best checkpoints that are not at their recorded path may be in its folder.
         writes: whether this process copies files and logs the warning.
@@ -69,7 +69,8 @@ def keep_best(checkpoint: dict[str, Any], callback: ModelCheckpoint, resumed: Pa
 class CheckpointFiles(TorchCheckpointIO):
     """Write each checkpoint to a temporary file in its folder, then rename it.
 
-    If the process or the machine stops meanwhile, the path holds the complete old or the complete new checkpoint.
+    If the process or the machine stops during the write, ``path`` holds either the complete old checkpoint or the
+    complete new one.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:

@@ -30,7 +30,8 @@ def readable_arguments(arguments: list[str], config_dir: Path) -> list[str]:
         config_dir: the folder of ``train.yaml``.
 
     Raises:
-        UserError: if Hydra cannot compose the configuration. The message names the argument and a similar one.
+        UserError: if Hydra cannot compose the configuration. The message names the argument. If a valid name is
+            similar, the message suggests it.
         SystemExit: if a flag is unknown.
     """
     options = _options(arguments)
@@ -38,7 +39,7 @@ def readable_arguments(arguments: list[str], config_dir: Path) -> list[str]:
     arguments = [_readable(a, sweep) if a in options.overrides else _with_home(a) for a in arguments]
     own = Path(os.path.expanduser(options.config_dir)).absolute() if options.config_dir else None
     elsewhere = (options.config_name, options.config_path, options.info, options.experimental_rerun)
-    missing = own is not None and not own.is_dir()  # Hydra says so
+    missing = own is not None and not own.is_dir()  # Hydra then reports the missing folder
     if not (any(elsewhere) or missing or options.help or options.hydra_help or options.shell_completion):
         _check_composition([_readable(a, sweep) for a in options.overrides], config_dir, sweep, own)
     return arguments
@@ -86,7 +87,7 @@ def _path(key: str, value: str) -> str:
         try:
             _overrides([f"{key}={value}"])
             return f"{key}={value}"
-        except HydraException:  # Lightning passes a folder in such quotes to the processes that it starts
+        except HydraException:  # Lightning adds quotes to the run folder when it starts other processes
             value = value[1:-1] if value[-1] == value[0] else value
     return override(key, os.path.expanduser(value))
 
@@ -184,7 +185,7 @@ def _check_keys(overrides: "list[Override]", choices: "list[Override]", cfg) -> 
 
 
 def named_class(name: str) -> type:
-    """Import the class of a model by its dotted name, which the user has typed.
+    """Return the class of a model, imported by its dotted name, which the user has typed.
 
     Raises:
         UserError: if there is no such LightningModule.

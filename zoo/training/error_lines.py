@@ -21,8 +21,8 @@ CLOSED_PIPE = 128 + 13  # exit status of a program that SIGPIPE ends
 def one_line_errors(run_dir: str | None = None) -> Iterator[None]:
     """End the program with one line for an error that the user can fix. Other errors keep their traceback.
 
-    The line is also written to the log of the run. If the reader of standard output has closed it, as in ``| head``,
-    the program ends without a message.
+    The line is also written to the log of the run. If standard output is a pipe that its reader has closed,
+    as in ``| head``, this program ends without a message.
 
     Args:
         run_dir: the folder of the run, with the last checkpoint to resume from; None outside a run.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def hydra_raises() -> Iterator[None]:
-    """Let Hydra raise its errors within this context. By default it prints them in many lines."""
+    """Let Hydra raise its errors within this context. By default, Hydra prints them in many lines and exits."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

@@ -21,7 +21,8 @@ class Interrupted(SystemExit):
     """Exit of the program after a signal. It derives from SystemExit, because libraries catch Exception."""
 
     def __init__(self, signum: int):
-        # Lightning kills the first process if a process that it started fails. These processes therefore exit with 0.
+        # If a process that Lightning started fails, Lightning kills the first process. Started processes therefore exit
+        # with 0.
         super().__init__(0 if started_by_lightning() else 128 + signum)
         self.signum = signum
 

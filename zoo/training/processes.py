@@ -20,7 +20,7 @@ def overrides_of_process(arguments: list[str], environment: Mapping[str, str]) -
 
 
 def number() -> int:
-    """Return the rank of this process in the run. If it is not set, return the rank on this machine, or 0."""
+    """Return the rank of this process in the run. If no rank is set, return the rank on this machine, or 0."""
     environment = os.environ
     return int(environment.get("RANK") or environment.get("SLURM_PROCID") or environment.get("LOCAL_RANK") or 0)
 

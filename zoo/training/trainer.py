@@ -99,7 +99,8 @@ def _shown(kwargs: dict[str, Any]) -> list[L.Callback]:
 class FoundLearningRate(L.Callback):
     """Create the optimiser and its schedule again, with the learning rate that LearningRateFinder has found.
 
-    Lightning's callback changes only the learning rate of the optimiser. The next step of the schedule would undo this.
+    Lightning's callback changes only the learning rate of the optimiser. The next step of the schedule would undo this
+    change.
     """
 
     def on_train_start(self, trainer, pl_module):
@@ -120,7 +121,7 @@ def _trainer(**arguments) -> L.Trainer:
 
 def quiet_lightning() -> None:
     """Hide messages of Lightning that need no action, and show the others only once."""
-    if logging.getLogger().hasHandlers():  # otherwise Lightning's own handler would print each message again
+    if logging.getLogger().hasHandlers():  # with its own handler, Lightning would print each message again
         logging.getLogger("lightning").handlers.clear()
     of_pytorch = ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.signal_connector")
     for name in (*of_pytorch, "fabric.utilities.distributed"):
