@@ -58,7 +58,7 @@ def sampled_labels(
     Args:
         y: labels as in :func:`as_labels`. ``dropped`` means no labels. None means the labels in ``uniform``.
         n: number of samples.
-        num_classes: number of classes; None for a model without labels.
+        num_classes: number of classes. None for a model that was trained without labels.
         uniform: labels that were drawn uniformly, (n,).
         guidance: strength of the guidance towards the labels.
 

@@ -52,7 +52,7 @@ HELD_OUT = 8  # draws of z that estimate the optimal baseline
 
 
 def chosen(objective: str, latent: str, estimator: str, num_samples: int) -> str:
-    """Return the name of the estimator to use; ``auto`` becomes the first one in ``ESTIMATORS``.
+    """Return the name of the estimator to use. ``auto`` becomes the first name in ``ESTIMATORS``.
 
     Raises:
         UserError: if the estimator cannot be used with the objective and the latents, or if it needs more draws of z

@@ -29,7 +29,7 @@ def without_parameter_gradients(module: nn.Module, *args) -> Tensor:
 
 
 class Learned:
-    """Base class of the learned parts of estimators. Its methods do nothing, and subclasses override some of them."""
+    """Base class of the learned parts of estimators. Its methods do nothing. Subclasses override some methods."""
 
     def parts(self, x: Tensor, q, f: Cost) -> dict[str, Any]:
         """Return additional arguments of :func:`zoo.estimators.by_name.surrogate`, by name.

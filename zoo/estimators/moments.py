@@ -109,7 +109,7 @@ def call_with(module: nn.Module, params: Params, function: Callable, *args):
     statistics of ``module``.
     """
     state = {k: b.clone() for k, b in module.named_buffers()} | params
-    with called_by_the_model():  # checks of arguments are off, because they cannot read values inside torch.func.vmap
+    with called_by_the_model():  # turns off checks of arguments, which cannot read values inside vmap
         return functional_call(_Method(module, function), {f"module.{k}": v for k, v in state.items()}, args)
 
 
@@ -118,7 +118,7 @@ class GradientMoments:
     """Running mean and variance of gradient draws, accumulated in float64.
 
     For every parameter tensor, the object holds the mean gradient and one sum of squared deviations. ``update`` uses
-    Welford's recursion, which avoids the difference of two large numbers. The mean is on the device of the gradient, or
+    Welford's recursion. It avoids the difference of two large numbers. The mean is on the device of the gradient, or
     on the CPU if that device has no float64.
     """
 
@@ -152,7 +152,7 @@ class GradientMoments:
 
         Args:
             total: function that returns the sum of a tensor over all processes, on every process.
-            like: parameters, which give the shapes on a process without draws.
+            like: the parameters. A process without draws takes the shapes of the means from them.
         """
         device = float64_device(next(iter(like.values())).device)
         n = int(total(torch.tensor(self.n, device=device)))
@@ -311,7 +311,7 @@ def clock() -> float:
 
 @dataclass
 class Comparison:
-    """Measurements of one estimator, next to a reference estimator.
+    """Measurements of one estimator, also in comparison with a reference estimator.
 
     Attributes:
         moments: moments of the gradient.

@@ -28,11 +28,12 @@ def antithetic(eps: Tensor) -> Tensor:
 def rsample(q: Distribution, shape: tuple[int, ...], seed: int) -> Tensor:
     """Return a re-parameterised draw of a torch.distributions family, as a function of a seed.
 
-    torch draws from its global generators. This function seeds them for the draw and restores them afterwards.
+    torch draws from its global generators. This function seeds the generators for the draw and restores their states
+    afterwards.
 
     Args:
         q: a distribution with ``has_rsample``: Laplace, StudentT, LogNormal, Gamma, Dirichlet, ...
-        shape: shape of the draws, which precedes the shape of ``q``.
+        shape: shape of the draws. The result has these axes first, and then the axes of ``q``.
         seed: seed of the draw. Equal seeds give equal draws.
 
     Returns:

@@ -77,5 +77,5 @@ def relax_variance(
 
 
 def unsqueeze_to(t: Tensor, like: Tensor) -> Tensor:
-    """Return ``t`` with axes of length one appended until it has the number of axes of ``like``."""
+    """Return ``t`` with as many axes as ``like``. The additional axes are last and have length one."""
     return t.reshape(t.shape + (1,) * (like.dim() - t.dim()))

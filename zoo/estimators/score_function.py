@@ -28,9 +28,9 @@ def score_function(cost: Tensor, log_q: Tensor, baseline: Tensor | float = 0.0) 
     """Return the cost, (k, B), with the REINFORCE gradient: grad f at fixed z, plus (f(z) - b) grad log q(z).
 
     Args:
-        cost: f(z), (k, B), of draws z without gradient. f may have parameters, such as the decoder's.
+        cost: f(z), (k, B). The draws z have no gradient. f may depend on parameters, such as those of the decoder.
         log_q: log q(z) of the same draws, (k, B).
-        baseline: b, which receives no gradient here.
+        baseline: b. The surrogate has no gradient with respect to b.
     """
     return with_gradient(cost, (cost - baseline).detach() * log_q)
 
@@ -89,8 +89,8 @@ def optimal_baseline(cost: Tensor, score_square: Tensor) -> Tensor:
 
         beta* = Cov(f s, s) / Var(s) = E[f s^2] / E[s^2]
 
-    The draws that estimate the expectations must not be the draws that use the baseline. If they are the same, the
-    estimator is biased.
+    The draws that estimate the expectations must not be the draws that use the baseline. If the same draws are used for
+    both, the estimator is biased.
 
     Args:
         cost: f(z) of m >= 1 held-out draws, (m, B).

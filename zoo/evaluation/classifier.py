@@ -1,4 +1,4 @@
-"""Classifier of digits that evaluates samples of generative models.
+"""Classifier of digits, for the evaluation of samples of generative models.
 
 The classifier is not one of the ten generative models. ``zoo.evaluation`` uses it for two measurements. The first is
 the fraction of class-conditional samples that the classifier recognises as their label. The second is the distance

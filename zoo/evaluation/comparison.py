@@ -35,7 +35,7 @@ class Row(NamedTuple):
         snr: signal-to-noise ratio.
         milliseconds: mean time of a draw.
         difference: norm of the mean difference from the first estimator, divided by |g| of the first estimator. The
-            squared norm is corrected for noise.
+            squared norm is corrected for the bias from noise.
         noise: standard error of ``difference``: sqrt(tr C / n) divided by |g| of the first estimator, with C the
             covariance of the difference. If ``difference`` is near ``noise``, the true difference may be zero.
 
@@ -109,7 +109,7 @@ def rows(comparisons: dict[str, Comparison]) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """Return the rows as text, one block for each group of parameters."""
+    """Return the rows as text, with a separate table for each group of parameters."""
     width = max(len(row.estimator) for row in rows)
     head = f"{'estimator':{width}}    variance         SNR  ms per draw  variance x ms  differs from the first"
     lines = []

@@ -65,7 +65,7 @@ def correlation(pairs: list[tuple[float, float]]) -> str:
 
 
 def scatter(runs: dict[str, list[tuple[float, float]]], x: str, y: str) -> Figure:
-    """Plot one metric against another, with a point for each epoch or step and lines between consecutive points."""
+    """Plot one metric against another. Each epoch or step is a point, and lines connect consecutive points."""
     picture = Figure(figsize=(7, 4.5), layout="constrained")
     axes = picture.subplots()
     for name, pairs in runs.items():

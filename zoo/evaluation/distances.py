@@ -59,7 +59,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
         |mu_a - mu_b|^2 + tr( C_a + C_b - 2 (C_a C_b)^(1/2) )
 
     This is the squared 2-Wasserstein distance between two Gaussians with the means and covariances of the sets. The
-    code uses the symmetric matrix C_a^(1/2) C_b C_a^(1/2), which has the same eigenvalues as C_a C_b.
+    code takes the eigenvalues of the symmetric matrix C_a^(1/2) C_b C_a^(1/2). They equal the eigenvalues of C_a C_b.
     """
     (mu_a, C_a), (mu_b, C_b) = ((x.mean(0), torch.atleast_2d(torch.cov(x.T))) for x in (a, b))
     values, vectors = torch.linalg.eigh(C_a)
@@ -71,7 +71,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def frechet_standard_error(a: Tensor, b: Tensor, resamples: int = 50, seed: int = 0) -> float:
     """Return the standard deviation of :func:`frechet_distance` over bootstrap resamples of both sets.
 
-    A resample has fewer distinct vectors than its set. The bootstrap mean is therefore biased and not used.
+    A resample has fewer distinct vectors than the original set. The bootstrap mean is therefore biased and not used.
     """
     distances = []
     for k in range(resamples):
@@ -90,7 +90,7 @@ def sample_metrics(
         model: model in eval mode with ``sample(n, *, generator)``.
         real: features of real images from the same classifier, (N, F).
         classifier: classifier in eval mode.
-        n: number of samples, which are drawn in the chunks of zoo/sampling/chunks.py.
+        n: number of samples. They are drawn in chunks (zoo/sampling/chunks.py).
         seed: seed of the noise.
         conditions: conditions of the samples, by name.
         progress: show a progress bar.
@@ -156,11 +156,11 @@ def modes(x: Tensor, mu: Tensor, sigma: float) -> Modes:
 
 
 class SampleDistanceMetric:
-    """Distance between a model and a data set; smaller is better.
+    """Distance between a model and a data set. A smaller distance is better.
 
     The kind of data selects the distance. Features of the data are computed once.
 
-        kl                 KL(data || model), nats, by enumeration; for sequences of a known Markov chain
+        kl                 for sequences of a known Markov chain: KL(data || model), nats, by enumeration
         energy_distance    for points in the plane
         classifier_fid     for images
 

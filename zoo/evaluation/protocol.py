@@ -67,7 +67,10 @@ def clustering_of_all_images(model, data, progress: bool = False) -> dict[str, f
 
 
 def log_likelihood(model, batch, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Return ``model.log_likelihood`` of the images of a batch, (B,) nats. The model also receives their labels."""
+    """Return ``model.log_likelihood`` of the images of a batch, (B,) nats.
+
+    If the batch has labels, the model also receives the labels.
+    """
     x, *labels = as_batch(batch)
     return model.log_likelihood(x, y=labels[0] if labels else None, num_samples=num_samples, generator=generator)
 
@@ -176,7 +179,7 @@ def measure(
     Args:
         model: model in eval mode.
         data: ``Images``, ``Toy`` or ``Text`` datamodule, after ``setup``.
-        protocol: measurements in addition to the test loop; None uses the defaults.
+        protocol: measurements in addition to the test loop. None uses the default protocol.
         progress: show progress bars.
 
     Returns:
@@ -238,13 +241,13 @@ def bound_per_batch(model, data, fives: int, progress: bool = False) -> Tensor:
     """Return the terms of a diffusion model's bound on the first test images, (fives, 3), nats per image.
 
     The columns are L_0, the sum of L_t over 0 < t < T, and L_T. Each row is the mean over five images. The noise of a
-    row depends only on its index. Each row can therefore be measured again without the others. An image needs T network
-    evaluations.
+    row depends only on its index. Each row can therefore be measured again without the others. Each image takes T
+    network evaluations.
 
     Args:
         model: diffusion model in eval mode. If it was trained with labels, it also receives the labels.
         data: ``Images`` datamodule, after ``setup``.
-        fives: number of rows; the bound uses five times as many images.
+        fives: number of rows. Each row needs five images.
         progress: show a progress bar.
     """
     images, labels = (t[: fives * BOUND_AT_ONCE] for t in data.splits["test"])
@@ -283,9 +286,9 @@ def measure_samples(
         progress: show progress bars.
 
     Returns:
-        {name: value}; the metrics depend on the data.
+        {name: value}. The metrics depend on the data.
 
-        For MNIST, these are the metrics of :func:`sample_metrics`, and three more. ``confident_of_test_images`` is the
+        For MNIST, the metrics are those of :func:`sample_metrics` and three others. ``confident_of_test_images`` is the
         fraction of test images whose predicted label has a probability above 0.9. ``classifier_fid_floor`` is the
         distance of n validation images from the test images. If n is above 5,000, all 5,000 validation images are used.
         ``classifier_fid_floor_error`` is the standard error of this distance.
@@ -372,7 +375,7 @@ def judged_accuracy(
         conditions: conditions of the samples in addition to their labels.
 
     Returns:
-        ``judged_accuracy``, and ``judged_accuracy/<label>`` for each label; fractions.
+        ``judged_accuracy``: fraction for all labels. ``judged_accuracy/<label>``: fraction for each label.
 
     Raises:
         UserError: if ``model.sample`` has no argument ``y``, or ``n`` is not a multiple of the number of classes.

@@ -61,7 +61,7 @@ def read_questions(path: Path) -> dict[str, list[Question]]:
 
 
 def read_pairs(path: Path) -> list[tuple[str, str, float]]:
-    """Return two words in lower case and their score from each line. Lines that begin with # are comments."""
+    """Return (word, word, score) from each line, with the words in lower case. Lines that begin with # are comments."""
     pairs = []
     for number, line in enumerate(_lines_of(path), start=1):
         if not line.strip() or line.startswith("#"):
@@ -106,8 +106,8 @@ def measure_words(model, folder: Path | None = None) -> dict[str, float]:
 
     Returns:
         the metrics of :func:`analogies`, and Spearman's correlations ``wordsim353`` and ``simlex999``.
-        Each set also has a metric with ``/coverage`` after its name. A metric is left out if the model knows none of
-        its questions, or fewer than three of its pairs.
+        Each set also has a metric ``<name>/coverage``. The score of a set is left out if the model knows none of its
+        questions, or fewer than three of its pairs.
     """
     folder = find_word_sets(folder)
     metrics = analogies(model, read_questions(folder / SETS[0]))
@@ -175,7 +175,8 @@ def similarity(model, pairs: list[tuple[str, str, float]]) -> tuple[float, float
 def word_map(model, n: int = 150) -> Figure:
     """Plot the ``n`` most frequent words at the first two principal components of their vectors of length 1.
 
-    The map shows words of at least five letters. If there are fewer than ten of them, it shows words of any length.
+    The map shows words of at least five letters. If fewer than ten words have this length, the map shows words of any
+    length.
     """
     words = [w for w in model.words if len(w) >= LONG]
     words = (words if len(words) >= 10 else model.words)[:n]

@@ -38,9 +38,9 @@ def load(source: str | Path, model_class: type[LightningModule] | None = None) -
     """Load a trained model, in eval mode and on the CPU. :func:`zoo.load` calls this function and lists all sources.
 
     Args:
-        source: name of a pretrained checkpoint, run folder, checkpoint file, address with a digest, or artifact of
-            Weights & Biases.
-        model_class: class of a model that is not part of the zoo, for its training checkpoints.
+        source: name of a pretrained checkpoint, run folder, checkpoint file, web address with a digest of
+            the file, or artifact of Weights & Biases.
+        model_class: class of the model in a training checkpoint, if this class is not part of the zoo.
 
     Raises:
         CheckpointError: if there is no such checkpoint, its digest differs, or it holds no known model.
@@ -164,7 +164,7 @@ def from_training(
         )
     kind = model_class or _known_class(checkpoint.get("model"), path)
     model = _build(kind, checkpoint.get("hyper_parameters", {}), checkpoint["state_dict"], path)
-    model.on_load_checkpoint(checkpoint)  # restores state outside parameters and buffers, such as persistent chains
+    model.on_load_checkpoint(checkpoint)  # restores other state, such as persistent chains
     return model
 
 

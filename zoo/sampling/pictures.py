@@ -1,4 +1,4 @@
-"""Pictures of samples: their number, their arrangement in rows, and the PNG file."""
+"""Make pictures of samples: choose the number of samples, arrange them in rows, and write the PNG file."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +75,7 @@ def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
 
 
 def scatter(points: Tensor) -> Tensor:
-    """Return a scatter plot of points, (n, 2), as one image, (1, 3, 480, 480). Outliers may be outside the plot."""
+    """Return a scatter plot of points, (n, 2), as one image, (1, 3, 480, 480). Outliers can be outside the plot."""
     figure = Figure(figsize=(4.8, 4.8), dpi=100, layout="constrained")
     axes = figure.subplots()
     points = points.float().cpu()

@@ -120,7 +120,7 @@ def running_statistics(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def flat_statistics(statistics: Mapping[str, Tensor]) -> Tensor:
-    """Return statistics by name as one vector."""
+    """Return all statistics, concatenated to one vector."""
     return torch.cat(list(statistics.values()))
 
 
@@ -133,7 +133,8 @@ def step(module, optimiser, loss: Tensor, counts: bool) -> None:
     """Take one optimiser step of one network. The parameters of the other network get no gradients.
 
     By default, ``trainer.global_step`` counts the steps of both optimisers, so a batch can count twice. Weight
-    averages, ``max_steps`` and checkpoints use this number. This function can exclude its step from the number.
+    averages, ``max_steps`` and checkpoints use this number. With ``counts=False``, the step of this function is not
+    counted.
 
     Args:
         module: the LightningModule.

@@ -69,7 +69,7 @@ def _options(arguments: list[str]):
 
 
 def _readable(argument: str, sweep: bool) -> str:
-    """Return an override with ``~`` replaced by the home folder and with quotes around a path that needs them."""
+    """Return an override. ``~`` becomes the home folder, and paths get quotes if Hydra's grammar needs quotes."""
     key, equals, value = argument.partition("=")
     if not equals or not (key.rpartition(".")[2] in PATHS or value.startswith("~")):
         return argument
@@ -229,7 +229,9 @@ def with_current_names(node: "DictConfig | ListConfig") -> None:
 
 
 def check_values(cfg: "DictConfig") -> None:
-    """Check the values at the top level of the configuration. The classes in its groups check their own arguments.
+    """Check the values at the top level of the configuration.
+
+    The classes of the model, the data, the trainer and the callbacks check their own arguments.
 
     Raises:
         UserError: if a value is not allowed. The message names the key, the value and the allowed values.

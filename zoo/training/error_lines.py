@@ -25,7 +25,7 @@ def one_line_errors(run_dir: str | None = None) -> Iterator[None]:
     as in ``| head``, this program ends without a message.
 
     Args:
-        run_dir: the folder of the run, with the last checkpoint to resume from; None outside a run.
+        run_dir: the folder of the run, which holds the checkpoint to resume from. None outside a run.
 
     Raises:
         SystemExit: with the line, if the user can fix the error.

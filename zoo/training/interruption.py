@@ -1,4 +1,4 @@
-"""End the program on Ctrl-C or SIGTERM, with a message of one line and exit status 128 + signal number."""
+"""End the program on Ctrl-C or SIGTERM, with a message of one line. The exit status is 128 + signal number."""
 
 import _thread  # threading would be slow to import for ``python -m zoo list``
 import os
@@ -42,15 +42,15 @@ class _Received:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """End the program with one line at the first SIGINT or SIGTERM. A second signal ends it at once.
+    """End the program with one line at the first SIGINT or SIGTERM. A second signal ends the program at once.
 
     The signal handler raises, so the stack unwinds and unfinished files are removed. If a library suppresses the
     exception, the handler raises again. If the main thread does not react, for example because it waits for another
     process, the program ends after ``PATIENCE`` seconds.
 
-    The handler does not raise while a module is imported. NumPy and torch call Python from C while they are imported,
-    and an exception there leaves them half initialised. They then crash with a segmentation fault. The exception is
-    raised after the import, or the program ends after ``IMPORT_PATIENCE`` seconds.
+    The handler does not raise while a module is imported. NumPy and torch call Python from C while they are imported.
+    An exception in such a call leaves them half initialised, and they later crash with a segmentation fault. The
+    exception is raised after the import, or the program ends after ``IMPORT_PATIENCE`` seconds.
     """
     woken, waker = os.pipe()
     os.set_blocking(waker, False)

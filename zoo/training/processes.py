@@ -59,9 +59,9 @@ def end_with_parent() -> None:
 
 @contextmanager
 def leave_process_group() -> Iterator[None]:
-    """Destroy the process group, if there is one, when the run ends or is stopped by a signal.
+    """Destroy the process group when the run ends or a signal stops it. Without a process group, do nothing.
 
-    Lightning leaves gloo's threads running. Sometimes one of them aborts a process while Python exits ("terminate
+    Lightning leaves gloo's threads running. Sometimes a thread aborts a process while Python exits ("terminate
     called without an active exception"). SLURM then reports that the run failed, and torchrun waits for minutes.
     After any other exception the group is kept, because other processes may still wait in it.
     """

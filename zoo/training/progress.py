@@ -79,14 +79,14 @@ class Bars(TQDMProgressBar):
         return True
 
     def on_exception(self, trainer, pl_module, exception):
-        # Bars are closed, so that the error message begins on a new line.
+        # Closed bars end with a new line, so the error message does not begin behind a bar.
         for bar in (self._val_progress_bar, self._test_progress_bar, self._train_progress_bar):
             if bar is not None:
                 bar.close()
 
 
 class ProgressLines(ProgressBar):
-    """Log lines that show progress without a terminal. The first comes after 10 s, and others at least 30 s apart."""
+    """Callback that shows progress as log lines, after 10 s and then at intervals of at least 30 s."""
 
     def __init__(self):
         super().__init__()

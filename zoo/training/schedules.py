@@ -26,7 +26,8 @@ def half_cosine(step: float, total: float, warmup: int = 0) -> float:
 def at_epoch(schedule: Schedule, epoch: int) -> float:
     """Return the value of a schedule at an epoch, counted from 0.
 
-    A schedule is a number, or a list such as ``[[0, a], [10, b]]``, which means a until epoch 9 and b from epoch 10.
+    A schedule is a number, or a list of [epoch, value]. For example, ``[[0, a], [10, b]]`` means a up to epoch 9,
+    and b from epoch 10 on.
     """
     if not isinstance(schedule, list | tuple):
         return schedule

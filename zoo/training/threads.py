@@ -10,9 +10,9 @@ CGROUP = Path("/sys/fs/cgroup")
 def prepare_threads(environment: MutableMapping[str, str] = os.environ, root: Path = CGROUP) -> None:
     """Let waiting threads sleep, and limit the number of threads to the processors that this process may use.
 
-    By default, OpenMP threads that wait for each other keep their cores busy. When another process used the same cores,
-    a step with two threads took three to ten times as long as a step with one. Sleeping threads free their cores. The
-    results are bitwise the same. Variables that the user has set do not change.
+    By default, OpenMP threads that wait for each other keep their cores busy. If another process used the same cores, a
+    step with two threads took three to ten times as long as a step with one thread. Sleeping threads leave the cores to
+    other processes. The results are bitwise the same. Variables that the user has set do not change.
 
     OpenMP counts the processors of the machine or of the process's affinity. It ignores the CPU quota of a container.
 

@@ -32,10 +32,11 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
         UserError: if an argument is not allowed. The reasons are:
 
             - Lightning does not have the argument, rejects its value, or ignores it.
-            - The model is adversarial, and gradients are clipped or accumulated, or LearningRateFinder is used.
+            - The model is adversarial, and the arguments clip or accumulate gradients or use LearningRateFinder.
             - A callback monitors ``val/distance``, and no callback measures this metric.
-            - torchrun or SLURM has started another number of processes.
-            - Weights are sharded on CPUs, or with callbacks that need all weights on each process.
+            - The number of processes that torchrun or SLURM has started differs from the number in the arguments.
+            - Weights are sharded on CPUs.
+            - Weights are sharded, and a callback needs all weights on each process.
             - A Hydra sweep has jobs of several processes. Each process would start the whole sweep again.
     """
     quiet_lightning()
@@ -97,7 +98,7 @@ def _shown(kwargs: dict[str, Any]) -> list[L.Callback]:
 
 
 class FoundLearningRate(L.Callback):
-    """Create the optimiser and its schedule again, with the learning rate that LearningRateFinder has found.
+    """Callback that makes a new optimiser and schedule, with the learning rate that LearningRateFinder has found.
 
     Lightning's callback changes only the learning rate of the optimiser. The next step of the schedule would undo this
     change.

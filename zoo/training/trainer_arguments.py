@@ -1,4 +1,4 @@
-"""Check arguments of Lightning's Trainer for which Lightning has no check or no message of one line."""
+"""Check those arguments of Lightning's Trainer for which Lightning has no check, or no error message of one line."""
 
 import inspect
 import re
@@ -17,8 +17,8 @@ def check_arguments(arguments: dict) -> None:
     """Check the arguments of Lightning's Trainer.
 
     Raises:
-        UserError: if Lightning does not have an argument, or ignores it, or if this machine lacks the hardware. The
-            message names the allowed values, and suggests a similar one.
+        UserError: if Lightning does not have or ignores an argument, or if this machine lacks the hardware. The message
+            names the allowed values. If an allowed name is similar, the message suggests it.
     """
     known = sorted(set(inspect.signature(L.Trainer.__init__).parameters) - {"self"})
     for key in arguments:
