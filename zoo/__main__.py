@@ -470,7 +470,7 @@ def parser() -> argparse.ArgumentParser:
     sub = found["export"]
     sub.add_argument("name", metavar="NAME", help="name to publish under: lower-case letters, digits and hyphens")
     _add_protocol(sub)
-    sub.add_argument("--force", action="store_true", help="replace the checkpoint of that name")
+    sub.add_argument("--force", action="store_true", help="replace an existing checkpoint with this name")
     return parser
 
 
@@ -494,9 +494,9 @@ def _add_data(sub: argparse.ArgumentParser, default: str) -> None:
 
 
 def _add_protocol(sub: argparse.ArgumentParser) -> None:
-    text = "importance samples per test image, for models with log p(x); 0 leaves it out (default: 0)"
+    text = "importance samples per test image, for models with log p(x); 0 skips this measurement (default: 0)"
     sub.add_argument("--importance-samples", type=int, default=0, metavar="N", help=text)
-    text = "test images for the full bound of a diffusion model, a multiple of 5; 0 leaves it out (default: 0)"
+    text = "test images for the full bound of a diffusion model, a multiple of 5; 0 skips it (default: 0)"
     sub.add_argument("--bound-images", type=int, default=0, metavar="N", help=text)
     text = "samples to score, at least 2 (default: 10000 for adversarial models, none for others)"
     sub.add_argument("--samples", type=int, metavar="N", help=text)

@@ -39,7 +39,7 @@ def as_labels(labels: Labels, n: int, num_classes: int, device: torch.device) ->
     else:
         listed = [labels] * n if isinstance(labels, Integral | float) else labels
         if isinstance(listed, str) or not isinstance(listed, Sequence):
-            raise UserError(f"{rule}: one for all, or a list or tensor with one for each; got {labels!r}")
+            raise UserError(f"{rule}: one label for all, or a list or tensor of labels; got {labels!r}")
         for label in listed:
             if not isinstance(label, Integral) or isinstance(label, bool) or not 0 <= int(label) < num_classes:
                 raise UserError(f"{rule}, got {label!r}")

@@ -45,7 +45,7 @@ def check_one_hot(name: str, x: Tensor) -> None:
     wrong = ~(((values == 0) | (values == 1)).all(-1) & (values.sum(-1) == 1))
     if wrong.any():
         raise UserError(
-            f"{name} must be one-hot, with exactly one 1 and otherwise 0 at each position; "
+            f"{name} must be one-hot: each position has exactly one 1, and 0 elsewhere; "
             f"{int(wrong.sum())} positions are not"
         )
 

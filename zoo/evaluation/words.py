@@ -93,7 +93,7 @@ def find_word_sets(folder: Path | None = None) -> Path:
             )
         folder = Path(gensim.origin).parent / "test" / "test_data"
     if missing := [name for name in SETS if not (folder / name).is_file()]:
-        raise WordFileError(f"{folder} does not contain {', '.join(missing)}; name the folder that does")
+        raise WordFileError(f"{folder} does not contain {', '.join(missing)}; name a folder that contains them")
     return folder
 
 

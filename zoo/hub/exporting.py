@@ -89,7 +89,7 @@ def export(
             f"{path} does not record the run that made it; train with the callback RunRecord, which adds this record"
         )
     if outside := class_outside(checkpoint):
-        raise CheckpointError(f"only models of the zoo are exported, and {path} holds one of the class {outside!r}")
+        raise CheckpointError(f"only models of the zoo are exported, and {path} holds a model of the class {outside!r}")
     model: Any = from_training(checkpoint, path)
     check_protocol(protocol or Protocol(), model, record["data"])
 

@@ -71,7 +71,7 @@ def best_of(run: Path) -> Path:
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     found = sorted(folder.glob("best-*.ckpt"), key=lambda p: p.stat().st_mtime) or list(folder.glob("last.ckpt"))
     if not found:
-        raise CheckpointError(f"{folder} holds no best-*.ckpt and no last.ckpt; name a run folder that does")
+        raise CheckpointError(f"{folder} holds no best-*.ckpt and no last.ckpt; name a run folder that holds one")
     return found[-1]
 
 
@@ -85,8 +85,8 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise any exception
         raise CheckpointError(
-            f"{path} is not a checkpoint that can be read safely. It is damaged, or it contains other objects than "
-            "plain values and tensors, which are never unpickled"
+            f"{path} is not a checkpoint that can be read safely. It is damaged, or it contains objects "
+            "besides plain values and tensors. The zoo never unpickles objects"
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise CheckpointError(f"{path} is not a training checkpoint: it holds no state_dict")
@@ -159,8 +159,8 @@ def from_training(
     """
     if model_class is None and (outside := class_outside(checkpoint)):
         raise CheckpointError(
-            f"{path} holds a model of the class {outside!r}, which is not part of the zoo: give its class yourself, "
-            "--class module.Class on the command line or zoo.load(path, Class) in Python"
+            f"{path} holds a model of the class {outside!r}, which is not part of the zoo: give its class with "
+            "--class module.Class on the command line, or with zoo.load(path, Class) in Python"
         )
     kind = model_class or _known_class(checkpoint.get("model"), path)
     model = _build(kind, checkpoint.get("hyper_parameters", {}), checkpoint["state_dict"], path)

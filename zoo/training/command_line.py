@@ -245,7 +245,7 @@ def check_values(cfg: "DictConfig") -> None:
         raise UserError(f"seed must be an integer from 0 to 2^32 - 1, got {cfg.seed!r}")
     check_flag("test", cfg.test)
     if cfg.compile is not False:
-        check_choice("compile, where it is not false,", cfg.compile, ("inductor", "cudagraphs", "aot_eager", "eager"))
+        check_choice("compile, if it is not false,", cfg.compile, ("inductor", "cudagraphs", "aot_eager", "eager"))
 
 
 def check_kind(model, data) -> None:

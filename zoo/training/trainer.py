@@ -184,5 +184,5 @@ def _check_started(world_size: int) -> None:
     if started != world_size:
         raise UserError(
             f"{by} has started {started} processes, and trainer.num_nodes times trainer.devices is {world_size}. "
-            "Set them to the number of machines and the number of processes on each, with trainer=ddp"
+            "Set num_nodes to the number of machines and devices to the processes per machine, with trainer=ddp"
         )
