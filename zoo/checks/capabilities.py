@@ -85,7 +85,7 @@ class Reconstructs(Protocol):
 
 @runtime_checkable
 class Traversable(Protocol):
-    """Has latents of one family with one prior, so that pictures can vary them one at a time."""
+    """Has latents of one family with one prior. Pictures can vary these latents one at a time."""
 
     latents: type
     latent_shape: tuple[int, ...]
@@ -161,7 +161,7 @@ class Words(Protocol):
 
 @runtime_checkable
 class GradientEstimators(Protocol):
-    """Has estimators of its gradient. Their variance can be measured."""
+    """Has estimators of its gradient. The variance of each estimator can be measured."""
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]: ...
 
@@ -236,7 +236,7 @@ class KnownScore(Protocol):
 
 @runtime_checkable
 class Enumerable(Protocol):
-    """A distribution over finitely many values. Its divergence from a model is a sum over them."""
+    """A distribution over finitely many values. Its divergence from a model is a sum over these values."""
 
     def kl(self, log_q: Callable[[Tensor], Tensor]) -> float: ...
 

@@ -179,7 +179,7 @@ def shape_of(model: Any) -> tuple[int, ...] | int:
 
 
 def floating(model: Any) -> torch.dtype:
-    """Return the dtype of the model's data: float64 if its weights are float64, else float32.
+    """Return the dtype of the model's data: float64 if the weights are float64, and float32 if not.
 
     Models in bfloat16 or float16 also receive float32. In bfloat16, some of the 256 grey values would become equal.
     """

@@ -1,4 +1,4 @@
-"""Check labels given as one integer for all examples, a list or a tensor."""
+"""Check labels. They are a list, a tensor, or one integer for all examples."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -16,10 +16,10 @@ Labels = Tensor | Sequence[int] | int
 def as_labels(labels: Labels, n: int, num_classes: int, device: torch.device) -> Tensor:
     """Return ``n`` labels from 0 to ``num_classes`` - 1 as a tensor (n,) on ``device``.
 
-    In a training step, the values of a tensor on a GPU are not read, so their range is not checked.
+    In a training step, the labels in a tensor on a GPU are not read, so their range is not checked.
 
     Args:
-        labels: one label for each example, or a single label for all of them.
+        labels: one label for each example, or a single label for all examples.
         n: number of examples.
         num_classes: number of classes.
         device: device of the result.

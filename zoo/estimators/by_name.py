@@ -47,7 +47,7 @@ ESTIMATORS = {
 LEARNED = ("score_function+nvil", "score_function+moving_average", "relax")
 # +rao_blackwell needs one decoding per latent. It is measured only for models with at most this number of latents.
 MAX_RAO_BLACKWELL_LATENTS = 32
-SEVERAL = ("+optimal", "+rao_blackwell")  # estimators that decode many z for one draw
+SEVERAL = ("+optimal", "+rao_blackwell")  # one draw of these estimators decodes many z
 HELD_OUT = 8  # draws of z that estimate the optimal baseline
 
 
@@ -80,8 +80,9 @@ def chosen(objective: str, latent: str, estimator: str, num_samples: int) -> str
 def measurable(objective: str, latent: str, latent_dim: int, num_samples: int) -> list[str]:
     """Return the names of the estimators that can be measured on any model with these settings.
 
-    The list leaves out the estimators in ``LEARNED``. It leaves out ``+rao_blackwell`` for more than 32 latents. If the
-    objective is ``iwae`` with one draw of z, it leaves out ``+loo``. ``wake_sleep`` has the same list as ``elbo``.
+    The list leaves out the estimators in ``LEARNED``. For more than 32 latents, it leaves out ``+rao_blackwell``. If
+    the objective is ``iwae`` with one draw of z, the list leaves out ``+loo``. ``wake_sleep`` has the same list as
+    ``elbo``.
     """
     objective = "elbo" if objective == "wake_sleep" else objective
     left_out = {*LEARNED}
@@ -98,7 +99,7 @@ def draw_noise(name: str, draw: Callable[[int], Tensor], k: int) -> Noise:
     Args:
         name: name of the estimator.
         draw: ``draw(n)`` returns the noise of n draws of z, (n, B, ...).
-        k: number of draws of z. The leave-one-out baseline always draws at least two.
+        k: number of draws of z. The leave-one-out baseline draws at least two z.
 
     Returns:
         ``z``, the noise that makes z. Antithetic pairs need the noise of only k / 2 draws, rounded up.

@@ -99,7 +99,8 @@ class MovingAverage(nn.Module, Learned):
 
     def __init__(self):
         super().__init__()
-        # The value is 0 until the first step. It is equal on all processes, because `after_step` averages over them.
+        # The value is 0 until the first step. The value is equal on all processes, because `after_step` averages over
+        # processes.
         self.register_buffer("moving_cost", torch.zeros(()))
 
     def parts(self, x, q, f):

@@ -50,9 +50,8 @@ class GradientEstimator:
         noise: ``noise(batch, generator)`` draws all random numbers of one estimate.
         surrogate: ``surrogate(params, batch, noise)`` returns a scalar. Its gradient with respect to ``params`` is one
             draw of the estimator. The function depends only on its arguments and changes no buffer.
-        batched: whether torch.func.vmap may compute several draws of a small network together. False is faster if one
-            draw is already a large batch. If it is True but vmap cannot transform the surrogate, :func:`gradients` uses
-            a loop.
+        batched: whether torch.func.vmap can compute several draws together. False is faster if a single draw already
+            uses a large batch. If it is True but vmap cannot transform the surrogate, :func:`gradients` uses a loop.
     """
 
     name: str
@@ -179,7 +178,7 @@ class GradientMoments:
             ``snr`` is infinite for a gradient without noise, and 0 if the estimate of the signal is 0.
 
         Raises:
-            UserError: for fewer than two draws, which have no variance.
+            UserError: for fewer than two draws.
         """
         if self.n < 2:
             raise UserError(f"a variance needs at least two draws, got {self.n}")

@@ -179,7 +179,7 @@ class Classifier(L.LightningModule):
         x, y = batch
         logits = self(x)
         if batch_idx == 0:
-            self.accuracy.reset()  # an interrupted evaluation may have left counts
+            self.accuracy.reset()  # an interrupted evaluation can leave counts
         self.accuracy.update(logits, y)
         self.log(f"{stage}/loss", F.cross_entropy(logits, y), sync_dist=True, batch_size=len(x))
         self.log(f"{stage}/accuracy", self.accuracy)  # Lightning computes it over all batches and processes

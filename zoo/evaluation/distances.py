@@ -130,7 +130,7 @@ class Modes(NamedTuple):
     """Coverage of a mixture by samples.
 
     Attributes:
-        covered: number of modes that have at least 1 % of the samples near them.
+        covered: number of modes with at least 1 % of the samples near the mode.
         near: fraction of samples near any mode.
     """
 

@@ -52,7 +52,7 @@ def clustering_of_all_images(model, data, progress: bool = False) -> dict[str, f
         progress: show progress bars.
 
     Raises:
-        UserError: if the training images include images of another split, which would be counted twice.
+        UserError: if the training images include images of another split. These images would be counted twice.
     """
     if data.hparams.train_on != "train":
         raise UserError(
@@ -105,7 +105,7 @@ class Protocol(NamedTuple):
 
     Attributes:
         importance_samples: importance samples per test image for the log likelihood; 0 skips the log likelihood.
-        bound_images: number of test images for the bound of a diffusion model, in file order; 0 skips the bound.
+        bound_images: number of test images for the bound of a diffusion model, from the first on; 0 skips the bound.
         samples: number of samples to evaluate, at least 2. None means 10,000 for an adversarial model and 0 for others.
         conditions: conditions of these samples. Samples are drawn and measured separately under each of them.
     """
@@ -157,7 +157,7 @@ def _samples(protocol: Protocol, model) -> int:
 def measure(
     model, data, protocol: Protocol | None = None, progress: bool = False
 ) -> tuple[dict[str, float], dict[str, object]]:
-    """Return all metrics of a card, and intermediate values that the card also stores.
+    """Return all metrics of a card, and the intermediate values that the card stores.
 
     For word vectors, the metrics are only those of :func:`zoo.evaluation.words.measure_words`.
     For other models, the metrics are all metrics of the test loop and the metrics in the following table.
@@ -245,7 +245,7 @@ def bound_per_batch(model, data, fives: int, progress: bool = False) -> Tensor:
     network evaluations.
 
     Args:
-        model: diffusion model in eval mode. If it was trained with labels, it also receives the labels.
+        model: diffusion model in eval mode. If the model was trained with labels, it also receives the labels.
         data: ``Images`` datamodule, after ``setup``.
         fives: number of rows. Each row needs five images.
         progress: show a progress bar.

@@ -67,7 +67,7 @@ def read_card(name: str) -> dict[str, Any]:
 
 
 def best_of(run: Path) -> Path:
-    """Return the newest best checkpoint of a run folder, or its last checkpoint if it has no best one."""
+    """Return the newest best checkpoint of a run folder. Without a best checkpoint, return the last checkpoint."""
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     found = sorted(folder.glob("best-*.ckpt"), key=lambda p: p.stat().st_mtime) or list(folder.glob("last.ckpt"))
     if not found:
@@ -101,7 +101,7 @@ def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs
     Args:
         path: path of the checkpoint.
         model: model of the run.
-        seed: seed of the run, which must be the seed of the checkpoint. None skips this check.
+        seed: seed of the run. It must equal the seed in the checkpoint. None skips this check.
         max_epochs: number of epochs of the run, at least the number of finished epochs. None and -1 skip this check.
 
     Raises:

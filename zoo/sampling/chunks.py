@@ -55,7 +55,7 @@ def check_lengths(n: int, conditions: dict[str, Any]) -> None:
 
 
 def try_conditions(model, n: int, conditions: dict[str, Any]) -> Tensor:
-    """Return one sample, (1, ...), under the conditions of the first of ``n`` samples.
+    """Return one sample, (1, ...), under the conditions that the first of ``n`` samples has.
 
     If this is called before a long run, invalid conditions raise an error at once.
 

@@ -31,8 +31,8 @@ def picture(model, n: int, conditions: dict[str, Any]) -> Picture:
     condition and its values, such as ``("y", [0, ..., 9])``. The picture then has one row for each value and at least
     ``n`` samples.
 
-    If ``rows()`` is missing or returns None, the picture is nearly square and has exactly ``n`` samples. The picture is
-    also of this form if ``conditions`` already has a value for the condition from ``rows()``.
+    If ``rows()`` is missing or returns None, the picture is nearly square and has exactly ``n`` samples. The picture
+    also has this form if ``conditions`` already sets the condition that ``rows()`` names.
     """
     check_integer("the number of samples", n)
     rows = model.rows() if isinstance(model, capabilities.SampleRows) else None

@@ -38,7 +38,7 @@ def check_batches(module) -> None:
         module: the LightningModule. Its trainer has the training data.
 
     Raises:
-        UserError: if all batches, or the last batch of an epoch, have one example on a process.
+        UserError: if a process has one example of every batch, or one example of the last batch of an epoch.
     """
     if not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in module.modules()):
         return
@@ -47,7 +47,7 @@ def check_batches(module) -> None:
     size, left_over = loader.batch_size if isinstance(loader, capabilities.Batched) else None, 0
     if size is None:
         return
-    if isinstance(loader, DataLoader):  # batch_size is per process, and the last batch may be smaller
+    if isinstance(loader, DataLoader):  # batch_size is per process; the last batch can be smaller
         left_over = 0 if loader.drop_last else len(loader.sampler) % size
     else:
         size //= processes

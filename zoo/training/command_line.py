@@ -52,7 +52,7 @@ def _options(arguments: list[str]):
     parser = get_args_parser()
 
     def error(message: str):
-        if message.startswith("unrecognized arguments"):  # argparse also lists the settings that follow the flag
+        if message.startswith("unrecognized arguments"):  # argparse also lists the settings after the flag
             message = f"unrecognized arguments: {' '.join(a for a in arguments if a.startswith('-') and a in message)}"
         flag = next((a for a in arguments if a.startswith("--") and a in message), "")
         hint = f"; write settings without dashes, such as {flag.lstrip('-').partition('=')[0]}=..." if flag else ""

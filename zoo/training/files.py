@@ -23,7 +23,7 @@ SECONDS_TO_DECIDE = 8
 def reachable(addresses: Iterable[str]) -> bool:
     """Return whether the host of at least one web address answers within ``SECONDS_TO_DECIDE`` seconds.
 
-    If the environment sets a proxy for an address, the proxy has to answer instead of the host.
+    If the environment sets a proxy for an address, the proxy is tested instead of the host.
     """
     answered = threading.Event()
 
@@ -45,7 +45,7 @@ def reachable(addresses: Iterable[str]) -> bool:
 
 
 def _door(address: str) -> tuple[str, int]:
-    """Return the host and port of ``address``, or of its proxy if the environment sets one."""
+    """Return the host and port of ``address``, or of the proxy that the environment sets for it."""
     parts = urllib.parse.urlsplit(address)
     proxy = urllib.request.getproxies().get(parts.scheme)
     if proxy and not urllib.request.proxy_bypass(parts.netloc):

@@ -61,7 +61,7 @@ def ended_by_signals() -> Iterator[None]:
     _thread.start_new_thread(_watch, (woken, _thread.get_ident()))
     try:
         yield
-    except BaseException:  # a library may have turned Interrupted into another exception
+    except BaseException:  # a library can turn Interrupted into another exception
         if not interrupted():
             raise
     finally:
@@ -70,7 +70,7 @@ def ended_by_signals() -> Iterator[None]:
             if signal.getsignal(signum) is _interrupt and not interrupted():
                 signal.signal(signum, signal.SIG_DFL)
     if _Received.signum is not None:
-        if "logging" in sys.modules:  # libraries that were interrupted during import may still log errors
+        if "logging" in sys.modules:  # libraries that were interrupted during import can still log errors
             sys.modules["logging"].disable()
         end = Interrupted(_Received.signum)
         end.say()
@@ -117,8 +117,8 @@ def _watch(woken: int, main_thread: int) -> None:
         patience = IMPORT_PATIENCE if importing else PATIENCE
         if not _Received.raised and not _Received.finished and time.monotonic() - begun > patience:
             break
-        # A second signal ends the program. Within the first second it is ignored, because some senders signal the
-        # process and also its group.
+        # A second signal ends the program. Within the first second, it is ignored, because some programs signal a
+        # process and also its process group.
         again = select.select([woken], [], [], 1 if _Received.raised else 0.05)[0] and os.read(woken, 1)[0] in SIGNALS
         if again and time.monotonic() - begun > 1:
             break

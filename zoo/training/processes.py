@@ -43,7 +43,7 @@ def end_with_parent() -> None:
     torchrun and SLURM end their processes themselves.
     """
     if not started_by_lightning():
-        os.environ[FIRST] = str(os.getpid())  # child processes inherit it; the parent may end before they call getppid
+        os.environ[FIRST] = str(os.getpid())  # children read it; getppid is wrong after the parent has ended
         return
     import threading  # imported late, because it would slow down ``python -m zoo list``
 
@@ -63,7 +63,7 @@ def leave_process_group() -> Iterator[None]:
 
     Lightning leaves gloo's threads running. Sometimes a thread aborts a process while Python exits ("terminate
     called without an active exception"). SLURM then reports that the run failed, and torchrun waits for minutes.
-    After any other exception the group is kept, because other processes may still wait in it.
+    After any other exception, the group is kept, because other processes can still be waiting in it.
     """
     try:
         yield

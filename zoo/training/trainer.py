@@ -155,10 +155,10 @@ def _check_sharding(accelerator: str, callbacks: list) -> None:
 
 
 def _check_monitors(callbacks: list) -> None:
-    """Check that a callback measures the distance by which checkpoints are chosen.
+    """Check that a callback measures ``val/distance`` if checkpoints are chosen by it.
 
     Raises:
-        UserError: if no callback measures it.
+        UserError: if no callback measures this metric.
     """
     kinds = {type(c).__name__ for c in callbacks}
     monitors = {c.monitor for c in callbacks if isinstance(c, ModelCheckpoint | EarlyStopping)}

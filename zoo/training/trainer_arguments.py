@@ -27,8 +27,8 @@ def check_arguments(arguments: dict) -> None:
     _check_numbers(arguments)
     if arguments.get("barebones") and (arguments.get("callbacks") or arguments.get("logger")):
         raise UserError(
-            "trainer.barebones=true does not allow callbacks, loggers and checkpoints, which every run has. Leave it "
-            "out, or use Lightning's own Trainer(barebones=True).fit(model, data)"
+            "trainer.barebones=true does not allow callbacks, loggers and checkpoints, and every run has them. "
+            "Leave barebones out, or use Lightning's own Trainer(barebones=True).fit(model, data)"
         )
     if arguments.get("deterministic") not in (None, True, False, "warn"):
         raise UserError(f"trainer.deterministic must be true, false or warn, got {arguments['deterministic']!r}")
