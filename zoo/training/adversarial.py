@@ -66,8 +66,8 @@ def check_batches(module) -> None:
 def training_images(trainer, most: int) -> Tensor | None:
     """Return the first training images of a run, (at most ``most``, 28, 28), uint8, equal on all processes.
 
-    The images come from the datamodule. If it has no attribute ``splits``, they come from the training loader. If there
-    is no training loader, the result is None.
+    The images come from the datamodule. If there is no datamodule with ``splits``, they come from the training loader.
+    If there is no training loader either, the result is None.
     """
     data = trainer.datamodule
     if isinstance(data, capabilities.SplitData):
