@@ -293,8 +293,8 @@ def measure_samples(
         distance of n validation images from the test images. If n is above 5,000, all 5,000 validation images are used.
         ``classifier_fid_floor_error`` is the standard error of this distance.
 
-        For points, the metric is ``energy_distance``, on the first 5,000 samples. For the ring, the metrics are
-        also ``modes_covered`` and ``near_a_mode``. For sequences, the metric is ``kl``, by enumeration. Other images have no
+        For points, the metric is ``energy_distance``, on the first 5,000 samples. For the ring, the metrics are also
+        ``modes_covered`` and ``near_a_mode``. For sequences, the metric is ``kl``, by enumeration. Other images have no
         metrics, because there is no classifier for them.
     """
     conditions = conditions or {}
