@@ -18,20 +18,20 @@ from zoo.training.threads import prepare_threads
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# Hydra, torch and Lightning take seconds to import. Functions import them, and signals are answered in the meantime.
+# Hydra, torch and Lightning take seconds to import. Functions import them after the signal handlers are installed.
 # Torch and Lightning are imported after the configuration is composed.
 
 
 def build(node: "DictConfig", **kwargs):
-    """Return the object that a part of the configuration describes, made with ``kwargs`` in addition."""
+    """Return the object that ``node`` describes. ``kwargs`` are additional arguments of its class."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    # _convert_="all": hyperparameters reach checkpoints as plain lists and dicts, which load with weights_only=True.
+    # With _convert_="all", checkpoints hold hyperparameters as plain lists and dicts, which weights_only=True can load.
     try:
         return instantiate(node, _convert_="all", **kwargs)
     except InstantiationException as error:
-        # Hydra's errors about a class or its arguments are readable. An error from inside the call is raised itself.
+        # Hydra's errors about a class or its arguments are readable. An error from inside the call is raised unchanged.
         called, cause = "Error in call to target" in str(error), error.__cause__
         if called and cause is not None and cause.__traceback__.tb_next is not None:
             raise cause from None
@@ -61,8 +61,8 @@ def train(cfg: "DictConfig") -> dict[str, float]:
     check_kind(model, data)
     if cfg.compile:
         for network in model.children():
-            if any(True for _ in network.parameters()):  # a metric has none and is not compiled
-                network.compile(backend=cfg.compile)  # in place: checkpoints keep the names of their weights
+            if any(True for _ in network.parameters()):  # a metric has no parameters and is not compiled
+                network.compile(backend=cfg.compile)  # weights keep their names in checkpoints
     if cfg.ckpt is not None:
         check_resumable(cfg.ckpt, model, cfg.seed, cfg.trainer.max_epochs)
     record = RunRecord(cfg.run_dir, OmegaConf.to_container(cfg, resolve=True))
@@ -70,7 +70,8 @@ def train(cfg: "DictConfig") -> dict[str, float]:
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
     metrics = dict(trainer.callback_metrics)
     if cfg.test:
-        # With test(ckpt_path=...) the averaging callback would restore the raw weights after fit. A new model has none.
+        # test(ckpt_path=...) would make the averaging callback restore the raw weights. So a new model is loaded
+        # instead.
         best = next((c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), "")
         model = type(model).load_from_checkpoint(best, weights_only=True) if best else model
         trainer.test(model, datamodule=data, verbose=False)
@@ -84,7 +85,7 @@ def train(cfg: "DictConfig") -> dict[str, float]:
 def job(cfg: "DictConfig") -> float | None:
     """Train, and return the metric that a sweep minimises, or NaN if the job has failed.
 
-    It is the metric by which the best checkpoint is chosen.
+    The same metric selects the best checkpoint.
     """
     from omegaconf import OmegaConf
 

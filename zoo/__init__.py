@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-TYPE_CHECKING = False  # type checkers take it for True; importing it from typing would slow down "import zoo"
+TYPE_CHECKING = False  # type checkers treat it as True; importing it from typing would slow down "import zoo"
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 
@@ -40,7 +40,8 @@ class _Moved:
 
 sys.meta_path.append(_Moved)
 
-# The class of each model. A checkpoint names its model, and zoo.load builds no other classes than these.
+# The class of each model. A checkpoint names its model. zoo.load builds only these classes, the classifiers below, and
+# the class that its argument model_class gives.
 MODELS = {
     "vae": "zoo.vae.VAE",
     "vade": "zoo.vade.VaDE",

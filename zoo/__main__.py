@@ -5,7 +5,7 @@ from pathlib import Path
 
 import zoo
 
-# ``python -m`` searches the working folder first. A user's random.py or lightning/ there would hide the library's.
+# ``python -m`` searches the working folder first. A user's random.py or lightning/ there would hide the library.
 # The working folder is removed from the path unless it holds the zoo itself.
 if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).absolute() != zoo.WEIGHTS.parent.parent:
     del sys.path[0]
@@ -192,7 +192,7 @@ def vectors(args: argparse.Namespace) -> None:
 
 
 def _knows_words(model: object) -> bool:
-    from zoo.checks import capabilities  # imported here because typing takes a tenth of the time of ``list``
+    from zoo.checks import capabilities  # imported here, because importing typing takes a tenth of the time of ``list``
 
     return isinstance(model, capabilities.Words)
 
@@ -210,7 +210,7 @@ def _print_words(find, *arguments) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Publish a training checkpoint in zoo/weights, with a card of what it scores."""
+    """Publish a training checkpoint in zoo/weights, with a card that holds its metrics."""
     from zoo import hub
     from zoo.hub import exporting
 
@@ -258,7 +258,9 @@ def _test_images(name: str, n: int) -> list:
 
 
 def _data(args: argparse.Namespace, model):
-    """Return the data of ``--data``, set up. The default is the text of the run for words, else mnist_or_digits.
+    """Return the datamodule that ``--data`` names, after ``setup``.
+
+    For word vectors, the default is the text of the run. For other models, it is mnist_or_digits.
 
     Raises:
         UserError: if the model cannot take these data, or records no text.
@@ -271,7 +273,7 @@ def _data(args: argparse.Namespace, model):
     recorded = hub.record_of(args.source) if words else None
     if words and recorded is None and args.data is None:
         raise UserError(f"{args.source} does not record its training text: name a text with --data")
-    if recorded:  # with the vocabulary and the windows of the run
+    if recorded:  # the datamodule has the vocabulary and the windows of the run
         data = hub.data_of(recorded, args.data)
     else:
         data = by_name(args.data or "mnist_or_digits")
@@ -468,7 +470,7 @@ def parser() -> argparse.ArgumentParser:
     sub = found["export"]
     sub.add_argument("name", metavar="NAME", help="name to publish under: lower-case letters, digits and hyphens")
     _add_protocol(sub)
-    sub.add_argument("--force", action="store_true", help="replace the checkpoint of that name")
+    sub.add_argument("--force", action="store_true", help="replace an existing checkpoint with this name")
     return parser
 
 
@@ -492,9 +494,9 @@ def _add_data(sub: argparse.ArgumentParser, default: str) -> None:
 
 
 def _add_protocol(sub: argparse.ArgumentParser) -> None:
-    text = "importance samples per test image, for models with log p(x); 0 leaves it out (default: 0)"
+    text = "importance samples per test image, for models with log p(x); 0 skips this measurement (default: 0)"
     sub.add_argument("--importance-samples", type=int, default=0, metavar="N", help=text)
-    text = "test images for the full bound of a diffusion model, a multiple of 5; 0 leaves it out (default: 0)"
+    text = "test images for the full bound of a diffusion model, a multiple of 5; 0 skips it (default: 0)"
     sub.add_argument("--bound-images", type=int, default=0, metavar="N", help=text)
     text = "samples to score, at least 2 (default: 10000 for adversarial models, none for others)"
     sub.add_argument("--samples", type=int, metavar="N", help=text)

@@ -18,14 +18,14 @@ _calls = _Calls()
 
 
 def from_outside() -> bool:
-    """Return whether the user made this call. The call is the model's own if one of its public methods is running."""
+    """Return whether the user made this call. Calls are not the user's while a public method of the model runs."""
     return not _calls.within
 
 
 def reads_values(x: Tensor) -> bool:
-    """Return whether a check may read the values of ``x``.
+    """Return whether a check is allowed to read the values of ``x``.
 
-    Values on the CPU may always be read. Values on a GPU may be read only outside training steps and losses.
+    A check always reads values on the CPU. It reads values on a GPU only outside training steps and losses.
     """
     return x.device.type == "cpu" or not _calls.in_step
 

@@ -1,8 +1,8 @@
 """Capabilities of models, data and loggers, as protocols that callbacks, the command line and evaluation look for.
 
-A model has a capability if it has the methods of the protocol. It does not inherit from the protocol. If a callback
-needs a capability that the model lacks, it raises an error at set-up. ``docs/capabilities.md`` lists the capabilities
-of the ten models.
+A model has a capability if it has the methods of the protocol. It does not inherit from the protocol. A callback raises
+an error in ``setup`` if it needs a capability that the model lacks. ``docs/capabilities.md`` lists the capabilities of
+the ten models.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Samples(Protocol):
 
 @runtime_checkable
 class SampleRows(Protocol):
-    """Returns an argument of ``sample`` and its values, for pictures with one row per value. It may return None."""
+    """Returns an argument of ``sample`` and its values, or None. Pictures then have one row for each value."""
 
     def rows(self) -> tuple[str, list[int]] | None: ...
 
@@ -85,7 +85,7 @@ class Reconstructs(Protocol):
 
 @runtime_checkable
 class Traversable(Protocol):
-    """Has latents of one family with one prior, so that pictures can vary them one at a time."""
+    """Has latents of one family with one prior. Pictures can vary these latents one at a time."""
 
     latents: type
     latent_shape: tuple[int, ...]
@@ -138,16 +138,16 @@ class ManySteps(Protocol):
 
 @runtime_checkable
 class ScoreChains(Protocol):
-    """Has a score at noise levels, the buffer ``sigmas``, and runs Langevin chains with it."""
+    """Has a score at each noise level in the buffer ``sigmas``. Langevin chains draw samples with this score."""
 
-    # ``sigmas`` is not a member, because isinstance does not find buffers. Since Python 3.12 it skips __getattr__.
+    # ``sigmas`` is not a member, because it is a buffer. Since Python 3.12, isinstance finds no buffers of a module.
 
     def chains(self, n: int, *, generator: Generator = None) -> tuple[list[Tensor], list[float]]: ...
 
 
 @runtime_checkable
 class Words(Protocol):
-    """Has vectors of words. If ``predicts`` is true, it also predicts words."""
+    """Has vectors of words. If ``predicts`` is true, the model also predicts words."""
 
     words: list[str]
 
@@ -161,7 +161,7 @@ class Words(Protocol):
 
 @runtime_checkable
 class GradientEstimators(Protocol):
-    """Has estimators of its gradient. Their variance can be measured."""
+    """Has estimators of its gradient. The variance of each estimator can be measured."""
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]: ...
 
@@ -174,7 +174,7 @@ class ProbeBatch(Protocol):
 
 
 def has_log_likelihood(model: object, by: str | None = None) -> bool:
-    """Return whether ``model`` computes log p(x). If ``by`` is given, it must also compute it by that method."""
+    """Return whether ``model`` computes log p(x). If ``by`` is given, also require this method."""
     found = model.log_likelihood_by if isinstance(model, LogLikelihood) else None
     return found is not None and by in (None, found)
 
@@ -205,14 +205,14 @@ class SplitData(Protocol):
 
 @runtime_checkable
 class Batched(Protocol):
-    """A loader with the attribute ``batch_size``, which is None if the size of batches varies."""
+    """A loader with the attribute ``batch_size``. It is None if the size of batches varies."""
 
     batch_size: int | None
 
 
 @runtime_checkable
 class CountedData(Protocol):
-    """Data counted in a unit such as words. ``unit`` is its name and the number of units per training row."""
+    """Data counted in a unit such as words. ``unit`` is (name of the unit, number of units per training row)."""
 
     @property
     def unit(self) -> tuple[str, float]: ...
@@ -236,7 +236,7 @@ class KnownScore(Protocol):
 
 @runtime_checkable
 class Enumerable(Protocol):
-    """A distribution over finitely many values. Its divergence from a model is a sum over them."""
+    """A distribution over finitely many values. Its divergence from a model is a sum over these values."""
 
     def kl(self, log_q: Callable[[Tensor], Tensor]) -> float: ...
 

@@ -1,4 +1,4 @@
-"""Check codes, such as clusters or categories, that are given as an integer for all images, a list or a tensor."""
+"""Check codes, such as clusters or categories. They are a list, a tensor, or one integer for all images."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ def as_codes(key: str, codes: Codes, n: int, num_codes: int, device: torch.devic
 
     Args:
         key: name of the argument in error messages.
-        codes: one code for each image, or a single code for all of them.
+        codes: one code for each image, or a single code for all images.
         n: number of images.
         num_codes: number of codes that the model has.
         device: device of the result.

@@ -66,15 +66,15 @@ def takes(**kinds: Kind | None) -> Callable[[F], F]:
 
 
 def checks_inputs(**kinds: Kind) -> Callable[[type[C]], type[C]]:
-    """Return a class decorator. The public methods of the class then check their arguments by name.
+    """Return a class decorator. The public methods of the decorated class check the arguments with these names.
 
     ``n``, ``num_samples``, ``steps`` and ``generator`` are checked in all classes. Checks that a method declares with
-    :func:`takes` replace the checks of the class. The values of a batch are read only for the first batch of a run, of
-    each validation and of each test. Inference on an empty batch returns an empty result. A loss raises UserError for
-    an empty batch.
+    :func:`takes` replace the checks of the class. The values of a batch are checked for the first training batch of a
+    run, and for the first batch of each validation and test. Inference on an empty batch returns an empty result. A
+    loss raises UserError for an empty batch.
 
     Args:
-        kinds: the check for each name of an argument. The check of ``x`` also applies to the examples of a ``batch``.
+        kinds: {name of an argument: its check}. The check of ``x`` also applies to the examples of a ``batch``.
     """
     everywhere = {"n": count, "num_samples": whole, "steps": whole, "generator": generator} | kinds
     examples = kinds.get("x")
@@ -118,11 +118,11 @@ def _look_at_first(examples: "Examples", of_a_run: bool) -> Callable:
 
 
 class Examples(NamedTuple):
-    """Check of examples (B, ...) of the model's shape. It returns them in float32, or in float64 for a float64 model.
+    """Check that examples (B, ...) have the model's shape. Return them in float32, or in float64 for a float64 model.
 
     Attributes:
         values: allowed values. ``data`` allows images in [0, 1], one-hot sequences and finite points. ``observed``
-            allows the same values, or any finite numbers if the likelihood is Gaussian. ``players`` allows images in
+            allows images in [0, 1], or any finite numbers if the likelihood is Gaussian. ``players`` allows images in
             [-1, 1], which the networks of a GAN receive. ``noisy`` allows any finite numbers, such as noisy images.
         leading: True allows any number of axes before the shape. False requires exactly one.
     """
@@ -179,9 +179,9 @@ def shape_of(model: Any) -> tuple[int, ...] | int:
 
 
 def floating(model: Any) -> torch.dtype:
-    """Return the dtype of the model's data: float64 if its weights are float64, else float32.
+    """Return the dtype of the model's data: float64 if the weights are float64, and float32 if not.
 
-    Models in bfloat16 or float16 also receive float32, which keeps all 256 grey values apart.
+    Models in bfloat16 or float16 also receive float32. In bfloat16, some of the 256 grey values would become equal.
     """
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     return torch.promote_types(dtype, torch.float32)
@@ -237,9 +237,10 @@ def grey_images(model: Any, name: str, x: Any, arguments: Mapping[str, Any]) -> 
 def labels(model: Any, name: str, y: Any, arguments: Mapping[str, Any]) -> Tensor | None:
     """Check labels, (B,), of the examples in the other arguments.
 
-    Methods with noisy images also accept the label ``num_classes``, which means "no label". Methods with data ``x`` do
-    not accept this label. If the model has no labels, methods with data ``x`` ignore ``y``, and other methods raise
-    UserError.
+    Methods with noisy images also accept the label ``num_classes``, which means "no label".
+    Methods with data ``x`` do not accept this label.
+
+    If the model was trained without labels, methods with data ``x`` ignore ``y``, and other methods raise UserError.
     """
     classes = model.hparams.num_classes
     if classes is None:
@@ -250,7 +251,7 @@ def labels(model: Any, name: str, y: Any, arguments: Mapping[str, Any]) -> Tenso
 
 
 def count(model: Any, name: str, n: Any, arguments: Mapping[str, Any]) -> int:
-    """Check a number of samples: an integer >= 0, small enough for all samples to fit into one tensor."""
+    """Check a number of samples. It must be an integer >= 0, and all samples must fit into one tensor."""
     if isinstance(n, Integral) and not isinstance(n, bool):
         n = int(n)
     check_integer(name, n, least=0)

@@ -1,4 +1,4 @@
-"""Check labels given as one integer for all examples, a list or a tensor."""
+"""Check labels. They are a list, a tensor, or one integer for all examples."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -16,10 +16,10 @@ Labels = Tensor | Sequence[int] | int
 def as_labels(labels: Labels, n: int, num_classes: int, device: torch.device) -> Tensor:
     """Return ``n`` labels from 0 to ``num_classes`` - 1 as a tensor (n,) on ``device``.
 
-    In a training step, the values of a tensor on a GPU are not read, so their range is not checked.
+    In a training step, the labels in a tensor on a GPU are not read, so their range is not checked.
 
     Args:
-        labels: one label for each example, or a single label for all of them.
+        labels: one label for each example, or a single label for all examples.
         n: number of examples.
         num_classes: number of classes.
         device: device of the result.
@@ -39,7 +39,7 @@ def as_labels(labels: Labels, n: int, num_classes: int, device: torch.device) ->
     else:
         listed = [labels] * n if isinstance(labels, Integral | float) else labels
         if isinstance(listed, str) or not isinstance(listed, Sequence):
-            raise UserError(f"{rule}: one for all, or a list or tensor with one for each; got {labels!r}")
+            raise UserError(f"{rule}: one label for all, or a list or tensor of labels; got {labels!r}")
         for label in listed:
             if not isinstance(label, Integral) or isinstance(label, bool) or not 0 <= int(label) < num_classes:
                 raise UserError(f"{rule}, got {label!r}")
@@ -56,9 +56,9 @@ def sampled_labels(
     """Return the labels of ``n`` samples, (n,) on the device of ``uniform``, or None for samples without labels.
 
     Args:
-        y: labels as in :func:`as_labels`. ``dropped`` means no labels. None means ``uniform``.
+        y: labels as in :func:`as_labels`. ``dropped`` means no labels. None means the labels in ``uniform``.
         n: number of samples.
-        num_classes: number of classes; None for a model without labels.
+        num_classes: number of classes. None for a model that was trained without labels.
         uniform: labels that were drawn uniformly, (n,).
         guidance: strength of the guidance towards the labels.
 

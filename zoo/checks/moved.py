@@ -1,4 +1,4 @@
-"""Let names of the previous version be imported for one more version. Each import gives a DeprecationWarning."""
+"""Keep names of the previous version importable for one more version. Each import gives a DeprecationWarning."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 
-TYPE_CHECKING = False  # type checkers read it as true; importing typing would take most of the time of `import zoo`
+TYPE_CHECKING = False  # type checkers treat it as True; importing typing would take most of the time of `import zoo`
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
@@ -45,7 +45,7 @@ INSIDE = ("callbacks", "datamodules")  # packages of the previous version that a
 
 
 def current_name(target: str) -> str:
-    """Return the current dotted name of ``target``, which may be a name of the previous version."""
+    """Return the current dotted name of ``target``. It can be a name of this or of the previous version."""
     if target.split(".")[0] in INSIDE:
         return f"zoo.{target}"
     module, _, name = target.rpartition(".")
@@ -61,7 +61,7 @@ def _holder(name: str, modules: tuple[str, ...]) -> str | None:
 
 
 def names_in(package: str, *modules: str) -> Callable[[str], object]:
-    """Return a ``__getattr__`` for ``package``, which was one module before and is now split into ``modules``."""
+    """Return a ``__getattr__`` for ``package``. It was one module before, and its names are now in ``modules``."""
 
     def find(name: str) -> object:
         new = RENAMED.get(name, name)

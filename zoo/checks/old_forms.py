@@ -13,14 +13,14 @@ F = TypeVar("F", bound=Callable)
 
 
 def old_form(function: F, renamed: Mapping[str, str] = MappingProxyType({}), positional: bool = True) -> F:
-    """Return ``function`` in a form that also accepts the arguments of the previous version, with a warning.
+    """Return a function that also accepts the arguments of the previous version, with a warning.
 
     The returned function raises TypeError if a call gives the old and the new name of one argument.
 
     Args:
         function: the function of this version.
         renamed: {old name: new name} of keyword arguments.
-        positional: whether keyword-only arguments may also be given by position, in the order of the signature.
+        positional: whether keyword-only arguments can also be given by position, in the order of the signature.
     """
     parameters = inspect.signature(function).parameters.values()
     first = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -57,7 +57,7 @@ def accepts_old_form(*methods: str, **renamed: str) -> Callable[[type[C]], type[
     """Return a class decorator. The class then also accepts calls in the form of the previous version.
 
     Args:
-        methods: methods whose keyword-only arguments may also be given by position.
+        methods: methods whose keyword-only arguments can also be given by position.
         renamed: {old name: new name} of arguments of ``sample``.
     """
 

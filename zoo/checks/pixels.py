@@ -45,7 +45,7 @@ def check_one_hot(name: str, x: Tensor) -> None:
     wrong = ~(((values == 0) | (values == 1)).all(-1) & (values.sum(-1) == 1))
     if wrong.any():
         raise UserError(
-            f"{name} must be one-hot, with exactly one 1 and otherwise 0 at each position; "
+            f"{name} must be one-hot: each position has exactly one 1, and 0 elsewhere; "
             f"{int(wrong.sum())} positions are not"
         )
 
@@ -56,7 +56,7 @@ def as_examples(name: str, x: Any, shape: tuple[int, ...] | int, dtype: torch.dt
     Args:
         name: name of the argument in error messages.
         x: the examples.
-        shape: shape of one example, or its number of pixels, which allows (B, ...) in any shape.
+        shape: shape of one example, or its number of pixels. A number allows any shape (B, ...) with this many pixels.
         dtype: dtype of the result.
         leading: True allows any number of axes before ``shape``. False requires exactly one.
 
@@ -117,7 +117,8 @@ def sum_images(batches: Iterable[Any], vectors: Callable[[Tensor], Tensor], firs
         first: number of images to return, at least 1.
 
     Returns:
-        the sum of all vectors followed by their number, (V + 1,), float64; the first images, (at most ``first``, ...).
+        two tensors. The first holds the sum of all vectors and then the number of vectors, (V + 1,), float64. The
+        second holds the first images, (at most ``first``, ...).
 
     Raises:
         UserError: if a pixel is outside [0, 1].

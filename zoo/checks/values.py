@@ -49,10 +49,11 @@ def check_schedule(key: str, schedule: object, check_value: Callable[[str, objec
     Args:
         key: name of the setting in error messages.
         schedule: the schedule.
-        check_value: called as ``check_value(key, value)`` for each value; raises UserError if the value is not allowed.
+        check_value: function that is called as ``check_value(key, value)`` for each value. It raises UserError if the
+            value is not allowed.
 
     Raises:
-        UserError: if the schedule has neither form, or if one of its values is not allowed.
+        UserError: if the schedule has neither form, or contains a value that is not allowed.
     """
     if not isinstance(schedule, list | tuple):
         return check_value(key, schedule)

@@ -4,7 +4,7 @@
     score_function.py   f(z) grad log q(z): REINFORCE, baselines, Rao-Blackwellised REINFORCE
     relaxed.py          continuous relaxations of discrete z: Gumbel-softmax, straight-through, REBAR, RELAX
     learned.py          learned parts of estimators: NVIL's baseline, a moving average, control variates
-    by_name.py          all estimators by the names that users write
+    by_name.py          selection of an estimator by the name that users write
     moments.py          variance, signal-to-noise ratio and time of an estimator
     figures.py          a table and a figure of the measurements of a run
 

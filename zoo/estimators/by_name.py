@@ -34,7 +34,7 @@ TEMPERED = ("gumbel_softmax", "straight_through")  # estimators whose temperatur
 RELAXED = (*TEMPERED, "rebar", "relax")
 MULTI_SAMPLE = ("score_function+loo", "score_function")
 
-# Estimators that can train each family of latents, by objective and family. ``auto`` selects the first.
+# {(objective, family of latents): estimators that can train it}. ``auto`` selects the first estimator.
 ESTIMATORS = {
     ("elbo", "gaussian"): (*PATHWISE, *SCORE_FUNCTION),
     ("elbo", "bernoulli"): (*SCORE_FUNCTION, *RELAXED, "score_function+rao_blackwell"),
@@ -43,19 +43,19 @@ ESTIMATORS = {
     ("iwae", "bernoulli"): MULTI_SAMPLE,
     ("iwae", "categorical"): MULTI_SAMPLE,
 }
-# Estimators with a part that must be fitted in training.
+# Estimators with a part that must be fitted in training. They are not measured on a model that was trained without it.
 LEARNED = ("score_function+nvil", "score_function+moving_average", "relax")
-# Largest number of latents for +rao_blackwell in measurements. Each latent needs one decoding.
+# +rao_blackwell needs one decoding per latent. It is measured only for models with at most this number of latents.
 MAX_RAO_BLACKWELL_LATENTS = 32
-SEVERAL = ("+optimal", "+rao_blackwell")  # estimators that decode many z for one draw
+SEVERAL = ("+optimal", "+rao_blackwell")  # one draw of these estimators decodes many z
 HELD_OUT = 8  # draws of z that estimate the optimal baseline
 
 
 def chosen(objective: str, latent: str, estimator: str, num_samples: int) -> str:
-    """Return the name of the estimator to use; ``auto`` becomes the first one in ``ESTIMATORS``.
+    """Return the name of the estimator to use. ``auto`` becomes the first name in ``ESTIMATORS``.
 
     Raises:
-        UserError: if the objective has no such estimator for these latents, or if the estimator needs more draws of z
+        UserError: if the estimator cannot be used with the objective and the latents, or if it needs more draws of z
             than ``num_samples``.
     """
     if objective == "wake_sleep":
@@ -80,8 +80,9 @@ def chosen(objective: str, latent: str, estimator: str, num_samples: int) -> str
 def measurable(objective: str, latent: str, latent_dim: int, num_samples: int) -> list[str]:
     """Return the names of the estimators that can be measured on any model with these settings.
 
-    The list leaves out the estimators in ``LEARNED``. It leaves out ``+rao_blackwell`` for more than 32 latents. If the
-    objective is ``iwae`` with one draw of z, it leaves out ``+loo``. ``wake_sleep`` has the same list as ``elbo``.
+    The list leaves out the estimators in ``LEARNED``. For more than 32 latents, it leaves out ``+rao_blackwell``. If
+    the objective is ``iwae`` with one draw of z, the list leaves out ``+loo``. ``wake_sleep`` has the same list as
+    ``elbo``.
     """
     objective = "elbo" if objective == "wake_sleep" else objective
     left_out = {*LEARNED}
@@ -98,12 +99,12 @@ def draw_noise(name: str, draw: Callable[[int], Tensor], k: int) -> Noise:
     Args:
         name: name of the estimator.
         draw: ``draw(n)`` returns the noise of n draws of z, (n, B, ...).
-        k: number of draws of z. The leave-one-out baseline always draws at least two.
+        k: number of draws of z. The leave-one-out baseline draws at least two z.
 
     Returns:
         ``z``, the noise that makes z. Antithetic pairs need the noise of only k / 2 draws, rounded up.
-        For REBAR and RELAX also ``v``, the noise of the perturbed logits that are drawn given z.
-        For the optimal baseline also ``held_out``, the noise of the draws of z that estimate the baseline.
+        REBAR and RELAX also need ``v``, the noise of the perturbed logits that are drawn given z.
+        The optimal baseline also needs ``held_out``, the noise of the draws of z that estimate the baseline.
     """
     if name == "pathwise+antithetic":
         k = (k + 1) // 2

@@ -27,7 +27,7 @@ def table(history: list[dict[str, float]]) -> tuple[list[str], list[list[Any]]]:
 def measurements(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Return one row for each step, {metric: text}. The names of the metrics are the logged names.
 
-    This function undoes :func:`table`, which has one row for each estimator and parameter group.
+    :func:`table` makes one row for each step, estimator and parameter group. This function is its inverse.
 
     Args:
         rows: rows of the table as read from a file, {column: text}.

@@ -29,7 +29,7 @@ def without_parameter_gradients(module: nn.Module, *args) -> Tensor:
 
 
 class Learned:
-    """Base class of the learned parts of estimators. Its methods do nothing, and subclasses override some of them."""
+    """Base class of the learned parts of estimators. Its methods do nothing. Subclasses override some methods."""
 
     def parts(self, x: Tensor, q, f: Cost) -> dict[str, Any]:
         """Return additional arguments of :func:`zoo.estimators.by_name.surrogate`, by name.
@@ -68,7 +68,7 @@ class LearnedBaseline(nn.Sequential, Learned):
     """NVIL's learned baseline C_psi(x), an estimate of the mean cost of example x [Liao22, Control Variate].
 
     The output of the network is multiplied by D log 2 nats, the negative log likelihood of D fair coin flips. The
-    training loss is the squared error of C_psi(x), logged as ``baseline``.
+    training loss is the mean of (C_psi(x) - nll)^2, logged as ``baseline``. Here nll is -log p(x|z), nats.
 
     Args:
         pixels: number of pixels of an example, D.
@@ -99,7 +99,8 @@ class MovingAverage(nn.Module, Learned):
 
     def __init__(self):
         super().__init__()
-        # The value is 0 until the first step. It is equal on all processes, because `after_step` averages over them.
+        # The value is 0 until the first step. The value is equal on all processes, because `after_step` averages over
+        # processes.
         self.register_buffer("moving_cost", torch.zeros(()))
 
     def parts(self, x, q, f):
@@ -140,7 +141,7 @@ class ControlVariate(nn.Module, Learned):
         return {"control": lambda s: without_parameter_gradients(self, f, q, s)}
 
     def loss(self, x, noise, terms, encode, f):
-        if not torch.is_grad_enabled():  # the loss is itself computed from gradients
+        if not torch.is_grad_enabled():  # relax_variance needs gradients to compute the loss
             return {}
         with torch.no_grad():
             q = encode(x)

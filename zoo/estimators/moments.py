@@ -1,7 +1,7 @@
 """Variance, signal-to-noise ratio and time of gradient estimators.
 
 The gradient is an expectation over noise, g = E[ grad_params surrogate(params, batch, noise) ]. One draw of the noise
-gives one estimate of g. Let C be the covariance matrix of one draw. This file measures
+gives one estimate of g. Let C be the covariance matrix of one such estimate. This file measures
 
     tr C                      total variance, summed over parameters
     SNR = |g| / sqrt(tr C)    signal-to-noise ratio
@@ -45,14 +45,13 @@ class GradientEstimator:
 
     Attributes:
         name: name that users write, such as ``pathwise`` or ``score_function``.
-        params: parameters of which the gradient is taken, {name: tensor}. In an adversarial model, they belong to one
-            network.
+        params: parameters with respect to which the gradient is computed, {name: tensor}. In an adversarial model, they
+            belong to one network.
         noise: ``noise(batch, generator)`` draws all random numbers of one estimate.
         surrogate: ``surrogate(params, batch, noise)`` returns a scalar. Its gradient with respect to ``params`` is one
             draw of the estimator. The function depends only on its arguments and changes no buffer.
-        batched: whether torch.func.vmap may compute several draws of a small network together. False is faster where
-            one draw is already a large batch. If it is True but vmap cannot transform the surrogate, :func:`gradients`
-            uses a loop.
+        batched: whether torch.func.vmap can compute several draws together. False is faster if a single draw already
+            uses a large batch. If it is True but vmap cannot transform the surrogate, :func:`gradients` uses a loop.
     """
 
     name: str
@@ -109,7 +108,7 @@ def call_with(module: nn.Module, params: Params, function: Callable, *args):
     statistics of ``module``.
     """
     state = {k: b.clone() for k, b in module.named_buffers()} | params
-    with called_by_the_model():  # checks of arguments are off, because they cannot read values inside torch.func.vmap
+    with called_by_the_model():  # turns off checks of arguments, which cannot read values inside vmap
         return functional_call(_Method(module, function), {f"module.{k}": v for k, v in state.items()}, args)
 
 
@@ -118,7 +117,7 @@ class GradientMoments:
     """Running mean and variance of gradient draws, accumulated in float64.
 
     For every parameter tensor, the object holds the mean gradient and one sum of squared deviations. ``update`` uses
-    Welford's recursion, which avoids the difference of two large numbers. The mean is on the device of the gradient, or
+    Welford's recursion. It avoids the difference of two large numbers. The mean is on the device of the gradient, or
     on the CPU if that device has no float64.
     """
 
@@ -152,13 +151,13 @@ class GradientMoments:
 
         Args:
             total: function that returns the sum of a tensor over all processes, on every process.
-            like: parameters, which give the shapes on a process without draws.
+            like: the parameters. A process without draws takes the shapes of the means from them.
         """
         device = float64_device(next(iter(like.values())).device)
         n = int(total(torch.tensor(self.n, device=device)))
         for name, p in like.items():
             mean = self.mean.pop(name, None)
-            if mean is None:  # torch.zeros is contiguous, as the means of the other processes are
+            if mean is None:  # torch.zeros is contiguous, like the means of the other processes
                 mean = torch.zeros(p.shape, dtype=torch.float64, device=device)
             merged = total(mean * self.n).div_(n)
             apart = mean.sub_(merged).view(-1)
@@ -179,7 +178,7 @@ class GradientMoments:
             ``snr`` is infinite for a gradient without noise, and 0 if the estimate of the signal is 0.
 
         Raises:
-            UserError: for fewer than two draws, which have no variance.
+            UserError: for fewer than two draws.
         """
         if self.n < 2:
             raise UserError(f"a variance needs at least two draws, got {self.n}")
@@ -226,7 +225,8 @@ def gradients(estimator: GradientEstimator, batch: Any, draws: Iterable[int], se
         if together is not None and len(noises) > 1 and noises[0]:
             try:
                 found = together(params, batch, {k: torch.stack([noise[k] for noise in noises]) for k in noises[0]})
-            except RuntimeError:  # vmap cannot transform the surrogate; an error of the surrogate itself recurs below
+            except RuntimeError:
+                # vmap cannot transform the surrogate, or the surrogate has a bug. The loop below then raises its error.
                 together = None
             else:
                 yield from ({name: g[i] for name, g in found.items()} for i in range(len(noises)))
@@ -273,12 +273,12 @@ def split_variance(per_batch: Iterable[GradientMoments]) -> dict[str, Split]:
 
     The input is B batches with K draws each. The first term of :class:`Split` is the mean of the variances within the
     batches. The variance of the batch means is the second term plus 1 / K of the first term. The second term is
-    therefore estimated by this variance minus 1 / K of the first term. A negative estimate is replaced by 0. Without
-    this replacement, the estimates of both terms and of |g|^2 are unbiased.
+    therefore estimated by the variance of the batch means minus 1 / K of the first term. A negative estimate is
+    replaced by 0. Without this replacement, the estimates of both terms and of |g|^2 are unbiased.
 
     Args:
-        per_batch: moments of the draws of each batch, for at least two batches with equal numbers of draws. A generator
-            keeps the moments of only one batch in memory.
+        per_batch: moments of the draws of each batch, for at least two batches with equal numbers of draws. If it is a
+            generator, only one batch of moments is in memory at a time.
 
     Returns:
         {group: Split}, for ``all`` parameters and for each group.
@@ -310,12 +310,12 @@ def clock() -> float:
 
 @dataclass
 class Comparison:
-    """Measurements of one estimator, next to a reference estimator.
+    """Measurements of one estimator, also in comparison with a reference estimator.
 
     Attributes:
         moments: moments of the gradient.
-        difference: moments of the gradient minus the gradient of the reference, draw by draw.
-        seconds: mean time of a draw.
+        difference: moments of the difference between this gradient and the gradient of the reference in the same draw.
+        seconds: mean time per draw, in seconds.
     """
 
     moments: GradientMoments = field(default_factory=GradientMoments)

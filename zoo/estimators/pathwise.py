@@ -18,18 +18,22 @@ from zoo.checks.errors import UserError
 
 
 def antithetic(eps: Tensor) -> Tensor:
-    """Return the noise and its negative, (k, ...) to (2 k, ...). Errors of a pair cancel if f is nearly linear in z."""
+    """Return the noise and its negative, (k, ...) to (2 k, ...).
+
+    If f is nearly linear in z, the errors of the two draws of a pair nearly cancel.
+    """
     return torch.cat([eps, -eps])
 
 
 def rsample(q: Distribution, shape: tuple[int, ...], seed: int) -> Tensor:
     """Return a re-parameterised draw of a torch.distributions family, as a function of a seed.
 
-    torch draws from its global generators. This function seeds them for the draw and restores them afterwards.
+    torch draws from its global generators. This function seeds the generators for the draw and restores their states
+    afterwards.
 
     Args:
         q: a distribution with ``has_rsample``: Laplace, StudentT, LogNormal, Gamma, Dirichlet, ...
-        shape: shape of the draws, which precedes the shape of ``q``.
+        shape: shape of the draws. The result has these axes first, and then the axes of ``q``.
         seed: seed of the draw. Equal seeds give equal draws.
 
     Returns:

@@ -1,8 +1,8 @@
 """Gradient estimators for discrete latents that use continuous relaxations.
 
-Symbols (zoo/functional/latents.py): s are the perturbed logits. H is the threshold, and z = H(s) are the discrete
-latents. sigma_tau is the soft threshold at temperature tau. s~ are perturbed logits drawn given z. c is the control
-variate.
+Symbols (zoo/functional/latents.py): s are the perturbed logits. H is the threshold, or the argmax for categorical
+latents, and z = H(s) are the discrete latents. sigma_tau is the soft threshold at temperature tau. s~ are perturbed
+logits drawn given z. c is the control variate.
 
     gumbel_softmax     grad f(sigma_tau(s))                                   biased; Maddison et al., Jang et al. 2017
     straight_through   value f(H(s)), derivative in z passed to sigma_tau(s)  biased; Jang et al. 2017, sec. 2.2
@@ -77,5 +77,5 @@ def relax_variance(
 
 
 def unsqueeze_to(t: Tensor, like: Tensor) -> Tensor:
-    """Return ``t`` with axes of length one appended until it has the number of axes of ``like``."""
+    """Return ``t`` with as many axes as ``like``. The additional axes are last and have length one."""
     return t.reshape(t.shape + (1,) * (like.dim() - t.dim()))

@@ -28,9 +28,9 @@ def score_function(cost: Tensor, log_q: Tensor, baseline: Tensor | float = 0.0) 
     """Return the cost, (k, B), with the REINFORCE gradient: grad f at fixed z, plus (f(z) - b) grad log q(z).
 
     Args:
-        cost: f(z), (k, B), of draws z without gradient. f may have parameters, such as the decoder's.
+        cost: f(z), (k, B). The draws z have no gradient. f may depend on parameters, such as those of the decoder.
         log_q: log q(z) of the same draws, (k, B).
-        baseline: b, which receives no gradient here.
+        baseline: b. The surrogate has no gradient with respect to b.
     """
     return with_gradient(cost, (cost - baseline).detach() * log_q)
 
@@ -71,7 +71,8 @@ def multi_sample_surrogate(name: str, log_w: Tensor, bound: Tensor, log_q: Tenso
     The draws of z have no gradient.
 
     Args:
-        name: ``score_function+loo``, which uses :func:`multi_sample_baseline`, or ``score_function``, which uses none.
+        name: ``score_function+loo``, which uses :func:`multi_sample_baseline`, or ``score_function``, which has no
+            baseline.
         log_w: log importance weights, (k, B).
         bound: log 1/k sum_i w_i, (B,).
         log_q: log q(z | x) of the draws, (k, B).
@@ -83,12 +84,13 @@ def multi_sample_surrogate(name: str, log_w: Tensor, bound: Tensor, log_q: Tenso
 def optimal_baseline(cost: Tensor, score_square: Tensor) -> Tensor:
     """Return the constant baseline with the lowest variance, for each latent, (B, D).
 
-    Let s be the score of the latent. The baseline is the regression coefficient of [Liao22, Control Variate]:
+    Let s be the score of a latent, the gradient of log q(z_d). The baseline is the regression coefficient of [Liao22,
+    Control Variate]:
 
         beta* = Cov(f s, s) / Var(s) = E[f s^2] / E[s^2]
 
-    The draws that estimate the expectations must not be the draws that use the baseline. If they are the same, the
-    estimator is biased.
+    The draws that estimate the expectations must not be the draws that use the baseline. If the same draws are used for
+    both, the estimator is biased.
 
     Args:
         cost: f(z) of m >= 1 held-out draws, (m, B).
@@ -102,8 +104,8 @@ def optimal_baseline(cost: Tensor, score_square: Tensor) -> Tensor:
 def local_expectation(f: Callable[[Tensor], Tensor], logits: Tensor, z: Tensor) -> Tensor:
     """Return the cost f(z), (k, B), with the Rao-Blackwellised score-function gradient of Bernoulli latents.
 
-    The latents are independent. The expectation over each z_d is exact (Titsias & Lazaro-Gredilla 2015), with l_d the
-    logit of z_d:
+    The latents are independent, and the expectation over each z_d is exact (Titsias & Lazaro-Gredilla 2015). Let l_d be
+    the logit of z_d:
 
         grad_{l_d} E[f] = sigmoid'(l_d) E_{z without d}[ f(z_d = 1) - f(z_d = 0) ]
 

@@ -1,4 +1,4 @@
-"""Classifier of digits that evaluates samples of generative models.
+"""Classifier of digits, for the evaluation of samples of generative models.
 
 The classifier is not one of the ten generative models. ``zoo.evaluation`` uses it for two measurements. The first is
 the fraction of class-conditional samples that the classifier recognises as their label. The second is the distance
@@ -60,7 +60,7 @@ def random_affine(u: Tensor, shift: float, rotate: float, scale: float, shear: f
 
 
 def move(x: Tensor, theta: Tensor) -> Tensor:
-    """Return images (B, 1, H, W) under affine maps ``theta`` (B, 2, 3), interpolated bilinearly, with black padding."""
+    """Apply affine maps ``theta`` (B, 2, 3) to images (B, 1, H, W), with bilinear interpolation and black padding."""
     return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
 
 
@@ -74,7 +74,7 @@ class Classifier(L.LightningModule):
         num_features: size of the last hidden layer, which :meth:`features` returns.
         lr: largest learning rate of Adam. The learning rate rises over the first fifth of the run and then falls to
             zero along half a cosine.
-        label_smoothing: s; 0 turns smoothing off.
+        label_smoothing: s in the loss, at least 0 and below 1; 0 turns smoothing off.
         shift: largest shift of a training image, in pixels.
         rotate: largest rotation of a training image, in degrees.
         scale: largest relative change of size of a training image.
@@ -135,7 +135,7 @@ class Classifier(L.LightningModule):
             nn.Flatten(),
             nn.Linear(9 * c, num_features),
             nn.ReLU(),
-        ).to(memory_format=torch.channels_last)  # this memory format is 1.5 times as fast on a CPU
+        ).to(memory_format=torch.channels_last)  # on a CPU, 1.5 times as fast as the default format
         self.head = nn.Linear(num_features, num_classes)
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
 
@@ -161,7 +161,7 @@ class Classifier(L.LightningModule):
         return {"u": rand(len(batch[0]), 5, generator=generator, device=batch[0].device)}
 
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Return ``loss``, nats per example, with smoothed labels, and ``accuracy``; both use augmented images."""
+        """Return ``loss``, nats per example with smoothed labels, and ``accuracy``. Both use augmented images."""
         x, y = batch
         h = self.hparams
         logits = self(
@@ -179,7 +179,7 @@ class Classifier(L.LightningModule):
         x, y = batch
         logits = self(x)
         if batch_idx == 0:
-            self.accuracy.reset()  # an interrupted evaluation may have left counts
+            self.accuracy.reset()  # an interrupted evaluation can leave counts
         self.accuracy.update(logits, y)
         self.log(f"{stage}/loss", F.cross_entropy(logits, y), sync_dist=True, batch_size=len(x))
         self.log(f"{stage}/accuracy", self.accuracy)  # Lightning computes it over all batches and processes

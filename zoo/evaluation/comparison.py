@@ -1,7 +1,8 @@
 """``python -m zoo compare``: a table and a figure that compare gradient estimators.
 
 The estimators of a trained model are measured on one batch. ``compare toy`` measures estimators on the example of
-[Xu18a] and [Xu18b], z ~ N(a theta + b, 1) and f(z) = z^2. Its table also shows the exact mean and variance.
+[Xu18a] and [Xu18b], z ~ N(a theta + b, 1) and f(z) = z^2. The table of ``compare toy`` also shows the exact mean and
+variance.
 """
 
 import math
@@ -34,9 +35,9 @@ class Row(NamedTuple):
         snr: signal-to-noise ratio.
         milliseconds: mean time of a draw.
         difference: norm of the mean difference from the first estimator, divided by |g| of the first estimator. The
-            squared norm is corrected for noise.
+            squared norm is corrected for the bias from noise.
         noise: standard error of ``difference``: sqrt(tr C / n) divided by |g| of the first estimator, with C the
-            covariance of the difference. The true difference may be zero if ``difference`` is near ``noise``.
+            covariance of the difference. If ``difference`` is near ``noise``, the true difference may be zero.
 
     ``difference`` and ``noise`` are NaN if the estimate of |g| of the first estimator is 0.
     """
@@ -58,7 +59,7 @@ def compare_model(
     Args:
         model: model with ``gradient_estimators``.
         batch: batch on the device of the model.
-        names: names of the estimators, each once. None measures all estimators of the model.
+        names: names of the estimators, without repetition. None measures all estimators of the model.
         draws: number of draws, at least 2.
         seed: seed of the noise.
         progress: show a progress bar.
@@ -108,7 +109,7 @@ def rows(comparisons: dict[str, Comparison]) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """Return the rows as text, one block for each group of parameters."""
+    """Return the rows as text, with a separate table for each group of parameters."""
     width = max(len(row.estimator) for row in rows)
     head = f"{'estimator':{width}}    variance         SNR  ms per draw  variance x ms  differs from the first"
     lines = []

@@ -65,7 +65,7 @@ def correlation(pairs: list[tuple[float, float]]) -> str:
 
 
 def scatter(runs: dict[str, list[tuple[float, float]]], x: str, y: str) -> Figure:
-    """Plot one metric against another, with a point for each epoch or step and lines between consecutive points."""
+    """Plot one metric against another. Each epoch or step is a point, and lines connect consecutive points."""
     picture = Figure(figsize=(7, 4.5), layout="constrained")
     axes = picture.subplots()
     for name, pairs in runs.items():
@@ -86,7 +86,7 @@ def figure(curves: dict[str, list[tuple[int, float]]], metric: str, unit: str = 
         )
     axes.set(xlabel=unit, ylabel=metric)
     values = sorted(v for points in curves.values() for _, v in points)
-    if len(values) > 8:  # the first epochs are far from the others and would compress the plot
+    if len(values) > 8:  # values of the first epochs are far from the others and would compress the plot
         low, high = values[len(values) // 8], values[-1 - len(values) // 8]
         margin, edge = 0.5 * (high - low), 0.05 * (high - low)
         axes.set_ylim(max(values[0] - edge, low - margin), min(values[-1] + edge, high + margin))

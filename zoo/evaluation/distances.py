@@ -7,8 +7,8 @@ classifier. The usual FID uses a network trained on photographs. Values of class
 with each other, but not with values of the usual FID.
 
 Classifier-FID has an upward bias, which is larger for fewer images. Compare only sets of equal size. The score of real
-images is called the floor and is published next to the score of samples. If the floor uses fewer images, its bias is
-larger. Good samples may then score below the floor.
+images is called the floor and is published next to the score of samples. If the floor is computed from fewer images
+than the score of samples, the floor has the larger bias. Good samples may then score below the floor.
 """
 
 from typing import NamedTuple
@@ -59,7 +59,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
         |mu_a - mu_b|^2 + tr( C_a + C_b - 2 (C_a C_b)^(1/2) )
 
     This is the squared 2-Wasserstein distance between two Gaussians with the means and covariances of the sets. The
-    code uses the symmetric matrix C_a^(1/2) C_b C_a^(1/2), which has the same eigenvalues as C_a C_b.
+    code takes the eigenvalues of the symmetric matrix C_a^(1/2) C_b C_a^(1/2). They equal the eigenvalues of C_a C_b.
     """
     (mu_a, C_a), (mu_b, C_b) = ((x.mean(0), torch.atleast_2d(torch.cov(x.T))) for x in (a, b))
     values, vectors = torch.linalg.eigh(C_a)
@@ -71,7 +71,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def frechet_standard_error(a: Tensor, b: Tensor, resamples: int = 50, seed: int = 0) -> float:
     """Return the standard deviation of :func:`frechet_distance` over bootstrap resamples of both sets.
 
-    A resample has fewer distinct vectors than its set. The bootstrap mean is therefore biased and not used.
+    A resample has fewer distinct vectors than the original set. The bootstrap mean is therefore biased and not used.
     """
     distances = []
     for k in range(resamples):
@@ -90,7 +90,7 @@ def sample_metrics(
         model: model in eval mode with ``sample(n, *, generator)``.
         real: features of real images from the same classifier, (N, F).
         classifier: classifier in eval mode.
-        n: number of samples, which are drawn in the chunks of zoo/sampling/chunks.py.
+        n: number of samples. They are drawn in chunks (zoo/sampling/chunks.py).
         seed: seed of the noise.
         conditions: conditions of the samples, by name.
         progress: show a progress bar.
@@ -130,7 +130,7 @@ class Modes(NamedTuple):
     """Coverage of a mixture by samples.
 
     Attributes:
-        covered: number of modes that have at least 1 % of the samples near them.
+        covered: number of modes with at least 1 % of the samples near the mode.
         near: fraction of samples near any mode.
     """
 
@@ -156,11 +156,11 @@ def modes(x: Tensor, mu: Tensor, sigma: float) -> Modes:
 
 
 class SampleDistanceMetric:
-    """Distance between a model and a data set; smaller is better.
+    """Distance between a model and a data set. A smaller distance is better.
 
     The kind of data selects the distance. Features of the data are computed once.
 
-        kl                 KL(data || model), nats, by enumeration; for sequences of a known Markov chain
+        kl                 for sequences of a known Markov chain: KL(data || model), nats, by enumeration
         energy_distance    for points in the plane
         classifier_fid     for images
 
@@ -184,5 +184,5 @@ class SampleDistanceMetric:
             self.measure = lambda _, samples: frechet_distance(classify_images(samples, classifier).features, features)
 
     def __call__(self, model, samples: Tensor) -> float:
-        """Return the distance of ``samples`` from the data; for sequences, the distance of ``model`` itself."""
+        """Return the distance between ``samples`` and the data. ``kl`` uses ``model`` and not ``samples``."""
         return self.measure(model, samples)

@@ -22,8 +22,8 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     ``fit`` loads the model and does not train it.
 
     Args:
-        source: an argument of ``zoo.load``, such as the name of a pretrained checkpoint or a path. It may also be a
-            model, which ``fit`` puts in eval mode.
+        source: an argument of ``zoo.load``, such as the name of a pretrained checkpoint or a path. It can also be a
+            model. ``fit`` then puts this model in eval mode.
     """
 
     def __init__(self, source="rbm"):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from zoo.functional.noise import chunk_generator
 
-BULK = 0.99  # fraction of draws where the scores are compared; elsewhere there are too few data to learn from
+BULK = 0.99  # fraction of draws where the scores are compared; around the other draws there are too few data
 
 
 class Field(NamedTuple):
@@ -50,7 +50,7 @@ def measure_field(model, distribution, n: int = 10_000, samples: int = 5_000) ->
         model: model of zoo/score.py for points in the plane, in eval mode.
         distribution: density with ``log_density``, ``score``, ``sample`` and ``blurred``, as in zoo/datamodules/toy.py.
         n: number of draws of the target density. The bulk is the 99 % of these draws with the highest density.
-        samples: number of samples of the model, which are drawn without the final denoising step.
+        samples: number of samples of the model. They are drawn without the final denoising step.
     """
     q = target(model, distribution)
     x, _ = q.sample(n, generator=chunk_generator(1, 0))

@@ -52,7 +52,7 @@ def clustering_of_all_images(model, data, progress: bool = False) -> dict[str, f
         progress: show progress bars.
 
     Raises:
-        UserError: if the training images include images of another split, which would be counted twice.
+        UserError: if the training images include images of another split. These images would be counted twice.
     """
     if data.hparams.train_on != "train":
         raise UserError(
@@ -67,7 +67,10 @@ def clustering_of_all_images(model, data, progress: bool = False) -> dict[str, f
 
 
 def log_likelihood(model, batch, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Return ``model.log_likelihood`` of the images of a batch, (B,) nats. The model also receives their labels."""
+    """Return ``model.log_likelihood`` of the images of a batch, (B,) nats.
+
+    If the batch has labels, the model also receives the labels.
+    """
     x, *labels = as_batch(batch)
     return model.log_likelihood(x, y=labels[0] if labels else None, num_samples=num_samples, generator=generator)
 
@@ -102,9 +105,9 @@ class Protocol(NamedTuple):
 
     Attributes:
         importance_samples: importance samples per test image for the log likelihood; 0 skips the log likelihood.
-        bound_images: number of test images for the bound of a diffusion model, in file order; 0 skips the bound.
+        bound_images: number of test images for the bound of a diffusion model, from the first on; 0 skips the bound.
         samples: number of samples to evaluate, at least 2. None means 10,000 for an adversarial model and 0 for others.
-        conditions: conditions of these samples. If there are several, each is measured.
+        conditions: conditions of these samples. Samples are drawn and measured separately under each of them.
     """
 
     importance_samples: int = 0
@@ -154,27 +157,29 @@ def _samples(protocol: Protocol, model) -> int:
 def measure(
     model, data, protocol: Protocol | None = None, progress: bool = False
 ) -> tuple[dict[str, float], dict[str, object]]:
-    """Return all metrics of a card, and intermediate values that the card also stores.
+    """Return all metrics of a card, and the intermediate values that the card stores.
 
-    For word vectors, these are only the metrics of :func:`zoo.evaluation.words.measure_words`. For other models, they
-    are all metrics of the test loop and the following metrics. The right column says when a metric is measured:
+    For word vectors, the metrics are only those of :func:`zoo.evaluation.words.measure_words`.
+    For other models, the metrics are all metrics of the test loop and the metrics in the following table.
+    The right column says when each is measured:
 
-        test/log_likelihood                     importance samples are in the protocol; in nats per image
+        test/log_likelihood                     ``importance_samples`` are in the protocol (nats per image)
         bits_per_dim, bound/L_0, L_t, L_T       ``bound_images`` are in the protocol of a diffusion model
         fisher_divergence, log_density_gap      a score model is measured on a toy density with a known score
         metrics of measure_samples              samples are evaluated
         judged_accuracy                         the model has labels, and the data are MNIST
-        all/accuracy, all/nmi, all/ari          the model has clusters; on training, validation and test images
+        all/accuracy, all/nmi, all/ari          the model has clusters (training, validation and test images)
         feature_accuracy                        the model has ``transform``
 
     If the protocol has several conditions, the name of each metric of samples ends with its condition.
     ``judged_accuracy`` uses the number of evaluated samples, rounded down to a multiple of 10, and at least 10. If no
-    samples are evaluated, it uses 10,000. It is not measured if the conditions fix the labels ``y``.
+    samples are evaluated, ``judged_accuracy`` uses 10,000 samples. If the conditions fix the labels ``y``,
+    ``judged_accuracy`` is not measured.
 
     Args:
         model: model in eval mode.
         data: ``Images``, ``Toy`` or ``Text`` datamodule, after ``setup``.
-        protocol: measurements in addition to the test loop; None uses the defaults.
+        protocol: measurements in addition to the test loop. None uses the default protocol.
         progress: show progress bars.
 
     Returns:
@@ -236,13 +241,13 @@ def bound_per_batch(model, data, fives: int, progress: bool = False) -> Tensor:
     """Return the terms of a diffusion model's bound on the first test images, (fives, 3), nats per image.
 
     The columns are L_0, the sum of L_t over 0 < t < T, and L_T. Each row is the mean over five images. The noise of a
-    row depends only on its index. Each row can therefore be measured again without the others. An image needs T network
-    evaluations.
+    row depends only on its index. Each row can therefore be measured again without the others. Each image takes T
+    network evaluations.
 
     Args:
-        model: diffusion model in eval mode. If it was trained with labels, it also receives the labels.
+        model: diffusion model in eval mode. If the model was trained with labels, it also receives the labels.
         data: ``Images`` datamodule, after ``setup``.
-        fives: number of rows; the bound uses five times as many images.
+        fives: number of rows. Each row needs five images.
         progress: show a progress bar.
     """
     images, labels = (t[: fives * BOUND_AT_ONCE] for t in data.splits["test"])
@@ -281,16 +286,16 @@ def measure_samples(
         progress: show progress bars.
 
     Returns:
-        {name: value}; the metrics depend on the data.
+        {name: value}. The metrics depend on the data.
 
-        For MNIST, these are the metrics of :func:`sample_metrics`, and three more. ``confident_of_test_images`` is the
+        For MNIST, the metrics are those of :func:`sample_metrics` and three others. ``confident_of_test_images`` is the
         fraction of test images whose predicted label has a probability above 0.9. ``classifier_fid_floor`` is the
-        distance of n validation images from the test images, or of all 5,000 if n is larger.
+        distance of n validation images from the test images. If n is above 5,000, all 5,000 validation images are used.
         ``classifier_fid_floor_error`` is the standard error of this distance.
 
-        For points, the metric is ``energy_distance``, on the first 5,000 samples. The ring also has ``modes_covered``
-        and ``near_a_mode``. For sequences, the metric is ``kl``, by enumeration. There are no metrics for other images,
-        because there is no classifier for them.
+        For points, the metric is ``energy_distance``, on the first 5,000 samples. For the ring, the metrics are also
+        ``modes_covered`` and ``near_a_mode``. For sequences, the metric is ``kl``, by enumeration. Other images have no
+        metrics, because there is no classifier for them.
     """
     conditions = conditions or {}
     if isinstance(data, Toy):
@@ -370,7 +375,7 @@ def judged_accuracy(
         conditions: conditions of the samples in addition to their labels.
 
     Returns:
-        ``judged_accuracy``, and ``judged_accuracy/<label>`` for each label; fractions.
+        ``judged_accuracy``: fraction for all labels. ``judged_accuracy/<label>``: fraction for each label.
 
     Raises:
         UserError: if ``model.sample`` has no argument ``y``, or ``n`` is not a multiple of the number of classes.

@@ -6,13 +6,13 @@ NATS = {
     *("log_partition_exact", "js", "mi_categorical", "mi_continuous", "mi_ceiling", "discriminator_loss", "value"),
 }
 FRACTIONS = {"accuracy", "judged_accuracy", "feature_accuracy", "confident", "near_a_mode"}
-FRACTIONS |= {"analogies", "semantic", "syntactic", "coverage"}  # of the published word sets
+FRACTIONS |= {"analogies", "semantic", "syntactic", "coverage"}  # metrics on the published word sets
 OTHERS = {"reconstruction_error": "squared pixels", "bits_per_dim": "bits per dimension"}
-LIKELIHOOD_METRICS = {"nll", "log_partition", "accuracy"}  # a loss logged next to one of these is in nats
+LIKELIHOOD_METRICS = {"nll", "log_partition", "accuracy"}  # next to one of these, a loss is in nats
 
 
 def with_unit(name: str, value: float, names: set[str]) -> str:
-    """Return a metric as text, rounded, with its unit if it has one.
+    """Return a metric as text. The value is rounded, and the unit follows if the metric has a unit.
 
     Args:
         name: name of the metric, such as ``test/loss``.

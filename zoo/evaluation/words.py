@@ -1,10 +1,10 @@
 """Evaluation of word vectors: analogies, similarity of words, and a map of words.
 
-Analogies (Mikolov et al. 2013a): an answer is correct if the word nearest to b - a + c is d. All vectors have length 1.
-The candidates are the most frequent words except a, b and c.
+Analogies have the form "a is to b as c is to d" (Mikolov et al. 2013a). An answer is correct if the word nearest to
+b - a + c is d. All vectors have length 1. The candidates are the most frequent words except a, b and c.
 
-Similarity: Spearman's rank correlation of cosines with mean scores from people (WordSim-353, Finkelstein et al. 2002;
-SimLex-999, Hill et al. 2015).
+Similarity is Spearman's rank correlation between cosines and the mean scores that people gave. The pairs come from
+WordSim-353 (Finkelstein et al. 2002) and SimLex-999 (Hill et al. 2015).
 
 Questions and pairs with a word outside the vocabulary are skipped. ``coverage`` is the fraction of questions or pairs
 that are used.
@@ -31,7 +31,7 @@ Question = tuple[str, str, str, str]  # a is to b as c is to d
 
 
 class WordFileError(UserError):
-    """A file of questions or word pairs is missing or malformed. The message names the file, and a malformed line."""
+    """A file of questions or word pairs is missing or malformed. The message names the file and any malformed line."""
 
 
 def _lines_of(path: Path) -> list[str]:
@@ -61,7 +61,7 @@ def read_questions(path: Path) -> dict[str, list[Question]]:
 
 
 def read_pairs(path: Path) -> list[tuple[str, str, float]]:
-    """Return two words in lower case and their score from each line. Lines that begin with # are comments."""
+    """Return (word, word, score) from each line, with the words in lower case. Lines that begin with # are comments."""
     pairs = []
     for number, line in enumerate(_lines_of(path), start=1):
         if not line.strip() or line.startswith("#"):
@@ -93,7 +93,7 @@ def find_word_sets(folder: Path | None = None) -> Path:
             )
         folder = Path(gensim.origin).parent / "test" / "test_data"
     if missing := [name for name in SETS if not (folder / name).is_file()]:
-        raise WordFileError(f"{folder} does not contain {', '.join(missing)}; name the folder that does")
+        raise WordFileError(f"{folder} does not contain {', '.join(missing)}; name a folder that contains them")
     return folder
 
 
@@ -106,8 +106,8 @@ def measure_words(model, folder: Path | None = None) -> dict[str, float]:
 
     Returns:
         the metrics of :func:`analogies`, and Spearman's correlations ``wordsim353`` and ``simlex999``.
-        Each set also has a metric with ``/coverage`` after its name. A metric is left out if the model knows none of
-        its questions, or fewer than three of its pairs.
+        Each set also has a metric ``<name>/coverage``. The score of a set is left out if the model knows none of its
+        questions, or fewer than three of its pairs.
     """
     folder = find_word_sets(folder)
     metrics = analogies(model, read_questions(folder / SETS[0]))
@@ -124,7 +124,7 @@ def analogies(model, sections: dict[str, list[Question]], most_frequent: int = 3
         model: a SkipGram.
         sections: output of :func:`read_questions`. Sections with names that begin with ``gram`` are syntactic, and
             the others are semantic, as in the published set.
-        most_frequent: number of most frequent words that questions and answers may contain.
+        most_frequent: number of words, from the most frequent, that questions and answers may contain.
 
     Returns:
         ``analogies``, ``analogies/semantic`` and ``analogies/syntactic``: fractions of correct answers, NaN without
@@ -175,7 +175,8 @@ def similarity(model, pairs: list[tuple[str, str, float]]) -> tuple[float, float
 def word_map(model, n: int = 150) -> Figure:
     """Plot the ``n`` most frequent words at the first two principal components of their vectors of length 1.
 
-    The map shows words of at least five letters. If there are fewer than ten of them, it shows words of any length.
+    The map shows words of at least five letters. If fewer than ten words have this length, the map shows words of any
+    length.
     """
     words = [w for w in model.words if len(w) >= LONG]
     words = (words if len(words) >= 10 else model.words)[:n]

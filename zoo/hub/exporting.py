@@ -1,4 +1,4 @@
-"""Publication of a training checkpoint: its weights, a card, and a picture."""
+"""Publish a training checkpoint: write its weights, a card, and a picture."""
 
 import hashlib
 import json
@@ -36,8 +36,8 @@ WORDS_PROTOCOL = (
 def golden_terms(model: Any) -> dict[str, float]:
     """Return values that identify the weights: the terms of the loss on 16 examples of uniform noise with a fixed seed.
 
-    For an adversarial model, these are the terms of both networks. For word vectors, they are the cosines of a few
-    words with their nearest neighbours.
+    For an adversarial model, these are the terms of both networks. For word vectors, the values are the cosines of a
+    few words with their nearest neighbours.
     """
     if isinstance(model, capabilities.Words):
         near = {word: model.nearest(word, 3) for word in model.words[:: max(1, len(model.words) // 10)]}
@@ -60,13 +60,14 @@ def export(
 ) -> Path:
     """Publish a training checkpoint: write ``zoo/weights/<name>.safetensors``, its card, and a picture of samples.
 
-    The metrics of the card are measured on the test set that belongs to the training data.
+    For word vectors, the picture is a map of the words. The metrics of the card are measured on the test set
+    that belongs to the training data.
 
     Args:
         source: path of a checkpoint or of a run folder. From a run folder, the best checkpoint is published.
         name: name of the published checkpoint: lower-case letters, digits and hyphens.
         force: replace an existing checkpoint with this name.
-        protocol: measurements in addition to the test loop; None uses the defaults.
+        protocol: measurements in addition to the test loop. None uses the default protocol.
         progress: show progress bars.
 
     Returns:
@@ -88,7 +89,7 @@ def export(
             f"{path} does not record the run that made it; train with the callback RunRecord, which adds this record"
         )
     if outside := class_outside(checkpoint):
-        raise CheckpointError(f"only models of the zoo are exported, and {path} holds one of the class {outside!r}")
+        raise CheckpointError(f"only models of the zoo are exported, and {path} holds a model of the class {outside!r}")
     model: Any = from_training(checkpoint, path)
     check_protocol(protocol or Protocol(), model, record["data"])
 

@@ -1,8 +1,8 @@
 """Loading of pretrained checkpoints and training checkpoints.
 
 A published checkpoint consists of two files in ``zoo/weights``. ``<name>.safetensors`` holds the weights. Its metadata
-hold the name of the model and its constructor arguments. ``<name>.json`` is the card. It records the origin of the
-weights, their metrics with the protocol, and the SHA-256 digest of the weights.
+hold the name of the model and its constructor arguments. ``<name>.json`` is the card. The card records the origin of
+the weights, their metrics with the protocol, and the SHA-256 digest of the weights file.
 
 Loading never unpickles objects, because a pickle can run code. Weights are safetensors files, and training checkpoints
 are read with ``weights_only=True``.
@@ -35,12 +35,12 @@ LARGEST_DOWNLOAD = 2**30  # bytes
 
 
 def load(source: str | Path, model_class: type[LightningModule] | None = None) -> LightningModule:
-    """Load a trained model, in eval mode and on the CPU. :func:`zoo.load` is the same and documents it in full.
+    """Load a trained model, in eval mode and on the CPU. :func:`zoo.load` calls this function and lists all sources.
 
     Args:
-        source: name of a pretrained checkpoint, run folder, checkpoint file, address with a digest, or artifact of
-            Weights & Biases.
-        model_class: class of a model that is not part of the zoo, for its training checkpoints.
+        source: name of a pretrained checkpoint, run folder, checkpoint file, web address with a digest of
+            the file, or artifact of Weights & Biases.
+        model_class: class of the model in a training checkpoint, if this class is not part of the zoo.
 
     Raises:
         CheckpointError: if there is no such checkpoint, its digest differs, or it holds no known model.
@@ -67,11 +67,11 @@ def read_card(name: str) -> dict[str, Any]:
 
 
 def best_of(run: Path) -> Path:
-    """Return the newest best checkpoint of a run folder, or its last checkpoint if it has no best one."""
+    """Return the newest best checkpoint of a run folder. Without a best checkpoint, return the last checkpoint."""
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     found = sorted(folder.glob("best-*.ckpt"), key=lambda p: p.stat().st_mtime) or list(folder.glob("last.ckpt"))
     if not found:
-        raise CheckpointError(f"{folder} holds no best-*.ckpt and no last.ckpt; name a run folder that does")
+        raise CheckpointError(f"{folder} holds no best-*.ckpt and no last.ckpt; name a run folder that holds one")
     return found[-1]
 
 
@@ -85,8 +85,8 @@ def read_training_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise any exception
         raise CheckpointError(
-            f"{path} is not a checkpoint that can be read safely. It is damaged, or it contains other objects than "
-            "plain values and tensors, which are never unpickled"
+            f"{path} is not a checkpoint that can be read safely. It is damaged, or it contains objects "
+            "besides plain values and tensors. The zoo never unpickles objects"
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise CheckpointError(f"{path} is not a training checkpoint: it holds no state_dict")
@@ -101,7 +101,7 @@ def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs
     Args:
         path: path of the checkpoint.
         model: model of the run.
-        seed: seed of the run, which must be the seed of the checkpoint. None skips this check.
+        seed: seed of the run. It must equal the seed in the checkpoint. None skips this check.
         max_epochs: number of epochs of the run, at least the number of finished epochs. None and -1 skip this check.
 
     Raises:
@@ -144,7 +144,7 @@ def name_of_class(kind: type) -> str:
 
 
 def class_outside(checkpoint: dict[str, Any]) -> str | None:
-    """Return the name of the class in a training checkpoint if its run trained one outside the zoo, else None."""
+    """Return the class name in a training checkpoint if the class is outside the zoo. Return None otherwise."""
     record = checkpoint.get("record")
     name = record.get("class") if isinstance(record, dict) else None
     return name if isinstance(name, str) and not name.startswith("zoo.") else None
@@ -155,16 +155,16 @@ def from_training(
 ) -> LightningModule:
     """Return the model of a training checkpoint that was read from ``path``, in eval mode.
 
-    The file never decides which class is imported: it is one of the zoo, or ``model_class``.
+    The class is ``model_class`` or a class of the zoo. The file cannot cause the import of any other class.
     """
     if model_class is None and (outside := class_outside(checkpoint)):
         raise CheckpointError(
-            f"{path} holds a model of the class {outside!r}, which is not part of the zoo: give its class yourself, "
-            "--class module.Class on the command line or zoo.load(path, Class) in Python"
+            f"{path} holds a model of the class {outside!r}, which is not part of the zoo: give its class with "
+            "--class module.Class on the command line, or with zoo.load(path, Class) in Python"
         )
     kind = model_class or _known_class(checkpoint.get("model"), path)
     model = _build(kind, checkpoint.get("hyper_parameters", {}), checkpoint["state_dict"], path)
-    model.on_load_checkpoint(checkpoint)  # restores state outside parameters and buffers, such as persistent chains
+    model.on_load_checkpoint(checkpoint)  # restores other state, such as persistent chains
     return model
 
 
@@ -220,7 +220,7 @@ def from_weights(data: bytes, digest: str, source: str) -> LightningModule:
 
 
 def _known_class(model: Any, source: str | Path) -> type[LightningModule]:
-    """Return the class of a known name. Only these classes are imported."""
+    """Return the class of the zoo with the name ``model``. No other class is imported."""
     known = zoo.MODELS | zoo.CLASSIFIERS
     if model not in known:
         raise CheckpointError(f"{source} holds a model named {model!r}; the known models are {', '.join(known)}")
@@ -264,12 +264,13 @@ def record_of(source: str | Path) -> dict[str, Any] | None:
 def data_of(record: dict[str, Any], name: str | None = None):
     """Return the datamodule of a recorded run.
 
-    A text has the options of the run. Images have default options, because the options of the run concern training.
+    If the data are a text, the datamodule has the options of the run. For images it has the default options, because
+    the options of the run concern training.
 
     Args:
         record: record of the run.
-        name: name or path of other data for a run on a text. Another text has the options of the run. None uses the
-            data of the run, and runs on images ignore ``name``.
+        name: name or path of other data, used only if the run trained on a text. If these data are also a text, they
+            have the options of the run. None uses the data of the run.
 
     Raises:
         UserError: for an unknown name.

@@ -55,9 +55,9 @@ def check_lengths(n: int, conditions: dict[str, Any]) -> None:
 
 
 def try_conditions(model, n: int, conditions: dict[str, Any]) -> Tensor:
-    """Return one sample, (1, ...), under the first of ``n`` conditions.
+    """Return one sample, (1, ...), under the conditions that the first of ``n`` samples has.
 
-    Call this before a long run: invalid conditions then fail at once.
+    If this is called before a long run, invalid conditions raise an error at once.
 
     Raises:
         UserError: if ``model.sample`` raises UserError, or if the length of a list is not ``n``.
@@ -75,8 +75,8 @@ def sample_chunks(
 ) -> Tensor:
     """Return ``n`` samples, (n, ...), on the CPU. Samples that belong to other ranks are zero.
 
-    Rank r draws chunks r, r + ``world_size``, r + 2 ``world_size``, ... The sum of the results of all ranks therefore
-    gives all samples exactly.
+    Rank r draws chunks r, r + ``world_size``, r + 2 ``world_size``, ... The sum of the results of all ranks is
+    therefore exactly the tensor of all samples.
 
     Args:
         model: model in eval mode with ``sample(n, *, generator, **conditions)``.
@@ -98,6 +98,6 @@ def sample_chunks(
     chunks = -(-n // CHUNK)
     mine = range(rank, chunks, world_size)
     drawn = {c: draw(c).cpu() for c in tracked(mine, "samples", "chunk", show=progress)}
-    # A rank without chunks draws chunk 0 only for its shape.
+    # A rank without chunks draws chunk 0, only to find the shape of a sample.
     shape = next(iter(drawn.values())).shape if drawn else draw(0).shape
     return torch.cat([drawn[c] if c in drawn else torch.zeros(shape) for c in range(chunks)])[:n]

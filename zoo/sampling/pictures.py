@@ -1,4 +1,4 @@
-"""Pictures of samples: their number, their arrangement in rows, and the PNG file."""
+"""Make pictures of samples: choose the number of samples, arrange them in rows, and write the PNG file."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +31,8 @@ def picture(model, n: int, conditions: dict[str, Any]) -> Picture:
     condition and its values, such as ``("y", [0, ..., 9])``. The picture then has one row for each value and at least
     ``n`` samples.
 
-    If ``rows()`` is missing or returns None, the picture is nearly square and has exactly ``n`` samples. The same holds
-    if ``conditions`` already gives a value to this condition.
+    If ``rows()`` is missing or returns None, the picture is nearly square and has exactly ``n`` samples. The picture
+    also has this form if ``conditions`` already sets the condition that ``rows()`` names.
     """
     check_integer("the number of samples", n)
     rows = model.rows() if isinstance(model, capabilities.SampleRows) else None
@@ -59,7 +59,8 @@ def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
 
     Args:
         images: samples in one of these shapes.
-        columns: images in a row, for images and sequences. None makes the picture nearly square.
+        columns: number of images in a row. It is used only for images and sequences. None makes the picture nearly
+            square.
     """
     if images.ndim == 2:
         return scatter(images), 1
@@ -74,7 +75,7 @@ def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
 
 
 def scatter(points: Tensor) -> Tensor:
-    """Return a scatter plot of points, (n, 2), as one image, (1, 3, 480, 480). Outliers may be outside the plot."""
+    """Return a scatter plot of points, (n, 2), as one image, (1, 3, 480, 480). Outliers can be outside the plot."""
     figure = Figure(figsize=(4.8, 4.8), dpi=100, layout="constrained")
     axes = figure.subplots()
     points = points.float().cpu()

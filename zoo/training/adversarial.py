@@ -32,13 +32,13 @@ def generate(network: nn.Module, z: Tensor) -> Tensor:
 
 
 def check_batches(module) -> None:
-    """Check before the first step that batches are large enough for BatchNorm, which needs two examples per process.
+    """Check that batches are large enough for BatchNorm, which needs two examples per process.
 
     Args:
         module: the LightningModule. Its trainer has the training data.
 
     Raises:
-        UserError: if all batches, or the last batch of an epoch, have one example on a process.
+        UserError: if a process has one example of every batch, or one example of the last batch of an epoch.
     """
     if not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in module.modules()):
         return
@@ -47,7 +47,7 @@ def check_batches(module) -> None:
     size, left_over = loader.batch_size if isinstance(loader, capabilities.Batched) else None, 0
     if size is None:
         return
-    if isinstance(loader, DataLoader):  # batch_size is per process, and the last batch may be smaller
+    if isinstance(loader, DataLoader):  # batch_size is per process; the last batch can be smaller
         left_over = 0 if loader.drop_last else len(loader.sampler) % size
     else:
         size //= processes
@@ -66,8 +66,8 @@ def check_batches(module) -> None:
 def training_images(trainer, most: int) -> Tensor | None:
     """Return the first training images of a run, (at most ``most``, 28, 28), uint8, equal on all processes.
 
-    The images come from the datamodule, or from the training loader if there is no datamodule. Without either, the
-    result is None.
+    The images come from the datamodule. If there is no datamodule with ``splits``, they come from the training loader.
+    If there is no training loader either, the result is None.
     """
     data = trainer.datamodule
     if isinstance(data, capabilities.SplitData):
@@ -120,7 +120,7 @@ def running_statistics(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def flat_statistics(statistics: Mapping[str, Tensor]) -> Tensor:
-    """Return statistics by name as one vector."""
+    """Return all statistics, concatenated to one vector."""
     return torch.cat(list(statistics.values()))
 
 
@@ -133,18 +133,21 @@ def step(module, optimiser, loss: Tensor, counts: bool) -> None:
     """Take one optimiser step of one network. The parameters of the other network get no gradients.
 
     By default, ``trainer.global_step`` counts the steps of both optimisers, so a batch can count twice. Weight
-    averages, ``max_steps`` and checkpoints use this number. This function can exclude its step from the number.
+    averages, ``max_steps`` and checkpoints use this number. With ``counts=False``, the step of this function is not
+    counted.
 
     Args:
         module: the LightningModule.
         optimiser: one of ``module.optimizers()``.
-        loss: the loss. ``toggle_optimizer`` has turned off the gradients of the other network before its computation.
+        loss: the loss. Before the loss was computed, ``toggle_optimizer`` turned off the gradients of the other
+            network.
         counts: whether ``trainer.global_step`` counts this step.
     """
     optimiser.zero_grad()
     module.manual_backward(loss)
     if not counts:
-        before, after = optimiser._on_before_step, optimiser._on_after_step  # Lightning sets both before each batch
+        # Lightning sets both hooks before each batch.
+        before, after = optimiser._on_before_step, optimiser._on_after_step
         optimiser._on_before_step = optimiser._on_after_step = _nothing
     optimiser.step()
     if not counts:

@@ -30,13 +30,14 @@ def clear_unfinished(folder: Path) -> None:
 def keep_best(checkpoint: dict[str, Any], callback: ModelCheckpoint, resumed: Path, writes: bool) -> None:
     """Keep the best score and the best checkpoints when a run resumes in another folder.
 
-    The best checkpoints are copied to the new folder. If one of them is missing, a warning says so, and the best
-    checkpoint is chosen from the remaining epochs.
+    The best checkpoints are copied to the new folder. If one of these files is missing, the function logs a warning,
+    and the best checkpoint is chosen from the remaining epochs.
 
     Args:
-        checkpoint: the checkpoint to resume from. The state of ``callback`` in it is changed.
+        checkpoint: the checkpoint to resume from. The function changes the state of ``callback`` in ``checkpoint``.
         callback: the ModelCheckpoint of the new run.
-        resumed: the file of ``checkpoint``. Best checkpoints that are not at their recorded path may be in its folder.
+        resumed: the file of ``checkpoint``. A best checkpoint that is not at its recorded path is searched in the
+            folder of this file.
         writes: whether this process copies files and logs the warning.
     """
     state = (checkpoint.get("callbacks") or {}).get(callback.state_key)
@@ -69,7 +70,8 @@ def keep_best(checkpoint: dict[str, Any], callback: ModelCheckpoint, resumed: Pa
 class CheckpointFiles(TorchCheckpointIO):
     """Write each checkpoint to a temporary file in its folder, then rename it.
 
-    If the process or the machine stops meanwhile, the path holds the complete old or the complete new checkpoint.
+    If the process or the machine stops during the write, ``path`` holds either the complete old checkpoint or the
+    complete new one.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:

@@ -30,7 +30,8 @@ def readable_arguments(arguments: list[str], config_dir: Path) -> list[str]:
         config_dir: the folder of ``train.yaml``.
 
     Raises:
-        UserError: if Hydra cannot compose the configuration. The message names the argument and a similar one.
+        UserError: if Hydra cannot compose the configuration. The message names the argument. If a valid name is
+            similar, the message suggests it.
         SystemExit: if a flag is unknown.
     """
     options = _options(arguments)
@@ -38,7 +39,7 @@ def readable_arguments(arguments: list[str], config_dir: Path) -> list[str]:
     arguments = [_readable(a, sweep) if a in options.overrides else _with_home(a) for a in arguments]
     own = Path(os.path.expanduser(options.config_dir)).absolute() if options.config_dir else None
     elsewhere = (options.config_name, options.config_path, options.info, options.experimental_rerun)
-    missing = own is not None and not own.is_dir()  # Hydra says so
+    missing = own is not None and not own.is_dir()  # Hydra then reports the missing folder
     if not (any(elsewhere) or missing or options.help or options.hydra_help or options.shell_completion):
         _check_composition([_readable(a, sweep) for a in options.overrides], config_dir, sweep, own)
     return arguments
@@ -51,7 +52,7 @@ def _options(arguments: list[str]):
     parser = get_args_parser()
 
     def error(message: str):
-        if message.startswith("unrecognized arguments"):  # argparse also lists the settings that follow the flag
+        if message.startswith("unrecognized arguments"):  # argparse also lists the settings after the flag
             message = f"unrecognized arguments: {' '.join(a for a in arguments if a.startswith('-') and a in message)}"
         flag = next((a for a in arguments if a.startswith("--") and a in message), "")
         hint = f"; write settings without dashes, such as {flag.lstrip('-').partition('=')[0]}=..." if flag else ""
@@ -68,7 +69,7 @@ def _options(arguments: list[str]):
 
 
 def _readable(argument: str, sweep: bool) -> str:
-    """Return an override with ``~`` replaced by the home folder and with quotes around a path that needs them."""
+    """Return an override. ``~`` becomes the home folder, and paths get quotes if Hydra's grammar needs quotes."""
     key, equals, value = argument.partition("=")
     if not equals or not (key.rpartition(".")[2] in PATHS or value.startswith("~")):
         return argument
@@ -86,7 +87,7 @@ def _path(key: str, value: str) -> str:
         try:
             _overrides([f"{key}={value}"])
             return f"{key}={value}"
-        except HydraException:  # Lightning passes a folder in such quotes to the processes that it starts
+        except HydraException:  # Lightning adds quotes to the run folder when it starts other processes
             value = value[1:-1] if value[-1] == value[0] else value
     return override(key, os.path.expanduser(value))
 
@@ -184,7 +185,7 @@ def _check_keys(overrides: "list[Override]", choices: "list[Override]", cfg) -> 
 
 
 def named_class(name: str) -> type:
-    """Import the class of a model by its dotted name, which the user has typed.
+    """Return the class of a model, imported by its dotted name, which the user has typed.
 
     Raises:
         UserError: if there is no such LightningModule.
@@ -228,7 +229,9 @@ def with_current_names(node: "DictConfig | ListConfig") -> None:
 
 
 def check_values(cfg: "DictConfig") -> None:
-    """Check the values at the top level of the configuration. The classes in its groups check their own arguments.
+    """Check the values at the top level of the configuration.
+
+    The classes of the model, the data, the trainer and the callbacks check their own arguments.
 
     Raises:
         UserError: if a value is not allowed. The message names the key, the value and the allowed values.
@@ -242,7 +245,7 @@ def check_values(cfg: "DictConfig") -> None:
         raise UserError(f"seed must be an integer from 0 to 2^32 - 1, got {cfg.seed!r}")
     check_flag("test", cfg.test)
     if cfg.compile is not False:
-        check_choice("compile, where it is not false,", cfg.compile, ("inductor", "cudagraphs", "aot_eager", "eager"))
+        check_choice("compile, if it is not false,", cfg.compile, ("inductor", "cudagraphs", "aot_eager", "eager"))
 
 
 def check_kind(model, data) -> None:

@@ -1,4 +1,4 @@
-"""Print errors that the user can fix in one line. All other errors keep their traceback."""
+"""Print an error as one line if the user can fix it. All other errors keep their traceback."""
 
 import errno
 import os
@@ -19,13 +19,13 @@ CLOSED_PIPE = 128 + 13  # exit status of a program that SIGPIPE ends
 
 @contextmanager
 def one_line_errors(run_dir: str | None = None) -> Iterator[None]:
-    """End the program with one line for an error that the user can fix. Other errors keep their traceback.
+    """End the program with a message of one line if the user can fix the error. Other errors keep their traceback.
 
-    The line is also written to the log of the run. If the reader of standard output has closed it, as in ``| head``,
-    the program ends without a message.
+    The line is also written to the log of the run. If standard output is a pipe that its reader has closed,
+    as in ``| head``, this program ends without a message.
 
     Args:
-        run_dir: the folder of the run, with the last checkpoint to resume from; None outside a run.
+        run_dir: the folder of the run, which holds the checkpoint to resume from. None outside a run.
 
     Raises:
         SystemExit: with the line, if the user can fix the error.
@@ -49,7 +49,7 @@ def one_line_errors(run_dir: str | None = None) -> Iterator[None]:
 
 
 def line_of(error: Exception, run_dir: str | None = None) -> str | None:
-    """Return the message for an error that the user can fix, in one line. Return None for a bug of the program.
+    """Return the message of one line for an error that the user can fix. Return None for a bug of the program.
 
     The user can fix these errors:
 

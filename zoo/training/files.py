@@ -21,9 +21,9 @@ SECONDS_TO_DECIDE = 8
 
 
 def reachable(addresses: Iterable[str]) -> bool:
-    """Return whether the host of at least one web address answers within ``SECONDS_TO_DECIDE``.
+    """Return whether the host of at least one web address answers within ``SECONDS_TO_DECIDE`` seconds.
 
-    If the environment sets a proxy for an address, the proxy has to answer instead of the host.
+    If the environment sets a proxy for an address, the proxy is tested instead of the host.
     """
     answered = threading.Event()
 
@@ -45,7 +45,7 @@ def reachable(addresses: Iterable[str]) -> bool:
 
 
 def _door(address: str) -> tuple[str, int]:
-    """Return the host and port of ``address``, or of its proxy if the environment sets one."""
+    """Return the host and port of ``address``, or of the proxy that the environment sets for it."""
     parts = urllib.parse.urlsplit(address)
     proxy = urllib.request.getproxies().get(parts.scheme)
     if proxy and not urllib.request.proxy_bypass(parts.netloc):
@@ -85,7 +85,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def save_word2vec(words: list[str], vectors: "Tensor", path: Path, binary: bool = False) -> None:
-    """Write words and their vectors in the format of the word2vec program, which gensim's KeyedVectors also reads.
+    """Write words and their vectors in the format of the word2vec program. gensim's KeyedVectors reads this format.
 
     The first line holds V and D. Each further entry holds a word, a space and D numbers. The numbers are decimal in the
     text format, and little-endian float32 in the binary format. The file is compressed if its name ends in .gz, .bz2 or
@@ -95,7 +95,7 @@ def save_word2vec(words: list[str], vectors: "Tensor", path: Path, binary: bool 
         words: V words, the most frequent first.
         vectors: their vectors, (V, D).
         path: the file to write. Its ending selects the format and the compression.
-        binary: whether to write the binary format also if the ending is not .bin.
+        binary: True writes the binary format, also without an ending. False writes it only for the ending .bin.
 
     Raises:
         UserError: if the ending of ``path`` belongs to another format.

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def hydra_raises() -> Iterator[None]:
-    """Let Hydra raise its errors within this context. By default it prints them in many lines."""
+    """Let Hydra raise its errors within this context. By default, Hydra prints them in many lines and exits."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -21,7 +21,7 @@ def hydra_raises() -> Iterator[None]:
 
 
 def is_refused_by_hydra(error: Exception) -> bool:
-    """Return whether Hydra or OmegaConf rejected the configuration."""
+    """Return whether ``error`` says that Hydra or OmegaConf rejected the configuration."""
     if "omegaconf" not in sys.modules:
         return False
     from hydra.errors import HydraException
@@ -48,7 +48,7 @@ def line_of_hydra(error: Exception) -> str:
 
 
 def choices(name: str, known: Sequence[str]) -> str:
-    """Return a text with the ``known`` names. It suggests one of them if that name is similar to ``name``."""
+    """Return a text that lists the ``known`` names. If one of them is similar to ``name``, the text suggests it."""
     from difflib import get_close_matches
 
     close = get_close_matches(name, known, n=1)

@@ -1,4 +1,4 @@
-"""End the program on Ctrl-C or SIGTERM, with a message of one line and exit status 128 + signal number."""
+"""End the program on Ctrl-C or SIGTERM, with a message of one line. The exit status is 128 + signal number."""
 
 import _thread  # threading would be slow to import for ``python -m zoo list``
 import os
@@ -21,7 +21,8 @@ class Interrupted(SystemExit):
     """Exit of the program after a signal. It derives from SystemExit, because libraries catch Exception."""
 
     def __init__(self, signum: int):
-        # Lightning kills the first process if a process that it started fails. These processes therefore exit with 0.
+        # If a process that Lightning started fails, Lightning kills the first process. Started processes therefore exit
+        # with 0.
         super().__init__(0 if started_by_lightning() else 128 + signum)
         self.signum = signum
 
@@ -41,15 +42,15 @@ class _Received:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """End the program with one line at the first SIGINT or SIGTERM. A second signal ends it at once.
+    """End the program with one line at the first SIGINT or SIGTERM. A second signal ends the program at once.
 
     The signal handler raises, so the stack unwinds and unfinished files are removed. If a library suppresses the
     exception, the handler raises again. If the main thread does not react, for example because it waits for another
     process, the program ends after ``PATIENCE`` seconds.
 
-    The handler does not raise while a module is imported. NumPy and torch call Python from C while they are imported,
-    and an exception there leaves them half initialised. They then crash with a segmentation fault. The exception is
-    raised after the import, or the program ends after ``IMPORT_PATIENCE`` seconds.
+    The handler does not raise while a module is imported. NumPy and torch call Python from C while they are imported.
+    An exception in such a call leaves them half initialised, and they later crash with a segmentation fault. The
+    exception is raised after the import, or the program ends after ``IMPORT_PATIENCE`` seconds.
     """
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
@@ -60,7 +61,7 @@ def ended_by_signals() -> Iterator[None]:
     _thread.start_new_thread(_watch, (woken, _thread.get_ident()))
     try:
         yield
-    except BaseException:  # a library may have turned Interrupted into another exception
+    except BaseException:  # a library can turn Interrupted into another exception
         if not interrupted():
             raise
     finally:
@@ -69,7 +70,7 @@ def ended_by_signals() -> Iterator[None]:
             if signal.getsignal(signum) is _interrupt and not interrupted():
                 signal.signal(signum, signal.SIG_DFL)
     if _Received.signum is not None:
-        if "logging" in sys.modules:  # libraries that were interrupted during import may still log errors
+        if "logging" in sys.modules:  # libraries that were interrupted during import can still log errors
             sys.modules["logging"].disable()
         end = Interrupted(_Received.signum)
         end.say()
@@ -116,8 +117,8 @@ def _watch(woken: int, main_thread: int) -> None:
         patience = IMPORT_PATIENCE if importing else PATIENCE
         if not _Received.raised and not _Received.finished and time.monotonic() - begun > patience:
             break
-        # A second signal ends the program. Within the first second it is ignored, because some senders signal the
-        # process and also its group.
+        # A second signal ends the program. Within the first second, it is ignored, because some programs signal a
+        # process and also its process group.
         again = select.select([woken], [], [], 1 if _Received.raised else 0.05)[0] and os.read(woken, 1)[0] in SIGNALS
         if again and time.monotonic() - begun > 1:
             break

@@ -22,7 +22,7 @@ class FileNotWritten(OSError, UserError):
 
 
 def check_writable(path: Path) -> None:
-    """Check that a file or folder can be made, with a temporary file in the nearest existing folder above it.
+    """Check that a file or folder can be made. The check makes a temporary file in the nearest existing parent folder.
 
     Raises:
         FileNotWritten: if it cannot be made.
@@ -56,7 +56,7 @@ def vectors_format(path: Path, binary: bool = False) -> tuple[bool, str | None]:
         binary: whether the user asked for the binary format.
 
     Returns:
-        whether the format is binary; the module that compresses the file (gzip, bz2 or lzma), or None.
+        whether the format is binary, and the name of the module that compresses the file: gzip, bz2, lzma or None.
 
     Raises:
         UserError: if the ending is unknown, or belongs to text although ``binary`` is true.

@@ -20,7 +20,7 @@ def overrides_of_process(arguments: list[str], environment: Mapping[str, str]) -
 
 
 def number() -> int:
-    """Return the rank of this process in the run. If it is not set, return the rank on this machine, or 0."""
+    """Return the rank of this process in the run. If no rank is set, return the rank on this machine, or 0."""
     environment = os.environ
     return int(environment.get("RANK") or environment.get("SLURM_PROCID") or environment.get("LOCAL_RANK") or 0)
 
@@ -43,7 +43,7 @@ def end_with_parent() -> None:
     torchrun and SLURM end their processes themselves.
     """
     if not started_by_lightning():
-        os.environ[FIRST] = str(os.getpid())  # child processes inherit it; the parent may end before they call getppid
+        os.environ[FIRST] = str(os.getpid())  # children read it; getppid is wrong after the parent has ended
         return
     import threading  # imported late, because it would slow down ``python -m zoo list``
 
@@ -59,11 +59,11 @@ def end_with_parent() -> None:
 
 @contextmanager
 def leave_process_group() -> Iterator[None]:
-    """Destroy the process group, if there is one, when the run ends or is stopped by a signal.
+    """Destroy the process group when the run ends or a signal stops it. Without a process group, do nothing.
 
-    Lightning leaves gloo's threads running. Sometimes one of them aborts a process while Python exits ("terminate
+    Lightning leaves gloo's threads running. Sometimes a thread aborts a process while Python exits ("terminate
     called without an active exception"). SLURM then reports that the run failed, and torchrun waits for minutes.
-    After any other exception the group is kept, because other processes may still wait in it.
+    After any other exception, the group is kept, because other processes can still be waiting in it.
     """
     try:
         yield

@@ -18,18 +18,18 @@ BETWEEN = 0.1  # seconds between updates of a bar; each update reads values from
 
 
 def progress_bar() -> ProgressBar:
-    """Return the callback that shows progress: bars if standard output is a terminal, else log lines."""
+    """Return the callback that shows progress. It shows bars if standard output is a terminal, and log lines if not."""
     return Bars() if has_bars(sys.stdout) else ProgressLines()
 
 
 def known(*totals: float | None) -> int | None:
-    """Return the sum of numbers of batches, or None if one of them is unknown or infinite."""
+    """Return the sum of numbers of batches. Return None if a number is unknown or infinite."""
     finite = [t for t in totals if t is not None and math.isfinite(t)]
     return int(sum(finite)) if totals and len(finite) == len(totals) else None
 
 
 def shown_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the metrics of a bar without ``v_num``, which is the name of the logger's run."""
+    """Return the metrics of a bar, without ``v_num``, the name of the logger's run."""
     return {name: value for name, value in metrics.items() if name != "v_num"}
 
 
@@ -79,14 +79,14 @@ class Bars(TQDMProgressBar):
         return True
 
     def on_exception(self, trainer, pl_module, exception):
-        # Bars are closed, so that the error message begins on a new line.
+        # Closed bars end with a new line, so the error message does not begin behind a bar.
         for bar in (self._val_progress_bar, self._test_progress_bar, self._train_progress_bar):
             if bar is not None:
                 bar.close()
 
 
 class ProgressLines(ProgressBar):
-    """Log lines that show progress without a terminal. The first comes after 10 s, and others at least 30 s apart."""
+    """Callback that shows progress as log lines, after 10 s and then at intervals of at least 30 s."""
 
     def __init__(self):
         super().__init__()

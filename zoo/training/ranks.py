@@ -11,12 +11,12 @@ from zoo.functional.precision import has_float64
 
 
 def shows_progress(trainer) -> bool:
-    """Return whether this process shows the progress of long work: the first process, if bars are turned on."""
+    """Return whether this process shows the progress of long work. Only the first process does, if bars are on."""
     return trainer.is_global_zero and trainer.progress_bar_callback is not None
 
 
 def interleave(parts: Sequence[Tensor]) -> Tensor:
-    """Return the tensor x whose parts are ``[x[r::n] for r in range(n)]``."""
+    """Return the tensor x for which ``parts`` is ``[x[r::n] for r in range(n)]``."""
     whole = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
     for rank, part in enumerate(parts):
         whole[rank :: len(parts)] = part
@@ -75,6 +75,6 @@ def exact_sum(mine: Tensor, trainer) -> Tensor:
 def equal_rows(mine: Tensor, trainer) -> Tensor:
     """Return the rows of all processes in order, like :func:`all_rows`, for equal numbers of rows.
 
-    The numbers are not exchanged, so no value is read from the device.
+    Processes do not exchange the numbers of rows, so no value is read from the device.
     """
     return mine if trainer.world_size == 1 else interleave(trainer.strategy.all_gather(mine))

@@ -1,4 +1,4 @@
-"""CSV files that grow during a run and stay valid if it is killed. A resumed run drops rows after its checkpoint."""
+"""CSV files that grow during a run. They stay valid if the run is killed, and a resumed run drops later rows."""
 
 import csv
 import io
@@ -15,8 +15,9 @@ class Table:
     """A CSV file that grows row by row.
 
     A row is in the file when :meth:`add` returns. A row with the same ``key`` as the last row is merged with the last
-    row. They stay separate if both have a value in a column and the values differ. A new column rewrites the whole file
-    atomically. Rows are appended to an existing file. Its last line is dropped if a killed process left it unfinished.
+    row. The two rows stay separate if both have a value in a column and the values differ. A new column rewrites the
+    whole file atomically. Rows are appended to an existing file. If a killed process left the last line unfinished,
+    this line is dropped.
 
     Args:
         path: the file. The first row creates it.

@@ -8,13 +8,14 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def prepare_threads(environment: MutableMapping[str, str] = os.environ, root: Path = CGROUP) -> None:
-    """Let waiting threads sleep, and limit the number of threads to the processors that this process may use.
+    """Let waiting threads sleep, and limit the number of threads to the number of processors of this process.
 
-    By default, OpenMP threads that wait for each other keep their cores busy. When another process used the same cores,
-    a step with two threads took three to ten times as long as a step with one. Sleeping threads free their cores. The
-    results are bitwise the same. Variables that the user has set do not change.
+    By default, OpenMP threads that wait for each other keep their cores busy. If another process used the same cores, a
+    step with two threads took three to ten times as long as a step with one thread. Sleeping threads leave the cores to
+    other processes. The results are bitwise the same. Variables that the user has set do not change.
 
-    OpenMP counts the processors of the machine or of the process's affinity. It ignores the CPU quota of a container.
+    OpenMP counts the processors of the machine, or the processors to which this process is bound. It ignores the CPU
+    quota of a container.
 
     Args:
         environment: the environment variables of this process.
@@ -28,7 +29,7 @@ def prepare_threads(environment: MutableMapping[str, str] = os.environ, root: Pa
 
 
 def available_processors() -> int:
-    """Return the number of processors that this process may run on."""
+    """Return the number of processors on which the system lets this process run."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # only Linux has sched_getaffinity

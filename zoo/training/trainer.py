@@ -32,10 +32,11 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
         UserError: if an argument is not allowed. The reasons are:
 
             - Lightning does not have the argument, rejects its value, or ignores it.
-            - The model is adversarial, and gradients are clipped or accumulated, or LearningRateFinder is used.
+            - The model is adversarial, and the arguments clip or accumulate gradients or use LearningRateFinder.
             - A callback monitors ``val/distance``, and no callback measures this metric.
-            - torchrun or SLURM has started another number of processes.
-            - Weights are sharded on CPUs, or with callbacks that need all weights on each process.
+            - The number of processes that torchrun or SLURM has started differs from the number in the arguments.
+            - Weights are sharded on CPUs.
+            - Weights are sharded, and a callback needs all weights on each process.
             - A Hydra sweep has jobs of several processes. Each process would start the whole sweep again.
     """
     quiet_lightning()
@@ -97,9 +98,10 @@ def _shown(kwargs: dict[str, Any]) -> list[L.Callback]:
 
 
 class FoundLearningRate(L.Callback):
-    """Create the optimiser and its schedule again, with the learning rate that LearningRateFinder has found.
+    """Callback that makes a new optimiser and schedule, with the learning rate that LearningRateFinder has found.
 
-    Lightning's callback changes only the learning rate of the optimiser. The next step of the schedule would undo this.
+    Lightning's callback changes only the learning rate of the optimiser. The next step of the schedule would undo this
+    change.
     """
 
     def on_train_start(self, trainer, pl_module):
@@ -120,7 +122,7 @@ def _trainer(**arguments) -> L.Trainer:
 
 def quiet_lightning() -> None:
     """Hide messages of Lightning that need no action, and show the others only once."""
-    if logging.getLogger().hasHandlers():  # otherwise Lightning's own handler would print each message again
+    if logging.getLogger().hasHandlers():  # with its own handler, Lightning would print each message again
         logging.getLogger("lightning").handlers.clear()
     of_pytorch = ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.signal_connector")
     for name in (*of_pytorch, "fabric.utilities.distributed"):
@@ -153,10 +155,10 @@ def _check_sharding(accelerator: str, callbacks: list) -> None:
 
 
 def _check_monitors(callbacks: list) -> None:
-    """Check that a callback measures the distance by which checkpoints are chosen.
+    """Check that a callback measures ``val/distance`` if checkpoints are chosen by it.
 
     Raises:
-        UserError: if no callback measures it.
+        UserError: if no callback measures this metric.
     """
     kinds = {type(c).__name__ for c in callbacks}
     monitors = {c.monitor for c in callbacks if isinstance(c, ModelCheckpoint | EarlyStopping)}
@@ -182,5 +184,5 @@ def _check_started(world_size: int) -> None:
     if started != world_size:
         raise UserError(
             f"{by} has started {started} processes, and trainer.num_nodes times trainer.devices is {world_size}. "
-            "Set them to the number of machines and the number of processes on each, with trainer=ddp"
+            "Set num_nodes to the number of machines and devices to the processes per machine, with trainer=ddp"
         )

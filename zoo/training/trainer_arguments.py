@@ -1,4 +1,4 @@
-"""Check arguments of Lightning's Trainer for which Lightning has no check or no message of one line."""
+"""Check those arguments of Lightning's Trainer for which Lightning has no check, or no error message of one line."""
 
 import inspect
 import re
@@ -17,8 +17,8 @@ def check_arguments(arguments: dict) -> None:
     """Check the arguments of Lightning's Trainer.
 
     Raises:
-        UserError: if Lightning does not have an argument, or ignores it, or if this machine lacks the hardware. The
-            message names the allowed values, and suggests a similar one.
+        UserError: if Lightning does not have or ignores an argument, or if this machine lacks the hardware. The message
+            names the allowed values. If an allowed name is similar, the message suggests it.
     """
     known = sorted(set(inspect.signature(L.Trainer.__init__).parameters) - {"self"})
     for key in arguments:
@@ -27,8 +27,8 @@ def check_arguments(arguments: dict) -> None:
     _check_numbers(arguments)
     if arguments.get("barebones") and (arguments.get("callbacks") or arguments.get("logger")):
         raise UserError(
-            "trainer.barebones=true does not allow callbacks, loggers and checkpoints, which every run has. Leave it "
-            "out, or use Lightning's own Trainer(barebones=True).fit(model, data)"
+            "trainer.barebones=true does not allow callbacks, loggers and checkpoints, and every run has them. "
+            "Leave barebones out, or use Lightning's own Trainer(barebones=True).fit(model, data)"
         )
     if arguments.get("deterministic") not in (None, True, False, "warn"):
         raise UserError(f"trainer.deterministic must be true, false or warn, got {arguments['deterministic']!r}")
