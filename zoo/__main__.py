@@ -398,7 +398,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="arguments of the model's sample method, such as y=3 or num_steps=50,eta=1 (default: none)",
+        help="arguments of the model's sample method, such as y=3 or num_steps=50,eta=1; in Python, "
+        "help(zoo.load(SOURCE).sample) explains them (default: none)",
     )
     sub.add_argument(
         "--images",

@@ -207,7 +207,7 @@ def test_the_callback_of_the_page_on_training_runs(tmp_path, monkeypatch, capsys
         "trainer.limit_train_batches=1",
         *added,
     )
-    assert re.search(r"^epoch 0: [\d.]+ nats$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^epoch 1: [\d.]+ nats$", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.slow
