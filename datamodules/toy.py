@@ -199,7 +199,7 @@ DISTRIBUTIONS = {
 
 
 class PointLoader(ImageLoader):
-    """Loader of batches (points (B, ...) float, labels (B,)). It shuffles and resumes in the same way as ImageLoader."""
+    """Loader of batches (points (B, ...) float, labels (B,)). It shuffles and resumes as ImageLoader does."""
 
     def examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return self.split.images[index], self.split.labels[index]
