@@ -2,12 +2,11 @@
 
     pip install -e ".[bench]" && python tests/benchmarks/skipgram_training.py PATH [WORDS] [THREADS]
 
-PATH is a UTF-8 text. Each program trains for one epoch on the first WORDS words of the text (default 3,000,000). The
-vectors have 100 dimensions. The window is 5, with 5 noise words, sample 1e-4 and minimum count 5. Batches of the zoo
-have 128 rows of 32 words.
-gensim has THREADS workers (default 2), and torch has THREADS threads. The programs take turns. The rate is in raw words
-per second: all words of the training text, including those that subsampling drops. The time to make the vocabulary is
-not included. The time to subsample and shuffle the epoch is included.
+PATH is the path of a UTF-8 text. Each program trains for one epoch on the first WORDS words of the text (default
+3,000,000). The vectors have 100 dimensions. The window is 5, with 5 noise words, sample 1e-4 and minimum count 5.
+Batches of the zoo have 128 rows of 32 words. gensim has THREADS workers (default 2), and torch has THREADS threads. The
+programs alternate. The rate is in raw words per second: it counts all words of the training text, also dropped ones.
+The time to make the vocabulary is not included. The time to subsample and shuffle the epoch is included.
 """
 
 import statistics
@@ -107,7 +106,7 @@ def step(model: SkipGram, optimiser, batch) -> None:
 
 
 def shares(model: SkipGram, data: Text) -> dict[str, float]:
-    """Return the fraction of the time of a bare step for each kind of operation."""
+    """Return, for each kind of operation, its fraction of the time of a step in the bare loop."""
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-9)
     batches = [batch for _, batch in zip(range(100), data.train_dataloader(), strict=False)]
     with profile(activities=[ProfilerActivity.CPU]) as watched:

@@ -389,7 +389,7 @@ def test_an_epoch_is_as_long_as_said_in_every_seed():
 
 
 def test_processes_share_each_batch_and_see_disjoint_text(tmp_path):
-    """The number of each word is its position in the text. The numbers in a batch show which part of the text it has."""
+    """The number of each word is its position in the text, so a batch shows which part of the text it has."""
     stream = torch.arange(2000)
     loader = lambda rank, size: TextLoader(stream, torch.ones(2000), 2, 8, train=True, rank=rank, world_size=size)  # noqa: E731
     one = [set(b.words[:, 2:-2].flatten().tolist()) for b in loader(0, 1)]

@@ -128,7 +128,7 @@ def test_the_step_back_is_drawn_from_it(variance):
 
 @pytest.mark.parametrize("predict", ["eps", "x0", "v"])
 def test_predictions_say_the_same(predict, generator):
-    """Image and noise follow from the target. If the network predicts zero, its loss is the mean square of the target."""
+    """Image and noise follow from the target. The loss of predicting zero is the mean square of the target."""
     chain = make_chain(cosine_betas(50))
     x0, eps = (torch.randn(50, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     t = torch.arange(50)

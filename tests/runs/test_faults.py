@@ -48,7 +48,7 @@ def test_a_diverged_run_stops_with_step_term_and_the_last_good_checkpoint(name, 
 
 
 def test_weights_that_the_last_batch_has_spoilt_are_not_saved(tmp_path):
-    """The last loss is finite, but the last update is not. The callback checks the state before a checkpoint is saved."""
+    """The last loss is finite, but the last update is not. The callback checks the state before it saves."""
 
     class Trainer:
         current_epoch = 2

@@ -101,7 +101,7 @@ NUMBERS = {
 def test_every_model_has_its_row_with_the_number_of_its_card(name):
     (row,) = re.findall(rf"^\| `{name}` \|.*$", README, re.MULTILINE)
     assert f"[zoo/{name}.py](zoo/{name}.py)" in row
-    if name not in zoo.list_checkpoints():  # the row of a model without a checkpoint has no number
+    if name not in zoo.list_checkpoints():  # without a checkpoint, the cell is empty
         return
     metrics = json.loads((zoo.WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))["metrics"]
     assert f"[{NUMBERS[name](metrics)}](docs/results.md#{name})" in row

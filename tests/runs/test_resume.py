@@ -53,7 +53,7 @@ def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(name, tmp_path)
 
 
 def resumes_as_if_uninterrupted(name, processes, tmp_path):
-    """Stop a run in the middle of the second epoch, resume it, and compare it with an uninterrupted run.
+    """Stop a run after the first batch of the second epoch, resume it, and compare it with an uninterrupted run.
 
     The weights, averages, optimisers, chains and random states of every process must be bitwise equal. The order
     of the data and all logged steps and values must be equal.
