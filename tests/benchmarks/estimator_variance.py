@@ -4,7 +4,7 @@
 
 ``draws`` prints the milliseconds per draw of small networks, through vmap and in a loop. Rounds with vmap and with the
 loop alternate. ``processes`` prints the seconds for 64 draws of each estimator, on one process and on two. Each process
-has one core. ``share`` trains each MODEL by its recipe for 90 seconds, with EstimatorVariance at its default options. It
+has one core. ``share`` trains each MODEL by its recipe for 90 seconds, with the default options of EstimatorVariance. It
 prints the fraction of the time spent on measuring.
 """
 
