@@ -177,7 +177,7 @@ def batches_left(trainer) -> float:
         within = loop.epoch_loop.batch_progress.current.ready
         left.append((trainer.max_epochs - trainer.current_epoch) * per_epoch - within)
     if trainer.max_steps not in (None, -1):
-        steps = max(1, trainer.global_step)  # optimiser steps so far; adversarial models take more than one per batch
+        steps = max(1, trainer.global_step)  # optimiser steps so far; can be several per batch
         left.append((trainer.max_steps - trainer.global_step) * done / steps)
     return max(0.0, min(left))
 

@@ -4,8 +4,8 @@
 
 ``draws`` prints the milliseconds per draw of small networks, through vmap and in a loop. Rounds with vmap and with the
 loop alternate. ``processes`` prints the seconds for 64 draws of each estimator, on one process and on two. Each process
-has one core. ``share`` trains each MODEL by its recipe for 90 seconds, with the default options of EstimatorVariance. It
-prints the fraction of the time spent on measuring.
+has one core. ``share`` trains each MODEL by its recipe for 90 seconds, with EstimatorVariance and its default options.
+The program then prints the fraction of the time spent on measuring.
 """
 
 import multiprocessing

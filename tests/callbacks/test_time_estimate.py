@@ -135,7 +135,7 @@ def fit(**given):
     [
         ({}, 750),
         ({"max_steps": 300}, 50),
-        ({"max_steps": 600, "global_step": 500}, 50),  # adversarial models take two steps for a batch
+        ({"max_steps": 600, "global_step": 500}, 50),  # two optimiser steps per batch
         ({"max_epochs": -1, "max_steps": 400}, 150),
         ({"max_epochs": -1}, math.inf),
         ({"max_epochs": -1, "max_steps": 200}, 0),

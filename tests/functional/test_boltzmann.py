@@ -118,7 +118,7 @@ def test_pseudo_likelihood_is_the_sum_of_the_conditionals(shape):
     assert_close(pseudo_log_likelihood(v, weights), expected)
     one_each = torch.stack(
         [pseudo_log_likelihood(v, weights, torch.full((len(v), 1), i)) for i in range(V)]
-    )  # V times one term of the sum estimates the sum
+    )  # each row estimates the sum over V pixels by V times one term
     assert_close(one_each.mean(0), expected)
 
 

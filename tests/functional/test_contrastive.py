@@ -107,7 +107,7 @@ def test_shared_noise_words_count_for_k(world, generator):
 def test_noise_words_that_stand_for_k_count_for_so_much_each(objective, generator):
     """With seven noise words for k = 3, the loss is -log sigma(d) - 3/7 sum log sigma(-d').
 
-    d and d' are s - log(k q) for NCE and s for negative sampling, of the word and of the noise words.
+    d belongs to the word of the text, and d' to a noise word. Both are s - log(k q) in NCE, and s in negative sampling.
     """
     s, s_noise, log_q, log_q_noise = (torch.randn(shape, generator=generator) for shape in (2, (2, 7), 2, (2, 7)))
     shift = 1.0 if objective == "nce" else 0.0

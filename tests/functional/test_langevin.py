@@ -53,7 +53,7 @@ def test_the_adjusted_chain_has_none(e, known):
 
 
 def test_the_acceptance_rate_is_that_of_its_formula():
-    """For exact draws of p, the acceptance rate is the mean of min(1, ratio), where densities give each ratio."""
+    """For exact draws of p, the acceptance rate is the mean of min(1, ratio), computed from the densities."""
     n, s2, e = 200_000, 0.8, 1.0
     generator = torch.Generator().manual_seed(3)
     x = s2**0.5 * torch.randn(n, 1, generator=generator, dtype=F64)
@@ -98,7 +98,7 @@ def test_annealing_finds_the_weights_that_a_plain_chain_does_not():
     n, generator = 4000, torch.Generator().manual_seed(8)
     start = 16 * torch.rand(n, 2, generator=generator, dtype=F64) - 8
     plain = langevin_sample(p.score, start, 500, 0.1, generator=generator)
-    assert abs((plain.sum(1) > 0).double().mean() - 0.5) < 4.5 * (0.25 / n) ** 0.5  # the weight 1/2 of the start
+    assert abs((plain.sum(1) > 0).double().mean() - 0.5) < 4.5 * (0.25 / n) ** 0.5  # 1/2, as at the start
     sigmas = noise_levels(20, 0.1, 40)
     score = lambda x, sigma: p.blurred(sigma[0].item()).score(x)  # noqa: E731
     x = 20 * torch.randn(n, 2, generator=generator, dtype=F64)

@@ -117,7 +117,7 @@ def test_the_modules_schedule_is_linear(small):
 
 
 def test_every_step_is_drawn_and_each_example_has_its_own(small, generator):
-    """In 20,000 draws, each of 50 steps is drawn 400 times within 4.5 standard errors (fails once in 3,000 seeds)."""
+    """Among 20,000 draws, each of 50 steps occurs 400 times within 4.5 standard errors (fails once in 3,000 seeds)."""
     t = small.noise([torch.zeros(20_000, 1, 1, 1)], generator=generator)["t"]
     assert t.min() == 0
     assert (t.bincount(minlength=50) - 400).abs().max() < 4.5 * (400 * 49 / 50) ** 0.5

@@ -257,7 +257,7 @@ def test_pretraining_minimises_minus_the_likelihood_at_the_mean(generator):
 
 @pytest.mark.parametrize("method", ["kmeans", "em"])
 def test_fit_mixture_finds_well_separated_clusters(method, generator):
-    """Three Gaussians are 10 standard deviations apart. The tolerance of 4.5 standard errors fails once in 10,000."""
+    """Three Gaussians are 10 standard deviations apart. The tolerance, 4.5 standard errors, fails once in 10,000."""
     n = 4000
     true = Mixture(torch.tensor([0.5, 0.3, 0.2]).log(), 10 * torch.eye(3)[:, :2], torch.zeros(3, 2))
     c = torch.multinomial(true.log_pi.exp(), n, replacement=True, generator=generator)
@@ -289,7 +289,7 @@ def test_invariance_is_the_mutual_information_of_clusters(generator):
     """Four clusters are far apart and equally likely.
 
     The value is log 4 if the deformation keeps all clusters, and 0 if it mixes all clusters. If the deformation mixes
-    two clusters, the value is 1.5 log 2.
+    only two clusters, the value is 1.5 log 2.
     """
     mixture = Mixture(torch.zeros(4).log_softmax(0), 20 * torch.eye(4), torch.zeros(4, 4))
     c = torch.arange(400) % 4

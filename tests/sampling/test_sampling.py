@@ -119,4 +119,4 @@ def test_points_and_sequences_are_pictures():
     v = torch.eye(3)[torch.tensor([[0, 2], [1, 1], [2, 0], [0, 0]])]  # four sequences of two symbols out of three
     images, columns = in_rows(v)
     assert images.shape == (4, 1, 12, 8) and columns == 2
-    assert images[0, 0, 0, 0] == 1 and images[0, 0, 11, 7] == 1 and images.sum() == 4 * 2 * 16  # time is the column
+    assert images[0, 0, 0, 0] == 1 and images[0, 0, 11, 7] == 1 and images.sum() == 4 * 2 * 16  # columns are times

@@ -192,7 +192,7 @@ def test_paths_are_read_as_people_type_them(monkeypatch):
         "+a=[1,2]",
     ]
     assert readable_arguments(read, ROOT / "configs") == read
-    # Lightning starts other processes with the folder in this form.
+    # Lightning passes the folder in this form to the processes that it starts.
     assert readable_arguments(['hydra.run.dir="a"b"'], ROOT / "configs") == [r'hydra.run.dir="a\"b"']
     assert readable_arguments(["--config-dir=~/c"], ROOT / "configs") == ["--config-dir=/home/a b/c"]
     swept = ["-m", "data=textfile", "data.path=~/x,b c", "model=skipgram"]
