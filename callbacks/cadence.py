@@ -10,8 +10,8 @@ from zoo.checks.values import check_integer
 class AtEpochs(L.Callback):
     """Base class of callbacks that draw or measure in the validation of every n-th epoch and at the end of training.
 
-    EarlyStopping, ``max_steps`` or ``max_time`` can end a run early. The callback then has not drawn or measured with
-    the final weights, and the run is validated once more. Every validation uses averaged weights if the run has EMA.
+    EarlyStopping, ``max_steps`` or ``max_time`` can end a run early. If the callback has not yet drawn or measured with
+    the final weights, the run is validated once more. Every validation uses averaged weights if the run has EMA.
 
     Args:
         every_n_epochs: epochs between two drawings or measurements. The last epoch always has one.

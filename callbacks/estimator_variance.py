@@ -80,7 +80,7 @@ class EstimatorVariance(L.Callback):
     Raises:
         UserError: if a value is not allowed. ``setup`` raises it if the model has no ``gradient_estimators``, or
             lacks an estimator that ``compare`` names. ``on_train_start`` raises it if there are too few validation
-            data. It also raises it if ``every_n_steps`` is a fraction and ``max_epochs`` is not set.
+            data, or if ``every_n_steps`` is a fraction and ``max_epochs`` is None or -1.
     """
 
     def __init__(

@@ -19,8 +19,8 @@ class Latents(AtEpochs):
     """Draw validation images with their reconstructions, and the effect of each latent.
 
     - ``reconstructions/epoch_000.png`` shows originals, each with the mean of p(x | z) below it.
-    - ``traversals/epoch_000.png`` has one row for each of at most ten latents. One latent varies along its row.
-      Only models whose latents share one prior have this picture.
+    - ``traversals/epoch_000.png`` has one row for each of at most ten latents. Only this latent varies along the row.
+      The picture is drawn if all latents of the model have the same prior.
     - ``manifold/epoch_000.png`` shows the plane of the two latents of a model with exactly two Gaussian latents.
 
     The pictures use no random numbers. The callback does not affect training.

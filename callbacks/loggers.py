@@ -32,8 +32,8 @@ class CSVLogger(lightning_loggers.CSVLogger):
     metrics of training, validation and test. ``estimator_variance.csv`` has the measurements of EstimatorVariance, a
     row for each step, estimator and parameter group.
 
-    A resumed run removes the rows that the interrupted run logged after the checkpoint, and then adds its own rows. If
-    its folder has no such files, it first copies them from the run folder of the checkpoint.
+    A resumed run removes the rows that the interrupted run logged after the checkpoint, and then adds new rows. If the
+    run folder has no such files, the resumed run first copies them from the run folder of the checkpoint.
 
     Args:
         folder: the run folder.

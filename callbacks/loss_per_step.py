@@ -17,9 +17,9 @@ from zoo.training.ranks import exact_sum
 class LossPerStep(AtEpochs):
     """Draw the validation loss against the step of a diffusion, or against the noise level of a score model.
 
-    The picture is ``loss_per_step/epoch_000.png``. The ``validation_step`` of the model must return
-    ``{"step": (B,), "losses": (B,)}``. The steps are grouped into at most ``bins`` equal bins. Each point is the mean
-    loss of one bin, over the examples of all processes.
+    The picture is ``loss_per_step/epoch_000.png``. The ``validation_step`` of the model returns
+    ``{"step": (B,), "losses": (B,)}``. If it returns None, no picture is drawn. The steps are grouped into at most
+    ``bins`` equal bins. Each point is the mean loss of one bin, over the examples of all processes.
 
     Args:
         folder: the run folder.

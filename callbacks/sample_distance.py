@@ -31,8 +31,8 @@ class SampleDistance(L.Callback):
         seed: seed of the noise, at least 0.
 
     Raises:
-        UserError: if a number is too small. ``setup`` raises it if the model has no ``sample``. It also raises it
-            unless the run has a data module of the zoo with images, points or sequences.
+        UserError: if a number is too small. ``setup`` raises it if the model has no ``sample``, or if the run has no
+            data module of the zoo with images, points or sequences.
     """
 
     def __init__(self, n: int = 5000, seed: int = 0):

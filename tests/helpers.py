@@ -162,7 +162,7 @@ class Poison(L.Callback):
 
 
 class KillProcess(L.Callback):
-    """Kill process ``rank`` at the start of batch number ``at``, as the operating system does without free memory."""
+    """Kill process ``rank`` at the start of batch ``at``, as the operating system does when no memory is free."""
 
     def __init__(self, rank: int, at: int):
         self.rank, self.at = rank, at

@@ -121,7 +121,7 @@ def together(world_size, function, *args, codes=(0,), timeout=120):
             answer, sent = CONTEXT.Pipe(duplex=False)
             given = (rank, world_size, port, dict(os.environ), list(warnings.filters), function, args, sent)
             children.append(process(_as_rank, *given))
-            sent.close()  # close the copy of this process, so that the pipe closes when the child ends
+            sent.close()  # the pipe then closes when the child ends, because only the child has it open
             answers[answer] = rank
         while answers:
             for answer in connection.wait(list(answers), max(0, deadline - time.monotonic())):

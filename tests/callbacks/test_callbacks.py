@@ -204,7 +204,7 @@ def test_samples_within_epochs_use_the_weights_of_validation(callbacks, tmp_path
 
 
 def test_averaged_weights_within_training_are_in_eval_mode_as_in_validation():
-    """Within the context, the model has averaged weights and eval mode. The context ends correctly after an error."""
+    """Within the context, the model has averaged weights and eval mode. After an error, the context restores both."""
     seen = []
 
     class Look(L.Callback):

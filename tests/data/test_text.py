@@ -377,7 +377,7 @@ def test_marks_belong_to_their_letters():
 
 
 def test_an_epoch_is_as_long_as_said_in_every_seed():
-    """The number of remaining words is random. It is too small for all batches in fewer than one epoch of a million."""
+    """The number of remaining words is random. In less than one epoch of a million, it is too small for all batches."""
     stream = torch.randint(0, 20, (30_000,), generator=torch.Generator().manual_seed(0))
     stream[::50] = -1
     for seed in range(20):

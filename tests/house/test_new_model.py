@@ -144,7 +144,7 @@ def test_the_blocks_are_formatted(copy, outside):
     ran(["python", "-m", "ruff", "check", "--no-cache", *written], copy, copy)
     ran(["python", "-m", "ruff", "format", "--no-cache", "--check", *written], copy, copy)
     style = ["--no-cache", "--config", str(copy / "pyproject.toml"), "my_package"]
-    ran(["python", "-m", "ruff", "check", "--ignore", "I001", *style], outside, outside)  # zoo is not local there
+    ran(["python", "-m", "ruff", "check", "--ignore", "I001", *style], outside, outside)  # zoo is installed there
     ran(["python", "-m", "ruff", "format", "--check", *style], outside, outside)
 
 
