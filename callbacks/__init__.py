@@ -1,6 +1,6 @@
-"""Callbacks and loggers. They measure, draw and save, and never change the weights that training learns.
+"""Callbacks and loggers. They measure, draw and save. They never change the weights that training learns.
 
-EMA keeps an average of the weights. Validation, samples, tests and published checkpoints use this average.
+The callback ``EMA`` keeps an average of the weights. Validation, samples, tests and published checkpoints use it.
 """
 
 if __name__ != "zoo.callbacks":  # another name would load a second copy of the package

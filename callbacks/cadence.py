@@ -10,8 +10,8 @@ from zoo.checks.values import check_integer
 class AtEpochs(L.Callback):
     """Base class of callbacks that draw or measure in the validation of every n-th epoch and at the end of training.
 
-    EarlyStopping, ``max_steps`` or ``max_time`` can end a run at an epoch that was not planned as the last one. The
-    run is then validated once more. Like every validation, this one uses averaged weights if the run has EMA.
+    EarlyStopping, ``max_steps`` or ``max_time`` can end a run early. If the callback has not yet drawn or measured with
+    the final weights, the run is validated once more. Every validation uses averaged weights if the run has EMA.
 
     Args:
         every_n_epochs: epochs between two drawings or measurements. The last epoch always has one.
@@ -23,10 +23,13 @@ class AtEpochs(L.Callback):
     def __init__(self, every_n_epochs: int = 1):
         check_integer("every_n_epochs", every_n_epochs)
         self.every_n_epochs = every_n_epochs
-        self._seen: int | None = None  # optimiser step of the latest validation that was due
+        self._seen: int | None = None  # optimiser step of the latest drawing or measurement
 
     def due(self, trainer) -> bool:
-        """Return whether to draw or measure in this validation. In the sanity check before training, return False."""
+        """Return whether to draw or measure in this validation.
+
+        The result is False in the sanity check before training.
+        """
         epoch, progress = trainer.current_epoch + 1, trainer.fit_loop.epoch_progress.current
         last = epoch == trainer.max_epochs or progress.processed == progress.ready
         if trainer.sanity_checking or not (last or epoch % self.every_n_epochs == 0):
@@ -35,11 +38,14 @@ class AtEpochs(L.Callback):
         return True
 
     def on_train_end(self, trainer, pl_module):
-        """Validate once more if the final weights were not validated. All callbacks of this class then run once."""
+        """Validate once more, unless this callback has already drawn or measured with the final weights.
+
+        All callbacks of this class draw or measure in this validation.
+        """
         if self._seen == trainer.global_step:
             return
         loop, epoch = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
-        loop._batches_that_stepped -= 1  # log under the last step and epoch that were trained
+        loop._batches_that_stepped -= 1  # so that values are logged under the last trained step and epoch
         epoch.completed -= 1
         trainer.validating = True
         loop.val_loop.run()

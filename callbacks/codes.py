@@ -1,4 +1,4 @@
-"""Pictures of the effect of each continuous code of a model."""
+"""Callback that draws the effect of each continuous code of a model on its samples."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from zoo.functional.noise import chunk_generator
 class Codes(AtEpochs):
     """Draw a grid of samples for each continuous code: ``code0_epoch_000.png``, ``code1_epoch_000.png``, ...
 
-    Each column is a category. Each row is a value of the code from -2 to 2. The noise is the same in every epoch.
-    The callback does not affect training.
+    Each column has one category. Each row has one value of the code, from -2 to 2. The noise is the same in every
+    epoch. The callback does not affect training.
 
     Args:
         folder: folder of the pictures.

@@ -11,10 +11,11 @@ from zoo.checks.errors import UserError
 
 
 def ema_update(averaged: Tensor, current: Tensor, num_averaged: Tensor, decay: float) -> Tensor:
-    """Return the average after one more update, with decay min(decay, (1 + n) / (10 + n)) after n updates.
+    """Return the average after one more update.
 
-    The smaller decay of the first updates is a warm-up. The initial weights are noise. Without the warm-up, they
-    contribute the fraction decay^n of the average. With decay 0.999, this fraction is 0.37 after 1,000 updates.
+    The decay of this update is min(decay, (1 + n) / (10 + n)), where n = ``num_averaged`` is the number of earlier
+    updates. The smaller decay of the first updates is a warm-up. Without the warm-up, the random initial weights would
+    have weight decay^n in the average after n updates. With decay 0.999, this is 0.37 after 1,000 updates.
     """
     warm = (1 + num_averaged) / (10 + num_averaged)
     return torch.lerp(current, averaged, warm.clamp(max=decay).to(current.dtype))
@@ -22,9 +23,9 @@ def ema_update(averaged: Tensor, current: Tensor, num_averaged: Tensor, decay: f
 
 @contextmanager
 def evaluation_weights(trainer, pl_module) -> Iterator[None]:
-    """Give ``pl_module`` its averaged weights (if the run has EMA) and eval mode within this context.
+    """Context in which ``pl_module`` is in eval mode and has its averaged weights, as in validation.
 
-    Validation uses the same weights and mode.
+    Without EMA, it keeps its trained weights.
     """
     averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
     training = pl_module.training

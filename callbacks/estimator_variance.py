@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 # These constants apply to every_n_steps="auto".
 AUTO_FRACTION = 0.05  # largest fraction of the training time that measuring takes
 AUTO_STEPS = 10  # the batches between two checks are a multiple of this number
-AUTO_DRAWS = (2, 4)  # draws of the first measurements; number of measurements after which the draws double
+AUTO_DRAWS = (2, 4)  # number of draws at first; number of measurements after which the number of draws doubles
 
 
 class EstimatorVariance(L.Callback):
-    """Measure the variance of each gradient estimator on a fixed batch of validation data, at intervals.
+    """Measure the variance of each gradient estimator at intervals, on a fixed batch of validation data.
 
     The callback logs these values for each estimator in ``model.gradient_estimators()`` and each parameter group
     (``all``, ``encoder``, ...):
@@ -45,31 +45,33 @@ class EstimatorVariance(L.Callback):
 
     It also logs ``estimator_draws``, the number of draws of the measurement.
 
-    With several ``batches``, ``variance`` is the mean of the variance within each batch. Two more values are logged:
+    If ``batches`` is above 1, ``variance`` is the mean over the batches. Two more values are then logged:
 
         data_variance/<estimator>/<group>    variance of the expected gradient between batches of ``batch_size``
         total_variance/<estimator>/<group>   the sum of both variances, as in the gradients of training steps
 
-    Draw k uses noise with the key (seed, k) on every process and for every estimator. For small networks, a chunk of
-    several draws is computed at once (zoo.estimators.chunk_size). The processes take the chunks in turns, and merge
+    The noise of draw k has the key (seed, k), on every process and for every estimator. For small networks, the draws
+    of a chunk are computed together (zoo.estimators.chunk_size). The processes take the chunks in turns, and merge
     their moments in float64. The result of K draws therefore does not depend on the number of processes.
 
     Each estimator needs memory for one draw, one gradient, and the mean gradient in float64. Networks of at most
-    520,000 parameters need memory for the eight draws of a chunk. Several batches need one more mean.
+    520,000 parameters need memory for the eight draws of a chunk. If ``batches`` is above 1, each estimator also needs
+    memory for a second mean gradient.
 
     The callback does not affect training. It only reads the parameters, accumulates no gradient, and uses no global
-    random state. Gradients are taken at the trained weights, not at averaged ones. They have the precision of the
-    stored weights, which is float32 under mixed precision. If training accumulates gradients over batches, a draw
-    still uses one batch.
+    random state. Gradients are computed at the trained weights, not at the averaged weights. Their precision is the
+    precision of the stored weights, which is float32 under mixed precision. If training accumulates gradients over
+    batches, a draw still uses one batch.
 
     Args:
         folder: folder of ``estimator_variance.png``, which is written at the end of the run.
-        every_n_steps: training batches between measurements, or a fraction of the run such as 0.25, or ``auto``. An
-            integer or a fraction also measures before the first step. ``auto`` measures as often as it can in less
-            than 5 % of the training time, and never before the first step. Its first four measurements have 2 draws.
-            The number of draws doubles after every four measurements, up to ``draws``. The first measurements are
-            cheap, so short runs also have measurements.
-        draws: gradients per estimator and batch, over all processes, at least 2. With ``auto`` this is the maximum.
+        every_n_steps: training batches between measurements, or a fraction of the run such as 0.25, or ``auto``. With
+            an integer or a fraction, the first measurement is before the first step. ``auto`` measures as often as
+            possible in less than 5 % of the training time, and never before the first step. Its first four
+            measurements have 2 draws. The number of draws then doubles after every four measurements, up to
+            ``draws``. The first measurements are cheap, so short runs also have measurements.
+        draws: gradients per estimator and batch, over all processes, at least 2. With ``auto``, ``draws`` is the
+            largest number.
         batch_size: examples in a fixed batch. The fixed batches are the first examples of the validation set.
         batches: number of fixed batches. With more than one, ``data_variance`` is measured as well.
         compare: names of the estimators to measure. None measures all estimators of the model.
@@ -77,8 +79,8 @@ class EstimatorVariance(L.Callback):
 
     Raises:
         UserError: if a value is not allowed. ``setup`` raises it if the model has no ``gradient_estimators``, or
-            lacks an estimator of ``compare``. ``on_train_start`` raises it if the validation data are missing or too
-            few, or if ``every_n_steps`` is a fraction and the run has no end.
+            lacks an estimator that ``compare`` names. ``on_train_start`` raises it if there are too few validation
+            data, or if ``every_n_steps`` is a fraction and ``max_epochs`` is None or -1.
     """
 
     def __init__(
@@ -191,7 +193,7 @@ class EstimatorVariance(L.Callback):
             logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=logged_step(trainer))
 
     def _due(self, trainer, pl_module, step: int) -> int:
-        """Return the number of draws to measure with before this step, or 0 to skip it."""
+        """Return the number of draws of a measurement before this step, or 0 for no measurement."""
         interval = self.every_n_steps
         if not isinstance(interval, str):
             if isinstance(interval, float):
@@ -206,7 +208,7 @@ class EstimatorVariance(L.Callback):
         return draws
 
     def _affordable(self, pl_module, step: int) -> tuple[int, int]:
-        """Return the number of draws that fit into the time limit now, or 0, and the steps until the next check."""
+        """Return (draws, steps): the draws that the time limit allows now, or 0, and the steps until the next check."""
         now = time.monotonic()
         trained = self._trained(now) - self._seconds
         here = self._trained(now) - self._trained_before
@@ -292,7 +294,7 @@ class EstimatorVariance(L.Callback):
 
 
 class Interrupted(Exception):
-    """Exception for a signal that arrives while gradients are drawn."""
+    """Exception that ends a measurement after a signal."""
 
 
 def interrupted(trainer) -> bool:
@@ -301,7 +303,7 @@ def interrupted(trainer) -> bool:
 
 
 def until_interrupted(draws: Iterable[int], trainer) -> Iterator[int]:
-    """Yield from ``draws`` until a signal arrives. The run then ends soon after Ctrl-C."""
+    """Yield from ``draws`` until a signal arrives, so that the run ends soon after Ctrl-C."""
     return takewhile(lambda _: not interrupted(trainer), draws)
 
 

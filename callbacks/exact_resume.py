@@ -32,7 +32,8 @@ class ExactResume(Checkpoint):
     average.
 
     Each process draws its training noise from a different random stream. If a run resumes with another number of
-    processes, new random streams begin. The weights, the optimiser and the order of the data still resume exactly.
+    processes, each process begins a new random stream. The weights, the optimiser and the order of the data still
+    resume exactly.
 
     Args:
         folder: the run folder. ``interrupted.ckpt`` is written to ``checkpoints/`` in it.
@@ -72,8 +73,8 @@ class ExactResume(Checkpoint):
     def on_train_start(self, trainer, pl_module):
         if trainer.fit_loop.restarting and self._loader_states:
             # Lightning restores the position of the loader only if it creates the loader after it restores the loops.
-            # A learning rate schedule that asks for the number of steps creates the loader earlier. Without this line,
-            # the epoch would then start from its first batch.
+            # A learning rate schedule that asks for the number of steps creates the loader earlier. The epoch would
+            # then start from its first batch. The next line therefore restores the position.
             trainer.train_dataloader.load_state_dict(self._loader_states[0])
         if self._states is not None and len(self._states) == trainer.world_size:
             state = self._states[trainer.global_rank]
@@ -97,8 +98,8 @@ class ExactResume(Checkpoint):
         log.warning("%s: the run finishes this batch and saves. Send the signal again to stop at once", name)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        # After the last batch of an epoch, validation and last.ckpt come first. A checkpoint cannot hold a gradient
-        # that is still being accumulated.
+        # Write interrupted.ckpt only after an optimiser step, because a checkpoint does not hold accumulated gradients.
+        # After the last batch of an epoch, do not write it, because Lightning first validates and writes last.ckpt.
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if whole and not trainer.is_last_batch and self._any_received(trainer):
             path = self.folder / "checkpoints" / "interrupted.ckpt"

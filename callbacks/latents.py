@@ -1,4 +1,4 @@
-"""Pictures of the latents of a model: reconstructions, traversals, and the manifold of two Gaussian latents."""
+"""Callback that draws reconstructions, traversals of the latents, and the manifold of two Gaussian latents."""
 
 import math
 from pathlib import Path
@@ -19,8 +19,9 @@ class Latents(AtEpochs):
     """Draw validation images with their reconstructions, and the effect of each latent.
 
     - ``reconstructions/epoch_000.png`` shows originals, each with the mean of p(x | z) below it.
-    - ``traversals/epoch_000.png`` has a row for each latent that is varied, if all latents share one prior.
-    - ``manifold/epoch_000.png`` shows the plane of two Gaussian latents, if the model has exactly two.
+    - ``traversals/epoch_000.png`` has one row for each of at most ten latents. Only this latent varies along the row.
+      The picture is drawn if all latents of the model have the same prior.
+    - ``manifold/epoch_000.png`` shows the plane of the two latents of a model with exactly two Gaussian latents.
 
     The pictures use no random numbers. The callback does not affect training.
 
@@ -124,7 +125,8 @@ def reconstructions(model, batch, n: int) -> tuple[Tensor, Tensor]:
 def interleave_rows(originals: Tensor, reconstructed: Tensor, columns: int = 10) -> tuple[Tensor, int]:
     """Return images in alternating rows of originals and reconstructions, (2 n, ...), and the number of columns.
 
-    After the first two rows, incomplete rows are left out. The result then has fewer than 2 n images.
+    If the last row of originals is incomplete, it is left out together with its reconstructions. The result then has
+    fewer than 2 n images. A first row that is incomplete is kept.
 
     Args:
         originals: images, (n, ...).

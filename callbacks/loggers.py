@@ -32,8 +32,8 @@ class CSVLogger(lightning_loggers.CSVLogger):
     metrics of training, validation and test. ``estimator_variance.csv`` has the measurements of EstimatorVariance, a
     row for each step, estimator and parameter group.
 
-    A resumed run continues both files from its checkpoint, and removes later rows of the interrupted run. In a new
-    folder, it first copies both files from the folder of the checkpoint.
+    A resumed run removes the rows that the interrupted run logged after the checkpoint, and then adds new rows. If the
+    run folder has no such files, the resumed run first copies them from the run folder of the checkpoint.
 
     Args:
         folder: the run folder.
@@ -73,7 +73,10 @@ class CSVLogger(lightning_loggers.CSVLogger):
 
     @staticmethod
     def _go_back(table: Table, ckpt: Path) -> None:
-        """Keep the rows of ``table`` that were logged before the checkpoint ``ckpt``."""
+        """Remove the rows of ``table`` that were logged after the checkpoint ``ckpt``.
+
+        If the table has no file, first copy it from the run folder of the checkpoint.
+        """
         before, step = ckpt.parent.parent / table.path.name, _first_step_after(ckpt)
         if not table.path.exists() and before.is_file():
             with atomic_write(table.path) as file:
@@ -123,12 +126,12 @@ class TensorBoardLogger(lightning_loggers.TensorBoardLogger):
 class WandbLogger(lightning_loggers.WandbLogger):
     """Weights & Biases logger, online with a login and otherwise offline.
 
-    An offline run prints the command that uploads it. If the environment variable ``WANDB_MODE`` is set, it chooses the
-    mode. If the service cannot be reached, the run continues offline.
+    An offline run prints the command that uploads it. The environment variable ``WANDB_MODE`` overrides the mode. If
+    the service cannot be reached, the run continues offline.
 
-    A resumed run continues the Weights & Biases run of its checkpoint. Offline, each part of the run has a folder. Each
-    part prints one command that uploads all parts in order. Weights & Biases cannot delete values, so values that the
-    interrupted run logged after its checkpoint stay in the history. Therefore, plot against ``trainer/global_step``.
+    A resumed run continues the Weights & Biases run of its checkpoint. An offline run writes a new folder each time it
+    resumes, and prints one command that uploads all its folders in order. Weights & Biases cannot delete values. Values
+    that the interrupted run logged after its checkpoint stay in the history, so plot against ``trainer/global_step``.
 
     Args:
         folder: the run folder. Files are written to ``wandb/`` in it.
@@ -166,7 +169,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
             mode=self._chosen_mode,
             settings=wandb_settings(project=str(project), init_timeout=patience, silent=True),
         )
-        self._wandb_init.pop("anonymous", None)  # Lightning sets it, and Weights & Biases warns about every value
+        self._wandb_init.pop("anonymous", None)  # Lightning sets this deprecated argument. Any value causes a warning
 
     @property
     @rank_zero_experiment
@@ -193,9 +196,9 @@ class WandbLogger(lightning_loggers.WandbLogger):
     def log_checkpoints(self, folder: Path, metrics: dict[str, float]) -> None:
         """Upload ``last.ckpt`` and the newest ``best-*.ckpt`` in ``folder``, as versions ``last`` and ``best``.
 
-        Both are versions of one artifact of type ``model``, which has the name of the model and the run. Each version
-        has the checkpoint and its ``card.json``. The card holds the model and its arguments, the record of the run,
-        ``metrics``, and the SHA-256 of the file. Load a version with
+        Both are versions of one artifact of type ``model``. Its name joins the names of the model and the run. Each
+        version has the checkpoint and a file ``card.json``. The file has the model and its arguments, the record of
+        the run, ``metrics``, and the SHA-256 of the checkpoint. Load a version with
         ``zoo.load("wandb:entity/project/name:best")``.
         """
         import wandb
@@ -220,12 +223,12 @@ class WandbLogger(lightning_loggers.WandbLogger):
                 card |= {"metrics": metrics, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
             name = card["model"] or (card["record"] or {}).get("class", "model").rpartition(".")[2]
             artifact = wandb.Artifact(f"{name}-{self.version}", type="model", metadata={"metrics": metrics})
-            artifact.add_file(str(path), name=path.name, policy="immutable")  # avoids a copy in the home folder
+            artifact.add_file(str(path), name=path.name, policy="immutable")  # the default copies to the home folder
             with artifact.new_file("card.json") as file:
                 json.dump(card, file, indent=2)
             self.experiment.log_artifact(artifact, aliases=[alias])
 
 
 def _offline_parts(folder: Path, run_id: str) -> list[Path]:
-    """Return the folders of an offline Weights & Biases run in a run folder. Their names contain the time."""
+    """Return the folders that an offline Weights & Biases run wrote in a run folder. Their names contain the time."""
     return list((folder / "wandb").glob(f"offline-run-*-{run_id}"))

@@ -1,4 +1,4 @@
-"""Picture of the validation loss at each step of a diffusion or each noise level."""
+"""Callback that draws the validation loss at each step of a diffusion, or at each noise level."""
 
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from zoo.training.ranks import exact_sum
 class LossPerStep(AtEpochs):
     """Draw the validation loss against the step of a diffusion, or against the noise level of a score model.
 
-    The picture is ``loss_per_step/epoch_000.png``. ``validation_step`` returns the data for it,
-    ``{"step": (B,), "losses": (B,)}``. The steps are grouped into at most ``bins`` equal bins. Each point is the mean
-    loss of one bin, over the examples of all processes.
+    The picture is ``loss_per_step/epoch_000.png``. The ``validation_step`` of the model returns
+    ``{"step": (B,), "losses": (B,)}``. If it returns None, no picture is drawn. The steps are grouped into at most
+    ``bins`` equal bins. Each point is the mean loss of one bin, over the examples of all processes.
 
     Args:
         folder: the run folder.

@@ -1,4 +1,4 @@
-"""Tables of the nearest neighbours of words during training, and a map of words at the end."""
+"""Callback that writes tables of nearest neighbours of words during training, and draws a map of words at the end."""
 
 import csv
 import io
@@ -19,17 +19,17 @@ log = logging.getLogger(__name__)
 class Neighbours(AtEpochs):
     """Write ``neighbours/epoch_000.csv`` during validation and ``words.png`` at the end of training.
 
-    Each row of the CSV file has a probe word and its nearest neighbours. :func:`zoo.evaluation.words.word_map` draws
+    Each row of the CSV file has a word and its nearest neighbours. :func:`zoo.evaluation.words.word_map` draws
     ``words.png``.
 
     Args:
         folder: the run folder.
-        words: the probe words, such as ``[two, king]``. Words outside the vocabulary are skipped. None takes the most
-            frequent words of at least five letters.
+        words: the words of the rows, such as ``[two, king]``. Words outside the vocabulary are skipped. None takes the
+            most frequent words of at least five letters.
         n: neighbours for each word.
-        probes: number of probe words if ``words`` is None.
-        every_n_epochs: epochs between CSV files. The last epoch always writes a file.
-        shown: words in the picture.
+        probes: number of rows if ``words`` is None.
+        every_n_epochs: epochs between CSV files. The last epoch always has a file.
+        shown: number of words in ``words.png``.
 
     Raises:
         UserError: if a number is below 1, or ``words`` is not a list of words. ``setup`` raises it if the model has
@@ -65,7 +65,7 @@ class Neighbours(AtEpochs):
             log.warning("the tables leave out %s: not in the vocabulary of the text", ", ".join(missing))
 
     def table(self, model) -> list[list[str]]:
-        """Return a row for each probe word: the word, then each neighbour with its cosine similarity."""
+        """Return the rows of the CSV file: a word, then each neighbour with its cosine similarity."""
         words = [w for w in model.words if len(w) >= LONG][: self.probes] if self.words is None else self.words
         near = {w: model.nearest(w, self.n) for w in words if w in model.index}
         return [[w, *(f"{other} {cosine:.2f}" for other, cosine in found)] for w, found in near.items()]

@@ -16,8 +16,8 @@ from zoo.hub.loading import name_of_class
 from zoo.training.shell import pasted, short
 from zoo.training.tables import read_rows
 
-COLUMNS = 100  # of the lines that hold metrics
-OTHER_FOLDERS = {"checkpoints", "wandb", "tensorboard"}  # folders of a run that hold no pictures and no tables
+COLUMNS = 100  # largest width of the lines with metrics, in characters
+OTHER_FOLDERS = {"checkpoints", "wandb", "tensorboard"}  # folders in which the callbacks write no pictures or tables
 LABELS = {
     "loss_per_step": "loss per step",
     "field": "score field",
@@ -29,13 +29,14 @@ ANALOGY = ["man", "king", "woman"]
 
 
 def run_end(trainer, model, folder: str | Path, metrics: dict[str, float]) -> str:
-    """Return what a run prints at its end.
+    """Return the text that a run prints at its end.
 
     Args:
         trainer: the trainer after ``fit``, and after ``test`` if the run has a test.
         model: the trained model.
         folder: the run folder.
-        metrics: metrics by name. Those of the test are shown; without a test, those of the last validation.
+        metrics: metrics by name. The text has the test metrics. Without a test, it has the metrics of the last
+            validation.
     """
     folder = Path(folder)
     best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
@@ -43,7 +44,7 @@ def run_end(trainer, model, folder: str | Path, metrics: dict[str, float]) -> st
     if files := _files(trainer, folder, best, metrics):
         width = max(len(label) for label, _ in files)
         lines += ["", f"Files in {_path(folder)}:", *(f"    {label:{width}}  {text}" for label, text in files)]
-    # Commands stand at the left margin: Python accepts no line that begins with spaces.
+    # The commands are not indented, because Python rejects a pasted line that begins with spaces.
     if commands := _commands(trainer, model, folder, best):
         lines += ["", "Next, in the shell:", *commands]
     lines += _longer(trainer, folder)
@@ -53,7 +54,10 @@ def run_end(trainer, model, folder: str | Path, metrics: dict[str, float]) -> st
 
 
 def known_word(words: list[str]) -> str:
-    """Return a word of the vocabulary to look up: music, or else the most frequent long word."""
+    """Return "music" if it is in the vocabulary. Otherwise return the most frequent word of at least five letters.
+
+    If no word is so long, return the most frequent word.
+    """
     return "music" if "music" in words else next((word for word in words if len(word) >= LONG), words[0])
 
 
@@ -71,12 +75,13 @@ def _scores(metrics: dict[str, float], best: ModelCheckpoint | None) -> list[str
 
 
 def _files(trainer, folder: Path, best: ModelCheckpoint | None, metrics: dict[str, float]) -> list[tuple[str, str]]:
-    """Return the kinds of files that the run has made, as (label, path)."""
+    """Return the newest file of each kind in the run folder, as (label, path)."""
     found: list[tuple[str, str]] = []
     if best and best.best_model_path:
         value = ""
         if best.best_model_score is not None:
-            # A finished run that is resumed has test metrics alone. They tell the unit of the validation metric.
+            # If a finished run is resumed, ``metrics`` has only test metrics. The unit of the validation metric then
+            # follows from their names.
             known = {*metrics, *(name.replace("test/", "val/", 1) for name in metrics)}
             value = f"  ({best.monitor} {with_unit(str(best.monitor), float(best.best_model_score), known)})"
         found.append(("best checkpoint", _path(best.best_model_path) + value))
@@ -99,7 +104,10 @@ def _files(trainer, folder: Path, best: ModelCheckpoint | None, metrics: dict[st
 
 
 def _place(run, folder: Path) -> str | None:
-    """Return the address of an online run of Weights & Biases, the folder of an offline one, or None if it has none."""
+    """Return the address of an online Weights & Biases run, or the folder of an offline run.
+
+    Return None if the offline run did not write to the run folder.
+    """
     if not run.offline:
         return run.url
     parts = Path(run.dir).parent
@@ -107,7 +115,7 @@ def _place(run, folder: Path) -> str | None:
 
 
 def _commands(trainer, model, folder: Path, best: ModelCheckpoint | None) -> list[str]:
-    """Return the commands that work on this run."""
+    """Return the shell commands to type next, with the paths of this run."""
     commands = []
     if source := _source(folder, best):
         commands = _of_words(model, source) if isinstance(model, capabilities.Words) else _of_images(model, source)
@@ -116,7 +124,7 @@ def _commands(trainer, model, folder: Path, best: ModelCheckpoint | None) -> lis
             named = isinstance(data, capabilities.NamedData) and data.used
             options = [*_class(model), *(["--data", data.used] if named else [])]
             commands.append(pasted("python", "-m", "zoo", "evaluate", source, *options))
-        elif _has_word_sets():  # on the text of the run and on the published sets
+        elif _has_word_sets():  # evaluates on the text of the run and on published word sets
             commands.append(pasted("python", "-m", "zoo", "evaluate", source))
     metric = (best and best.monitor) or "val/loss"
     if any(row.get(metric) for row in read_rows(folder / "metrics.csv")):
@@ -167,19 +175,22 @@ def _in_python(model, source: str) -> list[str]:
 
 
 def _class(model) -> list[str]:
-    """Return the option that names the class of a model outside the zoo."""
+    """Return the option ``--class`` for a model outside the zoo, and no option for a model of the zoo."""
     name = name_of_class(type(model))
     return [] if name.startswith("zoo.") else ["--class", name]
 
 
 def _one_kind(model) -> tuple[str, str] | None:
-    """Return a condition of ``sample`` and one of its values, such as ("y", "3"), for a model that has conditions."""
+    """Return a condition of ``sample`` with one of its values, such as ("y", "3"), or None if the model has none."""
     rows = model.rows() if isinstance(model, capabilities.SampleRows) else None
     return rows and (rows[0], str(rows[1][min(3, len(rows[1]) - 1)]))
 
 
 def _source(folder: Path, best: ModelCheckpoint | None) -> str | None:
-    """Return the path by which ``zoo.load`` finds the model: the run folder, or a checkpoint elsewhere."""
+    """Return the path to give to ``zoo.load``: the run folder, or the best checkpoint if it is in another folder.
+
+    Return None if the run wrote no checkpoint.
+    """
     checkpoints = folder / "checkpoints"
     if any(checkpoints.glob("best-*.ckpt")) or (checkpoints / "last.ckpt").is_file():
         return _unlike_a_name(folder)
@@ -188,7 +199,7 @@ def _source(folder: Path, best: ModelCheckpoint | None) -> str | None:
 
 def _unlike_a_name(path: str | Path) -> str:
     text = short(Path(path).absolute())
-    return text if "/" in text else f"./{text}"  # "vae" alone is a pretrained checkpoint
+    return text if "/" in text else f"./{text}"  # without "./", "vae" would name a pretrained checkpoint
 
 
 def _path(path: str | Path) -> str:

@@ -19,11 +19,14 @@ from zoo.hub.loading import name_of_class
 from zoo.training.files import atomic_write
 from zoo.training.shell import override, pasted, short
 
-FOLDER = Path(__file__).resolve().parent  # in a checkout: callbacks/, not the link zoo/callbacks
+FOLDER = Path(__file__).resolve().parent  # resolve() follows the link zoo/callbacks to callbacks/ of the checkout
 
 
 def commit() -> str:
-    """Return the git commit of this checkout, or ``unknown`` outside a checkout. Changed files add ``+changes``."""
+    """Return the git commit of this checkout, or ``unknown`` outside a checkout.
+
+    ``+changes`` is appended if a tracked file has changes that are not committed.
+    """
 
     def git(*args: str) -> str:
         return subprocess.run(["git", *args], cwd=FOLDER, capture_output=True, text=True, check=True).stdout.strip()
@@ -54,9 +57,9 @@ def _cpu_name() -> str:
 
 
 def run_command(folder: Path | None = None, ckpt: Path | None = None) -> str:
-    """Return the command that started this run. With ``ckpt``, return the one that resumes it in ``folder``.
+    """Return the command that started this run. With ``ckpt``, return the command that resumes the run in ``folder``.
 
-    The command that resumes a run names the place of ``train.py``, so it works in this working folder.
+    The command that resumes the run has the path of ``train.py``.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -76,9 +79,9 @@ def run_command(folder: Path | None = None, ckpt: Path | None = None) -> str:
 class RunRecord(L.Callback):
     """Record the command, class, configuration, data, commit and hardware of a run.
 
-    The record goes to ``config.yaml``, to the loggers, and to checkpoints under the key ``record``. Checkpoints add
-    the seconds of training so far, including the parts of the run before it was resumed. The key ``earlier`` lists
-    those parts. At the end of the run, after the test if there is one, Weights & Biases receives the best and the last
+    The record goes to ``config.yaml``, to the loggers, and to checkpoints under the key ``record``. A run that is
+    resumed consists of several parts. The key ``earlier`` lists the earlier parts. In checkpoints, the key ``seconds``
+    holds the seconds of training of all parts. At the end of the run, Weights & Biases receives the best and the last
     checkpoint.
 
     Args:
@@ -104,7 +107,7 @@ class RunRecord(L.Callback):
         self._saved = False
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint):
-        # Lightning's tuners load a checkpoint that this run itself has saved. It is not an earlier part.
+        # Lightning's tuners load a checkpoint that this run itself has saved. It is not an earlier part of the run.
         if not self._saved and (before := checkpoint.get("record")):
             self._seconds_before = before["seconds"]
             part = {key: before[key] for key in ("command", "commit", "hardware", "seconds")}
@@ -139,7 +142,7 @@ class RunRecord(L.Callback):
         self._log_checkpoints(trainer, last=True)
 
     def _log_checkpoints(self, trainer, last: bool) -> None:
-        # Every process reads the metrics, because this can sum over processes.
+        # Read the metrics on every process, because reading can sum over the processes.
         self._metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         for logger in trainer.loggers:
             if last and isinstance(logger, loggers.WandbLogger):

@@ -1,4 +1,7 @@
-"""Callback that measures the distance between samples and validation data. It chooses the best checkpoint of a GAN."""
+"""Callback that measures the distance between samples and validation data.
+
+The best checkpoint of an adversarial model is the checkpoint with the smallest distance.
+"""
 
 import lightning as L
 import torch
@@ -15,7 +18,7 @@ from zoo.training.ranks import shows_progress
 class SampleDistance(L.Callback):
     """Log ``val/distance``, the distance between samples and validation data, at every validation.
 
-    For images the distance is classifier-FID, for points the energy distance, and for sequences KL(p_data || p_G)
+    The distance is classifier-FID for images, the energy distance for points, and KL(p_data || p_G) for sequences
     (zoo/evaluation/distances.py). It is also logged under its own name, such as ``val/classifier_fid``. The classifier
     was trained on MNIST. For other images, use the distance only to compare epochs, and do not publish it.
 
@@ -23,13 +26,13 @@ class SampleDistance(L.Callback):
     share the work. The callback does not affect training.
 
     Args:
-        n: number of samples, at least 2. All validation images, or the first ``n`` validation points, are compared
-            with the samples.
+        n: number of samples, at least 2. They are compared with all validation images, or with the first ``n``
+            validation points.
         seed: seed of the noise, at least 0.
 
     Raises:
-        UserError: if a number is too small. ``setup`` raises it if the model has no ``sample``, or if the
-            data module is not one of the zoo with images, points or sequences.
+        UserError: if a number is too small. ``setup`` raises it if the model has no ``sample``, or if the run has no
+            data module of the zoo with images, points or sequences.
     """
 
     def __init__(self, n: int = 5000, seed: int = 0):

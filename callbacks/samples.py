@@ -19,16 +19,16 @@ from zoo.training.ranks import shows_progress
 class Samples(AtEpochs):
     """Draw a grid of samples during validation.
 
-    Samples use averaged weights if the run has EMA. The same seed gives the same noise in every epoch, so the pictures
-    differ only because the model changed. The processes share the work. The pixels are equal on any number of
-    processes (on CPUs, if each process has the same number of threads). The callback does not affect training.
+    Samples use averaged weights if the run has EMA. The noise is the same in every epoch, so the pictures differ only
+    because the model changes. The processes share the work. The pixels do not depend on the number of processes. On
+    CPUs, this requires the same number of threads in each process. The callback does not affect training.
 
     Args:
         folder: folder of the pictures, ``epoch_000.png``, ``epoch_001.png``, ...
-        n: samples per grid. Models with classes draw a few more, to fill a row for each class.
+        n: samples per grid. Models with classes draw a few more samples, because each class has a full row.
         every_n_epochs: epochs between grids. The last epoch always has one.
-        every_n_steps: training batches between additional grids, ``step_000500.png``, ..., or None. These grids use
-            averaged weights as well. BatchNorm uses the running statistics of training.
+        every_n_steps: training batches between additional grids ``step_000500.png``, ``step_001000.png``, ..., or None
+            for no additional grids. These grids also use averaged weights. BatchNorm uses its running statistics.
         seed: seed of the noise, at least 0.
         conditions: arguments of ``model.sample``, such as ``{num_steps: 50}``.
 
@@ -62,7 +62,7 @@ class Samples(AtEpochs):
         self.conditions = check_conditions(pl_module, self.conditions)
 
     def on_train_start(self, trainer, pl_module):
-        # Wrong conditions, such as more steps than the model has, raise here, before the first epoch.
+        # Try the conditions now, so that a wrong one raises before the first epoch.
         n, conditions, _ = picture(pl_module, self.n, self.conditions)
         try:
             with isolate_rng():

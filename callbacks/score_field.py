@@ -22,11 +22,11 @@ class ScoreField(AtEpochs):
     Args:
         folder: the run folder.
         every_n_epochs: epochs between measurements. The last epoch always has one.
-        samples: number of samples that measure the gap.
+        samples: number of samples for ``val/log_density_gap``.
 
     Raises:
-        UserError: if a number is below 1. ``setup`` raises it if the model has no score, or if the data
-            have no known score.
+        UserError: if a number is below 1. ``setup`` raises it if the model has no score, or if the score of the data
+            is unknown.
     """
 
     def __init__(self, folder: str, every_n_epochs: int = 10, samples: int = 1000):

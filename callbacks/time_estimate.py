@@ -17,8 +17,8 @@ from zoo.functional.progress import counted, duration
 
 log = logging.getLogger(__name__)
 
-WARM_UP = 5  # number of first batches that every rate leaves out
-WINDOW = 60  # seconds of training, up to now, that give the rate; the speed of a machine can change
+WARM_UP = 5  # number of batches at the beginning that every rate leaves out
+WINDOW = 60  # the rate is measured over the latest 60 seconds of training, because the speed of a machine can change
 CHECK = 5  # seconds between checks of the estimate
 MIN_CORRECTION = 10  # seconds by which an estimate must be wrong before a new one is printed
 
@@ -28,13 +28,14 @@ class TimeEstimate(L.Callback):
 
     A new estimate is printed if the last one is wrong by more than 50 % and by more than 10 seconds.
 
-    The estimate includes training with its callbacks, validation with samples and checkpoints, and the test. The time
-    of a validation is the mean time of the latest four validations. Before the first validation, it is estimated from
-    the batches of the sanity check. The time of the test is always estimated from the time of one validation batch.
+    The estimate includes training with its callbacks, validation with samples and checkpoints, and the test. The
+    expected time of a validation is the mean time of the latest four validations. Before the first validation, it is
+    estimated from the batches of the sanity check. The time of the test is always estimated from the time of one
+    validation batch.
 
-    ``train/images_per_second`` is logged at the end of every epoch. The rate includes only training batches, without
-    the first five of the epoch. For text the metric is ``train/words_per_second``. It counts all words of the text,
-    including the words that subsampling drops.
+    ``train/images_per_second`` is logged at the end of every epoch. The rate is measured over the training batches of
+    the epoch except the first five. For text the metric is ``train/words_per_second``. It counts all words of the
+    text, including the words that subsampling drops.
 
     Args:
         after: training batches before the first estimate.
@@ -46,11 +47,11 @@ class TimeEstimate(L.Callback):
         # All times below are readings of time.monotonic(), in seconds.
         self._seconds, self._images, self._batches = 0.0, 0.0, 0  # this epoch: seconds in batches, units, batches
         self._begin = 0.0  # time at which the current batch began
-        self._unit, self._each = "images", 1.0  # unit that is counted, and units in a row of a batch
+        self._unit, self._each = "images", 1.0  # the unit, images or words; number of units in a row of a batch
         self._rows = 0.0  # units in a batch, over all processes
         self._trained, self._seen = 0.0, 0  # seconds and batches of training in this process, without validation
         self._marks: deque[tuple[float, int]] = deque()  # earlier values of (_trained, _seen), oldest first
-        self._mark = 0.0  # time up to which _trained counts
+        self._mark = 0.0  # time of the latest update of _trained
         self._validation_began: float | None = None  # time at which the latest validation began, None in training
         self._validations: deque[float] = deque(maxlen=4)  # seconds of the latest validations
         self._of_batch, self._of_step = math.inf, 0.0  # seconds of a validation batch, and of an annealing step
@@ -118,7 +119,7 @@ class TimeEstimate(L.Callback):
     # Printed estimates.
 
     def _look(self, trainer, model, now: float) -> None:
-        """Print an estimate if there is none yet or if the last one was wrong."""
+        """Print an estimate if none was printed yet, or if the last printed estimate was wrong."""
         if self._said is not None and now - self._checked < CHECK:
             return
         self._checked = now
@@ -176,7 +177,7 @@ def batches_left(trainer) -> float:
         within = loop.epoch_loop.batch_progress.current.ready
         left.append((trainer.max_epochs - trainer.current_epoch) * per_epoch - within)
     if trainer.max_steps not in (None, -1):
-        steps = max(1, trainer.global_step)  # optimiser steps; adversarial models take two for each batch
+        steps = max(1, trainer.global_step)  # optimiser steps so far; can be several per batch
         left.append((trainer.max_steps - trainer.global_step) * done / steps)
     return max(0.0, min(left))
 

@@ -15,7 +15,10 @@ __all__ = ["DISTRIBUTIONS", "DataError", "ImageLoader", "Images", "Text", "TextL
 
 
 def by_name(name: str) -> Images | Text | Toy:
-    """Return the data module of a data set by its name, or of a text file by its path, with default settings.
+    """Return the data module of a data set or of a text file, with default settings.
+
+    Args:
+        name: name of the data set, or path of the text file.
 
     Raises:
         UserError: if ``name`` is neither a data set nor the path of a file.

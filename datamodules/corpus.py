@@ -1,14 +1,14 @@
-"""Encode a text as arrays of integers in one pass: text8, WikiText-2, any text file, or Python's documentation.
+"""Encode a text as arrays of integers: text8, WikiText-2, any text file, or Python's documentation.
 
     text    -> words        runs of letters and digits in lower case, or any text between white space
     words   -> vocabulary   words that are frequent enough in the training text, most frequent first
-    words   -> numbers      the index of each word in the vocabulary; other words are removed, as in word2vec, and
-                            the words around them become neighbours
+    words   -> numbers      the index of each word in the vocabulary. Words outside the vocabulary are removed, as in
+                            word2vec. The words before and after a removed word become neighbours
     blank lines -> gaps     the number -1 at the end of a paragraph; no window crosses it
 
 The training text is the first 90 % of the words. Validation and test have 5 % each, as is usual for text8. WikiText-2
-comes with its own split. The encoded text is saved in ``encoded/`` in the data folder, and read from there the next
-time. The file name contains a hash of the text and the options.
+comes with its own split. The encoded text is saved in ``encoded/`` in the data folder. Later runs read this file. Its
+name contains a hash of the text and the options.
 """
 
 import codecs
@@ -52,17 +52,20 @@ FORMAT = 2  # version of the encoded files; a new version makes the program enco
 
 @cache
 def _pattern(ascii: bool) -> re.Pattern[str]:
-    """Return the pattern of a word: letters and digits with apostrophes inside, and beyond ASCII with accents."""
+    """Return the pattern of a word: letters and digits, with single apostrophes between them.
+
+    Unless ``ascii`` is true, letters can have combining accents and vowel signs.
+    """
     if ascii:
         letter = "[^\\W_]"
-    else:  # re does not count combining accents and vowel signs as letters: é as e and U+0301, or most of Hindi
+    else:  # re does not count combining accents and vowel signs as letters, such as U+0301 in é or the signs of Hindi
         marks = (chr(i) for i in range(sys.maxunicode + 1) if unicodedata.category(chr(i))[0] == "M")
         letter = f"(?:[^\\W_][{''.join(marks)}]*)"
     return re.compile(rf"{letter}+(?:['\u2019]{letter}+)*")
 
 
 def find_words(text: str) -> list[str]:
-    """Return the words of ``text`` in lower case. Accents are combined with their letters if Unicode allows it."""
+    """Return the words of ``text`` in lower case, in the normal form NFC of Unicode."""
     text = text.lower()
     return _pattern(text.isascii()).findall(unicodedata.normalize("NFC", text))
 
@@ -124,8 +127,8 @@ def read_text(path: Path, md5: str | None = None, member: str | None = None) -> 
         member: name of the file to read in a zip archive of several files.
 
     Raises:
-        DataError: if the file cannot be decompressed or is not text. After the last piece: if its MD5 digest is not
-            ``md5``.
+        DataError: if the file cannot be decompressed or is not text. If the MD5 digest is not ``md5``, the error comes
+            after the last piece.
     """
     digest, position, text, block, decode = hashlib.md5(usedforsecurity=False), 0, "", b"begin", None
     with (
@@ -230,7 +233,7 @@ def encode(parts: dict[str, np.ndarray], index: dict[str, int], min_count: int, 
     Args:
         parts: the numbers from :func:`number_words` for each split of ``SPLITS``.
         index: numbers of the words in ``parts``.
-        min_count: occurrences in the training text that a word of the vocabulary needs.
+        min_count: smallest number of times that a word of the vocabulary occurs in the training text.
         max_vocabulary: largest number of words in the vocabulary, or None for no limit.
 
     Raises:
@@ -281,7 +284,7 @@ def save(corpus: Corpus, path: Path) -> None:
 def restore(path: Path) -> Corpus | None:
     """Return the corpus that :func:`save` wrote, or None if the file is missing or damaged.
 
-    A file that exists but cannot be used is logged as a warning.
+    If the file exists but cannot be used, the function logs a warning.
     """
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -331,7 +334,7 @@ def load_corpus(
         path: path of the text file.
         rule: rule that splits the text into words, a key of ``RULES``.
         min_count, max_vocabulary: see :func:`encode`.
-        everything: whether the training text also includes the validation and test text. They are then not held out.
+        everything: whether the training text includes the validation and test text. They are then not held out.
 
     Raises:
         DataError: if the text is missing, cannot be read, or has too few words.
@@ -422,10 +425,10 @@ class Place(NamedTuple):
 def _find(name: str, split: str) -> Place | None:
     """Return the place of a published text, or None if it is not on disk.
 
-    The text can have any of its names, can be compressed, and can be in an archive.
+    The file can have any of the names in ``NAMES``. It can be compressed, or be part of an archive.
     """
     own = [folder for entry in FOLDERS[name] if (folder := ignoring_case(data_root() / entry)) is not None]
-    # The folder of all data is searched only for names that other texts do not have.
+    # Search the folder of all data for unusual names only, because other texts can also have a file train.txt there.
     general = [published for published in NAMES[name][split] if published not in ("train.txt", "valid.txt", "test.txt")]
     found = itertools.chain(find_file(own, NAMES[name][split]), find_file([data_root()], general))
     if (path := next(found, None)) is not None:

@@ -69,7 +69,7 @@ def data_root() -> Path:
 
 
 def ignoring_case(path: Path) -> Path | None:
-    """Return the file or folder at ``path``, ignoring upper and lower case in its name, or None.
+    """Return the path of the file or folder at ``path``, or None. Upper and lower case in its name count as equal.
 
     Raises:
         DataError: if the parent folder cannot be read.
@@ -86,9 +86,10 @@ def ignoring_case(path: Path) -> Path | None:
 
 
 def find_file(folders: Iterable[Path], names: Iterable[str]) -> Iterator[Path]:
-    """Yield the files in ``folders`` with these names, plain or compressed, in the order of the arguments.
+    """Yield the files in ``folders`` with these names, plain or compressed.
 
-    The search ignores upper and lower case.
+    They are in the order of ``folders``, and within a folder in the order of ``names``. Upper and lower case count as
+    equal.
     """
     names = list(names)
     for folder in folders:
@@ -108,7 +109,7 @@ def unpack(file: BinaryIO, path: Path, member: str | None = None) -> BinaryIO:
 
     Args:
         file: the open file, at its beginning.
-        path: its name.
+        path: path of the file.
         member: name, without folders, of the file to read in a zip archive. If it is None, the archive
             must contain a single file.
 
@@ -154,7 +155,7 @@ def md5_of(path: Path, unpacked: bool = False, member: str | None = None) -> str
 
 
 class Missing(NamedTuple):
-    """A file to download: its path, its addresses, and a function that checks whether a file is the right one."""
+    """A file to download: its path, its addresses, and a function that returns whether a downloaded file is intact."""
 
     path: Path
     addresses: Sequence[str]
@@ -165,10 +166,10 @@ class Missing(NamedTuple):
 def locked(what: str) -> Iterator[bool]:
     """Lock ``what`` against other processes that share the data folder. Yield whether another process held the lock.
 
-    The operating system releases the lock when the process ends, also after a crash. If no lock is available, for
+    The operating system releases the lock when the process ends, even after a crash. If no lock is available, for
     example in a read-only folder, the work continues without a lock. Two processes can then do the same work. Both
-    write complete files, so the result is the same. Locks work on local disks, on NFS from version 3 with its lock
-    service, and on Windows.
+    write complete files, so the result is the same. Locks work on local disks, on Windows, and on NFS from version 3
+    with its lock service.
     """
     path = data_root() / ".locks" / f"{what}.lock"
     lock, waited = FileLock(path), False
@@ -219,7 +220,9 @@ def fetch_missing(name: str, missing: Callable[[], list[Missing]], remedy: str) 
 
 
 def download(file: Missing) -> None:
-    """Download a file from the first of its addresses that works, and verify it before it gets its name.
+    """Download a file from the first of its addresses that works.
+
+    The download has a temporary name until it is complete and verified.
 
     Raises:
         OSError: if the file cannot be downloaded or written.
@@ -246,7 +249,7 @@ def _download_from(address: str, file: Missing) -> None:
             while block := source.read(1 << 16):
                 target.write(block)
                 bar.update(len(block))
-            if source.length:  # number of announced bytes that have not arrived
+            if source.length:  # the number of bytes that the server announced and did not send
                 raise OSError(f"the download stopped {source.length:,} bytes before the end of the file")
             target.flush()
             if not file.intact(Path(target.name)):
@@ -256,6 +259,6 @@ def _download_from(address: str, file: Missing) -> None:
 
 
 def resumes(data) -> bool:
-    """Return whether ``data`` receives its state from a resumed run, and not from one of Lightning's tuners."""
+    """Return False if one of Lightning's tuners restores the state of ``data``, and True if a resumed run does."""
     path = data.trainer.ckpt_path if data.trainer is not None else None
     return path is None or not Path(path).name.startswith(".")  # Lightning's tuners use hidden checkpoint files

@@ -1,9 +1,10 @@
 """Data module of images: MNIST, Fashion-MNIST, and the handwritten digits of scikit-learn.
 
-The images of a split are one tensor in memory. A batch is ``images[indices]``, without Python work for each image. The
-indices are a slice of a permutation, which a generator with the key (seed, epoch) draws for each epoch. The same seed
-therefore gives the same order. Each process takes a part of every batch. Two processes together see the same batches as
-one process. Loaders store their position in the epoch (``state_dict``), so training can resume within an epoch.
+The images of a split are one tensor in memory. A batch is ``images[indices]``, which needs no loop over images. In each
+epoch, a generator with the key (seed, epoch) draws a permutation. The indices of a batch are a slice of it. The same
+seed therefore gives the same order. Each process takes a part of every batch. Two processes together see the same
+batches as one process. Loaders store their position in the epoch (``state_dict``), so training can resume within an
+epoch.
 """
 
 import hashlib
@@ -41,8 +42,8 @@ TRAIN_ON = {"train": ["train"], "train_and_validation": ["train", "val"], "every
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # names of torchvision's classes and folders
 OWN_FOLDERS = {"mnist": ("MNIST",), "fashion_mnist": ("FashionMNIST", "Fashion-MNIST", "fashion_mnist")}
 
-# MD5 digests of the published files after decompression. torchvision has the digests of the compressed files, which
-# verify downloads.
+# MD5 digests of the published files after decompression. Downloads are verified by torchvision's digests of the
+# compressed files.
 MD5 = {
     "mnist": {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -67,7 +68,7 @@ class Split(NamedTuple):
 
 
 def _folders(name: str, root: Path) -> Iterator[Path]:
-    """Yield the folders to search for files of ``name``: torchvision's, folders with similar names, and ``root``."""
+    """Yield the folders to search for files of ``name``: torchvision's folder, similar names, and ``root``."""
     for own in OWN_FOLDERS[name]:
         if (folder := ignoring_case(root / own)) is not None:
             yield from (raw for raw in [ignoring_case(folder / "raw")] if raw is not None)
@@ -76,7 +77,7 @@ def _folders(name: str, root: Path) -> Iterator[Path]:
 
 
 def _find(name: str, file: str, root: Path) -> Path | None:
-    """Return the path of ``file``, or None. The file can have either published name, plain or compressed."""
+    """Return the path of ``file``, plain or compressed, or None. The name can have ``.idx`` in place of ``-idx``."""
     for path in find_file(_folders(name, root), (file, file.replace("-idx", ".idx"))):
         if path.parent != root or not _is_of_another(name, path):
             return path
@@ -89,7 +90,7 @@ def _is_of_another(name: str, path: Path) -> bool:
 
 
 def _read_idx(name: str, file: str, root: Path, md5: str) -> np.ndarray:
-    """Return an IDX file of bytes as an array. The MD5 digest is checked before the file is parsed."""
+    """Return the bytes of an IDX file as an array. The MD5 digest is checked before the file is parsed."""
     path = _find(name, file, root)
     if path is None:
         raise DataError(f"{file} of {name} is missing: it belongs in {root / FOLDERS[name] / 'raw'}")
@@ -142,10 +143,11 @@ def fetch(name: str, root: Path) -> None:
 
 
 def load_split(name: str, root: Path) -> dict[str, Split]:
-    """Return the training, validation and test images of ``name``. The split uses a fixed seed.
+    """Return the training, validation and test images of ``name``. The images are split with a fixed seed.
 
-    MNIST and Fashion-MNIST: 55,000 training and 5,000 validation images from the official training set, and the 10,000
-    official test images. Digits: 1,437, 180 and 180 of scikit-learn's 1,797 images, scaled from 8 x 8 to 28 x 28.
+    For MNIST and Fashion-MNIST, the official training set is split into 55,000 training and 5,000 validation images.
+    The test images are the 10,000 official ones. For the digits, scikit-learn's 1,797 images are split into 1,437, 180
+    and 180, and scaled from 8 x 8 to 28 x 28.
     """
     if name == "digits":
         from sklearn.datasets import load_digits
@@ -173,8 +175,8 @@ class ImageLoader:
     Args:
         split: images and labels. The batches are on the same device as these tensors.
         batch_size: images per step, over all processes.
-        shuffle: True draws a new permutation for each epoch and drops the last incomplete batch. False keeps the given
-            order, in batches of nearly equal size, with every image once.
+        shuffle: True draws a new permutation for each epoch and drops the last incomplete batch. False keeps the order
+            of the images. Each image then occurs once, and the batches have nearly equal sizes.
         seed: seed of the permutations.
         repeat: passes over the images per epoch.
         rank, world_size: rank and number of processes. Rank r takes images r, r + world_size, ... of each batch.
@@ -245,10 +247,10 @@ class Images(L.LightningDataModule):
         eval_batch_size: images per validation or test batch, over all processes.
         seed: seed of the order of the training images.
         digits_repeat: passes over the 1,437 training digits in one epoch.
-        train_on: the images to train on. ``train``: the training images. ``train_and_validation``: both splits, for a
-            last training after all choices are made. ``everything``: all images, for protocols that score a clustering
-            on the images it was fitted to. The validation and test sets stay the same. A set that is also trained on
-            is not held out.
+        train_on: the images to train on. ``train`` selects the training images. ``train_and_validation`` selects both
+            splits, for a final run after all choices are made. ``everything`` selects all images, for protocols that
+            score a clustering on the images to which it was fitted. The validation and test sets stay the same. If a
+            model is trained on one of them, that set is not held out.
 
     Raises:
         UserError: if an argument is not allowed.

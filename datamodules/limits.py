@@ -8,7 +8,7 @@ SPLITS = ("train", "val", "test")
 
 
 def check_limits(trainer, loaders: Mapping[str, Sized], batch_size: int) -> None:
-    """Raise if the loaders cannot satisfy an argument of the Trainer. A run calls this function at its start.
+    """Raise if an argument of the Trainer does not suit the loaders. A run calls this function at its start.
 
     Args:
         trainer: Lightning's Trainer.
@@ -16,9 +16,9 @@ def check_limits(trainer, loaders: Mapping[str, Sized], batch_size: int) -> None
         batch_size: training examples per step, over all processes.
 
     Raises:
-        DataError: in four cases. The batch does not divide evenly over the processes. A limit is a fraction that
-            amounts to less than one batch. ``val_check_interval`` is more than the batches of an epoch.
-            ``use_distributed_sampler`` is false with several processes.
+        DataError: in four cases. ``batch_size`` is not a multiple of the number of processes. A limit is a fraction
+            that amounts to less than one batch. ``val_check_interval`` is more than the batches of an epoch.
+            ``use_distributed_sampler`` is false and there are several processes.
     """
     if batch_size % trainer.world_size:
         raise DataError(
@@ -43,7 +43,12 @@ def check_limits(trainer, loaders: Mapping[str, Sized], batch_size: int) -> None
 
 
 def taken(trainer, split: str, batches: int) -> int:
-    """Return the number of batches of a split that the Trainer uses in an epoch. The whole split has ``batches``.
+    """Return the number of batches of a split that the Trainer uses in an epoch.
+
+    Args:
+        trainer: Lightning's Trainer.
+        split: a split in ``SPLITS``.
+        batches: number of batches of the whole split.
 
     Raises:
         DataError: if the limit is a fraction that amounts to less than one batch.

@@ -1,18 +1,18 @@
 """Data module of text for skip-gram: rows of words with their neighbours.
 
-An epoch reads the training text once. Frequent words are dropped at random, and the remaining words are joined
-(Mikolov et al. 2013b, sec. 2.3). Each remaining word is the centre of a window of random size (Mikolov et al. 2013a).
-The text is cut into rows of 32 centres. A row also contains the ``window`` words before and after its centres, so that
-no pair is lost at a cut. The rows are in random order, and each epoch draws new rows.
+An epoch reads the training text once. Frequent words are dropped at random (Mikolov et al. 2013b, sec. 2.3). The words
+before and after a dropped word become neighbours. Each remaining word is the centre of a window of random size
+(Mikolov et al. 2013a). The text is cut into rows of 32 centres. A row also contains the ``window`` words before and
+after its centres, so that no pair is lost at a cut. Each epoch draws new rows, and shuffles them.
 
     words of a row     m m m m m | c c c ... c c c | m m m m m       c centres, m margin (window = 5)
 
-Rows are arrays of integers. The same (seed, epoch) gives the same rows. Each process takes a part of every batch. Two
+Rows are arrays of integers. The same seed and epoch give the same rows. Each process takes a part of every batch. Two
 processes together see the same rows as one process. Loaders store their position in the epoch, so training can resume
 within an epoch.
 
-Difference from the paper: a word is kept with probability sqrt(f) + f, where f = sample / frequency. The authors'
-program and gensim do the same. The paper has sqrt(f).
+Difference from the paper: here, in the authors' program and in gensim, a word is kept with probability
+min(1, sqrt(f) + f), where f = sample / frequency. In the paper, the probability is sqrt(f).
 """
 
 import hashlib
@@ -43,7 +43,7 @@ TEXTS = ("text8", "wikitext2", "textfile", "pydocs", "text8_or_pydocs")
 def keep_probability(counts: Tensor, sample: float) -> Tensor:
     """Return the probability to keep each word, min(1, sqrt(f) + f), (V,) float32.
 
-    f = sample / (count / sum of counts). ``sample`` 0 keeps all words.
+    f is ``sample`` divided by the relative frequency of the word. If ``sample`` is 0, all words are kept.
     """
     if sample == 0:
         return torch.ones(len(counts))
@@ -62,8 +62,8 @@ def make_rows(stream: Tensor, keep: Tensor, window: int, *, generator: torch.Gen
         generator: a CPU generator.
 
     Returns:
-        Rows, (R, ...), where R = ceil(remaining words / 32) is at least 1. ``window`` entries of -1 separate
-        paragraphs.
+        Rows, (R, ...), where R is at least 1. ``window`` entries of -1 separate paragraphs. R is the number of
+        remaining words and these entries, divided by 32 and rounded up.
     """
     always = torch.cat([keep, torch.ones(1)])  # index -1, the end of a paragraph, is kept with probability 1
     stream = stream[torch.rand(len(stream), generator=generator) < always[stream.long()]]
@@ -85,8 +85,8 @@ class TextLoader:
         keep: probability to keep each word, (V,).
         window: largest number of words that a window has on either side.
         batch_size: rows per step, over all processes.
-        train: True draws new rows for each epoch, shuffles them, and drops the last incomplete batch. False gives the
-            same rows in every epoch, in the order of the text, each once.
+        train: True draws new rows for each epoch, shuffles them, and drops the last incomplete batch. False gives all
+            rows in the order of the text, and the same rows in every epoch.
         seed: seed of the rows and their order.
         device: device of the batches.
         rank, world_size: rank and number of processes. Rank r takes rows r, r + world_size, ... of each batch.
@@ -117,8 +117,8 @@ class TextLoader:
     def _count(self) -> int:
         """Return the number of batches per epoch.
 
-        The number of rows in a training epoch is random. The result assumes five standard deviations fewer rows than
-        the mean. Fewer than one epoch in a million has fewer batches.
+        The number of rows in a training epoch is random. The result is computed from the mean minus five standard
+        deviations. Fewer than one epoch in a million has too few rows for this number of batches.
         """
         if not self.train:
             return -(-len(self.rows().reach) // self.batch_size)
@@ -138,7 +138,10 @@ class TextLoader:
         return self._length
 
     def rows(self, *, generator: torch.Generator | None = None) -> Rows:
-        """Return all rows of the current epoch, in the order of the text. The default generator is the epoch's."""
+        """Return all rows of the current epoch, in the order of the text.
+
+        By default, the generator depends on the seed and the epoch.
+        """
         return make_rows(self.stream, self.keep, self.window, generator=generator or self._generator())
 
     def _generator(self) -> torch.Generator:
@@ -170,22 +173,23 @@ class Text(L.LightningDataModule):
             with a warning. ``self.used`` holds the text in use.
         path: path of a ``textfile``. The encoding is UTF-8, or UTF-16 or UTF-32 with a byte order mark. The file is
             plain, or compressed by gzip, bzip2, xz or zip. ``~`` means the home folder.
-        rule: rule that splits the text into words. ``words``: runs of letters and digits, in lower case.
-            ``as_spaced``: any text between white space, unchanged. None chooses ``as_spaced`` for text8 and
-            WikiText-2, which are already split into words, and ``words`` for other texts.
-        min_count: occurrences in the training text that a word of the vocabulary needs, at least 1.
+        rule: rule that splits the text into words. With ``words``, a word is a run of letters and digits, in lower
+            case. With ``as_spaced``, a word is any text between white space, unchanged. None chooses ``as_spaced`` for
+            text8 and WikiText-2, which are already split into words, and ``words`` for other texts.
+        min_count: smallest number of times that a word of the vocabulary occurs in the training text, at least 1.
         max_vocabulary: largest number of words in the vocabulary, at least 2, or None for no limit.
         window: largest number of words that a window has on either side, at least 1.
-        sample: relative frequency above which words are dropped at random, at least 0 and below 1. 0 drops none.
+        sample: threshold of subsampling, a relative frequency, at least 0 and below 1. Words with more than 2.6 times
+            this frequency are dropped at random. 0 drops no words.
         batch_size: rows of 32 words per training step, over all processes. Each process needs at least one.
         eval_batch_size: rows per validation or test batch, over all processes.
         seed: seed of the training rows and their order. Validation and test rows are the same for every seed.
-        train_on: ``train``, or ``everything`` to train also on the validation and test text. This text is then not
-            held out.
+        train_on: ``train``, or ``everything`` to train also on the validation and test text. The validation and test
+            text are then not held out.
 
     Raises:
         UserError: if an argument is not allowed.
-        DataError: from ``prepare_data`` or ``setup``, if the text is missing, damaged, not UTF-8 or too short.
+        DataError: from ``prepare_data`` or ``setup``, if the text is missing, damaged, wrongly encoded or too short.
     """
 
     def __init__(
@@ -280,7 +284,7 @@ class Text(L.LightningDataModule):
 
     @property
     def unit(self) -> tuple[str, float]:
-        """The unit of this text, ``words``, and the number of words of the training text for each row."""
+        """``words``, and the mean number of words of the training text in a row, dropped words included."""
         return "words", self.corpus.raw_words / self.train_dataloader().mean_rows()[0]
 
     def _loader(self, split: str) -> TextLoader:

@@ -4,13 +4,13 @@
     ring          eight Gaussians on a circle of radius 2, with sigma 0.1
     moons         two interleaved half circles of radius 1, with Gaussian noise of sigma 0.1
     swiss_roll    one and a half turns of a spiral, with Gaussian noise of sigma 0.1
-    line          x = theta, y uniform in [0, 1], one of the parallel lines of [DSL 13.3.2]; it has no density
+    line          x = theta, y uniform in [0, 1]; one of the parallel lines of [DSL 13.3.2], without a density
     markov_chain  sequences of five symbols
 
-The first four have an exact log density and score. The density of a curve with Gaussian noise is an integral of
-Gaussians along the curve. Gauss-Legendre quadrature with nodes much closer than sigma replaces this integral by a
-mixture of Gaussians. The mixture equals the integral up to rounding, except at points a hundred sigma away from all
-data.
+The log density and the score of the first four are exact up to rounding. The density of a curve with Gaussian noise
+is an integral of Gaussians along the curve. Gauss-Legendre quadrature replaces this integral by a mixture of Gaussians
+at nodes whose distance is much smaller than sigma. The two differ by more than rounding only at points that are at
+least a hundred sigma away from all data.
 """
 
 import math
@@ -71,10 +71,12 @@ class Mixture:
 
 @accepts_old_form("sample")
 class BlurredCurves(Mixture):
-    """Points on curves plus noise from N(0, sigma^2 I). The curves have equal probability, and t is uniform.
+    """Distribution of points on curves plus noise from N(0, sigma^2 I).
+
+    All curves have equal probability. The parameter t of the point on a curve is uniform in [0, 1].
 
     Args:
-        curves: functions of t in [0, 1], (n,) to (n, 2).
+        curves: functions from t, (n,), to points, (n, 2).
         sigma: standard deviation of the noise.
         nodes: quadrature nodes for each curve. Their distance must be much smaller than sigma.
     """
@@ -111,7 +113,7 @@ class Line:
 
 @accepts_old_form("sample")
 class MarkovChain:
-    """Markov chain of sequences v_1 ... v_T over K symbols, as one-hot vectors (T, K).
+    """Markov chain over K symbols. It draws sequences v_1 ... v_T as one-hot vectors, (T, K).
 
         p(v) = pi(v_1) prod_t P(v_t | v_{t-1})
 
@@ -140,7 +142,10 @@ class MarkovChain:
         return F.one_hot(v, self.symbols).float()
 
     def kl(self, log_q: Callable[[Tensor], Tensor]) -> float:
-        """Return KL(p || q) in nats per sequence, by enumeration. ``log_q`` maps (n, T, K) to (n,) nats."""
+        """Return KL(p || q) in nats per sequence, by enumeration.
+
+        ``log_q`` maps one-hot sequences, (n, T, K), to their log probabilities, (n,) nats.
+        """
         v = self.everything()
         log_p = self.log_probability(v)
         return float((log_p.exp() * (log_p - log_q(v).cpu().double())).sum())
@@ -154,14 +159,14 @@ class MarkovChain:
 
 
 def mixture() -> Mixture:
-    """Return a mixture of three Gaussians that overlap, so that Langevin chains move between them."""
+    """Return a mixture of three Gaussians. They overlap, so Langevin chains can move between them."""
     angle = math.pi * torch.tensor([1 / 2, 7 / 6, 11 / 6], dtype=torch.float64)
     mu = 1.5 * torch.stack([angle.cos(), angle.sin()], -1)
     return Mixture(mu, torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), 0.6)
 
 
 def ring(modes: int = 8, radius: float = 2.0, sigma: float = 0.1) -> Mixture:
-    """Return a mixture of Gaussians evenly spaced on a circle."""
+    """Return a mixture of ``modes`` Gaussians with centres evenly spaced on a circle."""
     angle = 2 * math.pi * torch.arange(modes, dtype=torch.float64) / modes
     return Mixture(radius * torch.stack([angle.cos(), angle.sin()], -1), torch.full((modes,), 1 / modes), sigma)
 
@@ -194,7 +199,7 @@ DISTRIBUTIONS = {
 
 
 class PointLoader(ImageLoader):
-    """Loader of batches (points (B, ...) float, labels (B,)). It orders and resumes batches like ImageLoader."""
+    """Loader of batches (points (B, ...) float, labels (B,)). It shuffles and resumes as ImageLoader does."""
 
     def examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
         return self.split.images[index], self.split.labels[index]
@@ -214,7 +219,7 @@ class Toy(L.LightningDataModule):
 
     Raises:
         UserError: if an argument is not allowed.
-        DataError: at set-up, if the model needs examples of another shape.
+        DataError: from ``setup``, if the model needs examples of another shape.
     """
 
     def __init__(

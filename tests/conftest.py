@@ -24,7 +24,7 @@ def pytest_configure(config):
 
 
 def _asks_for_gpus(expression):
-    """Return whether ``-m`` selects the tests of GPUs. All other tests run on the CPU."""
+    """Return whether ``-m`` selects the tests that need a GPU. All other tests run on the CPU."""
     return bool(re.search(r"(?<!not )\bgpu\b", expression or ""))
 
 
@@ -69,11 +69,11 @@ def mnist_root():
     return root
 
 
-# These files take minutes, the longest first. Other files take seconds.
+# Test files that take minutes, in the order of their time, the longest first. Other files take seconds.
 LONG = ("test_resume", "test_two_processes", "test_hub", "test_estimator_variance", "test_callbacks", "test_faults")
 LONG += ("test_one_and_two", "test_recipes", "test_shipped", "test_rbm")
 
 
 def pytest_collection_modifyitems(items):
-    """Run long files first, so that no worker starts a long file after the other workers have finished."""
+    """Run long files first, so that no worker runs a long file alone at the end."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))

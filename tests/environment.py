@@ -1,4 +1,4 @@
-"""The environment variables of the tests, which are the same on a cluster, behind a proxy, and with a login."""
+"""Set environment variables for the tests. They are the same on a cluster, behind a proxy, and with a login."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ FOREIGN += ("WANDB_", "HYDRA_", "ZOO_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBL
 NAMES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 NAMES += ("MASTER_ADDR", "MASTER_PORT", "NETRC", "COLUMNS", "LINES", "FORCE_COLOR", "CLICOLOR_FORCE", "PYTHONWARNINGS")
 
-# Variable with a factor for all time limits, such as ZOO_TEST_PATIENCE=10 for a very slow or busy machine.
+# Environment variable that multiplies all time limits, such as ZOO_TEST_PATIENCE=10 for a very slow or busy machine.
 PATIENCE = "ZOO_TEST_PATIENCE"
 
 
@@ -33,7 +33,7 @@ def settle(folder: Path, gpu: bool) -> None:
     """
     for name in [name for name in os.environ if foreign(name)]:
         del os.environ[name]
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # shells ignore SIGINT for background jobs
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # shells start background jobs with SIGINT ignored
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # On busy cores, two OpenMP threads are slower than one. The number of threads also changes the rounding of results.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -42,7 +42,7 @@ def settle(folder: Path, gpu: bool) -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # by default gloo uses the interface of the host name
     if not gpu:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DISABLE_MPS": "1"}
-    os.environ["HOME"] = str(folder / "home")  # writable, and without logins and settings
+    os.environ["HOME"] = str(folder / "home")  # a home folder that is writable and has no logins or settings
     Path(os.environ["HOME"]).mkdir()
     os.environ["ZOO_DATA"] = str(_data(folder / "data", os.environ.get("ZOO_DATA")))
 
@@ -51,7 +51,7 @@ def _data(folder: Path, named: str | None) -> Path:
     """Fill ``folder`` with links to the files in ``named``, so that tests do not write to the data of the user."""
     folder.mkdir()
     for path in Path(named).resolve().iterdir() if named and Path(named).is_dir() else ():
-        if path.name != "encoded":  # runs write to this folder
+        if path.name != "encoded":  # do not link this folder, because runs write to it
             (folder / path.name).symlink_to(path)
     return folder
 

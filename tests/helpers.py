@@ -1,4 +1,4 @@
-"""Helpers of the tests. They run train.py in this process, compare runs, and cause faults in runs."""
+"""Helpers of the tests. They run train.py in the test process, compare runs, and cause faults in runs."""
 
 import hashlib
 import itertools
@@ -49,7 +49,7 @@ TINY = {
     + ["model.widths=[8,16]", "model.num_sigmas=3", "callbacks.samples.conditions.steps=1"],
     "skipgram": ["model=skipgram", "data=pydocs", "data.batch_size=60", "data.min_count=20", "model.dim=4"],
 }
-# A model that is not listed above is tested as its recipe describes it.
+# A model that is not listed above is tested with the settings of its recipe.
 TINY |= {
     name: [f"model={name}", "data=digits", "data.digits_repeat=1", "data.batch_size=128"]
     for name in zoo.list_models()
@@ -75,7 +75,7 @@ def config(run_dir, *overrides):
 def run(run_dir, *overrides, figures=False):
     """Run ``python train.py ...`` in this process, and return its metrics.
 
-    Drawing the figure of estimator variances takes longer than a short run. Without ``figures``, the figure is empty.
+    If ``figures`` is false, the figure of estimator variances is empty, because drawing it takes longer than a run.
     """
     with nullcontext() if figures else patch(FIGURE, lambda history: Figure(figsize=(1, 1))):
         return train(config(run_dir, *QUIET, *overrides))
@@ -132,7 +132,7 @@ def exact_x0(chain, s2):
 
 
 class SendSignal(L.Callback):
-    """Send this process a signal at the start of batch number ``at``, counted over the run from 0."""
+    """Send this process a signal at the start of batch ``at``. Batches are numbered from 0 over the whole run."""
 
     def __init__(self, at: int, signum: int):
         self.at, self.signum = at, signum
@@ -162,7 +162,7 @@ class Poison(L.Callback):
 
 
 class KillProcess(L.Callback):
-    """Kill process ``rank`` at the start of batch number ``at``, as the system does when memory runs out."""
+    """Kill process ``rank`` at the start of batch ``at``, as the operating system does when no memory is free."""
 
     def __init__(self, rank: int, at: int):
         self.rank, self.at = rank, at
@@ -173,7 +173,7 @@ class KillProcess(L.Callback):
 
 
 class FullDisk(L.Callback):
-    """Limit all files of this process to ``size`` bytes from epoch ``epoch`` on, as if the disk were full."""
+    """Simulate a full disk: from epoch ``epoch`` on, this process cannot write more than ``size`` bytes to a file."""
 
     def __init__(self, epoch: int, size: int):
         self.epoch, self.size = epoch, size
@@ -194,9 +194,9 @@ class PrintDigest(L.Callback):
 class NoiseOfTheExample(L.Callback):
     """Give every example the same noise on several processes as on one process.
 
-    Every process draws the noise of the whole batch, with a generator seeded by the number of the draw. The process
-    keeps only the rows of its examples. Validation and estimators pass their own generators, so their noise does not
-    change.
+    Every process draws the noise of the whole batch, with a generator seeded by the number of the draw. It keeps only
+    the rows of its examples. The noise of validation and of estimators does not change, because these pass their own
+    generators.
     """
 
     def on_fit_start(self, trainer, pl_module):
@@ -226,7 +226,7 @@ class NoiseOfTheExample(L.Callback):
 
 
 class NoBatchNorm(L.Callback):
-    """Replace BatchNorm by GroupNorm, so that results do not depend on the other examples on a process."""
+    """Replace BatchNorm by GroupNorm, so that the result of an example does not depend on the other examples."""
 
     def setup(self, trainer, pl_module, stage):
         for module in list(pl_module.modules()):
@@ -236,7 +236,7 @@ class NoBatchNorm(L.Callback):
 
 
 class KeepGradients(L.Callback):
-    """Save ``steps<rank>.pt`` in ``folder`` at the end: the state before and after training, and all gradients."""
+    """At the end, save the state before and after training and all gradients to ``steps<rank>.pt`` in ``folder``."""
 
     def __init__(self, folder):
         self.folder, self.gradients = Path(folder), []

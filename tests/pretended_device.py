@@ -1,7 +1,7 @@
 """A simulated device that computes on the CPU and has no float64, like Apple's GPU.
 
-The device wraps CPU tensors and uses PrivateUse1, torch's key for external devices. The set-up cannot be undone, so use
-the device in a separate process. Operations that mix tensors of the device and of the CPU raise an error.
+The device wraps CPU tensors and uses PrivateUse1, torch's key for external devices. Use the device in a separate
+process, because its set-up cannot be undone. Operations that mix tensors of the device and of the CPU raise an error.
 """
 
 import torch
@@ -99,7 +99,7 @@ def _run(func, args, kwargs):
 
 
 class Pretended(TorchDispatchMode):
-    """Mode in which operations on ``torch.device("pretend")`` work."""
+    """Dispatch mode of torch. Within it, operations on ``torch.device("pretend")`` work."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

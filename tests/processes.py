@@ -25,9 +25,9 @@ from zoo.estimators.figures import measurements
 from zoo.training.tables import read_rows
 
 ROOT = Path(__file__).parents[1]
-# Child processes are forked from a server that has imported all modules and computed nothing. A child that is forked
-# from the test process would inherit the locks and torch's thread pool. Two threads of the child could then repair the
-# pool at the same time, and one thread would fail with "Invalid thread pool!".
+# Child processes are forked from a server that has imported all modules and computed nothing. A child of the test
+# process would inherit its locks and torch's thread pool. Two threads of the child could then repair the pool at the
+# same time, and one of them would fail with "Invalid thread pool!".
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOAD = ["helpers", "pytest", "sklearn.linear_model", "zoo.callbacks", "zoo.datamodules", "zoo.hub"]
 
@@ -97,7 +97,7 @@ def process(function, *args):
 
 @contextmanager
 def _server_environment():
-    """Set PYTHONPATH, so that the fork server finds the modules of the tests. It starts with the first child."""
+    """Set PYTHONPATH, so that the fork server finds the test modules. The server starts with the first child."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = environment()["PYTHONPATH"]
     CONTEXT.set_forkserver_preload(PRELOAD)
@@ -121,7 +121,7 @@ def together(world_size, function, *args, codes=(0,), timeout=120):
             answer, sent = CONTEXT.Pipe(duplex=False)
             given = (rank, world_size, port, dict(os.environ), list(warnings.filters), function, args, sent)
             children.append(process(_as_rank, *given))
-            sent.close()  # the pipe then closes when the child ends
+            sent.close()  # the pipe then closes when the child ends, because only the child has it open
             answers[answer] = rank
         while answers:
             for answer in connection.wait(list(answers), max(0, deadline - time.monotonic())):

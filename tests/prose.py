@@ -4,8 +4,8 @@
     python tests/prose.py zoo/vae.py --list   # each finding with its line
 
 The script reads docstrings, comments and messages of Python files, comments of YAML files, and Markdown files. It skips
-equations and code, which are indented in docstrings. A word has at least two letters, or is a number. Symbols do not
-count as words.
+indented lines of docstrings, which are equations or code. A word has at least two letters, or is a number. Symbols do
+not count as words.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def sources(root: Path = ROOT) -> list[Path]:
 def texts(path: Path) -> list[Text]:
     """Return the paragraphs of a file, each with the line on which it begins.
 
-    The messages of tests are left out, because people see them only when a test fails.
+    Messages in the files of the tests are left out, because people see them only when a test fails.
     """
     source = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
@@ -104,7 +104,7 @@ class Comment(NamedTuple):
     line: int
     column: int
     text: str
-    alone: bool  # nothing else is on its line
+    alone: bool  # whether nothing else is on the line of the comment
 
 
 def yaml_comment(n: int, line: str) -> Comment | None:
@@ -132,7 +132,7 @@ def markdown(source: str) -> Iterator[Text]:
 
 
 def joined(block: list[Text]) -> Text:
-    """Return the lines of a paragraph or list item as one text, without the mark at its beginning."""
+    """Return the lines of a paragraph or list item as one text, without the bullet or number of the item."""
     text = re.sub(r"^([-*+]|\d+\.|#+) ", "", " ".join(line.text for line in block))
     return Text(block[0].line, text)
 
@@ -140,7 +140,7 @@ def joined(block: list[Text]) -> Text:
 def python(source: str, messages: bool) -> Iterator[Text]:
     """Yield docstrings and comments. If ``messages`` is true, also yield strings of at least four words."""
     tree = ast.parse(source)
-    parts: set[ast.AST] = set()  # docstrings, which are read separately, and the pieces of f-strings
+    parts: set[ast.AST] = set()  # strings that are not messages: docstrings and pieces of f-strings
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             constant = node.body[0].value

@@ -1,4 +1,4 @@
-"""The ten models in small sizes, for calls of milliseconds, and examples for them."""
+"""The ten models in small sizes, with examples for them. A call of a small model takes milliseconds."""
 
 import functools
 import importlib
@@ -58,7 +58,7 @@ MODELS |= {name: _with_its_defaults(name) for name in zoo.MODELS if name not in 
 
 @functools.cache
 def made(name):
-    """Return the model of this name in eval mode. All tests share it, so they must not change it."""
+    """Return the model of this name in eval mode. All tests share the model, so they must not change it."""
     torch.manual_seed(0)
     return MODELS[name]().eval()
 

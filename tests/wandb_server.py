@@ -29,8 +29,8 @@ def serve(name: str, files: dict[str, bytes], damaged: bool = False):
     """Start a server with the artifact someone/zoo/``name``:best, and yield its address.
 
     Args:
-        name: name of the artifact. The server knows no other name.
-        files: content of its files, by name.
+        name: name of the artifact. The server has no other artifact.
+        files: content of the artifact's files, by name.
         damaged: whether the server changes the content of files.
     """
     entries = {

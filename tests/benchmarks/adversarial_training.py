@@ -1,11 +1,11 @@
-"""Benchmark of training steps per second: GAN, WGAN and InfoGAN in Lightning, and the same steps in a bare loop.
+"""Benchmark of GAN, WGAN and InfoGAN: training steps per second in Lightning, and in a bare loop.
 
     python tests/benchmarks/adversarial_training.py
 
 The benchmark uses the networks of the recipes, float32, and batches of 64 of scikit-learn's digits. A step is one
 batch. Each step trains the discriminator or critic, and then the generator. WGAN trains the generator only in every
-``n_critic``-th step. The bare loops make the same draws, losses and updates, and log nothing. Both programs take turns
-in one process. The benchmark prints the median, the smallest and the largest rate of each program.
+``n_critic``-th step. The bare loops have the same draws, losses and updates, and log nothing. Lightning and the loop
+alternate in one process. The benchmark prints the median, the smallest and the largest rate of each.
 """
 
 import statistics

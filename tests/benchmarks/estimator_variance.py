@@ -2,10 +2,10 @@
 
     python tests/benchmarks/estimator_variance.py [draws] [processes] [share MODEL ...]
 
-``draws``: milliseconds per draw of small networks, through vmap and in a loop. Rounds with vmap and with the loop
-alternate.
-``processes``: seconds for 64 draws of each estimator, on one process and on two. Each process has one core.
-``share``: seconds of EstimatorVariance in 90 seconds of training by the recipe, with the default options.
+``draws`` prints the milliseconds per draw of small networks, through vmap and in a loop. Rounds with vmap and with the
+loop alternate. ``processes`` prints the seconds for 64 draws of each estimator, on one process and on two. Each process
+has one core. ``share`` trains each MODEL by its recipe for 90 seconds, with EstimatorVariance and its default options.
+The program then prints the fraction of the time spent on measuring.
 """
 
 import multiprocessing

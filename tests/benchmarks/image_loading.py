@@ -1,8 +1,8 @@
-"""Benchmark of images per second: the loader of the zoo, and torchvision's MNIST with ToTensor in a DataLoader.
+"""Benchmark of the loader of the zoo and of torchvision's MNIST with ToTensor in a DataLoader: images per second.
 
     ZOO_DATA=<folder with MNIST> python tests/benchmarks/image_loading.py
 
-Both loaders give shuffled batches of 128 float images in [0, 1] with labels, in one process. The loaders take turns.
+Both loaders give shuffled batches of 128 float images in [0, 1] with labels. They alternate in one process.
 """
 
 import gzip

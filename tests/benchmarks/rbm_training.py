@@ -1,11 +1,11 @@
-"""Benchmark of images per second in training: the RBM in Lightning, in a bare loop, and scikit-learn's BernoulliRBM.
+"""Benchmark of the RBM in Lightning, in a bare loop, and of scikit-learn's BernoulliRBM: training images per second.
 
     python tests/benchmarks/rbm_training.py
 
 The RBM has 784 x 500 units. Batches have 100 of scikit-learn's digits. Training is persistent contrastive divergence
 with one Gibbs step, 100 chains and float32. Lightning also runs with ``trainer.precision=bf16-mixed``. The RBM of the
-zoo and the bare loop binarise images at each use and learn in the centred form. scikit-learn does neither. All programs
-take turns in one process. The benchmark prints the median, the smallest and the largest rate of each program.
+zoo and the bare loop binarise images at each use, and are trained in the centred form. scikit-learn does neither. The
+programs alternate in one process. The benchmark prints the median, the smallest and the largest rate of each program.
 """
 
 import statistics
@@ -45,7 +45,7 @@ def in_lightning(data: Images, precision: str = "32-true") -> float:
 
 @torch.no_grad()
 def bare(data: Images) -> float:
-    """Time a hand-written loop with the update of Tieleman 2008 in the centred form of Melchior et al. 2016."""
+    """Measure a bare loop with the update of Tieleman 2008 in the centred form of Melchior et al. 2016."""
     W, b, c = 0.01 * torch.randn(784, HIDDEN), torch.zeros(784), torch.zeros(HIDDEN)
     mu, h = torch.full((784,), 0.2), torch.rand(BATCH, HIDDEN).round()
     begin = time.perf_counter()

@@ -108,7 +108,7 @@ def step(model: SkipGram, optimiser, batch) -> None:
 
 
 def shares(model: SkipGram, data: Text) -> dict[str, float]:
-    """Return the fraction of the time of a bare step for each kind of operation."""
+    """Return, for each kind of operation, its fraction of the time of a step in the bare loop."""
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-9)
     batches = [batch for _, batch in zip(range(100), data.train_dataloader(), strict=False)]
     with profile(activities=[ProfilerActivity.CPU]) as watched:

@@ -3,8 +3,8 @@
     pip install -e ".[bench]" && python tests/benchmarks/unet_training.py
 
 Training uses batches of 64 images of 28 x 28, Adam and noise prediction. Sampling draws 64 images with deterministic
-DDIM in 10 steps, with the sampler of the zoo and with diffusers' scheduler. UNet2DModel has block_out_channels 32, 64,
-64 with attention at 14 x 14. The programs take turns in one process, on a GPU if there is one and otherwise on the CPU.
+DDIM in 10 steps, by the sampler of the zoo and by diffusers' scheduler. UNet2DModel has block_out_channels 32, 64, 64
+with attention at 14 x 14. The programs alternate in one process, on a GPU if there is one and otherwise on the CPU.
 """
 
 import statistics

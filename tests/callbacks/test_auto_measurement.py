@@ -15,7 +15,7 @@ SHARE = 0.05
 
 
 class Clock:
-    """Clock that a test moves forward."""
+    """Replacement for the time module. Tests set ``now``, in seconds."""
 
     def __init__(self):
         self.now = 1e6
@@ -62,7 +62,7 @@ class Model:
 
 
 def trained(monkeypatch, *, steps, per_step, per_draw, callback=None, begin=0):
-    """Return the callback after ``steps`` of training, and at each step the fraction of time spent on measuring."""
+    """Return the callback after ``steps`` steps, and for each step the measuring time divided by the training time."""
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
     callback = callback or EstimatorVariance("x")
@@ -82,7 +82,7 @@ def trained(monkeypatch, *, steps, per_step, per_draw, callback=None, begin=0):
 @pytest.mark.parametrize("per_step", [0.001, 0.1, 3.0])
 @pytest.mark.parametrize("relative", [0.2, 1.0])
 def test_measuring_never_takes_more_than_a_twentieth_of_the_time(per_step, relative, monkeypatch):
-    """The cost of the first measurement is unknown. The limit holds if a draw takes no longer than a step."""
+    """The cost of the first measurement is unknown. The limit holds if a draw takes at most the time of a step."""
     callback, shares = trained(monkeypatch, steps=3000, per_step=per_step, per_draw=relative * per_step)
     assert max(shares) <= SHARE + 1e-9
     assert shares[-1] > 0.6 * SHARE
@@ -92,7 +92,7 @@ def test_measuring_never_takes_more_than_a_twentieth_of_the_time(per_step, relat
 def test_an_unexpectedly_slow_first_measurement_delays_the_second(monkeypatch):
     callback, shares = trained(monkeypatch, steps=6000, per_step=0.1, per_draw=2.0)
     first, second = (row["step"] for row in callback.history[:2])
-    assert shares[first] > SHARE and second * 0.1 * SHARE >= 16.0  # two measurements: 2 draws, two estimators, 2 s each
+    assert shares[first] > SHARE and second * 0.1 * SHARE >= 16.0  # two measurements x 2 draws x two estimators x 2 s
     assert max(shares[second:]) <= SHARE + 1e-9
 
 
@@ -123,7 +123,7 @@ def test_a_resumed_run_keeps_its_time_budget(monkeypatch):
 
 
 def test_what_a_tuner_takes_and_puts_back_holds_no_time_of_training(tmp_path):
-    """A tuner saves and restores the state before training begins, when the clock of the machine is not at 0."""
+    """A tuner saves and restores the state before training. The saved seconds do not depend on the clock."""
     callback = EstimatorVariance(tmp_path)
     assert callback.state_dict()["trained"] == 0
     callback.load_state_dict({**callback.state_dict(), "trained": 7.0})

@@ -1,4 +1,4 @@
-"""Tests of the callbacks: they measure, draw and save, and do not change the trained weights."""
+"""Tests of the callbacks. They measure, draw and save, and do not change the trained weights."""
 
 import csv
 import logging
@@ -61,8 +61,8 @@ def test_training_is_bit_identical_with_and_without_them(name, tmp_path):
     ]
     run(tmp_path / "without", *without, *SHORT)
     a, b = checkpoint(tmp_path / "with"), checkpoint(tmp_path / "without")
-    # With EMA, the trained weights are in current_model_state. Without EMA, validation recomputes the BatchNorm
-    # statistics. No weight depends on them.
+    # With EMA, the trained weights are in current_model_state. The comparison leaves out the BatchNorm statistics.
+    # Validation recomputes them without EMA, and no weight depends on them.
     statistics = ("running_", "num_batches", "real_statistics")
     weights = lambda state: {k: v for k, v in state.items() if not any(part in k for part in statistics)}  # noqa: E731
     assert_same(weights(a.get("current_model_state", a["state_dict"])), weights(b["state_dict"]))
@@ -160,7 +160,7 @@ def test_a_missing_capability_fails_at_set_up_with_both_names(tmp_path):
     with pytest.raises(ValueError, match="Trainable has no method gradient_estimators"):
         fit(Trainable(), EstimatorVariance(tmp_path))
     wrong = "VAE has no gradient estimator pathwize; choose from pathwise, pathwise\\+antithetic"
-    with pytest.raises(UserError, match=wrong):  # the command line prints a UserError without a traceback
+    with pytest.raises(UserError, match=wrong):  # the command line prints this error without a traceback
         run(tmp_path, *TINY["vae"], "debug=fast", "callbacks.estimator_variance.compare=[pathwize]")
     wrong = r"callbacks.samples.conditions={'num_steps': 51}: .* between 1 and the model's 50 steps, got 51"
     with pytest.raises(ValueError, match=wrong):
@@ -204,7 +204,7 @@ def test_samples_within_epochs_use_the_weights_of_validation(callbacks, tmp_path
 
 
 def test_averaged_weights_within_training_are_in_eval_mode_as_in_validation():
-    """Within the context, the model has averaged weights and eval mode. After an error, it is restored."""
+    """Within the context, the model has averaged weights and eval mode. After an error, the context restores both."""
     seen = []
 
     class Look(L.Callback):
@@ -221,7 +221,7 @@ def test_averaged_weights_within_training_are_in_eval_mode_as_in_validation():
 
     quiet_trainer(EMA(0.5), Look(), max_epochs=1).fit(Trainable(), examples(2), examples(1))
     (first, _, after), (second, averaged, again) = seen[:3], seen[3:]
-    w = [0.5 * 0.98, 0.5 * 0.98**2]  # two steps down w^2
+    w = [0.5 * 0.98, 0.5 * 0.98**2]  # two gradient steps on w^2
     assert [t for t, _ in seen] == 2 * [True, False, True]
     assert_close([first[1], after[1], second[1], again[1]], [w[0], w[0], w[1], w[1]])
     decay = 2 / 11  # decay of the second update, during the warm-up
@@ -238,7 +238,7 @@ def test_the_seed_of_samples_is_that_of_their_noise(tmp_path):
 
 
 def test_the_distance_that_is_logged_is_that_of_the_samples(tmp_path):
-    """The distance uses ``n`` samples of the seed. It is logged as ``distance`` and under its own name."""
+    """The distance is measured on ``n`` samples with the given seed. It is logged as ``distance`` and by its name."""
     torch.manual_seed(0)
     model, data = WGAN(network="mlp", shape=[2], hidden=[8], z_dim=4), Toy("ring", eval_batch_size=5000)
     for seed in (0, 5):
@@ -297,7 +297,7 @@ def test_of_a_text_words_are_counted(tmp_path, caplog):
     words = int(re.search(r"2 epochs of ([\d,]+) words \(pydocs\)", said)[1].replace(",", ""))
     raw = Text("pydocs", min_count=20)
     raw.setup()
-    # The estimate leaves out incomplete batches of 60 rows. The number of dropped words is random.
+    # The number of words is not exact: an incomplete batch of 60 rows is not counted, and words are dropped at random.
     assert 0.88 * raw.corpus.raw_words < words < 1.02 * raw.corpus.raw_words
     with (tmp_path / "metrics.csv").open(encoding="utf-8") as file:
         assert sum(bool(row["train/words_per_second"]) for row in csv.DictReader(file)) == 2
@@ -349,7 +349,7 @@ def test_the_seconds_of_all_parts_are_counted(tmp_path):
 
 
 def test_log_likelihood_is_of_as_many_batches_as_asked_for(generator):
-    """The callback uses the first two of three batches. Each batch of each process has different noise."""
+    """The callback uses the first two of three batches. The noise depends on the batch and on the process."""
     torch.manual_seed(0)
     model, logged = VAE(latent_dim=2, hidden=[4]).eval(), []
     model.log = lambda name, value, **how: logged.append((name, value.item(), how["batch_size"]))
@@ -367,7 +367,7 @@ def test_log_likelihood_is_of_as_many_batches_as_asked_for(generator):
 
 
 class SecondOfTwo(L.Trainer):
-    """Trainer with rank 1 in a run of a single process."""
+    """Trainer of a single process that has rank 1."""
 
     global_rank = 1
 
@@ -390,7 +390,7 @@ def quiet_trainer(*callbacks, **kwargs):
 
 
 def test_each_resumption_on_another_number_of_processes_has_new_random_streams(tmp_path):
-    """One process resumes a run of two processes after one epoch and after two epochs. All random numbers differ."""
+    """One process resumes a run of two processes, after one epoch and again after two. All random numbers differ."""
     seen = []
 
     class Draw(L.Callback):
@@ -407,12 +407,12 @@ def test_each_resumption_on_another_number_of_processes_has_new_random_streams(t
         again = quiet_trainer(ExactResume(tmp_path), Draw(), max_epochs=epochs + 1)
         again.fit(Trainable(), examples(4), examples(1), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     torch.manual_seed(0)
-    seen.append(torch.rand(3))  # the stream of the seed itself also differs
+    seen.append(torch.rand(3))  # the stream of the seed differs from the new streams
     assert len(seen) == 9 and len({tuple(draw.tolist()) for draw in seen}) == 9
 
 
 def test_a_signal_waits_for_the_step_that_gradients_are_gathered_for(tmp_path):
-    """The signal arrives in batch 3 of 8. The step needs batches 3 and 4, so the checkpoint includes batch 4."""
+    """The signal arrives in batch 3 of 8. A step uses batches 3 and 4, so the checkpoint is written after batch 4."""
     trainer = quiet_trainer(SendSignal(2, signal.SIGTERM), ExactResume(tmp_path), max_epochs=1,
                             accumulate_grad_batches=2)  # fmt: skip
     with pytest.raises(SystemExit):
@@ -431,7 +431,7 @@ def test_samples_take_conditions_by_their_earlier_names(tmp_path):
     model = DDPM(steps=4, widths=[8], num_classes=3)
     callback.setup(quiet_trainer(), model, "fit")
     assert callback.conditions == {"y": 1, "num_steps": 2}
-    assert picture(model, callback.n, callback.conditions).n == 4  # rows for all labels would have six samples
+    assert picture(model, callback.n, callback.conditions).n == 4  # without the condition, n would be six
     with pytest.raises(UserError, match="DDPM.sample takes no steps; it takes corrector_snr, .*, y"):
         Samples(tmp_path, conditions={"steps": 2}).setup(quiet_trainer(), model, "fit")
 

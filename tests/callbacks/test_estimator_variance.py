@@ -34,7 +34,7 @@ def measured(folder):
     return measurements(read_rows(folder / "estimator_variance.csv"))
 
 
-# Several draws in one call.
+# A chunk of several draws in one call.
 
 
 @pytest.mark.parametrize("name", sorted(set(TINY) - {"skipgram"}))
@@ -81,7 +81,7 @@ def test_chunks_are_of_small_networks_and_of_the_same_draws():
 
 
 def test_a_chunk_is_one_call_and_noise_may_be_none():
-    """Eight draws of a small network call the surrogate once, through vmap. Without vmap there are eight calls."""
+    """Eight draws of a small network call the surrogate once, through vmap. Without vmap, they call it eight times."""
     for e, batch in (
         (linear(), torch.zeros(3)),
         (VAE(latent_dim=2, hidden=[8]).gradient_estimators()["pathwise"], None),
@@ -112,7 +112,7 @@ def test_what_vmap_cannot_take_goes_one_by_one(generator):
 
 
 def test_memory_is_one_gradient_and_its_mean(generator):
-    """The float32 gradient and its float64 mean take three times the bytes of the weights.
+    """The float32 gradient and the float64 mean gradient take three times the bytes of the float32 weights.
 
     Temporary slices take a few per cent more.
     """
@@ -135,7 +135,7 @@ def test_memory_is_one_gradient_and_its_mean(generator):
 
 
 def merged(parts):
-    """Return the merged moments of all draws, on this process. Each process has one of the ``parts``."""
+    """Run on each process, which has one of the ``parts``. Return the merged moments of all draws."""
     dist.init_process_group("gloo")
 
     def total(value):
@@ -184,18 +184,18 @@ def assert_same_measurement(folder, world_sizes, name, *overrides):
 
 @pytest.mark.parametrize("name", tiers(sorted(TINY), ("vae", "rbm", "gan", "ddpm", "skipgram")))
 def test_two_processes_measure_what_one_does(name, tmp_path):
-    """One and two processes measure three draws of every estimator of every model. The results differ by rounding."""
+    """One and two processes measure three draws of every estimator of every model. Results are equal up to rounding."""
     assert assert_same_measurement(tmp_path, (1, 2), name, "draws=3", "batch_size=8")
 
 
 @pytest.mark.parametrize("batches", tiers([1, 3], [3]))
 def test_the_result_does_not_depend_on_how_draws_are_spread(batches, tmp_path):
-    """21 draws form chunks of 8, 8 and 5. One, two and four processes share the chunks. One of the four gets none."""
+    """21 draws form chunks of 8, 8 and 5. One, two or four processes share them. One of four processes has no chunk."""
     few = ["draws=21", "batch_size=20", f"batches={batches}"]
     assert len(assert_same_measurement(tmp_path, (1, 2, 4), "vae", *few)) == (42 if batches == 1 else 84)
 
 
-# Two kinds of noise.
+# The variance within a batch and the variance between batches.
 
 
 def test_noise_of_the_data_and_of_the_draws_by_hand():
@@ -215,7 +215,7 @@ def test_noise_of_the_data_and_of_the_draws_by_hand():
 
 
 def test_the_split_is_unbiased(generator):
-    """The data x ~ N(1, 4) and the noise eps ~ N(0, 9) have three dimensions.
+    """The gradient is x + eps in three dimensions, with data x ~ N(1, 4) and noise eps ~ N(0, 9).
 
     The test uses 2,000 batches of 4 draws, and allows 4.5 standard errors.
     """
@@ -247,7 +247,7 @@ def test_probe_batches_have_the_given_size_and_different_noise():
 
 
 def test_the_draws_of_each_batch_begin_with_a_whole_chunk():
-    """Two batches have five draws each, in chunks of eight. They use draws 0 to 4 and draws 8 to 12."""
+    """A chunk has eight draws. With five draws per batch, batch 0 uses draws 0 to 4, and batch 1 uses draws 8 to 12."""
     e = linear(lambda batch, g: {"eps": torch.randn(3, generator=g)})
     assert chunk_size(e) == 8
     callback = EstimatorVariance("x", draws=5, batches=2, seed=3)

@@ -1,4 +1,4 @@
-"""Tests of the files of a run. Resumed runs write the same tables, and every run draws its last pictures."""
+"""Tests of the files of a run. A resumed run writes the same tables, and every run draws its last pictures."""
 
 import logging
 import re
@@ -17,7 +17,7 @@ SHORT = ["trainer.log_every_n_steps=1", "trainer.max_epochs=3"]
 
 
 class BreaksOff(L.Callback):
-    """Callback that ends the run with an unexpected error at the end of batch number ``at``."""
+    """Callback that raises an unexpected error at the end of batch number ``at``."""
 
     def __init__(self, at: int):
         self.at = at
@@ -28,7 +28,7 @@ class BreaksOff(L.Callback):
 
 
 class Wants(L.Callback):
-    """Callback that asks the trainer to stop in a hook of an epoch, such as the end of its training or validation."""
+    """Callback that asks the trainer to stop when Lightning calls ``hook`` in epoch ``epoch``."""
 
     def __init__(self, epoch: int, hook: str):
         self.epoch = epoch
@@ -120,7 +120,7 @@ def test_a_metrics_file_of_an_earlier_version_is_continued(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The folder of an uninterrupted run with TensorBoard."""
+    """Return the folder of an uninterrupted run with TensorBoard."""
     folder = tmp_path_factory.mktemp("whole")
     run(folder, *TINY["vae"], *SHORT, "logger=tensorboard")
     return folder

@@ -1,4 +1,4 @@
-"""A run ends with its test metrics, its files, and commands that work when they are pasted."""
+"""Tests of the text at the end of a run: test metrics, files, and commands that work when they are pasted."""
 
 import logging
 import re
@@ -23,7 +23,7 @@ from zoo.__main__ import main
 from zoo.callbacks.run_end import known_word, run_end
 from zoo.training.command_line import readable_arguments
 
-# Runs by name, and the commands of ``python -m zoo`` that each of them prints.
+# For each run: its overrides, and the commands of ``python -m zoo`` that it prints.
 RUNS = {
     "vae": (TINY["vae"], ["sample", "evaluate", "curves"]),
     "cvae": (TINY["cvae"], ["sample", "sample", "evaluate", "curves"]),
@@ -74,7 +74,7 @@ def block(lines, heading):
 def files(lines):
     """Return a dict from each label in the list of files to the words after the label, split as in a shell.
 
-    The first word is a path.
+    The first of these words is a path.
     """
     return {line[4:].split("  ")[0]: shlex.split(line[4:].split("  ", 1)[1]) for line in block(lines, "Files in ")}
 

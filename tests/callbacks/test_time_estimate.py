@@ -1,4 +1,4 @@
-"""Tests of the parts of a TimeEstimate, and of when it is printed. A callback of the tests moves the clock forward."""
+"""Tests of the values that TimeEstimate prints, and of the time of printing. The tests use a simulated clock."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from zoo.callbacks.time_estimate import TimeEstimate, batches_left, validations_
 
 
 class Clock:
-    """Clock that the tests move forward. It replaces the time module, and has no other function."""
+    """Replacement for the time module, with the one function that TimeEstimate calls. Tests set ``now``, in seconds."""
 
     def __init__(self):
         self.now = 0.0
@@ -27,7 +27,7 @@ CLOCK = Clock()
 
 
 class Pass(Callback):
-    """Callback that moves the clock forward, by given seconds.
+    """Callback that moves the simulated clock forward.
 
     Args:
         batch: seconds of a training batch.
@@ -55,7 +55,7 @@ class Pass(Callback):
 
 @pytest.fixture
 def said(monkeypatch, caplog, tmp_path):
-    """Return a function that trains a small VAE, 11 batches per epoch, and returns the printed estimates."""
+    """Return a function that trains a small VAE and returns the printed estimates. An epoch has 11 batches."""
     monkeypatch.setattr(module, "time", CLOCK)
     CLOCK.now = 1e9
 
@@ -77,13 +77,13 @@ def test_training_is_counted_to_the_end(said):
 
 
 def test_validation_and_test_are_counted_from_the_sanity_check(said):
-    """There are four validations and a test. Each takes one batch and 20 seconds."""
+    """The run has four validations and a test. Each has one batch, which takes 20 seconds."""
     (line,) = said("trainer.max_epochs=4", "trainer.num_sanity_val_steps=1", "test=true", validation=20)
     assert line.startswith("About 2 minutes to go") and "validation 80 seconds, test 20 seconds" in line
 
 
 def test_what_turns_out_to_take_long_is_said_again(said):
-    """The first estimate cannot include samples and checkpoints, which take 100 seconds in each of four epochs."""
+    """Samples and checkpoints take 100 seconds in each of four epochs. The first estimate cannot include them."""
     first, second = said("trainer.max_epochs=4", drawing=100)
     assert first.startswith("About 34 seconds")
     assert second.startswith("About 5 minutes to go (new estimate): ") and "validation 5 minutes" in second
@@ -100,7 +100,7 @@ def test_an_estimate_that_is_off_by_less_than_half_stands(said):
 
 
 def test_annealed_importance_sampling_is_counted(monkeypatch):
-    """The sanity check takes 2 seconds for 10 temperatures. A validation has 1,000 and the test has 14,500."""
+    """The sanity check takes 2 seconds for 10 temperatures. A validation has 1,000 temperatures, the test 14,500."""
     monkeypatch.setattr(module, "time", CLOCK)
     from zoo.rbm import RBM
 
@@ -135,7 +135,7 @@ def fit(**given):
     [
         ({}, 750),
         ({"max_steps": 300}, 50),
-        ({"max_steps": 600, "global_step": 500}, 50),  # adversarial models take two steps for a batch
+        ({"max_steps": 600, "global_step": 500}, 50),  # two optimiser steps per batch
         ({"max_epochs": -1, "max_steps": 400}, 150),
         ({"max_epochs": -1}, math.inf),
         ({"max_epochs": -1, "max_steps": 200}, 0),

@@ -20,7 +20,7 @@ def added(name, **arguments):
 
 
 def test_a_learning_rate_that_was_found_is_the_one_of_the_run(tmp_path):
-    """A run with this learning rate gives the same weights. The search is not in the record of the run."""
+    """A run with ``model.lr`` set to the rate that was found has the same weights. The record omits the search."""
     small = [*TINY["vae"], *(o for o in SHORT if "limit" not in o), "data.batch_size=32"]
     search = added("LearningRateFinder", num_training_steps=30, early_stop_threshold="null")
     run(tmp_path / "found", *small, *search)

@@ -64,7 +64,7 @@ def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, capl
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert f"To upload this run: wandb sync {folder}" in caplog.text
     (log,) = folder.glob("*.wandb")
-    # The service of wandb still writes for a moment after finish() returns, and longer on a busy machine.
+    # The service of wandb can write for some time after finish() returns. On a busy machine, this takes longer.
     for _ in range(600):
         if any(record.WhichOneof("record_type") == "exit" for record in records(log)):
             break
@@ -110,7 +110,7 @@ def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, capl
 
 def test_the_newest_best_checkpoint_is_logged(tmp_path, offline, monkeypatch):
     """A resumed run can leave several best checkpoints. The newest one and the last checkpoint are uploaded."""
-    monkeypatch.setenv("WANDB_MODE", "disabled")  # the test checks the calls, and wandb writes nothing
+    monkeypatch.setenv("WANDB_MODE", "disabled")  # wandb writes nothing; the test checks the calls
     for age, name in enumerate(("best-epoch001.ckpt", "best-epoch004.ckpt", "best-epoch002.ckpt", "last.ckpt")):
         torch.save({"model": "vae"}, tmp_path / name)
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
@@ -138,7 +138,7 @@ def test_a_service_out_of_reach_does_not_stop_a_run(tmp_path, offline, monkeypat
 
 
 def test_an_artifact_of_a_run_is_loaded(tmp_path, offline, monkeypatch):
-    """A test server replaces the service. The test checks the requests and the errors for wrong answers."""
+    """A local server replaces the service. The test checks the requests, and the errors after wrong answers."""
     run(tmp_path, *TINY["vae"], "debug=fast", "callbacks=none", "test=false")
     files = {"last.ckpt": (tmp_path / "checkpoints" / "last.ckpt").read_bytes(), "card.json": b"{}"}
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)

@@ -107,7 +107,7 @@ def test_a_loader_continues_where_it_stopped(split):
 
 
 def test_lightning_tells_the_loader_which_epoch_it_is(digits_seen):
-    """In a training run, every epoch has all images in a different order. A second run has the same orders."""
+    """In a run, each epoch has all images in a different order. A second run has the same orders."""
     first, again = digits_seen(), digits_seen()
     assert first == again and len(first) == 3
     epochs = [torch.tensor(epoch) for epoch in first]
@@ -177,7 +177,7 @@ def test_asked_for_by_name_it_is_strict(name, tmp_path, monkeypatch, offline):
 
 
 def test_deciding_takes_seconds_even_if_nothing_answers(tmp_path, monkeypatch, request):
-    """The network drops all packets and a name look-up never returns. The decision still takes only seconds."""
+    """The network drops all packets, and name look-ups never return. ``reachable`` still returns within seconds."""
     import threading
 
     import zoo.training.files as files
@@ -201,7 +201,7 @@ def test_damaged_files_are_named_with_the_remedy(tmp_path, monkeypatch, offline)
     for damage in (b"", b"not gzip", gzip.compress(b"too short"), gzip.compress(b"cut in the middle" * 99)[:-9]):
         for file in MD5["mnist"]:
             (raw / f"{file}.gz").write_bytes(damage)
-        data = Images("mnist_or_digits")  # damaged files are an error, and the digits do not replace them
+        data = Images("mnist_or_digits")  # damaged files raise an error, although the digits could replace them
         data.prepare_data()
         with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz is damaged.*Delete or move it"):
             data.setup()
@@ -255,7 +255,7 @@ def test_real_mnist(mnist_root):
     assert splits["test"].labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     train = torch.cat([splits["train"].images, splits["val"].images]).float() / 255
     assert abs(train.mean() - 0.1307) < 5e-5 and abs(train.std() - 0.3081) < 5e-5
-    # The split has a fixed seed. Compare the first five labels of the validation set.
+    # The seed of the split is fixed, so the first five labels of the validation set are always the same.
     assert splits["val"].labels[:5].tolist() == load_split("mnist", mnist_root)["val"].labels[:5].tolist()
 
 

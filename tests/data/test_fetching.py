@@ -1,4 +1,4 @@
-"""Tests of downloads: complete files or none, one download for many processes, and errors of one line."""
+"""Tests of downloads. Files are complete or missing, many processes share one download, and errors have one line."""
 
 import contextlib
 import gzip
@@ -45,7 +45,7 @@ def published():
 
 
 class Server:
-    """A web server on this machine. It answers when ``go_when()`` is true, and lists the requests."""
+    """A web server on this machine. It waits until ``go_when()`` is true before it answers, and lists the requests."""
 
     def __init__(self):
         server, self.files, self.asked = self, {}, []
@@ -83,7 +83,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def mnist(server, published, tmp_path, monkeypatch):
-    """Return a server that is the second mirror of MNIST. The first mirror and the data folder are empty."""
+    """Return a server that is the second mirror of MNIST. The first mirror has no files. The data folder is empty."""
     packed = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in published.items()}
     server.files = {f"/{name}": content for name, content in packed.items()}
     md5 = {name: hashlib.md5(content).hexdigest() for name, content in (published | packed).items()}
@@ -104,7 +104,7 @@ def started(log: Path, function, *args):
         except Exception as error:
             logging.warning("error %s: %s", type(error).__name__, error)
 
-    with warnings.catch_warnings():  # Python warns about a fork with threads; the new process does not use them
+    with warnings.catch_warnings():  # Python warns that this process has threads; the child does not use them
         warnings.simplefilter("ignore", DeprecationWarning)
         process = multiprocessing.get_context("fork").Process(target=work)
         process.start()
@@ -247,7 +247,7 @@ def test_text_is_fetched_and_checked_too(server, tmp_path, monkeypatch):
     assert data.corpus.raw_words == int(99 * 5 * 0.9) and (data_root() / "text8" / "text8.zip").is_file()
 
 
-# Outside of training.
+# Data modules without a Trainer.
 
 
 @pytest.mark.parametrize("make", [Images, by_name])

@@ -1,4 +1,4 @@
-"""Tests of Text: reading, encoding, and the statistics of rows."""
+"""Tests of ``Text``: how it reads and encodes texts, and the statistics of its rows."""
 
 import gzip
 import logging
@@ -146,7 +146,7 @@ def test_bad_options_are_named(arguments, message):
 
 
 def test_the_vocabulary_is_that_of_the_training_text(tmp_path):
-    """The training text has 90 words of three kinds. The other 10 words are ``new``, which is removed, and ``a``."""
+    """The training text has 90 words. The other words are ``a`` and ``new``. ``new`` is not in the training text."""
     data = textfile(tmp_path, "b a a " * 29 + "c b a " + "new a new a new " * 2, min_count=2, sample=0, batch_size=1)
     data.setup()
     made = data.corpus
@@ -284,7 +284,7 @@ def test_without_a_network_the_default_says_so_and_a_name_insists(caplog, offlin
 
 
 def test_rows_hold_every_pair_of_the_text_once(generator):
-    """Without subsampling, rows have the same pairs as a double loop over the words of each paragraph."""
+    """Without subsampling, the rows contain the pairs that a double loop over the words of each paragraph finds."""
     stream = torch.randint(0, 9, (500,), generator=generator)
     stream[torch.rand(500, generator=generator) < 0.05] = -1
     window = 3
@@ -334,7 +334,7 @@ def test_epochs_differ_and_come_again_with_the_seed(tmp_path):
     loader.set_epoch(1)
     second = list(loader)
     assert len(second) == len(loader) and not torch.equal(torch.cat([b.words for b in second]), first)
-    # Resume in the middle of the epoch.
+    # A second loader resumes in the middle of the epoch.
     resumed = data.train_dataloader()
     resumed.set_epoch(1)
     resumed.load_state_dict({"position": 2})
@@ -370,14 +370,14 @@ def test_each_epoch_draws_new_rows_and_shuffles_them():
 
 
 def test_marks_belong_to_their_letters():
-    """Letters keep vowel signs, combining accents, and the dot of a capital I in lower case."""
+    """Vowel signs and combining accents stay with their letters. The dot of a capital I stays in lower case."""
     assert find_words("İstanbul  e\u0301te\u0301 नमस्ते दुनिया It\u2019s x_y") == [
         "i\u0307stanbul", "\u00e9t\u00e9", "नमस्ते", "दुनिया", "it\u2019s", "x", "y"
     ]  # fmt: skip
 
 
 def test_an_epoch_is_as_long_as_said_in_every_seed():
-    """The number of remaining words is random. Fewer than one epoch in a million has too few words for all batches."""
+    """The number of remaining words is random. In less than one epoch of a million, it is too small for all batches."""
     stream = torch.randint(0, 20, (30_000,), generator=torch.Generator().manual_seed(0))
     stream[::50] = -1
     for seed in range(20):
@@ -385,11 +385,11 @@ def test_an_epoch_is_as_long_as_said_in_every_seed():
         batches = list(loader)
         assert len(batches) == len(loader) > 85 and all(b.words.shape == (4, 2 + ROW + 2) for b in batches)
         left = -(-len(loader.rows().reach) // 4)
-        assert left - len(loader) <= 6  # 6.6 batches are ten standard deviations; one is 85 words
+        assert left - len(loader) <= 6  # one standard deviation is 85 words, and ten are 6.6 batches
 
 
 def test_processes_share_each_batch_and_see_disjoint_text(tmp_path):
-    """The number of each word is its position in the text. It identifies the origin of each centre."""
+    """The number of each word is its position in the text, so a batch shows which part of the text it has."""
     stream = torch.arange(2000)
     loader = lambda rank, size: TextLoader(stream, torch.ones(2000), 2, 8, train=True, rank=rank, world_size=size)  # noqa: E731
     one = [set(b.words[:, 2:-2].flatten().tolist()) for b in loader(0, 1)]
@@ -400,7 +400,7 @@ def test_processes_share_each_batch_and_see_disjoint_text(tmp_path):
 
 
 def test_nothing_trains_on_held_out_text(tmp_path):
-    """Every second word of the text occurs only once. Training never sees the words of the last tenth."""
+    """Every second word of the text occurs only once. Training never sees such a word of the last tenth."""
     words = [f"x{i} filler" for i in range(1000)]
     data = textfile(tmp_path, " ".join(words), min_count=1, sample=0, batch_size=1)
     data.setup()
@@ -439,7 +439,7 @@ def test_a_run_resumes_with_every_setting_that_decides_its_rows(key, tmp_path):
 
 
 def test_lightning_runs_it_to_its_end(tmp_path, generator):
-    """Every batch of every epoch arrives, and the epochs have different batches."""
+    """The model receives every batch of every epoch, and the epochs have different batches."""
 
     class Counting(L.LightningModule):
         def __init__(self):
@@ -473,13 +473,13 @@ def test_lightning_runs_it_to_its_end(tmp_path, generator):
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of memory is read from /proc")
 def test_reading_takes_little_memory(tmp_path):
-    """Reading 8 MB with 2 million words takes at most 60 bytes per word. Python and libraries do not count."""
+    """Reading 8 MB with 2 million words takes at most 60 bytes of memory per word, besides Python and libraries."""
     path = tmp_path / "large.txt"
     line = " ".join(f"w{i % 97}" for i in range(20_000)) + " "
     with path.open("w", encoding="utf-8") as file:
         for _ in range(100):
             file.write(line)
-    # VmHWM is the peak of this program. ru_maxrss would start at the peak of the program that started it.
+    # VmHWM is the peak memory of the program alone. ru_maxrss would begin with the peak of the test process.
     if not Path("/proc/self/status").is_file():
         pytest.skip("the peak of a program's memory is read from /proc")
     code = (

@@ -75,7 +75,7 @@ def test_a_blurred_density_is_the_convolution(name):
 
 @pytest.mark.parametrize(("name", "x"), [("moons", (0.9, 0.3)), ("moons", (0.0, 1.05)), ("swiss_roll", (-1.0, 0.2))])
 def test_a_blurred_curve_is_the_integral_along_it(name, x):
-    """Compare with adaptive quadrature of N(x | curve(t), sigma^2 I) over t, averaged over the curves."""
+    """The density equals the adaptive quadrature of N(x | curve(t), sigma^2 I) over t, averaged over the curves."""
     curves = PLANES[name].curves
 
     def normal(t, curve):
@@ -90,7 +90,7 @@ def test_a_blurred_curve_is_the_integral_along_it(name, x):
 
 
 def test_curves_are_those_of_scikit_learn():
-    """Without noise, the moons of scikit-learn lie on our curves. Its swiss roll, divided by 7, also does."""
+    """The moons and the swiss roll of scikit-learn lie on our curves, without noise. The swiss roll is divided by 7."""
     t = torch.linspace(0, 1, 2001, dtype=torch.float64)
     moons_there, which = make_moons(50, noise=None)
     for k in (0, 1):
@@ -187,7 +187,7 @@ def test_the_module_draws_the_same_points_every_time():
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_no_split_is_drawn_as_another_one(name):
-    """Compare row by row. Two random sequences of the chain are equal in one of 200 rows."""
+    """Rows at the same place in two splits differ. For the chain, one of 200 such pairs is equal by chance."""
     data = Toy(name)
     data.setup()
     images = [data.splits[k].images[:5000] for k in ("train", "val", "test")]

@@ -1,4 +1,4 @@
-"""Tests of the Trainer's arguments that select batches: all data modules follow them, or raise at the start."""
+"""Tests of the Trainer's arguments that select batches. All data modules follow them, or raise before training."""
 
 import lightning as L
 import pytest

@@ -47,8 +47,9 @@ def estimator(surrogate):
 def test_the_example_of_the_lecture_notes(surrogate, variance, kurtosis, generator):
     """The example of [Xu18a] and [Xu18b]: z ~ N(mu, 1), mu = a theta + b, f = z^2, a = 2, b = 3.
 
-    The exact mean is 2 a mu, and the exact variance V is known. The limits are 4.5 standard errors of n draws, which
-    are sqrt(V / n) and V sqrt((kurtosis - 1) / n). A correct estimator fails once in 100,000 tests.
+    The exact mean is 2 a mu, and the exact variance V is known. The tolerance is 4.5 standard errors of n draws. The
+    standard errors are sqrt(V / n) for the mean, and V sqrt((kurtosis - 1) / n) for the variance. A correct estimator
+    fails once in 100,000 tests.
     """
     n = 200_000
     e = estimator(surrogate)
@@ -117,7 +118,7 @@ def test_the_ratio_does_not_floor_at_one_over_sqrt_n(generator):
     moments = GradientMoments()
     for _ in range(256):
         moments.update({"x": torch.randn(1000, generator=generator)})
-    assert moments.statistics()["all"]["snr"] < 0.03 < 256**-0.5  # 5 of its standard deviations
+    assert moments.statistics()["all"]["snr"] < 0.03 < 256**-0.5  # 0.03 is five standard deviations of the ratio
 
 
 def test_a_noiseless_gradient_has_an_infinite_ratio_and_one_draw_no_variance():
@@ -152,8 +153,8 @@ def test_the_estimator_that_trains_is_the_gradient_of_the_loss(model, generator)
 def test_a_sampled_divergence_by_hand(family, generator):
     """The gradients of one fixed draw equal their formulas.
 
-    For the score function, the formula is (f + beta log q / p) grad log q. For the pathwise estimator, it is the total
-    derivative of f + beta log q / p with respect to the parameters.
+    The score function has the gradient (f + beta log(q / p)) grad log q. The pathwise gradient is the total derivative
+    of f + beta log(q / p) with respect to the parameters.
     """
     normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     shapes = {Gaussian: [(2, 3)] * 2, Bernoulli: [(2, 3)], Categorical: [(2, 3, 4)]}[family]
@@ -172,14 +173,14 @@ def test_a_sampled_divergence_by_hand(family, generator):
     if family is Gaussian:
         value = by_name.surrogate("pathwise+sampled_kl", f, q, noise, beta)
         z, sigma = q.draw(noise["z"]).detach(), (parameters[1] / 2).exp().detach()
-        slope = 2 * z.tanh() * (1 - z.tanh() ** 2) + beta * z  # log q is -(eps^2 + logvar) / 2 along the path
+        slope = 2 * z.tanh() * (1 - z.tanh() ** 2) + beta * z  # log q = -(eps^2 + logvar) / 2 + constant
         by_logvar = slope * sigma * noise["z"] / 2 - beta / 2
         assert_close(by_parameters(value), (slope.sum(0), by_logvar.sum(0)))
 
 
 @pytest.mark.parametrize("family", [Bernoulli, Categorical])
 def test_a_control_variate_is_its_formula(family, generator):
-    """c(s) = eta f(sigma_tau(s)) + r(sigma_tau(s)), with the network r written out."""
+    """The control variate is c(s) = eta f(sigma_tau(s)) + r(sigma_tau(s)). The test computes the network r by hand."""
     torch.manual_seed(0)
     shape = (4,) if family is Bernoulli else (2, 3)
     control = ControlVariate(0.7, math.prod(shape))

@@ -4,7 +4,7 @@ The model has four binary latents, or one latent with five categories. The batch
 linear in z. The gradient is with respect to parameters of q and parameters of the cost.
 
 The mean of n draws must agree with the exact gradient in each coordinate, within 4.5 standard errors. Each test checks
-that n is large enough: the tolerances, as a vector, have a norm below 5 % of the norm of the gradient. The gradient has
+that n is large enough: the norm of the vector of tolerances is below 5 % of the norm of the gradient. The gradient has
 27 coordinates for binary latents and 33 for a categorical latent. A correct estimator fails less than once in 4,000
 tests.
 """
@@ -190,10 +190,10 @@ def test_planted_faults_fail(fault, kind):
 
 @pytest.mark.parametrize("kind", ["bernoulli", "categorical"])
 def test_as_the_temperature_falls_bias_falls_and_variance_grows(kind):
-    """Measure Gumbel-softmax at temperatures 2, 1, 1/2 and 1/4.
+    """The test measures Gumbel-softmax at temperatures 2, 1, 1/2 and 1/4.
 
-    From each temperature to the next, the bias falls by more than 4.5 standard errors. The variance grows by more than
-    20 %.
+    From each temperature to the next, the bias falls by more than 4.5 standard errors, and the variance grows by more
+    than 20 %.
     """
     toy, bias, variance, error = Toy(kind), [], [], []
     for tau in (2.0, 1.0, 0.5, 0.25):
@@ -231,7 +231,7 @@ def test_values_are_costs_whatever_the_gradient(kind):
 
 @pytest.mark.parametrize("kind", ["bernoulli", "categorical"])
 def test_relax_variance_is_the_mean_square_of_the_gradient_by_the_logits(kind):
-    """The value agrees with autograd for each draw, and the derivative in eta agrees with a central difference."""
+    """The value agrees with autograd for each draw. The derivative by eta agrees with a central difference."""
     toy = Toy(kind)
     p, (u, v) = toy.params, toy.noise(2, 6)
     logits = toy.q(p).logits.expand_as(u).clone()
@@ -254,7 +254,7 @@ def test_relax_variance_is_the_mean_square_of_the_gradient_by_the_logits(kind):
 
 
 def test_the_optimal_baseline_minimises_the_variance():
-    """Other constants give a larger second moment on the draws that determine beta* [Liao22, Control Variate]."""
+    """On the draws that give beta*, other constants have a larger second moment [Liao22, Control Variate]."""
     toy = Toy("bernoulli")
     q, z = toy.q(toy.params), toy.q(toy.params).draw(toy.noise(1, 5000)[0])
     cost, score = toy.f(toy.params)(z), q.score(z)
@@ -262,7 +262,7 @@ def test_the_optimal_baseline_minimises_the_variance():
     second_moment = lambda b: ((cost[..., None] - b) * score).square().mean(0)  # noqa: E731
     for other in (beta + 0.1, beta - 0.1, torch.zeros(()), cost.mean()):
         assert (second_moment(beta) < second_moment(other)).all()
-    # With rho the uncentred correlation of g and the score, beta* leaves the second moment E[g^2] (1 - rho^2).
+    # With beta*, the second moment is E[g^2] (1 - rho^2), where rho is the uncentred correlation of g and the score.
     g = cost[..., None] * score
     rho = (g * score).mean(0) / (g.square().mean(0) * score.square().mean(0)).sqrt()
     assert_close(second_moment(beta), g.square().mean(0) * (1 - rho**2))

@@ -1,4 +1,4 @@
-"""Tests of the classifier: its augmentation, its training on digits, and its scores of models with known samples."""
+"""Tests of the classifier: augmentation, training on digits, and scores of models whose samples are known."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_no_movement_leaves_images(generator):
     theta = affine([0.5] * 5, shift=3, rotate=20, scale=0.5, shear=30)
     assert_close(theta, torch.eye(3)[:2][None])
     assert_close(move(x, theta), x)
-    assert_close(move(x, affine([0.0, 1.0, 0.0, 1.0, 0.0])), x)  # all largest changes are 0, so noise has no effect
+    assert_close(move(x, affine([0.0, 1.0, 0.0, 1.0, 0.0])), x)  # shift, rotate, scale and shear are 0
 
 
 def test_shifts_are_in_pixels(generator):
@@ -93,7 +93,7 @@ def test_the_loss_is_cross_entropy_on_smoothed_labels(generator):
 
 
 def test_the_rate_rises_over_a_fifth_of_the_run_and_falls_to_nothing():
-    """The rate rises linearly for a fifth of the run and then falls along half a cosine."""
+    """The learning rate rises linearly for a fifth of the run, and then falls to 0 along half a cosine."""
     model = Classifier(widths=[4, 4, 4], lr=0.01)
     model.trainer = L.Trainer(max_steps=100, logger=False, enable_checkpointing=False, accelerator="cpu")
     rate = model.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
@@ -224,14 +224,14 @@ def test_what_cannot_be_classified_is_refused():
 
 
 def test_the_shipped_classifier_is_accurate():
-    """The card states a high accuracy. tests/hub/test_shipped.py measures this accuracy again."""
+    """The card states a high accuracy. A test in tests/hub/test_shipped.py measures this accuracy."""
     card = hub.read_card("classifier")
     assert card["data"] == "mnist" and 0.993 <= card["metrics"]["test/accuracy"] < 1
     assert (zoo.WEIGHTS / "classifier.safetensors").stat().st_size < 1.5e6
 
 
 def test_the_shipped_classifier_does_not_recognise_noise():
-    """A model that ignores its labels has an accuracy of 0.1."""
+    """The samples of a model that ignores its labels have an accuracy of 0.1."""
     assert_close(judged_accuracy(Blind(), 200)["judged_accuracy"], 0.1)
 
 

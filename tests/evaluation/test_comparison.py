@@ -17,7 +17,7 @@ from zoo.vae import VAE
 
 
 def test_the_example_of_the_lecture_notes_has_its_exact_values():
-    """Means agree within 4.5 standard errors, and variances within 6 %, which is 4.5 standard errors at kurtosis 13.
+    """Means agree within 4.5 standard errors, and variances within 6 %. At kurtosis 13, 6 % are 4.5 standard errors.
 
     A correct estimator fails once in 20,000 tests.
     """
@@ -43,7 +43,7 @@ def test_the_example_of_the_lecture_notes_has_its_exact_values():
 
 
 def test_the_optimal_baseline_uses_separate_draws():
-    """The baseline uses held-out draws. It does not depend on the number of measured draws."""
+    """The baseline is computed from held-out draws. It does not depend on the number of measured draws."""
     few, many = comparison.toy(10, seed=3), comparison.toy(20, seed=3)
     assert not torch.equal(few[3].gradients, many[3].gradients[:10])  # the measured draws differ
     eps = lambda t: t[0].gradients / 4 - 4  # noqa: E731  pathwise: 2 a (mu + eps)
@@ -72,7 +72,7 @@ def test_rows_are_the_moments_of_each_and_of_their_difference(model, generator):
         assert_close(row.variance, expected["variance"])
         assert_close(row.snr, expected["snr"])
         assert row.milliseconds > 0
-        if row.estimator == "pathwise" or row.group == "decoder":  # equal in each draw, by common random numbers
+        if row.estimator == "pathwise" or row.group == "decoder":  # equal in each draw, because the noise is the same
             assert row.difference == 0 and row.noise < 1e-6
         else:
             assert row.noise > 0
@@ -81,7 +81,7 @@ def test_rows_are_the_moments_of_each_and_of_their_difference(model, generator):
 def test_the_noise_of_a_difference_is_that_of_its_mean():
     """The gradients 10 + eps and 10 + 3 + 2 eps have the difference 3 + eps.
 
-    With s the standard deviation of eps, the noise of the mean difference is s / (sqrt(n) |g|).
+    The noise of the mean difference over n draws is s / (sqrt(n) |g|), where s is the standard deviation of eps.
     """
     noise = lambda batch, g: {"eps": torch.randn((), generator=g)}  # noqa: E731
     make = lambda name, bias, factor: GradientEstimator(  # noqa: E731
@@ -111,7 +111,7 @@ def test_a_bias_is_seen_where_noise_allows():
 
 
 def test_a_reference_lost_in_noise_says_nothing_of_a_difference():
-    """Draws of +1 and -1 have no signal, so a difference of 3 relative to this signal is NaN."""
+    """Draws of +1 and -1 have no signal, so a difference of 3 relative to the signal is NaN."""
     lost, other = Comparison(), Comparison()
     for g in (1.0, -1.0):
         lost.moments.update({"theta": torch.tensor(g)})

@@ -62,7 +62,7 @@ def test_the_bootstrap_error_is_the_spread_of_the_distance(generator):
 
 
 def test_energy_distance_in_closed_form():
-    """Two sets of two points on a line have a distance that is a sum over all pairs."""
+    """The distance of two sets of two points on a line is computed by hand, as a sum over all pairs."""
     a, b = torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0], [5.0]])
     between = (3 + 5 + 2 + 4) / 4
     assert_close(energy_distance(a, b), 2 * between - 1.0 - 2.0)
@@ -87,13 +87,13 @@ def test_modes_of_the_ring(generator):
     x, _ = mixture.sample(10_000, generator=generator)
     found = modes(x, mixture.mu, 0.1)
     assert found.covered == 8
-    # A fraction 1 - exp(-9/2) of the samples of a mode is within 3 sigma. The limit is 4.5 standard errors.
+    # The fraction of the samples of a mode within 3 sigma is 1 - exp(-9/2). The tolerance is 4.5 standard errors.
     expected = 1 - math.exp(-4.5)
     assert abs(found.near - expected) < 4.5 * math.sqrt(expected * (1 - expected) / 10_000)
     half = x[x[:, 0] > 0.5]
     assert modes(half, mixture.mu, 0.1).covered == 3
     assert modes(torch.zeros(100, 2), mixture.mu, 0.1) == (0, 0.0)
-    # A mode with less than 1 % of the samples does not count.
+    # A mode with less than 1 % of the samples does not count as covered.
     assert modes(torch.cat([half[:990], x[x[:, 0] < -1.9][:9]]), mixture.mu, 0.1).covered == 3
 
 
@@ -183,7 +183,7 @@ def test_what_is_measured_of_points():
     from zoo.evaluation.protocol import measure_samples
 
     class Drawn:
-        """Model that draws from the ring itself."""
+        """Model that draws exact samples of the ring."""
 
         device = "cpu"
 

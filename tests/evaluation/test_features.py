@@ -11,7 +11,7 @@ from zoo.checks.errors import UserError
 from zoo.evaluation.features import Features
 from zoo.rbm import RBM
 
-# These checks use a few columns of arbitrary numbers. The model takes only images of 784 pixels in [0, 1].
+# These checks use a few columns of arbitrary numbers, which the model rejects. It accepts 784 pixels in [0, 1].
 OF_OTHER_DATA = """check_fit_score_takes_y check_estimators_overwrite_params check_dont_overwrite_parameters
 check_estimators_fit_returns_self check_readonly_memmap_input check_n_features_in_after_fitting
 check_positive_only_tag_during_fit check_estimators_dtypes check_dtype_object check_pipeline_consistency
@@ -23,7 +23,7 @@ EXPECTED = dict.fromkeys(OF_OTHER_DATA.split(), "its data are not images of 784 
 
 
 def test_every_check_of_scikit_learn_passes_or_is_of_other_data():
-    """Checks that are expected to fail do so only because of the domain of the model."""
+    """All other checks pass. The checks in OF_OTHER_DATA fail because the model accepts only images."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         results = check_estimator(

@@ -40,8 +40,8 @@ class Exact(Score):
 def test_a_field_is_measured_against_the_score_it_targets(ladder):
     """The measured values are known for a score and for samples with a known error.
 
-    The exact score has the divergence 0, and a score with the error (c, c) has the divergence c^2. The gap of exact
-    samples is 0 within 4.5 standard errors. Samples that are scaled towards the origin have a positive gap.
+    The divergence is 0 for the exact score, and c^2 for a score with the error (c, c). The gap is 0 for exact samples,
+    within 4.5 standard errors. It is positive for samples that are scaled towards the origin.
     """
     exact = measure_field(Exact(**ladder), mixture())
     assert exact.fisher_divergence < 1e-10
@@ -58,7 +58,8 @@ def test_a_field_is_measured_against_the_score_it_targets(ladder):
 def test_the_outermost_hundredth_does_not_count():
     """The divergence ignores errors of the score in the 1 % of the draws with the lowest density.
 
-    An error of (5, 5) everywhere has the divergence 25. In the outer half only, it gives 25 * 49 / 99.
+    With an error of (5, 5) at every draw, the divergence is 25. With this error only in the outer half of the draws, it
+    is 25 * 49 / 99.
     """
     x, _ = mixture().sample(10_000, generator=chunk_generator(1, 0))
 
@@ -103,7 +104,7 @@ def test_what_cannot_be_drawn_is_refused_at_the_start(tmp_path):
 
 
 def test_the_loss_of_each_step_is_the_mean_of_its_examples():
-    """Ten steps in five bins have the expected sums."""
+    """Ten steps are grouped into five bins. The sums and counts of the bins are right."""
     callback = LossPerStep("x", bins=5)
 
     class Model:
@@ -202,7 +203,7 @@ def test_samples_with_labels_are_also_scored_by_their_labels(mnist_root):
 
 
 def test_each_hundred_images_have_separate_noise():
-    """The second batch has 80 digits. With the noise of its index, it gives the same values alone."""
+    """The second batch has 80 digits. Evaluated alone with the noise of batch 1, it has the same values."""
     from zoo.datamodules import Images
     from zoo.evaluation.protocol import log_likelihood_per_batch
     from zoo.vae import VAE

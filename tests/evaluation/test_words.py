@@ -1,4 +1,4 @@
-"""Tests of the evaluation of word vectors against gensim, of its files, and of neighbours during training."""
+"""Tests of the evaluation of word vectors (against gensim), of word files, and of neighbours during training."""
 
 import csv
 import os
@@ -47,7 +47,7 @@ def questions():
 
 @pytest.fixture(scope="module")
 def some(questions):
-    """Return a model of 600 words of the published questions. Its vectors answer some questions correctly."""
+    """Return a model of 600 words of the published analogy questions. Its vectors answer some of them correctly."""
     generator = torch.Generator().manual_seed(0)
     pairs = sorted({q[i : i + 2] for section in questions.values() for q in section for i in (0, 2)})[::2]
     words = list(dict.fromkeys(word for pair in pairs for word in pair))[:600]
@@ -164,7 +164,7 @@ def test_neighbours_are_written_and_the_words_drawn(tmp_path, caplog):
 
 
 def test_as_many_words_are_probed_as_asked_for(tmp_path, generator):
-    """The probe words are the most frequent words of at least five letters, or the words that the user names."""
+    """The rows are the most frequent words of at least five letters, or the words that the user names."""
     words = ["seven", "of", "small", "letters", "and", "others"]
     model = knows(words, torch.randn(6, 3, generator=generator))
     rows = Neighbours(tmp_path, probes=2, n=3).table(model)

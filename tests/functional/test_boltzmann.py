@@ -1,4 +1,4 @@
-"""Tests of the Boltzmann machine against enumeration. A machine of 4 x 3 units has 128 states, which loops sum over."""
+"""Tests of the Boltzmann machine against enumeration: loops sum over the 128 states of a machine of 4 x 3 units."""
 
 from itertools import product
 
@@ -95,7 +95,7 @@ def test_enumeration_goes_through_every_state_once_and_has_its_limit():
     assert everything.shape == (8192, 13) and len(everything.unique(dim=0)) == 8192
     with pytest.raises(ValueError, match="at most 20 units, got 30 visible and 21 hidden units"):
         exact_log_partition(machine(30, 21))
-    # 13 hidden units need more than one block of states. W = 0, and log Z has a closed form.
+    # The states of 13 hidden units fill more than one block. With W = 0, log Z has a closed form.
     weights = Weights(torch.zeros(20, 13, dtype=torch.float64), *(t for t in machine(20, 13)[1:]))
     closed = torch.nn.functional.softplus(weights.b).sum() + torch.nn.functional.softplus(weights.c).sum()
     assert_close(exact_log_partition(weights), closed)
@@ -118,7 +118,7 @@ def test_pseudo_likelihood_is_the_sum_of_the_conditionals(shape):
     assert_close(pseudo_log_likelihood(v, weights), expected)
     one_each = torch.stack(
         [pseudo_log_likelihood(v, weights, torch.full((len(v), 1), i)) for i in range(V)]
-    )  # each row estimates the sum as V times one of its terms
+    )  # each row estimates the sum over V pixels by V times one term
     assert_close(one_each.mean(0), expected)
 
 
@@ -158,7 +158,7 @@ def forced(p, outcome):
 def paths(weights, k):
     """Return every path v, h, v', ... of k Gibbs steps from every v.
 
-    The tested code draws the path from noise that forces the outcome.
+    The tested function draws each path from noise that forces its outcomes.
 
     Returns:
         The first v (n, V), the last v (n, V), and the probability of the path given the first v, (n,).
@@ -180,7 +180,7 @@ def paths(weights, k):
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_the_expected_cd_gradient_is_zero_where_the_data_are_the_models_own(k):
-    """The test enumerates every path. p is stationary under Gibbs sampling. For other data the gradient is not zero."""
+    """The test enumerates every path. If the data follow p, the gradient is zero. For other data it is not zero."""
     weights = Weights(*(t.requires_grad_() for t in machine()))
     with torch.no_grad():
         start, end, probability = paths(weights, k)
@@ -200,9 +200,9 @@ def test_the_expected_cd_gradient_is_zero_where_the_data_are_the_models_own(k):
 
 
 def test_chains_begin_anywhere_among_the_rows(generator):
-    """The test draws 8,000 times from 40 rows with replacement, in batches of eight.
+    """In 8,000 draws from 40 rows, the count of each row is within 4.5 standard errors of 200.
 
-    The count of each row is within 4.5 standard errors of 200. False alarms occur once in 3,700 seeds.
+    The rows are drawn with replacement, in batches of eight. False alarms occur once in 3,700 seeds.
     """
     rows = torch.arange(40)[:, None].expand(40, 3)
     of_three = Machine(*(torch.zeros(shape) for shape in ((3, 2), 3, 2)))
@@ -236,8 +236,8 @@ def test_importance_weights_are_unbiased_for_gaussians(generator):
     """The densities f_beta(x) = exp(-x^2 (1 + 3 beta) / 2) have Z_1 / Z_0 = 1/2.
 
     The test uses 4 steps and 40,000 chains. The mean weight is within 4.3 standard errors of 1/2, with false alarms
-    once in 6 x 10^4 seeds. A standard error is below 1 % of 1/2. A faulty chain, which draws from the wrong
-    distribution at each step, fails this test.
+    once in 6 x 10^4 seeds. A standard error is below 1 % of 1/2. Chains that draw from the wrong distribution at each
+    step fail the test.
     """
     n = 40_000
     normal = lambda: torch.randn(n, generator=generator, dtype=torch.float64)  # noqa: E731

@@ -60,7 +60,7 @@ def test_the_expected_gradient_of_nce_is_its_closed_form_and_zero_at_log_p(world
 
 
 def test_the_gradient_of_nce_tends_to_that_of_the_likelihood_of_normalised_scores(world):
-    """For scores that are not normalised, the gradient with respect to s tends to e^s - p (Mnih & Teh 2012)."""
+    """As k grows, the gradient with respect to s tends to e^s - p, even if s is not normalised (Mnih & Teh 2012)."""
     s, p, q = world
     normalised = s.log_softmax(0)
     likelihood = gradient(lambda s: (p * softmax_loss(s, s.expand(V, V))).sum(), normalised)
@@ -105,7 +105,10 @@ def test_shared_noise_words_count_for_k(world, generator):
 
 @pytest.mark.parametrize("objective", ["nce", "negative_sampling"])
 def test_noise_words_that_stand_for_k_count_for_so_much_each(objective, generator):
-    """Seven noise words for k = 3: -log sigma(d) - 3/7 sum log sigma(-d'), with d = s - log(k q) or d = s."""
+    """With seven noise words for k = 3, the loss is -log sigma(d) - 3/7 sum log sigma(-d').
+
+    d belongs to the word of the text, and d' to a noise word. Both are s - log(k q) in NCE, and s in negative sampling.
+    """
     s, s_noise, log_q, log_q_noise = (torch.randn(shape, generator=generator) for shape in (2, (2, 7), 2, (2, 7)))
     shift = 1.0 if objective == "nce" else 0.0
     d, d_noise = s - shift * (log_q + math.log(3)), s_noise - shift * (log_q_noise + math.log(3))
@@ -140,7 +143,7 @@ def test_importance_sampling_is_biased_as_one_over_k(world):
 
 @pytest.mark.parametrize("weights", [[1.0], [1, 1, 1], [5, 1, 1, 1], [1e6, 1, 3, 1e-3], list(range(1, 200))])
 def test_the_alias_table_holds_q_exactly(weights):
-    """q_i is 1 / V times the sum of ``share[i]`` and the 1 - ``share[j]`` of all columns j with alias i."""
+    """V q_i is the sum of ``share[i]`` and of 1 - ``share[j]`` over all columns j with alias i."""
     noise = NoiseDistribution.of(torch.tensor(weights))
     held = noise.share.double().clone()
     held.index_add_(0, noise.alias, 1 - noise.share.double())
@@ -160,7 +163,7 @@ def test_draws_are_from_q(generator):
 
 
 def test_held_out_text_is_measured_by_pair_and_by_centre(generator):
-    """The result does not depend on the split into batches. The state is not in the state_dict. A reset clears it."""
+    """The result does not depend on the split into batches. The sums are not in the state_dict. A reset clears them."""
     log_p, log_Z = -torch.rand(50, generator=generator), torch.randn(20, generator=generator)
     held_out = HeldOut().double().half()
     assert held_out.sums.dtype == torch.float64 and not held_out.state_dict() and not list(held_out.buffers())

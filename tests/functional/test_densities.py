@@ -52,7 +52,10 @@ def test_kl_normal(generator):
 
 
 def test_kl_keeps_its_digits_near_the_prior():
-    """At logvar = 1e-4 the divergence is 1/4 logvar^2 = 2.5e-9. In float32, exp(logvar) - 1 - logvar would lose it."""
+    """At logvar = 1e-4 the divergence is logvar^2 / 4 = 2.5e-9.
+
+    In float32, the rounding error of exp(logvar) - 1 - logvar is larger than this divergence.
+    """
     logvar = torch.tensor([1e-4])
     assert_close(kl_standard_normal(torch.zeros(1), logvar), torch.tensor(2.5e-9), rtol=0.1, atol=0)
 

@@ -90,9 +90,9 @@ def test_q_sample_is_the_one_step_kernels_composed(schedule):
 
 @pytest.mark.parametrize("t", [0, 1, 17, 29])
 def test_the_posterior_is_bayes_rule(t):
-    """The prior is N(sqrt(abar_{t-1}) x0, 1 - abar_{t-1}), the likelihood N(x_t; sqrt(1 - beta) x_{t-1}, beta).
+    """The posterior [DSL eq. 14.45] equals Bayes' rule.
 
-    The posterior is [DSL eq. 14.45].
+    The prior is N(sqrt(abar_{t-1}) x0, 1 - abar_{t-1}). The likelihood is N(x_t; sqrt(1 - beta) x_{t-1}, beta).
     """
     chain = make_chain(linear_betas(30))
     x0, xt, beta = 0.3, -1.1, chain.betas[t]
@@ -111,7 +111,7 @@ def test_the_posterior_is_bayes_rule(t):
 def test_the_step_back_is_drawn_from_it(variance):
     """One step of the sampler from x_t, with x0 known, has the mean and variance of the posterior.
 
-    The mean and the variance are right within 4.3 standard errors, with false alarms once in 60,000 seeds.
+    The tolerance is 4.3 standard errors, with false alarms once in 60,000 seeds.
     """
     chain, n, t = make_chain(linear_betas(18 + 12)), 100_000, 17
     short = make_chain(linear_betas(30)[: t + 1])
@@ -128,7 +128,7 @@ def test_the_step_back_is_drawn_from_it(variance):
 
 @pytest.mark.parametrize("predict", ["eps", "x0", "v"])
 def test_predictions_say_the_same(predict, generator):
-    """The target determines image and noise. The loss of predicting zero is the mean square of the target."""
+    """Image and noise follow from the target. The loss of predicting zero is the mean square of the target."""
     chain = make_chain(cosine_betas(50))
     x0, eps = (torch.randn(50, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     t = torch.arange(50)
@@ -153,7 +153,7 @@ def test_v_is_the_velocity_of_the_circle(generator):
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
 @pytest.mark.parametrize("s2", [0.25, 1.0, 4.0])
 def test_ancestral_sampling_of_gaussian_data(s2, variance):
-    """With the exact prediction every step is linear, and the variance of the sample follows a scalar recursion."""
+    """With the exact prediction, every step is linear. The variance of the sample then follows a scalar recursion."""
     chain = make_chain(linear_betas(50))
     v = torch.ones((), dtype=torch.float64)
     for t in reversed(range(50)):
@@ -242,7 +242,7 @@ def test_a_corrector_runs_at_the_level_just_reached(generator):
 
 @pytest.mark.parametrize("s2", [0.25, 4.0])
 def test_encoding_undoes_the_deterministic_sampler(s2):
-    """The encoder and the sampler run the flow in opposite directions. With 1000 steps their errors are small."""
+    """The encoder and the sampler follow the flow in opposite directions. With 1,000 steps their errors are small."""
     chain = make_chain(cosine_betas(1000))
     x = torch.tensor([[0.4], [-0.7]], dtype=torch.float64)
     noise = ddim_encode(exact_x0(chain, s2), x, chain, 1000)
@@ -292,7 +292,7 @@ def test_the_exact_predictor_reaches_the_least_loss(generator):
 def test_stratified_steps_are_one_in_each_stratum_and_uniform_each(generator):
     t = stratified_steps(torch.rand(1, generator=generator).expand(50), 1000)
     assert sorted(t.div(20, rounding_mode="floor").tolist()) == list(range(50))
-    # Each step by itself is uniform: the counts of ten steps are within 4.5 standard errors.
+    # Each of the drawn steps is uniform: the counts of the ten steps are equal within 4.5 standard errors.
     counts = stratified_steps(torch.rand(20_000, generator=generator), 10)
     assert (counts.bincount(minlength=10) - 2000).abs().max() < 4.5 * (2000 * 0.9) ** 0.5
     assert stratified_steps(torch.full((4,), 1 - 1e-9, dtype=torch.float64), 7).max() == 6

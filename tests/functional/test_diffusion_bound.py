@@ -27,7 +27,7 @@ FALSE_ALARM = 4.5  # standard errors, exceeded once in 150,000 seeds
 
 
 def log_p_of_the_chain(x0, x0_factor, chain, variance):
-    """Return log p(x_0), (B,), for x0, (B, D). In the reverse chain x0_hat = f_t x_t, so every x_t is Gaussian."""
+    """Return log p(x_0), (B,), for x0, (B, D). The reverse chain has x0_hat = f_t x_t, so every x_t is Gaussian."""
     sigma2, v = reverse_variance(chain, variance), torch.ones((), dtype=F64)
     for t in reversed(range(len(chain.betas))):
         beta, abar_prev, rest = chain.betas[t], chain.abar_prev[t], chain.one_minus_abar[t]
@@ -46,7 +46,7 @@ def exact_factor(chain, s2=1.0):
 
 @pytest.mark.parametrize("betas", [linear_betas(40), cosine_betas(40)], ids=["linear", "cosine"])
 def test_the_bound_is_the_likelihood_on_every_trajectory_of_normal_data(betas, generator):
-    """For N(0, I) data, variance beta_t, a continuous decoder and the exact prediction, the reverse chain is exact.
+    """For N(0, I) data with the exact prediction, the reverse chain is exact (variance beta_t, continuous decoder).
 
     Then p(x_{0:T}) = q(x_{1:T} | x_0) N(x_0; 0, I). The marginal of x_T is N(0, I) on both sides.
     """
@@ -66,7 +66,7 @@ def test_the_bound_is_the_likelihood_on_every_trajectory_of_normal_data(betas, g
 def test_every_form_has_the_same_expectation(form, variance, generator):
     """The chain has a wrong linear prediction. Its bound is an expectation of a quadratic function of Gaussians.
 
-    The exact value is the sum of all L_t, by quadrature over x_t ~ q(x_t | x_0) in each dimension.
+    The test computes the bound as the sum of all L_t, by quadrature over x_t ~ q(x_t | x_0) in each dimension.
     """
     T = 12
     chain = make_chain(cosine_betas(T))
@@ -105,7 +105,7 @@ def test_every_form_has_the_same_expectation(form, variance, generator):
 def test_the_joint_draw_by_hand(t, generator):
     """The chain has one dimension, x0_hat = x_t and abar_T = 0.81.
 
-    Its end is far from pure noise, so x_T and x_{T-1} differ clearly.
+    x_T is far from pure noise, so x_T and x_{T-1} differ clearly.
     """
     chain = make_chain(torch.full((4,), 0.05, dtype=F64))
     x0, eps = 0.7, torch.randn(5, generator=generator, dtype=F64).tolist()
@@ -129,8 +129,8 @@ def test_the_joint_draw_by_hand(t, generator):
 def test_one_step_at_a_time_the_single_form_varies_less(t, generator):
     """At each t > 0 the two forms have equal expected gradients, and the single form has less variance (Rao-Blackwell).
 
-    The gradient is with respect to a factor of the prediction. The means agree within 4.5 standard errors. The ratio of
-    the variances is larger than chance allows for equal variances.
+    The gradient is with respect to a factor of the prediction. The means agree within 4.5 standard errors. The variance
+    of the joint form is larger by more than chance allows.
     """
     chain, n = make_chain(linear_betas(30)), 100_000
     x0 = torch.tensor([[0.7, -0.2, 1.1, -1.6]], dtype=F64).expand(n, 4)
@@ -186,7 +186,7 @@ def test_the_discretised_normal_keeps_its_digits_far_out_and_its_gradient():
 
 
 def test_terms_of_images_are_finite_with_their_gradient(generator):
-    """The batch has every t. It is in float32, and x0_hat = -x0 is far from the image."""
+    """The batch has every t, in float32. The prediction x0_hat = -x0 is far from the image."""
     chain = make_chain(cosine_betas(60)).to(torch.float32)
     t = torch.arange(60)
     x0 = torch.randint(256, (60, 1, 4, 4), generator=generator) / 127.5 - 1

@@ -16,7 +16,7 @@ def normal(generator, *shape):
 
 
 def families(generator):
-    """Return each family with its posterior and prior in torch.distributions, for 3 examples and 2 latents."""
+    """Return posteriors of each family, with posterior and prior in torch.distributions. They have shape (3, 2)."""
     mu, logvar = normal(generator, 3, 2), normal(generator, 3, 2)
     logits, many = normal(generator, 3, 2), normal(generator, 3, 2, 5)
     return [
@@ -52,7 +52,7 @@ def test_score_squares_are_those_of_autograd(i, generator):
 
 @pytest.mark.parametrize("i", range(3))
 def test_draws_have_their_distribution(i, generator):
-    """Up to 30 means of n draws are within 4.5 standard errors. False alarms occur once in 4,000 seeds."""
+    """Means of n draws are right within 4.5 standard errors. With up to 30 means, false alarms occur once in 4,000."""
     q, twin, _ = families(generator)[i]
     n = 100_000
     noise = q.noise(n, 3, 2, *q[0].shape[2:], generator=generator, device=torch.device("cpu")).double()
@@ -71,8 +71,8 @@ def test_reparameterisation_multiplies_by_sigma():
 def test_logits_perturbed_again_given_z(kind, generator):
     """The test draws z from u, and then perturbed logits s from v, given z.
 
-    s leads to the same z, and follows its marginal distribution. The test has one Kolmogorov-Smirnov test for binary
-    latents and six for categorical latents. Each has a false-alarm rate of 1e-4.
+    The logits s lead to the same z, and follow their marginal distribution. There is one Kolmogorov-Smirnov test for
+    binary latents, and there are six for categorical latents. Each has a false-alarm rate of 1e-4.
     """
     n, draw = 20_000, lambda *s: torch.rand(*s, generator=generator, dtype=torch.float64)
     if kind == "bernoulli":
@@ -130,5 +130,5 @@ def test_temperature_by_hand():
     )
     assert_close(
         latents.logistic(torch.tensor(1e-5)), torch.tensor(1e-5 / (1 - 1e-5)).log()
-    )  # rare noise is not clamped
+    )  # extreme noise is not clamped
     assert_close(latents.gumbel(torch.tensor(1e-5)), torch.tensor(-math.log(-math.log(1e-5))))

@@ -1,4 +1,4 @@
-"""Capabilities of models: the table in the documentation, and code that looks for capabilities."""
+"""Tests of capabilities of models: the table in the documentation, and code that checks for capabilities."""
 
 import ast
 import importlib.util
@@ -52,7 +52,10 @@ def test_a_name_is_not_enough():
 
 @pytest.mark.parametrize("name", documented.models())
 def test_a_capability_is_found_by_every_version_of_python(name):
-    """Since Python 3.12 isinstance skips __getattr__, which torch uses to find buffers, parameters and modules."""
+    """Capabilities do not depend on __getattr__, which isinstance skips since Python 3.12.
+
+    torch finds buffers, parameters and modules by __getattr__.
+    """
     model = documented.models()[name]
     for kind in documented.protocols().values():
         members = [member for member in (*vars(kind), *kind.__annotations__) if not member.startswith("_")]

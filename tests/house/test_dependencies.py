@@ -1,4 +1,4 @@
-"""pyproject.toml declares every imported distribution, and the code imports every declared one."""
+"""Tests that pyproject.toml declares every imported distribution, and that every declared distribution is imported."""
 
 import ast
 import functools
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# Names of imports that differ from the names of their distributions.
+# Modules whose names differ from the names of their distributions.
 IMPORTED_AS = {"hydra": "hydra-core", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 # Distributions that no file imports: commands, a plugin of pytest, and a dependency of Lightning's TensorBoardLogger.
 TOOLS = {"mypy", "pytest-xdist", "ruff", "tensorboard"}
@@ -29,7 +29,7 @@ ALLOWED = {  # for each group: the files that import, and the extra that declare
 
 
 def declared(extra=None):
-    """Return the distributions that ``extra`` declares, or the dependencies of every installation without ``extra``."""
+    """Return the distributions that ``extra`` declares. If ``extra`` is None, return the required dependencies."""
     requirements = PROJECT["dependencies"] if extra is None else PROJECT["optional-dependencies"][extra]
     return {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in requirements}
 
@@ -60,7 +60,7 @@ def imported_by(who):
 @pytest.mark.parametrize("who", ALLOWED)
 def test_what_is_imported_is_declared(who):
     found, extra = imported_by(who), ALLOWED[who][1]
-    optional = {"gensim"} if extra is None else declared(extra)  # the zoo uses gensim's files only if it is installed
+    optional = {"gensim"} if extra is None else declared(extra)  # gensim is used only if it is installed
     missing = found.keys() - declared() - optional
     assert not missing, {name: str(found[name].relative_to(ROOT)) for name in missing}
 

@@ -11,7 +11,7 @@ import zoo
 
 ROOT = Path(__file__).parents[2]
 MODELS = sorted(path.split(".")[1] for path in zoo.MODELS.values())
-# A package may import packages of earlier groups and of the same group. Imports must have no cycles.
+# A package can import packages of earlier groups and of its group. Imports must have no cycles.
 ORDER = [
     {"functional", "checks", "nets"},
     {"estimators", "sampling", "training"},
@@ -25,7 +25,7 @@ LONGEST_MODEL = 420  # lines of a model file, docstrings included
 
 
 def modules():
-    """Return every module of the project by its dotted name, with its file. train.py has the name ``zoo.train``."""
+    """Return a dict from the dotted name of every module to its file. train.py has the name ``zoo.train``."""
     found = {"zoo.train": ROOT / "train.py"}
     for folder, package in ((ROOT / "zoo", "zoo"), *((ROOT / p, f"zoo.{p}") for p in ("callbacks", "datamodules"))):
         for file in folder.rglob("*.py"):
@@ -103,7 +103,7 @@ def test_no_circles(what):
         near = {i for i in imports(file) if (name, i) != ("zoo", "zoo.hub") and i != "zoo"}
         key = name if what == "files" else package_of(name)
         graph.setdefault(key, set()).update(near if what == "files" else {package_of(i) for i in near} - {key})
-    if what == "files":  # a module may import names from the __init__ of its package, which Python imports first
+    if what == "files":  # leave out imports from the package of a module: Python imports its __init__ first
         graph = {k: {i for i in v if not k.startswith(f"{i}.")} for k, v in graph.items()}
     try:
         TopologicalSorter(graph).prepare()

@@ -1,4 +1,4 @@
-"""Dotted names in documents can be imported, and names of the previous version still work."""
+"""Tests that dotted names in documents can be imported, and that names of the previous version still work."""
 
 import ast
 import importlib
@@ -126,7 +126,7 @@ def test_targets_of_the_version_before_resolve(tmp_path):
 
 
 def test_names_are_those_of_today_in_lists_too():
-    """Nested lists and dictionaries are also updated. Keys other than ``_target_`` keep their values."""
+    """Names in nested lists and dictionaries are also replaced. Keys other than ``_target_`` keep their values."""
     old = {"_target_": "callbacks.Samples", "name": "callbacks.Samples"}
     new = {"_target_": "zoo.callbacks.Samples", "name": "callbacks.Samples"}
     configuration = OmegaConf.create({"a": [1, old, [old]], "b": {"c": old, "d": None}, **old})

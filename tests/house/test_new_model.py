@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: the new model and the outside module are built from the page, and its commands are run."""
+"""Tests of CONTRIBUTING.md. They write the files of its new model and its outside module, and run its commands."""
 
 import json
 import os
@@ -30,18 +30,18 @@ INTERRUPT = ["+callbacks.stop._target_=helpers.SendSignal", "+callbacks.stop.at=
 
 
 def blocks(section):
-    """The kind and the text of each block that has the path of a file before it."""
+    """Return a dict from the path of each file to its block of code in a section: (language, text)."""
     return {path: (kind, text) for path, kind, text in OF_FILE.findall(section)}
 
 
 def commands(section):
-    """The commands of a section as lists of words."""
+    """Return the commands of a section as lists of words."""
     lines = "".join(BASH.findall(section)).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def write(section, folder):
-    """Write the blocks of a section into their files below ``folder``. A diff changes a file, the others are new."""
+    """Write the blocks of a section into their files below ``folder``. A diff changes a file. Other files are new."""
     for path, (kind, text) in blocks(section).items():
         file = folder / path
         if kind == "diff":
@@ -58,7 +58,7 @@ def write(section, folder):
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """A copy of this checkout with the new model in it. Published weights are links."""
+    """Return a copy of this checkout that contains the new model. Published weights are links."""
     folder = tmp_path_factory.mktemp("checkout")
     ignored = shutil.ignore_patterns("__pycache__", "weights", "made_by_*", "benchmarks")
     for name in ("zoo", "callbacks", "configs", "datamodules", "docs", "tests"):
@@ -72,21 +72,21 @@ def copy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory):
-    """A folder with the outside module and its configuration."""
+    """Return a folder with the outside module and its configuration."""
     folder = tmp_path_factory.mktemp("outside")
     write(OUTSIDE, folder)
     return folder
 
 
 def ran(words, folder, path, code=0):
-    """Run a command of the page in ``folder`` with this PYTHONPATH, and return its output."""
+    """Run a command of the page in ``folder``, with PYTHONPATH set to ``path``. Return its output."""
     arguments = ["-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *words[1:]] if words[0] == "pytest" else words[1:]
     ended = done(*arguments, cwd=folder, PYTHONPATH=path, timeout=240)
     assert ended.returncode == code, f"{shlex.join(words)}\n{ended.stdout}\n{ended.stderr}"
     return ended.stdout + ended.stderr
 
 
-# Runs commands of ``python -m zoo`` and ``python -c`` one after the other: imports take longer than they do.
+# Program that runs commands of ``python -m zoo`` and ``python -c`` in turn. They share imports, which take most time.
 DRIVER = """
 import json, runpy, sys
 for words in json.loads(sys.argv[1]):
@@ -101,19 +101,19 @@ def ran_together(several, folder, path):
 
 
 def without_callbacks(train, folder):
-    """The command ``train`` in another run folder, with checkpoints and no other callbacks."""
+    """Return the command ``train`` with the run folder ``folder``, and without callbacks other than checkpoints."""
     words = [word for word in train if not word.startswith(("callbacks.", "hydra.run.dir="))]
     return [*words, f"hydra.run.dir={folder}", "callbacks=none", "logger=none", "test=false"]
 
 
 def starting(section, *words):
-    """The commands of a section that begin with ``words``."""
+    """Return the commands of a section that begin with ``words``."""
     found = [command for command in commands(section) if command[: len(words)] == list(words)]
     assert found, words
     return found
 
 
-# What the page says.
+# Statements and blocks of the page.
 
 
 def test_the_table_of_places_is_complete():
@@ -125,7 +125,7 @@ def test_the_table_of_places_is_complete():
 def test_every_block_of_code_is_used():
     for section in (INSIDE, OUTSIDE):
         kinds = re.findall(r"^```(\w+)$", section, re.MULTILINE)
-        shown = ["python"] if section is OUTSIDE else []  # of zoo.load, which the last test runs
+        shown = ["python"] if section is OUTSIDE else []  # the block with zoo.load, which the last test runs
         assert len(kinds) == len(blocks(section)) + len(BASH.findall(section)) + len(shown)
 
 
@@ -157,7 +157,7 @@ def test_the_new_model_passes_its_test_and_has_its_recipe(copy):
 
 @pytest.mark.slow
 def test_the_tests_that_the_page_names_find_the_new_model(copy):
-    """Those of the table are collected with the new model, and a run of the recipe passes."""
+    """pytest collects the tests in the table of the page for the new model, and a run of its recipe passes."""
     (every,) = starting(INSIDE, "pytest", "-k", "made")
     said = ran([*every, "-m", "", "--collect-only", "-q"], copy, copy)
     found = {line.partition("::")[0] for line in said.splitlines() if "made" in line.partition("::")[2]}
@@ -199,7 +199,7 @@ def test_the_new_model_trains_resumes_samples_is_measured_and_exported(copy):
 
 @pytest.fixture
 def strange(outside, tmp_path, monkeypatch):
-    """The path of a checkpoint of the outside module, which can be imported."""
+    """Return the path of a checkpoint of the outside module. The module can be imported."""
     monkeypatch.syspath_prepend(outside)
     state = {"weight": torch.full((784, 784), 0.25), "bias": torch.zeros(784)}
     saved = {"state_dict": state, "hyper_parameters": {"lr": 0.5}, "record": {"class": CLASS, "data": "digits"}}
@@ -211,7 +211,7 @@ def strange(outside, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("model", [None, "vae", CLASS])
 def test_a_checkpoint_does_not_choose_the_class_that_is_imported(strange, model):
-    """The record of its run names a class outside the zoo, and ``model`` may say something else."""
+    """The record in a checkpoint names a class outside the zoo. The key ``model`` can contradict the record."""
     torch.save(torch.load(strange, weights_only=True) | {"model": model}, strange)
     for source in (strange, strange.parent):
         with pytest.raises(CheckpointError, match=f"class '{CLASS}', which is not part of the zoo: give its class"):

@@ -1,4 +1,4 @@
-"""Sentences are short and use the words of the field, and references can be followed."""
+"""Tests that sentences are short and use the words of the field, and that references exist."""
 
 import importlib
 import re
@@ -23,7 +23,7 @@ def test_sentences_are_short_and_words_are_the_fields():
 
 
 def keys(text):
-    """Return keys of references in a text: [DSL 13.3.2], [Xu18a], and not [B, D] or [link](address)."""
+    """Return keys of references in a text, such as [DSL 13.3.2] and [Xu18a]. [B, D] and [link](address) are no keys."""
     return set(re.findall(KEY, text))
 
 
@@ -39,7 +39,7 @@ def cited():
 
 
 def cites(path):
-    """Return docstrings with their equations, and comments."""
+    """Return the texts of a file in which references are cited: docstrings with their equations, and comments."""
     source = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         return [prose.Text(0, source if '"""' in source else ""), *prose.texts(path)]
@@ -66,7 +66,7 @@ def test_no_file_cites_lecture_notes_by_a_number():
 
 
 def test_files_that_are_named_exist():
-    optional = {"configs/local/default.yaml"}  # a file that users may write
+    optional = {"configs/local/default.yaml"}  # a file that users can write
     optional |= {"zoo/made.py", "configs/model/made.yaml", "tests/models/test_made.py"}  # the model of CONTRIBUTING.md
     named = r"(?<![\w/.])((?:zoo|tests|configs|docs|callbacks|datamodules)/[\w/.-]*\w\.(?:py|md|yaml))"
     for path in prose.sources():

@@ -1,4 +1,4 @@
-"""Files and folders of the user in the working folder do not hide modules of the zoo or of libraries."""
+"""Tests that files and folders in the working folder of a user do not hide modules of the zoo or of libraries."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ OWN = "raise ImportError(f'{__name__} is a module of the user')\n"
 def python(folder: Path, *arguments: str, path: Path | None = ROOT) -> str:
     """Run Python in ``folder``, and return its output.
 
-    ``folder`` comes before the zoo on Python's import path, as after an editable install.
+    ``folder`` is before the zoo on the import path, as after an editable install.
     """
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
     environment |= {} if path is None else {"PYTHONPATH": str(path)}
@@ -28,7 +28,7 @@ def python(folder: Path, *arguments: str, path: Path | None = ROOT) -> str:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Return a project folder with the names of folders and files of the zoo, and of libraries that the zoo uses."""
+    """Return a folder with files and folders that have the names of modules of the zoo and of its libraries."""
     for name in ("callbacks", "datamodules", "configs", "tests", "lightning", "hydra", "omegaconf"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(OWN, encoding="utf-8")
@@ -52,9 +52,9 @@ def test_a_folder_named_zoo_with_something_else_in_it_does_not_either(tmp_path):
 
 
 def test_an_installed_package_is_found_by_its_path_and_not_by_a_finder():
-    """The zoo is built with hatchling, which adds the folder to the import path in a .pth file.
+    """For an editable install, hatchling writes a .pth file, which adds the folder to the import path.
 
-    setuptools would install an import hook, which Python asks last.
+    setuptools would install an import hook. Python uses such a hook only after the import path.
     """
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert settings["build-system"]["build-backend"] == "hatchling.build"

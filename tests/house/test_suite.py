@@ -1,4 +1,4 @@
-"""Tests of the test suite: its environment, warnings of other plugins, random seeds, processes and test collection."""
+"""Tests of the test suite: environment, warnings of other plugins, random seeds, processes and test collection."""
 
 import ast
 import os
@@ -54,7 +54,7 @@ def test_the_environment_is_clean():
 
 
 def test_a_hostile_environment_and_a_plugin_that_warns_change_nothing(tmp_path):
-    """Run pytest in a SLURM job, behind a proxy, without a home folder, in another folder and another locale."""
+    """pytest passes in a SLURM job, behind a proxy, without a home folder, in another folder and in another locale."""
     (tmp_path / "warns_at_start.py").write_text(PLUGIN, encoding="utf-8")
     (tmp_path / "test_probe.py").write_text(PROBE, encoding="utf-8")
     hostile = {
@@ -106,7 +106,7 @@ def threads():
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
 def test_processes_of_one_run_begin_with_one_thread():
-    """A child that is forked from a process with threads may wait for a lock that is never released."""
+    """A child that is forked from a process with threads can wait forever for a lock of such a thread."""
     assert together(2, threads) == [(1, 1), (1, 1)]
 
 
@@ -121,7 +121,7 @@ def end_with(status):
 
 
 def test_no_process_outlives_its_test(monkeypatch, tmp_path):
-    """If one process of a run fails, the others are killed. Children of a program are killed, even in new sessions."""
+    """If a process of a run fails, the others are killed. Children of a program are killed, even in new sessions."""
     with pytest.raises(AssertionError, match="process 0 ended with 7"):
         together(2, end_with, 7)
     with pytest.raises(TimeoutError):
@@ -150,7 +150,7 @@ def test_files_are_read_and_written_in_one_encoding():
 
 @pytest.mark.slow
 def test_every_worker_finds_the_same_tests():
-    """Collect the tests twice, with different hash seeds, so that sets have another order."""
+    """Two collections with different hash seeds find the same tests, although sets have another order."""
     arguments = ["-m", "pytest", "-n", "0", "--collect-only", "-q", "-p", "no:cacheprovider", "-m", "", "tests"]
     one, two = (program(*arguments, PYTHONHASHSEED=seed) for seed in ("1", "2"))
     one, two = finish(one, two, timeout=300)

@@ -1,4 +1,4 @@
-"""Tests that published checkpoints load as published, and that other files are rejected."""
+"""Tests that published checkpoints load, and that changed or wrong files are rejected."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(runs, tmp_path_factory):
-    """Export every model once and return the folder of the weights."""
+    """Export every model once, and return the folder of the exported weights."""
     folder = tmp_path_factory.mktemp("exported")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zoo, "WEIGHTS", folder)
@@ -83,7 +83,7 @@ def test_averaged_weights_are_what_is_published(runs, published):
 
 
 def test_a_download_has_an_end(tmp_path, monkeypatch):
-    """A file above the size limit is rejected. A file of exactly the limit is read."""
+    """A file larger than the limit is rejected. A file of exactly the limit is read."""
     (tmp_path / "x.safetensors").write_bytes(bytes(11))
     source = f"file://{tmp_path}/x.safetensors#sha256={hashlib.sha256(bytes(11)).hexdigest()}"
     monkeypatch.setattr("zoo.hub.loading.LARGEST_DOWNLOAD", 10)
@@ -95,7 +95,7 @@ def test_a_download_has_an_end(tmp_path, monkeypatch):
 
 
 def test_a_run_folder_stands_for_its_newest_best_checkpoint(tmp_path):
-    """The best checkpoint with the latest modification time is used. Without one, the last checkpoint is used."""
+    """The newest best checkpoint is used. If there is no best checkpoint, ``last.ckpt`` is used."""
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     with pytest.raises(CheckpointError, match="holds no best-"):

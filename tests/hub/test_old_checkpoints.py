@@ -1,7 +1,8 @@
 """Tests of files of an earlier version: training checkpoints made at commit 000fc6c, before the modules moved.
 
-The checkpoints hold very small models after a few steps on the digits or on Python's documentation. The runs had every
-callback of their recipes. ``vae-resumed.json`` holds the metrics of ``vae.ckpt`` after one more epoch at that commit.
+The checkpoints hold very small models after a few steps on the digits or on Python's documentation. The runs had all
+callbacks of their recipes. ``vae-resumed.json`` holds the metrics of a run at that commit that resumed ``vae.ckpt`` for
+one epoch.
 """
 
 import json
@@ -58,7 +59,7 @@ def test_a_run_of_an_earlier_version_resumes_as_it_would_have_then(tmp_path):
 
 @pytest.mark.parametrize("name", zoo.list_checkpoints())
 def test_shipped_checkpoints_give_the_golden_terms_on_their_cards(name):
-    """The terms are equal bit by bit on one thread of a processor with AVX-512, and up to rounding elsewhere."""
+    """With one thread and AVX-512, the terms are bitwise equal. On other machines they are equal up to rounding."""
     terms, golden = golden_terms(zoo.load(name)), read_card(name)["golden"]
     assert set(terms) == set(golden)
     if torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.get_num_threads() == 1:

@@ -1,4 +1,4 @@
-"""Tests that shipped weights give the numbers on their cards."""
+"""Tests that the weights in zoo/weights give the numbers on their cards."""
 
 from pathlib import Path
 
@@ -36,13 +36,13 @@ def test_shipped_vectors_answer_as_published(name):
 
     published, model = hub.read_card(name)["metrics"], zoo.load(name)
     assert len(model.words) == 20_000
-    assert_close(measure_words(model), published, rtol=0, atol=2e-3)  # rounding may change two answers
+    assert_close(measure_words(model), published, rtol=0, atol=2e-3)  # rounding can change two answers
 
 
 REST = [name for name in CARDS if name not in ENERGIES + WORDS]
 
 
-# One evaluation takes up to half a minute. Fast tests check the golden terms of all models.
+# An evaluation takes up to half a minute, so most models are marked as slow. Fast tests check the golden terms of all.
 @pytest.mark.parametrize("name", tiers(REST, ("vae", "vade", "cvae", "gan-discrete")))
 def test_shipped_numbers_are_recomputed(name, mnist_root):
     from zoo.datamodules import by_name
@@ -50,12 +50,12 @@ def test_shipped_numbers_are_recomputed(name, mnist_root):
 
     card = hub.read_card(name)
     measured = evaluate(zoo.load(name), by_name(card["data"]))
-    apart = {"test/log_likelihood"} if card.get("log_likelihood") else set()  # measured with importance samples
+    apart = {"test/log_likelihood"} if card.get("log_likelihood") else set()  # another test measures it
     assert set(measured) == {key for key in card["metrics"] if key.startswith("test/")} - apart
     for key, value in measured.items():
         one_image = (
             1.5e-4 if any(s in key for s in ("accuracy", "nmi", "ari")) else 0.0
-        )  # rounding may change one class
+        )  # rounding can change one class
         assert_close(value, card["metrics"][key], rtol=1e-4, atol=2 * one_image)
 
 
@@ -64,7 +64,7 @@ def test_shipped_numbers_are_recomputed(name, mnist_root):
 def test_shipped_energies_are_recomputed(name, mnist_root):
     """All metrics except log Z agree exactly.
 
-    log Z is estimated with a fifth of the chains and temperatures, and its interval must overlap the published one.
+    log Z is estimated with a fifth of the chains and temperatures. Its interval must overlap the published interval.
     """
     from zoo.datamodules import Images
     from zoo.evaluation.protocol import evaluate, feature_accuracy
@@ -82,7 +82,7 @@ def test_shipped_energies_are_recomputed(name, mnist_root):
     # Chains that start at random pixels find no more probability mass than the chains of the published estimate.
     assert published["test/log_partition_coins"] < published["test/log_partition_high"]
     data.setup()
-    # Rounding decides where the regression stops. Another number of threads changed 8 of 10,000 predictions.
+    # Rounding changes the step at which the regression stops. Another number of threads changed 8 of 10,000 classes.
     assert abs(feature_accuracy(model, data) - published["feature_accuracy"]) < 2e-3
 
 
@@ -92,7 +92,7 @@ def test_all_weights_fit_their_budget():
 
 @pytest.mark.parametrize("name", [name for name in CARDS if "judged_accuracy" in hub.read_card(name)["metrics"]])
 def test_shipped_samples_are_recognised_as_their_labels(name):
-    """The test draws all 10,000 samples. Rounding of a pixel may change the class of one or two samples."""
+    """The test draws all 10,000 samples. Rounding of pixels can change the class of one or two samples."""
     from zoo.evaluation.protocol import judged_accuracy
 
     published = hub.read_card(name)["metrics"]["judged_accuracy"]
@@ -114,14 +114,14 @@ def floor(mnist_root):
     return classifier, said["test"], frechet_distance(said["val"], said["test"])
 
 
-# These models draw 10,000 samples in a minute. A test below draws a part of the samples of slower models.
+# These models draw 10,000 samples in a minute. For slower models, a test below draws only some of the samples.
 ADVERSARIAL = [name for name in CARDS if hub.read_card(name)["model"] in ("gan", "wgan", "infogan")]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in ADVERSARIAL if "classifier_fid" in hub.read_card(n)["metrics"]])
 def test_shipped_samples_are_as_far_from_data_as_published(name, floor):
-    """The test draws all 10,000 samples. Rounding of a pixel may change the class of one or two samples.
+    """The test draws all 10,000 samples. Rounding of pixels can change the class of one or two samples.
 
     No digit is missing, and no digit has more than a quarter of the samples.
     """
@@ -157,7 +157,7 @@ WITH_LIKELIHOOD = [name for name in CARDS if hub.read_card(name).get("log_likeli
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_LIKELIHOOD)
 def test_shipped_log_likelihoods_are_recomputed(name, mnist_root):
-    """The test uses the first 100 test images and all importance samples. Each 100 images have separate noise."""
+    """The test uses the first 100 test images and all importance samples. The noise depends on the batch of 100."""
     from zoo.datamodules import Images
     from zoo.evaluation.protocol import log_likelihood_per_batch
 
@@ -176,7 +176,7 @@ def test_shipped_log_likelihoods_are_recomputed(name, mnist_root):
     "name", [name for name in CARDS if (hub.read_card(name).get("samples") or {}).get("n") == 1000]
 )
 def test_the_first_samples_of_many_steps_are_classified_as_published(name):
-    """The test draws 16 samples under each condition, except the full chain of 1,000 steps, which takes 40 s."""
+    """The test draws 16 samples under each condition. It leaves out the chain of 1,000 steps, which takes 40 s."""
     from zoo.evaluation.distances import classify_images
     from zoo.sampling.chunks import sample_chunks
 
@@ -196,7 +196,7 @@ def test_the_first_samples_of_many_steps_are_classified_as_published(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CARDS if hub.read_card(name).get("bound")])
 def test_the_shipped_bound_is_recomputed(name, mnist_root):
-    """The test uses the first five test images with all terms of the bound. Each five images have separate noise."""
+    """The test uses the first five test images and all terms of the bound. The noise depends on the batch of five."""
     from zoo.datamodules import Images
     from zoo.evaluation.protocol import bound_metrics, bound_per_batch
 

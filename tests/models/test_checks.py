@@ -1,4 +1,4 @@
-"""Tests of input checks: when models read the values of their inputs."""
+"""Tests of input checks. They test when a model reads the values of its inputs."""
 
 from types import SimpleNamespace
 
@@ -59,7 +59,7 @@ def test_one_hot_is_exactly_one():
 
 
 class Asked:
-    """A model that returns whether it may read values on a GPU."""
+    """Stand-in for a model. Its methods return whether they may read values on a GPU."""
 
     @takes(batch=batch_of_any_shape)
     def loss(self, batch):

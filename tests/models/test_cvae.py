@@ -1,4 +1,4 @@
-"""Tests of the conditional VAE. Many use x = W z + V y + sigma n with a Gaussian z, a model with known densities."""
+"""Tests of the conditional VAE. Many tests use the model x = W z + V y + sigma n, whose densities are known."""
 
 import math
 
@@ -72,10 +72,10 @@ def test_the_exact_posterior_weighs_every_draw_the_same(linear, generator):
 
 
 def test_the_bound_is_log_p_minus_the_divergence_from_the_posterior(linear):
-    """The bound is quadratic in eps. Antithetic pairs along each axis compute its expectation exactly."""
+    """The bound is quadratic in eps, so antithetic pairs along each axis give its expectation exactly."""
     x, y, log_p, (encode, log_px, prior) = linear
 
-    def wrong_encode(x, y):  # shifted and too narrow, for a loose bound
+    def wrong_encode(x, y):  # the bound is loose, because this encoder is shifted and too narrow
         mu, logvar = encode(x, y)
         return mu + 0.3, logvar - 0.5
 
@@ -96,9 +96,9 @@ def test_the_divergence_is_zero_where_the_posterior_is_the_prior(linear, generat
 
 
 def test_score_function_and_pathwise_gradients_agree_in_expectation(linear, generator):
-    """The gradients are with respect to a shift of mu and of logvar.
+    """The gradients are with respect to shifts of mu and of logvar.
 
-    4.3 standard errors give a false alarm once in 15,000 runs for both priors together.
+    The tolerance is 4.3 standard errors. It gives a false alarm once in 15,000 runs for both priors together.
     """
     x, y, _, (encode, log_px, prior) = linear
     n = 200_000
@@ -154,7 +154,7 @@ def test_swapped_labels_swap_samples(prior, generator):
 
 
 def test_labels_that_are_not_given_are_uniform_and_come_from_the_generator():
-    """A chi-square with 9 degrees of freedom exceeds 39.3 once in 100,000 runs. The first pixel shows the label."""
+    """The first pixel shows the label. Chi-squared with 9 degrees of freedom exceeds 39.3 once in 100,000 runs."""
     model = CVAE(latent_dim=1, hidden=[1])
     with torch.no_grad():
         for p in model.parameters():
@@ -190,7 +190,7 @@ def test_every_option_trains_and_samples(prior, likelihood, generator):
 
 @pytest.mark.parametrize("prior", ["standard", "learned"])
 def test_the_models_prior_is_its_objectives(prior, generator):
-    """The terms of the module equal terms computed with torch.distributions."""
+    """The terms of the model equal terms computed with torch.distributions."""
     torch.manual_seed(0)
     model = CVAE(latent_dim=3, num_classes=4, prior=prior, likelihood="gaussian", hidden=[8], variance_floor=0.01)
     if prior == "learned":
@@ -234,7 +234,7 @@ def test_both_estimators_see_the_same_gradient_of_decoder_and_prior(generator):
     means = {name: gradient_moments(e, batch, range(3))[0].mean for name, e in estimators.items()}
     model.zero_grad()
     for name, p in model.named_parameters():
-        if not name.startswith("encoder"):  # common random numbers make each draw equal
+        if not name.startswith("encoder"):  # each draw is equal, because the estimators use the same noise
             assert_close(means["pathwise"][name], means["score_function"][name])
         assert p.grad is None
 
@@ -307,7 +307,7 @@ def test_pictures_have_a_row_for_each_label():
     rows = sample_chunks(model, n, seed=0, **conditions)
     assert_close(rows[:7], sample_chunks(model, n, seed=0, y=0)[:7])
     assert_close(rows[14:], sample_chunks(model, n, seed=0, y=2)[14:])
-    assert picture(model, 20, {"y": 1}).columns == 4  # a given label leaves no rows
+    assert picture(model, 20, {"y": 1}).columns == 4  # with a given label, no row belongs to another label
 
 
 @pytest.mark.parametrize(

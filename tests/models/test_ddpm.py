@@ -117,7 +117,7 @@ def test_the_modules_schedule_is_linear(small):
 
 
 def test_every_step_is_drawn_and_each_example_has_its_own(small, generator):
-    """In 20,000 draws of 50 steps, each count is within 4.5 standard errors of 400 (fails once in 3,000 seeds)."""
+    """Among 20,000 draws, each of 50 steps occurs 400 times within 4.5 standard errors (fails once in 3,000 seeds)."""
     t = small.noise([torch.zeros(20_000, 1, 1, 1)], generator=generator)["t"]
     assert t.min() == 0
     assert (t.bincount(minlength=50) - 400).abs().max() < 4.5 * (400 * 49 / 50) ** 0.5
@@ -186,7 +186,7 @@ def test_every_way_to_draw_steps(generator):
     noise = model.noise(batch, generator=generator)
     p = 0.999 * torch.arange(1.0, 51) / 1275 + 0.001 / 50
     z = (noise["t"].bincount(minlength=50) - 40_000 * p) / (40_000 * p * (1 - p)).sqrt()
-    assert z.abs().max() < 4.5  # for all fifty counts: fails once in 3,000 seeds
+    assert z.abs().max() < 4.5  # for all fifty counts together, this fails once in 3,000 seeds
     assert_close(noise["weight"], 1 / (50 * p[noise["t"]]))
     with pytest.raises(ValueError, match="needs a history of losses, and timesteps=uniform keeps none"):
         DDPM(steps=50, widths=[8]).noise(batch, generator=generator, timesteps="importance")
@@ -262,7 +262,7 @@ def test_the_estimators_of_the_bound_are_its_forms_per_dimension(num_classes, ge
 
 
 def test_validation_spreads_the_steps_evenly(generator):
-    """With as many images as steps, each step gets one image. The noise is the same in every epoch."""
+    """Ten images are evaluated at ten different steps. The noise is the same in every epoch."""
     model = DDPM(steps=10, widths=[8])
     model.log = lambda *args, **kwargs: None
     batch = [torch.rand(10, 1, 28, 28, generator=generator), torch.zeros(10)]
@@ -286,7 +286,7 @@ def test_importance_sampling_trains(tmp_path):
 
 
 def test_losses_do_not_depend_on_who_else_is_in_the_batch(labelled, generator):
-    """Every random number belongs to one example, so a batch may be split over processes."""
+    """Each example has its own random numbers, so a batch can be split over processes."""
     batch = [torch.rand(6, 1, 28, 28, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2])]
     noise = labelled.noise(batch, generator=generator)
     whole = labelled.losses(batch, noise)
@@ -360,7 +360,7 @@ def test_samples_that_run_off_to_infinity_are_refused(labelled):
 
 
 def test_without_labels_they_are_drawn_uniformly(labelled):
-    """A sample equals the sample with the same noise and the drawn label. Each label has about 200 of 600 samples."""
+    """With the same noise, each sample equals the sample of one given label. Each label occurs in about 200 of 600."""
     draw = lambda y: labelled.sample(600, generator=torch.Generator().manual_seed(0), num_steps=1, y=y, guidance=1)  # noqa: E731
     under = torch.stack([draw(y) for y in range(3)])
     match = (draw(None) == under).flatten(2).all(2)
@@ -408,7 +408,7 @@ def test_frames_show_intermediate_states_and_end_in_the_sample(small, num_steps)
     for show in ("xt", "x0"):
         way = draw(generator=torch.Generator().manual_seed(0), frames=4, show=show)
         assert way.shape == (2, 4, 1, 28, 28) and way.min() >= 0 and way.max() <= 1
-        assert torch.equal(way[:, -1], end)  # at the last step x_{t-1} is x0_hat
+        assert torch.equal(way[:, -1], end)  # after the last step, x_{t-1} equals x0_hat
 
 
 def test_images_are_encoded_and_come_back(small, generator):
@@ -429,7 +429,7 @@ def test_images_are_encoded_and_come_back(small, generator):
 
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
 def test_the_bound_of_a_network_that_knows_the_image(variance, generator):
-    """If x0_hat is the image, L_t is 0 (with the posterior variance), and L_0 and L_T have closed forms."""
+    """If x0_hat is the image, L_0 and L_T have closed forms. With the posterior variance, L_t is 0 for 0 < t < T."""
     model = DDPM(steps=30, widths=[8], variance=variance)
     x = grey(3, generator)
     model.x0_hat = lambda xt, t, y=None: 2 * x - 1

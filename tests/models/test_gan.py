@@ -1,4 +1,4 @@
-"""Tests of GAN: optimal and constant discriminators, and steps that change one network only."""
+"""Tests of GAN: optimal and constant discriminators, and steps that change only one network."""
 
 import math
 import re
@@ -167,7 +167,7 @@ def test_the_optimal_discriminator_and_its_value_on_two_gaussians(generator):
 
 @pytest.mark.parametrize("theta", [0.25, 0.75])
 def test_parallel_lines_are_log_two_apart_whatever_their_distance(theta, generator):
-    """The value of a trained discriminator shows JS = log 2 for every theta ([DSL 13.3.2])."""
+    """The value of a trained discriminator shows that JS = log 2 for every theta [DSL 13.3.2]."""
     torch.manual_seed(0)
     D = nn.Linear(2, 1)
     optimiser = torch.optim.Adam(D.parameters(), lr=1.0)
@@ -234,7 +234,7 @@ def test_the_generator_takes_every_kth_batch(tmp_path):
     run(tmp_path, *TINY["gan"], "callbacks=none", "trainer.max_epochs=2", "test=false", "model.discriminator_steps=4")
     last = checkpoint(tmp_path)
     batches = 2 * 11
-    assert last["global_step"] == batches  # counts batches, not the steps of both optimisers
+    assert last["global_step"] == batches  # global_step counts batches, not the steps of both optimisers
     d, g = (state["state"][0]["step"].item() for state in last["optimizer_states"])
     assert (d, g) == (batches, batches // 4)
 
@@ -268,9 +268,9 @@ def test_sampling_leaves_batch_norm_and_mode_alone():
 
 
 def test_statistics_are_recomputed_and_old_ones_are_forgotten():
-    """After a batch of other data, the statistics agree with N(3, 2^2) within 4.5 standard errors.
+    """The recomputed statistics agree with N(3, 2^2) within 4.5 standard errors, even after a batch of other data.
 
-    The mode and the momentum are restored.
+    The mode and the momentum of the layers are restored.
     """
     norm = nn.BatchNorm1d(1, momentum=0.1)
     norm(torch.full((10, 1), 100.0) + torch.randn(10, 1, generator=chunk_generator(0, 0)))
@@ -317,8 +317,8 @@ def test_an_estimators_draw_is_the_gradient_of_a_step():
 def test_at_the_optimal_discriminator_the_kl_loss_minimises_the_reverse_divergence(generator):
     """With p = N(0, 1) and G(z) = theta + z, d/dtheta E[-l(G(z))] = theta = d/dtheta KL(p_G || p).
 
-    D is fixed at the optimum for theta. The derivative of D itself by theta has expectation zero. The test takes 10,000
-    draws and allows 4.5 standard errors.
+    D is fixed at its optimum for theta. The derivative of D with respect to theta has expectation zero. The test takes
+    10,000 draws and allows 4.5 standard errors.
     """
     theta = torch.tensor(0.7, dtype=torch.float64)
     logit = lambda x: -(x.square()) / 2 + (x - theta).square() / 2  # noqa: E731

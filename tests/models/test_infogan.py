@@ -1,4 +1,4 @@
-"""Tests of InfoGAN: its bound, which a perfect code network reaches, and codes that are set and read."""
+"""Tests of InfoGAN: the bound on the information, the codes of samples, and the codes that Q reads."""
 
 import math
 import re
@@ -49,9 +49,9 @@ def test_a_perfect_code_network_reaches_the_ceiling():
 
 
 def test_the_bound_is_the_information_where_q_is_the_posterior():
-    """A channel keeps c with probability 0.7, and otherwise draws a new c.
+    """The bound equals the mutual information of c and x only if Q is the posterior.
 
-    The bound equals the mutual information I only if Q is the posterior.
+    x equals c with probability 0.7. With probability 0.3, x is drawn uniformly.
     """
     K, keep = 4, 0.7
     p_x_given_c = keep * torch.eye(K, dtype=torch.float64) + (1 - keep) / K
@@ -73,16 +73,16 @@ def test_the_continuous_bound_has_no_ceiling(generator):
     mu, logvar = c + 0.1, torch.full_like(c, -2.0)
     expected = 2 * math.log(2) + Independent(Normal(mu, (logvar / 2).exp()), 1).log_prob(c).mean()
     assert_close(continuous_bound(mu, logvar, c), expected)
-    # The best Q that ignores x is the Gaussian closest to the uniform prior, with a bound below 0.
+    # The best Q that ignores x is the Gaussian closest to the uniform prior. Its bound is below 0.
     nothing = continuous_bound(torch.zeros_like(c), torch.full_like(c, math.log(1 / 3)), c)
     assert -0.5 < nothing < 0
     assert continuous_bound(c, torch.full_like(c, -20.0), c) > 10
 
 
 def test_codes_are_drawn_from_their_priors():
-    """A chi-squared test with 9 degrees of freedom (false alarm once in 1e5) tests the categories.
+    """The categories pass a chi-squared test with 9 degrees of freedom (false alarm once in 1e5).
 
-    Moments test the other codes.
+    For the other codes, the test compares moments.
     """
     noise = small().noise([torch.zeros(20_000, 1)], generator=chunk_generator(0, 0))
     counts = noise["category"].bincount(minlength=10)
@@ -149,7 +149,7 @@ def test_validation_recomputes_batchnorm_statistics():
 
 
 def test_deformation_fills_the_outside_with_black():
-    """An image moved out of the frame is read as a black image, which is -1 for the networks."""
+    """An image that is moved out of the frame becomes black. Black is -1 for the networks."""
     model = small()
     noise = model.noise(images(), generator=chunk_generator(0, 0))
     noise["affine"] = torch.zeros(6, 2, 3)
@@ -190,7 +190,7 @@ def test_categories_are_read_from_deformed_images_and_numbers_are_not():
 
 
 def test_each_networks_loss_trains_that_network_alone():
-    """Trunk and head maximise V alone. The generator and Q also have the bound (eq. 6)."""
+    """Trunk and head are trained on V alone. The losses of the generator and Q also contain the bound (eq. 6)."""
     model = small()
     d_optimiser, g_optimiser = model.configure_optimizers()
     names = {id(p): name for name, p in model.named_parameters()}

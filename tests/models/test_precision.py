@@ -1,4 +1,4 @@
-"""Tests of the ten models in other precisions: which results they compute, and which values stay exact."""
+"""Tests of the ten models in several precisions: results, losses, and values that are not rounded."""
 
 import copy
 import inspect

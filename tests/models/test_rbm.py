@@ -154,7 +154,7 @@ def test_estimators_of_one_gradient_and_what_they_differ_in():
     weights = Weights(*(t.detach() for t in model.weights()))
     u = lambda *s: torch.rand(*s, generator=generator, dtype=torch.float64)  # noqa: E731
     drawn = exact_draw(u(512), u(512, 8), weights)
-    batch = model.probe_batch([drawn[drawn[:, 0] == 1]], generator=generator)  # half of the model's states
+    batch = model.probe_batch([drawn[drawn[:, 0] == 1]], generator=generator)  # half of the states
     found = {}
     for name, estimator in model.gradient_estimators().items():
         moments, _ = gradient_moments(estimator, batch, range(2 if name == "exact" else 1000))
@@ -303,12 +303,11 @@ def test_the_energy_keeps_its_precision_under_bfloat16():
 
 @pytest.mark.parametrize(("learning", "k"), [("cd", 1), ("pcd", 1), ("pcd", 3)])
 def test_the_gradient_survives_bfloat16(learning, k):
-    """The chains use the same weights without gradients. Autocast caches the cast weights of the chains.
+    """The gradient of the loss is also right under autocast.
 
-    The loss must not use this cache, because its tensors have no gradients.
-
-
-    Rounding changes some bits of the chains. The gradients are therefore close and not equal.
+    The chains run without gradients, and autocast caches their rounded weights. The loss must not use this cache,
+    because its tensors have no gradients. Rounding changes some bits of the chains, so the gradients are close to the
+    float32 gradients and not equal.
     """
     torch.manual_seed(0)
     model = RBM(num_hidden=50, learning=learning, k=k)
@@ -323,9 +322,9 @@ def test_the_gradient_survives_bfloat16(learning, k):
 
 @pytest.mark.parametrize("centred", [False, True])
 def test_long_chains_have_the_means_of_the_model(centred):
-    """The mean of p(v | h) over 5,000 chains of 100 steps is E[v].
+    """The mean of p(v | h) over 5,000 chains of 100 steps is E[v], within 4.3 standard errors.
 
-    4.3 standard errors give a false alarm once in 6 x 10^4 seeds for each of four pixels. Another model fails the test.
+    Each of four pixels gives a false alarm once in 6 x 10^4 seeds. The test rejects the means of another model.
     """
     model = small(scale=0.7, centred=centred)
     log_probability, v = log_p(model)
@@ -355,7 +354,7 @@ def test_frames_show_the_chain_that_ends_in_the_sample():
         model.W[:, 3] = 50.0  # this hidden unit determines all pixels
     model.chains = torch.eye(8, dtype=torch.bool)
     begun = model.sample(50, steps=1, init="chains", frames=2, generator=seeded())[:, 0].flatten(1).mean(1)
-    assert 0 < (begun == 1).sum() < 25 and ((begun == 1) | (begun == 0)).all()  # it is on in one chain of eight
+    assert 0 < (begun == 1).sum() < 25 and ((begun == 1) | (begun == 0)).all()  # the unit is on in one chain of eight
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 50, 1000])
@@ -394,7 +393,7 @@ def digits(cls=Images):
 
 
 def test_a_process_keeps_the_chains_of_its_turn():
-    """Process r of n takes rows r, r + n, ... of all chains, saved or new. It keeps chains that it already has."""
+    """Process r of n takes rows r, r + n, ... of the saved or new chains. Chains that it already has do not change."""
     everything = torch.arange(7)[:, None].expand(7, 2) > 3
     numbered = torch.arange(7)[:, None] * torch.ones(1, 2, dtype=torch.long)
     for world_size in (1, 2, 3):
@@ -495,12 +494,12 @@ def test_other_learning_raises_the_likelihood_and_keeps_no_chains(learning, tmp_
     with torch.no_grad():
         fresh.b.copy_(zoo.load(tmp_path).mu.logit())
         fresh.mu.copy_(zoo.load(tmp_path).mu)
-    before = evaluation.evaluate(fresh, Images("digits"))["test/loss"]  # roughly the base-rate model
+    before = evaluation.evaluate(fresh, Images("digits"))["test/loss"]  # a new model is close to the base-rate model
     assert metrics["test/loss"] < before - 20
 
 
 def test_metrics_are_what_they_say(tmp_path):
-    """The test recomputes the metrics of a run with enumerable log Z from its checkpoint."""
+    """The test recomputes the metrics of a run from its checkpoint. The model is small, so log Z is enumerated."""
     metrics = run(tmp_path, *TINY["rbm"], "trainer.max_epochs=1", "model.binarisation=threshold")
     model, data = zoo.load(tmp_path), Images("digits")
     data.setup()
@@ -532,7 +531,7 @@ def test_validation_is_of_float32_under_bfloat16(tmp_path):
 def test_annealed_importance_sampling_on_a_trained_machine(tmp_path):
     """The enumerated log Z of 784 x 15 trained units lies in the short interval of 100 chains.
 
-    Three standard errors give a false alarm once in 370 runs. The seed is fixed.
+    The interval has three standard errors, so it misses log Z once in 370 runs. The seed is fixed.
     """
     few = [o for o in TINY["rbm"] if "num_hidden" not in o]
     run(
@@ -552,7 +551,7 @@ def test_annealed_importance_sampling_on_a_trained_machine(tmp_path):
 
 
 def test_annealing_is_of_the_weights_in_their_plain_form():
-    """19 x 17 units are above the limit of quick enumeration. More temperatures narrow the interval."""
+    """A model of 19 x 17 units is too large for quick enumeration. More temperatures narrow the interval."""
     model = small(19, 17, scale=0.4)
     found, coarse = model.log_partition(300), model.log_partition(20)
     assert found.low < exact_log_Z(model) < found.high
@@ -563,7 +562,7 @@ def test_annealing_is_of_the_weights_in_their_plain_form():
 
 
 def test_how_many_temperatures_and_which_estimate_count(tmp_path, monkeypatch):
-    """Validation and test have their own numbers of temperatures. The loss uses the estimate of log Z."""
+    """Validation and test have different numbers of temperatures. The loss uses the estimate of log Z."""
     asked = []
 
     def recorded(weights, base, chains, steps, *, generator, progress=False):
@@ -593,7 +592,7 @@ def test_how_many_temperatures_and_which_estimate_count(tmp_path, monkeypatch):
 
 
 def test_the_larger_of_two_estimates_counts(generator):
-    """Validation terms and log_partition use the larger estimate with its interval."""
+    """Validation terms and ``log_partition`` use the larger of the two estimates, with its interval."""
     model = small()
     v = torch.randint(2, (5, 4), generator=generator).double()
     lower, higher = LogPartition(1.0, 0.5, 9.0), LogPartition(7.0, 6.0, 8.0)
@@ -609,9 +608,9 @@ def test_the_larger_of_two_estimates_counts(generator):
 
 
 def test_each_beginning_of_annealing_is_exact_for_its_own_machine():
-    """With W = 0 and b equal to the base model's biases, every chain has weight Z.
+    """If W = 0 and b equals the biases of the base model, the estimate is exact.
 
-    Random pixels have b = 0, and the mean image has b = logit(mu).
+    The base model of random pixels has b = 0. The base model of the mean image has b = logit(mu).
     """
     mu, c = torch.linspace(0.1, 0.9, 17), torch.linspace(-1, 2, 18)
     for exact, b in {"base_rate": mu.logit(), "coins": torch.zeros(17)}.items():
@@ -626,10 +625,11 @@ def test_each_beginning_of_annealing_is_exact_for_its_own_machine():
 
 
 def test_mass_far_from_the_data_is_found(generator):
-    """In a model of 60 x 2 units, one hidden unit turns all pixels on. These states have e^20 times the other mass.
+    """Chains that start at random pixels find probability mass far from the data.
 
-    The published method starts chains at the mean image. These chains miss the states. Chains from random pixels find
-    the states. The test enumerates log Z.
+    In a model of 60 x 2 units, one hidden unit turns all pixels on. The states with this unit on have e^20 times the
+    probability mass of the others. Chains of the published method start at the mean image and do not find these
+    states. The test enumerates log Z.
     """
     weights = Weights(torch.zeros(60, 2), torch.full((60,), -3.0), torch.tensor([-160.0, 0.0]))
     weights.W[:, 0] = 6.0

@@ -35,9 +35,9 @@ def test_the_explicit_trace_is_the_divergence(field, generator):
 @pytest.mark.parametrize("directions", ["rademacher", "normal", "axes"])
 @pytest.mark.parametrize("reduced", [True, False])
 def test_the_sliced_objective_is_unbiased(directions, reduced, field, generator):
-    """The mean over random directions of covariance I is the explicit objective, within 4.5 standard errors.
+    """The mean over random directions v with covariance I is the explicit objective, within 4.5 standard errors.
 
-    The mean over the three axes, each times sqrt(3), is exact.
+    If v is each of the three axes times sqrt(3), the mean is exact.
     """
     s, _ = field
     x = torch.randn(2, 3, generator=generator, dtype=F64)
@@ -80,15 +80,15 @@ def test_directional_is_the_quadratic_form(generator):
     assert_close(slope, torch.einsum("bi,ij,bj->b", v, A, v))
 
 
-# Over linear fields s(x) = -x M, the minimiser is M = C^-1, the score of N(0, C), where C is the second moment.
-# With the empirical second moment as C, this is exact on finite data, for the explicit and the sliced objective.
+# Among linear fields s(x) = -x M, the minimiser is M = C^-1, where C is the second moment of the data. This is the
+# score of N(0, C). On finite data it holds exactly for the empirical C, for the explicit and the sliced objective.
 
 
 @pytest.mark.parametrize("objective", ["explicit", "sliced", "reduced"])
 def test_the_minimiser_on_gaussian_data(objective, generator):
     """At the closed-form minimiser the gradient is zero, and the loss is larger on both sides.
 
-    The sliced objective takes the three axes, each times sqrt(3), as v. Quadratic forms are then exact.
+    For the sliced objective, v is each of the three axes times sqrt(3). Means of quadratic forms are then exact.
     """
     L = torch.tensor([[1.0, 0, 0], [0.5, 0.8, 0], [-0.3, 0.2, 1.4]], dtype=F64)
     x = torch.randn(500, 3, generator=generator, dtype=F64) @ L.T
@@ -107,14 +107,14 @@ def test_the_minimiser_on_gaussian_data(objective, generator):
 
 
 def bumps(x):
-    """Return 25 Gaussian bumps over the support of the mixture, (B, 25), a basis of fields."""
+    """Return the values of 25 Gaussian bumps at x, (B, 25). They are a basis of fields where the mixture has mass."""
     side = torch.linspace(-3, 3, 5, dtype=F64)
     return torch.exp(-(x[:, None] - torch.cartesian_prod(side, side)).square().sum(2) / 2)
 
 
 @pytest.mark.parametrize("objective", ["explicit", "sliced", "denoising"])
 def test_the_target_on_a_mixture(objective):
-    """The gradient at W = 0 over fields s(x) = W' phi(x) identifies the score f that an objective learns.
+    """For fields s(x) = W' phi(x), the gradient at W = 0 shows the score f that an objective learns.
 
     The objective is 1/2 E|s|^2 - E[s . f] + const, so the gradient is -E[phi f']. The quadratic part is the same for
     every f. For explicit and sliced matching, f is the score of p. For denoising, it is the score of p convolved with
@@ -348,7 +348,7 @@ def test_annealing_by_the_exact_score_draws_the_mixture(points):
 
 
 def test_samples_are_the_annealed_chain(points):
-    """The chain starts at N(0, 1 + sigma_1^2). For images, the ratio of the levels sets the step size."""
+    """The chain starts at N(0, 1 + sigma_1^2). For images, the ratio of successive levels sets the step size."""
     images = Score(widths=[8], num_sigmas=4, sigma_max=4.0, sigma_min=0.5)
     for model, shape, steps, e in ((points, (3, 2), 100, 0.05), (images, (3, 1, 28, 28), 5, best_step_size(2.0, 5))):
         ours, _ = model.chains(3, generator=torch.Generator().manual_seed(4))
@@ -376,9 +376,9 @@ def test_samples_depend_on_the_seed_alone(num_sigmas, shape):
 def test_a_step_that_suits_the_data_is_found(points):
     """The default step size suits data of different variance, with the exact score and without noise levels.
 
-    The mixture is sampled well. The moons have 36 times less variance, and the step size of the mixture would have no
-    stationary density there. A thousand steps bring the chains near the moons, but do not cover them evenly. A step
-    size that is too large raises an error.
+    The mixture is sampled well. The components of the moons have 36 times less variance, and the step size of the
+    mixture would have no stationary density there. A thousand steps bring the chains near the moons, but do not cover
+    the moons evenly. A step size that is too large raises an error.
     """
     model = Score(shape=[2], hidden=[8], objective="explicit", num_sigmas=0)
     for p, nats in ((moons(), 1.0), (mixture(), 0.2)):
@@ -392,9 +392,9 @@ def test_a_step_that_suits_the_data_is_found(points):
 
 
 def test_one_level_is_sampled_as_none():
-    """With the exact score of the mixture plus noise 0.2, the mean log density is right within 0.1 nats.
+    """With the exact score of the mixture plus noise of 0.2, the mean log density is right within 0.1 nats.
 
-    With ``denoise``, the sample then moves by 0.2^2 times the score.
+    With ``denoise``, each sample moves at the end by 0.2^2 times the score.
     """
     model, q = Score(shape=[2], hidden=[8], num_sigmas=1, sigma_min=0.2), mixture().blurred(0.2)
     model.forward = lambda x, sigma: q.score(x).float()

@@ -1,4 +1,4 @@
-"""Tests of skip-gram against enumeration, on vocabularies of a few words."""
+"""Tests of skip-gram against exact sums over vocabularies of a few words."""
 
 import copy
 import math
@@ -111,7 +111,7 @@ def test_the_likelihood_is_summed_over_the_vocabulary(rows):
 
 
 def test_validation_sums_over_rows_spread_over_the_text(monkeypatch):
-    """Validation scores every n-th row of the text, for any batch size. Some batches have no such row."""
+    """Validation evaluates every n-th row of the text, for any batch size. Some batches contain no such row."""
     monkeypatch.setattr("zoo.skipgram.EXACT_ROWS", 7)
     data = Text("pydocs", eval_batch_size=4)
     torch.manual_seed(0)
@@ -134,7 +134,7 @@ def test_validation_sums_over_rows_spread_over_the_text(monkeypatch):
     expected = [float(-log_p.mean()), float((-log_p.mean()).exp()), float(log_Z.mean()), float(log_Z.std(correction=0))]
     found = [metrics[f"val/{name}"] for name in ("nll", "perplexity", "log_Z", "log_Z_sd")]
     assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    model.held_out.update(log_p, log_Z + 1)  # like the old sums of an interrupted evaluation
+    model.held_out.update(log_p, log_Z + 1)  # as if an interrupted evaluation had left these sums
     assert L.Trainer(accelerator="cpu", **quiet).validate(model, data, verbose=False) == [metrics]
 
 
@@ -159,7 +159,7 @@ def what_is_said(data):
 
 
 def test_two_processes_choose_the_rows_that_one_does():
-    """The rows are numbered in the order of the text. About seven of them are chosen."""
+    """The rows are numbered in the order of the text. Validation chooses about seven rows."""
     data = Text("pydocs", eval_batch_size=4, min_count=20)
     data.setup()  # once, before the processes are forked
     expected = held_out(data)
@@ -192,7 +192,7 @@ def test_a_generator_may_be_given_by_position_as_in_an_earlier_version(rows):
 @pytest.mark.parametrize("dense_gradients", [False, True])
 @pytest.mark.parametrize("objective", ["nce", "softmax"])
 def test_a_step_is_each_pairs_gradient_at_the_rates_of_its_words(objective, dense_gradients, tmp_path, monkeypatch):
-    """Two steps in Lightning, with two batches each, equal steps from sums over pairs.
+    """Two steps in Lightning, with two batches each, equal steps computed by sums over pairs.
 
     Frequent words have lower learning rates.
     """
@@ -330,8 +330,8 @@ def test_nce_finds_the_distribution_and_its_normaliser(tmp_path, monkeypatch):
 def test_the_bias_of_each_estimator_is_what_theory_says(rows):
     """For normalised scores, the NCE gradient approaches the gradient of the likelihood as k grows.
 
-    The bias of importance sampling also becomes small. Negative sampling has another gradient. The test takes means of
-    400 draws and subtracts their variance.
+    The bias of importance sampling also becomes small. Negative sampling has another gradient. The squared bias is
+    measured from the mean of 400 draws, minus the variance of this mean.
     """
     model = made(num_noise=25, shared_noise=25)
     with torch.no_grad():  # with zero vectors, the bias alone normalises the scores

@@ -110,7 +110,7 @@ def test_five_terms_are_the_marginal_form_for_every_draw(toy, mixture, generator
 
 
 def test_another_gamma_costs_its_divergence_from_bayes_rule(mixture, generator):
-    """[HW2 P7] with the correct divergence: five terms(gamma) = marginal form - KL(gamma || p(c|z))."""
+    """For any gamma, the five terms equal the marginal form minus KL(gamma || p(c|z)) ([HW2 P7], corrected)."""
     z, log_q = 2 * normal(generator, 6, D), normal(generator, 6)
     posterior = log_responsibilities(z, mixture)
     for log_gamma in (posterior, normal(generator, 6, K).log_softmax(-1), mixture.log_pi.expand(6, K)):
@@ -136,7 +136,7 @@ def quadrature(x, objective):
 
 
 def test_the_mean_field_lies_below_the_exact_bound(toy, mixture, generator):
-    """Quadrature gives the expectation over eps for several gamma. The bounds are equal at K = 1."""
+    """The test computes expectations over eps by quadrature, for several gamma. At K = 1 the bounds are equal."""
     x, encode, log_px = toy
 
     def exact(mixture):
@@ -155,7 +155,7 @@ def test_the_mean_field_lies_below_the_exact_bound(toy, mixture, generator):
 
 
 def test_the_five_terms_and_the_mean_field_agree_in_expectation_at_the_same_gamma(toy, mixture, generator):
-    """Each term agrees, by quadrature, for a gamma that does not depend on z."""
+    """The test compares the expectation of each term by quadrature, for a gamma that does not depend on z."""
     x, encode, log_px = toy
     log_gamma = normal(generator, len(x), K).log_softmax(-1).repeat_interleave(60, 0)
 
@@ -214,7 +214,7 @@ def test_deformations_are_smooth_and_near_the_identity(generator):
 
 
 def test_even_bumps_move_an_image_by_two_thirds_of_the_strength(generator):
-    """All points move by 3/28 times two thirds of the strength 1, which is one pixel. One unit is 14 pixels."""
+    """At strength 1, equal bumps of 3/28 move all points by 2/3 x 3/28 = 1/14. This is one pixel of 28 over [-1, 1]."""
     x = torch.rand(2, 1, 28, 28, generator=generator)
     bumps = torch.zeros(2, 2, 4, 4)
     bumps[0, 0], bumps[1, 1] = 3 / 28, 6 / 28  # one pixel to the left; two pixels up
@@ -257,7 +257,7 @@ def test_pretraining_minimises_minus_the_likelihood_at_the_mean(generator):
 
 @pytest.mark.parametrize("method", ["kmeans", "em"])
 def test_fit_mixture_finds_well_separated_clusters(method, generator):
-    """Three Gaussians are 10 standard deviations apart. 4.5 standard errors give a false alarm once in 10,000 runs."""
+    """Three Gaussians are 10 standard deviations apart. The tolerance, 4.5 standard errors, fails once in 10,000."""
     n = 4000
     true = Mixture(torch.tensor([0.5, 0.3, 0.2]).log(), 10 * torch.eye(3)[:, :2], torch.zeros(3, 2))
     c = torch.multinomial(true.log_pi.exp(), n, replacement=True, generator=generator)
@@ -274,8 +274,8 @@ def test_fit_mixture_finds_well_separated_clusters(method, generator):
 def test_fit_mixture_takes_the_clusters_that_deformation_keeps(generator):
     """The points are the corners of a rectangle.
 
-    The deformation swaps the two tightest clusters, at the ends of the long side. It keeps the two clusters at the ends
-    of the short side.
+    k-means with the smallest loss cuts the long side in the middle. The deformation mixes these two clusters. It keeps
+    the two clusters that a cut of the short side gives, so they are chosen.
     """
     z = torch.tensor([1.2, 1.0]) * torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]).repeat(100, 1)
     z = z + 0.01 * torch.randn(400, 2, generator=generator)
@@ -288,7 +288,8 @@ def test_fit_mixture_takes_the_clusters_that_deformation_keeps(generator):
 def test_invariance_is_the_mutual_information_of_clusters(generator):
     """Four clusters are far apart and equally likely.
 
-    The value is log K if the deformation keeps all, 0 if it mixes all, and between if it mixes two.
+    The value is log 4 if the deformation keeps all clusters, and 0 if it mixes all clusters. If the deformation mixes
+    only two clusters, the value is 1.5 log 2.
     """
     mixture = Mixture(torch.zeros(4).log_softmax(0), 20 * torch.eye(4), torch.zeros(4, 4))
     c = torch.arange(400) % 4
@@ -344,7 +345,7 @@ def test_pretraining_gives_every_parameter_a_gradient_and_the_mixture_a_zero_one
 
 
 def test_samples_come_from_the_clusters_asked_for(generator):
-    """Components are narrow and far apart. An image therefore shows its cluster."""
+    """The components are narrow and far apart, so an image shows its cluster."""
     model = tiny(latent_dim=2, hidden=[2])
     with torch.no_grad():
         model.mu_c.copy_(torch.tensor([[-5.0, 0.0], [0.0, 5.0], [5.0, 0.0]]))
@@ -360,7 +361,7 @@ def test_samples_come_from_the_clusters_asked_for(generator):
     assert nearest(model.sample(4, clusters=1, generator=generator)).tolist() == [1] * 4
     n = 3000
     share = nearest(model.sample(n, generator=generator)).bincount(minlength=3) / n
-    # 4.5 standard errors of three fractions give a false alarm once in 50,000 runs.
+    # For the three fractions together, 4.5 standard errors give a false alarm once in 50,000 runs.
     assert (share - torch.tensor([0.1, 0.2, 0.7])).abs().max() < 4.5 * (0.25 / n) ** 0.5
     assert model.rows() == ("clusters", [0, 1, 2])
 
@@ -399,7 +400,7 @@ def test_log_likelihood_closes_the_gap_and_draws_from_the_generator():
 
 
 def test_importance_weights_have_mean_p_of_x(toy, mixture, generator):
-    """A grid over the prior gives p(x). 4.3 standard errors give a false alarm once in 10,000 runs (four images)."""
+    """A sum over a grid of z gives p(x). For four images, 4.3 standard errors give a false alarm once in 10,000."""
     x, encode, log_px = toy
     n, side = 20_000, torch.linspace(-12, 12, 300, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side)
@@ -421,7 +422,7 @@ def test_estimators_see_the_same_decoder_and_the_first_is_what_trains(generator)
     estimators = model.gradient_estimators()
     assert list(estimators) == ["mean_field", "pathwise", "score_function"]
     means = {name: gradient_moments(e, batch, range(3))[0].mean for name, e in estimators.items()}
-    for name in means["pathwise"]:  # common random numbers make each draw equal
+    for name in means["pathwise"]:  # each draw is equal, because the estimators use the same noise
         if name.startswith("decoder"):
             assert_close(means["pathwise"][name], means["mean_field"][name])
         if not name.startswith("encoder"):
@@ -506,7 +507,7 @@ def test_the_mixture_is_fitted_once_between_the_phases(tmp_path, uninterrupted, 
     ("at", "left"),
     [
         (5, "interrupted"),  # in the middle of the autoencoder's epoch
-        (10, "last"),  # in its last batch: the mixture is fitted after resuming
+        (10, "last"),  # in the last batch of that epoch, so the resumed run fits the mixture
         (11, "interrupted"),  # in the first batch after the mixture was fitted
     ],
 )
@@ -517,7 +518,7 @@ def test_a_run_interrupted_around_the_fit_resumes_exactly(at, left, tmp_path, un
     assert bool(checkpoint(tmp_path, left)["state_dict"]["initialised"]) == (at > 10)
     metrics, folder = uninterrupted
     resumed = run(tmp_path, *SHORT, f"ckpt={path}")
-    if at >= 10:  # the resumed run does not repeat the epoch that logs it
+    if at >= 10:  # the resumed run does not repeat the epoch that logs this metric
         metrics = {k: v for k, v in metrics.items() if k != "train/reconstruction"}
     assert_same_run(resumed, tmp_path, (metrics, folder))
 
@@ -535,7 +536,7 @@ def test_each_phase_has_half_a_cosine_and_the_fit_gives_q_a_variance(tmp_path):
 
     model = VaDE(num_clusters=3, hidden=[8], latent_dim=2, pretrain_epochs=1, restarts=1, lr=0.01)
     with torch.no_grad():
-        model.encoder[-1][-1].weight.mul_(20)  # spread latents, for components with different variances
+        model.encoder[-1][-1].weight.mul_(20)  # spread the latents, so that the components have different variances
     L.Trainer(max_epochs=3, callbacks=[Watch()], logger=False, enable_checkpointing=False, accelerator="cpu",
               enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0
               ).fit(model, Images("digits", digits_repeat=1, batch_size=479))  # fmt: skip

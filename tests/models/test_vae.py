@@ -1,4 +1,4 @@
-"""Tests of the VAE. Many use x = W z + sigma n with a Gaussian z, a model with known densities."""
+"""Tests of the VAE. Many tests use the model x = W z + sigma n, whose densities are known."""
 
 import itertools
 import math
@@ -64,9 +64,9 @@ def test_the_exact_posterior_weighs_every_draw_the_same(linear, generator):
 
 
 def test_the_elbo_is_log_p_minus_the_divergence_from_the_posterior(linear):
-    """The bound is quadratic in eps. Antithetic pairs along each axis compute its expectation exactly."""
+    """The bound is quadratic in eps, so antithetic pairs along each axis give its expectation exactly."""
     x, log_p, posterior, log_px = linear
-    wrong = Gaussian(posterior.mu + 0.3, posterior.logvar - 0.5)  # shifted and too narrow, for a loose bound
+    wrong = Gaussian(posterior.mu + 0.3, posterior.logvar - 0.5)  # q is shifted and too narrow, so the bound is loose
     nodes = torch.cat([s * math.sqrt(D) * torch.eye(D, dtype=torch.float64) for s in (-1, 1)])[:, None]
     elbo = log_px(x, wrong.draw(nodes)).mean(0) - wrong.kls().sum(-1)
     of = lambda q: torch.distributions.Normal(q.mu, (q.logvar / 2).exp())  # noqa: E731
@@ -74,9 +74,9 @@ def test_the_elbo_is_log_p_minus_the_divergence_from_the_posterior(linear):
 
 
 def test_importance_weighting_closes_the_gap(linear, generator):
-    """With a wrong q the mean weight is p(x). 4.3 standard errors give a false alarm once in 10,000 (6 images)."""
+    """With a wrong q, the mean weight is still p(x). For six images, 4.3 standard errors fail once in 10,000 runs."""
     x, log_p, posterior, log_px = linear
-    q = Gaussian(posterior.mu + 0.2, posterior.logvar + 0.3)  # wider than the posterior, for weights with a variance
+    q = Gaussian(posterior.mu + 0.2, posterior.logvar + 0.3)  # wider than the posterior, so that the weights vary
     n = 20_000
     weights = (log_importance_weight(x, q.draw(normal(generator, n, len(x), D)), q, log_px) - log_p).exp()
     error = weights.std(0) / n**0.5
@@ -172,7 +172,7 @@ def test_both_estimators_see_the_same_decoder_gradient(generator):
     estimators = model.gradient_estimators()
     means = {name: gradient_moments(e, batch, range(3))[0].mean for name, e in estimators.items()}
     for name, p in model.named_parameters():
-        if name.startswith("decoder"):  # common random numbers make each draw equal
+        if name.startswith("decoder"):  # each draw is equal, because the estimators use the same noise
             assert_close(means["pathwise"][name], means["score_function"][name])
         assert p.grad is None
 
@@ -217,7 +217,7 @@ def four_bits(objective="elbo", estimator="auto", num_samples=1, likelihood="ber
     model = VAE("bernoulli", 4, likelihood=likelihood, hidden=[3], objective=objective, estimator=estimator,
                 num_samples=num_samples).double()  # fmt: skip
     with torch.no_grad():
-        model.encoder[1][2].weight.mul_(4)  # posteriors that are neither uniform nor certain
+        model.encoder[1][2].weight.mul_(4)  # move the posteriors away from uniform
         model.decoder[0][0].weight.mul_(3)
     x = (torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(5)) < 0.3).double()
     return model, [x, torch.zeros(1)]
@@ -226,7 +226,7 @@ def four_bits(objective="elbo", estimator="auto", num_samples=1, likelihood="ber
 def enumerated(model, x, k):
     """Return log q(z | x), log p(x | z) and log p(z) of the 16 states, and all k-tuples of states.
 
-    A tuple has its log q and the indices of its states, (16^k, k).
+    For each tuple, the function returns log q and the indices of its states, (16^k, k).
     """
     z = STATES.double()[:, None]
     logits = model.encoder(x)
@@ -274,7 +274,7 @@ CASES = [
 
 @pytest.mark.parametrize(("objective", "name", "k"), CASES)
 def test_score_function_gradients_are_exact_in_expectation(objective, name, k):
-    """The mean over all k-tuples of states, weighted by probability, is the exact gradient of every parameter."""
+    """For every parameter, the mean over all k-tuples of states, weighted by probability, is the exact gradient."""
     model, batch = four_bits(objective, name, k if objective == "iwae" else 1)
     if name.endswith("moving_average"):
         model.baseline.moving_cost.fill_(500.0)
@@ -299,9 +299,9 @@ def test_score_function_gradients_are_exact_in_expectation(objective, name, k):
 
 
 def test_rebar_in_the_model_is_unbiased():
-    """The component along the exact gradient is right within 4.5 standard errors.
+    """The component of the mean along the exact gradient is right within 4.5 standard errors.
 
-    4.5 standard errors are below 5 % of the gradient.
+    These 4.5 standard errors are below 5 % of the gradient.
     """
     model, batch = four_bits("elbo", "rebar")
     with torch.no_grad():
@@ -329,7 +329,10 @@ def test_rebar_in_the_model_is_unbiased():
 
 
 def test_wake_sleep_by_enumeration():
-    """The losses have the gradients of -E_q log p(x | z) and E_p(x) KL(p(z | x) || q(z | x)) (2-bit z, 3-bit x)."""
+    """The losses have the gradients of -E_q log p(x | z) and of E_p(x) KL(p(z | x) || q(z | x)).
+
+    z has 2 bits and x has 3 bits.
+    """
     g = torch.Generator().manual_seed(2)
     W, V = (torch.randn(2, 3, generator=g, dtype=torch.float64, requires_grad=True) for _ in range(2))
     zs = torch.tensor(list(itertools.product([0.0, 1.0], repeat=2)), dtype=torch.float64)
@@ -384,7 +387,7 @@ def test_the_encoders_signal_falls_as_the_bound_tightens(linear, generator):
 
     The test measures the slope of log SNR between K = 16 and 256, with 20,000 draws for each K. The smallest SNR is
     about 0.075. Its relative error is (1 / 20,000)^0.5 / 0.075 = 10 %. The error of the slope is 0.1 / log 16 = 0.04.
-    The tolerance is 0.16, four times this error.
+    The tolerance of 0.16 is four times this error.
     """
     x, _, posterior, _ = linear
     x, shift = x[:1], torch.full((D,), 0.4, dtype=torch.float64)
@@ -488,7 +491,7 @@ def test_the_manifold_is_the_plane_of_two_latents():
     model = VAE(latent_dim=2, hidden=[8])
     images = manifold(model, 4)
     quantile = lambda p: Normal(0.0, 1.0).icdf(torch.tensor(p))  # noqa: E731
-    with torch.no_grad():  # in the first row the second latent is large; the first latent grows to the right
+    with torch.no_grad():  # the first row varies the first latent, at a large second latent
         corner = model.decode(torch.stack([quantile(1 / 8), quantile(7 / 8)])[None])[0]
         neighbour = model.decode(torch.stack([quantile(3 / 8), quantile(7 / 8)])[None])[0]
     assert images.shape == (16, 1, 28, 28)
@@ -498,7 +501,7 @@ def test_the_manifold_is_the_plane_of_two_latents():
         manifold(VAE("bernoulli", 2, hidden=[4]))
 
 
-# Learned parts of estimators train on their own loss alone, and do not change the model's gradient.
+# Learned parts of estimators, such as baselines, have a separate loss. They do not change the gradient of the model.
 
 TRAINED = [
     ("bernoulli", "elbo", "score_function+nvil", 1),
@@ -517,7 +520,7 @@ TRAINED = [
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 @pytest.mark.parametrize(("latent", "objective", "estimator", "k"), TRAINED)
 def test_training_follows_the_estimator_that_is_measured(latent, objective, estimator, k, likelihood, generator):
-    """Encoder and decoder get the gradient of the surrogate, and learned parts get the gradient of their loss."""
+    """Encoder and decoder receive the gradient of the surrogate. Learned parts receive the gradient of their loss."""
     torch.manual_seed(0)
     model = VAE(latent, 3, 4, likelihood, hidden=[8], objective=objective, estimator=estimator, num_samples=k)
     if estimator.endswith("moving_average"):
@@ -532,7 +535,7 @@ def test_training_follows_the_estimator_that_is_measured(latent, objective, esti
     assert (own is None) == (not learned)
     noise = model.noise(batch, generator=seeded())
     value = model.objective(model.estimator)(model.observe(batch[0], noise["u"]), noise)["loss"].mean()
-    assert_close(terms["loss"], value)  # learned parts add a gradient and no value
+    assert_close(terms["loss"], value)  # the loss of learned parts adds a gradient and the value 0
     if learned:
         expected = torch.autograd.grad(own, list(learned.values()), retain_graph=True)
     terms["loss"].backward()
@@ -597,7 +600,7 @@ def test_the_learned_baseline_is_in_units_of_coin_flips():
 
 
 def test_the_learned_baseline_is_fitted_to_the_cost_alone(generator):
-    """The baseline does not fit the divergence, which has its gradient in closed form and is made large here."""
+    """The baseline is not fitted to the divergence, whose gradient has a closed form. The divergence is large here."""
     torch.manual_seed(0)
     model = VAE("bernoulli", 3, hidden=[8], estimator="score_function+nvil")
     with torch.no_grad():
@@ -670,7 +673,7 @@ def test_rebar_next_to_another_estimator_has_eta_one(generator):
 
 
 def test_the_prior_is_fair_bits(generator):
-    """4.5 standard errors of 300,000 bits give a false alarm once in 150,000 runs."""
+    """The mean of 300,000 bits is 1/2 within 4.5 standard errors. The test fails once in 150,000 runs."""
     bits = VAE("bernoulli", 3, hidden=[4]).prior(100_000, generator=generator)
     assert abs(bits.mean() - 0.5) < 4.5 * 0.5 / 300_000**0.5
 

@@ -57,7 +57,7 @@ def test_interpolates_lie_between(generator):
 
 
 def train_critic(theta, gp_weight, generator, steps=400, paired=True):
-    """Train a critic on two parallel lines with the loss of WGAN.critic_terms, and return its estimate.
+    """Train a critic on two parallel lines with the loss of WGAN.critic_terms. Return its estimate of the distance.
 
     The estimate is computed on 20,000 new pairs of points.
     """
@@ -71,7 +71,7 @@ def train_critic(theta, gp_weight, generator, steps=400, paired=True):
             Line(0.0).sample(256, generator=generator)[0].float(),
             Line(theta).sample(256, generator=generator)[0].float(),
         )
-        if paired:  # at equal height all gradients point across the lines, and the slope has a closed form
+        if paired:  # at equal height, all interpolations are horizontal, and the best slope has a closed form
             real[:, 1] = fake[:, 1]
         norms = gradient_norms(f, interpolate(real, fake, torch.rand(256, generator=generator)))
         loss = -wasserstein_estimate(f(real), f(fake)) + gp_weight * gradient_penalty(norms).mean()
@@ -90,10 +90,10 @@ def train_critic(theta, gp_weight, generator, steps=400, paired=True):
 
 @pytest.mark.parametrize("theta", [0.25, 0.5, 0.75])
 def test_the_estimate_is_the_distance_of_parallel_lines(theta, generator):
-    """The estimate is within 5 % of theta. It exceeds theta by the bias theta^2 / (2 lambda), with lambda = 10.
+    """The estimate is within 5 % of theta. Its bias is theta^2 / (2 lambda), with lambda = 10.
 
-    The first check draws the two points of a pair separately, as training does. The closed form of the bias holds for
-    pairs of equal height.
+    For the first check, the two points of a pair are drawn separately, as in training. The closed form of the bias
+    holds for pairs of equal height.
     """
     assert abs(train_critic(theta, 10.0, generator, paired=False) - theta) < 0.05 * theta
     estimate = train_critic(theta, 10.0, generator)
@@ -130,7 +130,7 @@ def test_under_clipping_the_estimate_is_only_proportional(generator):
 
 
 def test_no_critic_estimates_more_than_its_lipschitz_constant_times_the_distance(generator):
-    """Between the ring and the ring shifted by d, W = |d|. A random critic estimates at most its slope times |d|."""
+    """The ring and the ring shifted by d have the distance |d|. A critic estimates at most its slope times |d|."""
     torch.manual_seed(0)
     x = ring().sample(4000, generator=generator)[0].float()
     shift = torch.tensor([0.3, -0.1])
@@ -199,7 +199,7 @@ def test_the_generator_maximises_the_critics_score():
 
 
 def test_u_is_uniform():
-    """Mean and variance are right within 4.5 standard errors."""
+    """The mean and the variance of u are right within 4.5 standard errors."""
     u = small().noise([torch.zeros(20_000, 1)], generator=chunk_generator(0, 0))["u"]
     assert u.min() >= 0 and u.max() < 1
     assert abs(u.mean() - 0.5) < 4.5 / (12 * 20_000) ** 0.5

@@ -1,4 +1,4 @@
-"""Tests of training, test and validation on a plain DataLoader, with batches of every form."""
+"""Tests of training, validation and test on a plain DataLoader, with all allowed forms of batches."""
 
 import logging
 import warnings

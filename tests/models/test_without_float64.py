@@ -1,4 +1,4 @@
-"""Tests of all models on a pretended device without float64, such as Apple's GPU."""
+"""Tests of all models on a simulated device without float64. Apple's GPU is such a device."""
 
 import inspect
 import tempfile
@@ -29,10 +29,10 @@ from zoo.functional import precision
 from zoo.training.ranks import exact_sum
 from zoo.training.trainer import quiet_lightning
 
-# Few steps, because each operation of the pretended device is slow.
+# These models have few steps, because each operation of the simulated device is slow.
 MADE = MODELS | {"ddpm": lambda: DDPM(widths=[8], steps=3, schedule="cosine")}
 MADE |= {"ddpm-labels": lambda: DDPM(widths=[8], steps=2, schedule="cosine", num_classes=10)}
-# torch chooses a fused recurrent cell for PrivateUse1 devices, and the CPU has no such cell.
+# Leave out gan-sequence: torch chooses a fused recurrent cell for PrivateUse1 devices, which the CPU does not have.
 SMALL = [name for name in MODELS if name != "gan-sequence"]
 FEWER = {"ddpm": {"num_steps": 2}, "ddpm-labels": {"num_steps": 2}, "rbm": {"steps": 2}}
 FEWER |= {"score": {"steps": 1}, "score-points": {"steps": 2}}
@@ -41,14 +41,14 @@ INFERENCE = ("encode", "reconstruct", "cluster", "transform", "log_likelihood", 
 
 
 class Accelerator(CPUAccelerator):
-    """Accelerator for the pretended device. Lightning's CPUAccelerator accepts only CPU devices."""
+    """Accelerator for the simulated device. Lightning's CPUAccelerator would reject it."""
 
     def setup_device(self, device):
         pass
 
 
 def on_the_device(work, names):
-    """Run ``work(name, device)`` for each of ``names`` and return the tracebacks of those that fail, by name."""
+    """Run ``work(name, device)`` for each of ``names``. Return the tracebacks of the names that fail, by name."""
     device, wrong = pretended_device.set_up(), {}
     quiet_lightning()
     with pretended_device.Pretended(), patch.object(precision, "WITHOUT_FLOAT64", {"pretend"}):
@@ -94,7 +94,7 @@ def use(name, device):
 
 
 def evaluate(name, model):
-    """Compute the published metrics of a model on little data."""
+    """Compute the published metrics of a model on a small data set."""
     images = torch.arange(10 * 784).view(10, 28, 28).remainder(256).byte()
     split = SimpleNamespace(images=images, labels=torch.arange(10))
     pairs = [images, split.labels]
@@ -166,7 +166,7 @@ def test_no_run_of_a_recipe_needs_float64_on_its_device():
 
 def test_the_divergence_of_a_known_chain_is_summed_on_the_cpu():
     def on_the_device_alone(v):
-        return SimpleNamespace(cpu=lambda: torch.zeros(len(v)))  # it has no double()
+        return SimpleNamespace(cpu=lambda: torch.zeros(len(v)))  # on the device, the result has no double()
 
     assert MarkovChain(3, 2).kl(on_the_device_alone) < 0  # negative, because zeros are not log probabilities
 

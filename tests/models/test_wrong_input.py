@@ -12,7 +12,7 @@ from zoo.checks.errors import UserError
 
 NAN, INF = float("nan"), float("inf")
 
-# Arguments that this file does not test: settings, parts of a training step, and plain values. Other tests cover them.
+# Arguments that other files test: settings, parts of a training step, and plain values.
 SETTINGS = {
     "without_parameter_gradients",
     "noise",
@@ -32,7 +32,7 @@ SETTINGS |= {"step_size", "denoise", "adjusted"}
 
 
 def methods(model):
-    """Yield public methods by name with the names of their arguments, without Lightning's hooks and settings."""
+    """Yield (name, arguments) of each public method, without Lightning's hooks and without the SETTINGS."""
     for name, method in vars(type(model)).items():
         if inspect.isfunction(method) and not name.startswith(("_", "on_", "configure_")):
             yield name, [p for p in inspect.signature(method).parameters if p not in ("self", *SETTINGS)]
@@ -86,7 +86,7 @@ def as_float(x, value):
 
 
 def wrong_tensors(x, values):
-    """Yield invalid tensors like ``x``: a name, the tensor, and whether only its values are wrong."""
+    """Yield invalid variants of ``x``: a name, the tensor, and whether only its values are wrong."""
     yield "a list", x.tolist(), False
     yield "integers", x.round().to(torch.int64), False
     yield "complex", x.to(torch.complex64), False
@@ -120,7 +120,7 @@ def wrong_values(model, method, argument):
         yield from {"a dict": {"x": right[0]}, "one": right[:1], "floats": [t.float() for t in right]}.items()
     elif argument == "batch":
         yield from {"a dict": {"x": right[0]}, "nothing": [], "numbers": [1, 2]}.items()
-        if method != "noise":  # noise depends on the size of a batch alone
+        if method != "noise":  # ``noise`` reads only the size of a batch
             for name, value, only_values in wrong_tensors(right[0], []):
                 if not only_values:
                     yield f"{name} in it", [value, right[1]]
@@ -183,7 +183,7 @@ def test_every_public_method_says_what_is_wrong_with_an_argument(name, method, a
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_argument_of_a_public_method_is_known_here(name):
-    """A new kind of argument raises a KeyError here, until ``good`` returns a value for the argument."""
+    """For a new kind of argument, ``good`` raises a KeyError until it returns a value for the argument."""
     model = made(name)
     for method, arguments in methods(model):
         for argument in arguments:
@@ -282,7 +282,7 @@ def test_a_transformed_call_is_checked_by_the_values_beneath():
 
 
 def test_a_loss_reads_no_values():
-    """Calls within a step do not read values, because each read would wait for the GPU."""
+    """Losses do not read the values of their inputs, because each read would wait for the GPU."""
     model = made("vae")
     terms = model.loss([torch.full((2, 1, 28, 28), NAN)])
     assert terms["loss"].isfinite()  # NaN is binarised to 0

@@ -1,4 +1,4 @@
-"""Faults in long runs: divergence, processes that die, full disks, and kills at any moment."""
+"""Tests of faults in long runs: divergence, processes that die, full disks, and kills at any moment."""
 
 import importlib
 import os
@@ -48,7 +48,7 @@ def test_a_diverged_run_stops_with_step_term_and_the_last_good_checkpoint(name, 
 
 
 def test_weights_that_the_last_batch_has_spoilt_are_not_saved(tmp_path):
-    """The last loss is finite, but the last update is not. The callback checks the state before it is saved."""
+    """The last loss is finite, but the last update is not. The callback checks the state before it saves."""
 
     class Trainer:
         current_epoch = 2
@@ -109,7 +109,7 @@ def until(condition, limit):
 
 
 def living(group):
-    """Return the processes of a group that have not ended. Zombie processes have ended."""
+    """Return the processes of a group that have not ended. Zombie processes are left out."""
     listed = subprocess.run(["ps", "-A", "-o", "pid=,pgid=,stat="], capture_output=True, text=True, check=True).stdout
     found = [line.split() for line in listed.splitlines()]
     return [pid for pid, pgid, state in found if int(pgid) == group and not state.startswith("Z")]
@@ -126,9 +126,9 @@ def write_for_ever(path):
 
 
 def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
-    """A process writes 4 MB again and again, and is killed at a random time.
+    """A process writes 4 MB again and again, and is killed at a random time. The file is always complete.
 
-    Lightning's own writer can leave incomplete files, because it moves them between disks.
+    Lightning's writer can leave an incomplete file, because it copies the file from another disk.
     """
     path, chance = tmp_path / "last.ckpt", random.Random(0)
     CheckpointFiles().save_checkpoint({"number": -1, "weights": torch.zeros(1)}, path)
@@ -147,7 +147,7 @@ def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
 
 
 def test_only_what_a_killed_writer_has_left_is_removed(tmp_path):
-    """Copies of a checkpoint that the user made are kept."""
+    """Copies of a checkpoint that the user has made are not removed."""
     kept = ["last.ckpt", "last.ckpt-20261129", ".last.ckpt-before", ".config.yaml-0123abcd"]
     for name in (*kept, ".last.ckpt-0123abcd"):
         (tmp_path / name).touch()

@@ -1,4 +1,4 @@
-"""Signals at any moment, closed pipes, and sweeps with jobs that fail. All tests start real processes."""
+"""Tests of signals at any moment, closed pipes, and sweeps with jobs that fail. All tests start real processes."""
 
 import os
 import re
@@ -25,7 +25,7 @@ def start(command, folder):
 
 
 def listens(process):
-    """Wait until the process has a handler for SIGTERM. Python itself installs none."""
+    """Wait until the program has installed its handler for SIGTERM."""
     for _ in range(6000):
         status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
         if int(re.search(r"SigCgt:\s*(\w+)", status).group(1), 16) >> (signal.SIGTERM - 1) & 1:
@@ -76,7 +76,7 @@ def test_a_signal_at_any_moment_is_one_line_and_its_status(command, seconds, sig
         assert "Traceback" not in said + errors
         assert errors.splitlines()[-1:] == [f"interrupted by {signum.name}"] or "Interrupted" in errors
         half_written = [path for path in tmp_path.rglob(".*") if path.name != ".hydra"]
-        assert not half_written and not list(tmp_path.glob("*.png"))  # pictures of a run are in its run folder
+        assert not half_written and not list(tmp_path.glob("*.png"))  # no file is incomplete or outside a run folder
         nothing_left(process)
     finally:
         with suppress(ProcessLookupError):
@@ -174,7 +174,7 @@ def test_a_closed_pipe_is_silence_and_the_status_of_sigpipe(command, tmp_path):
     process.stdout.close()
     with process.stderr as errors:
         assert errors.read() == ""
-    # argparse ignores an error of its help output, so the status is 0 if Python does not buffer standard output.
+    # argparse ignores errors when it writes its help. The status is then 0 if Python does not buffer standard output.
     assert process.wait(60) in ((0, 141) if "-h" in command else (141,))
 
 
@@ -205,7 +205,7 @@ def sweep(folder, *overrides):
 
 
 def test_a_sweep_goes_on_after_a_job_that_fails(tmp_path):
-    """One job has a wrong value, one has a bug, and two train. An optimising sweeper gets NaN for the failed jobs."""
+    """One job has a wrong value, one has a bug, and two train. An optimising sweeper receives NaN for failed jobs."""
     done = sweep(tmp_path, "model.lr=-1,1e-3,5,2e-3")
     assert done.returncode == 1, done.stderr[-2000:]
     assert re.search(r"a sweeper reads \[nan, [\d.]+, nan, [\d.]+\]", done.stdout), done.stdout

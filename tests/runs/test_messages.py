@@ -1,4 +1,4 @@
-"""Tests of messages: bars on a terminal, lines elsewhere, the summary of a run, and the number of threads."""
+"""Tests of messages: progress bars on a terminal, log lines elsewhere, the summary of a run, and CPU threads."""
 
 import fcntl
 import logging
@@ -30,7 +30,7 @@ from zoo.training.threads import available_processors, prepare_threads, processo
 ROOT = Path(__file__).parents[2]
 
 
-# Each run is a forked process, so that it does not import everything again.
+# Each run is a forked process, so that it does not import the modules again.
 
 
 def _child(write, folder, overrides):
@@ -73,7 +73,7 @@ def printed(terminal, folder, *overrides):
 
 
 def written(output):
-    """Return the texts that begin at the left margin: lines, and all states of the progress bars."""
+    """Return all lines that were printed, with each state of the progress bars as a line."""
     return [part.strip() for part in re.split(r"[\r\n]|\x1b\[A", output) if part.strip()]
 
 
@@ -259,7 +259,7 @@ def test_threads_are_prepared_before_torch_is_imported(command):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_no_recipe_warns_of_anything(name, tmp_path):
-    """The command of a user writes to a file, with Weights & Biases offline. train.log contains the summary."""
+    """The run writes to a file, with Weights & Biases offline. ``train.log`` contains the summary and no warning."""
     command = [sys.executable, "train.py", *TINY[name], "trainer.max_epochs=2", "logger=wandb"]
     env = {**os.environ, "WANDB_MODE": "offline"}
     with (tmp_path / "out").open("w") as out:

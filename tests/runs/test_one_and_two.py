@@ -1,8 +1,8 @@
-"""Training on one process and on two gives the same gradients and weights, up to rounding.
+"""Tests that training on one process and on two gives the same gradients and weights, up to rounding.
 
-Two processes have half of each batch. Every example has the same noise in both runs. Gradients are averaged over
-processes, so they agree up to float32 rounding. Adam and adversarial steps then increase these differences. The result
-of BatchNorm would depend on the split of the batch, so GroupNorm replaces it.
+Each of two processes has half of each batch. Every example has the same noise in both runs. Gradients are averaged over
+processes, so they agree up to float32 rounding. Adam and adversarial steps then increase these differences. GroupNorm
+replaces BatchNorm, because the result of BatchNorm depends on the split of the batch.
 """
 
 import pytest
@@ -44,8 +44,9 @@ def distances(folder, overrides):
     Integer buffers must be equal. The two processes of one run must have equal weights and buffers.
 
     Returns:
-        A pair. First, a list with the difference of the gradients at each step, relative to the gradients. Second, the
-        larger of two differences: of the weights and of the buffers, each relative to its change in training.
+        A pair. The first value is a list: for each step, the difference of the gradients, relative to the gradients.
+        The second value is the larger of the differences of the weights and of the buffers. Each is relative to the
+        change in training.
     """
     for n in (1, 2):
         (folder / str(n)).mkdir()
@@ -81,6 +82,6 @@ def test_gradients_and_weights_are_those_of_one_process(name, tmp_path):
 
 
 def test_noise_of_other_examples_would_be_seen(tmp_path):
-    """Without NoiseOfTheExample, each process draws its own noise. The differences are then far too large."""
+    """Without NoiseOfTheExample, the noise depends on the process. The differences are then far too large."""
     apart, error = distances(tmp_path, ALL["vae"])
     assert min(apart) > 0.01 and error > 0.05

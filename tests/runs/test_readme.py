@@ -1,4 +1,4 @@
-"""Tests of the README and docs/. Commands run, links have targets, and numbers agree with the cards."""
+"""Tests of the README and of docs/. Commands run, links have targets, and numbers agree with the cards."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize("command", TRAIN)
 def test_training_commands_compose(command):
     overrides = [o for o in shlex.split(command)[2:] if "=" in o and not o.startswith("hydra.")]
-    if "-m" in shlex.split(command):  # compose the first job of a sweep
+    if "-m" in shlex.split(command):  # of a sweep, compose only the first job
         overrides = [o.split(",")[0] for o in overrides]
     config("/nowhere", *overrides)
 
@@ -55,7 +55,7 @@ def test_zoo_commands_parse(command):
 
 
 def anchors(page):
-    """Return the anchors of a page's headings, as hosts of Markdown make them."""
+    """Return the anchors that GitHub makes from the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", TEXT[page], flags=re.M | re.S), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -83,7 +83,7 @@ def test_the_readme_is_one_screen():
     assert len(re.findall(r"^!\[", README, re.MULTILINE)) == 1
 
 
-# For each row of the README: the place of its number in a card, and the format of the number.
+# For each row of the table in the README: the place of its number in the card, and the format of the number.
 NUMBERS = {
     "vae": lambda m: f"{m['test/log_likelihood']:.2f}",
     "cvae": lambda m: f"{100 * m['judged_accuracy']:.2f}",
@@ -102,13 +102,13 @@ NUMBERS = {
 def test_every_model_has_its_row_with_the_number_of_its_card(name):
     (row,) = re.findall(rf"^\| `{name}` \|.*$", README, re.MULTILINE)
     assert f"[zoo/{name}.py](zoo/{name}.py)" in row
-    if name not in zoo.list_checkpoints():  # its row has an empty number
+    if name not in zoo.list_checkpoints():  # without a checkpoint, the cell is empty
         return
     metrics = json.loads((zoo.WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))["metrics"]
     assert f"[{NUMBERS[name](metrics)}](docs/results.md#{name})" in row
 
 
-# The numbers of each section of docs/results.md that its card holds: metric, factor and format.
+# For each section of docs/results.md, the numbers that are on the card: metric, factor and format.
 DISTANCE = [("classifier_fid", 1, ".2f"), ("classifier_fid_error", 1, ".2f"), ("confident", 100, ".1f")]
 LIKELIHOOD = ("test/log_likelihood", 1, ".2f")
 SECTIONS = {

@@ -1,4 +1,4 @@
-"""A resumed run gives bitwise the same weights, optimiser states and counters as an uninterrupted run."""
+"""Tests that a resumed run has bitwise the same weights, optimiser states and counters as an uninterrupted run."""
 
 import os
 import shutil
@@ -54,20 +54,20 @@ def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(name, tmp_path)
 
 
 def resumes_as_if_uninterrupted(name, processes, tmp_path):
-    """Stop a run in the middle of the second epoch, resume it, and compare it with an uninterrupted run.
+    """Stop a run after the first batch of the second epoch, resume it, and compare it with an uninterrupted run.
 
     The weights, averages, optimisers, chains and random states of every process must be bitwise equal. The order
     of the data and all logged steps and values must be equal.
     """
     overrides = [*TINY[name], *TWO_EPOCHS, *DDP, f"trainer.devices={processes}"]
-    # Callbacks that only draw pictures are left out, because a resumed run would draw some pictures twice.
+    # Leave out callbacks that only draw pictures.
     kept = ("best", "last", "finite_loss", "exact_resume", "ema", "estimator_variance", "sample_distance")
     drawn = [c for c, node in config("/", *TINY[name]).callbacks.items() if "_target_" in node and c not in kept]
     overrides = [o for o in overrides if not any(f"callbacks.{c}." in o for c in drawn)]
     overrides += [*(f"~callbacks.{c}" for c in drawn), *(["test=false"] if processes == 2 else [])]
     expected = together(processes, run, tmp_path / "whole", *overrides)[0]
     stopped = [*overrides, *stop(11, signal.SIGTERM)]
-    together(processes, run, tmp_path / "parts", *stopped, codes=(143, 0))  # exit status of rank 0, of rank 1
+    together(processes, run, tmp_path / "parts", *stopped, codes=(143, 0))  # exit statuses of ranks 0 and 1
     interrupted = tmp_path / "parts" / "checkpoints" / "interrupted.ckpt"
     assert checkpoint(tmp_path / "parts", "interrupted")["global_step"] == 12
     metrics = together(processes, run, tmp_path / "parts", *overrides, f"ckpt={interrupted}")[0]
@@ -94,7 +94,7 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(name, at, signum, left, tmp_
     path = tmp_path / "checkpoints" / f"{left}.ckpt"
     assert f"ckpt={path}" in caplog.text
     if left == "interrupted" and at > 11:
-        assert checkpoint(tmp_path)["global_step"] == 11  # last.ckpt stays at the epoch boundary
+        assert checkpoint(tmp_path)["global_step"] == 11  # last.ckpt is still the checkpoint of the first epoch
         assert checkpoint(tmp_path, left)["global_step"] == at + 1
     metrics = run(tmp_path, *overrides, f"ckpt={path}")
     assert_same_run(metrics, tmp_path, uninterrupted[name])

@@ -1,4 +1,4 @@
-"""Runs of two gloo processes: one log and the same measurements as one process, however the processes start."""
+"""Tests of runs of two gloo processes, started in several ways. They have one log, and measure as one process does."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_two_processes_train_validate_sample_and_log_once(name, tmp_path):
         assert [r["step"] for r in two if r[key]] == [r["step"] for r in one if r[key]], key
     assert sum(bool(r[f"test/{loss}"]) for r in two) == 1
 
-    # The batches are equal, but the training noise differs. Adversarial models then differ strongly.
+    # Both runs have the same batches and different training noise. The losses of adversarial models then differ much.
     a, b = (float(r[-1][f"test/{loss}"]) for r in (two, one))
     if name == "skipgram":  # this run also has equal noise, so all numbers are equal
         for key in ("val/nll", "val/perplexity", "val/log_Z", "test/nll"):
@@ -60,7 +60,7 @@ def test_two_processes_train_validate_sample_and_log_once(name, tmp_path):
 
 @pytest.mark.slow
 def test_more_devices_are_enough(tmp_path):
-    """Lightning starts the processes. The strategy does not wait for gradients of both networks at each step."""
+    """Lightning starts the processes. The strategy does not require gradients of both networks at each step."""
     overrides = [*without_callbacks("wgan"), "trainer=cpu", "trainer.devices=2", "trainer.max_epochs=1", "logger=wandb"]
     (run,) = finish(command(tmp_path, *overrides, "callbacks.sample_distance.n=20"), timeout=240)
     assert run.returncode == 0, run.stderr
@@ -109,12 +109,12 @@ def leave(stopped):
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_processes_leave_their_group_before_python_ends(stopped):
-    """Threads of the process group could otherwise abort a process while Python exits."""
+    """If a process stayed in its group, threads of the group could abort the process while Python exits."""
     assert together(2, leave, stopped) == [False, False]
 
 
 def draw_all(folder, world_size):
-    """Draw pictures of 20 samples of each untrained model in a validation, on one of ``world_size`` processes."""
+    """Run a validation of each untrained model on one of ``world_size`` processes. It draws a picture of 20 samples."""
     for name in sorted(set(TINY) - {"skipgram"}):
         overrides = [*TINY[name], "data.batch_size=60", "callbacks.samples.n=20", "logger=none"]
         cfg = config(folder / name, *QUIET, *overrides, *DDP, f"trainer.devices={world_size}")
@@ -125,7 +125,7 @@ def draw_all(folder, world_size):
 
 
 def test_samples_are_the_same_pixels_on_one_two_and_three_processes(tmp_path):
-    """20 samples are a chunk of 16 and a chunk of 4, so one of three processes draws nothing."""
+    """20 samples are drawn in a chunk of 16 and a chunk of 4, so one of three processes draws nothing."""
     for n in (1, 2, 3):
         together(n, draw_all, tmp_path / str(n), n)
     for name in sorted(set(TINY) - {"skipgram"}):
@@ -166,7 +166,7 @@ def sharded(kind):
 
 @pytest.mark.parametrize("kind", [DDPM, Score])
 def test_sharded_u_nets_have_the_gradients_of_whole_ones(kind):
-    """trainer.strategy=fsdp shards models with the same class of torch. Lightning's strategy itself needs GPUs."""
+    """The test uses torch's class directly, because trainer.strategy=fsdp, which uses the same class, needs GPUs."""
     assert max(together(2, sharded, kind)) < 1e-5
 
 
@@ -181,7 +181,7 @@ def without_callbacks(name):
 
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 2)])
 def test_persistent_chains_are_of_each_process_and_go_on_in_any_number(first, then, tmp_path):
-    """The checkpoint has the chains of all processes, in the order of one process. A resumed run splits them again."""
+    """A checkpoint has the chains of all processes, in the order of one process. A resumed run splits them again."""
     few = [*without_callbacks("rbm"), "model.num_chains=31"]
     together(first, run, tmp_path, *few, "trainer.max_epochs=1", *DDP, f"trainer.devices={first}")
     chains = checkpoint(tmp_path)["chains"]

@@ -1,4 +1,4 @@
-"""Tests that a seed gives the same pixels for every number of samples and of processes."""
+"""Tests that the pixels of a sample depend on the seed, and not on the number of samples or processes."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_ranks_together_draw_what_one_draws(model, world_size):
     assert torch.equal(torch.stack(parts).sum(0), whole)
     assert torch.equal(sample_chunks(model, 7, seed=4), whole[:7])  # fewer samples are the first of more samples
     assert not torch.equal(sample_chunks(model, 50, seed=5), whole)
-    assert len({tuple(image.flatten().tolist()) for image in whole}) == 50  # chunks do not repeat
+    assert len({tuple(image.flatten().tolist()) for image in whole}) == 50  # all samples differ
 
 
 def test_sampling_leaves_the_global_generator_alone(model):
@@ -119,4 +119,4 @@ def test_points_and_sequences_are_pictures():
     v = torch.eye(3)[torch.tensor([[0, 2], [1, 1], [2, 0], [0, 0]])]  # four sequences of two symbols out of three
     images, columns = in_rows(v)
     assert images.shape == (4, 1, 12, 8) and columns == 2
-    assert images[0, 0, 0, 0] == 1 and images[0, 0, 11, 7] == 1 and images.sum() == 4 * 2 * 16  # time runs to the right
+    assert images[0, 0, 0, 0] == 1 and images[0, 0, 11, 7] == 1 and images.sum() == 4 * 2 * 16  # columns are times

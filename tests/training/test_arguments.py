@@ -1,4 +1,4 @@
-"""Command lines: an error is one line that comes before any work, and every help text reads well by itself.
+"""Tests of command lines. An error is one line and comes before any work. Help texts are complete.
 
 ``python -m zoo`` reports its errors before it imports torch.
 """
@@ -26,7 +26,7 @@ from zoo.training.trainer import make_trainer
 
 ROOT = Path(__file__).parents[2]
 
-# Wrong arguments with a part of their error message. One process that never imports torch tries them all.
+# Wrong arguments, each with a part of its error message. A single process tries them all without importing torch.
 REFUSED = [
     (["sample", "vae", "-n", "-3"], "n must be an integer of at least 1, got -3"),
     (["sample", "vae", "--seed", "-5"], "seed must be an integer from 0"),
@@ -192,7 +192,7 @@ def test_paths_are_read_as_people_type_them(monkeypatch):
         "+a=[1,2]",
     ]
     assert readable_arguments(read, ROOT / "configs") == read
-    # Lightning passes the folder to the processes that it starts in this form.
+    # Lightning passes the folder in this form to the processes that it starts.
     assert readable_arguments(['hydra.run.dir="a"b"'], ROOT / "configs") == [r'hydra.run.dir="a\"b"']
     assert readable_arguments(["--config-dir=~/c"], ROOT / "configs") == ["--config-dir=/home/a b/c"]
     swept = ["-m", "data=textfile", "data.path=~/x,b c", "model=skipgram"]
@@ -258,7 +258,7 @@ def test_a_folder_is_no_picture_and_a_name_without_an_ending_may_be_binary(tmp_p
 
 
 def help_of_training():
-    """Return Hydra's settings for the help of train.py."""
+    """Return Hydra's settings that print the help of train.py."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return compose("train", return_hydra_config=True).hydra.help
 

@@ -1,4 +1,4 @@
-"""Errors that the user can fix are one line. All other errors keep their traceback."""
+"""Tests of errors. An error that the user can fix is one line. Other errors have a traceback."""
 
 import errno
 import logging
@@ -83,14 +83,14 @@ def test_what_a_user_can_fix_is_one_line():
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_disk_a_quota_and_a_file_can_be_full(number):
-    """In a run, the line names the checkpoint to resume from."""
+    """If the disk, the quota or a file is full, a run ends with one line. It names the checkpoint to resume from."""
     full = f"error: a.csv cannot be written: {os.strerror(number)}. Free disk space, then resume with ckpt=runs"
     with pytest.raises(SystemExit, match=re.escape(full)), one_line_errors("runs/a"):
         raise OSError(number, os.strerror(number), "a.csv")
 
 
 def test_a_log_on_a_full_disk_adds_nothing_to_the_line(capfd):
-    """Every write to /dev/full fails as on a full disk."""
+    """The log is /dev/full. Every write to it fails, as on a full disk."""
     handler = logging.FileHandler("/dev/full")
     logging.getLogger().addHandler(handler)
     try:
@@ -105,7 +105,7 @@ def test_a_log_on_a_full_disk_adds_nothing_to_the_line(capfd):
 
 @pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])
 def test_a_process_other_than_the_first_says_which_it_is(variable, monkeypatch):
-    """The message has the rank in the run. For processes that Lightning starts, it has the rank on the machine."""
+    """The message contains the rank in the run, or the rank on the machine for processes that Lightning starts."""
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "3")
@@ -117,7 +117,7 @@ def test_a_process_other_than_the_first_says_which_it_is(variable, monkeypatch):
 
 
 def test_a_wrong_seed_is_named(tmp_path):
-    """numpy raises with a traceback for seeds of 2^32 and more."""
+    """For a seed of 2^32 or more, the error is one line. numpy alone would raise with a traceback."""
     cfg = config(tmp_path, *TINY["vae"])
     for cfg.seed in (-1, 2**32, 1.5, None):
         with pytest.raises(UserError, match=re.escape(f"got {cfg.seed!r}")):

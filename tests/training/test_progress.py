@@ -1,4 +1,4 @@
-"""Progress bars and logs in special cases: unknown totals, last batches, full disks."""
+"""Tests of progress bars and logs in special cases: unknown totals, last batches, full disks."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Rows gathered from all processes, and overrides of processes other than the first."""
+"""Tests of rows that are gathered from all processes, and of the overrides of processes other than rank 0."""
 
 import lightning as L
 import pytest
@@ -23,7 +23,7 @@ def put_together(rows):
 
 @pytest.mark.parametrize("rows", [6, 7])
 def test_rows_come_together_in_their_order(rows):
-    """All processes get equal rows. With seven rows, only the function for checkpoints keeps the last row."""
+    """All processes get the same rows. With seven rows, only ``gathered``, for checkpoints, keeps the last row."""
     x = (10.0 * torch.arange(rows)[:, None] + torch.arange(2)).tolist()
     for everywhere, kept, equal in together(2, put_together, rows):
         assert everywhere == x[:6] and kept == x
@@ -32,7 +32,7 @@ def test_rows_come_together_in_their_order(rows):
 
 @pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID"])
 def test_a_process_other_than_the_first_has_no_run_folder_and_no_log(variable):
-    """The name of the folder contains the time, so each process would make another folder."""
+    """The name of the run folder contains the time. With Hydra's default, each process would make another folder."""
     assert overrides_of_process(["model=vae"], {}) == overrides_of_process(["model=vae"], {variable: "0"}) == []
     quiet = ["hydra.output_subdir=null", "hydra/job_logging=none"]
     assert overrides_of_process(["model=vae"], {variable: "2"}) == ["hydra.run.dir=.", *quiet]

@@ -1,4 +1,4 @@
-"""Schedules against their formulas."""
+"""Tests of schedules against their formulas."""
 
 import math
 

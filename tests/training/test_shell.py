@@ -1,4 +1,4 @@
-"""Printed paths and commands can be pasted into a shell, and Hydra reads the same values."""
+"""Tests that printed paths and commands can be pasted into a shell, and that Hydra reads the same values."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Errors that end one job of a sweep, and signals that end the sweep."""
+"""Tests of errors that end one job of a sweep, and of errors and signals that end the sweep."""
 
 import pytest
 from helpers import CONFIGS
@@ -34,7 +34,7 @@ def test_a_single_job_that_failed_is_named_by_all_that_it_was_given(job, capsys)
 
 
 def test_what_is_no_error_of_a_job_ends_the_sweep(job):
-    """An integer exit status means that standard output is closed. This ends the sweep."""
+    """An integer exit status, such as 141 for a closed standard output, ends the sweep."""
     with pytest.raises(SystemExit) as end:
         job(SystemExit(141))
     assert end.value.code == 141 and not sweeps.FAILED

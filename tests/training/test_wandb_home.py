@@ -1,4 +1,4 @@
-"""The home folder that Weights & Biases uses."""
+"""Test of the home folder that Weights & Biases uses."""
 
 import os
 import pwd
@@ -8,7 +8,10 @@ from zoo.training.wandb_login import keep_wandb_out_of_home
 
 
 def test_without_home_its_service_is_told_the_one_of_the_table_of_users(tmp_path, monkeypatch):
-    """The service reads only the environment variable HOME. Without it, the service prints its log."""
+    """If HOME is not set, it is set to the home folder of the password database.
+
+    The service of Weights & Biases reads only HOME. Without HOME, the service prints its log.
+    """
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", lambda number: SimpleNamespace(pw_dir=str(tmp_path)))
     keep_wandb_out_of_home(tmp_path / "run")

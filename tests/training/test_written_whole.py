@@ -1,4 +1,4 @@
-"""Atomic writes: an error leaves the old file unchanged and no other file."""
+"""Tests of atomic writes. An error leaves the old file unchanged and no other file."""
 
 import errno
 
@@ -19,7 +19,7 @@ from zoo.training.files import FileNotWritten, atomic_write
     ids=lambda error: type(error).__name__,
 )
 def test_what_fails_meanwhile_leaves_what_was_there_and_nothing_else(error, tmp_path):
-    """The error is raised unchanged. FileNotWritten is only for files that cannot be written."""
+    """An error of the program during a write is raised unchanged, and not as FileNotWritten."""
     path = tmp_path / "a.txt"
     path.write_text("before", encoding="utf-8")
 
