@@ -280,8 +280,8 @@ class EstimatorVariance(L.Callback):
             return
         if not self.history:
             log.info(
-                "Training was too short to measure gradient estimators in 5 % of its time. "
-                "callbacks.estimator_variance.every_n_steps=10 measures them without this limit"
+                "Gradient estimators were not measured, because the run was short. "
+                "callbacks.estimator_variance.every_n_steps=10 measures them in any case"
             )
             return
         save_figure(plot(self.history), self.folder / "estimator_variance.png")
