@@ -324,7 +324,7 @@ class InfoGAN(L.LightningModule):
         return call_with(self, as_statistics(self.real_statistics, running_statistics(self.readers())), read)
 
     def rows(self) -> tuple[str, list[int]]:
-        """Return the condition of :meth:`sample` that varies between rows of a picture, and its values."""
+        """Return the name and the values of the argument of :meth:`sample` that varies between rows of a picture."""
         return "category", list(range(self.hparams.num_categories))
 
     @torch.no_grad()

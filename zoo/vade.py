@@ -89,7 +89,7 @@ __getattr__ = names_in("zoo.vade", "zoo.functional.mixture")  # former names of 
 def mean_field_negative_elbo(
     x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: gmm.Mixture, log_gamma: Tensor
 ) -> dict[str, Tensor]:
-    """Return the negative mean-field bound, eq. 12 of Jiang et al., with divergences in closed form.
+    """Return minus the mean field, eq. 12 of Jiang et al., with divergences in closed form.
 
     Args:
         log_gamma: log gamma, (B, K). Other arguments and the result are as for :func:`gmm.negative_elbo`.
@@ -338,7 +338,7 @@ class VaDE(L.LightningModule):
         return self.decode(self.encode(x).mu)
 
     def rows(self) -> tuple[str, list[int]]:
-        """Return the condition of :meth:`sample` that varies between rows of a picture, and its values."""
+        """Return the name and the values of the argument of :meth:`sample` that varies between rows of a picture."""
         return "clusters", list(range(self.hparams.num_clusters))
 
     @torch.no_grad()

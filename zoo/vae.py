@@ -19,8 +19,8 @@ Symbols: x are images in [0, 1], (B, 1, 28, 28), binary under the Bernoulli like
 zoo/functional/latents.py has the families of latents. zoo/functional/importance.py has L_k and w_i.
 zoo/estimators/by_name.py lists the gradient estimators. zoo/estimators/learned.py has baselines and control variates.
 Logged with the prefixes train/, val/ and test/, in nats per example: loss = -ELBO (with beta) or -L_k,
-nll = -E_q log p(x | z), and kl. Validation and test always use hard draws of z. With gumbel_softmax, train/ has the terms
-of relaxed latents. With wake_sleep, train/loss is wake + sleep. train/baseline is the squared error of NVIL's baseline.
+nll = -E_q log p(x | z), and kl. Validation and test always use hard draws of z. With gumbel_softmax, train/ uses
+relaxed latents. With wake_sleep, train/loss is wake + sleep. train/baseline is the squared error of NVIL's baseline.
 train/control is the loss of a control variate: the mean squared gradient with respect to the logits of q.
 
 Differs from the papers:
@@ -28,8 +28,8 @@ Differs from the papers:
   prior on the decoder's parameters. Burda et al. lower the learning rate in steps.
 - By default the networks have two hidden layers of rectified linear units. With ``net: conv`` they are
   convolutional. The networks of Kingma & Welling have one hidden layer of tanh units.
-- Binarisation is dynamic, as in Burda et al.: each use of an image draws new binary pixels. The grey value of a pixel is
-  the probability of a 1.
+- Binarisation is dynamic, as in Burda et al.: each use of an image draws new binary pixels. The grey value of a pixel
+  is the probability of a 1.
 - The Gaussian likelihood has one learned variance for all pixels (Rybkin et al. 2021), not one for each pixel.
   ``variance_floor`` is added to this variance. Without it, an exact reconstruction would have unbounded density.
 - The means of the Gaussian likelihood come from a linear layer, not a sigmoid. Only ``decode`` clips them to [0, 1].
@@ -77,12 +77,12 @@ __getattr__ = names_in("zoo.vae", "zoo.functional.importance", "zoo.estimators.b
 
 
 def wake(x: Tensor, z: Tensor, log_px: Callable) -> Tensor:
-    """Return the loss of the decoder, -log p(x | z), (k, B) nats. The draws ``z`` of q(z | x) receive no gradient."""
+    """Return the loss of the decoder, -log p(x | z), (k, B) nats, for ``z`` ~ q(z | x), detached."""
     return -log_px(x, z.detach())
 
 
 def sleep(x: Tensor, z: Tensor, encode: Callable) -> Tensor:
-    """Return the loss of the encoder, -log q(z | x), (B,) nats, for ``z`` ~ p(z) and ``x`` ~ p(x | z) without gradient."""
+    """Return the loss of the encoder, -log q(z | x), (B,) nats, for ``z`` ~ p(z) and ``x`` ~ p(x | z), both detached."""
     return -encode(x.detach()).log_probs(z.detach()).sum(-1)
 
 
@@ -98,12 +98,12 @@ class VAE(L.LightningModule):
         num_categories: K, the number of categories of each categorical latent.
         likelihood: ``bernoulli`` on dynamically binarised pixels, or ``gaussian`` on grey pixels.
         net: type of the networks, ``mlp`` or ``conv``.
-        hidden: for ``mlp``, widths of the encoder's hidden layers. The decoder has the same widths in reverse order. For
-            ``conv``, a list of one number, the channels of the first convolution.
+        hidden: for ``mlp``, widths of the encoder's hidden layers. The decoder reverses their order. For ``conv``, a list
+            of one number, the channels of the first convolution.
         activation: activation of the hidden layers of an ``mlp``, ``relu`` or ``tanh``.
         objective: ``elbo``, ``iwae`` or ``wake_sleep``.
         num_samples: k, the number of draws of z for each image. ``iwae`` maximises L_k. ``elbo`` averages over the
-            draws. For the antithetic and leave-one-out estimators of ``elbo``, k is at least 2.
+            draws. If k is 1, the antithetic and leave-one-out estimators of ``elbo`` use two draws.
         beta: weight of the divergence in ``elbo``, at least 0. With 1 the ELBO is a lower bound of log p(x).
         estimator: gradient estimator, one of ``ESTIMATORS`` in zoo.estimators.by_name. ``auto`` is pathwise for
             Gaussian latents. For other latents it is score_function+nvil (``elbo``) or score_function+loo (``iwae``).
@@ -257,7 +257,7 @@ class VAE(L.LightningModule):
         return {"loss": loss, "nll": nll, "kl": kl}
 
     def negative_iwae(self, x: Tensor, noise: Noise, estimator: str) -> dict[str, Tensor]:
-        """Return ``loss`` = -L_k with the gradient of ``estimator``, and ``nll`` and ``kl`` for logs, (B,) nats each."""
+        """Return ``loss`` = -L_k with the gradient of ``estimator``, and ``nll`` and ``kl``, (B,) nats each."""
         q = self.encode(x)
         z = q.draw(noise["z"])
         z = z if estimator == "pathwise" else z.detach()
@@ -305,7 +305,7 @@ class VAE(L.LightningModule):
 
     @property
     def learned(self) -> Learned:
-        """Return the learned part of the estimator: a baseline, a control variate, or an empty module."""
+        """Return the learned part of the estimator: a baseline, a control variate, or ``Learned()``."""
         return next((module for module in self.children() if isinstance(module, Learned)), Learned())
 
     @property
@@ -400,9 +400,9 @@ class VAE(L.LightningModule):
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
         """Return estimators of the gradient of the objective by name. The first is the estimator of the model.
 
-        The gradient is with respect to encoder and decoder. nvil, moving_average and relax need learned parts. Only
-        models trained by them have them. In models not trained by REBAR, the eta of REBAR is 1. ``+rao_blackwell``
-        needs one decoding per latent, and at most 32 latents. Wake-sleep models also have the ELBO estimators.
+        The gradient is with respect to encoder and decoder. The result includes nvil, moving_average or relax only
+        if it trained the model. If rebar did not train the model, its eta is 1. ``+rao_blackwell`` decodes once per
+        latent. It is included up to 32 latents. Wake-sleep models also have the estimators of the ELBO.
         """
         h = self.hparams
         params = {k: p for k, p in self.named_parameters() if not k.startswith(("baseline.", "control."))}
