@@ -82,7 +82,7 @@ def wake(x: Tensor, z: Tensor, log_px: Callable) -> Tensor:
 
 
 def sleep(x: Tensor, z: Tensor, encode: Callable) -> Tensor:
-    """Return the loss of the encoder, -log q(z | x), (B,) nats, for ``z`` ~ p(z) and ``x`` ~ p(x | z), both detached."""
+    """Return the loss of the encoder, -log q(z | x), (B,) nats, for detached ``z`` ~ p(z) and ``x`` ~ p(x | z)."""
     return -encode(x.detach()).log_probs(z.detach()).sum(-1)
 
 
@@ -98,8 +98,8 @@ class VAE(L.LightningModule):
         num_categories: K, the number of categories of each categorical latent.
         likelihood: ``bernoulli`` on dynamically binarised pixels, or ``gaussian`` on grey pixels.
         net: type of the networks, ``mlp`` or ``conv``.
-        hidden: for ``mlp``, widths of the encoder's hidden layers. The decoder reverses their order. For ``conv``, a list
-            of one number, the channels of the first convolution.
+        hidden: for ``mlp``, widths of the encoder's hidden layers. The decoder reverses their order. For ``conv``,
+            a list of one number, the channels of the first convolution.
         activation: activation of the hidden layers of an ``mlp``, ``relu`` or ``tanh``.
         objective: ``elbo``, ``iwae`` or ``wake_sleep``.
         num_samples: k, the number of draws of z for each image. ``iwae`` maximises L_k. ``elbo`` averages over the
