@@ -11,16 +11,13 @@ from zoo.checks.errors import UserError
 def clustering_scores(table: Tensor) -> dict[str, float]:
     """Return scores of the agreement between clusters and labels, each at most 1.
 
-    The clusters have no names, because they were found without labels.
-
     Args:
         table: number of examples of each label in each cluster, (clusters, labels), integers.
 
     Returns:
-        ``accuracy`` first assigns a different label to each cluster. It is the fraction of examples with the label of
-        their cluster, under the assignment that maximises this fraction (Yang et al. 2010). ``nmi`` is the mutual
-        information divided by the mean of the two entropies. ``ari`` is the adjusted Rand index. For random clusters,
-        it is 0 on average.
+        ``accuracy`` uses the one-to-one matching of clusters and labels that maximises it. It is the fraction of
+        examples with the label that matches their cluster (Yang et al. 2010). ``nmi`` is the mutual information divided
+        by the mean of the two entropies. ``ari`` is the adjusted Rand index. For random clusters, it is 0 on average.
 
     Raises:
         UserError: if the table has no examples.
@@ -56,7 +53,7 @@ class ClusterTable(Metric):
 
     def __init__(self, num_clusters: int, num_labels: int = 10):
         super().__init__()
-        # A metric state is not a buffer. Neither the state_dict nor the EMA callback uses it.
+        # The counts are a metric state and not a buffer. A state_dict does not hold metric states.
         self.add_state("table", torch.zeros(num_clusters, num_labels, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, cluster: Tensor, label: Tensor) -> None:

@@ -1,6 +1,6 @@
 """A mixture of Gaussians with diagonal covariances, as the prior of a VAE: densities, loss terms and fitting.
 
-The density of the latents z and the responsibilities of the K clusters c are
+The density of the latents z, and the responsibilities of the K clusters c:
 
     p(z)     = sum_c pi_c N(z | mu_c, diag exp(logvar_c))
     p(c | z) = pi_c N(z | c) / sum_k pi_k N(z | k)                                     responsibilities
@@ -52,7 +52,7 @@ def kl_components(mu: Tensor, logvar: Tensor, mixture: Mixture) -> Tensor:
 def log_q(eps: Tensor, logvar: Tensor) -> Tensor:
     """Return log q(z | x) at z = mu + sigma eps, (...) nats.
 
-    The function takes eps itself. Computing (z - mu) / sigma again would add rounding errors.
+    The argument is eps, because (z - mu) / sigma would have rounding errors.
     """
     return log_normal(eps, torch.zeros_like(eps), torch.zeros_like(eps)) - logvar.sum(-1) / 2
 
@@ -110,8 +110,8 @@ def cost_at_a_fixed_draw(
     """Return f = -log p(x|z) - log p(z) + log q(z|x) at a fixed z, and log q(z|x); (B,) nats each.
 
     A score-function estimator uses both. The gradient of E_q[f] with respect to the encoder is
-    E_q[ f grad log q(z|x) ]. The decoder and the mixture receive the gradient of f. The term log q(z|x) in f carries no
-    gradient, because the expectation of this gradient is zero.
+    E_q[ f grad log q(z|x) ]. The decoder and the mixture receive the gradient of f. The term log q(z|x) of f is
+    detached, because the expectation of its gradient is zero.
     """
     mu, logvar = encode(x)
     z = reparameterise(mu, logvar, eps).detach()
@@ -139,8 +139,8 @@ def check_images(images: float, num_clusters: int) -> None:
 def invariance(z: Tensor, z_deformed: Tensor, mixture: Mixture) -> float:
     """Return the mutual information between the clusters of images and of their deformed copies, nats, at most log K.
 
-    Ji et al. 2019, "Invariant Information Clustering", eq. 2-3. The mutual information is low if clusters separate
-    upright from slanted copies of one digit, or if two digits share one cluster.
+    See Ji et al. 2019, "Invariant Information Clustering", eq. 2-3. The mutual information is low if the upright and
+    the slanted images of a digit have different clusters, or if two digits share a cluster.
 
     Args:
         z: latents of images, (N, D).
@@ -196,7 +196,7 @@ def _expectation_maximisation(z: Tensor, num_clusters: int, restarts: int, seed:
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # with several threads, the order of sums varies, and therefore the result
+    with threadpool_limits(1):  # with several threads, the order of sums and the result vary
         gmm = GaussianMixture(num_clusters, covariance_type="diag", n_init=restarts, random_state=seed)
         gmm.fit(z.double().numpy())
     share, mean, variance = (torch.from_numpy(a).float() for a in (gmm.weights_, gmm.means_, gmm.covariances_))
