@@ -25,8 +25,8 @@ def has_bars(stream=None) -> bool:
 class Lines:
     """A timer for log lines about the progress of some work.
 
-    The first line is due after ``first`` seconds. Later lines are due after ``every`` seconds, or after 1 % of the
-    time since the work began, whichever is longer.
+    The first line is due after ``first`` seconds. The interval between later lines is the larger of ``every``
+    seconds and 1 % of the time since the work began.
 
     Args:
         first: seconds before the first line.
