@@ -13,19 +13,19 @@ docs/references.md explains the keys in brackets. The right column names modules
     -log p(x_0) <= L_T + sum_t L_t + L_0                          eq. 5,  [DSL eq. 14.41]   diffusion_bound
 
 Symbols:
-    x0, xt    images in [-1, 1] and noisy images, (B, 1, 28, 28)
-    t         step, (B,), 0 .. T-1; step 0 is one step of noise, the paper's t = 1
+    x0, xt    images x_0 in [-1, 1] and noisy images x_t, (B, 1, 28, 28) each
+    t         step index, (B,), 0 .. T-1; at index 0, x_t has one step of noise (t = 1 in the paper)
     abar_t    product of alpha_s = 1 - beta_s over s <= t, with beta_t the variance of step t (diffusion.make_chain)
-    eps, v    standard normal noise, and v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0, (B, 1, 28, 28)
+    eps, v    standard normal noise eps, and v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0, (B, 1, 28, 28) each
     x0_hat    the network's estimate of x_0, (B, 1, 28, 28)
 
 Logged as train/loss, val/loss and test/loss: the squared error of the prediction, averaged over dimensions. train/loss
-weights each step by 1 / (T p_t). A network for eps that predicts 0 has loss 1. Losses of eps, x0 and v do not compare.
+weights each step by 1 / (T p_t). A network for eps that predicts 0 has loss 1. Do not compare losses of eps, x0 and v.
 
 Differs from the paper:
 - By default the network predicts v (Salimans & Ho 2022) on the cosine schedule (Nichol & Dhariwal 2021). The paper has
-  ``predict=eps`` and ``schedule=linear``. On the cosine schedule, the classifier was confident about 43 % of 256
-  samples of a v model, and about 22 % for an eps model. Each model saw 84,000 images (400 seconds on one CPU core).
+  ``predict=eps`` and ``schedule=linear``. On the cosine schedule, the classifier was confident on 43 % of 256
+  samples of a v model, and on 22 % for eps. Training took 400 seconds on one CPU core (84,000 images, one seed).
 - At T = 1000 the linear schedule is the schedule of the paper. For other T it is rescaled. The noise at the last step
   then stays about the same: log abar_T is -10.1 at T = 1000, -10.4 at T = 200 and -11.8 at T = 50.
 - By default sigma_t^2 is the posterior variance, the paper's second choice (sec. 3.2). Every step of sampling clips
@@ -39,8 +39,8 @@ Differs from the paper:
   A run takes about an hour. Small batches allow more steps in this time.
 - The exponential moving average has decay 0.999 (paper: 0.9999) and a warm-up (callbacks/ema.py).
 - DDIM runs at evenly spaced steps from T-1 to 0, both included. It computes eps from the clipped x0_hat.
-- Labels are added to the embedding of the step. Training drops some labels at random, for classifier-free guidance
-  (Ho & Salimans 2022, arXiv:2207.12598).
+- An embedding of the label is added to the embedding of the step. For classifier-free guidance, training drops some
+  labels at random (Ho & Salimans 2022, arXiv:2207.12598).
 """
 
 from collections.abc import Sequence

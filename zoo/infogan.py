@@ -15,22 +15,22 @@ Symbols: x are images in [0, 1], (B, 1, 28, 28). z ~ N(0, I), (B, z_dim). ``cate
 D numbers, is (B, D). In eq. 6, D is the discriminator. fake are images in [-1, 1]. logits are (B,).
 Logged with the prefixes train/, val/ and test/: discriminator_loss = -V and generator_loss, which includes -lambda L_I.
 zoo/gan.py explains D_x, D_G_z, value and js. mi_categorical and mi_continuous are the two parts of L_I, in nats. Only
-val/ and test/ have mi_ceiling = log K, and accuracy, nmi and ari, which compare categories with labels.
+val/ and test/ have mi_ceiling = log K and the scores accuracy, nmi and ari, which compare categories with labels.
+Training never uses labels.
 
 Differs from the paper:
-- The discriminator and Q share convolutions and one layer, as in the paper. Only the discriminator's step trains these
-  shared layers, and it maximises V alone, as in eq. 6. The generator's step trains Q's own two layers. (The authors'
-  code trains the shared layers in both steps.)
-- Training never uses labels. Q infers categories from randomly deformed images (``deformation``). The generator then
-  cannot encode a category in the position of a line. Q infers the continuous code from images without deformation.
+- As in the paper, the discriminator and Q share convolutions and one linear layer. Only the discriminator's step trains
+  the shared layers. This step maximises V alone, as in eq. 6. The generator's step trains Q's own two layers. In the
+  authors' code, both steps train the shared layers.
+- In training, Q infers categories from randomly deformed images (``deformation``). The generator then cannot encode a
+  category in the position of a line. Q infers the continuous code from images without deformation.
 - Q's variance is learned, as in the paper. The authors' code fixes it at 1, which makes L_I a loose bound.
 - ``cluster`` maximises the mean of log Q over eight deformed copies of an image. The deformations are half as strong as
   in training, and equal for all images. With one copy without deformation, there are 1.6 times as many errors.
 - In training, BatchNorm normalises real images and generated images separately. Each process normalises its own images.
 - Evaluation uses BatchNorm statistics of generated images. Only ``cluster`` uses statistics of real images, which are
   deformed at half strength.
-- z is normal. In the authors' code it is uniform.
-- The generator minimises the non-saturating loss, as in the authors' code.
+- z is normal. In the authors' code it is uniform. The generator's loss is non-saturating, as in the authors' code.
 - The layers are smaller than in the paper. Evaluation uses the exponential moving average of both networks.
 - [DSL 13.5] prints log Q(c' | x) in the last line of the bound. The correct term is log Q(c | x). [DSL 13.5] also
   prints integrals over the categorical code. The correct form has sums.

@@ -76,9 +76,8 @@ def uncentre(x: Tensor, shape: Sequence[int]) -> Tensor:
 class ConvGenerator(nn.Module):
     """Generator of images (B, 1, 28, 28) in [-1, 1] from noise (B, D), after DCGAN (Radford et al. 2016).
 
-    A linear layer makes 7 x 7 pixels. Two transposed convolutions double the side: 7 -> 14 -> 28. BatchNorm comes before
-    each ReLU.
-    The last operation is tanh. The weights of the convolutions are initialised from N(0, 0.02^2).
+    A linear layer makes 7 x 7 pixels. Two transposed convolutions double the side: 7 -> 14 -> 28. BatchNorm comes
+    before each ReLU. The last operation is tanh. Weights of convolutions are initialised from N(0, 0.02^2).
     """
 
     def __init__(self, in_features: int, width: int = 32):
@@ -136,7 +135,7 @@ class SequenceGenerator(nn.Module):
     """Recurrent generator that maps uniform noise (B, T, K) to sequences of T symbols, each one of K; [Xu18a].
 
     At step t a gated recurrent unit reads v_{t-1}. A linear layer returns the logits mu_t of a symbol
-    K_t ~ softmax(mu_t). The Gumbel-max trick draws K_t. v_t is the one-hot vector of K_t, or a relaxation of this vector.
+    K_t ~ softmax(mu_t). The Gumbel-max trick draws K_t. v_t is the one-hot vector of K_t or a relaxation of it.
 
     Args:
         symbols: number of symbols K.

@@ -110,7 +110,8 @@ class UNet(nn.Module):
 
     The first operation folds each ``patch`` x ``patch`` block of pixels into channels (pixel-unshuffle). The last
     operation turns channels into blocks again. A 28 x 28 image with ``patch`` = 2 takes about as long as a 14 x 14
-    image with ``patch`` = 1. Each level has ``blocks`` residual blocks on the way down and ``blocks`` + 1 on the way up.
+    image with ``patch`` = 1. Each level has ``blocks`` residual blocks in the downward half and ``blocks`` + 1 in the
+    upward half.
     Self-attention is only at the lowest resolution, which is 7 x 7 by default.
 
     Args:
@@ -124,7 +125,7 @@ class UNet(nn.Module):
             patch * 2^(levels - 1).
 
     Raises:
-        UserError: if a width is not a multiple of 8, if ``blocks`` or ``patch`` is below 1, or if ``side`` is not a
+        UserError: if a width is not a multiple of 8, or ``blocks`` or ``patch`` is below 1. Also if ``side`` is not a
             multiple of patch * 2^(levels - 1).
     """
 
