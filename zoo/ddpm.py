@@ -29,7 +29,7 @@ Differs from the paper:
 - At T = 1000 the linear schedule is the schedule of the paper. For other T it is rescaled. The noise at the last step
   then stays about the same: log abar_T is -10.1 at T = 1000, -10.4 at T = 200 and -11.8 at T = 50.
 - By default sigma_t^2 is the posterior variance, the paper's second choice (sec. 3.2). Every step of sampling clips
-  x0_hat to [-1, 1], as the authors' code does. The bound also clips x0_hat. It is a sum over all T steps.
+  x0_hat to [-1, 1], as the authors' code does. The bound also clips x0_hat, and sums all T steps.
 - [DSL alg. 7] multiplies z by the variance and adds noise at the last step. The correct factor is the standard
   deviation, and the last step adds no noise.
 - [DSL eq. 14.43] prints abar_t instead of alpha_t in the factor q(x_t | x_{t-1}). The code uses [DSL eq. 14.45].
@@ -211,7 +211,7 @@ class DDPM(L.LightningModule):
         return diffusion.importance(self.loss_history, self.loss_count)
 
     def losses(self, batch, noise: Noise) -> Tensor:
-        """Return the squared error of each example, (B,), averaged over dimensions. It is not weighted."""
+        """Return the squared error of each example, (B,), averaged over dimensions, without the weights 1 / (T p_t)."""
         network = self
         if self.hparams.num_classes is not None:
             y = as_labels(inputs.labels_in(batch, self), len(batch[0]), self.hparams.num_classes, self.device)
@@ -364,7 +364,7 @@ class DDPM(L.LightningModule):
     def log_likelihood(self, x: Tensor, *, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
         """Return a lower bound of log p(x) or log p(x | y), eq. 5, (B,) nats, for ``x`` of 256 grey values in [0, 1].
 
-        It is minus the sum of :meth:`bound_terms`. Divide by -784 log 2 for bits per dimension.
+        The bound is minus the sum of :meth:`bound_terms`. Divide it by -784 log 2 for bits per dimension.
         """
         terms = self.bound_terms(x, generator=generator, y=y)
         return -in_float64(terms).sum(0).float().to(x.device)

@@ -26,9 +26,9 @@ zoo/functional/partition.py explains the other metrics. val/free_energy_gap is m
 of 1,000 fixed training images. A growing gap is a sign of overfitting (Hinton 2010, sec. 6).
 
 Differs from the papers:
-- Weights are learned in the centred form (Montavon & Müller 2012; Melchior et al. 2016). With the mean image mu, it is
-  E = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2). It describes the same distributions as the plain form above, and
-  its gradient is better conditioned. ``centred=false`` learns the plain form. ``weights()`` returns plain W, b and c.
+- Weights are learned in the centred form (Montavon & Müller 2012; Melchior et al. 2016). With the mean image mu, the
+  energy is E = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2). Both forms describe the same distributions. The
+  gradient of the centred form is better conditioned. ``centred=false`` learns the plain form, and ``weights()`` returns it.
 - The learning rate has a cosine decay. Validation and test use averaged weights (``callbacks: ema``).
 - The base-rate model of annealed importance sampling has H hidden units with zero weights. Its visible biases are the
   log odds of the mean image, computed with one additional black and one additional white image.
@@ -135,7 +135,7 @@ class RBM(L.LightningModule):
         self.c = nn.Parameter(torch.zeros(num_hidden))
         self.register_buffer("mu", torch.full((num_visible,), 0.5))  # the mean image, set when training begins
         self.register_buffer("initialised", torch.tensor(False))
-        # Hidden states of this process's chains, (n, H), bool. As a buffer, DDP would replace them by those of rank 0.
+        # Hidden states of this process's chains, (n, H), bool. Not a buffer, because DDP copies buffers from rank 0.
         self.chains: Tensor | None = None
         self.probe: Tensor | None = None  # training images, (at most 1000, ...), the same on all processes
         self._log_partitions: Partitions = {}
@@ -265,7 +265,7 @@ class RBM(L.LightningModule):
         if not self.initialised:
             mean = (total[:-1] + 1) / (total[-1] + 2)
             self.mu.copy_(mean)
-            self.b.copy_(mean.logit())  # at first, the mean of each pixel is its mean in the data
+            self.b.copy_(mean.logit())  # the initial model has the pixel means of the data
             self.initialised.fill_(True)
         if h.learning == "pcd":
             self.chains = gibbs.local_chains(self.chains, h.num_chains, h.num_hidden, trainer.global_rank, world_size)

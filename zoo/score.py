@@ -299,7 +299,7 @@ class Score(L.LightningModule):
                 default is 1000 steps in total.
             step_size: e / sigma^2, where e is the step size of zoo/functional/langevin.py. The default is 0.05 for
                 points and :func:`best_step_size` for images. With one level or none, ``step_size`` is e, by default
-                0.14 D / E|s(x)|^2 at initial states x. For an exact score of x, this is 0.14 times the variance of x.
+                0.14 D / E|s(x)|^2 at initial states x. If s is the score of x, this is 0.14 times the variance of x.
             denoise: Whether a last step removes the noise of the last level. Without noise levels, it has no effect.
             adjusted: Whether to accept or reject each step by Metropolis-Hastings. The change of log p is the integral
                 of the score along the step, which takes at least four more evaluations of the score per step. If the

@@ -279,7 +279,7 @@ class SkipGram(L.LightningModule):
     def pair_log_likelihood(self, batch) -> tuple[Tensor, Tensor]:
         """Return log p(w | c) of each pair, (P,), and log Z_c of each centre, (n,), nats.
 
-        Z_c is the sum over the whole vocabulary. It also normalises the scores of negative sampling.
+        Z_c is the sum over the whole vocabulary, also for a model of negative sampling.
         """
         centres, around, taken = contrastive.pairs_in_window(Rows(*batch))
         present = centres >= 0

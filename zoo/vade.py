@@ -42,7 +42,7 @@ Differs from the paper:
   images and clusters of deformed images. This run is more often the most accurate than the run with the smallest loss.
 - Pixels are binarised dynamically, as in zoo/vae.py. The paper puts grey pixels into the Bernoulli cross-entropy, which
   is not a likelihood of grey pixels. ``cluster`` reads grey images.
-- gamma is computed at z = mu(x) of the image without deformation, not at a drawn z. It receives no gradient.
+- gamma is computed at z = mu(x) of the image without deformation, not at a drawn z. No gradient flows through gamma.
 - The default networks are 784-300-300-600-10, not 784-500-500-2000-10.
 - [HW2 P7] prints the marginal form with KL( gamma || p(c) ), which counts the prior of c twice. The correct
   divergence is KL( gamma || p(c|z) ), as above.
@@ -267,13 +267,13 @@ class VaDE(L.LightningModule):
         fitted = self.trainer.strategy.broadcast(fitted)
         for parameter, value in zip((self.pi_logits, self.mu_c, self.logvar_c), fitted, strict=True):
             parameter.copy_(value)
-        # Pretraining does not train the variance of q(z | x). It becomes 1/20 of the mean variance of the components.
+        # Pretraining does not train the variance of q(z | x). Set it to 1/20 of the mean variance of the components.
         D, last = self.hparams.latent_dim, self.encoder[-1][-1]
         last.weight[D:] = 0
         last.bias[D:] = (self.logvar_c.exp().mean() / 20).log()
         self.initialised.fill_(True)
         for optimiser in self.trainer.optimizers:
-            optimiser.state.clear()  # these moments of Adam belong to the loss of pretraining
+            optimiser.state.clear()  # Adam's moments are from the loss of pretraining
 
     def training_step(self, batch, batch_idx):
         if not self.initialised:

@@ -6,7 +6,7 @@ importance-weighted bound. Hinton et al. 1995 for wake-sleep. Lecture notes (doc
 
     p(z)      = N(0, I), Bernoulli(1/2)^D, or uniform over K categories, D times               VAE.prior
     p(x | z)  = prod_d Bernoulli(x_d | sigmoid(logits_d(z)))  or  N(x | mean(z), sigma^2 I)    VAE.log_px
-    q(z | x)  = the family of p(z), D independent latents, parameters from a network of x      VAE.encode
+    q(z | x)  = D independent latents of the family of p(z), with parameters from a network    VAE.encode
     ELBO(x)   = E_q[ log p(x | z) ] - beta KL( q(z | x) || p(z) )                              VAE.negative_elbo
                 <= log p(x)  at beta = 1                          eq. 3, [HW2 P5]; for beta, [HW2 P4]
     L_k(x)    = E_q[ log 1/k sum_i w_i ],  w_i = p(x, z_i) / q(z_i | x)                        VAE.negative_iwae
@@ -36,7 +36,7 @@ Differs from the papers:
 - The score-function estimators use the divergence in closed form. [Liao22] puts all of log p(x, z) - log q(z | x) into
   the score term, as the estimators ``+sampled_kl`` do. Both gradients have the same expectation.
 - Training with relaxed latents uses the closed-form divergence of discrete latents, as in Jang et al. train/loss is
-  then not a bound of -log p(x). val/loss is a bound. Maddison et al. use the divergence of the relaxed latents.
+  then not a bound of -log p(x). val/loss is one at beta = 1. Maddison et al. use the divergence of the relaxed latents.
 - NVIL (Mnih & Gregor 2014) also divides the cost by its running standard deviation, which rescales the gradient. The
   estimator ``+nvil`` does not.
 - Wake-sleep draws a new pair (z, x) from the model for each image at each step. One step minimises wake + sleep.
@@ -282,7 +282,7 @@ class VAE(L.LightningModule):
         return {"loss": awake + asleep, "wake": awake, "sleep": asleep}
 
     def objective(self, estimator: str) -> Callable[[Tensor, Noise], dict[str, Tensor]]:
-        """Return a function of images and noise that returns the terms of the objective, with their gradient."""
+        """Return a function (observed images, noise) that returns the objective with the gradient of ``estimator``."""
         if estimator == "wake_sleep":
             return self.wake_and_sleep
         bound = self.negative_iwae if self.hparams.objective == "iwae" else self.negative_elbo
@@ -291,8 +291,8 @@ class VAE(L.LightningModule):
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Return the terms of the objective, averaged over the batch, in nats per example. Training minimises ``loss``.
 
-        A learned baseline or control variate adds the gradient of its loss to the gradient of ``loss``. It does not
-        change the value of ``loss``.
+        A learned baseline or control variate adds the gradient of its loss to the gradient of ``loss``. The value
+        of ``loss`` does not change.
         """
         noise = self.noise(batch, generator=generator)
         x = self.observe(batch[0], noise["u"])

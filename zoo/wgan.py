@@ -22,7 +22,7 @@ With clipping, the critic is K-Lipschitz for an unknown K that depends on c and 
 at most K W. Compare values within one run only.
 
 The expected estimate is at most W times the critic's Lipschitz constant if the critic scores each example separately.
-With BatchNorm in training mode, it does not, and the bound fails. Only the clipped convolutional critic has BatchNorm.
+BatchNorm in training mode mixes examples, and the bound fails. Only the clipped convolutional critic has BatchNorm.
 
 Symbols:
     x            data: images (B, 1, 28, 28) in [0, 1], or points (B, 2)

@@ -15,9 +15,9 @@ def clustering_scores(table: Tensor) -> dict[str, float]:
         table: number of examples of each label in each cluster, (clusters, labels), integers.
 
     Returns:
-        ``accuracy`` uses the one-to-one matching of clusters and labels that maximises it. It is the fraction of
-        examples with the label that matches their cluster (Yang et al. 2010). ``nmi`` is the mutual information divided
-        by the mean of the two entropies. ``ari`` is the adjusted Rand index. For random clusters, it is 0 on average.
+        ``accuracy`` is the fraction of examples with the label that is matched to their cluster, for the best
+        one-to-one matching of clusters and labels (Yang et al. 2010). ``nmi`` is the mutual information divided by the
+        mean of the two entropies. ``ari`` is the adjusted Rand index. For random clusters, it is 0 on average.
 
     Raises:
         UserError: if the table has no examples.
