@@ -28,7 +28,7 @@ of 1,000 fixed training images. A growing gap is a sign of overfitting (Hinton 2
 Differs from the papers:
 - Weights are learned in the centred form (Montavon & Müller 2012; Melchior et al. 2016). With the mean image mu, the
   energy is E = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2). Both forms describe the same distributions. The
-  gradient of the centred form is better conditioned. ``centred=false`` learns the plain form, and ``weights()`` returns it.
+  gradient of the centred form is better conditioned. ``centred=false`` learns the plain form.
 - The learning rate has a cosine decay. Validation and test use averaged weights (``callbacks: ema``).
 - The base-rate model of annealed importance sampling has H hidden units with zero weights. Its visible biases are the
   log odds of the mean image, computed with one additional black and one additional white image.
@@ -149,7 +149,7 @@ class RBM(L.LightningModule):
         return Machine(W, b, c, mu if self.hparams.centred else None)
 
     def weights(self) -> Weights:
-        """Return W, b and c of the plain form, E = - b'v - c'h - v'W h."""
+        """Return W, b and c of the plain form, E = - b'v - c'h - v'W h, for either learned form."""
         return self.machine.weights()
 
     def exact_log_partition(self) -> float:

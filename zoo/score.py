@@ -10,7 +10,7 @@ Papers:
     sliced              J        = E_p E_v[ v' grad s(x) v + 1/2 (v' s(x))^2 ] + const          sliced_loss
                         reduced  = E_p E_v[ v' grad s(x) v ] + 1/2 E_p || s(x) ||^2 + const     sliced_loss, SSM-VR
     denoising           J_sigma  = 1/2 E_x E_eps || s(x + sigma eps, sigma) + eps / sigma ||^2 + const   denoising_loss
-    NCSN                sum_i w(sigma_i) J_(sigma_i) over a ladder of noise levels              Score.losses
+    NCSN                sum of w(sigma_i) J_(sigma_i) over all noise levels                     Score.losses
 
 Langevin dynamics is in zoo/functional/langevin.py, and the networks are in zoo/nets/unet.py. [DSL eq. 14.54] to
 [DSL eq. 14.62] derive the explicit form in one dimension. In D dimensions, a trace takes the place of the derivative.
@@ -36,8 +36,8 @@ Differs from the papers:
 - By default w(sigma) = sigma^2 (1 + sigma^2), which weights the error of F equally at every level (Karras et al. 2022).
   ``weights=ncsn`` is the papers' sigma^2.
 - U-Net, learning rate and moving average are as in zoo/ddpm.py. The papers' networks are much larger. The levels go
-  from 10 to 0.05 for images in [-1, 1]. In the 2019 paper, they go from 1 to 0.01 for images in [0, 1]. For images,
-  technique 4 of the 2020 paper sets the Langevin step size. As in the 2020 paper, a last step removes noise.
+  from 10 to 0.05 for images in [-1, 1]. In the 2019 paper, ten levels go from 1 to 0.01 for images in [0, 1]. For
+  images, technique 4 of the 2020 paper sets the Langevin step size. As in the 2020 paper, a last step removes noise.
 - The entries of v are +1 or -1 (Rademacher). No other independent entries give v' grad s(x) v a smaller variance.
 """
 

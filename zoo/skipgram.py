@@ -15,7 +15,7 @@ The objectives are in zoo/functional/contrastive.py. All except softmax draw k n
     importance_sampling   -log p(w | c), with Z_c estimated from the noise words                importance_sampled_loss
     softmax               -log p(w | c), with Z_c summed over the vocabulary                    softmax_loss
 
-NCE learns scores with Z_c close to 1. The logged log Z_c measures the deviation from 0.
+NCE learns scores with log Z_c close to 0. The metric log_Z below shows how close.
 
 Symbols:
     v_c, u_w, b_w   input vectors (V, D), output vectors (V, D) and output biases (V,) of V words
@@ -36,7 +36,7 @@ Differs from the papers:
 - A step sums the gradients of all pairs of a batch. word2vec makes one step for each pair. Sums over many pairs can
   overshoot. The learning rate of a word with n expected pairs per step is therefore at most ``LONGEST_STEP`` / n. For
   output vectors, noise words also count as pairs. With subsampling, the limit affects some of the most frequent words.
-  In a vocabulary of a few words, it affects all words. Large learning rates can still diverge.
+  In a vocabulary of a few words, the limit affects all words. Large learning rates can still diverge.
 - Input vectors start sqrt(D) times larger than in word2vec, because NCE then learns faster. After 15 epochs on 65,000
   words, the held-out nll is 6.73. With the initial values of word2vec, it is 6.94.
 - Negative sampling has no biases. For other objectives, s starts at b_w, the log frequency of w. Then Z_c = 1.
@@ -117,7 +117,7 @@ class SkipGram(L.LightningModule):
         self.register_load_state_dict_pre_hook(_take_vocabulary)
 
     def make_vocabulary(self, words: list[str], counts: Tensor, keep: Tensor) -> None:
-        """Create vectors for ``words``. Subsampling keeps the fractions ``keep`` (V,) of their ``counts`` (V,).
+        """Create vectors for ``words`` with ``counts`` (V,). Subsampling keeps the fraction ``keep`` (V,) of each count.
 
         Input vectors start uniform in [-1 / (2 sqrt(D)), 1 / (2 sqrt(D))]. Output vectors start at 0.
         """

@@ -8,14 +8,15 @@ Lecture notes (docs/references.md): [DSL 12.1.3], [HW2 P7].
     q(z | x)       = N(z | mu(x), diag exp(logvar(x)))                                         VaDE.encode
     p(c | z)       = pi_c N(z | c) / sum_k pi_k N(z | k)                                       VaDE.responsibilities
 
-The bound of log p(x) has three forms. gamma is any distribution over clusters. In the mean field, gamma does
-not depend on z.
+The bound of log p(x) has three forms. gamma is any distribution over clusters. In the mean field, gamma does not depend
+on z.
 
     five terms  E_q[ log p(x|z) + sum_c gamma_c ( log p(z|c) + log pi_c - log gamma_c ) - log q(z|x) ]
     marginal    E_q[ log p(x|z) + log p(z) - log q(z|x) - KL( gamma || p(c|z) ) ],     p(z) = sum_c pi_c N(z | c)
     mean field  E_q[ log p(x|z) ] - sum_c gamma_c KL( q(z|x) || p(z|c) ) - KL( gamma || pi )
 
-The five terms are ``negative_elbo`` in zoo/functional/mixture.py. The mean field is :func:`mean_field_negative_elbo`.
+``negative_elbo`` in zoo/functional/mixture.py computes minus the five terms at gamma = p(c|z), and
+:func:`mean_field_negative_elbo` computes minus the mean field.
 The first two forms are equal at every z for every gamma. They are largest at gamma = p(c|z). This largest value is the
 ELBO below. For every gamma, the mean field is at most the ELBO. At K = 1 all three forms are equal.
 
@@ -23,18 +24,18 @@ As in the paper, training maximises the mean field. Its gamma = p(c | z = mu(x))
 drawn z. Training therefore pulls all draws of z for an image and its deformations into one cluster. Six epochs of the
 mean field raised the accuracy of clusters from 0.89 (k-means) to 0.92. Six epochs of the ELBO left it at 0.89.
 
-Symbols: x are images in [0, 1], (B, 1, 28, 28), binary under the likelihood. z are latents, (B, D), c are clusters, and
+Symbols: x are images in [0, 1], (B, 1, 28, 28), binary under the likelihood. z are latents, (B, D). c are clusters.
 gamma are responsibilities, (B, K). pi is (K,), and mu_c and logvar_c are (K, D). u is uniform noise that binarises
 pixels. eps is standard normal noise.
 Logged, in nats per example: loss = nll + kl_z + kl_c with nll = -E_q log p(x|z), kl_c = E_q KL( gamma || pi ) and
 kl_z = E_q[ log q(z|x) - sum_c gamma_c log p(z|c) ]. With the prefixes val/ and test/, loss is -ELBO, also during
-pretraining. With train/, loss is minus the mean field, with deformed images. train/reconstruction is the loss of
+pretraining. With train/, loss is minus the mean field for deformed images. train/reconstruction is the loss of
 pretraining. accuracy, nmi and ari, with val/ and test/, compare clusters with labels. Training never uses labels.
 
 Differs from the paper:
 - In both phases of training q(z | x) comes from randomly deformed images (``deformation``), and the decoder
   reconstructs the images without deformation. The paper's autoencoder masks pixels instead. With deformation, clusters
-  separate digits and not slants. The bound holds for any q, also for this q (Im et al. 2017).
+  separate digits, not slants. The bound holds for any q, also for this q (Im et al. 2017).
 - The autoencoder is pretrained as a whole with Adam, not layer by layer. The learning rate decays in each phase.
 - The mixture is initialised by k-means, not by EM (``initial_mixture: em``). On the same latents the accuracy is 0.89
   with k-means, 0.87 with EM, and 0.80 with EM and full covariances. EM splits the digit 1 into two clusters.

@@ -14,8 +14,8 @@ The joint form draws adjacent states together. It is [DSL eq. 14.28]:
 
 Equations and sections without a name are from Ho, Jain & Abbeel 2020. The equations above count t from 1. The functions
 below take an index t from 0 to T-1, as in zoo/functional/diffusion.py. At index t, they write x_t for the x_{t+1}
-above, and x_{t-1} for the x_t above. The names L_t, x_0, x_1 and x_T keep their meaning. x_0 is the image, x_1 is the image
-after one step of noise, and x_T is the end of the chain.
+above, and x_{t-1} for the x_t above. The names L_t, x_0, x_1 and x_T keep their meaning. x_0 is the image, x_1 is
+the image after one step of noise, and x_T is the end of the chain.
 
 The two forms agree in expectation. The single form integrates out x_{t-1} given x_t and x_0. At one step t, the
 gradient of the single form therefore has lower variance than the gradient of the joint form (Rao-Blackwell). On a whole
