@@ -40,8 +40,8 @@ Logged with the prefixes train/, val/ and test/:
     log_likelihood       mean of log p(v), nats; only for sequences, in validation and test
 
 ``js`` is the Jensen-Shannon divergence if D is optimal, and 0 if D is 1/2 everywhere. In validation and test, the
-expectation of ``js`` is a lower bound of the divergence for any D. There, D scores each example separately, and was not
-trained on these examples. In training, ``js`` is not a bound.
+expectation of ``js`` is a lower bound of the divergence for any D. In these two stages, D scores each example
+separately and was not trained on the examples. In training, ``js`` is not a bound.
 
 Differs from the papers:
 - Each batch is one step of the discriminator, with new data as in algorithm 1. Every k-th batch, with

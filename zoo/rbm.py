@@ -279,7 +279,7 @@ class RBM(L.LightningModule):
             group.update(self._momentum(self.current_epoch))
 
     def all_chains(self) -> Tensor | None:
-        """Return the chains of all processes in order, (num_chains, H), on the CPU; None if there are none."""
+        """Return the chains of all processes in order, (num_chains, H), on the CPU. Return None if there are none."""
         return None if self.chains is None else gathered(self.chains.cpu(), self._trainer)
 
     def on_save_checkpoint(self, checkpoint):
@@ -324,10 +324,10 @@ class RBM(L.LightningModule):
 
     # Uses of a trained model.
 
-    log_likelihood_by = ANNEALED  # for small layers, log Z is enumerated instead
+    log_likelihood_by = ANNEALED  # for layers of at most 16 units, log Z is enumerated
 
     def log_partitions(self, steps: int | None = None, *, generator: Generator = None, progress=False) -> Partitions:
-        """Return estimates of log Z by name, in nats; see :func:`zoo.functional.partition.log_partitions`.
+        """Return estimates of log Z by name, in nats. See :func:`zoo.functional.partition.log_partitions`.
 
         If ``steps`` is None, it is ``test_ais_temperatures``. If ``generator`` is None, all calls use the same noise.
         """

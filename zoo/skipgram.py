@@ -117,7 +117,7 @@ class SkipGram(L.LightningModule):
         self.register_load_state_dict_pre_hook(_take_vocabulary)
 
     def make_vocabulary(self, words: list[str], counts: Tensor, keep: Tensor) -> None:
-        """Create vectors for ``words`` with ``counts`` (V,). Subsampling keeps the fraction ``keep`` (V,) of each count.
+        """Create vectors for ``words`` with ``counts`` (V,). Subsampling keeps the fractions ``keep`` (V,) of them.
 
         Input vectors start uniform in [-1 / (2 sqrt(D)), 1 / (2 sqrt(D))]. Output vectors start at 0.
         """

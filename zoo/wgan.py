@@ -31,7 +31,7 @@ Symbols:
     real         data in the form that the networks take: images are in [-1, 1]
     fake         samples in the same form
     f(x)         score of the critic, (B,)
-    |.|          Euclidean norm; images are in [-1, 1]
+    |.|          Euclidean norm, for images in [-1, 1] or for points
 
 Logged with the prefixes train/, val/ and test/:
     wasserstein      mean f(x) - mean f(G(z)), the estimate of W, which measures progress best
