@@ -196,8 +196,8 @@ class Categorical(NamedTuple):
     def perturb_given(self, z: Tensor, v: Tensor) -> Tensor:
         """Return a draw of s given z, from uniform noise ``v``, differentiable in the logits.
 
-        The s_k of the category in z follows Gumbel(0). Each other s_k follows Gumbel(log p_k), truncated to lie below
-        the first.
+        The s_k of the category in z is the largest and follows Gumbel(0). Each other s_k follows Gumbel(log p_k),
+        truncated to lie below the largest.
         """
         log_p = self.logits.log_softmax(-1)
         largest = (gumbel(v) * z).sum(-1, keepdim=True)
