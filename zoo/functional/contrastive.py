@@ -45,12 +45,12 @@ Lookup = Callable[[Tensor, Tensor], Tensor]  # (table (V, D), indices (...)) -> 
 
 
 def dense(table: Tensor, numbers: Tensor) -> Tensor:
-    """Return rows of ``table`` (V, D) at the indices ``numbers`` (...), with a dense gradient, (..., D)."""
+    """Return the rows (..., D) of ``table`` (V, D) at the indices ``numbers`` (...). The gradient is dense."""
     return table[numbers]
 
 
 def sparse(table: Tensor, numbers: Tensor) -> Tensor:
-    """Return rows of ``table``, with a sparse gradient that holds only these rows, (..., D)."""
+    """Return the same rows as :func:`dense`, (..., D). The gradient is sparse and holds only these rows."""
     return F.embedding(numbers, table, sparse=True)
 
 

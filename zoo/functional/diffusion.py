@@ -143,7 +143,7 @@ def predicted_eps(x0: Tensor, xt: Tensor, t: Tensor, chain: Chain) -> Tensor:
 
 
 def simple_loss(x0: Tensor, t: Tensor, eps: Tensor, chain: Chain, predict: str, network: Callable) -> Tensor:
-    """Return (target - network(x_t, t))^2, averaged over the dimensions of each example, (B,).
+    """Return (target - network(x_t, t))^2, (B,), averaged over the dimensions of each example.
 
     For ``eps`` this is L_simple, eq. 14, divided by the number of dimensions.
     """
@@ -158,7 +158,7 @@ TIMESTEPS = ("uniform", "stratified", "importance")
 
 
 def uniform_steps(B: int, T: int, *, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Return B independent steps, each uniform on 0 .. T-1, (B,)."""
+    """Return B independent steps, (B,), each uniform on 0 .. T-1."""
     where = device if generator is None else generator.device
     return torch.randint(T, (B,), generator=generator, device=where).to(device)
 

@@ -58,7 +58,7 @@ def log_q(eps: Tensor, logvar: Tensor) -> Tensor:
 
 
 def kl_terms(z: Tensor, log_q: Tensor, log_gamma: Tensor, mixture: Mixture) -> dict[str, Tensor]:
-    """Return the terms of the negative ELBO other than -log p(x | z), at one z, (B,) nats each.
+    """Return the terms of the negative ELBO except -log p(x | z), (B,) nats each, at one z.
 
     Args:
         z: latents, (B, D).
@@ -77,7 +77,7 @@ def kl_terms(z: Tensor, log_q: Tensor, log_gamma: Tensor, mixture: Mixture) -> d
 
 
 def negative_elbo(x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture) -> dict[str, Tensor]:
-    """Return the negative ELBO and its terms with gamma = p(c | z), at one draw of z, (B,) nats each.
+    """Return the negative ELBO and its terms, (B,) nats each, at one draw of z with gamma = p(c | z).
 
         loss = nll + kl_z + kl_c = - log p(x|z) - log p(z) + log q(z|x)
 
@@ -107,7 +107,7 @@ def log_importance_weight(x: Tensor, eps: Tensor, encode: Callable, log_px: Call
 def cost_at_a_fixed_draw(
     x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture
 ) -> tuple[Tensor, Tensor]:
-    """Return f = -log p(x|z) - log p(z) + log q(z|x) at a fixed z, and log q(z|x), (B,) nats each.
+    """Return f = -log p(x|z) - log p(z) + log q(z|x) and log q(z|x), (B,) nats each, at a fixed z.
 
     A score-function estimator uses both. The gradient of E_q[f] with respect to the encoder is
     E_q[ f grad log q(z|x) ]. The decoder and the mixture receive the gradient of f. The term log q(z|x) of f is
