@@ -12,20 +12,21 @@ x is an image and y is its label.
 Symbols: x are images in [0, 1], (B, 1, 28, 28), binary under the Bernoulli likelihood. y are labels from 0 to K - 1,
 (B,). z are latents, (B, D). mu and logvar belong to q, and mu_p and logvar_p to the prior. u is uniform noise that
 binarises pixels. eps is standard normal noise.
-Logged: {train,val,test}/loss = -L ([DSL eq. 12.5]), /nll = -E_q log p(x | z, y), /kl, all in nats per example.
+Logged with the prefixes train/, val/ and test/, in nats per example: loss = -L ([DSL eq. 12.5]),
+nll = -E_q log p(x | z, y), and kl, the divergence in L.
 
 Differs from the paper:
 - The condition is a label. Its one-hot vector is concatenated to the inputs of the encoder and the decoder. In the
   paper the condition is an image, and convolutions read it.
-- With ``prior: standard`` z is independent of y, as the paper allows (sec. 4). This is the model M2 of Kingma et al.
-  2014, arXiv:1406.5298, with all labels given.
-- With ``prior: learned`` a table holds a mean and a variance for each label. A network of y could represent no other
-  priors, because y has only K values.
-- Training maximises L, the objective of the paper's CVAE. The paper also has a hybrid objective with a Gaussian
-  stochastic network (sec. 4.2), and gives the networks a first prediction of the output. CVAE has neither of
-  them. Samples use z drawn from the prior, as in the paper's tests.
-- The optimiser is Adam with a cosine decay of the learning rate. Binarisation is dynamic (Burda et al. 2015), with the
-  grey value of a pixel as the probability of a 1.
+- With ``prior: standard`` z is independent of y, as the paper allows (sec. 4). If all labels are given, the model M2 of
+  Kingma et al. 2014, arXiv:1406.5298, is the same model.
+- With ``prior: learned`` a table holds a mean and a variance for each label. A network would not be more general,
+  because y has only K values.
+- Training maximises L, the objective of the paper's CVAE. This file has no hybrid objective with a Gaussian
+  stochastic network (paper, sec. 4.2). In the paper, the networks also receive a first prediction of the output, but
+  not here. Samples use z drawn from the prior, as in the paper's tests.
+- The optimiser is Adam with a cosine decay of the learning rate. Binarisation is dynamic (Burda et al. 2015). The grey
+  value of a pixel is the probability of a 1.
 - The Gaussian likelihood has one learned variance for all pixels, to which ``variance_floor`` is added. zoo/vae.py
   gives the reason.
 """
@@ -84,9 +85,9 @@ def score_function_surrogate(
 ) -> Tensor:
     """Return -L(x, y), (B,) nats, with the score-function (REINFORCE) estimate of its gradient.
 
-    The gradient of E_q[f(z)] with respect to the encoder is E_q[ f(z) grad log q(z | x, y) ], f = -log p(x | z, y)
-    ([Xu18b] and [Xu18a], "score function estimator"; [Liao22]). The gradient with respect to the decoder is exact
-    given z. The gradient of the divergence is exact.
+    With f = -log p(x | z, y), the gradient of E_q[f(z)] with respect to the encoder is
+    E_q[ f(z) grad log q(z | x, y) ] ([Xu18b] and [Xu18a], "score function estimator"; [Liao22]). The decoder receives
+    the gradient of f at the drawn z. The gradient of the divergence is exact.
     """
     mu, logvar = encode(x, y)
     z = reparameterise(mu, logvar, eps).detach()
@@ -118,15 +119,16 @@ class CVAE(L.LightningModule):
 
     Args:
         latent_dim: D, the number of latents.
-        num_classes: K; labels are integers from 0 to K - 1.
-        prior: ``standard``, p(z | y) = N(0, I), or ``learned``, a mean and a variance for each label.
+        num_classes: K. Labels are integers from 0 to K - 1.
+        prior: ``standard`` sets p(z | y) = N(0, I). ``learned`` learns a mean and a variance for each label.
         likelihood: ``bernoulli`` on dynamically binarised pixels, or ``gaussian`` on grey pixels.
         hidden: widths of the encoder's hidden layers. The decoder has the same widths in reverse order.
-        lr: learning rate of Adam, which decays to zero by half a cosine over the run.
+        lr: learning rate of Adam, which decays to zero along half a cosine over the run.
         variance_floor: added to the learned variance of the Gaussian likelihood, in squared pixel units (white is 1).
 
     Raises:
-        UserError: for a value that is not allowed. Methods raise it for labels that are not integers from 0 to K - 1.
+        UserError: if an argument has a value that is not allowed. Methods raise it if labels are not integers from 0 to
+            K - 1.
     """
 
     def __init__(
@@ -160,7 +162,7 @@ class CVAE(L.LightningModule):
     # The model: p(z | y), p(x | z, y) and q(z | x, y).
 
     def prior(self, y: Labels) -> tuple[Tensor, Tensor]:
-        """Return ``mu_p`` and ``logvar_p`` of p(z | y) for labels ``y`` (B,), (B, D) each."""
+        """Return ``mu_p`` and ``logvar_p`` of p(z | y), (B, D) each, for labels ``y`` (B,)."""
         y = self._labels(y, len(y) if isinstance(y, Tensor | Sequence) else 1)
         if self.hparams.prior == "standard":
             zero = self.decoder[0].weight.new_zeros(len(y), self.hparams.latent_dim)
@@ -172,12 +174,12 @@ class CVAE(L.LightningModule):
         return Gaussian(*at_least_float32(self.encoder(self._with_label(x.flatten(1), y))).chunk(2, dim=-1))
 
     def decode(self, z: Tensor, y: Labels) -> Tensor:
-        """Return the mean of p(x | z, y), clipped to [0, 1] if Gaussian, (..., B, 1, 28, 28), for ``z`` (..., B, D)."""
+        """Return the mean of p(x | z, y), (..., B, 1, 28, 28), in [0, 1], for ``z`` (..., B, D) and ``y`` (B,)."""
         out = at_least_float32(self.decoder(self._with_label(z, y))).unflatten(-1, (1, 28, 28))
         return out.sigmoid() if self.hparams.likelihood == "bernoulli" else out.clamp(0, 1)
 
     def log_px(self, x: Tensor, z: Tensor, y: Labels) -> Tensor:
-        """Return log p(x | z, y) in nats; ``x`` (B, 1, 28, 28), ``z`` (..., B, D) and ``y`` (B,) to (..., B)."""
+        """Return log p(x | z, y), (..., B) nats, for ``x`` (B, 1, 28, 28), ``z`` (..., B, D) and ``y`` (B,)."""
         out, x = at_least_float32(self.decoder(self._with_label(z, y))), x.flatten(1)
         if self.hparams.likelihood == "bernoulli":
             return log_bernoulli(x, out)
@@ -193,14 +195,14 @@ class CVAE(L.LightningModule):
         return self._labels(y, n)
 
     def _with_label(self, a: Tensor, y: Labels) -> Tensor:
-        """Return ``a`` (..., B, F) joined with its one-hot labels, (..., B, F + K)."""
+        """Return ``a`` (..., B, F), concatenated with the one-hot labels ``y`` (B,), (..., B, F + K)."""
         one_hot = F.one_hot(self._labels(y, a.shape[-2]), self.hparams.num_classes)
         return torch.cat([a, one_hot.to(a.dtype).expand(*a.shape[:-1], -1)], dim=-1)
 
     # Training. ``noise`` draws all random numbers. The objective is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
-        """Return all noise of one step: ``u`` (B, 1, 28, 28), which binarises, and ``eps`` (B, D)."""
+        """Return the noise of one step: ``u`` (B, 1, 28, 28), which binarises images, and ``eps`` (B, D)."""
         x = batch[0]
         return {
             "u": rand(*x.shape, generator=generator, device=x.device),
@@ -208,7 +210,7 @@ class CVAE(L.LightningModule):
         }
 
     def observe(self, x: Tensor, u: Tensor) -> Tensor:
-        """Return images in [0, 1], binarised with ``u`` for a Bernoulli likelihood and unchanged for a Gaussian one."""
+        """Return images as the likelihood needs them: binarised with ``u`` if Bernoulli, unchanged if Gaussian."""
         return binarise(x, u) if self.hparams.likelihood == "bernoulli" else x
 
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -251,13 +253,13 @@ class CVAE(L.LightningModule):
         """Return the mean of p(x | z, y) at the posterior mean z = mu(x, y), in [0, 1], (B, 1, 28, 28).
 
         Raises:
-            UserError: if ``y``, the labels of ``x``, is missing.
+            UserError: if the labels ``y`` of ``x`` are missing.
         """
         y = self._given(y, len(x))
         return self.decode(self.encode(x, y).mu, y)
 
     def rows(self) -> tuple[str, list[int]]:
-        """Return the condition of :meth:`sample` that varies between rows of a picture, and its values: all labels."""
+        """Return "y" and all labels: a picture of samples has one row for each label."""
         return "y", list(range(self.hparams.num_classes))
 
     @torch.no_grad()
@@ -287,7 +289,7 @@ class CVAE(L.LightningModule):
         """Return the importance-weighted lower bound of log p(x | y), as in Burda et al. 2015, eq. 8.
 
         Args:
-            x: images in [0, 1], (B, 1, 28, 28). With the Bernoulli likelihood, they are binarised once.
+            x: images in [0, 1], (B, 1, 28, 28). With the Bernoulli likelihood, the function binarises them once.
             y: labels of ``x``.
             num_samples: importance samples per image, at least 1. More samples make the bound tighter.
 
@@ -310,12 +312,12 @@ class CVAE(L.LightningModule):
     # Gradient estimators.
 
     def probe_batch(self, batch, *, generator: torch.Generator | None = None):
-        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of the estimator."""
+        """Return ``batch`` with observed pixels. The gradient then varies only with the noise of the estimator."""
         x, y = batch[0], labels_in(batch, self)
         return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)), y]
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """Return estimators of the gradient of -L (batch mean): ``pathwise``, for training, and ``score_function``."""
+        """Return two estimators of the gradient of -L. Training uses ``pathwise``. The other is ``score_function``."""
         params = dict(self.named_parameters())
 
         def estimator(name: str, objective: Callable) -> GradientEstimator:

@@ -1,7 +1,7 @@
 """DDPM: a diffusion model, which turns noise into images by a Markov chain of small Gaussian denoising steps.
 
 Paper: Ho, Jain & Abbeel, "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239; [DSL ch. 14].
-docs/references.md explains the keys in brackets. The modules named on the right are in zoo/functional/.
+docs/references.md explains the keys in brackets. The right column names modules of zoo/functional/.
 
     q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I)            eq. 4,  [DSL eq. 14.11]   diffusion.q_sample
     L_simple     = E || eps - eps_theta(x_t, t) ||^2              eq. 14, [DSL alg. 6]      diffusion.simple_loss
@@ -13,34 +13,34 @@ docs/references.md explains the keys in brackets. The modules named on the right
     -log p(x_0) <= L_T + sum_t L_t + L_0                          eq. 5,  [DSL eq. 14.41]   diffusion_bound
 
 Symbols:
-    x0, xt    images in [-1, 1] and noisy images, (B, 1, 28, 28)
-    t         step, (B,), 0 .. T-1; step 0 is one step of noise, the paper's t = 1
+    x0, xt    images x_0 in [-1, 1] and noisy images x_t, (B, 1, 28, 28) each
+    t         step index, (B,), 0 .. T-1; at index 0, x_t has one step of noise (t = 1 in the paper)
     abar_t    product of alpha_s = 1 - beta_s over s <= t, with beta_t the variance of step t (diffusion.make_chain)
-    eps, v    standard normal noise, and v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0, (B, 1, 28, 28)
+    eps, v    standard normal noise eps, and v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0, (B, 1, 28, 28) each
     x0_hat    the network's estimate of x_0, (B, 1, 28, 28)
 
-Logged as train/loss, val/loss and test/loss: the squared error of the prediction, averaged over dimensions. For eps, a
-prediction of zero has loss 1. Losses of eps, x0 and v are not comparable.
+Logged as train/loss, val/loss and test/loss: the squared error of the prediction, averaged over dimensions. train/loss
+weights each step by 1 / (T p_t). A network for eps that predicts 0 has loss 1. Do not compare losses of eps, x0 and v.
 
 Differs from the paper:
 - By default the network predicts v (Salimans & Ho 2022) on the cosine schedule (Nichol & Dhariwal 2021). The paper has
-  ``predict=eps`` and ``schedule=linear``. On the cosine schedule, the classifier was confident about 43 % of 256
-  samples with v, and 22 % with eps. Training took 400 seconds on one CPU core (84,000 images, one seed).
-- The linear schedule is the paper's at T = 1000. For other T it is rescaled, to end at about the same noise: log abar_T
-  is -10.1 at T = 1000, -10.4 at 200 and -11.8 at 50.
-- sigma_t^2 is the posterior variance, the paper's second choice (sec. 3.2). Every step clips x0_hat to [-1, 1], as the
-  authors' code does. The bound also clips x0_hat, and covers all T steps.
+  ``predict=eps`` and ``schedule=linear``. On the cosine schedule, the classifier was confident on 43 % of 256
+  samples of a v model, and on 22 % for eps. Training took 400 seconds on one CPU core (84,000 images, one seed).
+- At T = 1000 the linear schedule is the schedule of the paper. For other T it is rescaled. The noise at the last step
+  then stays about the same: log abar_T is -10.1 at T = 1000, -10.4 at T = 200 and -11.8 at T = 50.
+- By default sigma_t^2 is the posterior variance, the paper's second choice (sec. 3.2). Every step of sampling clips
+  x0_hat to [-1, 1], as the authors' code does. The bound also clips x0_hat, and sums all T steps.
 - [DSL alg. 7] multiplies z by the variance and adds noise at the last step. The correct factor is the standard
   deviation, and the last step adds no noise.
-- [DSL eq. 14.43] prints abar_t instead of alpha_t in its first factor, q(x_t | x_{t-1}). The code follows eq. 14.45.
-- The U-Net is small and works on 2 x 2 patches of unpadded 28 x 28 images, for speed on a CPU. It has no
+- [DSL eq. 14.43] prints abar_t instead of alpha_t in the factor q(x_t | x_{t-1}). The code uses [DSL eq. 14.45].
+- The U-Net is small, for speed on a CPU. It works on 2 x 2 patches of 28 x 28 images without padding. It has no
   dropout. It has attention only at the lowest resolution.
-- The learning rate is 1e-3 (paper: 2e-4) and falls to 0 along half a cosine. Batches have 64 images (paper: 128). A run
-  takes about an hour. Small batches allow more steps in an hour, and a high learning rate makes larger steps.
+- The learning rate is 1e-3 (paper: 2e-4) and decays to 0 along half a cosine. Batches have 64 images (paper: 128).
+  A run takes about an hour. Small batches allow more steps in this time.
 - The exponential moving average has decay 0.999 (paper: 0.9999) and a warm-up (callbacks/ema.py).
-- DDIM's steps are evenly spaced from T-1 to 0, both included. DDIM also clips x0_hat, and then recomputes eps.
-- Labels are added to the embedding of the step. Training drops some labels at random, for classifier-free guidance
-  (Ho & Salimans 2022, arXiv:2207.12598).
+- DDIM runs at evenly spaced steps from T-1 to 0, both included. It computes eps from the clipped x0_hat.
+- An embedding of the label is added to the embedding of the step. For classifier-free guidance, training drops some
+  labels at random (Ho & Salimans 2022, arXiv:2207.12598).
 """
 
 from collections.abc import Sequence
@@ -87,10 +87,10 @@ class DDPM(L.LightningModule):
         schedule: ``linear`` or ``cosine``.
         predict: What the network predicts: ``eps``, ``x0`` or ``v``.
         variance: Variance of the reverse steps: ``posterior`` or ``beta``.
-        timesteps: How training draws t: ``uniform``, ``stratified`` or ``importance``. ``stratified`` spreads a batch
-            evenly. ``importance`` has p_t proportional to the RMS of recent losses; weights are 1 / (T p_t).
+        timesteps: How training draws t: ``uniform``, ``stratified`` or ``importance``. ``stratified`` spaces the t of a
+            batch evenly. ``importance`` draws t with p_t proportional to the RMS of the last losses at t.
         num_classes: Number of classes, or None to train without labels.
-        label_dropout: Fraction of labels dropped in training, so the model also learns to predict without labels.
+        label_dropout: Fraction of labels that training drops. The model then also learns to predict without labels.
         widths: Channels of the U-Net's levels, multiples of 8.
         blocks: Residual blocks per level.
         patch: Side of the pixel blocks that are folded into channels.
@@ -149,7 +149,7 @@ class DDPM(L.LightningModule):
         return self.hparams.steps
 
     def forward(self, xt: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the prediction, (B, 1, 28, 28), for ``xt`` at steps ``t`` (B,), given labels ``y`` (B,) or none."""
+        """Return the prediction, (B, 1, 28, 28), for ``xt`` at steps ``t`` (B,), with or without labels ``y`` (B,)."""
         if self.hparams.num_classes is not None and y is None:
             if self.hparams.label_dropout == 0:
                 raise UserError("y is missing: this model was never trained without labels (label_dropout=0), give y")
@@ -160,7 +160,7 @@ class DDPM(L.LightningModule):
         """Return the network's estimate of x_0, (B, 1, 28, 28), unclipped.
 
         With labels and ``guidance`` w, the output is (1 + w) output(x_t, y) - w output(x_t), Ho & Salimans 2022, eq. 6.
-        Eq. 6 is for eps. It also holds for v and x0, which are affine functions of eps.
+        Eq. 6 combines predictions of eps. It also combines predictions of v and x0, which are affine in eps.
         """
         output = self(xt, t, y)
         if y is not None and guidance:
@@ -181,7 +181,7 @@ class DDPM(L.LightningModule):
     def blurred_score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Return the score of images with added noise N(0, sigma^2 I), (B, 1, 28, 28).
 
-        It can replace a :class:`zoo.score.Score` in ``annealed_langevin_steps(ddpm.blurred_score, x, ...)``.
+        ``annealed_langevin_steps(ddpm.blurred_score, x, ...)`` uses it in place of a :class:`zoo.score.Score`.
 
         Args:
             x: Images in [-1, 1] with noise of standard deviation ``sigma``, (B, 1, 28, 28).
@@ -194,7 +194,7 @@ class DDPM(L.LightningModule):
     # Training: noise() draws all random numbers, and losses() is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, timesteps: str | None = None) -> Noise:
-        """Draw ``t``, ``weight`` = 1 / (T p_t) and ``u``, which drops labels, (B,) each, and ``eps`` (B, 1, 28, 28)."""
+        """Return ``t`` and ``weight`` = 1 / (T p_t), (B,) each, ``eps`` (B, 1, 28, 28), ``u`` (B,) to drop labels."""
         x, timesteps = batch[0], self.hparams.timesteps if timesteps is None else timesteps
         B, T, drawn = len(batch[0]), self.hparams.steps, {"generator": generator, "device": batch[0].device}
         p = self.importance() if timesteps == "importance" else None
@@ -205,13 +205,13 @@ class DDPM(L.LightningModule):
         return noise
 
     def importance(self) -> Tensor:
-        """Return p_t of ``timesteps=importance``, (T,). It is uniform until each step has a full history of losses."""
+        """Return p_t of ``timesteps=importance``, (T,). p_t is uniform until each step has a full history of losses."""
         if self.hparams.timesteps != "importance":
             raise UserError(f"importance needs a history of losses, and timesteps={self.hparams.timesteps} keeps none")
         return diffusion.importance(self.loss_history, self.loss_count)
 
     def losses(self, batch, noise: Noise) -> Tensor:
-        """Return the squared error of each example, (B,), averaged over dimensions and without the weight."""
+        """Return the squared error of each example, (B,), averaged over dimensions, without the weights 1 / (T p_t)."""
         network = self
         if self.hparams.num_classes is not None:
             y = as_labels(inputs.labels_in(batch, self), len(batch[0]), self.hparams.num_classes, self.device)
@@ -279,11 +279,11 @@ class DDPM(L.LightningModule):
             y: For a model with ``num_classes``: one label for all images, one label for each, None to draw labels, or
                 ``dropped`` to sample without labels. The noise does not depend on ``y``.
             guidance: Guidance weight w, at least 0. With 0, samples come from the conditional model.
-            corrector_steps: Langevin steps after each denoising step, at its noise level (Song et al. 2021, alg. 5).
-            corrector_snr: snr in the corrector's step size 4 (snr |z| / |score|)^2 (zoo/functional/langevin.py).
+            corrector_steps: Langevin steps after each denoising step except the last (Song et al. 2021, alg. 5).
+            corrector_snr: snr in the Langevin step size 4 (snr |z| / |score|)^2 (zoo/functional/langevin.py).
             frames: Number of evenly spaced states of each chain to return, at least 2. The result is then
                 (n, frames, 1, 28, 28), and the last state is the sample. None returns only the sample.
-            show: States in the frames: ``xt``, the noisy images, or ``x0``, the estimates of x_0.
+            show: States that ``frames`` returns: ``xt``, the noisy images, or ``x0``, the estimates of x_0.
 
         Raises:
             UserError: If an argument has a value that is not allowed, or if samples become NaN or infinite.
@@ -313,15 +313,15 @@ class DDPM(L.LightningModule):
         return min(50, len(self.betas))
 
     def rows(self) -> tuple[str, list[int]] | None:
-        """Return the condition and its values, one for each row of a picture of samples; None without labels."""
+        """Return "y" and all labels, one for each row of a picture of samples. Return None if there are no labels."""
         classes = self.hparams.num_classes
         return None if classes is None else ("y", list(range(classes)))
 
     @torch.no_grad()
     def encode(self, x: Tensor, num_steps: int | None = None) -> Tensor:
-        """Return noise x_T, (B, 1, 28, 28), from which deterministic DDIM nearly recovers images ``x`` in [0, 1].
+        """Return noise x_T, (B, 1, 28, 28). :meth:`decode` maps x_T approximately back to the images ``x`` in [0, 1].
 
-        ``num_steps`` is by default min(50, T), as in :meth:`decode` and :meth:`interpolate`.
+        ``num_steps`` is the number of DDIM steps, by default min(50, T).
         """
         num_steps = self._default_num_steps() if num_steps is None else num_steps
         return samplers.ddim_encode(self.x0_hat, 2 * x - 1, self.chain, num_steps)
@@ -340,7 +340,7 @@ class DDPM(L.LightningModule):
         Args:
             a, b: Standard normal noise or the noise that :meth:`encode` returns, (B, 1, 28, 28) each.
             between: Number of images, both ends included, at least 2.
-            num_steps: DDIM steps.
+            num_steps: DDIM steps, by default min(50, T).
         """
         check_integer("between", between, least=2)
         x_T = samplers.slerp(a, b, torch.linspace(0, 1, between))
@@ -354,8 +354,8 @@ class DDPM(L.LightningModule):
     def bound_terms(self, x: Tensor, *, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
         """Return L_0, ..., L_{T-1} and L_T, (T + 1, B) nats, for images ``x`` of 256 grey values in [0, 1].
 
-        The expected sum is an upper bound of -log p(x), where p(x) is the probability of the grey values. Each term
-        except L_T is estimated from a separate draw of x_t. Each image takes T network evaluations.
+        The expected sum is an upper bound of -log p(x), where p(x) is the probability of the grey values. L_T is exact.
+        Each other term is estimated from a separate draw of x_t. Each image takes T network evaluations.
         """
         draw = partial(randn, *x.shape, generator=generator, device=x.device)
         x0_model = lambda xt, t: self.x0_hat(xt, t, y).clamp(-1, 1)  # noqa: E731
@@ -364,7 +364,7 @@ class DDPM(L.LightningModule):
     def log_likelihood(self, x: Tensor, *, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
         """Return a lower bound of log p(x) or log p(x | y), eq. 5, (B,) nats, for ``x`` of 256 grey values in [0, 1].
 
-        It is minus the sum of :meth:`bound_terms`. Divide by -784 log 2 for bits per dimension.
+        The bound is minus the sum of :meth:`bound_terms`. Divide it by -784 log 2 for bits per dimension.
         """
         terms = self.bound_terms(x, generator=generator, y=y)
         return -in_float64(terms).sum(0).float().to(x.device)
@@ -372,12 +372,12 @@ class DDPM(L.LightningModule):
     # Gradient estimators.
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """Return estimators of the gradients of the training loss and of the bound.
+        """Return estimators of the gradient of the training loss, and estimators of the gradient of the bound, by name.
 
-        The training loss has ``uniform`` (algorithm 1), ``stratified`` and, with ``timesteps=importance``,
-        ``importance``: three ways to draw t. ``bound_single`` takes L_t at one uniform t ([DSL eq. 14.41]).
-        ``bound_joint`` draws x_{t-1} and x_t jointly ([DSL eq. 14.28]). With at most 100 steps, ``bound_single_chain``
-        and ``bound_joint_chain`` sum all terms over a trajectory. The bound is per dimension, with x0_hat unclipped.
+        Training loss: ``uniform`` (algorithm 1), ``stratified`` and ``importance`` draw t in the way that
+        ``timesteps`` describes. Only models with ``timesteps=importance`` have ``importance``. Bound per dimension,
+        without clipping: ``bound_single`` takes L_t at one uniform t ([DSL eq. 14.41]). ``bound_joint`` draws x_{t-1}
+        and x_t jointly ([DSL eq. 14.28]). If T <= 100, ``bound_single_chain`` and ``bound_joint_chain`` sum all terms.
         """
         params = dict(self.named_parameters())
 

@@ -11,7 +11,7 @@ sequences follow [Xu18a]. docs/references.md explains the keys in brackets.
     D*(x)   = p_data(x) / (p_data(x) + p_G(x))                   prop. 1      the D that maximises V
     max_D V = C(G) = -log 4 + 2 JS(p_data || p_G)                theorem 1    jensen_shannon
 
-The discriminator minimises -V. The generator minimises one of three losses, which ``generator_objective`` computes from
+The discriminator minimises -V. The generator minimises one of three losses. ``generator_objective`` computes them from
 the logit l = log D(G(z)) - log(1 - D(G(z))):
 
     non_saturating   -log D(G(z))                          = softplus(-l)     sec. 3
@@ -22,31 +22,34 @@ With the optimal discriminator, l = log p_data - log p_G, and ``kl`` minimises K
 
 Symbols:
     x            data: images (B, 1, 28, 28) in [0, 1], points (B, 2), or one-hot sequences (B, T, K)
-    T, K         length of a sequence, and number of symbols
+    T            length of a sequence
+    K            number of symbols
     v            a one-hot sequence, (T, K)
-    z            standard normal noise (B, z_dim); for sequences, uniform noise u (B, T, K)
-    real, fake   data and samples as the networks see them: images are in [-1, 1]
+    z            standard normal noise (B, z_dim); for sequences, uniform noise (B, T, K)
+    real         data in the form that the networks take: images are in [-1, 1]
+    fake         samples in the same form
     logits       l = log D(x) - log(1 - D(x)) of each example x, (B,)
 
 Logged with the prefixes train/, val/ and test/:
     discriminator_loss   -V, nats
     generator_loss       the loss of the generator, nats
-    D_x, D_G_z           the means of D(x) and D(G(z))
+    D_x                  mean of D(x)
+    D_G_z                mean of D(G(z))
     value                V, nats
     js                   (V + log 4) / 2, nats
     log_likelihood       mean of log p(v), nats; only for sequences, in validation and test
 
 ``js`` is the Jensen-Shannon divergence if D is optimal, and 0 if D is 1/2 everywhere. In validation and test, the
-expectation of ``js`` is a lower bound of the divergence for any D. The reason is that D then scores each example
-separately, and has not trained on these examples. In training, ``js`` is not a bound.
+expectation of ``js`` is a lower bound of the divergence for any D. In these two stages, D scores each example
+separately and was not trained on the examples. In training, ``js`` is not a bound.
 
 Differs from the papers:
-- Each batch is one step of the discriminator. Every k-th batch (k = ``discriminator_steps``) is also a step of the
-  generator, which draws separate noise. As in algorithm 1, each discriminator step sees new data.
+- Each batch is one step of the discriminator, with new data as in algorithm 1. Every k-th batch, with
+  k = ``discriminator_steps``, is also a step of the generator. The two steps draw separate noise.
 - BatchNorm uses batch statistics in training, and running statistics in sampling and evaluation. A step of one network
   also updates the running statistics of the other network, but not the weights of the other network. Validation first
   recomputes all running statistics from samples.
-- On several processes, each process normalises over its own part of a batch. Training therefore differs from
+- In training on several processes, BatchNorm uses the examples of one process. The results therefore differ from
   training on one process. The checkpoint has the running statistics of rank 0. Nothing else depends on how a batch is
   divided between processes.
 - z is normal. In DCGAN it is uniform.
@@ -56,8 +59,8 @@ Differs from the papers:
 - Validation and test evaluate the exponential moving average of both networks (callbacks/ema.py).
 - [Xu18a] prints a minus between the two terms of the discriminator's loss. The correct sign is a plus.
 - Sequences: [Xu18a] draws K_t ~ softmax(mu_t(z_t)). Here mu_t comes from a recurrent network that reads the symbols
-  before t. The draws of K_t are the only noise, so log p(v) is exact. With ``straight_through`` the discriminator sees
-  one-hot vectors. With ``gumbel_softmax`` it sees relaxed vectors. Their values alone distinguish them from data.
+  before t. The draws of K_t are the only noise, so log p(v) is exact. With ``straight_through``, samples are one-hot
+  vectors. With ``gumbel_softmax``, they are relaxed vectors, which D can distinguish from data by their values alone.
 """
 
 import math
@@ -87,7 +90,7 @@ RELAXATIONS = ("straight_through", "gumbel_softmax")
 
 
 def value_function(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Return V = mean log D(x) + mean log(1 - D(G(z))), eq. 1, from logits (B,); () nats.
+    """Return V = mean log D(x) + mean log(1 - D(G(z))), eq. 1, () nats, from logits (B,).
 
     log D = -softplus(-l) and log(1 - D) = -softplus(l) are finite for every logit.
     """
@@ -95,12 +98,12 @@ def value_function(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 def jensen_shannon(value: Tensor) -> Tensor:
-    """Return (V + log 4) / 2, nats: the Jensen-Shannon divergence if the discriminator is optimal."""
+    """Return (V + log 4) / 2, nats. It is the Jensen-Shannon divergence if the discriminator is optimal."""
     return (value + math.log(4)) / 2
 
 
 def generator_objective(fake_logits: Tensor, kind: str) -> Tensor:
-    """Return the generator's loss named ``kind`` from the logits of its samples (B,); () nats."""
+    """Return the generator's loss ``kind``, () nats, from the logits of its samples, (B,)."""
     if kind == "non_saturating":
         return F.softplus(-fake_logits).mean()
     return -F.softplus(fake_logits).mean() if kind == "minimax" else -fake_logits.mean()
@@ -125,7 +128,7 @@ class GAN(L.LightningModule):
         lr_discriminator: Adam's learning rate for the discriminator.
         lr_generator: Adam's learning rate for the generator.
         beta1: Adam's beta_1, at least 0 and below 1.
-        relaxation: How gradients pass through symbols: ``straight_through`` or ``gumbel_softmax``.
+        relaxation: How gradients pass through the symbols of sequences: ``straight_through`` or ``gumbel_softmax``.
         temperature: Temperature of the relaxation, positive.
 
     Raises:
@@ -187,7 +190,7 @@ class GAN(L.LightningModule):
         return {"z": self.z(len(batch[0]), generator=generator)}
 
     def G(self, z: Tensor) -> Tensor:
-        """Return samples (B, *shape) for training: images in [-1, 1], or sequences that let gradients pass."""
+        """Return samples (B, *shape) for training. Images are in [-1, 1]. Sequences are differentiable."""
         return self.generator(z, self._relaxed) if self.hparams.network == "sequence" else self.generator(z)
 
     def _relaxed(self, logits: Tensor, u: Tensor) -> Tensor:
@@ -198,7 +201,7 @@ class GAN(L.LightningModule):
 
     @takes(x=seen_by_networks)
     def logits(self, x: Tensor) -> Tensor:
-        """Return l = log D - log(1 - D), (B,), for examples (B, *shape) as the networks see them."""
+        """Return l = log D - log(1 - D), (B,), for examples (B, *shape). Images are in [-1, 1]."""
         return at_least_float32(self.discriminator(x)).squeeze(-1)
 
     def discriminator_terms(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
@@ -211,11 +214,11 @@ class GAN(L.LightningModule):
         return {"loss": -value, "value": value, "js": jensen_shannon(value), **means}
 
     def generator_terms(self, noise: Noise, kind: str | None = None) -> dict[str, Tensor]:
-        """Return ``loss``, nats: the loss named ``kind``, or the model's ``generator_loss`` if None."""
+        """Return the generator's ``loss``, nats. ``kind`` is the name of the loss, by default the model's."""
         return {"loss": generator_objective(self.logits(self.G(noise["z"])), kind or self.hparams.generator_loss)}
 
     def discriminator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Draw noise and return the terms of :meth:`discriminator_terms`; the discriminator minimises ``loss``."""
+        """Draw noise and return :meth:`discriminator_terms`. The discriminator minimises ``loss``."""
         return self.discriminator_terms(batch[0], self.noise(batch, generator=generator))
 
     def generator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -282,7 +285,7 @@ class GAN(L.LightningModule):
 
     @property
     def log_likelihood_by(self) -> str | None:
-        """How ``log_likelihood`` is computed, or None for networks other than ``sequence``."""
+        """Method that computes ``log_likelihood``. None for networks other than ``sequence``."""
         return EXACT if self.hparams.network == "sequence" else None
 
     @torch.no_grad()
@@ -302,10 +305,10 @@ class GAN(L.LightningModule):
     # Gradient estimators.
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """Return estimators of the generator's gradient, one per loss, and of the discriminator's gradient of -V.
+        """Return gradient estimators by name: one for each loss of the generator, and ``discriminator`` for -V.
 
-        The model's ``generator_loss`` comes first, and ``discriminator`` last. Each loss is differentiated with respect
-        to the parameters of the network that minimises it. One draw has one z for each example of the batch.
+        The model's ``generator_loss`` comes first, and ``discriminator`` last. Each gradient is with respect to the
+        parameters of the network that minimises the loss. One draw has one z for each example of the batch.
         """
 
         def estimator(name: str, network: str, loss: Callable) -> GradientEstimator:

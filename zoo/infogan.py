@@ -1,4 +1,4 @@
-"""InfoGAN: a GAN with a generator that also receives a code, and a network Q that recovers the code from the image.
+"""InfoGAN: a GAN that also gives the generator a code c. A network Q infers the code from the generated image.
 
 Chen et al., "InfoGAN: Interpretable Representation Learning by Information Maximizing Generative Adversarial Nets",
 2016, arXiv:1606.03657. Lecture notes (docs/references.md): [DSL 13.5].
@@ -6,34 +6,34 @@ Chen et al., "InfoGAN: Interpretable Representation Learning by Information Maxi
     I(c; G(z, c)) >= L_I = H(c) + E_{c ~ p(c), x = G(z, c)}[ log Q(c | x) ]   (eq. 5, [DSL 13.5.3])  information
     min_{G, Q} max_D  V(D, G) - lambda L_I(G, Q)   (eq. 6)                   discriminator_terms, generator_terms
 
-    c                 one of K categories, uniform, and D numbers, uniform in [-1, 1]             noise
+    c                 a category, uniform on 0 .. K-1, and D numbers, uniform in [-1, 1]          noise
     Q(c | x)          softmax over categories, and N(mu(x), diag sigma^2(x)) for the numbers      posterior
     L_I, categories   log K + E log Q(c | x), at most H(c) = log K, which a perfect Q reaches     categorical_bound
     L_I, numbers      D log 2 + E log N(c | mu, sigma^2), without an upper limit                  continuous_bound
 
-Symbols: x are images in [0, 1], (B, 1, 28, 28). z ~ N(0, I), (B, z_dim). category is an integer 0 .. K-1, (B,).
-continuous is (B, D); in eq. 6, D is the discriminator. real and fake are images in [-1, 1]. logits are (B,).
-Logged {train,val,test}/: discriminator_loss = -V and generator_loss, which includes -lambda L_I. D_x, D_G_z, value and
-js are as in zoo/gan.py. mi_categorical and mi_continuous are the two parts of L_I, in nats. Validation and test also
-log mi_ceiling = log K, and accuracy, nmi and ari, which compare categories with labels. Training never uses labels.
+Symbols: x are images in [0, 1], (B, 1, 28, 28). z ~ N(0, I), (B, z_dim). ``category`` is (B,), and ``continuous``, the
+D numbers, is (B, D). In eq. 6, D is the discriminator. fake are images in [-1, 1]. logits are (B,).
+Logged with the prefixes train/, val/ and test/: discriminator_loss = -V and generator_loss, which includes -lambda L_I.
+zoo/gan.py explains D_x, D_G_z, value and js. mi_categorical and mi_continuous are the two parts of L_I, in nats. Only
+val/ and test/ have mi_ceiling = log K and the scores accuracy, nmi and ari, which compare categories with labels.
+Training never uses labels.
 
 Differs from the paper:
-- The discriminator and Q share convolutions and one layer, as in the paper. Only the discriminator's step trains these
-  shared layers, and it maximises V alone, as in eq. 6. The generator's step trains Q's own two layers. (The authors'
-  code trains the shared layers in both steps.)
-- In training, Q reads categories from randomly deformed images (``deformation``). The generator then cannot encode a
-  category in the position of a line. Q reads the continuous code from images without deformation.
+- As in the paper, the discriminator and Q share convolutions and one linear layer. Only the discriminator's step trains
+  the shared layers. This step maximises V alone, as in eq. 6. The generator's step trains Q's own two layers. In the
+  authors' code, both steps train the shared layers.
+- In training, Q infers categories from randomly deformed images (``deformation``). The generator then cannot encode a
+  category in the position of a line. Q infers the continuous code from images without deformation.
 - Q's variance is learned, as in the paper. The authors' code fixes it at 1, which makes L_I a loose bound.
 - ``cluster`` maximises the mean of log Q over eight deformed copies of an image. The deformations are half as strong as
-  in training, and the same for all images. Reading one copy without deformation makes 1.6 times as many errors.
-- In training, BatchNorm has separate statistics for real images, for generated images, and for each process.
-- Evaluation uses BatchNorm statistics of samples. Only ``cluster`` uses statistics of real images, with deformations of
-  half strength.
-- z is normal. In the authors' code it is uniform.
-- The generator minimises the non-saturating loss, as in the authors' code.
+  in training, and equal for all images. With one copy without deformation, there are 1.6 times as many errors.
+- In training, BatchNorm normalises real images and generated images separately. Each process normalises its own images.
+- Evaluation uses BatchNorm statistics of generated images. Only ``cluster`` uses statistics of real images, which are
+  deformed at half strength.
+- z is normal. In the authors' code it is uniform. The generator's loss is non-saturating, as in the authors' code.
 - The layers are smaller than in the paper. Evaluation uses the exponential moving average of both networks.
 - [DSL 13.5] prints log Q(c' | x) in the last line of the bound. The correct term is log Q(c | x). [DSL 13.5] also
-  prints integrals for the categorical code, which needs sums.
+  prints integrals over the categorical code. The correct form has sums.
 """
 
 import math
@@ -69,7 +69,7 @@ from zoo.training.adversarial import (
     training_images,
 )
 
-READINGS = 8  # deformed copies of an image from which its category is read
+READINGS = 8  # deformed copies of an image from which ``cluster`` infers the category
 
 
 def categorical_bound(logits: Tensor, category: Tensor) -> Tensor:
@@ -96,13 +96,13 @@ class InfoGAN(L.LightningModule):
         features: size of the layer that the discriminator and Q share.
         info_weight: lambda of the categories, at least 0.
         continuous_weight: lambda of the continuous codes, at least 0.
-        deformation: strength of the random deformation of images from which Q reads categories; 0 for none.
+        deformation: strength of the deformation of images from which Q infers categories in training. 0 turns it off.
         lr_discriminator: learning rate of the discriminator's Adam.
         lr_generator: learning rate of the Adam that trains the generator and Q.
         beta1: beta_1 of Adam, at least 0 and below 1.
 
     Raises:
-        UserError: for a value that is not allowed.
+        UserError: if an argument has a value that is not allowed.
     """
 
     def __init__(
@@ -140,11 +140,11 @@ class InfoGAN(L.LightningModule):
         self.trunk = nn.Sequential(trunk, *layer(trunk.out_features, features))
         self.head = nn.Linear(features, 1)
         self.code = nn.Sequential(*layer(features, 128), nn.Linear(128, K + 2 * D))
-        # BatchNorm statistics of trunk and Q on real images. The modules' own buffers hold statistics on samples.
+        # BatchNorm statistics of trunk and Q on real images. The BatchNorm layers hold the statistics on samples.
         self.register_buffer("real_statistics", flat_statistics(running_statistics(self.readers())))
         self.agreement = ClusterTable(num_categories)
 
-    # The networks: trunk and head are the discriminator. The generator and Q are trained together.
+    # The networks. ``trunk`` and ``head`` are the discriminator. The layers ``code`` are Q's own.
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
         """Return noise: z (B, z_dim), category (B,), continuous (B, D), affine (B, 2, 3) and bumps (B, 2, 4, 4)."""
@@ -168,12 +168,12 @@ class InfoGAN(L.LightningModule):
         return at_least_float32(self.head(features)).squeeze(-1)
 
     def posterior(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return Q(c | x) from features (B, F): logits of categories (B, K); mu and logvar of the code, (B, D)."""
+        """Return Q(c | x) from features (B, F): logits (B, K) of categories, mu and logvar (B, D) of the numbers."""
         K, D = self.hparams.num_categories, self.hparams.num_continuous
         return at_least_float32(self.code(features)).split([K, D, D], dim=-1)
 
     def discriminator_terms(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """Return ``loss`` = -V, ``value``, ``js``, in nats, ``D_x`` and ``D_G_z``, for images ``x`` in [0, 1]."""
+        """Return ``loss`` = -V, ``value`` and ``js``, nats, and ``D_x`` and ``D_G_z``, for images ``x`` in [0, 1]."""
         with torch.no_grad():
             fake = self.generator(self.inputs(noise))
         real_logits, fake_logits = self.logits(self.trunk(centre(x, IMAGE))), self.logits(self.trunk(fake))
@@ -186,10 +186,10 @@ class InfoGAN(L.LightningModule):
         return deform(x, noise["affine"], noise["bumps"], share * self.hparams.deformation)
 
     def information(self, fake: Tensor, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Return L_I of the category and L_I of the code, () nats. Training reads categories from deformed images."""
+        """Return L_I of category and numbers, () nats each. In training, Q infers categories from deformed images."""
         category_logits, mu, logvar = self.posterior(features)
         if self.hparams.deformation > 0 and self.training:
-            # ``deform`` fills pixels from outside the image with 0. This is black only if images are in [0, 1].
+            # ``deform`` sets pixels from outside the image to 0. 0 is black only if images are in [0, 1].
             category_logits, _, _ = self.posterior(self.trunk(2 * self.deformed(fake / 2 + 0.5, noise) - 1))
         return (
             categorical_bound(category_logits, noise["category"]),
@@ -206,11 +206,11 @@ class InfoGAN(L.LightningModule):
         return {"loss": loss, "bound": bound, "mi_categorical": categorical, "mi_continuous": continuous}
 
     def discriminator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Return the terms of the discriminator with new noise. The discriminator minimises ``loss``."""
+        """Draw noise and return :meth:`discriminator_terms`. The discriminator minimises ``loss``."""
         return self.discriminator_terms(batch[0], self.noise(batch, generator=generator))
 
     def generator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Return the terms of generator and Q, which minimise ``loss``. Only the size of ``batch`` is used."""
+        """Draw noise and return :meth:`generator_terms`. Only the size of ``batch`` is used."""
         return self.generator_terms(self.noise(batch, generator=generator))
 
     # Training, by Lightning's manual optimisation.
@@ -324,7 +324,7 @@ class InfoGAN(L.LightningModule):
         return call_with(self, as_statistics(self.real_statistics, running_statistics(self.readers())), read)
 
     def rows(self) -> tuple[str, list[int]]:
-        """Return the condition of :meth:`sample` that varies between rows of a picture, and its values."""
+        """Return the name and the values of the argument of :meth:`sample` that varies between rows of a picture."""
         return "category", list(range(self.hparams.num_categories))
 
     @torch.no_grad()
@@ -339,15 +339,15 @@ class InfoGAN(L.LightningModule):
         """Draw ``n`` images with given or random codes.
 
         Args:
-            category: a category 0 .. K-1 for each of the n images, or one for all. None draws random categories.
-            continuous: D numbers for each image, (n, D), or D numbers for all images, or one number for all codes. The
+            category: n categories 0 .. K-1, or one category for all images. None draws random categories.
+            continuous: (n, D) numbers, or D numbers for all images, or one number for all D numbers of all images. The
                 generator is trained on numbers from -1 to 1. None draws random numbers.
 
         Returns:
             (n, 1, 28, 28), in [0, 1].
 
         Raises:
-            UserError: for codes with a type, shape or value that is not allowed.
+            UserError: if a code has a type, shape or value that is not allowed.
         """
         noise = self.noise([torch.zeros(n, 1, device=self.device)], generator=generator)
         K, D = self.hparams.num_categories, self.hparams.num_continuous
@@ -379,7 +379,7 @@ class InfoGAN(L.LightningModule):
             (steps, K, 1, 28, 28), in [0, 1].
 
         Raises:
-            UserError: for a ``code`` or ``steps`` that is not allowed.
+            UserError: if ``code`` or ``steps`` has a value that is not allowed.
         """
         K, D = self.hparams.num_categories, self.hparams.num_continuous
         if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code < D:
@@ -399,14 +399,14 @@ class InfoGAN(L.LightningModule):
     # Gradient estimators.
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """Return gradient estimators by name: ``generator`` (its whole loss) and ``bound`` (-lambda L_I) for generator
-        and Q, and ``discriminator`` (-V) for trunk and head. A draw has one z for each image of the batch."""
+        """Return gradient estimators by name. For generator and Q: ``generator``, the whole loss, and ``bound``,
+        -lambda L_I. For trunk and head: ``discriminator``, -V. A draw has one z for each image of the batch."""
         named = dict(self.named_parameters())
         discriminator = {k: p for k, p in named.items() if k.startswith(("trunk.", "head."))}
         generator = {k: p for k, p in named.items() if k not in discriminator}
 
         def estimator(name: str, params: Params, loss: Callable[[Any, Noise], Tensor]) -> GradientEstimator:
-            # torch has no batched form of the deformation.
+            # torch.func.vmap has no batching rule for the deformation.
             return GradientEstimator.of(self, name, params, self.noise, loss, batched=False)
 
         return {

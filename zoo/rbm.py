@@ -13,27 +13,27 @@ The equations are in zoo/functional/boltzmann.py and in the class RBM. In b'v, c
 The units of a layer are independent given the other layer, so Gibbs sampling (zoo/functional/gibbs.py) draws a layer at
 once. Training minimises mean F(v) - mean F(v'). Its gradient is unbiased if v' ~ p. ``learning`` selects the states v':
 
-    cd      v' is k Gibbs steps away from the data                   (biased, low variance)
-    pcd     v' is k Gibbs steps further along persistent chains      (biased if they lag behind the model)
-    exact   E_{v' ~ p} is a sum of 2^n terms. The smaller layer has n units, n <= 20.
+    cd      a state after k Gibbs steps from the data                      biased, low variance
+    pcd     a state of a persistent chain after k more Gibbs steps         biased if the chains lag behind the model
+    exact   no v': a sum over the 2^n states of the smaller layer gives log Z, for n <= 20 units
 
-Symbols: v are visible units, (B, V). h are hidden units, (B, H). W is (V, H). b and c are the visible and hidden
-biases, (V,) and (H,). u is uniform noise. Images are (B, 1, 28, 28) in [0, 1], and RBM binarises them.
+Symbols: v are visible units, (B, V). h are hidden units, (B, H). W is (V, H). The visible biases b are (V,), and the
+hidden biases c are (H,). u is uniform noise. Images are (B, 1, 28, 28) in [0, 1], and RBM binarises them.
 Logged, in nats per example: train/loss is mean F(v) - mean F(v'). This difference is near zero and does not show
-progress. For ``exact``, train/loss is -log p(v). {val,test}/loss is -log p(v). If a layer has at most 16 units, log Z
-is enumerated. For larger layers, annealed importance sampling estimates it. zoo/functional/partition.py explains
-log_partition, pseudo_likelihood and reconstruction_error. val/free_energy_gap is mean F of validation images minus
-mean F of 1,000 fixed training images. A growing gap is a sign of overfitting (Hinton 2010, sec. 6).
+progress. For ``exact``, train/loss is -log p(v). val/loss and test/loss are -log p(v). If a layer has at most 16 units,
+log Z is enumerated. For larger layers, annealed importance sampling estimates log Z. ``validation_terms`` in
+zoo/functional/partition.py explains the other metrics. val/free_energy_gap is mean F of validation images minus mean F
+of 1,000 fixed training images. A growing gap is a sign of overfitting (Hinton 2010, sec. 6).
 
 Differs from the papers:
-- Weights are learned in the centred form (Montavon & Müller 2012; Melchior et al. 2016) with the mean image mu,
-  E = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2). Both forms give the same set of models. The gradient of the
-  centred form is better conditioned. ``weights()`` returns plain W, b and c. ``centred=false`` learns the plain form.
+- Weights are learned in the centred form (Montavon & Müller 2012; Melchior et al. 2016). With the mean image mu, the
+  energy is E = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2). Both forms describe the same distributions. The
+  gradient of the centred form is better conditioned. ``centred=false`` learns the plain form.
 - The learning rate has a cosine decay. Validation and test use averaged weights (``callbacks: ema``).
-- The base-rate model of annealed importance sampling has H hidden units with zero weights. Its visible biases come from
-  the data, with one black and one white image added.
+- The base-rate model of annealed importance sampling has H hidden units with zero weights. Its visible biases are the
+  log odds of the mean image, computed with one additional black and one additional white image.
 - Before each update, a persistent chain restarts from random pixels with probability 0.001 (``restarts``).
-- log Z is estimated from two base models. The larger estimate is used. zoo/functional/partition.py gives the reason.
+- log Z is estimated from two base-rate models, and the larger estimate is used. ``log_partitions`` explains why.
 """
 
 from functools import cache, partial
@@ -60,7 +60,7 @@ from zoo.nets.description import described
 from zoo.training.ranks import all_rows, exact_sum, gathered, shows_progress
 from zoo.training.schedules import Schedule, at_epoch, half_cosine
 
-PROBE = 1000  # training images for the free-energy gap, and for chains that begin at data
+PROBE = 1000  # training images for the free-energy gap and for ``sample(init="data")``
 Generator = torch.Generator | None
 
 
@@ -74,24 +74,24 @@ class RBM(L.LightningModule):
     Args:
         num_hidden: H, the number of hidden units.
         num_visible: V, the number of visible units: 784 for images, other sizes for vectors.
-        learning: ``cd``, ``pcd`` or ``exact``. ``exact`` needs a layer of <= 20 units. Above 16, steps take seconds.
-        k: Gibbs steps per update, or a schedule over epochs: ``[[0, 1], [20, 5]]`` is 1 for 20 epochs, then 5.
+        learning: ``cd``, ``pcd`` or ``exact``. ``exact`` needs a layer of <= 20 units. Above 16, a step takes seconds.
+        k: Gibbs steps per update, or a schedule over epochs: ``[[0, 1], [20, 5]]`` means 1 for 20 epochs, then 5.
         num_chains: number of persistent chains (``pcd``) over all processes, at least one per process.
         restarts: probability that a persistent chain restarts from random pixels before an update, >= 0 and < 1.
-        binarisation: ``bernoulli`` draws each pixel again at every use; its grey value is the probability of 1.
-            ``threshold`` sets pixels above 1/2 to 1. The likelihoods of the two methods cannot be compared.
+        binarisation: ``bernoulli`` draws new binary pixels at every use. A grey value is the probability of 1.
+            ``threshold`` sets pixels above 1/2 to 1. Likelihoods of the two methods are not comparable.
         centred: whether to learn in the centred form.
         optimiser: ``sgd`` or ``adam``.
-        lr: learning rate, which decays to zero by half a cosine over the run.
+        lr: learning rate, which decays to zero along half a cosine over the run.
         momentum: momentum of SGD or beta_1 of Adam, at least 0 and below 1, or a schedule over epochs.
         weight_decay: weight decay of W, at least 0. The biases have none.
         ais_chains: number of chains of annealed importance sampling (AIS), at least 2.
         ais_temperatures: number of AIS temperatures at each validation.
-        test_ais_temperatures: number of AIS temperatures in the test, which gives the published log Z.
+        test_ais_temperatures: number of AIS temperatures in the test. The test gives the published log Z.
 
     Raises:
-        UserError: for a value that is not allowed. ``fit`` raises it if pixels are wrong, chains are too few, or
-            there is no datamodule.
+        UserError: if an argument has a value that is not allowed. ``fit`` raises it if pixels are wrong, if there are
+            fewer chains than processes, or if there is no datamodule.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class RBM(L.LightningModule):
         self.c = nn.Parameter(torch.zeros(num_hidden))
         self.register_buffer("mu", torch.full((num_visible,), 0.5))  # the mean image, set when training begins
         self.register_buffer("initialised", torch.tensor(False))
-        # Hidden states of this process's chains, (n, H), bool. Not a buffer, because DDP broadcasts buffers of rank 0.
+        # Hidden states of this process's chains, (n, H), bool. Not a buffer, because DDP copies buffers from rank 0.
         self.chains: Tensor | None = None
         self.probe: Tensor | None = None  # training images, (at most 1000, ...), the same on all processes
         self._log_partitions: Partitions = {}
@@ -149,16 +149,16 @@ class RBM(L.LightningModule):
         return Machine(W, b, c, mu if self.hparams.centred else None)
 
     def weights(self) -> Weights:
-        """Return W, b and c of E = - b'v - c'h - v'W h, from either form."""
+        """Return W, b and c of the plain form, E = - b'v - c'h - v'W h, for either learned form."""
         return self.machine.weights()
 
     def exact_log_partition(self) -> float:
-        """Return log Z in nats by enumeration, in float64. Raise a UserError if both layers have more than 20 units."""
+        """Return log Z in nats by enumeration. Raise UserError if both layers have more than 20 units."""
         with torch.no_grad():
             return float(partition.exact_log_partition(partition.exact(self.weights())))
 
     def observe(self, x: Tensor, u: Tensor) -> Tensor:
-        """Return binary vectors (B, V) of images in [0, 1], (B, ...). The threshold of a pixel is ``u`` or 1/2."""
+        """Return binary vectors (B, V): 1 where an image (B, ...) in [0, 1] is above ``u`` (B, ...), or above 1/2."""
         x = flat_pixels(x, at_least_float32(self.b))
         return binarise(x, u.flatten(1)) if self.hparams.binarisation == "bernoulli" else (x > 0.5).to(x.dtype)
 
@@ -169,7 +169,7 @@ class RBM(L.LightningModule):
         Grey pixels are not binarised. zoo.evaluation.features.Features wraps this method as a scikit-learn transformer.
 
         Raises:
-            UserError: for pixels outside [0, 1], or a wrong number of pixels.
+            UserError: if pixels are outside [0, 1], or if their number is not V.
         """
         return self.machine.hidden_logits(flat_pixels(v, at_least_float32(self.b))).sigmoid()
 
@@ -190,10 +190,10 @@ class RBM(L.LightningModule):
     def noise(
         self, batch, *, generator: Generator = None, learning: str | None = None, k: int | None = None, chains=None
     ) -> Noise:
-        """Return the noise of a step: ``u`` (B, ...) binarises, and ``u_v`` and ``u_h`` (k, n, ...) make Gibbs steps.
+        """Return the noise of a step. ``u`` (B, ...) binarises images. ``u_v`` and ``u_h`` (k, n, ...) are for Gibbs.
 
-        ``h`` (n, H) are states of persistent chains, by default the model's. Without chains, they are random.
-        ``restart`` (n,) marks m chains that restart, with the noise ``u_0`` (m, V) and ``u_1`` (m, H).
+        ``pcd`` adds ``h`` (n, H), the states of ``chains``, by default the model's. Without chains, ``h`` is random.
+        ``restart`` (n,) marks the m chains that restart. ``u_0`` (m, V) and ``u_1`` (m, H) draw their new states.
         """
         x, drawn = batch[0], {"generator": generator, "device": batch[0].device}
         learning = learning or self.hparams.learning
@@ -218,7 +218,7 @@ class RBM(L.LightningModule):
         Args:
             v: binary, (B, V).
             noise: result of :meth:`noise` for the same ``learning``.
-            learning: ``cd``, ``pcd``, ``exact``, or ``exact_samples``, which draws one v' for each v by enumeration.
+            learning: ``cd``, ``pcd``, ``exact`` or ``exact_samples``. The last draws one v' of p for each v.
 
         Returns:
             mean F(v) - mean F(v'), () nats. Its gradient estimates grad[ -log p(v) ]. ``exact`` returns -log p(v).
@@ -235,7 +235,7 @@ class RBM(L.LightningModule):
         return difference, noise["u_h"][-1] < logits.detach().sigmoid() if learning == "pcd" else None
 
     def loss(self, batch, *, generator: Generator = None) -> dict[str, Tensor]:
-        """Return ``loss`` of :meth:`objective` and ``free_energy``, mean F(v), in nats. Chains keep their states."""
+        """Return ``loss`` of :meth:`objective`, and ``free_energy``, the mean F(v), nats. The chains do not change."""
         noise = self.noise(batch, generator=generator)
         v = self.observe(batch[0], noise["u"])
         return {"loss": self.objective(v, noise, self.hparams.learning)[0], "free_energy": self.free_energy(v).mean()}
@@ -258,14 +258,14 @@ class RBM(L.LightningModule):
         if h.num_chains < world_size:
             raise UserError(f"num_chains must be at least {world_size}, one for each process, got {h.num_chains}")
         vectors = partial(flat_pixels, like=self.b) if h.binarisation == "bernoulli" else lambda x: self.observe(x, x)
-        # The loader of the trainer must keep its position in the epoch. A second loader therefore reads the images.
+        # A new loader reads the images, because the trainer's loader must keep its position in the epoch.
         total, first = sum_images(trainer.datamodule.train_dataloader(), vectors, max(1, PROBE // world_size))
         self.probe = all_rows(first.to(trainer.strategy.root_device), trainer)
         total = exact_sum(total, trainer)
         if not self.initialised:
             mean = (total[:-1] + 1) / (total[-1] + 2)
             self.mu.copy_(mean)
-            self.b.copy_(mean.logit())  # the model begins with the right mean of each pixel
+            self.b.copy_(mean.logit())  # the initial model has the pixel means of the data
             self.initialised.fill_(True)
         if h.learning == "pcd":
             self.chains = gibbs.local_chains(self.chains, h.num_chains, h.num_hidden, trainer.global_rank, world_size)
@@ -279,7 +279,7 @@ class RBM(L.LightningModule):
             group.update(self._momentum(self.current_epoch))
 
     def all_chains(self) -> Tensor | None:
-        """Return the chains of all processes in order, (num_chains, H), on the CPU; None if there are none."""
+        """Return the chains of all processes in order, (num_chains, H), on the CPU. Return None if there are none."""
         return None if self.chains is None else gathered(self.chains.cpu(), self._trainer)
 
     def on_save_checkpoint(self, checkpoint):
@@ -304,13 +304,13 @@ class RBM(L.LightningModule):
         self._log_partitions = self.log_partitions(steps, progress=shows_progress(self.trainer))
 
     def on_test_epoch_start(self):
-        # A test on part of the test set is not published. It therefore uses ais_temperatures, as validation does.
+        # A test on part of the test set is not published. Like validation, it therefore uses ais_temperatures.
         steps = self.hparams.ais_temperatures if self.trainer.limit_test_batches != 1.0 else None
         self._log_partitions = self.log_partitions(steps, progress=shows_progress(self.trainer))
 
     def validation_step(self, batch, batch_idx, stage="val"):
         x, generator = batch[0], chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
-        with torch.autocast(x.device.type, enabled=False):  # F and log Z are large numbers, which 16 bits would round
+        with torch.autocast(x.device.type, enabled=False):  # 16 bits would round F and log Z, which are large
             v = self.observe(x, rand(*x.shape, generator=generator, device=x.device))
             terms = partition.validation_terms(v, self.machine, self._log_partitions, generator=generator)
             if stage == "val" and self.probe is not None:
@@ -324,10 +324,10 @@ class RBM(L.LightningModule):
 
     # Uses of a trained model.
 
-    log_likelihood_by = ANNEALED  # for small layers, log Z is enumerated instead
+    log_likelihood_by = ANNEALED  # for layers of at most 16 units, log Z is enumerated
 
     def log_partitions(self, steps: int | None = None, *, generator: Generator = None, progress=False) -> Partitions:
-        """Return estimates of log Z by name, in nats; see :func:`zoo.functional.partition.log_partitions`.
+        """Return estimates of log Z by name, in nats. See :func:`zoo.functional.partition.log_partitions`.
 
         If ``steps`` is None, it is ``test_ais_temperatures``. If ``generator`` is None, all calls use the same noise.
         """
@@ -344,14 +344,14 @@ class RBM(L.LightningModule):
     def log_likelihood(
         self, x: Tensor, *, log_partition: float | LogPartition | None = None, y=None, generator: Generator = None
     ) -> Tensor:
-        """Return log p(v) = - F(v) - log Z, (B,) nats. Images in [0, 1], (B, 1, 28, 28), are binarised here, once.
+        """Return log p(v) = - F(v) - log Z, (B,) nats, for images in [0, 1], (B, 1, 28, 28), binarised once.
 
         Args:
             log_partition: log Z, if it is known. None calls :meth:`log_partition`, which is slow.
             y: labels, which are not used.
 
         Raises:
-            UserError: for pixels outside [0, 1].
+            UserError: if pixels are outside [0, 1].
         """
         v = self.observe(x, rand(*x.shape, generator=generator, device=x.device))
         log_Z = self.log_partition() if log_partition is None else log_partition
@@ -361,21 +361,21 @@ class RBM(L.LightningModule):
     def sample(
         self, n: int, *, steps: int = 1000, init: Init = "noise", frames: int | None = None, generator: Generator = None
     ) -> Tensor:
-        """Run ``n`` Gibbs chains and return p(v = 1 | h) at their last step, or at several steps.
+        """Return p(v = 1 | h) of ``n`` Gibbs chains after their last step, or after several steps.
 
         Args:
             steps: Gibbs steps, at least 1.
-            init: initial states. ``noise`` is random pixels. ``data`` is random training images, during training only.
-                ``chains`` is random persistent chains of this process. A tensor or a list is n images in [0, 1].
-            frames: None, or the number of states of each chain to return, at least 2. The first is the initial state,
-                and the last is the sample. The steps between are spaced evenly on a logarithmic scale.
-            generator: generator of all noise; torch's global one if None.
+            init: initial states. ``noise`` draws random pixels. ``data`` draws training images, only during training.
+                ``chains`` draws persistent chains of this process. A tensor or a list holds n images in [0, 1].
+            frames: number of states of each chain to return, at least 2, or None. The first is the initial state, and
+                the last is the sample. The other states are spaced evenly on a logarithmic scale of steps.
+            generator: generator of all noise. None selects PyTorch's default generator.
 
         Returns:
-            (n, 1, 28, 28) in [0, 1]; with frames, (n, frames, 1, 28, 28).
+            (n, 1, 28, 28) in [0, 1]. With frames, (n, frames, 1, 28, 28).
 
         Raises:
-            UserError: for a value that is not allowed, or if ``init`` needs images or chains that are missing.
+            UserError: if a value is not allowed, or if ``init`` needs images or chains that are missing.
         """
         values.check_integer("steps", steps)
         shown, sources = gibbs.frame_steps(steps, frames), {"data": self.probe, "chains": self.chains}
@@ -394,8 +394,8 @@ class RBM(L.LightningModule):
         """Return gradient estimators by name: ``cd-1``, ``cd-10``, and ``pcd`` for models with ``learning=pcd``.
 
         If a layer has at most 16 units, there are two more. ``exact_samples`` draws one v' per image from p. ``exact``
-        has no noise. ``pcd`` begins at persistent chains, drawn with replacement, one per image. For published weights,
-        which have no chains, it runs 100 new chains for 1,000 Gibbs steps from random pixels.
+        has no noise. ``pcd`` draws one persistent chain per image, with replacement. Published weights have no chains.
+        For them, ``pcd`` draws from 100 new chains after 1,000 Gibbs steps from random pixels.
         """
         params = dict(self.named_parameters())
         chains = self.all_chains() if self.hparams.learning == "pcd" else None

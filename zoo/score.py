@@ -1,4 +1,4 @@
-"""Score model: a network that estimates the gradient of the log density. Langevin dynamics draws its samples.
+"""Score model: a network that estimates the gradient of the log density of data. Langevin dynamics draws samples.
 
 Papers:
 - Explicit: Hyvarinen 2005. Denoising: Vincent 2011. Sliced: Song, Garg, Shi & Ermon 2019, arXiv:1905.07088.
@@ -10,35 +10,35 @@ Papers:
     sliced              J        = E_p E_v[ v' grad s(x) v + 1/2 (v' s(x))^2 ] + const          sliced_loss
                         reduced  = E_p E_v[ v' grad s(x) v ] + 1/2 E_p || s(x) ||^2 + const     sliced_loss, SSM-VR
     denoising           J_sigma  = 1/2 E_x E_eps || s(x + sigma eps, sigma) + eps / sigma ||^2 + const   denoising_loss
-    NCSN                sum_i w(sigma_i) J_(sigma_i) over a ladder of noise levels              Score.losses
+    NCSN                sum of w(sigma_i) J_(sigma_i) over all noise levels                     Score.losses
 
 Langevin dynamics is in zoo/functional/langevin.py, and the networks are in zoo/nets/unet.py. [DSL eq. 14.54] to
-[DSL eq. 14.62] derive the explicit form in one dimension. In D dimensions, the derivative becomes the trace.
+[DSL eq. 14.62] derive the explicit form in one dimension. In D dimensions, a trace takes the place of the derivative.
 
-Denoising learns the score of p convolved with N(0, sigma^2 I). Explicit and sliced learn the score of p if the model
-has no noise levels. With noise levels, they learn the scores of p convolved with the noise.
+With noise levels, all objectives learn the score of p convolved with N(0, sigma^2 I). Without noise levels, explicit
+and sliced learn the score of p. Denoising needs noise levels.
 
 Symbols:
     x        points (B, D), or images (B, 1, 28, 28) scaled to [-1, 1]
     sigma    noise level of each example, (B,); ``sigmas`` (L,) has all levels, from large to small
     p        density of the data
-    s        score that the model learns, of the shape of x
-    v        random direction of the shape of x, with covariance I
-    eps      standard normal noise of the shape of x
+    s        score that the model learns, in the shape of x
+    v        random direction with covariance I, in the shape of x
+    eps      standard normal noise in the shape of x
 
-Logged as train/loss, val/loss and test/loss: the weighted objective per dimension, without its constant. For explicit
-and sliced it may be negative.
+Logged as train/loss, val/loss and test/loss: the weighted objective per dimension, without its constant. The losses
+explicit and sliced can be negative.
 
 Differs from the papers:
-- s(x, sigma) = -x / (1 + sigma^2) + F(x / sqrt(1 + sigma^2), sigma) / (sigma sqrt(1 + sigma^2)) with the network F.
-  The first term is the exact score of N(0, I) data (Karras et al. 2022, arXiv:2206.00364, table 1, sigma_data = 1). The
-  papers use F / sigma or F itself. Without noise levels, s(x) = F(x).
+- With the network F, s(x, sigma) = -x / (1 + sigma^2) + F(x / sqrt(1 + sigma^2), sigma) / (sigma sqrt(1 + sigma^2)).
+  See Karras et al. 2022, arXiv:2206.00364, table 1, sigma_data = 1. The first term is the exact score if the data are
+  N(0, I). The papers have s = F / sigma or s = F. Without noise levels, s(x) = F(x).
 - By default w(sigma) = sigma^2 (1 + sigma^2), which weights the error of F equally at every level (Karras et al. 2022).
   ``weights=ncsn`` is the papers' sigma^2.
-- U-Net, learning rate and moving average are the same as in zoo/ddpm.py. The papers' networks are much larger.
-- Images in [-1, 1] have levels from 10 to 0.05. The 2019 paper has ten levels from 1 to 0.01 for images in [0, 1].
-  For images, technique 4 of the 2020 paper sets the Langevin step size. As in that paper, a last step denoises.
-- The directions v have Rademacher entries (+1 or -1). Among independent entries, they give the least variance.
+- U-Net, learning rate and moving average are as in zoo/ddpm.py. The papers' networks are much larger. The levels go
+  from 10 to 0.05 for images in [-1, 1]. In the 2019 paper, ten levels go from 1 to 0.01 for images in [0, 1]. For
+  images, technique 4 of the 2020 paper sets the Langevin step size. As in the 2020 paper, a last step removes noise.
+- The entries of v are +1 or -1 (Rademacher). No other independent entries give v' grad s(x) v a smaller variance.
 """
 
 import math
@@ -66,7 +66,7 @@ from zoo.training.schedules import half_cosine
 
 OBJECTIVES = ("denoising", "sliced", "explicit")
 WEIGHTS = ("edm", "ncsn")
-LARGEST_TRACE = 32  # limit on the dimensions for an exact trace, which takes one backward pass per dimension
+LARGEST_TRACE = 32  # most dimensions for which ``explicit`` is allowed; each takes one backward pass
 
 ScoreFunction = Callable[[Tensor], Tensor]  # (B, ...) -> (B, ...)
 
@@ -93,7 +93,7 @@ def sliced_loss(x: Tensor, v: Tensor, score: ScoreFunction, variance_reduced: bo
         x: Points or images, (B, ...).
         v: Directions with covariance I, (B, M, ...).
         score: Function x -> s(x).
-        variance_reduced: Replace (v' s(x))^2 by || s(x) ||^2, which usually lowers the variance.
+        variance_reduced: Whether to replace (v' s(x))^2 by || s(x) ||^2, which usually lowers the variance.
     """
     total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     for direction in v.unbind(1):
@@ -110,7 +110,7 @@ def denoising_loss(x: Tensor, sigma: Tensor, eps: Tensor, score: Callable[[Tenso
         x: Points or images, (B, ...).
         sigma: Noise levels, (B,), positive.
         eps: Standard normal noise, (B, ...).
-        score: Function x -> s(x), at the noise level of each example.
+        score: Function x -> s(x, sigma), at the noise level of each example.
     """
     column = sigma.view(-1, *[1] * (x.ndim - 1))
     return (score(x + column * eps) + eps / column).flatten(1).square().sum(1) / 2
@@ -126,9 +126,9 @@ class Score(L.LightningModule):
     Args:
         shape: Shape of one example: [1, 28, 28] for images, [D] for points.
         objective: ``denoising``, ``sliced`` or ``explicit``. ``explicit`` allows at most 32 dimensions.
-        sigma_max: The largest noise level, on the scale of the points, or of images in [-1, 1].
-        sigma_min: The smallest noise level, on the same scale.
-        num_sigmas: Number of noise levels. 1 means ``sigma_min`` only, 0 means no noise. ``denoising`` needs 1 or more.
+        sigma_max: The largest noise level, in the units of the points, or of images in [-1, 1].
+        sigma_min: The smallest noise level, in the same units.
+        num_sigmas: L. With 1, the only level is ``sigma_min``. 0 means no noise and is not allowed for ``denoising``.
         weights: Weights of the levels: ``edm`` or ``ncsn``.
         projections: M, directions per example for ``sliced``.
         variance_reduced: Whether ``sliced`` replaces (v' s)^2 by || s ||^2.
@@ -203,13 +203,13 @@ class Score(L.LightningModule):
     def forward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         """Return s(x, sigma), (B, ...), the learned score of p convolved with N(0, sigma^2 I).
 
-        ``sigma`` is (B,). Images are in [-1, 1] here. A model without noise levels returns s(x) and ignores ``sigma``.
+        ``sigma`` is (B,). Images are in [-1, 1]. A model without noise levels returns s(x) and ignores ``sigma``.
         """
         if not len(self.sigmas):
             return at_least_float32(self.net(x, torch.zeros(len(x), device=x.device)))
         if sigma is None:
             raise UserError("sigma is missing, and this model has noise levels: give sigma, (B,)")
-        # The network sees log sigma, rescaled from the range of the levels to 0 .. 1000. With a single level, it is 0.
+        # The network takes log sigma, scaled to 0 at sigma_min and 1000 at max(sigma_max, 2 sigma_min).
         low, high = math.log(self.hparams.sigma_min), math.log(max(self.hparams.sigma_max, 2 * self.hparams.sigma_min))
         t = (sigma.log() - low) / (high - low) * 1000
         sigma = sigma.view(-1, *[1] * (x.ndim - 1))
@@ -219,7 +219,7 @@ class Score(L.LightningModule):
     # Training: noise() draws all random numbers, and losses() is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, objective: str | None = None) -> Noise:
-        """Return ``level`` (B,), 0 .. L-1, and ``eps`` (B, ...) unless L = 0. ``sliced`` adds ``v`` (B, M, ...)."""
+        """Return ``level`` (B,), 0 .. L-1, and ``eps`` (B, ...), both if L > 0. ``sliced`` adds ``v`` (B, M, ...)."""
         x, objective = batch[0], self.hparams.objective if objective is None else objective
         where = x.device if generator is None else generator.device
         noise = {}
@@ -233,7 +233,7 @@ class Score(L.LightningModule):
         return noise
 
     def losses(self, batch, noise: Noise, objective: str | None = None, reduced: bool | None = None) -> Tensor:
-        """Return the weighted objective of each example, (B,), per dimension."""
+        """Return the weighted objective of each example, divided by the number of dimensions, (B,)."""
         objective = self.hparams.objective if objective is None else objective
         x = 2 * batch[0] - 1 if self.images else batch[0]
         score, weight = self.forward, 1.0
@@ -296,16 +296,16 @@ class Score(L.LightningModule):
 
         Args:
             steps: Langevin steps at each level, by default 5 for images and 100 for points. With one level or none, the
-                default is 1000.
-            step_size: e / sigma^2 with the step size e of zoo/functional/langevin.py. The default is 0.05 for points
-                and :func:`best_step_size` for images. With one level or none, ``step_size`` is e, by default
-                0.14 D / E|s(x)|^2 for initial states x. If s is their exact score, this is 0.14 times their variance.
-            denoise: Whether to remove the noise of the last level at the end. Without noise levels, it has no effect.
-            adjusted: Accept or reject each step by Metropolis-Hastings. The change of log p is the integral of the
-                score along the step, which takes four more evaluations. If the learned score is not a gradient, the
-                integral depends on the path.
+                default is 1000 steps in total.
+            step_size: e / sigma^2, where e is the step size of zoo/functional/langevin.py. The default is 0.05 for
+                points and :func:`best_step_size` for images. With one level or none, ``step_size`` is e, by default
+                0.14 D / E|s(x)|^2 at initial states x. If s is the score of x, this is 0.14 times the variance of x.
+            denoise: Whether a last step removes the noise of the last level. Without noise levels, it has no effect.
+            adjusted: Whether to accept or reject each step by Metropolis-Hastings. The change of log p is the integral
+                of the score along the step, which takes at least four more evaluations of the score per step. If the
+                score is not a gradient, the integral depends on the path.
             frames: Number of evenly spaced states of each chain to return, at least 2. The result is then
-                (n, frames, ...), and the last state is the sample. None returns only the sample.
+                (n, frames, ...). The last state is the sample. None returns only the sample.
 
         Returns:
             Images (n, 1, 28, 28) in [0, 1], or points (n, D).
@@ -339,21 +339,21 @@ class Score(L.LightningModule):
         adjusted: bool = False,
         generator: torch.Generator | None = None,
     ) -> tuple[list[Tensor], list[float]]:
-        """Return the states of the ``n`` chains of :meth:`sample` and the fractions of accepted steps.
+        """Return two lists: the states of the ``n`` chains of :meth:`sample`, and the fractions of accepted steps.
 
-        Both lists have one entry for each level. With one level or none, they have one entry for each step. Images are
-        in [-1, 1]. The fractions are 1 unless ``adjusted`` is true.
+        With several levels, both lists have one entry for each level. Otherwise they have one entry for each step.
+        Images are in [-1, 1]. The fractions are 1 unless ``adjusted`` is true.
         """
         levels = len(self.sigmas)
         steps = self._default_steps if steps is None else steps
         check_integer("steps", steps)
         check_flag("denoise", denoise)
         check_flag("adjusted", adjusted)
-        # Standard deviation of the first states: data of variance 1 plus the noise of the first level.
+        # Standard deviation of the initial states: data of variance 1 with the noise of the first level.
         start = float((1 + self.sigmas[0] ** 2).sqrt()) if levels else 1.0
         if step_size is None:
             if levels > 1:
-                # best_step_size corrects the variance in few steps. Points take many steps, and 0.05 has little bias.
+                # Images take few steps, and need larger steps. Points take many steps, and 0.05 has little bias.
                 ratio = float(self.sigmas[0] / self.sigmas[1])
                 step_size = best_step_size(ratio, steps) if self.images else 0.05
             else:
@@ -387,7 +387,7 @@ class Score(L.LightningModule):
         return self(x, self.sigmas.expand(len(x)) if len(self.sigmas) else None)
 
     def _stable_step(self, start: float) -> float:
-        # The initial states x have a fixed seed, so every chunk of samples has the same step size.
+        # The states x have a fixed seed, so all calls use the same step size.
         shape = (16 if self.images else 256, *self.hparams.shape)
         x = start * randn(*shape, generator=chunk_generator(0, 0), device=self.device)
         return 0.14 * x[0].numel() / max(1e-6, float(self._score_of_data(x).flatten(1).square().sum(1).mean()))
@@ -395,7 +395,7 @@ class Score(L.LightningModule):
     # Gradient estimators.
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """Return the estimators that have the same expected gradient as the model's objective.
+        """Return the gradient estimators by name. All have the same expected gradient as the model's objective.
 
         A ``denoising`` model has only ``denoising``. Other models have ``sliced`` with (v' s)^2 and ``sliced_reduced``
         with || s ||^2, both with M = ``projections`` directions. Up to 32 dimensions, they also have ``explicit``.

@@ -1,4 +1,4 @@
-"""Skip-gram: word vectors that predict neighbouring words. Training distinguishes words of the text from noise words.
+"""Skip-gram: word vectors that predict neighbouring words. Training contrasts words of the text with noise words.
 
 Papers: Mikolov et al. 2013a, arXiv:1301.3781, and 2013b, arXiv:1310.4546 (word2vec, negative sampling); Mnih & Teh
 2012, arXiv:1206.6426, and Mnih & Kavukcuoglu 2013 (NCE). Lecture notes: [Xu18b], "Noise Contrastive Estimation", and
@@ -11,35 +11,35 @@ A pair is a word c of the text, the centre, and a word w in its window (datamodu
 The objectives are in zoo/functional/contrastive.py. All except softmax draw k noise words w_i ~ q, with scores s_i:
 
     nce                   -log sigma(s - log k q) - sum_i log sigma(log k q - s_i)              nce_loss
-    negative_sampling     the same without log k q and b; no probabilities                      nce_loss
+    negative_sampling     nce without log k q and b; learns no probabilities                    nce_loss
     importance_sampling   -log p(w | c), with Z_c estimated from the noise words                importance_sampled_loss
     softmax               -log p(w | c), with Z_c summed over the vocabulary                    softmax_loss
 
-NCE learns probabilities that sum to about 1 without normalisation. The logged log Z_c measures the deviation.
+NCE learns scores with log Z_c close to 0. The metric log_Z below shows how close.
 
 Symbols:
     v_c, u_w, b_w   input vectors (V, D), output vectors (V, D) and output biases (V,) of V words
-    q, k            noise distribution (unigram counts to the power alpha, normalised) and noise words per pair
+    q               noise distribution: unigram counts to the power alpha, normalised
+    k               noise words per pair
 
-Logged with the prefixes train/ (only ``loss``), val/ and test/, in nats per pair:
-    loss              the objective
-    nll, perplexity   mean of -log p(w | c) with Z_c summed over the whole vocabulary, and exp(nll)
-    log_Z, log_Z_sd   mean and standard deviation of log Z_c over centres
-All except ``loss`` are measured on about 256 rows of 32 centres, spread evenly over the held-out text. For these
-metrics, Z_c also normalises the scores of negative sampling.
+Logged with the prefixes val/ and test/. Training logs only train/loss.
+    loss         mean of the objective, nats per pair
+    nll          mean of -log p(w | c), nats per pair; perplexity is exp(nll)
+    log_Z        mean of log Z_c over centres, nats; log_Z_sd is the standard deviation
+For all metrics except ``loss``, Z_c is summed over the whole vocabulary, also for negative sampling. These metrics use
+about 256 rows of 32 centres, spread evenly over the held-out text.
 
 Differs from the papers:
-- The 32 centres of a row share M = ``shared_noise`` noise words, each with the weight k / M. The expected gradient is
-  the same as with k words per pair. Matrix products replace look-ups. Importance sampling estimates Z_c from all M.
-  ``shared_noise=0`` draws k words for every pair, as word2vec does.
-- A step sums the gradients of all pairs of a batch. word2vec takes one pair after the other. Sums over many pairs can
+- The 32 centres of a row share M = ``shared_noise`` noise words, each with the weight k / M. word2vec draws k words
+  for every pair (``shared_noise=0``). Sharing is faster and does not change the expected gradient of NCE and negative
+  sampling. Importance sampling estimates Z_c from all M words.
+- A step sums the gradients of all pairs of a batch. word2vec makes one step for each pair. Sums over many pairs can
   overshoot. The learning rate of a word with n expected pairs per step is therefore at most ``LONGEST_STEP`` / n. For
   output vectors, noise words also count as pairs. With subsampling, the limit affects some of the most frequent words.
-  In a vocabulary of a few words, it affects all words. Large learning rates can still diverge.
-- Input vectors start sqrt(D) times larger than in word2vec. With the initial values of word2vec, NCE learns more
-  slowly. After 15 epochs on 65,000 words, the held-out nll is 6.94. With the larger values it is 6.73.
-- Windows are formed after rare and subsampled words are removed, as in word2vec.
-- Negative sampling has no biases. For other objectives, s starts at b_w, the log frequency of w, so Z_c = 1.
+  In a vocabulary of a few words, the limit affects all words. Large learning rates can still diverge.
+- Input vectors start sqrt(D) times larger than in word2vec, because NCE then learns faster. After 15 epochs on 65,000
+  words, the held-out nll is 6.73. With the initial values of word2vec, it is 6.94.
+- Negative sampling has no biases. For other objectives, s starts at b_w, the log frequency of w. Then Z_c = 1.
 """
 
 import math
@@ -66,11 +66,11 @@ from zoo.nets.description import described
 from zoo.training.files import save_word2vec
 
 OBJECTIVES = ("nce", "negative_sampling", "importance_sampling", "softmax")
-LEAST_RATE = 1e-4  # fraction of the learning rate at the end of a run
-LONGEST_STEP = 1.0  # largest product of the learning rate and the pairs of one word in a step
+LEAST_RATE = 1e-4  # learning rate at the end of a run, as a fraction of ``lr``
+LONGEST_STEP = 1.0  # largest product of a word's learning rate and its expected pairs per step
 PUBLISHED_WORDS = 20_000
 A_WORD = integers_below(lambda self: len(self.words), axes=0)
-EXACT_ROWS = 256  # approximate number of held-out rows on which Z_c is summed over the whole vocabulary
+EXACT_ROWS = 256  # approximate number of held-out rows for the metrics with an exact Z_c
 
 
 @described
@@ -87,7 +87,7 @@ class SkipGram(L.LightningModule):
         num_noise: k, noise words per pair.
         alpha: Power of the unigram counts in the noise distribution, 0 (uniform) to 1.
         shared_noise: M, noise words that the 32 centres of a row share. 0 draws k separate words for each pair.
-        lr: Learning rate of SGD per pair. It falls linearly to 1e-4 of this value.
+        lr: Learning rate of SGD per pair, which decays linearly to 1e-4 of its first value over the run.
 
     Raises:
         UserError: If an argument has a value that is not allowed.
@@ -117,9 +117,9 @@ class SkipGram(L.LightningModule):
         self.register_load_state_dict_pre_hook(_take_vocabulary)
 
     def make_vocabulary(self, words: list[str], counts: Tensor, keep: Tensor) -> None:
-        """Create vectors for ``words``, their ``counts`` (V,) and the fractions ``keep`` (V,) that subsampling keeps.
+        """Create vectors for ``words`` with ``counts`` (V,). Subsampling keeps the fractions ``keep`` (V,) of them.
 
-        Input vectors start uniform in [-1 / (2 sqrt(D)), 1 / (2 sqrt(D))], and output vectors at 0.
+        Input vectors start uniform in [-1 / (2 sqrt(D)), 1 / (2 sqrt(D))]. Output vectors start at 0.
         """
         V, D = len(words), self.hparams.dim
         frequency = counts.double() * keep.double()
@@ -142,7 +142,7 @@ class SkipGram(L.LightningModule):
 
     @property
     def tables(self) -> dict[str, nn.Embedding]:
-        """Return the tables that this model has: ``input`` (V, D), ``output`` (V, D) and ``bias`` (V, 1)."""
+        """Return ``input`` (V, D), ``output`` (V, D) and ``bias`` (V, 1). A model may lack ``output`` or ``bias``."""
         return {name: m for name, m in self.named_children() if isinstance(m, nn.Embedding)}
 
     @property
@@ -151,7 +151,7 @@ class SkipGram(L.LightningModule):
         return "output" in self.tables
 
     def limit_rates(self, pairs: float, frequency: Tensor) -> None:
-        """Set the fraction of ``lr`` for each word, from its ``frequency`` (V,) and the expected ``pairs`` per step."""
+        """Set each word's fraction of ``lr`` from its ``frequency`` (V,) and the expected ``pairs`` per step."""
         q = self.q.log_q.cpu().double().exp()
         noise = 0 if self.hparams.objective == "softmax" else self.hparams.num_noise * q
         for name, expected in {"input": pairs * frequency, "output": pairs * (frequency + noise)}.items():
@@ -168,7 +168,7 @@ class SkipGram(L.LightningModule):
         if not self.words:
             self.make_vocabulary(data.corpus.words, counts, data.keep)
         self.check_vocabulary(data.corpus.words)
-        # DDP reads ``sparse`` from the modules. NCCL reduces only dense gradients. softmax has only dense gradients.
+        # DDP reads ``sparse`` from the modules. NCCL, the backend on GPUs, and softmax need dense gradients.
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         for table in self.tables.values():
             table.sparse = on_cpu and self.hparams.objective != "softmax"
@@ -178,7 +178,7 @@ class SkipGram(L.LightningModule):
         self.limit_rates(pairs, kept / kept.sum())
 
     def check_vocabulary(self, words: list[str]) -> None:
-        """Raise UserError unless the model has output vectors and exactly the ``words`` of a text."""
+        """Raise UserError unless the model has output vectors and its vocabulary is ``words``, the words of a text."""
         if not self.predicts:
             raise UserError("these weights have no output vectors and cannot predict words: use a checkpoint of a run")
         if self.words != words:
@@ -196,31 +196,31 @@ class SkipGram(L.LightningModule):
 
     @takes(centres=A_WORD, words=A_WORD)
     def scores(self, centres: Tensor, words: Tensor, lookup: Lookup = dense) -> Tensor:
-        """Return s(w, c), (B, C, M), for every centre (B, C) and every word (B, M) of a row."""
+        """Return s(w, c), (B, C, M), for every pair of a centre (B, C) and a word (B, M) of the same row."""
         v, u = (at_least_float32(lookup(*t)) for t in ((self.input.weight, centres), (self.output.weight, words)))
         s = v @ u.transpose(-1, -2)
         return s + lookup(self.bias.weight, words).transpose(-1, -2) if "bias" in self.tables else s
 
     @takes(centres=A_WORD)
     def all_scores(self, centres: Tensor) -> Tensor:
-        """Return s(w, c), (..., V), for centres (...) and the whole vocabulary."""
+        """Return s(w, c), (..., V), of centres (...) with all words of the vocabulary."""
         s = at_least_float32(self.input.weight[centres]) @ at_least_float32(self.output.weight).T
         return s + self.bias.weight[:, 0] if "bias" in self.tables else s
 
     def pair_losses(
         self, rows: Rows, noise: Tensor, objective: str, k: int, lookup: Lookup = dense
     ) -> tuple[Tensor, Tensor]:
-        """Return the objective of each centre and each word around it, nats, and which of these are pairs.
+        """Return the objective of each centre with each word around it, nats, and which of these words form pairs.
 
         Args:
             rows: Rows of words (datamodules/text.py).
             noise: Noise words of each row, (B, M), or of each pair, (B, 32, 2 window + 1, k).
 
         Returns:
-            Losses (B, 32, 2 window + 1), and booleans of the same shape, true for pairs.
+            Losses (B, 32, 2 window + 1), and booleans of the same shape that are true for pairs.
         """
         centres, _, taken = contrastive.pairs_in_window(rows)
-        centres, words = centres.clamp(min=0), rows.words.clamp(min=0)  # -1 means no word; taken is false there
+        centres, words = centres.clamp(min=0), rows.words.clamp(min=0)  # -1, no word, forms no pairs
         n, own = words.shape[1], noise.ndim == 4
         every = self.scores(centres, words if own else torch.cat([words, noise], 1), lookup)
         s = contrastive.around_each(every, taken.shape[-1])
@@ -239,14 +239,14 @@ class SkipGram(L.LightningModule):
     # Training: noise() draws all random numbers, and pair_losses() is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, k: int | None = None) -> dict[str, Tensor]:
-        """Draw ``noise`` words: (B, M) for rows, or (B, 32, 2 window + 1, k) for pairs if ``shared_noise=0``."""
+        """Return the ``noise`` words of rows, (B, M), or of pairs, (B, 32, 2 window + 1, k), if ``shared_noise=0``."""
         words, k = batch[0], self.hparams.num_noise if k is None else k
         window = (words.shape[1] - ROW) // 2
         own = (ROW, 2 * window + 1, k) if self.hparams.shared_noise == 0 else (self.hparams.shared_noise,)
         return {"noise": self.q.draw(len(words), *own, generator=generator)}
 
     def loss(self, batch, *, generator: torch.Generator | None = None, lookup: Lookup = dense) -> dict[str, Tensor]:
-        """Return ``loss``, the mean objective of the pairs of a batch, nats per pair, and ``pairs``, their number."""
+        """Return ``loss``, the mean objective over the pairs of a batch, nats, and ``pairs``, the number of pairs."""
         noise = self.noise(batch, generator=generator)["noise"]
         objective, k = self.hparams.objective, self.hparams.num_noise
         losses, taken = self.pair_losses(Rows(*batch), noise, objective, k, lookup)
@@ -279,7 +279,7 @@ class SkipGram(L.LightningModule):
     def pair_log_likelihood(self, batch) -> tuple[Tensor, Tensor]:
         """Return log p(w | c) of each pair, (P,), and log Z_c of each centre, (n,), nats.
 
-        Z_c is the sum over the whole vocabulary. It also normalises the scores of negative sampling.
+        Z_c is the sum over the whole vocabulary, also for a model of negative sampling.
         """
         centres, around, taken = contrastive.pairs_in_window(Rows(*batch))
         present = centres >= 0
@@ -296,7 +296,7 @@ class SkipGram(L.LightningModule):
         batches = self.trainer.num_test_batches if stage == "test" else self.trainer.num_val_batches
         every = max(1, int(batches[0]) * at_once // EXACT_ROWS)
         first = batch_idx * at_once + self.global_rank
-        number = first + world_size * torch.arange(len(batch[0]))  # number of each row, in the order of the text
+        number = first + world_size * torch.arange(len(batch[0]))  # positions of the rows in the text
         chosen = (number % every == 0).nonzero()[:, 0].to(self.device)
         for row in chosen.split(1):  # one row at a time limits memory to (32, V)
             self.held_out.update(*self.pair_log_likelihood([t[row] for t in batch]))
@@ -305,7 +305,7 @@ class SkipGram(L.LightningModule):
         self.validation_step(batch, batch_idx, stage="test")
 
     def on_validation_epoch_start(self):
-        self.held_out.reset()  # an interrupted evaluation leaves old sums
+        self.held_out.reset()  # an interrupted evaluation may have left sums
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -324,7 +324,7 @@ class SkipGram(L.LightningModule):
         """Return the index of ``word`` in the vocabulary, 0 for the most frequent word.
 
         Raises:
-            UnknownWord: A KeyError, if ``word`` is not in the vocabulary. The message lists words of similar spelling.
+            UnknownWord: If ``word`` is not in the vocabulary. UnknownWord is a KeyError.
         """
         if not isinstance(word, str):
             raise UserError(f"a word must be a string, got {word!r}")
@@ -333,7 +333,7 @@ class SkipGram(L.LightningModule):
         return self.index[word]
 
     def vector(self, word: str) -> Tensor:
-        """Return the input vector of ``word``, (D,). Raise KeyError for an unknown word."""
+        """Return the input vector of ``word``, (D,). Raise KeyError if ``word`` is not in the vocabulary."""
         return self.input.weight[self.number(word)].detach()
 
     def nearest(self, word: str, n: int = 10) -> list[tuple[str, float]]:
@@ -345,10 +345,10 @@ class SkipGram(L.LightningModule):
         return self._most_similar(unit, unit[self.number(word)], [word], n)
 
     def analogy(self, a: str, b: str, c: str, n: int = 1) -> list[tuple[str, float]]:
-        """Return the words that are to ``c`` as ``b`` is to ``a``, such as queen for man, woman, king.
+        """Return words that are to ``c`` as ``b`` is to ``a``, with cosines: queen for a = man, b = woman, c = king.
 
-        The ``n`` words have the largest cosines with b - a + c, for vectors scaled to length 1 (Mikolov et al. 2013a).
-        The result excludes a, b and c. It includes the cosines. Raise KeyError for an unknown word.
+        These are the ``n`` words with the largest cosine with b - a + c, for vectors scaled to length 1 (Mikolov et al.
+        2013a). The words a, b and c are excluded. Raise KeyError for an unknown word.
         """
         unit = self.unit_vectors()
         x, y, z = (unit[self.number(word)] for word in (a, b, c))
@@ -380,10 +380,10 @@ class SkipGram(L.LightningModule):
     # Gradient estimators.
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """Return ``softmax``, the exact gradient of the log likelihood, and estimators that draw noise words.
+        """Return ``softmax``, the exact gradient of -log p(w | c), and estimators that draw noise words.
 
-        ``nce_1``, ``nce_5`` and ``nce_25`` have k = 1, 5 and 25. They approach the exact gradient as k grows.
-        ``importance_sampling`` approaches it with more noise words. ``negative_sampling`` estimates another gradient.
+        ``nce_1``, ``nce_5`` and ``nce_25`` have k = 1, 5 and 25. If Z_c = 1, NCE approaches the exact gradient as k
+        grows. With more noise words, ``importance_sampling`` approaches it for any Z_c. ``negative_sampling`` does not.
         """
         params = dict(self.named_parameters())
 
@@ -401,7 +401,7 @@ class SkipGram(L.LightningModule):
 
 
 def _take_vocabulary(model: SkipGram, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
-    """Give ``model`` the vocabulary that ``state_dict`` holds, before its weights are loaded.
+    """Give ``model`` the vocabulary of ``state_dict`` before Lightning loads the weights.
 
     Raises:
         UserError: If the model already has a different vocabulary.

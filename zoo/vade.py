@@ -8,42 +8,42 @@ Lecture notes (docs/references.md): [DSL 12.1.3], [HW2 P7].
     q(z | x)       = N(z | mu(x), diag exp(logvar(x)))                                         VaDE.encode
     p(c | z)       = pi_c N(z | c) / sum_k pi_k N(z | k)                                       VaDE.responsibilities
 
-The bound of log p(x) has three forms. gamma is any distribution over clusters. In the mean field it does
-not depend on z.
+The bound of log p(x) has three forms. gamma is any distribution over clusters. In the mean field, gamma does not depend
+on z.
 
     five terms  E_q[ log p(x|z) + sum_c gamma_c ( log p(z|c) + log pi_c - log gamma_c ) - log q(z|x) ]
     marginal    E_q[ log p(x|z) + log p(z) - log q(z|x) - KL( gamma || p(c|z) ) ],     p(z) = sum_c pi_c N(z | c)
     mean field  E_q[ log p(x|z) ] - sum_c gamma_c KL( q(z|x) || p(z|c) ) - KL( gamma || pi )
 
-The five terms are ``negative_elbo`` in zoo/functional/mixture.py. The mean field is :func:`mean_field_negative_elbo`.
-The first two forms are equal at every z for every gamma. At gamma = p(c|z) the bound is tightest, and val/loss and
-test/loss are its negative. For every gamma, the mean field is at most this bound. At K = 1 all three forms are equal.
+``negative_elbo`` in zoo/functional/mixture.py computes minus the five terms at gamma = p(c|z), and
+:func:`mean_field_negative_elbo` computes minus the mean field.
+The first two forms are equal at every z for every gamma. They are largest at gamma = p(c|z). This largest value is the
+ELBO below. For every gamma, the mean field is at most the ELBO. At K = 1 all three forms are equal.
 
 As in the paper, training maximises the mean field. Its gamma = p(c | z = mu(x)) depends on the image and not on the
-drawn z. Training therefore pulls all draws of z for an image, and all its deformations, into one cluster. Six epochs
-raised the accuracy of clusters from 0.89 (k-means) to 0.92. With the tightest bound, it stayed at 0.89.
+drawn z. Training therefore pulls all draws of z for an image and its deformations into one cluster. Six epochs of the
+mean field raised the accuracy of clusters from 0.89 (k-means) to 0.92. Six epochs of the ELBO left it at 0.89.
 
-Symbols: x are images in [0, 1], (B, 1, 28, 28), binary under the likelihood. z are latents, (B, D), c are clusters, and
+Symbols: x are images in [0, 1], (B, 1, 28, 28), binary under the likelihood. z are latents, (B, D). c are clusters.
 gamma are responsibilities, (B, K). pi is (K,), and mu_c and logvar_c are (K, D). u is uniform noise that binarises
 pixels. eps is standard normal noise.
-Logged, in nats per example: {val,test}/loss = -ELBO = nll + kl_z + kl_c. Its terms are /nll = -E_q log p(x|z),
-/kl_z = E_q[ log q(z|x) - sum_c gamma_c log p(z|c) ] and /kl_c = E_q KL( gamma || pi ). train/* are these terms of the
-mean field with deformed images, and train/reconstruction is the loss of pretraining. val/loss is -ELBO in every epoch,
-which makes checkpoints comparable. {val,test}/accuracy, /nmi and /ari compare clusters with labels. Training never uses
-labels.
+Logged, in nats per example: loss = nll + kl_z + kl_c with nll = -E_q log p(x|z), kl_c = E_q KL( gamma || pi ) and
+kl_z = E_q[ log q(z|x) - sum_c gamma_c log p(z|c) ]. With the prefixes val/ and test/, loss is -ELBO, also during
+pretraining. With train/, loss is minus the mean field for deformed images. train/reconstruction is the loss of
+pretraining. accuracy, nmi and ari, with val/ and test/, compare clusters with labels. Training never uses labels.
 
 Differs from the paper:
-- In both phases of training the encoder sees randomly deformed images (``deformation``), and the decoder reconstructs
-  the original images. The paper's denoising autoencoder masks pixels. With deformation, clusters follow
-  digits rather than slants. The ELBO remains a lower bound, as it is for any q (Im et al. 2017).
+- In both phases of training q(z | x) comes from randomly deformed images (``deformation``), and the decoder
+  reconstructs the images without deformation. The paper's autoencoder masks pixels instead. With deformation, clusters
+  separate digits, not slants. The bound holds for any q, also for this q (Im et al. 2017).
 - The autoencoder is pretrained as a whole with Adam, not layer by layer. The learning rate decays in each phase.
 - The mixture is initialised by k-means, not by EM (``initial_mixture: em``). On the same latents the accuracy is 0.89
-  with k-means and 0.87 with EM (0.80 with full covariances). EM splits the densest digit, 1, into two clusters.
+  with k-means, 0.87 with EM, and 0.80 with EM and full covariances. EM splits the digit 1 into two clusters.
 - k-means runs several times. The mixture comes from the run with the largest mutual information between clusters of
-  images and clusters of deformed images. The run with the smallest k-means loss is less often the most accurate.
+  images and clusters of deformed images. This run is more often the most accurate than the run with the smallest loss.
 - Pixels are binarised dynamically, as in zoo/vae.py. The paper puts grey pixels into the Bernoulli cross-entropy, which
-  is not a likelihood of grey pixels. Clusters are computed from grey images.
-- gamma is held fixed in the gradient. It is computed at z = mu(x), not at a drawn z.
+  is not a likelihood of grey pixels. ``cluster`` reads grey images.
+- gamma is computed at z = mu(x) of the image without deformation, not at a drawn z. No gradient flows through gamma.
 - The default networks are 784-300-300-600-10, not 784-500-500-2000-10.
 - [HW2 P7] prints the marginal form with KL( gamma || p(c) ), which counts the prior of c twice. The correct
   divergence is KL( gamma || p(c|z) ), as above.
@@ -90,10 +90,10 @@ __getattr__ = names_in("zoo.vade", "zoo.functional.mixture")  # former names of 
 def mean_field_negative_elbo(
     x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: gmm.Mixture, log_gamma: Tensor
 ) -> dict[str, Tensor]:
-    """Return the negative mean-field bound, eq. 12 of Jiang et al., with divergences in closed form.
+    """Return minus the mean field, eq. 12 of Jiang et al., with divergences in closed form.
 
     Args:
-        log_gamma: logarithms of q(c | x), (B, K). Other arguments and the result are as for :func:`gmm.negative_elbo`.
+        log_gamma: log gamma, (B, K). Other arguments and the result are as for :func:`gmm.negative_elbo`.
     """
     mu, logvar = encode(x)
     gamma = log_gamma.exp()
@@ -121,11 +121,11 @@ class VaDE(L.LightningModule):
         pretrain_epochs: epochs of the autoencoder. With 0 the mixture is fitted to latents of the untrained encoder.
         initial_mixture: method that fits the mixture (zoo/functional/mixture.py), ``kmeans`` or ``em``.
         restarts: number of runs of ``initial_mixture``. The best run is kept.
-        deformation: strength of the random deformation of the encoder's images in training; 0 for none.
-        lr: learning rate of Adam, which decays to zero by half a cosine in each phase.
+        deformation: strength of the random deformation of the encoder's images in training. 0 turns it off.
+        lr: learning rate of Adam, which decays to zero along half a cosine in each phase.
 
     Raises:
-        UserError: for a value that is not allowed.
+        UserError: if an argument has a value that is not allowed.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class VaDE(L.LightningModule):
         self.register_buffer("initialised", torch.tensor(False))  # whether the mixture has been fitted
         self.agreement = ClusterTable(num_clusters)
 
-    # The model: p(c), p(z | c), p(x | z) and q(z | x). Densities are at least float32, also in mixed precision.
+    # The model: p(c), p(z | c), p(x | z) and q(z | x). Densities are at least float32 in every precision.
 
     @property
     def mixture(self) -> gmm.Mixture:
@@ -171,16 +171,16 @@ class VaDE(L.LightningModule):
         return Gaussian(*at_least_float32(self.encoder(x)).chunk(2, dim=-1))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the mean of p(x | z), in [0, 1]; (..., D) to (..., 1, 28, 28)."""
+        """Return the mean of p(x | z), (..., 1, 28, 28), in [0, 1], for latents (..., D)."""
         return at_least_float32(self.decoder(z)).sigmoid()
 
     @takes(x=observed)
     def log_px(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return log p(x | z) in nats; ``x`` (..., 1, 28, 28) and ``z`` (..., D) to (...)."""
+        """Return log p(x | z), (...) nats, for ``x`` (..., 1, 28, 28) and ``z`` (..., D)."""
         return log_bernoulli(x.flatten(-3), at_least_float32(self.decoder(z)).flatten(-3))
 
     def responsibilities(self, z: Tensor) -> Tensor:
-        """Return p(c | z); latents (..., D) to (..., K)."""
+        """Return p(c | z), (..., K), for latents (..., D)."""
         return gmm.log_responsibilities(z, self.mixture).exp()
 
     # Training. ``noise`` draws all random numbers. The objectives are deterministic functions of them.
@@ -199,29 +199,29 @@ class VaDE(L.LightningModule):
         return lambda x: self.encode(deform(x, noise["affine"], noise["bumps"], self.hparams.deformation))
 
     def mean_field(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """Return the terms of -1 times the mean field, (B,) each, with q(z | deformed x), for binary images ``x``."""
+        """Return the terms of minus the mean field, (B,) nats each, with q(z | deformed x), for binary images ``x``."""
         with torch.no_grad():
             log_gamma = gmm.log_responsibilities(self.encode(x).mu, self.mixture)
         encode = self.encode_deformed(noise)
         return mean_field_negative_elbo(x, noise["eps"], encode, self.log_px, self.mixture, log_gamma)
 
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Return the terms of :meth:`mean_field`, batch means, nats per example. Training minimises ``loss``."""
+        """Return the terms of :meth:`mean_field`, averaged over the batch. Training minimises ``loss``."""
         noise = self.noise(batch, generator=generator)
         return {name: term.mean() for name, term in self.mean_field(binarise(batch[0], noise["u"]), noise).items()}
 
     def bound(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Return the terms of -ELBO at gamma = p(c | z) without deformation: means over the batch, nats per example."""
+        """Return the terms of -ELBO without deformation, averaged over the batch, in nats per example."""
         noise = self.noise(batch, generator=generator)
         x = binarise(batch[0], noise["u"])
         terms = gmm.negative_elbo(x, noise["eps"], self.encode, self.log_px, self.mixture)
         return {name: term.mean() for name, term in terms.items()}
 
     def pretraining_loss(self, batch, *, generator: torch.Generator | None = None) -> Tensor:
-        """Return the autoencoder's loss, mean -log p(x | z) at z = mu(deformed x) over the batch, nats per example."""
+        """Return the autoencoder's loss, () nats: the batch mean of -log p(x | z) at z = mu(deformed x)."""
         noise = self.noise(batch, generator=generator)
         x = binarise(batch[0], noise["u"])
-        # Distributed training needs a gradient for every parameter. The mixture's gradient is zero.
+        # Distributed training needs a gradient for every parameter. This term gives the mixture the gradient zero.
         mixture = self.pi_logits.sum() + self.mu_c.sum() + self.logvar_c.sum()
         return -self.log_px(x, self.encode_deformed(noise)(x).mu).mean() + 0.0 * mixture
 
@@ -231,7 +231,7 @@ class VaDE(L.LightningModule):
             raise UserError(
                 "fit got no datamodule, from which VaDE reads the training images: use fit(model, datamodule=...)"
             )
-        loader = self.trainer.datamodule.train_dataloader()  # a new one: the trainer's loader must keep its position
+        loader = self.trainer.datamodule.train_dataloader()  # a new loader: the trainer's loader must keep its position
         known = isinstance(loader, Batched) and loader.batch_size
         gmm.check_images(len(loader) * loader.batch_size if known else math.inf, self.hparams.num_clusters)
         if not self.initialised and epochs not in (None, -1) and epochs <= pretraining and self.trainer.is_global_zero:
@@ -253,11 +253,11 @@ class VaDE(L.LightningModule):
             UserError: if the autoencoder has diverged.
         """
         z = []
-        batches = self.trainer.datamodule.train_dataloader()  # a new one: the trainer's loader must keep its position
+        batches = self.trainer.datamodule.train_dataloader()  # a new loader, as in on_fit_start
         for batch in tracked(batches, "encoding the images", "batch", show=shows_progress(self.trainer)):
             x = as_batch(batch)[0].to(self.device)
             z.append(torch.stack([self.encode(x).mu, self.encode_deformed(self.noise([x]))(x).mu], dim=1))
-        # (N, 2, D): latents of each image and of the same image deformed, in the order of the images.
+        # (N, 2, D): latents of each image, and of the deformed image, in the order of the images.
         z = all_rows(torch.cat(z), self.trainer)
         if not z.isfinite().all():
             raise UserError(f"the autoencoder has diverged (its latents are not finite): lower lr={self.hparams.lr}")
@@ -268,13 +268,13 @@ class VaDE(L.LightningModule):
         fitted = self.trainer.strategy.broadcast(fitted)
         for parameter, value in zip((self.pi_logits, self.mu_c, self.logvar_c), fitted, strict=True):
             parameter.copy_(value)
-        # Pretraining does not use the variance of q(z | x). Set it to 1/20 of the mean variance of the components.
+        # Pretraining does not train the variance of q(z | x). Set it to 1/20 of the mean variance of the components.
         D, last = self.hparams.latent_dim, self.encoder[-1][-1]
         last.weight[D:] = 0
         last.bias[D:] = (self.logvar_c.exp().mean() / 20).log()
         self.initialised.fill_(True)
         for optimiser in self.trainer.optimizers:
-            optimiser.state.clear()  # Adam's moments belong to the loss of pretraining
+            optimiser.state.clear()  # Adam's moments are from the loss of pretraining
 
     def training_step(self, batch, batch_idx):
         if not self.initialised:
@@ -309,7 +309,7 @@ class VaDE(L.LightningModule):
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
         steps = max(1, self.trainer.estimated_stepping_batches)  # the estimate is infinite for max_epochs=-1
-        self.trainer.fit_loop.setup_data()  # Lightning has not yet done this if max_steps ends the run
+        self.trainer.fit_loop.setup_data()  # with max_steps, Lightning has not yet called it
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         first = min(steps, self.hparams.pretrain_epochs * per_epoch)
 
@@ -339,7 +339,7 @@ class VaDE(L.LightningModule):
         return self.decode(self.encode(x).mu)
 
     def rows(self) -> tuple[str, list[int]]:
-        """Return the condition of :meth:`sample` that varies between rows of a picture, and its values."""
+        """Return the name and the values of the argument of :meth:`sample` that varies between rows of a picture."""
         return "clusters", list(range(self.hparams.num_clusters))
 
     @torch.no_grad()
@@ -347,13 +347,13 @@ class VaDE(L.LightningModule):
         """Draw ``n`` latents from the prior, or from given clusters, and return the means of p(x | z).
 
         Args:
-            clusters: a cluster 0 .. K-1 for each of the n images, or one for all. None draws clusters from pi.
+            clusters: n clusters 0 .. K-1, or one cluster for all images. None draws clusters from pi.
 
         Returns:
             (n, 1, 28, 28), in [0, 1].
 
         Raises:
-            UserError: for ``clusters`` that are not integers from 0 to K-1.
+            UserError: if ``clusters`` are not integers from 0 to K-1, or not n or one.
         """
         eps = randn(n, self.hparams.latent_dim, generator=generator, device=self.device)
         if clusters is None and n:
@@ -370,7 +370,7 @@ class VaDE(L.LightningModule):
         """Return the importance-weighted lower bound of log p(x), Burda et al. 2015, eq. 8.
 
         Args:
-            x: images in [0, 1], (B, 1, 28, 28), which are binarised here, once.
+            x: images in [0, 1], (B, 1, 28, 28). The function binarises them once.
             num_samples: importance samples per image, at least 1. More samples make the bound tighter.
             y: labels, which are not used.
 
@@ -394,9 +394,9 @@ class VaDE(L.LightningModule):
         return [binarise(x, rand(*x.shape, generator=generator, device=x.device)), *rest]
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """Return gradient estimators of the batch mean by name. All of them encode deformed images.
+        """Return gradient estimators by name, for losses averaged over the batch, with q(z | deformed x).
 
-        Training uses ``mean_field``. ``pathwise`` and ``score_function`` use the five terms at gamma = p(c | z).
+        Training uses ``mean_field``. ``pathwise`` and ``score_function`` estimate the gradient of -ELBO.
         """
         params = dict(self.named_parameters())
 
@@ -407,7 +407,7 @@ class VaDE(L.LightningModule):
             def loss(batch, noise: Noise) -> Tensor:
                 return objective(binarise(batch[0], noise["u"]), noise).mean()
 
-            # torch has no batched form of the deformation.
+            # torch.func.vmap has no batching rule for the deformation.
             return GradientEstimator.of(self, name, params, self.noise, loss, batched=False)
 
         objectives = {

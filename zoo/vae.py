@@ -6,7 +6,7 @@ importance-weighted bound. Hinton et al. 1995 for wake-sleep. Lecture notes (doc
 
     p(z)      = N(0, I), Bernoulli(1/2)^D, or uniform over K categories, D times               VAE.prior
     p(x | z)  = prod_d Bernoulli(x_d | sigmoid(logits_d(z)))  or  N(x | mean(z), sigma^2 I)    VAE.log_px
-    q(z | x)  = the family of p(z), D independent latents, parameters from a network of x      VAE.encode
+    q(z | x)  = D independent latents of the family of p(z), with parameters from a network    VAE.encode
     ELBO(x)   = E_q[ log p(x | z) ] - beta KL( q(z | x) || p(z) )                              VAE.negative_elbo
                 <= log p(x)  at beta = 1                          eq. 3, [HW2 P5]; for beta, [HW2 P4]
     L_k(x)    = E_q[ log 1/k sum_i w_i ],  w_i = p(x, z_i) / q(z_i | x)                        VAE.negative_iwae
@@ -16,29 +16,29 @@ importance-weighted bound. Hinton et al. 1995 for wake-sleep. Lecture notes (doc
 
 Symbols: x are images in [0, 1], (B, 1, 28, 28), binary under the Bernoulli likelihood. z are latents, (B, D) or one-hot
 (B, D, K). k draws for each image are (k, B, ...). u is uniform noise that binarises pixels.
-Files: zoo/functional/latents.py has the families of latents, and zoo/functional/importance.py has L_k and w_i.
+zoo/functional/latents.py has the families of latents. zoo/functional/importance.py has L_k and w_i.
 zoo/estimators/by_name.py lists the gradient estimators. zoo/estimators/learned.py has baselines and control variates.
-Logged, in nats per example: {train,val,test}/loss = -ELBO (with beta) or -L_k, /nll = -E_q log p(x | z), and /kl.
-Validation and test always use hard draws of z. Training by gumbel_softmax logs the terms of relaxed latents.
-Training by wake_sleep logs train/loss = wake + sleep. train/baseline is the squared error of NVIL's baseline.
-train/control is the loss of a control variate: the mean squared gradient with respect to q's logits.
+Logged with the prefixes train/, val/ and test/, in nats per example: loss = -ELBO (with beta) or -L_k,
+nll = -E_q log p(x | z), and kl. Validation and test always use hard draws of z. With gumbel_softmax, train/ uses
+relaxed latents. With wake_sleep, train/loss is wake + sleep. train/baseline is the squared error of NVIL's baseline.
+train/control is the loss of a control variate: the mean squared gradient with respect to the logits of q.
 
 Differs from the papers:
 - The optimiser is Adam with a cosine decay of the learning rate. Kingma & Welling use Adagrad, and weight decay as a
-  prior on theta. Burda et al. lower the learning rate in steps.
-- By default the networks have two hidden layers of rectified linear units. ``net: conv`` selects
-  convolutions. The networks of Kingma & Welling have one hidden layer of tanh units.
-- Binarisation is dynamic, as in Burda et al.: each use of an image draws binary pixels again. A grey value is the
-  probability of a 1.
+  prior on the decoder's parameters. Burda et al. lower the learning rate in steps.
+- By default the networks have two hidden layers of rectified linear units. With ``net: conv`` they are
+  convolutional. The networks of Kingma & Welling have one hidden layer of tanh units.
+- Binarisation is dynamic, as in Burda et al.: each use of an image draws new binary pixels. The grey value of a pixel
+  is the probability of a 1.
 - The Gaussian likelihood has one learned variance for all pixels (Rybkin et al. 2021), not one for each pixel.
   ``variance_floor`` is added to this variance. Without it, an exact reconstruction would have unbounded density.
 - The means of the Gaussian likelihood come from a linear layer, not a sigmoid. Only ``decode`` clips them to [0, 1].
 - The score-function estimators use the divergence in closed form. [Liao22] puts all of log p(x, z) - log q(z | x) into
   the score term, as the estimators ``+sampled_kl`` do. Both gradients have the same expectation.
-- Training with relaxed latents uses the closed-form divergence of discrete latents (as in Jang et al.). The logged
-  train/loss is then not a bound, but val/loss is. Maddison et al. use the divergence of the relaxed latents.
+- Training with relaxed latents uses the closed-form divergence of discrete latents, as in Jang et al. train/loss is
+  then not a bound of -log p(x). val/loss is one at beta = 1. Maddison et al. use the divergence of the relaxed latents.
 - NVIL (Mnih & Gregor 2014) also divides the cost by its running standard deviation, which rescales the gradient. The
-  estimator here does not divide.
+  estimator ``+nvil`` does not.
 - Wake-sleep draws a new pair (z, x) from the model for each image at each step. One step minimises wake + sleep.
 - [Xu18a] prints z = mu + x sigma^2, where x is the noise. The correct form is z = mu + x sigma.
 - [Liao22] prints the prior once as p(X) = N(X | 0, I). The correct form is p(z).
@@ -77,12 +77,12 @@ __getattr__ = names_in("zoo.vae", "zoo.functional.importance", "zoo.estimators.b
 
 
 def wake(x: Tensor, z: Tensor, log_px: Callable) -> Tensor:
-    """Return the loss of the decoder, -log p(x | z) at a fixed z ~ q(z | x), (k, B) nats."""
+    """Return the loss of the decoder, -log p(x | z), (k, B) nats, for ``z`` ~ q(z | x), detached."""
     return -log_px(x, z.detach())
 
 
 def sleep(x: Tensor, z: Tensor, encode: Callable) -> Tensor:
-    """Return the loss of the encoder, -log q(z | x) at fixed z ~ p(z) and x ~ p(x | z), (B,) nats."""
+    """Return the loss of the encoder, -log q(z | x), (B,) nats, for detached ``z`` ~ p(z) and ``x`` ~ p(x | z)."""
     return -encode(x.detach()).log_probs(z.detach()).sum(-1)
 
 
@@ -98,23 +98,23 @@ class VAE(L.LightningModule):
         num_categories: K, the number of categories of each categorical latent.
         likelihood: ``bernoulli`` on dynamically binarised pixels, or ``gaussian`` on grey pixels.
         net: type of the networks, ``mlp`` or ``conv``.
-        hidden: widths of the encoder's hidden layers; the decoder reverses them (``mlp``). ``conv`` takes a
-            list of one number, the channels of the first convolution.
+        hidden: for ``mlp``, widths of the encoder's hidden layers. The decoder reverses their order. For ``conv``,
+            a list of one number, the channels of the first convolution.
         activation: activation of the hidden layers of an ``mlp``, ``relu`` or ``tanh``.
         objective: ``elbo``, ``iwae`` or ``wake_sleep``.
-        num_samples: k, the number of draws of z for each image. ``iwae`` maximises L_k, and ``elbo`` averages over the
-            draws. The antithetic and leave-one-out estimators use at least two draws.
+        num_samples: k, the number of draws of z for each image. ``iwae`` maximises L_k. ``elbo`` averages over the
+            draws. If k is 1, the antithetic and leave-one-out estimators of ``elbo`` use two draws.
         beta: weight of the divergence in ``elbo``, at least 0. With 1 the ELBO is a lower bound of log p(x).
         estimator: gradient estimator, one of ``ESTIMATORS`` in zoo.estimators.by_name. ``auto`` is pathwise for
             Gaussian latents. For other latents it is score_function+nvil (``elbo``) or score_function+loo (``iwae``).
-        temperature: temperature of relaxed latents, or its initial value if a control variate learns it.
-        temperature_end: temperature of gumbel_softmax and straight_through at the end of the run. The decay is
-            exponential. None keeps ``temperature`` constant.
-        lr: learning rate of Adam, which decays to zero by half a cosine over the run.
+        temperature: temperature of relaxed latents. rebar and relax learn it and begin at this value.
+        temperature_end: temperature of gumbel_softmax and straight_through at the end of the run. The change is
+            exponential. None keeps the temperature constant.
+        lr: learning rate of Adam, which decays to zero along half a cosine over the run.
         variance_floor: added to the learned variance of the Gaussian likelihood, in squared pixel units (white is 1).
 
     Raises:
-        UserError: for a value that is not allowed, or for values that exclude each other.
+        UserError: if an argument has a value that is not allowed, or that another argument excludes.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class VAE(L.LightningModule):
     # The model: p(x | z) and q(z | x).
 
     def encode(self, x: Tensor) -> Gaussian | Bernoulli | Categorical:
-        """Return q(z | x) of images ``x`` (B, 1, 28, 28), such as ``Gaussian(mu, logvar)`` with (B, D) each."""
+        """Return q(z | x) for images ``x`` (B, 1, 28, 28). A Gaussian q has ``mu`` and ``logvar``, (B, D) each."""
         return self.latents.of(at_least_float32(self.encoder(x)), self.latent_shape)
 
     def prior(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -198,16 +198,16 @@ class VAE(L.LightningModule):
         return at_least_float32(without_parameter_gradients(self.decoder, z) if fixed else self.decoder(z))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the mean of p(x | z), clipped to [0, 1] if Gaussian; (..., D) or (..., D, K) to (..., 1, 28, 28)."""
+        """Return the mean of p(x | z), (..., 1, 28, 28), clipped to [0, 1], for latents (..., D) or (..., D, K)."""
         out = self._decoder(z)
         return out.sigmoid() if self.hparams.likelihood == "bernoulli" else out.clamp(0, 1)
 
     @takes(x=observed)
     def log_px(self, x: Tensor, z: Tensor, without_parameter_gradients: bool = False) -> Tensor:
-        """Return log p(x | z) in nats; ``x`` (..., 1, 28, 28) and ``z`` (..., D) or (..., D, K) to (...).
+        """Return log p(x | z), (...) nats, for ``x`` (..., 1, 28, 28) and ``z`` (..., D) or (..., D, K).
 
         Args:
-            without_parameter_gradients: whether gradients flow only to ``z``, and not to the decoder's parameters.
+            without_parameter_gradients: whether to compute gradients of ``z`` but not of the decoder's parameters.
         """
         out, x = self._decoder(z, without_parameter_gradients).flatten(-3), x.flatten(-3)
         if self.hparams.likelihood == "bernoulli":
@@ -222,7 +222,7 @@ class VAE(L.LightningModule):
     # Training. ``noise`` draws all random numbers. The objectives are deterministic functions of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, estimator: str | None = None) -> Noise:
-        """Return all noise of one step, for ``estimator`` (the model's own if None).
+        """Return the noise of one step of ``estimator``. None selects the estimator of the model.
 
         ``u`` (B, 1, 28, 28) binarises images. ``z`` draws k latents for each image. Some estimators add more noise.
         """
@@ -238,13 +238,13 @@ class VAE(L.LightningModule):
         return noise
 
     def observe(self, x: Tensor, u: Tensor) -> Tensor:
-        """Return images in [0, 1], binarised with ``u`` for a Bernoulli likelihood and unchanged for a Gaussian one."""
+        """Return images as the likelihood needs them: binarised with ``u`` if Bernoulli, unchanged if Gaussian."""
         return binarise(x, u) if self.hparams.likelihood == "bernoulli" else x
 
     def negative_elbo(self, x: Tensor, noise: Noise, estimator: str) -> dict[str, Tensor]:
         """Return ``loss`` = nll + beta kl, ``nll`` and ``kl``, (B,) nats each, with the gradient of ``estimator``."""
         q, beta = self.encode(x), self.hparams.beta
-        # An estimator that did not train this model has no learned parts. REBAR then uses eta = 1.
+        # Only the estimator that trains the model has learned parts. Without them, REBAR uses eta = 1.
         learned = self.learned if estimator == self.estimator else FixedControl(self.hparams.temperature)
         parts = learned.parts(x, q, lambda z: -self.log_px(x, z, without_parameter_gradients=True))
         tau = self.tau if estimator in by_name.TEMPERED else 1.0
@@ -257,7 +257,7 @@ class VAE(L.LightningModule):
         return {"loss": loss, "nll": nll, "kl": kl}
 
     def negative_iwae(self, x: Tensor, noise: Noise, estimator: str) -> dict[str, Tensor]:
-        """Return ``loss`` = -L_k with the gradient of ``estimator``, and ``nll`` and ``kl`` to log, (B,) nats each."""
+        """Return ``loss`` = -L_k with the gradient of ``estimator``, and ``nll`` and ``kl``, (B,) nats each."""
         q = self.encode(x)
         z = q.draw(noise["z"])
         z = z if estimator == "pathwise" else z.detach()
@@ -282,17 +282,17 @@ class VAE(L.LightningModule):
         return {"loss": awake + asleep, "wake": awake, "sleep": asleep}
 
     def objective(self, estimator: str) -> Callable[[Tensor, Noise], dict[str, Tensor]]:
-        """Return a function (observed images, noise) -> terms of the objective, with the gradient of ``estimator``."""
+        """Return a function (observed images, noise) that returns the objective with the gradient of ``estimator``."""
         if estimator == "wake_sleep":
             return self.wake_and_sleep
         bound = self.negative_iwae if self.hparams.objective == "iwae" else self.negative_elbo
         return partial(bound, estimator=estimator)
 
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Return the terms of the objective: means over the batch, nats per example. Training minimises ``loss``.
+        """Return the terms of the objective, averaged over the batch, in nats per example. Training minimises ``loss``.
 
-        A learned baseline or control variate adds the gradient of its loss to the gradient of ``loss``. It does not
-        change the value of ``loss``.
+        A learned baseline or control variate adds the gradient of its loss to the gradient of ``loss``. The value
+        of ``loss`` does not change.
         """
         noise = self.noise(batch, generator=generator)
         x = self.observe(batch[0], noise["u"])
@@ -305,12 +305,12 @@ class VAE(L.LightningModule):
 
     @property
     def learned(self) -> Learned:
-        """Return the learned part of the estimator: a baseline, a control variate, or nothing."""
+        """Return the learned part of the estimator: a baseline, a control variate, or ``Learned()``."""
         return next((module for module in self.children() if isinstance(module, Learned)), Learned())
 
     @property
     def tau(self) -> float:
-        """Return the temperature at the current step of a run. Outside a run, return the final temperature."""
+        """Return the temperature at the current step of a run. Without a trainer, return the final temperature."""
         start, end = self.hparams.temperature, self.hparams.temperature_end
         if end is None:
             return start
@@ -374,7 +374,7 @@ class VAE(L.LightningModule):
         """Return the importance-weighted lower bound of log p(x), Burda et al. 2015, eq. 8.
 
         Args:
-            x: images in [0, 1], (B, 1, 28, 28). With the Bernoulli likelihood, they are binarised once.
+            x: images in [0, 1], (B, 1, 28, 28). With the Bernoulli likelihood, the function binarises them once.
             num_samples: importance samples per image, at least 1. More samples make the bound tighter.
             y: labels, which are not used.
 
@@ -393,16 +393,16 @@ class VAE(L.LightningModule):
     # Gradient estimators.
 
     def probe_batch(self, batch, *, generator: torch.Generator | None = None):
-        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of the estimator."""
+        """Return ``batch`` with observed pixels. The gradient then varies only with the noise of the estimator."""
         x, *rest = batch
         return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)), *rest]
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """Return estimators of the gradient of the objective (batch mean) by name. The first is the model's own.
+        """Return estimators of the gradient of the objective by name. The first is the estimator of the model.
 
-        The gradient is with respect to encoder and decoder. An estimator with learned parts is included only if it
-        trained the model. REBAR is an exception: in models that it did not train, its eta is 1. The Rao-Blackwellised
-        estimator decodes once per latent. It is included up to 32 latents. Wake-sleep models have the ELBO estimators.
+        The gradient is with respect to encoder and decoder. The result includes nvil, moving_average or relax only
+        if it trained the model. If rebar did not train the model, its eta is 1. ``+rao_blackwell`` decodes once per
+        latent. It is included up to 32 latents. Wake-sleep models also have the estimators of the ELBO.
         """
         h = self.hparams
         params = {k: p for k, p in self.named_parameters() if not k.startswith(("baseline.", "control."))}

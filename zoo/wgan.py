@@ -14,29 +14,32 @@ The networks are in zoo/nets/adversarial.py. docs/references.md explains the key
     loss of the critic       -( mean f(x) - mean f(G(z)) ) + penalty                          WGAN.critic_terms
     loss of the generator    -mean f(G(z))                                                    WGAN.generator_terms
 
-With the gradient penalty, the estimate of a trained critic is W plus a bias. Two parallel lines at distance theta are
-an example. The best linear critic has the slope 1 + theta / (2 lambda). Its estimate is theta + theta^2 / (2 lambda).
+With the gradient penalty, the estimate of a trained critic is W plus a bias. As an example, let data and samples lie on
+two parallel lines at distance theta. The linear critic with the lowest loss has the slope 1 + theta / (2 lambda). Its
+estimate is theta + theta^2 / (2 lambda), and W = theta.
 
-With clipping, the critic is K-Lipschitz for an unknown K that depends on c and on BatchNorm. The estimate is at most
-K W, and at best proportional to W. Compare values within one run only.
+With clipping, the critic is K-Lipschitz for an unknown K that depends on c and on BatchNorm. The expected estimate is
+at most K W. Compare values within one run only.
 
-A critic that scores each example separately has an expected estimate of at most W times its Lipschitz constant. This
-bound fails where the critic has BatchNorm in training mode. Only the clipped convolutional critic has BatchNorm.
+The expected estimate is at most W times the critic's Lipschitz constant if the critic scores each example separately.
+BatchNorm in training mode mixes examples, and the bound fails. Only the clipped convolutional critic has BatchNorm.
 
 Symbols:
     x            data: images (B, 1, 28, 28) in [0, 1], or points (B, 2)
     z            noise N(0, I), (B, z_dim)
     u            U(0, 1), one number for each example, (B,)
-    real, fake   data and samples as the networks see them: images are in [-1, 1]
-    f(x)         score of the critic, (B,); distances are Euclidean, between images in [-1, 1] or points
+    real         data in the form that the networks take: images are in [-1, 1]
+    fake         samples in the same form
+    f(x)         score of the critic, (B,)
+    |.|          Euclidean norm, for images in [-1, 1] or for points
 
 Logged with the prefixes train/, val/ and test/:
-    wasserstein      mean f(x) - mean f(G(z)), the estimate of W; the best measure of progress
+    wasserstein      mean f(x) - mean f(G(z)), the estimate of W, which measures progress best
     critic_loss      the loss of the critic
     generator_loss   the loss of the generator
     penalty          mean of ( |grad f(x_hat)| - 1 )^2, without lambda
     lipschitz        the largest |grad f(x_hat)| of a batch, a lower bound of the critic's Lipschitz constant
-With clipping, ``penalty`` and ``lipschitz`` are measured in validation and test only, to save time in training.
+With clipping, only validation and test measure ``penalty`` and ``lipschitz``. This saves time in training.
 
 Differs from the papers:
 - Each batch is one step of the critic, and every n_critic-th batch is also a step of the generator. WGAN's code takes
@@ -44,7 +47,7 @@ Differs from the papers:
 - With the penalty, the critic normalises each image separately, as WGAN-GP recommends. With BatchNorm, the penalty of
   one image would depend on the other images.
 - With clipping, the convolutional critic has BatchNorm, as in WGAN. Validation first recomputes the running statistics
-  from samples. On several processes, each process normalises over its own part of a batch, as in zoo/gan.py.
+  from samples. In training on several processes, BatchNorm uses the examples of one process, as in zoo/gan.py.
 - With clipping, both networks use RMSprop, as in WGAN. The paper's learning rate is 5e-5, and experiment=wgan_clip sets
   1e-3.
 - With the penalty, both networks use Adam with beta_2 = 0.9, as in WGAN-GP. The paper's learning rate is 1e-4, and the
@@ -95,7 +98,7 @@ def gradient_norms(critic: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def gradient_penalty(norms: Tensor) -> Tensor:
-    """Return ( |grad f| - 1 )^2 of each example, (B,): WGAN-GP eq. 3 without lambda and without the mean."""
+    """Return ( |grad f| - 1 )^2 of each example, (B,), from |grad f| (B,). WGAN-GP eq. 3 is lambda times the mean."""
     return (norms - 1).square()
 
 
@@ -162,14 +165,14 @@ class WGAN(L.LightningModule):
 
     @takes(x=seen_by_networks)
     def f(self, x: Tensor) -> Tensor:
-        """Return the critic's scores (B,) of examples (B, *shape) as the networks see them."""
+        """Return the critic's scores (B,) of examples (B, *shape). Images are in [-1, 1]."""
         return at_least_float32(self.critic(x)).squeeze(-1)
 
     def critic_terms(self, x: Tensor, noise: Noise, measure: bool = False) -> dict[str, Tensor]:
         """Return ``loss``, ``wasserstein``, ``penalty`` and ``lipschitz`` for data ``x`` (B, *shape).
 
-        With clipping, the last two are present only if ``measure`` is true, and are not part of the loss. Set
-        ``measure`` only in eval mode.
+        With clipping, the loss has no penalty, and ``penalty`` and ``lipschitz`` are present only if ``measure`` is
+        true. Set ``measure`` only in eval mode.
         """
         with torch.no_grad():
             fake = self.generator(noise["z"])
@@ -189,7 +192,7 @@ class WGAN(L.LightningModule):
         return {"loss": -self.f(self.generator(noise["z"])).mean()}
 
     def critic_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Draw noise and return the terms of :meth:`critic_terms`; the critic minimises ``loss``."""
+        """Draw noise and return :meth:`critic_terms`. The critic minimises ``loss``."""
         return self.critic_terms(batch[0], self.noise(batch, generator=generator))
 
     def generator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -200,7 +203,7 @@ class WGAN(L.LightningModule):
 
     @torch.no_grad()
     def clip(self) -> None:
-        """Clip every weight of the critic to [-c, c]."""
+        """Clip every parameter of the critic to [-c, c]."""
         for p in self.critic.parameters():
             p.clamp_(-self.hparams.clip_value, self.hparams.clip_value)
 
@@ -266,8 +269,8 @@ class WGAN(L.LightningModule):
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
         """Return ``generator``, the gradient of -E f(G(z)), and ``critic``, the gradient of the critic's whole loss.
 
-        Each estimator differentiates with respect to the parameters of the network with its name. One draw has one z
-        for each example of the batch.
+        Each gradient is with respect to the parameters of the network with the same name. One draw has one z for each
+        example of the batch.
         """
 
         def estimator(name: str, terms: Callable) -> GradientEstimator:

@@ -1,4 +1,4 @@
-"""The equations of the models, as functions. Networks are arguments of these functions.
+"""The equations of the models as functions, which take networks as arguments.
 
 The modules cover densities, posteriors, clusters, diffusion, Langevin dynamics, Boltzmann machines and contrastive
 losses.

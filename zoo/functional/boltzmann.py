@@ -57,20 +57,20 @@ def free_energy(v: Tensor, weights: Weights, logits: Tensor | None = None) -> Te
 
 
 def draw(logits: Tensor, u: Tensor) -> Tensor:
-    """Return independent units that are 1 where ``u``, uniform in [0, 1), is below sigmoid(logits), and 0 elsewhere."""
+    """Return independent units: 1 with probability sigmoid(logits), 0 otherwise. ``u`` is uniform noise in [0, 1)."""
     return (u < logits.sigmoid()).to(logits.dtype)
 
 
 def pseudo_log_likelihood(v: Tensor, weights: Weights, pixels: Tensor | None = None) -> Tensor:
-    """Return the pseudo-log-likelihood sum_i log p(v_i | v without i), (B,) nats; Besag 1975.
+    """Return the pseudo-log-likelihood sum_i log p(v_i | other units of v), (B,) nats; Besag 1975.
 
-        log p(v_i | v without i) = log sigmoid( F(v with v_i flipped) - F(v) )
+        log p(v_i | other units of v) = log sigmoid( F(v with v_i flipped) - F(v) )
 
     Args:
         v: binary, (B, V).
         weights: the parameters of the energy.
-        pixels: indices of m pixels for each example, (B, m). The sum is estimated as V times the mean over these
-            pixels. None uses all pixels.
+        pixels: indices of m units of each example, (B, m). V times the mean over these units estimates the sum. None
+            uses all units.
     """
     pixels = torch.arange(v.shape[-1], device=v.device).expand(len(v), -1) if pixels is None else pixels
     logits = hidden_logits(v, weights)
@@ -86,7 +86,7 @@ def pseudo_log_likelihood(v: Tensor, weights: Weights, pixels: Tensor | None = N
 class Machine(NamedTuple):
     """The learned parameters W (V, H), b (V,) and c (H,), in the plain or in the centred form.
 
-    Without ``mu`` the energy has the plain form, and with ``mu`` (V,) the centred form:
+    The form is centred if ``mu`` (V,) is not None:
 
         plain      E(v, h) = - b'v - c'h - v'W h
         centred    E(v, h) = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2)
@@ -103,7 +103,7 @@ class Machine(NamedTuple):
         """Return W, b and c of the plain form."""
         if self.mu is None:
             return Weights(self.W, self.b, self.c)
-        with torch.autocast(self.W.device.type, enabled=False):  # 16 bits are too inexact for sums of hundreds of terms
+        with torch.autocast(self.W.device.type, enabled=False):  # in 16 bits, sums of hundreds of terms are inexact
             return Weights(self.W, self.b - self.W.sum(1) / 2, self.c - self.W.T @ self.mu)
 
     def hidden_logits(self, v: Tensor) -> Tensor:
@@ -117,11 +117,11 @@ class Machine(NamedTuple):
     def free_energy_difference(self, v: Tensor, v_model: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean F(v) - mean F(v_model), () nats, and the log odds of h given v_model, (n, H).
 
-        The difference is differentiable in the learned parameters. In the centred form, with the log odds a_j of h_j,
+        The difference is differentiable in the learned parameters. If a_j are the log odds of h_j, the centred form has
 
             F(v) = - b'v - sum_j ( softplus(a_j) - a_j / 2 ) + constant
 
-        The constant cancels in the difference. One matrix product handles both batches, which halves the size of the
+        The constant cancels in the difference. One matrix product handles both batches. This halves the size of the
         autograd graph.
 
         Args:

@@ -11,16 +11,13 @@ from zoo.checks.errors import UserError
 def clustering_scores(table: Tensor) -> dict[str, float]:
     """Return scores of the agreement between clusters and labels, each at most 1.
 
-    The scores are for clusters that were found without labels.
-
     Args:
         table: number of examples of each label in each cluster, (clusters, labels), integers.
 
     Returns:
-        First, clusters are assigned to labels one-to-one. ``accuracy`` is the fraction of examples whose cluster is
-        assigned to their label, for the assignment that maximises this fraction (Yang et al. 2010). ``nmi`` is the
-        mutual information divided by the mean of the two entropies. ``ari`` is the adjusted Rand index, which is 0 on
-        average for random clusters.
+        ``accuracy`` is the fraction of examples with the label that is matched to their cluster, for the best
+        one-to-one matching of clusters and labels (Yang et al. 2010). ``nmi`` is the mutual information divided by the
+        mean of the two entropies. ``ari`` is the adjusted Rand index. For random clusters, it is 0 on average.
 
     Raises:
         UserError: if the table has no examples.
@@ -32,7 +29,7 @@ def clustering_scores(table: Tensor) -> dict[str, float]:
     if counts.sum() < 1:
         raise UserError("there are no examples to score clusters on")
     matched = counts[linear_sum_assignment(counts, maximize=True)].sum()
-    # The scores depend only on the table. This list of (cluster, label) pairs has the same counts.
+    # scikit-learn takes the cluster and the label of each example. These lists have the counts of the table.
     cluster, label = np.indices(counts.shape).reshape(2, -1).repeat(counts.ravel(), axis=1)
     return {
         "accuracy": float(matched / counts.sum()),
@@ -56,17 +53,17 @@ class ClusterTable(Metric):
 
     def __init__(self, num_clusters: int, num_labels: int = 10):
         super().__init__()
-        # A metric state is not a buffer. The state_dict does not contain it, and the EMA callback does not change it.
+        # The counts are a metric state and not a buffer. A state_dict does not hold metric states.
         self.add_state("table", torch.zeros(num_clusters, num_labels, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, cluster: Tensor, label: Tensor) -> None:
         """Count a batch of clusters in 0 .. K-1 and labels in 0 .. L-1, (B,) each."""
         pairs = cluster * self.table.shape[1] + label
-        # A table that was made in inference mode allows no in-place writes later. The sum is therefore a new tensor.
+        # The sum is a new tensor. In-place writes would fail later for a table that was made in inference mode.
         self.table = self.table + pairs.bincount(minlength=self.table.numel()).view_as(self.table)
 
     def compute(self) -> dict[str, float]:
-        """Return the scores of all examples since the last ``reset``. They are equal on all processes.
+        """Return the scores of all examples since the last ``reset``. All processes return equal scores.
 
         Raises:
             UserError: if there were no examples.

@@ -5,15 +5,16 @@ Z_c is a sum over all words of the vocabulary. Only maximum likelihood computes 
     maximum likelihood    J = -log p(w | c) = -s(w, c) + log Z_c,    Z_c = sum_w' exp s(w', c)
     NCE                   J = -log sigma(delta s(w, c)) - sum_{i<=k} log sigma(-delta s(w_i, c)),   w_i ~ q
                           delta s = s - log(k q)
-    negative sampling     NCE with delta s = s; equal to NCE if k q(w) = 1, that is, if q is uniform and k = V
+    negative sampling     NCE with delta s = s
     importance sampling   J = -s(w, c) + log 1/k sum_{i<=k} exp(s(w_i, c)) / q(w_i),    w_i ~ q
 
-Noise-contrastive estimation (NCE) classifies a word of the text against k noise words. With P(w | c) the distribution
-of the text, the expected gradient of -J is
+Noise-contrastive estimation (NCE) classifies a word of the text against k noise words. Negative sampling is equal to
+NCE if q is uniform on the V words and k = V. Let P(w | c) be the distribution of the text. For NCE, the expected
+gradient of -J is
 
     sum_w k q / (e^s + k q) (P - e^s) grad s
 
-This gradient is zero at e^s = P. The scores then satisfy Z_c = 1 without any constraint. As k grows, the gradient tends
+This gradient is zero at e^s = P. Then Z_c = 1, although no constraint enforces it. As k grows, the gradient tends
 to sum_w (P - e^s) grad s. If Z_c = 1, this limit is the gradient of the log-likelihood.
 
 In the gradient of importance sampling, a noise word has a weight proportional to e^s / q. The weights of the k words
@@ -44,12 +45,12 @@ Lookup = Callable[[Tensor, Tensor], Tensor]  # (table (V, D), indices (...)) -> 
 
 
 def dense(table: Tensor, numbers: Tensor) -> Tensor:
-    """Return rows of ``table`` (V, D) at the indices ``numbers`` (...), with a dense gradient; (..., D)."""
+    """Return the rows (..., D) of ``table`` (V, D) at the indices ``numbers`` (...). The gradient is dense."""
     return table[numbers]
 
 
 def sparse(table: Tensor, numbers: Tensor) -> Tensor:
-    """Return rows of ``table``, with a sparse gradient that holds only these rows; (..., D)."""
+    """Return the same rows as :func:`dense`, (..., D). The gradient is sparse and holds only these rows."""
     return F.embedding(numbers, table, sparse=True)
 
 
@@ -57,8 +58,8 @@ class Rows(NamedTuple):
     """A batch of B rows of text with 32 centre words each.
 
     words: word indices, (B, window + 32 + window). -1 marks positions without a word.
-    reach: number of words on either side of each centre that form pairs with it, from 1 to window, (B, 32). 0 marks
-        positions without a centre.
+    reach: distance up to which words form pairs with each centre, from 1 to window, (B, 32). 0 marks positions
+        without a centre.
     """
 
     words: Tensor
@@ -82,10 +83,10 @@ def pairs_in_window(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
 def around_each(values: Tensor, width: int) -> Tensor:
     """Return the values of the words around each centre, (B, 32, width).
 
-    The i-th centre takes words i .. i + width - 1 of its row.
+    Words i .. i + width - 1 of a row are around its centre number i.
 
     Args:
-        values: a value for each pair of a centre and a word of its row, (B, 32, n).
+        values: a value for each pair of a centre and a word of the same row, (B, 32, n).
         width: number of words around a centre, 2 window + 1.
     """
     place = torch.arange(ROW, device=values.device)[:, None] + torch.arange(width, device=values.device)
@@ -100,7 +101,7 @@ def nce_loss(s: Tensor, s_noise: Tensor, log_kq: Tensor, log_kq_noise: Tensor, e
         s_noise: scores of the noise words, (..., M).
         log_kq: log(k q(w)) of the words of the text, (...); 0 for negative sampling.
         log_kq_noise: log(k q(w)) of the noise words, (..., M); 0 for negative sampling.
-        each: weight of a noise word. It is k / M if M noise words are used in place of k.
+        each: weight of a noise word. If M noise words replace k, it is k / M.
     """
     return F.softplus(log_kq - s) + (each * F.softplus(s_noise - log_kq_noise)).sum(-1)
 
@@ -113,7 +114,7 @@ def softmax_loss(s: Tensor, s_all: Tensor) -> Tensor:
 def importance_sampled_loss(s: Tensor, s_noise: Tensor, log_q_noise: Tensor) -> Tensor:
     """Return -s + log 1/M sum exp(s_noise - log q), (...) nats.
 
-    This is -log p(w | c) with Z_c estimated from M noise words.
+    The result is -log p(w | c) with Z_c estimated from M noise words.
 
     Args:
         s: scores of the words of the text, (...).
@@ -125,7 +126,7 @@ def importance_sampled_loss(s: Tensor, s_noise: Tensor, log_q_noise: Tensor) -> 
 
 
 def noise_loss(objective: str, s: Tensor, s_noise: Tensor, log_q: Tensor, log_q_noise: Tensor, k: int) -> Tensor:
-    """Return the loss ``objective``, computed with noise words, (...) nats.
+    """Return the loss ``objective``, (...) nats, computed from noise words.
 
     Args:
         objective: ``nce``, ``negative_sampling`` or ``importance_sampling``.
@@ -133,8 +134,8 @@ def noise_loss(objective: str, s: Tensor, s_noise: Tensor, log_q: Tensor, log_q_
         s_noise: scores of the noise words, (..., M).
         log_q: log q(w) of the words of the text, (...).
         log_q_noise: log q(w) of the noise words, (..., M).
-        k: number of noise words for each word of the text in the equations above. NCE and negative sampling give each
-            of the M noise words the weight k / M.
+        k: number of noise words for each word of the text. NCE and negative sampling give each of the M noise words
+            the weight k / M.
     """
     if objective == "importance_sampling":
         return importance_sampled_loss(s, s_noise, log_q_noise)
@@ -144,10 +145,11 @@ def noise_loss(objective: str, s: Tensor, s_noise: Tensor, log_q: Tensor, log_q_
 
 
 class NoiseDistribution(NamedTuple):
-    """A distribution q over V words with draws in constant time by the alias method (Walker 1977; Vose 1991).
+    """A distribution q over V words. The alias method draws in constant time (Walker 1977; Vose 1991).
 
-    A draw first takes one of V columns i, each with probability 1 / V. With probability ``share[i]`` the result is word
-    i, otherwise word ``alias[i]``. ``log_q`` is in nats. All three fields are (V,).
+    A draw first picks one of V columns i, each with probability 1 / V. The result is word i with probability
+    ``share[i]``, and word ``alias[i]`` with probability 1 - ``share[i]``. ``log_q`` is in nats. All three fields are
+    (V,).
     """
 
     log_q: Tensor
@@ -185,8 +187,8 @@ class NoiseDistribution(NamedTuple):
 class HeldOut(Metric):
     """Metrics of p(w | c) on held-out text, with Z_c summed over the whole vocabulary.
 
-    The state holds sums over pairs and over centres, in float64 for models of any precision. It is on the CPU if the
-    model's device has no float64.
+    The state holds sums over pairs and over centres, in float64 for models of any precision. If the model's device has
+    no float64, the state is on the CPU.
     """
 
     full_state_update = False
@@ -229,7 +231,7 @@ class HeldOut(Metric):
 
 
 def encode_words(words: list[str]) -> Tensor:
-    """Return words as a uint8 tensor that a state_dict can hold: UTF-8, one word in each line."""
+    """Return words as a uint8 tensor of UTF-8 text with one word in each line. A state_dict can hold the tensor."""
     return torch.frombuffer(bytearray("\n".join(words).encode()), dtype=torch.uint8)
 
 

@@ -16,8 +16,9 @@ def deform(x: Tensor, affine: Tensor, bumps: Tensor, strength: float) -> Tensor:
         x: images, (B, 1, H, W).
         affine: standard normal, (B, 2, 3).
         bumps: standard normal, (B, 2, 4, 4).
-        strength: standard deviation of the entries of the affine map about the identity. Image coordinates run from -1
-            to 1 on both axes. The bumps have 2/3 of this standard deviation. 0 returns the images unchanged.
+        strength: standard deviation of the entries of the affine map, which has the identity as its mean. The bumps
+            have 2/3 of this standard deviation. Image coordinates run from -1 to 1 on both axes. A strength of 0
+            returns the images unchanged.
     """
     if strength == 0 or not len(x):
         return x

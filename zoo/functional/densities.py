@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def reparameterise(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
-    """Return z = mu + sigma eps, a draw of N(mu, diag exp(logvar)); (..., D).
+    """Return z = mu + sigma eps, a draw of N(mu, diag exp(logvar)), (..., D).
 
     The draw is differentiable in ``mu`` and ``logvar``. Kingma & Welling 2014, sec. 2.4. [Xu18a] writes x
     for the noise eps, and prints z = mu + x sigma^2. The correct form is z = mu + x sigma.
@@ -26,7 +26,7 @@ def reparameterise(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
 
 
 def binarise(x: Tensor, u: Tensor) -> Tensor:
-    """Return pixels that are 1 with probability ``x``, from uniform noise ``u`` in [0, 1).
+    """Return pixels that are 1 with probability ``x`` and otherwise 0. ``u`` is uniform noise in [0, 1).
 
     Pixels with the value 0 or 1 do not change.
     """
@@ -36,7 +36,7 @@ def binarise(x: Tensor, u: Tensor) -> Tensor:
 def at_least_float32(t: Tensor) -> Tensor:
     """Return ``t``, converted to float32 if its precision is lower.
 
-    Mixed precision runs the layers in 16 bits. Densities need float32.
+    In mixed precision, layers return 16 bits. Densities need float32.
     """
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
@@ -62,14 +62,14 @@ def kl_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
 
         KL( N(mu, diag exp(logvar)) || N(0, I) ) = 1/2 sum_d [ sigma_d^2 + mu_d^2 - 1 - log sigma_d^2 ]
 
-    Kingma & Welling 2014, appendix B. One equation of [Xu18b] prints the factor 1/2 twice. The correct form has it
-    once.
+    See Kingma & Welling 2014, appendix B. One equation of [Xu18b] prints the factor 1/2 twice. The correct form has
+    this factor once.
 
     Args:
         mu: means, (..., D).
         logvar: log variances log sigma^2, (..., D).
     """
-    # If the posterior is close to the prior, exp(logvar) - 1 loses digits, and expm1 does not.
+    # expm1 keeps digits that exp(logvar) - 1 would lose if logvar is close to 0.
     return 0.5 * (logvar.expm1() - logvar + mu.square()).sum(-1)
 
 

@@ -7,7 +7,8 @@
                                beta_t (1 - abar_{t-1}) / (1 - abar_t) I )                      eq. 7, [DSL eq. 14.45]
 
 Equations and sections without a name are from Ho, Jain & Abbeel 2020, arXiv:2006.11239. The step index t runs from 0 to
-T-1. Index 0 is one step of noise, which is t = 1 in the paper. At t = 0, x_{t-1} is x_0 itself. Images are in [-1, 1].
+T-1. Index 0 is t = 1 in the paper: x_t is the image after one step of noise, and x_{t-1} is the image x_0. Images are
+in [-1, 1].
 
 The functions take networks as arguments. The samplers are in zoo/functional/diffusion_samplers.py.
 """
@@ -36,15 +37,15 @@ class Chain(NamedTuple):
     abar: Tensor
     one_minus_abar: Tensor
     abar_prev: Tensor  # abar_{t-1}; 1 at t = 0
-    posterior_variance: Tensor  # of q(x_{t-1} | x_t, x_0); 0 at t = 0
+    posterior_variance: Tensor  # variance of q(x_{t-1} | x_t, x_0); 0 at t = 0
 
     def to(self, dtype: torch.dtype) -> "Chain":
-        """Return the constants in another precision. :func:`make_chain` computes them in float64."""
+        """Return the constants in the precision ``dtype``."""
         return Chain(*(field.to(dtype) for field in self))
 
 
 def make_chain(betas: Tensor) -> Chain:
-    """Return the constants of the forward process with variances ``betas`` (T,), in float64.
+    """Return the constants of the forward process in float64, from its variances ``betas`` (T,).
 
     Raises:
         UserError: if there are fewer than 2 steps, or a beta_t is not between 0 and 1.
@@ -69,8 +70,8 @@ def make_chain(betas: Tensor) -> Chain:
 def linear_betas(steps: int) -> Tensor:
     """Return the linear schedule of sec. 4, (T,), float64.
 
-    At T = 1000 the variances rise from 1e-4 to 0.02. At other T they are multiplied by 1000 / T. With 20 steps or
-    fewer, the last variance reaches 1 and :func:`make_chain` raises an error.
+    At T = 1000 the variances rise from 1e-4 to 0.02. At other T they are multiplied by 1000 / T. With at most 20
+    steps, the last variance is at least 1, and :func:`make_chain` raises an error.
     """
     return torch.linspace(0.1 / steps, 20 / steps, steps, dtype=torch.float64)
 
@@ -103,16 +104,16 @@ def q_sample(x0: Tensor, t: Tensor, eps: Tensor, chain: Chain) -> Tensor:
 def posterior_mean(x0: Tensor, xt: Tensor, t: Tensor, chain: Chain) -> Tensor:
     """Return the mean of q(x_{t-1} | x_t, x_0), eq. 7, [DSL eq. 14.45]. At t = 0 it is x_0."""
     beta, abar_prev = at(chain.betas, t, xt), at(chain.abar_prev, t, xt)
-    # The ratio is (1 - abar_{t-1}) / (1 - abar_t). make_chain computed it without cancellation.
+    # The ratio is (1 - abar_{t-1}) / (1 - abar_t). This form loses no digits at small t.
     ratio = at(chain.posterior_variance / chain.betas, t, xt)
     return abar_prev.sqrt() * beta / at(chain.one_minus_abar, t, xt) * x0 + (1 - beta).sqrt() * ratio * xt
 
 
-# Prediction targets. Given x_t, each target is an affine function of the others.
+# Prediction targets. Given x_t, each target is an affine function of each other target.
 
 
 def prediction_target(predict: str, x0: Tensor, t: Tensor, eps: Tensor, chain: Chain) -> Tensor:
-    """Return the target of the network at x_t: eps, x_0 or v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0.
+    """Return the target of the network at x_t: eps, x_0, or v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0.
 
     v is from Salimans & Ho 2022 (arXiv:2202.00512), appendix D.
 
@@ -142,7 +143,7 @@ def predicted_eps(x0: Tensor, xt: Tensor, t: Tensor, chain: Chain) -> Tensor:
 
 
 def simple_loss(x0: Tensor, t: Tensor, eps: Tensor, chain: Chain, predict: str, network: Callable) -> Tensor:
-    """Return (target - network(x_t, t))^2, averaged over the dimensions of each example; (B,).
+    """Return (target - network(x_t, t))^2, (B,), averaged over the dimensions of each example.
 
     For ``eps`` this is L_simple, eq. 14, divided by the number of dimensions.
     """
@@ -150,14 +151,14 @@ def simple_loss(x0: Tensor, t: Tensor, eps: Tensor, chain: Chain, predict: str, 
     return (prediction_target(predict, x0, t, eps, chain) - output).square().flatten(1).mean(1)
 
 
-# The training steps of a batch.
+# Draws of the steps t for training.
 
 
 TIMESTEPS = ("uniform", "stratified", "importance")
 
 
 def uniform_steps(B: int, T: int, *, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Return B independent steps, each uniform on 0 .. T-1; (B,)."""
+    """Return B independent steps, (B,), each uniform on 0 .. T-1."""
     where = device if generator is None else generator.device
     return torch.randint(T, (B,), generator=generator, device=where).to(device)
 
@@ -165,7 +166,7 @@ def uniform_steps(B: int, T: int, *, generator: torch.Generator | None, device: 
 def draw_steps(
     timesteps: str, B: int, T: int, p: Tensor | None, *, generator: torch.Generator | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return the steps t of a batch and their weights 1 / (T p_t); (B,) each.
+    """Return the steps t of a batch and their weights 1 / (T p_t), (B,) each.
 
     Args:
         timesteps: how to draw the steps, one of ``TIMESTEPS``.
@@ -179,7 +180,7 @@ def draw_steps(
     if timesteps == "stratified":
         return stratified_steps(rand(1, generator=generator, device=device).expand(B), T), weight
     if timesteps == "importance":
-        assert p is not None  # only the other ways to draw pass None
+        assert p is not None  # callers pass None only for other values of timesteps
         p = p.to(device if generator is None else generator.device)
         t = torch.multinomial(p, B, replacement=True, generator=generator).to(device)
         return t, (1 / (T * p.to(device)[t])).to(weight.dtype)
@@ -196,7 +197,7 @@ def stratified_steps(u: Tensor, steps: int) -> Tensor:
         steps: T.
     """
     B = len(u)
-    dtype = torch.float64 if has_float64(u.device) else torch.float32  # a step is much wider than float32 rounding
+    dtype = torch.float64 if has_float64(u.device) else torch.float32  # float32 errors are far below a step
     offset = torch.arange(B, device=u.device, dtype=dtype) / B
     return ((u.to(dtype) + offset) % 1 * steps).long().clamp(max=steps - 1)
 
@@ -205,7 +206,7 @@ def importance(history: Tensor, count: Tensor) -> Tensor:
     """Return probabilities p_t proportional to sqrt(E[L_t^2]), (T,); Nichol & Dhariwal 2021, sec. 3.3.
 
     L_t is the loss at step t. The last losses of each step estimate E[L_t^2]. Until every step has a full history, p is
-    uniform. After that, 0.001 of the mass stays uniform. This limits the weights 1 / (T p_t) to 1000.
+    uniform. After that, p is a mixture with 0.001 of the uniform distribution, which limits 1 / (T p_t) to 1000.
 
     Args:
         history: the last losses of each step, (T, H).
@@ -220,10 +221,10 @@ def importance(history: Tensor, count: Tensor) -> Tensor:
 
 
 def append_losses(history: Tensor, count: Tensor, t: Tensor, losses: Tensor) -> None:
-    """Append losses to ``history``, in place. If several losses belong to one step, only the last is stored.
+    """Append losses to ``history`` and count them, in place. If a step has several losses, only the last is appended.
 
     Args:
-        history: the last losses of each step, the newest last, (T, H).
+        history: the last losses of each step, (T, H). The newest loss is in the last column.
         count: number of losses appended so far for each step, (T,).
         t: the steps of the losses, (B,).
         losses: unweighted losses, (B,).

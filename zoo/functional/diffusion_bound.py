@@ -13,19 +13,19 @@ The joint form draws adjacent states together. It is [DSL eq. 14.28]:
              + sum_{t=1}^{T-1} log q(x_t | x_{t-1}) / p(x_t | x_{t+1}) ]
 
 Equations and sections without a name are from Ho, Jain & Abbeel 2020. The equations above count t from 1. The functions
-below take an index t from 0 to T-1, as in zoo/functional/diffusion.py. x_t at index t is x_{t+1} above, and L_t is L_t
-above. The names x_0, x_1 and x_T keep the meaning above: the image, the image after one step of noise, and the end of
-the chain.
+below take an index t from 0 to T-1, as in zoo/functional/diffusion.py. At index t, they write x_t for the x_{t+1}
+above, and x_{t-1} for the x_t above. The names L_t, x_0, x_1 and x_T keep their meaning. x_0 is the image, x_1 is
+the image after one step of noise, and x_T is the end of the chain.
 
 The two forms agree in expectation. The single form integrates out x_{t-1} given x_t and x_0. At one step t, the
 gradient of the single form therefore has lower variance than the gradient of the joint form (Rao-Blackwell). On a whole
-trajectory, the joint form can have lower variance than the single form. The reason is that, at the optimum, the random
-parts of its terms cancel along the chain. They cancel completely for N(0, I) data and variance beta_t.
-[DSL eq. 14.29-14.30] is not a third form: it treats x_t and x_{t+1} as independent given x_{t-1}.
+trajectory, the joint form can have lower variance than the single form. The reason is that, at the optimum, random
+parts of the joint terms cancel along the chain. For N(0, I) data and variance beta_t, they cancel completely.
+[DSL eq. 14.29-14.30] is not a third form. It treats x_t and x_{t+1} as independent given x_{t-1}, which they are not.
 
 The model is p(x_{t-1} | x_t) = N(posterior mean at x0_hat, sigma_t^2 I). Its variance sigma_t^2 is beta_t or the
-posterior variance. The posterior variance is 0 at index 0, so the model uses the posterior variance of index 1 there.
-The authors' code does so for both choices of sigma_t^2. This file keeps beta_t at index 0.
+posterior variance. The posterior variance is 0 at index 0. The model then uses the posterior variance of index 1. With
+beta_t, it uses beta_0 at index 0. The authors' code uses the posterior variance of index 1 there for both choices.
 
 All results are in nats per example, summed over dimensions.
 """
@@ -43,7 +43,7 @@ LEVELS = 255  # grey values are k / 127.5 - 1, k = 0 .. 255
 
 
 def reverse_variance(chain: Chain, variance: str) -> Tensor:
-    """Return sigma_t^2 of p(x_{t-1} | x_t), (T,), for ``variance``, which is ``posterior`` or ``beta``."""
+    """Return sigma_t^2 of p(x_{t-1} | x_t), (T,). ``variance`` is ``posterior`` or ``beta``."""
     if variance == "beta":
         return chain.betas
     return torch.cat([chain.posterior_variance[1:2], chain.posterior_variance[1:]])
@@ -64,7 +64,7 @@ def log_discretised_normal(x: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
     """Return the log probability of images of 256 grey values under a discretised N(mu, variance I), (B,).
 
     See sec. 3.3, eq. 13. The probability of a pixel x is the mass of the bin [x - 1/255, x + 1/255]. The bin of -1
-    extends to minus infinity and the bin of 1 extends to infinity. The masses therefore sum to 1.
+    extends to minus infinity, and the bin of 1 extends to infinity. The masses of all bins sum to 1.
 
     Args:
         x: grey values k / 127.5 - 1, (B, ...).
@@ -74,7 +74,7 @@ def log_discretised_normal(x: Tensor, mu: Tensor, variance: Tensor) -> Tensor:
     sigma = variance.sqrt()
     upper = torch.where(x > 1 - 0.5 / LEVELS, math.inf, (x + 1 / LEVELS - mu) / sigma)
     lower = torch.where(x < -1 + 0.5 / LEVELS, -math.inf, (x - 1 / LEVELS - mu) / sigma)
-    # The difference of log Phi is accurate only below the mean. Bins above the mean are reflected to below the mean.
+    # The difference of log Phi is accurate only below the mean. Bins above the mean are therefore reflected.
     flip = upper + lower > 0
     upper, lower = torch.where(flip, -lower, upper), torch.where(flip, -upper, lower)
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
@@ -96,7 +96,7 @@ def denoising_term(
         discrete: True if p(x_0 | x_1) is the discretised Gaussian of images, False if it is a Gaussian.
     """
     mu_p, var_p = posterior_mean(x0_hat, xt, t, chain), at(reverse_variance(chain, variance), t, xt)
-    # At t = 0 the divergence would be infinite. It is computed with var_q of t = 1 and is not used.
+    # At t = 0 the divergence would be infinite. Here it has var_q of t = 1, and the last line does not use it.
     var_q = at(chain.posterior_variance, t.clamp(min=1), xt)
     mu_q = posterior_mean(x0, xt, t, chain)
     zero = torch.zeros_like(x0).flatten(1)
@@ -134,7 +134,8 @@ def single_draw(
         x0: images, (B, ...).
         t: steps, uniform on 0 .. T-1, (B,).
         eps: standard normal, in the shape of ``x0``.
-        x0_model, chain, variance, discrete: as for :func:`denoising_term`, with x0_model: (x_t, t) -> x0_hat.
+        x0_model: (x_t, t) -> x0_hat.
+        chain, variance, discrete: as for :func:`denoising_term`.
     """
     xt = q_sample(x0, t, eps, chain)
     term = denoising_term(x0, xt, t, x0_model(xt, t), chain, variance, discrete)
@@ -166,10 +167,10 @@ def _reverse_nll(x_prev, xt, t: Tensor, x0_model: X0Model, chain: Chain, varianc
 def joint_draw(
     x0: Tensor, t: Tensor, eps: Tensor, x0_model: X0Model, chain: Chain, variance: str, discrete: bool
 ) -> Tensor:
-    """Return T times one term of the joint form, plus its prior term, (B,). The expectation is L, [DSL eq. 14.28].
+    """Return T times the term of the joint form at ``t``, plus the prior term, (B,). The expectation is L.
 
-    The term at t is -log p(x_{t-1} | x_t) + log q(x_{t-1} | x_{t-2}), where x_{t-2}, x_{t-1} and x_t are drawn jointly.
-    At t = 0 it is -log p(x_0 | x_1). The prior term is log q(x_T | x_{T-1}) - log p(x_T).
+    See [DSL eq. 14.28]. The term at t is -log p(x_{t-1} | x_t) + log q(x_{t-1} | x_{t-2}), where x_{t-2}, x_{t-1} and
+    x_t are drawn jointly. At t = 0 it is -log p(x_0 | x_1). The prior term is log q(x_T | x_{T-1}) - log p(x_T).
 
     Args:
         x0: images, (B, ...).

@@ -1,6 +1,6 @@
 """Samplers of a Gaussian diffusion: ancestral sampling, DDIM, DDIM encoding, and intermediate states.
 
-A sampler takes a function (x_t, t) -> x0_hat, usually a network. At each step, from t = T-1 down to 0, the sampler
+A sampler takes a function (x_t, t) -> x0_hat, usually a network. At each step, with t from T-1 down to 0, the sampler
 yields t, x_{t-1} and x0_hat. At t = 0, x_{t-1} is the sample. The step index t counts from 0, as in
 zoo/functional/diffusion.py. Equations, algorithms and sections without a name are from Ho, Jain & Abbeel 2020,
 arXiv:2006.11239.
@@ -38,7 +38,7 @@ def ancestral_steps(
     clip: bool = True,
     correct: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield t, x_{t-1} and x0_hat of the reverse chain, algorithm 2.
+    """Yield t, x_{t-1} and x0_hat at each step of the reverse chain, algorithm 2.
 
     The chain begins with noise ``x`` at t = T-1. The last step, t = 0, adds no noise.
 
@@ -46,10 +46,10 @@ def ancestral_steps(
         x0_model: (x_t, t) -> x0_hat. x_t and x0_hat are (B, ...). t is (B,), in 0 .. T-1.
         x: standard normal, (B, ...).
         chain: the constants of the forward process.
-        variance: ``posterior`` for the posterior variance, ``beta`` for beta_t; sec. 3.2.
+        variance: variance of the steps, ``posterior`` (posterior variance) or ``beta`` (beta_t); sec. 3.2.
         generator: source of the noise. None selects PyTorch's default generator.
         clip: whether to clip x0_hat to [-1, 1]. Without clipping, the mean of x_{t-1} is exactly eq. 11.
-        correct: corrector (x_{t-1}, t-1) -> x_{t-1} that runs after each step except the last.
+        correct: function (x_{t-1}, t-1) -> corrected x_{t-1}. It runs after each step except the last.
     """
     sigma2 = chain.posterior_variance if variance == "posterior" else chain.betas
     for i in reversed(range(len(chain.betas))):
@@ -75,7 +75,7 @@ def ddim_steps(
     clip: bool = True,
     correct: Callable[[Tensor, int], Tensor] | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield t, x_{t-1} and x0_hat of DDIM, Song, Meng & Ermon 2021 (arXiv:2010.02502), eq. 12.
+    """Yield t, the next x and x0_hat at each step of DDIM; Song, Meng & Ermon 2021 (arXiv:2010.02502), eq. 12.
 
     DDIM runs on ``num_steps`` evenly spaced steps of the chain. With ``eta`` = 0 it is deterministic given ``x``. With
     ``eta`` = 1 and all T steps it equals :func:`ancestral_steps` with the posterior variance.
@@ -124,7 +124,7 @@ def ddim_encode(x0_model: X0Model, x0: Tensor, chain: Chain, num_steps: int = 50
     """Return the noise x_T (B, ...) that deterministic DDIM maps to ``x0``; Song et al. 2021, eq. 14.
 
     The result is exact up to the discretisation error of the steps. The function runs the DDIM update with increasing
-    t. Each update uses the prediction at the lower step. The prediction is not clipped, because clipping cannot be
+    t. The update from t to t_next uses the prediction at t. The prediction is not clipped, because clipping cannot be
     inverted.
 
     Args:
@@ -135,7 +135,7 @@ def ddim_encode(x0_model: X0Model, x0: Tensor, chain: Chain, num_steps: int = 50
     """
     taus = ddim_subset(len(chain.betas), num_steps)
     steps = [torch.full((len(x0),), i, device=x0.device) for i in taus]
-    # The noise of x_t at the lowest step is small and unknown. The network receives the image in place of x_t.
+    # At the lowest step, x_t is unknown but close to the image. The network therefore receives the image.
     x = q_sample(x0, steps[0], predicted_eps(x0_model(x0, steps[0]), x0, steps[0], chain), chain)
     for t, t_next in pairwise(steps):
         x0_hat = x0_model(x, t)
@@ -154,7 +154,7 @@ def sampler(
     generator: torch.Generator | None = None,
     correct: Callable[[Tensor, int], Tensor] | None = None,
 ) -> tuple[Iterator[tuple[int, Tensor, Tensor]], int]:
-    """Return an iterator over the sampling steps, and the number of steps.
+    """Return a sampler and its number of steps.
 
     Args:
         x0_model, x, chain, variance, generator, correct: as for :func:`ancestral_steps`.
@@ -170,7 +170,7 @@ def sampler(
                 f"eta must be 0 for the whole chain (num_steps=null), got {eta!r}; set num_steps to sample with DDIM"
             )
         return ancestral_steps(x0_model, x, chain, variance, generator=generator, correct=correct), len(chain.betas)
-    total = len(ddim_subset(len(chain.betas), num_steps))  # raises UserError now, not at the first step of the iterator
+    total = len(ddim_subset(len(chain.betas), num_steps))  # raises UserError here and not in the first step
     return ddim_steps(x0_model, x, chain, num_steps, eta, generator=generator, correct=correct), total
 
 
@@ -181,7 +181,7 @@ def shown(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, number: int |
         steps: the sampler.
         total: number of steps of the sampler.
         number: number of evenly spaced states to return, from 2 to ``total``. None returns only the result.
-        show: ``xt`` for the noisy images x_{t-1}, ``x0`` for the predictions x0_hat. ``x0`` needs a ``number``.
+        show: the states to return, ``xt`` (noisy images) or ``x0`` (predictions x0_hat). ``x0`` needs a ``number``.
 
     Raises:
         UserError: if ``show`` or ``number`` has a value that is not allowed.
@@ -199,7 +199,7 @@ def shown(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, number: int |
 
 
 def last(steps: Iterator[tuple[int, Tensor, Tensor]], total: int, name: str) -> Tensor:
-    """Run a sampler to its end and return the sample. A progress bar appears if sampling takes a few seconds."""
+    """Return the sample of a sampler. Show the progress if sampling takes more than a few seconds."""
     _, x, _ = deque(tracked(steps, name, total=total), maxlen=1)[0]
     return x
 
@@ -219,8 +219,8 @@ def slerp(a: Tensor, b: Tensor, between: Tensor) -> Tensor:
 
         sin((1 - s) phi) / sin(phi) a + sin(s phi) / sin(phi) b,   phi the angle between a and b
 
-    The points are as long as ``a`` and ``b``, if these are equally long. The midpoint of the straight line between two
-    draws of noise is shorter by a factor of about sqrt(2).
+    If ``a`` and ``b`` have equal norms, all points have this norm. On a straight line between two draws of noise, the
+    norm of the midpoint is smaller by a factor of about sqrt(2).
 
     Args:
         a, b: noise, (B, ...) each.

@@ -1,8 +1,8 @@
 """Gibbs sampling in a restricted Boltzmann machine; [DSL 7.2].
 
-The units of one layer are independent given the other layer. A Gibbs step therefore draws all of v given h, and all of
-h given v. v is (n, V) and h is (n, H), with one chain in each row. u is uniform in [0, 1). Persistent chains are stored
-as hidden states, which saves one matrix product for each update.
+The units of one layer are independent given the other layer. A Gibbs step therefore draws all of h at once given
+v, and all of v at once given h. v is (n, V) and h is (n, H), with one chain in each row. u is uniform in [0, 1).
+Persistent chains are stored as hidden states. This saves one matrix product for each update.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,9 @@ Init = str | Tensor | list[Tensor]  # noise, data, chains, or images; see beginn
 
 
 def gibbs(h: Tensor, u_v: Tensor, u_h: Tensor, machine: Machine) -> Tensor:
-    """Return v (n, V) at the end of the Gibbs chain v | h, h | v, ..., v | h; [DSL 7.2].
+    """Return v (n, V) at the end of a Gibbs chain from ``h``; [DSL 7.2].
 
-    The chain draws v k times and draws h between every two draws of v.
+    The chain draws v | h, h | v, ..., v | h. It draws v k times and h k - 1 times.
 
     Args:
         h: initial hidden states, (n, H).
@@ -56,11 +56,11 @@ def cd(v: Tensor, noise: dict[str, Tensor], machine: Machine) -> Tensor:
 def local_chains(h: Tensor | None, n: int, H: int, rank: int, world_size: int) -> Tensor:
     """Return the persistent chains of one process, (n / world_size, H), bool.
 
-    The process of rank r holds rows r, r + world_size, r + 2 world_size, ... of all n chains.
+    Rank r holds rows r, r + world_size, r + 2 world_size, ... of all n chains.
 
     Args:
-        h: hidden states of all chains from a checkpoint, or of this process alone. None draws random units with the
-            seed of the run.
+        h: hidden states of all chains, as in a checkpoint, or of the chains of this process. None draws random units
+            with the seed of the run.
         n: number of chains over all processes.
         H: number of hidden units.
         rank: rank of this process.
@@ -74,7 +74,7 @@ def local_chains(h: Tensor | None, n: int, H: int, rank: int, world_size: int) -
 def restart_noise(
     h: Tensor, probability: float, V: int, *, generator: torch.Generator | None, device: torch.device
 ) -> dict[str, Tensor]:
-    """Draw which chains restart, and the noise of their new initial states.
+    """Return a random choice of the chains that restart, and the noise of their new initial states.
 
     Args:
         h: hidden states of the chains, (n, H).
@@ -96,12 +96,12 @@ def restart_noise(
 def pcd(noise: dict[str, Tensor], machine: Machine) -> Tensor:
     """Return v' (n, V) after k Gibbs steps of persistent chains.
 
-    If a chain restarts, its units v become random, and its hidden state is drawn given this v.
+    If a chain restarts, its v becomes random. Its h is then drawn given v.
 
     Args:
         noise: the hidden states ``h`` (n, H) of the chains, and uniform noise ``u_v`` (k, n, V) and ``u_h`` (k, n, H).
-            If chains restart, it includes the result of :func:`restart_noise`. The last ``u_h`` is not used here. RBM
-            draws the next hidden states of the chains from it.
+            If chains restart, it includes the result of :func:`restart_noise`. This function does not use the last
+            ``u_h``. With the last ``u_h``, RBM draws the next hidden states of the chains.
         machine: the learned parameters.
     """
     h = noise["h"].to(machine.b.dtype)
@@ -116,10 +116,10 @@ def pcd(noise: dict[str, Tensor], machine: Machine) -> Tensor:
 
 
 def frame_steps(steps: int, frames: int | None) -> list[int]:
-    """Return the steps at which to show a chain of ``steps`` steps.
+    """Return the numbers of the steps after which to show a chain of ``steps`` steps.
 
-    ``frames`` = None selects only the last step. With an integer, the result is ``frames`` steps from 0 to ``steps``,
-    spaced almost geometrically.
+    None for ``frames`` selects only the last step. An integer selects ``frames`` steps from 0 to ``steps``, spaced
+    almost geometrically.
 
     Raises:
         UserError: if ``frames`` is not an integer from 2 to ``steps`` + 1.
@@ -131,7 +131,7 @@ def frame_steps(steps: int, frames: int | None) -> list[int]:
         raise UserError(
             f"a chain of {steps} steps has at most {steps + 1} frames, including the initial state; got {frames}"
         )
-    # After 0, the steps are strictly increasing integers near a geometric series from 1 to ``steps``.
+    # After 0, the steps are increasing integers, close to a geometric series from 1 to ``steps``.
     shown = [0]
     for i in range(frames - 1):
         place = round(steps ** (i / (frames - 2))) if frames > 2 else steps
@@ -148,7 +148,7 @@ def gibbs_frames(v: Tensor, shown: list[int], machine: Machine, *, generator: to
         v: binary initial states, (n, V).
         shown: increasing step numbers, the last at least 1.
         machine: the learned parameters.
-        generator: source of the noise, which is drawn step by step. None selects PyTorch's default generator.
+        generator: source of the noise. None selects PyTorch's default generator.
     """
     sampled = lambda logits: draw(logits, rand(*logits.shape, generator=generator, device=logits.device))  # noqa: E731
     found = [v] if shown[0] == 0 else []
@@ -188,8 +188,8 @@ def beginning(
     """Return binary initial states v of ``n`` chains, (n, V).
 
     Args:
-        init: ``noise`` for random units, ``data`` or ``chains`` for random rows of these arguments, or n images in
-            [0, 1].
+        init: ``noise`` draws random units. ``data`` and ``chains`` draw random rows of the argument of this name. A
+            tensor or a list holds n images in [0, 1].
         n: number of chains.
         machine: the learned parameters.
         observe: (images, uniform noise in their shape) -> binary v.
@@ -231,7 +231,7 @@ def beginning(
 def burned_in_states(machine: Machine) -> Tensor:
     """Return hidden states of 100 chains after 1000 Gibbs steps from random visible units, (100, H), 0 or 1.
 
-    The noise has a fixed seed. The result is a function of ``machine`` alone.
+    The noise has a fixed seed, so the result depends only on ``machine``.
     """
     generator = chunk_generator(0, -3)
     uniform = lambda like: rand(*like.shape, generator=generator, device=like.device)  # noqa: E731

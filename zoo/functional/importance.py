@@ -14,7 +14,7 @@ from zoo.functional.latents import log_ratio
 from zoo.functional.precision import float64_device, in_float64
 from zoo.functional.progress import tracked
 
-# Largest number of images times importance samples in one batch. A batch of this size fits into a processor's cache.
+# Largest number of images times importance samples in one batch. A batch of this size fits into the cache of a CPU.
 ROWS_AT_ONCE = 2000
 
 
@@ -22,9 +22,9 @@ def log_importance_weight(x: Tensor, z: Tensor, q, log_px: Callable) -> Tensor:
     """Return log w = log p(x | z) + log p(z) - log q(z | x), (k, B) nats. The weights satisfy E_q[w] = p(x).
 
     Args:
-        x: data as ``log_px`` expects them, (B, ...).
+        x: data in the form that ``log_px`` takes, (B, ...).
         z: draws of q, (k, B, ...).
-        q: the posterior of B examples, a family of zoo.functional.latents.
+        q: the posteriors of the B examples, an object of a class of zoo.functional.latents.
         log_px: (x, z) -> log p(x | z), (k, B).
     """
     return log_px(x, z) - log_ratio(z, q)
@@ -33,7 +33,7 @@ def log_importance_weight(x: Tensor, z: Tensor, q, log_px: Callable) -> Tensor:
 def importance_weighted_bound(log_w: Tensor) -> Tensor:
     """Return the importance-weighted bound L_k = log 1/k sum_i w_i, (B,) nats, from log weights (k, B).
 
-    Its expectation is the bound of Burda et al. 2015, eq. 8.
+    The expectation of the result is the bound of Burda et al. 2015, eq. 8.
     """
     return log_w.logsumexp(0) - math.log(len(log_w))
 
@@ -41,13 +41,13 @@ def importance_weighted_bound(log_w: Tensor) -> Tensor:
 def importance_weighted_log_likelihood(log_weight: Callable[[int], Tensor], num_samples: int, images: int) -> Tensor:
     """Return log 1/K sum_k w_k over K = ``num_samples`` independent draws, (B,) nats; Burda et al. 2015, eq. 8.
 
-    Its expectation is a lower bound on log p(x). More samples make the bound tighter. The draws come in small batches,
-    so memory does not grow with K.
+    The expectation of the result is a lower bound of log p(x). More samples make the bound tighter. The function draws
+    in small batches, so memory does not grow with K.
 
     Args:
-        log_weight: n -> n new draws of log w = log p(x, z) - log q(z | x), (n, B) nats.
+        log_weight: function of n that returns log w = log p(x, z) - log q(z | x) of n new draws of z, (n, B) nats.
         num_samples: K, an integer >= 1.
-        images: B, which determines the number of draws in one batch.
+        images: B, the number of images.
 
     Raises:
         UserError: if ``num_samples`` is not an integer >= 1.
@@ -63,7 +63,7 @@ def importance_weighted_log_likelihood(log_weight: Callable[[int], Tensor], num_
 
 
 class LogPartition(NamedTuple):
-    """An estimate of log Z with its interval, in nats. If log Z was enumerated, all three numbers are equal."""
+    """An estimate of log Z and its interval, in nats. If enumeration gave log Z, all three numbers are equal."""
 
     estimate: float
     low: float
@@ -75,16 +75,17 @@ def annealed_importance_sampling(
 ) -> Tensor:
     """Return the log weights of annealed importance sampling, (M,) nats, float64.
 
-    Neal 2001; Salakhutdinov & Murray 2008, sec. 4. A chain begins at an exact draw v_0 of p_0. It follows the
-    unnormalised densities f_0 = f_{beta_0}, ..., f_K:
+    See Neal 2001; Salakhutdinov & Murray 2008, sec. 4. f_0, ..., f_K are unnormalised densities at the inverse
+    temperatures beta_0, ..., beta_K, and p_k is f_k / Z_k. A chain begins at an exact draw v_0 of p_0. T_k is a
+    transition that leaves p_k invariant:
 
-        w = prod_k f_k(v_{k-1}) / f_{k-1}(v_{k-1}),     v_k ~ T_k(. | v_{k-1}), which leaves p_k invariant
+        w = prod_k f_k(v_{k-1}) / f_{k-1}(v_{k-1}),     v_k ~ T_k(. | v_{k-1})
 
-    E[w] = Z_K / Z_0 holds exactly for any number of steps K. More steps lower the variance of w.
+    For any number of steps K, E[w] = Z_K / Z_0. More steps lower the variance of w.
 
     Args:
         v: exact draws of p_0, one for each chain, (M, ...).
-        anneal: (v, beta, next_beta) -> log f_next(v) - log f(v), (M,), and the next v, (M, ...).
+        anneal: (v, beta_{k-1}, beta_k) -> log f_k(v) - log f_{k-1}(v), (M,), and the next v, (M, ...).
         betas: increasing inverse temperatures from 0 to 1, (K + 1,).
         progress: whether to show a progress bar.
     """
@@ -100,11 +101,11 @@ def log_mean(log_w: Tensor) -> LogPartition:
     """Return log of the mean weight, with the interval log( mean w +- 3 standard errors ), in nats.
 
     The interval of three standard errors is from Salakhutdinov & Murray 2008, sec. 4.2. ``low`` is at least
-    log mean w - 6.6. This limit follows from Markov's inequality: the weights are positive, so their mean exceeds 740
-    times its expectation with probability at most 1/740.
+    log mean w - 6.6. The reason is Markov's inequality: with probability at least 1 - 1/740, the mean of the positive
+    weights is at most 740 times its expectation.
 
-    The mean is unbiased. Its logarithm is too low on average. If no chain finds an important mode, the interval is too
-    narrow and too low. Check that the interval does not move when the number of temperatures increases.
+    The mean is unbiased, but its logarithm is too low on average. If no chain finds an important mode, the interval is
+    too narrow and too low. Check that the interval does not move when the number of temperatures increases.
 
     Args:
         log_w: log weights of independent chains, (M,) nats, M >= 2.

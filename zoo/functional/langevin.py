@@ -2,9 +2,9 @@
 
     x' = x + (e / 2) score(x) + sqrt(e) z,   z ~ N(0, I),   e the step size       [DSL 14.6.2]
 
-The stationary density tends to p as e goes to 0. At a finite e it is wider than p. For p = N(0, s^2) its variance is
-s^2 / (1 - e / (4 s^2)). With a Metropolis-Hastings test at every step, the stationary density is p at any e
-[DSL 7.3.1].
+The stationary density of the chain tends to p as e goes to 0. At a finite e it differs from p. For p = N(0, s^2) it has
+the variance s^2 / (1 - e / (4 s^2)), which is larger than s^2. With a Metropolis-Hastings test at every step, the
+stationary density is p at any e [DSL 7.3.1].
 
 An annealed chain samples from p convolved with N(0, sigma^2 I), for a decreasing sequence of sigma. It can reach modes
 that a chain on p alone does not reach.
@@ -46,15 +46,15 @@ def langevin_sample(
 ) -> Tensor:
     """Return the states of Langevin chains after ``steps`` steps from ``x``, (B, ...).
 
-    With ``snr`` the step is the corrector of Song et al. 2021 (arXiv:2011.13456), algorithms 4 and 5. The epsilon of
-    the paper is e / 2. The factor alpha_t of algorithm 5 is left out.
+    With ``snr`` the step is the corrector of Song et al. 2021 (arXiv:2011.13456), algorithms 4 and 5, without the
+    factor alpha_t of algorithm 5. The epsilon of the paper is e / 2.
 
     Args:
         score: x -> grad log p(x), (B, ...) to (B, ...).
         x: initial states, (B, ...).
         steps: number of steps, 0 or more.
         step_size: the step size e. Set either ``step_size`` or ``snr``.
-        snr: signal-to-noise ratio r. It sets e = 4 (r |z| / |score|)^2, with norms averaged over the batch.
+        snr: signal-to-noise ratio r, which sets e = 4 (r |z| / |score|)^2. The norms are averaged over the batch.
         generator: source of the noise. None selects PyTorch's default generator.
         progress: whether to show a progress bar.
 
@@ -89,20 +89,20 @@ def metropolis_langevin_sample(
 ) -> tuple[Tensor, float]:
     """Return the states of Metropolis-adjusted Langevin chains, (B, ...), and the fraction of accepted steps.
 
-    [DSL 7.3.1]; Roberts & Tweedie 1996. Each Langevin step proposes x' ~ q(x' | x) = N(x + (e / 2) score(x), e I).
-    The chain accepts x' with the probability
+    See [DSL 7.3.1]; Roberts & Tweedie 1996. Each step proposes x' ~ q(x' | x) = N(x + (e / 2) score(x), e I). The chain
+    moves to x' with the probability
 
         min(1, p(x') q(x | x') / (p(x) q(x' | x)))
 
-    and otherwise stays at x. This rule leaves p invariant at any e. Without ``log_density``, the function computes
-    log p(x') - log p(x) as the integral of the score along the line from x to x'. It uses Gauss-Legendre quadrature,
-    which is exact if the score along the line is a polynomial of degree at most 2 nodes - 1.
+    If it does not move, it stays at x. This rule leaves p invariant at any e. Without ``log_density``, the function
+    computes log p(x') - log p(x) as the integral of the score along the line from x to x' by Gauss-Legendre quadrature.
+    The quadrature is exact if the score along the line is a polynomial of degree at most 2 ``nodes`` - 1.
 
     Args:
         score, x, steps, generator, progress: as for :func:`langevin_sample`.
         step_size: the step size e.
-        log_density: x -> log p(x) up to a constant, (B, ...) to (B,). None if it is unknown.
-        nodes: number of quadrature nodes. Each node takes one evaluation of the score at each step.
+        log_density: function that maps x (B, ...) to log p(x) + constant (B,). None if it is unknown.
+        nodes: number of quadrature nodes. Each node takes one evaluation of the score per step.
     """
     nodes_and_weights = list(zip(*np.polynomial.legendre.leggauss(nodes), strict=True))
     e, taken = step_size, 0.0
@@ -141,7 +141,8 @@ def langevin_steps(
 ) -> Iterator[tuple[Tensor, float]]:
     """Yield x after each Langevin step, and the fraction of chains that accepted the step.
 
-    If ``adjusted`` is true, :func:`metropolis_langevin_sample` makes the steps. If not, :func:`langevin_sample` does.
+    If ``adjusted`` is true, :func:`metropolis_langevin_sample` makes the steps. If not, :func:`langevin_sample` makes
+    them, and the fraction is 1.
     """
     for _ in range(steps):
         if adjusted:
@@ -161,13 +162,13 @@ def best_step_size(ratio: float, steps: int) -> float:
 
     The step size is in units of sigma^2. The steps are Langevin steps at the noise level sigma.
 
-    The rule is technique 4 of Song & Ermon 2020 (arXiv:2006.09011), with the step size e of this file. Consider a
-    single point convolved with N(0, sigma^2). The sigma of the previous noise level was ``ratio`` times as large. With
-    variances and e in units of sigma^2, the chains begin with variance ratio^2. After T steps their variance is
+    This is technique 4 of Song & Ermon 2020 (arXiv:2006.09011). The data are a single point, and p at the level is
+    N(point, sigma^2). The sigma of the previous level was ``ratio`` times as large. In units of sigma^2, the chains
+    therefore begin with variance ratio^2. After T steps their variance is
 
         (1 - e/2)^(2 T) ratio^2 + (1 - (1 - e/2)^(2 T)) / (1 - e/4)
 
-    The correct variance is 1. The function returns the e with the variance closest to 1.
+    The correct variance is 1. The result is the e in (0, 2] with the variance closest to 1.
     """
     e = torch.linspace(0.001, 2, 2000, dtype=torch.float64)
     kept = (1 - e / 2) ** (2 * steps)
@@ -189,16 +190,16 @@ def annealed_langevin_steps(
 ) -> Iterator[tuple[Tensor, float]]:
     """Yield x after each noise level of annealed Langevin dynamics, and the fraction of accepted steps at the level.
 
-    Song & Ermon 2019, algorithm 1.
+    See Song & Ermon 2019, algorithm 1.
 
     Args:
-        score: (x, sigma) -> the score of p convolved with N(0, sigma^2 I). sigma is (B,).
-        x: initial states, (B, ...): noise of standard deviation sigma_1.
+        score: function of x and sigma (B,) that returns the score of p convolved with N(0, sigma^2 I).
+        x: initial states, (B, ...), such as noise of standard deviation sigma_1.
         sigmas: noise levels, large to small, (L,).
         steps: number of steps at each level.
-        step_size: e / sigma^2, equal at all levels. It is epsilon / sigma_L^2 in the paper.
+        step_size: e / sigma^2, equal at all levels. In the paper it is epsilon / sigma_L^2.
         denoise: whether to end with x + sigma_L^2 score(x, sigma_L), as in Song & Ermon 2020. This is the posterior
-            mean of the point without noise, given x.
+            mean of the noise-free point given x.
         adjusted: whether to add a Metropolis-Hastings test, as in :func:`metropolis_langevin_sample`.
         generator: source of the noise. None selects PyTorch's default generator.
     """

@@ -1,19 +1,19 @@
 """Posterior families q(z | x) of D independent latents: Gaussian, Bernoulli and categorical.
 
-A family holds the parameters of q. It draws z as a function of noise. It computes the density of q and the KL
-divergence from q to the prior. The prior is N(0, I), Bernoulli(1/2), or the uniform distribution over K categories.
-A latent of K categories is a one-hot vector.
+An object of a family holds the parameters of q. Its methods draw z from noise, and compute the density of q and the
+KL divergence from q to the prior. The prior is N(0, I), Bernoulli(1/2), or uniform over K categories. A latent of K
+categories is a one-hot vector.
 
-A discrete latent z results from continuous perturbed logits s by a threshold. With logits l and u uniform in [0, 1):
+A draw of a discrete latent z is a function of continuous perturbed logits s. With logits l and u uniform in [0, 1):
 
     Bernoulli      z = 1[s > 0],                s = l + log u - log(1 - u)           logistic noise
     categorical    z = one-hot(argmax_k s_k),   s_k = l_k + G_k,  G = -log(-log u)   Gumbel-max, [Xu18b], [Xu18a]
 
-A temperature tau replaces the threshold with sigmoid(s / tau) or softmax(s / tau) (Maddison et al. 2017; Jang et al.
-2017). [Xu18b] and [Xu18a] print the tempered softmax with exp(l_k + G_k) / tau. There tau is outside the exponent and
-cancels. The correct form is exp((l_k + G_k) / tau), normalised over k, with a separate G_k for each class.
+A relaxed latent is sigmoid(s / tau) or softmax(s / tau) with a temperature tau (Maddison et al. 2017; Jang et al.
+2017). [Xu18b] and [Xu18a] print the softmax with exp(l_k + G_k) / tau, where tau cancels. The correct form is
+exp((l_k + G_k) / tau), normalised over k, with a separate G_k for each category.
 
-``perturb_given`` draws s again, given z (Tucker et al. 2017, appendix C; Grathwohl et al. 2018, appendix B).
+``perturb_given`` draws s given z (Tucker et al. 2017, appendix C; Grathwohl et al. 2018, appendix B).
 """
 
 import math
@@ -48,7 +48,7 @@ class Gaussian(NamedTuple):
 
     @classmethod
     def of(cls, out: Tensor, shape: tuple[int, ...]) -> "Gaussian":
-        """Return the posterior of a network's output (..., 2 D), which is mu, then logvar. ``shape`` is (D,)."""
+        """Return the posterior of a network's output (..., 2 D), mu followed by logvar. ``shape`` is (D,)."""
         return cls(*out.chunk(2, dim=-1))
 
     @staticmethod
@@ -122,7 +122,7 @@ class Bernoulli(NamedTuple):
     def perturb_given(self, z: Tensor, v: Tensor) -> Tensor:
         """Return a draw of s given z, from uniform noise ``v``, differentiable in the logits.
 
-        ``v`` is mapped to the part of the interval [0, 1) of u that leads to z.
+        ``v`` selects a value u from the part of [0, 1) in which u gives this z.
         """
         off = (-self.logits).sigmoid()  # P(z = 0), because z = 0 where u <= off
         u = torch.where(z > 0, off + v * (1 - off), v * off)
@@ -137,7 +137,7 @@ class Bernoulli(NamedTuple):
         return log_bernoulli(z[..., None], self.logits[..., None])
 
     def score(self, z: Tensor) -> Tensor:
-        """Return the derivative of log q(z) with respect to the logits, (..., D)."""
+        """Return the score, the derivative of log q(z) with respect to the logits, (..., D)."""
         return z - self.logits.sigmoid()
 
     def score_square(self, z: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class Categorical(NamedTuple):
         return Categorical(torch.zeros_like(u)).draw(u)
 
     def perturb(self, u: Tensor) -> Tensor:
-        """Return the perturbed logits s = l + Gumbel noise. z is one-hot at the largest s_k."""
+        """Return the perturbed logits s = log_softmax(l) + Gumbel noise. z is one-hot at the largest s_k."""
         return self.logits.log_softmax(-1) + gumbel(u)
 
     def harden(self, s: Tensor) -> Tensor:
@@ -196,7 +196,8 @@ class Categorical(NamedTuple):
     def perturb_given(self, z: Tensor, v: Tensor) -> Tensor:
         """Return a draw of s given z, from uniform noise ``v``, differentiable in the logits.
 
-        The largest s_k follows Gumbel(0). The others follow Gumbel(log p_k), truncated to lie below the largest.
+        The s_k of the category in z is the largest and follows Gumbel(0). Each other s_k follows Gumbel(log p_k),
+        truncated to lie below the largest.
         """
         log_p = self.logits.log_softmax(-1)
         largest = (gumbel(v) * z).sum(-1, keepdim=True)
@@ -212,7 +213,7 @@ class Categorical(NamedTuple):
         return (z * self.logits.log_softmax(-1)).sum(-1)
 
     def score(self, z: Tensor) -> Tensor:
-        """Return the derivative of log q(z) with respect to the logits, (..., D, K)."""
+        """Return the score, the derivative of log q(z) with respect to the logits, (..., D, K)."""
         return z - self.logits.softmax(-1)
 
     def score_square(self, z: Tensor) -> Tensor:
@@ -235,7 +236,7 @@ class Categorical(NamedTuple):
 
 
 def log_ratio(z: Tensor, q) -> Tensor:
-    """Return log q(z) - log p(z), (k, B) nats, for draws z (k, B, ...) of q. The mean estimates KL(q || p)."""
+    """Return log q(z) - log p(z), (k, B) nats, for draws z (k, B, ...) of q. Its mean over k estimates KL(q || p)."""
     return q.log_probs(z).sum(-1) - q.log_prior(z)
 
 

@@ -1,6 +1,6 @@
 """A mixture of Gaussians with diagonal covariances, as the prior of a VAE: densities, loss terms and fitting.
 
-The density of the latents z and the responsibilities of the K clusters c are
+The density of the latents z, and the responsibilities of the K clusters c:
 
     p(z)     = sum_c pi_c N(z | mu_c, diag exp(logvar_c))
     p(c | z) = pi_c N(z | c) / sum_k pi_k N(z | k)                                     responsibilities
@@ -52,13 +52,13 @@ def kl_components(mu: Tensor, logvar: Tensor, mixture: Mixture) -> Tensor:
 def log_q(eps: Tensor, logvar: Tensor) -> Tensor:
     """Return log q(z | x) at z = mu + sigma eps, (...) nats.
 
-    The function takes eps itself. Computing (z - mu) / sigma again would add rounding errors.
+    The argument is eps, because (z - mu) / sigma would have rounding errors.
     """
     return log_normal(eps, torch.zeros_like(eps), torch.zeros_like(eps)) - logvar.sum(-1) / 2
 
 
 def kl_terms(z: Tensor, log_q: Tensor, log_gamma: Tensor, mixture: Mixture) -> dict[str, Tensor]:
-    """Return the terms of the negative ELBO other than -log p(x | z), at one z; (B,) nats each.
+    """Return the terms of the negative ELBO except -log p(x | z), (B,) nats each, at one z.
 
     Args:
         z: latents, (B, D).
@@ -109,7 +109,7 @@ def log_importance_weight(x: Tensor, eps: Tensor, encode: Callable, log_px: Call
 def cost_at_a_fixed_draw(
     x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture
 ) -> tuple[Tensor, Tensor]:
-    """Return f = -log p(x|z) - log p(z) + log q(z|x) at a fixed z, and log q(z|x); (B,) nats each.
+    """Return f = -log p(x|z) - log p(z) + log q(z|x) and log q(z|x), (B,) nats each, at a fixed z.
 
     A score-function estimator uses both. The gradient of E_q[f] with respect to the encoder is
     E_q[ f grad log q(z|x) ]. The decoder and the mixture receive the gradient of f. In f, log q(z|x) is
@@ -141,8 +141,8 @@ def check_images(images: float, num_clusters: int) -> None:
 def invariance(z: Tensor, z_deformed: Tensor, mixture: Mixture) -> float:
     """Return the mutual information between the clusters of images and of their deformed copies, nats, at most log K.
 
-    Ji et al. 2019, "Invariant Information Clustering", eq. 2-3. The mutual information is low if clusters separate
-    upright from slanted copies of one digit, or if two digits share one cluster.
+    See Ji et al. 2019, "Invariant Information Clustering", eq. 2-3. The mutual information is low if the upright and
+    the slanted images of a digit have different clusters, or if two digits share a cluster.
 
     Args:
         z: latents of images, (N, D).

@@ -1,4 +1,4 @@
-"""Random numbers from a generator, drawn on its device. A CPU generator gives equal numbers on all devices."""
+"""Random numbers, drawn on the device of their generator. A CPU generator gives equal numbers for all devices."""
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ def rand(*shape: int, generator: torch.Generator | None, device: torch.device) -
 
 
 def chunk_generator(seed: int, chunk: int) -> torch.Generator:
-    """Return a CPU generator for one chunk, draw or batch, with a seed computed from ``seed`` and ``chunk``."""
-    # Consecutive seeds of the Mersenne Twister give streams that are independent in practice. The multiplier gives
-    # (seed 0, chunk 1) and (seed 1, chunk 0) different streams.
+    """Return a CPU generator for the chunk, draw or batch with number ``chunk`` of a run with ``seed``."""
+    # Consecutive seeds of the Mersenne Twister give streams that are independent in practice. With the multiplier,
+    # (seed 0, chunk 1) and (seed 1, chunk 0) have different streams.
     return torch.Generator().manual_seed((seed * 1_000_003 + chunk) % 2**63)

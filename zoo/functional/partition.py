@@ -29,19 +29,19 @@ from zoo.functional.importance import LogPartition, annealed_importance_sampling
 from zoo.functional.noise import rand
 from zoo.functional.precision import in_float64
 
-ENUMERABLE = 20  # largest number of units of a layer to enumerate: a million states, which take minutes
-AT_ONCE = 16  # largest number of units of a layer that log_partitions enumerates: 65,536 states, which take seconds
+ENUMERABLE = 20  # largest number of units of a layer to enumerate; its million states take minutes
+AT_ONCE = 16  # largest number of units of a layer that log_partitions enumerates; its 65,536 states take seconds
 BLOCK = 4096  # states in one batch of the enumeration
 Partitions = dict[str, LogPartition]  # estimates of one log Z by name
-SANITY_CHECK_TEMPERATURES = 10  # temperatures during the sanity check before training, which discards the estimate
-PIXELS_FLIPPED = 10  # pixels of each image that estimate its pseudo-likelihood in validation
+SANITY_CHECK_TEMPERATURES = 10  # few temperatures, because the sanity check before training discards the estimate
+PIXELS_FLIPPED = 10  # pixels of each image from which validation estimates the pseudo-likelihood
 
 
 # Enumeration.
 
 
 def check_enumerable(V: int, H: int) -> None:
-    """Check that one of two layers of V and H units is small enough for learning by enumeration.
+    """Check that the visible layer (V units) or the hidden layer (H units) is small enough to enumerate in training.
 
     Raises:
         UserError: if both layers have more than 20 units.
@@ -61,9 +61,9 @@ def states(n: int, device: torch.device) -> Iterator[Tensor]:
 
 
 def smaller_layer_first(weights: Weights) -> Weights:
-    """Return ``weights``, with the two layers exchanged if the hidden layer is smaller.
+    """Return ``weights``, with visible and hidden layer exchanged if the hidden layer is smaller.
 
-    The energy is symmetric in the two layers.
+    Both layers have the same role in the energy.
 
     Raises:
         UserError: if both layers have more than 20 units.
@@ -78,7 +78,7 @@ def smaller_layer_first(weights: Weights) -> Weights:
 
 
 def log_masses(weights: Weights) -> Tensor:
-    """Return -F of every state of the smaller layer, in the order of :func:`states`; (2^n,) nats, float64."""
+    """Return -F of every state of the smaller layer, in the order of :func:`states`, (2^n,) nats, float64."""
     first = smaller_layer_first(weights)
     return torch.cat(
         [in_float64(-free_energy(s.to(first.b.dtype), first)) for s in states(len(first.b), first.b.device)]
@@ -97,7 +97,7 @@ def exact_log_partition(weights: Weights) -> Tensor:
 def exact_statistics(weights: Weights) -> tuple[Tensor, Weights]:
     """Return log Z and its gradient, by enumeration of the smaller layer.
 
-    The gradient with respect to W, b and c is E[v h'], E[v] and E[h] under the model.
+    The gradients with respect to W, b and c are E[v h'], E[v] and E[h] under the model.
     """
     first, log_mass = smaller_layer_first(weights), log_masses(weights)
     log_Z = log_mass.logsumexp(0)
@@ -117,7 +117,7 @@ def exact_loss(v: Tensor, weights: Weights) -> Tensor:
     with torch.autocast(v.device.type, enabled=False):
         log_Z, statistics = exact_statistics(Weights(*(t.detach() for t in weights)))
         linear = torch.stack([(t * s).sum() for t, s in zip(weights, statistics, strict=True)]).sum()
-        # The second term has the value of log Z. Its gradient comes from `linear`: E[v h'], E[v] and E[h].
+        # The second term has the value of log Z and the gradient of `linear`, which is E[v h'], E[v] and E[h].
         return free_energy(v, weights).mean() + (log_Z.to(v) + (linear - linear.detach()))
 
 
@@ -125,8 +125,8 @@ def exact_loss(v: Tensor, weights: Weights) -> Tensor:
 def exact_draw(u: Tensor, u_other: Tensor, weights: Weights) -> Tensor:
     """Return independent draws of p(v), (n, V).
 
-    The function inverts the cumulative distribution function of the smaller layer. If the hidden layer is the smaller
-    one, the function then draws v given h.
+    The function draws the smaller layer by the inverse of its cumulative distribution function. If this is the hidden
+    layer, the function then draws v given h.
 
     Args:
         u: uniform noise that draws the smaller layer, (n,).
@@ -148,7 +148,7 @@ def temperatures(n: int) -> Tensor:
     """Return n + 1 inverse temperatures from 0 to 1, (n + 1,), float64.
 
     The spacing follows Salakhutdinov & Murray 2008, sec. 5. In the paper, 500 steps lead from 0 to 0.5, 4,000 from 0.5
-    to 0.9, and 10,000 from 0.9 to 1. Here the three ranges take 1/29, 8/29 and 20/29 of the n steps.
+    to 0.9, and 10,000 from 0.9 to 1. Here these ranges take the same fractions of the n steps: 1/29, 8/29 and 20/29.
     """
     ends = torch.tensor([0.0, 1.0, 9.0, 29.0], dtype=torch.float64) / 29
     values = torch.tensor([0.0, 0.5, 0.9, 1.0], dtype=torch.float64)
@@ -169,7 +169,7 @@ def ais_log_partition(
 ) -> LogPartition:
     """Return log Z by annealed importance sampling from the base-rate model, with an interval of 3 standard errors.
 
-    Salakhutdinov & Murray 2008, sec. 4.1. The unnormalised densities are
+    See Salakhutdinov & Murray 2008, sec. 4.1. The unnormalised density at the inverse temperature beta is
 
         f_beta(v) = exp( (1 - beta) base'v + beta b'v ) prod_j ( 1 + exp( beta (c_j + (v'W)_j) ) )
 
@@ -210,7 +210,7 @@ def exact(weights: Weights) -> Weights:
 
 
 def quick(weights: Weights) -> bool:
-    """Return whether :func:`log_partitions` enumerates. It does if one layer has at most 16 units."""
+    """Return whether a layer has at most 16 units. If so, :func:`log_partitions` enumerates the layer."""
     return min(weights.W.shape) <= AT_ONCE
 
 
@@ -230,14 +230,14 @@ def log_partitions(
     sampling runs from two base-rate models. The pixels of ``base_rate`` have the probabilities of the mean image, as in
     Salakhutdinov & Murray 2008. The pixels of ``coins`` have probability 1/2.
 
-    For both models, the mean weight is an unbiased estimate of Z. If no chain finds the modes with most of the mass,
-    the estimate is too low. The larger estimate is therefore usually closer to log Z. If ``coins`` is far above
-    ``base_rate``, the model has put mass where there are no data. A likelihood from ``base_rate`` alone is then far
+    For both base-rate models, the mean weight is an unbiased estimate of Z. If no chain finds the modes with most of
+    the mass, the estimate is too low. The larger estimate is therefore usually closer to log Z. If ``coins`` is far
+    above ``base_rate``, the machine has mass where there are no data. A likelihood from ``base_rate`` alone is then far
     too high.
 
-    Persistent chains that never restart cause this. They all stay near the data, and mass gathers elsewhere. The
-    chains do not visit that mass. Annealed importance sampling from the mean image also misses it. After 300 epochs on
-    MNIST without restarts, log Z was 1,043 with ``base_rate`` and 1,091 with ``coins``.
+    Training with persistent chains that never restart can give this mass to the machine. The chains stay near the data
+    and do not visit the mass. The chains from ``base_rate`` also miss the mass. After 300 epochs on MNIST without
+    restarts, log Z was 1,043 with ``base_rate`` and 1,091 with ``coins``.
 
     Args:
         weights: the parameters of the energy.
@@ -268,8 +268,8 @@ def validation_terms(
     Returns:
         loss                       -log p(v) = F(v) + log Z, nats
         pseudo_likelihood          sum_i log p(v_i | all other pixels), nats, estimated from ten pixels of each image;
-                                   its standard error is about 1.3 nats on 10,000 images
-        reconstruction_error       |v - p(v = 1 | h)|^2 with h drawn given v, squared pixel values, summed over pixels
+                                   the standard error is about 1.3 nats on 10,000 images
+        reconstruction_error       |v - p(v = 1 | h)|^2 with h drawn given v, summed over pixels; white is 1
         log_partition              the largest of ``partitions``, nats
         log_partition_low          lower end of the interval of three standard errors, nats
         log_partition_high         upper end of this interval, nats

@@ -1,4 +1,4 @@
-"""Sums in float64 on every device, and buffers that keep float32 or float64 in a model of 16 bits."""
+"""Sums in float64 on every device, and buffers that stay in float32 or float64 if the model changes to 16 bits."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ def has_float64(device: torch.device) -> bool:
 
 
 def in_float64(x: Tensor) -> Tensor:
-    """Return ``x`` in float64, on its device, or on the CPU if its device has no float64."""
+    """Return ``x`` in float64. The result is on the CPU if the device of ``x`` has no float64."""
     return x.double() if has_float64(x.device) else x.cpu().double()
 
 
@@ -27,10 +27,10 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 def keep_float32(*names: str) -> Callable[[C], C]:
-    """Return a decorator of module classes that keeps the buffers ``names`` in float32 or float64.
+    """Return a decorator of module classes. It keeps the buffers ``names`` in float32 or float64.
 
-    ``bfloat16()``, ``half()`` and similar methods do not round these buffers to 16 bits. The buffers move to other
-    devices with the module, and ``double()`` makes them float64. Names that a module does not have are ignored.
+    ``bfloat16()``, ``half()`` and similar methods then do not round these buffers to 16 bits. The buffers still move to
+    other devices with the module, and ``double()`` converts them to float64. Names without a buffer are ignored.
     """
 
     def decorate(cls: C) -> C:

@@ -14,9 +14,9 @@ Step = TypeVar("Step")
 
 
 def has_bars(stream=None) -> bool:
-    """Return whether progress bars can be drawn: in a notebook, or if ``stream`` is a terminal.
+    """Return whether the program runs in a notebook, or ``stream`` is a terminal. Both can show progress bars.
 
-    None stands for standard error.
+    If ``stream`` is None, it is standard error.
     """
     stream = sys.stderr if stream is None else stream
     return "ipykernel" in sys.modules or (stream is not None and stream.isatty())
@@ -25,12 +25,12 @@ def has_bars(stream=None) -> bool:
 class Lines:
     """A timer for log lines about the progress of some work.
 
-    The first line is due after ``first`` seconds. The interval between later lines is ``every`` seconds, or 1 % of the
-    time since the work began if that is longer.
+    The first line is due after ``first`` seconds. The interval between later lines is the larger of ``every``
+    seconds and 1 % of the time since the work began.
 
     Args:
         first: seconds before the first line.
-        every: least number of seconds between later lines.
+        every: smallest interval between later lines, in seconds.
         clock: monotonic clock in seconds. None selects ``time.monotonic``.
     """
 

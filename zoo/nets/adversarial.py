@@ -1,4 +1,4 @@
-"""Generators and discriminators: convolutional networks as in DCGAN, fully connected networks, and sequences."""
+"""Generators and discriminators: convolutional networks as in DCGAN, fully connected and recurrent networks."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -47,8 +47,8 @@ def make_discriminator(
 ) -> nn.Module:
     """Return a discriminator that maps examples (B, *shape) to one unbounded number each, (B, 1).
 
-    The number is a logit, or the value of a critic. ``norm`` is the normalisation of ``conv``, ``layer`` or ``batch``.
-    Fully connected networks have no normalisation.
+    The number is the logit of a discriminator or the score of a critic. ``norm``, ``layer`` or ``batch``, is the
+    normalisation of ``conv``. Fully connected networks have none.
     """
     if network == "conv":
         trunk = ConvTrunk(width, norm)
@@ -58,17 +58,17 @@ def make_discriminator(
 
 
 def is_image(shape: Sequence[int]) -> bool:
-    """Return whether examples of this shape are images. Images are in [0, 1] outside a model and in [-1, 1] inside."""
+    """Return whether examples of this shape are images, which the networks need in [-1, 1]."""
     return list(shape) == IMAGE
 
 
 def centre(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return examples as the networks take them: images scaled from [0, 1] to [-1, 1], other examples unchanged."""
+    """Return images scaled from [0, 1] to [-1, 1]. Return other examples unchanged."""
     return 2 * x - 1 if is_image(shape) else x
 
 
 def uncentre(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return the inverse of :func:`centre`, at least float32. Images are clipped to [0, 1]."""
+    """Return images scaled from [-1, 1] to [0, 1] and clipped, and other examples unchanged; at least float32."""
     x = at_least_float32(x)
     return (x / 2 + 0.5).clamp(0, 1) if is_image(shape) else x
 
@@ -76,8 +76,8 @@ def uncentre(x: Tensor, shape: Sequence[int]) -> Tensor:
 class ConvGenerator(nn.Module):
     """Generator of images (B, 1, 28, 28) in [-1, 1] from noise (B, D), after DCGAN (Radford et al. 2016).
 
-    A linear layer makes 7 x 7 pixels. Transposed convolutions then go 7 -> 14 -> 28. BatchNorm comes before each ReLU.
-    The last operation is tanh. The weights of the convolutions are initialised from N(0, 0.02^2).
+    A linear layer makes 7 x 7 pixels. Two transposed convolutions double the side: 7 -> 14 -> 28. BatchNorm comes
+    before each ReLU. The last operation is tanh. Weights of convolutions are initialised from N(0, 0.02^2).
     """
 
     def __init__(self, in_features: int, width: int = 32):
@@ -104,13 +104,14 @@ class ConvGenerator(nn.Module):
 class ConvTrunk(nn.Module):
     """Network from images (B, 1, 28, 28) to features (B, 98 width): DCGAN's discriminator without its last layer.
 
-    Strided convolutions go 28 -> 14 -> 7, each with a leaky ReLU. Normalisation comes before the second leaky ReLU.
+    Two strided convolutions halve the side: 28 -> 14 -> 7. A leaky ReLU follows each convolution. Normalisation comes
+    before the second leaky ReLU.
 
     Args:
         width: channels at 14 x 14 pixels.
-        norm: ``layer`` normalises each image separately, ``batch`` is BatchNorm. With BatchNorm, the output for one
-            image depends on the other images of the batch. Do not combine BatchNorm with a gradient penalty: the
-            penalty needs a separate gradient for each image.
+        norm: ``layer`` normalises each image separately. ``batch`` is BatchNorm. With BatchNorm, the output for one
+            image depends on the other images of the batch. Do not combine BatchNorm with a gradient penalty, because
+            the penalty needs a separate gradient for each image.
     """
 
     def __init__(self, width: int = 32, norm: Literal["layer", "batch"] = "layer"):
@@ -131,10 +132,10 @@ class ConvTrunk(nn.Module):
 
 
 class SequenceGenerator(nn.Module):
-    """Recurrent generator of sequences of T symbols out of K from uniform noise (B, T, K); [Xu18a].
+    """Recurrent generator that maps uniform noise (B, T, K) to sequences of T symbols, each one of K; [Xu18a].
 
-    At step t a gated recurrent unit reads v_{t-1} and returns the logits mu_t of a symbol K_t ~ softmax(mu_t). v_t is
-    the one-hot vector of K_t, drawn by the Gumbel-max trick, or a relaxation of this vector.
+    At step t a gated recurrent unit reads v_{t-1}. A linear layer returns the logits mu_t of a symbol
+    K_t ~ softmax(mu_t). The Gumbel-max trick draws K_t. v_t is the one-hot vector of K_t or a relaxation of it.
 
     Args:
         symbols: number of symbols K.
@@ -153,7 +154,7 @@ class SequenceGenerator(nn.Module):
 
         Args:
             B: number of sequences.
-            symbol: (t, logits (B, K)) -> v_t (B, K).
+            symbol: function of t and logits (B, K) that returns v_t (B, K).
             like: tensor with the device and dtype of v.
         """
         dtype = self.head.weight.dtype

@@ -1,4 +1,4 @@
-"""First lines of ``repr(model)``, before the tree of networks: the kind of model, its hyperparameters and its size."""
+"""The first lines of ``repr(model)``: what the model is, its hyperparameters and its size."""
 
 import inspect
 import reprlib
@@ -12,7 +12,7 @@ WIDTH = 100  # characters in a line
 
 
 def described(cls: M) -> M:
-    """Decorate a class of models to have ``repr(model)`` begin with :func:`description`."""
+    """Return the class of models ``cls``, changed to begin ``repr(model)`` with :func:`description`."""
     cls.extra_repr = description
     return cls
 
@@ -20,7 +20,7 @@ def described(cls: M) -> M:
 def description(self: nn.Module) -> str:
     """Return the first line of the class docstring, the hyperparameters, and the number of parameters.
 
-    If the constructor of a model has failed, some parts are missing.
+    If the constructor of the model has raised an error, some parts are missing.
     """
     about = inspect.cleandoc(type(self).__doc__ or "").partition("\n")[0]
     hparams = vars(self).get("_hparams") or {}
@@ -29,7 +29,7 @@ def description(self: nn.Module) -> str:
 
 
 def _wrapped(parts: list[str]) -> list[str]:
-    """Return ``parts`` with commas between them, in lines of at most WIDTH characters where they fit."""
+    """Return lines of ``parts`` with commas between them. A line is longer than WIDTH only if one part is longer."""
     lines: list[str] = []
     for part in parts:
         if lines and len(lines[-1]) + len(part) + 3 <= WIDTH:

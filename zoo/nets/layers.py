@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Layers(nn.Sequential):
-    """Layers in sequence. They convert their input to the precision of their weights."""
+    """Layers in sequence. ``forward`` first converts the input to the precision of the weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(next(self.parameters()).dtype))
@@ -27,7 +27,7 @@ def mlp(widths: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> Layers:
 class ConvEncoder(nn.Module):
     """Convolutional encoder of images (B, 1, 28, 28) to features (B, out_features).
 
-    Two strided convolutions, 28 -> 14 -> 7, come before a linear layer.
+    Two strided convolutions halve the side of the images, 28 -> 14 -> 7. A linear layer follows.
     """
 
     def __init__(self, out_features: int, width: int = 32):

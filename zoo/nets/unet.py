@@ -15,7 +15,7 @@ from zoo.nets.layers import mlp
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Return cosines and sines of ``t`` at the frequencies 10000^(-2 i / dim), i < dim/2; (B, dim).
 
-    Vaswani et al. 2017, sec. 3.5.
+    See Vaswani et al. 2017, sec. 3.5.
 
     Args:
         t: step indices or noise levels, (B,).
@@ -29,7 +29,7 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 class ResidualBlock(nn.Module):
     """Residual block of two 3 x 3 convolutions; Ho et al. 2020, appendix B.
 
-    Between the convolutions, a linear map of the step embedding shifts each channel.
+    Between the convolutions, a linear function of the step embedding is added to each channel.
     """
 
     def __init__(self, c_in: int, c_out: int, embedding_dim: int):
@@ -109,23 +109,24 @@ class UNet(nn.Module):
     """U-Net that maps images and a step index or noise level to images of the same shape.
 
     The first operation folds each ``patch`` x ``patch`` block of pixels into channels (pixel-unshuffle). The last
-    operation unfolds them. With ``patch`` = 2, a 28 x 28 image costs as much as a 14 x 14 image costs with
-    ``patch`` = 1. Each level has ``blocks`` residual blocks in the downward half and ``blocks`` + 1 in the upward half.
+    operation turns channels into blocks again. A 28 x 28 image with ``patch`` = 2 takes about as long as a 14 x 14
+    image with ``patch`` = 1. Each level has ``blocks`` residual blocks in the downward half and ``blocks`` + 1 in the
+    upward half.
     Self-attention is only at the lowest resolution, which is 7 x 7 by default.
 
     Args:
         channels: channels of the images.
         widths: channels of each level, highest resolution first, multiples of 8.
         blocks: residual blocks of each level.
-        patch: side of the folded blocks in pixels. With 1, nothing is folded.
-        num_classes: number of labels of a conditional network. None makes the network unconditional. The additional
-            label ``num_classes`` means "no label".
-        side: side of the images in pixels. The network also takes other sides that are multiples of
+        patch: side of the folded blocks in pixels. 1 turns folding off.
+        num_classes: number of labels of a conditional network. None makes the network unconditional. The label
+            ``num_classes``, one more than the last label, means "no label".
+        side: side of the images in pixels. The network also accepts images of other sides that are multiples of
             patch * 2^(levels - 1).
 
     Raises:
-        UserError: if widths are not multiples of 8, ``blocks`` or ``patch`` is below 1, or ``side`` is not a multiple
-            of patch * 2^(levels - 1).
+        UserError: if a width is not a multiple of 8, or ``blocks`` or ``patch`` is below 1. Also if ``side`` is not a
+            multiple of patch * 2^(levels - 1).
     """
 
     def __init__(
