@@ -290,7 +290,7 @@ class Images(L.LightningDataModule):
                 raise
             self.used = "digits"
             log.warning(
-                "NO MNIST, USING THE DIGITS OF SCIKIT-LEARN INSTEAD (1,797 images; results do not compare with MNIST).\n"
+                "NO MNIST, USING THE DIGITS OF SCIKIT-LEARN INSTEAD (1,797 images; not comparable with MNIST).\n"
                 "%s To require MNIST: data=mnist",
                 error,
             )

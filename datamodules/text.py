@@ -241,7 +241,7 @@ class Text(L.LightningDataModule):
                     raise
                 name = "pydocs"
                 log.warning(
-                    "NO TEXT8, USING PYTHON'S DOCUMENTATION INSTEAD (65,000 words; results do not compare with text8).\n"
+                    "NO TEXT8, USING PYTHON'S DOCUMENTATION INSTEAD (65,000 words; not comparable with text8).\n"
                     "%s To require text8: data=text8",
                     error,
                 )

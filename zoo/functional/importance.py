@@ -31,7 +31,7 @@ def log_importance_weight(x: Tensor, z: Tensor, q, log_px: Callable) -> Tensor:
 
 
 def importance_weighted_bound(log_w: Tensor) -> Tensor:
-    """Return the importance-weighted bound L_k = log 1/k sum_i w_i, (B,) nats, from log weights (k, B).
+    """Return the importance-weighted bound L_k = log( (1/k) sum_i w_i ), (B,) nats, from log weights (k, B).
 
     The expectation of the result is the bound of Burda et al. 2015, eq. 8.
     """
