@@ -1,11 +1,11 @@
-"""Count long sentences and words with a plainer alternative, in all text that people read.
+"""Count long sentences, and words that have a plainer alternative, in all text that people read.
 
     python tests/prose.py                     # the files with findings, and the totals
     python tests/prose.py zoo/vae.py --list   # each finding with its line
 
 The script reads docstrings, comments and messages of Python files, comments of YAML files, and Markdown files. It skips
-indented lines of docstrings, which are equations or code. A word has at least two letters, or is a number. Symbols do
-not count as words.
+indented lines of docstrings, which are equations or code. Numbers, ``a``, ``I`` and strings of at least two letters
+count as words. Symbols do not count as words.
 """
 
 import argparse

@@ -146,7 +146,7 @@ def test_bad_options_are_named(arguments, message):
 
 
 def test_the_vocabulary_is_that_of_the_training_text(tmp_path):
-    """The training text has 90 words. The other words are ``a`` and ``new``. ``new`` is not in the training text."""
+    """The training text has 90 words. The last ten words are ``a`` and ``new``. ``new`` is not in the training text."""
     data = textfile(tmp_path, "b a a " * 29 + "c b a " + "new a new a new " * 2, min_count=2, sample=0, batch_size=1)
     data.setup()
     made = data.corpus
@@ -370,14 +370,17 @@ def test_each_epoch_draws_new_rows_and_shuffles_them():
 
 
 def test_marks_belong_to_their_letters():
-    """Vowel signs and combining accents stay with their letters. The dot of a capital I stays in lower case."""
+    """Vowel signs and combining accents stay with their letters. The lower-case form of İ keeps its dot."""
     assert find_words("İstanbul  e\u0301te\u0301 नमस्ते दुनिया It\u2019s x_y") == [
         "i\u0307stanbul", "\u00e9t\u00e9", "नमस्ते", "दुनिया", "it\u2019s", "x", "y"
     ]  # fmt: skip
 
 
 def test_an_epoch_is_as_long_as_said_in_every_seed():
-    """The number of remaining words is random. In less than one epoch of a million, it is too small for all batches."""
+    """Subsampling drops words at random, so the number of the remaining words varies.
+
+    Fewer than one epoch in a million has too few words for all batches.
+    """
     stream = torch.randint(0, 20, (30_000,), generator=torch.Generator().manual_seed(0))
     stream[::50] = -1
     for seed in range(20):
@@ -385,7 +388,8 @@ def test_an_epoch_is_as_long_as_said_in_every_seed():
         batches = list(loader)
         assert len(batches) == len(loader) > 85 and all(b.words.shape == (4, 2 + ROW + 2) for b in batches)
         left = -(-len(loader.rows().reach) // 4)
-        assert left - len(loader) <= 6  # one standard deviation is 85 words, and ten are 6.6 batches
+        # len(loader) is five standard deviations below the mean. Ten standard deviations are 850 words, or 6.6 batches.
+        assert left - len(loader) <= 6
 
 
 def test_processes_share_each_batch_and_see_disjoint_text(tmp_path):

@@ -46,9 +46,9 @@ def exact_factor(chain, s2=1.0):
 
 @pytest.mark.parametrize("betas", [linear_betas(40), cosine_betas(40)], ids=["linear", "cosine"])
 def test_the_bound_is_the_likelihood_on_every_trajectory_of_normal_data(betas, generator):
-    """For N(0, I) data with the exact prediction, the reverse chain is exact (variance beta_t, continuous decoder).
+    """For N(0, I) data, the exact prediction and variance beta_t give the exact reverse chain.
 
-    Then p(x_{0:T}) = q(x_{1:T} | x_0) N(x_0; 0, I). The marginal of x_T is N(0, I) on both sides.
+    With a continuous decoder, p(x_{0:T}) = q(x_{1:T} | x_0) N(x_0; 0, I). The marginal of x_T is N(0, I) on both sides.
     """
     chain = make_chain(betas)
     x0 = 3 * torch.randn(20, 3, generator=generator, dtype=F64)
@@ -95,7 +95,7 @@ def test_every_form_has_the_same_expectation(form, variance, generator):
         eps = torch.randn(*shape, generator=generator, dtype=F64)
         draws = (single_draw if form == "single_draw" else joint_draw)(many, t, eps, *settings)
     error = draws.std() / n**0.5
-    assert FALSE_ALARM * error < 0.05 * exact.abs()  # an error of 5 % would fail the test
+    assert FALSE_ALARM * error < 0.05 * exact.abs()  # a sample mean that is wrong by 5 % fails the next line
     assert abs(draws.mean() - exact) < FALSE_ALARM * error
     # The result is a bound on the exact likelihood of this chain.
     assert exact > -log_p_of_the_chain(x0, factor, chain, variance)
@@ -105,7 +105,7 @@ def test_every_form_has_the_same_expectation(form, variance, generator):
 def test_the_joint_draw_by_hand(t, generator):
     """The chain has one dimension, x0_hat = x_t and abar_T = 0.81.
 
-    x_T is far from pure noise, so x_T and x_{T-1} differ clearly.
+    x_T is far from pure noise. A step number that is wrong by one therefore changes the prior term.
     """
     chain = make_chain(torch.full((4,), 0.05, dtype=F64))
     x0, eps = 0.7, torch.randn(5, generator=generator, dtype=F64).tolist()
@@ -165,7 +165,8 @@ def test_the_discretised_normal_is_a_distribution_over_256_grey_values(sigma):
         variance = torch.full((256, 1), sigma**2, dtype=F64)
         log_mass = log_discretised_normal(grey[:, None], torch.full((256, 1), mu, dtype=F64), variance)
         assert_close(log_mass.logsumexp(0).item(), 0.0, rtol=0, atol=1e-9)
-        for k in (0, 40, 80, 254, 255):  # masses large enough for the difference of two values of scipy's norm.cdf
+        # The difference of two values of norm.cdf has a rounding error near 1e-16. For tiny masses, atol allows it.
+        for k in (0, 40, 80, 254, 255):
             upper = 1.0 if k == 255 else norm.cdf((grey[k].item() + 1 / 255 - mu) / sigma)
             lower = 0.0 if k == 0 else norm.cdf((grey[k].item() - 1 / 255 - mu) / sigma)
             assert_close(log_mass[k].exp().item(), upper - lower, rtol=1e-6, atol=1e-14)
@@ -174,19 +175,19 @@ def test_the_discretised_normal_is_a_distribution_over_256_grey_values(sigma):
 def test_the_discretised_normal_keeps_its_digits_far_out_and_its_gradient():
     """In float32, 100 standard deviations from the mean, the log mass and its gradient are finite.
 
-    The log mass is close to log Phi at the edge of the bin nearest to the mean.
+    The log mass of a bin is close to log Phi at one edge of the bin. This edge is the one nearest to the mean.
     """
     x, sigma = torch.tensor([[-1.0], [-1 + 20 / 127.5], [0.2 / 127.5], [1.0]]), 0.02
     mu = torch.tensor([[1.0], [1.0], [0.0], [-1.0]], requires_grad=True)
     log_mass = log_discretised_normal(x, mu, torch.full_like(x, sigma**2))
     (slope,) = torch.autograd.grad(log_mass.sum(), mu)
     assert log_mass.isfinite().all() and slope.isfinite().all() and log_mass.max() <= 0
-    edge = (x[1] + 1 / 255 - 1) / sigma  # the edge of the bin nearest to the mean
+    edge = (x[1] + 1 / 255 - 1) / sigma  # the edge nearest to the mean, in standard deviations
     assert_close(log_mass[1], torch.special.log_ndtr(edge)[0], rtol=1e-3, atol=0)
 
 
 def test_terms_of_images_are_finite_with_their_gradient(generator):
-    """The batch has every t, in float32. The prediction x0_hat = -x0 is far from the image."""
+    """The batch contains every t. The computation is in float32. The prediction x0_hat = -x0 is far from the image."""
     chain = make_chain(cosine_betas(60)).to(torch.float32)
     t = torch.arange(60)
     x0 = torch.randint(256, (60, 1, 4, 4), generator=generator) / 127.5 - 1

@@ -42,7 +42,8 @@ def test_shipped_vectors_answer_as_published(name):
 REST = [name for name in CARDS if name not in ENERGIES + WORDS]
 
 
-# An evaluation takes up to half a minute, so most models are marked as slow. Fast tests check the golden terms of all.
+# An evaluation takes up to half a minute, so most models are marked as slow. The first test of this file is fast and
+# covers all models.
 @pytest.mark.parametrize("name", tiers(REST, ("vae", "vade", "cvae", "gan-discrete")))
 def test_shipped_numbers_are_recomputed(name, mnist_root):
     from zoo.datamodules import by_name
@@ -53,16 +54,15 @@ def test_shipped_numbers_are_recomputed(name, mnist_root):
     apart = {"test/log_likelihood"} if card.get("log_likelihood") else set()  # another test measures it
     assert set(measured) == {key for key in card["metrics"] if key.startswith("test/")} - apart
     for key, value in measured.items():
-        one_image = (
-            1.5e-4 if any(s in key for s in ("accuracy", "nmi", "ari")) else 0.0
-        )  # rounding can change one class
+        # Rounding can change the predicted class of two images. The tolerance for each is ``one_image``.
+        one_image = 1.5e-4 if any(s in key for s in ("accuracy", "nmi", "ari")) else 0.0
         assert_close(value, card["metrics"][key], rtol=1e-4, atol=2 * one_image)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENERGIES)
 def test_shipped_energies_are_recomputed(name, mnist_root):
-    """All metrics except log Z agree exactly.
+    """The metrics that do not depend on log Z agree up to rounding.
 
     log Z is estimated with a fifth of the chains and temperatures. Its interval must overlap the published interval.
     """
@@ -79,10 +79,12 @@ def test_shipped_energies_are_recomputed(name, mnist_root):
     assert_close(*free_energy, rtol=1e-5, atol=0)
     assert measured["test/log_partition_low"] < published["test/log_partition_high"]
     assert measured["test/log_partition_high"] > published["test/log_partition_low"]
-    # Chains that start at random pixels find no more probability mass than the chains of the published estimate.
+    # ``coins`` is the estimate of log Z from chains that start at random pixels. It must be smaller than the upper end
+    # of the published interval.
     assert published["test/log_partition_coins"] < published["test/log_partition_high"]
     data.setup()
-    # Rounding changes the step at which the regression stops. Another number of threads changed 8 of 10,000 classes.
+    # Rounding changes the iteration at which the logistic regression stops. With another number of threads, 8 of the
+    # 10,000 test images had another predicted class.
     assert abs(feature_accuracy(model, data) - published["feature_accuracy"]) < 2e-3
 
 
@@ -157,7 +159,10 @@ WITH_LIKELIHOOD = [name for name in CARDS if hub.read_card(name).get("log_likeli
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_LIKELIHOOD)
 def test_shipped_log_likelihoods_are_recomputed(name, mnist_root):
-    """The test uses the first 100 test images and all importance samples. The noise depends on the batch of 100."""
+    """The test uses the first 100 test images and all importance samples.
+
+    The noise depends only on the index of a batch of 100, so the first batch can be measured alone.
+    """
     from zoo.datamodules import Images
     from zoo.evaluation.protocol import log_likelihood_per_batch
 
@@ -196,7 +201,10 @@ def test_the_first_samples_of_many_steps_are_classified_as_published(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CARDS if hub.read_card(name).get("bound")])
 def test_the_shipped_bound_is_recomputed(name, mnist_root):
-    """The test uses the first five test images and all terms of the bound. The noise depends on the batch of five."""
+    """The test uses the first five test images and all terms of the bound.
+
+    The noise depends only on the index of a batch of five, so the first batch can be measured alone.
+    """
     from zoo.datamodules import Images
     from zoo.evaluation.protocol import bound_metrics, bound_per_batch
 

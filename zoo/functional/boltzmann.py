@@ -5,7 +5,7 @@
     p(h_j=1 | v) = sigmoid( c_j + (v'W)_j ),    p(v_i=1 | h) = sigmoid( b_i + (W h)_i )
 
 The visible units v (..., V) and the hidden units h (..., H) are binary. W is (V, H), b is (V,), and c is (H,).
-A prime is the transpose. Energies and logarithms are in nats. [Liao22] writes x for v. Its biases are a and b.
+A prime is the transpose. Energies and logarithms are in nats. [Liao22] writes x for v, a for b, and b for c.
 
 zoo/functional/gibbs.py runs Gibbs chains between the two layers. zoo/functional/partition.py computes log Z.
 """
@@ -50,7 +50,7 @@ def free_energy(v: Tensor, weights: Weights, logits: Tensor | None = None) -> Te
     Args:
         v: (..., V).
         weights: the parameters of the energy.
-        logits: :func:`hidden_logits` of v. None computes them.
+        logits: :func:`hidden_logits` of v, or None to compute them here.
     """
     logits = hidden_logits(v, weights) if logits is None else logits
     return -(v * weights.b).sum(-1) - F.softplus(logits).sum(-1)
@@ -69,8 +69,8 @@ def pseudo_log_likelihood(v: Tensor, weights: Weights, pixels: Tensor | None = N
     Args:
         v: binary, (B, V).
         weights: the parameters of the energy.
-        pixels: indices of m units of each example, (B, m). V times the mean over these units estimates the sum. None
-            uses all units.
+        pixels: indices of m units of each example, (B, m), or None for all units. V times the mean over these units
+            estimates the sum.
     """
     pixels = torch.arange(v.shape[-1], device=v.device).expand(len(v), -1) if pixels is None else pixels
     logits = hidden_logits(v, weights)

@@ -1,6 +1,6 @@
 """The variational bound of a diffusion, -log p(x_0) <= L, in the two forms of [DSL ch. 14].
 
-The single form draws one x_t for each term. It is eq. 5 and [DSL eq. 14.41]:
+The single form draws one x_t for each term. It is eq. 5 of Ho, Jain & Abbeel 2020 and [DSL eq. 14.41]:
 
     L = L_T + sum_{t=2}^{T} L_{t-1} + L_0
         L_T     = KL( q(x_T | x_0) || N(0, I) )
@@ -13,9 +13,9 @@ The joint form draws adjacent states together. It is [DSL eq. 14.28]:
              + sum_{t=1}^{T-1} log q(x_t | x_{t-1}) / p(x_t | x_{t+1}) ]
 
 Equations and sections without a name are from Ho, Jain & Abbeel 2020. The equations above count t from 1. The functions
-below take an index t from 0 to T-1, as in zoo/functional/diffusion.py. At index t, they write x_t for the x_{t+1}
-above, and x_{t-1} for the x_t above. The names L_t, x_0, x_1 and x_T keep their meaning. x_0 is the image, x_1 is
-the image after one step of noise, and x_T is the end of the chain.
+below take an index t from 0 to T-1, as in zoo/functional/diffusion.py. The x_t of a function is the x_{t+1} of the
+equations. The x_{t-1} of a function is the x_t of the equations. The names L_t, x_0, x_1 and x_T keep their meaning.
+x_0 is the image, x_1 is the image after one step of noise, and x_T is the end of the chain.
 
 The two forms agree in expectation. The single form integrates out x_{t-1} given x_t and x_0. At one step t, the
 gradient of the single form therefore has lower variance than the gradient of the joint form (Rao-Blackwell). On a whole
@@ -24,8 +24,9 @@ parts of the joint terms cancel along the chain. For N(0, I) data and variance b
 [DSL eq. 14.29-14.30] is not a third form. It treats x_t and x_{t+1} as independent given x_{t-1}, which they are not.
 
 The model is p(x_{t-1} | x_t) = N(posterior mean at x0_hat, sigma_t^2 I). Its variance sigma_t^2 is beta_t or the
-posterior variance. The posterior variance is 0 at index 0. The model then uses the posterior variance of index 1. With
-beta_t, it uses beta_0 at index 0. The authors' code uses the posterior variance of index 1 there for both choices.
+posterior variance. The posterior variance is 0 at index 0. At index 0, the model therefore uses the posterior variance
+of index 1. With beta_t, it uses beta_0 at index 0. At index 0, the authors' code uses the posterior variance of index 1
+for both choices of sigma_t^2.
 
 All results are in nats per example, summed over dimensions.
 """
@@ -96,7 +97,8 @@ def denoising_term(
         discrete: True if p(x_0 | x_1) is the discretised Gaussian of images, False if it is a Gaussian.
     """
     mu_p, var_p = posterior_mean(x0_hat, xt, t, chain), at(reverse_variance(chain, variance), t, xt)
-    # At t = 0 the divergence would be infinite. Here it has var_q of t = 1, and the last line does not use it.
+    # At t = 0 the divergence would be infinite. The clamp therefore replaces var_q at t = 0 by var_q at t = 1. The last
+    # line does not use the divergence at t = 0.
     var_q = at(chain.posterior_variance, t.clamp(min=1), xt)
     mu_q = posterior_mean(x0, xt, t, chain)
     zero = torch.zeros_like(x0).flatten(1)
