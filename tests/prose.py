@@ -245,7 +245,7 @@ def findings(path: Path, read: list[Text] | None = None) -> tuple[int, list[Find
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("paths", nargs="*", type=Path, help="files or folders; all tracked files by default")
-    parser.add_argument("--list", action="store_true", help="print each sentence that is counted, with its line")
+    parser.add_argument("--list", action="store_true", help="print each finding with its line")
     args = parser.parse_args()
     chosen = [path.resolve() for path in args.paths]
     total, long, private = 0, 0, 0
