@@ -15,9 +15,10 @@ def clustering_scores(table: Tensor) -> dict[str, float]:
         table: number of examples of each label in each cluster, (clusters, labels), integers.
 
     Returns:
-        ``accuracy`` is the fraction of examples with the label that is matched to their cluster, for the best
-        one-to-one matching of clusters and labels (Yang et al. 2010). ``nmi`` is the mutual information divided by the
-        mean of the two entropies. ``ari`` is the adjusted Rand index. For random clusters, it is 0 on average.
+        ``accuracy`` matches clusters and labels one to one, in the best way for the score. It is the fraction of
+        examples whose cluster is matched to their label (Yang et al. 2010). ``nmi`` is the mutual information of
+        clusters and labels, divided by the mean of their entropies. ``ari`` is the adjusted Rand index. For random
+        clusters, ``ari`` is 0 on average.
 
     Raises:
         UserError: if the table has no examples.
@@ -29,7 +30,7 @@ def clustering_scores(table: Tensor) -> dict[str, float]:
     if counts.sum() < 1:
         raise UserError("there are no examples to score clusters on")
     matched = counts[linear_sum_assignment(counts, maximize=True)].sum()
-    # scikit-learn takes the cluster and the label of each example. These lists have the counts of the table.
+    # scikit-learn needs the cluster and the label of each example. Examples in any order give equal scores.
     cluster, label = np.indices(counts.shape).reshape(2, -1).repeat(counts.ravel(), axis=1)
     return {
         "accuracy": float(matched / counts.sum()),

@@ -6,9 +6,9 @@
     q(x_{t-1} | x_t, x_0) = N( [sqrt(abar_{t-1}) beta_t x_0 + sqrt(1 - beta_t) (1 - abar_{t-1}) x_t] / (1 - abar_t),
                                beta_t (1 - abar_{t-1}) / (1 - abar_t) I )                      eq. 7, [DSL eq. 14.45]
 
-Equations and sections without a name are from Ho, Jain & Abbeel 2020, arXiv:2006.11239. The step index t runs from 0 to
-T-1. Index 0 is t = 1 in the paper: x_t is the image after one step of noise, and x_{t-1} is the image x_0. Images are
-in [-1, 1].
+Equations and sections without a name are from Ho, Jain & Abbeel 2020, arXiv:2006.11239. The equations count t
+from 1. The functions take an index t from 0 to T-1, so their index 0 is t = 1 in the paper. At index 0, x_t is the
+image after one step of noise, and x_{t-1} is the image x_0. Images are in [-1, 1].
 
 The functions take networks as arguments. The samplers are in zoo/functional/diffusion_samplers.py.
 """

@@ -16,7 +16,7 @@ from zoo.checks.values import check_choice, check_integer
 from zoo.functional.boltzmann import Machine, draw
 from zoo.functional.noise import chunk_generator, rand
 
-Init = str | Tensor | list[Tensor]  # noise, data, chains, or images; see beginning
+Init = str | Tensor | list[Tensor]  # noise, data, chains, or images, as the function `beginning` takes them
 
 
 def gibbs(h: Tensor, u_v: Tensor, u_h: Tensor, machine: Machine) -> Tensor:
@@ -59,8 +59,8 @@ def local_chains(h: Tensor | None, n: int, H: int, rank: int, world_size: int) -
     Rank r holds rows r, r + world_size, r + 2 world_size, ... of all n chains.
 
     Args:
-        h: hidden states of all chains, as in a checkpoint, or of the chains of this process. None draws random units
-            with the seed of the run.
+        h: hidden states of all chains, as in a checkpoint, or of the chains of this process, or None to draw random
+            units with the seed of the run.
         n: number of chains over all processes.
         H: number of hidden units.
         rank: rank of this process.
@@ -116,7 +116,7 @@ def pcd(noise: dict[str, Tensor], machine: Machine) -> Tensor:
 
 
 def frame_steps(steps: int, frames: int | None) -> list[int]:
-    """Return the numbers of the steps after which to show a chain of ``steps`` steps.
+    """Return the step numbers, from 0 to ``steps``, at which to show a chain of ``steps`` steps.
 
     None for ``frames`` selects only the last step. An integer selects ``frames`` steps from 0 to ``steps``, spaced
     almost geometrically.
@@ -188,8 +188,9 @@ def beginning(
     """Return binary initial states v of ``n`` chains, (n, V).
 
     Args:
-        init: ``noise`` draws random units. ``data`` and ``chains`` draw random rows of the argument of this name. A
-            tensor or a list holds n images in [0, 1].
+        init: ``noise`` draws random units. ``data`` draws random images of the argument ``data``. ``chains`` draws
+            random hidden states of the argument ``chains``, and then v given h. A tensor or a list holds n images in
+            [0, 1].
         n: number of chains.
         machine: the learned parameters.
         observe: (images, uniform noise in their shape) -> binary v.

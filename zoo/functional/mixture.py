@@ -1,9 +1,9 @@
 """A mixture of Gaussians with diagonal covariances, as the prior of a VAE: densities, loss terms and fitting.
 
-The density of the latents z, and the responsibilities of the K clusters c:
+The latents z have the density p(z), and the K clusters c have the responsibilities p(c | z):
 
     p(z)     = sum_c pi_c N(z | mu_c, diag exp(logvar_c))
-    p(c | z) = pi_c N(z | c) / sum_k pi_k N(z | k)                                     responsibilities
+    p(c | z) = pi_c N(z | c) / sum_k pi_k N(z | k),    N(z | c) = N(z | mu_c, diag exp(logvar_c))
 """
 
 import logging
