@@ -23,8 +23,8 @@ Differs from the paper:
 - With ``prior: learned`` a table holds a mean and a variance for each label. A network would not be more general,
   because y has only K values.
 - Training maximises L, the objective of the paper's CVAE. This file has no hybrid objective with a Gaussian
-  stochastic network (paper, sec. 4.2). In the paper, the networks also receive a first prediction of the output, but
-  not here. Samples use z drawn from the prior, as in the paper's tests.
+  stochastic network (paper, sec. 4.2). The networks of the paper also receive a first prediction of the
+  output. The networks of this file do not. Samples use z drawn from the prior, as in the paper's tests.
 - The optimiser is Adam with a cosine decay of the learning rate. Binarisation is dynamic (Burda et al. 2015). The grey
   value of a pixel is the probability of a 1.
 - The Gaussian likelihood has one learned variance for all pixels, to which ``variance_floor`` is added. zoo/vae.py

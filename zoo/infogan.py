@@ -26,7 +26,7 @@ Differs from the paper:
   category in the position of a line. Q infers the continuous code from images without deformation.
 - Q's variance is learned, as in the paper. The authors' code fixes it at 1, which makes L_I a loose bound.
 - ``cluster`` maximises the mean of log Q over eight deformed copies of an image. The deformations are half as strong as
-  in training, and equal for all images. With one copy without deformation, there are 1.6 times as many errors.
+  in training, and equal for all images. One copy without deformation gives 1.6 times as many errors.
 - In training, BatchNorm normalises real images and generated images separately. Each process normalises its own images.
 - Evaluation uses BatchNorm statistics of generated images. Only ``cluster`` uses statistics of real images, which are
   deformed at half strength.
@@ -399,8 +399,8 @@ class InfoGAN(L.LightningModule):
     # Gradient estimators.
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
-        """Return gradient estimators by name. For generator and Q: ``generator``, the whole loss, and ``bound``,
-        -lambda L_I. For trunk and head: ``discriminator``, -V. A draw has one z for each image of the batch."""
+        """Return gradient estimators by name. ``generator`` (whole loss) and ``bound`` (-lambda L_I) are for generator
+        and Q. ``discriminator`` (-V) is for trunk and head. A draw has one z for each image of the batch."""
         named = dict(self.named_parameters())
         discriminator = {k: p for k, p in named.items() if k.startswith(("trunk.", "head."))}
         generator = {k: p for k, p in named.items() if k not in discriminator}

@@ -117,7 +117,7 @@ class SkipGram(L.LightningModule):
         self.register_load_state_dict_pre_hook(_take_vocabulary)
 
     def make_vocabulary(self, words: list[str], counts: Tensor, keep: Tensor) -> None:
-        """Create vectors for ``words`` with ``counts`` (V,). Subsampling keeps the fractions ``keep`` (V,) of them.
+        """Create vectors for ``words`` with ``counts`` (V,), of which subsampling keeps the fractions ``keep`` (V,).
 
         Input vectors start uniform in [-1 / (2 sqrt(D)), 1 / (2 sqrt(D))]. Output vectors start at 0.
         """
@@ -220,7 +220,7 @@ class SkipGram(L.LightningModule):
             Losses (B, 32, 2 window + 1), and booleans of the same shape that are true for pairs.
         """
         centres, _, taken = contrastive.pairs_in_window(rows)
-        centres, words = centres.clamp(min=0), rows.words.clamp(min=0)  # -1, no word, forms no pairs
+        centres, words = centres.clamp(min=0), rows.words.clamp(min=0)  # -1 marks no word
         n, own = words.shape[1], noise.ndim == 4
         every = self.scores(centres, words if own else torch.cat([words, noise], 1), lookup)
         s = contrastive.around_each(every, taken.shape[-1])

@@ -40,7 +40,7 @@ Differs from the paper:
 - The mixture is initialised by k-means, not by EM (``initial_mixture: em``). On the same latents the accuracy is 0.89
   with k-means, 0.87 with EM, and 0.80 with EM and full covariances. EM splits the digit 1 into two clusters.
 - k-means runs several times. The mixture comes from the run with the largest mutual information between clusters of
-  images and clusters of deformed images. This run is more often the most accurate than the run with the smallest loss.
+  images and clusters of deformed images. This run has the best accuracy more often than the run with the smallest loss.
 - Pixels are binarised dynamically, as in zoo/vae.py. The paper puts grey pixels into the Bernoulli cross-entropy, which
   is not a likelihood of grey pixels. ``cluster`` reads grey images.
 - gamma is computed at z = mu(x) of the image without deformation, not at a drawn z. No gradient flows through gamma.
@@ -353,7 +353,7 @@ class VaDE(L.LightningModule):
             (n, 1, 28, 28), in [0, 1].
 
         Raises:
-            UserError: if ``clusters`` are not integers from 0 to K-1, or not n or one.
+            UserError: if ``clusters`` are not integers from 0 to K-1, or if there are neither n nor one.
         """
         eps = randn(n, self.hparams.latent_dim, generator=generator, device=self.device)
         if clusters is None and n:

@@ -31,12 +31,12 @@ Differs from the papers:
 - Binarisation is dynamic, as in Burda et al.: each use of an image draws new binary pixels. The grey value of a pixel
   is the probability of a 1.
 - The Gaussian likelihood has one learned variance for all pixels (Rybkin et al. 2021), not one for each pixel.
-  ``variance_floor`` is added to this variance. Without it, an exact reconstruction would have unbounded density.
+  ``variance_floor`` is added to this variance. Without the floor, exact reconstructions have unbounded density.
 - The means of the Gaussian likelihood come from a linear layer, not a sigmoid. Only ``decode`` clips them to [0, 1].
 - The score-function estimators use the divergence in closed form. [Liao22] puts all of log p(x, z) - log q(z | x) into
   the score term, as the estimators ``+sampled_kl`` do. Both gradients have the same expectation.
 - Training with relaxed latents uses the closed-form divergence of discrete latents, as in Jang et al. train/loss is
-  then not a bound of -log p(x). val/loss is one at beta = 1. Maddison et al. use the divergence of the relaxed latents.
+  then no bound of -log p(x), but val/loss at beta = 1 is. Maddison et al. use the divergence of the relaxed latents.
 - NVIL (Mnih & Gregor 2014) also divides the cost by its running standard deviation, which rescales the gradient. The
   estimator ``+nvil`` does not.
 - Wake-sleep draws a new pair (z, x) from the model for each image at each step. One step minimises wake + sleep.

@@ -59,8 +59,8 @@ def local_chains(h: Tensor | None, n: int, H: int, rank: int, world_size: int) -
     Rank r holds rows r, r + world_size, r + 2 world_size, ... of all n chains.
 
     Args:
-        h: hidden states of all chains, as in a checkpoint, or of the chains of this process, or None to draw random
-            units with the seed of the run.
+        h: hidden states of all chains, as in a checkpoint, or of the chains of this process. If ``h`` is None,
+            the states are random and drawn with the seed of the run.
         n: number of chains over all processes.
         H: number of hidden units.
         rank: rank of this process.
