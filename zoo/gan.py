@@ -58,9 +58,10 @@ Differs from the papers:
 - The learning rates are 5e-4 for the discriminator and 1e-3 for the generator. DCGAN has 2e-4 for both.
 - Validation and test evaluate the exponential moving average of both networks (callbacks/ema.py).
 - [Xu18a] prints a minus between the two terms of the discriminator's loss. The correct sign is a plus.
-- Sequences: [Xu18a] draws the symbol K_t at position t from softmax(mu_t(z_t)). In this file, mu_t comes from a recurrent network that reads the symbols
-  before t. The draws of K_t are the only noise, so log p(v) is exact. With ``straight_through``, samples are one-hot
-  vectors. With ``gumbel_softmax``, they are relaxed vectors, which D can distinguish from data by their values alone.
+- Sequences: [Xu18a] draws the symbol K_t at position t from softmax(mu_t(z_t)). In this file, mu_t comes from a
+  recurrent network that reads the symbols before t. The draws of K_t are the only noise, so log p(v) is exact. With
+  ``straight_through``, samples are one-hot vectors. With ``gumbel_softmax``, they are relaxed vectors, which D can
+  distinguish from data by their values alone.
 """
 
 import math

@@ -10,8 +10,8 @@ Analysis of Deep Belief Networks", 2008. Lecture notes (docs/references.md): [Li
     log p(v)     = - F(v) - log Z, grad log p(v) = - grad F(v) + E_{v' ~ p}[ grad F(v') ]  log_likelihood, objective
 
 The equations are in zoo/functional/boltzmann.py and in the class RBM. In b'v, c'h and v'W, the prime is the transpose.
-The units of a layer are independent given the other layer, so Gibbs sampling (zoo/functional/gibbs.py) draws all its
-units at once. Training minimises mean F(v) - mean F(v'). Its gradient is unbiased if v' ~ p. ``learning`` selects the states v':
+The units of a layer are independent given the other layer, so Gibbs sampling (zoo/functional/gibbs.py) draws a layer at
+once. Training minimises mean F(v) - mean F(v'). Its gradient is unbiased if v' ~ p. ``learning`` selects the states v':
 
     cd      a state after k Gibbs steps from the data                      biased, low variance
     pcd     a state of a persistent chain after k more Gibbs steps         biased if the chains lag behind the model
@@ -193,7 +193,7 @@ class RBM(L.LightningModule):
         """Return the noise of a step. ``u`` (B, ...) binarises images. ``u_v`` and ``u_h`` (k, n, ...) are for Gibbs.
 
         ``pcd`` adds ``h`` (n, H), the states of ``chains`` or of the model's chains. Without chains, ``h`` is random.
-        ``restart`` (n,) marks the m chains of the model that restart. ``u_0`` (m, V) and ``u_1`` (m, H) draw their new states.
+        ``restart`` (n,) marks the m chains that restart. ``u_0`` (m, V) and ``u_1`` (m, H) draw their new states.
         """
         x, drawn = batch[0], {"generator": generator, "device": batch[0].device}
         learning = learning or self.hparams.learning

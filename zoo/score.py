@@ -341,7 +341,7 @@ class Score(L.LightningModule):
     ) -> tuple[list[Tensor], list[float]]:
         """Return two lists: the states of the ``n`` chains of :meth:`sample`, and the fractions of accepted steps.
 
-        With several levels, both lists have one entry for each level. With one level or none, they have one for each step.
+        With several levels, both lists have one entry for each level. With one level or none, both have one per step.
         Images are in [-1, 1]. The fractions are 1 unless ``adjusted`` is true.
         """
         levels = len(self.sigmas)

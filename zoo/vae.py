@@ -36,7 +36,7 @@ Differs from the papers:
 - The score-function estimators use the divergence in closed form. [Liao22] puts all of log p(x, z) - log q(z | x) into
   the score term, as the estimators ``+sampled_kl`` do. Both gradients have the same expectation.
 - Training with relaxed latents uses the closed-form divergence of discrete latents, as in Jang et al. train/loss is
-  then no bound of -log p(x), but val/loss at beta = 1 is. Maddison et al. use the divergence of the relaxed latents.
+  then no bound of -log p(x). val/loss is a bound at beta = 1. Maddison et al. use the divergence of relaxed latents.
 - NVIL (Mnih & Gregor 2014) also divides the cost by its running standard deviation, which rescales the gradient. The
   estimator ``+nvil`` does not.
 - Wake-sleep draws a new pair (z, x) from the model for each image at each step. One step minimises wake + sleep.

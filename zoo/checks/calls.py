@@ -18,7 +18,7 @@ _calls = _Calls()
 
 
 def from_outside() -> bool:
-    """Return whether the user made this call. Calls are not the user's while a public method of the model runs."""
+    """Return whether the user made this call. While a public method runs, the model makes the calls."""
     return not _calls.within
 
 

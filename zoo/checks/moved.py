@@ -61,7 +61,7 @@ def _holder(name: str, modules: tuple[str, ...]) -> str | None:
 
 
 def names_in(package: str, *modules: str) -> Callable[[str], object]:
-    """Return a ``__getattr__`` for ``package``. It was one module before, and its names are now in ``modules``."""
+    """Return a ``__getattr__`` for ``package``, which was one module before. Its names are now in ``modules``."""
 
     def find(name: str) -> object:
         new = RENAMED.get(name, name)

@@ -43,7 +43,7 @@ ESTIMATORS = {
     ("iwae", "bernoulli"): MULTI_SAMPLE,
     ("iwae", "categorical"): MULTI_SAMPLE,
 }
-# Estimators with a part that must be fitted in training. They are not measured on a model that was trained without it.
+# Estimators with a part that must be fitted in training. They are measured only on models that they have trained.
 LEARNED = ("score_function+nvil", "score_function+moving_average", "relax")
 # +rao_blackwell needs one decoding per latent. It is measured only for models with at most this number of latents.
 MAX_RAO_BLACKWELL_LATENTS = 32

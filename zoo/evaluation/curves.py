@@ -26,8 +26,8 @@ def read_curve(run: Path, metric: str) -> tuple[str, list[tuple[int, float]]]:
     points = {}
     for row in rows:
         if row.get(metric) and metric not in ("epoch", "step"):
-            # The position is the number of finished epochs. During an epoch, the logged number is one less. A test
-            # runs after the last epoch, so its logged number needs no correction.
+            # The position is the number of finished epochs. Training and validation log the index of their epoch,
+            # which is one less. A test runs after the last epoch, and logs the number of finished epochs.
             place = (
                 int(float(row["epoch"])) + (not metric.startswith("test/")) if per_epoch else int(float(row["step"]))
             )

@@ -117,7 +117,7 @@ class Protocol(NamedTuple):
 
 
 def check_protocol(protocol: Protocol, model, data: str) -> None:
-    """Check that the protocol suits the model and the data set ``data``. This runs before all measurements.
+    """Check that the protocol suits the model and the data set ``data``. :func:`measure` calls this first.
 
     Raises:
         UserError: if the protocol does not suit the model or the data set. The message names the unsuitable part.

@@ -124,7 +124,7 @@ def analogies(model, sections: dict[str, list[Question]], most_frequent: int = 3
         model: a SkipGram.
         sections: output of :func:`read_questions`. Sections with names that begin with ``gram`` are syntactic, and
             the others are semantic, as in the published set.
-        most_frequent: number of words, from the most frequent, that questions and answers may contain.
+        most_frequent: number of most frequent words that can be answers. Questions with other words are skipped.
 
     Returns:
         ``analogies``, ``analogies/semantic`` and ``analogies/syntactic``: fractions of correct answers, NaN without

@@ -146,7 +146,7 @@ def step(module, optimiser, loss: Tensor, counts: bool) -> None:
     optimiser.zero_grad()
     module.manual_backward(loss)
     if not counts:
-        # Lightning sets both hooks before each batch.
+        # The two hooks increase ``global_step``. Lightning sets them before each batch.
         before, after = optimiser._on_before_step, optimiser._on_after_step
         optimiser._on_before_step = optimiser._on_after_step = _nothing
     optimiser.step()

@@ -11,7 +11,7 @@ from zoo.functional.precision import has_float64
 
 
 def shows_progress(trainer) -> bool:
-    """Return whether this process shows the progress of long work. Only the first process does, if bars are on."""
+    """Return whether this process shows the progress of long work. Only the first process can show it."""
     return trainer.is_global_zero and trainer.progress_bar_callback is not None
 
 
