@@ -111,8 +111,8 @@ def mean_field_negative_elbo(
 class VaDE(L.LightningModule):
     """Variational autoencoder with a mixture of Gaussians as its prior. It clusters images without labels.
 
-    ``fit`` has two phases. For ``pretrain_epochs`` epochs it trains an autoencoder with z = mu(x). Then it fits the
-    mixture once to the latents of the training images, and trains all parameters to maximise the mean field.
+    ``fit`` has two phases. For ``pretrain_epochs`` epochs it trains an autoencoder with z = mu(deformed x). Then it
+    fits the mixture once to the latents of the training images, and trains all parameters to maximise the mean field.
 
     Args:
         num_clusters: K, the number of clusters.

@@ -18,11 +18,11 @@ With the gradient penalty, the estimate of a trained critic is W plus a bias. As
 two parallel lines at distance theta. The linear critic with the lowest loss has the slope 1 + theta / (2 lambda). Its
 estimate is theta + theta^2 / (2 lambda), and W = theta.
 
-With clipping, the critic is K-Lipschitz for an unknown K that depends on c and on BatchNorm. The expected estimate is
-at most K W. Compare values within one run only.
+With clipping, the critic is K-Lipschitz for an unknown K that depends on c and on BatchNorm. Compare values within one
+run only.
 
-The expected estimate is at most W times the critic's Lipschitz constant if the critic scores each example separately.
-BatchNorm in training mode mixes examples, and the bound fails. Only the clipped convolutional critic has BatchNorm.
+If a K-Lipschitz critic scores each example separately, the expected estimate is at most K W. BatchNorm in training mode
+mixes examples, and this bound fails. Only the clipped convolutional critic has BatchNorm.
 
 Symbols:
     x            data: images (B, 1, 28, 28) in [0, 1], or points (B, 2)

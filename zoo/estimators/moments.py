@@ -328,7 +328,7 @@ def compare(
 ) -> dict[str, Comparison]:
     """Compare estimators of one gradient under common random numbers [Liao22, Variance Reduction].
 
-    In draw k, two estimators receive the same noise if their noise has the same shapes. Variation that they share then
+    In draw k, two estimators receive the same noise if their noise has the same shapes. Variation that both share then
     cancels in their difference. If the reference is unbiased, the mean difference is the bias of the other estimator.
 
     Args:

@@ -1,8 +1,8 @@
 """Gibbs sampling in a restricted Boltzmann machine; [DSL 7.2].
 
 The units of one layer are independent given the other layer. A Gibbs step therefore draws all of h at once given
-v, and all of v at once given h. v is (n, V) and h is (n, H), with one chain in each row. u is uniform in [0, 1).
-Persistent chains are stored as hidden states. This saves one matrix product for each update.
+v, and all of v at once given h. v is (n, V) and h is (n, H), with one chain in each row. The noise u is uniform in
+[0, 1). Persistent chains are stored as hidden states. This saves one matrix product for each update.
 """
 
 from collections.abc import Callable

@@ -14,7 +14,8 @@ from zoo.functional.latents import log_ratio
 from zoo.functional.precision import float64_device, in_float64
 from zoo.functional.progress import tracked
 
-# Largest number of images times importance samples in one batch. A batch of this size fits into the cache of a CPU.
+# Largest number of images times importance samples in one batch, if a batch has at most this number of images. A batch
+# of this size fits into the cache of a CPU.
 ROWS_AT_ONCE = 2000
 
 
