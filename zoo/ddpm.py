@@ -25,7 +25,7 @@ weights each step by 1 / (T p_t). A network for eps that predicts 0 has loss 1. 
 Differs from the paper:
 - By default the network predicts v (Salimans & Ho 2022) on the cosine schedule (Nichol & Dhariwal 2021). The paper has
   ``predict=eps`` and ``schedule=linear``. On the cosine schedule, the zoo's classifier was confident on 43 % of
-  256 samples of a v model, and on 22 % of an eps model. Training took 400 s on one CPU core (84,000 images, one seed).
+  256 samples of a v model, and on 22 % for an eps model. Training took 400 s on one CPU core (84,000 images, one seed).
 - At T = 1000 the linear schedule is the schedule of the paper. For other T it is rescaled. The noise at the last step
   then stays about the same: log abar_T is -10.1 at T = 1000, -10.4 at T = 200 and -11.8 at T = 50.
 - By default sigma_t^2 is the posterior variance, the paper's second choice (sec. 3.2). Every step of sampling clips
@@ -194,7 +194,7 @@ class DDPM(L.LightningModule):
     # Training: noise() draws all random numbers, and losses() is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, timesteps: str | None = None) -> Noise:
-        """Return ``t`` and ``weight`` = 1 / (T p_t), (B,) each, and ``eps`` (B, 1, 28, 28). Labels add ``u`` (B,)."""
+        """Return ``eps`` (B, 1, 28, 28), and ``t``, ``weight`` = 1 / (T p_t) and, for models with labels, ``u``, (B,)."""
         x, timesteps = batch[0], self.hparams.timesteps if timesteps is None else timesteps
         B, T, drawn = len(batch[0]), self.hparams.steps, {"generator": generator, "device": batch[0].device}
         p = self.importance() if timesteps == "importance" else None

@@ -192,7 +192,7 @@ class RBM(L.LightningModule):
     ) -> Noise:
         """Return the noise of a step. ``u`` (B, ...) binarises images. ``u_v`` and ``u_h`` (k, n, ...) are for Gibbs.
 
-        ``pcd`` adds ``h`` (n, H), the states of ``chains`` or of the model's chains. Without chains, ``h`` is random.
+        ``pcd`` adds ``h`` (n, H): ``chains`` if given, the model's chains if not, and random units if it has no chains.
         ``restart`` (n,) marks the m chains that restart. ``u_0`` (m, V) and ``u_1`` (m, H) draw their new states.
         """
         x, drawn = batch[0], {"generator": generator, "device": batch[0].device}

@@ -353,7 +353,7 @@ class VaDE(L.LightningModule):
             (n, 1, 28, 28), in [0, 1].
 
         Raises:
-            UserError: if ``clusters`` are not integers from 0 to K-1, or if there are neither n nor one.
+            UserError: if ``clusters`` are not integers from 0 to K-1, or if their number is neither n nor one.
         """
         eps = randn(n, self.hparams.latent_dim, generator=generator, device=self.device)
         if clusters is None and n:

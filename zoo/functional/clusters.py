@@ -15,8 +15,8 @@ def clustering_scores(table: Tensor) -> dict[str, float]:
         table: number of examples of each label in each cluster, (clusters, labels), integers.
 
     Returns:
-        ``accuracy`` matches clusters and labels one to one, in the best way for the score. It is the fraction of
-        examples whose cluster is matched to their label (Yang et al. 2010). ``nmi`` is the mutual information of
+        ``accuracy`` is the fraction of examples whose cluster is matched to their label. The matching of clusters and
+        labels is one to one, and maximises this fraction (Yang et al. 2010). ``nmi`` is the mutual information of
         clusters and labels, divided by the mean of their entropies. ``ari`` is the adjusted Rand index. For random
         clusters, ``ari`` is 0 on average.
 

@@ -11,7 +11,7 @@ from zoo.functional.precision import has_float64
 
 
 def shows_progress(trainer) -> bool:
-    """Return whether this process shows the progress of long work. Only the first process can show it."""
+    """Return whether this process shows progress: it is the first, and the trainer has a progress bar callback."""
     return trainer.is_global_zero and trainer.progress_bar_callback is not None
 
 
