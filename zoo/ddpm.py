@@ -194,7 +194,7 @@ class DDPM(L.LightningModule):
     # Training: noise() draws all random numbers, and losses() is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, timesteps: str | None = None) -> Noise:
-        """Return ``eps`` (B, 1, 28, 28), and ``t``, ``weight`` = 1 / (T p_t) and, for models with labels, ``u``, (B,)."""
+        """Return ``eps`` (B, 1, 28, 28), and ``t``, ``weight`` = 1 / (T p_t) and, with labels, ``u``, (B,) each."""
         x, timesteps = batch[0], self.hparams.timesteps if timesteps is None else timesteps
         B, T, drawn = len(batch[0]), self.hparams.steps, {"generator": generator, "device": batch[0].device}
         p = self.importance() if timesteps == "importance" else None
