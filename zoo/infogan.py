@@ -232,10 +232,10 @@ class InfoGAN(L.LightningModule):
         seen |= self._log("train", "generator", terms)
         return seen
 
-    def _log(self, stage: str, player: str, terms: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
-        self.log(f"{stage}/{player}_loss", terms["loss"], prog_bar=True, **kwargs)
+    def _log(self, stage: str, network: str, terms: dict[str, Tensor], **kwargs) -> dict[str, Tensor]:
+        self.log(f"{stage}/{network}_loss", terms["loss"], prog_bar=True, **kwargs)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items() if k not in ("loss", "bound")}, **kwargs)
-        return {f"{player}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
+        return {f"{network}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
 
     def on_validation_epoch_start(self):
         if (images := training_images(self.trainer, 5000)) is not None:

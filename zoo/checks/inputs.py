@@ -122,7 +122,7 @@ class Examples(NamedTuple):
 
     Attributes:
         values: allowed values. ``data`` allows images in [0, 1], one-hot sequences and finite points. ``observed``
-            allows images in [0, 1], or any finite numbers if the likelihood is Gaussian. ``players`` allows images in
+            allows images in [0, 1], or any finite numbers if the likelihood is Gaussian. ``networks`` allows images in
             [-1, 1], which the networks of a GAN receive. ``noisy`` allows any finite numbers, such as noisy images.
         leading: True allows any number of axes before the shape. False requires exactly one.
     """
@@ -141,9 +141,9 @@ class Examples(NamedTuple):
         pixels = isinstance(shape, int) or shape == IMAGE
         anywhere = self.values == "observed" and model.hparams.get("likelihood") == "gaussian"
         if pixels and self.values != "noisy" and not anywhere:
-            check_pixels(x, -1 if self.values == "players" else 0)
+            check_pixels(x, -1 if self.values == "networks" else 0)
         elif self.values == "data" and not isinstance(shape, int) and len(shape) == 2:
-            check_one_hot(name, x)  # not for "players", because the networks of a GAN also accept relaxed sequences
+            check_one_hot(name, x)  # not for "networks", because the networks of a GAN also accept relaxed sequences
         else:
             check_finite(name, x)
 
@@ -319,5 +319,5 @@ def rows_of_text(model: Any, name: str, batch: Any, arguments: Mapping[str, Any]
 
 images = data = Examples()
 observed = Examples("observed", leading=True)  # (..., 1, 28, 28)
-seen_by_networks = Examples("players")
+seen_by_networks = Examples("networks")
 noisy = Examples("noisy")

@@ -48,11 +48,11 @@ def golden_terms(model: Any) -> dict[str, float]:
     if isinstance(model, capabilities.Loss):
         return {name: float(term) for name, term in model.loss(batch, generator=generator).items()}
     opponent = model.critic_loss if isinstance(model, capabilities.Critic) else model.discriminator_loss
-    players = {
+    networks = {
         "opponent": opponent(batch, generator=generator),
         "generator": model.generator_loss(batch, generator=generator),
     }
-    return {f"{player}/{name}": float(term) for player, terms in players.items() for name, term in terms.items()}
+    return {f"{network}/{name}": float(term) for network, terms in networks.items() for name, term in terms.items()}
 
 
 def export(
