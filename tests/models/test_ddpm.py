@@ -204,7 +204,7 @@ def test_the_last_ten_losses_of_each_step_are_remembered():
 
 
 def test_a_step_is_weighted_and_the_history_is_not(generator):
-    """The training loss has the weights 1 / (T p_t), with p_t not uniform. The history stores losses without weights."""
+    """The training loss has the weights 1 / (T p_t), with p_t not uniform. The history stores plain losses."""
     torch.manual_seed(0)
     model = DDPM(steps=4, widths=[8], timesteps="importance")
     torch.nn.init.normal_(model.net.out[2].weight, std=0.1, generator=generator)
