@@ -164,7 +164,7 @@ def test_estimators_of_one_gradient_and_what_they_differ_in():
     exact = found["exact"][0].mean
 
     def distance(name):
-        """Return |mean - exact|^2 / error and error / |exact|^2. The error is the squared standard error of the mean."""
+        """Return |mean - exact|^2 / error and error / |exact|^2. The error is a squared standard error."""
         moments, statistics = found[name]
         error = statistics["variance"] / moments.n
         squared = sum(float((moments.mean[k] - exact[k]).square().sum()) for k in exact)
@@ -509,7 +509,7 @@ def test_metrics_are_what_they_say(tmp_path):
     assert metrics["test/loss"] == pytest.approx(float(model.free_energy(v).mean()) + log_Z, rel=1e-5)
     assert metrics["test/loss"] == pytest.approx(-float(model.log_likelihood(v).mean()), rel=1e-5)
     whole = float(pseudo_log_likelihood(v, Weights(*(t.detach() for t in model.weights()))).mean())
-    assert metrics["test/pseudo_likelihood"] == pytest.approx(whole, rel=0.2)  # the metric uses ten of 784 pixels of each image
+    assert metrics["test/pseudo_likelihood"] == pytest.approx(whole, rel=0.2)  # it uses ten of 784 pixels per image
     flat = ((v - v.mean(0)) ** 2).sum(1).mean()
     assert 0 < metrics["test/reconstruction_error"] < 1.2 * float(flat)
     train = (data.splits["train"].images.flatten(1).float() / 255 > 0.5).float()
@@ -548,11 +548,14 @@ def test_annealed_importance_sampling_on_a_trained_machine(tmp_path):
     assert weights.W.abs().max() > 0.5  # the model has learned
     found = ais_log_partition(weights, base, 100, 1000, generator=chunk_generator(0, 0))
     assert found.low < exact_log_Z(model) < found.high and found.high - found.low < 0.5
-    assert not found.low < exact_log_Z(model) + 15 * math.log(2) < found.high  # log Z_0 contains H log 2, and an estimate without it would be wrong by this amount
+    assert not found.low < exact_log_Z(model) + 15 * math.log(2) < found.high  # H log 2 is a part of log Z_0
 
 
 def test_annealing_is_of_the_weights_in_their_plain_form():
-    """``log_partition`` enumerates at most 16 units, so it anneals 19 x 17 units. More steps narrow the interval."""
+    """``log_partition`` enumerates only a layer of at most 16 units. This model has 19 x 17, so log Z is estimated.
+
+    More temperatures give a narrower interval.
+    """
     model = small(19, 17, scale=0.4)
     found, coarse = model.log_partition(300), model.log_partition(20)
     assert found.low < exact_log_Z(model) < found.high

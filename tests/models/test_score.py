@@ -281,7 +281,7 @@ def test_the_weights_of_the_levels(weights, generator):
 
 @pytest.mark.parametrize("objective", ["sliced", "explicit"])
 def test_objectives_on_a_ladder_have_one_gradient(objective, generator):
-    """All objectives learn the score of the convolved density, so the expected gradients agree with the denoising objective.
+    """All objectives learn the score of the convolved density. Their expected gradients agree with denoising matching.
 
     The test compares the gradient by the output bias, over 400 draws of a batch of 500, within 4.5 standard errors.
     """
@@ -380,9 +380,9 @@ def test_samples_depend_on_the_seed_alone(num_sigmas, shape):
 def test_a_step_that_suits_the_data_is_found(points):
     """The default step size suits data of different variance, with the exact score and without noise levels.
 
-    The mixture is sampled well. The components of the moons have 36 times less variance. With the step
-    size for the mixture, chains on the moons would diverge. A thousand steps bring the chains near the moons, but do not cover
-    the moons evenly. A step size that is too large raises an error.
+    The mixture is sampled well. The components of the moons have 36 times less variance. With the step size for the
+    mixture, chains on the moons would diverge. A thousand steps bring the chains near the moons, but do not cover the
+    moons evenly. A step size that is too large raises an error.
     """
     model = Score(shape=[2], hidden=[8], objective="explicit", num_sigmas=0)
     for p, nats in ((moons(), 1.0), (mixture(), 0.2)):
