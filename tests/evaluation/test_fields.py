@@ -203,7 +203,7 @@ def test_samples_with_labels_are_also_scored_by_their_labels(mnist_root):
 
 
 def test_each_hundred_images_have_separate_noise():
-    """The second batch has 80 digits. Evaluated alone with the noise of batch 1, it has the same values."""
+    """The test evaluates the batches of 100 and 80 digits alone, with the noise of their index. The values agree."""
     from zoo.datamodules import Images
     from zoo.evaluation.protocol import log_likelihood_per_batch
     from zoo.vae import VAE

@@ -227,7 +227,8 @@ def test_log_mean_is_the_mean_with_three_standard_errors():
     error = float(w.std()) / 2
     assert_close(found.estimate, 1000 + float(torch.tensor(3.0, dtype=torch.float64).log()))
     assert_close(found.high, 1000 + float(torch.tensor(3.0 + 3 * error, dtype=torch.float64).log()))
-    assert_close(found.low, found.estimate - float(torch.tensor(740.0).double().log()))  # 3 - 3 * 1.08 < 0, so ``low`` is log(mean / 740)
+    # The lower end 3 - 3 * 1.08 is negative, so ``low`` is log(mean / 740).
+    assert_close(found.low, found.estimate - float(torch.tensor(740.0).double().log()))
     narrow = log_mean(torch.tensor([1.0, 1.1, 0.9, 1.0]).log())
     assert narrow.low < narrow.estimate < narrow.high and narrow.estimate == pytest.approx(0.0, abs=1e-6)
 

@@ -95,7 +95,8 @@ def test_q_sample_is_the_one_step_kernels_composed(schedule):
 def test_the_posterior_is_bayes_rule(t):
     """The posterior q(x_{t-1} | x_t, x0) [DSL eq. 14.45] agrees with Bayes' rule.
 
-    The prior of x_{t-1} is N(sqrt(abar_{t-1}) x0, 1 - abar_{t-1}). The likelihood is N(x_t; sqrt(1 - beta) x_{t-1}, beta).
+    The prior of x_{t-1} is N(sqrt(abar_{t-1}) x0, 1 - abar_{t-1}). The likelihood of x_t is
+    N(sqrt(1 - beta) x_{t-1}, beta).
     """
     chain = make_chain(linear_betas(30))
     x0, xt, beta = 0.3, -1.1, chain.betas[t]

@@ -48,7 +48,7 @@ def exact_factor(chain, s2=1.0):
 def test_the_bound_is_the_likelihood_on_every_trajectory_of_normal_data(betas, generator):
     """For N(0, I) data, the exact prediction and variance beta_t give the exact reverse chain.
 
-    With a continuous decoder, p(x_{0:T}) = q(x_{1:T} | x_0) N(x_0; 0, I). The marginal of x_T is N(0, I) for p and for q.
+    With a continuous decoder, p(x_{0:T}) = q(x_{1:T} | x_0) N(x_0; 0, I). Under p and q, x_T is N(0, I).
     """
     chain = make_chain(betas)
     x0 = 3 * torch.randn(20, 3, generator=generator, dtype=F64)

@@ -52,7 +52,7 @@ def test_score_squares_are_those_of_autograd(i, generator):
 
 @pytest.mark.parametrize("i", range(3))
 def test_draws_have_their_distribution(i, generator):
-    """Means of n draws are right within 4.5 standard errors. For 30 means, they are wrong once in 4,000."""
+    """Means of n draws are right within 4.5 standard errors. 30 means give a false alarm once in 4,000 seeds."""
     q, twin, _ = families(generator)[i]
     n = 100_000
     noise = q.noise(n, 3, 2, *q[0].shape[2:], generator=generator, device=torch.device("cpu")).double()

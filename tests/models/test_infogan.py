@@ -190,7 +190,7 @@ def test_categories_are_read_from_deformed_images_and_numbers_are_not():
 
 
 def test_each_networks_loss_trains_that_network_alone():
-    """Trunk and head are trained on V alone. The generator and Q also train on the bound (Chen 2016, eq. 6)."""
+    """Trunk and head are trained only on V. Generator and Q also train on the bound (Chen et al. 2016, eq. 6)."""
     model = small()
     d_optimiser, g_optimiser = model.configure_optimizers()
     names = {id(p): name for name, p in model.named_parameters()}
