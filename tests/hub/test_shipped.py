@@ -51,7 +51,8 @@ def test_shipped_numbers_are_recomputed(name, mnist_root):
 
     card = hub.read_card(name)
     measured = evaluate(zoo.load(name), by_name(card["data"]))
-    apart = {"test/log_likelihood"} if card.get("log_likelihood") else set()  # test_shipped_log_likelihoods_are_recomputed measures it
+    # test_shipped_log_likelihoods_are_recomputed measures the log likelihood.
+    apart = {"test/log_likelihood"} if card.get("log_likelihood") else set()
     assert set(measured) == {key for key in card["metrics"] if key.startswith("test/")} - apart
     for key, value in measured.items():
         # Rounding can change the predicted class of two images. The tolerance for each is ``one_image``.
@@ -104,7 +105,7 @@ def test_shipped_samples_are_recognised_as_their_labels(name):
 
 @pytest.fixture(scope="module")
 def floor(mnist_root):
-    """Return the classifier, its features of the test images, and the Frechet distance of validation and test images."""
+    """Return the classifier, its features of test images, and the Frechet distance of validation and test images."""
     from zoo.datamodules import Images
     from zoo.evaluation.distances import classify_images, frechet_distance
 
