@@ -73,6 +73,6 @@ def test_common_random_numbers_sharpen_a_difference(generator):
     eps, other = torch.randn(2, 100_000, generator=generator, dtype=torch.float64)
     common = (1.1 + eps) ** 2 - (1 + eps) ** 2
     independent = (1.1 + eps) ** 2 - (1 + other) ** 2
-    # The relative standard errors of these variances are below 1 %. The tolerance of 10 % is above ten of them.
+    # The relative standard errors of these variances are below 1 %, and the tolerance is 10 %.
     assert_close(common.var().item(), 0.04, rtol=0.1, atol=0)
     assert_close(independent.var().item(), 4 * (1 + 1.21) + 4, rtol=0.1, atol=0)

@@ -41,7 +41,7 @@ def test_no_movement_leaves_images(generator):
 
 def test_shifts_are_in_pixels(generator):
     x = images(generator, 1)
-    moved = move(x, affine([1.0, 0.0, 0.5, 0.5, 0.5], shift=2))  # pixels take the value 2 right and 2 up
+    moved = move(x, affine([1.0, 0.0, 0.5, 0.5, 0.5], shift=2))  # each pixel is copied from 2 right and 2 up
     assert_close(moved, F.pad(x, (0, 2, 2, 0))[..., :28, 2:], atol=1e-5, rtol=0)  # black outside
 
 

@@ -136,7 +136,7 @@ def p_value(v, weights):
 def test_long_gibbs_chains_and_exact_draws_follow_p(shape, generator):
     """Chi-squared tests compare 20,000 independent draws with p over the 2^V states.
 
-    Each test has a false-alarm rate of 1e-4. Too few steps and another model are rejected.
+    Each test has a false-alarm rate of 1e-4. The tests reject chains of one step and draws from another model.
     """
     weights = machine(*shape, scale=0.7)
     V, H = shape

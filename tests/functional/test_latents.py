@@ -16,7 +16,7 @@ def normal(generator, *shape):
 
 
 def families(generator):
-    """Return a tuple for each family: our posterior, and torch's posterior and prior, with 3 x 2 latents."""
+    """Return a tuple for each family: our posterior, torch's posterior and torch's prior, each of shape (3, 2)."""
     mu, logvar = normal(generator, 3, 2), normal(generator, 3, 2)
     logits, many = normal(generator, 3, 2), normal(generator, 3, 2, 5)
     return [

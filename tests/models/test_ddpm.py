@@ -125,7 +125,7 @@ def test_every_step_is_drawn_and_each_example_has_its_own(small, generator):
 
 
 def test_a_network_that_knows_the_image_samples_it(small):
-    """The network predicts the noise for x0 = -0.5 in all pixels. Both samplers return this x0, grey value 0.25."""
+    """The network predicts the noise for x0 = -0.5 in all pixels. Both samplers return its grey value, 0.25."""
     small.forward = lambda x, t, y: (x - small.abar[t[0]].sqrt() * -0.5) / (1 - small.abar[t[0]]).sqrt()
     for kw in ({"num_steps": 5}, {"num_steps": None}):
         images = small.sample(2, generator=torch.Generator().manual_seed(0), **kw)
@@ -246,7 +246,10 @@ def test_what_the_estimators_of_the_training_loss_are(generator):
 
 @pytest.mark.parametrize("num_classes", [None, 3])
 def test_the_estimators_of_the_bound_are_its_forms_per_dimension(num_classes, generator):
-    """Each estimator returns the mean of its form in ``diffusion_bound`` / 784. With labels, x0_hat depends on them."""
+    """Each estimator returns the mean over the batch of one form of the bound, per dimension.
+
+    With labels, the prediction x0_hat depends on the labels.
+    """
     torch.manual_seed(0)
     model = DDPM(steps=5, widths=[8], num_classes=num_classes)
     torch.nn.init.normal_(model.net.out[2].weight, std=0.1, generator=generator)

@@ -167,7 +167,7 @@ def test_the_optimal_discriminator_and_its_value_on_two_gaussians(generator):
 
 @pytest.mark.parametrize("theta", [0.25, 0.75])
 def test_parallel_lines_are_log_two_apart_whatever_their_distance(theta, generator):
-    """For every theta > 0, JS = log 2 [DSL 13.3.2]. A trained discriminator estimates at least 98 % of it."""
+    """For every theta > 0, JS = log 2 [DSL 13.3.2]. The estimate of a trained network is above 98 %."""
     torch.manual_seed(0)
     D = nn.Linear(2, 1)
     optimiser = torch.optim.Adam(D.parameters(), lr=1.0)
@@ -220,7 +220,7 @@ def test_each_networks_step_changes_its_own_weights_and_leaves_the_others_bit_id
 def test_without_a_step_the_generator_stays_as_it_was(tmp_path):
     """The generator takes a step after every ``discriminator_steps`` batches.
 
-    The runs with 100 and 99 have 11 and 22 batches. The generator therefore keeps its initial weights.
+    Runs with the values 100 and 99 have only 11 and 22 batches. In both, the generator keeps its initial weights.
     """
     states = {}
     for k, epochs in ((100, 1), (99, 2), (1, 1)):

@@ -181,7 +181,8 @@ def test_categories_are_read_from_deformed_images_and_numbers_are_not():
     a, b = plain.generator_terms(noise), deformed.generator_terms(noise)
     assert a["mi_continuous"] == b["mi_continuous"] and a["mi_categorical"] != b["mi_categorical"]
     deformed.load_state_dict(plain.state_dict())
-    assert deformed.eval().generator_terms(noise) == plain.eval().generator_terms(noise)  # deforms no images
+    # In evaluation, no image is deformed, so both models have the same terms.
+    assert deformed.eval().generator_terms(noise) == plain.eval().generator_terms(noise)
     plain.train(), deformed.train()
     # With zero noise, a deformation does not change the image. The map to [0, 1] and back is the identity.
     a = plain.generator_terms(noise)

@@ -260,9 +260,9 @@ def test_the_target_of_the_network_has_variance_one_at_every_level(points, gener
 
 @pytest.mark.parametrize("weights", ["edm", "ncsn"])
 def test_the_weights_of_the_levels(weights, generator):
-    """For a new network on N(0, I) data, a loss per dimension has the mean w / (2 sigma^2 (1 + sigma^2)).
+    """For a new network on N(0, I) data, losses at noise level sigma have the mean w / (2 sigma^2 (1 + sigma^2)).
 
-    w is the weight of the noise level sigma.
+    w is the weight of this level.
     """
     model = Score(shape=[2], hidden=[8], num_sigmas=3, sigma_max=4.0, sigma_min=0.5, weights=weights)
     n = 100_000

@@ -192,7 +192,7 @@ def test_a_generator_may_be_given_by_position_as_in_an_earlier_version(rows):
 @pytest.mark.parametrize("dense_gradients", [False, True])
 @pytest.mark.parametrize("objective", ["nce", "softmax"])
 def test_a_step_is_each_pairs_gradient_at_the_rates_of_its_words(objective, dense_gradients, tmp_path, monkeypatch):
-    """Two steps in Lightning, with two batches each, equal steps computed by sums over pairs.
+    """Lightning takes two steps, with two batches each. The test computes the same steps by sums over pairs.
 
     Frequent words have lower learning rates.
     """
@@ -270,7 +270,7 @@ def test_other_weights_are_refused_in_one_line():
 
 
 def test_it_begins_normalised():
-    """In a new model, the score of a word is its bias, its log frequency after subsampling. Therefore Z_c = 1."""
+    """In a new model, a score is the bias of a word. The bias is its log frequency after subsampling, so Z_c = 1."""
     torch.manual_seed(0)
     model = SkipGram(dim=4)
     counts, keep = torch.tensor([6, 3, 1]), torch.tensor([0.5, 1.0, 1.0])
@@ -361,7 +361,7 @@ def test_words_are_found_by_their_vectors():
     names, cosines = zip(*model.nearest("cat", 2), strict=True)
     assert names == ("the", "a")
     assert_close(torch.tensor(cosines), torch.tensor([9 / 82**0.5, 2**-0.5]))
-    # cat is to a as sat is to mat. The three given words are excluded from the answers.
+    # "cat" is to "a" as "sat" is to "mat". The three given words are excluded from the answers.
     assert model.analogy("cat", "a", "sat")[0][0] == "mat"
     assert len(model.nearest("cat", 100)) == 6 and len(model.analogy("cat", "a", "sat", 100)) == 4
     with pytest.raises(KeyError, match="'tody' is not among the 7 words of the vocabulary; close to it: today"):

@@ -524,7 +524,10 @@ def test_a_run_interrupted_around_the_fit_resumes_exactly(at, left, tmp_path, un
 
 
 def test_each_phase_has_half_a_cosine_and_the_fit_gives_q_a_variance(tmp_path):
-    """The phases have three and six steps. After the fit, q has 1/20 of the mean component variance."""
+    """The phases have three and six steps.
+
+    After the fit, the variance of q is 1/20 of the mean variance of the components.
+    """
     rates, variances = [], []
 
     class Watch(L.Callback):

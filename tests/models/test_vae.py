@@ -226,7 +226,7 @@ def four_bits(objective="elbo", estimator="auto", num_samples=1, likelihood="ber
 def enumerated(model, x, k):
     """Return log q(z | x), log p(x | z) and log p(z) of the 16 states, and all k-tuples of states.
 
-    The tuples are log q, (16^k,), and the indices of the states, (16^k, k).
+    The function returns log q of each tuple, (16^k,), and the indices of its states, (16^k, k).
     """
     z = STATES.double()[:, None]
     logits = model.encoder(x)
@@ -251,7 +251,7 @@ def test_iwae_is_the_enumerated_bound(k):
         exact = (log_tuple.exp() * (log_w.exp().mean(1)).log()).sum()
         log_p = (log_px + log_pz).logsumexp(0)
         noise = noise_for(model, batch, index, "score_function")
-        # (k, tuples): each tuple is one example with the same image
+        # z has the shape (k, 16^k, 4). Each tuple is one example, and all examples have the same image.
         z = model.encode(batch[0]).draw(noise["z"].squeeze(2).transpose(0, 1))
         q = model.encode(batch[0])
         log_weights = log_importance_weight(batch[0], z, q, model.log_px)
@@ -520,7 +520,7 @@ TRAINED = [
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 @pytest.mark.parametrize(("latent", "objective", "estimator", "k"), TRAINED)
 def test_training_follows_the_estimator_that_is_measured(latent, objective, estimator, k, likelihood, generator):
-    """Encoder and decoder receive the gradient of the surrogate. Baselines have a separate loss."""
+    """Encoder and decoder receive the gradient of the surrogate. A baseline receives its own gradient."""
     torch.manual_seed(0)
     model = VAE(latent, 3, 4, likelihood, hidden=[8], objective=objective, estimator=estimator, num_samples=k)
     if estimator.endswith("moving_average"):
