@@ -231,7 +231,7 @@ def test_the_shipped_classifier_is_accurate():
 
 
 def test_the_shipped_classifier_does_not_recognise_noise():
-    """The samples of a model that ignores its labels have an accuracy of 0.1."""
+    """``Blind`` ignores labels. All samples have one predicted class, so the accuracy is 0.1."""
     assert_close(judged_accuracy(Blind(), 200)["judged_accuracy"], 0.1)
 
 

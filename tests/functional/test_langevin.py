@@ -94,8 +94,8 @@ def test_chains_in_a_mixture_reach_its_entropy():
 def test_annealing_finds_the_weights_that_a_plain_chain_does_not():
     """The density is p = 1/5 N((-5, -5), I) + 4/5 N((5, 5), I), as in Song & Ermon 2019, sec. 3.2.2.
 
-    At the start, half of the chains are near each component. Plain chains stay so. Of the annealed chains, 4/5 end near
-    (5, 5). They use the exact score of every noise level.
+    Half of the plain chains start on the side of (5, 5), and half end there. Annealed chains use the exact score of
+    every noise level, and 4/5 of these chains end near (5, 5).
     """
     p = Mixture(torch.tensor([[-5.0, -5.0], [5.0, 5.0]]), torch.tensor([0.2, 0.8]), 1.0)
     n, generator = 4000, torch.Generator().manual_seed(8)

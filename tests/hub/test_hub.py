@@ -83,7 +83,7 @@ def test_averaged_weights_are_what_is_published(runs, published):
 
 
 def test_a_download_has_an_end(tmp_path, monkeypatch):
-    """A file larger than the limit is rejected. A file of exactly the limit is read. It is no safetensors file."""
+    """A file larger than the limit is rejected. A file of exactly the limit is read. It is not a safetensors file."""
     (tmp_path / "x.safetensors").write_bytes(bytes(11))
     source = f"file://{tmp_path}/x.safetensors#sha256={hashlib.sha256(bytes(11)).hexdigest()}"
     monkeypatch.setattr("zoo.hub.loading.LARGEST_DOWNLOAD", 10)

@@ -393,7 +393,7 @@ def digits(cls=Images):
 
 
 def test_a_process_keeps_the_chains_of_its_turn():
-    """Process r of n takes rows r, r + n, ... of the saved or new chains. Given only its own rows, it keeps them."""
+    """Process r of n takes rows r, r + n, ... of the saved or new chains. Rows that are already its own stay."""
     everything = torch.arange(7)[:, None].expand(7, 2) > 3
     numbered = torch.arange(7)[:, None] * torch.ones(1, 2, dtype=torch.long)
     for world_size in (1, 2, 3):

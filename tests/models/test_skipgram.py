@@ -270,7 +270,7 @@ def test_other_weights_are_refused_in_one_line():
 
 
 def test_it_begins_normalised():
-    """In a new model, a score is the bias of a word. The bias is its log frequency after subsampling, so Z_c = 1."""
+    """In a new model, the score of a word is its bias: its log frequency after subsampling. Therefore Z_c = 1."""
     torch.manual_seed(0)
     model = SkipGram(dim=4)
     counts, keep = torch.tensor([6, 3, 1]), torch.tensor([0.5, 1.0, 1.0])

@@ -166,7 +166,7 @@ def test_no_run_of_a_recipe_needs_float64_on_its_device():
 
 def test_the_divergence_of_a_known_chain_is_summed_on_the_cpu():
     def on_the_device_alone(v):
-        return SimpleNamespace(cpu=lambda: torch.zeros(len(v)))  # without ``double``, because float64 fails on the device
+        return SimpleNamespace(cpu=lambda: torch.zeros(len(v)))  # without ``double``, which fails on the device
 
     assert MarkovChain(3, 2).kl(on_the_device_alone) < 0  # negative, because zeros are not log probabilities
 
