@@ -58,8 +58,8 @@ def test_a_field_is_measured_against_the_score_it_targets(ladder):
 def test_the_outermost_hundredth_does_not_count():
     """The divergence ignores errors of the score in the 1 % of the draws with the lowest density.
 
-    With an error of (5, 5) at every draw, the divergence is 25. With this error only in the outer half of the draws, the
-    divergence is 25 * 49 / 99.
+    With an error of (5, 5) at every draw, the divergence is 25. With this error only in the outer half of the draws,
+    the divergence is 25 * 49 / 99.
     """
     x, _ = mixture().sample(10_000, generator=chunk_generator(1, 0))
 

@@ -76,7 +76,7 @@ def gradient(model, loss):
 @pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize(("learning", "k"), [("cd", 1), ("cd", 3), ("pcd", 1), ("pcd", 3)])
 def test_the_gradient_is_the_textbook_update(learning, k, centred, generator):
-    """The updates of Hinton 2002, Tieleman 2008 and (centred) Melchior et al. 2016 are written out."""
+    """The test computes the updates of Hinton 2002, Tieleman 2008 and (centred) Melchior et al. 2016 step by step."""
     model = small(learning=learning, centred=centred)
     B, V, H = 6, 4, 3
     u = lambda *s: torch.rand(*s, generator=generator, dtype=torch.float64)  # noqa: E731
@@ -393,7 +393,7 @@ def digits(cls=Images):
 
 
 def test_a_process_keeps_the_chains_of_its_turn():
-    """Process r of n takes rows r, r + n, ... of the saved or new chains. Rows that are already its own stay."""
+    """Process r of n takes rows r, r + n, ... of the saved or new chains. Its own rows do not change."""
     everything = torch.arange(7)[:, None].expand(7, 2) > 3
     numbered = torch.arange(7)[:, None] * torch.ones(1, 2, dtype=torch.long)
     for world_size in (1, 2, 3):

@@ -110,7 +110,7 @@ def test_five_terms_are_the_marginal_form_for_every_draw(toy, mixture, generator
 
 
 def test_another_gamma_costs_its_divergence_from_bayes_rule(mixture, generator):
-    """For any gamma, the five terms equal the marginal form minus KL(gamma || p(c|z)) ([HW2 P7], corrected)."""
+    """For any gamma, the bound of five terms is the marginal form minus KL(gamma || p(c|z)) ([HW2 P7], corrected)."""
     z, log_q = 2 * normal(generator, 6, D), normal(generator, 6)
     posterior = log_responsibilities(z, mixture)
     for log_gamma in (posterior, normal(generator, 6, K).log_softmax(-1), mixture.log_pi.expand(6, K)):
@@ -581,7 +581,7 @@ def test_the_metrics_of_the_run_are_those_of_the_reloaded_model(uninterrupted):
 
 
 def test_two_processes_fit_one_mixture(tmp_path):
-    """Every process prints a digest of its parameters after training."""
+    """Every process prints a digest of its parameters after training. Both digests are equal."""
     run = command(
         tmp_path,
         *[*SHORT, "trainer=cpu", "trainer.devices=2", "logger=csv", "trainer.max_epochs=2"],

@@ -520,7 +520,7 @@ TRAINED = [
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 @pytest.mark.parametrize(("latent", "objective", "estimator", "k"), TRAINED)
 def test_training_follows_the_estimator_that_is_measured(latent, objective, estimator, k, likelihood, generator):
-    """Encoder and decoder receive the gradient of the surrogate. A baseline receives its own gradient."""
+    """Encoder and decoder receive the gradient of the surrogate. Learned baselines have a separate loss."""
     torch.manual_seed(0)
     model = VAE(latent, 3, 4, likelihood, hidden=[8], objective=objective, estimator=estimator, num_samples=k)
     if estimator.endswith("moving_average"):
