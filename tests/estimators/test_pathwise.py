@@ -28,8 +28,8 @@ FAMILIES = {
 def test_families(family):
     """The derivatives with respect to a and b agree within 4.5 standard errors.
 
-    The standard errors come from 100 batches, so they have 99 degrees of freedom. A correct estimator fails once in
-    3,800 tests.
+    The standard errors come from 100 batches, so they have 99 degrees of freedom. Correct estimators of all seven
+    families together fail once in 3,800 seeds.
     """
     q, f, mean = FAMILIES[family]
     params = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (1.3, 0.6)]
@@ -73,6 +73,6 @@ def test_common_random_numbers_sharpen_a_difference(generator):
     eps, other = torch.randn(2, 100_000, generator=generator, dtype=torch.float64)
     common = (1.1 + eps) ** 2 - (1 + eps) ** 2
     independent = (1.1 + eps) ** 2 - (1 + other) ** 2
-    # The relative standard errors of these variances are below 1 %, so the limits are ten standard errors.
+    # The relative standard errors of these variances are below 1 %, and the tolerance is 10 %.
     assert_close(common.var().item(), 0.04, rtol=0.1, atol=0)
     assert_close(independent.var().item(), 4 * (1 + 1.21) + 4, rtol=0.1, atol=0)

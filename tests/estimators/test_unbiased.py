@@ -254,7 +254,7 @@ def test_relax_variance_is_the_mean_square_of_the_gradient_by_the_logits(kind):
 
 
 def test_the_optimal_baseline_minimises_the_variance():
-    """On the draws that give beta*, other constants have a larger second moment [Liao22, Control Variate]."""
+    """beta* minimises the second moment on the draws from which the test computes beta* [Liao22, Control Variate]."""
     toy = Toy("bernoulli")
     q, z = toy.q(toy.params), toy.q(toy.params).draw(toy.noise(1, 5000)[0])
     cost, score = toy.f(toy.params)(z), q.score(z)

@@ -1,4 +1,4 @@
-"""Tests of the classifier: augmentation, training on digits, and scores of models whose samples are known."""
+"""Tests of the classifier: augmentation, training on digits, and scores of models with known samples."""
 
 import math
 
@@ -28,7 +28,7 @@ def affine(u, **largest):
     return random_affine(torch.tensor([u]), **{**STILL, **largest})
 
 
-# Augmentation. The noise u = 1/2 leaves an image as it is. The largest changes are at u = 0 and u = 1.
+# Augmentation. The noise u = 1/2 leaves an image as it is. The changes are largest at u = 0 and u = 1.
 
 
 def test_no_movement_leaves_images(generator):
@@ -41,7 +41,7 @@ def test_no_movement_leaves_images(generator):
 
 def test_shifts_are_in_pixels(generator):
     x = images(generator, 1)
-    moved = move(x, affine([1.0, 0.0, 0.5, 0.5, 0.5], shift=2))  # each pixel takes the value 2 right and 2 above
+    moved = move(x, affine([1.0, 0.0, 0.5, 0.5, 0.5], shift=2))  # each pixel is copied from 2 right and 2 up
     assert_close(moved, F.pad(x, (0, 2, 2, 0))[..., :28, 2:], atol=1e-5, rtol=0)  # black outside
 
 
@@ -53,7 +53,7 @@ def test_rotations_are_in_degrees(generator):
 
 def test_scale_and_shear_by_hand():
     theta = affine([0.5, 0.5, 0.5, 1.0, 0.5], scale=0.25)[0]
-    assert_close(theta, torch.tensor([[0.8, 0, 0], [0, 0.8, 0]]))  # a quarter larger
+    assert_close(theta, torch.tensor([[0.8, 0, 0], [0, 0.8, 0]]))  # the image becomes a quarter larger
     theta = affine([0.5, 0.5, 0.5, 0.5, 0.0], shear=45)[0]
     assert_close(theta, torch.tensor([[1.0, -1, 0], [0, 1, 0]]))
     turn, lean = math.radians(10), math.tan(math.radians(20))
@@ -169,7 +169,7 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 class Obedient:
-    """Model whose samples have the first pixel label / 10. The other pixels are noise that no classifier reads."""
+    """Model whose samples have the first pixel label / 10. The other pixels are noise, which ``Reader`` ignores."""
 
     def label(self, labels):
         return torch.as_tensor(labels)
@@ -231,7 +231,7 @@ def test_the_shipped_classifier_is_accurate():
 
 
 def test_the_shipped_classifier_does_not_recognise_noise():
-    """The samples of a model that ignores its labels have an accuracy of 0.1."""
+    """``Blind`` ignores labels. All samples have one predicted class, so the accuracy is 0.1."""
     assert_close(judged_accuracy(Blind(), 200)["judged_accuracy"], 0.1)
 
 

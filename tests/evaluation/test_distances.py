@@ -36,7 +36,7 @@ def test_frechet_distance_is_the_formula(generator):
 def test_frechet_distance_of_known_gaussians():
     """The distance of N(0, 1) and N(m, s^2) in one dimension is m^2 + (1 - s)^2.
 
-    The points here have exactly these moments.
+    The test has m = 5 and s = 3. Mean and variance of its points are exact.
     """
     x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64) / math.sqrt(2)
     assert_close(frechet_distance(x, 3 * x + 5), 25.0 + 4.0)
@@ -87,7 +87,7 @@ def test_modes_of_the_ring(generator):
     x, _ = mixture.sample(10_000, generator=generator)
     found = modes(x, mixture.mu, 0.1)
     assert found.covered == 8
-    # The fraction of the samples of a mode within 3 sigma is 1 - exp(-9/2). The tolerance is 4.5 standard errors.
+    # A sample is within 3 sigma of its mode with probability 1 - exp(-9/2). The tolerance is 4.5 standard errors.
     expected = 1 - math.exp(-4.5)
     assert abs(found.near - expected) < 4.5 * math.sqrt(expected * (1 - expected) / 10_000)
     half = x[x[:, 0] > 0.5]

@@ -23,7 +23,7 @@ EXPECTED = dict.fromkeys(OF_OTHER_DATA.split(), "its data are not images of 784 
 
 
 def test_every_check_of_scikit_learn_passes_or_is_of_other_data():
-    """All other checks pass. The checks in OF_OTHER_DATA fail because the model accepts only images."""
+    """The checks in OF_OTHER_DATA fail, because the model accepts only images. All other checks pass."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         results = check_estimator(

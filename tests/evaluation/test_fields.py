@@ -58,8 +58,8 @@ def test_a_field_is_measured_against_the_score_it_targets(ladder):
 def test_the_outermost_hundredth_does_not_count():
     """The divergence ignores errors of the score in the 1 % of the draws with the lowest density.
 
-    With an error of (5, 5) at every draw, the divergence is 25. With this error only in the outer half of the draws, it
-    is 25 * 49 / 99.
+    With an error of (5, 5) at every draw, the divergence is 25. With this error only in the outer half of the draws,
+    the divergence is 25 * 49 / 99.
     """
     x, _ = mixture().sample(10_000, generator=chunk_generator(1, 0))
 
@@ -203,7 +203,7 @@ def test_samples_with_labels_are_also_scored_by_their_labels(mnist_root):
 
 
 def test_each_hundred_images_have_separate_noise():
-    """The second batch has 80 digits. Evaluated alone with the noise of batch 1, it has the same values."""
+    """The test evaluates the batches of 100 and 80 digits alone, with the noise of their index. The values agree."""
     from zoo.datamodules import Images
     from zoo.evaluation.protocol import log_likelihood_per_batch
     from zoo.vae import VAE

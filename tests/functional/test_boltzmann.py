@@ -1,4 +1,4 @@
-"""Tests of the Boltzmann machine against enumeration: loops sum over the 128 states of a machine of 4 x 3 units."""
+"""Tests of the Boltzmann machine against sums over the 128 states of 4 x 3 or 3 x 4 units."""
 
 from itertools import product
 
@@ -118,7 +118,7 @@ def test_pseudo_likelihood_is_the_sum_of_the_conditionals(shape):
     assert_close(pseudo_log_likelihood(v, weights), expected)
     one_each = torch.stack(
         [pseudo_log_likelihood(v, weights, torch.full((len(v), 1), i)) for i in range(V)]
-    )  # each row estimates the sum over V pixels by V times one term
+    )  # row i is V times the term of pixel i
     assert_close(one_each.mean(0), expected)
 
 
@@ -136,7 +136,7 @@ def p_value(v, weights):
 def test_long_gibbs_chains_and_exact_draws_follow_p(shape, generator):
     """Chi-squared tests compare 20,000 independent draws with p over the 2^V states.
 
-    False alarms occur once in 10^4 seeds.
+    Each test has a false-alarm rate of 1e-4. The tests reject chains of one step and draws from another model.
     """
     weights = machine(*shape, scale=0.7)
     V, H = shape
@@ -158,7 +158,7 @@ def forced(p, outcome):
 def paths(weights, k):
     """Return every path v, h, v', ... of k Gibbs steps from every v.
 
-    The tested function draws each path from noise that forces its outcomes.
+    ``draw``, the function under test, draws each path from uniform numbers that force its outcomes.
 
     Returns:
         The first v (n, V), the last v (n, V), and the probability of the path given the first v, (n,).
@@ -227,7 +227,8 @@ def test_log_mean_is_the_mean_with_three_standard_errors():
     error = float(w.std()) / 2
     assert_close(found.estimate, 1000 + float(torch.tensor(3.0, dtype=torch.float64).log()))
     assert_close(found.high, 1000 + float(torch.tensor(3.0 + 3 * error, dtype=torch.float64).log()))
-    assert_close(found.low, found.estimate - float(torch.tensor(740.0).double().log()))  # 3 - 3 * 1.08 is negative
+    # The lower end 3 - 3 * 1.08 is negative, so ``low`` is log(mean / 740).
+    assert_close(found.low, found.estimate - float(torch.tensor(740.0).double().log()))
     narrow = log_mean(torch.tensor([1.0, 1.1, 0.9, 1.0]).log())
     assert narrow.low < narrow.estimate < narrow.high and narrow.estimate == pytest.approx(0.0, abs=1e-6)
 
@@ -236,8 +237,8 @@ def test_importance_weights_are_unbiased_for_gaussians(generator):
     """The densities f_beta(x) = exp(-x^2 (1 + 3 beta) / 2) have Z_1 / Z_0 = 1/2.
 
     The test uses 4 steps and 40,000 chains. The mean weight is within 4.3 standard errors of 1/2, with false alarms
-    once in 6 x 10^4 seeds. A standard error is below 1 % of 1/2. Chains that draw from the wrong distribution at each
-    step fail the test.
+    once in 6 x 10^4 seeds. A standard error is below 1 % of 1/2. ``faulty`` draws each state from N(0, 1). Its mean
+    weight is more than ten standard errors away from 1/2.
     """
     n = 40_000
     normal = lambda: torch.randn(n, generator=generator, dtype=torch.float64)  # noqa: E731
@@ -262,7 +263,7 @@ def test_importance_weights_are_unbiased_for_gaussians(generator):
 def test_annealed_importance_sampling_agrees_with_enumeration_however_few_the_steps(shape, generator):
     """The test uses 1 and 3 steps, 100,000 chains, and an interval of three standard errors.
 
-    False alarms occur once in 370 seeds.
+    Each interval misses log Z once in 370 seeds. log Z of another model is outside the interval of 3 steps.
     """
     weights = Weights(*(t.float() for t in machine(*shape)))
     base = torch.linspace(-1, 1, shape[0])

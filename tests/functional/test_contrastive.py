@@ -30,9 +30,9 @@ def world(generator):
 
 
 def expected_nce(s, p, q, k, log_kq):
-    """Return E J over w ~ p and k noise words ~ q, by enumeration.
+    """Return the expectation of the NCE loss over a word w ~ p and k noise words ~ q, by enumeration.
 
-    The k noise words are identically distributed. Their part of E J is k times the expectation over one word.
+    The k noise words are identically distributed. Their part is k times the expectation for one noise word.
     """
     data = nce_loss(s, s[:, None][:, :0], log_kq, s[:, None][:, :0])
     noise = nce_loss(s, s[:, None], log_kq, log_kq[:, None]) - data
@@ -52,7 +52,7 @@ def test_the_expected_gradient_of_nce_is_its_closed_form_and_zero_at_log_p(world
     found = gradient(lambda s: expected_nce(s, p, q, k, log_kq), s)
     assert_close(found, k * q / (s.exp() + k * q) * (s.exp() - p))
     assert_close(gradient(lambda s: expected_nce(s, p, q, k, log_kq), p.log()), torch.zeros(V, dtype=torch.float64))
-    # Scores shifted by 0.5 have Z = e^0.5. NCE has a gradient there, and the likelihood has none.
+    # Scores shifted by 0.5 have Z = e^0.5. For these scores NCE has a gradient. The gradient of the likelihood is 0.
     shifted = gradient(lambda s: expected_nce(s, p, q, k, log_kq), p.log() + 0.5)
     assert (shifted > 0.01 * p).all()
     likelihood = gradient(lambda s: (p * softmax_loss(s, s.expand(V, V))).sum(), p.log() + 0.5)
@@ -86,7 +86,10 @@ def test_with_k_of_v_and_uniform_noise_nce_is_negative_sampling(world, generator
 
 
 def test_three_words_by_hand():
-    """The scores are s = log 2, and the k = 2 noise words have q = 1/4 and 1/2. Then e^s = 2, and k q = 1/2 and 1."""
+    """All scores are s = log 2. The word of the text has q = 1/4, and the k = 2 noise words have q = 1/4 and 1/2.
+
+    Then e^s = 2, and k q is 1/2, 1/2 and 1.
+    """
     s = torch.tensor(math.log(2), dtype=torch.float64)
     log_kq = torch.tensor([0.5, 1.0], dtype=torch.float64).log()
     loss = nce_loss(s, torch.stack([s, s]), log_kq[0], log_kq)
@@ -117,7 +120,7 @@ def test_noise_words_that_stand_for_k_count_for_so_much_each(objective, generato
 
 
 def test_importance_sampling_is_exact_where_its_weights_are_equal(world, generator):
-    """With q = p_theta every weight is Z. For every draw the loss is the negative log-likelihood."""
+    """If q is the model's distribution, every weight is Z. The loss of each draw is the negative log-likelihood."""
     s = world[0]
     log_q = s.log_softmax(0)
     noise = torch.randint(V, (V, 3), generator=generator)

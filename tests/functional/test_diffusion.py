@@ -77,7 +77,10 @@ def test_schedules_that_leave_zero_to_one_are_refused(betas, message):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_q_sample_is_the_one_step_kernels_composed(schedule):
-    """For every t, t + 1 steps of eq. 2 have the mean and variance of eq. 4."""
+    """For every t, the composition of t + 1 steps has the mean and variance of ``q_sample``.
+
+    The steps are eq. 2, and ``q_sample`` is eq. 4, of Ho et al. 2020.
+    """
     chain = make_chain(SCHEDULES[schedule](100))
     mean, var = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     x0 = torch.tensor([[1.7]], dtype=torch.float64)
@@ -90,9 +93,10 @@ def test_q_sample_is_the_one_step_kernels_composed(schedule):
 
 @pytest.mark.parametrize("t", [0, 1, 17, 29])
 def test_the_posterior_is_bayes_rule(t):
-    """The posterior [DSL eq. 14.45] equals Bayes' rule.
+    """The posterior q(x_{t-1} | x_t, x0) [DSL eq. 14.45] agrees with Bayes' rule.
 
-    The prior is N(sqrt(abar_{t-1}) x0, 1 - abar_{t-1}). The likelihood is N(x_t; sqrt(1 - beta) x_{t-1}, beta).
+    The prior of x_{t-1} is N(sqrt(abar_{t-1}) x0, 1 - abar_{t-1}). The likelihood of x_t is
+    N(sqrt(1 - beta) x_{t-1}, beta).
     """
     chain = make_chain(linear_betas(30))
     x0, xt, beta = 0.3, -1.1, chain.betas[t]
@@ -157,7 +161,7 @@ def test_ancestral_sampling_of_gaussian_data(s2, variance):
     chain = make_chain(linear_betas(50))
     v = torch.ones((), dtype=torch.float64)
     for t in reversed(range(50)):
-        # eq. 11: x_{t-1} = (x_t - beta / sqrt(1 - abar) eps) / sqrt(alpha) + sigma z
+        # Ho et al. 2020, eq. 11: x_{t-1} = (x_t - beta / sqrt(1 - abar) eps) / sqrt(alpha) + sigma z
         factor = (1 - chain.betas[t] / (chain.abar[t] * s2 + 1 - chain.abar[t])) / (1 - chain.betas[t]).sqrt()
         sigma2 = chain.posterior_variance[t] if variance == "posterior" else chain.betas[t]
         v = factor**2 * v + (sigma2 if t > 0 else 0)
@@ -170,7 +174,10 @@ def test_ancestral_sampling_of_gaussian_data(s2, variance):
 
 @pytest.mark.parametrize("s2", [0.25, 4.0])
 def test_ddim_follows_the_flow_of_gaussian_data(s2):
-    """The deterministic sampler multiplies x_T by a factor. With many steps this gives the variance of the data."""
+    """On Gaussian data, the deterministic sampler multiplies x_T by a factor.
+
+    With 1,000 steps, the factor is close to the factor of the probability flow.
+    """
     chain = make_chain(linear_betas(1000))
     x = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
     out = ddim(exact_x0(chain, s2), x, chain, 1000, clip=False)
@@ -292,7 +299,7 @@ def test_the_exact_predictor_reaches_the_least_loss(generator):
 def test_stratified_steps_are_one_in_each_stratum_and_uniform_each(generator):
     t = stratified_steps(torch.rand(1, generator=generator).expand(50), 1000)
     assert sorted(t.div(20, rounding_mode="floor").tolist()) == list(range(50))
-    # Each of the drawn steps is uniform: the counts of the ten steps are equal within 4.5 standard errors.
+    # Each single draw is uniform. The counts of the ten steps are equal within 4.5 standard errors.
     counts = stratified_steps(torch.rand(20_000, generator=generator), 10)
     assert (counts.bincount(minlength=10) - 2000).abs().max() < 4.5 * (2000 * 0.9) ** 0.5
     assert stratified_steps(torch.full((4,), 1 - 1e-9, dtype=torch.float64), 7).max() == 6

@@ -27,7 +27,7 @@ FALSE_ALARM = 4.5  # standard errors, exceeded once in 150,000 seeds
 
 
 def log_p_of_the_chain(x0, x0_factor, chain, variance):
-    """Return log p(x_0), (B,), for x0, (B, D). The reverse chain has x0_hat = f_t x_t, so every x_t is Gaussian."""
+    """Return log p(x_0), (B,), for x0, (B, D). With x0_hat = x0_factor[t] x_t, every x_t is Gaussian."""
     sigma2, v = reverse_variance(chain, variance), torch.ones((), dtype=F64)
     for t in reversed(range(len(chain.betas))):
         beta, abar_prev, rest = chain.betas[t], chain.abar_prev[t], chain.one_minus_abar[t]
@@ -48,7 +48,7 @@ def exact_factor(chain, s2=1.0):
 def test_the_bound_is_the_likelihood_on_every_trajectory_of_normal_data(betas, generator):
     """For N(0, I) data, the exact prediction and variance beta_t give the exact reverse chain.
 
-    With a continuous decoder, p(x_{0:T}) = q(x_{1:T} | x_0) N(x_0; 0, I). The marginal of x_T is N(0, I) on both sides.
+    With a continuous decoder, p(x_{0:T}) = q(x_{1:T} | x_0) N(x_0; 0, I). Under p and q, x_T is N(0, I).
     """
     chain = make_chain(betas)
     x0 = 3 * torch.randn(20, 3, generator=generator, dtype=F64)
@@ -130,7 +130,7 @@ def test_one_step_at_a_time_the_single_form_varies_less(t, generator):
     """At each t > 0 the two forms have equal expected gradients, and the single form has less variance (Rao-Blackwell).
 
     The gradient is with respect to a factor of the prediction. The means agree within 4.5 standard errors. The variance
-    of the joint form is larger by more than chance allows.
+    of the joint form is larger by more than 5 %.
     """
     chain, n = make_chain(linear_betas(30)), 100_000
     x0 = torch.tensor([[0.7, -0.2, 1.1, -1.6]], dtype=F64).expand(n, 4)
@@ -165,7 +165,7 @@ def test_the_discretised_normal_is_a_distribution_over_256_grey_values(sigma):
         variance = torch.full((256, 1), sigma**2, dtype=F64)
         log_mass = log_discretised_normal(grey[:, None], torch.full((256, 1), mu, dtype=F64), variance)
         assert_close(log_mass.logsumexp(0).item(), 0.0, rtol=0, atol=1e-9)
-        # The difference of two values of norm.cdf has a rounding error near 1e-16. For tiny masses, atol allows it.
+        # The difference of two values of norm.cdf has a rounding error near 1e-16. ``atol`` allows this error.
         for k in (0, 40, 80, 254, 255):
             upper = 1.0 if k == 255 else norm.cdf((grey[k].item() + 1 / 255 - mu) / sigma)
             lower = 0.0 if k == 0 else norm.cdf((grey[k].item() - 1 / 255 - mu) / sigma)

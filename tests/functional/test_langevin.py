@@ -27,9 +27,8 @@ def normal_score(s2):
 def test_the_stationary_variance_has_the_steps_error(e):
     """With step size e, the stationary variance is s^2 / (1 - e / (4 s^2)) for data of variance s^2.
 
-    The variance of 200,000 independent chains agrees within 4.5 standard errors.
-
-    False alarms occur once in 150,000 seeds.
+    The variance of 200,000 independent chains agrees within 4.5 standard errors. False alarms occur once in 150,000
+    seeds.
     """
     n, s2 = 200_000, 0.8
     x = torch.randn(n, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
@@ -42,7 +41,10 @@ def test_the_stationary_variance_has_the_steps_error(e):
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("e", [0.3, 1.5])
 def test_the_adjusted_chain_has_none(e, known):
-    """Steps are accepted by the exact density or by the integral of the score, which is exact for a linear score."""
+    """With Metropolis acceptance, the stationary variance is s^2.
+
+    Acceptance uses the exact density, or the integral of the score. The integral is exact for a linear score.
+    """
     n, s2 = 200_000, 0.8
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(n, 1, generator=generator, dtype=F64)
@@ -68,7 +70,7 @@ def test_the_acceptance_rate_is_that_of_its_formula():
 def test_the_integral_of_a_mixtures_score_is_its_density_ratio():
     """Two chains have equal noise. One accepts steps by the density, the other by quadrature of the score.
 
-    The two chains almost always agree.
+    More than 99 % of the final states are equal.
     """
     p, generator = mixture(), torch.Generator().manual_seed(5)
     x, _ = p.sample(2000, generator=generator)
@@ -92,7 +94,8 @@ def test_chains_in_a_mixture_reach_its_entropy():
 def test_annealing_finds_the_weights_that_a_plain_chain_does_not():
     """The density is p = 1/5 N((-5, -5), I) + 4/5 N((5, 5), I), as in Song & Ermon 2019, sec. 3.2.2.
 
-    The chains use the exact score of every noise level.
+    Half of the plain chains start on the side of (5, 5), and half end there. Annealed chains use the exact score of
+    every noise level, and 4/5 of these chains end near (5, 5).
     """
     p = Mixture(torch.tensor([[-5.0, -5.0], [5.0, 5.0]]), torch.tensor([0.2, 0.8]), 1.0)
     n, generator = 4000, torch.Generator().manual_seed(8)

@@ -16,7 +16,7 @@ def normal(generator, *shape):
 
 
 def families(generator):
-    """Return posteriors of each family, with posterior and prior in torch.distributions. They have shape (3, 2)."""
+    """Return a tuple for each family: our posterior, torch's posterior and torch's prior, each of shape (3, 2)."""
     mu, logvar = normal(generator, 3, 2), normal(generator, 3, 2)
     logits, many = normal(generator, 3, 2), normal(generator, 3, 2, 5)
     return [
@@ -52,7 +52,7 @@ def test_score_squares_are_those_of_autograd(i, generator):
 
 @pytest.mark.parametrize("i", range(3))
 def test_draws_have_their_distribution(i, generator):
-    """Means of n draws are right within 4.5 standard errors. With up to 30 means, false alarms occur once in 4,000."""
+    """Means of n draws are right within 4.5 standard errors. 30 means give a false alarm once in 4,000 seeds."""
     q, twin, _ = families(generator)[i]
     n = 100_000
     noise = q.noise(n, 3, 2, *q[0].shape[2:], generator=generator, device=torch.device("cpu")).double()

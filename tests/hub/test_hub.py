@@ -83,7 +83,7 @@ def test_averaged_weights_are_what_is_published(runs, published):
 
 
 def test_a_download_has_an_end(tmp_path, monkeypatch):
-    """A file larger than the limit is rejected. A file of exactly the limit is read."""
+    """A file larger than the limit is rejected. A file of exactly the limit is read. It is not a safetensors file."""
     (tmp_path / "x.safetensors").write_bytes(bytes(11))
     source = f"file://{tmp_path}/x.safetensors#sha256={hashlib.sha256(bytes(11)).hexdigest()}"
     monkeypatch.setattr("zoo.hub.loading.LARGEST_DOWNLOAD", 10)
@@ -228,7 +228,7 @@ def test_conditions_as_people_type_them():
 
 
 def test_the_command_line(runs, published, tmp_path, monkeypatch, capsys):
-    """The commands list, sample, evaluate and export work. Equal seeds give equal pictures."""
+    """Test the commands ``list``, ``sample``, ``evaluate`` and ``export``. Equal seeds give equal pictures."""
 
     def command(*arguments):
         monkeypatch.setattr(sys, "argv", ["zoo", *map(str, arguments)])

@@ -51,7 +51,8 @@ def test_shipped_numbers_are_recomputed(name, mnist_root):
 
     card = hub.read_card(name)
     measured = evaluate(zoo.load(name), by_name(card["data"]))
-    apart = {"test/log_likelihood"} if card.get("log_likelihood") else set()  # another test measures it
+    # test_shipped_log_likelihoods_are_recomputed measures the log likelihood.
+    apart = {"test/log_likelihood"} if card.get("log_likelihood") else set()
     assert set(measured) == {key for key in card["metrics"] if key.startswith("test/")} - apart
     for key, value in measured.items():
         # Rounding can change the predicted class of two images. The tolerance for each is ``one_image``.
@@ -104,7 +105,7 @@ def test_shipped_samples_are_recognised_as_their_labels(name):
 
 @pytest.fixture(scope="module")
 def floor(mnist_root):
-    """Return the classifier, its features of test images, and the distance of validation images from test images."""
+    """Return the classifier, its features of test images, and the Frechet distance of validation and test images."""
     from zoo.datamodules import Images
     from zoo.evaluation.distances import classify_images, frechet_distance
 
@@ -161,7 +162,7 @@ WITH_LIKELIHOOD = [name for name in CARDS if hub.read_card(name).get("log_likeli
 def test_shipped_log_likelihoods_are_recomputed(name, mnist_root):
     """The test uses the first 100 test images and all importance samples.
 
-    The noise depends only on the index of a batch of 100, so the first batch can be measured alone.
+    The noise of a batch of 100 depends only on the index of the batch. The first batch can be measured alone.
     """
     from zoo.datamodules import Images
     from zoo.evaluation.protocol import log_likelihood_per_batch
@@ -181,7 +182,7 @@ def test_shipped_log_likelihoods_are_recomputed(name, mnist_root):
     "name", [name for name in CARDS if (hub.read_card(name).get("samples") or {}).get("n") == 1000]
 )
 def test_the_first_samples_of_many_steps_are_classified_as_published(name):
-    """The test draws 16 samples under each condition. It leaves out the chain of 1,000 steps, which takes 40 s."""
+    """The test draws 16 samples under each condition. It skips chains of all 1,000 steps, which take 40 s."""
     from zoo.evaluation.distances import classify_images
     from zoo.sampling.chunks import sample_chunks
 
@@ -203,7 +204,7 @@ def test_the_first_samples_of_many_steps_are_classified_as_published(name):
 def test_the_shipped_bound_is_recomputed(name, mnist_root):
     """The test uses the first five test images and all terms of the bound.
 
-    The noise depends only on the index of a batch of five, so the first batch can be measured alone.
+    The noise of a batch of five depends only on the index of the batch. The first batch can be measured alone.
     """
     from zoo.datamodules import Images
     from zoo.evaluation.protocol import bound_metrics, bound_per_batch

@@ -1,4 +1,4 @@
-"""Tests of input checks. They test when a model reads the values of its inputs."""
+"""Tests of input checks: which inputs are allowed, and when a model reads the values of a tensor."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from zoo.checks.pixels import check_one_hot
 
 @pytest.mark.parametrize(("batches", "looked_at"), [(0, True), (5, False)])
 def test_values_are_looked_at_in_the_first_batch_of_a_run_and_not_of_each_epoch(batches, looked_at, monkeypatch):
-    """The check runs only in the first batch of a run, because reading values would wait for a GPU."""
+    """A model checks pixels only in the first batch of a run. Each check makes the CPU wait for the GPU."""
     model = made("vae")
     trainer = SimpleNamespace(fit_loop=SimpleNamespace(total_batch_idx=batches))
     monkeypatch.setattr(type(model), "trainer", trainer)
@@ -59,7 +59,7 @@ def test_one_hot_is_exactly_one():
 
 
 class Asked:
-    """Stand-in for a model. Its methods return whether they may read values on a GPU."""
+    """Stand-in for a model. Its methods return whether a check may read a tensor that is not on the CPU."""
 
     @takes(batch=batch_of_any_shape)
     def loss(self, batch):

@@ -1,4 +1,4 @@
-"""Tests of the conditional VAE. Many tests use the model x = W z + V y + sigma n, whose densities are known."""
+"""Tests of the conditional VAE. Many tests use x = W z + V y + sigma n with n ~ N(0, I), where p(x | y) is known."""
 
 import math
 
@@ -26,9 +26,10 @@ F64 = torch.float64
 
 @pytest.fixture(params=["standard", "learned"])
 def linear(request, generator):
-    """Return x, y, log p(x | y), and a tuple of the encoder of the exact posterior, the likelihood and the prior.
+    """Return x, y, log p(x | y), and the tuple (encode, log_px, prior) of functions.
 
-    W has orthogonal columns, and the posterior is diagonal. The learned prior has a mean and a variance per label.
+    ``encode`` returns the exact posterior. It is diagonal, because the columns of W are orthogonal. The learned prior
+    has a mean and a variance per label.
     """
     W = torch.linalg.qr(normal(generator, P, D)).Q * torch.tensor([1.5, 0.4], dtype=F64)
     V = normal(generator, K, P)
@@ -122,7 +123,7 @@ def test_score_function_and_pathwise_gradients_agree_in_expectation(linear, gene
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 def test_without_the_labels_weights_it_is_the_vae(likelihood, generator):
-    """With equal weights and equal noise, the terms, samples and likelihoods are equal up to rounding."""
+    """With zero weights for the labels, a CVAE equals a VAE with the same other weights and noise, up to rounding."""
     vae = VAE(latent_dim=3, hidden=[20], likelihood=likelihood)
     model = CVAE(latent_dim=3, hidden=[20], likelihood=likelihood)
     with torch.no_grad():
@@ -154,13 +155,13 @@ def test_swapped_labels_swap_samples(prior, generator):
 
 
 def test_labels_that_are_not_given_are_uniform_and_come_from_the_generator():
-    """The first pixel shows the label. Chi-squared with 9 degrees of freedom exceeds 39.3 once in 100,000 runs."""
+    """The logit of the first pixel is the label. Chi-squared (9 degrees of freedom) exceeds 39.3 once in 100,000."""
     model = CVAE(latent_dim=1, hidden=[1])
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()
-        model.decoder[0].weight[0, 1:] = torch.arange(10.0)  # the hidden unit is the label
-        model.decoder[2].weight[0, 0] = 1.0  # and the first pixel's logit is the hidden unit
+        model.decoder[0].weight[0, 1:] = torch.arange(10.0)  # the hidden unit equals the label
+        model.decoder[2].weight[0, 0] = 1.0  # the logit of the first pixel equals the hidden unit
     generator = torch.Generator().manual_seed(0)
     labels = model.sample(10_000, generator=generator)[:, 0, 0, 0].logit().round().long()
     counts = torch.bincount(labels, minlength=10)
@@ -213,7 +214,7 @@ def test_the_models_prior_is_its_objectives(prior, generator):
 
 
 def test_log_likelihood_approaches_log_p_of_a_model_without_latents(generator):
-    """The decoder ignores z and q = p(z). Every log weight is then log p(x | y) = 784 log 1/2."""
+    """With zero weights, the decoder ignores z, and q = p(z). Every log weight is log p(x | y) = 784 log 1/2."""
     model = CVAE(latent_dim=2, hidden=[4])
     with torch.no_grad():
         for p in model.parameters():
@@ -307,7 +308,7 @@ def test_pictures_have_a_row_for_each_label():
     rows = sample_chunks(model, n, seed=0, **conditions)
     assert_close(rows[:7], sample_chunks(model, n, seed=0, y=0)[:7])
     assert_close(rows[14:], sample_chunks(model, n, seed=0, y=2)[14:])
-    assert picture(model, 20, {"y": 1}).columns == 4  # with a given label, no row belongs to another label
+    assert picture(model, 20, {"y": 1}).columns == 4  # with a given label, the picture has no rows per label
 
 
 @pytest.mark.parametrize(

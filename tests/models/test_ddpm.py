@@ -1,6 +1,6 @@
 """Tests of the DDPM module: network inputs, sampling, bound and gradient estimators.
 
-The mathematics has its own tests in test_diffusion.py and test_diffusion_bound.py.
+test_diffusion.py and test_diffusion_bound.py in tests/functional test the equations.
 """
 
 import math
@@ -125,7 +125,7 @@ def test_every_step_is_drawn_and_each_example_has_its_own(small, generator):
 
 
 def test_a_network_that_knows_the_image_samples_it(small):
-    """If the network predicts the noise of x0 = -0.5 everywhere, every sampler returns its grey value, 0.25."""
+    """The network predicts the noise for x0 = -0.5 in all pixels. Both samplers return its grey value, 0.25."""
     small.forward = lambda x, t, y: (x - small.abar[t[0]].sqrt() * -0.5) / (1 - small.abar[t[0]]).sqrt()
     for kw in ({"num_steps": 5}, {"num_steps": None}):
         images = small.sample(2, generator=torch.Generator().manual_seed(0), **kw)
@@ -173,7 +173,7 @@ def test_unet_keeps_shapes_and_refuses_others():
 def test_every_way_to_draw_steps(generator):
     """Without a loss history, all three ways draw uniformly.
 
-    With a history, ``importance`` draws from p_t, and weights the losses by 1 / (T p_t).
+    With a history, ``importance`` draws step t with probability p_t. The loss of this step has the weight 1 / (T p_t).
     """
     model = DDPM(steps=50, widths=[8], timesteps="importance")
     batch = [torch.zeros(40_000, 1, 1, 1)]
@@ -204,7 +204,7 @@ def test_the_last_ten_losses_of_each_step_are_remembered():
 
 
 def test_a_step_is_weighted_and_the_history_is_not(generator):
-    """With a p_t that is not uniform, the loss has the weights 1 / (T p_t). The history stores plain losses."""
+    """The training loss has the weights 1 / (T p_t), with p_t not uniform. The history stores plain losses."""
     torch.manual_seed(0)
     model = DDPM(steps=4, widths=[8], timesteps="importance")
     torch.nn.init.normal_(model.net.out[2].weight, std=0.1, generator=generator)
@@ -218,11 +218,11 @@ def test_a_step_is_weighted_and_the_history_is_not(generator):
     model.trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
     assert_close(model.training_step(batch, 0).detach(), (noise["weight"] * losses).mean())
     for t in noise["t"].unique():
-        assert_close(model.loss_history[t, -1], losses[noise["t"] == t][-1])  # the last loss of each step
+        assert_close(model.loss_history[t, -1], losses[noise["t"] == t][-1])  # the newest loss of step t
 
 
 def test_what_the_estimators_of_the_training_loss_are(generator):
-    """An estimate is the weighted mean of the losses for its noise. Tests above check the weights and the steps."""
+    """Each estimator returns the weighted mean of the losses. Tests above check the weights and the drawn steps."""
     model = DDPM(steps=20, widths=[8], timesteps="importance")
     torch.nn.init.normal_(model.net.out[2].weight, std=0.1, generator=generator)
     model.loss_history.uniform_(generator=generator)
@@ -246,7 +246,10 @@ def test_what_the_estimators_of_the_training_loss_are(generator):
 
 @pytest.mark.parametrize("num_classes", [None, 3])
 def test_the_estimators_of_the_bound_are_its_forms_per_dimension(num_classes, generator):
-    """The estimators use x0_hat given the labels, at the noise that they draw."""
+    """Each estimator returns the mean over the batch of one form of the bound, per dimension.
+
+    With labels, the prediction x0_hat depends on the labels.
+    """
     torch.manual_seed(0)
     model = DDPM(steps=5, widths=[8], num_classes=num_classes)
     torch.nn.init.normal_(model.net.out[2].weight, std=0.1, generator=generator)
@@ -272,7 +275,7 @@ def test_validation_spreads_the_steps_evenly(generator):
 
 
 def test_importance_sampling_trains(tmp_path):
-    """A run by train.py, with averaged weights, is long enough for a full history of every step."""
+    """A run of three epochs, with averaged weights, fills the loss history of every step."""
     few = ["model.steps=10", "model.timesteps=importance", "callbacks.samples.conditions.num_steps=2"]
     run(
         tmp_path,
@@ -354,13 +357,13 @@ def test_samples_with_labels_come_in_rows(labelled):
 
 
 def test_samples_that_run_off_to_infinity_are_refused(labelled):
-    """A picture would show NaN as black."""
+    """Without this error, a picture would show NaN as black."""
     with pytest.raises(ValueError, match=r"NaN or infinite with guidance=1e\+300, corrector_snr=0.1"):
         labelled.sample(2, y=1, guidance=1e300, num_steps=4)
 
 
 def test_without_labels_they_are_drawn_uniformly(labelled):
-    """With the same noise, each sample equals the sample of one given label. Each label occurs in about 200 of 600."""
+    """Each sample equals the sample of one label with the same noise. Each label has about 200 of 600 samples."""
     draw = lambda y: labelled.sample(600, generator=torch.Generator().manual_seed(0), num_steps=1, y=y, guidance=1)  # noqa: E731
     under = torch.stack([draw(y) for y in range(3)])
     match = (draw(None) == under).flatten(2).all(2)
@@ -373,7 +376,7 @@ def test_the_score_of_normal_data(small):
     small.forward = lambda x, t, y=None: small.one_minus_abar[t].view(-1, 1, 1, 1).sqrt() * x
     x = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     assert_close(small.score(x, torch.tensor([0, 10, 20, 30, 49])), -x, rtol=1e-3, atol=1e-3)
-    # With added noise N(0, sigma^2 I), the data are N(0, (1 + sigma^2) I).
+    # Data with added noise N(0, sigma^2 I) are N(0, (1 + sigma^2) I).
     for sigma in small.sigmas[[3, 20, 45]].tolist():
         blurred = small.blurred_score((1 + sigma**2) ** 0.5 * x, torch.full((5,), sigma))
         assert_close(blurred, -x / (1 + sigma**2) ** 0.5, rtol=1e-3, atol=1e-3)
@@ -414,7 +417,7 @@ def test_frames_show_intermediate_states_and_end_in_the_sample(small, num_steps)
 def test_images_are_encoded_and_come_back(small, generator):
     """Encoding and decoding return the images, also at both ends of an interpolation.
 
-    The network is nearly the exact one for N(0, I) data.
+    The network returns the exact prediction of eps for N(0, I) data.
     """
     small.forward = lambda x, t, y=None: small.one_minus_abar[t].view(-1, 1, 1, 1).sqrt() * x
     x = grey(2, generator)
@@ -447,7 +450,10 @@ def test_the_bound_of_a_network_that_knows_the_image(variance, generator):
 
 
 def test_the_bound_is_of_the_chain_that_is_sampled(small, generator):
-    """L_t equals the squared distance of the means of q and of the sampler's clipped step, over 2 sigma_t^2."""
+    """At t = 2, L_t is |m - m'|^2 / (2 sigma_t^2).
+
+    m is the mean of q(x_{t-1} | x_t, x0). m' is the mean of the sampler's step, with x0_hat clipped.
+    """
     torch.nn.init.normal_(small.net.out[2].weight, std=0.1, generator=torch.Generator().manual_seed(1))
     x = grey(2, generator)
     terms = small.bound_terms(x, generator=torch.Generator().manual_seed(5))

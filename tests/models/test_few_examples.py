@@ -1,4 +1,4 @@
-"""Runs with too few examples for a model end with an error of one line before training begins."""
+"""Tests of runs with too few examples for a model. An error of one line ends them before training begins."""
 
 import lightning as L
 import pytest

@@ -1,4 +1,4 @@
-"""Tests of InfoGAN: the bound on the information, the codes of samples, and the codes that Q reads."""
+"""Tests of InfoGAN: the bound on the mutual information, codes given to ``sample``, and predictions of Q."""
 
 import math
 import re
@@ -61,7 +61,7 @@ def test_the_bound_is_the_information_where_q_is_the_posterior():
     bound = lambda Q: math.log(K) + (joint * Q.log()).sum()  # noqa: E731
     assert_close(bound(posterior), information)
     assert bound(0.9 * posterior + 0.1 / K) < information
-    # The number of examples of each pair is proportional to its probability.
+    # Each pair (c, x) occurs in proportion to its probability, so means over the examples are expectations.
     c, x = torch.cartesian_prod(torch.arange(K), torch.arange(K)).unbind(-1)
     counts = (joint[c, x] * 1600).round().long()
     c, x = c.repeat_interleave(counts), x.repeat_interleave(counts)
@@ -137,7 +137,7 @@ def test_a_category_is_read_from_eight_deformed_copies():
 
 
 def test_validation_recomputes_batchnorm_statistics():
-    """The statistics in the BatchNorm modules depend only on samples. ``real_statistics`` depends on the images."""
+    """The statistics in the BatchNorm modules depend only on samples. ``real_statistics`` uses the images."""
     model = small()
     before = {k: v.clone() for k, v in model.state_dict().items() if "running_mean" in k or k == "real_statistics"}
     model.eval().take_statistics(torch.zeros(50, 28, 28, dtype=torch.uint8))
@@ -181,16 +181,17 @@ def test_categories_are_read_from_deformed_images_and_numbers_are_not():
     a, b = plain.generator_terms(noise), deformed.generator_terms(noise)
     assert a["mi_continuous"] == b["mi_continuous"] and a["mi_categorical"] != b["mi_categorical"]
     deformed.load_state_dict(plain.state_dict())
-    assert deformed.eval().generator_terms(noise) == plain.eval().generator_terms(noise)  # evaluation deforms nothing
+    # In evaluation, no image is deformed, so both models have the same terms.
+    assert deformed.eval().generator_terms(noise) == plain.eval().generator_terms(noise)
     plain.train(), deformed.train()
-    # A deformation of strength 0 changes nothing, because mapping to [0, 1] and back is the identity.
+    # With zero noise, a deformation does not change the image. The map to [0, 1] and back is the identity.
     a = plain.generator_terms(noise)
     still = {**noise, "affine": 0 * noise["affine"], "bumps": 0 * noise["bumps"]}
     assert_close(deformed.generator_terms(still)["mi_categorical"], a["mi_categorical"], rtol=1e-4, atol=1e-5)
 
 
 def test_each_networks_loss_trains_that_network_alone():
-    """Trunk and head are trained on V alone. The losses of the generator and Q also contain the bound (eq. 6)."""
+    """Trunk and head are trained only on V. Generator and Q also train on the bound (Chen et al. 2016, eq. 6)."""
     model = small()
     d_optimiser, g_optimiser = model.configure_optimizers()
     names = {id(p): name for name, p in model.named_parameters()}
@@ -267,7 +268,7 @@ def test_one_code_is_varied():
     one_hot = torch.eye(10)[7]
     expected = (
         model.generator(torch.cat([z, one_hot, torch.tensor([0.0, 1.0])])[None]) / 2 + 0.5
-    )  # the fourth of five values from -2 to 2
+    )  # 1.0 is the fourth of five values from -2 to 2
     assert_close(grid[3, 7], expected[0].clamp(0, 1))
     with pytest.raises(ValueError, match="code must be an integer from 0 to 1, got 2"):
         model.vary(2)

@@ -56,7 +56,7 @@ def exact_log_Z(model):
 def log_p(model):
     """Return log p(v) of every binary v, (2^V,), and all v, (2^V, V).
 
-    Z is a sum over all v, through which gradients flow.
+    Z is the sum over all v. Gradients also flow through Z.
     """
     v = torch.tensor(list(product([0.0, 1.0], repeat=model.hparams.num_visible)), dtype=torch.float64)
     F = free_energy(v, model.weights())
@@ -76,7 +76,7 @@ def gradient(model, loss):
 @pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize(("learning", "k"), [("cd", 1), ("cd", 3), ("pcd", 1), ("pcd", 3)])
 def test_the_gradient_is_the_textbook_update(learning, k, centred, generator):
-    """The updates of Hinton 2002, Tieleman 2008 and (centred) Melchior et al. 2016 are computed step by step."""
+    """The test computes the updates of Hinton 2002, Tieleman 2008 and (centred) Melchior et al. 2016 step by step."""
     model = small(learning=learning, centred=centred)
     B, V, H = 6, 4, 3
     u = lambda *s: torch.rand(*s, generator=generator, dtype=torch.float64)  # noqa: E731
@@ -154,7 +154,7 @@ def test_estimators_of_one_gradient_and_what_they_differ_in():
     weights = Weights(*(t.detach() for t in model.weights()))
     u = lambda *s: torch.rand(*s, generator=generator, dtype=torch.float64)  # noqa: E731
     drawn = exact_draw(u(512), u(512, 8), weights)
-    batch = model.probe_batch([drawn[drawn[:, 0] == 1]], generator=generator)  # half of the states
+    batch = model.probe_batch([drawn[drawn[:, 0] == 1]], generator=generator)  # only examples whose first pixel is 1
     found = {}
     for name, estimator in model.gradient_estimators().items():
         moments, _ = gradient_moments(estimator, batch, range(2 if name == "exact" else 1000))
@@ -164,7 +164,7 @@ def test_estimators_of_one_gradient_and_what_they_differ_in():
     exact = found["exact"][0].mean
 
     def distance(name):
-        """Return the squared distance in squared standard errors, and the squared standard error relative to |g|^2."""
+        """Return |mean - exact|^2 / error and error / |exact|^2. The error is a squared standard error."""
         moments, statistics = found[name]
         error = statistics["variance"] / moments.n
         squared = sum(float((moments.mean[k] - exact[k]).square().sum()) for k in exact)
@@ -194,7 +194,7 @@ def test_successive_pcd_gradients_vary_more_than_exact_samples():
     to_v = ((h @ weights.W.T + weights.b)[:, None] * v).sum(-1).softmax(-1)
     T = to_h @ to_v
 
-    def gradient_of(v):  # gradient of F, a row for each v; only the term of the model is random
+    def gradient_of(v):  # the gradient of F at each v, one row for each v
         grads = [gradient(model, free_energy(row, model.weights())) for row in v]
         return torch.stack([torch.cat([g.flatten() for g in found.values()]) for found in grads])
 
@@ -249,7 +249,7 @@ def test_a_pcd_draw_begins_at_the_persistent_chains():
 
 
 def test_marginals_and_the_most_probable_hidden_state():
-    """All eight states of h are enumerated."""
+    """The test enumerates all eight states of h."""
     model = small()
     _, v = log_p(model)
     h = torch.tensor(list(product([0.0, 1.0], repeat=3)), dtype=torch.float64)
@@ -259,7 +259,7 @@ def test_marginals_and_the_most_probable_hidden_state():
     assert_close(model.most_probable_hidden(v).double(), h[p_h.argmax(-1)])
     assert_close(model(v), model.transform(v))
     grey = torch.full((1, 4), 0.3).double()
-    assert_close(model.transform(grey), (grey @ weights.W + weights.c).sigmoid())  # not binarised
+    assert_close(model.transform(grey), (grey @ weights.W + weights.c).sigmoid())  # ``transform`` does not binarise
 
 
 def test_log_likelihood_is_the_enumerated_one_of_binarised_images():
@@ -284,7 +284,7 @@ def test_binarisation_by_threshold_or_at_random():
 
 
 def test_the_energy_keeps_its_precision_under_bfloat16():
-    """Matrix products use 16 bits. Sums of hundreds of nats use 32 bits."""
+    """Under autocast, matrix products use bfloat16, and sums of hundreds of nats use float32."""
     torch.manual_seed(0)
     model = RBM(num_hidden=500)
     with torch.no_grad():
@@ -344,7 +344,7 @@ def test_frames_show_the_chain_that_ends_in_the_sample():
     frames = model.sample(3, steps=20, frames=5, generator=seeded())
     assert frames.shape == (3, 5, 1, 28, 28)
     assert torch.equal(frames[:, -1], model.sample(3, steps=20, generator=seeded()))
-    assert set(frames[:, 0].unique().tolist()) == {0.0, 1.0}  # random pixels
+    assert set(frames[:, 0].unique().tolist()) == {0.0, 1.0}  # chains start at random pixels
     images = torch.rand(3, 1, 28, 28, generator=seeded()).round()
     for given in (images, list(images)):
         assert torch.equal(model.sample(3, steps=2, init=given, frames=2)[:, 0], images)
@@ -393,7 +393,7 @@ def digits(cls=Images):
 
 
 def test_a_process_keeps_the_chains_of_its_turn():
-    """Process r of n takes rows r, r + n, ... of the saved or new chains. Chains that it already has do not change."""
+    """Process r of n takes rows r, r + n, ... of the saved or new chains. Its own rows do not change."""
     everything = torch.arange(7)[:, None].expand(7, 2) > 3
     numbered = torch.arange(7)[:, None] * torch.ones(1, 2, dtype=torch.long)
     for world_size in (1, 2, 3):
@@ -509,7 +509,7 @@ def test_metrics_are_what_they_say(tmp_path):
     assert metrics["test/loss"] == pytest.approx(float(model.free_energy(v).mean()) + log_Z, rel=1e-5)
     assert metrics["test/loss"] == pytest.approx(-float(model.log_likelihood(v).mean()), rel=1e-5)
     whole = float(pseudo_log_likelihood(v, Weights(*(t.detach() for t in model.weights()))).mean())
-    assert metrics["test/pseudo_likelihood"] == pytest.approx(whole, rel=0.2)  # ten of 784 pixels of each image
+    assert metrics["test/pseudo_likelihood"] == pytest.approx(whole, rel=0.2)  # the metric uses 10 pixels of each image
     flat = ((v - v.mean(0)) ** 2).sum(1).mean()
     assert 0 < metrics["test/reconstruction_error"] < 1.2 * float(flat)
     train = (data.splits["train"].images.flatten(1).float() / 255 > 0.5).float()
@@ -529,9 +529,10 @@ def test_validation_is_of_float32_under_bfloat16(tmp_path):
 
 
 def test_annealed_importance_sampling_on_a_trained_machine(tmp_path):
-    """The enumerated log Z of 784 x 15 trained units lies in the short interval of 100 chains.
+    """After training 784 x 15 units, the interval of 100 chains is shorter than 0.5 nats and contains log Z.
 
-    The interval has three standard errors, so it misses log Z once in 370 runs. The seed is fixed.
+    The interval has three standard errors, so it misses log Z once in 370 seeds. The seed is fixed. The test
+    enumerates log Z.
     """
     few = [o for o in TINY["rbm"] if "num_hidden" not in o]
     run(
@@ -547,11 +548,15 @@ def test_annealed_importance_sampling_on_a_trained_machine(tmp_path):
     assert weights.W.abs().max() > 0.5  # the model has learned
     found = ais_log_partition(weights, base, 100, 1000, generator=chunk_generator(0, 0))
     assert found.low < exact_log_Z(model) < found.high and found.high - found.low < 0.5
-    assert not found.low < exact_log_Z(model) + 15 * math.log(2) < found.high  # log Z_0 contains H log 2
+    # The hidden units contribute H log 2 to log Z_0. The test would detect an error of this size.
+    assert not found.low < exact_log_Z(model) + 15 * math.log(2) < found.high
 
 
 def test_annealing_is_of_the_weights_in_their_plain_form():
-    """A model of 19 x 17 units is too large for quick enumeration. More temperatures narrow the interval."""
+    """``log_partition`` enumerates only a layer of at most 16 units. This model has 19 x 17, so log Z is estimated.
+
+    More temperatures give a narrower interval.
+    """
     model = small(19, 17, scale=0.4)
     found, coarse = model.log_partition(300), model.log_partition(20)
     assert found.low < exact_log_Z(model) < found.high
@@ -628,7 +633,7 @@ def test_mass_far_from_the_data_is_found(generator):
     """Chains that start at random pixels find probability mass far from the data.
 
     In a model of 60 x 2 units, one hidden unit turns all pixels on. The states with this unit on have e^20 times the
-    probability mass of the others. Chains of the published method start at the mean image and do not find these
+    probability mass of the others. Chains that start at the mean image, as in the published method, do not find these
     states. The test enumerates log Z.
     """
     weights = Weights(torch.zeros(60, 2), torch.full((60,), -3.0), torch.tensor([-160.0, 0.0]))
@@ -736,7 +741,7 @@ def test_features_are_a_step_of_a_pipeline(tmp_path):
     model = zoo.load(tmp_path)
     pipeline = make_pipeline(Features(str(tmp_path)), LogisticRegression(max_iter=500))
     scores = cross_val_score(clone(pipeline), X, y, cv=3)
-    assert scores.min() > 0.5  # thirty features after seconds of training
+    assert scores.min() > 0.5  # the model has 30 features and three epochs of training
     pipeline.fit(X, y)
     found = pipeline[0].transform(X[:5])
     assert found.dtype == np.float32

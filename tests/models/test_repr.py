@@ -1,4 +1,4 @@
-"""``repr(model)`` shows the kind of a model, its hyperparameters and its size, and then the tree of networks."""
+"""Tests of ``repr(model)``: class, first line of its docstring, hyperparameters, number of parameters, networks."""
 
 import inspect
 import traceback

@@ -80,8 +80,8 @@ def test_directional_is_the_quadratic_form(generator):
     assert_close(slope, torch.einsum("bi,ij,bj->b", v, A, v))
 
 
-# Among linear fields s(x) = -x M, the minimiser is M = C^-1, where C is the second moment of the data. This is the
-# score of N(0, C). On finite data it holds exactly for the empirical C, for the explicit and the sliced objective.
+# Among linear fields s(x) = -x M, the minimiser is M = C^-1, where C is the second moment of the data. The
+# minimiser is the score of N(0, C). On finite data, this is exact for the empirical C and both objectives.
 
 
 @pytest.mark.parametrize("objective", ["explicit", "sliced", "reduced"])
@@ -107,7 +107,7 @@ def test_the_minimiser_on_gaussian_data(objective, generator):
 
 
 def bumps(x):
-    """Return the values of 25 Gaussian bumps at x, (B, 25). They are a basis of fields where the mixture has mass."""
+    """Return the values of 25 Gaussian bumps at x, (B, 25). They cover the region where the mixture has mass."""
     side = torch.linspace(-3, 3, 5, dtype=F64)
     return torch.exp(-(x[:, None] - torch.cartesian_prod(side, side)).square().sum(2) / 2)
 
@@ -233,7 +233,8 @@ def test_the_first_score_is_that_of_normal_data(points, generator):
 def test_the_target_of_the_network_has_variance_one_at_every_level(points, generator):
     """The network's target has variance 1 at every level, and the weighted loss is half its squared error.
 
-    For s = net / (sigma scale) - x / scale^2 and x = x_0 + sigma eps with x_0 ~ N(0, I), the target is
+    The model is s = net / (sigma scale) - x / scale^2, with scale^2 = 1 + sigma^2. For x = x_0 + sigma eps with
+    x_0 ~ N(0, I), the target of ``net`` is
 
         sigma scale (-eps / sigma + x / scale^2) = (sigma x_0 - eps) / scale
     """
@@ -259,7 +260,10 @@ def test_the_target_of_the_network_has_variance_one_at_every_level(points, gener
 
 @pytest.mark.parametrize("weights", ["edm", "ncsn"])
 def test_the_weights_of_the_levels(weights, generator):
-    """For a new network on N(0, I) data, w J_sigma / D has the mean w / (2 sigma^2 (1 + sigma^2))."""
+    """For a new network on N(0, I) data, losses at noise level sigma have the mean w / (2 sigma^2 (1 + sigma^2)).
+
+    w is the weight of this level.
+    """
     model = Score(shape=[2], hidden=[8], num_sigmas=3, sigma_max=4.0, sigma_min=0.5, weights=weights)
     n = 100_000
     batch = [torch.randn(n, 2, generator=generator)]
@@ -277,7 +281,7 @@ def test_the_weights_of_the_levels(weights, generator):
 
 @pytest.mark.parametrize("objective", ["sliced", "explicit"])
 def test_objectives_on_a_ladder_have_one_gradient(objective, generator):
-    """All objectives learn the score of the convolved density, so the expected gradients agree with denoising.
+    """All objectives learn the score of the convolved density. Their expected gradients agree with denoising matching.
 
     The test compares the gradient by the output bias, over 400 draws of a batch of 500, within 4.5 standard errors.
     """
@@ -342,7 +346,7 @@ def test_annealing_by_the_exact_score_draws_the_mixture(points):
     x = points.sample(5000, steps=100, step_size=0.1, generator=torch.Generator().manual_seed(0), denoise=False)
     exact, _ = p.blurred(0.5).sample(5000, generator=torch.Generator().manual_seed(1))
     gap = p.blurred(0.5).log_density(x).mean() - p.blurred(0.5).log_density(exact).mean()
-    assert abs(gap) < 0.05  # the standard error is 0.02, and the bias of the step size 0.01
+    assert abs(gap) < 0.05  # the standard error is 0.02, and the step size causes a bias of 0.01
     _, taken = points.chains(100, steps=20, adjusted=True, generator=torch.Generator().manual_seed(0))
     assert len(taken) == 4 and all(0.5 < share < 1 for share in taken)
 
@@ -376,9 +380,9 @@ def test_samples_depend_on_the_seed_alone(num_sigmas, shape):
 def test_a_step_that_suits_the_data_is_found(points):
     """The default step size suits data of different variance, with the exact score and without noise levels.
 
-    The mixture is sampled well. The components of the moons have 36 times less variance, and the step size of the
-    mixture would have no stationary density there. A thousand steps bring the chains near the moons, but do not cover
-    the moons evenly. A step size that is too large raises an error.
+    The mixture is sampled well. The components of the moons have 36 times less variance. With the step size for the
+    mixture, chains on the moons would diverge. A thousand steps bring the chains near the moons, but do not cover the
+    moons evenly. A step size that is too large raises an error.
     """
     model = Score(shape=[2], hidden=[8], objective="explicit", num_sigmas=0)
     for p, nats in ((moons(), 1.0), (mixture(), 0.2)):
@@ -392,7 +396,9 @@ def test_a_step_that_suits_the_data_is_found(points):
 
 
 def test_one_level_is_sampled_as_none():
-    """With the exact score of the mixture plus noise of 0.2, the mean log density is right within 0.1 nats.
+    """The model has one noise level, 0.2, and the exact score of the mixture plus this noise.
+
+    The mean log density of samples is right within 0.1 nats.
 
     With ``denoise``, each sample moves at the end by 0.2^2 times the score.
     """

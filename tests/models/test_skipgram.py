@@ -24,7 +24,7 @@ WORDS = ["the", "cat", "sat", "on", "a", "mat", "today"]
 
 @pytest.fixture
 def rows(generator):
-    """Return three rows with missing words and windows that reach 0 to 2 words."""
+    """Return three rows, in which some words are missing. The window of each word reaches 0 to 2 words."""
     words = torch.randint(V, (3, WINDOW + ROW + WINDOW), generator=generator)
     words[torch.rand(words.shape, generator=generator) < 0.1] = -1
     reach = torch.randint(1, WINDOW + 1, (3, ROW), generator=generator)
@@ -44,7 +44,7 @@ def made(objective="nce", generator=None, **kwargs):
 
 
 def by_loops(model, rows, noise, objective, k):
-    """Return the objective of every pair, one after the other, from the definitions."""
+    """Return the loss of each pair, computed in loops from the definition of the objective."""
     input, output = model.input.weight, model.output.weight
     b = model.bias.weight[:, 0] if hasattr(model, "bias") else torch.zeros(V, dtype=torch.float64)
     q = model.counts.double() ** model.hparams.alpha
@@ -111,7 +111,7 @@ def test_the_likelihood_is_summed_over_the_vocabulary(rows):
 
 
 def test_validation_sums_over_rows_spread_over_the_text(monkeypatch):
-    """Validation evaluates every n-th row of the text, for any batch size. Some batches contain no such row."""
+    """The exact metrics use every n-th row of the text. Some batches contain no such row. The loss uses all rows."""
     monkeypatch.setattr("zoo.skipgram.EXACT_ROWS", 7)
     data = Text("pydocs", eval_batch_size=4)
     torch.manual_seed(0)
@@ -139,7 +139,7 @@ def test_validation_sums_over_rows_spread_over_the_text(monkeypatch):
 
 
 def held_out(data):
-    """Return the metrics on seven held-out rows of a model that is the same on every process."""
+    """Return the validation metrics with ``EXACT_ROWS`` = 7. The model is the same on every process."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("zoo.skipgram.EXACT_ROWS", 7)
         return what_is_said(data)
@@ -192,7 +192,7 @@ def test_a_generator_may_be_given_by_position_as_in_an_earlier_version(rows):
 @pytest.mark.parametrize("dense_gradients", [False, True])
 @pytest.mark.parametrize("objective", ["nce", "softmax"])
 def test_a_step_is_each_pairs_gradient_at_the_rates_of_its_words(objective, dense_gradients, tmp_path, monkeypatch):
-    """Two steps in Lightning, with two batches each, equal steps computed by sums over pairs.
+    """Lightning takes two steps, with two batches each. The test computes the same steps by sums over pairs.
 
     Frequent words have lower learning rates.
     """
@@ -270,7 +270,7 @@ def test_other_weights_are_refused_in_one_line():
 
 
 def test_it_begins_normalised():
-    """A new model has s = b = log frequency after subsampling, so Z_c = 1."""
+    """In a new model, the score of a word is its bias: its log frequency after subsampling. Therefore Z_c = 1."""
     torch.manual_seed(0)
     model = SkipGram(dim=4)
     counts, keep = torch.tensor([6, 3, 1]), torch.tensor([0.5, 1.0, 1.0])
@@ -330,8 +330,8 @@ def test_nce_finds_the_distribution_and_its_normaliser(tmp_path, monkeypatch):
 def test_the_bias_of_each_estimator_is_what_theory_says(rows):
     """For normalised scores, the NCE gradient approaches the gradient of the likelihood as k grows.
 
-    The bias of importance sampling also becomes small. Negative sampling has another gradient. The squared bias is
-    measured from the mean of 400 draws, minus the variance of this mean.
+    With 25 words, the bias of importance sampling is also small. Negative sampling has another expected gradient. The
+    squared bias is the squared error of the mean of 400 draws, minus the variance of this mean.
     """
     model = made(num_noise=25, shared_noise=25)
     with torch.no_grad():  # with zero vectors, the bias alone normalises the scores
@@ -361,7 +361,7 @@ def test_words_are_found_by_their_vectors():
     names, cosines = zip(*model.nearest("cat", 2), strict=True)
     assert names == ("the", "a")
     assert_close(torch.tensor(cosines), torch.tensor([9 / 82**0.5, 2**-0.5]))
-    # cat is to a as sat is to mat. The three given words are not answers.
+    # "cat" is to "a" as "sat" is to "mat". The three given words are excluded from the answers.
     assert model.analogy("cat", "a", "sat")[0][0] == "mat"
     assert len(model.nearest("cat", 100)) == 6 and len(model.analogy("cat", "a", "sat", 100)) == 4
     with pytest.raises(KeyError, match="'tody' is not among the 7 words of the vocabulary; close to it: today"):

@@ -94,7 +94,7 @@ def test_responsibilities_are_finite_far_from_every_component(mixture):
 
 
 def test_five_terms_are_the_marginal_form_for_every_draw(toy, mixture, generator):
-    """The five terms and the log importance weight are log p(x|z) + log p_GMM(z) - log q(z|x) at every z."""
+    """The bound of five terms and the log importance weight are log p(x|z) + log p_GMM(z) - log q(z|x) at every z."""
     x, encode, log_px = toy
     mu, logvar = encode(x)
     for _ in range(5):
@@ -110,7 +110,7 @@ def test_five_terms_are_the_marginal_form_for_every_draw(toy, mixture, generator
 
 
 def test_another_gamma_costs_its_divergence_from_bayes_rule(mixture, generator):
-    """For any gamma, the five terms equal the marginal form minus KL(gamma || p(c|z)) ([HW2 P7], corrected)."""
+    """For any gamma, the bound of five terms is the marginal form minus KL(gamma || p(c|z)) ([HW2 P7], corrected)."""
     z, log_q = 2 * normal(generator, 6, D), normal(generator, 6)
     posterior = log_responsibilities(z, mixture)
     for log_gamma in (posterior, normal(generator, 6, K).log_softmax(-1), mixture.log_pi.expand(6, K)):
@@ -243,7 +243,7 @@ def test_gamma_is_held_fixed_in_training(generator):
 
 
 def test_pretraining_minimises_minus_the_likelihood_at_the_mean(generator):
-    """Deformed images are encoded and the original images are decoded. The mixture is not used."""
+    """The loss compares reconstructions of deformed images with the originals. The mixture is not used."""
     model = VaDE(hidden=[8], latent_dim=2, deformation=0.2)
     batch = [torch.rand(3, 1, 28, 28, generator=generator), torch.zeros(3)]
     noise = model.noise(batch, generator=chunk_generator(0, 1))
@@ -257,7 +257,7 @@ def test_pretraining_minimises_minus_the_likelihood_at_the_mean(generator):
 
 @pytest.mark.parametrize("method", ["kmeans", "em"])
 def test_fit_mixture_finds_well_separated_clusters(method, generator):
-    """Three Gaussians are 10 standard deviations apart. The tolerance, 4.5 standard errors, fails once in 10,000."""
+    """Three Gaussians are at least 10 standard deviations apart. The tolerance is 4.5 standard errors."""
     n = 4000
     true = Mixture(torch.tensor([0.5, 0.3, 0.2]).log(), 10 * torch.eye(3)[:, :2], torch.zeros(3, 2))
     c = torch.multinomial(true.log_pi.exp(), n, replacement=True, generator=generator)
@@ -272,10 +272,10 @@ def test_fit_mixture_finds_well_separated_clusters(method, generator):
 
 
 def test_fit_mixture_takes_the_clusters_that_deformation_keeps(generator):
-    """The points are the corners of a rectangle.
+    """The points are near the corners of a rectangle, which is wider than high.
 
-    k-means with the smallest loss cuts the long side in the middle. The deformation mixes these two clusters. It keeps
-    the two clusters that a cut of the short side gives, so they are chosen.
+    The clusters with the smallest k-means loss are left and right. The deformation mirrors half of the points, so it
+    mixes left and right. It keeps top and bottom apart, so ``fit_mixture`` chooses these clusters.
     """
     z = torch.tensor([1.2, 1.0]) * torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]).repeat(100, 1)
     z = z + 0.01 * torch.randn(400, 2, generator=generator)
@@ -384,7 +384,7 @@ def test_bad_clusters_are_named(clusters, message):
 
 
 def test_log_likelihood_closes_the_gap_and_draws_from_the_generator():
-    """The noise of two samples is drawn by hand: first for binarisation, then one eps per sample."""
+    """The test draws the noise in the order of the method: first for binarisation, then eps for each of two samples."""
     model = tiny()
     x, generator = torch.rand(1, 1, 28, 28), torch.Generator().manual_seed(1)
     ours = model.log_likelihood(x, num_samples=2, generator=torch.Generator().manual_seed(1))
@@ -445,7 +445,7 @@ def test_clustering_scores():
     assert_close(scores["ari"], float(adjusted_rand_score(label, cluster)))
     assert clustering_scores(torch.diag(torch.tensor([3, 1, 2]))[[2, 0, 1]]) == {"accuracy": 1, "nmi": 1, "ari": 1}
     more_clusters_than_labels = torch.tensor([[2, 0], [3, 0], [0, 4]])
-    assert_close(clustering_scores(more_clusters_than_labels)["accuracy"], 7 / 9)  # each label is assigned one cluster
+    assert_close(clustering_scores(more_clusters_than_labels)["accuracy"], 7 / 9)  # each label has at most one cluster
     with pytest.raises(ValueError, match="no examples"):
         clustering_scores(torch.zeros(2, 2, dtype=torch.long))
     batches = ClusterTable(3, 3)
@@ -524,7 +524,10 @@ def test_a_run_interrupted_around_the_fit_resumes_exactly(at, left, tmp_path, un
 
 
 def test_each_phase_has_half_a_cosine_and_the_fit_gives_q_a_variance(tmp_path):
-    """The phases have three and six steps. The variance of q begins at a twentieth of the components' mean variance."""
+    """The phases have three and six steps.
+
+    After the fit, the variance of q is 1/20 of the mean variance of the components.
+    """
     rates, variances = [], []
 
     class Watch(L.Callback):
@@ -578,7 +581,7 @@ def test_the_metrics_of_the_run_are_those_of_the_reloaded_model(uninterrupted):
 
 
 def test_two_processes_fit_one_mixture(tmp_path):
-    """Every process prints a digest of its parameters after training."""
+    """Every process prints a digest of its parameters after training. Both digests are equal."""
     run = command(
         tmp_path,
         *[*SHORT, "trainer=cpu", "trainer.devices=2", "logger=csv", "trainer.max_epochs=2"],
@@ -590,7 +593,7 @@ def test_two_processes_fit_one_mixture(tmp_path):
     assert sorted(rank for rank, _ in digests) == ["0", "1"]
     assert len({digest for _, digest in digests}) == 1
     assert ended.stderr.count("Mixture of 10 Gaussians fitted to 1,408 latents") == 1
-    # The scores are of both processes together: accuracy is a multiple of 1 / 180, for 180 test images.
+    # The scores use the images of both processes. The accuracy on 180 test images is a multiple of 1 / 180.
     accuracy = float(rows(tmp_path)[-1]["test/accuracy"])
     assert accuracy * 180 == pytest.approx(round(accuracy * 180), abs=1e-4)
 

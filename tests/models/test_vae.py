@@ -1,4 +1,4 @@
-"""Tests of the VAE. Many tests use the model x = W z + sigma n, whose densities are known."""
+"""Tests of the VAE. Many tests use the model x = W z + sigma n with n ~ N(0, I), where p(x) is known."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ D, P, SIGMA = 2, 4, 0.7
 def linear(generator):
     """Return x, log p(x), the exact posterior and log p(x | z).
 
-    W has orthogonal columns, which makes the posterior diagonal.
+    The posterior is diagonal, because the columns of W are orthogonal.
     """
     q = torch.linalg.qr(torch.randn(P, D, generator=generator, dtype=torch.float64)).Q
     W = q * torch.tensor([1.5, 0.4], dtype=torch.float64)
@@ -129,7 +129,7 @@ def test_log_likelihood_is_the_log_of_the_mean_weight():
 
 
 def test_the_models_log_likelihood_draws_its_noise_from_the_generator():
-    """The noise of one image and two samples is drawn by hand: first for binarisation, then one eps per sample."""
+    """The test draws the noise in the order of the method: first for binarisation, then eps for two samples."""
     torch.manual_seed(0)
     model = VAE(latent_dim=3, hidden=[16])
     x, generator = torch.rand(1, 1, 28, 28), torch.Generator().manual_seed(1)
@@ -226,7 +226,7 @@ def four_bits(objective="elbo", estimator="auto", num_samples=1, likelihood="ber
 def enumerated(model, x, k):
     """Return log q(z | x), log p(x | z) and log p(z) of the 16 states, and all k-tuples of states.
 
-    For each tuple, the function returns log q and the indices of its states, (16^k, k).
+    The function returns log q of each tuple, (16^k,), and the indices of its states, (16^k, k).
     """
     z = STATES.double()[:, None]
     logits = model.encoder(x)
@@ -237,7 +237,7 @@ def enumerated(model, x, k):
 
 
 def noise_for(model, batch, index, name):
-    """Return noise that produces the tuples of states: uniforms of 0 and 1."""
+    """Return noise with uniform numbers of 0 and 1, from which the model draws the given tuples of states."""
     noise = model.noise(batch, generator=torch.Generator().manual_seed(0), estimator=name)
     return {k: v.double() for k, v in noise.items()} | {"z": STATES.double()[index][:, :, None]}
 
@@ -251,7 +251,7 @@ def test_iwae_is_the_enumerated_bound(k):
         exact = (log_tuple.exp() * (log_w.exp().mean(1)).log()).sum()
         log_p = (log_px + log_pz).logsumexp(0)
         noise = noise_for(model, batch, index, "score_function")
-        # (k, tuples): each tuple is one example with the same image
+        # z has the shape (k, 16^k, 4). Each tuple is one example, and all examples have the same image.
         z = model.encode(batch[0]).draw(noise["z"].squeeze(2).transpose(0, 1))
         q = model.encode(batch[0])
         log_weights = log_importance_weight(batch[0], z, q, model.log_px)
@@ -375,7 +375,7 @@ def test_dreams_come_from_the_model(latent, likelihood, monkeypatch):
     else:
         x = out + (model.log_variance.exp() + 1e-3).sqrt() * noise["sleep_x"]
     terms = model.wake_and_sleep(model.observe(batch[0], noise["u"]), noise)
-    with called_by_the_model():  # with Gaussian noise, x may be outside [0, 1]
+    with called_by_the_model():  # with Gaussian noise, x can be outside [0, 1], so the input check is turned off
         assert_close(terms["sleep"], -model.encode(x).log_probs(z).sum(-1))
     terms["sleep"].sum().backward()
     assert all(p.grad is None for p in model.decoder.parameters())
@@ -434,12 +434,12 @@ def test_the_temperature_falls_over_a_run(tmp_path):
             taus.append(model.tau)
 
     model = VAE("categorical", 2, 3, hidden=[4], estimator="gumbel_softmax", temperature=1.0, temperature_end=0.25)
-    assert model.tau == 0.25  # the final temperature, outside a run
+    assert model.tau == 0.25  # outside a run, ``tau`` is the final temperature
     data = Images("digits", digits_repeat=1, batch_size=479)
     L.Trainer(max_epochs=2, callbacks=[Watch()], logger=False, enable_checkpointing=False, accelerator="cpu",
               enable_progress_bar=False, enable_model_summary=False).fit(model, data)  # fmt: skip
     assert_close(taus, [0.25 ** (i / 6) for i in range(6)])
-    assert evaluate(model, data)["test/loss"] > 0  # a test has no schedule
+    assert evaluate(model, data)["test/loss"] > 0  # evaluation works without a schedule
 
 
 def test_the_moving_average_follows_the_cost(generator):
@@ -520,7 +520,7 @@ TRAINED = [
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 @pytest.mark.parametrize(("latent", "objective", "estimator", "k"), TRAINED)
 def test_training_follows_the_estimator_that_is_measured(latent, objective, estimator, k, likelihood, generator):
-    """Encoder and decoder receive the gradient of the surrogate. Learned parts receive the gradient of their loss."""
+    """Encoder and decoder receive the gradient of the surrogate. Learned baselines have a separate loss."""
     torch.manual_seed(0)
     model = VAE(latent, 3, 4, likelihood, hidden=[8], objective=objective, estimator=estimator, num_samples=k)
     if estimator.endswith("moving_average"):

@@ -92,8 +92,8 @@ def train_critic(theta, gp_weight, generator, steps=400, paired=True):
 def test_the_estimate_is_the_distance_of_parallel_lines(theta, generator):
     """The estimate is within 5 % of theta. Its bias is theta^2 / (2 lambda), with lambda = 10.
 
-    For the first check, the two points of a pair are drawn separately, as in training. The closed form of the bias
-    holds for pairs of equal height.
+    The first check draws the two points of a pair separately, as in training. The closed form of the bias holds for
+    pairs of equal height.
     """
     assert abs(train_critic(theta, 10.0, generator, paired=False) - theta) < 0.05 * theta
     estimate = train_critic(theta, 10.0, generator)

@@ -1,4 +1,4 @@
-"""Tests of training, validation and test on a plain DataLoader, with all allowed forms of batches."""
+"""Tests of training, validation and test on a plain DataLoader, with allowed and wrong forms of batches."""
 
 import logging
 import warnings

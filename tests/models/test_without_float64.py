@@ -32,7 +32,7 @@ from zoo.training.trainer import quiet_lightning
 # These models have few steps, because each operation of the simulated device is slow.
 MADE = MODELS | {"ddpm": lambda: DDPM(widths=[8], steps=3, schedule="cosine")}
 MADE |= {"ddpm-labels": lambda: DDPM(widths=[8], steps=2, schedule="cosine", num_classes=10)}
-# Leave out gan-sequence: torch chooses a fused recurrent cell for PrivateUse1 devices, which the CPU does not have.
+# gan-sequence is left out. On the simulated device, torch calls a fused recurrent cell. The CPU has no such cell.
 SMALL = [name for name in MODELS if name != "gan-sequence"]
 FEWER = {"ddpm": {"num_steps": 2}, "ddpm-labels": {"num_steps": 2}, "rbm": {"steps": 2}}
 FEWER |= {"score": {"steps": 1}, "score-points": {"steps": 2}}
@@ -41,14 +41,14 @@ INFERENCE = ("encode", "reconstruct", "cluster", "transform", "log_likelihood", 
 
 
 class Accelerator(CPUAccelerator):
-    """Accelerator for the simulated device. Lightning's CPUAccelerator would reject it."""
+    """Accelerator for the simulated device. ``setup_device`` of CPUAccelerator rejects a device that is not a CPU."""
 
     def setup_device(self, device):
         pass
 
 
 def on_the_device(work, names):
-    """Run ``work(name, device)`` for each of ``names``. Return the tracebacks of the names that fail, by name."""
+    """Run ``work(name, device)`` for each of ``names``. Return a dict from each name that fails to its traceback."""
     device, wrong = pretended_device.set_up(), {}
     quiet_lightning()
     with pretended_device.Pretended(), patch.object(precision, "WITHOUT_FLOAT64", {"pretend"}):
@@ -166,7 +166,7 @@ def test_no_run_of_a_recipe_needs_float64_on_its_device():
 
 def test_the_divergence_of_a_known_chain_is_summed_on_the_cpu():
     def on_the_device_alone(v):
-        return SimpleNamespace(cpu=lambda: torch.zeros(len(v)))  # on the device, the result has no double()
+        return SimpleNamespace(cpu=lambda: torch.zeros(len(v)))  # without ``double``, which fails on the device
 
     assert MarkovChain(3, 2).kl(on_the_device_alone) < 0  # negative, because zeros are not log probabilities
 
@@ -182,7 +182,7 @@ def summed(devices):
 
 @pytest.mark.parametrize(("devices", "relative"), [(set(), 2**-51), ({"cpu"}, 2**-46)])
 def test_sums_over_processes_are_exact_with_float64_or_without(devices, relative):
-    """Sums in float32 would have relative errors of up to 2^-24."""
+    """Rounding to float32 has a relative error of up to 2^-24, far above both tolerances."""
     expected = 2 * (torch.arange(6, dtype=torch.float64) + 1).view(2, 3) / 3 + 1e5
     for total in together(2, summed, devices):
         total = torch.tensor(total, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Tests of wrong and empty input to the ten models. Reflection finds every public method."""
+"""Tests of wrong and empty input to the models. ``methods`` lists the public methods of a model."""
 
 import importlib
 import inspect
@@ -96,7 +96,7 @@ def wrong_tensors(x, values):
         yield str(value), as_float(x, value), True
 
 
-# Values that an argument may not contain. RANGES is for images in [-1, 1] and for noisy images.
+# Values that are not allowed in an argument. RANGES is for images in [-1, 1] and for noisy images.
 OUTSIDE = {"x": [NAN, INF, -INF, -0.1, 1.5, 255.0], "v": [NAN, INF, -0.1, 1.5]}
 OUTSIDE |= {key: [NAN, INF] for key in ("xt", "x_T", "a", "b", "z", "features")} | {"sigma": [NAN, INF, 0.0, -1.0]}
 RANGES = {("GAN", "logits"): [NAN, INF, -1.5, 1.5], ("WGAN", "f"): [NAN, INF, -1.5, 1.5]}
@@ -109,7 +109,7 @@ def wrong_values(model, method, argument):
     if argument in OUTSIDE and isinstance(right, torch.Tensor):
         values = OUTSIDE[argument]
         if argument == "x":
-            # A Gaussian has a density everywhere.
+            # ``VAE.log_px`` allows all finite pixels, because a Gaussian has a density everywhere.
             grey = right.shape[1:] == IMAGES and (kind, method) != (
                 "VAE",
                 "log_px",
@@ -282,7 +282,7 @@ def test_a_transformed_call_is_checked_by_the_values_beneath():
 
 
 def test_a_loss_reads_no_values():
-    """Losses do not read the values of their inputs, because each read would wait for the GPU."""
+    """Losses do not read the values of their inputs, because each read makes the CPU wait for the GPU."""
     model = made("vae")
     terms = model.loss([torch.full((2, 1, 28, 28), NAN)])
     assert terms["loss"].isfinite()  # NaN is binarised to 0
