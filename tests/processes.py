@@ -166,7 +166,7 @@ def command(folder, *overrides, **variables):
 
 
 def finish(*programs, timeout=120):
-    """Wait for all programs, and return their output and exit statuses. Kill them and their children at the end."""
+    """Wait for all programs, and return their output and exit statuses. Then kill the programs and their children."""
     with ThreadPoolExecutor(len(programs)) as readers:
         try:
             said = [readers.submit(one.communicate) for one in programs]
@@ -199,6 +199,6 @@ def _descendants(pid):
 
 
 def rows(folder):
-    """Return the rows of estimator_variance.csv and then of metrics.csv. Missing values are empty strings."""
+    """Return the measurements in estimator_variance.csv, then the rows of metrics.csv. Missing values are empty."""
     found = measurements(read_rows(folder / "estimator_variance.csv")) + read_rows(folder / "metrics.csv")
     return [defaultdict(str, row) for row in found]
