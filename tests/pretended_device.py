@@ -128,7 +128,7 @@ def set_up():
     backend_registration._setup_privateuseone_for_python_backend("pretend", backend_module=_Backend())
     for name, kernel in {"empty_strided": _empty_strided, "empty.memory_format": _empty, "_copy_from": _copy}.items():
         _LIBRARY.impl(name, kernel, "PrivateUse1")
-    # When a module moves, torch now swaps its parameters for new ones. By default, torch assigns to parameter.data. This
-    # cannot change the class of a tensor.
+    # When a module moves, torch now swaps its parameters for new ones. By default, torch assigns to parameter.data.
+    # That cannot change the class of a tensor.
     torch.__future__.set_swap_module_params_on_conversion(True)
     return torch.device("pretend", 0)

@@ -62,7 +62,8 @@ def test_training_is_bit_identical_with_and_without_them(name, tmp_path):
     run(tmp_path / "without", *without, *SHORT)
     a, b = checkpoint(tmp_path / "with"), checkpoint(tmp_path / "without")
     # With EMA, the trained weights are in current_model_state. The comparison leaves out the BatchNorm statistics.
-    # Validation recomputes them without EMA, and no weight depends on them.
+    # Adversarial models recompute these statistics in validation, and only one of the two runs validates averaged
+    # weights. No trained weight depends on the statistics.
     statistics = ("running_", "num_batches", "real_statistics")
     weights = lambda state: {k: v for k, v in state.items() if not any(part in k for part in statistics)}  # noqa: E731
     assert_same(weights(a.get("current_model_state", a["state_dict"])), weights(b["state_dict"]))
