@@ -74,7 +74,7 @@ class EstimatorVariance(L.Callback):
             largest number.
         batch_size: examples in a fixed batch. The fixed batches are the first examples of the validation set.
         batches: number of fixed batches. With more than one, ``data_variance`` is measured as well.
-        compare: names of the estimators to measure. None measures all estimators of the model.
+        compare: names of the estimators to measure, or None for all estimators of the model.
         seed: seed of the noise and of the binarisation of the fixed batches.
 
     Raises:

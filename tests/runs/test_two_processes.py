@@ -181,7 +181,7 @@ def without_callbacks(name):
 
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 2)])
 def test_persistent_chains_are_of_each_process_and_go_on_in_any_number(first, then, tmp_path):
-    """A checkpoint has the chains of all processes, in the order of one process. A resumed run splits the chains again."""
+    """A checkpoint has the chains of all processes, in the order of one process. A resumed run splits them again."""
     few = [*without_callbacks("rbm"), "model.num_chains=31"]
     together(first, run, tmp_path, *few, "trainer.max_epochs=1", *DDP, f"trainer.devices={first}")
     chains = checkpoint(tmp_path)["chains"]
