@@ -27,8 +27,8 @@ class SampleDistance(L.Callback):
     share the work. The callback does not affect training.
 
     Args:
-        n: number of samples, at least 2. They are compared with all validation images, or with the first ``n``
-            validation points.
+        n: number of samples, at least 2. Image samples are compared with all validation images, and points with the
+            first ``n`` validation points. The distance of sequences uses no samples.
         seed: seed of the noise, at least 0.
 
     Raises:

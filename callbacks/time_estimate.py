@@ -17,7 +17,7 @@ from zoo.functional.progress import counted, duration
 
 log = logging.getLogger(__name__)
 
-WARM_UP = 5  # number of first batches that a rate leaves out
+WARM_UP = 5  # number of first batches, of the process or of an epoch, that the rates leave out
 WINDOW = 60  # the rate is measured over the latest 60 seconds of training, because the speed of a machine can change
 CHECK = 5  # seconds between checks of the estimate
 MIN_CORRECTION = 10  # seconds by which an estimate must be wrong before a new one is printed
@@ -45,7 +45,7 @@ class TimeEstimate(L.Callback):
     def __init__(self, after: int = 30, test: bool = False):
         self.after, self.test = after, test
         # All times below are readings of time.monotonic(), in seconds.
-        self._seconds, self._images, self._batches = 0.0, 0.0, 0  # in this epoch: seconds, units, batches
+        self._seconds, self._images, self._batches = 0.0, 0.0, 0  # in this epoch, seconds and units after WARM_UP
         self._begin = 0.0  # time at which the current batch began
         self._unit, self._each = "images", 1.0  # the unit, images or words; number of units in a row of a batch
         self._rows = 0.0  # units in a batch, over all processes

@@ -122,7 +122,10 @@ def assert_same_run(metrics, folder, reference):
 
 
 def exact_x0(chain, s2):
-    """Return the function E[x_0 | x_t] for data N(0, s2): sqrt(abar) s2 x_t / (abar s2 + 1 - abar)."""
+    """Return the function (x_t, t) -> E[x_0 | x_t] for data N(0, s2).
+
+    E[x_0 | x_t] = sqrt(abar) s2 x_t / (abar s2 + 1 - abar), with abar = ``chain.abar`` at step t
+    """
 
     def x0_model(xt, t):
         a, rest = at(chain.abar, t, xt), at(chain.one_minus_abar, t, xt)

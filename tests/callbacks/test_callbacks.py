@@ -205,7 +205,10 @@ def test_samples_within_epochs_use_the_weights_of_validation(callbacks, tmp_path
 
 
 def test_averaged_weights_within_training_are_in_eval_mode_as_in_validation():
-    """In ``evaluation_weights``, the model has averaged weights and is in eval mode. An error also ends both."""
+    """In ``evaluation_weights``, the model is in eval mode with averaged weights.
+
+    After an error, the model is in training mode with its trained weights.
+    """
     seen = []
 
     class Look(L.Callback):

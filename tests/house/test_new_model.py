@@ -86,7 +86,7 @@ def ran(words, folder, path, code=0):
     return ended.stdout + ended.stderr
 
 
-# Program that runs commands of ``python -m zoo`` and ``python -c`` in turn. The commands share imports.
+# Program that runs commands of ``python -m zoo`` and ``python -c`` in turn. Modules are imported only once.
 DRIVER = """
 import json, runpy, sys
 for words in json.loads(sys.argv[1]):
