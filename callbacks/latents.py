@@ -21,7 +21,8 @@ class Latents(AtEpochs):
     - ``reconstructions/epoch_000.png`` shows originals, each with the mean of p(x | z) below it.
     - ``traversals/epoch_000.png`` has one row for each of at most ten latents. Along a row, only its latent varies.
       The picture is drawn if all latents of the model have the same prior.
-    - ``manifold/epoch_000.png`` shows the plane of the two latents of a model with exactly two Gaussian latents.
+    - ``manifold/epoch_000.png`` shows images on a grid in the plane of the latents. The picture is drawn if the model
+      has exactly two Gaussian latents.
 
     The pictures use no random numbers. The callback does not affect training.
 

@@ -44,8 +44,9 @@ class TimeEstimate(L.Callback):
 
     def __init__(self, after: int = 30, test: bool = False):
         self.after, self.test = after, test
-        # All times below are readings of time.monotonic(), in seconds.
-        self._seconds, self._images, self._batches = 0.0, 0.0, 0  # in this epoch, seconds and units after WARM_UP
+        # Points in time below are readings of time.monotonic(), in seconds.
+        # Seconds and units of the current epoch after its first WARM_UP batches, and the number of all its batches.
+        self._seconds, self._images, self._batches = 0.0, 0.0, 0
         self._begin = 0.0  # time at which the current batch began
         self._unit, self._each = "images", 1.0  # the unit, images or words; number of units in a row of a batch
         self._rows = 0.0  # units in a batch, over all processes

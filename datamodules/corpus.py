@@ -7,8 +7,8 @@
     blank lines -> gaps     the number -1 at the end of a paragraph; no window crosses it
 
 The training text is the first 90 % of the words. Validation and test have 5 % each, as is usual for text8. WikiText-2
-comes with its own split. The encoded text is saved in ``encoded/`` in the data folder. Later runs read this file. Its
-name contains a hash of the text and the options.
+comes with its own split. The encoded text is saved as a file in ``encoded/`` in the data folder. Later runs read this
+file. The name of the file contains a hash of the text and the options.
 """
 
 import codecs

@@ -12,6 +12,7 @@ import zoo
 ROOT = Path(__file__).parents[2]
 MODELS = sorted(path.split(".")[1] for path in zoo.MODELS.values())
 # A package can import packages of earlier groups and of the same group. Imports must have no cycles.
+# A model can import the first two groups. InfoGAN can also import the module of GAN.
 ORDER = [
     {"functional", "checks", "nets"},
     {"estimators", "sampling", "training"},
