@@ -47,8 +47,8 @@ class FiniteLoss(L.Callback):
     """Stop the run when a term of the loss or a weight becomes NaN or infinite, before a checkpoint is saved.
 
     The terms are the named tensors that ``training_step`` returns. The callback checks the terms of a batch after the
-    next batch, so that training does not wait for the GPU. Before every checkpoint, the callback also checks the weights, the averaged
-    weights and the state of the optimisers.
+    next batch, so that training does not wait for the GPU. Before every checkpoint, the callback also checks the
+    weights, the averaged weights and the state of the optimisers.
 
     Args:
         folder: the run folder. The error names its file ``checkpoints/last.ckpt`` as the last good checkpoint.
