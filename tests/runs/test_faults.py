@@ -128,7 +128,8 @@ def write_for_ever(path):
 def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
     """A process writes 4 MB again and again, and is killed at a random time. The file is always complete.
 
-    Lightning's own writer can leave an incomplete file, because it copies the file from a temporary folder.
+    Lightning's own writer can leave an incomplete file, because its temporary folder can be on another disk. The writer
+    then copies the file.
     """
     path, chance = tmp_path / "last.ckpt", random.Random(0)
     CheckpointFiles().save_checkpoint({"number": -1, "weights": torch.zeros(1)}, path)
