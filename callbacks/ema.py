@@ -25,7 +25,7 @@ def ema_update(averaged: Tensor, current: Tensor, num_averaged: Tensor, decay: f
 def evaluation_weights(trainer, pl_module) -> Iterator[None]:
     """Context in which ``pl_module`` is in eval mode and has its averaged weights, as in validation.
 
-    Without EMA, it keeps its trained weights.
+    If the run has no EMA, the model keeps its trained weights.
     """
     averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
     training = pl_module.training
@@ -47,7 +47,8 @@ class EMA(WeightAveraging):
     because they hold schedules and counters.
 
     Args:
-        decay: decay per optimiser step, between 0 and 1, both excluded. 0.999 averages over about 1,000 steps.
+        decay: decay per optimiser step, between 0 and 1, both excluded. A decay of 0.999 averages
+            over about 1,000 steps.
 
     Raises:
         UserError: if ``decay`` is out of range. ``on_train_start`` raises it if the weights have 16 bits. Rounding to

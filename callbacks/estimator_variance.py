@@ -74,7 +74,7 @@ class EstimatorVariance(L.Callback):
             largest number.
         batch_size: examples in a fixed batch. The fixed batches are the first examples of the validation set.
         batches: number of fixed batches. With more than one, ``data_variance`` is measured as well.
-        compare: names of the estimators to measure. None measures all estimators of the model.
+        compare: names of the estimators to measure, or None for all estimators of the model.
         seed: seed of the noise and of the binarisation of the fixed batches.
 
     Raises:
@@ -118,7 +118,7 @@ class EstimatorVariance(L.Callback):
         self.probes: list[Any] = []
         self.history: list[dict[str, float]] = []  # one row per measurement, with "step"
         self._seconds = 0.0  # seconds spent on all measurements
-        self._per_draw = 0.0  # seconds of one draw, summed over the estimators, in the latest measurement
+        self._per_draw = 0.0  # seconds of one draw of all estimators on all fixed batches, when last measured
         self._started: float | None = None  # monotonic time at which training in this process began, seconds
         self._trained_before = 0.0  # seconds of training before this process resumed the run
         self._first_step, self._next = 0, AUTO_STEPS  # first step of this process; earliest step to measure at

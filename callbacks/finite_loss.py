@@ -18,7 +18,7 @@ class NotFinite(UserError):
 def deferred_bool(flag: torch.Tensor) -> Callable[[], bool]:
     """Return a function that returns ``bool(flag)``.
 
-    A flag on a GPU is copied in the background. The function waits for that copy only, and not for later work.
+    A flag on a GPU is copied in the background. The returned function waits for this copy only, and not for later work.
     """
     if not flag.is_cuda:
         return lambda: bool(flag)
@@ -46,9 +46,9 @@ def not_finite(state: Any, path: str = "") -> Iterator[str]:
 class FiniteLoss(L.Callback):
     """Stop the run when a term of the loss or a weight becomes NaN or infinite, before a checkpoint is saved.
 
-    The terms are the named tensors that ``training_step`` returns. The callback checks them one batch later, so that
-    training does not wait for the GPU. Before every checkpoint, the callback also checks the weights, the averaged
-    weights and the state of the optimisers.
+    The terms are the named tensors that ``training_step`` returns. The callback checks the terms of a batch after the
+    next batch, so that training does not wait for the GPU. Before every checkpoint, the callback also checks the
+    weights, the averaged weights and the state of the optimisers.
 
     Args:
         folder: the run folder. The error names its file ``checkpoints/last.ckpt`` as the last good checkpoint.

@@ -13,9 +13,14 @@ from zoo.sampling.pictures import in_rows, save_grid
 
 
 def write_grid(trainer, images: Tensor, path: Path, name: str, columns: int) -> None:
-    """Write a grid of images in [0, 1] to ``path``, and log it as ``name``. Call it on rank 0 only.
+    """Write a picture of samples to ``path``, and log the picture as ``name``. Call this function on rank 0 only.
 
-    :func:`in_rows` arranges the images in rows.
+    Args:
+        trainer: Lightning's trainer.
+        images: images in [0, 1], points or sequences, in a shape that :func:`in_rows` accepts.
+        path: path of the PNG file.
+        name: name of the picture in the loggers.
+        columns: images per row. Points have another layout (see :func:`in_rows`).
     """
     save_grid(images, path, columns)
     images, columns = in_rows(images, columns)

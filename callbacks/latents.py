@@ -19,9 +19,10 @@ class Latents(AtEpochs):
     """Draw validation images with their reconstructions, and the effect of each latent.
 
     - ``reconstructions/epoch_000.png`` shows originals, each with the mean of p(x | z) below it.
-    - ``traversals/epoch_000.png`` has one row for each of at most ten latents. Only this latent varies along the row.
+    - ``traversals/epoch_000.png`` has one row for each of at most ten latents. Along a row, only its latent varies.
       The picture is drawn if all latents of the model have the same prior.
-    - ``manifold/epoch_000.png`` shows the plane of the two latents of a model with exactly two Gaussian latents.
+    - ``manifold/epoch_000.png`` shows images on a grid in the plane of the latents. The picture is drawn if the model
+      has exactly two Gaussian latents.
 
     The pictures use no random numbers. The callback does not affect training.
 
@@ -73,11 +74,11 @@ def traverse(model, x: Tensor, rows: int = 10, steps: int = 9) -> Tensor:
         model: a VAE or another model that is Traversable (zoo/checks/capabilities.py).
         x: images in [0, 1], (B, 1, 28, 28). The latents are ranked by their mean KL( q(z | x) || p(z) ) on these
             images.
-        rows: number of latents to vary. They are the latents with the largest divergence.
+        rows: number of latents to vary. These are the latents with the largest mean KL.
         steps: number of values for each Gaussian latent.
 
     Returns:
-        (rows, values, 1, 28, 28), with at most D rows.
+        (rows, values, 1, 28, 28). A model with fewer than ``rows`` latents has one row for each latent.
     """
     q = model.encode(x)
     ranked = q.kls().mean(0).argsort(descending=True)[:rows]
@@ -126,7 +127,7 @@ def interleave_rows(originals: Tensor, reconstructed: Tensor, columns: int = 10)
     """Return images in alternating rows of originals and reconstructions, (2 n, ...), and the number of columns.
 
     If the last row of originals is incomplete, it is left out together with its reconstructions. The result then has
-    fewer than 2 n images. A first row that is incomplete is kept.
+    fewer than 2 n images. If there is only one row of originals, it is kept.
 
     Args:
         originals: images, (n, ...).

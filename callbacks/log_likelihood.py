@@ -12,8 +12,8 @@ class LogLikelihood(AtEpochs):
     """Log ``val/log_likelihood``, the importance-weighted log p(x) of validation images, in nats per image.
 
     The losses of models that are trained on different bounds, such as the ELBO and a tighter bound, cannot be
-    compared. The values of this metric can. The noise is the same in every epoch. The callback does not affect
-    training.
+    compared. The values of this metric can be compared. The noise is the same in every epoch. The callback does not
+    affect training.
 
     Args:
         every_n_epochs: epochs between measurements. The last epoch is always measured.

@@ -124,7 +124,7 @@ class TensorBoardLogger(lightning_loggers.TensorBoardLogger):
 
 
 class WandbLogger(lightning_loggers.WandbLogger):
-    """Weights & Biases logger, online with a login and otherwise offline.
+    """Weights & Biases logger. With a login, the run is online. Without a login, the run is offline.
 
     An offline run prints the command that uploads it. The environment variable ``WANDB_MODE`` overrides the mode. If
     the service cannot be reached, the run continues offline.
@@ -154,7 +154,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
 
         self._checkpoints, self._folder = checkpoints, Path(folder)
 
-        if wandb.run is not None:  # an earlier job of the same sweep
+        if wandb.run is not None:  # the run of an earlier job of a sweep
             wandb.finish()
         self._chosen_mode = os.environ.get("WANDB_MODE") or ("online" if wandb_credentials() else "offline")
         run_id = None
@@ -196,9 +196,9 @@ class WandbLogger(lightning_loggers.WandbLogger):
     def log_checkpoints(self, folder: Path, metrics: dict[str, float]) -> None:
         """Upload ``last.ckpt`` and the newest ``best-*.ckpt`` in ``folder``, as versions ``last`` and ``best``.
 
-        Both are versions of one artifact of type ``model``. Its name joins the names of the model and the run. Each
-        version has the checkpoint and a file ``card.json``. The file has the model and its arguments, the record of
-        the run, ``metrics``, and the SHA-256 of the checkpoint. Load a version with
+        Both are versions of one artifact of type ``model``, such as ``vae-1a2b3c4d``. The name contains the model and
+        the ID of the run. Each version has the checkpoint and a file ``card.json``. The card has the model and its
+        arguments, the record of the run, ``metrics``, and the SHA-256 of the checkpoint. Load a version with
         ``zoo.load("wandb:entity/project/name:best")``.
         """
         import wandb
@@ -223,7 +223,8 @@ class WandbLogger(lightning_loggers.WandbLogger):
                 card |= {"metrics": metrics, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
             name = card["model"] or (card["record"] or {}).get("class", "model").rpartition(".")[2]
             artifact = wandb.Artifact(f"{name}-{self.version}", type="model", metadata={"metrics": metrics})
-            artifact.add_file(str(path), name=path.name, policy="immutable")  # the default copies to the home folder
+            # The default policy would copy the file to the home folder.
+            artifact.add_file(str(path), name=path.name, policy="immutable")
             with artifact.new_file("card.json") as file:
                 json.dump(card, file, indent=2)
             self.experiment.log_artifact(artifact, aliases=[alias])

@@ -47,7 +47,7 @@ class LossPerStep(AtEpochs):
         self.sums = torch.zeros(2, bins, dtype=torch.float64)
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-        if outputs is None:  # a model without noise levels
+        if outputs is None:  # the model has no noise levels
             return
         which = outputs["step"].cpu() * self.sums.shape[1] // self.steps
         self.sums[0].scatter_add_(0, which, outputs["losses"].cpu().double())

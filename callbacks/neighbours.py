@@ -24,8 +24,8 @@ class Neighbours(AtEpochs):
 
     Args:
         folder: the run folder.
-        words: the words of the rows, such as ``[two, king]``. Words outside the vocabulary are skipped. None takes the
-            most frequent words of at least five letters.
+        words: the words of the rows, such as ``[two, king]``. Words outside the vocabulary are skipped. By
+            default, the words are the most frequent words of at least five letters.
         n: neighbours for each word.
         probes: number of rows if ``words`` is None.
         every_n_epochs: epochs between CSV files. The last epoch always has a file.

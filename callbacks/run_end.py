@@ -54,9 +54,10 @@ def run_end(trainer, model, folder: str | Path, metrics: dict[str, float]) -> st
 
 
 def known_word(words: list[str]) -> str:
-    """Return "music" if it is in the vocabulary. Otherwise return the most frequent word of at least five letters.
+    """Return the word for the example commands: "music" if it is in the vocabulary.
 
-    If no word is so long, return the most frequent word.
+    Without "music", return the most frequent word of at least five letters. If all words are shorter, return the most
+    frequent word.
     """
     return "music" if "music" in words else next((word for word in words if len(word) >= LONG), words[0])
 
@@ -80,8 +81,8 @@ def _files(trainer, folder: Path, best: ModelCheckpoint | None, metrics: dict[st
     if best and best.best_model_path:
         value = ""
         if best.best_model_score is not None:
-            # If a finished run is resumed, ``metrics`` has only test metrics. The unit of the validation metric then
-            # follows from their names.
+            # If a finished run is resumed, ``metrics`` has only test metrics. The names of the test
+            # metrics then determine the unit of the validation metric.
             known = {*metrics, *(name.replace("test/", "val/", 1) for name in metrics)}
             value = f"  ({best.monitor} {with_unit(str(best.monitor), float(best.best_model_score), known)})"
         found.append(("best checkpoint", _path(best.best_model_path) + value))
@@ -124,7 +125,7 @@ def _commands(trainer, model, folder: Path, best: ModelCheckpoint | None) -> lis
             named = isinstance(data, capabilities.NamedData) and data.used
             options = [*_class(model), *(["--data", data.used] if named else [])]
             commands.append(pasted("python", "-m", "zoo", "evaluate", source, *options))
-        elif _has_word_sets():  # evaluates on the text of the run and on published word sets
+        elif _has_word_sets():  # the command needs the published word sets
             commands.append(pasted("python", "-m", "zoo", "evaluate", source))
     metric = (best and best.monitor) or "val/loss"
     if any(row.get(metric) for row in read_rows(folder / "metrics.csv")):

@@ -107,7 +107,7 @@ class RunRecord(L.Callback):
         self._saved = False
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint):
-        # Lightning's tuners load a checkpoint that this run itself has saved. It is not an earlier part of the run.
+        # Lightning's tuners load a checkpoint that this run itself has saved. That checkpoint is no earlier part.
         if not self._saved and (before := checkpoint.get("record")):
             self._seconds_before = before["seconds"]
             part = {key: before[key] for key in ("command", "commit", "hardware", "seconds")}

@@ -19,15 +19,16 @@ class SampleDistance(L.Callback):
     """Log ``val/distance``, the distance between samples and validation data, at every validation.
 
     The distance is classifier-FID for images, the energy distance for points, and KL(p_data || p_G) for sequences
-    (zoo/evaluation/distances.py). It is also logged under its own name, such as ``val/classifier_fid``. The classifier
-    was trained on MNIST. For other images, use the distance only to compare epochs, and do not publish it.
+    (zoo/evaluation/distances.py). The distance is also logged under a second name, such as ``val/classifier_fid``.
+    The classifier was trained on MNIST. For other images, use the distance only to compare epochs, and do not publish
+    it.
 
     Samples use averaged weights if the run has EMA. The same seed gives the same noise in every epoch. The processes
     share the work. The callback does not affect training.
 
     Args:
-        n: number of samples, at least 2. They are compared with all validation images, or with the first ``n``
-            validation points.
+        n: number of samples, at least 2. Image samples are compared with all validation images, and points with the
+            first ``n`` validation points. The distance of sequences uses no samples.
         seed: seed of the noise, at least 0.
 
     Raises:
@@ -60,6 +61,6 @@ class SampleDistance(L.Callback):
                 trainer.datamodule
             )  # created inside isolate_rng, because it uses random numbers
         samples = trainer.strategy.reduce(part.to(pl_module.device), reduce_op="sum").cpu()
-        value = torch.tensor(self._yardstick(pl_module, samples))  # equal on all processes
+        value = torch.tensor(self._yardstick(pl_module, samples))  # all processes have the same value
         for name in ("distance", self._yardstick.name):
             pl_module.log(f"val/{name}", value, on_epoch=True, batch_size=1, sync_dist=True)

@@ -27,8 +27,9 @@ class Samples(AtEpochs):
         folder: folder of the pictures, ``epoch_000.png``, ``epoch_001.png``, ...
         n: samples per grid. Models with classes draw a few more samples, because each class has a full row.
         every_n_epochs: epochs between grids. The last epoch always has one.
-        every_n_steps: training batches between additional grids ``step_000500.png``, ``step_001000.png``, ..., or None
-            for no additional grids. These grids also use averaged weights. BatchNorm uses its running statistics.
+        every_n_steps: training batches between additional grids ``step_000500.png``, ``step_001000.png``, ... If it is
+            None, there are no additional grids. Additional grids also use averaged weights. In these grids, BatchNorm
+            uses its running statistics.
         seed: seed of the noise, at least 0.
         conditions: arguments of ``model.sample``, such as ``{num_steps: 50}``.
 

@@ -52,7 +52,7 @@ class ScoreField(AtEpochs):
             measured = fields.measure_field(pl_module, distribution, samples=self.samples)
         found = {"fisher_divergence": measured.fisher_divergence, "log_density_gap": measured.log_density_gap}
         for name, number in found.items():
-            value = torch.tensor(number)  # equal on all processes
+            value = torch.tensor(number)  # all processes have the same value
             pl_module.log(f"val/{name}", value, on_epoch=True, batch_size=1, sync_dist=True)
         if trainer.is_global_zero:
             image = as_image(fields.figure(pl_module, distribution))

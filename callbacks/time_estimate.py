@@ -17,7 +17,7 @@ from zoo.functional.progress import counted, duration
 
 log = logging.getLogger(__name__)
 
-WARM_UP = 5  # number of batches at the beginning that every rate leaves out
+WARM_UP = 5  # number of first batches, of the process or of an epoch, that the rates leave out
 WINDOW = 60  # the rate is measured over the latest 60 seconds of training, because the speed of a machine can change
 CHECK = 5  # seconds between checks of the estimate
 MIN_CORRECTION = 10  # seconds by which an estimate must be wrong before a new one is printed
@@ -44,8 +44,9 @@ class TimeEstimate(L.Callback):
 
     def __init__(self, after: int = 30, test: bool = False):
         self.after, self.test = after, test
-        # All times below are readings of time.monotonic(), in seconds.
-        self._seconds, self._images, self._batches = 0.0, 0.0, 0  # this epoch: seconds in batches, units, batches
+        # Points in time below are readings of time.monotonic(), in seconds.
+        # Seconds and units of the current epoch after its first WARM_UP batches, and the number of all its batches.
+        self._seconds, self._images, self._batches = 0.0, 0.0, 0
         self._begin = 0.0  # time at which the current batch began
         self._unit, self._each = "images", 1.0  # the unit, images or words; number of units in a row of a batch
         self._rows = 0.0  # units in a batch, over all processes
@@ -177,7 +178,7 @@ def batches_left(trainer) -> float:
         within = loop.epoch_loop.batch_progress.current.ready
         left.append((trainer.max_epochs - trainer.current_epoch) * per_epoch - within)
     if trainer.max_steps not in (None, -1):
-        steps = max(1, trainer.global_step)  # optimiser steps so far; can be several per batch
+        steps = max(1, trainer.global_step)  # optimiser steps so far; a batch can have several
         left.append((trainer.max_steps - trainer.global_step) * done / steps)
     return max(0.0, min(left))
 

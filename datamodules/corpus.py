@@ -7,8 +7,8 @@
     blank lines -> gaps     the number -1 at the end of a paragraph; no window crosses it
 
 The training text is the first 90 % of the words. Validation and test have 5 % each, as is usual for text8. WikiText-2
-comes with its own split. The encoded text is saved in ``encoded/`` in the data folder. Later runs read this file. Its
-name contains a hash of the text and the options.
+comes with its own split. The encoded text is saved as a file in ``encoded/`` in the data folder. Later runs read this
+file. The name of the file contains a hash of the text and the options.
 """
 
 import codecs
@@ -58,7 +58,7 @@ def _pattern(ascii: bool) -> re.Pattern[str]:
     """
     if ascii:
         letter = "[^\\W_]"
-    else:  # re does not count combining accents and vowel signs as letters, such as U+0301 in é or the signs of Hindi
+    else:  # for re, combining accents (U+0301 in é) and vowel signs (in Hindi) are no letters
         marks = (chr(i) for i in range(sys.maxunicode + 1) if unicodedata.category(chr(i))[0] == "M")
         letter = f"(?:[^\\W_][{''.join(marks)}]*)"
     return re.compile(rf"{letter}+(?:['\u2019]{letter}+)*")
@@ -327,14 +327,14 @@ def load_corpus(
     max_vocabulary: int | None,
     everything: bool = False,
 ) -> Corpus:
-    """Return the encoded text ``name``, from its saved encoding. If there is none, encode the text and save it.
+    """Return the encoded text ``name``. Read its saved encoding, or encode the text and save the result.
 
     Args:
         name: ``text8``, ``wikitext2``, ``pydocs``, or ``textfile`` for the file at ``path``.
         path: path of the text file.
         rule: rule that splits the text into words, a key of ``RULES``.
         min_count, max_vocabulary: see :func:`encode`.
-        everything: whether the training text includes the validation and test text. They are then not held out.
+        everything: whether the training text includes the validation and test text. If true, these are not held out.
 
     Raises:
         DataError: if the text is missing, cannot be read, or has too few words.

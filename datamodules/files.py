@@ -31,7 +31,7 @@ READ_ERRORS = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, lzma.LZMAErr
 COMPRESSED_ENDINGS = ("", ".gz", ".xz", ".zip", ".bz2")  # endings of a file, in the order of the search
 
 OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-# First bytes of compressed files. They identify a file independently of its name.
+# First bytes of compressed files. They show the compression of a file with any name.
 BEGINNINGS = {
     rb"\x1f\x8b": ".gz",
     rb"\xfd7zXZ\0": ".xz",
@@ -88,7 +88,7 @@ def ignoring_case(path: Path) -> Path | None:
 def find_file(folders: Iterable[Path], names: Iterable[str]) -> Iterator[Path]:
     """Yield the files in ``folders`` with these names, plain or compressed.
 
-    They are in the order of ``folders``, and within a folder in the order of ``names``. Upper and lower case count as
+    The order is the order of ``folders``. Within a folder, it is the order of ``names``. Upper and lower case count as
     equal.
     """
     names = list(names)
@@ -139,7 +139,7 @@ def _unzip(archive: zipfile.ZipFile, path: Path, member: str | None) -> BinaryIO
 
 
 def md5_of(path: Path, unpacked: bool = False, member: str | None = None) -> str | None:
-    """Return the MD5 digest of a file, or of its decompressed content. Return None if it cannot be decompressed."""
+    """Return the MD5 digest of a file, or of its decompressed content. Return None if decompression fails."""
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
         try:
@@ -167,9 +167,9 @@ def locked(what: str) -> Iterator[bool]:
     """Lock ``what`` against other processes that share the data folder. Yield whether another process held the lock.
 
     The operating system releases the lock when the process ends, even after a crash. If no lock is available, for
-    example in a read-only folder, the work continues without a lock. Two processes can then do the same work. Both
-    write complete files, so the result is the same. Locks work on local disks, on Windows, and on NFS from version 3
-    with its lock service.
+    example in a read-only folder, the work continues without a lock. Without a lock, two processes can do the same
+    work. Both write complete files, so the result is the same. Locks work on local disks, on Windows, and on NFS from
+    version 3 with its lock service.
     """
     path = data_root() / ".locks" / f"{what}.lock"
     lock, waited = FileLock(path), False

@@ -1,10 +1,10 @@
 """Data module of images: MNIST, Fashion-MNIST, and the handwritten digits of scikit-learn.
 
 The images of a split are one tensor in memory. A batch is ``images[indices]``, which needs no loop over images. In each
-epoch, a generator with the key (seed, epoch) draws a permutation. The indices of a batch are a slice of it. The same
-seed therefore gives the same order. Each process takes a part of every batch. Two processes together see the same
-batches as one process. Loaders store their position in the epoch (``state_dict``), so training can resume within an
-epoch.
+epoch, a generator with the key (seed, epoch) draws a permutation. The indices of a batch are a slice of this
+permutation. The same seed therefore gives the same order. Each process takes a part of every batch. Two processes
+together see the same batches as one process. Loaders store their position in the epoch (``state_dict``), so training
+can resume within an epoch.
 """
 
 import hashlib
@@ -241,9 +241,10 @@ class Images(L.LightningDataModule):
     """LightningDataModule of an image data set.
 
     Args:
-        name: ``mnist``, ``fashion_mnist``, ``digits`` or ``mnist_or_digits``. The last one is MNIST if it is on disk or
-            can be downloaded, and otherwise the digits, with a warning. ``self.used`` holds the data set in use.
-        batch_size: images per training step, over all processes. Each process needs at least one.
+        name: ``mnist``, ``fashion_mnist``, ``digits`` or ``mnist_or_digits``. ``mnist_or_digits`` is MNIST if MNIST is
+            on disk or can be downloaded. If not, it is the digits, with a warning. ``self.used`` holds the name of the
+            data set in use.
+        batch_size: images per training step, over all processes. Each process needs at least one image.
         eval_batch_size: images per validation or test batch, over all processes.
         seed: seed of the order of the training images.
         digits_repeat: passes over the 1,437 training digits in one epoch.

@@ -11,8 +11,8 @@ Rows are arrays of integers. The same seed and epoch give the same rows. Each pr
 processes together see the same rows as one process. Loaders store their position in the epoch, so training can resume
 within an epoch.
 
-Difference from the paper: here, in the authors' program and in gensim, a word is kept with probability
-min(1, sqrt(f) + f), where f = sample / frequency. In the paper, the probability is sqrt(f).
+Difference from Mikolov et al. 2013b: this module keeps a word with probability min(1, sqrt(f) + f), where
+f = sample / frequency. The authors' program and gensim use the same probability. In the paper, it is sqrt(f).
 """
 
 import hashlib
@@ -169,19 +169,19 @@ class Text(L.LightningDataModule):
 
     Args:
         name: ``text8``, ``wikitext2``, ``pydocs`` (the documentation topics that come with Python), ``textfile`` or
-            ``text8_or_pydocs``. The last one is text8 if it is on disk or can be downloaded, and otherwise pydocs,
-            with a warning. ``self.used`` holds the text in use.
+            ``text8_or_pydocs``. ``text8_or_pydocs`` is text8 if text8 is on disk or can be downloaded. If not, it is
+            pydocs, with a warning. ``self.used`` holds the text in use.
         path: path of a ``textfile``. The encoding is UTF-8, or UTF-16 or UTF-32 with a byte order mark. The file is
             plain, or compressed by gzip, bzip2, xz or zip. ``~`` means the home folder.
         rule: rule that splits the text into words. With ``words``, a word is a run of letters and digits, in lower
-            case. With ``as_spaced``, a word is any text between white space, unchanged. None chooses ``as_spaced`` for
-            text8 and WikiText-2, which are already split into words, and ``words`` for other texts.
+            case. With ``as_spaced``, a word is any text between white space, unchanged. By default, text8 and
+            WikiText-2 use ``as_spaced``, because they are already split into words. Other texts use ``words``.
         min_count: smallest number of times that a word of the vocabulary occurs in the training text, at least 1.
         max_vocabulary: largest number of words in the vocabulary, at least 2, or None for no limit.
         window: largest number of words that a window has on either side, at least 1.
         sample: threshold of subsampling, a relative frequency, at least 0 and below 1. Words with more than 2.6 times
             this frequency are dropped at random. 0 drops no words.
-        batch_size: rows of 32 words per training step, over all processes. Each process needs at least one.
+        batch_size: rows of 32 words per training step, over all processes. Each process needs at least one row.
         eval_batch_size: rows per validation or test batch, over all processes.
         seed: seed of the training rows and their order. Validation and test rows are the same for every seed.
         train_on: ``train``, or ``everything`` to train also on the validation and test text. The validation and test

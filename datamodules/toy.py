@@ -9,8 +9,8 @@
 
 The log density and the score of the first four are exact up to rounding. The density of a curve with Gaussian noise
 is an integral of Gaussians along the curve. Gauss-Legendre quadrature replaces this integral by a mixture of Gaussians
-at nodes whose distance is much smaller than sigma. The two differ by more than rounding only at points that are at
-least a hundred sigma away from all data.
+at nodes whose distance is much smaller than sigma. The integral and the mixture differ by more than rounding only at
+points that are at least a hundred sigma away from all data.
 """
 
 import math

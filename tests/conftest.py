@@ -24,7 +24,7 @@ def pytest_configure(config):
 
 
 def _asks_for_gpus(expression):
-    """Return whether ``-m`` selects the tests that need a GPU. All other tests run on the CPU."""
+    """Return whether the option ``-m`` selects the tests with the mark ``gpu``. All other tests run on the CPU."""
     return bool(re.search(r"(?<!not )\bgpu\b", expression or ""))
 
 
@@ -62,14 +62,14 @@ def generator():
 
 @pytest.fixture(scope="session")
 def mnist_root():
-    """Return the folder of the real MNIST. Skip the test if MNIST is missing."""
+    """Return the data folder, which holds MNIST in ``MNIST/raw``. Skip the test if MNIST is missing."""
     root = Path(os.environ["ZOO_DATA"])
     if not (root / "MNIST" / "raw").is_dir():
         pytest.skip("no real MNIST: ZOO_DATA names no folder with MNIST/raw in it")
     return root
 
 
-# Test files that take minutes, in the order of their time, the longest first. Other files take seconds.
+# Test files that take minutes. The slowest file comes first. Files that are not listed take seconds.
 LONG = ("test_resume", "test_two_processes", "test_hub", "test_estimator_variance", "test_callbacks", "test_faults")
 LONG += ("test_one_and_two", "test_recipes", "test_shipped", "test_rbm")
 

@@ -1,11 +1,12 @@
-"""Set environment variables for the tests. They are the same on a cluster, behind a proxy, and with a login."""
+"""Set the environment variables of the tests. A cluster, a proxy or a login of the user does not change them."""
 
 import os
 import signal
 import tempfile
 from pathlib import Path
 
-# Prefixes of variables that schedulers, launchers, proxies and services set for a user, in capitals.
+# Schedulers, launchers and services set variables that would change the tests. FOREIGN has the beginnings of their
+# names, and NAMES has whole names. Both are in capitals.
 FOREIGN = ("SLURM_", "PMI", "OMPI_", "LSB_", "JSM_", "TORCHELASTIC_", "TORCH_DISTRIBUTED_", "NCCL_", "GLOO_", "PL_")
 FOREIGN += ("WANDB_", "HYDRA_", "ZOO_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "XDG_", "MPL", "MATPLOTLIB")
 NAMES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")

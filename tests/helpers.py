@@ -25,7 +25,7 @@ from zoo.training.ranks import all_rows
 
 CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
 
-# Overrides for runs of about one second, with 11 batches in each epoch.
+# Overrides for runs of about one second. On the digits, an epoch has 11 batches.
 TINY = {
     "vae": ["model=vae", "data=digits", "data.digits_repeat=1", "model.hidden=[16]", "model.latent_dim=2"],
     "cvae": ["model=cvae", "data=digits", "data.digits_repeat=1", "model.hidden=[16]", "model.latent_dim=2"],
@@ -122,7 +122,10 @@ def assert_same_run(metrics, folder, reference):
 
 
 def exact_x0(chain, s2):
-    """Return the function E[x_0 | x_t] for data N(0, s2): sqrt(abar) s2 x_t / (abar s2 + 1 - abar)."""
+    """Return the function (x_t, t) -> E[x_0 | x_t] for data N(0, s2).
+
+    E[x_0 | x_t] = sqrt(abar) s2 x_t / (abar s2 + 1 - abar), with abar = ``chain.abar`` at step t
+    """
 
     def x0_model(xt, t):
         a, rest = at(chain.abar, t, xt), at(chain.one_minus_abar, t, xt)
@@ -194,9 +197,9 @@ class PrintDigest(L.Callback):
 class NoiseOfTheExample(L.Callback):
     """Give every example the same noise on several processes as on one process.
 
-    Every process draws the noise of the whole batch, with a generator seeded by the number of the draw. It keeps only
-    the rows of its examples. The noise of validation and of estimators does not change, because these pass their own
-    generators.
+    Every process draws the noise of the whole batch, with a generator seeded by the number of the draw. The process
+    keeps only the rows of its examples. The noise of validation and of estimators does not change, because their calls
+    pass a generator.
     """
 
     def on_fit_start(self, trainer, pl_module):

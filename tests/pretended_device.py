@@ -128,6 +128,7 @@ def set_up():
     backend_registration._setup_privateuseone_for_python_backend("pretend", backend_module=_Backend())
     for name, kernel in {"empty_strided": _empty_strided, "empty.memory_format": _empty, "_copy_from": _copy}.items():
         _LIBRARY.impl(name, kernel, "PrivateUse1")
-    # By default torch moves a module by assignment to parameter.data, which cannot change the class of the tensor.
+    # When a module moves, torch now swaps its parameters for new ones. By default, torch assigns to parameter.data.
+    # That cannot change the class of a tensor.
     torch.__future__.set_swap_module_params_on_conversion(True)
     return torch.device("pretend", 0)

@@ -25,9 +25,9 @@ from zoo.estimators.figures import measurements
 from zoo.training.tables import read_rows
 
 ROOT = Path(__file__).parents[1]
-# Child processes are forked from a server that has imported all modules and computed nothing. A child of the test
-# process would inherit its locks and torch's thread pool. Two threads of the child could then repair the pool at the
-# same time, and one of them would fail with "Invalid thread pool!".
+# Child processes are forked from a server that has imported all modules and computed nothing. A child that is forked
+# from the test process would inherit locks and torch's thread pool. Two threads of the child could then repair the
+# pool at the same time, and one of them would fail with "Invalid thread pool!".
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOAD = ["helpers", "pytest", "sklearn.linear_model", "zoo.callbacks", "zoo.datamodules", "zoo.hub"]
 
@@ -121,7 +121,7 @@ def together(world_size, function, *args, codes=(0,), timeout=120):
             answer, sent = CONTEXT.Pipe(duplex=False)
             given = (rank, world_size, port, dict(os.environ), list(warnings.filters), function, args, sent)
             children.append(process(_as_rank, *given))
-            sent.close()  # the pipe then closes when the child ends, because only the child has it open
+            sent.close()  # now only the child has this end open, so the pipe closes when the child ends
             answers[answer] = rank
         while answers:
             for answer in connection.wait(list(answers), max(0, deadline - time.monotonic())):
@@ -166,7 +166,7 @@ def command(folder, *overrides, **variables):
 
 
 def finish(*programs, timeout=120):
-    """Wait for all programs, and return their output and exit statuses. Kill them and their children at the end."""
+    """Wait for all programs, and return their output and exit statuses. Then kill the programs and their children."""
     with ThreadPoolExecutor(len(programs)) as readers:
         try:
             said = [readers.submit(one.communicate) for one in programs]
@@ -199,6 +199,6 @@ def _descendants(pid):
 
 
 def rows(folder):
-    """Return the rows of estimator_variance.csv and then of metrics.csv. Missing values are empty strings."""
+    """Return the measurements in estimator_variance.csv, then the rows of metrics.csv. Missing values are empty."""
     found = measurements(read_rows(folder / "estimator_variance.csv")) + read_rows(folder / "metrics.csv")
     return [defaultdict(str, row) for row in found]

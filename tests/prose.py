@@ -74,7 +74,7 @@ class Finding(NamedTuple):
 
 
 def sources(root: Path = ROOT) -> list[Path]:
-    """Return the Python, YAML and Markdown files that git tracks, each once."""
+    """Return the Python, YAML and Markdown files that git does not ignore, without symbolic links."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "*.py", "*.yaml", "*.yml", "*.md"],
         cwd=root,
@@ -108,7 +108,7 @@ class Comment(NamedTuple):
 
 
 def yaml_comment(n: int, line: str) -> Comment | None:
-    """Return the comment on a line."""
+    """Return the comment on a line, or None if the line has no comment."""
     found = re.search(r"(?:^|\s)#(.*)", line)
     return Comment(n, found.start(1), found.group(1), not line[: found.start()].strip()) if found else None
 

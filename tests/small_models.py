@@ -58,13 +58,13 @@ MODELS |= {name: _with_its_defaults(name) for name in zoo.MODELS if name not in 
 
 @functools.cache
 def made(name):
-    """Return the model of this name in eval mode. All tests share the model, so they must not change it."""
+    """Return the model ``MODELS[name]`` in eval mode. All tests share the model, so they must not change it."""
     torch.manual_seed(0)
     return MODELS[name]().eval()
 
 
 def data_of(model, n):
-    """Return ``n`` examples for the model. For text, this is a batch of rows."""
+    """Return ``n`` examples for the model. For SkipGram, the examples are a batch of ``n`` rows of a text."""
     if isinstance(model, SkipGram):
         return [torch.arange(n * 36).view(n, 36) % 5, torch.ones(n, 32, dtype=torch.long)]
     shape = tuple(model.hparams.get("shape", IMAGES))

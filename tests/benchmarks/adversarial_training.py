@@ -134,7 +134,7 @@ def main() -> None:
         seconds = {"in Lightning": [], "bare": []}
         for i in tqdm(range(ROUNDS + 1), desc=model.__name__):
             for name, took in (("in Lightning", in_lightning(model(), data)), ("bare", bare(data))):
-                if i:  # the first round warms up
+                if i:  # the first round is a warm-up and does not count
                     seconds[name].append(took)
         for name, took in seconds.items():
             rate = [steps / t for t in sorted(took, reverse=True)]

@@ -84,7 +84,7 @@ def main() -> None:
     for i in tqdm(range(ROUNDS + 1)):
         for name, contender in contenders.items():
             took = contender()
-            if i:  # the first round warms up
+            if i:  # the first round is a warm-up and does not count
                 seconds[name].append(took)
     for name, took in seconds.items():
         rate = [len(images) / t for t in sorted(took, reverse=True)]

@@ -1,4 +1,4 @@
-"""Tests of EstimatorVariance with every_n_steps=auto: when it measures, the number of draws, and signals."""
+"""Tests of EstimatorVariance with every_n_steps=auto: times of measurements, numbers of draws, and Ctrl-C."""
 
 import signal
 
@@ -82,7 +82,7 @@ def trained(monkeypatch, *, steps, per_step, per_draw, callback=None, begin=0):
 @pytest.mark.parametrize("per_step", [0.001, 0.1, 3.0])
 @pytest.mark.parametrize("relative", [0.2, 1.0])
 def test_measuring_never_takes_more_than_a_twentieth_of_the_time(per_step, relative, monkeypatch):
-    """The cost of the first measurement is unknown. The limit holds if a draw takes at most the time of a step."""
+    """The callback cannot know the cost of its first measurement. It assumes that a draw takes as long as a step."""
     callback, shares = trained(monkeypatch, steps=3000, per_step=per_step, per_draw=relative * per_step)
     assert max(shares) <= SHARE + 1e-9
     assert shares[-1] > 0.6 * SHARE
@@ -92,7 +92,8 @@ def test_measuring_never_takes_more_than_a_twentieth_of_the_time(per_step, relat
 def test_an_unexpectedly_slow_first_measurement_delays_the_second(monkeypatch):
     callback, shares = trained(monkeypatch, steps=6000, per_step=0.1, per_draw=2.0)
     first, second = (row["step"] for row in callback.history[:2])
-    assert shares[first] > SHARE and second * 0.1 * SHARE >= 16.0  # two measurements x 2 draws x two estimators x 2 s
+    # Two measurements have 2 draws of two estimators each. A draw takes 2 s, so both measurements take 16 s.
+    assert shares[first] > SHARE and second * 0.1 * SHARE >= 16.0
     assert max(shares[second:]) <= SHARE + 1e-9
 
 
@@ -123,7 +124,7 @@ def test_a_resumed_run_keeps_its_time_budget(monkeypatch):
 
 
 def test_what_a_tuner_takes_and_puts_back_holds_no_time_of_training(tmp_path):
-    """A tuner saves and restores the state before training. The saved seconds do not depend on the clock."""
+    """A tuner saves and restores the state before training. Until training begins, ``trained`` does not grow."""
     callback = EstimatorVariance(tmp_path)
     assert callback.state_dict()["trained"] == 0
     callback.load_state_dict({**callback.state_dict(), "trained": 7.0})

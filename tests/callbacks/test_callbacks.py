@@ -62,7 +62,8 @@ def test_training_is_bit_identical_with_and_without_them(name, tmp_path):
     run(tmp_path / "without", *without, *SHORT)
     a, b = checkpoint(tmp_path / "with"), checkpoint(tmp_path / "without")
     # With EMA, the trained weights are in current_model_state. The comparison leaves out the BatchNorm statistics.
-    # Validation recomputes them without EMA, and no weight depends on them.
+    # Adversarial models recompute these statistics in validation, and only one of the two runs validates averaged
+    # weights. No trained weight depends on the statistics.
     statistics = ("running_", "num_batches", "real_statistics")
     weights = lambda state: {k: v for k, v in state.items() if not any(part in k for part in statistics)}  # noqa: E731
     assert_same(weights(a.get("current_model_state", a["state_dict"])), weights(b["state_dict"]))
@@ -204,7 +205,10 @@ def test_samples_within_epochs_use_the_weights_of_validation(callbacks, tmp_path
 
 
 def test_averaged_weights_within_training_are_in_eval_mode_as_in_validation():
-    """Within the context, the model has averaged weights and eval mode. After an error, the context restores both."""
+    """In ``evaluation_weights``, the model is in eval mode with averaged weights.
+
+    After an error, the model is in training mode with its trained weights.
+    """
     seen = []
 
     class Look(L.Callback):
@@ -221,7 +225,7 @@ def test_averaged_weights_within_training_are_in_eval_mode_as_in_validation():
 
     quiet_trainer(EMA(0.5), Look(), max_epochs=1).fit(Trainable(), examples(2), examples(1))
     (first, _, after), (second, averaged, again) = seen[:3], seen[3:]
-    w = [0.5 * 0.98, 0.5 * 0.98**2]  # two gradient steps on w^2
+    w = [0.5 * 0.98, 0.5 * 0.98**2]  # weights after one and after two gradient steps on w^2
     assert [t for t, _ in seen] == 2 * [True, False, True]
     assert_close([first[1], after[1], second[1], again[1]], [w[0], w[0], w[1], w[1]])
     decay = 2 / 11  # decay of the second update, during the warm-up
@@ -238,7 +242,7 @@ def test_the_seed_of_samples_is_that_of_their_noise(tmp_path):
 
 
 def test_the_distance_that_is_logged_is_that_of_the_samples(tmp_path):
-    """The distance is measured on ``n`` samples with the given seed. It is logged as ``distance`` and by its name."""
+    """The distance is measured on ``n`` samples with the given seed. It is logged under two names."""
     torch.manual_seed(0)
     model, data = WGAN(network="mlp", shape=[2], hidden=[8], z_dim=4), Toy("ring", eval_batch_size=5000)
     for seed in (0, 5):
@@ -336,7 +340,7 @@ def test_the_run_says_where_it_ran():
 
 
 def test_the_seconds_of_all_parts_are_counted(tmp_path):
-    """The record adds the seconds of this part to the 100 seconds of the earlier parts."""
+    """A resumed run adds its seconds to the 100 seconds in the record of the checkpoint."""
     record, trainer, found = RunRecord(tmp_path / "run"), quiet_trainer(), {}
     before = {"command": "python train.py", "commit": "abc", "hardware": "a machine", "seconds": 100.0}
     record.on_load_checkpoint(trainer, None, {"record": before | {"earlier": [{"seconds": 60.0}], "config": {}}})
@@ -390,7 +394,10 @@ def quiet_trainer(*callbacks, **kwargs):
 
 
 def test_each_resumption_on_another_number_of_processes_has_new_random_streams(tmp_path):
-    """One process resumes a run of two processes, after one epoch and again after two. All random numbers differ."""
+    """One process resumes from a checkpoint of two processes, first after epoch 0 and then after epoch 1.
+
+    All random numbers differ.
+    """
     seen = []
 
     class Draw(L.Callback):
@@ -407,7 +414,7 @@ def test_each_resumption_on_another_number_of_processes_has_new_random_streams(t
         again = quiet_trainer(ExactResume(tmp_path), Draw(), max_epochs=epochs + 1)
         again.fit(Trainable(), examples(4), examples(1), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     torch.manual_seed(0)
-    seen.append(torch.rand(3))  # the stream of the seed differs from the new streams
+    seen.append(torch.rand(3))  # seed 0 itself also gives other random numbers
     assert len(seen) == 9 and len({tuple(draw.tolist()) for draw in seen}) == 9
 
 
@@ -423,15 +430,13 @@ def test_a_signal_waits_for_the_step_that_gradients_are_gathered_for(tmp_path):
 
 
 def test_samples_take_conditions_by_their_earlier_names(tmp_path):
-    """At set-up, the callback replaces the earlier name of a condition by its current name.
-
-    The condition determines the rows of a picture.
-    """
+    """``setup`` replaces the earlier name ``labels`` of a condition by its current name ``y``."""
     callback = Samples(tmp_path, n=4, conditions={"labels": 1, "num_steps": 2})
     model = DDPM(steps=4, widths=[8], num_classes=3)
     callback.setup(quiet_trainer(), model, "fit")
     assert callback.conditions == {"y": 1, "num_steps": 2}
-    assert picture(model, callback.n, callback.conditions).n == 4  # without the condition, n would be six
+    # Without y, each of the three classes would have a full row, and n would be 6.
+    assert picture(model, callback.n, callback.conditions).n == 4
     with pytest.raises(UserError, match="DDPM.sample takes no steps; it takes corrector_snr, .*, y"):
         Samples(tmp_path, conditions={"steps": 2}).setup(quiet_trainer(), model, "fit")
 

@@ -1,4 +1,4 @@
-"""Tests of the last pictures and measurements of a run. They exist exactly once for every way to end the run."""
+"""Tests of runs that end early: their last pictures and measurements, and resuming within an epoch."""
 
 import lightning as L
 import pytest
@@ -51,7 +51,7 @@ class StopsWithin(L.Callback):
 
 @pytest.mark.parametrize("name", tiers(["vae", "skipgram", "rbm", "gan"], ["vae"]))
 def test_a_run_that_ended_within_an_epoch_resumes_within_it(name, tmp_path):
-    """A run ended within an epoch. Resumed from any checkpoint, it reads the rest of the epoch in the same order."""
+    """A run stops within an epoch. When it resumes from any checkpoint, it has the results of an uninterrupted run."""
     common = [*TINY[name], "test=false", "~callbacks.estimator_variance", "trainer.log_every_n_steps=1"]
     common += ["trainer.max_epochs=3", "trainer.limit_train_batches=6", "trainer.check_val_every_n_epoch=1"]
     stops = ["+callbacks.stops._target_=test_end_of_a_run.StopsWithin", "+callbacks.stops.at=8"]

@@ -34,12 +34,12 @@ def measured(folder):
     return measurements(read_rows(folder / "estimator_variance.csv"))
 
 
-# A chunk of several draws in one call.
+# Chunks: several draws in one call of the surrogate.
 
 
 @pytest.mark.parametrize("name", sorted(set(TINY) - {"skipgram"}))
 def test_draws_at_once_are_those_of_the_loop(name, generator):
-    """Draws in chunks equal draws in a loop for every estimator of every model, up to float32 rounding."""
+    """Draws in chunks equal draws in a loop up to float32 rounding. The test covers all models except SkipGram."""
     torch.manual_seed(0)
     model = build(config("/", *TINY[name], *QUIET).model)
     with torch.no_grad():  # change the layers that start at zero
@@ -74,7 +74,7 @@ def test_chunks_are_of_small_networks_and_of_the_same_draws():
     assert chunk_size(linear(n=1_000_000)) == 1
     stream = gradients(linear(draw), torch.zeros(3), range(5, 20))
     numbers = []
-    for g in stream:  # the chunks are 5 to 7, 8 to 15, and 16 to 19
+    for g in stream:  # the chunks have draws 5 to 7, 8 to 15, and 16 to 19
         numbers.append(len(seen))
         assert_close(g["theta"], torch.randn(3, generator=chunk_generator(0, 4 + len(numbers))))
     assert numbers == [3] * 3 + [11] * 8 + [15] * 4
@@ -135,7 +135,7 @@ def test_memory_is_one_gradient_and_its_mean(generator):
 
 
 def merged(parts):
-    """Run on each process, which has one of the ``parts``. Return the merged moments of all draws."""
+    """Return the number, mean and variance of all draws. Each process adds the draws of one of the ``parts``."""
     dist.init_process_group("gloo")
 
     def total(value):
@@ -190,7 +190,7 @@ def test_two_processes_measure_what_one_does(name, tmp_path):
 
 @pytest.mark.parametrize("batches", tiers([1, 3], [3]))
 def test_the_result_does_not_depend_on_how_draws_are_spread(batches, tmp_path):
-    """21 draws form chunks of 8, 8 and 5. One, two or four processes share them. One of four processes has no chunk."""
+    """21 draws form chunks of 8, 8 and 5. One, two or four processes share the chunks. One of the four has none."""
     few = ["draws=21", "batch_size=20", f"batches={batches}"]
     assert len(assert_same_measurement(tmp_path, (1, 2, 4), "vae", *few)) == (42 if batches == 1 else 84)
 

@@ -93,7 +93,7 @@ def test_the_probe_batch_is_found_where_validation_is_epochs_off(tmp_path):
 
 
 def test_a_time_estimate_counts_examples_of_a_batch_that_is_a_tensor(tmp_path):
-    """The run has six batches, one more than the warm-up."""
+    """The run has eight batches. The callback counts examples from the sixth batch on, after the warm-up."""
     made = callback("TimeEstimate", tmp_path, {"after": 1})
     fit("vae", made, X.repeat(4, 1, 1, 1), tmp_path)
     assert made._rows == 4

@@ -60,7 +60,7 @@ def test_rows_of_one_step_are_one_row_and_columns_are_added(tmp_path):
     table = Table(tmp_path / "t.csv")
     table.add({"step": 0, "a": 1.5})
     table.add({"step": 0, "b": 2})
-    table.add({"step": 0, "a": 7})  # another value of the same step
+    table.add({"step": 0, "a": 7})  # step 0 already has a value of ``a``, so this value begins a new row
     table.add({"step": 1, "a": 3, "c": "x,y"})
     expected = [{"a": "1.5", "b": "2"}, {"a": "7"}, {"a": "3", "c": "x,y"}]
     found = [{k: v for k, v in row.items() if v and k != "step"} for row in read_rows(table.path)]
@@ -161,7 +161,6 @@ def test_a_run_that_resumes_in_another_folder_keeps_its_rows_and_its_best_checkp
     overrides = [*TINY["vae"], "trainer.log_every_n_steps=1"]
     run(a, *overrides, "trainer.max_epochs=2")
     best = next((a / "checkpoints").glob("best-*.ckpt"))
-    # With a very large learning rate, no later epoch is as good.
     run(
         b, *overrides, "trainer.max_epochs=3", "callbacks.best.mode=min", f"ckpt={a}/checkpoints/last.ckpt", "test=true"
     )
@@ -172,7 +171,7 @@ def test_a_run_that_resumes_in_another_folder_keeps_its_rows_and_its_best_checkp
     key = next(k for k in theirs if "val/loss" in k)
     assert ours[key]["best_model_score"] <= theirs[key]["best_model_score"]
     assert ours[key]["best_model_path"].startswith(str(b))
-    assert best.is_file()  # the folder of the first run does not change
+    assert best.is_file()  # the first run keeps its best checkpoint
     assert not [w for w in recwarn if "dirpath" in str(w.message)]
 
 
@@ -203,7 +202,7 @@ def test_one_command_uploads_all_parts_of_an_offline_run(tmp_path, caplog):
     said = re.findall(r"To upload this run: (wandb sync .*)", caplog.text)
     parts = [shlex.split(command)[2:] for command in said]
     assert [len(part) for part in parts] == [1, 2]
-    assert parts[1][0] == parts[0][0]  # the first part comes first
+    assert parts[1][0] == parts[0][0]  # the second command begins with the folder of the first part
     assert len({part.rpartition("-")[2] for part in parts[1]}) == 1  # all parts have one id
 
 
@@ -258,7 +257,7 @@ def test_the_first_step_after_a_checkpoint_is_dropped_with_those_that_follow(tmp
 
 
 def test_the_last_picture_uses_the_weights_of_validation(tmp_path):
-    """A run that stops after epoch 1 of 9 draws the same picture as a run of two epochs."""
+    """A run of nine epochs that stops after two epochs draws the same picture as a run of two epochs."""
     overrides = [*TINY["gan"], "callbacks.samples.every_n_epochs=5", "test=false"]
     run(tmp_path / "two", *overrides, "trainer.max_epochs=2")
     stop = ["+callbacks.stop._target_=test_records.Wants", "+callbacks.stop.epoch=1"]

@@ -42,7 +42,7 @@ RUNS = {
 
 
 def ended(folder, *overrides):
-    """Run ``python train.py`` with ``overrides`` in this process, and return the last lines that it prints."""
+    """Run ``python train.py`` with ``overrides`` in this process, and return the lines of its last message."""
     said = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
@@ -180,7 +180,8 @@ def test_a_run_in_weights_and_biases_has_an_address_or_a_folder(online, tmp_path
     folder = tmp_path / "wandb" / "offline-run-1"
     run = SimpleNamespace(offline=not online, url="https://wandb.ai/me/zoo/runs/1", dir=str(folder / "files"))
     assert _place(run, tmp_path) == (run.url if online else str(folder))
-    assert online or _place(run, tmp_path / "elsewhere") is None  # WANDB_MODE=disabled
+    # With WANDB_MODE=disabled, wandb writes outside the run folder.
+    assert online or _place(run, tmp_path / "elsewhere") is None
 
 
 @pytest.mark.parametrize(("words", "asked"), [(["the", "music", "zebra"], "music"), (["the", "it's"], "the")])

@@ -33,7 +33,7 @@ class Pass(Callback):
         batch: seconds of a training batch.
         validation: seconds of a validation batch.
         slower: seconds of a training batch from batch ``slower_from`` on, or None.
-        slower_from: the first slower batch.
+        slower_from: number of the first slower batch.
         drawing: seconds at the end of each validation.
     """
 
@@ -83,7 +83,7 @@ def test_validation_and_test_are_counted_from_the_sanity_check(said):
 
 
 def test_what_turns_out_to_take_long_is_said_again(said):
-    """Samples and checkpoints take 100 seconds in each of four epochs. The first estimate cannot include them."""
+    """Each of four validations ends with 100 seconds of drawing. The first estimate cannot include this time."""
     first, second = said("trainer.max_epochs=4", drawing=100)
     assert first.startswith("About 34 seconds")
     assert second.startswith("About 5 minutes to go (new estimate): ") and "validation 5 minutes" in second

@@ -1,4 +1,4 @@
-"""Tests of Weights & Biases. They run the real service offline and read the transaction log of the run."""
+"""Tests of Weights & Biases. They run wandb offline, without a simulation, and read the transaction log of the run."""
 
 import hashlib
 import json

@@ -152,7 +152,7 @@ def test_digits_need_no_download():
     flat = torch.cat([s.images for s in data.splits.values()]).flatten(1)
     assert len(flat.unique(dim=0)) == 1797  # splits are disjoint
     labels = torch.cat([s.labels for s in data.splits.values()])
-    assert labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # scikit-learn's counts
+    assert labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # images of each digit
     assert 0.25 < flat.float().mean() / 255 < 0.35 and flat.max() == 255
 
 
@@ -177,7 +177,7 @@ def test_asked_for_by_name_it_is_strict(name, tmp_path, monkeypatch, offline):
 
 
 def test_deciding_takes_seconds_even_if_nothing_answers(tmp_path, monkeypatch, request):
-    """The network drops all packets, and name look-ups never return. ``reachable`` still returns within seconds."""
+    """No attempt to connect ever returns, as if the network dropped all packets. ``reachable`` returns False."""
     import threading
 
     import zoo.training.files as files
@@ -255,7 +255,7 @@ def test_real_mnist(mnist_root):
     assert splits["test"].labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     train = torch.cat([splits["train"].images, splits["val"].images]).float() / 255
     assert abs(train.mean() - 0.1307) < 5e-5 and abs(train.std() - 0.3081) < 5e-5
-    # The seed of the split is fixed, so the first five labels of the validation set are always the same.
+    # The seed of the split is fixed, so a second call returns the same validation set.
     assert splits["val"].labels[:5].tolist() == load_split("mnist", mnist_root)["val"].labels[:5].tolist()
 
 

@@ -1,4 +1,4 @@
-"""Tests of downloads. Files are complete or missing, many processes share one download, and errors have one line."""
+"""Tests of downloads. Files are complete or absent, processes share one download, and errors are one line."""
 
 import contextlib
 import gzip
@@ -45,7 +45,10 @@ def published():
 
 
 class Server:
-    """A web server on this machine. It waits until ``go_when()`` is true before it answers, and lists the requests."""
+    """A web server on this machine, which answers once ``go_when()`` is true. ``asked`` lists the requested paths.
+
+    If ``broken`` is true, the server sends the first half of each file.
+    """
 
     def __init__(self):
         server, self.files, self.asked = self, {}, []
@@ -217,7 +220,7 @@ def test_what_breaks_off_or_is_another_file_leaves_nothing(mnist, tmp_path):
     assert files_in(data_root()) == {f"{file}.gz" for file in images.MD5["mnist"]} - {name[1:]}
     mnist.files[name] = right
     mnist.asked.clear()
-    assert use("mnist") == "mnist" and set(mnist.asked) == {name, f"/gone{name}"}  # only the missing file
+    assert use("mnist") == "mnist" and set(mnist.asked) == {name, f"/gone{name}"}  # asks for the missing file only
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(mnist, tmp_path):

@@ -105,6 +105,7 @@ def tar() -> bytes:
 
 NOISE = np.random.default_rng(0).integers(97, 123, 3_000, dtype=np.uint8).tobytes()
 
+# For each file name: the content of the file, and a pattern of the error message.
 REFUSED = {
     "cut.gz": (cut(gzip.compress(NOISE)), "cut.gz is damaged: Compressed file ended"),
     "cut.bz2": (cut(bz2.compress(NOISE)), "cut.bz2 is damaged: Compressed file ended"),
@@ -185,6 +186,7 @@ def arrays(made) -> dict[str, np.ndarray]:
     return {"words": words, "counts": made.counts, "raw_words": np.array(made.raw_words), **made.splits}
 
 
+# For each damage: the arrays of the saved encoding that it replaces.
 DAMAGES = {
     "a word too few": {"words": np.frombuffer(b"one\ntwo", np.uint8)},
     "a word twice": {"words": np.frombuffer(b"one\none\ntwo", np.uint8)},

@@ -162,7 +162,7 @@ def test_the_vocabulary_is_that_of_the_training_text(tmp_path):
         sample=0,
     )
     small.setup()
-    assert small.corpus.words == ["a", "b"]  # the other words are rarer
+    assert small.corpus.words == ["a", "b"]  # c and new are rarer
 
 
 def test_words_as_frequent_as_each_other_are_in_the_order_of_the_alphabet(tmp_path):
@@ -334,7 +334,7 @@ def test_epochs_differ_and_come_again_with_the_seed(tmp_path):
     loader.set_epoch(1)
     second = list(loader)
     assert len(second) == len(loader) and not torch.equal(torch.cat([b.words for b in second]), first)
-    # A second loader resumes in the middle of the epoch.
+    # Another loader resumes after two batches of the epoch.
     resumed = data.train_dataloader()
     resumed.set_epoch(1)
     resumed.load_state_dict({"position": 2})
@@ -388,12 +388,13 @@ def test_an_epoch_is_as_long_as_said_in_every_seed():
         batches = list(loader)
         assert len(batches) == len(loader) > 85 and all(b.words.shape == (4, 2 + ROW + 2) for b in batches)
         left = -(-len(loader.rows().reach) // 4)
-        # len(loader) is five standard deviations below the mean. Ten standard deviations are 850 words, or 6.6 batches.
+        # len(loader) is five standard deviations below the mean, and ``left`` is at most five above the mean. Ten
+        # standard deviations are 840 words, or 6.6 batches.
         assert left - len(loader) <= 6
 
 
 def test_processes_share_each_batch_and_see_disjoint_text(tmp_path):
-    """The number of each word is its position in the text, so a batch shows which part of the text it has."""
+    """Word i of the text has the number i. The numbers in a batch show which part of the text it contains."""
     stream = torch.arange(2000)
     loader = lambda rank, size: TextLoader(stream, torch.ones(2000), 2, 8, train=True, rank=rank, world_size=size)  # noqa: E731
     one = [set(b.words[:, 2:-2].flatten().tolist()) for b in loader(0, 1)]
@@ -404,7 +405,7 @@ def test_processes_share_each_batch_and_see_disjoint_text(tmp_path):
 
 
 def test_nothing_trains_on_held_out_text(tmp_path):
-    """Every second word of the text occurs only once. Training never sees such a word of the last tenth."""
+    """Every second word of the text occurs only once. Training sees none of these words from the last tenth."""
     words = [f"x{i} filler" for i in range(1000)]
     data = textfile(tmp_path, " ".join(words), min_count=1, sample=0, batch_size=1)
     data.setup()

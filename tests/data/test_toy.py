@@ -32,14 +32,14 @@ SIDE = torch.arange(-7, 7, STEP, dtype=torch.float64)
 
 @cache
 def on_grid(name):
-    """Return the points of a grid much finer than sigma, and the log density at each point."""
+    """Return the points of a grid, and the log density at each point. The step is at most half of each sigma."""
     grid = torch.cartesian_prod(SIDE, SIDE)
     return grid, PLANES[name].log_density(grid)
 
 
 @pytest.mark.parametrize("name", PLANES)
 def test_a_density_integrates_to_one(name):
-    """On a grid much finer than sigma, the sum equals the integral up to rounding."""
+    """The step of the grid is at most half of sigma, so the sum equals the integral up to rounding."""
     total = on_grid(name)[1].exp().sum() * STEP**2
     assert_close(total.item(), 1.0, rtol=1e-9, atol=0)
 
@@ -65,7 +65,7 @@ def test_the_ring_is_the_mixture_it_is_said_to_be():
 
 @pytest.mark.parametrize("name", PLANES)
 def test_a_blurred_density_is_the_convolution(name):
-    """The convolution is a sum over a grid much finer than both standard deviations."""
+    """The convolution is a sum over a grid. The step is at most half of both standard deviations."""
     grid, log_density = on_grid(name)
     for x in torch.tensor([[0.3, -1.2], [1.5, 1.4], [0.0, 0.0]], dtype=torch.float64):
         kernel = Mixture(x[None], torch.ones(1), 0.3).log_density(grid)
@@ -90,7 +90,7 @@ def test_a_blurred_curve_is_the_integral_along_it(name, x):
 
 
 def test_curves_are_those_of_scikit_learn():
-    """The moons and the swiss roll of scikit-learn lie on our curves, without noise. The swiss roll is divided by 7."""
+    """Points that scikit-learn draws without noise lie on our curves. Its swiss roll is first divided by 7."""
     t = torch.linspace(0, 1, 2001, dtype=torch.float64)
     moons_there, which = make_moons(50, noise=None)
     for k in (0, 1):
@@ -111,7 +111,7 @@ def test_more_nodes_change_nothing(generator):
 def test_samples_have_the_density(name):
     """The mean log density of samples equals the integral of p log p on a grid, within 4.5 standard errors.
 
-    The test fails once in 1.5e5 seeds.
+    Each comparison fails once in 1.5e5 seeds.
     """
     x, _ = PLANES[name].sample(20_000, generator=torch.Generator().manual_seed(1))
     grid, log_p = on_grid(name)
@@ -187,7 +187,7 @@ def test_the_module_draws_the_same_points_every_time():
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_no_split_is_drawn_as_another_one(name):
-    """Rows at the same place in two splits differ. For the chain, one of 200 such pairs is equal by chance."""
+    """Examples at the same position in two splits differ. For the Markov chain, one pair in 200 is equal by chance."""
     data = Toy(name)
     data.setup()
     images = [data.splits[k].images[:5000] for k in ("train", "val", "test")]

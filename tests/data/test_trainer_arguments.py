@@ -1,4 +1,4 @@
-"""Tests of the Trainer's arguments that select batches. All data modules follow them, or raise before training."""
+"""Tests of the Trainer's arguments that select batches. Data modules obey each argument, or raise before training."""
 
 import lightning as L
 import pytest
@@ -19,7 +19,7 @@ SHAPES = {"images": [1, 28, 28], "points": [2], "text": [1, 28, 28]}
 
 
 class Watching(L.LightningModule):
-    """Model that records a number for each batch in ``seen[stage]``, a list of epochs."""
+    """Model that computes a number from each batch. ``seen[stage][epoch]`` is the list of these numbers."""
 
     def __init__(self, shape):
         super().__init__()

@@ -164,7 +164,7 @@ def test_calls_of_the_version_before_still_work():
 
 
 def test_generator_is_given_by_name_everywhere():
-    """All functions take ``generator`` by name, except ``noise(batch, generator)`` inside a GradientEstimator."""
+    """``generator`` is a keyword argument of all functions, except of the ``draw`` inside a GradientEstimator."""
     by_position = []
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -39,7 +39,7 @@ def cited():
 
 
 def cites(path):
-    """Return the texts of a file in which references are cited: docstrings with their equations, and comments."""
+    """Return the texts of a file that can cite references. Python files with docstrings are returned whole."""
     source = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         return [prose.Text(0, source if '"""' in source else ""), *prose.texts(path)]

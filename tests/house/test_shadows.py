@@ -80,4 +80,4 @@ def test_train_py_runs_from_another_folder_whatever_is_in_it(folder):
 
 def test_the_working_folder_stays_where_it_holds_the_zoo():
     assert "ddpm" in python(ROOT, "-m", "zoo", "list")
-    assert "ddpm" in python(ROOT, "-m", "zoo", "list", path=None)  # not installed
+    assert "ddpm" in python(ROOT, "-m", "zoo", "list", path=None)  # without an installed zoo

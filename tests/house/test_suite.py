@@ -138,7 +138,7 @@ def test_no_process_outlives_its_test(monkeypatch, tmp_path):
 
 
 def test_files_are_read_and_written_in_one_encoding():
-    """Every call that opens a text file names an encoding, so the default of the machine does not matter."""
+    """Every call of ``read_text`` and ``write_text`` names an encoding. The default depends on the machine."""
     missing = []
     for file in PYTHON:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

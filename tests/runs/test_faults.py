@@ -48,7 +48,7 @@ def test_a_diverged_run_stops_with_step_term_and_the_last_good_checkpoint(name, 
 
 
 def test_weights_that_the_last_batch_has_spoilt_are_not_saved(tmp_path):
-    """The last loss is finite, but the last update is not. The callback checks the state before it saves."""
+    """The last loss is finite, but the last update makes a weight infinite. Every checkpoint is checked."""
 
     class Trainer:
         current_epoch = 2
@@ -128,7 +128,8 @@ def write_for_ever(path):
 def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
     """A process writes 4 MB again and again, and is killed at a random time. The file is always complete.
 
-    Lightning's writer can leave an incomplete file, because it copies the file from another disk.
+    Lightning's own writer can leave an incomplete file, because its temporary folder can be on another disk. The writer
+    then copies the file.
     """
     path, chance = tmp_path / "last.ckpt", random.Random(0)
     CheckpointFiles().save_checkpoint({"number": -1, "weights": torch.zeros(1)}, path)
@@ -147,7 +148,7 @@ def test_a_checkpoint_is_whole_whenever_its_writer_is_killed(tmp_path):
 
 
 def test_only_what_a_killed_writer_has_left_is_removed(tmp_path):
-    """Copies of a checkpoint that the user has made are not removed."""
+    """Other files are kept, such as copies of a checkpoint that the user has made."""
     kept = ["last.ckpt", "last.ckpt-20261129", ".last.ckpt-before", ".config.yaml-0123abcd"]
     for name in (*kept, ".last.ckpt-0123abcd"):
         (tmp_path / name).touch()

@@ -45,6 +45,7 @@ def nothing_left(process):
     raise AssertionError("a process outlived the one that was interrupted")
 
 
+# Each moment: a command, the seconds that it runs before the signal, and the signal.
 MOMENTS = [
     (TRAIN + ["model=vae", "data=digits", "logger=none", "trainer=cpu"], 0, signal.SIGINT),
     (TRAIN + ["model=vae", "data=digits", "logger=none", "trainer=cpu"], 1, signal.SIGTERM),

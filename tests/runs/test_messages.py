@@ -145,7 +145,7 @@ def test_lines_come_soon_and_then_ever_more_seldom(clock):
         if lines.due():
             due.append(second)
     assert due[:4] == [5, 35, 65, 95]
-    assert 180 < due[-1] - due[-2] <= 200  # 1 % of the elapsed time
+    assert 180 < due[-1] - due[-2] <= 200  # the pause between two lines is 1 % of the elapsed time
 
 
 def test_long_work_says_how_far_it_is(clock, caplog, monkeypatch):
@@ -259,7 +259,7 @@ def test_threads_are_prepared_before_torch_is_imported(command):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_no_recipe_warns_of_anything(name, tmp_path):
-    """The run writes to a file, with Weights & Biases offline. ``train.log`` contains the summary and no warning."""
+    """The output of a run has no warning, with Weights & Biases offline. ``train.log`` contains the summary."""
     command = [sys.executable, "train.py", *TINY[name], "trainer.max_epochs=2", "logger=wandb"]
     env = {**os.environ, "WANDB_MODE": "offline"}
     with (tmp_path / "out").open("w") as out:

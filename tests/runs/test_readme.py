@@ -1,4 +1,4 @@
-"""Tests of the README and of docs/. Commands run, links have targets, and numbers agree with the cards."""
+"""Tests of the README and of docs/. Commands are valid, links have targets, and numbers agree with the cards."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def test_there_are_commands():
 @pytest.mark.parametrize("command", TRAIN)
 def test_training_commands_compose(command):
     overrides = [o for o in shlex.split(command)[2:] if "=" in o and not o.startswith("hydra.")]
-    if "-m" in shlex.split(command):  # of a sweep, compose only the first job
+    if "-m" in shlex.split(command):  # the command is a sweep: compose its first job only
         overrides = [o.split(",")[0] for o in overrides]
     config("/nowhere", *overrides)
 
@@ -83,7 +83,7 @@ def test_the_readme_is_one_screen():
     assert len(re.findall(r"^!\[", README, re.MULTILINE)) == 1
 
 
-# For each row of the table in the README: the place of its number in the card, and the format of the number.
+# For each row of the table in the README, a function from the metrics of the card to the number in the row.
 NUMBERS = {
     "vae": lambda m: f"{m['test/log_likelihood']:.2f}",
     "cvae": lambda m: f"{100 * m['judged_accuracy']:.2f}",
@@ -214,6 +214,6 @@ def test_the_callback_of_the_page_on_training_runs(tmp_path, monkeypatch, capsys
 def test_the_python_of_the_page_of_pretrained_models_runs():
     names = {}
     for block in blocks(ROOT / "docs" / "pretrained.md", "python"):
-        exec(re.sub(r'.*"wandb:.*', "", block), names)  # loading from Weights & Biases needs the service
+        exec(re.sub(r'.*"wandb:.*', "", block), names)  # this line is left out, because it needs the service
     assert names["posterior"].mu.shape == (16, 50) and names["log_px"].shape == (16,)
     assert len(names["words"]) == 5 and names["digits"].shape == (8, 1, 28, 28)

@@ -23,7 +23,7 @@ def test_no_recipe_is_without_a_test_or_a_name():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_names_every_argument_of_its_model(name):
-    """Every argument can be overridden on the command line, because the recipe contains it. A wrong key is an error."""
+    """A recipe has every argument of its model, with its default. The command line can override only these keys."""
     node = config("/nowhere", f"model={name}").model
     module, _, cls = node._target_.rpartition(".")
     assert node._target_ == zoo.MODELS[name]

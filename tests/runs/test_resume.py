@@ -94,7 +94,7 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(name, at, signum, left, tmp_
     path = tmp_path / "checkpoints" / f"{left}.ckpt"
     assert f"ckpt={path}" in caplog.text
     if left == "interrupted" and at > 11:
-        assert checkpoint(tmp_path)["global_step"] == 11  # last.ckpt is still the checkpoint of the first epoch
+        assert checkpoint(tmp_path)["global_step"] == 11  # last.ckpt still has the state after the first epoch
         assert checkpoint(tmp_path, left)["global_step"] == at + 1
     metrics = run(tmp_path, *overrides, f"ckpt={path}")
     assert_same_run(metrics, tmp_path, uninterrupted[name])

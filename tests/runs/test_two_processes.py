@@ -1,4 +1,4 @@
-"""Tests of runs of two gloo processes, started in several ways. They have one log, and measure as one process does."""
+"""Tests of runs of two gloo processes, started in several ways. They write one log, and share the work."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_two_processes_train_validate_sample_and_log_once(name, tmp_path):
         assert [r["step"] for r in two if r[key]] == [r["step"] for r in one if r[key]], key
     assert sum(bool(r[f"test/{loss}"]) for r in two) == 1
 
-    # Both runs have the same batches and different training noise. The losses of adversarial models then differ much.
+    # Both runs have the same batches and different training noise. Adversarial losses therefore differ much.
     a, b = (float(r[-1][f"test/{loss}"]) for r in (two, one))
     if name == "skipgram":  # this run also has equal noise, so all numbers are equal
         for key in ("val/nll", "val/perplexity", "val/log_Z", "test/nll"):
@@ -114,7 +114,7 @@ def test_processes_leave_their_group_before_python_ends(stopped):
 
 
 def draw_all(folder, world_size):
-    """Run a validation of each untrained model on one of ``world_size`` processes. It draws a picture of 20 samples."""
+    """Run a validation of each untrained model on one of ``world_size`` processes. Each draws 20 samples."""
     for name in sorted(set(TINY) - {"skipgram"}):
         overrides = [*TINY[name], "data.batch_size=60", "callbacks.samples.n=20", "logger=none"]
         cfg = config(folder / name, *QUIET, *overrides, *DDP, f"trainer.devices={world_size}")
@@ -166,7 +166,7 @@ def sharded(kind):
 
 @pytest.mark.parametrize("kind", [DDPM, Score])
 def test_sharded_u_nets_have_the_gradients_of_whole_ones(kind):
-    """The test uses torch's class directly, because trainer.strategy=fsdp, which uses the same class, needs GPUs."""
+    """``trainer.strategy=fsdp`` needs GPUs. The test therefore uses the class of torch that this strategy uses."""
     assert max(together(2, sharded, kind)) < 1e-5
 
 
@@ -196,7 +196,7 @@ def test_persistent_chains_are_of_each_process_and_go_on_in_any_number(first, th
 
 
 def first_chains(folder, *overrides):
-    """Resume for one epoch, and return the chains of this process at its start."""
+    """Resume for one epoch, and return the chains that this process has at the start."""
     import helpers
 
     seen = []

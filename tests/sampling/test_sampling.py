@@ -36,7 +36,7 @@ def test_ranks_together_draw_what_one_draws(model, world_size):
     assert whole.shape == (50, 1, 28, 28)
     parts = [sample_chunks(model, 50, 4, rank, world_size) for rank in range(world_size)]
     assert torch.equal(torch.stack(parts).sum(0), whole)
-    assert torch.equal(sample_chunks(model, 7, seed=4), whole[:7])  # fewer samples are the first of more samples
+    assert torch.equal(sample_chunks(model, 7, seed=4), whole[:7])  # a call for 7 samples returns the first 7 of 50
     assert not torch.equal(sample_chunks(model, 50, seed=5), whole)
     assert len({tuple(image.flatten().tolist()) for image in whole}) == 50  # all samples differ
 
@@ -74,7 +74,7 @@ def test_a_grid_is_one_picture(tmp_path, generator):
 
 
 class Greys:
-    """Model that draws an image with the grey level of the condition."""
+    """Model of grey images. The condition ``greys`` is the grey level of each image, from 0 to 10."""
 
     def rows(self):
         return "greys", [0, 5, 10]
@@ -119,4 +119,5 @@ def test_points_and_sequences_are_pictures():
     v = torch.eye(3)[torch.tensor([[0, 2], [1, 1], [2, 0], [0, 0]])]  # four sequences of two symbols out of three
     images, columns = in_rows(v)
     assert images.shape == (4, 1, 12, 8) and columns == 2
-    assert images[0, 0, 0, 0] == 1 and images[0, 0, 11, 7] == 1 and images.sum() == 4 * 2 * 16  # columns are times
+    # The rows of an image are symbols, and the columns are times.
+    assert images[0, 0, 0, 0] == 1 and images[0, 0, 11, 7] == 1 and images.sum() == 4 * 2 * 16

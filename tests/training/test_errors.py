@@ -83,7 +83,7 @@ def test_what_a_user_can_fix_is_one_line():
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_disk_a_quota_and_a_file_can_be_full(number):
-    """If the disk, the quota or a file is full, a run ends with one line. It names the checkpoint to resume from."""
+    """If the disk, the quota or a file is full, a run ends with one line, which names the checkpoint to resume from."""
     full = f"error: a.csv cannot be written: {os.strerror(number)}. Free disk space, then resume with ckpt=runs"
     with pytest.raises(SystemExit, match=re.escape(full)), one_line_errors("runs/a"):
         raise OSError(number, os.strerror(number), "a.csv")
@@ -117,7 +117,7 @@ def test_a_process_other_than_the_first_says_which_it_is(variable, monkeypatch):
 
 
 def test_a_wrong_seed_is_named(tmp_path):
-    """For a seed of 2^32 or more, the error is one line. numpy alone would raise with a traceback."""
+    """The error for a wrong seed contains the seed. Seeds are integers from 0 to 2^32 - 1."""
     cfg = config(tmp_path, *TINY["vae"])
     for cfg.seed in (-1, 2**32, 1.5, None):
         with pytest.raises(UserError, match=re.escape(f"got {cfg.seed!r}")):

@@ -23,7 +23,7 @@ def put_together(rows):
 
 @pytest.mark.parametrize("rows", [6, 7])
 def test_rows_come_together_in_their_order(rows):
-    """All processes get the same rows. With seven rows, only ``gathered``, for checkpoints, keeps the last row."""
+    """All processes get the same rows. With seven rows, ``all_rows`` drops the last row, and ``gathered`` keeps it."""
     x = (10.0 * torch.arange(rows)[:, None] + torch.arange(2)).tolist()
     for everywhere, kept, equal in together(2, put_together, rows):
         assert everywhere == x[:6] and kept == x

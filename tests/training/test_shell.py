@@ -41,7 +41,7 @@ def test_paths_and_overrides_are_read_back_as_they_were(tmp_path, monkeypatch):
         assert tmp_path / word == path and word[0] not in "-=~", word  # not an option, and not expanded by zsh
         assert tmp_path / str(OverridesParser.create().parse_override(setting).value()) == path, setting
     literal = OverridesParser.create().parse_override(override("ckpt", "a/${x}")).value()
-    assert literal == r"a/\${x}"  # no interpolation
+    assert literal == r"a/\${x}"  # the backslash keeps OmegaConf from replacing ${x}
     for text in ("a/${x}", r"a\${x}", r"a\\${x}/b"):
         assert OmegaConf.create([OverridesParser.create().parse_override(override("k", text)).value()])[0] == text
 

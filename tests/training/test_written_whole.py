@@ -1,4 +1,4 @@
-"""Tests of atomic writes. An error leaves the old file unchanged and no other file."""
+"""Tests of atomic writes. After an error, the old file is unchanged, and no other file remains."""
 
 import errno
 
