@@ -72,9 +72,9 @@ def block(lines, heading):
 
 
 def files(lines):
-    """Return a dict from each label in the list of files to the words after the label, split as in a shell.
+    """Return the list of files as a dict. The keys are labels, and the values are the words after a label.
 
-    The first of these words is a path.
+    The words are split as in a shell. The first of them is a path.
     """
     return {line[4:].split("  ")[0]: shlex.split(line[4:].split("  ", 1)[1]) for line in block(lines, "Files in ")}
 

@@ -1,4 +1,4 @@
-"""Tests of the values that TimeEstimate prints, and of the time of printing. The tests use a simulated clock."""
+"""Tests of what TimeEstimate prints, and when it prints. The tests use a simulated clock."""
 
 import math
 import re

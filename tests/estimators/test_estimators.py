@@ -118,7 +118,7 @@ def test_the_ratio_does_not_floor_at_one_over_sqrt_n(generator):
     moments = GradientMoments()
     for _ in range(256):
         moments.update({"x": torch.randn(1000, generator=generator)})
-    # At a ratio of 0.03, the measured signal is five of its standard deviations above 0.
+    # Noise alone reaches a ratio of 0.03 only if the signal is five standard deviations above 0.
     assert moments.statistics()["all"]["snr"] < 0.03 < 256**-0.5
 
 

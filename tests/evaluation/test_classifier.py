@@ -41,7 +41,8 @@ def test_no_movement_leaves_images(generator):
 
 def test_shifts_are_in_pixels(generator):
     x = images(generator, 1)
-    moved = move(x, affine([1.0, 0.0, 0.5, 0.5, 0.5], shift=2))  # each pixel is copied from 2 right and 2 up
+    # Each pixel has the value of the pixel 2 to the right and 2 above.
+    moved = move(x, affine([1.0, 0.0, 0.5, 0.5, 0.5], shift=2))
     assert_close(moved, F.pad(x, (0, 2, 2, 0))[..., :28, 2:], atol=1e-5, rtol=0)  # black outside
 
 
@@ -169,7 +170,10 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 class Obedient:
-    """Model whose samples have the first pixel label / 10. The other pixels are noise, which ``Reader`` ignores."""
+    """Model whose samples show their label: the first pixel is label / 10.
+
+    The other pixels are noise, which ``Reader`` ignores.
+    """
 
     def label(self, labels):
         return torch.as_tensor(labels)

@@ -30,7 +30,7 @@ INTERRUPT = ["+callbacks.stop._target_=helpers.SendSignal", "+callbacks.stop.at=
 
 
 def blocks(section):
-    """Return a dict from the path of each file to its block of code in a section: (language, text)."""
+    """Return the code blocks of a section as a dict from the path of a file to (language, text)."""
     return {path: (kind, text) for path, kind, text in OF_FILE.findall(section)}
 
 
@@ -101,7 +101,7 @@ def ran_together(several, folder, path):
 
 
 def without_callbacks(train, folder):
-    """Return the command ``train`` with the run folder ``folder``, and without callbacks other than checkpoints."""
+    """Return the command ``train`` in ``folder``, with checkpoints as the only callbacks, no logger and no test."""
     words = [word for word in train if not word.startswith(("callbacks.", "hydra.run.dir="))]
     return [*words, f"hydra.run.dir={folder}", "callbacks=none", "logger=none", "test=false"]
 
@@ -158,7 +158,7 @@ def test_the_new_model_passes_its_test_and_has_its_recipe(copy):
 
 @pytest.mark.slow
 def test_the_tests_that_the_page_names_find_the_new_model(copy):
-    """pytest collects the tests in the table of the page for the new model, and a run of its recipe passes."""
+    """For the new model, pytest collects the tests that the page lists. The tests of the recipe pass."""
     (every,) = starting(INSIDE, "pytest", "-k", "made")
     said = ran([*every, "-m", "", "--collect-only", "-q"], copy, copy)
     found = {line.partition("::")[0] for line in said.splitlines() if "made" in line.partition("::")[2]}

@@ -105,7 +105,7 @@ def test_a_log_on_a_full_disk_adds_nothing_to_the_line(capfd):
 
 @pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])
 def test_a_process_other_than_the_first_says_which_it_is(variable, monkeypatch):
-    """The message contains the rank in the run, or the rank on the machine for processes that Lightning starts."""
+    """The message contains the global rank. In processes that Lightning starts, it is the local rank."""
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "3")

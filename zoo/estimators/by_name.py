@@ -55,8 +55,8 @@ def chosen(objective: str, latent: str, estimator: str, num_samples: int) -> str
     """Return the name of the estimator to use. ``auto`` becomes the first name in ``ESTIMATORS``.
 
     Raises:
-        UserError: if the estimator cannot be used with the objective and the latents, or if it needs more draws of z
-            than ``num_samples``.
+        UserError: if the estimator cannot be used with the objective and the latents, or if ``+loo`` has only one
+            draw of z with ``iwae``.
     """
     if objective == "wake_sleep":
         if estimator != "auto":

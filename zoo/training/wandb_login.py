@@ -20,7 +20,8 @@ def wandb_credentials() -> bool:
     import wandb
 
     base = os.environ.get("WANDB_BASE_URL")
-    urls = [base] if base else [wandb.Settings().base_url, "https://api.wandb.ai"]  # the service has two addresses
+    # Some versions of wandb have another default address.
+    urls = [base] if base else [wandb.Settings().base_url, "https://api.wandb.ai"]
     for path in [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]:
         try:
             # Without a home folder, expanduser returns the path unchanged. Path.home would raise.
@@ -33,7 +34,7 @@ def wandb_credentials() -> bool:
 
 
 def wandb_settings(**values: Any) -> "wandb.Settings":
-    """Return settings of Weights & Biases. The settings and the variables ``WANDB_*`` are checked first.
+    """Return the settings ``values`` of Weights & Biases, after a check of them and of the variables ``WANDB_*``.
 
     Args:
         values: settings by name.
