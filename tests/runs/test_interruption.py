@@ -75,7 +75,11 @@ def test_a_signal_at_any_moment_is_one_line_and_its_status(command, seconds, sig
         said, errors = process.communicate(timeout=90)
         assert process.returncode == 128 + signum, errors
         assert "Traceback" not in said + errors
-        assert errors.splitlines()[-1:] == [f"interrupted by {signum.name}"] or "Interrupted" in errors
+        lines = errors.splitlines()
+        if "trainer.devices=2" in command:  # gloo of the other process may print a warning after this line
+            assert "Error executing" not in errors
+            lines = [line for line in lines if not line.startswith("[W")]
+        assert lines[-1:] == [f"interrupted by {signum.name}"] or "Interrupted" in errors
         half_written = [path for path in tmp_path.rglob(".*") if path.name != ".hydra"]
         assert not half_written and not list(tmp_path.glob("*.png"))  # no file is incomplete or outside a run folder
         nothing_left(process)

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zoo.checks.errors import UserError
+from zoo.training.interruption import interrupted
 from zoo.training.processes import speaker
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -41,6 +42,8 @@ def one_line_errors(run_dir: str | None = None) -> Iterator[None]:
         _print_to_nobody()
         raise SystemExit(CLOSED_PIPE) from None
     except Exception as error:
+        if interrupted():  # for example, an operation between processes that another process has left
+            raise SystemExit from None
         if (line := line_of(error, run_dir)) is None:
             _note("the run failed", error)
             raise
