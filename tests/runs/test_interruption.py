@@ -148,26 +148,6 @@ def test_no_library_keeps_a_signal_from_ending_the_program(script, said):
     assert (done.returncode, done.stdout, done.stderr) == (130, said, "interrupted by SIGINT\n")
 
 
-IMPORTS = """
-import signal
-from zoo.training.interruption import ended_by_signals
-with ended_by_signals():
-    import interrupted_module
-    signal.pause()
-"""
-
-
-@pytest.mark.parametrize(("seconds", "said"), [(0, "imported\n"), (60, "")])
-def test_a_signal_raises_no_exception_while_a_module_is_imported(seconds, said, tmp_path):
-    """NumPy and torch crash with a segmentation fault if an exception ends their import."""
-    lines = ["import os, signal, time", "os.kill(os.getpid(), signal.SIGTERM)", f"time.sleep({seconds})"]
-    lines.append("print('imported', flush=True)")
-    Path(tmp_path, "interrupted_module.py").write_text("\n".join(lines), encoding="utf-8")
-    environment = ENVIRONMENT | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
-    done = subprocess.run([sys.executable, "-c", IMPORTS], env=environment, capture_output=True, text=True, timeout=50)
-    assert (done.returncode, done.stdout, done.stderr) == (143, said, "interrupted by SIGTERM\n")
-
-
 def test_a_signal_that_a_background_job_ignores_stays_ignored():
     done = subprocess.run([sys.executable, "-c", IGNORED], env=ENVIRONMENT, capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout, done.stderr) == (0, "continues\n", "")
