@@ -7,7 +7,7 @@ the ten models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -25,6 +25,43 @@ class Loss(Protocol):
     """Returns a dictionary of named terms. The optimiser minimises the term ``loss``."""
 
     def loss(self, batch: Batch, *, generator: Generator = None) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class CapturedSteps(Protocol):
+    """Trains with steps that a CUDA graph can hold.
+
+    ``training_step`` then reads no value from the device and creates no tensor on the CPU. No shape in it depends on
+    values. Tensors that it keeps for later steps are changed in place. Numbers that change between steps are tensors,
+    which the hook ``on_train_batch_start`` fills, or parts of the key.
+
+    ``graph_key`` returns the Python values that select the operations of the next training step, such as whether it
+    also updates the generator. Steps with equal keys have equal operations.
+    """
+
+    def graph_key(self) -> Hashable: ...
+
+
+@runtime_checkable
+class StepCallback(Protocol):
+    """Callback that changes tensors after every optimiser step, for example a weight average.
+
+    A CUDA graph can hold ``after_step``. The method reads no value from the device.
+    """
+
+    def after_step(self, trainer: Any, pl_module: Any) -> None: ...
+
+
+@runtime_checkable
+class CadencedCallback(Protocol):
+    """Callback whose hooks ``on_train_batch_start`` and ``on_train_batch_end`` do nothing at most batches.
+
+    ``batches_until_due`` returns the number of batches up to and including the next one at which these hooks act, at
+    least 1. For the batches before it, the hooks may be left out. 1 means that the next batch needs the hooks.
+    Infinity means that no batch of the run needs them.
+    """
+
+    def batches_until_due(self, trainer: Any) -> float: ...
 
 
 @runtime_checkable
