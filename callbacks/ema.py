@@ -66,6 +66,7 @@ class EMA(WeightAveraging):
         self.decay = decay
         super().__init__(use_buffers=False)
         self._tensors: tuple[list[Tensor], ...] = ([], [], [], [])
+        self.reads_count = False  # whether an update may read the number of earlier updates, as it may on the CPU
 
     def on_train_start(self, trainer, pl_module):
         if narrow := {p.dtype for p in pl_module.parameters() if p.dtype in (torch.bfloat16, torch.float16)}:
@@ -74,7 +75,7 @@ class EMA(WeightAveraging):
                 "trainer.precision=bf16-mixed, or callbacks=default to train without an average"
             )
         assert self._average_model is not None
-        average = self._average_model.module
+        average, self.reads_count = self._average_model.module, pl_module.device.type == "cpu"
         pairs = ((average.parameters(), pl_module.parameters()), (average.buffers(), pl_module.buffers()))
         self._tensors = tuple([t.detach() for t in tensors] for pair in pairs for tensors in pair)
 
@@ -98,7 +99,7 @@ class EMA(WeightAveraging):
         assert self._average_model is not None
         averaged, current, own_buffers, buffers = self._tensors
         n = self._average_model.n_averaged
-        if n.device.type == "cpu":
+        if self.reads_count:
             torch._foreach_lerp_(averaged, current, 1 - decay_at(int(n), self.decay))
         else:  # a CUDA graph refuses _foreach_lerp_ with a tensor as weight
             change = torch._foreach_sub(current, averaged)

@@ -89,11 +89,11 @@ class RecordedLogs:
 
     def hand_over(self, module: L.LightningModule) -> None:
         """Give the recorded values to Lightning, in the order in which their names first came up."""
-        before, recorded = module._current_fx_name, self.values
-        self.values = {}
-        log = type(module).log
+        recorded, self.values = self.values, {}
+        before, connector, log = module._current_fx_name, module.trainer._logger_connector, type(module).log
         for (hook, name), (value, kwargs) in recorded.items():
-            module._current_fx_name = hook
+            # In the first batch of an epoch, Lightning drops sums of a hook if another hook has logged in between.
+            module._current_fx_name = connector._current_fx = hook
             log(module, name, value, **kwargs)
         module._current_fx_name = before
 
@@ -234,20 +234,30 @@ class Executions(_TrainingEpochLoop):
             self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
             self.logs.hand_over(module)
             raise StopIteration
-        over = self._over()
-        if over or every:
-            self.logs.hand_over(module)
-        module._current_fx_name = "on_train_batch_end"
-        for callback in trainer.callbacks if over else every:
-            callback.on_train_batch_end(trainer, module, outputs, batch, batch_idx)
-        module.on_train_batch_end(outputs, batch, batch_idx)
-        module._current_fx_name = None
+        over = self._end_of_batch(every, outputs, batch, batch_idx)
         if over:
             self.logs.hand_over(module)
             trainer._logger_connector.on_batch_end()
         progress.increment_completed()
         if over:
             trainer._logger_connector.update_train_step_metrics()
+        return over
+
+    def _end_of_batch(self, every: list[L.Callback], outputs, batch, batch_idx: int) -> bool:
+        """Call the hooks at the end of a batch. Return whether the execution ends with this batch."""
+        trainer = self.trainer
+        module, ended = trainer.lightning_module, self._over()
+        if ended or every:
+            self.logs.hand_over(module)
+        module._current_fx_name = "on_train_batch_end"
+        called = trainer.callbacks if ended else every
+        for callback in called:
+            callback.on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+        if over := self._over():  # a callback may have asked for the end
+            for callback in [c for c in trainer.callbacks if c not in called]:
+                callback.on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+        module.on_train_batch_end(outputs, batch, batch_idx)
+        module._current_fx_name = None
         return over
 
     # One step.

@@ -144,6 +144,7 @@ class StepGraphs:
         own = [t.clone() if isinstance(t, Tensor) else t for t in leaves]
         counters, logs = list(_counters(loop)), type(loop.logs)()
         before = [getattr(*counter) for counter in counters]
+        trained = [p.requires_grad for p in module.parameters()]
         for optimiser in loop.trainer.optimizers:
             optimiser.zero_grad(set_to_none=True)  # the graph then has its own memory for gradients
         try:
@@ -154,6 +155,8 @@ class StepGraphs:
         except RuntimeError as error:
             for counter, value in zip(counters, before, strict=True):
                 setattr(*counter, value)
+            for p, value in zip(module.parameters(), trained, strict=True):
+                p.requires_grad_(value)  # a step of two players turns off gradients of one network
             for optimiser in loop.trainer.optimizers:
                 optimiser.zero_grad(set_to_none=True)
             self._failed = True
