@@ -245,7 +245,7 @@ class EstimatorVariance(L.Callback):
                 row |= measurement.values()
         self._record(row, trainer, step, logged_step(trainer))
 
-    # Measurements in parts, within a share of the training time.
+    # Measurements in parts, within a fraction of the training time.
 
     def _spend(self, trainer, pl_module, step: int) -> None:
         """Continue the running measurement or begin one, if the time allows it. Set the step of the next call."""

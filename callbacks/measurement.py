@@ -21,7 +21,7 @@ class Measurement:
 
     :meth:`advance` makes the draws of one batch, part by part. On a CPU, a part is a chunk of draws, or one draw of an
     estimator without chunks. On a GPU, a part has up to eight draws of any estimator, because each part waits for the
-    GPU. All estimators advance together. A measurement that ends early thus has similar numbers of draws for each.
+    GPU. All estimators advance together. A measurement that ends early therefore has similar numbers of draws for each.
     :meth:`end_batch` begins the next batch. The values do not depend on how often :meth:`advance` stops.
 
     Each estimator needs memory for one mean gradient in float64. With several batches, it needs two.
@@ -192,11 +192,10 @@ def stride(estimator: GradientEstimator, most: int) -> int:
 
 
 def frozen(model: Any) -> Any:
-    """Return a copy of ``model`` that does not change when training goes on, for the estimators of one measurement.
+    """Return a copy of ``model`` that training does not change, for the estimators of one measurement.
 
-    The estimators read parameters, buffers and other tensors of the model, such as the persistent chains of an RBM, and
-    also the step of the run, such as the temperature of a VAE. A copy of the parameters alone would therefore not
-    suffice. The copy is not compiled, because only whole calls of networks are compiled.
+    A copy of the parameters alone would not suffice. The estimators also read buffers and other tensors of the model,
+    such as the persistent chains of an RBM. Some read the step of the run, for example for the temperature of a VAE.
 
     Args:
         model: a LightningModule that is attached to a Trainer.

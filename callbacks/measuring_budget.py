@@ -1,4 +1,4 @@
-"""A budget of time for measurements: a fixed share of the time of training."""
+"""A budget of time for measurements: a fixed fraction of the time of training."""
 
 import math
 import time
@@ -12,11 +12,11 @@ class MeasuringBudget:
     """Count the seconds of training and of measurements, and tell when the next measurement may begin.
 
     Args:
-        share: largest fraction of the training time that measurements take. The training time excludes measurements.
+        fraction: largest fraction of the training time that measurements take. The training time excludes measurements.
     """
 
-    def __init__(self, share: float):
-        self.share = share
+    def __init__(self, fraction: float):
+        self.fraction = fraction
         self.spent = 0.0  # seconds of all measurements of the run
         self._began: float | None = None  # monotonic time at which training in this process began, seconds
         self._earlier = 0.0  # seconds of training and measurements before this process resumed the run
@@ -45,9 +45,9 @@ class MeasuringBudget:
         return max(1e-9, (self.total() - self._earlier) / max(1, step - self._first_step))
 
     def steps_until(self, cost: float, step: int) -> int:
-        """Return the number of steps until a measurement of ``cost`` seconds is within the share. 0 means now."""
-        missing = cost + self.spent - self.share * (self.total() - self.spent)
-        return math.ceil(missing / self.share / self.seconds_per_step(step)) if missing > 0 else 0
+        """Return the number of steps until the budget has ``cost`` seconds for a measurement. 0 means now."""
+        missing = cost + self.spent - self.fraction * (self.total() - self.spent)
+        return math.ceil(missing / self.fraction / self.seconds_per_step(step)) if missing > 0 else 0
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self.spent, "trained": self.total()}
