@@ -197,6 +197,8 @@ def frozen(model: Any) -> Any:
     A copy of the parameters alone would not suffice. The estimators also read buffers and other tensors of the model,
     such as the persistent chains of an RBM. Some read the step of the run, for example for the temperature of a VAE.
 
+    The copy of a compiled model is not compiled. Its values differ from those of the compiled model by rounding.
+
     Args:
         model: a LightningModule that is attached to a Trainer.
     """

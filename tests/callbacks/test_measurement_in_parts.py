@@ -18,7 +18,6 @@ RECIPES = {
     "vae, learned baseline": ["vae", "model.latent=bernoulli", "model.estimator=score_function+nvil"],
     "vae, temperature": ["vae", "model.latent=bernoulli", "model.estimator=gumbel_softmax"]
     + ["model.temperature_end=0.1"],
-    "vae, compiled": ["vae", "compile=aot_eager"],
     "rbm, persistent chains": ["rbm", "model.learning=pcd"],
     "ddpm, importance": ["ddpm", "model.timesteps=importance", "model.steps=3"]
     + ["callbacks.estimator_variance.compare=[uniform,importance]"],
@@ -120,7 +119,7 @@ def trained_in_parts(folder, every):
     """Train on two processes, with measurements in parts if ``every`` is ``auto``."""
     module.PAUSE = 0.0
     EstimatorVariance._plan = lambda self, step: (0, DRAWS)
-    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1", "test=false"]
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=2", "test=false"]
     options = [f"callbacks.estimator_variance.{o}" for o in (f"every_n_steps={every}", f"draws={DRAWS}")]
     few = ["trainer.limit_val_batches=1", "logger=csv", "~callbacks.samples"]
     run(folder, *TINY["rbm"], "model.learning=pcd", *ddp, *options, *few)
