@@ -1,17 +1,104 @@
-"""A simulated device that computes on the CPU and has no float64, like Apple's GPU.
+"""A simulated device that computes on the CPU and counts what would wait for a GPU.
 
 The device wraps CPU tensors and uses PrivateUse1, torch's key for external devices. Use the device in a separate
 process, because its set-up cannot be undone. Operations that mix tensors of the device and of the CPU raise an error.
+A device without float64, like Apple's GPU, is the other mode.
+
+On a GPU, kernels run later than Python. Python waits for them where it needs values: a number, a shape that depends on
+values, or a copy to the CPU. A copy from the CPU also waits, because its memory may change. :func:`watched` lists both.
 """
 
+import sys
+import traceback
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest.mock import patch
+
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from zoo.functional import precision
+from zoo.training.trainer import quiet_lightning
+
+ROOT = Path(__file__).parents[1]
 ATEN = torch.ops.aten
-INDEXED = {ATEN.index.Tensor, ATEN.index_put_.default, ATEN.index_put.default, ATEN._index_put_impl_.default}
-COPIES = {ATEN._to_copy.default, ATEN.copy_.default, ATEN.copy.default}
+INDEXED = {ATEN.index, ATEN.index_put, ATEN.index_put_, ATEN._index_put_impl_, ATEN._unsafe_index}
+COPIES = {ATEN._to_copy, ATEN.copy_, ATEN.copy}
+# The CUDA kernels of these operations read values on the CPU. ``normal`` reads whether the deviations are positive.
+WAITS = {ATEN._local_scalar_dense, ATEN.nonzero, ATEN.nonzero_static, ATEN.equal, ATEN.masked_select, ATEN.bincount}
+WAITS |= {ATEN._unique, ATEN._unique2, ATEN.unique_dim, ATEN.unique_consecutive, ATEN.unique_dim_consecutive}
+WAITS |= {ATEN._linalg_check_errors, ATEN._coalesce, ATEN.normal.Tensor_Tensor, ATEN.normal.float_Tensor}
+WAITS |= {ATEN.allclose, ATEN.histc, ATEN._linalg_eigh, ATEN._linalg_svd}
+
+
+@dataclass
+class Crossings:
+    """What crossed between the CPU and the simulated device, as texts "operation (file:line)"."""
+
+    waits: list[str] = field(default_factory=list)  # values that Python needs from the device
+    moves: list[str] = field(default_factory=list)  # tensors of the CPU that are copied to the device
+
+
+_watching: list[Crossings] = []
+_recording: list[list] = []
+_settings = {"float64": False}
+
+
+@contextmanager
+def watched():
+    """Yield the :class:`Crossings` that happen inside the context."""
+    found = Crossings()
+    _watching.append(found)
+    try:
+        yield found
+    finally:
+        _watching.remove(found)
+
+
+@contextmanager
+def operations():
+    """Yield the list of operations on the device inside the context: name, shapes, numbers, and "file:line".
+
+    A CUDA graph repeats these operations with the same shapes and numbers.
+    """
+    found = []
+    _recording.append(found)
+    try:
+        yield found
+    finally:
+        _recording.remove(found)
+
+
+def _constant(x):
+    """Return what a CUDA graph keeps of an argument: the shape of a tensor on the device, and the value of a number."""
+    if isinstance(x, torch.Tensor):
+        return (tuple(x.shape), x.dtype) if isinstance(x, OnDevice) else x.tolist()
+    return x
+
+
+def _found(kind, operation):
+    if _watching:
+        entry = f"{operation} ({_place()})"
+        for found in _watching:
+            getattr(found, kind).append(entry)
+
+
+def _place():
+    """Return file and line of the innermost code of the project, and of the library that this code called."""
+    frame, library = sys._getframe(2), ""
+    while frame is not None:
+        path, line = Path(frame.f_code.co_filename), frame.f_lineno
+        if path.is_relative_to(ROOT) and path.parent != ROOT / "tests":
+            return f"{path.relative_to(ROOT)}:{line}{library and f', which calls {library}'}"
+        if not library and ("lightning" in path.as_posix() or path.parent.name == "optim"):
+            library = f"{path.parent.name}/{path.name}:{line}"
+        frame = frame.f_back
+    return library or "elsewhere"  # the backward pass has a thread of its own
 
 
 class _Backend(backend_registration._DummyBackendModule):
@@ -42,7 +129,7 @@ class OnDevice(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner):
-        if inner.dtype in (torch.float64, torch.complex128):
+        if not _settings["float64"] and inner.dtype in (torch.float64, torch.complex128):
             raise TypeError("the simulated device has no float64")
         layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "layout": inner.layout}
         device = torch.device("pretend", 0)
@@ -51,11 +138,20 @@ class OnDevice(torch.Tensor):
     def __init__(self, inner):
         self.inner = inner
 
+    def __setitem__(self, index, value):
+        # CUDA keeps a number on the CPU. A boolean mask then needs no wait.
+        value = torch.tensor(value, dtype=self.dtype) if isinstance(value, bool | int | float) else value
+        super().__setitem__(index, value)
+
     def tolist(self):
+        _found("waits", "tolist")
         return self.inner.tolist()
 
     def numpy(self, *args, **kwargs):
         raise TypeError("numpy() needs a tensor on the CPU")
+
+    def __reduce_ex__(self, protocol):
+        return self.inner.__reduce_ex__(protocol)  # checkpoints are loaded on the CPU
 
     def __repr__(self):
         return f"OnDevice({self.inner})"
@@ -75,13 +171,55 @@ def _plain(x):
     return torch.device("cpu") if isinstance(x, torch.device) and x.type == "pretend" else x
 
 
+def _is_one_of(func, operations):
+    return func in operations or func.overloadpacket in operations
+
+
+def _elsewhere(x):
+    return isinstance(x, torch.Tensor) and not isinstance(x, OnDevice)
+
+
+def _check_one_device(func, args, kwargs, tensors):
+    """Raise RuntimeError if ``func`` mixes tensors of the device and of the CPU in a way that CUDA refuses."""
+    if _is_one_of(func, INDEXED) and isinstance(args[0], OnDevice):  # the indices may be on the CPU
+        tensors = [args[0], *(x for x in args[2:3] if isinstance(x, torch.Tensor))]
+    if not _is_one_of(func, COPIES) and any(_elsewhere(x) and x.dim() > 0 for x in tensors):
+        raise RuntimeError(f"tensors of {func} are on the simulated device and on the CPU")
+    if kwargs.get("generator") is not None:
+        raise RuntimeError(f"{func} draws on the simulated device with a generator of the CPU")
+
+
+def _record(func, args, kwargs):
+    """Add to the crossings what ``func`` needs. At least one of its tensors is on the device."""
+    name = str(func)
+    if _is_one_of(func, WAITS) or (func is ATEN.repeat_interleave.Tensor and kwargs.get("output_size") is None):
+        _found("waits", name)
+    elif func is ATEN._to_copy.default and isinstance(args[0], OnDevice) and not _on(kwargs.get("device", "pretend")):
+        _found("waits", f"{name} to the CPU")
+    elif func is ATEN._to_copy.default and _elsewhere(args[0]):
+        _found("moves", name)
+    elif _is_one_of(func, COPIES) and func is not ATEN._to_copy.default and _elsewhere(args[0]):
+        _found("waits", f"{name} to the CPU")
+    elif _is_one_of(func, COPIES) and func is not ATEN._to_copy.default and _elsewhere(args[1]):
+        _found("moves", name)
+    elif _is_one_of(func, INDEXED):
+        indices = [x for x in args[1] if x is not None]
+        number = len(args) > 2 and _elsewhere(args[2]) and args[2].numel() == 1  # this is masked_fill
+        if any(x.dtype in (torch.bool, torch.uint8) for x in indices) and not (number and len(indices) == 1):
+            _found("waits", f"{name} with a mask")
+        if any(_elsewhere(x) for x in indices):
+            _found("moves", f"{name} with indices of the CPU")
+
+
 def _run(func, args, kwargs):
     tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-    here = [x for x in tensors if isinstance(x, OnDevice)]
-    elsewhere = [x for x in tensors if not isinstance(x, OnDevice) and x.dim() > 0]  # scalars may be on any device
+    here = any(isinstance(x, OnDevice) for x in tensors)
     device = kwargs.get("device")
-    if func not in COPIES and here and elsewhere and not (func in INDEXED and isinstance(args[0], OnDevice)):
-        raise RuntimeError(f"tensors of {func} are on the simulated device and on the CPU")
+    if here or _on(device):
+        _check_one_device(func, args, kwargs, tensors)
+        _record(func, args, kwargs)
+        for found in _recording:
+            found.append((str(func), [_constant(x) for x in pytree.tree_leaves((args, kwargs))], _place()))
     plain, named = pytree.tree_map(_plain, (args, kwargs))
     out = func(*plain, **named)
     if func is ATEN._to_copy.default:
@@ -92,6 +230,8 @@ def _run(func, args, kwargs):
         return args[0]
     if not here and not _on(device):
         return out
+    if func._schema.is_mutable and "out" in kwargs:
+        return kwargs["out"]
     returns = func._schema.returns
     if func._schema.is_mutable and returns and returns[0].alias_info is not None and returns[0].alias_info.is_write:
         return args[0] if len(returns) == 1 else pytree.tree_map(_wrapped, out)
@@ -116,6 +256,7 @@ def _empty(size, *, dtype=None, layout=None, device=None, pin_memory=None, memor
 
 
 def _copy(source, target, non_blocking=False):
+    _found("moves" if _elsewhere(source) else "waits", "copy")  # torch.tensor(..., device=...) comes here
     _plain(target).copy_(_plain(source))
     return target
 
@@ -123,8 +264,9 @@ def _copy(source, target, non_blocking=False):
 _LIBRARY = torch.library.Library("aten", "IMPL")
 
 
-def set_up():
-    """Register ``torch.device("pretend")`` in this process, and return it."""
+def set_up(float64=False):
+    """Register ``torch.device("pretend")`` in this process, with or without ``float64``. Return the device."""
+    _settings["float64"] = float64
     backend_registration._setup_privateuseone_for_python_backend("pretend", backend_module=_Backend())
     for name, kernel in {"empty_strided": _empty_strided, "empty.memory_format": _empty, "_copy_from": _copy}.items():
         _LIBRARY.impl(name, kernel, "PrivateUse1")
@@ -132,3 +274,31 @@ def set_up():
     # That cannot change the class of a tensor.
     torch.__future__.set_swap_module_params_on_conversion(True)
     return torch.device("pretend", 0)
+
+
+class Accelerator(CPUAccelerator):
+    """Accelerator for the simulated device. ``setup_device`` of CPUAccelerator rejects a device that is not a CPU."""
+
+    def setup_device(self, device):
+        pass
+
+
+def trainer_arguments(device):
+    """Return arguments with which ``make_trainer`` trains on ``device``."""
+    strategy = SingleDeviceStrategy(device=device, accelerator=Accelerator())
+    return {"accelerator": "auto", "devices": "auto", "strategy": strategy, "inference_mode": False}
+
+
+def on_the_device(work, names, float64=False):
+    """Run ``work(name, device)`` for each of ``names``. Return a dict from each name that fails to its traceback."""
+    device, wrong = set_up(float64), {}
+    quiet_lightning()
+    without = nullcontext() if float64 else patch.object(precision, "WITHOUT_FLOAT64", {"pretend"})
+    with Pretended(), without:
+        for name in names:
+            torch.manual_seed(0)
+            try:
+                work(name, device)
+            except Exception:
+                wrong[name] = traceback.format_exc()
+    return wrong

@@ -163,7 +163,7 @@ def test_the_tests_that_the_page_names_find_the_new_model(copy):
     said = ran([*every, "-m", "", "--collect-only", "-q"], copy, copy)
     found = {line.partition("::")[0] for line in said.splitlines() if "made" in line.partition("::")[2]}
     named = re.findall(r"^\| `(tests/[\w/]+\.py)` \|", INSIDE, re.MULTILINE)
-    together = {"tests/hub/test_hub.py", "tests/models/test_without_float64.py"}  # one test for all models
+    together = {"tests/hub/test_hub.py", "tests/models/test_devices.py"}  # one test for all models
     assert len(named) >= 9 and set(named) - together - set(blocks(INSIDE)) <= found, set(named) - found
     some = ["tests/runs/test_recipes.py", "tests/models/test_wrong_input.py", "-k", "made or or_a_name or all_models"]
     said = ran(["pytest", *some], copy, copy)

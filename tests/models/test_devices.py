@@ -1,8 +1,6 @@
-"""Tests of all models on a simulated device without float64. Apple's GPU is such a device."""
+"""Tests of all models on a simulated device, with float64 like CUDA and without float64 like Apple's GPU."""
 
 import inspect
-import tempfile
-import traceback
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -10,16 +8,12 @@ import lightning as L
 import pretended_device
 import pytest
 import torch
-from helpers import FIGURE, QUIET, TINY, config
-from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.strategies import SingleDeviceStrategy
-from matplotlib.figure import Figure
+from pretended_device import on_the_device
 from processes import together
 from small_models import MODELS, data_of
 from torch.utils import _pytree as pytree
 
 import zoo
-from train import build, build_all
 from zoo.checks import capabilities
 from zoo.datamodules.toy import MarkovChain, mixture
 from zoo.ddpm import DDPM
@@ -38,27 +32,6 @@ FEWER = {"ddpm": {"num_steps": 2}, "ddpm-labels": {"num_steps": 2}, "rbm": {"ste
 FEWER |= {"score": {"steps": 1}, "score-points": {"steps": 2}}
 LOSSES = ("loss", "pretraining_loss", "discriminator_loss", "critic_loss", "generator_loss")
 INFERENCE = ("encode", "reconstruct", "cluster", "transform", "log_likelihood", "bound_terms", "free_energy")
-
-
-class Accelerator(CPUAccelerator):
-    """Accelerator for the simulated device. ``setup_device`` of CPUAccelerator rejects a device that is not a CPU."""
-
-    def setup_device(self, device):
-        pass
-
-
-def on_the_device(work, names):
-    """Run ``work(name, device)`` for each of ``names``. Return a dict from each name that fails to its traceback."""
-    device, wrong = pretended_device.set_up(), {}
-    quiet_lightning()
-    with pretended_device.Pretended(), patch.object(precision, "WITHOUT_FLOAT64", {"pretend"}):
-        for name in names:
-            torch.manual_seed(0)
-            try:
-                work(name, device)
-            except Exception:
-                wrong[name] = traceback.format_exc()
-    return wrong
 
 
 def use(name, device):
@@ -120,20 +93,6 @@ def evaluate(name, model):
         distances.modes(drawn, mixture().mu.float().to(model.device), 0.6)
 
 
-def run(name, device):
-    """Run training and test of a recipe with its callbacks, with one batch in each loop."""
-    with tempfile.TemporaryDirectory() as folder, patch(FIGURE, lambda history: Figure(figsize=(1, 1))):
-        fewer = ["callbacks.samples.n=2"] if name != "skipgram" else []
-        cfg = config(folder, *TINY[name], *QUIET, *fewer, "debug=fast")
-        data, model = build(cfg.data), build(cfg.model)
-        on = {"strategy": SingleDeviceStrategy(device=device, accelerator=Accelerator()), "inference_mode": False}
-        one = dict.fromkeys(("limit_train_batches", "limit_val_batches", "limit_test_batches", "max_epochs"), 1)
-        quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
-        trainer = L.Trainer(callbacks=build_all(cfg.callbacks), num_sanity_val_steps=0, **on, **one, **quiet)
-        trainer.fit(model, datamodule=data)
-        trainer.test(model, datamodule=data, verbose=False)
-
-
 def no_float64(name, device):
     """Create a float64 tensor on the device in the way that ``name`` says. Each way must fail."""
     x = torch.ones(2, device=device)
@@ -147,8 +106,9 @@ def no_float64(name, device):
     return faults[name]()
 
 
-def test_nothing_that_a_model_does_needs_float64_on_its_device():
-    (wrong,) = together(1, on_the_device, use, SMALL, timeout=300)
+@pytest.mark.parametrize("float64", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_model_never_mixes_devices_and_needs_float64_only_where_it_exists(float64):
+    (wrong,) = together(1, on_the_device, use, SMALL, float64, timeout=300)
     assert not wrong, "\n".join(wrong.values())
 
 
@@ -158,9 +118,44 @@ def test_the_pretended_device_refuses_every_float64_tensor():
     assert list(wrong) == kinds and all("has no float64" in text for text in wrong.values())
 
 
-@pytest.mark.slow
-def test_no_run_of_a_recipe_needs_float64_on_its_device():
-    (wrong,) = together(1, on_the_device, run, list(TINY), timeout=600)
+def crosses(name, device):
+    """Assert that the simulated device counts the operation ``name``, and that it names this file."""
+    x, y, cpu = torch.ones(4, device=device), torch.ones(4, device=device), torch.ones(2)
+    mask, index = x > 0, torch.tensor([0, 1], device=device)
+    kind, operation = {
+        "number": ("waits", lambda: x.sum().item()),
+        "truth": ("waits", lambda: bool(mask.all())),
+        "list": ("waits", x.tolist),
+        "positions": ("waits", mask.nonzero),
+        "mask": ("waits", lambda: x[mask]),
+        "masked tensor": ("waits", lambda: y.__setitem__(mask, x)),
+        "masked number": (None, lambda: y.__setitem__(mask, 0.0)),
+        "index": (None, lambda: y.__setitem__(index, x[index])),
+        "index of the CPU": ("moves", lambda: x[torch.tensor([0])]),
+        "distinct values": ("waits", x.unique),
+        "repeats": ("waits", lambda: x.repeat_interleave(x.long())),
+        "repeats with a size": (None, lambda: x.repeat_interleave(x.long(), output_size=4)),
+        "equality": ("waits", lambda: torch.equal(x, y)),
+        "to the CPU": ("waits", x.cpu),
+        "copy to the CPU": ("waits", lambda: cpu.copy_(x[:2])),
+        "from the CPU": ("moves", lambda: cpu.to(device)),
+        "copy from the CPU": ("moves", lambda: y[:2].copy_(cpu)),
+        "new number": ("moves", lambda: torch.tensor(1.0, device=device)),
+        "filled": (None, lambda: torch.full((), 1.0, device=device)),
+        "number of the CPU": (None, lambda: x * torch.tensor(2.0)),
+    }[name]
+    with pretended_device.watched() as found:
+        operation()
+    assert (len(found.waits), len(found.moves)) == (kind == "waits", kind == "moves"), (name, found)
+
+
+COUNTED = ["number", "truth", "list", "positions", "mask", "masked tensor", "masked number", "index"]
+COUNTED += ["index of the CPU", "distinct values", "repeats", "repeats with a size", "equality", "to the CPU"]
+COUNTED += ["copy to the CPU", "from the CPU", "copy from the CPU", "new number", "filled", "number of the CPU"]
+
+
+def test_the_pretended_device_counts_what_waits_for_it():
+    (wrong,) = together(1, on_the_device, crosses, COUNTED)
     assert not wrong, "\n".join(wrong.values())
 
 
