@@ -45,6 +45,7 @@ from train import train  # noqa: E402
 from zoo.callbacks import EMA  # noqa: E402
 from zoo.callbacks.ema import evaluation_weights  # noqa: E402
 from zoo.checks import capabilities  # noqa: E402
+from zoo.checks.calls import called_by_the_model  # noqa: E402
 from zoo.datamodules.files import data_root  # noqa: E402
 from zoo.training.trainer import make_trainer  # noqa: E402
 
@@ -155,7 +156,8 @@ class Bare(L.Callback):
         self.meter, self.graph = Meter(first, last, profiled), graph
 
     def on_train_epoch_start(self, trainer, pl_module):
-        raise bare_loop(trainer, pl_module, self.meter, self.graph)
+        with called_by_the_model():  # the bare loop checks no arguments
+            raise bare_loop(trainer, pl_module, self.meter, self.graph)
 
 
 def bare_loop(trainer, model, meter: Meter, graph: bool) -> Finished:
