@@ -97,14 +97,14 @@ class StepGraphs:
         self.graphs: dict[Hashable, Captured] = {}
         self._eager_steps: Counter[Hashable] = Counter()
         self._addresses: tuple[int, ...] = ()
-        self._failed = False
+        self.failed = False
         trainer = loop.trainer
         for optimiser in trainer.optimizers:
             fit_for_capture(optimiser, self.device, scheduled=bool(trainer.lr_scheduler_configs))
 
     def step(self, batch, batch_idx: int) -> dict[str, Any]:
         """Take one step: without a graph for the first steps with a key, then as the replay of a graph."""
-        if self._failed:
+        if self.failed:
             return self.loop.eager_step(batch, batch_idx)
         leaves, structure = pytree.tree_flatten(batch)
         key = self.key(leaves)
@@ -159,7 +159,7 @@ class StepGraphs:
                 p.requires_grad_(value)  # a step of two players turns off gradients of one network
             for optimiser in loop.trainer.optimizers:
                 optimiser.zero_grad(set_to_none=True)
-            self._failed = True
+            self.failed = True
             self.graphs.clear()
             log.warning("Steps run without CUDA graphs, because a capture failed: %s", str(error).partition("\n")[0])
             return loop.eager_step(batch, batch_idx)
