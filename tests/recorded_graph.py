@@ -52,10 +52,12 @@ class _Recorder(TorchDispatchMode):
     @torch.no_grad()
     def replay(self):
         for func, args, kwargs, result in self.operations:
+            if torch.Tag.inplace_view in func.tags:  # it has changed the shape of its argument for good
+                continue
             again = func(*args, **kwargs)
             for old, new in zip(_tensors(result), _tensors(again), strict=True):
                 if old.numel() and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
+                    old.copy_(new.reshape(old.shape))
 
 
 class Recorded:
