@@ -88,11 +88,12 @@ class TimeEstimate(L.Callback):
         self._end_validation(self._validation_ended)  # a validation within the epoch
         self._count(trainer, time.monotonic())
         self._rows = len(as_batch(batch)[0]) * trainer.world_size * self._each
+        measured = bool(self._marks)
         if self._warm is None and self._seen - self._began[1] >= WARM_UP:
             self._warm = self._trained, self._seen
-        if not self._marks and self._seen >= WARM_UP:
+        if not measured and self._seen >= WARM_UP:
             self._marks.append((self._trained, self._seen))
-        if trainer.is_global_zero and self._seen >= max(self.after, WARM_UP + 1):
+        if trainer.is_global_zero and self._seen >= self.after and measured:
             self._look(trainer, pl_module, time.monotonic())
 
     def _count(self, trainer, now: float) -> None:

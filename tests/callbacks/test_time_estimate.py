@@ -63,6 +63,7 @@ def said(monkeypatch, caplog, tmp_path):
         passed = [f"+callbacks.z_pass.{k}={v}" for k, v in passing.items()]
         passed.append("+callbacks.z_pass._target_=test_time_estimate.Pass")
         few = ["callbacks.time_estimate.after=10", "test=false", "~callbacks.estimator_variance", "logger=none"]
+        few.append("trainer.steps_per_execution=1")
         with caplog.at_level("INFO", logger=module.__name__):
             run(tmp_path, *TINY[name], *few, *passed, *overrides)
         return [r.getMessage() for r in caplog.records if r.name == module.__name__]
@@ -74,6 +75,12 @@ def test_training_is_counted_to_the_end(said):
     """After 10 of 44 batches of one second, 34 seconds remain."""
     (line,) = said("trainer.max_epochs=4")
     assert line.startswith("About 34 seconds to go: 4 epochs of 1,408 images (digits), 128 per second")
+
+
+def test_batches_of_an_execution_are_counted_one_by_one(said):
+    """The third execution ends after 12 of 44 batches of one second. The rate leaves out the first execution."""
+    (line,) = said("trainer.max_epochs=4", "trainer.steps_per_execution=6")
+    assert line.startswith("About 33 seconds to go: 4 epochs of 1,408 images (digits), 128 per second")
 
 
 def test_validation_and_test_are_counted_from_the_sanity_check(said):
