@@ -209,22 +209,25 @@ class ImageLoader:
         return n // self.batch_size if self.shuffle else -(-n // self.batch_size)
 
     def indices(self) -> list[Tensor]:
-        """Return the indices of this process into the split, one tensor for each batch of the current epoch."""
-        n = len(self.split.images)
+        """Return the indices of this process into the split, one tensor for each batch of the current epoch.
+
+        The tensors are parts of one tensor on the device of the split. A copy for each batch would wait for the device.
+        """
+        n, device = len(self.split.images), self.split.images.device
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.cat([torch.randperm(n, generator=generator) for _ in range(self.repeat)])
-            batches = order[: len(self) * self.batch_size].split(self.batch_size)
+            order = order[: len(self) * self.batch_size].to(device)
+            batches = order.split(self.batch_size)
         else:
-            batches = torch.arange(n).tensor_split(len(self))
+            batches = torch.arange(n, device=device).tensor_split(len(self))
         return [batch[self.rank :: self.world_size] for batch in batches]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device = self.split.images.device
         batches = self.indices()
         begin, self._resume_at = self._resume_at, 0
         for self.position in range(begin + 1, len(batches) + 1):
-            yield self.examples(batches[self.position - 1].to(device))
+            yield self.examples(batches[self.position - 1])
 
     def examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the examples with these indices."""
