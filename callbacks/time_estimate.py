@@ -135,7 +135,10 @@ class TimeEstimate(L.Callback):
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         # Take the time of the fastest batch. Other batches include the time in which callbacks draw samples.
-        self._of_batch = min(self._of_batch, time.monotonic() - self._begin)
+        seconds, data = time.monotonic() - self._begin, trainer.datamodule
+        if trainer.sanity_checking and isinstance(data, capabilities.ShortSanityCheck):
+            seconds /= data.sanity_check_fraction
+        self._of_batch = min(self._of_batch, seconds)
 
     def _evaluation(self, stage: str, batches: float, trainer, model) -> float:
         """Return the estimated seconds of a validation or a test. Return 0 before the first validation batch."""

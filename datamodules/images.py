@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -37,6 +37,7 @@ from zoo.datamodules.limits import SPLITS, check_limits, overfits
 
 log = logging.getLogger(__name__)
 
+SANITY_CHECK_IMAGES = 32  # few, because the sanity check only shows that validation works
 NAMES = ("mnist", "fashion_mnist", "digits", "mnist_or_digits")
 TRAIN_ON = {"train": ["train"], "train_and_validation": ["train", "val"], "everything": ["train", "val", "test"]}
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # names of torchvision's classes and folders
@@ -243,6 +244,9 @@ class ImageLoader:
 class Images(L.LightningDataModule):
     """LightningDataModule of an image data set.
 
+    The sanity check before training uses the first 32 images of a batch on each process, so that training begins soon.
+    ``sanity_check_fraction`` is the fraction of the batch that the latest sanity check has used.
+
     Args:
         name: ``mnist``, ``fashion_mnist``, ``digits`` or ``mnist_or_digits``. ``mnist_or_digits`` is MNIST if MNIST is
             on disk or can be downloaded. If not, it is the digits, with a warning. ``self.used`` holds the name of the
@@ -282,6 +286,7 @@ class Images(L.LightningDataModule):
         self.save_hyperparameters(logger=False)
         self.used: str | None = None if name == "mnist_or_digits" else name
         self.splits: dict[str, Split] = {}
+        self.sanity_check_fraction = 1.0
 
     def prepare_data(self) -> None:
         """Download missing files, and choose the data set of ``mnist_or_digits``. One process per machine does this."""
@@ -356,6 +361,12 @@ class Images(L.LightningDataModule):
 
     def test_dataloader(self) -> ImageLoader:
         return self._loader("test")
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self.trainer is None or not self.trainer.sanity_checking:
+            return batch
+        self.sanity_check_fraction = min(1.0, SANITY_CHECK_IMAGES / len(batch[0]))
+        return [part[:SANITY_CHECK_IMAGES] for part in batch]
 
     def state_dict(self) -> dict[str, str | int | None]:
         return {

@@ -31,7 +31,7 @@ class Pass(Callback):
 
     Args:
         batch: seconds of a training batch.
-        validation: seconds of a validation batch.
+        validation: seconds of a validation batch of all 180 images. Shorter batches take less time.
         slower: seconds of a training batch from batch ``slower_from`` on, or None.
         slower_from: number of the first slower batch.
         drawing: seconds at the end of each validation.
@@ -46,7 +46,7 @@ class Pass(Callback):
         CLOCK.now += self.slower if late else self.batch
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
-        CLOCK.now += self.validation
+        CLOCK.now += self.validation * len(batch[0]) / 180
 
     def on_validation_epoch_end(self, trainer, pl_module):
         if not trainer.sanity_checking:
