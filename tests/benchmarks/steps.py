@@ -2,16 +2,16 @@
 
     python tests/benchmarks/steps.py MODEL [MODEL ...] [--device cuda] [--threads 1] [--callbacks none default]
 
-The benchmark trains MODEL by its recipe, on MNIST if it is on disk and on scikit-learn's digits if not. The contenders
-take turns in one process:
+The benchmark trains MODEL by its recipe, on MNIST if it is on disk and on scikit-learn's digits if not. Skip-gram reads
+text8 if it is on disk and Python's documentation if not. The contenders take turns in one process:
 
 - The bare loop has the same batches, losses, optimisers, schedules and weight average as train.py, and nothing else.
 - The CUDA graph has the whole step of the bare loop. One graph is captured for each kind of step.
 - train.py trains as on the command line, with one batch per execution and, where it can, several.
 
 ``--callbacks none`` leaves only the weight average and the callbacks that write checkpoints. ``--callbacks default``
-has all callbacks of the recipe. Validation, samples and checkpoints at the end of an epoch are not timed. Neither are
-the first ``--warm-up`` steps.
+has all callbacks of the recipe. The benchmark does not time the first ``--warm-up`` steps and the work at the end of
+an epoch, such as checkpoints. No run is validated.
 
 The table gives medians over the rounds, and the smallest and largest value. A ratio is the rate of a contender over the
 rate of the bare loop in the same round. CPU time is the fair measure for one thread on a shared machine.
