@@ -12,7 +12,7 @@ import zoo
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif("not __import__('torch').cuda.is_available()", reason="no CUDA device"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and -m gpu"),
 ]
 
 
