@@ -1,5 +1,6 @@
 """Exponential moving average of the weights, used for validation, samples, tests and published checkpoints."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,17 +9,21 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from zoo.checks.errors import UserError
+from zoo.training.executions import takes_executions
 
 
-def ema_update(averaged: Tensor, current: Tensor, num_averaged: Tensor, decay: float) -> Tensor:
-    """Return the average after one more update.
+def decay_at(n: float, decay: float) -> float:
+    """Return the decay of the next update after ``n`` earlier updates: min(decay, (1 + n) / (10 + n)), and 0 for n = 0.
 
-    The decay of this update is min(decay, (1 + n) / (10 + n)), where n = ``num_averaged`` is the number of earlier
-    updates. The smaller decay of the first updates is a warm-up. Without the warm-up, the random initial weights would
+    The smaller decay of the first updates is a warm-up. Without the warm-up, the random initial weights would
     have weight decay^n in the average after n updates. With decay 0.999, this is 0.37 after 1,000 updates.
     """
-    warm = (1 + num_averaged) / (10 + num_averaged)
-    return torch.lerp(current, averaged, warm.clamp(max=decay).to(current.dtype))
+    return min(decay, (1 + n) / (10 + n)) if n else 0.0
+
+
+def decay_tensor(n: Tensor, decay: float) -> Tensor:
+    """Return :func:`decay_at` as a tensor on the device of ``n``, (), without reading ``n``."""
+    return torch.where(n > 0, ((1 + n) / (10 + n)).clamp(max=decay), 0.0)
 
 
 @contextmanager
@@ -59,7 +64,9 @@ class EMA(WeightAveraging):
         if not 0 < decay < 1:
             raise UserError(f"decay is {decay}, but must lie between 0 and 1, both excluded")
         self.decay = decay
-        super().__init__(use_buffers=False, avg_fn=lambda a, c, n: ema_update(a, c, n, decay))
+        super().__init__(use_buffers=False)
+        self._tensors: tuple[list[Tensor], ...] = ([], [], [], [])
+        self.reads_count = False  # whether an update may read the number of earlier updates, as it may on the CPU
 
     def on_train_start(self, trainer, pl_module):
         if narrow := {p.dtype for p in pl_module.parameters() if p.dtype in (torch.bfloat16, torch.float16)}:
@@ -67,3 +74,37 @@ class EMA(WeightAveraging):
                 f"the weights are {narrow.pop()}, which is too coarse for an average with decay {self.decay}: use "
                 "trainer.precision=bf16-mixed, or callbacks=default to train without an average"
             )
+        assert self._average_model is not None
+        average, self.reads_count = self._average_model.module, pl_module.device.type == "cpu"
+        pairs = ((average.parameters(), pl_module.parameters()), (average.buffers(), pl_module.buffers()))
+        self._tensors = tuple([t.detach() for t in tensors] for pair in pairs for tensors in pair)
+
+    def batches_until_due(self, trainer) -> float:
+        return math.inf
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if not takes_executions(trainer):
+            self.after_step(trainer, pl_module, outputs)
+        self._latest_update_step = trainer.global_step  # replays of a graph do not count
+
+    def after_step(self, trainer, pl_module, outputs):
+        """Update the average, unless gradients are still accumulated."""
+        if trainer.global_step > self._latest_update_step:
+            self.update()
+            self._latest_update_step = trainer.global_step
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Update the average with the current parameters, and copy the buffers."""
+        assert self._average_model is not None
+        averaged, current, own_buffers, buffers = self._tensors
+        n = self._average_model.n_averaged
+        if self.reads_count:
+            torch._foreach_lerp_(averaged, current, 1 - decay_at(int(n), self.decay))
+        else:  # a CUDA graph refuses _foreach_lerp_ with a tensor as weight
+            change = torch._foreach_sub(current, averaged)
+            torch._foreach_mul_(change, 1 - decay_tensor(n, self.decay))
+            torch._foreach_add_(averaged, change)
+        if buffers:
+            torch._foreach_copy_(own_buffers, buffers)
+        n.add_(1)

@@ -2,9 +2,8 @@
 
 import logging
 import math
-import time
-from collections.abc import Iterable, Iterator
-from itertools import takewhile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from zoo.callbacks.cadence import logged_step
 from zoo.callbacks.exact_resume import ExactResume
+from zoo.callbacks.measurement import Measurement, frozen
+from zoo.callbacks.measuring_budget import MeasuringBudget
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.pixels import as_batch
 from zoo.checks.values import check_integer
-from zoo.estimators import GradientEstimator, GradientMoments, chunk_size, gradient_moments, split_variance
+from zoo.estimators import GradientEstimator, chunk_size
 from zoo.estimators.figures import plot, table
 from zoo.functional.noise import chunk_generator
 from zoo.functional.progress import tracked
@@ -29,8 +30,10 @@ log = logging.getLogger(__name__)
 
 # These constants apply to every_n_steps="auto".
 AUTO_FRACTION = 0.05  # largest fraction of the training time that measuring takes
-AUTO_STEPS = 10  # the batches between two checks are a multiple of this number
+AUTO_STEPS = 10  # the batches between two checks for a new measurement are a multiple of this number
 AUTO_DRAWS = (2, 4)  # number of draws at first; number of measurements after which the number of draws doubles
+AUTO_TRAINING = 25.0  # seconds of training that may pay for one measurement, so that a minute has two of them
+PAUSE = 0.25  # seconds that measuring stops training for at a time, unless one chunk of draws takes longer
 
 
 class EstimatorVariance(L.Callback):
@@ -43,7 +46,8 @@ class EstimatorVariance(L.Callback):
         snr/<estimator>/<group>          |g| / sqrt(tr C), without the bias of |g|^2 (zoo/estimators/moments.py)
         ms_per_draw/<estimator>          cost of one draw in milliseconds, mean over the processes
 
-    It also logs ``estimator_draws``, the number of draws of the measurement.
+    It also logs ``estimator_draws``, the number of draws of the measurement. The step of a measurement is the step of
+    the measured weights.
 
     If ``batches`` is above 1, ``variance`` is the mean over the batches. Two more values are then logged:
 
@@ -54,22 +58,27 @@ class EstimatorVariance(L.Callback):
     of a chunk are computed together (zoo.estimators.chunk_size). The processes take the chunks in turns, and merge
     their moments in float64. The result of K draws therefore does not depend on the number of processes.
 
-    Each estimator needs memory for one draw, one gradient, and the mean gradient in float64. Networks of at most
-    520,000 parameters need memory for the eight draws of a chunk. If ``batches`` is above 1, each estimator also needs
-    memory for a second mean gradient.
+    A measurement needs memory for one draw, one gradient, and the mean gradient in float64. Networks of at most 520,000
+    parameters, on a GPU of at most 33 million, need memory for the eight draws of a chunk. If ``batches`` is above 1, a
+    second mean gradient is in memory. ``auto`` needs the mean gradients of all estimators, and a copy of the model.
 
     The callback does not affect training. It only reads the parameters, accumulates no gradient, and uses no global
     random state. Gradients are computed at the trained weights, not at the averaged weights. Their precision is the
     precision of the stored weights, which is float32 under mixed precision. If training accumulates gradients over
     batches, a draw still uses one batch.
 
+    With ``auto``, a measurement is made in parts of about 0.25 seconds between training steps. All parts use a copy of
+    the model, taken at the step of the measurement. The values are exactly those of a measurement without breaks. A run
+    can end within a measurement. The draws made until then are used if each estimator has two. A signal or a resumed
+    run drops such a measurement.
+
     Args:
         folder: folder of ``estimator_variance.png``, which is written at the end of the run.
         every_n_steps: training batches between measurements, or a fraction of the run such as 0.25, or ``auto``. With
-            an integer or a fraction, the first measurement is before the first step. ``auto`` measures as often as
-            possible in less than 5 % of the training time, and never before the first step. Its first four
-            measurements have 2 draws. The number of draws then doubles after every four measurements, up to
-            ``draws``. The first measurements are cheap, so short runs also have measurements.
+            an integer or a fraction, the first measurement is before the first step, and training waits for each.
+            ``auto`` measures as often as possible in less than 5 % of the training time, and never before the first
+            step. Its first measurement has 2 draws. Later measurements have as many as 25 seconds of training pay for,
+            and at least 2. This least number doubles after every four measurements. The largest is ``draws``.
         draws: gradients per estimator and batch, over all processes, at least 2. With ``auto``, ``draws`` is the
             largest number.
         batch_size: examples in a fixed batch. The fixed batches are the first examples of the validation set.
@@ -117,11 +126,13 @@ class EstimatorVariance(L.Callback):
         self.batches, self.compare, self.seed = batches, compare, seed
         self.probes: list[Any] = []
         self.history: list[dict[str, float]] = []  # one row per measurement, with "step"
-        self._seconds = 0.0  # seconds spent on all measurements
-        self._per_draw = 0.0  # seconds of one draw of all estimators on all fixed batches, when last measured
-        self._started: float | None = None  # monotonic time at which training in this process began, seconds
-        self._trained_before = 0.0  # seconds of training before this process resumed the run
-        self._first_step, self._next = 0, AUTO_STEPS  # first step of this process; earliest step to measure at
+        # The following values are for ``auto``.
+        self._budget = MeasuringBudget(AUTO_FRACTION)
+        self._seconds_per_draw: dict[str, float] = {}  # of each estimator that was measured
+        self._chunks: dict[str, int] = {}  # size of a chunk of each estimator to measure
+        self._next = AUTO_STEPS  # earliest step at which there is something to do
+        self._running: Measurement | None = None
+        self._running_at = (0, 0)  # the step of the running measurement, and the step under which it is logged
 
     def setup(self, trainer, pl_module, stage):
         name = type(pl_module).__name__
@@ -166,116 +177,142 @@ class EstimatorVariance(L.Callback):
                 f"every_n_steps={self.every_n_steps} is a fraction of the run, and this run has no end: set "
                 "trainer.max_epochs, or every_n_steps to an integer"
             )
-        self._started = time.monotonic()
-        self._first_step = trainer.fit_loop.total_batch_idx + 1
-        self._next = max(self._next, self._first_step)
+        self.begin(pl_module, trainer.fit_loop.total_batch_idx + 1)
+
+    def begin(self, pl_module, step: int) -> None:
+        """Begin to count the time of training. ``step`` is the first step of this process."""
+        self._chunks = {name: chunk_size(e) for name, e in self._estimators(pl_module).items()}
+        self._budget.begin(step)
+        self._next = max(self._next, step)
+
+    def batches_until_due(self, trainer) -> float:
+        step = trainer.fit_loop.total_batch_idx + 1  # the next step
+        interval = self._interval(trainer)
+        return max(1, self._next - step + 1) if interval is None else -step % interval + 1
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         step = trainer.fit_loop.total_batch_idx
-        draws = self._due(trainer, pl_module, step)
-        if draws < 2:
-            return
-        start = time.monotonic()
-        row: dict[str, float] = {"step": step, "estimator_draws": draws}
-        with isolate_rng():
-            for name, estimator in pl_module.gradient_estimators().items():
-                if self.compare is not None and name not in self.compare:
-                    continue
-                measured = self._measure(trainer, name, estimator, draws)
-                if measured is None:  # interrupted
-                    return
-                row |= measured
-        spent = time.monotonic() - start
-        self._seconds += spent
-        self._per_draw = spent / draws
-        self.history.append(row)
+        interval = self._interval(trainer)
+        if interval is None:
+            if step >= self._next:
+                self._spend(trainer, pl_module, step)
+        elif step % interval == 0:
+            self._measure(trainer, pl_module, step)
+
+    def _interval(self, trainer) -> int | None:
+        """Return the number of steps between measurements, or None for ``auto``."""
+        every = self.every_n_steps
+        if isinstance(every, float):
+            return max(1, int(every * trainer.max_epochs * trainer.num_training_batches))
+        return None if isinstance(every, str) else every
+
+    def _estimators(self, pl_module) -> dict[str, GradientEstimator]:
+        found = pl_module.gradient_estimators()
+        return {name: e for name, e in found.items() if self.compare is None or name in self.compare}
+
+    def _measurement(self, trainer, estimators: dict[str, GradientEstimator], draws: int) -> Measurement:
+        return Measurement(
+            estimators,
+            self.probes,
+            draws,
+            most=self.draws,
+            seed=self.seed,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            seconds_per_draw=self._seconds_per_draw,
+            total=(lambda value: trainer.strategy.reduce(value, reduce_op="sum")) if trainer.world_size > 1 else None,
+        )
+
+    def _record(self, row: dict[str, float], trainer, step: int, logged: int) -> None:
+        self.history.append({"step": step, **row})
         for logger in trainer.loggers:
-            logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=logged_step(trainer))
+            logger.log_metrics(row, step=logged)
 
-    def _due(self, trainer, pl_module, step: int) -> int:
-        """Return the number of draws of a measurement before this step, or 0 for no measurement."""
-        interval = self.every_n_steps
-        if not isinstance(interval, str):
-            if isinstance(interval, float):
-                interval = max(1, int(interval * trainer.max_epochs * trainer.num_training_batches))
-            return 0 if step % interval else self.draws
-        if step < self._next:
-            return 0
-        draws, wait = self._affordable(pl_module, step)
+    # A measurement without breaks.
+
+    def _measure(self, trainer, pl_module, step: int) -> None:
+        """Measure the weights of this step. After a signal, leave no row."""
+        row: dict[str, float] = {}
+        with isolate_rng():
+            for name, estimator in self._estimators(pl_module).items():  # one by one, for less memory
+                measurement = self._measurement(trainer, {name: estimator}, self.draws)
+                shown = partial(tracked, what=f"measuring {name}", unit="chunk", show=shows_progress(trainer))
+                while not measurement.done:
+                    measurement.advance(stop=lambda: interrupted(trainer), tracked=shown)
+                    if trainer.strategy.reduce_boolean_decision(interrupted(trainer), all=False):
+                        return
+                    measurement.end_batch()
+                row |= measurement.values()
+        self._record(row, trainer, step, logged_step(trainer))
+
+    # Measurements in parts, within a fraction of the training time.
+
+    def _spend(self, trainer, pl_module, step: int) -> None:
+        """Continue the running measurement or begin one, if the time allows it. Set the step of the next call."""
         # The clocks of the processes differ. Rank 0 decides, because all processes must measure together.
-        draws, wait = trainer.strategy.broadcast((draws, wait))
-        self._next = step + max(1, round(wait / AUTO_STEPS)) * AUTO_STEPS
-        return draws
+        wait, draws = trainer.strategy.broadcast(self._plan(step))
+        if wait == 0:
+            with self._budget.spending(), isolate_rng():
+                if self._running is None:
+                    self._running_at = step, logged_step(trainer)
+                    self._running = self._measurement(trainer, self._estimators(frozen(pl_module)), draws)
+                self._continue(trainer, self._running)
+            wait, _ = trainer.strategy.broadcast(self._plan(step))
+        self._next = step + max(1, wait)
 
-    def _affordable(self, pl_module, step: int) -> tuple[int, int]:
-        """Return (draws, steps): the draws that the time limit allows now, or 0, and the steps until the next check."""
-        now = time.monotonic()
-        trained = self._trained(now) - self._seconds
-        here = self._trained(now) - self._trained_before
-        per_step = max(1e-9, here / max(1, step - self._first_step + 1))
+    def _continue(self, trainer, running: Measurement) -> None:
+        """Make some draws of the running measurement. If they are the last ones, record its values."""
+        running.advance(PAUSE, stop=lambda: interrupted(trainer))
+        states = torch.tensor([running.batch_done, interrupted(trainer)], device=trainer.strategy.root_device)
+        done, stopped = trainer.strategy.reduce(states.float(), reduce_op="sum").tolist()
+        if stopped:
+            self._running = None
+        elif done == trainer.world_size:
+            running.end_batch()
+            if running.done:
+                self._running = None
+                self._record(running.values(), trainer, *self._running_at)
+
+    def _plan(self, step: int) -> tuple[int, int]:
+        """Return the steps until the next part of a measurement, 0 for now, and the draws of a new measurement."""
+        per_step = self._budget.seconds_per_step(step)
+        if self._running is not None:
+            return self._budget.steps_until(self._running.next_seconds(PAUSE, unknown=per_step), step), 0
+        draws = self._planned_draws()
+        costs = {name: self._seconds_per_draw.get(name, per_step) for name in self._chunks}
+        first = next(iter(costs))
+        part = min(draws, self._chunks[first]) * costs[first]
+        wait = self._budget.steps_until(max(part, min(PAUSE, draws * self.batches * sum(costs.values()))), step)
+        return math.ceil(wait / AUTO_STEPS) * AUTO_STEPS, draws
+
+    def _planned_draws(self) -> int:
         fewest, repeated = AUTO_DRAWS
-        draws = min(self.draws, fewest * 2 ** (len(self.history) // repeated))
-        # Before the first measurement, assume that a draw takes as long as a training step.
-        per_draw = self._per_draw or per_step * self.batches * self._number_of_estimators(pl_module)
-        missing = draws * per_draw + self._seconds - AUTO_FRACTION * trained
-        if missing > 0:
-            return 0, math.ceil(missing / AUTO_FRACTION / per_step)
-        return draws, AUTO_STEPS
-
-    def _trained(self, now: float) -> float:
-        """Return the seconds of training and measurements, in this process and in earlier processes of the run."""
-        # Lightning's tuners save and restore the state before training begins, when _started is None.
-        return self._trained_before + (0.0 if self._started is None else now - self._started)
-
-    def _number_of_estimators(self, pl_module) -> int:
-        return len(self.compare or pl_module.gradient_estimators())
-
-    def _measure(self, trainer, name: str, estimator: GradientEstimator, draws: int) -> dict[str, float] | None:
-        """Return the measured values of one estimator, by name. Return None on all processes after a signal to stop."""
-        size = chunk_size(estimator)
-        mine = [k for k in range(draws) if k // size % trainer.world_size == trainer.global_rank]
-        stride = -(-draws // size) * size  # the draws of each batch begin with a new chunk
-        seconds = []
-
-        def moments() -> Iterator[GradientMoments]:
-            for i, probe in enumerate(self.probes):
-                numbers = tracked(
-                    [i * stride + k for k in mine], f"measuring {name}", "draw", show=shows_progress(trainer)
-                )
-                found, spent = gradient_moments(estimator, probe, until_interrupted(numbers, trainer), self.seed)
-                if trainer.strategy.reduce_boolean_decision(interrupted(trainer), all=False):
-                    raise Interrupted
-                if trainer.world_size > 1:
-                    found.merge(lambda t: trainer.strategy.reduce(t, reduce_op="sum"), estimator.params)
-                seconds.append(spent)
-                yield found
-
-        row = {}
-        try:
-            if self.batches == 1:
-                for group, values in next(moments()).statistics().items():
-                    row[f"variance/{name}/{group}"] = values["variance"]
-                    row[f"snr/{name}/{group}"] = values["snr"]
-            else:
-                for group, split in split_variance(moments()).items():
-                    row[f"variance/{name}/{group}"] = split.variance
-                    row[f"data_variance/{name}/{group}"] = split.data_variance
-                    row[f"total_variance/{name}/{group}"] = split.variance + split.data_variance
-                    row[f"snr/{name}/{group}"] = split.snr
-        except Interrupted:
-            return None
-        return row | {f"ms_per_draw/{name}": 1000 * mean_over_processes(seconds, trainer)}
+        draws = fewest * 2 ** (len(self.history) // repeated)
+        known = self._seconds_per_draw
+        if all(name in known for name in self._chunks):
+            seconds = self.batches * sum(known[name] for name in self._chunks)
+            draws = max(draws, int(AUTO_FRACTION * AUTO_TRAINING / max(1e-9, seconds)))
+        return min(self.draws, draws)
 
     def state_dict(self):
-        state = {"history": self.history, "seconds": self._seconds, "trained": self._trained(time.monotonic())}
-        return state | {"per_draw": self._per_draw, "next": self._next}
+        return {
+            "history": self.history,
+            **self._budget.state_dict(),
+            "per_draw": self._seconds_per_draw,
+            "next": self._next,
+        }
 
     def load_state_dict(self, state):
-        self.history = state["history"]
-        self._seconds, self._per_draw = state.get("seconds", 0.0), state.get("per_draw", 0.0)
-        self._trained_before, self._next = state.get("trained", 0.0), state.get("next", AUTO_STEPS)
+        self.history, self._running = state["history"], None
+        self._budget.load_state_dict(state)
+        per_draw = state.get("per_draw")  # a number in checkpoints of an earlier version
+        self._seconds_per_draw = per_draw if isinstance(per_draw, dict) else {}
+        self._next = state.get("next", AUTO_STEPS)
 
     def on_train_end(self, trainer, pl_module):
+        if self._running is not None and self._running.end_early():
+            self._record(self._running.values(), trainer, *self._running_at)
+        self._running = None
         if not trainer.is_global_zero:
             return
         if not self.history:
@@ -293,18 +330,9 @@ class EstimatorVariance(L.Callback):
                 logger.log_table("estimator_variance_table", columns, rows)
 
 
-class Interrupted(Exception):
-    """Exception that ends a measurement after a signal."""
-
-
 def interrupted(trainer) -> bool:
     """Return whether this process has received a signal that ends the run after this batch."""
     return any(c.received is not None for c in trainer.callbacks if isinstance(c, ExactResume))
-
-
-def until_interrupted(draws: Iterable[int], trainer) -> Iterator[int]:
-    """Yield from ``draws`` until a signal arrives, so that the run ends soon after Ctrl-C."""
-    return takewhile(lambda _: not interrupted(trainer), draws)
 
 
 def probe_batches(loader, size: int, count: int, trainer, device: torch.device) -> Iterator[list[torch.Tensor]]:
@@ -328,10 +356,3 @@ def probe_batches(loader, size: int, count: int, trainer, device: torch.device) 
             left, given = [t[size:] for t in left], given + 1
             if given == count:
                 return
-
-
-def mean_over_processes(seconds: list[float], trainer) -> float:
-    """Return the mean over batches and processes of the values above 0. A process without draws has 0."""
-    made = torch.tensor([sum(s > 0 for s in seconds), sum(seconds)], device=trainer.strategy.root_device)
-    count, total = trainer.strategy.reduce(made, reduce_op="sum").tolist()
-    return total / max(1, count)

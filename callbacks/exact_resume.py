@@ -1,6 +1,7 @@
 """Callback that stops a run on a signal. The resumed run has the same results as a run without the stop."""
 
 import logging
+import math
 import os
 import signal
 from pathlib import Path
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from zoo.callbacks.run_record import run_command
 from zoo.training.checkpoint_files import clear_unfinished, keep_best
+from zoo.training.executions import Executions
 from zoo.training.processes import number
 from zoo.training.shell import pasted
 
@@ -22,11 +24,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class ExactResume(Checkpoint):
     """Save the random state of every process in checkpoints, and write a checkpoint on Ctrl-C and SIGTERM.
 
-    After a signal, the run finishes the current batch and writes ``interrupted.ckpt``. It prints the command that
-    resumes the run, and exits with the status of the signal (130 or 143). ``last.ckpt`` keeps the state at the end of
-    the last complete epoch. If the signal arrives during validation, the run stops at the end of the epoch. A second
-    signal ends the process at once. A signal during the test also ends the process at once, because everything is
-    already saved.
+    After a signal, the run finishes the current batch and writes ``interrupted.ckpt``. Several processes first finish
+    the current execution. The run prints the command that resumes it, and exits with the status of the signal (130 or
+    143). ``last.ckpt`` keeps the state at the end of the last complete epoch. If the signal arrives during validation,
+    the run stops at the end of the epoch. A second signal ends the process at once. A signal during the test also ends
+    the process at once, because everything is already saved.
 
     This class is a checkpoint callback because Lightning runs checkpoint callbacks last, after EMA has updated its
     average.
@@ -45,6 +47,7 @@ class ExactResume(Checkpoint):
         self._handlers: dict[int, Any] = {}
         self._states: list[dict[str, torch.Tensor]] | None = None
         self._loader_states: list[dict] = []
+        self._loop: Any = None
 
     def on_fit_start(self, trainer, pl_module):
         if trainer.is_global_zero:
@@ -86,14 +89,20 @@ class ExactResume(Checkpoint):
             # processes would not reduce the variance of the gradient.
             torch.manual_seed(torch.initial_seed() + 7919 * (trainer.global_rank + trainer.global_step))
         self._handlers = {s: signal.signal(s, self._on_signal) for s in SIGNALS}
+        self._loop = trainer.fit_loop.epoch_loop
 
     # Signals.
+
+    def batches_until_due(self, trainer) -> float:
+        return math.inf  # a signal ends the execution
 
     def _on_signal(self, signum, frame):
         if self.received is not None:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         self.received = signum
+        if isinstance(self._loop, Executions):
+            self._loop.hurry()
         name = signal.Signals(signum).name
         log.warning("%s: the run finishes this batch and saves. Send the signal again to stop at once", name)
 

@@ -1,13 +1,15 @@
 """Stop a run that has diverged, with an error that names the step and the values that are NaN or infinite."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 
 from zoo.checks.errors import UserError
+from zoo.training.executions import Executions, takes_executions
 from zoo.training.shell import pasted
 
 
@@ -15,22 +17,24 @@ class NotFinite(UserError):
     """Error for a NaN or infinite loss or weight. The message names the step, the values and the last checkpoint."""
 
 
-def deferred_bool(flag: torch.Tensor) -> Callable[[], bool]:
-    """Return a function that returns ``bool(flag)``.
+def deferred(tensors: list[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
+    """Return a function that returns copies of ``tensors`` on the CPU.
 
-    A flag on a GPU is copied in the background. The returned function waits for this copy only, and not for later work.
+    From a GPU they are copied in the background. The function waits for these copies only, and not for later work.
     """
-    if not flag.is_cuda:
-        return lambda: bool(flag)
-    here, copied = torch.empty_like(flag, device="cpu", pin_memory=True), torch.cuda.Event()
-    here.copy_(flag, non_blocking=True)
+    if not tensors or not tensors[0].is_cuda:
+        copies = [t.detach().to("cpu", copy=True) for t in tensors]
+        return lambda: copies
+    here, copied = [torch.empty_like(t, device="cpu", pin_memory=True) for t in tensors], torch.cuda.Event()
+    for own, there in zip(here, tensors, strict=True):
+        own.copy_(there, non_blocking=True)
     copied.record()
 
-    def value() -> bool:
+    def values() -> list[torch.Tensor]:
         copied.synchronize()
-        return bool(here)
+        return here
 
-    return value
+    return values
 
 
 def not_finite(state: Any, path: str = "") -> Iterator[str]:
@@ -43,12 +47,36 @@ def not_finite(state: Any, path: str = "") -> Iterator[str]:
             yield from not_finite(value, f"{path}.{key}" if path else str(key))
 
 
+class Terms(NamedTuple):
+    """The terms of the steps that had the same names: rows (n, 1 + names), each with its step first, and their number, (1,)."""
+
+    rows: torch.Tensor
+    steps: torch.Tensor
+
+
+class Pending(NamedTuple):
+    """Terms that are still to be looked at.
+
+    Attributes:
+        first: number of the first batch.
+        epoch: epoch of the batches.
+        names: names of the terms, for each :class:`Terms`.
+        values: function that returns the tensors of all :class:`Terms` on the CPU.
+    """
+
+    first: int
+    epoch: int
+    names: list[tuple[str, ...]]
+    values: Callable[[], list[torch.Tensor]]
+
+
 class FiniteLoss(L.Callback):
     """Stop the run when a term of the loss or a weight becomes NaN or infinite, before a checkpoint is saved.
 
-    The terms are the named tensors that ``training_step`` returns. The callback checks the terms of a batch after the
-    next batch, so that training does not wait for the GPU. Before every checkpoint, the callback also checks the
-    weights, the averaged weights and the state of the optimisers.
+    The terms are the named tensors that ``training_step`` returns. The callback writes down the terms of every step on
+    the device, and looks at them after each execution. A GPU is not waited for: its terms are looked at after the next
+    execution. Before every checkpoint, the callback also checks the weights, the averaged weights and the state of the
+    optimisers.
 
     Args:
         folder: the run folder. The error names its file ``checkpoints/last.ckpt`` as the last good checkpoint.
@@ -56,14 +84,50 @@ class FiniteLoss(L.Callback):
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
-        self._seen: tuple[int, int, dict[str, torch.Tensor], Callable[[], bool]] | None = None
+        self._terms: dict[tuple[str, ...], Terms] = {}
+        self._step = torch.zeros(())  # steps since the terms were last looked at, (), on the device
+        self._rows = 1  # largest number of these steps
+        self._looked_at = -1  # number of the last batch whose terms were looked at
+        self._pending: Pending | None = None
+
+    def on_train_start(self, trainer, pl_module):
+        loop = trainer.fit_loop.epoch_loop
+        self._rows = loop.most if isinstance(loop, Executions) else 1
+        self._terms, self._step, self._pending = {}, torch.zeros((), device=pl_module.device), None
+        self._looked_at = trainer.fit_loop.total_batch_idx
+
+    def batches_until_due(self, trainer) -> float:
+        return math.inf
+
+    @torch.no_grad()
+    def after_step(self, trainer, pl_module, outputs):
+        """Write down the terms of one step on the device."""
+        named = {k: v for k, v in (outputs or {}).items() if isinstance(v, torch.Tensor)}
+        if named:
+            names = tuple(named)
+            if names not in self._terms:
+                self._terms[names] = Terms(
+                    torch.zeros(self._rows, 1 + len(names), device=self._step.device),
+                    torch.zeros(1, dtype=torch.long, device=self._step.device),
+                )
+            rows, count = self._terms[names]
+            means = [(v if v.ndim == 0 else v.mean()).to(rows.device, rows.dtype) for v in named.values()]
+            rows.index_copy_(0, count, torch.stack([self._step, *means])[None])
+            count.add_(1)
+        self._step.add_(1)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if not takes_executions(trainer):
+            self.after_step(trainer, pl_module, outputs)
         self._look()
-        terms = {k: v.detach() for k, v in (outputs or {}).items() if isinstance(v, torch.Tensor)}
-        if terms:
-            finite = torch.stack([v.isfinite().all() for v in terms.values()]).all()
-            self._seen = (trainer.fit_loop.total_batch_idx, trainer.current_epoch, terms, deferred_bool(finite))
+        tensors = [t for terms in self._terms.values() for t in terms]
+        self._pending = Pending(self._looked_at + 1, trainer.current_epoch, list(self._terms), deferred(tensors))
+        for _, count in self._terms.values():
+            count.zero_()
+        self._step.zero_()
+        self._looked_at = trainer.fit_loop.total_batch_idx
+        if not self._step.is_cuda:
+            self._look()
 
     def on_train_epoch_end(self, trainer, pl_module):
         self._look()
@@ -75,7 +139,7 @@ class FiniteLoss(L.Callback):
         states = {key: checkpoint.get(key) for key in ("state_dict", "current_model_state", "optimizer_states")}
         wrong = [path.removeprefix("state_dict.") for path in not_finite(states)]
         if wrong:
-            self._seen = None
+            self._pending = None
             raise NotFinite(
                 f"the checkpoint after step {trainer.fit_loop.total_batch_idx} (epoch {trainer.current_epoch}) would "
                 f"have NaN or infinite values in {', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}. "
@@ -83,14 +147,20 @@ class FiniteLoss(L.Callback):
             )
 
     def _look(self) -> None:
-        if self._seen is None or self._seen[3]():
+        if self._pending is None:
             return
-        step, epoch, terms, _ = self._seen
-        self._seen = None  # report the values once, although more hooks call this method while the run ends
-        wrong = [f"{k} = {v.float().mean().item():g}" for k, v in terms.items() if not v.isfinite().all()]
-        right = [f"{k} = {v.float().mean().item():g}" for k, v in terms.items() if v.isfinite().all()]
-        others = f" ({', '.join(right)})" if right else ""
-        raise NotFinite(f"at step {step} (epoch {epoch}) {', '.join(wrong)}{others}. {self._advice()}")
+        first, epoch, names, values = self._pending
+        self._pending = None  # report the values once, although more hooks call this method while the run ends
+        found = values()
+        for names_of, rows, count in zip(names, found[::2], found[1::2], strict=True):
+            rows = rows[: int(count)]
+            if rows.isfinite().all():
+                continue
+            step, *terms = rows[~rows.isfinite().all(1)][0].tolist()
+            wrong = [f"{k} = {v:g}" for k, v in zip(names_of, terms, strict=True) if not math.isfinite(v)]
+            right = [f"{k} = {v:g}" for k, v in zip(names_of, terms, strict=True) if math.isfinite(v)]
+            others = f" ({', '.join(right)})" if right else ""
+            raise NotFinite(f"at step {first + int(step)} (epoch {epoch}) {', '.join(wrong)}{others}. {self._advice()}")
 
     def _advice(self) -> str:
         last = self.folder / "checkpoints" / "last.ckpt"

@@ -1,5 +1,6 @@
 """Callback that writes grids of samples to the run folder and to every logger that accepts images."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,10 @@ class Samples(AtEpochs):
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         if batch_idx == 0 and self.due(trainer):
             self._draw(trainer, pl_module, f"epoch_{trainer.current_epoch:03d}.png")
+
+    def batches_until_due(self, trainer) -> float:
+        every = self.every_n_steps
+        return math.inf if every is None else every - (trainer.fit_loop.total_batch_idx + 1) % every
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         step = trainer.fit_loop.total_batch_idx + 1

@@ -6,6 +6,7 @@ import time
 from collections import deque
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -45,15 +46,18 @@ class TimeEstimate(L.Callback):
     def __init__(self, after: int = 30, test: bool = False):
         self.after, self.test = after, test
         # Points in time below are readings of time.monotonic(), in seconds.
-        # Seconds and units of the current epoch after its first WARM_UP batches, and the number of all its batches.
-        self._seconds, self._images, self._batches = 0.0, 0.0, 0
-        self._begin = 0.0  # time at which the current batch began
+        self._begin = 0.0  # time at which the current validation batch began
+        # Values of (_trained, _seen) at the start of the epoch, and after its first WARM_UP batches or more.
+        self._began: tuple[float, int] = (0.0, 0)
+        self._warm: tuple[float, int] | None = None
+        self._counted = -1  # number of the last batch in _seen
         self._unit, self._each = "images", 1.0  # the unit, images or words; number of units in a row of a batch
         self._rows = 0.0  # units in a batch, over all processes
         self._trained, self._seen = 0.0, 0  # seconds and batches of training in this process, without validation
         self._marks: deque[tuple[float, int]] = deque()  # earlier values of (_trained, _seen), oldest first
         self._mark = 0.0  # time of the latest update of _trained
         self._validation_began: float | None = None  # time at which the latest validation began, None in training
+        self._validation_ended = 0.0  # time at which the latest validation ended
         self._validations: deque[float] = deque(maxlen=4)  # seconds of the latest validations
         self._of_batch, self._of_step = math.inf, 0.0  # seconds of a validation batch, and of an annealing step
         self._stage_began = 0.0  # time at which the latest validation or sanity check began
@@ -62,38 +66,55 @@ class TimeEstimate(L.Callback):
 
     # Training.
 
+    def batches_until_due(self, trainer) -> float:
+        return math.inf  # the end of every execution is often enough
+
+    def on_train_start(self, trainer, pl_module):
+        self._counted = trainer.fit_loop.total_batch_idx
+
     def on_train_epoch_start(self, trainer, pl_module):
-        self._seconds, self._images, self._batches = 0.0, 0.0, 0
+        now = time.monotonic()
+        self._end_validation(now)
         data = trainer.datamodule
         self._unit, self._each = data.unit if isinstance(data, capabilities.CountedData) else ("images", 1.0)
-        if self._validation_began is None:
-            self._mark = time.monotonic()
+        self._mark, self._began, self._warm = now, (self._trained, self._seen), None
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self._begin = time.monotonic()
+    def _end_validation(self, now: float) -> None:
         if self._validation_began is not None:
-            self._validations.append(self._begin - self._validation_began)
-            self._validation_began, self._mark = None, self._begin
+            self._validations.append(now - self._validation_began)
+            self._validation_began, self._mark = None, now
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        now = time.monotonic()
-        self._batches, self._seen = self._batches + 1, self._seen + 1
-        self._trained, self._mark = self._trained + now - self._mark, now
-        if self._seen == WARM_UP:
-            self._marks.append((self._trained, self._seen))
-        if self._batches <= WARM_UP:
-            return
-        self._seconds += now - self._begin
+        self._end_validation(self._validation_ended)  # a validation within the epoch
+        self._count(trainer, time.monotonic())
         self._rows = len(as_batch(batch)[0]) * trainer.world_size * self._each
-        self._images += self._rows
-        if trainer.is_global_zero and self._seen >= self.after:
-            self._look(trainer, pl_module, now)
+        if self._warm is None and self._seen - self._began[1] >= WARM_UP:
+            self._warm = self._trained, self._seen
+        if not self._marks and self._seen >= WARM_UP:
+            self._marks.append((self._trained, self._seen))
+        if trainer.is_global_zero and self._seen >= max(self.after, WARM_UP + 1):
+            self._look(trainer, pl_module, time.monotonic())
+
+    def _count(self, trainer, now: float) -> None:
+        """Add the batches since the last count, and their seconds."""
+        self._seen, self._counted = (
+            self._seen + trainer.fit_loop.total_batch_idx - self._counted,
+            trainer.fit_loop.total_batch_idx,
+        )
+        self._trained, self._mark = self._trained + now - self._mark, now
 
     def on_train_epoch_end(self, trainer, pl_module):
-        if self._seconds > 0:
-            for logger in trainer.loggers:
-                rate = self._images / self._seconds
-                logger.log_metrics({f"train/{self._unit}_per_second": rate}, step=logged_step(trainer))
+        if trainer.strategy.root_device.type == "cuda":  # the last batches may only be queued
+            waited = time.monotonic()
+            torch.cuda.synchronize()
+            self._trained += time.monotonic() - waited
+        if self._seen - self._began[1] <= WARM_UP:
+            return
+        # An epoch of one execution has no batches after its first ones, so all of its batches are counted.
+        seconds, batches = self._began if self._warm is None or self._warm[1] == self._seen else self._warm
+        rate = self._rows * (self._seen - batches) / max(self._trained - seconds, 1e-9)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"train/{self._unit}_per_second": rate}, step=logged_step(trainer))
 
     # Validation and test.
 
@@ -101,6 +122,9 @@ class TimeEstimate(L.Callback):
         self._stage_began = time.monotonic()
         if not trainer.sanity_checking:
             self._validation_began = self._stage_began
+
+    def on_validation_end(self, trainer, pl_module):
+        self._validation_ended = time.monotonic()
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
         now = time.monotonic()

@@ -21,6 +21,7 @@ WITH = {
 }
 OF_DATA = {"TextData", "DrawnData", "NamedData", "SplitData", "CountedData", "Batched", "KnownScore", "Enumerable"}
 OF_DATA |= {"LogsImages", "LogsTables"}
+OF_CALLBACKS = {"StepCallback", "CadencedCallback"}
 
 
 def protocols() -> dict[str, type]:
@@ -28,7 +29,7 @@ def protocols() -> dict[str, type]:
     return {
         name: kind
         for name, kind in vars(capabilities).items()
-        if inspect.isclass(kind) and kind.__module__ == capabilities.__name__ and name not in OF_DATA
+        if inspect.isclass(kind) and kind.__module__ == capabilities.__name__ and name not in OF_DATA | OF_CALLBACKS
     }
 
 

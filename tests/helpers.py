@@ -22,6 +22,7 @@ from zoo.functional.diffusion import at
 from zoo.functional.noise import chunk_generator
 from zoo.rbm import RBM
 from zoo.training.ranks import all_rows
+from zoo.training.tables import read_rows
 
 CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
 
@@ -119,6 +120,14 @@ def assert_same_run(metrics, folder, reference):
         assert_same(ours.get(key), theirs.get(key), key)
     progress = "epoch_loop.batch_progress"
     assert_same(*(c["loops"]["fit_loop"][progress]["total"]["completed"] for c in (ours, theirs)))
+
+
+def logged(folder):
+    """Return every row of both tables, without the columns that measure time."""
+    timed = ("second", "ms_per_draw")
+    tables = read_rows(folder / "metrics.csv") + read_rows(folder / "estimator_variance.csv")
+    rows = [{k: v for k, v in row.items() if v and not any(t in k for t in timed)} for row in tables]
+    return [row for row in rows if set(row) != {"step"}]
 
 
 def exact_x0(chain, s2):

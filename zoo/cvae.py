@@ -37,7 +37,6 @@ from typing import Literal
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.checks.capabilities import IMPORTANCE
@@ -49,11 +48,11 @@ from zoo.checks.values import check_choice, check_integer, check_positive, check
 from zoo.estimators import GradientEstimator, Noise, score_function
 from zoo.functional.densities import at_least_float32, binarise, kl_normal, log_bernoulli, log_normal, reparameterise
 from zoo.functional.importance import importance_weighted_log_likelihood
-from zoo.functional.latents import Gaussian
+from zoo.functional.latents import Gaussian, one_hot
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.description import described
 from zoo.nets.layers import mlp
-from zoo.training.schedules import half_cosine
+from zoo.training.optimisers import with_half_cosine
 
 PIXELS = 28 * 28
 
@@ -196,8 +195,8 @@ class CVAE(L.LightningModule):
 
     def _with_label(self, a: Tensor, y: Labels) -> Tensor:
         """Return ``a`` (..., B, F), concatenated with the one-hot labels ``y`` (B,), (..., B, F + K)."""
-        one_hot = F.one_hot(self._labels(y, a.shape[-2]), self.hparams.num_classes)
-        return torch.cat([a, one_hot.to(a.dtype).expand(*a.shape[:-1], -1)], dim=-1)
+        labels = one_hot(self._labels(y, a.shape[-2]), self.hparams.num_classes, a.dtype)
+        return torch.cat([a, labels.expand(*a.shape[:-1], -1)], dim=-1)
 
     # Training. ``noise`` draws all random numbers. The objective is a deterministic function of them.
 
@@ -219,6 +218,9 @@ class CVAE(L.LightningModule):
         terms = negative_elbo(self.observe(x, noise["u"]), y, noise["eps"], self.encode, self.log_px, self.prior)
         return {name: term.mean() for name, term in terms.items()}
 
+    def graph_key(self) -> None:
+        """Return None: all training steps have the same operations."""
+
     def training_step(self, batch, batch_idx):
         terms = self.loss(batch)
         self.log_dict({f"train/{k}": v for k, v in terms.items()}, prog_bar=True)
@@ -234,9 +236,7 @@ class CVAE(L.LightningModule):
 
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
-        steps = max(1, self.trainer.estimated_stepping_batches)  # the estimate is infinite for max_epochs=-1
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: half_cosine(step, steps))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return with_half_cosine(optimiser, self.trainer)
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "cvae"

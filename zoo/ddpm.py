@@ -66,8 +66,8 @@ from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.functional.precision import in_float64, keep_float32
 from zoo.nets.description import described
 from zoo.nets.unet import UNet, check_unet
+from zoo.training.optimisers import with_half_cosine
 from zoo.training.ranks import equal_rows
-from zoo.training.schedules import half_cosine
 
 HISTORY = 10  # number of recent losses kept for each step, for importance sampling
 STATES = dict.fromkeys(("xt", "x_T", "a", "b"), inputs.noisy) | {
@@ -224,6 +224,9 @@ class DDPM(L.LightningModule):
         noise = self.noise(batch, generator=generator, timesteps="uniform")
         return {"loss": self.losses(batch, noise).mean()}
 
+    def graph_key(self) -> None:
+        """Return None: all training steps have the same operations."""
+
     def training_step(self, batch, batch_idx):
         noise = self.noise(batch)
         losses = self.losses(batch, noise)
@@ -246,9 +249,7 @@ class DDPM(L.LightningModule):
 
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
-        total, warmup = max(1, self.trainer.estimated_stepping_batches), self.hparams.warmup  # inf if max_epochs=-1
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: half_cosine(step, total, warmup))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return with_half_cosine(optimiser, self.trainer, self.hparams.warmup)
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "ddpm"

@@ -231,18 +231,16 @@ class GAN(L.LightningModule):
     def on_train_start(self):
         check_batches(self)
 
+    def graph_key(self) -> bool:
+        """Return whether the next training step also updates the generator."""
+        return (self.trainer.fit_loop.total_batch_idx + 1) % self.hparams.discriminator_steps == 0
+
     def training_step(self, batch, batch_idx):
         d_optimiser, g_optimiser = self.optimizers()
-        self.toggle_optimizer(d_optimiser)
-        terms = self.discriminator_loss(batch)
-        step(self, d_optimiser, terms["loss"], counts=True)
-        self.untoggle_optimizer(d_optimiser)
+        terms = step(self, d_optimiser, self.discriminator_loss, batch, counts=True)
         seen = self._log("train", "discriminator", terms)
-        if (self.trainer.fit_loop.total_batch_idx + 1) % self.hparams.discriminator_steps == 0:
-            self.toggle_optimizer(g_optimiser)
-            terms = self.generator_loss(batch)
-            step(self, g_optimiser, terms["loss"], counts=False)
-            self.untoggle_optimizer(g_optimiser)
+        if self.graph_key():
+            terms = step(self, g_optimiser, self.generator_loss, batch, counts=False)
             seen |= self._log("train", "generator", terms)
         return seen
 

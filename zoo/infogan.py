@@ -54,6 +54,7 @@ from zoo.estimators import GradientEstimator, Noise, Params, call_with
 from zoo.functional.clusters import ClusterTable
 from zoo.functional.deformation import deform
 from zoo.functional.densities import at_least_float32, log_normal
+from zoo.functional.latents import one_hot
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.gan import generator_objective, jensen_shannon, value_function
 from zoo.nets.adversarial import IMAGE, ConvGenerator, ConvTrunk, centre, uncentre
@@ -160,8 +161,8 @@ class InfoGAN(L.LightningModule):
 
     def inputs(self, noise: Noise) -> Tensor:
         """Return the generator's input, (B, z_dim + K + D): z, the one-hot category and the continuous code."""
-        one_hot = F.one_hot(noise["category"], self.hparams.num_categories).to(noise["z"].dtype)
-        return torch.cat([noise["z"], one_hot, noise["continuous"]], -1)
+        category = one_hot(noise["category"], self.hparams.num_categories, noise["z"].dtype)
+        return torch.cat([noise["z"], category, noise["continuous"]], -1)
 
     def logits(self, features: Tensor) -> Tensor:
         """Return l = log D - log(1 - D), (B,), from features of the trunk, (B, F)."""
@@ -218,17 +219,14 @@ class InfoGAN(L.LightningModule):
     def on_train_start(self):
         check_batches(self)
 
+    def graph_key(self) -> None:
+        """Return None: all training steps have the same operations."""
+
     def training_step(self, batch, batch_idx):
         d_optimiser, g_optimiser = self.optimizers()
-        self.toggle_optimizer(d_optimiser)
-        terms = self.discriminator_loss(batch)
-        step(self, d_optimiser, terms["loss"], counts=True)
-        self.untoggle_optimizer(d_optimiser)
+        terms = step(self, d_optimiser, self.discriminator_loss, batch, counts=True)
         seen = self._log("train", "discriminator", terms)
-        self.toggle_optimizer(g_optimiser)
-        terms = self.generator_loss(batch)
-        step(self, g_optimiser, terms["loss"], counts=False)
-        self.untoggle_optimizer(g_optimiser)
+        terms = step(self, g_optimiser, self.generator_loss, batch, counts=False)
         seen |= self._log("train", "generator", terms)
         return seen
 

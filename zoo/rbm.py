@@ -32,7 +32,7 @@ Differs from the papers:
 - The learning rate has a cosine decay. Validation and test use averaged weights (``callbacks: ema``).
 - The base-rate model of annealed importance sampling has H hidden units with zero weights. Its visible biases are the
   log odds of the mean image, computed with one additional black and one additional white image.
-- Before each update, a persistent chain restarts from random pixels with probability 0.001 (``restarts``).
+- After each update, a persistent chain restarts from random pixels with probability 0.001 (``restarts``).
 - log Z is estimated from two base-rate models, and the larger estimate is used. ``log_partitions`` explains why.
 """
 
@@ -51,8 +51,8 @@ from zoo.checks.old_forms import accepts_old_form, forwards_to
 from zoo.checks.pixels import flat_pixels, sum_images
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional import gibbs, partition
-from zoo.functional.boltzmann import Machine, Weights, free_energy
-from zoo.functional.densities import at_least_float32, binarise
+from zoo.functional.boltzmann import Machine, Weights, below, free_energy
+from zoo.functional.densities import at_least_float32
 from zoo.functional.gibbs import Init
 from zoo.functional.noise import chunk_generator, rand
 from zoo.functional.partition import LogPartition, Partitions
@@ -77,7 +77,7 @@ class RBM(L.LightningModule):
         learning: ``cd``, ``pcd`` or ``exact``. ``exact`` needs a layer of <= 20 units. Above 16, a step takes seconds.
         k: Gibbs steps per update, or a schedule over epochs: ``[[0, 1], [20, 5]]`` means 1 for 20 epochs, then 5.
         num_chains: number of persistent chains (``pcd``) over all processes, at least one per process.
-        restarts: probability that a persistent chain restarts from random pixels before an update, >= 0 and < 1.
+        restarts: probability that a persistent chain restarts from random pixels after an update, >= 0 and < 1.
         binarisation: ``bernoulli`` draws new binary pixels at every use. A grey value is the probability of 1.
             ``threshold`` sets pixels above 1/2 to 1. Likelihoods of the two methods are not comparable.
         centred: whether to learn in the centred form.
@@ -160,7 +160,7 @@ class RBM(L.LightningModule):
     def observe(self, x: Tensor, u: Tensor) -> Tensor:
         """Return binary vectors (B, V): 1 where an image (B, ...) in [0, 1] is above ``u`` (B, ...), or above 1/2."""
         x = flat_pixels(x, at_least_float32(self.b))
-        return binarise(x, u.flatten(1)) if self.hparams.binarisation == "bernoulli" else (x > 0.5).to(x.dtype)
+        return (below(u.flatten(1), x) if self.hparams.binarisation == "bernoulli" else x > 0.5).to(x.dtype)
 
     @torch.no_grad()
     def transform(self, v: Tensor) -> Tensor:
@@ -193,11 +193,10 @@ class RBM(L.LightningModule):
         """Return the noise of a step. ``u`` (B, ...) binarises images. ``u_v`` and ``u_h`` (k, n, ...) are for Gibbs.
 
         ``pcd`` adds ``h`` (n, H): ``chains`` if given, the model's chains if not, and random units if it has no chains.
-        ``restart`` (n,) marks the m chains that restart. ``u_0`` (m, V) and ``u_1`` (m, H) draw their new states.
+        ``restart`` (n,) marks the chains that then restart, given random visible states ``coins`` (m, V).
         """
         x, drawn = batch[0], {"generator": generator, "device": batch[0].device}
-        learning = learning or self.hparams.learning
-        k = k or at_epoch(self.hparams.k, self.current_epoch if self._trainer is not None else 0)
+        learning, k = learning or self.hparams.learning, k or self.graph_key()
         V, H, n = self.hparams.num_visible, self.hparams.num_hidden, len(x)
         noise = {"u": rand(*x.shape, **drawn)}
         if learning == "exact":
@@ -207,7 +206,7 @@ class RBM(L.LightningModule):
         if learning == "pcd":
             if chains is None and self.chains is not None:
                 chains = self.chains.to(x.device)
-                noise |= gibbs.restart_noise(chains, self.hparams.restarts, V, **drawn)
+                noise |= gibbs.restart_noise(len(chains), self.hparams.restarts, V, **drawn)
             noise["h"] = rand(n, H, **drawn) < 0.5 if chains is None else chains
             n = len(noise["h"])
         return noise | {"u_v": rand(k, n, V, **drawn), "u_h": rand(k, n, H, **drawn)}
@@ -222,7 +221,7 @@ class RBM(L.LightningModule):
 
         Returns:
             mean F(v) - mean F(v'), () nats. Its gradient estimates grad[ -log p(v) ]. ``exact`` returns -log p(v).
-            h of the chains, (n, H), bool; None unless ``learning`` is ``pcd``.
+            h of the chains, (n, H), 0 or 1; None unless ``learning`` is ``pcd``.
         """
         if learning == "exact":
             return partition.exact_loss(v, self.weights()), None
@@ -231,8 +230,8 @@ class RBM(L.LightningModule):
             v_model = partition.exact_draw(noise["u_s"], noise["u_v"], machine.weights())
         else:
             v_model = gibbs.cd(v, noise, machine) if learning == "cd" else gibbs.pcd(noise, machine)
-        difference, logits = machine.free_energy_difference(v, v_model)
-        return difference, noise["u_h"][-1] < logits.detach().sigmoid() if learning == "pcd" else None
+        difference, p, p_coins = machine.free_energy_difference(v, v_model, noise.get("coins"))
+        return difference, gibbs.next_hidden(p, p_coins, noise) if learning == "pcd" else None
 
     def loss(self, batch, *, generator: Generator = None) -> dict[str, Tensor]:
         """Return ``loss`` of :meth:`objective`, and ``free_energy``, the mean F(v), nats. The chains do not change."""
@@ -244,11 +243,12 @@ class RBM(L.LightningModule):
         noise = self.noise(batch)
         loss, h = self.objective(self.observe(batch[0], noise["u"]), noise, self.hparams.learning)
         if h is not None:
-            self.chains = h
-        n = self.trainer.log_every_n_steps
-        if n and (self.trainer.fit_loop.total_batch_idx + 1) % n == 0:
-            self.log("train/loss", loss, prog_bar=True)  # logging at every step would make steps 10 % slower
+            self.chains.copy_(h)  # in place, because a CUDA graph always reads and writes the same memory
+        self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def graph_key(self) -> int:  # the number of Gibbs steps in this epoch
+        return at_epoch(self.hparams.k, self.current_epoch if self._trainer is not None else 0)
 
     @torch.no_grad()
     def on_fit_start(self):
@@ -268,7 +268,8 @@ class RBM(L.LightningModule):
             self.b.copy_(mean.logit())  # the initial model has the pixel means of the data
             self.initialised.fill_(True)
         if h.learning == "pcd":
-            self.chains = gibbs.local_chains(self.chains, h.num_chains, h.num_hidden, trainer.global_rank, world_size)
+            chains = gibbs.local_chains(self.chains, h.num_chains, h.num_hidden, trainer.global_rank, world_size)
+            self.chains = chains.to(trainer.strategy.root_device, copy=True)
 
     def _momentum(self, epoch: int) -> dict[str, Any]:
         value = at_epoch(self.hparams.momentum, epoch)

@@ -62,7 +62,7 @@ from zoo.functional.precision import keep_float32
 from zoo.functional.progress import tracked
 from zoo.nets.description import described
 from zoo.nets.unet import PointNet, UNet, check_unet
-from zoo.training.schedules import half_cosine
+from zoo.training.optimisers import with_half_cosine
 
 OBJECTIVES = ("denoising", "sliced", "explicit")
 WEIGHTS = ("edm", "ncsn")
@@ -254,6 +254,9 @@ class Score(L.LightningModule):
         """Return ``loss``, the mean objective per dimension, for a batch of images in [0, 1] or points, (B, ...)."""
         return {"loss": self.losses(batch, self.noise(batch, generator=generator)).mean()}
 
+    def graph_key(self) -> None:
+        """Return None: all training steps have the same operations."""
+
     def training_step(self, batch, batch_idx):
         loss = self.loss(batch)["loss"]
         self.log("train/loss", loss, prog_bar=True)
@@ -271,9 +274,7 @@ class Score(L.LightningModule):
 
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
-        total, warmup = max(1, self.trainer.estimated_stepping_batches), self.hparams.warmup  # inf if max_epochs=-1
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: half_cosine(step, total, warmup))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return with_half_cosine(optimiser, self.trainer, self.hparams.warmup)
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "score"

@@ -15,8 +15,8 @@ on z.
     marginal    E_q[ log p(x|z) + log p(z) - log q(z|x) - KL( gamma || p(c|z) ) ],     p(z) = sum_c pi_c N(z | c)
     mean field  E_q[ log p(x|z) ] - sum_c gamma_c KL( q(z|x) || p(z|c) ) - KL( gamma || pi )
 
-``negative_elbo`` in zoo/functional/mixture.py computes minus the five terms at gamma = p(c|z), and
-:func:`mean_field_negative_elbo` computes minus the mean field.
+In zoo/functional/mixture.py, ``negative_elbo`` computes minus the five terms at gamma = p(c|z), and
+``mean_field_negative_elbo`` computes minus the mean field.
 The first two forms are equal at every z for every gamma. They are largest at gamma = p(c|z). This largest value is the
 ELBO below. For every gamma, the mean field is at most the ELBO. At K = 1 all three forms are equal.
 
@@ -77,6 +77,7 @@ from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.functional.progress import tracked
 from zoo.nets.description import described
 from zoo.nets.layers import mlp
+from zoo.training.optimisers import reset_adam, scheduled
 from zoo.training.ranks import all_rows, shows_progress
 from zoo.training.schedules import half_cosine
 
@@ -85,24 +86,6 @@ log = logging.getLogger(__name__)
 PIXELS = 28 * 28
 
 __getattr__ = names_in("zoo.vade", "zoo.functional.mixture")  # former names of this module
-
-
-def mean_field_negative_elbo(
-    x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: gmm.Mixture, log_gamma: Tensor
-) -> dict[str, Tensor]:
-    """Return minus the mean field, eq. 12 of Jiang et al., with divergences in closed form.
-
-    Args:
-        log_gamma: log gamma, (B, K). Other arguments and the result are as for :func:`gmm.negative_elbo`.
-    """
-    mu, logvar = encode(x)
-    gamma = log_gamma.exp()
-    terms = {
-        "nll": -log_px(x, reparameterise(mu, logvar, eps)),
-        "kl_z": (gamma * gmm.kl_components(mu, logvar, mixture)).sum(-1),
-        "kl_c": (gamma * (log_gamma - mixture.log_pi)).sum(-1),
-    }
-    return {"loss": sum(terms.values()), **terms}
 
 
 @described
@@ -156,6 +139,7 @@ class VaDE(L.LightningModule):
         self.mu_c = nn.Parameter(torch.randn(num_clusters, latent_dim))
         self.logvar_c = nn.Parameter(torch.zeros(num_clusters, latent_dim))
         self.register_buffer("initialised", torch.tensor(False))  # whether the mixture has been fitted
+        self.fitted = False  # the value of ``initialised`` in a run; training steps read no value from the device
         self.agreement = ClusterTable(num_clusters)
 
     # The model: p(c), p(z | c), p(x | z) and q(z | x). Densities are at least float32 in every precision.
@@ -203,7 +187,7 @@ class VaDE(L.LightningModule):
         with torch.no_grad():
             log_gamma = gmm.log_responsibilities(self.encode(x).mu, self.mixture)
         encode = self.encode_deformed(noise)
-        return mean_field_negative_elbo(x, noise["eps"], encode, self.log_px, self.mixture, log_gamma)
+        return gmm.mean_field_negative_elbo(x, noise["eps"], encode, self.log_px, self.mixture, log_gamma)
 
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Return the terms of :meth:`mean_field`, averaged over the batch. Training minimises ``loss``."""
@@ -241,8 +225,11 @@ class VaDE(L.LightningModule):
                 *(epochs, pretraining),
             )
 
+    def on_train_start(self):
+        self.fitted = bool(self.initialised)
+
     def on_train_epoch_start(self):
-        if not self.initialised and self.current_epoch >= self.hparams.pretrain_epochs:
+        if not self.fitted and self.current_epoch >= self.hparams.pretrain_epochs:
             self.initialise_mixture()
 
     @torch.no_grad()
@@ -273,11 +260,15 @@ class VaDE(L.LightningModule):
         last.weight[D:] = 0
         last.bias[D:] = (self.logvar_c.exp().mean() / 20).log()
         self.initialised.fill_(True)
-        for optimiser in self.trainer.optimizers:
-            optimiser.state.clear()  # Adam's moments are from the loss of pretraining
+        self.fitted = True
+        reset_adam(self.trainer.optimizers)  # Adam's moments are from the loss of pretraining
+
+    def graph_key(self) -> bool:
+        """Return whether the next training step trains all parameters. If not, it pretrains the autoencoder."""
+        return self.fitted
 
     def training_step(self, batch, batch_idx):
-        if not self.initialised:
+        if not self.fitted:
             loss = self.pretraining_loss(batch)
             self.log("train/reconstruction", loss, prog_bar=True)
             return loss
@@ -316,8 +307,7 @@ class VaDE(L.LightningModule):
         def rate(step: int) -> float:
             return half_cosine(step, first) if step < first else half_cosine(step - first, max(1, steps - first))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimiser, rate)
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "vade"

@@ -66,9 +66,10 @@ from zoo.functional import importance
 from zoo.functional.densities import at_least_float32, binarise, log_bernoulli, log_normal
 from zoo.functional.latents import LATENTS, Bernoulli, Categorical, Gaussian, log_ratio
 from zoo.functional.noise import chunk_generator, rand, randn
+from zoo.functional.precision import keep_float32
 from zoo.nets.description import described
-from zoo.nets.layers import ConvDecoder, ConvEncoder, mlp
-from zoo.training.schedules import half_cosine
+from zoo.nets.layers import image_networks
+from zoo.training.optimisers import with_half_cosine
 
 PIXELS = 28 * 28
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -89,6 +90,7 @@ def sleep(x: Tensor, z: Tensor, encode: Callable) -> Tensor:
 @described
 @accepts_old_form("noise", "loss", "bound", "prior", "probe_batch", "log_likelihood")
 @checks_inputs(x=images, z=numbers(attrgetter("latent_shape"), fractions=lambda self: self.latents is not Gaussian))
+@keep_float32("step_tau")
 class VAE(L.LightningModule):
     """Variational autoencoder with Gaussian, binary or categorical latents.
 
@@ -144,15 +146,11 @@ class VAE(L.LightningModule):
         self.estimator = by_name.chosen(objective, latent, estimator, num_samples)
         features = math.prod(self.latent_shape)
         outputs = 2 * latent_dim if latent == "gaussian" else features
-        if net == "mlp":
-            layers = lambda widths: mlp(widths, ACTIVATIONS[activation])  # noqa: E731
-            self.encoder = nn.Sequential(nn.Flatten(), layers([PIXELS, *hidden, outputs]))
-            self.decoder = nn.Sequential(layers([features, *hidden[::-1], PIXELS]), nn.Unflatten(-1, (1, 28, 28)))
-        else:
-            self.encoder = ConvEncoder(outputs, width=hidden[0])
-            self.decoder = ConvDecoder(features, width=hidden[0])
+        self.encoder, self.decoder = image_networks(net, outputs, features, hidden, ACTIVATIONS[activation])
         if likelihood == "gaussian":
             self.log_variance = nn.Parameter(torch.tensor(math.log(0.05)))  # roughly the variance of MNIST pixels
+        tau = None if temperature_end is None else torch.tensor(temperature)
+        self.register_buffer("step_tau", tau, persistent=False)  # temperature of the training step, if it changes
         for name, module in learned_by(self.estimator, PIXELS, features, temperature).items():
             self.add_module(name, module)
         self.register_load_state_dict_pre_hook(earlier_keys)
@@ -168,17 +166,12 @@ class VAE(L.LightningModule):
         check_integer("num_categories", h.num_categories, least=2)
         check_integer("num_samples", h.num_samples)
         check_widths("hidden", hidden := h.hidden, (512, 512))
-        for key in ("lr", "variance_floor", "temperature"):
-            check_positive(key, h[key])
-        if (end := h.temperature_end) is not None:
-            check_positive("temperature_end, where it is not null,", end)
+        check_positive("lr", h.lr)
+        check_positive("variance_floor", h.variance_floor)
         check_not_negative("beta", h.beta)
         if h.net == "conv" and len(hidden) != 1:
             raise UserError(f"hidden must be one number of channels for net=conv, such as [32], got {hidden}")
-        if end is not None and h.estimator not in by_name.TEMPERED:
-            raise UserError(
-                f"temperature_end requires estimator=gumbel_softmax or straight_through, got estimator={h.estimator}"
-            )
+        by_name.check_temperatures(h.estimator, h.temperature, h.temperature_end)
         if h.beta != 1 and h.objective != "elbo":
             raise UserError(f"beta must be 1 with objective={h.objective}, got {h.beta}; use objective=elbo")
 
@@ -241,14 +234,17 @@ class VAE(L.LightningModule):
         """Return images as the likelihood needs them: binarised with ``u`` if Bernoulli, unchanged if Gaussian."""
         return binarise(x, u) if self.hparams.likelihood == "bernoulli" else x
 
-    def negative_elbo(self, x: Tensor, noise: Noise, estimator: str) -> dict[str, Tensor]:
-        """Return ``loss`` = nll + beta kl, ``nll`` and ``kl``, (B,) nats each, with the gradient of ``estimator``."""
+    def negative_elbo(self, x: Tensor, noise: Noise, estimator: str, tau: Tensor | None = None) -> dict[str, Tensor]:
+        """Return ``loss`` = nll + beta kl, ``nll`` and ``kl``, (B,) nats each, with the gradient of ``estimator``.
+
+        ``tau`` is the temperature. None selects the property ``tau``.
+        """
         q, beta = self.encode(x), self.hparams.beta
         # Only the estimator that trains the model has learned parts. Without them, REBAR uses eta = 1.
         learned = self.learned if estimator == self.estimator else FixedControl(self.hparams.temperature)
         parts = learned.parts(x, q, lambda z: -self.log_px(x, z, without_parameter_gradients=True))
-        tau = self.tau if estimator in by_name.TEMPERED else 1.0
-        nll = by_name.surrogate(estimator, lambda z: -self.log_px(x, z), q, noise, beta, tau, **parts).mean(0)
+        parts["tau"] = (self.tau if tau is None else tau) if estimator in by_name.TEMPERED else 1.0
+        nll = by_name.surrogate(estimator, lambda z: -self.log_px(x, z), q, noise, beta, **parts).mean(0)
         kl = q.kls().sum(-1)
         if estimator.endswith("+sampled_kl"):  # nll contains beta (log q - log p)
             loss, nll, kl = nll, (nll - beta * kl).detach(), kl.detach()
@@ -281,22 +277,23 @@ class VAE(L.LightningModule):
         asleep = sleep(dream, z, self.encode)
         return {"loss": awake + asleep, "wake": awake, "sleep": asleep}
 
-    def objective(self, estimator: str) -> Callable[[Tensor, Noise], dict[str, Tensor]]:
+    def objective(self, estimator: str, tau: Tensor | None = None) -> Callable[[Tensor, Noise], dict[str, Tensor]]:
         """Return a function (observed images, noise) that returns the objective with the gradient of ``estimator``."""
         if estimator == "wake_sleep":
             return self.wake_and_sleep
-        bound = self.negative_iwae if self.hparams.objective == "iwae" else self.negative_elbo
-        return partial(bound, estimator=estimator)
+        if self.hparams.objective == "iwae":
+            return partial(self.negative_iwae, estimator=estimator)
+        return partial(self.negative_elbo, estimator=estimator, tau=tau)
 
-    def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def loss(self, batch, *, generator: torch.Generator | None = None, tau: Tensor | None = None) -> dict[str, Tensor]:
         """Return the terms of the objective, averaged over the batch, in nats per example. Training minimises ``loss``.
 
         A learned baseline or control variate adds the gradient of its loss to the gradient of ``loss``. The value
-        of ``loss`` does not change.
+        of ``loss`` does not change. ``tau`` is as for :meth:`negative_elbo`.
         """
         noise = self.noise(batch, generator=generator)
         x = self.observe(batch[0], noise["u"])
-        each = self.objective(self.estimator)(x, noise)
+        each = self.objective(self.estimator, tau)(x, noise)
         terms = {name: term.mean() for name, term in each.items()}
         fixed = lambda z: -self.log_px(x, z, without_parameter_gradients=True)  # noqa: E731
         for name, term in self.learned.loss(x, noise, each, self.encode, fixed).items():
@@ -314,11 +311,14 @@ class VAE(L.LightningModule):
         start, end = self.hparams.temperature, self.hparams.temperature_end
         if end is None:
             return start
-        done = 1.0 if self._trainer is None else min(1.0, self.trainer.global_step / self._steps())
-        return start * (end / start) ** done
+        if self._trainer is None:
+            return end
+        steps = max(1, self.trainer.estimated_stepping_batches)  # the estimate is infinite for max_epochs=-1
+        return start * (end / start) ** min(1.0, self.trainer.global_step / steps)
 
-    def _steps(self) -> float:
-        return max(1, self.trainer.estimated_stepping_batches)  # the estimate is infinite for max_epochs=-1
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.step_tau is not None:
+            self.step_tau.fill_(self.tau)
 
     def bound(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Return the terms of -ELBO or -L_k at hard draws of z. Validation logs them for every estimator."""
@@ -327,8 +327,11 @@ class VAE(L.LightningModule):
         terms = self.objective(plain)(self.observe(batch[0], noise["u"]), noise)
         return {name: term.mean() for name, term in terms.items()}
 
+    def graph_key(self) -> None:
+        """Return None: all training steps have the same operations."""
+
     def training_step(self, batch, batch_idx):
-        terms = self.loss(batch)
+        terms = self.loss(batch, tau=self.step_tau)
         self.learned.after_step(terms, self.all_gather)
         self.log_dict({f"train/{k}": v for k, v in terms.items()}, prog_bar=True)
         return terms
@@ -343,9 +346,7 @@ class VAE(L.LightningModule):
 
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
-        steps = self._steps()
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: half_cosine(step, steps))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return with_half_cosine(optimiser, self.trainer)
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "vae"

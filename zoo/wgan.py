@@ -204,26 +204,25 @@ class WGAN(L.LightningModule):
     @torch.no_grad()
     def clip(self) -> None:
         """Clip every parameter of the critic to [-c, c]."""
-        for p in self.critic.parameters():
-            p.clamp_(-self.hparams.clip_value, self.hparams.clip_value)
+        parameters, c = list(self.critic.parameters()), self.hparams.clip_value
+        torch._foreach_clamp_min_(parameters, -c)  # one kernel for all parameters on a GPU
+        torch._foreach_clamp_max_(parameters, c)
 
     def on_train_start(self):
         check_batches(self)
 
+    def graph_key(self) -> bool:
+        """Return whether the next training step also updates the generator."""
+        return (self.trainer.fit_loop.total_batch_idx + 1) % self.hparams.n_critic == 0
+
     def training_step(self, batch, batch_idx):
         critic_optimiser, g_optimiser = self.optimizers()
-        self.toggle_optimizer(critic_optimiser)
-        terms = self.critic_loss(batch)
-        step(self, critic_optimiser, terms["loss"], counts=True)
-        self.untoggle_optimizer(critic_optimiser)
+        terms = step(self, critic_optimiser, self.critic_loss, batch, counts=True)
         if self.hparams.lipschitz == "clip":
             self.clip()
         seen = self._log("train", "critic", terms)
-        if (self.trainer.fit_loop.total_batch_idx + 1) % self.hparams.n_critic == 0:
-            self.toggle_optimizer(g_optimiser)
-            terms = self.generator_loss(batch)
-            step(self, g_optimiser, terms["loss"], counts=False)
-            self.untoggle_optimizer(g_optimiser)
+        if self.graph_key():
+            terms = step(self, g_optimiser, self.generator_loss, batch, counts=False)
             seen |= self._log("train", "generator", terms)
         return seen
 

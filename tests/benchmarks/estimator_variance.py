@@ -1,25 +1,29 @@
 """Benchmark of EstimatorVariance: time per draw, time on several processes, and fraction of the training time.
 
-    python tests/benchmarks/estimator_variance.py [draws] [processes] [share MODEL ...]
+    python tests/benchmarks/estimator_variance.py [draws] [processes] [fraction SECONDS [MODEL ...]]
 
 ``draws`` prints the milliseconds per draw of small networks, through vmap and in a loop. Rounds with vmap and with the
 loop alternate. ``processes`` prints the seconds for 64 draws of each estimator, on one process and on two. Each process
-has one core. ``share`` trains each MODEL by its recipe for 90 seconds, with EstimatorVariance and its default options.
-The program then prints the fraction of the time spent on measuring.
+has one core. ``fraction`` trains each MODEL, by default all, by its recipe for SECONDS, with EstimatorVariance as its
+only callback. The program then prints the fraction of the training time spent on measuring, and the longest pause of
+training. It also prints the step and the number of draws of the first measurements.
 """
 
 import multiprocessing
 import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
+import zoo
 from zoo.callbacks import EstimatorVariance
 from zoo.cvae import CVAE
 from zoo.estimators import GradientMoments, chunk_size, gradient_moments, gradients
@@ -105,57 +109,73 @@ def processes(n=64):
         print(f"{name}: {n} draws of each estimator, {one:.2f} s on one process, {two:.2f} s on two: {two / one:.2f}")
 
 
-class StopAfter(EstimatorVariance):
-    """EstimatorVariance that ends the run after ``limit`` seconds and prints the fraction spent on measuring."""
+class Timed(EstimatorVariance):
+    """EstimatorVariance that records the seconds for which each call stops training."""
 
-    limit = 90.0
+    def on_train_start(self, trainer, pl_module):
+        super().on_train_start(trainer, pl_module)
+        self.began, self.pauses = time.monotonic(), []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        before = time.monotonic()
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self.pauses.append(time.monotonic() - before)
+
+
+class StopAfter(Callback):
+    """Callback that ends a run after ``seconds`` of training."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def on_train_start(self, trainer, pl_module):
+        self.began = time.monotonic()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        trained = time.monotonic() - self._started
-        if trained > self.limit:
-            steps = [row["step"] for row in self.history]
-            print(
-                f"{type(pl_module).__name__}: {self._seconds:.2f} of {trained:.1f} s, {self._seconds / trained:.1%}, "
-                f"in {len(steps)} measurements at {steps[:4]}... of {trainer.fit_loop.total_batch_idx} steps",
-                flush=True,
-            )
+        if time.monotonic() - self.began > self.seconds:
             trainer.should_stop = True
-            raise KeyboardInterrupt
 
 
-def share(models):
-    for name in models:
+def fraction(seconds, models):
+    print(
+        f"{'model':12}{'fraction':>9}{'longest':>9}{'points':>8}{'steps':>8}  (step, draws) of the first measurements"
+    )
+    for name in models or zoo.list_models():
         data = "pydocs" if name == "skipgram" else "mnist_or_digits"
-        with initialize_config_dir(str(Path(__file__).parents[2] / "configs"), version_base="1.3"):
+        with initialize_config_dir(str(Path(zoo.__file__).resolve().parents[1] / "configs"), version_base="1.3"):
             cfg = compose("train", [f"model={name}", f"data={data}", "trainer=cpu", "trainer.max_epochs=1000000"])
-            cfg.run_dir = "none"
-        node = OmegaConf.to_container(cfg.callbacks.estimator_variance, resolve=True)
-        del node["_target_"]
-        callback = StopAfter(**node)
-        trainer = instantiate(
-            cfg.trainer,
-            _convert_="all",
-            callbacks=[callback],
-            logger=False,
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            check_val_every_n_epoch=1000,
-            num_sanity_val_steps=0,
-        )
-        torch.manual_seed(0)
-        try:
+        with tempfile.TemporaryDirectory() as cfg.run_dir:
+            node = OmegaConf.to_container(cfg.callbacks.estimator_variance, resolve=True)
+            del node["_target_"]
+            callback = Timed(**node)
+            trainer = instantiate(
+                cfg.trainer,
+                _convert_="all",
+                callbacks=[callback, StopAfter(seconds)],
+                logger=False,
+                enable_progress_bar=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                check_val_every_n_epoch=1000,
+                num_sanity_val_steps=0,
+            )
+            torch.manual_seed(0)
             data, model = (instantiate(node, _convert_="all") for node in (cfg.data, cfg.model))
             trainer.fit(model, datamodule=data)
-        except SystemExit:  # Lightning raises it on KeyboardInterrupt
-            continue
+        measuring = sum(callback.pauses)
+        first = [(row["step"], row["estimator_draws"]) for row in callback.history[:4]]
+        print(
+            f"{name:12}{measuring / (seconds - measuring):9.1%}{max(callback.pauses):8.2f}s{len(callback.history):8}"
+            f"{trainer.fit_loop.total_batch_idx:8}  {first}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     asked = sys.argv[1:] or ["draws", "processes"]
-    if asked[0] == "share":
-        share(asked[1:])
+    if asked[0] == "fraction":
+        fraction(float(asked[1]), asked[2:])
     else:
         for what in asked:
             {"draws": draws_at_once, "processes": processes}[what]()

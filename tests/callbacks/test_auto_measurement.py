@@ -1,13 +1,15 @@
-"""Tests of EstimatorVariance with every_n_steps=auto: times of measurements, numbers of draws, and Ctrl-C."""
+"""Tests of EstimatorVariance with every_n_steps=auto: times of measurements, numbers of draws, parts, and Ctrl-C."""
 
 import signal
+from itertools import pairwise
 
 import pytest
 import torch
 from helpers import TINY, run
 from lightning.pytorch import Callback
 
-import zoo.callbacks.estimator_variance as module
+import zoo.callbacks.measurement
+import zoo.callbacks.measuring_budget
 from zoo.callbacks import EstimatorVariance
 from zoo.estimators import GradientEstimator
 
@@ -27,11 +29,19 @@ class Clock:
 class Loop:
     total_batch_idx = -1
 
+    class epoch_loop:
+        _batches_that_stepped = 0
+
+    class epoch_progress:
+        class current:
+            processed, ready = 0, 1
+
 
 class Trainer:
     """Stand-in for a Trainer of one process, with the attributes that the callback uses."""
 
     loggers = callbacks = ()
+    global_step = current_epoch = 0
     is_global_zero, progress_bar_callback, world_size, global_rank = True, None, 1, 0
 
     class strategy:
@@ -47,8 +57,13 @@ class Trainer:
 class Model:
     """Model with two estimators. Each draw moves the clock forward by ``seconds``."""
 
+    _trainer = None
+
     def __init__(self, clock, seconds):
         self.clock, self.seconds = clock, seconds
+
+    def __deepcopy__(self, memo):
+        return Model(self.clock, self.seconds)
 
     def gradient_estimators(self):
         def noise(batch, generator):
@@ -61,66 +76,140 @@ class Model:
         }
 
 
-def trained(monkeypatch, *, steps, per_step, per_draw, callback=None, begin=0):
-    """Return the callback after ``steps`` steps, and for each step the measuring time divided by the training time."""
-    clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    callback = callback or EstimatorVariance("x")
-    callback.probes = [None]
-    trainer, model, shares = Trainer(), Model(clock, per_draw), []
-    callback._started, callback._first_step = clock.now, begin
-    callback._next = max(callback._next, begin)
-    for step in range(begin, begin + steps):
-        trainer.fit_loop.total_batch_idx = step
-        callback.on_train_batch_start(trainer, model, None, 0)
-        trained = callback._trained_before + clock.now - callback._started - callback._seconds
-        shares.append(callback._seconds / max(trained, 1e-9))
-        clock.now += per_step
-    return callback, shares
+class Training:
+    """Training of ``steps`` steps with a callback and a clock that only training and draws move.
+
+    Attributes:
+        shares: for each step, the time of measurements divided by the time of training so far.
+        pauses: for each step, the seconds for which the callback stopped training.
+        ended: for each measurement, the time at which it was recorded, seconds since training began.
+    """
+
+    def __init__(self, monkeypatch, *, steps, per_step, per_draw, callback=None, begin=0):
+        clock = Clock()
+        monkeypatch.setattr(zoo.callbacks.measuring_budget, "time", clock)
+        for user in (zoo.callbacks.measuring_budget, zoo.callbacks.measurement):
+            monkeypatch.setattr(user, "clock", clock.monotonic)
+        self.callback = callback or EstimatorVariance("x")
+        self.callback.probes = [None]
+        trainer, model = Trainer(), Model(clock, per_draw)
+        budget, began = self.callback._budget, clock.now
+        self.callback.begin(model, begin)
+        self.shares, self.pauses, self.ended = [], [], []
+        for step in range(begin, begin + steps):
+            trainer.fit_loop.total_batch_idx = step
+            before = clock.now
+            self.callback.on_train_batch_start(trainer, model, None, 0)
+            self.pauses.append(clock.now - before)
+            self.shares.append(budget.spent / max(budget.total() - budget.spent, 1e-9))
+            self.ended += [clock.now - began] * (len(self.callback.history) - len(self.ended))
+            clock.now += per_step
+        self.trainer, self.model = trainer, model
 
 
 @pytest.mark.parametrize("per_step", [0.001, 0.1, 3.0])
 @pytest.mark.parametrize("relative", [0.2, 1.0])
 def test_measuring_never_takes_more_than_a_twentieth_of_the_time(per_step, relative, monkeypatch):
-    """The callback cannot know the cost of its first measurement. It assumes that a draw takes as long as a step."""
-    callback, shares = trained(monkeypatch, steps=3000, per_step=per_step, per_draw=relative * per_step)
-    assert max(shares) <= SHARE + 1e-9
-    assert shares[-1] > 0.6 * SHARE
-    assert callback.history[0]["step"] > 0
+    """The callback cannot know the cost of its first draws. It assumes that a draw takes as long as a step."""
+    run = Training(monkeypatch, steps=3000, per_step=per_step, per_draw=relative * per_step)
+    assert max(run.shares) <= SHARE + 1e-9
+    assert run.shares[-1] > 0.6 * SHARE
+    assert run.callback.history[0]["step"] > 0
 
 
-def test_an_unexpectedly_slow_first_measurement_delays_the_second(monkeypatch):
-    callback, shares = trained(monkeypatch, steps=6000, per_step=0.1, per_draw=2.0)
-    first, second = (row["step"] for row in callback.history[:2])
-    # Two measurements have 2 draws of two estimators each. A draw takes 2 s, so both measurements take 16 s.
-    assert shares[first] > SHARE and second * 0.1 * SHARE >= 16.0
-    assert max(shares[second:]) <= SHARE + 1e-9
+def test_an_unexpectedly_slow_draw_delays_the_next_one(monkeypatch):
+    """A draw takes 20 times as long as a step. The first draw of each estimator exceeds the limit, and no later one."""
+    run = Training(monkeypatch, steps=6000, per_step=0.1, per_draw=2.0)
+    first, second, third = [step for step, pause in enumerate(run.pauses) if pause][:3]
+    assert run.shares[first] > SHARE and second * 0.1 * SHARE >= 2.0 and third * 0.1 * SHARE >= 6.0
+    assert max(run.shares[third:]) <= SHARE + 1e-9
+    assert max(run.pauses) == pytest.approx(2.0)
 
 
-def test_a_minute_of_a_diffusion_has_several_points(monkeypatch):
-    """The run has 600 steps of 0.1 s. A draw of each of the two estimators takes 0.1 s."""
-    callback, _ = trained(monkeypatch, steps=600, per_step=0.1, per_draw=0.1)
-    assert len(callback.history) >= 4
-    assert callback.history[0]["step"] <= 100
+@pytest.mark.parametrize("per_draw", [0.001, 0.03, 0.1, 0.3])
+@pytest.mark.parametrize("per_step", [0.001, 0.1, 0.5])
+def test_a_minute_of_training_has_two_points_and_no_long_pause(per_step, per_draw, monkeypatch):
+    """Measuring stops training for at most 0.25 s, or for one draw. Each of the two estimators has its own draws.
+
+    3 s of the minute are for measuring. The second point has as many draws as 1.25 s allow.
+    """
+    run = Training(monkeypatch, steps=round(57 / per_step), per_step=per_step, per_draw=per_draw)
+    rows = run.callback.history
+    assert len(rows) >= 2 and run.ended[1] < 60
+    assert max(run.pauses) <= max(0.25, per_draw) + 1e-6
+    assert rows[0]["estimator_draws"] == 2
+    assert rows[1]["estimator_draws"] == min(16, max(2, int(0.05 * 25 / (2 * per_draw) + 1e-6)))
 
 
-def test_draws_double_after_every_fourth_measurement_up_to_those_asked_for(monkeypatch):
-    callback, _ = trained(monkeypatch, steps=400, per_step=1.0, per_draw=0.05)
-    draws = [row["estimator_draws"] for row in callback.history]
+def test_the_least_number_of_draws_doubles_after_every_fourth_measurement(monkeypatch):
+    """25 seconds of training pay for only two draws, so the number is the least one of long runs."""
+    run = Training(monkeypatch, steps=4000, per_step=1.0, per_draw=0.3)
+    draws = [row["estimator_draws"] for row in run.callback.history]
     assert draws[:14] == [2] * 4 + [4] * 4 + [8] * 4 + [16] * 2
     assert set(draws[12:]) == {16}
-    few, _ = trained(monkeypatch, steps=400, per_step=1.0, per_draw=0.05, callback=EstimatorVariance("x", draws=3))
+    few = EstimatorVariance("x", draws=3)
+    Training(monkeypatch, steps=4000, per_step=1.0, per_draw=0.3, callback=few)
     assert {row["estimator_draws"] for row in few.history} == {2, 3}
 
 
+def test_the_batches_until_the_callback_acts_are_those_until_its_next_pause(monkeypatch):
+    run = Training(monkeypatch, steps=400, per_step=0.1, per_draw=0.1)
+    paused = [step for step, pause in enumerate(run.pauses) if pause]
+    assert len(paused) > 5
+    asked = []
+
+    class Asked(EstimatorVariance):
+        def on_train_batch_start(self, trainer, *args):
+            step = trainer.fit_loop.total_batch_idx
+            trainer.fit_loop.total_batch_idx = step - 1  # as the loop asks before the batch begins
+            asked.append(self.batches_until_due(trainer))
+            trainer.fit_loop.total_batch_idx = step
+            super().on_train_batch_start(trainer, *args)
+
+    callback = Asked("x")
+    run = Training(monkeypatch, steps=400, per_step=0.1, per_draw=0.1, callback=callback)
+    acts = [step for step, pause in enumerate(run.pauses) if pause]
+    assert acts == paused
+    assert all(asked[step] == 1 for step in acts)
+    assert min(asked) == 1 and all(a - 1 == b for a, b in pairwise(asked) if a > 1)
+    regular = EstimatorVariance("x", every_n_steps=6)
+    trainer = Trainer()
+    for step in range(-1, 14):
+        trainer.fit_loop.total_batch_idx = step
+        due = next(n for n in range(1, 8) if (step + n) % 6 == 0)
+        assert regular.batches_until_due(trainer) == due
+
+
 def test_a_resumed_run_keeps_its_time_budget(monkeypatch):
-    first, _ = trained(monkeypatch, steps=500, per_step=0.1, per_draw=0.1)
+    first = Training(monkeypatch, steps=500, per_step=0.1, per_draw=0.1).callback
     resumed = EstimatorVariance("x")
     resumed.load_state_dict(first.state_dict())
-    resumed, shares = trained(monkeypatch, steps=500, per_step=0.1, per_draw=0.1, callback=resumed, begin=500)
-    whole, _ = trained(monkeypatch, steps=1000, per_step=0.1, per_draw=0.1)
-    assert max(shares) <= SHARE + 1e-9
-    assert abs(len(resumed.history) - len(whole.history)) <= 1
+    second = Training(monkeypatch, steps=500, per_step=0.1, per_draw=0.1, callback=resumed, begin=500)
+    whole = Training(monkeypatch, steps=1000, per_step=0.1, per_draw=0.1)
+    assert max(second.shares) <= SHARE + 1e-9
+    assert abs(len(resumed.history) - len(whole.callback.history)) <= 1
+
+
+def test_a_run_that_ends_within_a_measurement_uses_the_draws_made_so_far(monkeypatch, tmp_path):
+    """Each estimator needs two draws. With fewer, the measurement leaves no row. A resumed run has no old draws."""
+    rows = {}
+    for steps in range(60, 400, 20):
+        callback = EstimatorVariance(str(tmp_path))
+        run = Training(monkeypatch, steps=steps, per_step=0.1, per_draw=0.2, callback=callback)
+        before, running = len(callback.history), callback._running
+        resumed = EstimatorVariance("x")
+        resumed.load_state_dict(callback.state_dict())
+        assert resumed._running is None
+        if running is not None:
+            made = min(moments.n for moments in running._moments.values())
+            run.trainer.is_global_zero = False  # draws no figure
+            callback.on_train_end(run.trainer, run.model)
+            assert len(callback.history) - before == (made >= 2)
+            if made >= 2:
+                assert callback.history[-1]["estimator_draws"] == made
+                assert callback.history[-1]["variance/a/all"] > 0
+            rows[made] = True
+    assert 1 in rows and 2 in rows
 
 
 def test_what_a_tuner_takes_and_puts_back_holds_no_time_of_training(tmp_path):

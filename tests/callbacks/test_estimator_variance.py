@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from train import build
 from zoo.callbacks import EstimatorVariance
+from zoo.callbacks.measurement import Measurement
 from zoo.estimators import (
     GradientEstimator,
     GradientMoments,
@@ -250,11 +251,13 @@ def test_the_draws_of_each_batch_begin_with_a_whole_chunk():
     """A chunk has eight draws. With five draws per batch, batch 0 uses draws 0 to 4, and batch 1 uses draws 8 to 12."""
     e = linear(lambda batch, g: {"eps": torch.randn(3, generator=g)})
     assert chunk_size(e) == 8
-    callback = EstimatorVariance("x", draws=5, batches=2, seed=3)
-    callback.probes = [torch.ones(3), torch.tensor([1.0, 2.0, 4.0])]
-    row = callback._measure(L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu"), "e", e, 5)
-    moments = [gradient_moments(e, x, range(8 * i, 8 * i + 5), 3)[0] for i, x in enumerate(callback.probes)]
-    assert row["variance/e/all"] == split_variance(moments)["all"].variance
+    batches = [torch.ones(3), torch.tensor([1.0, 2.0, 4.0])]
+    measurement = Measurement({"e": e}, batches, draws=5, seed=3)
+    while not measurement.done:
+        measurement.advance()
+        measurement.end_batch()
+    moments = [gradient_moments(e, x, range(8 * i, 8 * i + 5), 3)[0] for i, x in enumerate(batches)]
+    assert measurement.values()["variance/e/all"] == split_variance(moments)["all"].variance
 
 
 def test_both_kinds_are_logged_on_request(tmp_path):

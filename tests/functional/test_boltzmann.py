@@ -1,5 +1,6 @@
 """Tests of the Boltzmann machine against sums over the 128 states of 4 x 3 or 3 x 4 units."""
 
+import math
 from itertools import product
 
 import pytest
@@ -17,7 +18,7 @@ from zoo.functional.boltzmann import (
     pseudo_log_likelihood,
     visible_logits,
 )
-from zoo.functional.gibbs import gibbs, pick
+from zoo.functional.gibbs import gibbs, next_hidden, pick, restart_noise
 from zoo.functional.importance import annealed_importance_sampling, log_mean
 from zoo.functional.partition import (
     ais_log_partition,
@@ -194,6 +195,84 @@ def test_the_expected_cd_gradient_is_zero_where_the_data_are_the_models_own(k):
 
     assert gradient(p).abs().max() < 1e-12
     assert gradient(torch.full((16,), 1 / 16, dtype=torch.float64)).abs().max() > 1e-2
+
+
+# Persistent chains.
+
+
+def test_a_chain_that_restarts_draws_h_given_a_random_visible_state_and_the_others_given_their_own(generator):
+    """The test enumerates the 16 visible states and, for each of them, the 8 hidden states and both choices."""
+    weights = machine()
+    coins = binary(4)
+    p_coins = hidden_logits(coins, weights).sigmoid()
+    outcome = binary(3).repeat_interleave(16, 0).repeat(2, 1)  # chain i uses the visible state i modulo 16
+    restart = torch.arange(256) < 128
+    own = torch.rand(256, 3, generator=generator, dtype=torch.float64)
+    p = torch.where(restart[:, None], p_coins.repeat(16, 1), own)
+    noise = {"restart": restart, "u_h": forced(p, outcome)[None]}
+    assert torch.equal(next_hidden(own, p_coins, noise), outcome)
+    one = {"restart": restart, "u_h": forced(torch.where(restart[:, None], p_coins[5], own), outcome)[None]}
+    assert torch.equal(next_hidden(own, p_coins[5:6], one), outcome)
+    assert torch.equal(next_hidden(own, own[:0], {"u_h": forced(own, outcome)[None]}), outcome)
+
+
+@pytest.mark.parametrize("probability", [0.001, 0.3])
+def test_each_chain_restarts_with_the_given_probability_and_shapes_do_not_depend_on_chance(probability, generator):
+    """The test counts restarts of 100 chains in 2,000 updates, and the ones among all units of the visible states.
+
+    Each count is within 4.5 standard errors of its expectation. A false alarm occurs once in 70,000 seeds.
+    """
+    cpu, total, ones, m = torch.device("cpu"), 0, 0, math.ceil(100 * probability)
+    for _ in range(2000):
+        noise = restart_noise(100, probability, 7, generator=generator, device=cpu)
+        assert noise["restart"].shape == (100,) and noise["coins"].shape == (m, 7)
+        total, ones = total + int(noise["restart"].sum()), ones + int(noise["coins"].sum())
+    n = 200_000
+    assert abs(total - n * probability) < 4.5 * (n * probability * (1 - probability)) ** 0.5
+    assert abs(ones - 1000 * m * 7) < 4.5 * (2000 * m * 7 / 4) ** 0.5
+
+
+def test_chains_that_never_restart_draw_no_random_numbers(generator):
+    before = generator.get_state()
+    assert restart_noise(100, 0.0, 7, generator=generator, device=torch.device("cpu")) == {}
+    assert torch.equal(generator.get_state(), before)
+
+
+def exact_free_energy(v, weights):
+    """Return F(v) to the last digits of float64. ``F.softplus(a)`` is a for all a above 20, with an error of 2e-9."""
+    logits = hidden_logits(v, weights)
+    return -(v @ weights.b) - torch.logaddexp(logits, torch.zeros_like(logits)).sum(-1)
+
+
+@BOTH_SHAPES
+@pytest.mark.parametrize("centred", [False, True])
+def test_the_difference_of_free_energies_and_its_gradient_are_those_of_autograd(shape, centred, generator):
+    """States without a part in the difference change neither. Large log odds make many probabilities exactly 0 or 1."""
+    for scale in (1.0, 100.0):
+        W, b, c = (t.requires_grad_() for t in machine(*shape, scale=scale))
+        v, v_model, others = ((torch.rand(n, len(b), generator=generator) < 0.5).to(W.dtype) for n in (6, 5, 3))
+        mu = torch.rand(len(b), generator=generator, dtype=W.dtype) if centred else None
+        learned = Machine(W, b, c, mu)
+        found, p, p_others = learned.free_energy_difference(v, v_model, others)
+        weights = learned.weights()
+        expected = exact_free_energy(v, weights).mean() - exact_free_energy(v_model, weights).mean()
+        exactly = {"rtol": 1e-12, "atol": 1e-12}
+        assert_close(found, expected, **exactly)
+        for x, of_x in ((v_model, p), (others, p_others)):
+            assert_close(of_x, hidden_logits(x, weights).sigmoid().detach(), **exactly)
+        for ours, theirs in zip(*(torch.autograd.grad(3 * t, (W, b, c)) for t in (found, expected)), strict=True):
+            assert_close(ours, theirs, **exactly)
+
+
+def test_the_difference_of_free_energies_is_exact_in_float32(generator):
+    """The error is at most four rounding errors of the largest free energy. Log odds are of all sizes up to 1,000."""
+    weights = machine(30, 250, scale=1.0)
+    weights = Weights(weights.W * torch.logspace(-3, 2, 250, dtype=torch.float64), weights.b, weights.c)
+    v, v_model = ((torch.rand(50, 30, generator=generator) < 0.5).double() for _ in range(2))
+    expected = free_energy(v, weights).mean() - free_energy(v_model, weights).mean()
+    found = Machine(*weights.to(torch.float32)).free_energy_difference(v.float(), v_model.float())[0]
+    largest = torch.cat([free_energy(v, weights), free_energy(v_model, weights)]).abs().max()
+    assert abs(float(found) - float(expected)) < 4 * torch.finfo(torch.float32).eps * float(largest)
 
 
 # Annealed importance sampling.

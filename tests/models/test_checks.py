@@ -16,7 +16,7 @@ from zoo.checks.pixels import check_one_hot
 def test_values_are_looked_at_in_the_first_batch_of_a_run_and_not_of_each_epoch(batches, looked_at, monkeypatch):
     """A model checks pixels only in the first batch of a run. Each check makes the CPU wait for the GPU."""
     model = made("vae")
-    trainer = SimpleNamespace(fit_loop=SimpleNamespace(total_batch_idx=batches))
+    trainer = SimpleNamespace(fit_loop=SimpleNamespace(total_batch_idx=batches), datamodule=None)
     monkeypatch.setattr(type(model), "trainer", trainer)
     batch = [torch.full((2, 1, 28, 28), 2.0)]
     model.on_train_batch_start(batch, 1)
@@ -43,11 +43,13 @@ def test_as_many_samples_as_fit_into_a_tensor_are_allowed():
 
 
 def test_a_call_within_a_call_leaves_the_outer_one_as_it_was():
-    elsewhere = torch.empty(0, device="meta")
-    with called_by_the_model(in_step=True):
-        with called_by_the_model(in_step=False):
-            assert reads_values(elsewhere) and not from_outside()
-        assert not reads_values(elsewhere) and not from_outside()
+    here, elsewhere = torch.empty(0), torch.empty(0, device="meta")
+    with called_by_the_model("nowhere"):
+        with called_by_the_model("cpu"):
+            with called_by_the_model("everywhere"):
+                assert reads_values(elsewhere) and not from_outside()
+            assert reads_values(here) and not reads_values(elsewhere) and not from_outside()
+        assert not reads_values(here) and not reads_values(elsewhere) and not from_outside()
     assert reads_values(elsewhere) and from_outside()
 
 
@@ -59,17 +61,25 @@ def test_one_hot_is_exactly_one():
 
 
 class Asked:
-    """Stand-in for a model. Its methods return whether a check may read a tensor that is not on the CPU."""
+    """Stand-in for a model. Its methods return whether a check may read a tensor on the CPU, and one elsewhere."""
+
+    def answer(self):
+        return reads_values(torch.empty(0)), reads_values(torch.empty(0, device="meta"))
+
+    @takes(batch=batch_of_any_shape)
+    def training_step(self, batch):
+        return self.answer()
 
     @takes(batch=batch_of_any_shape)
     def loss(self, batch):
-        return reads_values(torch.empty(0, device="meta"))
+        return self.answer()
 
     @takes(steps=whole)
     def sample(self, steps):
-        return reads_values(torch.empty(0, device="meta"))
+        return self.answer()
 
 
-def test_what_is_given_a_batch_reads_no_values_and_inference_may():
-    assert not Asked().loss(torch.zeros(1))
-    assert Asked().sample(1)
+def test_a_training_step_reads_no_values_and_a_loss_reads_them_on_the_cpu():
+    assert Asked().training_step(torch.zeros(1)) == (False, False)
+    assert Asked().loss(torch.zeros(1)) == (True, False)
+    assert Asked().sample(1) == (True, True)

@@ -35,10 +35,11 @@ from zoo.functional.mixture import (
     log_importance_weight,
     log_p_z_given_c,
     log_responsibilities,
+    mean_field_negative_elbo,
     negative_elbo,
 )
 from zoo.functional.noise import chunk_generator
-from zoo.vade import VaDE, mean_field_negative_elbo
+from zoo.vade import VaDE
 
 K, D, P = 3, 2, 5
 

@@ -15,7 +15,7 @@ ALL = {name: [o for o in overrides if not o.startswith("callbacks.")] for name, 
     "vae, relax": TINY["vae"] + ["model.latent=categorical", "model.estimator=relax"],
     "vae, wake-sleep": TINY["vae"] + ["model.objective=wake_sleep"],
     "vae, iwae": TINY["vae"] + ["model.objective=iwae", "model.num_samples=3"],
-    "rbm": TINY["rbm"] + ["model.restarts=0"],  # the number of restarted chains depends on the split
+    "rbm": TINY["rbm"] + ["model.restarts=0.02"],  # two of 100 chains restart at each step, on average
     "rbm, contrastive divergence": TINY["rbm"] + ["model.learning=cd"],
     "ddpm, importance": TINY["ddpm"] + ["model.timesteps=importance", "model.steps=3"],
     "skipgram, own noise": TINY["skipgram"] + ["model.shared_noise=0"],

@@ -1,17 +1,20 @@
-"""Decide whether a method checks its arguments, and whether a check may read values from a GPU."""
+"""Decide whether a method checks its arguments, and whether a check may read the values of tensors."""
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from torch import Tensor
+
+Reads = Literal["everywhere", "cpu", "nowhere"]  # devices from which checks may read values
 
 
 class _Calls(threading.local):
     """State of one thread."""
 
     within = False  # whether a public method is running
-    in_step = False  # whether this method is part of a training step or a loss
+    reads: Reads = "everywhere"
 
 
 _calls = _Calls()
@@ -23,23 +26,23 @@ def from_outside() -> bool:
 
 
 def reads_values(x: Tensor) -> bool:
-    """Return whether a check is allowed to read the values of ``x``.
+    """Return whether a check is allowed to read the values of ``x``. A read from a GPU makes the CPU wait.
 
-    A check always reads values on the CPU. It reads values on a GPU only outside training steps and losses.
+    A training step never reads values, because they are checked before training. A loss reads values only on the CPU.
     """
-    return x.device.type == "cpu" or not _calls.in_step
+    return _calls.reads == "everywhere" or (_calls.reads == "cpu" and x.device.type == "cpu")
 
 
 @contextmanager
-def called_by_the_model(in_step: bool = True) -> Iterator[None]:
+def called_by_the_model(reads: Reads = "nowhere") -> Iterator[None]:
     """Turn off argument checks of public methods within this context.
 
     Args:
-        in_step: whether the context is a training step or a loss, in which no check reads values from a GPU.
+        reads: devices from which the remaining checks read values: ``everywhere``, ``cpu`` or ``nowhere``.
     """
-    before = _calls.within, _calls.in_step
-    _calls.within, _calls.in_step = True, in_step
+    before = _calls.within, _calls.reads
+    _calls.within, _calls.reads = True, reads
     try:
         yield
     finally:
-        _calls.within, _calls.in_step = before
+        _calls.within, _calls.reads = before

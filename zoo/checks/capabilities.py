@@ -44,12 +44,13 @@ class CapturedSteps(Protocol):
 
 @runtime_checkable
 class StepCallback(Protocol):
-    """Callback that changes tensors after every optimiser step, for example a weight average.
+    """Callback that computes with tensors after every step, for example a weight average.
 
-    A CUDA graph can hold ``after_step``. The method reads no value from the device.
+    A CUDA graph can hold ``after_step``. The method reads no value from the device. Its argument ``outputs`` has the
+    tensors that ``training_step`` returned.
     """
 
-    def after_step(self, trainer: Any, pl_module: Any) -> None: ...
+    def after_step(self, trainer: Any, pl_module: Any, outputs: Any) -> None: ...
 
 
 @runtime_checkable

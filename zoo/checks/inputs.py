@@ -2,7 +2,8 @@
 
 A class decorator maps names of arguments to checks, for example ``@checks_inputs(x=images, z=latents)``. Every public
 method then checks its arguments with these names. Calls that a model makes to its own methods are not checked again.
-Training steps and losses check shapes and dtypes only, because reading values would wait for the GPU.
+Training steps and losses check shapes and dtypes only, because reading values would wait for the GPU. Labels are the
+exception: a loss that the user calls reads them on the CPU.
 """
 
 import functools
@@ -16,7 +17,8 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from zoo.checks.calls import called_by_the_model, from_outside
+from zoo.checks.calls import Reads, called_by_the_model, from_outside
+from zoo.checks.capabilities import SplitData
 from zoo.checks.errors import UserError
 from zoo.checks.labels import as_labels
 from zoo.checks.pixels import as_batch, as_examples, check_finite, check_one_hot, check_pixels
@@ -43,7 +45,8 @@ def takes(**kinds: Kind | None) -> Callable[[F], F]:
     def decorate(method: F) -> F:
         signature = inspect.signature(method)
         wanted = {name: kind for name, kind in kinds.items() if kind is not None and name in signature.parameters}
-        in_step = not wanted or "batch" in wanted
+        reads: Reads = "everywhere" if wanted and "batch" not in wanted else "cpu"
+        reads = "nowhere" if method.__name__ == "training_step" else reads
 
         @functools.wraps(method)
         def call(self, *args, **kwargs):
@@ -56,7 +59,7 @@ def takes(**kinds: Kind | None) -> Callable[[F], F]:
                         given.arguments[name] = kind(self, name, given.arguments[name], given.arguments)
                 self, *rest = given.args
                 args, kwargs = tuple(rest), given.kwargs
-            with called_by_the_model(in_step):
+            with called_by_the_model(reads):
                 return method(self, *args, **kwargs)
 
         vars(call)["kinds"] = kinds
@@ -70,8 +73,9 @@ def checks_inputs(**kinds: Kind) -> Callable[[type[C]], type[C]]:
 
     ``n``, ``num_samples``, ``steps`` and ``generator`` are checked in all classes. Checks that a method declares with
     :func:`takes` replace the checks of the class. The values of a batch are checked for the first training batch of a
-    run, and for the first batch of each validation and test. Inference on an empty batch returns an empty result. A
-    loss raises UserError for an empty batch.
+    run, and for the first batch of each validation and test. If the datamodule has ``splits``, the first training batch
+    also checks all training examples. Inference on an empty batch returns an empty result. A loss raises UserError for
+    an empty batch.
 
     Args:
         kinds: {name of an argument: its check}. The check of ``x`` also applies to the examples of a ``batch``.
@@ -82,6 +86,8 @@ def checks_inputs(**kinds: Kind) -> Callable[[type[C]], type[C]]:
         everywhere["batch"] = examples.of_batch
 
     def decorate(cls: type[C]) -> type[C]:
+        hooks = {f"on_{stage}_batch_start": stage == "train" for stage in ("train", "validation", "test")}
+        own_hooks = {name: vars(cls).get(name) for name in hooks}
         for name, method in list(vars(cls).items()):
             if isinstance(method, FunctionType) and not name.startswith("_"):
                 own = vars(method).get("kinds")
@@ -89,29 +95,43 @@ def checks_inputs(**kinds: Kind) -> Callable[[type[C]], type[C]]:
                 only_size = {"batch": batch_of_any_shape} if name == "noise" and isinstance(examples, Examples) else {}
                 setattr(cls, name, takes(**(everywhere | only_size | (own or {})))(plain))
         if isinstance(examples, Examples):
-            for stage in ("train", "validation", "test"):
-                setattr(cls, f"on_{stage}_batch_start", _look_at_first(examples, of_a_run=stage == "train"))
+            for name, of_a_run in hooks.items():
+                setattr(cls, name, _look_at_first(examples, of_a_run, own_hooks[name]))
         return cls
 
     return decorate
 
 
-def _look_at_first(examples: "Examples", of_a_run: bool) -> Callable:
+def _look_at_first(examples: "Examples", of_a_run: bool, then: Callable | None) -> Callable:
     """Return a Lightning hook that checks the values of the first batch.
 
     Args:
         examples: the check of the examples.
-        of_a_run: True checks only the first batch of a run. False checks the first batch of each pass over the data.
+        of_a_run: True checks only the first batch of a run, and also all training examples of a datamodule with
+            ``splits``. False checks the first batch of each pass over the data.
+        then: the hook of the model, which is called after the check, or None.
     """
 
     def look(self, batch, batch_idx, dataloader_idx=0):
         if batch_idx == 0 and not (of_a_run and self.trainer.fit_loop.total_batch_idx):
             x, *rest = examples.of_batch(self, "batch", batch)
             examples.check_values(self, "batch", x)
-            if rest and (classes := self.hparams.get("num_classes")) is not None:
-                as_labels(rest[0], len(x), classes, x.device)
+            _check_classes(self, rest)
+            if of_a_run and isinstance(data := self.trainer.datamodule, SplitData):
+                images, *rest = data.splits["train"]
+                if images.is_floating_point():  # bytes have no values that are not allowed
+                    examples.check_values(self, "batch", images)
+                _check_classes(self, rest)
+        if then is not None:
+            then(self, batch, batch_idx)
 
     return look
+
+
+def _check_classes(model: Any, rest: Sequence[Tensor]) -> None:
+    """Check the labels of a model with classes. ``rest`` is what follows the examples in a batch, labels or nothing."""
+    if rest and (classes := model.hparams.get("num_classes")) is not None:
+        as_labels(rest[0], len(rest[0]), classes, model.device)
 
 
 # Checks for each kind of argument.

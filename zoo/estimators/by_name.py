@@ -9,6 +9,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from zoo.checks.errors import UserError
+from zoo.checks.values import check_positive
 from zoo.estimators.moments import Noise
 from zoo.estimators.pathwise import antithetic
 from zoo.estimators.relaxed import gumbel_softmax, relax, straight_through
@@ -77,6 +78,20 @@ def chosen(objective: str, latent: str, estimator: str, num_samples: int) -> str
     return name
 
 
+def check_temperatures(estimator: str, temperature: float, temperature_end: float | None) -> None:
+    """Check the temperature at the start of a run, and at its end if it changes.
+
+    Raises:
+        UserError: if a temperature is not positive, or if it changes and ``estimator`` is not in ``TEMPERED``.
+    """
+    check_positive("temperature", temperature)
+    if temperature_end is None:
+        return
+    check_positive("temperature_end, where it is not null,", temperature_end)
+    if estimator not in TEMPERED:
+        raise UserError(f"temperature_end requires estimator={' or '.join(TEMPERED)}, got estimator={estimator}")
+
+
 def measurable(objective: str, latent: str, latent_dim: int, num_samples: int) -> list[str]:
     """Return the names of the estimators that can be measured on any model with these settings.
 
@@ -124,7 +139,7 @@ def surrogate(
     q,
     noise: Noise,
     beta: float = 1.0,
-    tau: float = 1.0,
+    tau: Tensor | float = 1.0,
     baseline: Tensor | float = 0.0,
     control: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:

@@ -34,9 +34,10 @@ Params = dict[str, Tensor]
 Noise = dict[str, Tensor]
 
 CHUNK = 8  # number of draws that are computed together; draw k is always in chunk k // CHUNK
-# Largest number of values in the gradients of a chunk. Larger networks gain nothing from chunks.
-MAX_CHUNK_VALUES = 2**22
-SLICE = 2**17  # values of a gradient that are converted to float64 together; 1 MB stays in the caches of a CPU
+# Largest number of values in the gradients of a chunk. On a CPU, larger networks gain nothing from chunks. On other
+# devices, the number limits the memory: 2^28 values are 1 GB.
+MAX_CHUNK_VALUES_CPU, MAX_CHUNK_VALUES = 2**22, 2**28
+SLICE = 2**17  # values of a gradient that a CPU converts to float64 together; 1 MB stays in its caches
 
 
 @dataclass(frozen=True)
@@ -123,23 +124,23 @@ class GradientMoments:
 
     n: int = 0
     mean: Params = field(default_factory=dict)
-    squared_deviation: dict[str, float] = field(default_factory=dict)  # sum over draws of |g - mean|^2
+    squared_deviation: Params = field(default_factory=dict)  # scalars, sum over draws of |g - mean|^2
 
     def update(self, gradient: Params) -> None:
-        """Add one draw."""
+        """Add one draw. No value is read from the device."""
         self.n += 1
         for name, g in gradient.items():
-            g = g.to(where := float64_device(g.device))
+            g = g.detach().to(where := float64_device(g.device))
             if name not in self.mean:
                 self.mean[name] = torch.zeros(g.shape, dtype=torch.float64, device=where)
-            mean = self.mean[name]
+                self.squared_deviation[name] = torch.zeros((), dtype=torch.float64, device=where)
+            slices = SLICE if where.type == "cpu" else max(1, g.numel())
             added = torch.zeros((), dtype=torch.float64, device=where)
-            for part, mean_part in zip(g.detach().reshape(-1).split(SLICE), mean.view(-1).split(SLICE), strict=True):
-                before = part - mean_part  # in float64, as mean is
-                mean_part.add_(before, alpha=1 / self.n)
+            for part, mean in zip(g.reshape(-1).split(slices), self.mean[name].view(-1).split(slices), strict=True):
+                before = part - mean  # in float64, as mean is
+                mean.add_(before, alpha=1 / self.n)
                 added += before.dot(before)  # (g - mean before)'(g - mean after) = |g - mean before|^2 (n - 1) / n
-            deviation = added.item() * (self.n - 1) / self.n
-            self.squared_deviation[name] = self.squared_deviation.get(name, 0.0) + deviation
+            self.squared_deviation[name] += added * (self.n - 1) / self.n
 
     def merge(self, total: Callable[[Tensor], Tensor], like: Params) -> None:
         """Merge the moments of all processes in place. Every process then holds the moments of all draws.
@@ -163,7 +164,7 @@ class GradientMoments:
             apart = mean.sub_(merged).view(-1)
             about = self.n * apart.dot(apart) + self.squared_deviation.get(name, 0.0)
             self.mean[name] = merged
-            self.squared_deviation[name] = float(total(about))
+            self.squared_deviation[name] = total(about)
         self.n = n
 
     def statistics(self) -> dict[str, dict[str, float]]:
@@ -190,10 +191,15 @@ class GradientMoments:
             parts = name.split(".")
             group = parts[level] if level == 0 or not parts[level].isdigit() else ".".join(parts[level - 1 : level + 1])
             groups.setdefault(group, []).append(name)
+        norms = [mean.square().sum() for mean in self.mean.values()]
+        # One stack for both kinds of sums, so that the device is waited for once.
+        read = torch.stack([*norms, *(self.squared_deviation[name] for name in self.mean)]).tolist()
+        squared = dict(zip(self.mean, read, strict=False))
+        deviation = dict(zip(self.mean, read[len(norms) :], strict=True))
         result = {}
         for group, names in groups.items():
-            variance = sum(self.squared_deviation[name] for name in names) / (self.n - 1)
-            signal = max(0.0, sum(self.mean[name].square().sum().item() for name in names) - variance / self.n)
+            variance = sum(deviation[name] for name in names) / (self.n - 1)
+            signal = max(0.0, sum(squared[name] for name in names) - variance / self.n)
             ratio = signal / variance if variance > 0 else float("inf") if signal > 0 else 0.0
             result[group] = {"variance": variance, "signal": signal, "snr": ratio**0.5}
         return result
@@ -202,13 +208,20 @@ class GradientMoments:
 def chunk_size(estimator: GradientEstimator) -> int:
     """Return the number of draws that are computed together: ``CHUNK`` or 1.
 
-    The number is 1 for a large network, and for an estimator whose ``batched`` is False.
+    The number is 1 for a large network, and for an estimator whose ``batched`` is False. A network of more than 520,000
+    parameters is large on a CPU. On other devices, networks of up to 33 million parameters are not large.
 
     The first chunk holds draws 0 to CHUNK - 1, and the next chunk holds the next CHUNK draws. If every process computes
     whole chunks, draw k has the same bits on every process.
     """
     numel = sum(p.numel() for p in estimator.params.values())
-    return CHUNK if estimator.batched and numel * CHUNK <= MAX_CHUNK_VALUES else 1
+    most = MAX_CHUNK_VALUES_CPU if on_cpu(estimator) else MAX_CHUNK_VALUES
+    return CHUNK if estimator.batched and numel * CHUNK <= most else 1
+
+
+def on_cpu(estimator: GradientEstimator) -> bool:
+    """Return whether the parameters of ``estimator`` are on the CPU."""
+    return all(p.device.type == "cpu" for p in estimator.params.values())
 
 
 def gradients(estimator: GradientEstimator, batch: Any, draws: Iterable[int], seed: int = 0) -> Iterator[Params]:
@@ -268,37 +281,53 @@ class Split(NamedTuple):
     snr: float
 
 
-def split_variance(per_batch: Iterable[GradientMoments]) -> dict[str, Split]:
+class SplitVariance:
     """Split the variance into the part from the draws and the part from the data (law of total variance).
 
     The input is B batches with K draws each. The first term of :class:`Split` is the mean of the variances within the
     batches. The variance of the batch means is the second term plus 1 / K of the first term. The second term is
     therefore estimated by the variance of the batch means minus 1 / K of the first term. A negative estimate is
     replaced by 0. Without this replacement, the estimates of both terms and of |g|^2 are unbiased.
+    """
 
-    Args:
-        per_batch: moments of the draws of each batch, for at least two batches with equal numbers of draws. If it is a
-            generator, only one batch of moments is in memory at a time.
+    def __init__(self) -> None:
+        self._between, self._draws = GradientMoments(), 0
+        self._within: list[dict[str, float]] = []  # variance of each group, for each batch
 
-    Returns:
-        {group: Split}, for ``all`` parameters and for each group.
+    def update(self, moments: GradientMoments) -> None:
+        """Add the draws of one batch. All batches have equal numbers of draws, at least two."""
+        self._within.append({group: values["variance"] for group, values in moments.statistics().items()})
+        self._draws = moments.n
+        self._between.update(moments.mean)
+
+    def result(self) -> dict[str, Split]:
+        """Return {group: Split}, for ``all`` parameters and for each group.
+
+        Raises:
+            UserError: for fewer than two batches.
+        """
+        if self._between.n < 2:
+            raise UserError(f"the variance between batches needs at least two batches, got {self._between.n}")
+        result = {}
+        for group, values in self._between.statistics().items():
+            variance = sum(w[group] for w in self._within) / len(self._within)
+            ratio = values["signal"] / variance if variance > 0 else math.inf if values["signal"] > 0 else 0.0
+            result[group] = Split(variance, max(0.0, values["variance"] - variance / self._draws), ratio**0.5)
+        return result
+
+
+def split_variance(per_batch: Iterable[GradientMoments]) -> dict[str, Split]:
+    """Return the result of :class:`SplitVariance` for the moments of at least two batches.
+
+    If ``per_batch`` is a generator, only one batch of moments is in memory at a time.
 
     Raises:
         UserError: for fewer than two batches, or fewer than two draws in a batch.
     """
-    between, within = GradientMoments(), []
+    split = SplitVariance()
     for moments in per_batch:
-        within.append({group: values["variance"] for group, values in moments.statistics().items()})
-        draws = moments.n
-        between.update(moments.mean)
-    if between.n < 2:
-        raise UserError(f"the variance between batches needs at least two batches, got {between.n}")
-    result = {}
-    for group, values in between.statistics().items():
-        variance = sum(w[group] for w in within) / len(within)
-        ratio = values["signal"] / variance if variance > 0 else math.inf if values["signal"] > 0 else 0.0
-        result[group] = Split(variance, max(0.0, values["variance"] - variance / draws), ratio**0.5)
-    return result
+        split.update(moments)
+    return split.result()
 
 
 def clock() -> float:

@@ -58,7 +58,16 @@ def free_energy(v: Tensor, weights: Weights, logits: Tensor | None = None) -> Te
 
 def draw(logits: Tensor, u: Tensor) -> Tensor:
     """Return independent units: 1 with probability sigmoid(logits), 0 otherwise. ``u`` is uniform noise in [0, 1)."""
-    return (u < logits.sigmoid()).to(logits.dtype)
+    return below(u, logits.sigmoid()).to(logits.dtype)
+
+
+def below(u: Tensor, p: Tensor) -> Tensor:
+    """Return 1 where ``u`` < ``p`` and 0 elsewhere, as floating-point numbers, for ``u`` and ``p`` in [0, 1].
+
+    The difference is positive exactly where ``u`` < ``p``. On a CPU, this takes half the time of a comparison, whose
+    boolean result has to be converted. The absolute value turns -0 into 0.
+    """
+    return (p - u).ceil_().abs_()
 
 
 def pseudo_log_likelihood(v: Tensor, weights: Weights, pixels: Tensor | None = None) -> Tensor:
@@ -114,24 +123,76 @@ class Machine(NamedTuple):
         """Return the log odds of v_i = 1 given h, (..., V). In the centred form they are b + W(h - 1/2)."""
         return visible_logits(h if self.mu is None else h - 0.5, Weights(self.W, self.b, self.c))
 
-    def free_energy_difference(self, v: Tensor, v_model: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean F(v) - mean F(v_model), () nats, and the log odds of h given v_model, (n, H).
+    def free_energy_difference(
+        self, v: Tensor, v_model: Tensor, others: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean F(v) - mean F(v_model), () nats, and p(h = 1 | .) of ``v_model`` (n, H) and ``others`` (m, H).
 
-        The difference is differentiable in the learned parameters. If a_j are the log odds of h_j, the centred form has
-
-            F(v) = - b'v - sum_j ( softplus(a_j) - a_j / 2 ) + constant
-
-        The constant cancels in the difference. One matrix product handles both batches. This halves the size of the
-        autograd graph.
+        The difference is differentiable in the learned parameters. The probabilities are not. One matrix product gives
+        all of them.
 
         Args:
             v: data, (B, V).
             v_model: visible states of the model, (n, V).
+            others: visible states without a part in the difference, (m, V). None means no states.
         """
-        logits = self.hidden_logits(torch.cat([v, v_model]))
-        of_hidden = F.softplus(logits).sum(-1)
-        if self.mu is not None:
-            of_hidden = of_hidden - logits.sum(-1) / 2
-        sign = torch.cat([torch.full_like(x[:, 0], s / len(x)) for x, s in ((v, 1), (v_model, -1))])
-        difference = -((v.mean(0) - v_model.mean(0)) * self.b).sum() - (sign * of_hidden).sum()
-        return difference, logits[len(v) :]
+        n = len(v) + len(v_model)
+        with torch.no_grad():
+            x = torch.cat([v, v_model] if others is None else [v, v_model, others.to(v)])
+            x = x if self.mu is None else x.sub_(self.mu)
+            product = x @ self.W  # in 16 bits under autocast
+            logits = product.add_(self.c) if product.dtype == self.c.dtype else product + self.c
+            p = logits.sigmoid()
+            statistic = p[:n] - (0 if self.mu is None else 0.5)
+            sign = torch.cat([torch.full_like(t[:, 0], s / len(t)) for t, s in ((v, 1), (v_model, -1))])
+            with torch.autocast(v.device.type, enabled=False):
+                value = self._signed_free_energy(x[:n], logits[:n], p[:n], sign)
+        difference = _WithStatistics.apply(value, self.W, self.b, self.c, x[:n], statistic, sign, product.dtype)
+        return difference, p[len(v) : n], p[n:]
+
+    def _signed_free_energy(self, x: Tensor, logits: Tensor, p: Tensor, sign: Tensor) -> Tensor:
+        """Return sum_i sign_i F(v_i) for signs with the sum 0, () nats.
+
+        In terms of p = sigmoid(a), softplus(a) is a / 2 + |a| / 2 - log max(p, 1 - p), where max(p, 1 - p) is
+        1/2 + |p - 1/2|. A softplus would take longer than the other operations on the hidden units together.
+
+        Args:
+            x: visible states, minus mu in the centred form, (n, V).
+            logits: the log odds a of h = 1, (n, H).
+            p: sigmoid(a), (n, H).
+            sign: (n,).
+        """
+        likely = (p - 0.5).abs_().add_(0.5)
+        # One logarithm is enough for the product of 100 numbers of at least 1/2, which float32 can hold.
+        products = torch.stack([part.prod(-1) for part in likely.split(100, -1)], -1)
+        of_hidden = logits.abs().sum(-1) / 2 - products.log().sum(-1)
+        if self.mu is None:
+            of_hidden = of_hidden + logits.sum(-1) / 2
+        return -((sign @ x) @ self.b) - sign @ of_hidden
+
+
+class _WithStatistics(torch.autograd.Function):
+    """Return ``value``, the sum of sign_i F(v_i), with the gradient of F in closed form.
+
+    Autograd would compute p(h = 1 | v) once more, as the derivative of softplus. ``dtype`` is the precision of the
+    matrix product.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value, W, b, c, x, statistic, sign, dtype):
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *_, x, statistic, sign, ctx.dtype = inputs
+        ctx.save_for_backward(x, statistic, sign)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, statistic, sign = ctx.saved_tensors
+        sign = -gradient * sign
+        signed = sign[:, None] * statistic
+        product = x.T.to(ctx.dtype) @ signed.to(ctx.dtype)
+        return None, product.to(x.dtype), sign @ x, signed.sum(0), None, None, None, None

@@ -182,7 +182,8 @@ def draw_steps(
     if timesteps == "importance":
         assert p is not None  # callers pass None only for other values of timesteps
         p = p.to(device if generator is None else generator.device)
-        t = torch.multinomial(p, B, replacement=True, generator=generator).to(device)
+        # torch.multinomial reads values from the device if it draws a single number.
+        t = torch.multinomial(p, max(2, B), replacement=True, generator=generator)[:B].to(device)
         return t, (1 / (T * p.to(device)[t])).to(weight.dtype)
     return uniform_steps(B, T, generator=generator, device=device), weight
 
@@ -214,10 +215,9 @@ def importance(history: Tensor, count: Tensor) -> Tensor:
     """
     T, H = history.shape
     dtype = torch.float64 if has_float64(history.device) else torch.float32
-    if int(count.min()) < H:
-        return torch.full((T,), 1 / T, dtype=dtype, device=history.device)
+    uniform = torch.full((T,), 1 / T, dtype=dtype, device=history.device)
     p = history.to(dtype).square().mean(1).sqrt()
-    return 0.999 * p / p.sum() + 0.001 / T
+    return torch.where(count.min() < H, uniform, 0.999 * p / p.sum() + 0.001 / T)
 
 
 def append_losses(history: Tensor, count: Tensor, t: Tensor, losses: Tensor) -> None:
@@ -229,8 +229,10 @@ def append_losses(history: Tensor, count: Tensor, t: Tensor, losses: Tensor) -> 
         t: the steps of the losses, (B,).
         losses: unweighted losses, (B,).
     """
-    places = torch.arange(len(t), device=t.device)
-    t, inverse = t.unique(return_inverse=True)
-    newest = losses[torch.zeros_like(t).scatter_reduce(0, inverse, places, "amax")].float()
-    history[t] = torch.cat([history[t, 1:], newest[:, None]], 1)
-    count[t] += 1
+    # ``last`` is the place of the last loss of each step in the batch, (T,), or -1. All shapes are fixed, because a
+    # shape that depended on ``t`` would make the CPU wait for the GPU.
+    last = torch.full_like(count, -1).scatter_reduce(0, t, torch.arange(len(t), device=t.device), "amax")
+    found, newest = last >= 0, losses[last.clamp(min=0)].float()
+    appended = torch.cat([history[:, 1:], newest[:, None]], 1)
+    history.copy_(torch.where(found[:, None], appended, history))
+    count.add_(found)

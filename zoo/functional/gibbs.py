@@ -5,6 +5,7 @@ v, and all of v at once given h. v is (n, V) and h is (n, H), with one chain in 
 [0, 1). Persistent chains are stored as hidden states. This saves one matrix product for each update.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from zoo.checks.errors import UserError
 from zoo.checks.pixels import check_pixels
 from zoo.checks.values import check_choice, check_integer
-from zoo.functional.boltzmann import Machine, draw
+from zoo.functional.boltzmann import Machine, below, draw
 from zoo.functional.noise import chunk_generator, rand
 
 Init = str | Tensor | list[Tensor]  # noise, data, chains, or images, as the function `beginning` takes them
@@ -72,44 +73,58 @@ def local_chains(h: Tensor | None, n: int, H: int, rank: int, world_size: int) -
 
 
 def restart_noise(
-    h: Tensor, probability: float, V: int, *, generator: torch.Generator | None, device: torch.device
+    n: int, probability: float, V: int, *, generator: torch.Generator | None, device: torch.device
 ) -> dict[str, Tensor]:
-    """Return a random choice of the chains that restart, and the noise of their new initial states.
+    """Return a random choice of the chains that restart after an update, and random visible states.
 
     Args:
-        h: hidden states of the chains, (n, H).
-        probability: probability that a chain restarts.
+        n: number of chains.
+        probability: probability that a chain restarts, at least 0 and below 1. Chains restart independently.
         V: number of visible units.
         generator: source of the noise. None selects PyTorch's default generator.
         device: device of the noise.
 
     Returns:
-        ``restart`` (n,), bool, and uniform noise ``u_0`` (m, V) and ``u_1`` (m, H) for the m chains that restart.
+        nothing if ``probability`` is 0. Otherwise ``restart`` (n,), bool, and ``coins`` (m, V), random visible states
+        with units of 0 or 1. m is the expected number of restarts, rounded up.
     """
-    restart = rand(len(h), generator=generator, device=device) < probability
-    m = int(restart.sum())
-    u_0, u_1 = (rand(m, size, generator=generator, device=device) for size in (V, h.shape[1]))
-    return {"restart": restart, "u_0": u_0, "u_1": u_1}
+    if probability == 0:
+        return {}
+    restart = rand(n, generator=generator, device=device) < probability
+    coins = rand(math.ceil(n * probability), V, generator=generator, device=device) < 0.5
+    return {"restart": restart, "coins": coins.float()}
+
+
+def next_hidden(p: Tensor, p_coins: Tensor, noise: dict[str, Tensor]) -> Tensor:
+    """Return the hidden states with which persistent chains begin the next update, (n, H), 0 or 1.
+
+    A chain that restarts draws h given a random visible state, and the others given their own v. The number of random
+    visible states m is fixed, so that no shape depends on random numbers. Chain i uses number i modulo m. Every chain
+    restarts with the same probability, from a state with independent random units. Two chains that restart at once may
+    have the same visible state.
+
+    Args:
+        p: p(h = 1 | v) of the chains, (n, H).
+        p_coins: p(h = 1 | coins), (m, H).
+        noise: uniform noise ``u_h`` (k, n, H). If chains can restart, also the result of :func:`restart_noise`.
+    """
+    if "restart" in noise:
+        others = p_coins if len(p_coins) == 1 else p_coins.repeat(-(-len(p) // len(p_coins)), 1)[: len(p)]
+        p = torch.where(noise["restart"][:, None], others, p)
+    return below(noise["u_h"][-1], p)
 
 
 @torch.no_grad()
 def pcd(noise: dict[str, Tensor], machine: Machine) -> Tensor:
     """Return v' (n, V) after k Gibbs steps of persistent chains.
 
-    If a chain restarts, its v becomes random. Its h is then drawn given v.
-
     Args:
         noise: the hidden states ``h`` (n, H) of the chains, and uniform noise ``u_v`` (k, n, V) and ``u_h`` (k, n, H).
-            If chains restart, it includes the result of :func:`restart_noise`. This function does not use the last
-            ``u_h``. With the last ``u_h``, RBM draws the next hidden states of the chains.
+            This function does not use the last ``u_h``. It draws the next hidden states of the chains
+            (:func:`next_hidden`).
         machine: the learned parameters.
     """
-    h = noise["h"].to(machine.b.dtype)
-    if len(noise.get("u_0", ())):
-        coins = (noise["u_0"] < 0.5).to(h.dtype)
-        h = h.clone()
-        h[noise["restart"]] = draw(machine.hidden_logits(coins), noise["u_1"])
-    return gibbs(h, noise["u_v"], noise["u_h"], machine)
+    return gibbs(noise["h"].to(machine.b.dtype), noise["u_v"], noise["u_h"], machine)
 
 
 # Intermediate states of chains.
@@ -172,7 +187,7 @@ def coins(n: int, machine: Machine, *, generator: torch.Generator | None = None)
 def pick(rows: Tensor, n: int, machine: Machine, *, generator: torch.Generator | None = None) -> Tensor:
     """Return ``n`` of ``rows``, drawn with replacement, in the dtype and on the device of ``machine``."""
     index = (rand(n, generator=generator, device=torch.device("cpu")) * len(rows)).long()
-    return rows[index].to(machine.b.device, machine.b.dtype)
+    return rows[index.to(rows.device)].to(machine.b.device, machine.b.dtype)
 
 
 def beginning(

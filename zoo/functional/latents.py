@@ -40,6 +40,14 @@ def gumbel(u: Tensor) -> Tensor:
     return -(-u.clamp(TINY, 1 - TINY).log()).log()
 
 
+def one_hot(k: Tensor, num_categories: int, dtype: torch.dtype) -> Tensor:
+    """Return one-hot vectors (..., K) of categories ``k`` (...), integers from 0 to K - 1.
+
+    ``torch.nn.functional.one_hot`` reads all values of ``k``, except on a GPU.
+    """
+    return (k[..., None] == torch.arange(num_categories, device=k.device)).to(dtype)
+
+
 class Gaussian(NamedTuple):
     """The posterior N(mu, diag exp(logvar)); ``mu`` and ``logvar`` are (..., D)."""
 
@@ -187,7 +195,7 @@ class Categorical(NamedTuple):
 
     def harden(self, s: Tensor) -> Tensor:
         """Return z = one-hot(argmax_k s_k)."""
-        return (s.argmax(-1, keepdim=True) == torch.arange(s.shape[-1], device=s.device)).to(s.dtype)
+        return one_hot(s.argmax(-1), s.shape[-1], s.dtype)
 
     def soften(self, s: Tensor, tau: Tensor | float) -> Tensor:
         """Return softmax(s / tau)."""

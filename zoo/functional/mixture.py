@@ -99,6 +99,24 @@ def negative_elbo(x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mi
     return {"loss": sum(terms.values()), **terms}
 
 
+def mean_field_negative_elbo(
+    x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture, log_gamma: Tensor
+) -> dict[str, Tensor]:
+    """Return minus the mean field, eq. 12 of Jiang et al., with divergences in closed form.
+
+    Args:
+        log_gamma: log gamma, (B, K). Other arguments and the result are as for :func:`negative_elbo`.
+    """
+    mu, logvar = encode(x)
+    gamma = log_gamma.exp()
+    terms = {
+        "nll": -log_px(x, reparameterise(mu, logvar, eps)),
+        "kl_z": (gamma * kl_components(mu, logvar, mixture)).sum(-1),
+        "kl_c": (gamma * (log_gamma - mixture.log_pi)).sum(-1),
+    }
+    return {"loss": sum(terms.values()), **terms}
+
+
 def log_importance_weight(x: Tensor, eps: Tensor, encode: Callable, log_px: Callable, mixture: Mixture) -> Tensor:
     """Return log w = log p(x|z) + log p(z) - log q(z|x) at z = mu + sigma eps, (B,) nats. E_q[w] = p(x)."""
     mu, logvar = encode(x)

@@ -24,6 +24,26 @@ def mlp(widths: Sequence[int], activation: type[nn.Module] = nn.ReLU) -> Layers:
     return Layers(*layers[:-1])
 
 
+def image_networks(
+    net: str, outputs: int, features: int, hidden: Sequence[int], activation: type[nn.Module]
+) -> tuple[nn.Module, nn.Module]:
+    """Return an encoder of images (B, 1, 28, 28) to (B, outputs), and a decoder of (..., features) to images.
+
+    Args:
+        net: type of the networks, ``mlp`` or ``conv``.
+        outputs: size of the encoder's output.
+        features: size of the decoder's input.
+        hidden: for ``mlp``, widths of the encoder's hidden layers. The decoder reverses their order. For ``conv``,
+            a list of one number, the channels of the first convolution.
+        activation: activation of the hidden layers of an ``mlp``.
+    """
+    if net == "conv":
+        return ConvEncoder(outputs, hidden[0]), ConvDecoder(features, hidden[0])
+    encoder = nn.Sequential(nn.Flatten(), mlp([28 * 28, *hidden, outputs], activation))
+    decoder = nn.Sequential(mlp([features, *hidden[::-1], 28 * 28], activation), nn.Unflatten(-1, (1, 28, 28)))
+    return encoder, decoder
+
+
 class ConvEncoder(nn.Module):
     """Convolutional encoder of images (B, 1, 28, 28) to features (B, out_features).
 

@@ -5,6 +5,7 @@ also a step of the generator. ``trainer.global_step``, checkpoints, loggers and 
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -129,8 +130,10 @@ def as_statistics(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]
     return dict(zip(like, flat.split([len(t) for t in like.values()]), strict=True))
 
 
-def step(module, optimiser, loss: Tensor, counts: bool) -> None:
-    """Take one optimiser step of one network. The parameters of the other network get no gradients.
+def step(module, optimiser, loss: Callable[[Any], dict[str, Tensor]], batch: Any, counts: bool) -> dict[str, Tensor]:
+    """Take one optimiser step of one network, and return the terms of its loss.
+
+    The parameters of the other network get no gradients.
 
     By default, ``trainer.global_step`` counts the steps of both optimisers, so a batch can count twice. Weight
     averages, ``max_steps`` and checkpoints use this number. With ``counts=False``, the step of this function is not
@@ -139,12 +142,14 @@ def step(module, optimiser, loss: Tensor, counts: bool) -> None:
     Args:
         module: the LightningModule.
         optimiser: one of ``module.optimizers()``.
-        loss: the loss. Before the loss was computed, ``toggle_optimizer`` turned off the gradients of the other
-            network.
+        loss: batch -> terms of the loss. The optimiser minimises the term ``loss``.
+        batch: the training batch.
         counts: whether ``trainer.global_step`` counts this step.
     """
+    module.toggle_optimizer(optimiser)
+    terms = loss(batch)
     optimiser.zero_grad()
-    module.manual_backward(loss)
+    module.manual_backward(terms["loss"])
     if not counts:
         # The two hooks increase ``global_step``. Lightning sets them before each batch.
         before, after = optimiser._on_before_step, optimiser._on_after_step
@@ -152,6 +157,8 @@ def step(module, optimiser, loss: Tensor, counts: bool) -> None:
     optimiser.step()
     if not counts:
         optimiser._on_before_step, optimiser._on_after_step = before, after
+    module.untoggle_optimizer(optimiser)
+    return terms
 
 
 def _nothing() -> None:

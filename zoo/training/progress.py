@@ -98,6 +98,9 @@ class ProgressLines(ProgressBar):
     def enable(self):
         self._enabled = True
 
+    def batches_until_due(self, trainer) -> float:
+        return math.inf  # the end of every execution is often enough
+
     def on_train_start(self, trainer, pl_module):
         self._lines = Lines(first=10)
 

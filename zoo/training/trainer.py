@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -12,13 +12,21 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo.checks.errors import UserError
+from zoo.checks.values import check_flag, check_integer
 from zoo.training.checkpoint_files import CheckpointFiles
+from zoo.training.executions import use_executions
 from zoo.training.progress import ModelSize, progress_bar
 from zoo.training.sweeps import in_sweep
 from zoo.training.trainer_arguments import check_arguments
 
 
-def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -> L.Trainer:
+def make_trainer(
+    precision: str = "auto",
+    two_players: bool = False,
+    steps_per_execution: int | Literal["auto"] = "auto",
+    cuda_graphs: bool = True,
+    **kwargs,
+) -> L.Trainer:
     """Return Lightning's Trainer, with the precision of this machine, the callbacks of a run and TF32 matrix products.
 
     Args:
@@ -26,6 +34,10 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
             supports it, and ``32-true`` elsewhere.
         two_players: whether the model is adversarial. DDP then does not wait for gradients of the network that is not
             updated.
+        steps_per_execution: K, the largest number of batches that training takes in one execution, without Lightning's
+            calls around each. With ``auto``, an execution takes about half a second. 1 keeps Lightning's loop. Results
+            are the same for every K (zoo/training/executions.py).
+        cuda_graphs: whether steps on CUDA may be replays of graphs (zoo/training/graphs.py). K = 1 uses no graphs.
         kwargs: arguments of Lightning's Trainer.
 
     Raises:
@@ -48,6 +60,11 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
         gpu = kwargs.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         precision = "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
     check_arguments(kwargs)
+    if steps_per_execution != "auto":
+        if isinstance(steps_per_execution, str):
+            raise UserError(f"trainer.steps_per_execution must be auto or an integer, got {steps_per_execution!r}")
+        check_integer("trainer.steps_per_execution, where it is not auto,", steps_per_execution)
+    check_flag("trainer.cuda_graphs", cuda_graphs)
     for key, value in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
         if two_players and kwargs.get(key, value) != value:
             raise UserError(f"trainer.{key} must be {value or 'null'} for adversarial models, got {kwargs[key]!r}")
@@ -79,6 +96,7 @@ def make_trainer(precision: str = "auto", two_players: bool = False, **kwargs) -
             f"a sweep (-m) cannot run jobs of {trainer.world_size} processes. Start one command for each job: "
             "for seed in 1 2 3; do python train.py seed=$seed ...; done"
         )
+    use_executions(trainer, steps_per_execution, cuda_graphs)
     return trainer
 
 

@@ -1,0 +1,70 @@
+"""Clocks, medians and names of the hardware, for the benchmarks in this folder."""
+
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+
+class Stopwatch:
+    """Clock that can pause. It waits for the GPU before it reads the time.
+
+    ``wall`` and ``cpu`` are the measured seconds of wall time and of CPU time, over all threads of the process.
+    """
+
+    def __init__(self):
+        self.wall = self.cpu = 0.0
+        self._began: tuple[float, float] | None = None
+
+    def start(self) -> None:
+        self._began = self._now()
+
+    def stop(self) -> None:
+        """Add the time since ``start``. Without a ``start``, the time does not change."""
+        if self._began is not None:
+            wall, cpu = self._now()
+            self.wall, self.cpu = self.wall + wall - self._began[0], self.cpu + cpu - self._began[1]
+            self._began = None
+
+    def _now(self) -> tuple[float, float]:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        return time.perf_counter(), time.process_time()
+
+
+def spread(values: list[float], digits: int | None = None) -> str:
+    """Return the median, the smallest and the largest value, such as ``0.98 (0.97 to 0.99)``.
+
+    Args:
+        values: one value for each round.
+        digits: number of decimals. None selects three significant digits, or all digits of larger numbers.
+    """
+    middle = statistics.median(values)
+    if digits is None:
+        digits = 2 if middle < 10 else 1 if middle < 100 else 0
+    low, middle, high = (f"{value:,.{digits}f}" for value in (min(values), middle, max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def hardware(device: torch.device) -> str:
+    """Return the processor or GPU, the number of threads and the version of PyTorch."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        info = Path("/proc/cpuinfo")
+        models = [line.split(":")[1].strip() for line in _lines(info) if line.startswith("model name")]
+        name = models[0] if models else platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}, torch {torch.__version__}"
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []

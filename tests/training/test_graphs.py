@@ -1,0 +1,212 @@
+"""Tests that steps replayed from a graph train as steps without one, across everything that changes between steps.
+
+tests/recorded_graph.py takes the place of CUDA. Its captures follow the same rules. Tests with a GPU are in tests/gpu.
+"""
+
+import math
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import lightning as L
+import pytest
+import torch
+from helpers import TINY, assert_same, assert_same_run, logged, run, tiers
+from recorded_graph import Recorded
+from test_executions import EXPERIMENTS, OPTIONS, One, fitted, of
+
+import zoo.training.executions as executions
+import zoo.training.graphs as graphs
+from zoo.callbacks import EMA, FiniteLoss
+from zoo.checks.errors import UserError
+from zoo.skipgram import SkipGram
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Let every run replay its steps from recorded graphs. Return the StepGraphs of all runs."""
+    made, prepare = [], executions.Executions._prepare
+
+    def with_graphs(loop):
+        if not loop._decided:
+            loop._decided, module = True, loop.trainer.lightning_module
+            if isinstance(module, SkipGram):
+                for table in module.tables.values():
+                    table.sparse = False  # as on a GPU
+            for callback in loop.trainer.callbacks:
+                if isinstance(callback, EMA):
+                    callback.reads_count = False  # as on a GPU
+            loop.graphs = graphs.StepGraphs(loop, Recorded())
+            made.append(loop.graphs)
+        prepare(loop)
+
+    monkeypatch.setattr(executions.Executions, "_prepare", with_graphs)
+    return made
+
+
+ALL = sorted(set(TINY) | set(OPTIONS) | {f"experiment={name}" for name in EXPERIMENTS})
+ACCUMULATED = ("vae-clipped",)  # gradients that are accumulated have no graph
+FIRST_TIER = ("vae-annealed", "gan-three", "rbm-schedules", "skipgram")
+
+
+@pytest.mark.parametrize("name", tiers([name for name in ALL if name not in ACCUMULATED], FIRST_TIER))
+def test_replayed_steps_train_as_steps_without_a_graph(name, recorded, tmp_path):
+    """The optimisers are the same in both runs, so weights, averages, chains and logged rows are bitwise equal."""
+    overrides = [*of(name), "trainer.steps_per_execution=16"]
+    with patch.object(graphs, "WARM_UP", 10**9):
+        expected = run(tmp_path / "eager", *overrides)
+    found = run(tmp_path / "graph", *overrides)
+    assert not recorded[0].graphs and recorded[1].graphs and not recorded[1].failed
+    expected = {k: v for k, v in expected.items() if "second" not in k}
+    assert_same_run(found, tmp_path / "graph", (expected, tmp_path / "eager"))
+    assert logged(tmp_path / "graph") == logged(tmp_path / "eager")
+
+
+@pytest.mark.parametrize(("name", "number"), [("gan-three", 2), ("rbm-schedules", 2), ("vae-annealed", 1), ("vade", 2)])
+def test_steps_with_other_operations_have_a_graph_of_their_own(name, number, recorded, tmp_path):
+    run(tmp_path, *of(name), "trainer.steps_per_execution=16", "trainer.limit_train_batches=24")
+    keys = {key for key, *_ in recorded[0].graphs}
+    assert recorded[0].device.captured == number or name == "vade"
+    assert len(keys) == number or name in ("rbm-schedules", "vade")
+
+
+class Simple(One):
+    """A module without sums over an epoch, whose steps a graph can hold."""
+
+    reads = False
+
+    def graph_key(self):
+        return None
+
+    def on_train_batch_start(self, batch, batch_idx):
+        pass
+
+    def training_step(self, batch, batch_idx):
+        loss = (batch[0].mean() + 0.1 * torch.randn((), device=self.device) - self.weight).square()
+        if self.reads and loss > -1:
+            self.count.add_(1)
+        self.log("train", loss)
+        return {"loss": loss, "other": 1 / (self.weight.detach() - self.bad)}
+
+    bad = 10.0
+
+
+def test_a_capture_that_fails_is_said_once_and_training_goes_on_without_graphs(recorded, tmp_path, caplog):
+    class Reads(Simple):
+        reads = True
+
+    found = {}
+    for k in (16, 1):
+        rows, _, trainer = fitted(tmp_path / str(k), k, module=Reads())
+        found[k] = rows
+        counted = trainer.lightning_module.count.item()
+        assert counted == 26
+    assert recorded[0].failed and not recorded[0].graphs
+    warned = [r.message for r in caplog.records if "a capture failed" in r.message]
+    assert len(warned) == 1 and "waits for the device" in warned[0]
+    assert [row.split(",")[1:] for row in found[16].splitlines()] != []
+
+
+def test_a_capture_refuses_sums_over_an_epoch(recorded, tmp_path, caplog):
+    class Summed(Simple):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)["loss"]
+            self.log("mean", loss, on_epoch=True)
+            return loss
+
+    fitted(tmp_path, 16, module=Summed())
+    assert recorded[0].failed and "'mean'" in caplog.text
+
+
+def test_a_replay_counts_logs_and_saves_as_a_step_does(recorded, tmp_path):
+    """The checkpoint has plain numbers for the optimiser, so that it can be resumed on any device."""
+    with patch.object(graphs, "WARM_UP", 10**9):
+        rows, state, _ = fitted(tmp_path / "eager", 16, module=Simple())
+    again, replayed, _ = fitted(tmp_path / "graph", 16, module=Simple())
+    assert recorded[1].device.captured == 1
+    assert again == rows
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "loops", "random", "global_step"):
+        assert_same(replayed[key], state[key], key)
+    group = replayed["optimizer_states"][0]["param_groups"][0]
+    assert type(group["lr"]) is float and not group["fused"] and not group["capturable"]
+
+
+def test_graphs_are_captured_again_where_the_state_of_an_optimiser_is_new(recorded, tmp_path):
+    class Forgets(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            trainer.optimizers[0].state.clear()
+
+    fitted(tmp_path, 16, module=Simple(), callbacks=[Forgets()], max_epochs=3)
+    assert recorded[0].device.captured == 3
+
+
+def test_an_infinite_term_of_a_replayed_step_is_named_with_its_step(recorded, tmp_path):
+    """The term 1 / (weight - bad) becomes infinite at the step that begins with the weight ``bad``."""
+    weights = []
+
+    class Noted(Simple):
+        def on_train_batch_start(self, batch, batch_idx):
+            weights.append(self.weight.item())
+
+    torch.manual_seed(0)
+    fitted(tmp_path / "first", 16, module=Noted())
+    Noted.bad = weights[9]
+    with pytest.raises(UserError, match=r"at step 9 \(epoch 0\) other = -?inf"):
+        fitted(tmp_path / "second", 16, module=Noted(), callbacks=[FiniteLoss(tmp_path)])
+    assert recorded[1].device.captured == 1
+
+
+class Inner(L.Callback):
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "module", "callbacks", "reason"),
+    [
+        ({}, Simple, [], None),
+        ({}, One, [], "One has no method graph_key"),
+        ({"accumulate_grad_batches": 2}, Simple, [], "accumulated"),
+        ({}, Simple, [Inner()], "the callback Inner has the hook on_before_optimizer_step"),
+    ],
+)
+def test_the_reason_against_graphs_is_named(options, module, callbacks, reason, tmp_path):
+    _, _, trainer = fitted(tmp_path, 16, module=module(), callbacks=callbacks, **options)
+    found = graphs.reason_against_graphs(trainer.fit_loop.epoch_loop)
+    assert (found is None) == (reason is None) and (reason or "") in (found or "")
+
+
+def test_compiled_networks_and_other_optimisers_have_no_graphs(tmp_path):
+    _, _, trainer = fitted(tmp_path, 16, module=Simple())
+    loop, module = trainer.fit_loop.epoch_loop, trainer.lightning_module
+    trainer.strategy.optimizers = [torch.optim.LBFGS(module.parameters())]
+    assert "LBFGS" in graphs.reason_against_graphs(loop)
+    trainer.strategy.optimizers = [torch.optim.Adagrad(module.parameters())]
+    assert "the optimiser Adagrad cannot be captured" in graphs.reason_against_graphs(loop)
+    trainer.strategy.optimizers = [torch.optim.SGD(module.parameters(), lr=1)]
+    module.part = torch.nn.Linear(1, 1)
+    module.part.compile(backend="eager")
+    assert graphs.reason_against_graphs(loop) == "the networks are compiled"
+
+
+def test_the_decay_of_an_average_is_the_same_as_a_number_and_as_a_tensor():
+    from zoo.callbacks.ema import decay_at, decay_tensor
+
+    for n in (0, 1, 7, 10_000):
+        assert decay_tensor(torch.tensor(n), 0.99).item() == pytest.approx(decay_at(n, 0.99), abs=1e-7)
+    assert math.isclose(decay_at(10_000, 0.99), 0.99) and decay_at(0, 0.99) == 0
+
+
+def test_both_updates_of_an_average_agree():
+    """A GPU computes average + (weight - average) (1 - decay) by three operations, a CPU by one."""
+    torch.manual_seed(0)
+    module = torch.nn.Linear(3, 2)
+    averages = []
+    for reads in (True, False):
+        ema = EMA(0.9)
+        averaged = [p.detach().clone() + 1 for p in module.parameters()]
+        ema._average_model = SimpleNamespace(n_averaged=torch.tensor(0))
+        ema._tensors, ema.reads_count = (averaged, [p.detach() for p in module.parameters()], [], []), reads
+        for _ in range(3):
+            ema.update()
+        averages.append(torch.cat([a.flatten() for a in averaged]))
+    assert torch.allclose(*averages, atol=1e-6, rtol=0)

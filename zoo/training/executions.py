@@ -1,0 +1,411 @@
+"""Training loop that takes several batches in one execution.
+
+Lightning's loop calls hooks, loggers and progress bars around every batch. For small models, these calls take longer
+than the step itself. An execution takes up to K batches without these calls. The last batch of an execution is a batch
+of Lightning's loop. Everything still counts batches.
+
+An execution never crosses a batch at which something is due: a logged row, a validation, a picture, a measurement, a
+checkpoint, ``max_steps``, or the end of an epoch. Hooks of the model, schedules and weight averages run at every batch.
+A callback is left out only if it says when its hooks next act (``CadencedCallback`` in zoo/checks/capabilities.py).
+Training, checkpoints and logged rows are bitwise the same for every K.
+
+On CUDA, each step is the replay of one graph. See zoo/training/graphs.py.
+"""
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer
+from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
+from lightning.pytorch.loops.optimization.manual import _ManualOptimization
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.loops.utilities import _is_max_limit_reached
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor
+from torchmetrics import Metric
+
+from zoo.checks.capabilities import CadencedCallback, StepCallback
+from zoo.training.graphs import StepGraphs, graphs_of
+
+SECONDS = 0.5  # length of an execution with ``auto``; a signal or a progress bar waits at most about this long
+MOST = 1024  # largest number of batches in an execution with ``auto``
+GROWTH = 8  # largest factor by which an execution with ``auto`` is longer than the one before
+
+# Lightning's callbacks that act at logged steps, or that may run at the end of an execution instead of at every batch.
+AT_THE_END = (ProgressBar, LearningRateMonitor, DeviceStatsMonitor, Timer)
+IN_THE_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+# Methods of a module that only Lightning's own optimisation calls.
+BY_LIGHTNING = (*IN_THE_STEP[:3], "optimizer_step", "optimizer_zero_grad", "backward")
+
+
+class RecordedLogs:
+    """The last value of every name that ``module.log`` received during an execution."""
+
+    def __init__(self):
+        self.values: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {}
+
+    @contextmanager
+    def recording(self, module: L.LightningModule, in_graph: bool = False) -> Iterator[None]:
+        """Context in which ``module.log`` and ``module.log_dict`` record values.
+
+        Values that Lightning adds up over an epoch go to Lightning at once. A graph cannot hold them (``in_graph``).
+
+        Raises:
+            RuntimeError: if a graph is being captured and Lightning must add up a value.
+        """
+        before = {name: vars(module)[name] for name in ("log", "log_dict") if name in vars(module)}
+        through = module.log
+
+        def log(name: str, value: Any, *args, **kwargs) -> None:
+            if args or isinstance(value, Metric) or kwargs.get("on_epoch") or kwargs.get("on_step") is False:
+                if in_graph:
+                    raise RuntimeError(f"the step logs {name!r} with on_epoch, which adds up values in Lightning")
+                through(name, value, *args, **kwargs)
+                return
+            if isinstance(value, Tensor):
+                # Results of operations stay as they are. A parameter or a buffer may change before the value is used.
+                value = value.detach() if value.grad_fn is not None else value.detach().clone()
+            self.values[module._current_fx_name or "", name] = value, kwargs
+
+        def log_dict(dictionary, *args, **kwargs) -> None:
+            for name, value in dictionary.items():
+                log(name, value, *args, **kwargs)
+
+        vars(module)["log"], vars(module)["log_dict"] = log, log_dict
+        try:
+            yield
+        finally:
+            del vars(module)["log"], vars(module)["log_dict"]
+            vars(module).update(before)
+
+    def hand_over(self, module: L.LightningModule) -> None:
+        """Give the recorded values to Lightning, in the order in which their names first came up."""
+        recorded, self.values = self.values, {}
+        before, connector, log = module._current_fx_name, module.trainer._logger_connector, type(module).log
+        for (hook, name), (value, kwargs) in recorded.items():
+            # In the first batch of an epoch, Lightning drops sums of a hook if another hook has logged in between.
+            module._current_fx_name = connector._current_fx = hook
+            log(module, name, value, **kwargs)
+        module._current_fx_name = before
+
+
+class Executions(_TrainingEpochLoop):
+    """Epoch loop that takes up to ``size`` batches in one execution.
+
+    Args:
+        trainer: the Trainer. The loop replaces ``trainer.fit_loop.epoch_loop``.
+        size: K, at least 1, or ``auto``. With ``auto``, an execution takes about half a second.
+        graphs: whether steps may be replayed as graphs on CUDA.
+    """
+
+    def __init__(self, trainer: L.Trainer, size: int | Literal["auto"] = "auto", graphs: bool = True):
+        replaced = trainer.fit_loop.epoch_loop
+        super().__init__(trainer, replaced.min_steps, replaced.max_steps)
+        self.automatic_optimization = _Automatic(trainer)
+        self.manual_optimization = _Manual(trainer)
+        self.measured = size == "auto"
+        self.size: int = 1 if size == "auto" else size
+        self.most = MOST if size == "auto" else size  # largest number of batches that an execution can have
+        self.logs = RecordedLogs()
+        self.graphs: StepGraphs | None = None
+        self._may_capture, self._decided = graphs, False
+        self._executions = 0
+        self._hurried = False
+        self._plain = False
+        self._after_step: list[Any] = []
+
+    def hurry(self) -> None:
+        """End the execution with the current batch. A signal handler calls this method."""
+        self._hurried = True
+
+    # One execution.
+
+    def advance(self, data_fetcher) -> None:
+        started, trainer = time.monotonic(), self.trainer
+        module = trainer.lightning_module
+        self._prepare()
+        cadences = [(callback, _cadence(callback, trainer)) for callback in trainer.callbacks]
+        number = self._number_of_batches(data_fetcher, [n for _, n in cadences if n is not None])
+        if number > 1:
+            every = [callback for callback, n in cadences if n is None]
+            with self.logs.recording(module):
+                for _ in range(number - 1):
+                    if self._one_batch(data_fetcher, every):
+                        return
+                    if not self._should_accumulate():
+                        self._batches_that_stepped += 1
+            self.logs.hand_over(module)
+        super().advance(data_fetcher)
+        if self.graphs is not None:
+            self.graphs.wait_for_the_last_execution()
+        self._executions += 1
+        if self.measured:
+            self._adapt((time.monotonic() - started) / number)
+
+    def on_run_start(self, data_fetcher) -> None:
+        super().on_run_start(data_fetcher)
+        self._executions = 0  # so that ``auto`` measures again in every epoch
+
+    def _adapt(self, per_batch: float) -> None:
+        """Choose the number of batches of the next executions, from the seconds per batch of the last one."""
+        if self.trainer.world_size > 1:
+            if self._executions & (self._executions - 1):  # the processes agree on the number, which takes time
+                return
+            per_batch = self.trainer.strategy.broadcast(per_batch)
+        wanted = SECONDS / max(per_batch, 1e-9)
+        self.size = max(1, min(int(wanted), GROWTH * self.size, MOST))
+
+    def _number_of_batches(self, data_fetcher, cadences: list[float]) -> int:
+        """Return the number of batches until something is due, at most ``size``."""
+        trainer, done = self.trainer, self.batch_progress.current.ready
+        hurried, self._hurried = self._hurried, False
+        if (
+            self.size == 1
+            or hurried
+            or self.restarting
+            or isinstance(data_fetcher, _DataLoaderIterDataFetcher)
+            or not math.isfinite(trainer.num_training_batches)
+            or not isinstance(trainer.profiler, PassThroughProfiler)
+            or trainer._val_check_time_interval is not None
+            or any(config.reduce_on_plateau and config.interval == "step" for config in trainer.lr_scheduler_configs)
+        ):
+            return 1
+        left = [self.size, trainer.num_training_batches - done]
+        if trainer.loggers and trainer.log_every_n_steps:
+            left.append(trainer.log_every_n_steps - self._batches_that_stepped % trainer.log_every_n_steps)
+        if trainer.enable_validation and math.isfinite(trainer.val_check_batch):
+            seen = self.batch_progress.total.ready if trainer.check_val_every_n_epoch is None else done
+            left.append(trainer.val_check_batch - seen % trainer.val_check_batch)
+        if self.max_steps != -1:
+            left.append((self.max_steps - self.global_step) // self._steps_per_batch())
+        for callback in trainer.callbacks:
+            if isinstance(callback, ModelCheckpoint) and (every := callback._every_n_train_steps) > 0:
+                left.append((every - self.global_step % every) // self._steps_per_batch())
+        return max(1, int(min([*left, *cadences])))
+
+    def _steps_per_batch(self) -> int:
+        """Return the largest number of optimiser steps that a batch has had, at least 1."""
+        return max(1, math.ceil(self.global_step / max(1, self.batch_progress.total.completed)))
+
+    def _over(self) -> bool:
+        """Return whether the execution ends with this batch."""
+        trainer, alone = self.trainer, self.trainer.world_size == 1
+        stopped = trainer.should_stop or (alone and (self._hurried or trainer.received_sigterm))
+        return stopped or _is_max_limit_reached(self.global_step, self.max_steps)
+
+    def _one_batch(self, data_fetcher, every: list[L.Callback]) -> bool:
+        """Take one batch as Lightning's loop does, with the hooks of ``every`` only. Return whether to stop here.
+
+        If the execution ends here, all callbacks see the end of the batch.
+        """
+        trainer, progress = self.trainer, self.batch_progress
+        module = trainer.lightning_module
+        batch, _, _ = next(data_fetcher)
+        batch_idx = self.batch_idx + 1
+        progress.is_last_batch = data_fetcher.done
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        progress.increment_ready()
+        trainer._logger_connector.on_batch_start(batch)
+        module._current_fx_name = "on_train_batch_start"
+        for callback in every:
+            callback.on_train_batch_start(trainer, module, batch, batch_idx)
+        skipped = module.on_train_batch_start(batch, batch_idx) == -1
+        if skipped:
+            progress.increment_by(0, is_last_batch=True)
+        else:
+            progress.increment_started()
+            outputs = self.step(batch, batch_idx)
+            if self.graphs is not None and every:
+                outputs = _copied(outputs)  # the next replay writes the tensors again, and a callback may keep them
+        progress.increment_processed()
+        self.update_lr_schedulers("step", update_plateau_schedulers=False)
+        if skipped:
+            self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+            self.logs.hand_over(module)
+            raise StopIteration
+        over = self._end_of_batch(every, outputs, batch, batch_idx)
+        if over:
+            self.logs.hand_over(module)
+            trainer._logger_connector.on_batch_end()
+        progress.increment_completed()
+        if over:
+            trainer._logger_connector.update_train_step_metrics()
+        return over
+
+    def _end_of_batch(self, every: list[L.Callback], outputs, batch, batch_idx: int) -> bool:
+        """Call the hooks at the end of a batch. Return whether the execution ends with this batch."""
+        trainer = self.trainer
+        module, ended = trainer.lightning_module, self._over()
+        if ended or every:
+            self.logs.hand_over(module)
+        module._current_fx_name = "on_train_batch_end"
+        called = trainer.callbacks if ended else every
+        for callback in called:
+            callback.on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+        if over := self._over():  # a callback may have asked for the end
+            for callback in [c for c in trainer.callbacks if c not in called]:
+                callback.on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+        module.on_train_batch_end(outputs, batch, batch_idx)
+        module._current_fx_name = None
+        return over
+
+    # One step.
+
+    def step(self, batch, batch_idx: int) -> dict[str, Any]:
+        """Take the step of one batch: loss, gradient, clipping, optimiser and weight averages.
+
+        On CUDA, the step is the replay of a graph, where that is possible.
+
+        Returns:
+            What ``training_step`` returned, detached, as Lightning hands it to ``on_train_batch_end``. A replay writes
+            these tensors again.
+        """
+        if self.graphs is not None:
+            return self.graphs.step(batch, batch_idx)
+        return self.eager_step(batch, batch_idx)
+
+    def eager_step(self, batch, batch_idx: int) -> dict[str, Any]:
+        """Take the step of one batch without a graph."""
+        trainer = self.trainer
+        module = trainer.lightning_module
+        arguments = self._build_kwargs(OrderedDict(), batch, batch_idx)
+        if not module.automatic_optimization:
+            outputs = _ManualOptimization.run(self.manual_optimization, arguments)
+        elif self._plain:
+            outputs = self._plain_step(arguments)
+        else:
+            run = _AutomaticOptimization.run
+            outputs = run(self.automatic_optimization, trainer.optimizers[0], batch_idx, arguments)
+        for callback in self._after_step:
+            callback.after_step(trainer, module, outputs)
+        return outputs
+
+    def _plain_step(self, arguments: OrderedDict) -> dict[str, Any]:
+        """Take a step as Lightning's automatic optimisation does, without hooks that nothing overrides."""
+        trainer, optimizer = self.trainer, self.trainer.optimizers[0]
+        module, progress = trainer.lightning_module, self.automatic_optimization.optim_progress.optimizer
+        progress.step.increment_ready()
+        module._current_fx_name = "training_step"
+        found = trainer.strategy.training_step(*arguments.values())
+        terms = {"loss": found} if isinstance(found, Tensor) else dict(found or {})
+        loss = terms.get("loss")
+        progress.zero_grad.increment_ready()
+        progress.zero_grad.increment_started()
+        optimizer.zero_grad()
+        progress.zero_grad.increment_completed()
+        if loss is not None:
+            loss.backward()
+        module.on_before_optimizer_step(optimizer)
+        module.configure_gradient_clipping(
+            optimizer,
+            gradient_clip_val=trainer.gradient_clip_val,
+            gradient_clip_algorithm=trainer.gradient_clip_algorithm,
+        )
+        optimizer.step()
+        progress.step.increment_completed()
+        module._current_fx_name = None
+        return {k: v.detach() if isinstance(v, Tensor) else v for k, v in terms.items()}
+
+    def _prepare(self) -> None:
+        """Look at the callbacks and the module before an execution, because a tuner may have changed them."""
+        trainer = self.trainer
+        self._after_step = [c for c in trainer.callbacks if isinstance(c, StepCallback)]
+        self._plain = self.hooks_in_the_step() is None
+        if not self._decided:
+            self._decided = True
+            if self._may_capture and trainer.strategy.root_device.type == "cuda":
+                self.graphs = graphs_of(self)
+        if self.graphs is not None:
+            self.graphs.check()
+
+    def hooks_in_the_step(self) -> str | None:
+        """Return why Lightning must run the step itself, as half a sentence, or None if it need not."""
+        trainer = self.trainer
+        module, precision = trainer.lightning_module, trainer.precision_plugin
+        if not isinstance(trainer.strategy, SingleDeviceStrategy):
+            return "the run has several processes"
+        if type(precision) not in (Precision, MixedPrecision) or getattr(precision, "scaler", None) is not None:
+            return f"precision {precision.precision} scales the loss"
+        if trainer.accumulate_grad_batches != 1:
+            return "gradients are accumulated over batches"
+        for callback in trainer.callbacks:
+            if hooks := [name for name in IN_THE_STEP if _overrides(callback, name, L.Callback)]:
+                return f"the callback {type(callback).__name__} has the hook {hooks[0]}"
+        if module.automatic_optimization:
+            if hooks := [name for name in BY_LIGHTNING if _overrides(module, name, L.LightningModule)]:
+                return f"{type(module).__name__} has the method {hooks[0]}"
+            kind = type(trainer.optimizers[0])
+            if not kind.__module__.startswith("torch.optim") or kind is torch.optim.LBFGS:
+                return f"the optimiser {kind.__name__} is not a first-order optimiser of torch"
+        return None
+
+
+class _Automatic(_AutomaticOptimization):
+    """Automatic optimisation in the last batch of an execution. Its step is the step of :class:`Executions`."""
+
+    def run(self, optimizer, batch_idx, kwargs):
+        return (
+            _last_step(self.trainer, kwargs["batch"])
+            if "batch" in kwargs
+            else super().run(optimizer, batch_idx, kwargs)
+        )
+
+
+class _Manual(_ManualOptimization):
+    """Manual optimisation in the last batch of an execution. Its step is the step of :class:`Executions`."""
+
+    def run(self, kwargs):
+        return _last_step(self.trainer, kwargs["batch"]) if "batch" in kwargs else super().run(kwargs)
+
+
+def _last_step(trainer: L.Trainer, batch) -> dict[str, Any]:
+    loop = trainer.fit_loop.epoch_loop
+    outputs = loop.step(batch, loop.batch_idx)
+    loop.logs.hand_over(trainer.lightning_module)
+    return outputs if loop.graphs is None else _copied(outputs)
+
+
+def _copied(outputs: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in outputs.items()}
+
+
+def _overrides(instance: Any, hook: str, base: type) -> bool:
+    return getattr(getattr(instance, hook), "__func__", None) is not getattr(base, hook)
+
+
+def _cadence(callback: L.Callback, trainer: L.Trainer) -> float | None:
+    """Return the number of batches until the batch hooks of a callback act, or None if they run at every batch."""
+    if isinstance(callback, CadencedCallback):
+        return callback.batches_until_due(trainer)
+    hooks = [h for h in ("on_train_batch_start", "on_train_batch_end") if _overrides(callback, h, L.Callback)]
+    of_lightning = [getattr(callback, h).__module__.startswith("lightning.") for h in hooks]
+    at_the_end = isinstance(callback, (*AT_THE_END, ModelCheckpoint)) and all(of_lightning)
+    return math.inf if at_the_end or not hooks else None
+
+
+def use_executions(trainer: L.Trainer, size: int | Literal["auto"], graphs: bool) -> None:
+    """Make ``trainer`` take several batches in one execution.
+
+    Args:
+        trainer: a Trainer that has not trained yet.
+        size: largest number of batches in an execution, or ``auto``. 1 keeps Lightning's loop.
+        graphs: whether steps may be replayed as graphs on CUDA.
+    """
+    if size != 1:
+        trainer.fit_loop.epoch_loop = Executions(trainer, size, graphs)
+
+
+def takes_executions(trainer: Any) -> bool:
+    """Return whether the trainer's loop is :class:`Executions`, which calls ``after_step`` at every step."""
+    return isinstance(trainer.fit_loop.epoch_loop, Executions)

@@ -1,0 +1,263 @@
+"""Training steps as CUDA graphs.
+
+A graph holds the operations of one whole step: loss, gradient, clipping, optimiser, weight averages, and what the model
+keeps from step to step. A replay starts all of them at once, so the GPU does not wait for Python.
+
+A graph keeps every Python number and every branch of the step in which it was captured. Therefore each combination of
+such values has its own graph: the ``graph_key`` of the module, the shapes of the batch, and the numbers of the
+optimisers. A learning rate with a schedule is a tensor on the device. The graphs are captured again if a parameter, a
+buffer or a state of an optimiser lies at another address.
+
+The first steps with a new key run without a graph. They are steps of the training, so nothing has to be undone.
+Random numbers continue from replay to replay, because PyTorch registers the generator with the graph.
+"""
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from zoo.checks.capabilities import CapturedSteps
+
+if TYPE_CHECKING:
+    from zoo.training.executions import Executions
+
+log = logging.getLogger(__name__)
+
+WARM_UP = 3  # steps without a graph before a capture; libraries then have their work spaces, and optimisers their state
+
+
+class CUDA:
+    """Capture and replay on the current CUDA device."""
+
+    fused = True  # whether the optimisers of the step use fused kernels
+    capturable = True  # whether they keep their step numbers on the device
+
+    def __init__(self):
+        self._side = torch.cuda.Stream()
+        self._event: torch.cuda.Event | None = None
+
+    def warm_up(self, run: Callable[[], Any]) -> Any:
+        """Return ``run()``, run on a side stream, as a capture needs."""
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
+            result = run()
+        torch.cuda.current_stream().wait_stream(self._side)
+        return result
+
+    def capture(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """Return a function that replays ``run``, and the result of ``run``, which every replay writes again."""
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        state, graph = generator.clone_state(), torch.cuda.CUDAGraph()
+        try:
+            # Other threads may use CUDA during the capture, for example a thread that measures the GPU.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                result = run()
+        except BaseException:
+            generator.graphsafe_set_state(state)  # a failed capture leaves the generator in the state of a capture
+            raise
+        return graph.replay, result
+
+    def wait_for_the_last_execution(self) -> None:
+        """Wait until the execution before this one has ended. The GPU meanwhile has the steps of this execution."""
+        event = torch.cuda.Event()
+        event.record()
+        if self._event is not None:
+            self._event.synchronize()
+        self._event = event
+
+
+class Captured(NamedTuple):
+    """One graph: its replay, the tensors of its batch, what it returns and logs, and what it adds to counters."""
+
+    replay: Callable[[], None]
+    batch: list[Any]
+    outputs: dict[str, Any]
+    logs: dict[tuple[str, str], tuple[Any, dict[str, Any]]]
+    counted: list[tuple[Any, str, int]]
+
+
+class StepGraphs:
+    """The graphs of the steps of a run.
+
+    Args:
+        loop: the loop, whose method ``eager_step`` takes a step without a graph.
+        device: what captures and replays.
+    """
+
+    def __init__(self, loop: "Executions", device: Any = None):
+        self.loop = loop
+        self.device = CUDA() if device is None else device
+        self.graphs: dict[Hashable, Captured] = {}
+        self._eager_steps: Counter[Hashable] = Counter()
+        self._addresses: tuple[int, ...] = ()
+        self.failed = False
+        trainer = loop.trainer
+        for optimiser in trainer.optimizers:
+            fit_for_capture(optimiser, self.device, scheduled=bool(trainer.lr_scheduler_configs))
+
+    def step(self, batch, batch_idx: int) -> dict[str, Any]:
+        """Take one step: without a graph for the first steps with a key, then as the replay of a graph."""
+        if self.failed:
+            return self.loop.eager_step(batch, batch_idx)
+        leaves, structure = pytree.tree_flatten(batch)
+        key = self.key(leaves)
+        if key in self.graphs:
+            return self._replay(self.graphs[key], leaves)
+        if self._eager_steps[key] < WARM_UP:
+            self._eager_steps[key] += 1
+            return self.device.warm_up(lambda: self.loop.eager_step(batch, batch_idx))
+        return self._capture(key, leaves, structure, batch, batch_idx)
+
+    def key(self, leaves: list[Any]) -> Hashable:
+        """Return what selects the graph of the next step."""
+        trainer = self.loop.trainer
+        shapes = tuple((t.shape, t.dtype) if isinstance(t, Tensor) else t for t in leaves)
+        return trainer.lightning_module.graph_key(), shapes, tuple(map(_numbers, trainer.optimizers))
+
+    def check(self) -> None:
+        """Drop all graphs if tensors that they use lie at other addresses."""
+        if self.graphs and self._addresses != self._addresses_now():
+            self.graphs.clear()
+            self._eager_steps.clear()
+
+    def wait_for_the_last_execution(self) -> None:
+        """Limit how far Python runs ahead of the device, to one execution."""
+        self.device.wait_for_the_last_execution()
+
+    def _addresses_now(self) -> tuple[int, ...]:
+        trainer = self.loop.trainer
+        module = trainer.lightning_module
+        tensors = [*module.parameters(), *module.buffers()]
+        for optimiser in trainer.optimizers:
+            tensors += [t for state in optimiser.state.values() for t in state.values() if isinstance(t, Tensor)]
+        return tuple(t.data_ptr() for t in tensors)
+
+    def _capture(self, key: Hashable, leaves: list[Any], structure, batch, batch_idx: int) -> dict[str, Any]:
+        loop, module = self.loop, self.loop.trainer.lightning_module
+        own = [t.clone() if isinstance(t, Tensor) else t for t in leaves]
+        counters, logs = list(_counters(loop)), type(loop.logs)()
+        before = [getattr(*counter) for counter in counters]
+        trained = [p.requires_grad for p in module.parameters()]
+        for optimiser in loop.trainer.optimizers:
+            optimiser.zero_grad(set_to_none=True)  # the graph then has its own memory for gradients
+        try:
+            with logs.recording(module, in_graph=True):
+                replay, outputs = self.device.capture(
+                    lambda: loop.eager_step(pytree.tree_unflatten(own, structure), batch_idx)
+                )
+        except RuntimeError as error:
+            for counter, value in zip(counters, before, strict=True):
+                setattr(*counter, value)
+            for p, value in zip(module.parameters(), trained, strict=True):
+                p.requires_grad_(value)  # a step of two players turns off gradients of one network
+            for optimiser in loop.trainer.optimizers:
+                optimiser.zero_grad(set_to_none=True)
+            self.failed = True
+            self.graphs.clear()
+            log.warning("Steps run without CUDA graphs, because a capture failed: %s", str(error).partition("\n")[0])
+            return loop.eager_step(batch, batch_idx)
+        changed = [(*c, getattr(*c) - value) for c, value in zip(counters, before, strict=True)]
+        captured = Captured(replay, own, outputs, logs.values, [c for c in changed if c[2]])
+        self.graphs[key], self._addresses = captured, self._addresses_now()
+        replay()  # a capture only writes down the operations
+        loop.logs.values |= captured.logs
+        return outputs
+
+    def _replay(self, graph: Captured, leaves: list[Any]) -> dict[str, Any]:
+        for own, given in zip(graph.batch, leaves, strict=True):
+            if isinstance(own, Tensor):
+                own.copy_(given, non_blocking=True)
+        graph.replay()
+        for counter, name, added in graph.counted:
+            setattr(counter, name, getattr(counter, name) + added)
+        self.loop.logs.values |= graph.logs
+        return graph.outputs
+
+
+def graphs_of(loop: "Executions") -> StepGraphs | None:
+    """Return the graphs of a run, or None if its steps cannot be captured. The reason is logged once."""
+    reason = reason_against_graphs(loop)
+    if reason is None:
+        return StepGraphs(loop)
+    if loop.trainer.is_global_zero:
+        log.info("Steps run without CUDA graphs, because %s", reason)
+    return None
+
+
+def reason_against_graphs(loop: "Executions") -> str | None:
+    """Return why the steps of a run cannot be captured, as half a sentence, or None if they can."""
+    trainer = loop.trainer
+    module = trainer.lightning_module
+    if reason := loop.hooks_in_the_step():
+        return reason
+    if not isinstance(module, CapturedSteps):
+        return f"{type(module).__name__} has no method graph_key, which tells steps with equal operations"
+    if any(m._compiled_call_impl is not None for m in module.modules()):
+        return "the networks are compiled"
+    for optimiser in trainer.optimizers:
+        if not isinstance(optimiser, torch.optim.SGD) and "capturable" not in optimiser.defaults:
+            return f"the optimiser {type(optimiser).__name__} cannot be captured"
+    return None
+
+
+def fit_for_capture(optimiser: Optimizer, device: Any, scheduled: bool) -> None:
+    """Make an optimiser read its step number and learning rate from the device, also after it loads a state.
+
+    A saved state has plain numbers again, so that a checkpoint can be resumed on any device.
+
+    Args:
+        optimiser: an optimiser of torch.
+        device: the object that captures, which says what its kernels support.
+        scheduled: whether the learning rate changes. If it does not, the learning rate stays a number.
+    """
+    options = {"capturable": device.capturable, "fused": device.fused}
+    before = {name: optimiser.param_groups[0].get(name) for name in options}
+
+    def prepare(optimiser: Optimizer) -> None:
+        for group in optimiser.param_groups:
+            group.update({name: value for name, value in options.items() if name in group and value})
+            if scheduled and not isinstance(group["lr"], Tensor):
+                group["lr"] = torch.tensor(float(group["lr"]), device=group["params"][0].device)
+            for p in group["params"]:
+                state = optimiser.state.get(p, {})
+                if isinstance(state.get("step"), Tensor):
+                    state["step"] = state["step"].to(p.device, torch.float32)
+
+    def plain(optimiser: Optimizer, state: dict[str, Any]) -> None:
+        for group in state["param_groups"]:
+            group.update({name: value for name, value in before.items() if name in group})
+            group["lr"] = float(group["lr"])
+
+    prepare(optimiser)
+    optimiser.register_load_state_dict_post_hook(prepare)
+    optimiser.register_state_dict_post_hook(plain)
+
+
+def _numbers(optimiser: Optimizer) -> tuple:
+    """Return the Python numbers of an optimiser that its step uses."""
+    return tuple(
+        (name, value)
+        for group in optimiser.param_groups
+        for name, value in group.items()
+        if name not in ("params", "initial_lr") and not isinstance(value, Tensor)
+    )
+
+
+def _counters(loop: "Executions") -> Iterator[tuple[Any, str]]:
+    """Yield the counters that a step changes, as pairs of an object and the name of an attribute."""
+    stack: list[Any] = [loop.automatic_optimization.optim_progress, loop.manual_optimization.optim_step_progress]
+    while stack:
+        progress = stack.pop()
+        for field in dataclasses.fields(progress):
+            value = getattr(progress, field.name)
+            if dataclasses.is_dataclass(value):
+                stack.append(value)
+            elif isinstance(value, int):
+                yield progress, field.name
