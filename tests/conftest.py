@@ -2,12 +2,12 @@
 
 import os
 import random
-import re
 import zlib
 from pathlib import Path
 
 import environment
 import pytest
+from _pytest.mark.expression import Expression
 
 # torch is imported inside functions, because the environment must be set first.
 
@@ -24,8 +24,12 @@ def pytest_configure(config):
 
 
 def _asks_for_gpus(expression):
-    """Return whether the option ``-m`` selects the tests with the mark ``gpu``. All other tests run on the CPU."""
-    return bool(re.search(r"(?<!not )\bgpu\b", expression or ""))
+    """Return whether the option ``-m`` selects only tests with the mark ``gpu``. All other tests run on the CPU."""
+
+    def selects(mark):
+        return Expression.compile(expression).evaluate(lambda name, **_: name == mark)
+
+    return bool(expression) and selects("gpu") and not any(map(selects, ("slow", "train", "no mark")))
 
 
 def _seed(text):

@@ -41,7 +41,9 @@ def settle(folder: Path, gpu: bool) -> None:
     os.environ |= {"WANDB_MODE": "offline", "MPLBACKEND": "Agg"}
     if Path("/sys/class/net/lo").exists():
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # by default gloo uses the interface of the host name
-    if not gpu:
+    if gpu:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # deterministic products of matrices; cuBLAS reads it once
+    else:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DISABLE_MPS": "1"}
     os.environ["HOME"] = str(folder / "home")  # a home folder that is writable and has no logins or settings
     Path(os.environ["HOME"]).mkdir()

@@ -8,6 +8,7 @@ import time
 import zlib
 from pathlib import Path
 
+import conftest
 import environment
 import numpy as np
 import pytest
@@ -30,6 +31,23 @@ def test_the_environment_of_a_user_does_not_reach_the_tests():
     assert os.environ["WANDB_MODE"] == "offline" and os.environ["OMP_NUM_THREADS"] == "1"
     assert Path.home() == Path(os.environ["HOME"]) and not list(Path.home().glob(".netrc"))
     assert not torch.cuda.is_available()  # GPUs of the machine are hidden
+
+
+@pytest.mark.parametrize(
+    ("expression", "visible"),
+    [
+        ("gpu", True),
+        ("gpu and not slow", True),
+        ("", False),
+        ("not slow and not train and not gpu", False),
+        ("not (slow or gpu)", False),
+        ("slow", False),
+        ("slow or gpu", False),
+        ("not slow", False),
+    ],
+)
+def test_only_tests_with_the_mark_gpu_see_gpus(expression, visible):
+    assert conftest._asks_for_gpus(expression) == visible
 
 
 PLUGIN = """
