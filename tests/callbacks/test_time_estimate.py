@@ -78,9 +78,9 @@ def test_training_is_counted_to_the_end(said):
 
 
 def test_batches_of_an_execution_are_counted_one_by_one(said):
-    """The third execution ends after 12 of 44 batches of one second. The rate leaves out the first execution."""
+    """The second execution ends after 11 of 44 batches of one second. The rate leaves out the first one."""
     (line,) = said("trainer.max_epochs=4", "trainer.steps_per_execution=6")
-    assert line.startswith("About 33 seconds to go: 4 epochs of 1,408 images (digits), 128 per second")
+    assert line.startswith("About 33 seconds to go: 3 epochs of 1,408 images (digits), 128 per second")
 
 
 def test_validation_and_test_are_counted_from_the_sanity_check(said):
@@ -93,7 +93,7 @@ def test_what_turns_out_to_take_long_is_said_again(said):
     """Each of four validations ends with 100 seconds of drawing. The first estimate cannot include this time."""
     first, second = said("trainer.max_epochs=4", drawing=100)
     assert first.startswith("About 34 seconds")
-    assert second.startswith("About 5 minutes to go (new estimate): ") and "validation 5 minutes" in second
+    assert second.startswith("About 6 minutes to go (new estimate): ") and "validation 5 minutes" in second
 
 
 def test_a_machine_that_gets_slower_is_said_again_and_one_that_wavers_is_not(said):
