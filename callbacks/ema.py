@@ -23,7 +23,7 @@ def decay_at(n: float, decay: float) -> float:
 
 def decay_tensor(n: Tensor, decay: float) -> Tensor:
     """Return :func:`decay_at` as a tensor on the device of ``n``, (), without reading ``n``."""
-    return torch.where(n > 0, ((1 + n) / (10 + n)).clamp(max=decay), 0.0)
+    return (n > 0) * ((1 + n) / (10 + n)).clamp(max=decay)
 
 
 @contextmanager

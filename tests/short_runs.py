@@ -50,7 +50,7 @@ def runs():
 
 def of(name):
     """Return the overrides of a run of two short epochs, without callbacks that only draw."""
-    overrides = [*runs()[name], "trainer.max_epochs=2", "trainer.log_every_n_steps=7", "trainer.limit_train_batches=11"]
+    overrides = [*runs()[name], "trainer.max_epochs=2", "trainer.log_every_n_steps=7", "trainer.limit_train_batches=9"]
     overrides += ["callbacks.estimator_variance.every_n_steps=9", "callbacks.estimator_variance.draws=2", "test=false"]
     overrides += ["callbacks.estimator_variance.batch_size=8", "trainer.limit_val_batches=1"]
     composed = config("/", *runs()[name]).callbacks

@@ -324,8 +324,8 @@ class Executions(_TrainingEpochLoop):
         self._plain = self.hooks_in_the_step() is None
         if not self._decided:
             self._decided = True
-            if self._may_capture and trainer.strategy.root_device.type == "cuda":
-                self.graphs = graphs_of(self)
+            if trainer.strategy.root_device.type == "cuda":
+                self.graphs = graphs_of(self, wanted=self._may_capture)
         if self.graphs is not None:
             self.graphs.check()
 

@@ -26,6 +26,8 @@ from torch.utils import _pytree as pytree
 from zoo.checks.capabilities import CapturedSteps
 
 if TYPE_CHECKING:
+    import lightning as L
+
     from zoo.training.executions import Executions
 
 log = logging.getLogger(__name__)
@@ -98,9 +100,7 @@ class StepGraphs:
         self._eager_steps: Counter[Hashable] = Counter()
         self._addresses: tuple[int, ...] = ()
         self.failed = False
-        trainer = loop.trainer
-        for optimiser in trainer.optimizers:
-            fit_for_capture(optimiser, self.device, scheduled=bool(trainer.lr_scheduler_configs))
+        fit_for_capture(loop.trainer, self.device)
 
     def step(self, batch, batch_idx: int) -> dict[str, Any]:
         """Take one step: without a graph for the first steps with a key, then as the replay of a graph."""
@@ -181,13 +181,20 @@ class StepGraphs:
         return graph.outputs
 
 
-def graphs_of(loop: "Executions") -> StepGraphs | None:
-    """Return the graphs of a run, or None if its steps cannot be captured. The reason is logged once."""
-    reason = reason_against_graphs(loop)
-    if reason is None:
+def graphs_of(loop: "Executions", wanted: bool) -> StepGraphs | None:
+    """Return the graphs of a run on CUDA, or None if its steps are not captured. The reason is logged once.
+
+    Args:
+        loop: the loop of the run.
+        wanted: whether the run asks for graphs.
+    """
+    reason = reason_against_graphs(loop) if wanted else None
+    if wanted and reason is None:
         return StepGraphs(loop)
-    if loop.trainer.is_global_zero:
+    if reason and loop.trainer.is_global_zero:
         log.info("Steps run without CUDA graphs, because %s", reason)
+    if loop.hooks_in_the_step() is None and isinstance(loop.trainer.lightning_module, CapturedSteps):
+        fit_for_capture(loop.trainer, CUDA)  # so that a step computes the same with a graph and without
     return None
 
 
@@ -207,15 +214,22 @@ def reason_against_graphs(loop: "Executions") -> str | None:
     return None
 
 
-def fit_for_capture(optimiser: Optimizer, device: Any, scheduled: bool) -> None:
-    """Make an optimiser read its step number and learning rate from the device, also after it loads a state.
-
-    A saved state has plain numbers again, so that a checkpoint can be resumed on any device.
+def fit_for_capture(trainer: "L.Trainer", device: Any) -> None:
+    """Make the optimisers of a run fit for capture.
 
     Args:
-        optimiser: an optimiser of torch.
-        device: the object that captures, which says what its kernels support.
-        scheduled: whether the learning rate changes. If it does not, the learning rate stays a number.
+        trainer: the Trainer of the run.
+        device: what captures. Its attributes say what its kernels support.
+    """
+    for optimiser in trainer.optimizers:
+        _fit_for_capture(optimiser, device, scheduled=bool(trainer.lr_scheduler_configs))
+
+
+def _fit_for_capture(optimiser: Optimizer, device: Any, scheduled: bool) -> None:
+    """Make an optimiser read its step number and learning rate from the device, also after it loads a state.
+
+    A saved state has plain numbers again, so that a checkpoint can be resumed on any device. If the learning rate has
+    no schedule, it stays a number.
     """
     options = {"capturable": device.capturable, "fused": device.fused}
     before = {name: optimiser.param_groups[0].get(name) for name in options}
