@@ -26,8 +26,8 @@ def recorded(monkeypatch):
     made, prepare = [], executions.Executions._prepare
 
     def with_graphs(loop):
-        if not loop._decided:
-            loop._decided, module = True, loop.trainer.lightning_module
+        if loop._optimisers is not loop.trainer.optimizers:
+            loop._optimisers, module = loop.trainer.optimizers, loop.trainer.lightning_module
             if isinstance(module, SkipGram):
                 for table in module.tables.values():
                     table.sparse = False  # as on a GPU

@@ -117,7 +117,8 @@ class Executions(_TrainingEpochLoop):
         self.most = MOST if size == "auto" else size  # largest number of batches that an execution can have
         self.logs = RecordedLogs()
         self.graphs: StepGraphs | None = None
-        self._may_capture, self._decided = graphs, False
+        self._may_capture = graphs
+        self._optimisers: list[Any] | None = None  # the optimisers for which ``graphs`` was decided
         self._executions = 0
         self._hurried = False
         self._plain = False
@@ -322,8 +323,8 @@ class Executions(_TrainingEpochLoop):
         trainer = self.trainer
         self._after_step = [c for c in trainer.callbacks if isinstance(c, StepCallback)]
         self._plain = self.hooks_in_the_step() is None
-        if not self._decided:
-            self._decided = True
+        if self._optimisers is not trainer.optimizers:  # at the start, and after a tuner has made new optimisers
+            self._optimisers, self.graphs = trainer.optimizers, None
             if trainer.strategy.root_device.type == "cuda":
                 self.graphs = graphs_of(self, wanted=self._may_capture)
         if self.graphs is not None:
