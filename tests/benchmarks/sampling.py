@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from timing import Stopwatch, beside, captured, hardware, spread, table
+from timing import Stopwatch, beside, captured, hardware, line, spread, table
 from torch import Tensor
 
 import zoo
@@ -114,10 +114,11 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"SAMPLER must be one of {', '.join(names)}, got {', '.join(sorted(unknown))}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    rows = [row for name in args.samplers or names for row in benchmark(name, args)]
     columns = ["sampler", "way", "samples/s", "ratio to eager", "samples per CPU second", "largest difference"]
     print(f"{args.samples} samples, {args.rounds} rounds; {hardware(torch.device(args.device))}\n")
-    print(table(columns, rows), flush=True)
+    print(table(columns, []), flush=True)
+    for name in args.samplers or names:
+        print("\n".join(map(line, benchmark(name, args))), flush=True)
 
 
 if __name__ == "__main__":

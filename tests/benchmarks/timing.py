@@ -75,10 +75,14 @@ def spread(values: list[float], digits: int | None = None) -> str:
     return f"{middle} ({low} to {high})"
 
 
+def line(cells: list[str]) -> str:
+    """Return a line of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
+
+
 def table(columns: list[str], rows: list[list[str]]) -> str:
     """Return a table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(map(line, [columns, ["---"] * len(columns), *rows]))
 
 
 def hardware(device: torch.device) -> str:
@@ -87,7 +91,7 @@ def hardware(device: torch.device) -> str:
         name = torch.cuda.get_device_name(device)
     else:
         info = Path("/proc/cpuinfo")
-        models = [line.split(":")[1].strip() for line in _lines(info) if line.startswith("model name")]
+        models = [entry.split(":")[1].strip() for entry in _lines(info) if entry.startswith("model name")]
         name = models[0] if models else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'s' if threads > 1 else ''}, torch {torch.__version__}"
