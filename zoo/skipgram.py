@@ -198,7 +198,7 @@ class SkipGram(L.LightningModule):
     def scores(self, centres: Tensor, words: Tensor, lookup: Lookup = dense) -> Tensor:
         """Return s(w, c), (B, C, M), for every pair of a centre (B, C) and a word (B, M) of the same row."""
         v, u = (at_least_float32(lookup(*t)) for t in ((self.input.weight, centres), (self.output.weight, words)))
-        s = v @ u.transpose(-1, -2)
+        s = (u @ v.transpose(-1, -2)).transpose(-1, -2)  # the gradient of u, the larger one, then needs no copy
         return s + lookup(self.bias.weight, words).transpose(-1, -2) if "bias" in self.tables else s
 
     @takes(centres=A_WORD)
@@ -247,11 +247,15 @@ class SkipGram(L.LightningModule):
 
     def loss(self, batch, *, generator: torch.Generator | None = None, lookup: Lookup = dense) -> dict[str, Tensor]:
         """Return ``loss``, the mean objective over the pairs of a batch, nats, and ``pairs``, the number of pairs."""
-        noise = self.noise(batch, generator=generator)["noise"]
+        rows, noise = Rows(*batch), self.noise(batch, generator=generator)["noise"]
         objective, k = self.hparams.objective, self.hparams.num_noise
-        losses, taken = self.pair_losses(Rows(*batch), noise, objective, k, lookup)
-        pairs = taken.sum()
-        return {"loss": (losses * taken).sum() / pairs.clamp(min=1), "pairs": pairs}
+        if noise.ndim == 2 and objective in ("nce", "negative_sampling"):
+            log_kq = self.noise_log_q + math.log(k) if objective == "nce" else None
+            total, pairs = contrastive.summed_nce_loss(rows, noise, partial(self.scores, lookup=lookup), log_kq, k)
+        else:
+            losses, taken = self.pair_losses(rows, noise, objective, k, lookup)
+            total, pairs = (losses * taken).sum(), taken.sum()
+        return {"loss": total / pairs.clamp(min=1), "pairs": pairs}
 
     def training_step(self, batch, batch_idx):
         terms = self.loss(batch, lookup=sparse if self.input.sparse else dense)
@@ -324,8 +328,7 @@ class SkipGram(L.LightningModule):
     def number(self, word: str) -> int:
         """Return the index of ``word`` in the vocabulary, 0 for the most frequent word.
 
-        Raises:
-            UnknownWord: If ``word`` is not in the vocabulary. UnknownWord is a KeyError.
+        Raise UnknownWord, a KeyError, if ``word`` is not in the vocabulary.
         """
         if not isinstance(word, str):
             raise UserError(f"a word must be a string, got {word!r}")
@@ -338,10 +341,7 @@ class SkipGram(L.LightningModule):
         return self.input.weight[self.number(word)].detach()
 
     def nearest(self, word: str, n: int = 10) -> list[tuple[str, float]]:
-        """Return the ``n`` words nearest to ``word`` by the cosine of input vectors, with the cosines.
-
-        Raise KeyError for an unknown word.
-        """
+        """Return the ``n`` words with the nearest vectors, and their cosines. Raise KeyError for an unknown word."""
         unit = self.unit_vectors()
         return self._most_similar(unit, unit[self.number(word)], [word], n)
 

@@ -100,6 +100,27 @@ def test_sparse_gradients_are_the_dense_ones(shared, rows):
         assert_close(a, b)
 
 
+@pytest.mark.parametrize("objective", ["nce", "negative_sampling"])
+def test_the_sum_over_all_scores_of_a_row_is_that_over_its_pairs(objective, rows, generator):
+    """The loss and its gradient are those of the losses of all pairs, also for scores of 40 times the usual size."""
+    model = made(objective, num_noise=3, shared_noise=6)
+    for scale in (1.0, 40.0):
+        with torch.no_grad():
+            model.output.weight.mul_(scale)
+        terms = model.loss(list(rows), generator=generator.manual_seed(5))
+        noise = model.noise(list(rows), generator=generator.manual_seed(5))["noise"]
+        losses, taken = model.pair_losses(rows, noise, objective, 3)
+        parameters = list(model.parameters())
+        assert_close(terms["loss"], losses[taken].mean(), rtol=1e-9, atol=0)
+        for found, expected in zip(
+            torch.autograd.grad(terms["loss"], parameters),
+            torch.autograd.grad(losses[taken].mean(), parameters),
+            strict=True,
+        ):
+            assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        assert int(terms["pairs"]) == int(taken.sum())
+
+
 def test_the_likelihood_is_summed_over_the_vocabulary(rows):
     model = made("negative_sampling")
     log_p, log_Z = model.pair_log_likelihood(list(rows))
