@@ -180,7 +180,7 @@ def peak_memory(name, accelerator, folder):
 def uses_little_memory(name, accelerator, folder):
     """Compare the peak memory of a run with graphs and without.
 
-    A graph has memory of its own for everything that a step computes, because it writes the same addresses again. The
+    A graph has separate memory for everything that a step computes, because it writes the same addresses again. The
     steps before the capture had theirs from the common pool. Therefore a graph may need half as much again as eager
     steps, and one copy of the weights and gradients.
     """
