@@ -88,11 +88,12 @@ class TimeEstimate(L.Callback):
         self._end_validation(self._validation_ended)  # a validation within the epoch
         self._count(trainer, time.monotonic())
         self._rows = len(as_batch(batch)[0]) * trainer.world_size * self._each
+        measured = bool(self._marks)
         if self._warm is None and self._seen - self._began[1] >= WARM_UP:
             self._warm = self._trained, self._seen
-        if not self._marks and self._seen >= WARM_UP:
+        if not measured and self._seen >= WARM_UP:
             self._marks.append((self._trained, self._seen))
-        if trainer.is_global_zero and self._seen >= max(self.after, WARM_UP + 1):
+        if trainer.is_global_zero and self._seen >= self.after and measured:
             self._look(trainer, pl_module, time.monotonic())
 
     def _count(self, trainer, now: float) -> None:
@@ -134,7 +135,10 @@ class TimeEstimate(L.Callback):
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         # Take the time of the fastest batch. Other batches include the time in which callbacks draw samples.
-        self._of_batch = min(self._of_batch, time.monotonic() - self._begin)
+        seconds, data = time.monotonic() - self._begin, trainer.datamodule
+        if trainer.sanity_checking and isinstance(data, capabilities.ShortSanityCheck):
+            seconds /= data.sanity_check_fraction
+        self._of_batch = min(self._of_batch, seconds)
 
     def _evaluation(self, stage: str, batches: float, trainer, model) -> float:
         """Return the estimated seconds of a validation or a test. Return 0 before the first validation batch."""

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -37,6 +37,7 @@ from zoo.datamodules.limits import SPLITS, check_limits, overfits
 
 log = logging.getLogger(__name__)
 
+SANITY_CHECK_IMAGES = 32  # few, because the sanity check only shows that validation works
 NAMES = ("mnist", "fashion_mnist", "digits", "mnist_or_digits")
 TRAIN_ON = {"train": ["train"], "train_and_validation": ["train", "val"], "everything": ["train", "val", "test"]}
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # names of torchvision's classes and folders
@@ -209,22 +210,25 @@ class ImageLoader:
         return n // self.batch_size if self.shuffle else -(-n // self.batch_size)
 
     def indices(self) -> list[Tensor]:
-        """Return the indices of this process into the split, one tensor for each batch of the current epoch."""
-        n = len(self.split.images)
+        """Return the indices of this process into the split, one tensor for each batch of the current epoch.
+
+        The tensors are parts of one tensor on the device of the split. A copy for each batch would wait for the device.
+        """
+        n, device = len(self.split.images), self.split.images.device
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.cat([torch.randperm(n, generator=generator) for _ in range(self.repeat)])
-            batches = order[: len(self) * self.batch_size].split(self.batch_size)
+            order = order[: len(self) * self.batch_size].to(device)
+            batches = order.split(self.batch_size)
         else:
-            batches = torch.arange(n).tensor_split(len(self))
+            batches = torch.arange(n, device=device).tensor_split(len(self))
         return [batch[self.rank :: self.world_size] for batch in batches]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device = self.split.images.device
         batches = self.indices()
         begin, self._resume_at = self._resume_at, 0
         for self.position in range(begin + 1, len(batches) + 1):
-            yield self.examples(batches[self.position - 1].to(device))
+            yield self.examples(batches[self.position - 1])
 
     def examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the examples with these indices."""
@@ -239,6 +243,9 @@ class ImageLoader:
 
 class Images(L.LightningDataModule):
     """LightningDataModule of an image data set.
+
+    The sanity check before training uses the first 32 images of a batch on each process, so that training begins soon.
+    ``sanity_check_fraction`` is the fraction of the batch that the latest sanity check has used.
 
     Args:
         name: ``mnist``, ``fashion_mnist``, ``digits`` or ``mnist_or_digits``. ``mnist_or_digits`` is MNIST if MNIST is
@@ -279,6 +286,7 @@ class Images(L.LightningDataModule):
         self.save_hyperparameters(logger=False)
         self.used: str | None = None if name == "mnist_or_digits" else name
         self.splits: dict[str, Split] = {}
+        self.sanity_check_fraction = 1.0
 
     def prepare_data(self) -> None:
         """Download missing files, and choose the data set of ``mnist_or_digits``. One process per machine does this."""
@@ -353,6 +361,12 @@ class Images(L.LightningDataModule):
 
     def test_dataloader(self) -> ImageLoader:
         return self._loader("test")
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self.trainer is None or not self.trainer.sanity_checking:
+            return batch
+        self.sanity_check_fraction = min(1.0, SANITY_CHECK_IMAGES / len(batch[0]))
+        return [part[:SANITY_CHECK_IMAGES] for part in batch]
 
     def state_dict(self) -> dict[str, str | int | None]:
         return {

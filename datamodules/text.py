@@ -152,10 +152,12 @@ class TextLoader:
         rows = self.rows(generator=generator)
         n = len(rows.reach)
         order = torch.randperm(n, generator=generator) if self.train else torch.arange(n)
+        # On a GPU, the rows of an epoch lie there, so that a batch is selected without a copy from the CPU.
+        words, reach, order = (t.to(self.device) for t in (*rows, order))
         begin, self._resume_at = self._resume_at, 0
         for batch, own in enumerate(order.split(self.batch_size)[begin : len(self)], start=begin + 1):
             self.position, own = batch, own[self.rank :: self.world_size]
-            yield Rows(rows.words[own].long().to(self.device), rows.reach[own].long().to(self.device))
+            yield Rows(words[own].long(), reach[own].long())
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position}

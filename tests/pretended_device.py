@@ -77,7 +77,7 @@ def _place():
         if not library and ("lightning" in path.as_posix() or path.parent.name == "optim"):
             library = f"{path.parent.name}/{path.name}:{line}"
         frame = frame.f_back
-    return library or "elsewhere"  # the backward pass runs in another thread
+    return library or "elsewhere"  # the backward pass has its own thread
 
 
 class _Backend(backend_registration._DummyBackendModule):

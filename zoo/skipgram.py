@@ -152,8 +152,8 @@ class SkipGram(L.LightningModule):
 
     def limit_rates(self, pairs: float, frequency: Tensor) -> None:
         """Set each word's fraction of ``lr`` from its ``frequency`` (V,) and the expected ``pairs`` per step."""
-        q = self.q.log_q.cpu().double().exp()
-        noise = 0 if self.hparams.objective == "softmax" else self.hparams.num_noise * q
+        k = 0 if self.hparams.objective == "softmax" else self.hparams.num_noise
+        noise = k * self.noise_log_q.cpu().double().exp()
         for name, expected in {"input": pairs * frequency, "output": pairs * (frequency + noise)}.items():
             share = (LONGEST_STEP / (self.hparams.lr * expected)).clamp(max=1).float()
             self.register_buffer(f"share_{name}", share[:, None].to(self.device), persistent=False)
@@ -259,6 +259,8 @@ class SkipGram(L.LightningModule):
         # lr is per pair, so a step needs the sum over pairs. Lightning averages over processes and accumulated batches.
         return terms["loss"] * terms["pairs"] * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
+    def graph_key(self) -> None: ...  # all steps have the same operations
+
     def on_before_optimizer_step(self, optimizer):
         for name, table in self.tables.items():
             share, gradient = self.share_input if name == "input" else self.share_output, table.weight.grad
@@ -295,9 +297,8 @@ class SkipGram(L.LightningModule):
         at_once, world_size = self.trainer.datamodule.hparams.eval_batch_size, self.trainer.world_size
         batches = self.trainer.num_test_batches if stage == "test" else self.trainer.num_val_batches
         every = max(1, int(batches[0]) * at_once // EXACT_ROWS)
-        first = batch_idx * at_once + self.global_rank
-        number = first + world_size * torch.arange(len(batch[0]))  # positions of the rows in the text
-        chosen = (number % every == 0).nonzero()[:, 0].to(self.device)
+        first = batch_idx * at_once + self.global_rank  # the position of the first row in the text
+        chosen = ((first + world_size * torch.arange(len(batch[0]))) % every == 0).nonzero()[:, 0].to(self.device)
         for row in chosen.split(1):  # one row at a time limits memory to (32, V)
             self.held_out.update(*self.pair_log_likelihood([t[row] for t in batch]))
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from timing import Stopwatch, hardware, spread, table
+from timing import Stopwatch, beside, captured, hardware, spread, table
 from torch import Tensor
 
 import zoo
@@ -51,23 +51,17 @@ def sampler(name: str, n: int, device: torch.device) -> tuple[Callable[[], Tenso
     return draw, draw
 
 
-@torch.no_grad()
-def captured(draw: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def as_graph(draw: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """Return a function that replays ``draw`` as one CUDA graph, and returns its samples."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream), called_by_the_model():
-        draw()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph), called_by_the_model():
-        samples = draw()
+    with torch.no_grad(), called_by_the_model():  # checks of arguments would read values
+        beside(draw)
+        replay, samples = captured(draw)
 
-    def replay() -> Tensor:
-        graph.replay()
+    def run() -> Tensor:
+        replay()
         return samples
 
-    return replay
+    return run
 
 
 def measure(draw: Callable[[], Tensor], seed: int) -> tuple[Stopwatch, Tensor]:
@@ -86,7 +80,7 @@ def benchmark(name: str, args: argparse.Namespace) -> list[list[str]]:
     ways, failed = {"eager": draw}, ""
     if args.device == "cuda":
         try:
-            ways["one CUDA graph"] = captured(capturable)
+            ways["one CUDA graph"] = as_graph(capturable)
         except RuntimeError as error:
             failed = str(error).splitlines()[0]
     watches: dict[str, list[Stopwatch]] = {way: [] for way in ways}

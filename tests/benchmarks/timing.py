@@ -1,9 +1,11 @@
-"""Clocks, medians and names of the hardware, for the benchmarks in this folder."""
+"""Clocks, CUDA graphs, medians and names of the hardware, for the benchmarks in this folder."""
 
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,6 +34,31 @@ class Stopwatch:
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return time.perf_counter(), time.process_time()
+
+
+def beside(run: Callable[[], Any]) -> None:
+    """Call ``run`` on a side stream, as PyTorch wants it before a capture. Later work waits for it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+def captured(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    """Return a function that replays ``run`` as one CUDA graph, and what ``run`` returns.
+
+    ``run`` is only recorded. Each replay writes to the tensors that it returned.
+    """
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    state, graph = generator.clone_state(), torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            result = run()
+    except BaseException:
+        generator.graphsafe_set_state(state)  # a failed capture would leave the generator in the state of a capture
+        raise
+    return graph.replay, result
 
 
 def spread(values: list[float], digits: int | None = None) -> str:
@@ -67,4 +94,4 @@ def hardware(device: torch.device) -> str:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

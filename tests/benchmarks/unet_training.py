@@ -1,4 +1,4 @@
-"""Benchmark of the default U-Net and diffusers' UNet2DModel: training in a bare loop and in Lightning, and sampling.
+"""Benchmark of the default U-Net and diffusers' UNet2DModel: training in a bare loop, and sampling.
 
     pip install -e ".[bench]" && python tests/benchmarks/unet_training.py
 
@@ -10,7 +10,6 @@ with attention at 14 x 14. The programs alternate in one process, on a GPU if th
 import statistics
 import time
 
-import lightning as L
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from tqdm.auto import tqdm
@@ -37,42 +36,6 @@ def bare(eps_model, parameters, chain):
             torch.cuda.synchronize()
 
     return run
-
-
-class Batches:
-    """Loader that gives the same batch ``STEPS`` times."""
-
-    batch = (torch.rand(BATCH, 1, 28, 28, device=device), torch.zeros(BATCH, device=device))
-
-    def __len__(self) -> int:
-        return STEPS
-
-    def __iter__(self):
-        return iter([self.batch] * STEPS)
-
-
-class Timer(L.Callback):
-    """Callback that measures the seconds from the first batch to the last."""
-
-    def on_train_epoch_start(self, trainer, pl_module):
-        self.start = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        self.seconds = time.perf_counter() - self.start
-
-
-def in_lightning() -> float:
-    timer = Timer()
-    trainer = L.Trainer(
-        max_epochs=1,
-        callbacks=[timer],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(DDPM(), Batches())
-    return timer.seconds
 
 
 def sampler(peer):
@@ -109,7 +72,7 @@ def main() -> None:
         "zoo, bare loop": bare(ours, ours.parameters(), ours.chain),
         "diffusers, bare loop": bare(lambda x, t: peer(x, t).sample, peer.parameters(), ours.chain),
     }
-    rates = {name: [] for name in [*steps, "zoo, in Lightning"]}
+    rates = {name: [] for name in steps}
     for step in steps.values():
         step()
     for _ in tqdm(range(ROUNDS), desc="rounds"):
@@ -117,11 +80,10 @@ def main() -> None:
             start = time.perf_counter()
             step()
             rates[name].append(BATCH * STEPS / (time.perf_counter() - start))
-        rates["zoo, in Lightning"].append(BATCH * STEPS / in_lightning())
     for name, values in rates.items():
         print(f"{name:22} {statistics.median(values):8.0f} images/s (median of {ROUNDS}, {min(values):.0f} lowest)")
-    ratio = [a / b for a, b in zip(rates["zoo, in Lightning"], rates["zoo, bare loop"], strict=True)]
-    print(f"Lightning against the bare loop, round by round: {statistics.median(ratio):.2f}")
+    ratio = [a / b for a, b in zip(*rates.values(), strict=True)]
+    print(f"zoo against diffusers, round by round: {statistics.median(ratio):.2f}")
 
     samplers = {
         "zoo, 64 samples": lambda: ours.sample(64, num_steps=SAMPLER_STEPS),

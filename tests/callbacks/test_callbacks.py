@@ -5,6 +5,7 @@ import logging
 import re
 import signal
 import time
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import lightning as L
@@ -29,7 +30,7 @@ from zoo.callbacks import (
     TimeEstimate,
 )
 from zoo.callbacks.cadence import AtEpochs
-from zoo.callbacks.ema import ema_update, evaluation_weights
+from zoo.callbacks.ema import evaluation_weights
 from zoo.callbacks.run_record import commit, hardware
 from zoo.checks.errors import UserError
 from zoo.datamodules import Images, Text, Toy
@@ -73,15 +74,20 @@ def test_training_is_bit_identical_with_and_without_them(name, tmp_path):
         assert any(not torch.equal(v, a["state_dict"][k]) for k, v in b["state_dict"].items())
 
 
-def test_ema_is_the_recursion_with_a_warm_decay():
-    averaged = torch.tensor(0.0, dtype=torch.float64)
-    weight, expected = 0.0, 0.0
-    for n in range(1, 60):
-        weight = float(n)
-        decay = min(0.8, (1 + n) / (10 + n))
-        expected = decay * expected + (1 - decay) * weight
-        averaged = ema_update(averaged, torch.tensor(weight, dtype=torch.float64), torch.tensor(n), 0.8)
-        assert_close(averaged.item(), expected)
+@pytest.mark.parametrize("reads_count", [True, False])
+def test_ema_is_the_recursion_with_a_warm_decay(reads_count):
+    """The first update copies the weight. A GPU computes the same average without reading the number of updates."""
+    ema, weight = EMA(0.8), torch.zeros((), dtype=torch.float64)
+    averaged, expected = torch.tensor(7.0, dtype=torch.float64), None
+    ema._average_model = SimpleNamespace(n_averaged=torch.tensor(0))
+    ema._tensors, ema.reads_count = ([averaged], [weight], [], []), reads_count
+    for n in range(60):
+        weight.fill_(n)
+        decay = min(0.8, (1 + n) / (10 + n)) if n else 0.0
+        expected = float(n) if n == 0 else decay * expected + (1 - decay) * n
+        ema.update()
+        assert averaged.item() == pytest.approx(expected, rel=1e-6, abs=1e-12)  # the decay of a GPU is float32
+    assert ema._average_model.n_averaged == 60
 
 
 def test_ema_averages_parameters_and_copies_buffers():

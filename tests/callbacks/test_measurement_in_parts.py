@@ -13,7 +13,7 @@ from zoo.callbacks.measurement import frozen
 from zoo.training.tables import read_rows
 
 DRAWS = 3
-# Models with something that the estimators read and training changes, apart from weights.
+# Training changes more than the weights of the first models: baselines, a temperature, chains, a history of losses.
 RECIPES = {
     "vae, learned baseline": ["vae", "model.latent=bernoulli", "model.estimator=score_function+nvil"],
     "vae, temperature": ["vae", "model.latent=bernoulli", "model.estimator=gumbel_softmax"]

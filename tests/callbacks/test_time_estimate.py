@@ -31,7 +31,7 @@ class Pass(Callback):
 
     Args:
         batch: seconds of a training batch.
-        validation: seconds of a validation batch.
+        validation: seconds of a validation batch of all 180 images. Shorter batches take less time.
         slower: seconds of a training batch from batch ``slower_from`` on, or None.
         slower_from: number of the first slower batch.
         drawing: seconds at the end of each validation.
@@ -46,7 +46,7 @@ class Pass(Callback):
         CLOCK.now += self.slower if late else self.batch
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
-        CLOCK.now += self.validation
+        CLOCK.now += self.validation * len(batch[0]) / 180
 
     def on_validation_epoch_end(self, trainer, pl_module):
         if not trainer.sanity_checking:
@@ -63,6 +63,7 @@ def said(monkeypatch, caplog, tmp_path):
         passed = [f"+callbacks.z_pass.{k}={v}" for k, v in passing.items()]
         passed.append("+callbacks.z_pass._target_=test_time_estimate.Pass")
         few = ["callbacks.time_estimate.after=10", "test=false", "~callbacks.estimator_variance", "logger=none"]
+        few.append("trainer.steps_per_execution=1")
         with caplog.at_level("INFO", logger=module.__name__):
             run(tmp_path, *TINY[name], *few, *passed, *overrides)
         return [r.getMessage() for r in caplog.records if r.name == module.__name__]
@@ -76,6 +77,12 @@ def test_training_is_counted_to_the_end(said):
     assert line.startswith("About 34 seconds to go: 4 epochs of 1,408 images (digits), 128 per second")
 
 
+def test_batches_of_an_execution_are_counted_one_by_one(said):
+    """The second execution ends after 11 of 44 batches of one second. The rate leaves out the first one."""
+    (line,) = said("trainer.max_epochs=4", "trainer.steps_per_execution=6")
+    assert line.startswith("About 33 seconds to go: 3 epochs of 1,408 images (digits), 128 per second")
+
+
 def test_validation_and_test_are_counted_from_the_sanity_check(said):
     """The run has four validations and a test. Each has one batch, which takes 20 seconds."""
     (line,) = said("trainer.max_epochs=4", "trainer.num_sanity_val_steps=1", "test=true", validation=20)
@@ -86,7 +93,7 @@ def test_what_turns_out_to_take_long_is_said_again(said):
     """Each of four validations ends with 100 seconds of drawing. The first estimate cannot include this time."""
     first, second = said("trainer.max_epochs=4", drawing=100)
     assert first.startswith("About 34 seconds")
-    assert second.startswith("About 5 minutes to go (new estimate): ") and "validation 5 minutes" in second
+    assert second.startswith("About 6 minutes to go (new estimate): ") and "validation 5 minutes" in second
 
 
 def test_a_machine_that_gets_slower_is_said_again_and_one_that_wavers_is_not(said):

@@ -8,6 +8,7 @@ from helpers import exact_x0
 from torch.testing import assert_close
 
 from zoo.functional.diffusion import (
+    append_losses,
     cosine_betas,
     importance,
     linear_betas,
@@ -313,6 +314,19 @@ def test_importance_is_by_the_root_of_the_mean_square():
     p = importance(history, torch.tensor([2, 3, 2]))
     assert_close(p, 0.999 * root / root.sum() + 0.001 / 3)
     assert_close(p.sum().item(), 1.0)
+
+
+def test_the_last_loss_of_each_step_is_appended(generator):
+    """A loop over the examples of random batches gives the same history. Many steps occur several times in a batch."""
+    history, count = torch.zeros(7, 3), torch.zeros(7, dtype=torch.long)
+    expected, counts = history.clone(), [0] * 7
+    for _ in range(10):
+        t, losses = torch.randint(7, (6,), generator=generator), torch.rand(6, generator=generator)
+        append_losses(history, count, t, losses)
+        for step, loss in dict(zip(t.tolist(), losses, strict=True)).items():  # a later loss replaces an earlier one
+            expected[step] = torch.cat([expected[step, 1:], loss[None]])
+            counts[step] += 1
+        assert torch.equal(history, expected) and count.tolist() == counts
 
 
 @pytest.mark.parametrize(

@@ -132,3 +132,15 @@ def test_temperature_by_hand():
         latents.logistic(torch.tensor(1e-5)), torch.tensor(1e-5 / (1 - 1e-5)).log()
     )  # extreme noise is not clamped
     assert_close(latents.gumbel(torch.tensor(1e-5)), torch.tensor(-math.log(-math.log(1e-5))))
+
+
+def test_a_temperature_in_a_tensor_gives_the_same_bits(generator):
+    """Training steps have the temperature in a tensor, which can change without a new CUDA graph."""
+    for kind in (latents.Bernoulli, latents.Categorical):
+        for dtype in (torch.float32, torch.float64):
+            s = torch.randn(3, 4, 5, generator=generator, dtype=dtype, requires_grad=True)
+            tau = torch.ones((), dtype=dtype)
+            for number in (0.3, 0.47, 1.7):
+                soft, same = kind(s).soften(s, tau.fill_(number)), kind(s).soften(s, number)
+                gradients = [torch.autograd.grad(x.square().sum(), s)[0] for x in (soft, same)]
+                assert torch.equal(soft, same) and torch.equal(*gradients)

@@ -20,7 +20,7 @@ BENCHMARKS = ROOT / "tests" / "benchmarks"
 PACKAGES = [ROOT / "zoo", ROOT / "callbacks", ROOT / "datamodules"]
 CODE = [ROOT / "train.py", *(file for package in PACKAGES for file in package.rglob("*.py"))]
 TESTS = [file for file in (ROOT / "tests").rglob("*.py") if BENCHMARKS not in file.parents]
-OWN = {"zoo", "train", *(file.stem for file in (ROOT / "tests").glob("*.py"))}
+OWN = {"zoo", "train", *(file.stem for folder in (ROOT / "tests", BENCHMARKS) for file in folder.glob("*.py"))}
 ALLOWED = {  # for each group: the files that import, and the extra that declares their dependencies
     "dependencies": (CODE, None),
     "test": (TESTS, "test"),

@@ -1,15 +1,19 @@
 """Tests of input checks: which inputs are allowed, and when a model reads the values of a tensor."""
 
+import logging
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
-from small_models import made
+from small_models import MODELS, made
+from torch.utils.data import DataLoader, TensorDataset
 
 from zoo.checks.calls import called_by_the_model, from_outside, reads_values
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import MOST_NUMBERS, batch_of_any_shape, count, takes, whole
 from zoo.checks.pixels import check_one_hot
+from zoo.datamodules.images import Split
 
 
 @pytest.mark.parametrize(("batches", "looked_at"), [(0, True), (5, False)])
@@ -25,6 +29,38 @@ def test_values_are_looked_at_in_the_first_batch_of_a_run_and_not_of_each_epoch(
         return
     with pytest.raises(UserError, match="pixels must be numbers from 0 to 1, got 2"):
         model.on_train_batch_start(batch, 0)
+
+
+class Splits(L.LightningDataModule):
+    """Twelve training images. Their number ``wrong`` has the given grey value and label."""
+
+    def __init__(self, wrong, grey, label):
+        super().__init__()
+        x, y = torch.zeros(12, 28, 28), torch.arange(12) % 10
+        x[wrong], y[wrong] = grey, label
+        self.splits = {"train": Split(x, y)}
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(self.splits["train"].images[:, None], self.splits["train"].labels), 4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "grey", "label", "message"),
+    [
+        ("cvae", 0.5, 10, "y must be labels, integers from 0 to 9, got 10"),
+        ("ddpm-labels", 0.5, 10, "y must be labels, integers from 0 to 9, got 10"),
+        ("vae", 2.0, 0, "pixels must be numbers from 0 to 1, got 2"),
+    ],
+)
+def test_all_examples_of_splits_are_checked_before_the_first_step(name, grey, label, message):
+    """The wrong example is in the last batch, which the check of the first batch does not find."""
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", **quiet)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with pytest.raises(UserError, match=message):
+        trainer.fit(MODELS[name](), Splits(11, grey, label))
+    assert trainer.global_step == 0
 
 
 def test_the_label_of_none_is_for_noisy_images_alone():

@@ -427,11 +427,14 @@ def test_beta_weighs_the_divergence(generator):
 
 
 def test_the_temperature_falls_over_a_run(tmp_path):
-    taus = []
+    taus, in_steps = [], []
 
     class Watch(L.Callback):
         def on_train_batch_start(self, trainer, model, batch, batch_idx):
             taus.append(model.tau)
+
+        def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+            in_steps.append(model.step_tau.item())
 
     model = VAE("categorical", 2, 3, hidden=[4], estimator="gumbel_softmax", temperature=1.0, temperature_end=0.25)
     assert model.tau == 0.25  # outside a run, ``tau`` is the final temperature
@@ -439,6 +442,7 @@ def test_the_temperature_falls_over_a_run(tmp_path):
     L.Trainer(max_epochs=2, callbacks=[Watch()], logger=False, enable_checkpointing=False, accelerator="cpu",
               enable_progress_bar=False, enable_model_summary=False).fit(model, data)  # fmt: skip
     assert_close(taus, [0.25 ** (i / 6) for i in range(6)])
+    assert in_steps == torch.tensor(taus).tolist()
     assert evaluate(model, data)["test/loss"] > 0  # evaluation works without a schedule
 
 

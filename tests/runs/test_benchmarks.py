@@ -47,3 +47,21 @@ def test_a_bare_loop_that_trains_less_than_train_py_is_marked(steps, monkeypatch
     differences = steps.main(arguments("rbm", "--callbacks", "none"))["rbm"]
     assert max(differences.values()) > steps.TOLERANCE
     assert "DIFFERS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("overrides", [TINY["vae"], [*TINY["wgan"], "model.lipschitz=clip"]])
+def test_the_step_as_graphs_trains_the_same_model_as_the_bare_loop(overrides, steps, tmp_path, monkeypatch):
+    # Without a GPU, a step is run again in place of the replay of its graph.
+    monkeypatch.setattr(steps, "beside", lambda run: run())
+    monkeypatch.setattr(steps, "captured", lambda run: (run, None))
+    bare, graph = (
+        steps.run(
+            overrides[0].removeprefix("model="),
+            tmp_path / str(graph),
+            "none",
+            {"_target_": "steps.Bare", "first": 8, "last": 14, "graph": graph},
+            ["trainer=cpu", *overrides[1:]],
+        )
+        for graph in (False, True)
+    )
+    assert steps.difference(graph, bare) < 1e-5

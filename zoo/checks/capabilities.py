@@ -257,6 +257,13 @@ class CountedData(Protocol):
 
 
 @runtime_checkable
+class ShortSanityCheck(Protocol):
+    """Data that shorten the batches of the sanity check before training, to this fraction of their rows."""
+
+    sanity_check_fraction: float
+
+
+@runtime_checkable
 class DrawnData(Protocol):
     """Data drawn from a known distribution."""
 

@@ -145,54 +145,45 @@ class Machine(NamedTuple):
             p = logits.sigmoid()
             statistic = p[:n] - (0 if self.mu is None else 0.5)
             sign = torch.cat([torch.full_like(t[:, 0], s / len(t)) for t, s in ((v, 1), (v_model, -1))])
-            with torch.autocast(v.device.type, enabled=False):
-                value = self._signed_free_energy(x[:n], logits[:n], p[:n], sign)
-        difference = _WithStatistics.apply(value, self.W, self.b, self.c, x[:n], statistic, sign, product.dtype)
+            of_b = v_model.mean(0) - v.mean(0)  # the gradient with respect to b
+            value = (of_b * self.b).sum() - (sign * self._of_hidden(logits[:n], p[:n])).sum()
+        difference = _WithStatistics.apply(value, self.W, self.b, self.c, of_b, x[:n], statistic, sign, product.dtype)
         return difference, p[len(v) : n], p[n:]
 
-    def _signed_free_energy(self, x: Tensor, logits: Tensor, p: Tensor, sign: Tensor) -> Tensor:
-        """Return sum_i sign_i F(v_i) for signs with the sum 0, () nats.
+    def _of_hidden(self, a: Tensor, p: Tensor) -> Tensor:
+        """Return the part of the hidden units in -F(v), up to a constant, (n,) nats, from the log odds ``a``, (n, H).
 
         In terms of p = sigmoid(a), softplus(a) is a / 2 + |a| / 2 - log max(p, 1 - p), where max(p, 1 - p) is
         1/2 + |p - 1/2|. A softplus would take longer than the other operations on the hidden units together.
-
-        Args:
-            x: visible states, minus mu in the centred form, (n, V).
-            logits: the log odds a of h = 1, (n, H).
-            p: sigmoid(a), (n, H).
-            sign: (n,).
         """
         likely = (p - 0.5).abs_().add_(0.5)
         # One logarithm is enough for the product of 100 numbers of at least 1/2, which float32 can hold.
         products = torch.stack([part.prod(-1) for part in likely.split(100, -1)], -1)
-        of_hidden = logits.abs().sum(-1) / 2 - products.log().sum(-1)
-        if self.mu is None:
-            of_hidden = of_hidden + logits.sum(-1) / 2
-        return -((sign @ x) @ self.b) - sign @ of_hidden
+        found = a.abs().sum(-1) / 2 - products.log().sum(-1)
+        return found if self.mu is not None else found + a.sum(-1) / 2
 
 
 class _WithStatistics(torch.autograd.Function):
     """Return ``value``, the sum of sign_i F(v_i), with the gradient of F in closed form.
 
-    Autograd would compute p(h = 1 | v) once more, as the derivative of softplus. ``dtype`` is the precision of the
-    matrix product.
+    Autograd would compute p(h = 1 | v) once more, as the derivative of softplus. ``of_b`` is the gradient with respect
+    to b. ``dtype`` is the precision of the matrix product.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(value, W, b, c, x, statistic, sign, dtype):
+    def forward(value, W, b, c, of_b, x, statistic, sign, dtype):
         return value.clone()
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        *_, x, statistic, sign, ctx.dtype = inputs
-        ctx.save_for_backward(x, statistic, sign)
+        *_, of_b, x, statistic, sign, ctx.dtype = inputs
+        ctx.save_for_backward(of_b, x, statistic, sign)
 
     @staticmethod
     def backward(ctx, gradient):
-        x, statistic, sign = ctx.saved_tensors
-        sign = -gradient * sign
-        signed = sign[:, None] * statistic
-        product = x.T.to(ctx.dtype) @ signed.to(ctx.dtype)
-        return None, product.to(x.dtype), sign @ x, signed.sum(0), None, None, None, None
+        of_b, x, statistic, sign = ctx.saved_tensors
+        signed = (-gradient * sign)[:, None] * statistic
+        of_W = x.T.to(ctx.dtype) @ signed.to(ctx.dtype)
+        return None, of_W.to(x.dtype), gradient * of_b, signed.sum(0), None, None, None, None, None

@@ -4,8 +4,8 @@ Lightning's loop calls hooks, loggers and progress bars around every batch. For 
 than the step itself. An execution takes up to K batches without these calls. The last batch of an execution is a batch
 of Lightning's loop. Everything still counts batches.
 
-An execution never crosses a batch at which something is due: a logged row, a validation, a picture, a measurement, a
-checkpoint, ``max_steps``, or the end of an epoch. Hooks of the model, schedules and weight averages run at every batch.
+An execution ends at the next batch at which something is due: a logged row, a validation, a picture, a measurement, a
+checkpoint, or the end of an epoch or a run. Hooks of the model, schedules and weight averages run at every batch.
 A callback is left out only if it says when its hooks next act (``CadencedCallback`` in zoo/checks/capabilities.py).
 Training, checkpoints and logged rows are bitwise the same for every K.
 
@@ -335,7 +335,7 @@ class Executions(_TrainingEpochLoop):
         module, precision = trainer.lightning_module, trainer.precision_plugin
         if not isinstance(trainer.strategy, SingleDeviceStrategy):
             return "the run has several processes"
-        if type(precision) not in (Precision, MixedPrecision) or getattr(precision, "scaler", None) is not None:
+        if type(precision) not in (Precision, MixedPrecision) or vars(precision).get("scaler") is not None:
             return f"precision {precision.precision} scales the loss"
         if trainer.accumulate_grad_batches != 1:
             return "gradients are accumulated over batches"
@@ -381,7 +381,8 @@ def _copied(outputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _overrides(instance: Any, hook: str, base: type) -> bool:
-    return getattr(getattr(instance, hook), "__func__", None) is not getattr(base, hook)
+    """Return whether a class, or the instance itself, has its own method ``hook``."""
+    return hook in vars(instance) or getattr(type(instance), hook) is not getattr(base, hook)
 
 
 def _cadence(callback: L.Callback, trainer: L.Trainer) -> float | None:

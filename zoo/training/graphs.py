@@ -4,7 +4,7 @@ A graph holds the operations of one whole step: loss, gradient, clipping, optimi
 keeps from step to step. A replay starts all of them at once, so the GPU does not wait for Python.
 
 A graph keeps every Python number and every branch of the step in which it was captured. Therefore each combination of
-such values has its own graph: the ``graph_key`` of the module, the shapes of the batch, and the numbers of the
+such values has its own graph. They are the ``graph_key`` of the module, the shapes of the batch, and the numbers of the
 optimisers. A learning rate with a schedule is a tensor on the device. The graphs are captured again if a parameter, a
 buffer or a state of an optimiser lies at another address.
 
@@ -156,7 +156,7 @@ class StepGraphs:
             for counter, value in zip(counters, before, strict=True):
                 setattr(*counter, value)
             for p, value in zip(module.parameters(), trained, strict=True):
-                p.requires_grad_(value)  # a step of two players turns off gradients of one network
+                p.requires_grad_(value)  # a step of an adversarial model turns off gradients of one network
             for optimiser in loop.trainer.optimizers:
                 optimiser.zero_grad(set_to_none=True)
             self.failed = True
