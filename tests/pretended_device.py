@@ -20,6 +20,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo.functional import precision
@@ -45,7 +46,6 @@ class Crossings:
 
 
 _watching: list[Crossings] = []
-_recording: list[list] = []
 _settings = {"float64": False}
 
 
@@ -58,27 +58,6 @@ def watched():
         yield found
     finally:
         _watching.remove(found)
-
-
-@contextmanager
-def operations():
-    """Yield the list of operations on the device inside the context: name, shapes, numbers, and "file:line".
-
-    A CUDA graph repeats these operations with the same shapes and numbers.
-    """
-    found = []
-    _recording.append(found)
-    try:
-        yield found
-    finally:
-        _recording.remove(found)
-
-
-def _constant(x):
-    """Return what a CUDA graph keeps of an argument: the shape of a tensor on the device, and the value of a number."""
-    if isinstance(x, torch.Tensor):
-        return (tuple(x.shape), x.dtype) if isinstance(x, OnDevice) else x.tolist()
-    return x
 
 
 def _found(kind, operation):
@@ -211,6 +190,17 @@ def _record(func, args, kwargs):
             _found("moves", f"{name} with indices of the CPU")
 
 
+def _change_shape(func, args, kwargs):
+    """Let ``func``, such as ``squeeze_``, also change the shape that torch knows of the wrapper."""
+    before = torch._C._meta_in_tls_dispatch_include()
+    torch._C._set_meta_in_tls_dispatch_include(True)
+    try:
+        with no_dispatch():
+            func(*args, **kwargs)
+    finally:
+        torch._C._set_meta_in_tls_dispatch_include(before)
+
+
 def _run(func, args, kwargs):
     tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     here = any(isinstance(x, OnDevice) for x in tensors)
@@ -218,8 +208,6 @@ def _run(func, args, kwargs):
     if here or _on(device):
         _check_one_device(func, args, kwargs, tensors)
         _record(func, args, kwargs)
-        for found in _recording:
-            found.append((str(func), [_constant(x) for x in pytree.tree_leaves((args, kwargs))], _place()))
     plain, named = pytree.tree_map(_plain, (args, kwargs))
     out = func(*plain, **named)
     if func is ATEN._to_copy.default:
@@ -230,6 +218,9 @@ def _run(func, args, kwargs):
         return args[0]
     if not here and not _on(device):
         return out
+    if torch.Tag.inplace_view in func.tags:
+        _change_shape(func, args, kwargs)
+        return args[0]
     if func._schema.is_mutable and "out" in kwargs:
         return kwargs["out"]
     returns = func._schema.returns

@@ -47,6 +47,7 @@ def test_graphs_use_little_more_memory(name, tmp_path):
 
 
 @pytest.mark.parametrize("case", gpu_checks.FALLBACKS)
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # a warning inside torch's compiler
 def test_a_run_that_cannot_be_captured_says_why_once(case, tmp_path):
     said = gpu_checks.falls_back(case, "gpu", tmp_path)
     assert len(said) == 1, said

@@ -5,16 +5,17 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import lightning as L
-import pretended_device
 import pytest
 import torch
-from pretended_device import on_the_device
+from pretended_device import on_the_device, watched
 from processes import together
 from small_models import MODELS, data_of
 from torch.utils import _pytree as pytree
 
 import zoo
 from zoo.checks import capabilities
+from zoo.datamodules.images import ImageLoader, Split
+from zoo.datamodules.text import TextLoader
 from zoo.datamodules.toy import MarkovChain, mixture
 from zoo.ddpm import DDPM
 from zoo.estimators import gradient_moments
@@ -144,9 +145,32 @@ def crosses(name, device):
         "filled": (None, lambda: torch.full((), 1.0, device=device)),
         "number of the CPU": (None, lambda: x * torch.tensor(2.0)),
     }[name]
-    with pretended_device.watched() as found:
+    with watched() as found:
         operation()
     assert (len(found.waits), len(found.moves)) == (kind == "waits", kind == "moves"), (name, found)
+
+
+def loads(name, device):
+    """Assert that a loader copies data to the device once an epoch, and not once a batch. It waits for nothing."""
+
+    def moves(examples):
+        if name == "images":
+            pixels = torch.zeros(examples, 28, 28, dtype=torch.uint8, device=device)
+            loader = ImageLoader(Split(pixels, pixels[:, 0, 0]), batch_size=10, shuffle=True)
+        else:
+            stream = torch.arange(32 * examples, dtype=torch.int32) % 7
+            loader = TextLoader(stream, torch.ones(7), window=2, batch_size=10, train=True, device=device)
+        with watched() as found:
+            batches = list(loader)
+        assert batches[-1][0].device == device and len(batches) >= examples // 10 - 1 and not found.waits, found
+        return len(found.moves)
+
+    assert moves(40) == moves(80)
+
+
+def test_a_loader_waits_for_no_device_and_copies_to_it_once_an_epoch():
+    (wrong,) = together(1, on_the_device, loads, ["images", "text"], True)
+    assert not wrong, "\n".join(wrong.values())
 
 
 COUNTED = ["number", "truth", "list", "positions", "mask", "masked tensor", "masked number", "index"]

@@ -11,19 +11,19 @@ def test_a_run_passes_the_check_of_training(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rbm", "vade"])
+@pytest.mark.parametrize("name", ["vae", "vade"])
 def test_a_run_passes_the_check_of_resuming(name, tmp_path):
     gpu_checks.resumes(name, "cpu", tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vae", "infogan"])
+@pytest.mark.parametrize("name", ["rbm", "infogan"])
 def test_a_run_passes_the_check_of_graphs(name, tmp_path):
     gpu_checks.equals_eager(name, "cpu", tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", gpu_checks.CHANGES)
+@pytest.mark.parametrize("case", ["vae-temperature", "rbm-schedules"])
 def test_a_run_passes_the_check_of_changes(case, tmp_path):
     gpu_checks.changes_mid_run(case, "cpu", tmp_path)
 
@@ -40,6 +40,7 @@ def test_a_run_passes_the_check_of_memory(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["compile", "accumulation"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # a warning inside torch's compiler
 def test_on_the_cpu_no_run_says_that_it_has_no_graphs(case, tmp_path):
     assert gpu_checks.falls_back(case, "cpu", tmp_path) == []
 
