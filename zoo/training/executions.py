@@ -43,6 +43,8 @@ GROWTH = 8  # largest factor by which an execution with ``auto`` is longer than 
 # Lightning's callbacks that act at logged steps, or that may run at the end of an execution instead of at every batch.
 AT_THE_END = (ProgressBar, LearningRateMonitor, DeviceStatsMonitor, Timer)
 IN_THE_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+# Hooks of a module or a data module that change batches.
+TRANSFERS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 # Methods of a module that only Lightning's own optimisation calls.
 BY_LIGHTNING = (*IN_THE_STEP[:3], "optimizer_step", "optimizer_zero_grad", "backward")
 
@@ -121,7 +123,7 @@ class Executions(_TrainingEpochLoop):
         self._optimisers: list[Any] | None = None  # the optimisers for which ``graphs`` was decided
         self._executions = 0
         self._hurried = False
-        self._plain = False
+        self._plain, self._takes_index, self._transfers = False, True, True
         self._after_step: list[Any] = []
 
     def hurry(self) -> None:
@@ -214,11 +216,13 @@ class Executions(_TrainingEpochLoop):
         batch_idx = self.batch_idx + 1
         progress.is_last_batch = data_fetcher.done
         batch = trainer.precision_plugin.convert_input(batch)
-        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
-        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        if self._transfers or not _lies_on(trainer.strategy.root_device, batch):
+            batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         progress.increment_ready()
         trainer._logger_connector.on_batch_start(batch)
-        module._current_fx_name = "on_train_batch_start"
+        named = vars(module)  # nn.Module.__setattr__ would be slow
+        named["_current_fx_name"] = "on_train_batch_start"
         for callback in every:
             callback.on_train_batch_start(trainer, module, batch, batch_idx)
         skipped = module.on_train_batch_start(batch, batch_idx) == -1
@@ -230,7 +234,7 @@ class Executions(_TrainingEpochLoop):
             if self.graphs is not None and every:
                 outputs = _copied(outputs)  # the next replay writes the tensors again, and a callback may keep them
         progress.increment_processed()
-        self.update_lr_schedulers("step", update_plateau_schedulers=False)
+        self._step_schedules()
         if skipped:
             self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
             self.logs.hand_over(module)
@@ -250,7 +254,7 @@ class Executions(_TrainingEpochLoop):
         module, ended = trainer.lightning_module, self._over()
         if ended or every:
             self.logs.hand_over(module)
-        module._current_fx_name = "on_train_batch_end"
+        vars(module)["_current_fx_name"] = "on_train_batch_end"
         called = trainer.callbacks if ended else every
         for callback in called:
             callback.on_train_batch_end(trainer, module, outputs, batch, batch_idx)
@@ -258,8 +262,22 @@ class Executions(_TrainingEpochLoop):
             for callback in [c for c in trainer.callbacks if c not in called]:
                 callback.on_train_batch_end(trainer, module, outputs, batch, batch_idx)
         module.on_train_batch_end(outputs, batch, batch_idx)
-        module._current_fx_name = None
+        vars(module)["_current_fx_name"] = None
         return over
+
+    def _step_schedules(self) -> None:
+        """Step the schedules of the learning rate, as Lightning does after a batch."""
+        module = self.trainer.lightning_module
+        if not module.automatic_optimization:
+            return
+        if self._plain and not _overrides(module, "lr_scheduler_step", L.LightningModule):
+            for config in self.trainer.lr_scheduler_configs:
+                if config.interval == "step" and (self.batch_idx + 1) % config.frequency == 0:
+                    self.scheduler_progress.increment_ready()
+                    config.scheduler.step()
+                    self.scheduler_progress.increment_completed()
+        else:
+            self.update_lr_schedulers("step", update_plateau_schedulers=False)
 
     # One step.
 
@@ -280,25 +298,26 @@ class Executions(_TrainingEpochLoop):
         """Take the step of one batch without a graph."""
         trainer = self.trainer
         module = trainer.lightning_module
-        arguments = self._build_kwargs(OrderedDict(), batch, batch_idx)
-        if not module.automatic_optimization:
-            outputs = _ManualOptimization.run(self.manual_optimization, arguments)
-        elif self._plain:
-            outputs = self._plain_step(arguments)
+        if self._plain and module.automatic_optimization:
+            outputs = self._plain_step(batch, batch_idx)
         else:
-            run = _AutomaticOptimization.run
-            outputs = run(self.automatic_optimization, trainer.optimizers[0], batch_idx, arguments)
+            arguments = self._build_kwargs(OrderedDict(), batch, batch_idx)
+            if module.automatic_optimization:
+                run = _AutomaticOptimization.run
+                outputs = run(self.automatic_optimization, trainer.optimizers[0], batch_idx, arguments)
+            else:
+                outputs = _ManualOptimization.run(self.manual_optimization, arguments)
         for callback in self._after_step:
             callback.after_step(trainer, module, outputs)
         return outputs
 
-    def _plain_step(self, arguments: OrderedDict) -> dict[str, Any]:
+    def _plain_step(self, batch, batch_idx: int) -> dict[str, Any]:
         """Take a step as Lightning's automatic optimisation does, without hooks that nothing overrides."""
         trainer, optimizer = self.trainer, self.trainer.optimizers[0]
         module, progress = trainer.lightning_module, self.automatic_optimization.optim_progress.optimizer
         progress.step.increment_ready()
-        module._current_fx_name = "training_step"
-        found = trainer.strategy.training_step(*arguments.values())
+        vars(module)["_current_fx_name"] = "training_step"
+        found = trainer.strategy.training_step(*((batch, batch_idx) if self._takes_index else (batch,)))
         terms = {"loss": found} if isinstance(found, Tensor) else dict(found or {})
         loss = terms.get("loss")
         progress.zero_grad.increment_ready()
@@ -315,7 +334,7 @@ class Executions(_TrainingEpochLoop):
         )
         optimizer.step()
         progress.step.increment_completed()
-        module._current_fx_name = None
+        vars(module)["_current_fx_name"] = None
         return {k: v.detach() if isinstance(v, Tensor) else v for k, v in terms.items()}
 
     def _prepare(self) -> None:
@@ -323,6 +342,11 @@ class Executions(_TrainingEpochLoop):
         trainer = self.trainer
         self._after_step = [c for c in trainer.callbacks if isinstance(c, StepCallback)]
         self._plain = self.hooks_in_the_step() is None
+        module, data = trainer.lightning_module, trainer.datamodule
+        self._takes_index = "batch_idx" in self._build_kwargs(OrderedDict(), None, 0)
+        self._transfers = any(_overrides(module, hook, L.LightningModule) for hook in TRANSFERS)
+        if data is not None:
+            self._transfers |= any(_overrides(data, hook, L.LightningDataModule) for hook in TRANSFERS)
         if self._optimisers is not trainer.optimizers:  # at the start, and after a tuner has made new optimisers
             self._optimisers, self.graphs = trainer.optimizers, None
             if trainer.strategy.root_device.type == "cuda":
@@ -379,6 +403,11 @@ def _last_step(trainer: L.Trainer, batch) -> dict[str, Any]:
 
 def _copied(outputs: dict[str, Any]) -> dict[str, Any]:
     return {k: v.clone() if isinstance(v, Tensor) else v for k, v in outputs.items()}
+
+
+def _lies_on(device: torch.device, batch: Any) -> bool:
+    """Return whether a batch is a list or tuple of tensors on ``device``, so that nothing has to be moved."""
+    return isinstance(batch, list | tuple) and all(isinstance(t, Tensor) and t.device == device for t in batch)
 
 
 def _overrides(instance: Any, hook: str, base: type) -> bool:
