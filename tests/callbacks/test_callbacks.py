@@ -266,9 +266,13 @@ def test_csv_continues_in_the_same_folder(tmp_path):
         assert list(csv.DictReader(file)) == [{"step": "0", "a": "1.0", "b": ""}, {"step": "1", "a": "", "b": "2.0"}]
 
 
+# An execution with ``auto`` takes as many batches as fit into half a second, which depends on the machine.
+ONE_AT_A_TIME = ["trainer.max_epochs=2", "trainer.steps_per_execution=1"]
+
+
 def test_the_time_to_go_is_said_once(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="zoo.callbacks.time_estimate"):
-        run(tmp_path, *TINY["vae"], "trainer.max_epochs=2", "callbacks.time_estimate.after=7", "test=false")
+        run(tmp_path, *TINY["vae"], *ONE_AT_A_TIME, "callbacks.time_estimate.after=7", "test=false")
     (said,) = [r.getMessage() for r in caplog.records if r.name == "zoo.callbacks.time_estimate"]
     assert said.startswith("About ") and "2 epochs of 1,408 images (digits)" in said
     with (tmp_path / "metrics.csv").open(encoding="utf-8") as file:
@@ -290,7 +294,7 @@ def said_of_the_time(folder):
         "trainer.accelerator=cpu",
     ]
     after = ["+callbacks.estimate._target_=zoo.callbacks.TimeEstimate", "+callbacks.estimate.after=7"]
-    run(folder, *few, *after, "trainer.devices=2", "trainer.max_epochs=1", "logger=none", "test=false")
+    run(folder, *few, *after, *ONE_AT_A_TIME, "trainer.devices=2", "trainer.max_epochs=1", "logger=none", "test=false")
     return said
 
 
@@ -302,7 +306,7 @@ def test_the_images_of_all_processes_are_counted(tmp_path):
 
 def test_of_a_text_words_are_counted(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="zoo.callbacks.time_estimate"):
-        run(tmp_path, *TINY["skipgram"], "trainer.max_epochs=2", "callbacks.time_estimate.after=7", "test=false")
+        run(tmp_path, *TINY["skipgram"], *ONE_AT_A_TIME, "callbacks.time_estimate.after=7", "test=false")
     (said,) = [r.getMessage() for r in caplog.records if r.name == "zoo.callbacks.time_estimate"]
     words = int(re.search(r"2 epochs of ([\d,]+) words \(pydocs\)", said)[1].replace(",", ""))
     raw = Text("pydocs", min_count=20)
