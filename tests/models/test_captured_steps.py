@@ -29,7 +29,7 @@ from zoo.gan import GAN, GENERATOR_LOSSES
 from zoo.infogan import InfoGAN
 from zoo.rbm import RBM
 from zoo.score import Score
-from zoo.skipgram import SkipGram
+from zoo.skipgram import OBJECTIVES, SkipGram
 from zoo.vade import VaDE
 from zoo.vae import VAE
 from zoo.wgan import WGAN
@@ -89,7 +89,8 @@ def _written(x):
 class Watch(L.Callback):
     """Look at each training step. ``steps`` holds (graph key, operations) of each step.
 
-    On a GPU, the optimiser is fused and its learning rate is a tensor. Both also work on the CPU.
+    On a GPU, the optimiser is fused, its learning rate is a tensor, and gradients are dense. All of this also works on
+    the CPU.
     """
 
     def __init__(self):
@@ -99,6 +100,9 @@ class Watch(L.Callback):
         for group in (group for optimiser in trainer.optimizers for group in optimiser.param_groups):
             if "fused" in group:
                 group |= {"lr": torch.tensor(group["lr"]), "fused": True, "foreach": False}
+        for module in pl_module.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.sparse = False
         # With automatic optimisation, optimizer_step calls training_step and the backward pass.
         name = "optimizer_step" if pl_module.automatic_optimization else "training_step"
         whole_step = getattr(pl_module, name)
@@ -120,6 +124,7 @@ class Data(L.LightningDataModule):
 
     def __init__(self, batches):
         super().__init__()
+        self.save_hyperparameters({"batch_size": len(batches[0][0]), "window": 2}, logger=False)
         self.batches = batches
         self.corpus = SimpleNamespace(words=list("abcde"), counts=np.arange(5, 0, -1))
         self.keep = torch.ones(5)
@@ -191,11 +196,10 @@ CONSTANT = {
     "score explicit": partial(Score, **PLANE, objective="explicit"),
     "score projections": partial(Score, **PLANE, objective="sliced", projections=2, variance_reduced=False),
     "score of the data": partial(Score, **PLANE | {"num_sigmas": 0}, objective="sliced"),
+    **{f"rbm {how}": partial(RBM, num_hidden=3, num_chains=4, learning=how) for how in ("cd", "pcd", "exact")},
+    "rbm adam": partial(RBM, num_hidden=3, num_chains=4, optimiser="adam"),
+    **{f"skipgram {o}": partial(SkipGram, dim=4, objective=o) for o in OBJECTIVES},
 }
-for _name in ("cd", "pcd"):
-    CONSTANT[f"rbm {_name}"] = partial(RBM, num_hidden=3, num_chains=4, learning=_name)
-CONSTANT["rbm adam"] = partial(RBM, num_hidden=3, num_chains=4, optimiser="adam")
-CONSTANT["skipgram"] = partial(SkipGram, dim=4)
 NOT_YET = pytest.mark.xfail(strict=False, reason="these models do not have the capability yet")
 LATER = [pytest.param(name, marks=NOT_YET) for name in CONSTANT if name.startswith(("rbm", "skipgram"))]
 
