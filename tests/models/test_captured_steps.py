@@ -30,7 +30,7 @@ from zoo.gan import GAN, GENERATOR_LOSSES
 from zoo.infogan import InfoGAN
 from zoo.rbm import RBM
 from zoo.score import Score
-from zoo.skipgram import SkipGram
+from zoo.skipgram import OBJECTIVES, SkipGram
 from zoo.vade import VaDE
 from zoo.vae import VAE
 from zoo.wgan import WGAN
