@@ -143,20 +143,22 @@ class Machine(NamedTuple):
             product = x @ self.W  # in 16 bits under autocast
             logits = product.add_(self.c) if product.dtype == self.c.dtype else product + self.c
             p = logits.sigmoid()
-            statistic = p[:n] - (0 if self.mu is None else 0.5)
+            half = p[:n] - 0.5
             sign = torch.cat([torch.full_like(t[:, 0], s / len(t)) for t, s in ((v, 1), (v_model, -1))])
             of_b = v_model.mean(0) - v.mean(0)  # the gradient with respect to b
-            value = (of_b * self.b).sum() - (sign * self._of_hidden(logits[:n], p[:n])).sum()
+            value = (of_b * self.b).sum() - (sign * self._of_hidden(logits[:n], half)).sum()
+            statistic = p[:n] if self.mu is None else half
         difference = _WithStatistics.apply(value, self.W, self.b, self.c, of_b, x[:n], statistic, sign, product.dtype)
         return difference, p[len(v) : n], p[n:]
 
-    def _of_hidden(self, a: Tensor, p: Tensor) -> Tensor:
+    def _of_hidden(self, a: Tensor, half: Tensor) -> Tensor:
         """Return the part of the hidden units in -F(v), up to a constant, (n,) nats, from the log odds ``a``, (n, H).
 
         In terms of p = sigmoid(a), softplus(a) is a / 2 + |a| / 2 - log max(p, 1 - p), where max(p, 1 - p) is
-        1/2 + |p - 1/2|. A softplus would take longer than the other operations on the hidden units together.
+        1/2 + |p - 1/2|. ``half`` is p - 1/2, (n, H). A softplus would take longer than the other operations on the
+        hidden units together.
         """
-        likely = (p - 0.5).abs_().add_(0.5)
+        likely = half.abs().add_(0.5)
         # One logarithm is enough for the product of 100 numbers of at least 1/2, which float32 can hold.
         products = torch.stack([part.prod(-1) for part in likely.split(100, -1)], -1)
         found = a.abs().sum(-1) / 2 - products.log().sum(-1)
