@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from helpers import TINY, run, tiers
+from helpers import TINY, checkpoint, run, tiers
 from processes import together
+from torch.testing import assert_close
 
 import zoo.callbacks.estimator_variance as module
 from zoo.callbacks import EstimatorVariance
@@ -19,12 +20,12 @@ RECIPES = {
     "vae, temperature": ["vae", "model.latent=bernoulli", "model.estimator=gumbel_softmax"]
     + ["model.temperature_end=0.1"],
     "rbm, persistent chains": ["rbm", "model.learning=pcd"],
-    "ddpm, importance": ["ddpm", "model.timesteps=importance", "model.steps=3"]
+    "ddpm, importance": ["ddpm", "model.timesteps=importance", "model.steps=3", "trainer.max_epochs=2"]
     + ["callbacks.estimator_variance.compare=[uniform,importance]"],
-    "gan": ["gan"],
+    "gan, two networks": ["gan", "trainer.max_epochs=2"],
     **{name: [name] for name in TINY},
 }
-FIRST = ("vae, learned baseline", "vae, temperature", "rbm, persistent chains", "ddpm, importance", "gan")
+FIRST = ("vae, learned baseline", "vae, temperature", "rbm, persistent chains", "ddpm, importance", "gan, two networks")
 
 
 class Twice(EstimatorVariance):
@@ -61,7 +62,7 @@ def measured_twice(folder, monkeypatch, name, *overrides):
     monkeypatch.setattr(module, "PAUSE", 0.0)  # one part at a time
     often = ["callbacks.estimator_variance.every_n_steps=auto", f"callbacks.estimator_variance.draws={DRAWS}"]
     target = ["callbacks.estimator_variance._target_=test_measurement_in_parts.Twice"]
-    epochs = ["trainer.max_epochs=2", "trainer.limit_val_batches=1", "test=false", "logger=none"]
+    epochs = ["trainer.max_epochs=3", "trainer.limit_val_batches=1", "test=false", "logger=none"]
     run(folder, *TINY[name], *often, *target, *epochs, *overrides)
     assert Twice.pairs and max(Twice.calls) > 1
     return Twice.pairs
@@ -89,6 +90,16 @@ def test_several_fixed_batches_give_the_same_values_in_parts(tmp_path, monkeypat
     for at_once, in_parts in measured_twice(tmp_path, monkeypatch, "vae", *few):
         assert differing(at_once, in_parts) == []
         assert any(key.startswith("data_variance/") for key in in_parts)
+
+
+def test_parts_do_not_change_training(tmp_path, monkeypatch):
+    """Weights, optimiser and random state end bit-equal to those of a run without the callback."""
+    measured_twice(tmp_path / "with", monkeypatch, "rbm", "model.learning=pcd")
+    few = ["trainer.max_epochs=3", "trainer.limit_val_batches=1", "test=false", "logger=none"]
+    run(tmp_path / "without", *TINY["rbm"], "model.learning=pcd", *few, "~callbacks.estimator_variance")
+    one, other = checkpoint(tmp_path / "with"), checkpoint(tmp_path / "without")
+    for key in ("state_dict", "optimizer_states", "random_state", "chains"):
+        assert_close(one[key], other[key], rtol=0, atol=0)
 
 
 def test_a_copy_of_a_model_has_its_state_and_leaves_the_model_alone(tmp_path, monkeypatch):
