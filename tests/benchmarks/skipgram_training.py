@@ -1,10 +1,10 @@
 """Benchmark of skip-gram training in Lightning, in a bare loop and in gensim's Word2Vec, with a profile of a step.
 
-    pip install -e ".[bench]" && python tests/benchmarks/skipgram_training.py PATH [WORDS] [THREADS]
+    pip install -e ".[bench]" && python tests/benchmarks/skipgram_training.py PATH [WORDS] [THREADS] [ROWS]
 
 PATH is a UTF-8 text. Each program trains for one epoch on the first WORDS words of the text (default 3,000,000). The
 vectors have 100 dimensions. The window is 5, with 5 noise words, subsampling threshold 1e-4 and minimum count 5.
-Batches of the zoo have 128 rows of 32 words.
+Batches of the zoo have ROWS rows of 32 words (default 128).
 
 gensim has THREADS workers (default 2), and torch has THREADS threads. The programs take turns. The rate is in raw words
 per second: all words of the training text, including those that subsampling drops. The time to make the vocabulary is
@@ -28,7 +28,7 @@ from zoo.datamodules import Text
 from zoo.datamodules.corpus import read_text
 from zoo.skipgram import SkipGram, sparse
 
-ROUNDS, BATCH = 5, 128
+ROUNDS = 5
 KINDS = {
     "matrix products": ("aten::bmm",),
     "look-ups": ("aten::index_select", "aten::index", "aten::gather", "aten::scatter_add_"),
@@ -121,16 +121,16 @@ def shares(model: SkipGram, data: Text) -> dict[str, float]:
     return {kind: seconds / sum(spent.values()) for kind, seconds in spent.items()}
 
 
-def main(path: str, words: int = 3_000_000, threads: int = 2) -> None:
+def main(path: str, words: int = 3_000_000, threads: int = 2, rows: int = 128) -> None:
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
         text.write_text(first_words(Path(path), words), encoding="utf-8")
-        data = Text("textfile", str(text), batch_size=BATCH)
+        data = Text("textfile", str(text), batch_size=rows)
         data.setup()
     data.prepare_data = lambda: None  # the text is already encoded
     raw = data.corpus.raw_words
-    print(f"{raw:,} training words, {len(data.corpus.words):,} in the vocabulary; {threads} threads")
+    print(f"{raw:,} training words, {len(data.corpus.words):,} in the vocabulary; {threads} threads, {rows} rows")
     seconds: dict[str, list[float]] = defaultdict(list)
     for round in range(ROUNDS):
         seconds["gensim"].append(of_gensim(data.corpus, threads))
