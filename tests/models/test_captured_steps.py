@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader
 from zoo.cvae import CVAE
 from zoo.ddpm import DDPM
 from zoo.estimators.by_name import ESTIMATORS
-from zoo.functional.contrastive import OBJECTIVES
 from zoo.functional.diffusion import PREDICTIONS, TIMESTEPS
 from zoo.functional.latents import LATENTS
 from zoo.gan import GAN, GENERATOR_LOSSES

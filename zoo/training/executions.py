@@ -4,9 +4,10 @@ Lightning's loop calls hooks, loggers and progress bars around every batch. For 
 than the step itself. An execution takes up to K batches without these calls. The last batch of an execution is a batch
 of Lightning's loop. Everything still counts batches.
 
-An execution ends at the next batch at which something is due: a logged row, a validation, a picture, a measurement, a
-checkpoint, or the end of an epoch or a run. Hooks of the model, schedules and weight averages run at every batch.
-A callback is left out only if it says when its hooks next act (``CadencedCallback`` in zoo/checks/capabilities.py).
+An execution ends at the next batch at which something is due. This can be a logged row, a validation, a picture, a
+measurement, a checkpoint, or the end of an epoch or a run. Hooks of the model, schedules and weight averages run at
+every batch. A callback is left out only if it says when its hooks next act (``CadencedCallback`` in
+zoo/checks/capabilities.py).
 Training, checkpoints and logged rows are bitwise the same for every K.
 
 On CUDA, each step is the replay of one graph. See zoo/training/graphs.py.
