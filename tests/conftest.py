@@ -3,11 +3,11 @@
 import os
 import random
 import zlib
+from collections import defaultdict
 from pathlib import Path
 
 import environment
 import pytest
-from _pytest.mark.expression import Expression
 
 # torch is imported inside functions, because the environment must be set first.
 
@@ -27,9 +27,13 @@ def _asks_for_gpus(expression):
     """Return whether the option ``-m`` selects only tests with the mark ``gpu``. All other tests run on the CPU."""
 
     def selects(mark):
-        return Expression.compile(expression).evaluate(lambda name, **_: name == mark)
+        marks = defaultdict(bool, {mark: True})
+        return eval(expression, {"__builtins__": {}}, marks)  # expressions of pytest have the syntax of Python
 
-    return bool(expression) and selects("gpu") and not any(map(selects, ("slow", "train", "no mark")))
+    try:
+        return bool(expression) and selects("gpu") and not any(map(selects, ("slow", "train", "no_mark")))
+    except (SyntaxError, TypeError):  # pytest reports the error
+        return False
 
 
 def _seed(text):

@@ -44,6 +44,7 @@ def test_the_environment_of_a_user_does_not_reach_the_tests():
         ("slow", False),
         ("slow or gpu", False),
         ("not slow", False),
+        ("gpu or", False),
     ],
 )
 def test_only_tests_with_the_mark_gpu_see_gpus(expression, visible):
