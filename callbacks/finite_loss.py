@@ -48,7 +48,7 @@ def not_finite(state: Any, path: str = "") -> Iterator[str]:
 
 
 class Terms(NamedTuple):
-    """The terms of steps with the same names: rows (n, 1 + names) with the step first, and the number of steps, (1,)."""
+    """The terms of steps with the same names: rows (n, 1 + names) with the step first, and how many rows, (1,)."""
 
     rows: torch.Tensor
     steps: torch.Tensor
