@@ -131,7 +131,7 @@ def summed_nce_loss(
     pairs = taken.sum(1, keepdim=True)  # of each centre
     weight = torch.cat([taken, (k / M * pairs).expand(-1, M, -1)], 1)
     sign = torch.ones(n + M, 1, device=s.device)
-    sign[:n] = -1
+    sign[:n].fill_(-1)
     delta = s if log_kq is None else s - log_kq[words][..., None]
     return _WeightedSoftplus.apply(sign * delta, weight)[0], pairs.sum()
 
