@@ -151,12 +151,12 @@ class FiniteLoss(L.Callback):
             return
         first, epoch, names, values = self._pending
         self._pending = None  # report the values once, although more hooks call this method while the run ends
-        found = values()
+        found, bad = values(), []
         for names_of, rows, count in zip(names, found[::2], found[1::2], strict=True):
             rows = rows[: int(count)]
-            if rows.isfinite().all():
-                continue
-            step, *terms = rows[~rows.isfinite().all(1)][0].tolist()
+            bad += [(row, names_of) for row in rows[~rows.isfinite().all(1)][:1].tolist()]
+        if bad:
+            (step, *terms), names_of = min(bad)
             wrong = [f"{k} = {v:g}" for k, v in zip(names_of, terms, strict=True) if not math.isfinite(v)]
             right = [f"{k} = {v:g}" for k, v in zip(names_of, terms, strict=True) if math.isfinite(v)]
             others = f" ({', '.join(right)})" if right else ""

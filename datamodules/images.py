@@ -9,10 +9,10 @@ can resume within an epoch.
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -182,6 +182,7 @@ class ImageLoader:
         repeat: passes over the images per epoch.
         rank, world_size: rank and number of processes. Rank r takes images r, r + world_size, ... of each batch.
         fixed: whether every epoch has the batches of the first epoch.
+        used: number of images in a batch -> number of them to use, from the first on. None uses all.
     """
 
     def __init__(
@@ -194,7 +195,9 @@ class ImageLoader:
         rank: int = 0,
         world_size: int = 1,
         fixed: bool = False,
+        used: Callable[[int], int] | None = None,
     ):
+        self.used = used
         self.split, self.batch_size, self.shuffle, self.seed, self.repeat = split, batch_size, shuffle, seed, repeat
         self.rank, self.world_size, self.fixed = rank, world_size, fixed
         self.epoch = 0
@@ -228,7 +231,8 @@ class ImageLoader:
         batches = self.indices()
         begin, self._resume_at = self._resume_at, 0
         for self.position in range(begin + 1, len(batches) + 1):
-            yield self.examples(batches[self.position - 1])
+            index = batches[self.position - 1]
+            yield self.examples(index if self.used is None else index[: self.used(len(index))])
 
     def examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return the examples with these indices."""
@@ -351,6 +355,7 @@ class Images(L.LightningDataModule):
             rank=rank,
             world_size=world_size,
             fixed=overfits(self.trainer),
+            used=self._used_in_validation if split == "val" else None,
         )
 
     def train_dataloader(self) -> ImageLoader:
@@ -362,11 +367,12 @@ class Images(L.LightningDataModule):
     def test_dataloader(self) -> ImageLoader:
         return self._loader("test")
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+    def _used_in_validation(self, images: int) -> int:
+        """Return how many of the ``images`` of a validation batch to use on this process."""
         if self.trainer is None or not self.trainer.sanity_checking:
-            return batch
-        self.sanity_check_fraction = min(1.0, SANITY_CHECK_IMAGES / len(batch[0]))
-        return [part[:SANITY_CHECK_IMAGES] for part in batch]
+            return images
+        self.sanity_check_fraction = min(1.0, SANITY_CHECK_IMAGES / images)
+        return SANITY_CHECK_IMAGES
 
     def state_dict(self) -> dict[str, str | int | None]:
         return {

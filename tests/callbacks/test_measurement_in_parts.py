@@ -122,7 +122,8 @@ def test_a_copy_of_a_model_has_its_state_and_leaves_the_model_alone(tmp_path, mo
 
     monkeypatch.setattr(module, "EstimatorVariance", Copying)
     monkeypatch.setattr("zoo.callbacks.EstimatorVariance", Copying)
-    run(tmp_path, *TINY["vae"], "trainer.max_epochs=1", "trainer.limit_val_batches=1", "test=false", "logger=none")
+    one = ["trainer.steps_per_execution=1", "trainer.max_epochs=1", "trainer.limit_val_batches=1"]
+    run(tmp_path, *TINY["vae"], *one, "test=false", "logger=none")
     assert seen["compared"]
 
 

@@ -116,7 +116,7 @@ def test_after_kill_9_the_run_goes_on_from_the_epoch_boundary(tmp_path, uninterr
 def signalled_twice():
     class Trainer:
         world_size, global_rank, global_step = 1, 0, 0
-        fit_loop = type("FitLoop", (), {"restarting": False})
+        fit_loop = type("FitLoop", (), {"restarting": False, "epoch_loop": None})
 
     callback = ExactResume(".")
     callback.on_train_start(Trainer, None)
