@@ -37,6 +37,7 @@ from zoo.functional.noise import chunk_generator
 
 log = logging.getLogger(__name__)
 
+SHORT = 1_000_000  # words of a training text that is too short for large batches
 TEXTS = ("text8", "wikitext2", "textfile", "pydocs", "text8_or_pydocs")
 
 
@@ -183,7 +184,8 @@ class Text(L.LightningDataModule):
         window: largest number of words that a window has on either side, at least 1.
         sample: threshold of subsampling, a relative frequency, at least 0 and below 1. Words with more than 2.6 times
             this frequency are dropped at random. 0 drops no words.
-        batch_size: rows of 32 words per training step, over all processes. Each process needs at least one row.
+        batch_size: rows of 32 words per training step, over all processes. Each process needs at least one row. None
+            is 128 rows, or 32 rows for a training text of less than a million words. A short text needs more steps.
         eval_batch_size: rows per validation or test batch, over all processes.
         seed: seed of the training rows and their order. Validation and test rows are the same for every seed.
         train_on: ``train``, or ``everything`` to train also on the validation and test text. The validation and test
@@ -203,7 +205,7 @@ class Text(L.LightningDataModule):
         max_vocabulary: int | None = None,
         window: int = 5,
         sample: float = 1e-4,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         eval_batch_size: int = 32,
         seed: int = 0,
         train_on: Literal["train", "everything"] = "train",
@@ -219,8 +221,10 @@ class Text(L.LightningDataModule):
                 if path is None
                 else f"data.path={path} cannot be used with data={name}: use data=textfile, or remove data.path"
             )
-        for key, value in {"min_count": min_count, "window": window, "batch_size": batch_size}.items():
+        for key, value in {"min_count": min_count, "window": window}.items():
             check_integer(key, value)
+        if batch_size is not None:
+            check_integer("batch_size", batch_size)
         check_integer("eval_batch_size", eval_batch_size)
         if max_vocabulary is not None:
             check_integer("max_vocabulary", max_vocabulary, least=2)
@@ -269,6 +273,8 @@ class Text(L.LightningDataModule):
             self.prepare_data()
         if self.corpus is None:
             self.corpus = self._load()
+        if self.hparams.batch_size is None:
+            self.hparams["batch_size"] = 32 if self.corpus.raw_words < SHORT else 128
         kept = float((torch.from_numpy(self.corpus.counts) * self.keep.double()).sum())
         if len(self.train_dataloader()) == 0 or kept < ROW:
             raise DataError(

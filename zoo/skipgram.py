@@ -64,6 +64,7 @@ from zoo.functional.noise import chunk_generator
 from zoo.functional.precision import keep_float32
 from zoo.nets.description import described
 from zoo.training.files import save_word2vec
+from zoo.training.optimisers import scheduled
 
 OBJECTIVES = ("nce", "negative_sampling", "importance_sampling", "softmax")
 LEAST_RATE = 1e-4  # learning rate at the end of a run, as a fraction of ``lr``
@@ -156,7 +157,7 @@ class SkipGram(L.LightningModule):
         noise = k * self.noise_log_q.cpu().double().exp()
         for name, expected in {"input": pairs * frequency, "output": pairs * (frequency + noise)}.items():
             share = (LONGEST_STEP / (self.hparams.lr * expected)).clamp(max=1).float()
-            self.register_buffer(f"share_{name}", share[:, None].to(self.device), persistent=False)
+            self.register_buffer(f"share_{name}", share[:, None].to(self.device) if (share < 1).any() else None, False)
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
@@ -268,16 +269,15 @@ class SkipGram(L.LightningModule):
     def on_before_optimizer_step(self, optimizer):
         for name, table in self.tables.items():
             share, gradient = self.share_input if name == "input" else self.share_output, table.weight.grad
-            if gradient.is_sparse:
+            if share is not None and gradient.is_sparse:
                 gradient._values().mul_(share[gradient._indices()[0]])
-            else:
+            elif share is not None:  # it is None if every word has the whole rate
                 gradient.mul_(share)
 
     def configure_optimizers(self):
         optimiser = torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
         total = max(1, self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(LEAST_RATE, 1 - step / total))
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimiser, lambda step: max(LEAST_RATE, 1 - step / total))
 
     # Evaluation.
 

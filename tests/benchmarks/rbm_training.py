@@ -34,7 +34,7 @@ from zoo.datamodules import Images  # noqa: E402
 from zoo.training.trainer import quiet_lightning  # noqa: E402
 
 OURS = "train.py"
-BATCH, HIDDEN, PASSES, ROUNDS, LR, DECAY = 100, 500, 7, 7, 0.1, 0.999
+BATCH, HIDDEN, PASSES, ROUNDS, LR, DECAY = 100, 500, 28, 5, 0.1, 0.999
 AVERAGE = ("+callbacks.ema._target_=zoo.callbacks.EMA", f"+callbacks.ema.decay={DECAY}")
 
 

@@ -27,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 from zoo.datamodules import Text
 from zoo.datamodules.corpus import read_text
 from zoo.skipgram import SkipGram, sparse
+from zoo.training.trainer import make_trainer
 
 ROUNDS = 5
 KINDS = {
@@ -81,9 +82,7 @@ class Timer(L.Callback):
 def in_lightning(data: Text) -> float:
     timer = Timer()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = L.Trainer(
-        max_epochs=1, accelerator="cpu", callbacks=[timer], limit_val_batches=0, enable_model_summary=False, **quiet
-    )
+    trainer = make_trainer(max_epochs=1, accelerator="cpu", callbacks=[timer], limit_val_batches=0, **quiet)
     trainer.fit(SkipGram(), datamodule=data)
     return timer.seconds
 
