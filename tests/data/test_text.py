@@ -510,9 +510,11 @@ def test_a_saved_text_with_a_number_outside_the_vocabulary_is_encoded_again(tmp_
     assert restore(tmp_path / "wrong.npz") is None and "word numbers outside the vocabulary" in caplog.text
 
 
-@pytest.mark.parametrize(("short", "rows"), [(10_000, 32), (100, 128)])
+@pytest.mark.parametrize(("short", "rows"), [(20_000, 32), (100, 128)])
 def test_a_long_text_has_larger_batches(short, rows, tmp_path, monkeypatch):
-    """A text of 5,000 words is short or long. Batches that are asked for stay as they are."""
+    """A text of 10,000 words is short or long. Batches that are asked for stay as they are."""
     monkeypatch.setattr("zoo.datamodules.text.SHORT", short)
-    assert textfile(tmp_path, "one two " * 2500, sample=0, batch_size=None).hparams.batch_size == rows
-    assert textfile(tmp_path, "one two " * 2500, sample=0, batch_size=3).hparams.batch_size == 3
+    for wanted, expected in ((None, rows), (3, 3)):
+        data = textfile(tmp_path, "one two " * 5000, sample=0, batch_size=wanted)
+        data.setup()
+        assert data.hparams.batch_size == expected
