@@ -25,7 +25,7 @@ RECIPES = {
     "gan, two networks": ["gan", "trainer.max_epochs=2"],
     **{name: [name] for name in TINY},
 }
-FIRST = ("vae, learned baseline", "vae, temperature", "rbm, persistent chains", "ddpm, importance", "gan, two networks")
+FIRST = ("vae, learned baseline", "vae, temperature", "rbm, persistent chains")
 
 
 class Twice(EstimatorVariance):

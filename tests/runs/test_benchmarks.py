@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 import pytest
-from helpers import TINY
+from helpers import TINY, tiers
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -35,7 +35,7 @@ def test_the_benchmark_of_steps_prints_a_row_for_each_contender(steps, capsys):
     assert max(differences.values()) < 1e-5
 
 
-@pytest.mark.parametrize("model", ["rbm", "gan", "wgan"])
+@pytest.mark.parametrize("model", tiers(["rbm", "gan", "wgan"], ["rbm"]))
 def test_the_bare_loop_trains_the_same_model_as_train_py(model, steps):
     differences = steps.main(arguments(model, "--callbacks", "none"))[model]
     assert len(differences) >= 2
@@ -53,7 +53,7 @@ def test_a_bare_loop_that_trains_less_than_train_py_is_marked(steps, monkeypatch
 CLIPPED = [*TINY["wgan"], "model.lipschitz=clip", "model.clip_value=0.2"]
 
 
-@pytest.mark.parametrize("overrides", [TINY["vae"], CLIPPED], ids=["vae", "wgan"])
+@pytest.mark.parametrize("overrides", [TINY["vae"], pytest.param(CLIPPED, marks=pytest.mark.slow)], ids=["vae", "wgan"])
 def test_the_step_as_graphs_trains_the_same_model_as_the_bare_loop(overrides, steps, tmp_path, monkeypatch):
     # Without a GPU, a step is run again in place of the replay of its graph.
     monkeypatch.setattr(steps, "beside", lambda run: run())

@@ -318,7 +318,11 @@ class Executions(_TrainingEpochLoop):
         module, progress = trainer.lightning_module, self.automatic_optimization.optim_progress.optimizer
         progress.step.increment_ready()
         vars(module)["_current_fx_name"] = "training_step"
-        found = trainer.strategy.training_step(*((batch, batch_idx) if self._takes_index else (batch,)))
+        arguments = (batch, batch_idx) if self._takes_index else (batch,)
+        if type(trainer.precision_plugin) is Precision:  # the strategy would only enter a context that does nothing
+            found = module.training_step(*arguments)
+        else:
+            found = trainer.strategy.training_step(*arguments)
         terms = {"loss": found} if isinstance(found, Tensor) else dict(found or {})
         loss = terms.get("loss")
         progress.zero_grad.increment_ready()
