@@ -80,7 +80,7 @@ class RecordedLogs:
             if args or isinstance(value, Metric) or kwargs.get("on_epoch") or kwargs.get("on_step") is False:
                 if in_graph:
                     raise RuntimeError(
-                        f"no graph can log {name!r} with on_epoch or on_step=False, as a metric or with positional options"
+                        f"no graph can log {name!r} with on_epoch, on_step=False, a metric or positional options"
                     )
                 through(name, value, *args, **kwargs)
                 return
