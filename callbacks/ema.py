@@ -66,7 +66,7 @@ class EMA(WeightAveraging):
         self.decay = decay
         super().__init__(use_buffers=False)
         self._tensors: tuple[list[Tensor], ...] = ([], [], [], [])
-        self.reads_count = False  # whether an update may read the number of earlier updates, as it may on the CPU
+        self.reads_count = False  # whether updates read the number of earlier updates, which is fast on a CPU only
 
     def on_train_start(self, trainer, pl_module):
         if narrow := {p.dtype for p in pl_module.parameters() if p.dtype in (torch.bfloat16, torch.float16)}:
@@ -85,7 +85,7 @@ class EMA(WeightAveraging):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if not takes_executions(trainer):
             self.after_step(trainer, pl_module, outputs)
-        self._latest_update_step = trainer.global_step  # replays of a graph do not count
+        self._latest_update_step = trainer.global_step  # a replay of a graph does not set this number
 
     def after_step(self, trainer, pl_module, outputs):
         """Update the average, unless gradients are still accumulated."""
@@ -95,7 +95,7 @@ class EMA(WeightAveraging):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Update the average with the current parameters, and copy the buffers."""
+        """Update the average with the current parameters, and copy the current buffers."""
         assert self._average_model is not None
         averaged, current, own_buffers, buffers = self._tensors
         n = self._average_model.n_averaged

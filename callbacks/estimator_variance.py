@@ -31,9 +31,11 @@ log = logging.getLogger(__name__)
 # These constants apply to every_n_steps="auto".
 AUTO_FRACTION = 0.05  # largest fraction of the training time that measuring takes
 AUTO_STEPS = 10  # the batches between two checks for a new measurement are a multiple of this number
-AUTO_DRAWS = (2, 4)  # number of draws at first; number of measurements after which the number of draws doubles
-AUTO_TRAINING = 25.0  # seconds of training that may pay for one measurement, so that a minute has two of them
-PAUSE = 0.25  # seconds that measuring stops training for at a time, unless one chunk of draws takes longer
+AUTO_DRAWS = (2, 4)  # least number of draws at first; number of measurements after which it doubles
+# One measurement takes AUTO_FRACTION of this many seconds of training, or more for its least number of draws. A minute
+# of training then has two measurements.
+AUTO_TRAINING = 25.0
+PAUSE = 0.25  # largest number of seconds that training waits for a part, unless one chunk of draws takes longer
 
 
 class EstimatorVariance(L.Callback):
@@ -60,7 +62,8 @@ class EstimatorVariance(L.Callback):
 
     A measurement needs memory for one draw, one gradient, and the mean gradient in float64. Networks of at most 520,000
     parameters, on a GPU of at most 33 million, need memory for the eight draws of a chunk. If ``batches`` is above 1, a
-    second mean gradient is in memory. ``auto`` needs the mean gradients of all estimators, and a copy of the model.
+    second mean gradient is in memory. ``auto`` needs memory for the mean gradients of all estimators at once, and for a
+    copy of the model.
 
     The callback does not affect training. It only reads the parameters, accumulates no gradient, and uses no global
     random state. Gradients are computed at the trained weights, not at the averaged weights. Their precision is the
@@ -68,17 +71,18 @@ class EstimatorVariance(L.Callback):
     batches, a draw still uses one batch.
 
     With ``auto``, a measurement is made in parts of about 0.25 seconds between training steps. All parts use a copy of
-    the model, taken at the step of the measurement. The values are exactly those of a measurement without breaks. A run
-    can end within a measurement. The draws made until then are used if each estimator has two. A signal or a resumed
-    run drops such a measurement.
+    the model, made at the step of the measurement. The values are exactly those of a measurement without breaks. If the
+    run ends within a measurement, the draws made until then are used if each estimator has at least two. A signal drops
+    the measurement, and a resumed run does not continue it.
 
     Args:
         folder: folder of ``estimator_variance.png``, which is written at the end of the run.
         every_n_steps: training batches between measurements, or a fraction of the run such as 0.25, or ``auto``. With
             an integer or a fraction, the first measurement is before the first step, and training waits for each.
             ``auto`` measures as often as possible in less than 5 % of the training time, and never before the first
-            step. Its first measurement has 2 draws. Later measurements have as many as 25 seconds of training pay for,
-            and at least 2. This least number doubles after every four measurements. The largest is ``draws``.
+            step. Its first measurement has 2 draws. Later measurements have as many draws as 1.25 seconds allow (5 % of
+            25 seconds of training), and at least 2. This minimum doubles after every four measurements. The maximum is
+            ``draws``.
         draws: gradients per estimator and batch, over all processes, at least 2. With ``auto``, ``draws`` is the
             largest number.
         batch_size: examples in a fixed batch. The fixed batches are the first examples of the validation set.
@@ -128,9 +132,9 @@ class EstimatorVariance(L.Callback):
         self.history: list[dict[str, float]] = []  # one row per measurement, with "step"
         # The following values are for ``auto``.
         self._budget = MeasuringBudget(AUTO_FRACTION)
-        self._seconds_per_draw: dict[str, float] = {}  # of each estimator that was measured
-        self._chunks: dict[str, int] = {}  # size of a chunk of each estimator to measure
-        self._next = AUTO_STEPS  # earliest step at which there is something to do
+        self._seconds_per_draw: dict[str, float] = {}  # {name: seconds} of the estimators that were measured
+        self._chunks: dict[str, int] = {}  # {name: draws per chunk} of the estimators to measure
+        self._next = AUTO_STEPS  # earliest step at which a measurement can begin or continue
         self._running: Measurement | None = None
         self._running_at = (0, 0)  # the step of the running measurement, and the step under which it is logged
 
@@ -231,7 +235,7 @@ class EstimatorVariance(L.Callback):
     # A measurement without breaks.
 
     def _measure(self, trainer, pl_module, step: int) -> None:
-        """Measure the weights of this step. After a signal, leave no row."""
+        """Measure at the weights of this step, and record a row. A signal ends the measurement without a row."""
         row: dict[str, float] = {}
         with isolate_rng():
             for name, estimator in self._estimators(pl_module).items():  # one by one, for less memory
@@ -261,7 +265,7 @@ class EstimatorVariance(L.Callback):
         self._next = step + max(1, wait)
 
     def _continue(self, trainer, running: Measurement) -> None:
-        """Make some draws of the running measurement. If they are the last ones, record its values."""
+        """Make a part of the running measurement. After the last part, record its values. A signal drops it."""
         running.advance(PAUSE, stop=lambda: interrupted(trainer))
         states = torch.tensor([running.batch_done, interrupted(trainer)], device=trainer.strategy.root_device)
         done, stopped = trainer.strategy.reduce(states.float(), reduce_op="sum").tolist()
@@ -274,7 +278,10 @@ class EstimatorVariance(L.Callback):
                 self._record(running.values(), trainer, *self._running_at)
 
     def _plan(self, step: int) -> tuple[int, int]:
-        """Return the steps until the next part of a measurement, 0 for now, and the draws of a new measurement."""
+        """Return the number of steps until the next part of a measurement, and the draws of a new measurement.
+
+        0 steps means that the part is made now.
+        """
         per_step = self._budget.seconds_per_step(step)
         if self._running is not None:
             return self._budget.steps_until(self._running.next_seconds(PAUSE, unknown=per_step), step), 0
@@ -305,7 +312,7 @@ class EstimatorVariance(L.Callback):
     def load_state_dict(self, state):
         self.history, self._running = state["history"], None
         self._budget.load_state_dict(state)
-        per_draw = state.get("per_draw")  # a number in checkpoints of an earlier version
+        per_draw = state.get("per_draw")  # checkpoints of an earlier version have one number here
         self._seconds_per_draw = per_draw if isinstance(per_draw, dict) else {}
         self._next = state.get("next", AUTO_STEPS)
 

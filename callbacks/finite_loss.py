@@ -20,7 +20,8 @@ class NotFinite(UserError):
 def deferred(tensors: list[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
     """Return a function that returns copies of ``tensors`` on the CPU.
 
-    From a GPU they are copied in the background. The function waits for these copies only, and not for later work.
+    Copies from a GPU run in the background. The returned function waits for these copies, but not for later work of the
+    GPU.
     """
     if not tensors or not tensors[0].is_cuda:
         copies = [t.detach().to("cpu", copy=True) for t in tensors]
@@ -48,18 +49,23 @@ def not_finite(state: Any, path: str = "") -> Iterator[str]:
 
 
 class Terms(NamedTuple):
-    """The terms of steps with the same names: rows (n, 1 + names) with the step first, and how many rows, (1,)."""
+    """Buffers for the terms of all steps whose terms have the same names.
+
+    Attributes:
+        rows: one row for each step, (n, 1 + number of names): number of the step, then the terms.
+        steps: number of rows in use, (1,).
+    """
 
     rows: torch.Tensor
     steps: torch.Tensor
 
 
 class Pending(NamedTuple):
-    """Terms that are still to be looked at.
+    """Terms of an execution that have not been checked yet.
 
     Attributes:
         first: number of the first batch.
-        epoch: epoch of the batches.
+        epoch: number of the epoch.
         names: names of the terms, for each :class:`Terms`.
         values: function that returns the tensors of all :class:`Terms` on the CPU.
     """
@@ -73,10 +79,10 @@ class Pending(NamedTuple):
 class FiniteLoss(L.Callback):
     """Stop the run when a term of the loss or a weight becomes NaN or infinite, before a checkpoint is saved.
 
-    The terms are the named tensors that ``training_step`` returns. The callback writes down the terms of every step on
-    the device, and looks at them after each execution. A GPU is not waited for: its terms are looked at after the next
-    execution. Before every checkpoint, the callback also checks the weights, the averaged weights and the state of the
-    optimisers.
+    The terms are the named tensors that ``training_step`` returns. The callback records the terms of every step on the
+    device, and checks them after each execution. On a GPU, it checks them after the next execution, so that training
+    does not wait for the copy. Before every checkpoint, the callback also checks the weights, the averaged weights and
+    the state of the optimisers.
 
     Args:
         folder: the run folder. The error names its file ``checkpoints/last.ckpt`` as the last good checkpoint.
@@ -85,9 +91,9 @@ class FiniteLoss(L.Callback):
     def __init__(self, folder: str):
         self.folder = Path(folder)
         self._terms: dict[tuple[str, ...], Terms] = {}
-        self._step = torch.zeros(())  # steps since the terms were last looked at, (), on the device
-        self._rows = 1  # largest number of these steps
-        self._looked_at = -1  # number of the last batch whose terms were looked at
+        self._step = torch.zeros(())  # number of steps in ``_terms``, (), on the device
+        self._rows = 1  # largest number of steps in ``_terms``
+        self._looked_at = -1  # number of the last batch whose terms were passed to ``_pending``
         self._pending: Pending | None = None
 
     def on_train_start(self, trainer, pl_module):
@@ -101,7 +107,7 @@ class FiniteLoss(L.Callback):
 
     @torch.no_grad()
     def after_step(self, trainer, pl_module, outputs):
-        """Write down the terms of one step on the device."""
+        """Record the terms of one step on the device. A term that is not a scalar is replaced by its mean."""
         named = {k: v for k, v in (outputs or {}).items() if isinstance(v, torch.Tensor)}
         if named:
             names = tuple(named)

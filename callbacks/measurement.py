@@ -13,16 +13,17 @@ from torch import Tensor
 from zoo.estimators import GradientEstimator, GradientMoments, SplitVariance, chunk_size, gradients
 from zoo.estimators.moments import CHUNK, clock, on_cpu
 
-Part = tuple[str, list[int]]  # name of an estimator, and the numbers of the draws that are made without a break
+Part = tuple[str, list[int]]  # name of an estimator, and the numbers of the draws that are made together
 
 
 class Measurement:
     """Draws of several estimators on fixed batches, and the values that are computed from them.
 
-    :meth:`advance` makes the draws of one batch, part by part. On a CPU, a part is a chunk of draws, or one draw of an
-    estimator without chunks. On a GPU, a part has up to eight draws of any estimator, because each part waits for the
-    GPU. All estimators advance together. A measurement that ends early therefore has similar numbers of draws for each.
-    :meth:`end_batch` begins the next batch. The values do not depend on how often :meth:`advance` stops.
+    :meth:`advance` makes the draws of one batch in parts. On a CPU, a part is a chunk of draws, or one draw of an
+    estimator without chunks. On a GPU, a part has up to eight draws of any estimator, because the CPU waits for the GPU
+    after each part. All estimators advance together. A measurement that ends early therefore has similar numbers of
+    draws for each. :meth:`end_batch` begins the next batch. The values do not depend on how often :meth:`advance` is
+    called.
 
     Each estimator needs memory for one mean gradient in float64. With several batches, it needs two.
 
@@ -30,11 +31,12 @@ class Measurement:
         estimators: {name: estimator}.
         batches: the fixed batches.
         draws: gradients per estimator and batch, over all processes.
-        most: largest ``draws`` of all measurements. The numbers of the draws of each batch do not depend on ``draws``.
+        most: largest ``draws`` of all measurements. It sets the numbers of the draws of each batch, which therefore do
+            not depend on ``draws``.
         seed: seed of the noise.
         rank: rank of this process. The processes take the chunks in turns.
         world_size: number of processes.
-        seconds_per_draw: {name: seconds of a draw}, as far as known. The measurement adds what it finds.
+        seconds_per_draw: {name: seconds of a draw} from earlier measurements. This measurement updates it.
         total: function that returns the sum of a tensor over all processes, on every process. None for one process.
     """
 
@@ -54,10 +56,10 @@ class Measurement:
         self.estimators, self.batches, self.draws, self.seed = estimators, batches, draws, seed
         self.most, self.rank, self.world_size, self.total = max(most, draws), rank, world_size, total
         self.seconds_per_draw = {} if seconds_per_draw is None else seconds_per_draw
-        self.made = dict.fromkeys(estimators, draws)  # draws per batch, over all processes, known at the end
-        self._seconds = {name: [0.0, 0.0] for name in estimators}  # draws of this process, and their seconds
-        self._statistics: dict[str, dict[str, dict[str, float]]] = {}  # if there is one batch
-        self._split = {name: SplitVariance() for name in estimators}  # if there are several batches
+        self.made = dict.fromkeys(estimators, draws)  # draws per batch, over all processes; ``end_early`` lowers them
+        self._seconds = {name: [0.0, 0.0] for name in estimators}  # number of draws of this process, and their seconds
+        self._statistics: dict[str, dict[str, dict[str, float]]] = {}  # used with one batch
+        self._split = {name: SplitVariance() for name in estimators}  # used with several batches
         self._batch = -1
         self._begin_batch()
 
@@ -77,10 +79,10 @@ class Measurement:
         stop: Callable[[], bool] = lambda: False,
         tracked: Callable[[list[Part]], Iterable[Part]] = iter,
     ) -> None:
-        """Make draws of the current batch, at least one part.
+        """Make at least one part of the draws of the current batch.
 
         Args:
-            seconds: time limit. No part begins that would probably take longer.
+            seconds: time limit. After the first part, no part begins that is expected to exceed the limit.
             stop: function that returns whether to stop before the next part.
             tracked: function that yields the parts and shows the progress.
         """
@@ -102,11 +104,11 @@ class Measurement:
             self.seconds_per_draw[name] = min(self.seconds_per_draw.get(name, math.inf), (now - before) / len(draws))
 
     def next_seconds(self, most: float, unknown: float) -> float:
-        """Return the seconds that the next call of :meth:`advance` with the limit ``most`` will probably take.
+        """Return the expected seconds of the next call of :meth:`advance` with the time limit ``most``.
 
         Args:
             most: time limit, seconds.
-            unknown: seconds of a draw of an estimator that was not measured yet.
+            unknown: assumed seconds of a draw of an estimator that was not measured yet.
         """
         parts = [self._expected(part, unknown) for part in self._parts]
         return max(parts[0], min(most, sum(parts))) if parts else 0.0
@@ -114,7 +116,7 @@ class Measurement:
     def end_batch(self) -> None:
         """Merge the draws of the current batch over the processes, and begin the next batch.
 
-        All processes must call it, after all have made their draws.
+        All processes must call this method, after each has made its draws.
         """
         for name, moments in self._moments.items():
             if self.total is not None:
@@ -126,10 +128,10 @@ class Measurement:
         self._begin_batch()
 
     def end_early(self) -> bool:
-        """End the measurement with the draws made so far. Return whether they suffice for the values.
+        """End the measurement with the draws made so far. Return whether they are enough for :meth:`values`.
 
-        One batch suffices if every estimator has two draws. With several batches, two complete batches suffice, and the
-        draws of the incomplete batch are dropped. All processes must call it.
+        With one batch, every estimator needs two draws. With several batches, two batches must be complete. The draws
+        of an incomplete batch are then dropped. All processes must call this method.
         """
         if len(self.batches) > 1:
             return self._batch >= 2
@@ -143,7 +145,7 @@ class Measurement:
         return True
 
     def values(self) -> dict[str, float]:
-        """Return the measured values by their logged names, with ``estimator_draws``. All processes must call it."""
+        """Return {logged name: value}, with ``estimator_draws``. All processes must call this method."""
         row: dict[str, float] = {"estimator_draws": min(self.made.values())}
         for name in self.estimators:
             if len(self.batches) == 1:
@@ -162,7 +164,7 @@ class Measurement:
     def _begin_batch(self) -> None:
         self._batch += 1
         self._moments = {name: GradientMoments() for name in self.estimators}
-        # Sorting keeps the order of estimators that begin with the same draw.
+        # Sort by the first draw, so that the estimators take turns.
         parts = () if self.done else self._parts_of_a_batch()
         self._parts: deque[Part] = deque(sorted(parts, key=lambda part: part[1][0]))
 
@@ -186,7 +188,10 @@ class Measurement:
 
 
 def stride(estimator: GradientEstimator, most: int) -> int:
-    """Return the difference between the numbers of the first draws of two batches. Each batch begins with a chunk."""
+    """Return the difference between the numbers of the first draws of two successive batches.
+
+    It is at least ``most`` and a multiple of the chunk size, so that each batch begins with a new chunk.
+    """
     size = chunk_size(estimator)
     return -(-most // size) * size
 
@@ -194,7 +199,7 @@ def stride(estimator: GradientEstimator, most: int) -> int:
 def frozen(model: Any) -> Any:
     """Return a copy of ``model`` that training does not change, for the estimators of one measurement.
 
-    A copy of the parameters alone would not suffice. The estimators also read buffers and other tensors of the model,
+    A copy of the parameters would not be enough. The estimators also read buffers and other tensors of the model,
     such as the persistent chains of an RBM. Some read the step of the run, for example for the temperature of a VAE.
 
     The copy of a compiled model is not compiled. Its values differ from those of the compiled model by rounding.

@@ -9,7 +9,7 @@ from zoo.estimators.moments import clock
 
 
 class MeasuringBudget:
-    """Count the seconds of training and of measurements, and tell when the next measurement may begin.
+    """Count the seconds of training and of measurements, and compute when the next measurement may begin.
 
     Args:
         fraction: largest fraction of the training time that measurements take. The training time excludes measurements.
@@ -28,7 +28,7 @@ class MeasuringBudget:
 
     @contextmanager
     def spending(self) -> Iterator[None]:
-        """Count the time of the ``with`` block as time of a measurement."""
+        """Context whose time counts as time of a measurement."""
         before = clock()
         try:
             yield

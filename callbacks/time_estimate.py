@@ -67,7 +67,7 @@ class TimeEstimate(L.Callback):
     # Training.
 
     def batches_until_due(self, trainer) -> float:
-        return math.inf  # the end of every execution is often enough
+        return math.inf  # the end of every execution is frequent enough
 
     def on_train_start(self, trainer, pl_module):
         self._counted = trainer.fit_loop.total_batch_idx
@@ -105,13 +105,13 @@ class TimeEstimate(L.Callback):
         self._trained, self._mark = self._trained + now - self._mark, now
 
     def on_train_epoch_end(self, trainer, pl_module):
-        if trainer.strategy.root_device.type == "cuda":  # the last batches may only be queued
+        if trainer.strategy.root_device.type == "cuda":  # the GPU may not have finished the last batches
             waited = time.monotonic()
             torch.cuda.synchronize()
             self._trained += time.monotonic() - waited
         if self._seen - self._began[1] <= WARM_UP:
             return
-        # An epoch of one execution has no batches after its first ones, so all of its batches are counted.
+        # If the epoch is one execution, no time was read after its first batches. All of its batches then count.
         seconds, batches = self._began if self._warm is None or self._warm[1] == self._seen else self._warm
         rate = self._rows * (self._seen - batches) / max(self._trained - seconds, 1e-9)
         for logger in trainer.loggers:

@@ -37,7 +37,7 @@ from zoo.datamodules.limits import SPLITS, check_limits, overfits
 
 log = logging.getLogger(__name__)
 
-SANITY_CHECK_IMAGES = 32  # few, because the sanity check only shows that validation works
+SANITY_CHECK_IMAGES = 32  # images per process; few, because the sanity check only shows that validation works
 NAMES = ("mnist", "fashion_mnist", "digits", "mnist_or_digits")
 TRAIN_ON = {"train": ["train"], "train_and_validation": ["train", "val"], "everything": ["train", "val", "test"]}
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # names of torchvision's classes and folders
@@ -182,7 +182,7 @@ class ImageLoader:
         repeat: passes over the images per epoch.
         rank, world_size: rank and number of processes. Rank r takes images r, r + world_size, ... of each batch.
         fixed: whether every epoch has the batches of the first epoch.
-        used: number of images in a batch -> number of them to use, from the first on. None uses all.
+        used: number of images in a batch -> number of images to use, which are the first ones. None uses all images.
     """
 
     def __init__(
@@ -215,7 +215,8 @@ class ImageLoader:
     def indices(self) -> list[Tensor]:
         """Return the indices of this process into the split, one tensor for each batch of the current epoch.
 
-        The tensors are parts of one tensor on the device of the split. A copy for each batch would wait for the device.
+        The tensors are views of one tensor on the device of the split. With a copy for each batch, the CPU would wait
+        for the device each time.
         """
         n, device = len(self.split.images), self.split.images.device
         if self.shuffle:
@@ -249,7 +250,7 @@ class Images(L.LightningDataModule):
     """LightningDataModule of an image data set.
 
     The sanity check before training uses the first 32 images of a batch on each process, so that training begins soon.
-    ``sanity_check_fraction`` is the fraction of the batch that the latest sanity check has used.
+    ``sanity_check_fraction`` is the fraction of the batch that the latest sanity check used.
 
     Args:
         name: ``mnist``, ``fashion_mnist``, ``digits`` or ``mnist_or_digits``. ``mnist_or_digits`` is MNIST if MNIST is

@@ -37,7 +37,7 @@ from zoo.functional.noise import chunk_generator
 
 log = logging.getLogger(__name__)
 
-SHORT = 1_000_000  # words of a training text that is too short for large batches
+SHORT = 1_000_000  # training texts with fewer words have smaller batches by default
 TEXTS = ("text8", "wikitext2", "textfile", "pydocs", "text8_or_pydocs")
 
 
@@ -153,7 +153,7 @@ class TextLoader:
         rows = self.rows(generator=generator)
         n = len(rows.reach)
         order = torch.randperm(n, generator=generator) if self.train else torch.arange(n)
-        # On a GPU, the rows of an epoch lie there, so that a batch is selected without a copy from the CPU.
+        # All rows of an epoch are copied to the GPU once, so that a batch needs no copy.
         words, reach, order = (t.to(self.device) for t in (*rows, order))
         begin, self._resume_at = self._resume_at, 0
         for batch, own in enumerate(order.split(self.batch_size)[begin : len(self)], start=begin + 1):
@@ -185,7 +185,8 @@ class Text(L.LightningDataModule):
         sample: threshold of subsampling, a relative frequency, at least 0 and below 1. Words with more than 2.6 times
             this frequency are dropped at random. 0 drops no words.
         batch_size: rows of 32 words per training step, over all processes. Each process needs at least one row. None
-            is 128 rows, or 32 rows for a training text of less than a million words. A short text needs more steps.
+            means 128 rows, or 32 rows for a training text of fewer than a million words. A short text needs the larger
+            number of steps.
         eval_batch_size: rows per validation or test batch, over all processes.
         seed: seed of the training rows and their order. Validation and test rows are the same for every seed.
         train_on: ``train``, or ``everything`` to train also on the validation and test text. The validation and test

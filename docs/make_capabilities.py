@@ -20,7 +20,7 @@ WITH = {
     ("ddpm", "SampleRows"): "num_classes=10",
 }
 OF_DATA = {"TextData", "DrawnData", "NamedData", "SplitData", "CountedData", "Batched", "KnownScore", "Enumerable"}
-OF_DATA |= {"LogsImages", "LogsTables"}
+OF_DATA |= {"LogsImages", "LogsTables", "ShortSanityCheck"}
 OF_CALLBACKS = {"StepCallback", "CadencedCallback"}
 
 

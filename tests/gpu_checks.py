@@ -17,7 +17,7 @@ from processes import together
 from train import build
 from zoo.training.tables import read_rows
 
-# Deterministic algorithms. On CUDA, the gradient of a deformation has none.
+# Options for deterministic algorithms. On CUDA, the gradient of a deformation has no deterministic algorithm.
 SAME = {name: ["trainer.deterministic=true"] for name in TINY}
 SAME["infogan"] = [*SAME["infogan"], "model.deformation=0"]
 FEW_CHAINS = ["model.ais_temperatures=9", "model.test_ais_temperatures=9", "model.ais_chains=4"]
@@ -50,7 +50,7 @@ def on(accelerator):
 
 
 class StrictSteps(L.Callback):
-    """Callback that raises an error where a training step waits for the GPU. Logging may wait, once an epoch."""
+    """Callback that raises an error if a training step waits for the GPU. Logging may wait."""
 
     def on_train_start(self, trainer, pl_module):
         loop, log = trainer.fit_loop.epoch_loop, pl_module.log
@@ -77,7 +77,7 @@ def _with_mode(mode, call, on_cuda):
 
 
 class CountGraphs(L.Callback):
-    """Callback that keeps the number of captured graphs of the last run in ``CountGraphs.found``."""
+    """Callback that stores the number of captured graphs of the last run in ``CountGraphs.found``."""
 
     found = 0
 
@@ -91,7 +91,7 @@ STRICT = ["+callbacks.strict._target_=gpu_checks.StrictSteps"]
 
 
 def without_capture():
-    """Context in which steps run on the GPU as in a graph, with the same kernels, but are never captured."""
+    """Context in which steps use the kernels of a graph, but are never captured."""
     return patch("zoo.training.graphs.WARM_UP", 10**9)
 
 
@@ -107,7 +107,7 @@ def trains(name, accelerator, folder):
 
 
 def resumes(name, accelerator, folder):
-    """Stop a run in the middle of an epoch, resume it, and compare it with an uninterrupted run, bit for bit."""
+    """Stop a run within an epoch and resume it. The result must be bitwise equal to that of an uninterrupted run."""
     overrides = [*TINY[name], *SAME[name], *on(accelerator), "trainer.max_epochs=2", "trainer.limit_train_batches=8"]
     overrides += ["callbacks.estimator_variance.every_n_steps=6", "callbacks.estimator_variance.draws=2"]
     expected = together(1, run, folder / "whole", *overrides, timeout=300)[0]
@@ -120,9 +120,9 @@ def resumes(name, accelerator, folder):
 
 
 def equals_eager(name, accelerator, folder, *changes):
-    """Train with graphs and without, with deterministic algorithms. All weights and states must be equal bitwise.
+    """Train with graphs and without, with deterministic algorithms. All weights and states must be bitwise equal.
 
-    Two runs without graphs are also compared, so that a difference of the graph is not one of the algorithms.
+    Two runs without graphs must also be equal. Otherwise, an algorithm is not deterministic.
     """
     every = ["trainer.max_epochs=5", "trainer.limit_val_batches=1", "test=false", *few_samples(name)]
     every += ["callbacks.estimator_variance.every_n_steps=1000"]
@@ -138,7 +138,7 @@ def equals_eager(name, accelerator, folder, *changes):
 
 
 def changes_mid_run(case, accelerator, folder):
-    """Compare 55 steps with graphs and without, across a change of the case (see ``equals_eager``)."""
+    """Compare 55 steps with graphs and without, with the change ``case`` in the middle (see ``equals_eager``)."""
     equals_eager(case.partition("-")[0], accelerator, folder, *CHANGES[case])
 
 
@@ -168,7 +168,7 @@ def default_network(name):
 
 
 def peak_memory(name, accelerator, folder):
-    """Return the largest memory that tensors of a run had on the GPU, bytes. It is 0 on the CPU."""
+    """Return the peak memory of tensors on the GPU in a run, bytes. It is 0 on the CPU."""
     on_cuda = accelerator != "cpu"
     if on_cuda:
         torch.cuda.empty_cache()
@@ -180,9 +180,9 @@ def peak_memory(name, accelerator, folder):
 def uses_little_memory(name, accelerator, folder):
     """Compare the peak memory of a run with graphs and without.
 
-    A graph has separate memory for everything that a step computes, because it writes the same addresses again. The
-    steps before the capture had theirs from the common pool. Therefore a graph may need half as much again as eager
-    steps, and one copy of the weights and gradients.
+    A graph has its own memory for everything that a step computes, because each replay writes to the same addresses.
+    The steps before the capture use other memory. A run with graphs may therefore need 1.5 times the memory of a run
+    without graphs, plus a copy of the weights and gradients.
     """
     model = build(config(folder, *default_network(name)).model)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -218,12 +218,12 @@ def falls_back(case, accelerator, folder):
 
 
 def shared_device(device):
-    """Return a strategy in which two processes share one device and talk through gloo."""
+    """Return a strategy in which two processes share one device and communicate through gloo."""
     return DDPStrategy(parallel_devices=[torch.device(device)] * 2, process_group_backend="gloo")
 
 
 def two_ranks_agree(name, accelerator, folder):
-    """Train two processes on one device with executions of 1 and of 8 batches. They must end equal bitwise."""
+    """Train two processes on one device with executions of 1 and of 8 batches. The results must be bitwise equal."""
     device = "cpu" if accelerator == "cpu" else "cuda:0"
     strategy = f"trainer.strategy={{_target_: gpu_checks.shared_device, device: '{device}'}}"
     overrides = [*TINY[name], *SAME[name], *on("auto"), strategy, "trainer.devices=auto", "trainer.max_epochs=2"]

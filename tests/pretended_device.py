@@ -1,11 +1,12 @@
-"""A simulated device that computes on the CPU and counts what would wait for a GPU.
+"""A simulated device that computes on the CPU and counts the operations for which the CPU would wait for a GPU.
 
 The device wraps CPU tensors and uses PrivateUse1, torch's key for external devices. Use the device in a separate
 process, because its set-up cannot be undone. Operations that mix tensors of the device and of the CPU raise an error.
-A device without float64, like Apple's GPU, is the other mode.
+The device has float64, as CUDA has, or no float64, as Apple's GPUs have none.
 
-On a GPU, kernels run later than Python. Python waits for them where it needs values: a number, a shape that depends on
-values, or a copy to the CPU. A copy from the CPU also waits, because its memory may change. :func:`watched` lists both.
+A GPU runs kernels later than Python calls them. Python waits for them if it needs values: a number, a shape that
+depends on values, or a copy to the CPU. It also waits for a copy from the CPU, because the source may change later.
+:func:`watched` lists both.
 """
 
 import sys
@@ -39,7 +40,7 @@ WAITS |= {ATEN.allclose, ATEN.histc, ATEN._linalg_eigh, ATEN._linalg_svd}
 
 @dataclass
 class Crossings:
-    """What crossed between the CPU and the simulated device, as texts "operation (file:line)"."""
+    """Data transfers between the CPU and the simulated device, as texts "operation (file:line)"."""
 
     waits: list[str] = field(default_factory=list)  # values that Python needs from the device
     moves: list[str] = field(default_factory=list)  # tensors of the CPU that are copied to the device
@@ -169,7 +170,7 @@ def _check_one_device(func, args, kwargs, tensors):
 
 
 def _record(func, args, kwargs):
-    """Add to the crossings what ``func`` needs. At least one of its tensors is on the device."""
+    """Add the transfers of ``func`` to the crossings. At least one tensor of ``func`` is on the device."""
     name = str(func)
     if _is_one_of(func, WAITS) or (func is ATEN.repeat_interleave.Tensor and kwargs.get("output_size") is None):
         _found("waits", name)
@@ -191,7 +192,7 @@ def _record(func, args, kwargs):
 
 
 def _change_shape(func, args, kwargs):
-    """Let ``func``, such as ``squeeze_``, also change the shape that torch knows of the wrapper."""
+    """Apply ``func``, such as ``squeeze_``, also to the shape that torch stores for the wrapper."""
     before = torch._C._meta_in_tls_dispatch_include()
     torch._C._set_meta_in_tls_dispatch_include(True)
     try:

@@ -1,7 +1,7 @@
-"""A stand-in for CUDA graphs on the CPU. A capture writes operations down, and a replay repeats them.
+"""A stand-in for CUDA graphs on the CPU. A capture records operations, and a replay repeats them.
 
-As in a CUDA graph, a replay uses the tensors and the Python numbers of the capture. It does not run any Python of the
-step. A capture changes no value, and it fails at an operation that would wait for a GPU.
+As in a CUDA graph, a replay uses the tensors and the Python numbers of the capture. It runs no Python code of the step.
+A capture changes no value. It fails at an operation for which the CPU would wait for a GPU.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ATEN = torch.ops.aten
-# Operations whose result, or the shape of whose result, Python must know. A CUDA capture refuses them.
+# Operations after which Python needs values or a shape that depends on values. A CUDA capture fails at them.
 WAITS = {
     ATEN._local_scalar_dense.default,
     ATEN.nonzero.default,
@@ -25,7 +25,7 @@ def _tensors(tree):
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes down operations, and the values of tensors before the first operation that changes them."""
+    """Records operations. Also stores the values of tensors before the first operation that changes them."""
 
     def __init__(self):
         super().__init__()
@@ -52,7 +52,7 @@ class _Recorder(TorchDispatchMode):
     @torch.no_grad()
     def replay(self):
         for func, args, kwargs, result in self.operations:
-            if torch.Tag.inplace_view in func.tags:  # it has changed the shape of its argument for good
+            if torch.Tag.inplace_view in func.tags:  # the capture has already changed the shape
                 continue
             again = func(*args, **kwargs)
             for old, new in zip(_tensors(result), _tensors(again), strict=True):
@@ -61,7 +61,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class Recorded:
-    """Takes the place of zoo.training.graphs.CUDA, and counts captures."""
+    """Replacement of zoo.training.graphs.CUDA that counts captures."""
 
     fused, capturable = True, False  # the CPU has fused optimisers, which take a tensor as learning rate
 

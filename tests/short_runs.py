@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 from zoo.training.executions import use_executions
 from zoo.training.trainer import quiet_lightning
 
-# An experiment in a small size. The rows are the options that make it small.
+# Options that make each experiment small.
 IMAGES = ["data=digits", "data.digits_repeat=1", "data.batch_size=128"]
 EXPERIMENTS = {
     "ddpm_bound": [*IMAGES, "model.widths=[8,16]", "model.steps=50"],
@@ -27,7 +27,7 @@ EXPERIMENTS = {
     "wgan_clip": [*IMAGES, "model.width=4", "model.n_critic=2"],
     "wgan_ring": ["model.hidden=[8]", "model.n_critic=3"],
 }
-# Other options of models that change numbers or branches from step to step.
+# Runs with options that change numbers or branches of the code from step to step.
 OPTIONS = {
     "vae-annealed": ["model=vae", *IMAGES, "model.hidden=[16]", "model.latent=categorical", "model.latent_dim=3"]
     + ["model.estimator=gumbel_softmax", "model.temperature=1.0", "model.temperature_end=0.1"],
@@ -103,7 +103,7 @@ class One(L.LightningModule):
 
 
 def fitted(folder, k, *, module=None, callbacks=(), batches=13, **options):
-    """Train with K = ``k``. Return the rows that were logged, the final state, and the module."""
+    """Train with K = ``k``. Return the logged rows, the final state and the Trainer."""
     quiet_lightning()
     torch.manual_seed(0)
     data = torch.utils.data.DataLoader(

@@ -6,7 +6,7 @@
 loop alternate. ``processes`` prints the seconds for 64 draws of each estimator, on one process and on two. Each process
 has one core. ``fraction`` trains each MODEL, by default all, by its recipe for SECONDS, with EstimatorVariance as its
 only callback. The program then prints the fraction of the training time spent on measuring, and the longest pause of
-training. It also prints the step and the number of draws of the first measurements.
+training. It also prints the number of measurements and of steps, and the step and draws of the first measurements.
 """
 
 import multiprocessing
@@ -137,9 +137,7 @@ class StopAfter(Callback):
 
 
 def fraction(seconds, models):
-    print(
-        f"{'model':12}{'fraction':>9}{'longest':>9}{'points':>8}{'steps':>8}  (step, draws) of the first measurements"
-    )
+    print(f"{'model':12}{'fraction':>9}{'pause':>9}{'rows':>8}{'steps':>8}  (step, draws) of the first measurements")
     for name in models or zoo.list_models():
         data = "pydocs" if name == "skipgram" else "mnist_or_digits"
         with initialize_config_dir(str(Path(zoo.__file__).resolve().parents[1] / "configs"), version_base="1.3"):

@@ -9,9 +9,9 @@ The samplers are:
 - ``score``: annealed Langevin chains of ``score``, with the default number of steps per noise level.
 - ``rbm``: Gibbs chains of ``rbm``, 1,000 steps from random pixels.
 
-On a GPU, one CUDA graph holds the whole sampler. Eager sampling and the graph take turns, with the same noise in each
-round. The last column is the largest difference of their samples, in grey values from 0 to 1. In the other columns, the
-benchmark prints medians over the rounds, and the smallest and largest value.
+On a GPU, one CUDA graph holds the whole sampler. Eager sampling and the graph alternate, with the same noise in each
+round. The last column is the largest difference of their samples, in grey values from 0 to 1. The other columns have
+the median over the rounds, the smallest value and the largest value.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def annealed_chains(model, n: int) -> Callable[[], Tensor]:
 
 
 def sampler(name: str, n: int, device: torch.device) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """Return two functions that draw ``n`` samples: the method ``sample``, and a form of it that can be captured."""
+    """Return two functions that draw ``n`` samples: the method ``sample``, and a version that a graph can hold."""
     model = zoo.load(name.split("-")[0]).to(device)
     if name == "score":
         return partial(model.sample, n), annealed_chains(model, n)
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"SAMPLER must be one of {', '.join(names)}, got {', '.join(sorted(unknown))}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    columns = ["sampler", "way", "samples/s", "ratio to eager", "samples per CPU second", "largest difference"]
+    columns = ["sampler", "method", "samples/s", "ratio to eager", "samples per CPU second", "largest difference"]
     print(f"{args.samples} samples, {args.rounds} rounds; {hardware(torch.device(args.device))}\n")
     print(table(columns, []), flush=True)
     for name in args.samplers or names:

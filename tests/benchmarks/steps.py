@@ -6,19 +6,19 @@ The benchmark trains MODEL by its recipe, on MNIST if it is on disk and on sciki
 text8 if it is on disk and Python's documentation if not. The contenders take turns in one process:
 
 - The bare loop has the same batches, losses, optimisers, schedules and weight average as train.py, and nothing else.
-- The CUDA graph has the whole step of the bare loop. One graph is captured for each kind of step.
-- train.py trains as on the command line, with one batch per execution and, where it can, several.
+- The CUDA graph holds the whole step of the bare loop. One graph is captured for each kind of step.
+- train.py trains as on the command line, with one batch in an execution, and with several if that is possible.
 
 ``--callbacks none`` leaves only the weight average and the callbacks that write checkpoints. ``--callbacks default``
 has all callbacks of the recipe. The benchmark does not time the first ``--warm-up`` steps and the work at the end of
 an epoch, such as checkpoints. No run is validated.
 
 The table gives medians over the rounds, and the smallest and largest value. A ratio is the rate of a contender over the
-rate of the bare loop in the same round. CPU time is the fair measure for one thread on a shared machine.
+rate of the bare loop in the same round. For one thread on a shared machine, compare CPU time, not wall-clock time.
 
 The last column compares the weights and averages after the last step with those of the bare loop. The difference is a
-fraction of the distance that the bare loop has moved its weights. It must be close to 0, because all contenders train
-the same model. On a GPU, kernels that round differently can also make it large after many steps.
+fraction of the distance that the weights of the bare loop have moved. It must be close to 0, because all contenders
+train the same model. On a GPU, different rounding can make it large after many steps.
 """
 
 import argparse
@@ -63,10 +63,12 @@ TOLERANCE = 1e-3  # a larger difference of weights is marked
 class Measured:
     """Result of one run.
 
-    ``state`` has the parameters and buffers after the last step, and the averages of the parameters. ``start`` has the
-    values of the bare loop before the first step.
-    ``rows`` is the number of training examples of a step in units of the data. ``kernels`` is the time of all kernels
-    in seconds, if the run was profiled.
+    Attributes:
+        state: parameters and buffers after the last step, and averages of the parameters.
+        rows: size of a training step in ``unit``, such as images or words.
+        memory: peak memory of the GPU, MB.
+        kernels: seconds of GPU kernels, None if the run was not profiled.
+        start: parameters and buffers of the bare loop before the first step.
     """
 
     steps: int
@@ -81,7 +83,7 @@ class Measured:
 
 
 def copied(model) -> dict[str, Tensor]:
-    """Return copies of the parameters and buffers that are real numbers, by name, on the CPU."""
+    """Return copies of the floating-point parameters and buffers, by name, on the CPU."""
     return {k: v.to("cpu", copy=True) for k, v in model.state_dict().items() if v.is_floating_point()}
 
 
@@ -203,7 +205,7 @@ def bare_loop(trainer, model, meter: Meter, graph: bool) -> Finished:
 
 
 class Average:
-    """Exponential moving average of the parameters of ``model``, as of ``zoo.callbacks.EMA``.
+    """Exponential moving average of the parameters of ``model``, as in ``zoo.callbacks.EMA``.
 
     Args:
         model: the model.
@@ -235,7 +237,7 @@ class Average:
 
 
 def autocast(trainer) -> Callable[[], contextlib.AbstractContextManager]:
-    """Return a function that makes the autocast context of the run's precision."""
+    """Return a function that returns the autocast context for the precision of the run."""
     if trainer.precision != "bf16-mixed":
         return contextlib.nullcontext
     device = trainer.strategy.root_device.type
@@ -289,7 +291,7 @@ def adversarial_step(model, trainer) -> Callable:
 
 
 def indices(loader) -> Iterator:
-    """Yield what selects each batch on the device: indices of images, or the batch itself."""
+    """Yield an object for each batch on the device: the indices of its images, or the batch itself."""
     if hasattr(loader, "examples"):
         yield from torch.stack(loader.indices()).to(loader.split.images.device)
     else:
@@ -378,7 +380,7 @@ def run(model: str, folder: Path, callbacks: str, measure: dict[str, object], op
 
 
 def contenders(args: argparse.Namespace) -> dict[str, Callable[[str, Path, bool], Measured]]:
-    """Return functions (model, folder, profiled) that measure one run, by the name of the contender."""
+    """Return {name of a contender: function (model, folder, profiled) that measures one run}."""
     options = [f"trainer={'gpu' if args.device == 'cuda' else 'cpu'}", *args.set]
 
     def contender(kind: type, callbacks: str = "none", extra: tuple[str, ...] = (), **arguments: object) -> Callable:
@@ -404,7 +406,7 @@ def contenders(args: argparse.Namespace) -> dict[str, Callable[[str, Path, bool]
 
 
 def difference(run: Measured, bare: Measured) -> float:
-    """Return the distance of the weights of two runs, divided by the distance that the second has moved its weights."""
+    """Return the distance between the weights of two runs, divided by the distance that those of ``bare`` moved."""
     assert run.state.keys() == bare.state.keys(), run.state.keys() ^ bare.state.keys()
     apart = moved = 0.0
     for name, expected in bare.state.items():
@@ -425,7 +427,7 @@ def benchmark(model: str, args: argparse.Namespace) -> dict[str, float]:
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(args.rounds + (args.device == "cuda")):
-            profiled = i == args.rounds  # one more round for the time of kernels
+            profiled = i == args.rounds  # one more round measures the time of kernels
             for number, (name, contender) in enumerate(contenders(args).items()):
                 if name in failed:
                     continue
@@ -473,10 +475,10 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, help="number of threads of PyTorch")
     parser.add_argument("--steps", type=int, default=200, help="number of measured steps")
-    parser.add_argument("--warm-up", type=int, default=50, help="number of steps before them")
+    parser.add_argument("--warm-up", type=int, default=50, help="number of steps before the measured ones")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--callbacks", nargs="+", choices=("none", "default"), default=["none", "default"])
-    parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="overrides, as of train.py")
+    parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="overrides, as for train.py")
     args = parser.parse_args(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -13,7 +13,7 @@ import torch
 class Stopwatch:
     """Clock that can pause. It waits for the GPU before it reads the time.
 
-    ``wall`` and ``cpu`` are the measured seconds of wall time and of CPU time, over all threads of the process.
+    ``wall`` is the measured wall-clock time, and ``cpu`` is the CPU time of all threads of the process, in seconds.
     """
 
     def __init__(self):
@@ -37,7 +37,7 @@ class Stopwatch:
 
 
 def beside(run: Callable[[], Any]) -> None:
-    """Call ``run`` on a side stream, as PyTorch wants it before a capture. Later work waits for it."""
+    """Call ``run`` on a side stream, which PyTorch requires before a capture. Later work on the GPU waits for it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -46,9 +46,9 @@ def beside(run: Callable[[], Any]) -> None:
 
 
 def captured(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-    """Return a function that replays ``run`` as one CUDA graph, and what ``run`` returns.
+    """Return a function that replays ``run`` as one CUDA graph, and the result of ``run``.
 
-    ``run`` is only recorded. Each replay writes to the tensors that it returned.
+    The capture only records ``run``. Each replay overwrites the tensors of the result.
     """
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
     state, graph = generator.clone_state(), torch.cuda.CUDAGraph()
@@ -56,7 +56,7 @@ def captured(run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         with torch.cuda.graph(graph):
             result = run()
     except BaseException:
-        generator.graphsafe_set_state(state)  # a failed capture would leave the generator in the state of a capture
+        generator.graphsafe_set_state(state)  # a failed capture would leave the generator in its capture state
         raise
     return graph.replay, result
 
@@ -66,7 +66,7 @@ def spread(values: list[float], digits: int | None = None) -> str:
 
     Args:
         values: one value for each round.
-        digits: number of decimals. None selects three significant digits, or all digits of larger numbers.
+        digits: number of decimals. None selects 2 for a median below 10, 1 below 100, and 0 otherwise.
     """
     middle = statistics.median(values)
     if digits is None:

@@ -77,7 +77,7 @@ class Model:
 
 
 class Training:
-    """Training of ``steps`` steps with a callback and a clock that only training and draws move.
+    """Training of ``steps`` steps with a callback. Only training steps and draws move its clock forward.
 
     Attributes:
         shares: for each step, the time of measurements divided by the time of training so far.
@@ -110,7 +110,7 @@ class Training:
 @pytest.mark.parametrize("per_step", [0.001, 0.1, 3.0])
 @pytest.mark.parametrize("relative", [0.2, 1.0])
 def test_measuring_never_takes_more_than_a_twentieth_of_the_time(per_step, relative, monkeypatch):
-    """The callback cannot know the cost of its first draws. It assumes that a draw takes as long as a step."""
+    """Before its first draw, the callback assumes that a draw takes as long as a step."""
     run = Training(monkeypatch, steps=3000, per_step=per_step, per_draw=relative * per_step)
     assert max(run.shares) <= SHARE + 1e-9
     assert run.shares[-1] > 0.6 * SHARE
@@ -118,7 +118,7 @@ def test_measuring_never_takes_more_than_a_twentieth_of_the_time(per_step, relat
 
 
 def test_an_unexpectedly_slow_draw_delays_the_next_one(monkeypatch):
-    """A draw takes 20 times as long as a step. The first draw of each estimator exceeds the limit, and no later one."""
+    """A draw takes 20 times as long as a step. Only the first draw of each estimator exceeds the limit."""
     run = Training(monkeypatch, steps=6000, per_step=0.1, per_draw=2.0)
     first, second, third = [step for step, pause in enumerate(run.pauses) if pause][:3]
     assert run.shares[first] > SHARE and second * 0.1 * SHARE >= 2.0 and third * 0.1 * SHARE >= 6.0
@@ -142,7 +142,7 @@ def test_a_minute_of_training_has_two_points_and_no_long_pause(per_step, per_dra
 
 
 def test_the_least_number_of_draws_doubles_after_every_fourth_measurement(monkeypatch):
-    """25 seconds of training pay for only two draws, so the number is the least one of long runs."""
+    """1.25 seconds, which are 5 % of 25 seconds of training, allow two draws. The minimum therefore sets the number."""
     run = Training(monkeypatch, steps=4000, per_step=1.0, per_draw=0.3)
     draws = [row["estimator_draws"] for row in run.callback.history]
     assert draws[:14] == [2] * 4 + [4] * 4 + [8] * 4 + [16] * 2
@@ -161,7 +161,7 @@ def test_the_batches_until_the_callback_acts_are_those_until_its_next_pause(monk
     class Asked(EstimatorVariance):
         def on_train_batch_start(self, trainer, *args):
             step = trainer.fit_loop.total_batch_idx
-            trainer.fit_loop.total_batch_idx = step - 1  # as the loop asks before the batch begins
+            trainer.fit_loop.total_batch_idx = step - 1  # the loop calls it before the batch begins
             asked.append(self.batches_until_due(trainer))
             trainer.fit_loop.total_batch_idx = step
             super().on_train_batch_start(trainer, *args)
@@ -191,7 +191,7 @@ def test_a_resumed_run_keeps_its_time_budget(monkeypatch):
 
 
 def test_a_run_that_ends_within_a_measurement_uses_the_draws_made_so_far(monkeypatch, tmp_path):
-    """Each estimator needs two draws. With fewer, the measurement leaves no row. A resumed run has no old draws."""
+    """With fewer than two draws of an estimator, there is no row. A resumed run drops the draws of the first run."""
     rows = {}
     for steps in range(60, 400, 20):
         callback = EstimatorVariance(str(tmp_path))

@@ -14,7 +14,7 @@ from zoo.callbacks.measurement import frozen
 from zoo.training.tables import read_rows
 
 DRAWS = 3
-# Training changes more than the weights of the first models: baselines, a temperature, chains, a history of losses.
+# In the first five recipes, training also changes other state: baselines, a temperature, chains, a history of losses.
 RECIPES = {
     "vae, learned baseline": ["vae", "model.latent=bernoulli", "model.estimator=score_function+nvil"],
     "vae, temperature": ["vae", "model.latent=bernoulli", "model.estimator=gumbel_softmax"]
@@ -29,10 +29,10 @@ FIRST = ("vae, learned baseline", "vae, temperature", "rbm, persistent chains")
 
 
 class Twice(EstimatorVariance):
-    """EstimatorVariance that begins as soon as it can, and measures at once at the beginning of each measurement.
+    """EstimatorVariance that makes each measurement in parts and, at its first step, also without breaks.
 
     Attributes:
-        pairs: for each complete measurement, the values made at once and the values made in parts.
+        pairs: for each complete measurement, the values without breaks and the values of the parts.
         calls: number of steps that each measurement took.
     """
 
@@ -69,7 +69,7 @@ def measured_twice(folder, monkeypatch, name, *overrides):
 
 
 def differing(at_once, in_parts):
-    """Return the names of values that are not equal bit for bit. Two NaN are equal."""
+    """Return the names of values that are not bitwise equal. Two NaN are equal."""
     assert set(at_once) == set(in_parts)
     timed = {key for key in at_once if key.startswith("ms_per_draw")}
     both = {key: (at_once[key], in_parts[key]) for key in set(at_once) - timed}
@@ -78,7 +78,7 @@ def differing(at_once, in_parts):
 
 @pytest.mark.parametrize("recipe", tiers(RECIPES, FIRST))
 def test_parts_give_the_values_of_a_measurement_at_once(recipe, tmp_path, monkeypatch):
-    """Training continues between the parts. The values are those of the weights and the state at the beginning."""
+    """Training continues between the parts. The values belong to the weights and the state at the first part."""
     name, *overrides = RECIPES[recipe]
     for at_once, in_parts in measured_twice(tmp_path, monkeypatch, name, *overrides):
         assert differing(at_once, in_parts) == []
@@ -93,7 +93,7 @@ def test_several_fixed_batches_give_the_same_values_in_parts(tmp_path, monkeypat
 
 
 def test_parts_do_not_change_training(tmp_path, monkeypatch):
-    """Weights, optimiser and random state end bit-equal to those of a run without the callback."""
+    """The final weights, optimiser and random state are bitwise equal to those of a run without the callback."""
     measured_twice(tmp_path / "with", monkeypatch, "rbm", "model.learning=pcd")
     few = ["trainer.max_epochs=3", "trainer.limit_val_batches=1", "test=false", "logger=none"]
     run(tmp_path / "without", *TINY["rbm"], "model.learning=pcd", *few, "~callbacks.estimator_variance")
@@ -103,7 +103,7 @@ def test_parts_do_not_change_training(tmp_path, monkeypatch):
 
 
 def test_a_copy_of_a_model_has_its_state_and_leaves_the_model_alone(tmp_path, monkeypatch):
-    """The copy has other memory, the step at which it was made, and no gradients. The model keeps its Trainer."""
+    """The copy has its own memory, the step at which it was made, and no gradients. The model keeps its Trainer."""
     seen = {}
 
     class Copying(EstimatorVariance):
@@ -139,7 +139,7 @@ def trained_in_parts(folder, every):
 
 @pytest.mark.slow
 def test_two_processes_take_the_same_parts(tmp_path):
-    """The first measurement of ``auto`` is at step 10. Its values are those of a measurement of step 10 at once."""
+    """The first measurement of ``auto`` is at step 10. A measurement without breaks at step 10 has the same values."""
     for every in ("auto", "10"):
         together(2, trained_in_parts, tmp_path / every, every)
     rows = {every: read_rows(tmp_path / every / "estimator_variance.csv") for every in ("auto", "10")}

@@ -7,7 +7,7 @@ SEEN = []
 
 
 class Rows(Callback):
-    """Callback that records the number of rows of each validation batch, and whether it is of the sanity check."""
+    """Callback that records the number of rows of each validation batch, and whether it is in the sanity check."""
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         SEEN.append((trainer.sanity_checking, len(batch[0])))

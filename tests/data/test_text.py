@@ -512,7 +512,7 @@ def test_a_saved_text_with_a_number_outside_the_vocabulary_is_encoded_again(tmp_
 
 @pytest.mark.parametrize(("short", "rows"), [(20_000, 32), (100, 128)])
 def test_a_long_text_has_larger_batches(short, rows, tmp_path, monkeypatch):
-    """A text of 10,000 words is short or long. Batches that are asked for stay as they are."""
+    """The test changes the limit, so that a text of 10,000 words is short or long. A given batch size is kept."""
     monkeypatch.setattr("zoo.datamodules.text.SHORT", short)
     for wanted, expected in ((None, rows), (3, 3)):
         data = textfile(tmp_path, "one two " * 5000, sample=0, batch_size=wanted)

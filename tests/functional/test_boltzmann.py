@@ -218,7 +218,7 @@ def test_a_chain_that_restarts_draws_h_given_a_random_visible_state_and_the_othe
 
 @pytest.mark.parametrize("probability", [0.001, 0.3])
 def test_each_chain_restarts_with_the_given_probability_and_shapes_do_not_depend_on_chance(probability, generator):
-    """The test counts restarts of 100 chains in 2,000 updates, and the ones among all units of the visible states.
+    """The test counts the restarts of 100 chains in 2,000 updates, and the units that are 1 in the visible states.
 
     Each count is within 4.5 standard errors of its expectation. A false alarm occurs once in 70,000 seeds.
     """
@@ -239,7 +239,7 @@ def test_chains_that_never_restart_draw_no_random_numbers(generator):
 
 
 def exact_free_energy(v, weights):
-    """Return F(v) to the last digits of float64. ``F.softplus(a)`` is a for all a above 20, with an error of 2e-9."""
+    """Return F(v) with the full precision of float64. ``F.softplus(a)`` is a for a > 20, with an error of 2e-9."""
     logits = hidden_logits(v, weights)
     return -(v @ weights.b) - torch.logaddexp(logits, torch.zeros_like(logits)).sum(-1)
 
@@ -247,7 +247,7 @@ def exact_free_energy(v, weights):
 @BOTH_SHAPES
 @pytest.mark.parametrize("centred", [False, True])
 def test_the_difference_of_free_energies_and_its_gradient_are_those_of_autograd(shape, centred, generator):
-    """States without a part in the difference change neither. Large log odds make many probabilities exactly 0 or 1."""
+    """The further states change neither. Large log odds make many probabilities exactly 0 or 1."""
     for scale in (1.0, 100.0):
         W, b, c = (t.requires_grad_() for t in machine(*shape, scale=scale))
         v, v_model, others = ((torch.rand(n, len(b), generator=generator) < 0.5).to(W.dtype) for n in (6, 5, 3))

@@ -135,7 +135,7 @@ def test_temperature_by_hand():
 
 
 def test_a_temperature_in_a_tensor_gives_the_same_bits(generator):
-    """Training steps have the temperature in a tensor, which can change without a new CUDA graph."""
+    """Training steps hold the temperature in a tensor, which can change without a new CUDA graph."""
     for kind in (latents.Bernoulli, latents.Categorical):
         for dtype in (torch.float32, torch.float64):
             s = torch.randn(3, 4, 5, generator=generator, dtype=dtype, requires_grad=True)

@@ -1,6 +1,6 @@
-"""Tests of training on a GPU: runs, resuming, graphs, precision, memory, and two processes. Run them by ``-m gpu``.
+"""Tests of training on a GPU: runs, resuming, graphs, precision, memory, and two processes. Run them with ``-m gpu``.
 
-Graphs and eager steps are compared with deterministic algorithms, so that the results must be equal bit for bit.
+Graphs and eager steps are compared with deterministic algorithms, so the results must be bitwise equal.
 """
 
 import gpu_checks

@@ -1,7 +1,7 @@
 """Tests of training steps: a CUDA graph can hold them, because they read no values and repeat the same operations.
 
-The tests run on the CPU. They look at all operations of real training steps: the forward pass, the backward pass and
-the optimiser step.
+The tests run on the CPU. They record all operations of training steps: the forward pass, the backward pass and the
+optimiser step.
 """
 
 import itertools
@@ -39,7 +39,7 @@ WAITS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "maske
 WAITS |= {"_unique2", "_unique", "unique_dim", "unique_consecutive", "unique_dim_consecutive", "bincount", "lift_fresh"}
 MASKED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
 MASKS = (torch.bool, torch.uint8)
-# Functions that create a tensor on the CPU, unless they get a device.
+# Functions that create a tensor on the CPU unless the argument ``device`` is given.
 CREATES = {torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.logspace, torch.ones, torch.zeros}
 CREATES |= {torch.rand, torch.randn, torch.randint, torch.randperm, torch.scalar_tensor, torch.empty_strided}
 FROM_THE_CPU = {torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, torch.Tensor.cpu, torch.Tensor.numpy}
@@ -66,7 +66,7 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func.namespace == "aten":  # not the profiler's marks
+        if func.namespace == "aten":  # without the marks of the profiler
             self.check(func.overloadpacket.__name__, args, kwargs)
             self.seen.append((str(func), *map(_written, pytree.tree_leaves((args, kwargs)))))
         return func(*args, **kwargs)
@@ -87,10 +87,9 @@ def _written(x):
 
 
 class Watch(L.Callback):
-    """Look at each training step. ``steps`` holds (graph key, operations) of each step.
+    """Record each training step. ``steps`` holds (graph key, operations) of each step.
 
-    On a GPU, the optimiser is fused, its learning rate is a tensor, and gradients are dense. All of this also works on
-    the CPU.
+    The steps have the options of steps on a GPU: fused optimisers, a tensor as learning rate, and dense gradients.
     """
 
     def __init__(self):
@@ -120,7 +119,7 @@ class Watch(L.Callback):
 
 
 class Data(L.LightningDataModule):
-    """The given training batches. A text also has the words ``a`` to ``e``."""
+    """Data with the given training batches. Its corpus has the words ``a`` to ``e``."""
 
     def __init__(self, batches):
         super().__init__()

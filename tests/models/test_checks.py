@@ -32,7 +32,7 @@ def test_values_are_looked_at_in_the_first_batch_of_a_run_and_not_of_each_epoch(
 
 
 class Splits(L.LightningDataModule):
-    """Twelve training images. Their number ``wrong`` has the given grey value and label."""
+    """Twelve training images. The image with index ``wrong`` has the given grey value and label."""
 
     def __init__(self, wrong, grey, label):
         super().__init__()
@@ -97,7 +97,7 @@ def test_one_hot_is_exactly_one():
 
 
 class Asked:
-    """Stand-in for a model. Its methods return whether a check may read a tensor on the CPU, and one elsewhere."""
+    """Stand-in for a model. Its methods return whether checks may read a tensor on the CPU and on another device."""
 
     def answer(self):
         return reads_values(torch.empty(0)), reads_values(torch.empty(0, device="meta"))

@@ -120,7 +120,7 @@ def test_the_pretended_device_refuses_every_float64_tensor():
 
 
 def crosses(name, device):
-    """Assert that the simulated device counts the operation ``name``, and that it names this file."""
+    """Assert that the simulated device counts the operation ``name`` as a wait, as a move or not at all."""
     x, y, cpu = torch.ones(4, device=device), torch.ones(4, device=device), torch.ones(2)
     mask, index = x > 0, torch.tensor([0, 1], device=device)
     kind, operation = {
@@ -151,7 +151,7 @@ def crosses(name, device):
 
 
 def loads(name, device):
-    """Assert that a loader copies data to the device once an epoch, and not once a batch. It waits for nothing."""
+    """Assert that a loader copies data to the device once per epoch, not once per batch, and never waits."""
 
     def moves(examples):
         if name == "images":

@@ -78,7 +78,7 @@ def gradient(model, loss):
 def test_the_gradient_is_the_textbook_update(learning, k, m, centred, generator):
     """The test computes the updates of Hinton 2002, Tieleman 2008 and (centred) Melchior et al. 2016 step by step.
 
-    Chains 1 and 4 then restart. Their hidden states are draws given two of the m random visible states.
+    Chains 1 and 4 then restart. Their hidden states are drawn given two of the m random visible states.
     """
     model = small(learning=learning, centred=centred)
     B, V, H = 6, 4, 3
@@ -441,7 +441,7 @@ def test_bad_pixels_are_an_error_before_the_first_step():
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 def test_schedules_are_followed(optimiser, tmp_path):
-    """The key of a step names the Gibbs steps, and the chains stay in one place, as a CUDA graph needs."""
+    """The key of a step is the number of Gibbs steps. The chains stay at one address, which a CUDA graph requires."""
     seen, chains = [], {}
 
     class Look(L.Callback):

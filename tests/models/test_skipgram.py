@@ -102,7 +102,7 @@ def test_sparse_gradients_are_the_dense_ones(shared, rows):
 
 @pytest.mark.parametrize("objective", ["nce", "negative_sampling"])
 def test_the_sum_over_all_scores_of_a_row_is_that_over_its_pairs(objective, rows, generator):
-    """The loss and its gradient are those of the losses of all pairs, also for scores of 40 times the usual size."""
+    """The loss and its gradient equal those of a sum over all pairs, also with scores of 40 times the usual size."""
     model = made(objective, num_noise=3, shared_noise=6)
     for scale in (1.0, 40.0):
         with torch.no_grad():

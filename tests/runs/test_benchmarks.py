@@ -55,7 +55,7 @@ CLIPPED = [*TINY["wgan"], "model.lipschitz=clip", "model.clip_value=0.2"]
 
 @pytest.mark.parametrize("overrides", [TINY["vae"], pytest.param(CLIPPED, marks=pytest.mark.slow)], ids=["vae", "wgan"])
 def test_the_step_as_graphs_trains_the_same_model_as_the_bare_loop(overrides, steps, tmp_path, monkeypatch):
-    # Without a GPU, a step is run again in place of the replay of its graph.
+    # Without a GPU, a replay runs the step again.
     monkeypatch.setattr(steps, "beside", lambda run: run())
     monkeypatch.setattr(steps, "captured", lambda run: (run, None))
     bare, graph = (

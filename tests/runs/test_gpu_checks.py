@@ -1,4 +1,4 @@
-"""Tests that run the checks of ``tests/gpu`` on the CPU, so that they also work without a GPU."""
+"""Tests that run the checks of ``tests/gpu`` on the CPU, to find errors in the checks without a GPU."""
 
 import gpu_checks
 import pytest

@@ -27,7 +27,7 @@ FEW += ["trainer.limit_test_batches=1", "trainer.log_every_n_steps=8"]
 def around_steps(trainer, context, found):
     """Run each training step inside ``context()``, and add what the context yields to ``found``.
 
-    A step goes from training_step to the optimiser and the averages.
+    A step includes training_step, the gradient, the optimiser and the averages.
     """
     loop = trainer.fit_loop.epoch_loop
     call = loop.step
@@ -62,7 +62,7 @@ def run(name, device):
         around_steps(trainer, watched, steps)
         trainer.fit(model, datamodule=data)
         waited = Counter(entry for step in steps for entry in step.waits + step.moves)
-        # The last step of an execution logs at once. Lightning creates the memory of a logged value once an epoch.
+        # The last step of an execution logs directly. Lightning allocates the tensor of a logged value once per epoch.
         waited = {entry: n for entry, n in waited.items() if "apply_func" not in entry}
         assert len(steps) == STEPS and not waited, waited
         best = trainer.checkpoint_callback.best_model_path

@@ -1,4 +1,4 @@
-"""Tests that K batches in one execution train bitwise as one batch at a time does, and cross nothing that is due."""
+"""Tests that training with K batches in one execution is bitwise equal to training with one, and ends where it must."""
 
 import signal
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_sixteen_batches_in_one_execution_train_as_one_at_a_time(name, tmp_path)
 
 
 class Noted(L.Callback):
-    """Notes what each batch looked like, in the hooks of a callback that says nothing about its cadence."""
+    """Callback without ``batches_until_due``, which records the state of the run in every hook."""
 
     def __init__(self, stop_at=None):
         self.seen, self.stop_at = [], stop_at

@@ -1,6 +1,6 @@
-"""Tests that steps replayed from a graph train as steps without one, across everything that changes between steps.
+"""Tests that steps replayed from a graph train as steps without one, also if numbers, keys or tensors change.
 
-tests/recorded_graph.py takes the place of CUDA. Its captures follow the same rules. Tests with a GPU are in tests/gpu.
+tests/recorded_graph.py replaces CUDA. Its captures follow the same rules. Tests with a GPU are in tests/gpu.
 """
 
 import math
@@ -22,7 +22,7 @@ from zoo.skipgram import SkipGram
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Let every run replay its steps from recorded graphs. Return the StepGraphs of all runs."""
+    """Make every run replay its steps from recorded graphs. Return the list of the StepGraphs of all runs."""
     made, prepare = [], executions.Executions._prepare
 
     def with_graphs(loop):
@@ -42,7 +42,7 @@ def recorded(monkeypatch):
     return made
 
 
-ACCUMULATED = ("vae-clipped",)  # gradients that are accumulated have no graph
+ACCUMULATED = ("vae-clipped",)  # steps with accumulated gradients have no graph
 FIRST_TIER = ("vae-annealed", "rbm-schedules", "skipgram", "experiment=wgan_ring")
 
 
@@ -70,7 +70,7 @@ def test_steps_with_other_operations_have_a_graph_of_their_own(name, number, rec
 
 
 class Simple(One):
-    """A module without sums over an epoch, whose steps a graph can hold."""
+    """A module that logs no sums over an epoch. A graph can hold its steps."""
 
     reads = False
 
@@ -118,7 +118,7 @@ def test_a_capture_refuses_sums_over_an_epoch(recorded, tmp_path, caplog):
 
 
 def test_a_replay_counts_logs_and_saves_as_a_step_does(recorded, tmp_path):
-    """The checkpoint has plain numbers for the optimiser, so that it can be resumed on any device."""
+    """The checkpoint has Python numbers for the options of the optimiser, so a run can resume on any device."""
     with patch.object(graphs, "WARM_UP", 10**9):
         rows, state, _ = fitted(tmp_path / "eager", 16, module=Simple())
     again, replayed, _ = fitted(tmp_path / "graph", 16, module=Simple())

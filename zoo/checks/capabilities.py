@@ -31,9 +31,9 @@ class Loss(Protocol):
 class CapturedSteps(Protocol):
     """Trains with steps that a CUDA graph can hold.
 
-    ``training_step`` then reads no value from the device and creates no tensor on the CPU. No shape in it depends on
-    values. Tensors that it keeps for later steps are changed in place. Numbers that change between steps are tensors,
-    which the hook ``on_train_batch_start`` fills, or parts of the key.
+    ``training_step`` must not read a value from the device or create a tensor on the CPU. No shape may depend on the
+    values of tensors. Tensors that the model keeps for later steps must change in place. A number that changes between
+    steps must be a tensor, which the hook ``on_train_batch_start`` fills, or a part of the key.
 
     ``graph_key`` returns the Python values that select the operations of the next training step, such as whether it
     also updates the generator. Steps with equal keys have equal operations.
@@ -46,8 +46,9 @@ class CapturedSteps(Protocol):
 class StepCallback(Protocol):
     """Callback that computes with tensors after every step, for example a weight average.
 
-    A CUDA graph can hold ``after_step``. The method reads no value from the device. Its argument ``outputs`` has the
-    tensors that ``training_step`` returned.
+    A CUDA graph can hold ``after_step``, so this method must not read a value from the device. Its argument ``outputs``
+    has the tensors that ``training_step`` returned. Only the loop in zoo/training/executions.py calls the method. With
+    ``steps_per_execution=1``, the callback must call it in ``on_train_batch_end`` (see ``takes_executions``).
     """
 
     def after_step(self, trainer: Any, pl_module: Any, outputs: Any) -> None: ...
@@ -58,8 +59,8 @@ class CadencedCallback(Protocol):
     """Callback whose hooks ``on_train_batch_start`` and ``on_train_batch_end`` do nothing at most batches.
 
     ``batches_until_due`` returns the number of batches up to and including the next one at which these hooks act, at
-    least 1. For the batches before it, the hooks may be left out. 1 means that the next batch needs the hooks.
-    Infinity means that no batch of the run needs them.
+    least 1. 1 means that the hooks act at the next batch. Infinity means that they need to run only at the end of an
+    execution. At the other batches, the loop may leave the hooks out.
     """
 
     def batches_until_due(self, trainer: Any) -> float: ...
@@ -258,7 +259,10 @@ class CountedData(Protocol):
 
 @runtime_checkable
 class ShortSanityCheck(Protocol):
-    """Data that shorten the batches of the sanity check before training, to this fraction of their rows."""
+    """Data that use only a part of each batch in the sanity check before training.
+
+    ``sanity_check_fraction`` is the fraction of the rows, above 0 and at most 1.
+    """
 
     sanity_check_fraction: float
 

@@ -109,7 +109,7 @@ def _look_at_first(examples: "Examples", of_a_run: bool, then: Callable | None) 
         examples: the check of the examples.
         of_a_run: True checks only the first batch of a run, and also all training examples of a datamodule with
             ``splits``. False checks the first batch of each pass over the data.
-        then: the hook of the model, which is called after the check, or None.
+        then: the model's own hook, which is called after the check, or None.
     """
 
     def look(self, batch, batch_idx, dataloader_idx=0):
@@ -119,7 +119,7 @@ def _look_at_first(examples: "Examples", of_a_run: bool, then: Callable | None) 
             _check_classes(self, rest)
             if of_a_run and isinstance(data := self.trainer.datamodule, SplitData):
                 images, *rest = data.splits["train"]
-                if images.is_floating_point():  # bytes have no values that are not allowed
+                if images.is_floating_point():  # all values of bytes are allowed
                     examples.check_values(self, "batch", images)
                 _check_classes(self, rest)
         if then is not None:
@@ -129,7 +129,7 @@ def _look_at_first(examples: "Examples", of_a_run: bool, then: Callable | None) 
 
 
 def _check_classes(model: Any, rest: Sequence[Tensor]) -> None:
-    """Check the labels of a model with classes. ``rest`` is what follows the examples in a batch, labels or nothing."""
+    """Check the labels, if the model has classes. ``rest`` holds the labels of a batch, or is empty without labels."""
     if rest and (classes := model.hparams.get("num_classes")) is not None:
         as_labels(rest[0], len(rest[0]), classes, model.device)
 

@@ -16,7 +16,7 @@ Labels = Tensor | Sequence[int] | int
 def as_labels(labels: Labels, n: int, num_classes: int, device: torch.device) -> Tensor:
     """Return ``n`` labels from 0 to ``num_classes`` - 1 as a tensor (n,) on ``device``.
 
-    A training step does not read the labels in a tensor, so it does not check their range. A loss does so on the CPU.
+    A training step reads no tensor of labels, so it does not check their range. A loss checks their range on the CPU.
 
     Args:
         labels: one label for each example, or a single label for all examples.

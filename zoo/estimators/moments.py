@@ -192,7 +192,7 @@ class GradientMoments:
             group = parts[level] if level == 0 or not parts[level].isdigit() else ".".join(parts[level - 1 : level + 1])
             groups.setdefault(group, []).append(name)
         norms = [mean.square().sum() for mean in self.mean.values()]
-        # One stack for both kinds of sums, so that the device is waited for once.
+        # Stack both kinds of sums, so that the CPU waits for the device once.
         read = torch.stack([*norms, *(self.squared_deviation[name] for name in self.mean)]).tolist()
         squared = dict(zip(self.mean, read, strict=False))
         deviation = dict(zip(self.mean, read[len(norms) :], strict=True))

@@ -62,10 +62,11 @@ def draw(logits: Tensor, u: Tensor) -> Tensor:
 
 
 def below(u: Tensor, p: Tensor) -> Tensor:
-    """Return 1 where ``u`` < ``p`` and 0 elsewhere, as floating-point numbers, for ``u`` and ``p`` in [0, 1].
+    """Return 1 where ``u`` < ``p`` and 0 elsewhere, as floating-point numbers, for ``u`` in [0, 1) and ``p`` in [0, 1].
 
-    The difference is positive exactly where ``u`` < ``p``. On a CPU, this takes half the time of a comparison, whose
-    boolean result has to be converted. The absolute value turns -0 into 0.
+    The difference p - u lies in (-1, 1] and is rounded up. The result is 1 exactly where u < p, and 0 or -0 elsewhere.
+    The absolute value turns -0 into 0. On a CPU, this takes half the time of a comparison, whose boolean result would
+    need a conversion.
     """
     return (p - u).ceil_().abs_()
 
@@ -128,13 +129,13 @@ class Machine(NamedTuple):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean F(v) - mean F(v_model), () nats, and p(h = 1 | .) of ``v_model`` (n, H) and ``others`` (m, H).
 
-        The difference is differentiable in the learned parameters. The probabilities are not. One matrix product gives
-        all of them.
+        The difference is differentiable in the learned parameters. The probabilities are not differentiable. One matrix
+        product computes the difference and the probabilities.
 
         Args:
             v: data, (B, V).
             v_model: visible states of the model, (n, V).
-            others: visible states without a part in the difference, (m, V). None means no states.
+            others: further visible states, which do not enter the difference, (m, V). None means no states.
         """
         n = len(v) + len(v_model)
         with torch.no_grad():
@@ -145,21 +146,24 @@ class Machine(NamedTuple):
             p = logits.sigmoid()
             half = p[:n] - 0.5
             sign = torch.cat([torch.full_like(t[:, 0], s / len(t)) for t, s in ((v, 1), (v_model, -1))])
-            of_b = v_model.mean(0) - v.mean(0)  # the gradient with respect to b
+            of_b = v_model.mean(0) - v.mean(0)  # gradient of the difference with respect to b
             value = (of_b * self.b).sum() - (sign * self._of_hidden(logits[:n], half)).sum()
             statistic = p[:n] if self.mu is None else half
         difference = _WithStatistics.apply(value, self.W, self.b, self.c, of_b, x[:n], statistic, sign, product.dtype)
         return difference, p[len(v) : n], p[n:]
 
     def _of_hidden(self, a: Tensor, half: Tensor) -> Tensor:
-        """Return the part of the hidden units in -F(v), up to a constant, (n,) nats, from the log odds ``a``, (n, H).
+        """Return the term of the hidden units in -F(v), up to a constant, (n,) nats.
 
-        In terms of p = sigmoid(a), softplus(a) is a / 2 + |a| / 2 - log max(p, 1 - p), where max(p, 1 - p) is
-        1/2 + |p - 1/2|. ``half`` is p - 1/2, (n, H). A softplus would take longer than the other operations on the
-        hidden units together.
+        With p = sigmoid(a), softplus(a) = a / 2 + |a| / 2 - log max(p, 1 - p), and max(p, 1 - p) = 1/2 + |p - 1/2|.
+        F.softplus would take longer than all other operations on the hidden units together.
+
+        Args:
+            a: log odds of the hidden units, (n, H).
+            half: p - 1/2, (n, H).
         """
         likely = half.abs().add_(0.5)
-        # One logarithm is enough for the product of 100 numbers of at least 1/2, which float32 can hold.
+        # Take one logarithm for the product of 100 factors. Each is at least 1/2, so float32 can hold the product.
         products = torch.stack([part.prod(-1) for part in likely.split(100, -1)], -1)
         found = a.abs().sum(-1) / 2 - products.log().sum(-1)
         return found if self.mu is not None else found + a.sum(-1) / 2
@@ -168,8 +172,16 @@ class Machine(NamedTuple):
 class _WithStatistics(torch.autograd.Function):
     """Return ``value``, the sum of sign_i F(v_i), with the gradient of F in closed form.
 
-    Autograd would compute p(h = 1 | v) once more, as the derivative of softplus. ``of_b`` is the gradient with respect
-    to b. ``dtype`` is the precision of the matrix product.
+    Autograd would compute p(h = 1 | v) a second time, as the derivative of softplus.
+
+    Args:
+        value: sum of sign_i F(v_i), () nats.
+        W, b, c: the learned parameters.
+        of_b: gradient with respect to b, (V,).
+        x: visible states v_i, in the centred form minus mu, (n, V).
+        statistic: p(h = 1 | v_i), in the centred form minus 1/2, (n, H).
+        sign: weights of F(v_i), (n,).
+        dtype: precision of the matrix product.
     """
 
     generate_vmap_rule = True

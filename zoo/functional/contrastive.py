@@ -111,24 +111,24 @@ def summed_nce_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of :func:`nce_loss` over the pairs of ``rows``, () nats, and the number of pairs, ().
 
-    The centres of a row share its noise words. Every score gets a weight, which is 0 if it belongs to no pair. This
-    takes fewer operations than to gather the scores of each pair, and small batches are then faster.
+    The centres of a row share its noise words. Every score gets a weight, which is 0 if the score belongs to no pair.
+    The weighted sum takes fewer operations than gathering the scores of each pair. Small batches are therefore faster.
 
     Args:
         rows: B rows of n words each.
         noise: noise words of each row, (B, M).
         scores: (centres (B, 32), words (B, n + M)) -> scores (B, 32, n + M).
         log_kq: log(k q(w)) of the vocabulary, (V,). None for negative sampling.
-        k: number of noise words for each pair. The M noise words have the weight k / M.
+        k: number of noise words for each pair. Each of the M noise words has the weight k / M in a pair.
     """
     n, M = rows.words.shape[1], noise.shape[1]
     window = (n - ROW) // 2
-    words = torch.cat([rows.words, noise], 1).clamp(min=0)  # -1 marks no word
+    words = torch.cat([rows.words, noise], 1).clamp(min=0)  # -1 marks a position without a word
     s = scores(words[:, window : window + ROW], words).transpose(1, 2)
     distance = torch.arange(-window, n - window, device=s.device)[:, None] - torch.arange(ROW, device=s.device)
     near = (distance != 0) & (distance.abs() <= rows.reach[:, None])
     taken = near & (rows.words >= 0)[..., None]  # (B, n, 32)
-    pairs = taken.sum(1, keepdim=True)  # of each centre
+    pairs = taken.sum(1, keepdim=True)  # number of pairs of each centre, (B, 1, 32)
     weight = torch.cat([taken, (k / M * pairs).expand(-1, M, -1)], 1)
     sign = torch.ones(n + M, 1, device=s.device)
     sign[:n].fill_(-1)
@@ -137,10 +137,10 @@ def summed_nce_loss(
 
 
 class _WeightedSoftplus(torch.autograd.Function):
-    """The sum of ``weight`` softplus(x), (). On a CPU, F.softplus takes several times longer than sigmoid and log.
+    """Return the sum of ``weight`` softplus(x), (), and sigmoid(x). Both arguments have the same shape.
 
-    In terms of p = sigmoid(x), softplus(x) is max(x, 0) - log max(p, 1 - p), and its derivative is p. The weight has no
-    gradient.
+    On a CPU, F.softplus takes several times longer than sigmoid and log. With p = sigmoid(x), softplus(x) =
+    max(x, 0) - log max(p, 1 - p), and its derivative is p. The weight has no gradient.
     """
 
     generate_vmap_rule = True

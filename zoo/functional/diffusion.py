@@ -182,7 +182,7 @@ def draw_steps(
     if timesteps == "importance":
         assert p is not None  # callers pass None only for other values of timesteps
         p = p.to(device if generator is None else generator.device)
-        # torch.multinomial reads values from the device if it draws a single number.
+        # torch.multinomial reads values from the device if it draws one number. Therefore draw at least two.
         t = torch.multinomial(p, max(2, B), replacement=True, generator=generator)[:B].to(device)
         return t, (1 / (T * p.to(device)[t])).to(weight.dtype)
     return uniform_steps(B, T, generator=generator, device=device), weight
@@ -229,8 +229,8 @@ def append_losses(history: Tensor, count: Tensor, t: Tensor, losses: Tensor) -> 
         t: the steps of the losses, (B,).
         losses: unweighted losses, (B,).
     """
-    # ``last`` is the place of the last loss of each step in the batch, (T,), or -1. All shapes are fixed, because a
-    # shape that depended on ``t`` would make the CPU wait for the GPU.
+    # ``last`` is the index in the batch of the last loss of each step, (T,), or -1 without a loss. No shape depends on
+    # the values of ``t``, because the CPU would then wait for the GPU.
     last = torch.full_like(count, -1).scatter_reduce(0, t, torch.arange(len(t), device=t.device), "amax")
     found, newest = last >= 0, losses[last.clamp(min=0)].float()
     appended = torch.cat([history[:, 1:], newest[:, None]], 1)

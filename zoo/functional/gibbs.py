@@ -85,8 +85,9 @@ def restart_noise(
         device: device of the noise.
 
     Returns:
-        nothing if ``probability`` is 0. Otherwise ``restart`` (n,), bool, and ``coins`` (m, V), random visible states
-        with units of 0 or 1. m is the expected number of restarts, rounded up.
+        an empty dictionary if ``probability`` is 0. Otherwise ``restart`` (n,), bool, which marks the chains that
+        restart, and ``coins`` (m, V), random visible states with units of 0 or 1. m is the expected number of restarts,
+        rounded up.
     """
     if probability == 0:
         return {}
@@ -98,14 +99,13 @@ def restart_noise(
 def next_hidden(p: Tensor, p_coins: Tensor, noise: dict[str, Tensor]) -> Tensor:
     """Return the hidden states with which persistent chains begin the next update, (n, H), 0 or 1.
 
-    A chain that restarts draws h given a random visible state, and the others given their own v. The number of random
-    visible states m is fixed, so that no shape depends on random numbers. Chain i uses number i modulo m. Every chain
-    restarts with the same probability, from a state with independent random units. Two chains that restart at once may
-    have the same visible state.
+    A chain that restarts draws h given a random visible state. The other chains draw h given their own v. The number m
+    of random visible states is fixed, so that no shape depends on random numbers. Chain i restarts from state i modulo
+    m. Every chain restarts with the same probability. Two chains that restart at once may share a visible state.
 
     Args:
         p: p(h = 1 | v) of the chains, (n, H).
-        p_coins: p(h = 1 | coins), (m, H).
+        p_coins: p(h = 1 | v) of the random visible states, (m, H).
         noise: uniform noise ``u_h`` (k, n, H). If chains can restart, also the result of :func:`restart_noise`.
     """
     if "restart" in noise:
@@ -120,8 +120,8 @@ def pcd(noise: dict[str, Tensor], machine: Machine) -> Tensor:
 
     Args:
         noise: the hidden states ``h`` (n, H) of the chains, and uniform noise ``u_v`` (k, n, V) and ``u_h`` (k, n, H).
-            This function does not use the last ``u_h``. It draws the next hidden states of the chains
-            (:func:`next_hidden`).
+            This function does not use the last ``u_h``. :func:`next_hidden` draws the next hidden states of the chains
+            with it.
         machine: the learned parameters.
     """
     return gibbs(noise["h"].to(machine.b.dtype), noise["u_v"], noise["u_h"], machine)

@@ -1,16 +1,18 @@
 """Training loop that takes several batches in one execution.
 
 Lightning's loop calls hooks, loggers and progress bars around every batch. For small models, these calls take longer
-than the step itself. An execution takes up to K batches without these calls. The last batch of an execution is a batch
-of Lightning's loop. Everything still counts batches.
+than the step itself. An execution trains on up to K batches. It makes these calls only around its last batch, which
+Lightning's loop takes. Settings, logs and checkpoints count batches or optimiser steps, never executions.
 
-An execution ends at the next batch at which something is due. This can be a logged row, a validation, a picture, a
+An execution ends with the next batch at which something is due. This can be a logged row, a validation, a picture, a
 measurement, a checkpoint, or the end of an epoch or a run. Hooks of the model, schedules and weight averages run at
-every batch. A callback is left out only if it says when its hooks next act (``CadencedCallback`` in
-zoo/checks/capabilities.py).
-Training, checkpoints and logged rows are bitwise the same for every K.
+every batch. The batch hooks of a callback also run at every batch, with two exceptions. A ``CadencedCallback``
+(zoo/checks/capabilities.py) says when its hooks next act. Some of Lightning's callbacks run at the end of an execution.
 
-On CUDA, each step is the replay of one graph. See zoo/training/graphs.py.
+On the CPU, weights, checkpoints and logged rows are bitwise the same for every K, except for measured times. On CUDA,
+K = 1 can differ from larger K by rounding, because steps for graphs use fused optimisers.
+
+On CUDA, each step is the replay of a graph, where that is possible. See zoo/training/graphs.py.
 """
 
 import math
@@ -37,12 +39,13 @@ from torchmetrics import Metric
 from zoo.checks.capabilities import CadencedCallback, StepCallback
 from zoo.training.graphs import StepGraphs, graphs_of
 
-SECONDS = 0.5  # length of an execution with ``auto``; a signal or a progress bar waits at most about this long
+SECONDS = 0.5  # seconds of an execution with ``auto``; a progress bar waits about this long for an update
 MOST = 1024  # largest number of batches in an execution with ``auto``
-GROWTH = 8  # largest factor by which an execution with ``auto`` is longer than the one before
+GROWTH = 8  # largest ratio of the sizes of two successive executions with ``auto``
 
-# Lightning's callbacks that act at logged steps, or that may run at the end of an execution instead of at every batch.
+# Lightning's callbacks that act only at logged steps, or that need to run only at the end of an execution.
 AT_THE_END = (ProgressBar, LearningRateMonitor, DeviceStatsMonitor, Timer)
+# Hooks of a callback that run within a step.
 IN_THE_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 # Hooks of a module or a data module that change batches.
 TRANSFERS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -60,10 +63,15 @@ class RecordedLogs:
     def recording(self, module: L.LightningModule, in_graph: bool = False) -> Iterator[None]:
         """Context in which ``module.log`` and ``module.log_dict`` record values.
 
-        Values that Lightning adds up over an epoch go to Lightning at once. A graph cannot hold them (``in_graph``).
+        Three kinds of values go to Lightning at once: values that it averages over an epoch, metrics, and values that
+        are logged with positional options.
+
+        Args:
+            module: the LightningModule.
+            in_graph: whether a graph is being captured. A graph cannot hold a value that goes to Lightning.
 
         Raises:
-            RuntimeError: if a graph is being captured and Lightning must add up a value.
+            RuntimeError: if ``in_graph`` and a value must go to Lightning.
         """
         before = {name: vars(module)[name] for name in ("log", "log_dict") if name in vars(module)}
         through = module.log
@@ -71,7 +79,9 @@ class RecordedLogs:
         def log(name: str, value: Any, *args, **kwargs) -> None:
             if args or isinstance(value, Metric) or kwargs.get("on_epoch") or kwargs.get("on_step") is False:
                 if in_graph:
-                    raise RuntimeError(f"the step logs {name!r} with on_epoch, which adds up values in Lightning")
+                    raise RuntimeError(
+                        f"no graph can log {name!r} with on_epoch, on_step=False, a metric or positional options"
+                    )
                 through(name, value, *args, **kwargs)
                 return
             if isinstance(value, Tensor):
@@ -91,11 +101,11 @@ class RecordedLogs:
             vars(module).update(before)
 
     def hand_over(self, module: L.LightningModule) -> None:
-        """Give the recorded values to Lightning, in the order in which their names first came up."""
+        """Log the recorded values in Lightning, in the order in which their names were first logged."""
         recorded, self.values = self.values, {}
         before, connector, log = module._current_fx_name, module.trainer._logger_connector, type(module).log
         for (hook, name), (value, kwargs) in recorded.items():
-            # In the first batch of an epoch, Lightning drops sums of a hook if another hook has logged in between.
+            # In the first batch of an epoch, Lightning resets the sums of a hook that logs after another hook.
             module._current_fx_name = connector._current_fx = hook
             log(module, name, value, **kwargs)
         module._current_fx_name = before
@@ -107,7 +117,7 @@ class Executions(_TrainingEpochLoop):
     Args:
         trainer: the Trainer. The loop replaces ``trainer.fit_loop.epoch_loop``.
         size: K, at least 1, or ``auto``. With ``auto``, an execution takes about half a second.
-        graphs: whether steps may be replayed as graphs on CUDA.
+        graphs: whether steps on CUDA may be replays of graphs.
     """
 
     def __init__(self, trainer: L.Trainer, size: int | Literal["auto"] = "auto", graphs: bool = True):
@@ -115,20 +125,23 @@ class Executions(_TrainingEpochLoop):
         super().__init__(trainer, replaced.min_steps, replaced.max_steps)
         self.automatic_optimization = _Automatic(trainer)
         self.manual_optimization = _Manual(trainer)
-        self.measured = size == "auto"
+        self.measured = size == "auto"  # whether the measured seconds per batch set the size
         self.size: int = 1 if size == "auto" else size
         self.most = MOST if size == "auto" else size  # largest number of batches that an execution can have
         self.logs = RecordedLogs()
         self.graphs: StepGraphs | None = None
         self._may_capture = graphs
         self._optimisers: list[Any] | None = None  # the optimisers for which ``graphs`` was decided
-        self._executions = 0
-        self._hurried = False
+        self._executions = 0  # number of executions of this epoch
+        self._hurried = False  # whether a signal has asked for the end of the execution
         self._plain, self._takes_index, self._transfers = False, True, True
         self._after_step: list[Any] = []
 
     def hurry(self) -> None:
-        """End the execution with the current batch. A signal handler calls this method."""
+        """End the execution with the current batch. A signal handler calls this method.
+
+        With several processes, the current execution does not end early, because the others do not know of the signal.
+        """
         self._hurried = True
 
     # One execution.
@@ -157,12 +170,13 @@ class Executions(_TrainingEpochLoop):
 
     def on_run_start(self, data_fetcher) -> None:
         super().on_run_start(data_fetcher)
-        self._executions = 0  # so that ``auto`` measures again in every epoch
+        self._executions = 0  # with several processes, ``auto`` adapts most often at the beginning of an epoch
 
     def _adapt(self, per_batch: float) -> None:
-        """Choose the number of batches of the next executions, from the seconds per batch of the last one."""
+        """Choose the size of the next executions from ``per_batch``, the seconds per batch of the last one."""
         if self.trainer.world_size > 1:
-            if self._executions & (self._executions - 1):  # the processes agree on the number, which takes time
+            # The processes agree only after 1, 2, 4, 8, ... executions, because the broadcast takes time.
+            if self._executions & (self._executions - 1):
                 return
             per_batch = self.trainer.strategy.broadcast(per_batch)
         wanted = SECONDS / max(per_batch, 1e-9)
@@ -171,7 +185,8 @@ class Executions(_TrainingEpochLoop):
     def _number_of_batches(self, data_fetcher, cadences: list[float]) -> int:
         """Return the number of batches until something is due, at most ``size``."""
         trainer, done = self.trainer, self.batch_progress.current.ready
-        hurried, self._hurried = self._hurried, False
+        # With several processes, a signal may reach only one of them, and all must take the same number of batches.
+        hurried, self._hurried = self._hurried and trainer.world_size == 1, False
         if (
             self.size == 1
             or hurried
@@ -197,19 +212,23 @@ class Executions(_TrainingEpochLoop):
         return max(1, int(min([*left, *cadences])))
 
     def _steps_per_batch(self) -> int:
-        """Return the largest number of optimiser steps that a batch has had, at least 1."""
+        """Return the mean number of optimiser steps per batch so far, rounded up, at least 1."""
         return max(1, math.ceil(self.global_step / max(1, self.batch_progress.total.completed)))
 
     def _over(self) -> bool:
-        """Return whether the execution ends with this batch."""
+        """Return whether the run was asked to stop, or has reached its largest number of steps."""
         trainer, alone = self.trainer, self.trainer.world_size == 1
         stopped = trainer.should_stop or (alone and (self._hurried or trainer.received_sigterm))
         return stopped or _is_max_limit_reached(self.global_step, self.max_steps)
 
     def _one_batch(self, data_fetcher, every: list[L.Callback]) -> bool:
-        """Take one batch as Lightning's loop does, with the hooks of ``every`` only. Return whether to stop here.
+        """Train on one batch as Lightning's loop does, but call only the batch hooks of the callbacks ``every``.
 
-        If the execution ends here, all callbacks see the end of the batch.
+        Returns:
+            whether the execution ends early with this batch. All callbacks have then had ``on_train_batch_end``.
+
+        Raises:
+            StopIteration: if the hook ``on_train_batch_start`` of the module returns -1, which ends the epoch.
         """
         trainer, progress = self.trainer, self.batch_progress
         module = trainer.lightning_module
@@ -233,7 +252,7 @@ class Executions(_TrainingEpochLoop):
             progress.increment_started()
             outputs = self.step(batch, batch_idx)
             if self.graphs is not None and every:
-                outputs = _copied(outputs)  # the next replay writes the tensors again, and a callback may keep them
+                outputs = _copied(outputs)  # the next replay overwrites them, and a callback may keep them
         progress.increment_processed()
         self._step_schedules()
         if skipped:
@@ -250,7 +269,7 @@ class Executions(_TrainingEpochLoop):
         return over
 
     def _end_of_batch(self, every: list[L.Callback], outputs, batch, batch_idx: int) -> bool:
-        """Call the hooks at the end of a batch. Return whether the execution ends with this batch."""
+        """Call the hooks at the end of a batch. Return whether the execution ends early with this batch."""
         trainer = self.trainer
         module, ended = trainer.lightning_module, self._over()
         if ended or every:
@@ -288,8 +307,8 @@ class Executions(_TrainingEpochLoop):
         On CUDA, the step is the replay of a graph, where that is possible.
 
         Returns:
-            What ``training_step`` returned, detached, as Lightning hands it to ``on_train_batch_end``. A replay writes
-            these tensors again.
+            the detached terms that ``training_step`` returned, in the form that ``on_train_batch_end`` receives. With
+            a graph, the next replay overwrites these tensors.
         """
         if self.graphs is not None:
             return self.graphs.step(batch, batch_idx)
@@ -313,7 +332,7 @@ class Executions(_TrainingEpochLoop):
         return outputs
 
     def _plain_step(self, batch, batch_idx: int) -> dict[str, Any]:
-        """Take a step as Lightning's automatic optimisation does, without hooks that nothing overrides."""
+        """Take a step as Lightning's automatic optimisation does, without the hooks that nothing overrides."""
         trainer, optimizer = self.trainer, self.trainer.optimizers[0]
         module, progress = trainer.lightning_module, self.automatic_optimization.optim_progress.optimizer
         progress.step.increment_ready()
@@ -343,7 +362,7 @@ class Executions(_TrainingEpochLoop):
         return {k: v.detach() if isinstance(v, Tensor) else v for k, v in terms.items()}
 
     def _prepare(self) -> None:
-        """Look at the callbacks and the module before an execution, because a tuner may have changed them."""
+        """Update what depends on callbacks, module and optimisers. A tuner may have changed them between executions."""
         trainer = self.trainer
         self._after_step = [c for c in trainer.callbacks if isinstance(c, StepCallback)]
         self._plain = self.hooks_in_the_step() is None
@@ -360,13 +379,13 @@ class Executions(_TrainingEpochLoop):
             self.graphs.check()
 
     def hooks_in_the_step(self) -> str | None:
-        """Return why Lightning must run the step itself, as half a sentence, or None if it need not."""
+        """Return why Lightning's own code must take the step, as a clause without a full stop, or None if not."""
         trainer = self.trainer
         module, precision = trainer.lightning_module, trainer.precision_plugin
         if not isinstance(trainer.strategy, SingleDeviceStrategy):
             return "the run has several processes"
         if type(precision) not in (Precision, MixedPrecision) or vars(precision).get("scaler") is not None:
-            return f"precision {precision.precision} scales the loss"
+            return f"the precision is {precision.precision}, and not 32-true or bf16-mixed"
         if trainer.accumulate_grad_batches != 1:
             return "gradients are accumulated over batches"
         for callback in trainer.callbacks:
@@ -411,7 +430,7 @@ def _copied(outputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lies_on(device: torch.device, batch: Any) -> bool:
-    """Return whether a batch is a list or tuple of tensors on ``device``, so that nothing has to be moved."""
+    """Return whether a batch is a list or tuple of tensors that are all on ``device``."""
     return isinstance(batch, list | tuple) and all(isinstance(t, Tensor) and t.device == device for t in batch)
 
 
@@ -421,7 +440,10 @@ def _overrides(instance: Any, hook: str, base: type) -> bool:
 
 
 def _cadence(callback: L.Callback, trainer: L.Trainer) -> float | None:
-    """Return the number of batches until the batch hooks of a callback act, or None if they run at every batch."""
+    """Return the number of batches until the batch hooks of a callback act, or None if they run at every batch.
+
+    The number includes the batch at which they act. It is infinite if they need to run only at the end of an execution.
+    """
     if isinstance(callback, CadencedCallback):
         return callback.batches_until_due(trainer)
     hooks = [h for h in ("on_train_batch_start", "on_train_batch_end") if _overrides(callback, h, L.Callback)]
@@ -435,8 +457,8 @@ def use_executions(trainer: L.Trainer, size: int | Literal["auto"], graphs: bool
 
     Args:
         trainer: a Trainer that has not trained yet.
-        size: largest number of batches in an execution, or ``auto``. 1 keeps Lightning's loop.
-        graphs: whether steps may be replayed as graphs on CUDA.
+        size: largest number of batches in an execution, or ``auto``. 1 keeps Lightning's loop, which has no graphs.
+        graphs: whether steps on CUDA may be replays of graphs.
     """
     if size != 1:
         trainer.fit_loop.epoch_loop = Executions(trainer, size, graphs)

@@ -1,14 +1,14 @@
 """Training steps as CUDA graphs.
 
-A graph holds the operations of one whole step: loss, gradient, clipping, optimiser, weight averages, and what the model
-keeps from step to step. A replay starts all of them at once, so the GPU does not wait for Python.
+A graph holds the operations of one whole step: loss, gradient, clipping, optimiser, weight averages, and updates of the
+model's buffers. A replay starts all of them at once, so the GPU does not wait for Python.
 
 A graph keeps every Python number and every branch of the step in which it was captured. Therefore each combination of
 such values has its own graph. They are the ``graph_key`` of the module, the shapes of the batch, and the numbers of the
 optimisers. A learning rate with a schedule is a tensor on the device. The graphs are captured again if a parameter, a
-buffer or a state of an optimiser lies at another address.
+buffer or a state of an optimiser has moved to another address.
 
-The first steps with a new key run without a graph. They are steps of the training, so nothing has to be undone.
+The first steps with a new key run without a graph. They are ordinary training steps.
 Random numbers continue from replay to replay, because PyTorch registers the generator with the graph.
 """
 
@@ -32,14 +32,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WARM_UP = 3  # steps without a graph before a capture; libraries then have their work spaces, and optimisers their state
+# Number of steps without a graph before a capture. Libraries then allocate memory, and optimisers create their state.
+WARM_UP = 3
 
 
 class CUDA:
     """Capture and replay on the current CUDA device."""
 
-    fused = True  # whether the optimisers of the step use fused kernels
-    capturable = True  # whether they keep their step numbers on the device
+    fused = True  # whether optimisers use fused kernels
+    capturable = True  # whether optimisers keep their step counts on the device
 
     def __init__(self):
         self._side = torch.cuda.Stream()
@@ -54,7 +55,10 @@ class CUDA:
         return result
 
     def capture(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        """Return a function that replays ``run``, and the result of ``run``, which every replay writes again."""
+        """Return a function that replays ``run``, and the result of ``run``. Each replay overwrites its tensors.
+
+        The capture only records ``run``. The tensors have no values before the first replay.
+        """
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         state, graph = generator.clone_state(), torch.cuda.CUDAGraph()
         try:
@@ -62,12 +66,15 @@ class CUDA:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 result = run()
         except BaseException:
-            generator.graphsafe_set_state(state)  # a failed capture leaves the generator in the state of a capture
+            generator.graphsafe_set_state(state)  # a failed capture would leave the generator in its capture state
             raise
         return graph.replay, result
 
     def wait_for_the_last_execution(self) -> None:
-        """Wait until the execution before this one has ended. The GPU meanwhile has the steps of this execution."""
+        """Wait until the GPU has finished the previous execution.
+
+        The steps of the current execution are already in the GPU's queue, so the GPU does not run out of work.
+        """
         event = torch.cuda.Event()
         event.record()
         if self._event is not None:
@@ -76,7 +83,15 @@ class CUDA:
 
 
 class Captured(NamedTuple):
-    """One graph: its replay, the tensors of its batch, what it returns and logs, and what it adds to counters."""
+    """One captured step.
+
+    Attributes:
+        replay: function that replays the graph.
+        batch: tensors and other values of the batch. A new batch is copied into these tensors.
+        outputs: what the step returns.
+        logs: what the step logs, as in :class:`RecordedLogs`.
+        counted: (object, name of the attribute, increase) for each counter that the step increases.
+    """
 
     replay: Callable[[], None]
     batch: list[Any]
@@ -90,7 +105,7 @@ class StepGraphs:
 
     Args:
         loop: the loop, whose method ``eager_step`` takes a step without a graph.
-        device: what captures and replays.
+        device: object that captures and replays, with the methods of :class:`CUDA`. None selects CUDA.
     """
 
     def __init__(self, loop: "Executions", device: Any = None):
@@ -116,13 +131,13 @@ class StepGraphs:
         return self._capture(key, leaves, structure, batch, batch_idx)
 
     def key(self, leaves: list[Any]) -> Hashable:
-        """Return what selects the graph of the next step."""
+        """Return the key of the graph of the next step, whose batch has the ``leaves``."""
         trainer = self.loop.trainer
         shapes = tuple((t.shape, t.dtype) if isinstance(t, Tensor) else t for t in leaves)
         return trainer.lightning_module.graph_key(), shapes, tuple(map(_numbers, trainer.optimizers))
 
     def check(self) -> None:
-        """Drop all graphs if tensors that they use lie at other addresses."""
+        """Drop all graphs if a parameter, a buffer or a state of an optimiser has moved to another address."""
         if self.graphs and self._addresses != self._addresses_now():
             self.graphs.clear()
             self._eager_steps.clear()
@@ -156,7 +171,7 @@ class StepGraphs:
             for counter, value in zip(counters, before, strict=True):
                 setattr(*counter, value)
             for p, value in zip(module.parameters(), trained, strict=True):
-                p.requires_grad_(value)  # a step of an adversarial model turns off gradients of one network
+                p.requires_grad_(value)  # adversarial models turn off the gradients of one network within a step
             for optimiser in loop.trainer.optimizers:
                 optimiser.zero_grad(set_to_none=True)
             self.failed = True
@@ -166,7 +181,7 @@ class StepGraphs:
         changed = [(*c, getattr(*c) - value) for c, value in zip(counters, before, strict=True)]
         captured = Captured(replay, own, outputs, logs.values, [c for c in changed if c[2]])
         self.graphs[key], self._addresses = captured, self._addresses_now()
-        replay()  # a capture only writes down the operations
+        replay()  # the capture only recorded the operations
         loop.logs.values |= captured.logs
         return outputs
 
@@ -182,7 +197,9 @@ class StepGraphs:
 
 
 def graphs_of(loop: "Executions", wanted: bool) -> StepGraphs | None:
-    """Return the graphs of a run on CUDA, or None if its steps are not captured. The reason is logged once.
+    """Return the graphs of a run on CUDA, or None if its steps are not captured.
+
+    If the run asks for graphs, the reason against them is logged once.
 
     Args:
         loop: the loop of the run.
@@ -199,13 +216,13 @@ def graphs_of(loop: "Executions", wanted: bool) -> StepGraphs | None:
 
 
 def reason_against_graphs(loop: "Executions") -> str | None:
-    """Return why the steps of a run cannot be captured, as half a sentence, or None if they can."""
+    """Return why the steps of a run cannot be captured, as a clause without a full stop, or None if they can."""
     trainer = loop.trainer
     module = trainer.lightning_module
     if reason := loop.hooks_in_the_step():
         return reason
     if not isinstance(module, CapturedSteps):
-        return f"{type(module).__name__} has no method graph_key, which tells steps with equal operations"
+        return f"{type(module).__name__} has no method graph_key (see CapturedSteps in zoo/checks/capabilities.py)"
     if any(m._compiled_call_impl is not None for m in module.modules()):
         return "the networks are compiled"
     for optimiser in trainer.optimizers:
@@ -215,21 +232,21 @@ def reason_against_graphs(loop: "Executions") -> str | None:
 
 
 def fit_for_capture(trainer: "L.Trainer", device: Any) -> None:
-    """Make the optimisers of a run fit for capture.
+    """Set the options of the optimisers of a run so that a CUDA graph can hold their steps.
 
     Args:
         trainer: the Trainer of the run.
-        device: what captures. Its attributes say what its kernels support.
+        device: :class:`CUDA` or a class like it. ``fused`` and ``capturable`` say which options to set.
     """
     for optimiser in trainer.optimizers:
         _fit_for_capture(optimiser, device, scheduled=bool(trainer.lr_scheduler_configs))
 
 
 def _fit_for_capture(optimiser: Optimizer, device: Any, scheduled: bool) -> None:
-    """Make an optimiser read its step number and learning rate from the device, also after it loads a state.
+    """Keep the step counts of an optimiser on the device of its parameters, also after it loads a state.
 
-    A saved state has plain numbers again, so that a checkpoint can be resumed on any device. If the learning rate has
-    no schedule, it stays a number.
+    If ``scheduled``, the learning rate becomes a tensor on this device. A saved state has the earlier options and a
+    Python number as learning rate, so that a run can resume from it on any device.
     """
     options = {"capturable": device.capturable, "fused": device.fused}
     before = {name: optimiser.param_groups[0].get(name) for name in options}
@@ -255,7 +272,7 @@ def _fit_for_capture(optimiser: Optimizer, device: Any, scheduled: bool) -> None
 
 
 def _numbers(optimiser: Optimizer) -> tuple:
-    """Return the Python numbers of an optimiser that its step uses."""
+    """Return the options of an optimiser that are not tensors. A graph holds their values."""
     return tuple(
         (name, value)
         for group in optimiser.param_groups
@@ -265,7 +282,7 @@ def _numbers(optimiser: Optimizer) -> tuple:
 
 
 def _counters(loop: "Executions") -> Iterator[tuple[Any, str]]:
-    """Yield the counters that a step changes, as pairs of an object and the name of an attribute."""
+    """Yield Lightning's counters that a step changes, as pairs (object, name of the attribute)."""
     stack: list[Any] = [loop.automatic_optimization.optim_progress, loop.manual_optimization.optim_step_progress]
     while stack:
         progress = stack.pop()

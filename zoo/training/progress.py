@@ -99,7 +99,7 @@ class ProgressLines(ProgressBar):
         self._enabled = True
 
     def batches_until_due(self, trainer) -> float:
-        return math.inf  # the end of every execution is often enough
+        return math.inf  # the end of every execution is frequent enough
 
     def on_train_start(self, trainer, pl_module):
         self._lines = Lines(first=10)

@@ -35,8 +35,8 @@ def make_trainer(
         two_players: whether the model is adversarial. DDP then does not wait for gradients of the network that is not
             updated.
         steps_per_execution: K, the largest number of batches that training takes in one execution, without Lightning's
-            calls around each. With ``auto``, an execution takes about half a second. 1 keeps Lightning's loop. Results
-            are the same for every K (zoo/training/executions.py).
+            calls around each. With ``auto``, an execution takes about half a second. 1 keeps Lightning's loop. On the
+            CPU, results are the same for every K (zoo/training/executions.py).
         cuda_graphs: whether steps on CUDA may be replays of graphs (zoo/training/graphs.py). K = 1 uses no graphs.
         kwargs: arguments of Lightning's Trainer.
 
