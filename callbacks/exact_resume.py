@@ -109,8 +109,10 @@ class ExactResume(Checkpoint):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         # Write interrupted.ckpt only after an optimiser step, because a checkpoint does not hold accumulated gradients.
         # After the last batch of an epoch, do not write it, because Lightning first validates and writes last.ckpt.
+        # Before a validation within an epoch, do not write it either, because the resumed run would not validate.
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if whole and not trainer.is_last_batch and self._any_received(trainer):
+        later = trainer.is_last_batch or _validates_next(trainer)
+        if whole and not later and self._any_received(trainer):
             path = self.folder / "checkpoints" / "interrupted.ckpt"
             trainer.save_checkpoint(path, weights_only=False)
             # Lightning writes the metrics of a batch after all callbacks have run. _stop raises before that point, so
@@ -162,6 +164,16 @@ class ExactResume(Checkpoint):
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         self._handlers = {}
+
+
+def _validates_next(trainer) -> bool:
+    """Return whether the run validates after this batch and could also stop after another batch of the epoch."""
+    every = trainer.val_check_batch
+    if trainer._val_check_time_interval is not None or trainer.accumulate_grad_batches % every == 0:
+        return False
+    return trainer.enable_validation and trainer.fit_loop.epoch_loop._should_check_val_fx(
+        trainer.fit_loop._data_fetcher
+    )
 
 
 def _within_its_epoch(fit: dict[str, Any]) -> None:

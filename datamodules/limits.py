@@ -33,7 +33,8 @@ def check_limits(trainer, loaders: Mapping[str, Sized], batch_size: int) -> None
         )
     for split in SPLITS:
         taken(trainer, split, len(loaders[split]))
-    batches, interval = taken(trainer, "train", len(loaders["train"])), trainer.val_check_interval
+    batches = taken(trainer, "train", len(loaders["train"]))
+    interval = getattr(trainer, "val_check_interval", None)  # Lightning sets no value if the interval is a time
     validates = trainer.limit_val_batches > 0 and trainer.check_val_every_n_epoch is not None
     if validates and isinstance(interval, int) and interval > batches > 0:
         raise DataError(

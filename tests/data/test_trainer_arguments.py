@@ -90,6 +90,8 @@ def test_validation_comes_as_often_as_asked_for(kind):
     assert all(often[epoch][:n] == often[epoch][n : 2 * n] == usual[epoch] for epoch in usual)
     across = fit(kind, val_check_interval=7, check_val_every_n_epoch=None)["val"]
     assert sum(map(len, across.values())) >= n
+    timed = fit(kind, val_check_interval="00:00:00:01")["val"]  # the run may be over earlier
+    assert all(batches[:n] == usual[epoch] for epoch, batches in timed.items())
 
 
 REFUSED = {

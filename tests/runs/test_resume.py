@@ -97,6 +97,19 @@ def test_a_signal_saves_and_the_run_goes_on_exactly(name, at, signum, left, tmp_
     assert record["seconds"] > record["earlier"][0]["seconds"] > 0
 
 
+@pytest.mark.parametrize("k", [1, 16])
+def test_a_signal_before_a_validation_within_an_epoch_loses_no_row(k, tmp_path):
+    overrides = [*TINY["vae"], "trainer.max_epochs=2", "trainer.log_every_n_steps=4", "callbacks=none", "test=false"]
+    overrides += ["+trainer.val_check_interval=3", f"trainer.steps_per_execution={k}"]
+    run(tmp_path / "whole", *overrides)
+    with pytest.raises(SystemExit):
+        run(tmp_path / "parts", *overrides, *stop(13, signal.SIGTERM))  # the third batch of the second epoch
+    assert checkpoint(tmp_path / "parts", "interrupted")["global_step"] == 15
+    run(tmp_path / "parts", *overrides, f"ckpt={tmp_path / 'parts' / 'checkpoints' / 'interrupted.ckpt'}")
+    assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
+    assert_same(*(checkpoint(tmp_path / part)["state_dict"] for part in ("parts", "whole")))
+
+
 def test_a_signal_in_the_last_batch_of_all_ends_a_finished_run(tmp_path, uninterrupted):
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path, *TINY["vae"], *EPOCHS, *stop(32, signal.SIGTERM))

@@ -170,6 +170,13 @@ def test_an_unknown_flag_is_one_line(capsys):
     assert said.count("\n") == 1 and "write settings without dashes, such as model=..." in said
 
 
+def test_a_flag_between_two_settings_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        readable_arguments(["data=digits", "--cfg", "job", "seed=1"], ROOT / "configs")
+    said = capsys.readouterr().err
+    assert said.startswith("error: a flag stands between two settings: move it") and said.count("\n") == 1
+
+
 def test_an_unknown_option_points_to_the_help_of_its_command(monkeypatch, capsys):
     from zoo.__main__ import main
 

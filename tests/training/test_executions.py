@@ -155,6 +155,23 @@ def test_a_signal_ends_an_execution_with_its_batch(tmp_path):
     assert saved["global_step"] == 4
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_changes_the_next_execution_only_in_a_run_of_one_process(processes, tmp_path, monkeypatch):
+    """A signal between two executions may reach one of several processes. Their executions stay equally long."""
+    numbers = []
+
+    class Signalled(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            loop = trainer.fit_loop.epoch_loop
+            loop.hurry()
+            with monkeypatch.context() as patched:
+                patched.setattr(L.Trainer, "world_size", processes)
+                numbers.append(loop._number_of_batches(trainer.fit_loop._data_fetcher, []))
+
+    fitted(tmp_path, 4, callbacks=[Signalled()], max_epochs=1)
+    assert numbers == [1 if processes == 1 else 4]
+
+
 def test_executions_grow_with_auto_and_stay_below_the_largest(tmp_path, monkeypatch):
     import zoo.training.executions as module
 

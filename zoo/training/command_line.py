@@ -53,7 +53,8 @@ def _options(arguments: list[str]):
 
     def error(message: str):
         if message.startswith("unrecognized arguments"):  # argparse also lists the settings after the flag
-            message = f"unrecognized arguments: {' '.join(a for a in arguments if a.startswith('-') and a in message)}"
+            unknown = " ".join(a for a in arguments if a.startswith("-") and a in message)
+            message = f"unrecognized arguments: {unknown}" if unknown else "a flag stands between two settings: move it"
         flag = next((a for a in arguments if a.startswith("--") and a in message), "")
         hint = f"; write settings without dashes, such as {flag.lstrip('-').partition('=')[0]}=..." if flag else ""
         parser.exit(2, f"error: {message}{hint}; python train.py --hydra-help lists the flags\n")

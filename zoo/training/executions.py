@@ -189,7 +189,7 @@ class Executions(_TrainingEpochLoop):
         hurried, self._hurried = self._hurried and trainer.world_size == 1, False
         if (
             self.size == 1
-            or hurried
+            or (hurried and trainer.world_size == 1)  # a signal may have reached only one of several processes
             or self.restarting
             or isinstance(data_fetcher, _DataLoaderIterDataFetcher)
             or not math.isfinite(trainer.num_training_batches)
