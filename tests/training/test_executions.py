@@ -57,8 +57,10 @@ class Noted(L.Callback):
 class Spoiled(One):
     """A module whose loss is infinite in one batch. Its weight stays finite."""
 
+    bad = 5
+
     def training_step(self, batch, batch_idx):
-        infinite = torch.tensor(torch.inf if self.trainer.fit_loop.total_batch_idx == 5 else 0.0)
+        infinite = torch.tensor(torch.inf if self.trainer.fit_loop.total_batch_idx == self.bad else 0.0)
         return {"loss": self.weight.square(), "other": infinite}
 
 
@@ -141,6 +143,16 @@ def test_an_average_of_weights_is_the_same_in_both_loops(tmp_path):
 def test_a_value_that_was_infinite_within_an_execution_is_named_with_its_step(k, tmp_path):
     with pytest.raises(UserError, match=r"at step 5 \(epoch 0\) other = inf \(loss = 0\)"):
         fitted(tmp_path, k, module=Spoiled(), callbacks=[FiniteLoss(tmp_path)])
+
+
+def test_losses_of_an_epoch_that_is_skipped_in_the_middle_of_an_execution_are_looked_at(tmp_path):
+    """The rows of such steps do not stay until the next epoch, where they would exceed the largest number of rows."""
+    options = {"log_every_n_steps": 0, "max_epochs": 3, "val_check_interval": 13}
+    fitted(tmp_path / "finite", 6, module=One(skip_at=5), callbacks=[FiniteLoss(tmp_path)], **options)
+    with pytest.raises(UserError, match=r"at step 3 \(epoch 0\) other = inf"):
+        module = Spoiled(skip_at=5)
+        module.bad = 3
+        fitted(tmp_path / "infinite", 6, module=module, callbacks=[FiniteLoss(tmp_path)], **options)
 
 
 def test_a_signal_ends_an_execution_with_its_batch(tmp_path):
