@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import CONFIGS, assert_same, assert_same_run, logged, run, tiers
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from short_runs import EXPERIMENTS, One, fitted, of, runs
 
 from zoo.callbacks import EMA, FiniteLoss
@@ -153,6 +154,16 @@ def test_losses_of_an_epoch_that_is_skipped_in_the_middle_of_an_execution_are_lo
         module = Spoiled(skip_at=5)
         module.bad = 3
         fitted(tmp_path / "infinite", 6, module=module, callbacks=[FiniteLoss(tmp_path)], **options)
+
+
+def test_a_step_that_returns_terms_without_a_loss_is_an_error_as_in_lightning(tmp_path):
+    class NoLoss(One):
+        def training_step(self, batch, batch_idx):
+            return {"other": self.weight.square()}
+
+    for k in (1, 16):
+        with pytest.raises(MisconfigurationException, match="'loss' key"):
+            fitted(tmp_path / str(k), k, module=NoLoss())
 
 
 def test_a_signal_ends_an_execution_with_its_batch(tmp_path):

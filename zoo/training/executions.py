@@ -24,7 +24,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
-from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
+from lightning.pytorch.loops.optimization.automatic import ClosureResult, _AutomaticOptimization
 from lightning.pytorch.loops.optimization.manual import _ManualOptimization
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _is_max_limit_reached
@@ -321,6 +321,8 @@ class Executions(_TrainingEpochLoop):
         found = trainer.strategy.training_step(*((batch, batch_idx) if self._takes_index else (batch,)))
         terms = {"loss": found} if isinstance(found, Tensor) else dict(found or {})
         loss = terms.get("loss")
+        if loss is None and found is not None:
+            ClosureResult.from_training_step_output(found)  # raises the error of Lightning
         progress.zero_grad.increment_ready()
         progress.zero_grad.increment_started()
         optimizer.zero_grad()
