@@ -137,6 +137,18 @@ def test_graphs_are_captured_again_where_the_state_of_an_optimiser_is_new(record
     assert recorded[0].device.captured == 3
 
 
+def test_a_learning_rate_in_another_tensor_has_new_graphs(recorded, tmp_path):
+    class Moves(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            group = trainer.optimizers[0].param_groups[0]
+            group["lr"] = torch.as_tensor(group["lr"]).clone()
+
+    with patch.object(graphs, "WARM_UP", 10**9):
+        expected, *_ = fitted(tmp_path / "eager", 16, module=Simple(), callbacks=[Moves()])
+    found, *_ = fitted(tmp_path / "graph", 16, module=Simple(), callbacks=[Moves()])
+    assert recorded[1].device.captured == 2 and found == expected
+
+
 def test_an_infinite_term_of_a_replayed_step_is_named_with_its_step(recorded, tmp_path):
     """The term 1 / (weight - bad) becomes infinite at the step that begins with the weight ``bad``."""
     weights = []

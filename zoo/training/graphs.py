@@ -136,7 +136,8 @@ class StepGraphs:
         module = trainer.lightning_module
         tensors = [*module.parameters(), *module.buffers()]
         for optimiser in trainer.optimizers:
-            tensors += [t for state in optimiser.state.values() for t in state.values() if isinstance(t, Tensor)]
+            numbers = [*optimiser.state.values(), *optimiser.param_groups]  # a learning rate may be a tensor
+            tensors += [t for values in numbers for t in values.values() if isinstance(t, Tensor)]
         return tuple(t.data_ptr() for t in tensors)
 
     def _capture(self, key: Hashable, leaves: list[Any], structure, batch, batch_idx: int) -> dict[str, Any]:
