@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 from helpers import assert_same, assert_same_run, logged, run, tiers
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from recorded_graph import Recorded
 from short_runs import One, fitted, of, runs
 
@@ -147,6 +148,16 @@ def test_a_learning_rate_in_another_tensor_has_new_graphs(recorded, tmp_path):
         expected, *_ = fitted(tmp_path / "eager", 16, module=Simple(), callbacks=[Moves()])
     found, *_ = fitted(tmp_path / "graph", 16, module=Simple(), callbacks=[Moves()])
     assert recorded[1].device.captured == 2 and found == expected
+
+
+def test_gradients_that_are_accumulated_from_some_epoch_on_have_no_graphs_from_there(recorded, tmp_path):
+    found = {}
+    for k in (1, 16):
+        later = GradientAccumulationScheduler({1: 2})
+        rows, state, trainer = fitted(tmp_path / str(k), k, module=Simple(), callbacks=[later])
+        found[k] = trainer.global_step, state["state_dict"]["weight"].item()
+    assert recorded[0].graphs and found[16][0] == found[1][0] == 13 + 7
+    assert found[16][1] == pytest.approx(found[1][1], rel=1e-5)
 
 
 def test_an_infinite_term_of_a_replayed_step_is_named_with_its_step(recorded, tmp_path):

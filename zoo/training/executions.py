@@ -291,7 +291,7 @@ class Executions(_TrainingEpochLoop):
             What ``training_step`` returned, detached, as Lightning hands it to ``on_train_batch_end``. A replay writes
             these tensors again.
         """
-        if self.graphs is not None:
+        if self.graphs is not None and self._plain:  # gradients may be accumulated from some epoch on
             return self.graphs.step(batch, batch_idx)
         return self.eager_step(batch, batch_idx)
 
