@@ -160,6 +160,21 @@ def test_gradients_that_are_accumulated_from_some_epoch_on_have_no_graphs_from_t
     assert found[16][1] == pytest.approx(found[1][1], rel=1e-5)
 
 
+def test_a_module_may_keep_the_outputs_of_its_steps(recorded, tmp_path):
+    """Every replay writes the same tensors, so the hook of the module gets copies."""
+
+    class Keeps(Simple):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.kept = [*getattr(self, "kept", []), outputs["loss"]]
+
+    kept = []
+    for warm_up in (10**9, 3):
+        with patch.object(graphs, "WARM_UP", warm_up):
+            _, _, trainer = fitted(tmp_path / str(warm_up), 16, module=Keeps())
+        kept.append([loss.item() for loss in trainer.lightning_module.kept])
+    assert recorded[1].device.captured == 1 and kept[0] == kept[1]
+
+
 def test_an_infinite_term_of_a_replayed_step_is_named_with_its_step(recorded, tmp_path):
     """The term 1 / (weight - bad) becomes infinite at the step that begins with the weight ``bad``."""
     weights = []

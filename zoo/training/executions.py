@@ -124,7 +124,7 @@ class Executions(_TrainingEpochLoop):
         self._optimisers: list[Any] | None = None  # the optimisers for which ``graphs`` was decided
         self._executions = 0
         self._hurried = False
-        self._plain, self._takes_index, self._transfers = False, True, True
+        self._plain, self._takes_index, self._transfers, self._shows_outputs = False, True, True, True
         self._after_step: list[Any] = []
 
     def hurry(self) -> None:
@@ -232,8 +232,8 @@ class Executions(_TrainingEpochLoop):
         else:
             progress.increment_started()
             outputs = self.step(batch, batch_idx)
-            if self.graphs is not None and every:
-                outputs = _copied(outputs)  # the next replay writes the tensors again, and a callback may keep them
+            if self.graphs is not None and (every or self._shows_outputs):
+                outputs = _copied(outputs)  # the next replay writes the tensors again, and a hook may keep them
         progress.increment_processed()
         self._step_schedules()
         if skipped:
@@ -346,6 +346,7 @@ class Executions(_TrainingEpochLoop):
         self._after_step = [c for c in trainer.callbacks if isinstance(c, StepCallback)]
         self._plain = self.hooks_in_the_step() is None
         module, data = trainer.lightning_module, trainer.datamodule
+        self._shows_outputs = _overrides(module, "on_train_batch_end", L.LightningModule)
         self._takes_index = "batch_idx" in self._build_kwargs(OrderedDict(), None, 0)
         self._transfers = any(_overrides(module, hook, L.LightningModule) for hook in TRANSFERS)
         if data is not None:
