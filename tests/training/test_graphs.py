@@ -175,6 +175,18 @@ def test_a_module_may_keep_the_outputs_of_its_steps(recorded, tmp_path):
     assert recorded[1].device.captured == 1 and kept[0] == kept[1]
 
 
+def test_a_failed_capture_leaves_out_no_update_of_an_average(recorded, tmp_path):
+    """The capture fails after the average was updated in it. The step is then taken once more, without a graph."""
+
+    class Reads(L.Callback):
+        def after_step(self, trainer, pl_module, outputs):
+            assert outputs["loss"] > -1
+
+    ema = EMA(0.9)
+    fitted(tmp_path, 16, module=Simple(), callbacks=[ema, Reads()])
+    assert recorded[0].failed and int(ema._average_model.n_averaged) == 26
+
+
 def test_an_infinite_term_of_a_replayed_step_is_named_with_its_step(recorded, tmp_path):
     """The term 1 / (weight - bad) becomes infinite at the step that begins with the weight ``bad``."""
     weights = []

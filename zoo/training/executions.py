@@ -125,7 +125,7 @@ class Executions(_TrainingEpochLoop):
         self._executions = 0
         self._hurried = False
         self._plain, self._takes_index, self._transfers, self._shows_outputs = False, True, True, True
-        self._after_step: list[Any] = []
+        self.step_callbacks: list[Any] = []
 
     def hurry(self) -> None:
         """End the execution with the current batch. A signal handler calls this method."""
@@ -308,7 +308,7 @@ class Executions(_TrainingEpochLoop):
                 outputs = run(self.automatic_optimization, trainer.optimizers[0], batch_idx, arguments)
             else:
                 outputs = _ManualOptimization.run(self.manual_optimization, arguments)
-        for callback in self._after_step:
+        for callback in self.step_callbacks:
             callback.after_step(trainer, module, outputs)
         return outputs
 
@@ -343,7 +343,7 @@ class Executions(_TrainingEpochLoop):
     def _prepare(self) -> None:
         """Look at the callbacks and the module before an execution, because a tuner may have changed them."""
         trainer = self.trainer
-        self._after_step = [c for c in trainer.callbacks if isinstance(c, StepCallback)]
+        self.step_callbacks = [c for c in trainer.callbacks if isinstance(c, StepCallback)]
         self._plain = self.hooks_in_the_step() is None
         module, data = trainer.lightning_module, trainer.datamodule
         self._shows_outputs = _overrides(module, "on_train_batch_end", L.LightningModule)

@@ -276,3 +276,5 @@ def _counters(loop: "Executions") -> Iterator[tuple[Any, str]]:
                 stack.append(value)
             elif isinstance(value, int):
                 yield progress, field.name
+    for callback in loop.step_callbacks:
+        yield from ((callback, name) for name, value in vars(callback).items() if type(value) is int)
