@@ -4,6 +4,7 @@ tests/recorded_graph.py takes the place of CUDA. Its captures follow the same ru
 """
 
 import math
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import lightning as L
@@ -185,6 +186,35 @@ def test_a_failed_capture_leaves_out_no_update_of_an_average(recorded, tmp_path)
     ema = EMA(0.9)
     fitted(tmp_path, 16, module=Simple(), callbacks=[ema, Reads()])
     assert recorded[0].failed and int(ema._average_model.n_averaged) == 26
+
+
+def test_a_failed_capture_leaves_the_stream_as_it_was_and_its_first_error_is_known(monkeypatch):
+    """The end of a failed capture raises an error too. ``torch.cuda.graph`` then keeps its own stream as the current."""
+    streams = ["stream of the run"]
+
+    class Graph:
+        def __init__(self, graph, **options):
+            pass
+
+        def __enter__(self):
+            streams.append("stream of the capture")
+
+        def __exit__(self, *error):
+            raise RuntimeError("capture was invalidated")
+
+    generator = SimpleNamespace(clone_state=lambda: "before", graphsafe_set_state=lambda state: streams.append(state))
+    replaced = {"current_device": lambda: 0, "default_generators": [generator], "CUDAGraph": object, "graph": Graph}
+    replaced |= {"current_stream": lambda: streams[-1], "set_stream": streams.append}
+    for name, value in replaced.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+
+    def wait():
+        raise RuntimeError("the step waits")
+
+    with pytest.raises(RuntimeError, match="invalidated") as raised:
+        graphs.CUDA.capture(object.__new__(graphs.CUDA), wait)
+    assert streams[-1] == "stream of the run" and "before" in streams
+    assert str(raised.value.__context__) == "the step waits"
 
 
 def test_an_infinite_term_of_a_replayed_step_is_named_with_its_step(recorded, tmp_path):

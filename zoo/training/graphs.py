@@ -56,13 +56,15 @@ class CUDA:
     def capture(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """Return a function that replays ``run``, and the result of ``run``, which every replay writes again."""
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        state, graph = generator.clone_state(), torch.cuda.CUDAGraph()
+        stream, state, graph = torch.cuda.current_stream(), generator.clone_state(), torch.cuda.CUDAGraph()
         try:
             # Other threads may use CUDA during the capture, for example a thread that measures the GPU.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 result = run()
         except BaseException:
-            generator.graphsafe_set_state(state)  # a failed capture leaves the generator in the state of a capture
+            # A failed capture leaves the generator in the state of a capture, and its own stream as the current one.
+            generator.graphsafe_set_state(state)
+            torch.cuda.set_stream(stream)
             raise
         return graph.replay, result
 
@@ -162,7 +164,10 @@ class StepGraphs:
                 optimiser.zero_grad(set_to_none=True)
             self.failed = True
             self.graphs.clear()
-            log.warning("Steps run without CUDA graphs, because a capture failed: %s", str(error).partition("\n")[0])
+            cause: BaseException = error  # the end of a failed capture raises an error of its own
+            while cause.__context__ is not None:
+                cause = cause.__context__
+            log.warning("Steps run without CUDA graphs, because a capture failed: %s", str(cause).partition("\n")[0])
             return loop.eager_step(batch, batch_idx)
         changed = [(*c, getattr(*c) - value) for c, value in zip(counters, before, strict=True)]
         captured = Captured(replay, own, outputs, logs.values, [c for c in changed if c[2]])
