@@ -77,6 +77,7 @@ class Spoiled(One):
         {"gradient_clip_val": 0.01},
         {"limit_train_batches": 7},
         {"log_every_n_steps": 1},
+        {"precision": "64-true"},
         {"fast_dev_run": True},
     ],
     ids=str,
@@ -164,6 +165,46 @@ def test_a_step_that_returns_terms_without_a_loss_is_an_error_as_in_lightning(tm
     for k in (1, 16):
         with pytest.raises(MisconfigurationException, match="'loss' key"):
             fitted(tmp_path / str(k), k, module=NoLoss())
+
+
+class Hooked(One):
+    """A module that changes batches, steps of schedules, or how often schedules step."""
+
+    def __init__(self, what):
+        super().__init__()
+        if what == "batches":
+            self.on_after_batch_transfer = lambda batch, dataloader_idx: [batch[0] + 1]
+        if what == "steps of schedules":
+            self.lr_scheduler_step = lambda scheduler, metric: [scheduler.step(), scheduler.step()]
+        self.frequency = 4 if what == "frequency" else 1
+
+    def configure_optimizers(self):
+        found = super().configure_optimizers()
+        return found | {"lr_scheduler": found["lr_scheduler"] | {"frequency": self.frequency}}
+
+
+@pytest.mark.parametrize("what", ["batches", "steps of schedules", "frequency"])
+def test_hooks_of_a_module_act_at_every_batch_of_an_execution(what, tmp_path):
+    found = []
+    for k in (1, 16):
+        rows, state, _ = fitted(tmp_path / str(k), k, module=Hooked(what))
+        found.append((rows, state["state_dict"], state["lr_schedulers"]))
+    assert found[1][0] == found[0][0]
+    assert_same(found[1][1:], found[0][1:])
+
+
+def test_batches_go_through_the_hooks_of_a_data_module(tmp_path):
+    class Data(L.LightningDataModule):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return batch
+
+    _, _, trainer = fitted(tmp_path, 16)
+    loop, found = trainer.fit_loop.epoch_loop, []
+    for data in (None, L.LightningDataModule(), Data()):
+        trainer.datamodule = data
+        loop._prepare()
+        found.append(loop._transfers)
+    assert found == [False, False, True]
 
 
 def test_a_signal_ends_an_execution_with_its_batch(tmp_path):

@@ -217,6 +217,47 @@ def test_a_failed_capture_leaves_the_stream_as_it_was_and_its_first_error_is_kno
     assert str(raised.value.__context__) == "the step waits"
 
 
+def test_another_buffer_has_new_graphs(recorded, tmp_path):
+    class Moves(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            pl_module.count = torch.full((), float(trainer.current_epoch))
+
+    class Shifted(Simple):
+        def training_step(self, batch, batch_idx):
+            loss = (batch[0].mean() + self.count - self.weight).square()
+            self.log("train", loss)
+            return loss
+
+    with patch.object(graphs, "WARM_UP", 10**9):
+        expected, *_ = fitted(tmp_path / "eager", 16, module=Shifted(), callbacks=[Moves()])
+    found, *_ = fitted(tmp_path / "graph", 16, module=Shifted(), callbacks=[Moves()])
+    assert recorded[1].device.captured == 2 and found == expected
+
+
+def test_other_numbers_of_an_optimiser_have_a_graph_of_their_own(recorded, tmp_path):
+    class Decays(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            trainer.optimizers[0].param_groups[0]["weight_decay"] = 0.5 * trainer.current_epoch
+
+    with patch.object(graphs, "WARM_UP", 10**9):
+        expected, *_ = fitted(tmp_path / "eager", 16, module=Simple(), callbacks=[Decays()])
+    found, *_ = fitted(tmp_path / "graph", 16, module=Simple(), callbacks=[Decays()])
+    assert recorded[1].device.captured == 2 and found == expected
+
+
+def test_a_replay_does_not_write_the_batch_of_the_capture(recorded, tmp_path):
+    class Keeps(L.Callback):
+        seen = ()
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.seen = (*self.seen, (batch[0], batch[0].clone()))
+
+    kept = Keeps()
+    fitted(tmp_path, 16, module=Simple(), callbacks=[kept])
+    assert recorded[0].device.captured == 1 and len(kept.seen) == 26
+    assert all(torch.equal(now, before) for now, before in kept.seen)
+
+
 def test_an_infinite_term_of_a_replayed_step_is_named_with_its_step(recorded, tmp_path):
     """The term 1 / (weight - bad) becomes infinite at the step that begins with the weight ``bad``."""
     weights = []
