@@ -258,6 +258,27 @@ def test_a_replay_does_not_write_the_batch_of_the_capture(recorded, tmp_path):
     assert all(torch.equal(now, before) for now, before in kept.seen)
 
 
+def test_executions_take_half_a_second_of_a_device_that_is_slower_than_python(recorded, tmp_path, monkeypatch):
+    """Python queues a step in 30 microseconds, and the device takes 10 milliseconds for it."""
+    clock = SimpleNamespace(now=0.0, busy=0.0, before=0.0)
+    sizes = []
+
+    class Slow(Simple):
+        def on_train_batch_start(self, batch, batch_idx):
+            clock.now += 30e-6
+            clock.busy = max(clock.busy, clock.now) + 0.01
+
+    def wait(device):
+        clock.now, clock.before = max(clock.now, clock.before), clock.busy
+        sizes.append(recorded[0].loop.size)
+
+    monkeypatch.setattr(executions, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(Recorded, "wait_for_the_last_execution", wait)
+    few = {"batches": 280, "max_epochs": 1, "log_every_n_steps": 0, "limit_val_batches": 0}
+    fitted(tmp_path, "auto", module=Slow(), **few)
+    assert sizes[:2] == [1, 8] and len(sizes) > 6 and all(45 < size <= 50 for size in sizes[2:])
+
+
 def test_an_infinite_term_of_a_replayed_step_is_named_with_its_step(recorded, tmp_path):
     """The term 1 / (weight - bad) becomes infinite at the step that begins with the weight ``bad``."""
     weights = []

@@ -122,7 +122,7 @@ class Executions(_TrainingEpochLoop):
         self.graphs: StepGraphs | None = None
         self._may_capture = graphs
         self._optimisers: list[Any] | None = None  # the optimisers for which ``graphs`` was decided
-        self._executions = 0
+        self._executions, self._number = 0, 1  # of this epoch; batches of the latest execution
         self._hurried = False
         self._plain, self._takes_index, self._transfers, self._shows_outputs = False, True, True, True
         self.step_callbacks: list[Any] = []
@@ -149,11 +149,17 @@ class Executions(_TrainingEpochLoop):
                         self._batches_that_stepped += 1
             self.logs.hand_over(module)
         super().advance(data_fetcher)
+        queued = now = time.monotonic()
         if self.graphs is not None:
             self.graphs.wait_for_the_last_execution()
-        self._executions += 1
+            now = time.monotonic()
+        if now - queued > 0.1 * (now - started):  # the device had still been busy with the execution before this one
+            per_batch = (now - started) / self._number
+        else:
+            per_batch = (now - started) / number
+        self._executions, self._number = self._executions + 1, number
         if self.measured:
-            self._adapt((time.monotonic() - started) / number)
+            self._adapt(per_batch)
 
     def on_run_start(self, data_fetcher) -> None:
         super().on_run_start(data_fetcher)
