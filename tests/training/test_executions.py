@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from short_runs import EXPERIMENTS, One, fitted, of, runs
 
 from zoo.callbacks import EMA, FiniteLoss
+from zoo.callbacks.finite_loss import Pending
 from zoo.checks.errors import UserError
 from zoo.training.executions import Executions
 from zoo.training.trainer import make_trainer
@@ -145,6 +147,27 @@ def test_an_average_of_weights_is_the_same_in_both_loops(tmp_path):
 def test_a_value_that_was_infinite_within_an_execution_is_named_with_its_step(k, tmp_path):
     with pytest.raises(UserError, match=r"at step 5 \(epoch 0\) other = inf \(loss = 0\)"):
         fitted(tmp_path, k, module=Spoiled(), callbacks=[FiniteLoss(tmp_path)])
+
+
+@pytest.mark.parametrize("k", [1, 16])
+def test_the_first_of_several_infinite_values_is_named(k, tmp_path):
+    class Often(One):
+        def training_step(self, batch, batch_idx):
+            n = self.trainer.fit_loop.total_batch_idx
+            infinite = torch.tensor(torch.inf if n >= 3 else 0.0)
+            return {"loss": self.weight.square(), "odd" if n % 2 else "even": infinite}
+
+    with pytest.raises(UserError, match=r"at step 3 \(epoch 0\) odd = inf"):
+        fitted(tmp_path, k, module=Often(), callbacks=[FiniteLoss(tmp_path)], log_every_n_steps=0)
+
+
+@pytest.mark.parametrize(("hook", "arguments"), [("on_save_checkpoint", [{}]), ("on_train_epoch_end", [])])
+def test_values_that_are_still_on_their_way_from_a_gpu_are_looked_at(hook, arguments, tmp_path):
+    callback, rows = FiniteLoss(tmp_path), torch.tensor([[0.0, 1.0], [1.0, torch.inf]])
+    callback._pending = Pending(7, 2, [("loss",)], lambda: [rows, torch.tensor([2])])
+    trainer = SimpleNamespace(fit_loop=SimpleNamespace(total_batch_idx=-1), current_epoch=2)
+    with pytest.raises(UserError, match=r"at step 8 \(epoch 2\) loss = inf"):
+        getattr(callback, hook)(trainer, None, *arguments)
 
 
 def test_losses_of_an_epoch_that_is_skipped_in_the_middle_of_an_execution_are_looked_at(tmp_path):

@@ -184,8 +184,46 @@ def test_a_failed_capture_leaves_out_no_update_of_an_average(recorded, tmp_path)
             assert outputs["loss"] > -1
 
     ema = EMA(0.9)
-    fitted(tmp_path, 16, module=Simple(), callbacks=[ema, Reads()])
-    assert recorded[0].failed and int(ema._average_model.n_averaged) == 26
+    _, _, trainer = fitted(tmp_path, 16, module=Simple(), callbacks=[ema, Reads()])
+    assert recorded[0].failed and int(ema._average_model.n_averaged) == trainer.global_step == 26
+
+
+def test_a_failed_capture_leaves_parameters_trainable(recorded, tmp_path):
+    class Toggles(Simple):
+        reads = True
+
+        def __init__(self):
+            super().__init__()
+            self.spare = torch.nn.Parameter(torch.zeros(()))
+
+        def training_step(self, batch, batch_idx):
+            self.spare.requires_grad_(False)
+            found = super().training_step(batch, batch_idx)  # a capture fails here
+            self.spare.requires_grad_(True)
+            return found
+
+    before, seen, module = executions.Executions.eager_step, [], Toggles()
+
+    def eager_step(loop, batch, batch_idx):
+        seen.append(module.spare.requires_grad)
+        return before(loop, batch, batch_idx)
+
+    with patch.object(executions.Executions, "eager_step", eager_step):
+        fitted(tmp_path, 16, module=module)
+    assert recorded[0].failed and all(seen) and len(seen) == 27  # one step begins twice
+
+
+def test_gradients_of_earlier_steps_are_dropped_before_a_capture(recorded, tmp_path, monkeypatch):
+    """The memory of gradients then belongs to the graph."""
+    capture, found = Recorded.capture, []
+
+    def checked(device, run):
+        found.append([p.grad for p in recorded[0].loop.trainer.lightning_module.parameters()])
+        return capture(device, run)
+
+    monkeypatch.setattr(Recorded, "capture", checked)
+    fitted(tmp_path, 16, module=Simple())
+    assert found == [[None]]
 
 
 def test_a_failed_capture_leaves_the_stream_as_it_was_and_its_first_error_is_known(monkeypatch):
@@ -242,6 +280,20 @@ def test_other_numbers_of_an_optimiser_have_a_graph_of_their_own(recorded, tmp_p
     with patch.object(graphs, "WARM_UP", 10**9):
         expected, *_ = fitted(tmp_path / "eager", 16, module=Simple(), callbacks=[Decays()])
     found, *_ = fitted(tmp_path / "graph", 16, module=Simple(), callbacks=[Decays()])
+    assert recorded[1].device.captured == 2 and found == expected
+
+
+def test_batches_of_another_size_have_a_graph_of_their_own(recorded, tmp_path):
+    class Ragged(Simple):
+        number = 0
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            self.number += 1
+            return [batch[0][: 2 if self.number % 3 == 0 else 4]]
+
+    with patch.object(graphs, "WARM_UP", 10**9):
+        expected, *_ = fitted(tmp_path / "eager", 16, module=Ragged())
+    found, *_ = fitted(tmp_path / "graph", 16, module=Ragged())
     assert recorded[1].device.captured == 2 and found == expected
 
 
