@@ -174,9 +174,9 @@ def test_losses_of_an_epoch_that_is_skipped_in_the_middle_of_an_execution_are_lo
     """The rows of such steps do not stay until the next epoch, where they would exceed the largest number of rows."""
     options = {"log_every_n_steps": 0, "max_epochs": 3, "val_check_interval": 13}
     fitted(tmp_path / "finite", 6, module=One(skip_at=5), callbacks=[FiniteLoss(tmp_path)], **options)
+    module = Spoiled(skip_at=5)
+    module.bad = 3
     with pytest.raises(UserError, match=r"at step 3 \(epoch 0\) other = inf"):
-        module = Spoiled(skip_at=5)
-        module.bad = 3
         fitted(tmp_path / "infinite", 6, module=module, callbacks=[FiniteLoss(tmp_path)], **options)
 
 

@@ -155,7 +155,7 @@ def test_gradients_that_are_accumulated_from_some_epoch_on_have_no_graphs_from_t
     found = {}
     for k in (1, 16):
         later = GradientAccumulationScheduler({1: 2})
-        rows, state, trainer = fitted(tmp_path / str(k), k, module=Simple(), callbacks=[later])
+        _, state, trainer = fitted(tmp_path / str(k), k, module=Simple(), callbacks=[later])
         found[k] = trainer.global_step, state["state_dict"]["weight"].item()
     assert recorded[0].graphs and found[16][0] == found[1][0] == 13 + 7
     assert found[16][1] == pytest.approx(found[1][1], rel=1e-5)
@@ -227,7 +227,7 @@ def test_gradients_of_earlier_steps_are_dropped_before_a_capture(recorded, tmp_p
 
 
 def test_a_failed_capture_leaves_the_stream_as_it_was_and_its_first_error_is_known(monkeypatch):
-    """The end of a failed capture raises an error too. ``torch.cuda.graph`` then keeps its own stream as the current."""
+    """The end of a failed capture raises an error too. ``torch.cuda.graph`` then leaves its own stream as current."""
     streams = ["stream of the run"]
 
     class Graph:
