@@ -133,13 +133,14 @@ def test_hooks_of_a_callback_that_names_its_cadence_run_when_they_are_due_only(t
     assert callback.seen == (4, 9, 14, 19, 22)  # 22 is the last batch of the epoch
 
 
-def test_an_average_of_weights_is_the_same_in_both_loops(tmp_path):
+@pytest.mark.parametrize(("accumulated", "updates"), [(1, 26), (3, 10)])
+def test_an_average_of_weights_is_the_same_in_both_loops(accumulated, updates, tmp_path):
     averages = []
     for k in (1, 16):
         ema = EMA(0.9)
-        fitted(tmp_path / str(k), k, callbacks=[ema])
+        fitted(tmp_path / str(k), k, callbacks=[ema], accumulate_grad_batches=accumulated)
         averages.append((ema._average_model.module.weight.item(), int(ema._average_model.n_averaged)))
-    assert averages[0] == averages[1] and averages[0][1] == 26
+    assert averages[0] == averages[1] and averages[0][1] == updates
     assert averages[0][0] != 0
 
 
