@@ -85,7 +85,6 @@ class EMA(WeightAveraging):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if not takes_executions(trainer):
             self.after_step(trainer, pl_module, outputs)
-        self._latest_update_step = trainer.global_step  # a replay of a graph does not set this number
 
     def after_step(self, trainer, pl_module, outputs):
         """Update the average, unless gradients are still accumulated."""

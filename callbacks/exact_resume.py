@@ -102,7 +102,7 @@ class ExactResume(Checkpoint):
             os.kill(os.getpid(), signum)
         self.received = signum
         if isinstance(self._loop, Executions):
-            self._loop.hurry()
+            self._loop.end_early()
         name = signal.Signals(signum).name
         log.warning("%s: the run finishes this batch and saves. Send the signal again to stop at once", name)
 

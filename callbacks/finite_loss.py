@@ -126,17 +126,24 @@ class FiniteLoss(L.Callback):
         if not takes_executions(trainer):
             self.after_step(trainer, pl_module, outputs)
         self._look()
+        self._collect(trainer)
+        if not self._step.is_cuda:
+            self._look()
+
+    def _collect(self, trainer) -> None:
+        """Take the terms of the steps since the last call, and begin again with no steps."""
         tensors = [t for terms in self._terms.values() for t in terms]
         self._pending = Pending(self._looked_at + 1, trainer.current_epoch, list(self._terms), deferred(tensors))
         for _, count in self._terms.values():
             count.zero_()
         self._step.zero_()
         self._looked_at = trainer.fit_loop.total_batch_idx
-        if not self._step.is_cuda:
-            self._look()
 
     def on_train_epoch_end(self, trainer, pl_module):
         self._look()
+        if trainer.fit_loop.total_batch_idx > self._looked_at:  # the model has skipped the rest of the epoch
+            self._collect(trainer)
+            self._look()
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):
         self._look()

@@ -84,5 +84,5 @@ class Recorded:
         self.captured += 1
         return recorder.replay, result
 
-    def wait_for_the_last_execution(self):
+    def wait_for_previous_execution(self):
         pass

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from zoo.functional.boltzmann import (
     Machine,
     Weights,
+    below,
     draw,
     energy,
     free_energy,
@@ -230,6 +231,13 @@ def test_each_chain_restarts_with_the_given_probability_and_shapes_do_not_depend
     n = 200_000
     assert abs(total - n * probability) < 4.5 * (n * probability * (1 - probability)) ** 0.5
     assert abs(ones - 1000 * m * 7) < 4.5 * (2000 * m * 7 / 4) ** 0.5
+
+
+def test_noise_that_equals_a_probability_is_not_below_it():
+    """A unit of probability 0 is never 1, and a unit of probability 1 always is. No zero has a sign."""
+    u, p = torch.tensor([0.0, 0.5, 0.0, 0.5, 1 - 2**-24]), torch.tensor([0.0, 0.5, 2.0**-30, 0.5 + 2**-24, 1.0])
+    assert below(u, p).tolist() == [0, 0, 1, 1, 1]
+    assert not below(u, p - p).signbit().any()
 
 
 def test_chains_that_never_restart_draw_no_random_numbers(generator):

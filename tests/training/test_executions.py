@@ -2,15 +2,18 @@
 
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
 from helpers import CONFIGS, assert_same, assert_same_run, logged, run, tiers
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from short_runs import EXPERIMENTS, One, fitted, of, runs
 
 from zoo.callbacks import EMA, FiniteLoss
+from zoo.callbacks.finite_loss import Pending
 from zoo.checks.errors import UserError
 from zoo.training.executions import Executions
 from zoo.training.trainer import make_trainer
@@ -57,8 +60,10 @@ class Noted(L.Callback):
 class Spoiled(One):
     """A module whose loss is infinite in one batch. Its weight stays finite."""
 
+    bad = 5
+
     def training_step(self, batch, batch_idx):
-        infinite = torch.tensor(torch.inf if self.trainer.fit_loop.total_batch_idx == 5 else 0.0)
+        infinite = torch.tensor(torch.inf if self.trainer.fit_loop.total_batch_idx == self.bad else 0.0)
         return {"loss": self.weight.square(), "other": infinite}
 
 
@@ -74,6 +79,7 @@ class Spoiled(One):
         {"gradient_clip_val": 0.01},
         {"limit_train_batches": 7},
         {"log_every_n_steps": 1},
+        {"precision": "64-true"},
         {"fast_dev_run": True},
     ],
     ids=str,
@@ -125,13 +131,14 @@ def test_hooks_of_a_callback_that_names_its_cadence_run_when_they_are_due_only(t
     assert callback.seen == (4, 9, 14, 19, 22)  # 22 is the last batch of the epoch
 
 
-def test_an_average_of_weights_is_the_same_in_both_loops(tmp_path):
+@pytest.mark.parametrize(("accumulated", "updates"), [(1, 26), (3, 10)])
+def test_an_average_of_weights_is_the_same_in_both_loops(accumulated, updates, tmp_path):
     averages = []
     for k in (1, 16):
         ema = EMA(0.9)
-        fitted(tmp_path / str(k), k, callbacks=[ema])
+        fitted(tmp_path / str(k), k, callbacks=[ema], accumulate_grad_batches=accumulated)
         averages.append((ema._average_model.module.weight.item(), int(ema._average_model.n_averaged)))
-    assert averages[0] == averages[1] and averages[0][1] == 26
+    assert averages[0] == averages[1] and averages[0][1] == updates
     assert averages[0][0] != 0
 
 
@@ -139,6 +146,87 @@ def test_an_average_of_weights_is_the_same_in_both_loops(tmp_path):
 def test_a_value_that_was_infinite_within_an_execution_is_named_with_its_step(k, tmp_path):
     with pytest.raises(UserError, match=r"at step 5 \(epoch 0\) other = inf \(loss = 0\)"):
         fitted(tmp_path, k, module=Spoiled(), callbacks=[FiniteLoss(tmp_path)])
+
+
+@pytest.mark.parametrize("k", [1, 16])
+def test_the_first_of_several_infinite_values_is_named(k, tmp_path):
+    class Often(One):
+        def training_step(self, batch, batch_idx):
+            n = self.trainer.fit_loop.total_batch_idx
+            infinite = torch.tensor(torch.inf if n >= 3 else 0.0)
+            return {"loss": self.weight.square(), "odd" if n % 2 else "even": infinite}
+
+    with pytest.raises(UserError, match=r"at step 3 \(epoch 0\) odd = inf"):
+        fitted(tmp_path, k, module=Often(), callbacks=[FiniteLoss(tmp_path)], log_every_n_steps=0)
+
+
+@pytest.mark.parametrize(("hook", "arguments"), [("on_save_checkpoint", [{}]), ("on_train_epoch_end", [])])
+def test_values_that_are_still_on_their_way_from_a_gpu_are_looked_at(hook, arguments, tmp_path):
+    callback, rows = FiniteLoss(tmp_path), torch.tensor([[0.0, 1.0], [1.0, torch.inf]])
+    callback._pending = Pending(7, 2, [("loss",)], lambda: [rows, torch.tensor([2])])
+    trainer = SimpleNamespace(fit_loop=SimpleNamespace(total_batch_idx=-1), current_epoch=2)
+    with pytest.raises(UserError, match=r"at step 8 \(epoch 2\) loss = inf"):
+        getattr(callback, hook)(trainer, None, *arguments)
+
+
+def test_losses_of_an_epoch_that_is_skipped_in_the_middle_of_an_execution_are_looked_at(tmp_path):
+    """The rows of such steps do not stay until the next epoch, where they would exceed the largest number of rows."""
+    options = {"log_every_n_steps": 0, "max_epochs": 3, "val_check_interval": 13}
+    fitted(tmp_path / "finite", 6, module=One(skip_at=5), callbacks=[FiniteLoss(tmp_path)], **options)
+    module = Spoiled(skip_at=5)
+    module.bad = 3
+    with pytest.raises(UserError, match=r"at step 3 \(epoch 0\) other = inf"):
+        fitted(tmp_path / "infinite", 6, module=module, callbacks=[FiniteLoss(tmp_path)], **options)
+
+
+def test_a_step_that_returns_terms_without_a_loss_is_an_error_as_in_lightning(tmp_path):
+    class NoLoss(One):
+        def training_step(self, batch, batch_idx):
+            return {"other": self.weight.square()}
+
+    for k in (1, 16):
+        with pytest.raises(MisconfigurationException, match="'loss' key"):
+            fitted(tmp_path / str(k), k, module=NoLoss())
+
+
+class Hooked(One):
+    """A module that changes batches, steps of schedules, or how often schedules step."""
+
+    def __init__(self, what):
+        super().__init__()
+        if what == "batches":
+            self.on_after_batch_transfer = lambda batch, dataloader_idx: [batch[0] + 1]
+        if what == "steps of schedules":
+            self.lr_scheduler_step = lambda scheduler, metric: [scheduler.step(), scheduler.step()]
+        self.frequency = 4 if what == "frequency" else 1
+
+    def configure_optimizers(self):
+        found = super().configure_optimizers()
+        return found | {"lr_scheduler": found["lr_scheduler"] | {"frequency": self.frequency}}
+
+
+@pytest.mark.parametrize("what", ["batches", "steps of schedules", "frequency"])
+def test_hooks_of_a_module_act_at_every_batch_of_an_execution(what, tmp_path):
+    found = []
+    for k in (1, 16):
+        rows, state, _ = fitted(tmp_path / str(k), k, module=Hooked(what))
+        found.append((rows, state["state_dict"], state["lr_schedulers"]))
+    assert found[1][0] == found[0][0]
+    assert_same(found[1][1:], found[0][1:])
+
+
+def test_batches_go_through_the_hooks_of_a_data_module(tmp_path):
+    class Data(L.LightningDataModule):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return batch
+
+    _, _, trainer = fitted(tmp_path, 16)
+    loop, found = trainer.fit_loop.epoch_loop, []
+    for data in (None, L.LightningDataModule(), Data()):
+        trainer.datamodule = data
+        loop._prepare()
+        found.append(loop._transfers)
+    assert found == [False, False, True]
 
 
 def test_a_signal_ends_an_execution_with_its_batch(tmp_path):
@@ -163,7 +251,7 @@ def test_a_signal_changes_the_next_execution_only_in_a_run_of_one_process(proces
     class Signalled(L.Callback):
         def on_train_epoch_start(self, trainer, pl_module):
             loop = trainer.fit_loop.epoch_loop
-            loop.hurry()
+            loop.end_early()
             with monkeypatch.context() as patched:
                 patched.setattr(L.Trainer, "world_size", processes)
                 numbers.append(loop._number_of_batches(trainer.fit_loop._data_fetcher, []))

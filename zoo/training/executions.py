@@ -26,7 +26,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
-from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
+from lightning.pytorch.loops.optimization.automatic import ClosureResult, _AutomaticOptimization
 from lightning.pytorch.loops.optimization.manual import _ManualOptimization
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _is_max_limit_reached
@@ -100,7 +100,7 @@ class RecordedLogs:
             del vars(module)["log"], vars(module)["log_dict"]
             vars(module).update(before)
 
-    def hand_over(self, module: L.LightningModule) -> None:
+    def flush(self, module: L.LightningModule) -> None:
         """Log the recorded values in Lightning, in the order in which their names were first logged."""
         recorded, self.values = self.values, {}
         before, connector, log = module._current_fx_name, module.trainer._logger_connector, type(module).log
@@ -126,23 +126,23 @@ class Executions(_TrainingEpochLoop):
         self.automatic_optimization = _Automatic(trainer)
         self.manual_optimization = _Manual(trainer)
         self.measured = size == "auto"  # whether the measured seconds per batch set the size
-        self.size: int = 1 if size == "auto" else size
-        self.most = MOST if size == "auto" else size  # largest number of batches that an execution can have
+        self.size: int = 1 if size == "auto" else min(size, MOST)
+        self.most = MOST if size == "auto" else self.size  # largest number of batches that an execution can have
         self.logs = RecordedLogs()
         self.graphs: StepGraphs | None = None
         self._may_capture = graphs
         self._optimisers: list[Any] | None = None  # the optimisers for which ``graphs`` was decided
-        self._executions = 0  # number of executions of this epoch
-        self._hurried = False  # whether a signal has asked for the end of the execution
-        self._plain, self._takes_index, self._transfers = False, True, True
-        self._after_step: list[Any] = []
+        self._executions, self._number = 0, 1  # of this epoch; batches of the latest execution
+        self._end_requested = False
+        self._plain, self._takes_index, self._transfers, self._shows_outputs = False, True, True, True
+        self.step_callbacks: list[Any] = []
 
-    def hurry(self) -> None:
+    def end_early(self) -> None:
         """End the execution with the current batch. A signal handler calls this method.
 
         With several processes, the current execution does not end early, because the others do not know of the signal.
         """
-        self._hurried = True
+        self._end_requested = True
 
     # One execution.
 
@@ -160,13 +160,19 @@ class Executions(_TrainingEpochLoop):
                         return
                     if not self._should_accumulate():
                         self._batches_that_stepped += 1
-            self.logs.hand_over(module)
+            self.logs.flush(module)
         super().advance(data_fetcher)
+        queued = now = time.monotonic()
         if self.graphs is not None:
-            self.graphs.wait_for_the_last_execution()
-        self._executions += 1
+            self.graphs.wait_for_previous_execution()
+            now = time.monotonic()
+        if now - queued > 0.1 * (now - started):  # the device had still been busy with the execution before this one
+            per_batch = (now - started) / self._number
+        else:
+            per_batch = (now - started) / number
+        self._executions, self._number = self._executions + 1, number
         if self.measured:
-            self._adapt((time.monotonic() - started) / number)
+            self._adapt(per_batch)
 
     def on_run_start(self, data_fetcher) -> None:
         super().on_run_start(data_fetcher)
@@ -185,11 +191,10 @@ class Executions(_TrainingEpochLoop):
     def _number_of_batches(self, data_fetcher, cadences: list[float]) -> int:
         """Return the number of batches until something is due, at most ``size``."""
         trainer, done = self.trainer, self.batch_progress.current.ready
-        # With several processes, a signal may reach only one of them, and all must take the same number of batches.
-        hurried, self._hurried = self._hurried and trainer.world_size == 1, False
+        ended_early, self._end_requested = self._end_requested, False
         if (
             self.size == 1
-            or (hurried and trainer.world_size == 1)  # a signal may have reached only one of several processes
+            or (ended_early and trainer.world_size == 1)  # a signal may have reached only one of several processes
             or self.restarting
             or isinstance(data_fetcher, _DataLoaderIterDataFetcher)
             or not math.isfinite(trainer.num_training_batches)
@@ -218,7 +223,7 @@ class Executions(_TrainingEpochLoop):
     def _over(self) -> bool:
         """Return whether the run was asked to stop, or has reached its largest number of steps."""
         trainer, alone = self.trainer, self.trainer.world_size == 1
-        stopped = trainer.should_stop or (alone and (self._hurried or trainer.received_sigterm))
+        stopped = trainer.should_stop or (alone and (self._end_requested or trainer.received_sigterm))
         return stopped or _is_max_limit_reached(self.global_step, self.max_steps)
 
     def _one_batch(self, data_fetcher, every: list[L.Callback]) -> bool:
@@ -251,17 +256,17 @@ class Executions(_TrainingEpochLoop):
         else:
             progress.increment_started()
             outputs = self.step(batch, batch_idx)
-            if self.graphs is not None and every:
-                outputs = _copied(outputs)  # the next replay overwrites them, and a callback may keep them
+            if self.graphs is not None and (every or self._shows_outputs):
+                outputs = _copied(outputs)  # the next replay writes the tensors again, and a hook may keep them
         progress.increment_processed()
         self._step_schedules()
         if skipped:
             self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
-            self.logs.hand_over(module)
+            self.logs.flush(module)
             raise StopIteration
         over = self._end_of_batch(every, outputs, batch, batch_idx)
         if over:
-            self.logs.hand_over(module)
+            self.logs.flush(module)
             trainer._logger_connector.on_batch_end()
         progress.increment_completed()
         if over:
@@ -273,7 +278,7 @@ class Executions(_TrainingEpochLoop):
         trainer = self.trainer
         module, ended = trainer.lightning_module, self._over()
         if ended or every:
-            self.logs.hand_over(module)
+            self.logs.flush(module)
         vars(module)["_current_fx_name"] = "on_train_batch_end"
         called = trainer.callbacks if ended else every
         for callback in called:
@@ -310,7 +315,7 @@ class Executions(_TrainingEpochLoop):
             the detached terms that ``training_step`` returned, in the form that ``on_train_batch_end`` receives. With
             a graph, the next replay overwrites these tensors.
         """
-        if self.graphs is not None:
+        if self.graphs is not None and self._plain:  # gradients may be accumulated from some epoch on
             return self.graphs.step(batch, batch_idx)
         return self.eager_step(batch, batch_idx)
 
@@ -327,7 +332,7 @@ class Executions(_TrainingEpochLoop):
                 outputs = run(self.automatic_optimization, trainer.optimizers[0], batch_idx, arguments)
             else:
                 outputs = _ManualOptimization.run(self.manual_optimization, arguments)
-        for callback in self._after_step:
+        for callback in self.step_callbacks:
             callback.after_step(trainer, module, outputs)
         return outputs
 
@@ -344,6 +349,8 @@ class Executions(_TrainingEpochLoop):
             found = trainer.strategy.training_step(*arguments)
         terms = {"loss": found} if isinstance(found, Tensor) else dict(found or {})
         loss = terms.get("loss")
+        if loss is None and found is not None:
+            ClosureResult.from_training_step_output(found)  # raises the error of Lightning
         progress.zero_grad.increment_ready()
         progress.zero_grad.increment_started()
         optimizer.zero_grad()
@@ -364,9 +371,10 @@ class Executions(_TrainingEpochLoop):
     def _prepare(self) -> None:
         """Update what depends on callbacks, module and optimisers. A tuner may have changed them between executions."""
         trainer = self.trainer
-        self._after_step = [c for c in trainer.callbacks if isinstance(c, StepCallback)]
-        self._plain = self.hooks_in_the_step() is None
+        self.step_callbacks = [c for c in trainer.callbacks if isinstance(c, StepCallback)]
+        self._plain = self.reason_against_plain_steps() is None
         module, data = trainer.lightning_module, trainer.datamodule
+        self._shows_outputs = _overrides(module, "on_train_batch_end", L.LightningModule)
         self._takes_index = "batch_idx" in self._build_kwargs(OrderedDict(), None, 0)
         self._transfers = any(_overrides(module, hook, L.LightningModule) for hook in TRANSFERS)
         if data is not None:
@@ -378,7 +386,7 @@ class Executions(_TrainingEpochLoop):
         if self.graphs is not None:
             self.graphs.check()
 
-    def hooks_in_the_step(self) -> str | None:
+    def reason_against_plain_steps(self) -> str | None:
         """Return why Lightning's own code must take the step, as a clause without a full stop, or None if not."""
         trainer = self.trainer
         module, precision = trainer.lightning_module, trainer.precision_plugin
@@ -421,7 +429,7 @@ class _Manual(_ManualOptimization):
 def _last_step(trainer: L.Trainer, batch) -> dict[str, Any]:
     loop = trainer.fit_loop.epoch_loop
     outputs = loop.step(batch, loop.batch_idx)
-    loop.logs.hand_over(trainer.lightning_module)
+    loop.logs.flush(trainer.lightning_module)
     return outputs if loop.graphs is None else _copied(outputs)
 
 

@@ -60,17 +60,19 @@ class CUDA:
         The capture only records ``run``. The tensors have no values before the first replay.
         """
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        state, graph = generator.clone_state(), torch.cuda.CUDAGraph()
+        stream, state, graph = torch.cuda.current_stream(), generator.clone_state(), torch.cuda.CUDAGraph()
         try:
             # Other threads may use CUDA during the capture, for example a thread that measures the GPU.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 result = run()
         except BaseException:
-            generator.graphsafe_set_state(state)  # a failed capture would leave the generator in its capture state
+            # A failed capture leaves the generator in the state of a capture, and its own stream as the current one.
+            generator.graphsafe_set_state(state)
+            torch.cuda.set_stream(stream)
             raise
         return graph.replay, result
 
-    def wait_for_the_last_execution(self) -> None:
+    def wait_for_previous_execution(self) -> None:
         """Wait until the GPU has finished the previous execution.
 
         The steps of the current execution are already in the GPU's queue, so the GPU does not run out of work.
@@ -115,7 +117,7 @@ class StepGraphs:
         self._eager_steps: Counter[Hashable] = Counter()
         self._addresses: tuple[int, ...] = ()
         self.failed = False
-        fit_for_capture(loop.trainer, self.device)
+        configure_for_capture(loop.trainer, self.device)
 
     def step(self, batch, batch_idx: int) -> dict[str, Any]:
         """Take one step: without a graph for the first steps with a key, then as the replay of a graph."""
@@ -142,16 +144,17 @@ class StepGraphs:
             self.graphs.clear()
             self._eager_steps.clear()
 
-    def wait_for_the_last_execution(self) -> None:
+    def wait_for_previous_execution(self) -> None:
         """Limit how far Python runs ahead of the device, to one execution."""
-        self.device.wait_for_the_last_execution()
+        self.device.wait_for_previous_execution()
 
     def _addresses_now(self) -> tuple[int, ...]:
         trainer = self.loop.trainer
         module = trainer.lightning_module
         tensors = [*module.parameters(), *module.buffers()]
         for optimiser in trainer.optimizers:
-            tensors += [t for state in optimiser.state.values() for t in state.values() if isinstance(t, Tensor)]
+            numbers = [*optimiser.state.values(), *optimiser.param_groups]  # a learning rate may be a tensor
+            tensors += [t for values in numbers for t in values.values() if isinstance(t, Tensor)]
         return tuple(t.data_ptr() for t in tensors)
 
     def _capture(self, key: Hashable, leaves: list[Any], structure, batch, batch_idx: int) -> dict[str, Any]:
@@ -176,7 +179,10 @@ class StepGraphs:
                 optimiser.zero_grad(set_to_none=True)
             self.failed = True
             self.graphs.clear()
-            log.warning("Steps run without CUDA graphs, because a capture failed: %s", str(error).partition("\n")[0])
+            cause: BaseException = error  # the end of a failed capture raises an error of its own
+            while cause.__context__ is not None:
+                cause = cause.__context__
+            log.warning("Steps run without CUDA graphs, because a capture failed: %s", str(cause).partition("\n")[0])
             return loop.eager_step(batch, batch_idx)
         changed = [(*c, getattr(*c) - value) for c, value in zip(counters, before, strict=True)]
         captured = Captured(replay, own, outputs, logs.values, [c for c in changed if c[2]])
@@ -210,8 +216,8 @@ def graphs_of(loop: "Executions", wanted: bool) -> StepGraphs | None:
         return StepGraphs(loop)
     if reason and loop.trainer.is_global_zero:
         log.info("Steps run without CUDA graphs, because %s", reason)
-    if loop.hooks_in_the_step() is None and isinstance(loop.trainer.lightning_module, CapturedSteps):
-        fit_for_capture(loop.trainer, CUDA)  # so that a step computes the same with a graph and without
+    if loop.reason_against_plain_steps() is None and isinstance(loop.trainer.lightning_module, CapturedSteps):
+        configure_for_capture(loop.trainer, CUDA)  # so that a step computes the same with a graph and without
     return None
 
 
@@ -219,7 +225,7 @@ def reason_against_graphs(loop: "Executions") -> str | None:
     """Return why the steps of a run cannot be captured, as a clause without a full stop, or None if they can."""
     trainer = loop.trainer
     module = trainer.lightning_module
-    if reason := loop.hooks_in_the_step():
+    if reason := loop.reason_against_plain_steps():
         return reason
     if not isinstance(module, CapturedSteps):
         return f"{type(module).__name__} has no method graph_key (see CapturedSteps in zoo/checks/capabilities.py)"
@@ -231,7 +237,7 @@ def reason_against_graphs(loop: "Executions") -> str | None:
     return None
 
 
-def fit_for_capture(trainer: "L.Trainer", device: Any) -> None:
+def configure_for_capture(trainer: "L.Trainer", device: Any) -> None:
     """Set the options of the optimisers of a run so that a CUDA graph can hold their steps.
 
     Args:
@@ -239,10 +245,10 @@ def fit_for_capture(trainer: "L.Trainer", device: Any) -> None:
         device: :class:`CUDA` or a class like it. ``fused`` and ``capturable`` say which options to set.
     """
     for optimiser in trainer.optimizers:
-        _fit_for_capture(optimiser, device, scheduled=bool(trainer.lr_scheduler_configs))
+        _configure_for_capture(optimiser, device, scheduled=bool(trainer.lr_scheduler_configs))
 
 
-def _fit_for_capture(optimiser: Optimizer, device: Any, scheduled: bool) -> None:
+def _configure_for_capture(optimiser: Optimizer, device: Any, scheduled: bool) -> None:
     """Keep the step counts of an optimiser on the device of its parameters, also after it loads a state.
 
     If ``scheduled``, the learning rate becomes a tensor on this device. A saved state has the earlier options and a
@@ -292,3 +298,5 @@ def _counters(loop: "Executions") -> Iterator[tuple[Any, str]]:
                 stack.append(value)
             elif isinstance(value, int):
                 yield progress, field.name
+    for callback in loop.step_callbacks:
+        yield from ((callback, name) for name, value in vars(callback).items() if type(value) is int)

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_flag, check_integer
+from zoo.checks.values import check_flag
 from zoo.training.checkpoint_files import CheckpointFiles
 from zoo.training.executions import use_executions
 from zoo.training.progress import ModelSize, progress_bar
@@ -60,10 +60,10 @@ def make_trainer(
         gpu = kwargs.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         precision = "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
     check_arguments(kwargs)
-    if steps_per_execution != "auto":
-        if isinstance(steps_per_execution, str):
-            raise UserError(f"trainer.steps_per_execution must be auto or an integer, got {steps_per_execution!r}")
-        check_integer("trainer.steps_per_execution, where it is not auto,", steps_per_execution)
+    if steps_per_execution != "auto" and (type(steps_per_execution) is not int or steps_per_execution < 1):
+        raise UserError(
+            f"trainer.steps_per_execution must be auto or an integer of at least 1, got {steps_per_execution!r}"
+        )
     check_flag("trainer.cuda_graphs", cuda_graphs)
     for key, value in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
         if two_players and kwargs.get(key, value) != value:
