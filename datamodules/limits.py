@@ -34,7 +34,7 @@ def check_limits(trainer, loaders: Mapping[str, Sized], batch_size: int) -> None
     for split in SPLITS:
         taken(trainer, split, len(loaders[split]))
     batches = taken(trainer, "train", len(loaders["train"]))
-    interval = getattr(trainer, "val_check_interval", None)  # Lightning sets no value if the interval is a time
+    interval = vars(trainer).get("val_check_interval")  # Lightning sets no value if the interval is a time
     validates = trainer.limit_val_batches > 0 and trainer.check_val_every_n_epoch is not None
     if validates and isinstance(interval, int) and interval > batches > 0:
         raise DataError(

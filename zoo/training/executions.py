@@ -18,97 +18,27 @@ On CUDA, each step is the replay of a graph, where that is possible. See zoo/tra
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import lightning as L
-import torch
-from lightning.pytorch.callbacks import DeviceStatsMonitor, LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.optimization.automatic import ClosureResult, _AutomaticOptimization
 from lightning.pytorch.loops.optimization.manual import _ManualOptimization
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _is_max_limit_reached
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
-from torchmetrics import Metric
 
-from zoo.checks.capabilities import CadencedCallback, StepCallback
+from zoo.checks.capabilities import StepCallback
+from zoo.training.batch_hooks import TRANSFERS, cadence_of, lies_on, overrides, reason_against_plain_steps
 from zoo.training.graphs import StepGraphs, graphs_of
+from zoo.training.recorded_logs import RecordedLogs
 
 SECONDS = 0.5  # seconds of an execution with ``auto``; a progress bar waits about this long for an update
 MOST = 1024  # largest number of batches in an execution with ``auto``
 GROWTH = 8  # largest ratio of the sizes of two successive executions with ``auto``
-
-# Lightning's callbacks that act only at logged steps, or that need to run only at the end of an execution.
-AT_THE_END = (ProgressBar, LearningRateMonitor, DeviceStatsMonitor, Timer)
-# Hooks of a callback that run within a step.
-IN_THE_STEP = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
-# Hooks of a module or a data module that change batches.
-TRANSFERS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-# Methods of a module that only Lightning's own optimisation calls.
-BY_LIGHTNING = (*IN_THE_STEP[:3], "optimizer_step", "optimizer_zero_grad", "backward")
-
-
-class RecordedLogs:
-    """The last value of every name that ``module.log`` received during an execution."""
-
-    def __init__(self):
-        self.values: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {}
-
-    @contextmanager
-    def recording(self, module: L.LightningModule, in_graph: bool = False) -> Iterator[None]:
-        """Context in which ``module.log`` and ``module.log_dict`` record values.
-
-        Three kinds of values go to Lightning at once: values that it averages over an epoch, metrics, and values that
-        are logged with positional options.
-
-        Args:
-            module: the LightningModule.
-            in_graph: whether a graph is being captured. A graph cannot hold a value that goes to Lightning.
-
-        Raises:
-            RuntimeError: if ``in_graph`` and a value must go to Lightning.
-        """
-        before = {name: vars(module)[name] for name in ("log", "log_dict") if name in vars(module)}
-        through = module.log
-
-        def log(name: str, value: Any, *args, **kwargs) -> None:
-            if args or isinstance(value, Metric) or kwargs.get("on_epoch") or kwargs.get("on_step") is False:
-                if in_graph:
-                    raise RuntimeError(
-                        f"no graph can log {name!r} with on_epoch, on_step=False, a metric or positional options"
-                    )
-                through(name, value, *args, **kwargs)
-                return
-            if isinstance(value, Tensor):
-                # Results of operations stay as they are. A parameter or a buffer may change before the value is used.
-                value = value.detach() if value.grad_fn is not None else value.detach().clone()
-            self.values[module._current_fx_name or "", name] = value, kwargs
-
-        def log_dict(dictionary, *args, **kwargs) -> None:
-            for name, value in dictionary.items():
-                log(name, value, *args, **kwargs)
-
-        vars(module)["log"], vars(module)["log_dict"] = log, log_dict
-        try:
-            yield
-        finally:
-            del vars(module)["log"], vars(module)["log_dict"]
-            vars(module).update(before)
-
-    def flush(self, module: L.LightningModule) -> None:
-        """Log the recorded values in Lightning, in the order in which their names were first logged."""
-        recorded, self.values = self.values, {}
-        before, connector, log = module._current_fx_name, module.trainer._logger_connector, type(module).log
-        for (hook, name), (value, kwargs) in recorded.items():
-            # In the first batch of an epoch, Lightning resets the sums of a hook that logs after another hook.
-            module._current_fx_name = connector._current_fx = hook
-            log(module, name, value, **kwargs)
-        module._current_fx_name = before
 
 
 class Executions(_TrainingEpochLoop):
@@ -150,7 +80,7 @@ class Executions(_TrainingEpochLoop):
         started, trainer = time.monotonic(), self.trainer
         module = trainer.lightning_module
         self._prepare()
-        cadences = [(callback, _cadence(callback, trainer)) for callback in trainer.callbacks]
+        cadences = [(callback, cadence_of(callback, trainer)) for callback in trainer.callbacks]
         number = self._number_of_batches(data_fetcher, [n for _, n in cadences if n is not None])
         if number > 1:
             every = [callback for callback, n in cadences if n is None]
@@ -241,7 +171,7 @@ class Executions(_TrainingEpochLoop):
         batch_idx = self.batch_idx + 1
         progress.is_last_batch = data_fetcher.done
         batch = trainer.precision_plugin.convert_input(batch)
-        if self._transfers or not _lies_on(trainer.strategy.root_device, batch):
+        if self._transfers or not lies_on(trainer.strategy.root_device, batch):
             batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
             batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         progress.increment_ready()
@@ -295,7 +225,7 @@ class Executions(_TrainingEpochLoop):
         module = self.trainer.lightning_module
         if not module.automatic_optimization:
             return
-        if self._plain and not _overrides(module, "lr_scheduler_step", L.LightningModule):
+        if self._plain and not overrides(module, "lr_scheduler_step", L.LightningModule):
             for config in self.trainer.lr_scheduler_configs:
                 if config.interval == "step" and (self.batch_idx + 1) % config.frequency == 0:
                     self.scheduler_progress.increment_ready()
@@ -372,40 +302,19 @@ class Executions(_TrainingEpochLoop):
         """Update what depends on callbacks, module and optimisers. A tuner may have changed them between executions."""
         trainer = self.trainer
         self.step_callbacks = [c for c in trainer.callbacks if isinstance(c, StepCallback)]
-        self._plain = self.reason_against_plain_steps() is None
+        self._plain = reason_against_plain_steps(self.trainer) is None
         module, data = trainer.lightning_module, trainer.datamodule
-        self._shows_outputs = _overrides(module, "on_train_batch_end", L.LightningModule)
+        self._shows_outputs = overrides(module, "on_train_batch_end", L.LightningModule)
         self._takes_index = "batch_idx" in self._build_kwargs(OrderedDict(), None, 0)
-        self._transfers = any(_overrides(module, hook, L.LightningModule) for hook in TRANSFERS)
+        self._transfers = any(overrides(module, hook, L.LightningModule) for hook in TRANSFERS)
         if data is not None:
-            self._transfers |= any(_overrides(data, hook, L.LightningDataModule) for hook in TRANSFERS)
+            self._transfers |= any(overrides(data, hook, L.LightningDataModule) for hook in TRANSFERS)
         if self._optimisers is not trainer.optimizers:  # at the start, and after a tuner has made new optimisers
             self._optimisers, self.graphs = trainer.optimizers, None
             if trainer.strategy.root_device.type == "cuda":
                 self.graphs = graphs_of(self, wanted=self._may_capture)
         if self.graphs is not None:
             self.graphs.check()
-
-    def reason_against_plain_steps(self) -> str | None:
-        """Return why Lightning's own code must take the step, as a clause without a full stop, or None if not."""
-        trainer = self.trainer
-        module, precision = trainer.lightning_module, trainer.precision_plugin
-        if not isinstance(trainer.strategy, SingleDeviceStrategy):
-            return "the run has several processes"
-        if type(precision) not in (Precision, MixedPrecision) or vars(precision).get("scaler") is not None:
-            return f"the precision is {precision.precision}, and not 32-true or bf16-mixed"
-        if trainer.accumulate_grad_batches != 1:
-            return "gradients are accumulated over batches"
-        for callback in trainer.callbacks:
-            if hooks := [name for name in IN_THE_STEP if _overrides(callback, name, L.Callback)]:
-                return f"the callback {type(callback).__name__} has the hook {hooks[0]}"
-        if module.automatic_optimization:
-            if hooks := [name for name in BY_LIGHTNING if _overrides(module, name, L.LightningModule)]:
-                return f"{type(module).__name__} has the method {hooks[0]}"
-            kind = type(trainer.optimizers[0])
-            if not kind.__module__.startswith("torch.optim") or kind is torch.optim.LBFGS:
-                return f"the optimiser {kind.__name__} is not a first-order optimiser of torch"
-        return None
 
 
 class _Automatic(_AutomaticOptimization):
@@ -435,29 +344,6 @@ def _last_step(trainer: L.Trainer, batch) -> dict[str, Any]:
 
 def _copied(outputs: dict[str, Any]) -> dict[str, Any]:
     return {k: v.clone() if isinstance(v, Tensor) else v for k, v in outputs.items()}
-
-
-def _lies_on(device: torch.device, batch: Any) -> bool:
-    """Return whether a batch is a list or tuple of tensors that are all on ``device``."""
-    return isinstance(batch, list | tuple) and all(isinstance(t, Tensor) and t.device == device for t in batch)
-
-
-def _overrides(instance: Any, hook: str, base: type) -> bool:
-    """Return whether a class, or the instance itself, has its own method ``hook``."""
-    return hook in vars(instance) or getattr(type(instance), hook) is not getattr(base, hook)
-
-
-def _cadence(callback: L.Callback, trainer: L.Trainer) -> float | None:
-    """Return the number of batches until the batch hooks of a callback act, or None if they run at every batch.
-
-    The number includes the batch at which they act. It is infinite if they need to run only at the end of an execution.
-    """
-    if isinstance(callback, CadencedCallback):
-        return callback.batches_until_due(trainer)
-    hooks = [h for h in ("on_train_batch_start", "on_train_batch_end") if _overrides(callback, h, L.Callback)]
-    of_lightning = [getattr(callback, h).__module__.startswith("lightning.") for h in hooks]
-    at_the_end = isinstance(callback, (*AT_THE_END, ModelCheckpoint)) and all(of_lightning)
-    return math.inf if at_the_end or not hooks else None
 
 
 def use_executions(trainer: L.Trainer, size: int | Literal["auto"], graphs: bool) -> None:

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from zoo.checks.capabilities import CapturedSteps
+from zoo.training.batch_hooks import reason_against_plain_steps
 
 if TYPE_CHECKING:
     import lightning as L
@@ -179,7 +180,7 @@ class StepGraphs:
                 optimiser.zero_grad(set_to_none=True)
             self.failed = True
             self.graphs.clear()
-            cause: BaseException = error  # the end of a failed capture raises an error of its own
+            cause: BaseException = error  # the end of a failed capture raises another error
             while cause.__context__ is not None:
                 cause = cause.__context__
             log.warning("Steps run without CUDA graphs, because a capture failed: %s", str(cause).partition("\n")[0])
@@ -216,7 +217,7 @@ def graphs_of(loop: "Executions", wanted: bool) -> StepGraphs | None:
         return StepGraphs(loop)
     if reason and loop.trainer.is_global_zero:
         log.info("Steps run without CUDA graphs, because %s", reason)
-    if loop.reason_against_plain_steps() is None and isinstance(loop.trainer.lightning_module, CapturedSteps):
+    if reason_against_plain_steps(loop.trainer) is None and isinstance(loop.trainer.lightning_module, CapturedSteps):
         configure_for_capture(loop.trainer, CUDA)  # so that a step computes the same with a graph and without
     return None
 
@@ -225,7 +226,7 @@ def reason_against_graphs(loop: "Executions") -> str | None:
     """Return why the steps of a run cannot be captured, as a clause without a full stop, or None if they can."""
     trainer = loop.trainer
     module = trainer.lightning_module
-    if reason := loop.reason_against_plain_steps():
+    if reason := reason_against_plain_steps(loop.trainer):
         return reason
     if not isinstance(module, CapturedSteps):
         return f"{type(module).__name__} has no method graph_key (see CapturedSteps in zoo/checks/capabilities.py)"
