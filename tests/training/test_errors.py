@@ -38,7 +38,7 @@ def planted(module, where, argv, run):
 @pytest.mark.parametrize(
     ("module", "where"),
     [
-        pytest.param("zoo.vae", "module.mlp", marks=pytest.mark.slow),  # while Hydra calls the constructor
+        pytest.param("zoo.vae", "module.image_networks", marks=pytest.mark.slow),  # while Hydra calls the constructor
         ("zoo.vae", "module.VAE.negative_elbo"),  # in a training step
         pytest.param("zoo.callbacks.samples", "module.Samples._draw", marks=pytest.mark.slow),  # in a callback
     ],
@@ -62,7 +62,7 @@ def test_a_bug_keeps_its_traceback_on_the_command_line(tmp_path):
 @pytest.mark.slow
 def test_a_bug_in_the_constructor_of_a_checkpoint_keeps_its_traceback(tmp_path):
     argv = ["zoo", "sample", "vae", "-o", str(tmp_path / "a.png")]
-    ended = planted("zoo.vae", "module.mlp", argv, "run_module('zoo', run_name='__main__')")
+    ended = planted("zoo.vae", "module.image_networks", argv, "run_module('zoo', run_name='__main__')")
     assert ended.returncode != 0 and "in bug" in ended.stderr, ended.stderr[-2000:]
 
 
