@@ -29,8 +29,6 @@ from zoo.training.batch_hooks import reason_against_plain_steps
 if TYPE_CHECKING:
     import lightning as L
 
-    from zoo.training.executions import Executions
-
 log = logging.getLogger(__name__)
 
 # Number of steps without a graph before a capture. Libraries then allocate memory, and optimisers create their state.
@@ -111,7 +109,7 @@ class StepGraphs:
         device: object that captures and replays, with the methods of :class:`CUDA`. None selects CUDA.
     """
 
-    def __init__(self, loop: "Executions", device: Any = None):
+    def __init__(self, loop: Any, device: Any = None):
         self.loop = loop
         self.device = CUDA() if device is None else device
         self.graphs: dict[Hashable, Captured] = {}
@@ -203,7 +201,7 @@ class StepGraphs:
         return graph.outputs
 
 
-def graphs_of(loop: "Executions", wanted: bool) -> StepGraphs | None:
+def graphs_of(loop: Any, wanted: bool) -> StepGraphs | None:
     """Return the graphs of a run on CUDA, or None if its steps are not captured.
 
     If the run asks for graphs, the reason against them is logged once.
@@ -222,7 +220,7 @@ def graphs_of(loop: "Executions", wanted: bool) -> StepGraphs | None:
     return None
 
 
-def reason_against_graphs(loop: "Executions") -> str | None:
+def reason_against_graphs(loop: Any) -> str | None:
     """Return why the steps of a run cannot be captured, as a clause without a full stop, or None if they can."""
     trainer = loop.trainer
     module = trainer.lightning_module
@@ -288,7 +286,7 @@ def _numbers(optimiser: Optimizer) -> tuple:
     )
 
 
-def _counters(loop: "Executions") -> Iterator[tuple[Any, str]]:
+def _counters(loop: Any) -> Iterator[tuple[Any, str]]:
     """Yield Lightning's counters that a step changes, as pairs (object, name of the attribute)."""
     stack: list[Any] = [loop.automatic_optimization.optim_progress, loop.manual_optimization.optim_step_progress]
     while stack:
