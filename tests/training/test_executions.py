@@ -273,3 +273,36 @@ def test_executions_grow_with_auto_and_stay_below_the_largest(tmp_path, monkeypa
 def test_a_wrong_number_of_batches_is_refused_at_the_start(wrong):
     with pytest.raises(UserError, match=r"steps_per_execution.*auto"):
         make_trainer(steps_per_execution=wrong, accelerator="cpu", logger=False)
+
+
+class TwoSteps(One):
+    """A module that takes two optimiser steps in each batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimiser = self.optimizers()
+        for _ in range(2):
+            optimiser.zero_grad()
+            self.manual_backward((batch[0].mean() + 0.1 * torch.randn(()) - self.weight).square())
+            optimiser.step()
+        self.log("train", self.weight)
+
+
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual optimization")
+@pytest.mark.parametrize("options", [{"max_steps": 18}, {}], ids=str)
+def test_batches_of_two_optimiser_steps_cross_nothing(options, tmp_path):
+    """Checkpoints every six steps, and the largest number of steps, fall on the same batches."""
+    found = {}
+    for k in (1, 16):
+        every = ModelCheckpoint(tmp_path / str(k) / "steps", every_n_train_steps=6, save_top_k=-1)
+        rows, state, _ = fitted(tmp_path / str(k), k, module=TwoSteps(), callbacks=[every], **options)
+        saved = {p.name: torch.load(p, weights_only=True) for p in sorted((tmp_path / str(k) / "steps").iterdir())}
+        kept = {name: {key: c[key] for key in ("state_dict", "loops", "global_step")} for name, c in saved.items()}
+        found[k] = rows, {key: state.get(key) for key in COMPARED_STATE}, kept
+    assert found[16][0] == found[1][0]
+    assert list(found[16][2]) == list(found[1][2])
+    assert_same(found[16][1:], found[1][1:])
+    assert len(found[1][2]) == (3 if options else 8)

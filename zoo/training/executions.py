@@ -130,6 +130,8 @@ class Executions(_TrainingEpochLoop):
             or not math.isfinite(trainer.num_training_batches)
             or not isinstance(trainer.profiler, PassThroughProfiler)
             or trainer._val_check_time_interval is not None
+            # The first batch shows how many optimiser steps a batch has.
+            or not (self.batch_progress.total.completed or trainer.lightning_module.automatic_optimization)
             or any(config.reduce_on_plateau and config.interval == "step" for config in trainer.lr_scheduler_configs)
         ):
             return 1
