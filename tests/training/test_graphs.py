@@ -66,9 +66,8 @@ def test_replayed_steps_train_as_steps_without_a_graph(name, recorded, tmp_path)
 )
 def test_steps_with_other_operations_have_a_graph_of_their_own(name, number, recorded, tmp_path):
     run(tmp_path, *of(name), "trainer.steps_per_execution=16", "trainer.limit_train_batches=24")
-    keys = {key for key, *_ in recorded[0].graphs}
-    assert recorded[0].device.captured == number or name == "vade"
-    assert len(keys) == number or name in ("rbm-schedules", "vade")
+    assert recorded[0].device.captured == number
+    assert len({key for key, *_ in recorded[0].graphs}) == number
 
 
 class Simple(One):
@@ -96,16 +95,15 @@ def test_a_capture_that_fails_is_said_once_and_training_goes_on_without_graphs(r
     class Reads(Simple):
         reads = True
 
-    found = {}
-    for k in (16, 1):
-        rows, _, trainer = fitted(tmp_path / str(k), k, module=Reads())
-        found[k] = rows
-        counted = trainer.lightning_module.count.item()
-        assert counted == 26
-    assert recorded[0].failed and not recorded[0].graphs
+    with patch.object(graphs, "WARM_UP", 10**9):
+        rows, state, _ = fitted(tmp_path / "eager", 16, module=Reads())
+    again, after_failure, trainer = fitted(tmp_path / "failed", 16, module=Reads())
+    assert recorded[1].failed and not recorded[1].graphs
     warned = [r.message for r in caplog.records if "a capture failed" in r.message]
     assert len(warned) == 1 and "waits for the device" in warned[0]
-    assert [row.split(",")[1:] for row in found[16].splitlines()] != []
+    assert again == rows and trainer.lightning_module.count.item() == 26
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "loops", "random", "global_step"):
+        assert_same(after_failure[key], state[key], key)
 
 
 def test_a_capture_refuses_sums_over_an_epoch(recorded, tmp_path, caplog):

@@ -287,7 +287,7 @@ def _numbers(optimiser: Optimizer) -> tuple:
 
 
 def _counters(loop: Any) -> Iterator[tuple[Any, str]]:
-    """Yield Lightning's counters that a step changes, as pairs (object, name of the attribute)."""
+    """Yield the counters of Lightning and of callbacks that a step can change, as pairs (object, name of attribute)."""
     stack: list[Any] = [loop.automatic_optimization.optim_progress, loop.manual_optimization.optim_step_progress]
     while stack:
         progress = stack.pop()
