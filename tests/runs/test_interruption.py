@@ -88,6 +88,27 @@ def test_a_signal_at_any_moment_is_one_line_and_its_status(command, seconds, sig
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_first_moments_of_a_second_process_is_one_line(signum, tmp_path):
+    """The second process gets the signal while Python starts, before it can install a handler."""
+    process = start(TRAIN + ["model=vae", "data=digits", "logger=none", "trainer=cpu", "trainer.devices=2"], tmp_path)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        for _ in range(12_000):
+            if children.read_text(encoding="utf-8"):
+                break
+            time.sleep(0.005)
+        os.killpg(process.pid, signum)
+        said, errors = process.communicate(timeout=90)
+        assert process.returncode == 128 + signum, errors
+        assert "Traceback" not in said + errors and f"interrupted by {signum.name}" in errors
+        nothing_left(process)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 SWALLOWED = """
 import os, signal, time
 from zoo.training.interruption import ended_by_signals

@@ -50,6 +50,8 @@ def ended_by_signals() -> Iterator[None]:
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     _thread.start_new_thread(_watch, (woken, _thread.get_ident()))
     try:
+        if started_by_lightning():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # see signals_held
         yield
     except BaseException:  # a library may have turned Interrupted into another exception
         if not interrupted():
@@ -65,6 +67,24 @@ def ended_by_signals() -> Iterator[None]:
         end = Interrupted(_Received.signum)
         end.say()
         raise end
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Block SIGINT and SIGTERM, so that a process that is started in this block begins with both signals blocked.
+
+    A new process receives them only when ``ended_by_signals`` has installed its handlers. Without the block, Ctrl-C in
+    the first moments of a second process would end it with Python's traceback, and Lightning would then kill the first
+    process. If this program has no handlers, nothing is blocked.
+    """
+    if signal.getsignal(signal.SIGTERM) is not _interrupt:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def interrupted() -> bool:

@@ -9,12 +9,14 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint, ProgressBar
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_flag
 from zoo.training.checkpoint_files import CheckpointFiles
 from zoo.training.executions import use_executions
+from zoo.training.interruption import signals_held
 from zoo.training.progress import ModelSize, progress_bar
 from zoo.training.sweeps import in_sweep
 from zoo.training.trainer_arguments import check_arguments
@@ -96,8 +98,21 @@ def make_trainer(
             f"a sweep (-m) cannot run jobs of {trainer.world_size} processes. Start one command for each job: "
             "for seed in 1 2 3; do python train.py seed=$seed ...; done"
         )
+    _hold_signals(trainer.strategy.launcher)
     use_executions(trainer, steps_per_execution, cuda_graphs)
     return trainer
+
+
+def _hold_signals(launcher: object) -> None:
+    """Let the processes that ``launcher`` starts begin with SIGINT and SIGTERM blocked (see ``signals_held``)."""
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        start = launcher._call_children_scripts  # Lightning has no public name for it
+
+        def held() -> None:
+            with signals_held():
+                start()
+
+        launcher._call_children_scripts = held  # type: ignore[method-assign]
 
 
 def _shown(kwargs: dict[str, Any]) -> list[L.Callback]:
