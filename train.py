@@ -7,7 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.training.command_line import check_kind, check_values, readable_arguments, with_current_names, with_home
+from zoo.training.command_line import (
+    check_kind,
+    check_values,
+    readable_arguments,
+    with_current_names,
+    with_home,
+    with_shape_of,
+)
 from zoo.training.error_lines import one_line_errors
 from zoo.training.hydra_errors import hydra_raises
 from zoo.training.interruption import ended_by_signals
@@ -57,7 +64,9 @@ def train(cfg: "DictConfig") -> dict[str, float]:
     with_current_names(cfg)
     with_home(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    data, model = build(cfg.data), build(cfg.model)
+    data = build(cfg.data)
+    with_shape_of(cfg.model, data)
+    model = build(cfg.model)
     check_kind(model, data)
     if cfg.compile:
         for network in model.children():

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import lightning as L
 import numpy as np
@@ -33,7 +33,8 @@ from zoo.datamodules.files import (
     resumes,
     unpack,
 )
-from zoo.datamodules.limits import SPLITS, check_limits, overfits
+from zoo.datamodules.limits import SPLITS, check_limits, check_model, overfits
+from zoo.datamodules.splits import Split, as_floats
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +60,6 @@ MD5 = {
         "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
     },
 }
-
-
-class Split(NamedTuple):
-    """Images (n, 28, 28) and labels (n,), both uint8."""
-
-    images: Tensor
-    labels: Tensor
 
 
 def _folders(name: str, root: Path) -> Iterator[Path]:
@@ -155,12 +149,14 @@ def load_split(name: str, root: Path) -> dict[str, Split]:
 
         digits = load_digits()
         small = torch.from_numpy(digits.images).float()[:, None] / 16  # (1797, 1, 8, 8) in [0, 1]
-        large = F.interpolate(small, size=28, mode="bicubic").clamp(0, 1)[:, 0]
+        large = F.interpolate(small, size=28, mode="bicubic").clamp(0, 1)  # (1797, 1, 28, 28)
         everything = Split((large * 255).round().byte(), torch.from_numpy(digits.target).byte())
         parts = _shuffled(everything, [1437, 180, 180])
         return dict(zip(("train", "val", "test"), parts, strict=True))
 
     arrays = [torch.from_numpy(_read_idx(name, file, root, md5).copy()) for file, md5 in MD5[name].items()]
+    for images in (0, 2):
+        arrays[images] = arrays[images].unsqueeze(1)  # (n, 1, 28, 28)
     train, val = _shuffled(Split(*arrays[:2]), [55_000, 5_000])
     return {"train": train, "val": val, "test": Split(*arrays[2:])}
 
@@ -171,7 +167,7 @@ def _shuffled(split: Split, sizes: list[int]) -> list[Split]:
 
 
 class ImageLoader:
-    """Loader of batches (images (B, 1, 28, 28) float in [0, 1], labels (B,) int64).
+    """Loader of batches (images (B, C, H, W) float in [0, 1], labels (B,) int64), or (images,) without labels.
 
     Args:
         split: images and labels. The batches are on the same device as these tensors.
@@ -228,16 +224,17 @@ class ImageLoader:
             batches = torch.arange(n, device=device).tensor_split(len(self))
         return [batch[self.rank :: self.world_size] for batch in batches]
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         batches = self.indices()
         begin, self._resume_at = self._resume_at, 0
         for self.position in range(begin + 1, len(batches) + 1):
             index = batches[self.position - 1]
             yield self.examples(index if self.used is None else index[: self.used(len(index))])
 
-    def examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the examples with these indices."""
-        return self.split.images[index].unsqueeze(1).float().div_(255), self.split.labels[index].long()
+    def examples(self, index: Tensor) -> tuple[Tensor, ...]:
+        """Return the examples with these indices, and their labels if there are labels."""
+        x, labels = as_floats(self.split.images[index]), self.split.labels
+        return (x,) if labels is None else (x, labels[index].long())
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position}
@@ -313,12 +310,6 @@ class Images(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         if self.trainer is not None:
-            model = self.trainer.lightning_module
-            if (shape := list(model.hparams.get("shape", [1, 28, 28]))) != [1, 28, 28]:
-                raise DataError(
-                    f"{type(model).__name__} has model.shape={shape}, but the images of {self.hparams.name} have shape "
-                    "[1, 28, 28]: remove model.shape, or choose other data"
-                )
             self.used = self.trainer.strategy.broadcast(self.used)
         elif not self.splits:  # without a Trainer, nothing else calls prepare_data
             self.prepare_data()
@@ -328,10 +319,8 @@ class Images(L.LightningDataModule):
             parts = [splits[k] for k in TRAIN_ON[self.hparams.train_on]]
             splits["train"] = Split(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
             self.splits = {k: Split(s.images.to(device), s.labels.to(device)) for k, s in splits.items()}
-        if self.trainer is not None and (classes := model.hparams.get("num_classes")) is not None:
-            labels = int(max(split.labels.max() for split in self.splits.values())) + 1
-            if classes < labels:
-                raise DataError(f"model.num_classes is {classes}, but {self.used} has {labels} classes: set {labels}")
+        if self.trainer is not None:
+            check_model(self.trainer.lightning_module, self)
         batch_size, images = self.hparams.batch_size, len(self.splits["train"].images) * self._repeat
         if batch_size > images:
             raise DataError(
@@ -339,6 +328,16 @@ class Images(L.LightningDataModule):
             )
         if self.trainer is not None:
             check_limits(self.trainer, {split: self._loader(split) for split in SPLITS}, batch_size)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an image, (C, H, W)."""
+        return (1, 28, 28)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes of the labels."""
+        return 10
 
     @property
     def _repeat(self) -> int:

@@ -1,7 +1,10 @@
 """Check the arguments of Lightning's Trainer that limit the data of a run."""
 
+import math
 from collections.abc import Mapping, Sized
 
+from zoo.checks.capabilities import ShapedData
+from zoo.checks.inputs import shape_of
 from zoo.datamodules.files import DataError
 
 SPLITS = ("train", "val", "test")
@@ -40,6 +43,34 @@ def check_limits(trainer, loaders: Mapping[str, Sized], batch_size: int) -> None
         raise DataError(
             f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch: use at most "
             f"{batches}, or count batches across epochs with trainer.check_val_every_n_epoch=null"
+        )
+
+
+def check_model(model, data: ShapedData) -> None:
+    """Check that a model takes the examples and the labels of ``data``. A run calls this function at its start.
+
+    Raises:
+        DataError: if the shapes differ, if the data have more classes than the model, or if the model needs labels and
+            the data have none.
+    """
+    name, used = type(model).__name__, data.used
+    shape, given = shape_of(model), list(data.shape)
+    if (shape != math.prod(given)) if isinstance(shape, int) else (list(shape) != given):
+        wanted = f"{shape} pixels" if isinstance(shape, int) else f"shape {list(shape)}"
+        raise DataError(
+            f"{name} takes examples of {wanted}, but examples of {used} have shape {given}: set "
+            f"model.shape={str(given).replace(' ', '')} if the model has this option, or choose other data"
+        )
+    if (classes := model.hparams.get("num_classes")) is None:
+        return
+    if data.num_classes is None:
+        raise DataError(
+            f"{name} has model.num_classes={classes}, and {used} has no labels: choose data with labels, or a model "
+            "without them"
+        )
+    if classes < data.num_classes:
+        raise DataError(
+            f"model.num_classes is {classes}, but {used} has {data.num_classes} classes: set {data.num_classes}"
         )
 
 

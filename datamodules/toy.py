@@ -26,8 +26,9 @@ from torch import Tensor
 from zoo.checks.errors import UserError
 from zoo.checks.old_forms import accepts_old_form
 from zoo.datamodules.files import DataError, resumes
-from zoo.datamodules.images import ImageLoader, Split
-from zoo.datamodules.limits import SPLITS, check_limits, overfits
+from zoo.datamodules.images import ImageLoader
+from zoo.datamodules.limits import SPLITS, check_limits, check_model, overfits
+from zoo.datamodules.splits import Split
 
 SIZES = {"train": 50_000, "val": 5_000, "test": 10_000}
 
@@ -242,6 +243,7 @@ class Toy(L.LightningDataModule):
         self.used = name
         self.distribution = Line(theta) if name == "line" else DISTRIBUTIONS[name]()
         self.shape = [5, 5] if name == "markov_chain" else [2]
+        self.num_classes: int | None = None  # labels number the modes, and no model is conditional on them
         self.splits: dict[str, Split] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -258,18 +260,13 @@ class Toy(L.LightningDataModule):
 
     def _check(self, trainer) -> None:
         model = trainer.lightning_module
-        shape = list(model.hparams.get("shape", [1, 28, 28]))
         if self.used == "markov_chain" and model.hparams.get("network") != "sequence":
             raise DataError(
                 f"data=markov_chain has one-hot sequences, which {type(model).__name__} with these options cannot "
                 "learn: use experiment=gan_discrete, which is model=gan with model.network=sequence and "
                 "model.shape=[5,5]"
             )
-        if shape != self.shape:
-            raise DataError(
-                f"{type(model).__name__} has shape {shape}, but examples of {self.used} have shape {self.shape}: set "
-                f"model.shape={str(self.shape).replace(' ', '')} if the model has this option, or choose other data"
-            )
+        check_model(model, self)
 
     def _loader(self, split: str) -> PointLoader:
         train = split == "train"

@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import zoo
-from train import train
+from train import build, train
 from zoo.functional.diffusion import at
 from zoo.functional.noise import chunk_generator
 from zoo.rbm import RBM
+from zoo.training.command_line import with_shape_of
 from zoo.training.ranks import all_rows
 from zoo.training.tables import read_rows
 
@@ -71,6 +72,12 @@ def config(run_dir, *overrides):
     """Return the configuration of ``python train.py ...`` with the run folder ``run_dir``."""
     with initialize_config_dir(CONFIGS, version_base="1.3"):
         return compose("train", [*overrides, f"run_dir={run_dir}"])
+
+
+def model_of(cfg):
+    """Return the model of a configuration, with the shape of its data."""
+    with_shape_of(cfg.model, build(cfg.data))
+    return build(cfg.model)
 
 
 def run(run_dir, *overrides, figures=False):

@@ -254,7 +254,7 @@ def _test_images(name: str, n: int) -> list:
     images = data.splits["test"].images[:n]
     if len(images) < n:
         raise UserError(f"n must be at most {len(images):,}, the number of test images in {data.used}; got {n:,}")
-    return list(images[:, None].float() / 255)
+    return list(images.float() / 255)
 
 
 def _data(args: argparse.Namespace, model):

@@ -243,7 +243,7 @@ class InfoGAN(L.LightningModule):
         """Recompute the BatchNorm statistics on samples, and ``real_statistics`` on deformed ``images``.
 
         Args:
-            images: (N, 28, 28), uint8.
+            images: (N, 1, 28, 28), uint8.
         """
 
         def see_samples(i: int) -> None:
@@ -253,7 +253,7 @@ class InfoGAN(L.LightningModule):
         def see_images(i: int) -> None:
             generator = chunk_generator(0, i)
             some = images[torch.randint(len(images), (250,), generator=generator).to(images.device)]
-            x = some[:, None].to(self.device).float() / 255
+            x = some.to(self.device).float() / 255
             self.posterior(self.trunk(centre(self.deformed(x, self.noise([x], generator=generator), 0.5), IMAGE)))
 
         readers = self.readers()

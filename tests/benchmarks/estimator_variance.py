@@ -28,6 +28,7 @@ from zoo.callbacks import EstimatorVariance
 from zoo.cvae import CVAE
 from zoo.estimators import GradientMoments, chunk_size, gradient_moments, gradients
 from zoo.rbm import RBM
+from zoo.training.command_line import with_shape_of
 from zoo.vae import VAE
 
 NETWORKS = {
@@ -158,7 +159,9 @@ def fraction(seconds, models):
                 num_sanity_val_steps=0,
             )
             torch.manual_seed(0)
-            data, model = (instantiate(node, _convert_="all") for node in (cfg.data, cfg.model))
+            data = instantiate(cfg.data, _convert_="all")
+            with_shape_of(cfg.model, data)
+            model = instantiate(cfg.model, _convert_="all")
             trainer.fit(model, datamodule=data)
         measuring = sum(callback.pauses)
         first = [(row["step"], row["estimator_draws"]) for row in callback.history[:4]]

@@ -6,14 +6,13 @@ import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import QUIET, TINY, checkpoint, config, run, tiers
+from helpers import QUIET, TINY, checkpoint, config, model_of, run, tiers
 from processes import together
 from torch import nn
 from torch.func import grad
 from torch.profiler import ProfilerActivity, profile
 from torch.testing import assert_close
 
-from train import build
 from zoo.callbacks import EstimatorVariance
 from zoo.callbacks.measurement import Measurement
 from zoo.estimators import (
@@ -42,7 +41,7 @@ def measured(folder):
 def test_draws_at_once_are_those_of_the_loop(name, generator):
     """Draws in chunks equal draws in a loop up to float32 rounding. The test covers all models except SkipGram."""
     torch.manual_seed(0)
-    model = build(config("/", *TINY[name], *QUIET).model)
+    model = model_of(config("/", *TINY[name], *QUIET))
     with torch.no_grad():  # change the layers that start at zero
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))

@@ -11,13 +11,14 @@ import torch
 
 from zoo.datamodules import DataError, ImageLoader, Images
 from zoo.datamodules.files import data_root
-from zoo.datamodules.images import MD5, Split, load_split
+from zoo.datamodules.images import MD5, load_split
+from zoo.datamodules.splits import Split
 
 
 @pytest.fixture
 def split():
     return Split(
-        torch.arange(103, dtype=torch.uint8).view(103, 1, 1).expand(103, 28, 28).contiguous(),
+        torch.arange(103, dtype=torch.uint8).view(103, 1, 1, 1).expand(103, 1, 28, 28).contiguous(),
         (torch.arange(103) % 10).byte(),
     )
 
@@ -147,7 +148,7 @@ def test_digits_need_no_download():
     data.setup()
     sizes = {k: len(s.images) for k, s in data.splits.items()}
     assert sizes == {"train": 1437, "val": 180, "test": 180}
-    assert data.splits["train"].images.shape[1:] == (28, 28)
+    assert data.splits["train"].images.shape[1:] == (1, 28, 28)
     assert len(data.train_dataloader()) == 4 * 1437 // 128
     flat = torch.cat([s.images for s in data.splits.values()]).flatten(1)
     assert len(flat.unique(dim=0)) == 1797  # splits are disjoint

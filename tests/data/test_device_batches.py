@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zoo.datamodules.images import ImageLoader, Split
+from zoo.datamodules.images import ImageLoader
+from zoo.datamodules.splits import Split
 from zoo.datamodules.toy import PointLoader
 
 ATEN = torch.ops.aten

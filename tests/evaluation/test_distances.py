@@ -141,7 +141,7 @@ def test_the_yardstick_fits_the_data(mnist_root, generator):
 
     data = Images("mnist")
     data.setup()
-    images = data.splits["val"].images[:, None].float() / 255
+    images = data.splits["val"].images.float() / 255
     measure = SampleDistanceMetric(data, "test")
     assert measure.name == "classifier_fid"
     floor = measure(None, images)

@@ -96,7 +96,7 @@ def test_what_cannot_be_drawn_is_refused_at_the_start(tmp_path):
         run(
             tmp_path, "model=vae", "data=digits", "+callbacks.l._target_=callbacks.LossPerStep", "+callbacks.l.folder=x"
         )
-    with pytest.raises(ValueError, match=r"Score has model.shape=\[2\], but the images of digits have shape"):
+    with pytest.raises(ValueError, match=r"Score takes examples of shape \[2\], but examples of digits have shape"):
         run(tmp_path, "model=score", "data=digits", "model.shape=[2]")
     for cls in (LossPerStep, ScoreField):
         with pytest.raises(ValueError, match="every_n_epochs must be an integer of at least 1, got 0"):
@@ -212,7 +212,7 @@ def test_each_hundred_images_have_separate_noise():
     data, model = Images("digits"), VAE(latent_dim=2, hidden=[8]).eval()
     data.setup()
     found = log_likelihood_per_batch(model, data, 3)
-    x = data.splits["test"].images[:, None].float() / 255
+    x = data.splits["test"].images.float() / 255
     with torch.no_grad():
         again = [
             model.log_likelihood(part, num_samples=3, generator=chunk_generator(0, i)).double().mean().item()
@@ -247,7 +247,7 @@ def test_the_bound_of_five_images_can_be_taken_again_alone():
     terms = bound_per_batch(model, data, 3)
     assert terms.shape == (3, 3)
     assert_close(bound_per_batch(model, data, 1), terms[:1])
-    x = data.splits["test"].images[5:10, None].float() / 255
+    x = data.splits["test"].images[5:10].float() / 255
     again = model.bound_terms(x, generator=chunk_generator(0, 1)).double().mean(1)
     assert_close(terms[1], torch.stack([again[0], again[1:4].sum(), again[4]]))
     found = bound_metrics(terms)

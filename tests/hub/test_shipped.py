@@ -111,9 +111,7 @@ def floor(mnist_root):
 
     data, classifier = Images("mnist"), zoo.load("classifier")
     data.setup()
-    said = {
-        k: classify_images(data.splits[k].images[:, None].float() / 255, classifier).features for k in ("val", "test")
-    }
+    said = {k: classify_images(data.splits[k].images.float() / 255, classifier).features for k in ("val", "test")}
     return classifier, said["test"], frechet_distance(said["val"], said["test"])
 
 

@@ -13,7 +13,7 @@ from zoo.checks.calls import called_by_the_model, from_outside, reads_values
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import MOST_NUMBERS, batch_of_any_shape, count, takes, whole
 from zoo.checks.pixels import check_one_hot
-from zoo.datamodules.images import Split
+from zoo.datamodules.splits import Split
 
 
 @pytest.mark.parametrize(("batches", "looked_at"), [(0, True), (5, False)])
@@ -36,12 +36,12 @@ class Splits(L.LightningDataModule):
 
     def __init__(self, wrong, grey, label):
         super().__init__()
-        x, y = torch.zeros(12, 28, 28), torch.arange(12) % 10
+        x, y = torch.zeros(12, 1, 28, 28), torch.arange(12) % 10
         x[wrong], y[wrong] = grey, label
         self.splits = {"train": Split(x, y)}
 
     def train_dataloader(self):
-        return DataLoader(TensorDataset(self.splits["train"].images[:, None], self.splits["train"].labels), 4)
+        return DataLoader(TensorDataset(self.splits["train"].images, self.splits["train"].labels), 4)
 
 
 @pytest.mark.filterwarnings("ignore")

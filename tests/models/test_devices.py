@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 
 import zoo
 from zoo.checks import capabilities
-from zoo.datamodules.images import ImageLoader, Split
+from zoo.datamodules.images import ImageLoader
+from zoo.datamodules.splits import Split
 from zoo.datamodules.text import TextLoader
 from zoo.datamodules.toy import MarkovChain, mixture
 from zoo.ddpm import DDPM
@@ -69,10 +70,9 @@ def use(name, device):
 
 def evaluate(name, model):
     """Compute the published metrics of a model on a small data set."""
-    images = torch.arange(10 * 784).view(10, 28, 28).remainder(256).byte()
-    split = SimpleNamespace(images=images, labels=torch.arange(10))
-    pairs = [images, split.labels]
-    data = SimpleNamespace(splits=dict.fromkeys(("train", "val", "test"), pairs), hparams=SimpleNamespace())
+    images = torch.arange(10 * 784).view(10, 1, 28, 28).remainder(256).byte()
+    split = Split(images, torch.arange(10))
+    data = SimpleNamespace(splits=dict.fromkeys(("train", "val", "test"), split), hparams=SimpleNamespace())
     data.hparams.train_on = "train"
     if name in ("vae", "cvae", "vade"):
         protocol.log_likelihood_per_batch(model, data, 2)
@@ -82,7 +82,7 @@ def evaluate(name, model):
         protocol.clustering_of_all_images(model, data)
     if name in ("gan", "cvae"):
         classifier = zoo.load("classifier").to(model.device)
-        real = distances.classify_images(images[:, None].float() / 255, classifier).features
+        real = distances.classify_images(images.float() / 255, classifier).features
         distances.sample_metrics(model, real, classifier, n=4)
     if name == "cvae":
         protocol.judged_accuracy(model, 10, classifier=classifier)
@@ -155,8 +155,8 @@ def loads(name, device):
 
     def moves(examples):
         if name == "images":
-            pixels = torch.zeros(examples, 28, 28, dtype=torch.uint8, device=device)
-            loader = ImageLoader(Split(pixels, pixels[:, 0, 0]), batch_size=10, shuffle=True)
+            pixels = torch.zeros(examples, 1, 28, 28, dtype=torch.uint8, device=device)
+            loader = ImageLoader(Split(pixels, pixels[:, 0, 0, 0]), batch_size=10, shuffle=True)
         else:
             stream = torch.arange(32 * examples, dtype=torch.int32) % 7
             loader = TextLoader(stream, torch.ones(7), window=2, batch_size=10, train=True, device=device)

@@ -114,7 +114,7 @@ def test_the_discriminator_and_q_see_images_centred():
 
 def test_a_category_is_read_from_eight_deformed_copies():
     model, x = small(deformation=0.8).eval(), torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(1))
-    model.take_statistics((x * 255).byte()[:, 0])  # with these statistics, predictions differ between images
+    model.take_statistics((x * 255).byte())  # with these statistics, predictions differ between images
     ways = model.noise([torch.zeros(8, 1)], generator=chunk_generator(0, 0))
     real = small(deformation=0.8).eval()
     real.load_state_dict(model.state_dict())
@@ -140,10 +140,10 @@ def test_validation_recomputes_batchnorm_statistics():
     """The statistics in the BatchNorm modules depend only on samples. ``real_statistics`` uses the images."""
     model = small()
     before = {k: v.clone() for k, v in model.state_dict().items() if "running_mean" in k or k == "real_statistics"}
-    model.eval().take_statistics(torch.zeros(50, 28, 28, dtype=torch.uint8))
+    model.eval().take_statistics(torch.zeros(50, 1, 28, 28, dtype=torch.uint8))
     after = {k: v.clone() for k, v in model.state_dict().items()}
     assert all(not torch.equal(after[k], v) for k, v in before.items())
-    model.take_statistics(torch.full((50, 28, 28), 255, dtype=torch.uint8))
+    model.take_statistics(torch.full((50, 1, 28, 28), 255, dtype=torch.uint8))
     for key, value in model.state_dict().items():
         assert torch.equal(value, after[key]) == (key != "real_statistics"), key
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import CONFIGS, TINY, checkpoint, config, run
+from helpers import CONFIGS, TINY, checkpoint, config, model_of, run
 from hydra.utils import instantiate
 from processes import done
 
@@ -23,7 +23,10 @@ def test_no_recipe_is_without_a_test_or_a_name():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_names_every_argument_of_its_model(name):
-    """A recipe has every argument of its model, with its default. The command line can override only these keys."""
+    """A recipe has every argument of its model, with its default. The command line can override only these keys.
+
+    ``auto`` takes the shape or the number of classes from the data.
+    """
     node = config("/nowhere", f"model={name}").model
     module, _, cls = node._target_.rpartition(".")
     assert node._target_ == zoo.MODELS[name]
@@ -31,7 +34,8 @@ def test_a_recipe_names_every_argument_of_its_model(name):
     assert set(node) - {"_target_"} == set(parameters)
     for key, parameter in parameters.items():
         value = node[key]
-        assert (tuple(value) if isinstance(parameter.default, tuple) else value) == parameter.default, key
+        from_data = value == "auto" and key in ("shape", "num_classes")
+        assert from_data or (tuple(value) if isinstance(parameter.default, tuple) else value) == parameter.default, key
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -116,7 +120,7 @@ def test_every_choice_composes(group):
 def test_an_experiment_starts(experiment):
     """The model is built. If the experiment draws samples, the callback accepts their conditions."""
     cfg = config("/nowhere", f"experiment={experiment}")
-    model = instantiate(cfg.model, _convert_="all").eval()
+    model = model_of(cfg).eval()
     if samples := cfg.callbacks.get("samples"):
         callback = instantiate(samples, _convert_="all")
         callback.setup(None, model, "fit")

@@ -236,8 +236,28 @@ class NamedData(Protocol):
 
 
 @runtime_checkable
+class ShapedData(Protocol):
+    """Data whose examples all have one shape, which is known before ``setup``.
+
+    ``shape`` is the shape of an example: (C, H, W) for images. ``num_classes`` is the number of classes of the labels.
+    It is None if there are no labels.
+    """
+
+    used: str | None
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    @property
+    def num_classes(self) -> int | None: ...
+
+
+@runtime_checkable
 class SplitData(Protocol):
-    """Data with all images in memory. After ``setup``, ``splits`` has ``train``, ``val`` and ``test``."""
+    """Data that keep all examples. After ``setup``, ``splits`` has ``train``, ``val`` and ``test``.
+
+    Each is a :class:`zoo.datamodules.splits.Split`.
+    """
 
     splits: dict[str, Any]
 

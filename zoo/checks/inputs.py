@@ -119,9 +119,9 @@ def _look_at_first(examples: "Examples", of_a_run: bool, then: Callable | None) 
             _check_classes(self, rest)
             if of_a_run and isinstance(data := self.trainer.datamodule, SplitData):
                 images, *rest = data.splits["train"]
-                if images.is_floating_point():  # all values of bytes are allowed
+                if isinstance(images, Tensor) and images.is_floating_point():  # all values of bytes are allowed
                     examples.check_values(self, "batch", images)
-                _check_classes(self, rest)
+                _check_classes(self, [labels for labels in rest if labels is not None])
         if then is not None:
             then(self, batch, batch_idx)
 
@@ -158,7 +158,7 @@ class Examples(NamedTuple):
     def check_values(self, model: Any, name: str, x: Tensor) -> None:
         """Raise UserError if ``x`` contains values that ``values`` does not allow."""
         shape = shape_of(model)
-        pixels = isinstance(shape, int) or shape == IMAGE
+        pixels = isinstance(shape, int) or len(shape) == 3
         anywhere = self.values == "observed" and model.hparams.get("likelihood") == "gaussian"
         if pixels and self.values != "noisy" and not anywhere:
             check_pixels(x, -1 if self.values == "networks" else 0)
@@ -247,10 +247,12 @@ def number_of_examples(name: str, arguments: Mapping[str, Any]) -> int:
 
 
 def grey_images(model: Any, name: str, x: Any, arguments: Mapping[str, Any]) -> Tensor:
-    """Check a set of at least one image of 256 grey values, (N, 28, 28), uint8."""
-    if not isinstance(x, Tensor) or x.dtype != torch.uint8 or tuple(x.shape[1:]) != IMAGE[1:] or not len(x):
+    """Check a set of at least one image of 256 grey values, (N, C, H, W), uint8."""
+    shape = cast(tuple[int, ...], shape_of(model))
+    if not isinstance(x, Tensor) or x.dtype != torch.uint8 or tuple(x.shape[1:]) != shape or not len(x):
+        wanted = f"(N, {', '.join(map(str, shape))})"
         got = f"a tensor of {x.dtype}, {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise UserError(f"{name} must be images (N, 28, 28) of grey values in torch.uint8, N >= 1; got {got}")
+        raise UserError(f"{name} must be images {wanted} of grey values in torch.uint8, N >= 1; got {got}")
     return x
 
 

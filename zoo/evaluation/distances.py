@@ -19,6 +19,7 @@ from torch import Tensor
 import zoo
 from zoo.checks import capabilities
 from zoo.datamodules import Toy
+from zoo.datamodules.splits import as_floats
 from zoo.functional.noise import chunk_generator
 from zoo.functional.precision import in_float64
 from zoo.functional.progress import tracked
@@ -180,7 +181,7 @@ class SampleDistanceMetric:
         else:
             self.name = "classifier_fid"
             classifier = zoo.load("classifier")
-            features = classify_images(real[:, None].float() / 255, classifier).features
+            features = classify_images(as_floats(real), classifier).features
             self.measure = lambda _, samples: frechet_distance(classify_images(samples, classifier).features, features)
 
     def __call__(self, model, samples: Tensor) -> float:

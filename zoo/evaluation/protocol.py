@@ -16,6 +16,7 @@ from zoo.checks.errors import UserError
 from zoo.checks.pixels import as_batch
 from zoo.checks.values import check_integer
 from zoo.datamodules import DISTRIBUTIONS, Toy
+from zoo.datamodules.splits import as_floats
 from zoo.evaluation.distances import (
     SampleDistanceMetric,
     classify_images,
@@ -60,9 +61,9 @@ def clustering_of_all_images(model, data, progress: bool = False) -> dict[str, f
         )
     table = ClusterTable(len(model.rows()[1]))
     for split in ("train", "val", "test"):
-        batches = list(zip(*(t.split(1000) for t in data.splits[split]), strict=True))
+        batches = list(data.splits[split].batches(1000, model.device))
         for x, y in tracked(batches, f"clustering {split} images", "batch", show=progress):
-            table.update(model.cluster(x[:, None].to(model.device).float() / 255).cpu(), y.cpu())
+            table.update(model.cluster(x).cpu(), y.cpu())
     return table.compute()
 
 
@@ -94,7 +95,7 @@ def log_likelihood_per_batch(
     hundreds = list(zip(images.split(IMAGES_AT_ONCE), labels.split(IMAGES_AT_ONCE), strict=True))[:batches]
     means = []
     for i, (x, y) in enumerate(tracked(hundreds, "log likelihood", "hundred", show=progress)):
-        batch = [x[:, None].to(model.device).float() / 255, y.to(model.device).long()]
+        batch = [as_floats(x.to(model.device)), y.to(model.device).long()]
         found = log_likelihood(model, batch, num_samples, generator=chunk_generator(0, i))
         means.append(in_float64(found).mean().item())
     return means
@@ -254,7 +255,7 @@ def bound_per_batch(model, data, fives: int, progress: bool = False) -> Tensor:
     fives = list(zip(images.split(BOUND_AT_ONCE), labels.split(BOUND_AT_ONCE), strict=True))
     found = []
     for i, (x, y) in enumerate(tracked(fives, "bound", "five", show=progress)):
-        x = x[:, None].to(model.device).float() / 255
+        x = as_floats(x.to(model.device))
         y = None if model.hparams.num_classes is None else y.to(model.device).long()
         terms = in_float64(model.bound_terms(x, generator=chunk_generator(0, i), y=y)).mean(1)
         found.append(torch.stack([terms[0], terms[1:-1].sum(), terms[-1]]).cpu())
@@ -312,7 +313,7 @@ def measure_samples(
         return {}
     classifier = zoo.load("classifier").to(model.device)
     val, test = (
-        classify_images(data.splits[split].images[:of, None].float() / 255, classifier, progress)
+        classify_images(as_floats(data.splits[split].images[:of]), classifier, progress)
         for split, of in (("val", n), ("test", None))
     )
     return sample_metrics(model, test.features, classifier, n, conditions=conditions, progress=progress) | {

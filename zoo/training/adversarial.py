@@ -65,7 +65,7 @@ def check_batches(module) -> None:
 
 
 def training_images(trainer, most: int) -> Tensor | None:
-    """Return the first training images of a run, (at most ``most``, 28, 28), uint8, equal on all processes.
+    """Return the first training images of a run, (at most ``most``, C, H, W), uint8, equal on all processes.
 
     The images come from the datamodule. If there is no datamodule with ``splits``, they come from the training loader.
     If there is no training loader either, the result is None.
@@ -81,7 +81,7 @@ def training_images(trainer, most: int) -> Tensor | None:
             found.append(as_batch(batch)[0].to(trainer.strategy.root_device))
             if sum(map(len, found)) * trainer.world_size >= most:
                 break
-    return (all_rows(torch.cat(found), trainer)[:most, 0] * 255).round().byte()
+    return (all_rows(torch.cat(found), trainer)[:most] * 255).round().byte()
 
 
 @torch.no_grad()

@@ -249,6 +249,29 @@ def check_values(cfg: "DictConfig") -> None:
         check_choice("compile, if it is not false,", cfg.compile, ("inductor", "cudagraphs", "aot_eager", "eager"))
 
 
+def with_shape_of(model: "DictConfig", data) -> None:
+    """Replace ``auto`` in the model's options ``shape`` and ``num_classes`` by the values of the data.
+
+    If the data do not say their shape, the option is removed, and the model has its default.
+
+    Args:
+        model: configuration of the model.
+        data: the data module.
+
+    Raises:
+        UserError: if ``num_classes`` is ``auto`` and the data have no labels.
+    """
+    for key in ("shape", "num_classes"):
+        if model.get(key) != "auto":
+            continue
+        if not isinstance(data, capabilities.ShapedData):
+            del model[key]
+        elif (value := {"shape": data.shape, "num_classes": data.num_classes}[key]) is not None:
+            model[key] = list(value) if key == "shape" else value
+        else:
+            raise UserError(f"model.{key}=auto needs data with labels, and {data.used} has none: choose other data")
+
+
 def check_kind(model, data) -> None:
     """Check that the data fit the model.
 

@@ -74,7 +74,7 @@ def signals_held() -> Iterator[None]:
     """Block SIGINT and SIGTERM, so that a process that is started in this block begins with both signals blocked.
 
     A new process receives them only when ``ended_by_signals`` has installed its handlers. Without the block, Ctrl-C in
-    the first moments of a second process would end it with Python's traceback, and Lightning would then kill the first
+    the first moments of a second process would end it with Python's traceback. Lightning would then kill the first
     process. If this program has no handlers, nothing is blocked.
     """
     if signal.getsignal(signal.SIGTERM) is not _interrupt:
