@@ -30,9 +30,8 @@ noise that binarises or dequantises x. eps is standard normal noise.
 Logged, in nats per example: loss = nll + kl_z + kl_c with nll = -E_q log p(x|z), kl_c = E_q KL( gamma || pi ) and
 kl_z = E_q[ log q(z|x) - sum_c gamma_c log p(z|c) ]. With the prefixes val/ and test/, loss is -ELBO, also during
 pretraining. With train/, loss is minus the mean field for deformed images. train/reconstruction is the loss of
-pretraining. accuracy, nmi and ari, with val/ and test/, compare clusters with labels, if the data have labels. Training
-never uses labels. Likelihoods of 256 grey values (zoo/functional/likelihoods.py) also log bpd, the loss in bits per
-dimension, with val/ and test/.
+pretraining. accuracy, nmi and ari, with val/ and test/, compare clusters with the labels of the data, if there are any.
+Training never uses labels. Likelihoods of 256 grey values also log bpd, the loss in bits per dimension.
 
 Differs from the paper:
 - In both phases of training q(z | x) comes from randomly deformed images (``deformation``), and the decoder
@@ -54,19 +53,19 @@ Differs from the paper:
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from zoo.checks.capabilities import IMPORTANCE, Batched
+from zoo.checks.capabilities import IMPORTANCE
 from zoo.checks.codes import Codes, as_codes
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, images, numbers, observed, takes
 from zoo.checks.moved import names_in
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.pixels import as_batch
 from zoo.checks.values import check_choice, check_image_shape, check_integer, check_not_negative, check_positive
 from zoo.estimators import GradientEstimator, Noise, score_function
 from zoo.functional import mixture as gmm
@@ -77,13 +76,12 @@ from zoo.functional.importance import importance_weighted_log_likelihood
 from zoo.functional.latents import Gaussian
 from zoo.functional.likelihoods import LIKELIHOODS, Likelihood, bits_per_dimension
 from zoo.functional.noise import chunk_generator, rand, randn
-from zoo.functional.progress import tracked
 from zoo.nets.description import described
 from zoo.nets.layers import check_network, image_networks, last_layer
 from zoo.nets.pixels import add_likelihood, pixels_given
+from zoo.training.encoding import encode_training_images, number_of_training_images
 from zoo.training.optimisers import reset_adam, scheduled
-from zoo.training.ranks import all_rows, shows_progress
-from zoo.training.schedules import half_cosine
+from zoo.training.schedules import two_half_cosines
 
 log = logging.getLogger(__name__)
 
@@ -190,12 +188,9 @@ class VaDE(L.LightningModule):
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
         """Return noise: ``u`` (B, C, H, W), ``eps`` (B, D), ``affine`` (B, 2, 3) and ``bumps`` (B, 2, 4, 4)."""
-        x, D = batch[0], self.hparams.latent_dim
-        shapes = {"eps": (D,), "affine": (2, 3), "bumps": (2, 4, 4)}
-        return {
-            "u": rand(*x.shape, generator=generator, device=x.device),
-            **{k: randn(len(x), *shape, generator=generator, device=x.device) for k, shape in shapes.items()},
-        }
+        x, drawn = batch[0], {"generator": generator, "device": batch[0].device}
+        shapes = {"eps": (self.hparams.latent_dim,), "affine": (2, 3), "bumps": (2, 4, 4)}
+        return {"u": rand(*x.shape, **drawn), **{k: randn(len(x), *shape, **drawn) for k, shape in shapes.items()}}
 
     def observe(self, x: Tensor, u: Tensor) -> Tensor:
         """Return images as the likelihood needs them, such as binarised or dequantised with ``u``."""
@@ -206,7 +201,7 @@ class VaDE(L.LightningModule):
         return lambda x: self.encode(deform(x, noise["affine"], noise["bumps"], self.hparams.deformation))
 
     def mean_field(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """Return the terms of minus the mean field, (B,) nats each, with q(z | deformed x), for observed images ``x``."""
+        """Return the terms of minus the mean field, (B,) nats each, with q(z | deformed x), for observed ``x``."""
         with torch.no_grad():
             log_gamma = gmm.log_responsibilities(self.encode(x).mu, self.mixture)
         encode = self.encode_deformed(noise)
@@ -236,13 +231,7 @@ class VaDE(L.LightningModule):
 
     def on_fit_start(self):
         epochs, pretraining = self.trainer.max_epochs, self.hparams.pretrain_epochs
-        if self.trainer.datamodule is None:
-            raise UserError(
-                "fit got no datamodule, from which VaDE reads the training images: use fit(model, datamodule=...)"
-            )
-        loader = self.trainer.datamodule.train_dataloader()  # a new loader: the trainer's loader must keep its position
-        known = isinstance(loader, Batched) and loader.batch_size
-        gmm.check_images(len(loader) * loader.batch_size if known else math.inf, self.hparams.num_clusters)
+        gmm.check_images(number_of_training_images(self.trainer), self.hparams.num_clusters)
         if not self.initialised and epochs not in (None, -1) and epochs <= pretraining and self.trainer.is_global_zero:
             log.warning(
                 "The run ends before the mixture is fitted: trainer.max_epochs is %d, and model.pretrain_epochs is %d. "
@@ -264,13 +253,11 @@ class VaDE(L.LightningModule):
         Raises:
             UserError: if the autoencoder has diverged.
         """
-        z = []
-        batches = self.trainer.datamodule.train_dataloader()  # a new loader, as in on_fit_start
-        for batch in tracked(batches, "encoding the images", "batch", show=shows_progress(self.trainer)):
-            x = as_batch(batch)[0].to(self.device)
-            z.append(torch.stack([self.encode(x).mu, self.encode_deformed(self.noise([x]))(x).mu], dim=1))
-        # (N, 2, D): latents of each image, and of the deformed image, in the order of the images.
-        z = all_rows(torch.cat(z), self.trainer)
+
+        def latents(x: Tensor) -> Tensor:  # of each image and of the deformed image, (B, 2, D)
+            return torch.stack([self.encode(x).mu, self.encode_deformed(self.noise([x]))(x).mu], dim=1)
+
+        z = encode_training_images(self.trainer, latents)
         if not z.isfinite().all():
             raise UserError(f"the autoencoder has diverged (its latents are not finite): lower lr={self.hparams.lr}")
         seed = int(torch.randint(2**31, ()))
@@ -302,14 +289,14 @@ class VaDE(L.LightningModule):
         return terms
 
     def validation_step(self, batch, batch_idx, stage="val"):
-        x, *y = batch
+        x, *labels = batch
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
         terms = self.bound(batch, generator=generator)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items()}, sync_dist=True, batch_size=len(x))
         if batch_idx == 0:
             self.agreement.reset()  # an interrupted evaluation may have left counts
-        if y:
-            self.agreement.update(self.cluster(x), *y)
+        for y in labels[:1]:
+            self.agreement.update(self.cluster(x), y)
 
     def on_validation_epoch_end(self, stage="val"):
         scores = self.agreement.compute() if self.agreement.update_called else {}  # no scores without labels
@@ -328,11 +315,7 @@ class VaDE(L.LightningModule):
         self.trainer.fit_loop.setup_data()  # with max_steps, Lightning has not yet called it
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         first = min(steps, self.hparams.pretrain_epochs * per_epoch)
-
-        def rate(step: int) -> float:
-            return half_cosine(step, first) if step < first else half_cosine(step - first, max(1, steps - first))
-
-        return scheduled(optimiser, rate)
+        return scheduled(optimiser, partial(two_half_cosines, first=first, total=steps))
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "vade"
