@@ -10,11 +10,10 @@ from unittest.mock import patch
 
 import lightning as L
 import torch
-from helpers import TINY, assert_same, assert_same_run, checkpoint, config, run, stop
+from helpers import TINY, assert_same, assert_same_run, checkpoint, config, model_of, run, stop
 from lightning.pytorch.strategies import DDPStrategy
 from processes import together
 
-from train import build
 from zoo.training.tables import read_rows
 
 # Options for deterministic algorithms. On CUDA, the gradient of a deformation has no deterministic algorithm.
@@ -184,7 +183,7 @@ def uses_little_memory(name, accelerator, folder):
     The steps before the capture use other memory. A run with graphs may therefore need 1.5 times the memory of a run
     without graphs, plus a copy of the weights and gradients.
     """
-    model = build(config(folder, *default_network(name)).model)
+    model = model_of(config(folder, *default_network(name)))
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     with without_capture():
         eager = peak_memory(name, accelerator, folder / "eager")

@@ -5,19 +5,21 @@ Lecture notes (docs/references.md): [DSL 12.1.2]. The paper predicts an output y
 x is an image and y is its label.
 
     p(z | y)     = N(0, I) (prior: standard)  or  N(mu_p(y), diag exp(logvar_p(y))) (learned)         CVAE.prior
-    p(x | z, y)  = prod_d Bernoulli(x_d | sigmoid(logits_d(z, y)))  or  N(x | mean(z, y), sigma^2 I)  CVAE.log_px
+    p(x | z, y)  = prod_d p(x_d | decoder_d(z, y)): Bernoulli, Gaussian or discretised logistic       CVAE.log_px
     q(z | x, y)  = N(mu(x, y), diag exp(logvar(x, y)))                                                CVAE.encode
     L(x, y)      = E_q[ log p(x | z, y) ] - KL( q(z | x, y) || p(z | y) )  <=  log p(x | y)           negative_elbo
 
-Symbols: x are images in [0, 1], (B, 1, 28, 28), binary under the Bernoulli likelihood. y are labels from 0 to K - 1,
-(B,). z are latents, (B, D). mu and logvar belong to q, and mu_p and logvar_p to the prior. u is uniform noise that
-binarises pixels. eps is standard normal noise.
+Symbols: x are images in [0, 1], (B, C, H, W), in the form that the likelihood takes, such as binary. y are labels from
+0 to K - 1, (B,). z are latents, (B, D). mu and logvar belong to q, and mu_p and logvar_p to the prior. u is uniform
+noise that binarises or dequantises x. eps is standard normal noise. zoo/functional/likelihoods.py has the formulas of
+the likelihoods.
 Logged with the prefixes train/, val/ and test/, in nats per example: loss = -L ([DSL eq. 12.5]),
-nll = -E_q log p(x | z, y), and kl, the divergence in L.
+nll = -E_q log p(x | z, y), and kl, the divergence in L. Likelihoods of 256 grey values also log bpd, the loss in bits
+per dimension of the image, with val/ and test/.
 
 Differs from the paper:
-- The condition is a label. Its one-hot vector is concatenated to the inputs of the encoder and the decoder. In the
-  paper the condition is an image, and convolutions read it.
+- The condition is a label. Its one-hot vector is concatenated to the inputs of the encoder and the decoder. With
+  ``net: conv``, the encoder receives it as constant channels. In the paper the condition is an image.
 - With ``prior: standard`` z is independent of y, as the paper allows (sec. 4). If all labels are given, the model M2 of
   Kingma et al. 2014, arXiv:1406.5298, is the same model.
 - With ``prior: learned`` a table holds a mean and a variance for each label. A network would not be more general,
@@ -44,17 +46,17 @@ from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, images, labels_in, numbers
 from zoo.checks.labels import Labels, as_labels
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_integer, check_positive, check_widths
+from zoo.checks.values import check_choice, check_image_shape, check_integer, check_positive
 from zoo.estimators import GradientEstimator, Noise, score_function
-from zoo.functional.densities import at_least_float32, binarise, kl_normal, log_bernoulli, log_normal, reparameterise
+from zoo.functional.densities import at_least_float32, kl_normal, log_normal, reparameterise
 from zoo.functional.importance import importance_weighted_log_likelihood
 from zoo.functional.latents import Gaussian, one_hot
+from zoo.functional.likelihoods import LIKELIHOODS, Likelihood, bits_per_dimension
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.description import described
-from zoo.nets.layers import mlp
+from zoo.nets.layers import ConvDecoder, ConvEncoder, check_network, mlp
+from zoo.nets.pixels import add_likelihood, pixels_given
 from zoo.training.optimisers import with_half_cosine
-
-PIXELS = 28 * 28
 
 
 def negative_elbo(
@@ -120,10 +122,14 @@ class CVAE(L.LightningModule):
         latent_dim: D, the number of latents.
         num_classes: K. Labels are integers from 0 to K - 1.
         prior: ``standard`` sets p(z | y) = N(0, I). ``learned`` learns a mean and a variance for each label.
-        likelihood: ``bernoulli`` on dynamically binarised pixels, or ``gaussian`` on grey pixels.
-        hidden: widths of the encoder's hidden layers. The decoder has the same widths in reverse order.
+        likelihood: ``bernoulli`` on dynamically binarised pixels, ``gaussian`` on real pixels, or a likelihood of 256
+            grey values, ``gaussian_dequantised`` or ``discretised_logistic``.
+        hidden: for ``mlp``, widths of the encoder's hidden layers. The decoder reverses their order. For ``conv``,
+            a list of one number, the channels of the first convolution.
         lr: learning rate of Adam, which decays to zero along half a cosine over the run.
-        variance_floor: added to the learned variance of the Gaussian likelihood, in squared pixel units (white is 1).
+        variance_floor: added to the learned variance of ``gaussian``, in squared pixel units (white is 1).
+        shape: shape of an image, (C, H, W).
+        net: type of the networks, ``mlp`` or ``conv``.
 
     Raises:
         UserError: if an argument has a value that is not allowed. Methods raise it if labels are not integers from 0 to
@@ -135,28 +141,35 @@ class CVAE(L.LightningModule):
         latent_dim: int = 4,
         num_classes: int = 10,
         prior: Literal["standard", "learned"] = "learned",
-        likelihood: Literal["bernoulli", "gaussian"] = "bernoulli",
+        likelihood: Literal["bernoulli", "gaussian", "gaussian_dequantised", "discretised_logistic"] = "bernoulli",
         hidden: Sequence[int] = (512, 512),
         lr: float = 1e-3,
         variance_floor: float = 1e-3,
+        shape: Sequence[int] = (1, 28, 28),
+        net: Literal["mlp", "conv"] = "mlp",
     ):
         super().__init__()
         check_choice("prior", prior, ("standard", "learned"))
-        check_choice("likelihood", likelihood, ("bernoulli", "gaussian"))
+        check_choice("likelihood", likelihood, tuple(LIKELIHOODS))
         check_integer("latent_dim", latent_dim)
         check_integer("num_classes", num_classes)
-        check_widths("hidden", hidden, (512, 512))
+        check_network(net, hidden, (512, 512))
+        check_image_shape("shape", shape)
         check_positive("lr", lr)
         check_positive("variance_floor", variance_floor)
-        hidden = list(hidden)
+        hidden, shape = list(hidden), list(shape)
         self.save_hyperparameters()
-        self.encoder = mlp([PIXELS + num_classes, *hidden, 2 * latent_dim])
-        self.decoder = mlp([latent_dim + num_classes, *hidden[::-1], PIXELS])
+        if net == "conv":
+            self.encoder = ConvEncoder([shape[0] + num_classes, *shape[1:]], 2 * latent_dim, hidden[0])
+            self.decoder = ConvDecoder(shape, latent_dim + num_classes, hidden[0])
+        else:
+            pixels = math.prod(shape)
+            self.encoder = mlp([pixels + num_classes, *hidden, 2 * latent_dim])
+            self.decoder = mlp([latent_dim + num_classes, *hidden[::-1], pixels])
         if prior == "learned":
             self.prior_table = nn.Embedding(num_classes, 2 * latent_dim)
             nn.init.zeros_(self.prior_table.weight)  # the prior begins as N(0, I)
-        if likelihood == "gaussian":
-            self.log_variance = nn.Parameter(torch.tensor(math.log(0.05)))  # roughly the variance of MNIST pixels
+        self.pixels = add_likelihood(self, likelihood)
 
     # The model: p(z | y), p(x | z, y) and q(z | x, y).
 
@@ -164,44 +177,49 @@ class CVAE(L.LightningModule):
         """Return ``mu_p`` and ``logvar_p`` of p(z | y), (B, D) each, for labels ``y`` (B,)."""
         y = self._labels(y, len(y) if isinstance(y, Tensor | Sequence) else 1)
         if self.hparams.prior == "standard":
-            zero = self.decoder[0].weight.new_zeros(len(y), self.hparams.latent_dim)
+            zero = next(self.decoder.parameters()).new_zeros(len(y), self.hparams.latent_dim)
             return zero, zero
         return at_least_float32(self.prior_table(y)).chunk(2, dim=-1)
 
     def encode(self, x: Tensor, y: Labels) -> Gaussian:
-        """Return ``mu`` and ``logvar`` of q(z | x, y), (B, D) each, for images (B, 1, 28, 28) and labels (B,)."""
-        return Gaussian(*at_least_float32(self.encoder(self._with_label(x.flatten(1), y))).chunk(2, dim=-1))
+        """Return ``mu`` and ``logvar`` of q(z | x, y), (B, D) each, for images (B, C, H, W) and labels (B,)."""
+        conv = self.hparams.net == "conv"
+        given = self._with_label(x, y, x.shape[-2:]) if conv else self._with_label(x.flatten(1), y)
+        return Gaussian(*at_least_float32(self.encoder(given)).chunk(2, dim=-1))
+
+    def px(self, z: Tensor, y: Labels) -> Likelihood:
+        """Return p(x | z, y) for ``z`` (..., B, D) and ``y`` (B,)."""
+        out = self.decoder(self._with_label(z, y))
+        out = out if self.hparams.net == "conv" else out.unflatten(-1, self.hparams.shape)
+        return pixels_given(self, at_least_float32(out))
 
     def decode(self, z: Tensor, y: Labels) -> Tensor:
-        """Return the mean of p(x | z, y), (..., B, 1, 28, 28), in [0, 1], for ``z`` (..., B, D) and ``y`` (B,)."""
-        out = at_least_float32(self.decoder(self._with_label(z, y))).unflatten(-1, (1, 28, 28))
-        return out.sigmoid() if self.hparams.likelihood == "bernoulli" else out.clamp(0, 1)
+        """Return the mean of p(x | z, y), (..., B, C, H, W), in [0, 1], for ``z`` (..., B, D) and ``y`` (B,)."""
+        return self.px(z, y).mean()
 
     def log_px(self, x: Tensor, z: Tensor, y: Labels) -> Tensor:
-        """Return log p(x | z, y), (..., B) nats, for ``x`` (B, 1, 28, 28), ``z`` (..., B, D) and ``y`` (B,)."""
-        out, x = at_least_float32(self.decoder(self._with_label(z, y))), x.flatten(1)
-        if self.hparams.likelihood == "bernoulli":
-            return log_bernoulli(x, out)
-        logvar = (self.log_variance.exp() + self.hparams.variance_floor).log()
-        return log_normal(x, out, logvar.expand(PIXELS))
+        """Return log p(x | z, y), (..., B) nats, for ``x`` (B, C, H, W), ``z`` (..., B, D) and ``y`` (B,)."""
+        return self.px(z, y).log_prob(x)
 
     def _labels(self, y: Labels, n: int) -> Tensor:
-        return as_labels(y, n, self.hparams.num_classes, self.decoder[0].weight.device)
+        return as_labels(y, n, self.hparams.num_classes, next(self.decoder.parameters()).device)
 
     def _given(self, y: Labels | None, n: int) -> Tensor:
         if y is None:
             raise UserError(f"y is missing, and CVAE needs labels here: give y, the labels of the {n} images")
         return self._labels(y, n)
 
-    def _with_label(self, a: Tensor, y: Labels) -> Tensor:
-        """Return ``a`` (..., B, F), concatenated with the one-hot labels ``y`` (B,), (..., B, F + K)."""
-        labels = one_hot(self._labels(y, a.shape[-2]), self.hparams.num_classes, a.dtype)
-        return torch.cat([a, labels.expand(*a.shape[:-1], -1)], dim=-1)
+    def _with_label(self, a: Tensor, y: Labels, sides: Sequence[int] = ()) -> Tensor:
+        """Return ``a`` (..., B, F, *sides) with the one-hot labels ``y`` (B,) behind it, (..., B, F + K, *sides)."""
+        axis = -1 - len(sides)
+        labels = one_hot(self._labels(y, a.shape[axis - 1]), self.hparams.num_classes, a.dtype)
+        labels = labels.view(*labels.shape, *[1] * len(sides)).expand(*a.shape[:axis], -1, *sides)
+        return torch.cat([a, labels], dim=axis)
 
     # Training. ``noise`` draws all random numbers. The objective is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
-        """Return the noise of one step: ``u`` (B, 1, 28, 28), which binarises images, and ``eps`` (B, D)."""
+        """Return the noise of one step: ``u`` (B, C, H, W), which binarises images, and ``eps`` (B, D)."""
         x = batch[0]
         return {
             "u": rand(*x.shape, generator=generator, device=x.device),
@@ -209,8 +227,8 @@ class CVAE(L.LightningModule):
         }
 
     def observe(self, x: Tensor, u: Tensor) -> Tensor:
-        """Return images as the likelihood needs them: binarised with ``u`` if Bernoulli, unchanged if Gaussian."""
-        return binarise(x, u) if self.hparams.likelihood == "bernoulli" else x
+        """Return images as the likelihood needs them, such as binarised or dequantised with ``u``."""
+        return self.pixels.observe(x, u)
 
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Return ``loss``, ``nll`` and ``kl``, averaged over the batch, in nats per example."""
@@ -229,6 +247,8 @@ class CVAE(L.LightningModule):
     def validation_step(self, batch, batch_idx, stage="val"):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
         terms = self.loss(batch, generator=generator)
+        if self.pixels.of_grey_values:
+            terms["bpd"] = bits_per_dimension(terms["loss"], self.hparams.shape)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items()}, sync_dist=True, batch_size=len(batch[0]))
 
     def test_step(self, batch, batch_idx):
@@ -250,7 +270,7 @@ class CVAE(L.LightningModule):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, y: Labels | None = None) -> Tensor:
-        """Return the mean of p(x | z, y) at the posterior mean z = mu(x, y), in [0, 1], (B, 1, 28, 28).
+        """Return the mean of p(x | z, y) at the posterior mean z = mu(x, y), in [0, 1], (B, C, H, W).
 
         Raises:
             UserError: if the labels ``y`` of ``x`` are missing.
@@ -264,7 +284,7 @@ class CVAE(L.LightningModule):
 
     @torch.no_grad()
     def sample(self, n: int, *, y: Labels | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` latents from p(z | y) and return the means of p(x | z, y), in [0, 1], (n, 1, 28, 28).
+        """Draw ``n`` latents from p(z | y) and return the means of p(x | z, y), in [0, 1], (n, C, H, W).
 
         Args:
             y: ``n`` labels, or one label for all images. None draws labels uniformly. The noise of z does not depend
@@ -289,7 +309,7 @@ class CVAE(L.LightningModule):
         """Return the importance-weighted lower bound of log p(x | y), as in Burda et al. 2015, eq. 8.
 
         Args:
-            x: images in [0, 1], (B, 1, 28, 28). With the Bernoulli likelihood, the function binarises them once.
+            x: images in [0, 1], (B, C, H, W). The function binarises or dequantises them once.
             y: labels of ``x``.
             num_samples: importance samples per image, at least 1. More samples make the bound tighter.
 

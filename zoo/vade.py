@@ -4,7 +4,7 @@ Jiang, Zheng, Tan, Tang, Zhou, "Variational Deep Embedding", 2017, arXiv:1611.05
 Lecture notes (docs/references.md): [DSL 12.1.3], [HW2 P7].
 
     p(c) p(z | c)  = pi_c N(z | mu_c, diag exp(logvar_c)),  c in 0 .. K-1                      VaDE.mixture
-    p(x | z)       = prod_d Bernoulli(x_d | sigmoid(logits_d(z)))                              VaDE.log_px
+    p(x | z)       = prod_d p(x_d | decoder_d(z)): Bernoulli, Gaussian or discretised logistic VaDE.log_px
     q(z | x)       = N(z | mu(x), diag exp(logvar(x)))                                         VaDE.encode
     p(c | z)       = pi_c N(z | c) / sum_k pi_k N(z | k)                                       VaDE.responsibilities
 
@@ -24,13 +24,14 @@ As in the paper, training maximises the mean field. Its gamma = p(c | z = mu(x))
 drawn z. Training therefore pulls all draws of z for an image and its deformations into one cluster. Six epochs of the
 mean field raised the accuracy of clusters from 0.89 (k-means) to 0.92. Six epochs of the ELBO left it at 0.89.
 
-Symbols: x are images in [0, 1], (B, 1, 28, 28), binary under the likelihood. z are latents, (B, D). c are clusters.
-gamma are responsibilities, (B, K). pi is (K,), and mu_c and logvar_c are (K, D). u is uniform noise that binarises
-pixels. eps is standard normal noise.
+Symbols: x are images in [0, 1], (B, C, H, W), in the form that the likelihood takes, such as binary. z are latents,
+(B, D). c are clusters. gamma are responsibilities, (B, K). pi is (K,), and mu_c and logvar_c are (K, D). u is uniform
+noise that binarises or dequantises x. eps is standard normal noise.
 Logged, in nats per example: loss = nll + kl_z + kl_c with nll = -E_q log p(x|z), kl_c = E_q KL( gamma || pi ) and
 kl_z = E_q[ log q(z|x) - sum_c gamma_c log p(z|c) ]. With the prefixes val/ and test/, loss is -ELBO, also during
 pretraining. With train/, loss is minus the mean field for deformed images. train/reconstruction is the loss of
-pretraining. accuracy, nmi and ari, with val/ and test/, compare clusters with labels. Training never uses labels.
+pretraining. accuracy, nmi and ari, with val/ and test/, compare clusters with the labels of the data, if there are any.
+Training never uses labels. Likelihoods of 256 grey values also log bpd, the loss in bits per dimension.
 
 Differs from the paper:
 - In both phases of training q(z | x) comes from randomly deformed images (``deformation``), and the decoder
@@ -52,38 +53,37 @@ Differs from the paper:
 import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
-from zoo.checks.capabilities import IMPORTANCE, Batched
+from zoo.checks.capabilities import IMPORTANCE
 from zoo.checks.codes import Codes, as_codes
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, images, numbers, observed, takes
 from zoo.checks.moved import names_in
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.pixels import as_batch
-from zoo.checks.values import check_choice, check_integer, check_not_negative, check_positive, check_widths
+from zoo.checks.values import check_choice, check_image_shape, check_integer, check_not_negative, check_positive
 from zoo.estimators import GradientEstimator, Noise, score_function
 from zoo.functional import mixture as gmm
 from zoo.functional.clusters import ClusterTable
 from zoo.functional.deformation import deform
-from zoo.functional.densities import at_least_float32, binarise, log_bernoulli, reparameterise
+from zoo.functional.densities import at_least_float32, reparameterise
 from zoo.functional.importance import importance_weighted_log_likelihood
 from zoo.functional.latents import Gaussian
+from zoo.functional.likelihoods import LIKELIHOODS, Likelihood, bits_per_dimension
 from zoo.functional.noise import chunk_generator, rand, randn
-from zoo.functional.progress import tracked
 from zoo.nets.description import described
-from zoo.nets.layers import mlp
+from zoo.nets.layers import check_network, image_networks, last_layer
+from zoo.nets.pixels import add_likelihood, pixels_given
+from zoo.training.encoding import encode_training_images, number_of_training_images
 from zoo.training.optimisers import reset_adam, scheduled
-from zoo.training.ranks import all_rows, shows_progress
-from zoo.training.schedules import half_cosine
+from zoo.training.schedules import two_half_cosines
 
 log = logging.getLogger(__name__)
-
-PIXELS = 28 * 28
 
 __getattr__ = names_in("zoo.vade", "zoo.functional.mixture")  # former names of this module
 
@@ -100,12 +100,18 @@ class VaDE(L.LightningModule):
     Args:
         num_clusters: K, the number of clusters.
         latent_dim: D, the number of latents.
-        hidden: widths of the encoder's hidden layers. The decoder has the same widths in reverse order.
+        hidden: for ``mlp``, widths of the encoder's hidden layers. The decoder reverses their order. For ``conv``,
+            a list of one number, the channels of the first convolution.
         pretrain_epochs: epochs of the autoencoder. With 0 the mixture is fitted to latents of the untrained encoder.
         initial_mixture: method that fits the mixture (zoo/functional/mixture.py), ``kmeans`` or ``em``.
         restarts: number of runs of ``initial_mixture``. The best run is kept.
         deformation: strength of the random deformation of the encoder's images in training. 0 turns it off.
         lr: learning rate of Adam, which decays to zero along half a cosine in each phase.
+        likelihood: ``bernoulli`` on dynamically binarised pixels, ``gaussian`` on real pixels, or a likelihood of 256
+            grey values, ``gaussian_dequantised`` or ``discretised_logistic``.
+        variance_floor: added to the learned variance of ``gaussian``, in squared pixel units (white is 1).
+        shape: shape of an image, (C, H, W).
+        net: type of the networks, ``mlp`` or ``conv``.
 
     Raises:
         UserError: if an argument has a value that is not allowed.
@@ -121,6 +127,10 @@ class VaDE(L.LightningModule):
         restarts: int = 30,
         deformation: float = 0.15,
         lr: float = 1e-3,
+        likelihood: Literal["bernoulli", "gaussian", "gaussian_dequantised", "discretised_logistic"] = "bernoulli",
+        variance_floor: float = 1e-3,
+        shape: Sequence[int] = (1, 28, 28),
+        net: Literal["mlp", "conv"] = "mlp",
     ):
         super().__init__()
         check_integer("num_clusters", num_clusters)
@@ -128,13 +138,16 @@ class VaDE(L.LightningModule):
         check_integer("restarts", restarts)
         check_choice("initial_mixture", initial_mixture, ("kmeans", "em"))
         check_integer("pretrain_epochs", pretrain_epochs, least=0)
-        check_widths("hidden", hidden, (300, 300, 600))
+        check_network(net, hidden, (300, 300, 600))
+        check_image_shape("shape", shape)
+        check_choice("likelihood", likelihood, tuple(LIKELIHOODS))
+        check_positive("variance_floor", variance_floor)
         check_not_negative("deformation", deformation)
         check_positive("lr", lr)
-        hidden = list(hidden)
+        hidden, shape = list(hidden), list(shape)
         self.save_hyperparameters()
-        self.encoder = nn.Sequential(nn.Flatten(), mlp([PIXELS, *hidden, 2 * latent_dim]))
-        self.decoder = nn.Sequential(mlp([latent_dim, *hidden[::-1], PIXELS]), nn.Unflatten(-1, (1, 28, 28)))
+        self.encoder, self.decoder = image_networks(net, shape, 2 * latent_dim, latent_dim, hidden, nn.ReLU)
+        self.pixels = add_likelihood(self, likelihood)
         self.pi_logits = nn.Parameter(torch.zeros(num_clusters))
         self.mu_c = nn.Parameter(torch.randn(num_clusters, latent_dim))
         self.logvar_c = nn.Parameter(torch.zeros(num_clusters, latent_dim))
@@ -151,17 +164,21 @@ class VaDE(L.LightningModule):
         return gmm.Mixture(*parameters)
 
     def encode(self, x: Tensor) -> Gaussian:
-        """Return ``mu`` and ``logvar`` of q(z | x), (B, D) each, for images ``x`` (B, 1, 28, 28)."""
+        """Return ``mu`` and ``logvar`` of q(z | x), (B, D) each, for images ``x`` (B, C, H, W)."""
         return Gaussian(*at_least_float32(self.encoder(x)).chunk(2, dim=-1))
 
+    def px(self, z: Tensor) -> Likelihood:
+        """Return p(x | z) for latents (..., D)."""
+        return pixels_given(self, at_least_float32(self.decoder(z)))
+
     def decode(self, z: Tensor) -> Tensor:
-        """Return the mean of p(x | z), (..., 1, 28, 28), in [0, 1], for latents (..., D)."""
-        return at_least_float32(self.decoder(z)).sigmoid()
+        """Return the mean of p(x | z), (..., C, H, W), in [0, 1], for latents (..., D)."""
+        return self.px(z).mean()
 
     @takes(x=observed)
     def log_px(self, x: Tensor, z: Tensor) -> Tensor:
-        """Return log p(x | z), (...) nats, for ``x`` (..., 1, 28, 28) and ``z`` (..., D)."""
-        return log_bernoulli(x.flatten(-3), at_least_float32(self.decoder(z)).flatten(-3))
+        """Return log p(x | z), (...) nats, for ``x`` (..., C, H, W) and ``z`` (..., D)."""
+        return self.px(z).log_prob(x)
 
     def responsibilities(self, z: Tensor) -> Tensor:
         """Return p(c | z), (..., K), for latents (..., D)."""
@@ -170,20 +187,21 @@ class VaDE(L.LightningModule):
     # Training. ``noise`` draws all random numbers. The objectives are deterministic functions of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
-        """Return noise: ``u`` (B, 1, 28, 28), ``eps`` (B, D), ``affine`` (B, 2, 3) and ``bumps`` (B, 2, 4, 4)."""
-        x, D = batch[0], self.hparams.latent_dim
-        shapes = {"eps": (D,), "affine": (2, 3), "bumps": (2, 4, 4)}
-        return {
-            "u": rand(*x.shape, generator=generator, device=x.device),
-            **{k: randn(len(x), *shape, generator=generator, device=x.device) for k, shape in shapes.items()},
-        }
+        """Return noise: ``u`` (B, C, H, W), ``eps`` (B, D), ``affine`` (B, 2, 3) and ``bumps`` (B, 2, 4, 4)."""
+        x, drawn = batch[0], {"generator": generator, "device": batch[0].device}
+        shapes = {"eps": (self.hparams.latent_dim,), "affine": (2, 3), "bumps": (2, 4, 4)}
+        return {"u": rand(*x.shape, **drawn), **{k: randn(len(x), *shape, **drawn) for k, shape in shapes.items()}}
+
+    def observe(self, x: Tensor, u: Tensor) -> Tensor:
+        """Return images as the likelihood needs them, such as binarised or dequantised with ``u``."""
+        return self.pixels.observe(x, u)
 
     def encode_deformed(self, noise: Noise) -> Callable:
         """Return a function that deforms images and then encodes them."""
         return lambda x: self.encode(deform(x, noise["affine"], noise["bumps"], self.hparams.deformation))
 
     def mean_field(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """Return the terms of minus the mean field, (B,) nats each, with q(z | deformed x), for binary images ``x``."""
+        """Return the terms of minus the mean field, (B,) nats each, with q(z | deformed x), for observed ``x``."""
         with torch.no_grad():
             log_gamma = gmm.log_responsibilities(self.encode(x).mu, self.mixture)
         encode = self.encode_deformed(noise)
@@ -192,32 +210,28 @@ class VaDE(L.LightningModule):
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Return the terms of :meth:`mean_field`, averaged over the batch. Training minimises ``loss``."""
         noise = self.noise(batch, generator=generator)
-        return {name: term.mean() for name, term in self.mean_field(binarise(batch[0], noise["u"]), noise).items()}
+        return {name: term.mean() for name, term in self.mean_field(self.observe(batch[0], noise["u"]), noise).items()}
 
     def bound(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Return the terms of -ELBO without deformation, averaged over the batch, in nats per example."""
         noise = self.noise(batch, generator=generator)
-        x = binarise(batch[0], noise["u"])
+        x = self.observe(batch[0], noise["u"])
         terms = gmm.negative_elbo(x, noise["eps"], self.encode, self.log_px, self.mixture)
+        if self.pixels.of_grey_values:
+            terms["bpd"] = bits_per_dimension(terms["loss"], self.hparams.shape)
         return {name: term.mean() for name, term in terms.items()}
 
     def pretraining_loss(self, batch, *, generator: torch.Generator | None = None) -> Tensor:
         """Return the autoencoder's loss, () nats: the batch mean of -log p(x | z) at z = mu(deformed x)."""
         noise = self.noise(batch, generator=generator)
-        x = binarise(batch[0], noise["u"])
+        x = self.observe(batch[0], noise["u"])
         # Distributed training needs a gradient for every parameter. This term gives the mixture the gradient zero.
         mixture = self.pi_logits.sum() + self.mu_c.sum() + self.logvar_c.sum()
         return -self.log_px(x, self.encode_deformed(noise)(x).mu).mean() + 0.0 * mixture
 
     def on_fit_start(self):
         epochs, pretraining = self.trainer.max_epochs, self.hparams.pretrain_epochs
-        if self.trainer.datamodule is None:
-            raise UserError(
-                "fit got no datamodule, from which VaDE reads the training images: use fit(model, datamodule=...)"
-            )
-        loader = self.trainer.datamodule.train_dataloader()  # a new loader: the trainer's loader must keep its position
-        known = isinstance(loader, Batched) and loader.batch_size
-        gmm.check_images(len(loader) * loader.batch_size if known else math.inf, self.hparams.num_clusters)
+        gmm.check_images(number_of_training_images(self.trainer), self.hparams.num_clusters)
         if not self.initialised and epochs not in (None, -1) and epochs <= pretraining and self.trainer.is_global_zero:
             log.warning(
                 "The run ends before the mixture is fitted: trainer.max_epochs is %d, and model.pretrain_epochs is %d. "
@@ -239,13 +253,11 @@ class VaDE(L.LightningModule):
         Raises:
             UserError: if the autoencoder has diverged.
         """
-        z = []
-        batches = self.trainer.datamodule.train_dataloader()  # a new loader, as in on_fit_start
-        for batch in tracked(batches, "encoding the images", "batch", show=shows_progress(self.trainer)):
-            x = as_batch(batch)[0].to(self.device)
-            z.append(torch.stack([self.encode(x).mu, self.encode_deformed(self.noise([x]))(x).mu], dim=1))
-        # (N, 2, D): latents of each image, and of the deformed image, in the order of the images.
-        z = all_rows(torch.cat(z), self.trainer)
+
+        def latents(x: Tensor) -> Tensor:  # of each image and of the deformed image, (B, 2, D)
+            return torch.stack([self.encode(x).mu, self.encode_deformed(self.noise([x]))(x).mu], dim=1)
+
+        z = encode_training_images(self.trainer, latents)
         if not z.isfinite().all():
             raise UserError(f"the autoencoder has diverged (its latents are not finite): lower lr={self.hparams.lr}")
         seed = int(torch.randint(2**31, ()))
@@ -256,7 +268,7 @@ class VaDE(L.LightningModule):
         for parameter, value in zip((self.pi_logits, self.mu_c, self.logvar_c), fitted, strict=True):
             parameter.copy_(value)
         # Pretraining does not train the variance of q(z | x). Set it to 1/20 of the mean variance of the components.
-        D, last = self.hparams.latent_dim, self.encoder[-1][-1]
+        D, last = self.hparams.latent_dim, last_layer(self.encoder)
         last.weight[D:] = 0
         last.bias[D:] = (self.logvar_c.exp().mean() / 20).log()
         self.initialised.fill_(True)
@@ -277,14 +289,14 @@ class VaDE(L.LightningModule):
         return terms
 
     def validation_step(self, batch, batch_idx, stage="val"):
-        x, *y = batch
+        x, *labels = batch
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
         terms = self.bound(batch, generator=generator)
         self.log_dict({f"{stage}/{k}": v for k, v in terms.items()}, sync_dist=True, batch_size=len(x))
         if batch_idx == 0:
             self.agreement.reset()  # an interrupted evaluation may have left counts
-        if y:
-            self.agreement.update(self.cluster(x), *y)
+        for y in labels[:1]:
+            self.agreement.update(self.cluster(x), y)
 
     def on_validation_epoch_end(self, stage="val"):
         scores = self.agreement.compute() if self.agreement.update_called else {}  # no scores without labels
@@ -303,11 +315,7 @@ class VaDE(L.LightningModule):
         self.trainer.fit_loop.setup_data()  # with max_steps, Lightning has not yet called it
         per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         first = min(steps, self.hparams.pretrain_epochs * per_epoch)
-
-        def rate(step: int) -> float:
-            return half_cosine(step, first) if step < first else half_cosine(step - first, max(1, steps - first))
-
-        return scheduled(optimiser, rate)
+        return scheduled(optimiser, partial(two_half_cosines, first=first, total=steps))
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "vade"
@@ -320,12 +328,12 @@ class VaDE(L.LightningModule):
         return self.cluster(x)
 
     def cluster(self, x: Tensor) -> Tensor:
-        """Return the most probable cluster at z = mu(x), 0 .. K-1, (B,), for images in [0, 1], (B, 1, 28, 28)."""
+        """Return the most probable cluster at z = mu(x), 0 .. K-1, (B,), for images in [0, 1], (B, C, H, W)."""
         return self.responsibilities(self.encode(x).mu).argmax(-1)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, y: Tensor | None = None) -> Tensor:
-        """Return the mean of p(x | z) at z = mu(x), in [0, 1], (B, 1, 28, 28). ``y`` is not used."""
+        """Return the mean of p(x | z) at z = mu(x), in [0, 1], (B, C, H, W). ``y`` is not used."""
         return self.decode(self.encode(x).mu)
 
     def rows(self) -> tuple[str, list[int]]:
@@ -340,7 +348,7 @@ class VaDE(L.LightningModule):
             clusters: n clusters 0 .. K-1, or one cluster for all images. None draws clusters from pi.
 
         Returns:
-            (n, 1, 28, 28), in [0, 1].
+            (n, C, H, W), in [0, 1].
 
         Raises:
             UserError: if ``clusters`` are not integers from 0 to K-1, or if their number is neither n nor one.
@@ -360,14 +368,14 @@ class VaDE(L.LightningModule):
         """Return the importance-weighted lower bound of log p(x), Burda et al. 2015, eq. 8.
 
         Args:
-            x: images in [0, 1], (B, 1, 28, 28). The function binarises them once.
+            x: images in [0, 1], (B, C, H, W). The function binarises or dequantises them once.
             num_samples: importance samples per image, at least 1. More samples make the bound tighter.
             y: labels, which are not used.
 
         Returns:
             (B,): nats.
         """
-        x = binarise(x, rand(*x.shape, generator=generator, device=x.device))
+        x = self.observe(x, rand(*x.shape, generator=generator, device=x.device))
         posterior, mixture = self.encode(x), self.mixture
 
         def log_weight(n: int) -> Tensor:
@@ -379,9 +387,9 @@ class VaDE(L.LightningModule):
     # Gradient estimators.
 
     def probe_batch(self, batch, *, generator: torch.Generator | None = None):
-        """Return ``batch`` with binary pixels. The gradient then varies only with the noise of the estimator."""
+        """Return ``batch`` with observed pixels. The gradient then varies only with the noise of the estimator."""
         x, *rest = batch
-        return [binarise(x, rand(*x.shape, generator=generator, device=x.device)), *rest]
+        return [self.observe(x, rand(*x.shape, generator=generator, device=x.device)), *rest]
 
     def gradient_estimators(self) -> dict[str, GradientEstimator]:
         """Return gradient estimators by name, for losses averaged over the batch, with q(z | deformed x).
@@ -395,7 +403,7 @@ class VaDE(L.LightningModule):
 
         def estimator(name: str, objective: Callable[[Tensor, Noise], Tensor]) -> GradientEstimator:
             def loss(batch, noise: Noise) -> Tensor:
-                return objective(binarise(batch[0], noise["u"]), noise).mean()
+                return objective(self.observe(batch[0], noise["u"]), noise).mean()
 
             # torch.func.vmap has no batching rule for the deformation.
             return GradientEstimator.of(self, name, params, self.noise, loss, batched=False)

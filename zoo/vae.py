@@ -5,7 +5,7 @@ importance-weighted bound. Hinton et al. 1995 for wake-sleep. Lecture notes (doc
 [Liao22] for amortised inference with continuous and binary latents and for wake-sleep.
 
     p(z)      = N(0, I), Bernoulli(1/2)^D, or uniform over K categories, D times               VAE.prior
-    p(x | z)  = prod_d Bernoulli(x_d | sigmoid(logits_d(z)))  or  N(x | mean(z), sigma^2 I)    VAE.log_px
+    p(x | z)  = prod_d p(x_d | decoder_d(z)): Bernoulli, Gaussian or discretised logistic      VAE.log_px
     q(z | x)  = D independent latents of the family of p(z), with parameters from a network    VAE.encode
     ELBO(x)   = E_q[ log p(x | z) ] - beta KL( q(z | x) || p(z) )                              VAE.negative_elbo
                 <= log p(x)  at beta = 1                          eq. 3, [HW2 P5]; for beta, [HW2 P4]
@@ -14,12 +14,14 @@ importance-weighted bound. Hinton et al. 1995 for wake-sleep. Lecture notes (doc
     wake      draw z ~ q(z | x), increase log p(x | z)                                         wake
     sleep     draw z ~ p(z), x ~ p(x | z), increase log q(z | x)                               sleep
 
-Symbols: x are images in [0, 1], (B, 1, 28, 28), binary under the Bernoulli likelihood. z are latents, (B, D) or one-hot
-(B, D, K). k draws for each image are (k, B, ...). u is uniform noise that binarises pixels.
-zoo/functional/latents.py has the families of latents. zoo/functional/importance.py has L_k and w_i.
+Symbols: x are images in [0, 1], (B, C, H, W), in the form that the likelihood takes, such as binary. z are latents,
+(B, D) or one-hot (B, D, K). k draws for each image are (k, B, ...). u is uniform noise that binarises or dequantises x.
+zoo/functional/latents.py has the families of latents. zoo/functional/likelihoods.py has the formulas of the
+likelihoods. zoo/functional/importance.py has L_k and w_i.
 zoo/estimators/by_name.py lists the gradient estimators. zoo/estimators/learned.py has baselines and control variates.
 Logged with the prefixes train/, val/ and test/, in nats per example: loss = -ELBO (with beta) or -L_k,
-nll = -E_q log p(x | z), and kl. Validation and test always use hard draws of z. With gumbel_softmax, train/ uses
+nll = -E_q log p(x | z), and kl. Likelihoods of 256 grey values also log bpd, minus the bound in bits per dimension
+of the image, with val/ and test/. Validation and test always use hard draws of z. With gumbel_softmax, train/ uses
 relaxed latents. With wake_sleep, train/loss is wake + sleep. train/baseline is the squared error of NVIL's baseline.
 train/control is the loss of a control variate: the mean squared gradient with respect to the logits of q.
 
@@ -32,7 +34,8 @@ Differs from the papers:
   is the probability of a 1.
 - The Gaussian likelihood has one learned variance for all pixels (Rybkin et al. 2021), not one for each pixel.
   ``variance_floor`` is added to this variance. Without the floor, exact reconstructions have unbounded density.
-- The means of the Gaussian likelihood come from a linear layer, not a sigmoid. Only ``decode`` clips them to [0, 1].
+  The discretised logistic has one learned scale for all pixels.
+- The means of these likelihoods come from a linear layer, not a sigmoid. Only ``decode`` clips them to [0, 1].
 - The score-function estimators use the divergence in closed form. [Liao22] puts all of log p(x, z) - log q(z | x) into
   the score term, as the estimators ``+sampled_kl`` do. Both gradients have the same expectation.
 - Training with relaxed latents uses the closed-form divergence of discrete latents, as in Jang et al. train/loss is
@@ -59,19 +62,20 @@ from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, images, numbers, observed, takes
 from zoo.checks.moved import names_in
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_integer, check_not_negative, check_positive, check_widths
+from zoo.checks.values import check_choice, check_image_shape, check_integer, check_not_negative, check_positive
 from zoo.estimators import GradientEstimator, Noise, by_name, multi_sample_surrogate, with_gradient
 from zoo.estimators.learned import FixedControl, Learned, earlier_keys, learned_by, without_parameter_gradients
 from zoo.functional import importance
-from zoo.functional.densities import at_least_float32, binarise, log_bernoulli, log_normal
+from zoo.functional.densities import at_least_float32
 from zoo.functional.latents import LATENTS, Bernoulli, Categorical, Gaussian, log_ratio
-from zoo.functional.noise import chunk_generator, rand, randn
+from zoo.functional.likelihoods import LIKELIHOODS, Likelihood, bits_per_dimension
+from zoo.functional.noise import chunk_generator, rand
 from zoo.functional.precision import keep_float32
 from zoo.nets.description import described
-from zoo.nets.layers import image_networks
+from zoo.nets.layers import check_network, image_networks
+from zoo.nets.pixels import add_likelihood, pixels_given
 from zoo.training.optimisers import with_half_cosine
 
-PIXELS = 28 * 28
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 __getattr__ = names_in("zoo.vae", "zoo.functional.importance", "zoo.estimators.by_name")  # former names of this module
@@ -98,7 +102,8 @@ class VAE(L.LightningModule):
         latent: family of the latents, ``gaussian``, ``bernoulli`` (binary) or ``categorical``.
         latent_dim: D, the number of latents.
         num_categories: K, the number of categories of each categorical latent.
-        likelihood: ``bernoulli`` on dynamically binarised pixels, or ``gaussian`` on grey pixels.
+        likelihood: ``bernoulli`` on dynamically binarised pixels, ``gaussian`` on real pixels, or a likelihood of 256
+            grey values, ``gaussian_dequantised`` or ``discretised_logistic``.
         net: type of the networks, ``mlp`` or ``conv``.
         hidden: for ``mlp``, widths of the encoder's hidden layers. The decoder reverses their order. For ``conv``,
             a list of one number, the channels of the first convolution.
@@ -113,7 +118,8 @@ class VAE(L.LightningModule):
         temperature_end: temperature of gumbel_softmax and straight_through at the end of the run. The change is
             exponential. None keeps the temperature constant.
         lr: learning rate of Adam, which decays to zero along half a cosine over the run.
-        variance_floor: added to the learned variance of the Gaussian likelihood, in squared pixel units (white is 1).
+        variance_floor: added to the learned variance of ``gaussian``, in squared pixel units (white is 1).
+        shape: shape of an image, (C, H, W).
 
     Raises:
         UserError: if an argument has a value that is not allowed, or that another argument excludes.
@@ -124,7 +130,7 @@ class VAE(L.LightningModule):
         latent: Literal["gaussian", "bernoulli", "categorical"] = "gaussian",
         latent_dim: int = 32,
         num_categories: int = 10,
-        likelihood: Literal["bernoulli", "gaussian"] = "bernoulli",
+        likelihood: Literal["bernoulli", "gaussian", "gaussian_dequantised", "discretised_logistic"] = "bernoulli",
         net: Literal["mlp", "conv"] = "mlp",
         hidden: Sequence[int] = (512, 512),
         activation: Literal["relu", "tanh"] = "relu",
@@ -136,9 +142,10 @@ class VAE(L.LightningModule):
         temperature_end: float | None = None,
         lr: float = 1e-3,
         variance_floor: float = 1e-3,
+        shape: Sequence[int] = (1, 28, 28),
     ):
         super().__init__()
-        hidden = list(hidden) if isinstance(hidden, tuple) else hidden
+        hidden, shape = (list(a) if isinstance(a, tuple) else a for a in (hidden, shape))
         self.save_hyperparameters()
         self._check()
         self.latents = LATENTS[latent]
@@ -146,31 +153,28 @@ class VAE(L.LightningModule):
         self.estimator = by_name.chosen(objective, latent, estimator, num_samples)
         features = math.prod(self.latent_shape)
         outputs = 2 * latent_dim if latent == "gaussian" else features
-        self.encoder, self.decoder = image_networks(net, outputs, features, hidden, ACTIVATIONS[activation])
-        if likelihood == "gaussian":
-            self.log_variance = nn.Parameter(torch.tensor(math.log(0.05)))  # roughly the variance of MNIST pixels
+        self.encoder, self.decoder = image_networks(net, shape, outputs, features, hidden, ACTIVATIONS[activation])
+        self.pixels = add_likelihood(self, likelihood)
         tau = None if temperature_end is None else torch.tensor(temperature)
         self.register_buffer("step_tau", tau, persistent=False)  # temperature of the training step, if it changes
-        for name, module in learned_by(self.estimator, PIXELS, features, temperature).items():
+        for name, module in learned_by(self.estimator, math.prod(shape), features, temperature).items():
             self.add_module(name, module)
         self.register_load_state_dict_pre_hook(earlier_keys)
 
     def _check(self) -> None:
         h = self.hparams
         check_choice("latent", h.latent, tuple(LATENTS))
-        check_choice("likelihood", h.likelihood, ("bernoulli", "gaussian"))
-        check_choice("net", h.net, ("mlp", "conv"))
+        check_choice("likelihood", h.likelihood, tuple(LIKELIHOODS))
         check_choice("activation", h.activation, tuple(ACTIVATIONS))
         check_choice("objective", h.objective, ("elbo", "iwae", "wake_sleep"))
         check_integer("latent_dim", h.latent_dim)
         check_integer("num_categories", h.num_categories, least=2)
         check_integer("num_samples", h.num_samples)
-        check_widths("hidden", hidden := h.hidden, (512, 512))
+        check_network(h.net, h.hidden, (512, 512))
+        check_image_shape("shape", h.shape)
         check_positive("lr", h.lr)
         check_positive("variance_floor", h.variance_floor)
         check_not_negative("beta", h.beta)
-        if h.net == "conv" and len(hidden) != 1:
-            raise UserError(f"hidden must be one number of channels for net=conv, such as [32], got {hidden}")
         by_name.check_temperatures(h.estimator, h.temperature, h.temperature_end)
         if h.beta != 1 and h.objective != "elbo":
             raise UserError(f"beta must be 1 with objective={h.objective}, got {h.beta}; use objective=elbo")
@@ -178,7 +182,7 @@ class VAE(L.LightningModule):
     # The model: p(x | z) and q(z | x).
 
     def encode(self, x: Tensor) -> Gaussian | Bernoulli | Categorical:
-        """Return q(z | x) for images ``x`` (B, 1, 28, 28). A Gaussian q has ``mu`` and ``logvar``, (B, D) each."""
+        """Return q(z | x) for images ``x`` (B, C, H, W). A Gaussian q has ``mu`` and ``logvar``, (B, D) each."""
         return self.latents.of(at_least_float32(self.encoder(x)), self.latent_shape)
 
     def prior(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -186,38 +190,31 @@ class VAE(L.LightningModule):
         noise = self.latents.noise(n, *self.latent_shape, generator=generator, device=self.device)
         return self.latents.draw_prior(noise)
 
-    def _decoder(self, z: Tensor, fixed: bool = False) -> Tensor:
-        z = z.flatten(-2) if self.latents is Categorical else z
-        return at_least_float32(without_parameter_gradients(self.decoder, z) if fixed else self.decoder(z))
-
     def decode(self, z: Tensor) -> Tensor:
-        """Return the mean of p(x | z), (..., 1, 28, 28), clipped to [0, 1], for latents (..., D) or (..., D, K)."""
-        out = self._decoder(z)
-        return out.sigmoid() if self.hparams.likelihood == "bernoulli" else out.clamp(0, 1)
+        """Return the mean of p(x | z), (..., C, H, W), clipped to [0, 1], for latents (..., D) or (..., D, K)."""
+        return self.px(z).mean()
+
+    def px(self, z: Tensor, fixed: bool = False) -> Likelihood:
+        """Return p(x | z) for ``z`` (..., D) or (..., D, K). ``fixed`` means no gradients of the decoder."""
+        z = z.flatten(-2) if self.latents is Categorical else z
+        out = without_parameter_gradients(self.decoder, z) if fixed else self.decoder(z)
+        return pixels_given(self, at_least_float32(out), fixed)
 
     @takes(x=observed)
     def log_px(self, x: Tensor, z: Tensor, without_parameter_gradients: bool = False) -> Tensor:
-        """Return log p(x | z), (...) nats, for ``x`` (..., 1, 28, 28) and ``z`` (..., D) or (..., D, K).
+        """Return log p(x | z), (...) nats, for ``x`` (..., C, H, W) and ``z`` (..., D) or (..., D, K).
 
         Args:
             without_parameter_gradients: whether to compute gradients of ``z`` but not of the decoder's parameters.
         """
-        out, x = self._decoder(z, without_parameter_gradients).flatten(-3), x.flatten(-3)
-        if self.hparams.likelihood == "bernoulli":
-            return log_bernoulli(x, out)
-        return log_normal(x, out, self.pixel_logvar(without_parameter_gradients).expand(out.shape[-1]))
-
-    def pixel_logvar(self, without_parameter_gradients: bool = False) -> Tensor:
-        """Return the log variance of a pixel under the Gaussian likelihood, ()."""
-        logvar = self.log_variance.detach() if without_parameter_gradients else self.log_variance
-        return (logvar.exp() + self.hparams.variance_floor).log()
+        return self.px(z, without_parameter_gradients).log_prob(x)
 
     # Training. ``noise`` draws all random numbers. The objectives are deterministic functions of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, estimator: str | None = None) -> Noise:
         """Return the noise of one step of ``estimator``. None selects the estimator of the model.
 
-        ``u`` (B, 1, 28, 28) binarises images. ``z`` draws k latents for each image. Some estimators add more noise.
+        ``u`` (B, C, H, W) binarises images. ``z`` draws k latents for each image. Some estimators add more noise.
         """
         estimator = estimator or self.estimator
         x, k = batch[0], self.hparams.num_samples
@@ -227,12 +224,12 @@ class VAE(L.LightningModule):
         noise |= by_name.draw_noise(estimator, latents, k)
         if estimator == "wake_sleep":
             noise["sleep_z"] = latents(1)[0]
-            noise["sleep_x"] = (randn if self.hparams.likelihood == "gaussian" else rand)(*x.shape, **drawn)
+            noise["sleep_x"] = self.pixels.noise(*x.shape, **drawn)
         return noise
 
     def observe(self, x: Tensor, u: Tensor) -> Tensor:
-        """Return images as the likelihood needs them: binarised with ``u`` if Bernoulli, unchanged if Gaussian."""
-        return binarise(x, u) if self.hparams.likelihood == "bernoulli" else x
+        """Return images as the likelihood needs them, such as binarised or dequantised with ``u``."""
+        return self.pixels.observe(x, u)
 
     def negative_elbo(self, x: Tensor, noise: Noise, estimator: str, tau: Tensor | None = None) -> dict[str, Tensor]:
         """Return ``loss`` = nll + beta kl, ``nll`` and ``kl``, (B,) nats each, with the gradient of ``estimator``.
@@ -270,10 +267,7 @@ class VAE(L.LightningModule):
         awake = wake(x, self.encode(x).draw(noise["z"]), self.log_px).mean(0)
         with torch.no_grad():
             z = self.latents.draw_prior(noise["sleep_z"])
-            if self.hparams.likelihood == "bernoulli":
-                dream = binarise(self.decode(z), noise["sleep_x"])
-            else:
-                dream = self._decoder(z) + (self.pixel_logvar() / 2).exp() * noise["sleep_x"]
+            dream = self.px(z).draw(noise["sleep_x"])
         asleep = sleep(dream, z, self.encode)
         return {"loss": awake + asleep, "wake": awake, "sleep": asleep}
 
@@ -321,10 +315,16 @@ class VAE(L.LightningModule):
             self.step_tau.fill_(self.tau)
 
     def bound(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Return the terms of -ELBO or -L_k at hard draws of z. Validation logs them for every estimator."""
+        """Return the terms of -ELBO or -L_k at hard draws of z. Validation logs them for every estimator.
+
+        Likelihoods of grey values also have the term ``bpd``.
+        """
         plain = "pathwise" if self.latents is Gaussian else "score_function"
         noise = self.noise(batch, generator=generator, estimator=plain)
         terms = self.objective(plain)(self.observe(batch[0], noise["u"]), noise)
+        if self.pixels.of_grey_values:
+            minus_bound = terms["loss"] + (1 - self.hparams.beta) * terms["kl"]
+            terms["bpd"] = bits_per_dimension(minus_bound, self.hparams.shape)
         return {name: term.mean() for name, term in terms.items()}
 
     def graph_key(self) -> None:
@@ -360,12 +360,12 @@ class VAE(L.LightningModule):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, y: Tensor | None = None) -> Tensor:
-        """Return the mean of p(x | z) at the mode of q(z | x), in [0, 1], (B, 1, 28, 28). ``y`` is not used."""
+        """Return the mean of p(x | z) at the mode of q(z | x), in [0, 1], (B, C, H, W). ``y`` is not used."""
         return self.decode(self.encode(x).mode())
 
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` latents from the prior and return the means of p(x | z), in [0, 1], (n, 1, 28, 28)."""
+        """Draw ``n`` latents from the prior and return the means of p(x | z), in [0, 1], (n, C, H, W)."""
         return self.decode(self.prior(n, generator=generator))
 
     @torch.no_grad()
@@ -375,7 +375,7 @@ class VAE(L.LightningModule):
         """Return the importance-weighted lower bound of log p(x), Burda et al. 2015, eq. 8.
 
         Args:
-            x: images in [0, 1], (B, 1, 28, 28). With the Bernoulli likelihood, the function binarises them once.
+            x: images in [0, 1], (B, C, H, W). The function binarises or dequantises them once.
             num_samples: importance samples per image, at least 1. More samples make the bound tighter.
             y: labels, which are not used.
 

@@ -11,13 +11,12 @@ import pytest
 import torch
 import wandb
 import yaml
-from helpers import CONFIGS, TINY, assert_same, checkpoint, config, run
+from helpers import CONFIGS, TINY, assert_same, checkpoint, config, model_of, run
 from omegaconf import OmegaConf
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb_server import serve
 
 import zoo
-from train import build
 from zoo.callbacks import WandbLogger
 from zoo.hub import CheckpointError
 
@@ -176,4 +175,4 @@ def test_the_sweep_files_fit_the_configuration():
         cfg = config("/", *fixed, *(f"{key}={value}" for key, value in first.items()))
         assert OmegaConf.select(cfg, "callbacks.best.monitor") == sweep["metric"]["name"]
         assert sweep["program"] == "train.py" and sweep["command"][-1] == "${args_no_hyphens}"
-        build(cfg.model)
+        model_of(cfg)

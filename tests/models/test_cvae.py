@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import TINY, config
+from helpers import TINY, config, model_of
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from torch.testing import assert_close
 
@@ -297,7 +297,7 @@ def test_a_data_module_of_more_classes_is_refused(tmp_path):
     cfg = config(tmp_path, *TINY["cvae"], "model.num_classes=5", "trainer=cpu", "logger=none", "debug=fast")
     trainer = build(cfg.trainer, callbacks=[], logger=[])
     with pytest.raises(ValueError, match="model.num_classes is 5, but digits has 10 classes"):
-        trainer.fit(build(cfg.model), datamodule=Images("digits"))
+        trainer.fit(model_of(cfg), datamodule=Images("digits"))
 
 
 def test_pictures_have_a_row_for_each_label():
@@ -315,7 +315,7 @@ def test_pictures_have_a_row_for_each_label():
     ("arguments", "message"),
     [
         ({"prior": "flat"}, "prior must be standard or learned, got 'flat'"),
-        ({"likelihood": "poisson"}, "bernoulli or gaussian, got 'poisson'"),
+        ({"likelihood": "poisson"}, "gaussian_dequantised or discretised_logistic, got 'poisson'"),
         ({"latent_dim": 0}, "latent_dim must be an integer of at least 1, got 0"),
         ({"num_classes": 0}, "num_classes must be an integer of at least 1, got 0"),
         ({"num_classes": True}, "num_classes must be an integer of at least 1, got True"),

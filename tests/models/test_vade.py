@@ -557,14 +557,6 @@ def test_a_run_without_a_mixture_is_said_to_be_one(tmp_path, caplog):
     assert not checkpoint(tmp_path)["state_dict"]["initialised"]
 
 
-def test_fit_without_a_data_module_is_refused():
-    trainer = L.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_model_summary=False)
-    with pytest.raises(ValueError, match=r"fit\(model, datamodule=...\)"):
-        trainer.fit(
-            tiny(), [(torch.zeros(2, 1, 28, 28), torch.zeros(2))], [(torch.zeros(2, 1, 28, 28), torch.zeros(2))]
-        )
-
-
 def test_the_metrics_of_the_run_are_those_of_the_reloaded_model(uninterrupted):
     import zoo
     from zoo.datamodules import Images

@@ -180,7 +180,7 @@ def test_both_estimators_see_the_same_decoder_gradient(generator):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"likelihood": "poisson"}, "bernoulli or gaussian, got 'poisson'"),
+        ({"likelihood": "poisson"}, "gaussian_dequantised or discretised_logistic, got 'poisson'"),
         ({"net": "transformer"}, "mlp or conv"),
         ({"latent_dim": 0}, "at least 1, got 0"),
         ({"hidden": 5}, r"such as \[512, 512\], got 5"),

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import lightning as L
 import pytest
-from helpers import FIGURE, QUIET, TINY, config, tiers
+from helpers import FIGURE, QUIET, TINY, config, model_of, tiers
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from pretended_device import on_the_device, trainer_arguments, watched
@@ -45,7 +45,7 @@ def made(folder, device, name, *overrides):
     """Return Trainer, model and data of a small run on ``device``."""
     cfg = config(folder, *TINY[name], *QUIET, *FEW, *overrides)
     L.seed_everything(0, verbose=False)
-    data, model = build(cfg.data), build(cfg.model)
+    data, model = build(cfg.data), model_of(cfg)
     own = [*build_all(cfg.callbacks), RunRecord(cfg.run_dir, OmegaConf.to_container(cfg, resolve=True))]
     given = {"callbacks": own, "logger": build_all(cfg.logger)}
     return build(cfg.trainer, **given, **trainer_arguments(device), steps_per_execution=STEPS), model, data

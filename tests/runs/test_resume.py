@@ -6,10 +6,9 @@ import signal
 
 import pytest
 import torch
-from helpers import QUIET, TINY, assert_same, assert_same_run, checkpoint, config, logged, run, stop, tiers
+from helpers import QUIET, TINY, assert_same, assert_same_run, checkpoint, config, logged, model_of, run, stop, tiers
 from processes import done, process, seconds, together
 
-from train import build
 from zoo.callbacks import ExactResume
 from zoo.datamodules import DataError
 from zoo.hub import CheckpointError, check_resumable
@@ -180,7 +179,7 @@ def test_a_finished_run_resumes_to_its_end(tmp_path, uninterrupted):
 def test_a_run_may_go_on_without_end(tmp_path, uninterrupted):
     """With trainer.max_epochs=-1 or null, the run has no last epoch, so every checkpoint can be resumed."""
     last = uninterrupted["vae"][1] / "checkpoints" / "last.ckpt"
-    model = build(config(tmp_path, *TINY["vae"]).model)
+    model = model_of(config(tmp_path, *TINY["vae"]))
     for max_epochs in (-1, None, 3):
         check_resumable(last, model, 0, max_epochs)
     with pytest.raises(

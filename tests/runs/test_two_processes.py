@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import QUIET, TINY, checkpoint, config, run, tiers
+from helpers import QUIET, TINY, checkpoint, config, model_of, run, tiers
 from processes import command, done, finish, free_port, program, rows, together
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -119,7 +119,7 @@ def draw_all(folder, world_size):
         overrides = [*TINY[name], "data.batch_size=60", "callbacks.samples.n=20", "logger=none"]
         cfg = config(folder / name, *QUIET, *overrides, *DDP, f"trainer.devices={world_size}")
         torch.manual_seed(3)
-        model, data = build(cfg.model), build(cfg.data)
+        model, data = model_of(cfg), build(cfg.data)
         trainer = build(cfg.trainer, callbacks=[build(cfg.callbacks.samples)], max_epochs=1, logger=False)
         trainer.validate(model, datamodule=data, verbose=False)
 

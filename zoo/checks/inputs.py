@@ -159,7 +159,7 @@ class Examples(NamedTuple):
         """Raise UserError if ``x`` contains values that ``values`` does not allow."""
         shape = shape_of(model)
         pixels = isinstance(shape, int) or len(shape) == 3
-        anywhere = self.values == "observed" and model.hparams.get("likelihood") == "gaussian"
+        anywhere = self.values == "observed" and str(model.hparams.get("likelihood")).startswith("gaussian")
         if pixels and self.values != "noisy" and not anywhere:
             check_pixels(x, -1 if self.values == "networks" else 0)
         elif self.values == "data" and not isinstance(shape, int) and len(shape) == 2:

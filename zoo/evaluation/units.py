@@ -7,7 +7,7 @@ NATS = {
 }
 FRACTIONS = {"accuracy", "judged_accuracy", "feature_accuracy", "confident", "near_a_mode"}
 FRACTIONS |= {"analogies", "semantic", "syntactic", "coverage"}  # metrics on the published word sets
-OTHERS = {"reconstruction_error": "squared pixels", "bits_per_dim": "bits per dimension"}
+OTHERS = {"reconstruction_error": "squared pixels", "bits_per_dim": "bits per dimension", "bpd": "bits per dimension"}
 LIKELIHOOD_METRICS = {"nll", "log_partition", "accuracy"}  # next to one of these, a loss is in nats
 
 

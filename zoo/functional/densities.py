@@ -102,3 +102,33 @@ def log_bernoulli(x: Tensor, logits: Tensor) -> Tensor:
     # The PyTorch function computes this in one pass over memory.
     logits, x = torch.broadcast_tensors(logits, x)
     return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+
+
+def grey_values(x: Tensor) -> Tensor:
+    """Return the grey value 0, ..., 255 of each pixel ``x`` in [0, 1], as floating-point numbers.
+
+    A pixel k / 255 has the grey value k. Grey value k has the interval [k / 256, (k + 1) / 256).
+    """
+    return (256 * x).floor().clamp(0, 255)
+
+
+def log_discretised_logistic(x: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
+    """Return the log probability of pixels with 256 grey values under a discretised logistic, (...) nats.
+
+        P(k) = F(k + 1/2) - F(k - 1/2),   F(k) = sigmoid( (k / 255 - location) / scale ),   k = 0, ..., 255
+
+    The edge values have the tails: F(-1/2) is replaced by 0, and F(255 + 1/2) by 1. The probabilities therefore sum
+    to 1. See Kingma et al. 2016, arXiv:1606.04934, sec. 5.2; Salimans et al. 2017, arXiv:1701.05517, eq. 2.
+
+    Args:
+        x: pixels k / 255, (..., D).
+        location: broadcastable to ``x``, in units of ``x``.
+        log_scale: broadcastable to ``x``.
+    """
+    inverse, half = (-log_scale).exp(), 0.5 / 255
+    below, above = (x - half - location) * inverse, (x + half - location) * inverse
+    # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)), which never subtracts two close numbers.
+    inside = (-(-2 * half * inverse).expm1()).log()
+    lowest, highest = x < half, x > 1 - half
+    terms = torch.where(highest, 0.0, F.logsigmoid(above)) + torch.where(lowest, 0.0, F.logsigmoid(-below))
+    return (terms + torch.where(lowest | highest, 0.0, inside)).sum(-1)

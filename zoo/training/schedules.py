@@ -23,6 +23,11 @@ def half_cosine(step: float, total: float, warmup: int = 0) -> float:
     return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
 
 
+def two_half_cosines(step: float, first: float, total: float) -> float:
+    """Return the factor of the learning rate: half a cosine over ``first`` steps, then another over the other steps."""
+    return half_cosine(step, first) if step < first else half_cosine(step - first, max(1, total - first))
+
+
 def at_epoch(schedule: Schedule, epoch: int) -> float:
     """Return the value of a schedule at an epoch, counted from 0.
 
