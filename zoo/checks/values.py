@@ -43,6 +43,15 @@ def check_widths(key: str, value: object, example: Sequence[int]) -> None:
         raise UserError(f"{key} must be a list of integers of at least 1, such as {list(example)}, got {value!r}")
 
 
+def check_image_shape(key: str, value: object) -> None:
+    """Raise UserError unless ``value`` is a list (C, H, W): the channels, the height and the width of an image."""
+    whole = isinstance(value, list | tuple) and len(value) == 3 and all(type(n) is int and n >= 1 for n in value)
+    if not whole:
+        raise UserError(
+            f"{key} must be the channels, the height and the width of an image, such as [3, 32, 32], got {value!r}"
+        )
+
+
 def check_schedule(key: str, schedule: object, check_value: Callable[[str, object], None]) -> None:
     """Check a schedule: one value for all epochs, or a list of [epoch, value] that begins at epoch 0.
 
