@@ -17,6 +17,8 @@ from zoo.checks import capabilities  # noqa: E402
 # Options that give a model a capability that it lacks by default.
 WITH = {
     ("gan", "LogLikelihood"): "network=sequence",
+    ("gan", "SampleRows"): "num_classes=10",
+    ("wgan", "SampleRows"): "num_classes=10",
     ("ddpm", "SampleRows"): "num_classes=10",
 }
 OF_DATA = {"TextData", "DrawnData", "NamedData", "SplitData", "CountedData", "Batched", "KnownScore", "Enumerable"}

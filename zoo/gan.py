@@ -4,8 +4,9 @@ The discriminator D learns to distinguish data from samples. The generator G lea
 data.
 
 Papers: Goodfellow et al., "Generative Adversarial Nets", 2014, arXiv:1406.2661; [DSL 13.1]. The networks follow DCGAN
-(Radford et al. 2016, arXiv:1511.06434) and are in zoo/nets/adversarial.py. The loss ``kl`` and the model of discrete
-sequences follow [Xu18a]. docs/references.md explains the keys in brackets.
+(Radford et al. 2016, arXiv:1511.06434) and are in zoo/nets/adversarial.py. Labels enter as in Mirza & Osindero,
+"Conditional Generative Adversarial Nets", 2014, arXiv:1411.1784. The loss ``kl`` and the model of discrete sequences
+follow [Xu18a]. docs/references.md explains the keys in brackets.
 
     V(G, D) = E_data[ log D(x) ] + E_z[ log(1 - D(G(z))) ]       eq. 1        value_function
     D*(x)   = p_data(x) / (p_data(x) + p_G(x))                   prop. 1      the D that maximises V
@@ -20,8 +21,13 @@ the logit l = log D(G(z)) - log(1 - D(G(z))):
 
 With the optimal discriminator, l = log p_data - log p_G, and ``kl`` minimises KL(p_G || p_data).
 
+With labels y (``num_classes``), D(x, y) and G(z, y) replace D(x) and G(z) (Mirza & Osindero 2014, eq. 2). Data and
+samples have the labels of the batch. The optimal D(x, y) is p_data(x | y) / (p_data(x | y) + p_G(x | y)), and C(G) has
+the mean of the divergence over labels.
+
 Symbols:
-    x            data: images (B, 1, 28, 28) in [0, 1], points (B, 2), or one-hot sequences (B, T, K)
+    x            data: images (B, C, H, W) in [0, 1], points (B, 2), or one-hot sequences (B, T, K)
+    y            labels, (B,), integers
     T            length of a sequence
     K            number of symbols
     v            a one-hot sequence, (T, K)
@@ -53,8 +59,10 @@ Differs from the papers:
   training on one process. The checkpoint has the running statistics of rank 0. Nothing else depends on how a batch is
   divided between processes.
 - z is normal. In DCGAN it is uniform.
-- Each network has two convolutions for images of 28 x 28 pixels. DCGAN has four for 64 x 64 pixels. The discriminator
-  has an extra layer of 256 units.
+- Each network has two convolutions for images of 28 x 28 pixels, and four for 64 x 64 pixels, as in DCGAN. The kernels
+  have 4 x 4 weights (DCGAN: 5 x 5). The discriminator has an extra layer of 256 units, which features=0 removes.
+- Mirza & Osindero join label and image in the first layers of D. In this file, the last layer of D adds the projection
+  of its features on a learned vector of the label (Miyato & Koyama 2018, arXiv:1802.05637).
 - The learning rates are 5e-4 for the discriminator and 1e-3 for the generator. DCGAN has 2e-4 for both.
 - Validation and test evaluate the exponential moving average of both networks (callbacks/ema.py).
 - [Xu18a] prints a minus between the two terms of the discriminator's loss. The correct sign is a plus.
@@ -75,14 +83,23 @@ from torch import Tensor
 
 from zoo.checks.capabilities import EXACT
 from zoo.checks.errors import UserError
-from zoo.checks.inputs import checks_inputs, data, numbers, seen_by_networks, takes
+from zoo.checks.inputs import checks_inputs, data, numbers, optional_labels, seen_by_networks, takes
+from zoo.checks.labels import Labels, labels_or_none
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_fraction, check_integer, check_positive
 from zoo.estimators import GradientEstimator, Noise, with_gradient
 from zoo.functional.densities import at_least_float32
 from zoo.functional.latents import Categorical
-from zoo.functional.noise import chunk_generator, rand, randn
-from zoo.nets.adversarial import SequenceGenerator, centre, check_networks, make_discriminator, make_generator, uncentre
+from zoo.functional.noise import chunk_generator, rand, randn, uniform_labels
+from zoo.nets.adversarial import (
+    SequenceGenerator,
+    centre,
+    check_networks,
+    make_discriminator,
+    make_generator,
+    uncentre,
+    with_label,
+)
 from zoo.nets.description import described
 from zoo.training.adversarial import check_batches, generate, recompute_batch_norm, step
 
@@ -111,18 +128,18 @@ def generator_objective(fake_logits: Tensor, kind: str) -> Tensor:
 
 
 @described
-@accepts_old_form("z", "noise", "discriminator_loss", "generator_loss")
+@accepts_old_form("z", "noise", "discriminator_loss", "generator_loss", labels="y")
 @checks_inputs(
     x=data, z=numbers(lambda self: self.z_shape, leading=False, fractions=lambda self: len(self.z_shape) > 1)
 )
 class GAN(L.LightningModule):
-    """Generative adversarial network for images, points or one-hot sequences.
+    """Generative adversarial network for images, points or one-hot sequences, with or without labels.
 
     Args:
         network: ``conv`` for images, ``mlp`` for any shape, or ``sequence`` for one-hot sequences.
-        shape: Shape of one example: [1, 28, 28] for images, [2] for points, [T, K] for sequences.
+        shape: Shape of one example: [C, H, W] for images, [2] for points, [T, K] for sequences.
         z_dim: Number of dimensions of z.
-        width: Channels of ``conv`` at 14 x 14 pixels, or units of the recurrent state of ``sequence``.
+        width: Channels of ``conv`` at half the sides of the images, or units of the recurrent state of ``sequence``.
         hidden: Widths of the hidden layers of ``mlp``, and of the discriminator of sequences.
         generator_loss: ``non_saturating``, ``minimax`` or ``kl``.
         discriminator_steps: k, discriminator steps per generator step.
@@ -131,6 +148,8 @@ class GAN(L.LightningModule):
         beta1: Adam's beta_1, at least 0 and below 1.
         relaxation: How gradients pass through the symbols of sequences: ``straight_through`` or ``gumbel_softmax``.
         temperature: Temperature of the relaxation, positive.
+        num_classes: Number of classes, or None to train without labels. Sequences have no labels.
+        features: Units of the last hidden layer of the discriminator with ``conv``, or 0 for no such layer.
 
     Raises:
         UserError: If an argument has a value that is not allowed.
@@ -150,6 +169,8 @@ class GAN(L.LightningModule):
         beta1: float = 0.5,
         relaxation: Literal["straight_through", "gumbel_softmax"] = "straight_through",
         temperature: float = 1.0,
+        num_classes: int | None = None,
+        features: int = 256,
     ):
         super().__init__()
         check_choice("network", network, ("conv", "mlp", "sequence"))
@@ -161,9 +182,16 @@ class GAN(L.LightningModule):
         check_positive("lr_discriminator", lr_discriminator)
         check_positive("lr_generator", lr_generator)
         check_fraction("beta1", beta1)
+        check_integer("features", features, least=0)
+        if num_classes is not None:
+            check_integer("num_classes", num_classes)
         if network == "sequence" and (len(shape) != 2 or shape[1] < 2):
             raise UserError(
                 f"shape must be [length, symbols] with at least 2 symbols for network=sequence, got {list(shape)}"
+            )
+        if network == "sequence" and num_classes is not None:
+            raise UserError(
+                f"network=sequence takes no labels, got num_classes={num_classes}: set model.num_classes=null"
             )
         shape, hidden = list(shape), list(hidden)
         self.save_hyperparameters()
@@ -171,8 +199,8 @@ class GAN(L.LightningModule):
         if network == "sequence":
             self.generator = SequenceGenerator(shape[1], shape[0], width)
         else:
-            self.generator = make_generator(network, z_dim, shape, width, hidden)
-        self.discriminator = make_discriminator(network, shape, width, hidden, "batch")
+            self.generator = make_generator(network, z_dim, shape, width, hidden, num_classes)
+        self.discriminator = make_discriminator(network, shape, width, hidden, "batch", features, num_classes)
 
     # Networks and losses.
 
@@ -190,8 +218,18 @@ class GAN(L.LightningModule):
         """Draw one ``z`` for each example of the batch."""
         return {"z": self.z(len(batch[0]), generator=generator)}
 
-    def G(self, z: Tensor) -> Tensor:
-        """Return samples (B, *shape) for training. Images are in [-1, 1]. Sequences are differentiable."""
+    def _labels(self, y: Labels | None, n: int) -> Tensor | None:
+        return labels_or_none(y, n, self.hparams.num_classes, self.device)
+
+    def _inputs(self, z: Tensor, y: Labels | None) -> Tensor:
+        return with_label(z, self._labels(y, len(z)), self.hparams.num_classes)
+
+    def G(self, z: Tensor, y: Labels | None = None) -> Tensor:
+        """Return samples (B, *shape) for training, with labels ``y`` (B,) if the model has labels.
+
+        Images are in [-1, 1]. Sequences are differentiable.
+        """
+        z = self._inputs(z, y)
         return self.generator(z, self._relaxed) if self.hparams.network == "sequence" else self.generator(z)
 
     def _relaxed(self, logits: Tensor, u: Tensor) -> Tensor:
@@ -201,30 +239,43 @@ class GAN(L.LightningModule):
         return soft if self.hparams.relaxation == "gumbel_softmax" else with_gradient(q.harden(s).detach(), soft)
 
     @takes(x=seen_by_networks)
-    def logits(self, x: Tensor) -> Tensor:
-        """Return l = log D - log(1 - D), (B,), for examples (B, *shape). Images are in [-1, 1]."""
-        return at_least_float32(self.discriminator(x)).squeeze(-1)
+    def logits(self, x: Tensor, y: Labels | None = None) -> Tensor:
+        """Return l = log D - log(1 - D), (B,), for examples (B, *shape). Images are in [-1, 1].
 
-    def discriminator_terms(self, x: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """Return ``loss`` = -V, ``value`` and ``js``, nats, and ``D_x`` and ``D_G_z``, for data ``x`` (B, *shape)."""
+        ``y`` are their labels, (B,), if the model has labels.
+        """
+        y = self._labels(y, len(x))
+        return at_least_float32(self.discriminator(x) if y is None else self.discriminator(x, y)).squeeze(-1)
+
+    def discriminator_terms(self, x: Tensor, noise: Noise, y: Labels | None = None) -> dict[str, Tensor]:
+        """Return ``loss`` = -V, ``value`` and ``js``, nats, and ``D_x`` and ``D_G_z``, for data ``x`` (B, *shape).
+
+        ``y`` are the labels of the data and of the samples, (B,), if the model has labels.
+        """
+        y = self._labels(y, len(x))
         with torch.no_grad():
-            fake = self.G(noise["z"])
-        real_logits, fake_logits = self.logits(centre(x, self.hparams.shape)), self.logits(fake)
+            fake = self.G(noise["z"], y)
+        real_logits, fake_logits = self.logits(centre(x, self.hparams.shape), y), self.logits(fake, y)
         value = value_function(real_logits, fake_logits)
         means = {"D_x": real_logits.sigmoid().mean(), "D_G_z": fake_logits.sigmoid().mean()}
         return {"loss": -value, "value": value, "js": jensen_shannon(value), **means}
 
-    def generator_terms(self, noise: Noise, kind: str | None = None) -> dict[str, Tensor]:
-        """Return the generator's ``loss``, nats. ``kind`` is the name of the loss, by default the model's."""
-        return {"loss": generator_objective(self.logits(self.G(noise["z"])), kind or self.hparams.generator_loss)}
+    def generator_terms(self, noise: Noise, kind: str | None = None, y: Labels | None = None) -> dict[str, Tensor]:
+        """Return the generator's ``loss``, nats, for samples with labels ``y`` (B,) if the model has labels.
+
+        ``kind`` is the name of the loss, by default the model's.
+        """
+        y = self._labels(y, len(noise["z"]))
+        logits = self.logits(self.G(noise["z"], y), y)
+        return {"loss": generator_objective(logits, kind or self.hparams.generator_loss)}
 
     def discriminator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Draw noise and return :meth:`discriminator_terms`. The discriminator minimises ``loss``."""
-        return self.discriminator_terms(batch[0], self.noise(batch, generator=generator))
+        return self.discriminator_terms(batch[0], self.noise(batch, generator=generator), optional_labels(batch, self))
 
     def generator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Draw noise and return the generator's ``loss``, nats. Only the size of ``batch`` is used."""
-        return self.generator_terms(self.noise(batch, generator=generator))
+        """Draw noise and return the generator's ``loss``, nats. Only the size and the labels of ``batch`` are used."""
+        return self.generator_terms(self.noise(batch, generator=generator), y=optional_labels(batch, self))
 
     # Training, with manual optimisation.
 
@@ -250,7 +301,11 @@ class GAN(L.LightningModule):
         return {f"{network}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
 
     def on_validation_epoch_start(self):
-        recompute_batch_norm(self, lambda i: self.discriminator(self.G(self.z(250, generator=chunk_generator(0, i)))))
+        def see_samples(i: int) -> None:
+            z, y = self._draw(250, generator=chunk_generator(0, i))
+            self.logits(self.G(z, y), y)
+
+        recompute_batch_norm(self, see_samples)
 
     def validation_step(self, batch, batch_idx, stage="val"):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
@@ -275,12 +330,27 @@ class GAN(L.LightningModule):
     # Use of a trained model.
 
     @torch.no_grad()
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` samples: images (n, 1, 28, 28) in [0, 1], points (n, 2) or one-hot sequences (n, T, K)."""
-        z = self.z(n, generator=generator)
+    def sample(self, n: int, *, y: Labels | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``n`` samples: images (n, C, H, W) in [0, 1], points (n, 2) or one-hot sequences (n, T, K).
+
+        Args:
+            y: for a model with labels, ``n`` labels or one label for all samples. None draws labels uniformly. The
+                noise z does not depend on ``y``.
+        """
+        z, drawn = self._draw(n, generator=generator)
+        z = self._inputs(z, drawn if y is None else y)
         if self.hparams.network == "sequence":
             return self.generator(z, lambda logits, u: Categorical(logits).draw(u))
         return uncentre(generate(self.generator, z), self.hparams.shape)
+
+    def _draw(self, n: int, *, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
+        z = self.z(n, generator=generator)
+        return z, uniform_labels(n, self.hparams.num_classes, generator=generator, device=self.device)
+
+    def rows(self) -> tuple[str, list[int]] | None:
+        """Return "y" and all labels, one for each row of a picture of samples. Return None if there are no labels."""
+        classes = self.hparams.num_classes
+        return None if classes is None else ("y", list(range(classes)))
 
     @property
     def log_likelihood_by(self) -> str | None:
@@ -316,10 +386,13 @@ class GAN(L.LightningModule):
             return GradientEstimator.of(self, name, own, self.noise, loss, batched=False)
 
         def of_generator(kind: str) -> GradientEstimator:
-            return estimator(kind, "generator", lambda _, noise: self.generator_terms(noise, kind)["loss"])
+            def loss(batch, noise: Noise) -> Tensor:
+                return self.generator_terms(noise, kind, optional_labels(batch, self))["loss"]
+
+            return estimator(kind, "generator", loss)
 
         def discriminator_loss(batch, noise: Noise) -> Tensor:
-            return self.discriminator_terms(batch[0], noise)["loss"]
+            return self.discriminator_terms(batch[0], noise, optional_labels(batch, self))["loss"]
 
         kinds = dict.fromkeys([self.hparams.generator_loss, *GENERATOR_LOSSES])
         estimators = {kind: of_generator(kind) for kind in kinds}

@@ -11,7 +11,7 @@ Chen et al., "InfoGAN: Interpretable Representation Learning by Information Maxi
     L_I, categories   log K + E log Q(c | x), at most H(c) = log K, which a perfect Q reaches     categorical_bound
     L_I, numbers      D log 2 + E log N(c | mu, sigma^2), without an upper limit                  continuous_bound
 
-Symbols: x are images in [0, 1], (B, 1, 28, 28). z ~ N(0, I), (B, z_dim). ``category`` is (B,), and ``continuous``, the
+Symbols: x are images in [0, 1], (B, C, H, W). z ~ N(0, I), (B, z_dim). ``category`` is (B,), and ``continuous``, the
 D numbers, is (B, D). In eq. 6, D is the discriminator. fake are images in [-1, 1]. logits are (B,).
 Logged with the prefixes train/, val/ and test/: discriminator_loss = -V and generator_loss, which includes -lambda L_I.
 zoo/gan.py explains D_x, D_G_z, value and js. mi_categorical and mi_continuous are the two parts of L_I, in nats. Only
@@ -45,19 +45,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.checks.codes import Codes, as_codes
+from zoo.checks.codes import Codes, Numbers, as_codes, as_numbers
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, grey_images, images, numbers
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_fraction, check_integer, check_not_negative, check_positive
+from zoo.checks.values import check_fraction, check_image_shape, check_integer, check_not_negative, check_positive
 from zoo.estimators import GradientEstimator, Noise, Params, call_with
 from zoo.functional.clusters import ClusterTable
 from zoo.functional.deformation import deform
 from zoo.functional.densities import at_least_float32, log_normal
 from zoo.functional.latents import one_hot
-from zoo.functional.noise import chunk_generator, rand, randn
+from zoo.functional.noise import chunk_generator, rand, randn, uniform_labels
 from zoo.gan import generator_objective, jensen_shannon, value_function
-from zoo.nets.adversarial import IMAGE, ConvGenerator, ConvTrunk, centre, uncentre
+from zoo.nets.adversarial import ConvGenerator, ConvTrunk, centre, uncentre
 from zoo.nets.description import described
 from zoo.training.adversarial import (
     as_statistics,
@@ -93,7 +93,7 @@ class InfoGAN(L.LightningModule):
         z_dim: dimensions of z.
         num_categories: K, the number of categories, at least 2.
         num_continuous: D, the number of continuous codes, at least 1.
-        width: channels of the networks at 14 x 14 pixels.
+        width: channels of the networks at half the sides of the images.
         features: size of the layer that the discriminator and Q share.
         info_weight: lambda of the categories, at least 0.
         continuous_weight: lambda of the continuous codes, at least 0.
@@ -101,6 +101,7 @@ class InfoGAN(L.LightningModule):
         lr_discriminator: learning rate of the discriminator's Adam.
         lr_generator: learning rate of the Adam that trains the generator and Q.
         beta1: beta_1 of Adam, at least 0 and below 1.
+        shape: shape of an image, [C, H, W].
 
     Raises:
         UserError: if an argument has a value that is not allowed.
@@ -119,6 +120,7 @@ class InfoGAN(L.LightningModule):
         lr_discriminator: float = 5e-4,
         lr_generator: float = 1e-3,
         beta1: float = 0.5,
+        shape: Sequence[int] = (1, 28, 28),
     ):
         super().__init__()
         check_integer("z_dim", z_dim)
@@ -132,11 +134,13 @@ class InfoGAN(L.LightningModule):
         check_positive("lr_discriminator", lr_discriminator)
         check_positive("lr_generator", lr_generator)
         check_fraction("beta1", beta1)
+        check_image_shape("shape", shape)
+        shape = list(shape)
         self.save_hyperparameters()
         self.automatic_optimization = False
         K, D = num_categories, num_continuous
-        self.generator = ConvGenerator(z_dim + K + D, width)
-        trunk = ConvTrunk(width, "batch")
+        self.generator = ConvGenerator(z_dim + K + D, width, shape)
+        trunk = ConvTrunk(width, "batch", shape)
         layer = lambda n_in, n_out: [nn.Linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.LeakyReLU(0.2)]  # noqa: E731
         self.trunk = nn.Sequential(trunk, *layer(trunk.out_features, features))
         self.head = nn.Linear(features, 1)
@@ -153,7 +157,7 @@ class InfoGAN(L.LightningModule):
         K, D = self.hparams.num_categories, self.hparams.num_continuous
         return {
             "z": randn(B, self.hparams.z_dim, **drawn),
-            "category": (K * rand(B, **drawn)).long().clamp(max=K - 1),
+            "category": uniform_labels(B, K, **drawn),
             "continuous": 2 * rand(B, D, **drawn) - 1,
             "affine": randn(B, 2, 3, **drawn),
             "bumps": randn(B, 2, 4, 4, **drawn),
@@ -177,13 +181,14 @@ class InfoGAN(L.LightningModule):
         """Return ``loss`` = -V, ``value`` and ``js``, nats, and ``D_x`` and ``D_G_z``, for images ``x`` in [0, 1]."""
         with torch.no_grad():
             fake = self.generator(self.inputs(noise))
-        real_logits, fake_logits = self.logits(self.trunk(centre(x, IMAGE))), self.logits(self.trunk(fake))
+        real = centre(x, self.hparams.shape)
+        real_logits, fake_logits = self.logits(self.trunk(real)), self.logits(self.trunk(fake))
         value = value_function(real_logits, fake_logits)
         means = {"D_x": real_logits.sigmoid().mean(), "D_G_z": fake_logits.sigmoid().mean()}
         return {"loss": -value, "value": value, "js": jensen_shannon(value), **means}
 
     def deformed(self, x: Tensor, noise: Noise, share: float = 1.0) -> Tensor:
-        """Return randomly deformed images (B, 1, 28, 28) in [0, 1]. The strength is ``share`` times ``deformation``."""
+        """Return randomly deformed images (B, C, H, W) in [0, 1]. The strength is ``share`` times ``deformation``."""
         return deform(x, noise["affine"], noise["bumps"], share * self.hparams.deformation)
 
     def information(self, fake: Tensor, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
@@ -243,7 +248,7 @@ class InfoGAN(L.LightningModule):
         """Recompute the BatchNorm statistics on samples, and ``real_statistics`` on deformed ``images``.
 
         Args:
-            images: (N, 1, 28, 28), uint8.
+            images: (N, C, H, W), uint8.
         """
 
         def see_samples(i: int) -> None:
@@ -254,12 +259,16 @@ class InfoGAN(L.LightningModule):
             generator = chunk_generator(0, i)
             some = images[torch.randint(len(images), (250,), generator=generator).to(images.device)]
             x = some.to(self.device).float() / 255
-            self.posterior(self.trunk(centre(self.deformed(x, self.noise([x], generator=generator), 0.5), IMAGE)))
+            self.posterior(self._features(x, self.noise([x], generator=generator)))
 
         readers = self.readers()
         recompute_batch_norm(nn.ModuleDict(readers), see_images)
         self.real_statistics.copy_(flat_statistics(running_statistics(readers)))
         recompute_batch_norm(self, see_samples)
+
+    def _features(self, x: Tensor, noise: Noise) -> Tensor:
+        """Return features of the trunk, (B, F), from images ``x`` in [0, 1] that are deformed at half strength."""
+        return self.trunk(centre(self.deformed(x, noise, 0.5), self.hparams.shape))
 
     def readers(self) -> dict[str, nn.Module]:
         """Return the modules that compute Q, by name: ``trunk`` and Q's own layers, ``code``."""
@@ -305,7 +314,7 @@ class InfoGAN(L.LightningModule):
 
     @torch.no_grad()
     def cluster(self, x: Tensor) -> Tensor:
-        """Return the most probable category, 0 .. K-1, (B,), for images ``x`` in [0, 1], (B, 1, 28, 28).
+        """Return the most probable category, 0 .. K-1, (B,), for images ``x`` in [0, 1], (B, C, H, W).
 
         The category maximises the mean of log Q(c | x) over ``READINGS`` copies with fixed deformations.
         """
@@ -316,7 +325,7 @@ class InfoGAN(L.LightningModule):
             log_Q = 0.0
             for i in range(readings):
                 way = {k: ways[k][i : i + 1].expand(len(x), *ways[k].shape[1:]) for k in ("affine", "bumps")}
-                log_Q = log_Q + self.posterior(self.trunk(centre(self.deformed(x, way, 0.5), IMAGE)))[0].log_softmax(-1)
+                log_Q = log_Q + self.posterior(self._features(x, way))[0].log_softmax(-1)
             return log_Q.argmax(-1)
 
         return call_with(self, as_statistics(self.real_statistics, running_statistics(self.readers())), read)
@@ -331,7 +340,7 @@ class InfoGAN(L.LightningModule):
         n: int,
         *,
         category: Codes | None = None,
-        continuous: float | Sequence[float] | Sequence[Sequence[float]] | None = None,
+        continuous: Numbers | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw ``n`` images with given or random codes.
@@ -342,7 +351,7 @@ class InfoGAN(L.LightningModule):
                 generator is trained on numbers from -1 to 1. None draws random numbers.
 
         Returns:
-            (n, 1, 28, 28), in [0, 1].
+            (n, C, H, W), in [0, 1].
 
         Raises:
             UserError: if a code has a type, shape or value that is not allowed.
@@ -352,16 +361,8 @@ class InfoGAN(L.LightningModule):
         if category is not None:
             noise["category"] = as_codes("category", category, n, K, self.device)
         if continuous is not None and n:
-            try:
-                values = torch.tensor(continuous, dtype=torch.float32, device=self.device).expand(n, D)
-            except (TypeError, ValueError, RuntimeError):  # torch raises these for other types and shapes
-                values = torch.tensor(math.nan)
-            if not values.isfinite().all():
-                raise UserError(
-                    f"continuous must be a number, {D} numbers, or {D} for each of {n} images; got {continuous!r}"
-                )
-            noise["continuous"] = values
-        return uncentre(generate(self.generator, self.inputs(noise)), IMAGE)
+            noise["continuous"] = as_numbers("continuous", continuous, n, D, self.device)
+        return uncentre(generate(self.generator, self.inputs(noise)), self.hparams.shape)
 
     @torch.no_grad()
     def vary(self, code: int = 0, steps: int = 10, *, generator: torch.Generator | None = None) -> Tensor:
@@ -374,7 +375,7 @@ class InfoGAN(L.LightningModule):
             steps: number of values, at least 2.
 
         Returns:
-            (steps, K, 1, 28, 28), in [0, 1].
+            (steps, K, C, H, W), in [0, 1].
 
         Raises:
             UserError: if ``code`` or ``steps`` has a value that is not allowed.
@@ -391,7 +392,7 @@ class InfoGAN(L.LightningModule):
             "category": torch.arange(K, device=self.device).repeat(steps),
             "continuous": values.flatten(0, 1),
         }
-        images = uncentre(generate(self.generator, self.inputs(noise)), IMAGE)
+        images = uncentre(generate(self.generator, self.inputs(noise)), self.hparams.shape)
         return images.unflatten(0, (steps, K))
 
     # Gradient estimators.

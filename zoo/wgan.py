@@ -3,6 +3,7 @@
 Papers:
 - WGAN: Arjovsky, Chintala & Bottou, "Wasserstein GAN", 2017, arXiv:1701.07875; [DSL 13.3], [DSL 13.4].
 - WGAN-GP, the gradient penalty: Gulrajani et al., "Improved Training of Wasserstein GANs", 2017, arXiv:1704.00028.
+- Labels: Mirza & Osindero, "Conditional Generative Adversarial Nets", 2014, arXiv:1411.1784.
 
 The networks are in zoo/nets/adversarial.py. docs/references.md explains the keys in brackets.
 
@@ -24,8 +25,13 @@ run only.
 If a K-Lipschitz critic scores each example separately, the expected estimate is at most K W. BatchNorm in training mode
 mixes examples, and this bound fails. Only the clipped convolutional critic has BatchNorm.
 
+With labels y (``num_classes``), f(x, y) and G(z, y) replace f(x) and G(z). Data, samples and x_hat have the labels of
+the batch. W is then the mean over labels of the distance between data and samples with that label. The gradient of the
+penalty is with respect to x.
+
 Symbols:
-    x            data: images (B, 1, 28, 28) in [0, 1], or points (B, 2)
+    x            data: images (B, C, H, W) in [0, 1], or points (B, 2)
+    y            labels, (B,), integers
     z            noise N(0, I), (B, z_dim)
     u            U(0, 1), one number for each example, (B,)
     real         data in the form that the networks take: images are in [-1, 1]
@@ -53,22 +59,25 @@ Differs from the papers:
 - With the penalty, both networks use Adam with beta_2 = 0.9, as in WGAN-GP. The paper's learning rate is 1e-4, and the
   default is 5e-4.
 - Validation and test evaluate the exponential moving average of both networks (callbacks/ema.py).
+- The critic adds the projection of its features on a vector of the label, as D in zoo/gan.py does.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from zoo.checks.inputs import checks_inputs, data, seen_by_networks, takes
+from zoo.checks.inputs import checks_inputs, data, optional_labels, seen_by_networks, takes
+from zoo.checks.labels import Labels, labels_or_none
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_fraction, check_integer, check_positive
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional.densities import at_least_float32
-from zoo.functional.noise import chunk_generator, rand, randn
-from zoo.nets.adversarial import centre, check_networks, make_discriminator, make_generator, uncentre
+from zoo.functional.noise import chunk_generator, rand, randn, uniform_labels
+from zoo.nets.adversarial import centre, check_networks, make_discriminator, make_generator, uncentre, with_label
 from zoo.nets.description import described
 from zoo.training.adversarial import check_batches, generate, recompute_batch_norm, step
 
@@ -103,23 +112,24 @@ def gradient_penalty(norms: Tensor) -> Tensor:
 
 
 @described
-@accepts_old_form("noise", "critic_loss", "generator_loss")
+@accepts_old_form("noise", "critic_loss", "generator_loss", labels="y")
 @checks_inputs(x=data)
 class WGAN(L.LightningModule):
-    """Wasserstein GAN for images or points, with gradient penalty or clipped weights.
+    """Wasserstein GAN for images or points, with gradient penalty or clipped weights, with or without labels.
 
     Args:
         lipschitz: Method that limits the critic's slope: ``gradient_penalty`` or ``clip``.
         network: ``conv`` for images, ``mlp`` for any shape.
-        shape: Shape of one example: [1, 28, 28] for images, [2] for points.
+        shape: Shape of one example: [C, H, W] for images, [2] for points.
         z_dim: Number of dimensions of z.
-        width: Channels of ``conv`` at 14 x 14 pixels.
+        width: Channels of ``conv`` at half the sides of the images.
         hidden: Widths of the hidden layers of ``mlp``.
         n_critic: Critic steps per generator step.
         gp_weight: lambda, the weight of the gradient penalty, positive.
         clip_value: c, the largest absolute weight of the critic with ``clip``, positive.
         lr: Learning rate of Adam, or of RMSprop with ``clip``.
         beta1: Adam's beta_1, at least 0 and below 1.
+        num_classes: Number of classes, or None to train without labels.
 
     Raises:
         UserError: If an argument has a value that is not allowed.
@@ -138,6 +148,7 @@ class WGAN(L.LightningModule):
         clip_value: float = 0.01,
         lr: float = 5e-4,
         beta1: float = 0.0,
+        num_classes: int | None = None,
     ):
         super().__init__()
         check_choice("lipschitz", lipschitz, ("gradient_penalty", "clip"))
@@ -148,13 +159,14 @@ class WGAN(L.LightningModule):
         check_positive("clip_value", clip_value)
         check_positive("lr", lr)
         check_fraction("beta1", beta1)
+        if num_classes is not None:
+            check_integer("num_classes", num_classes)
         shape, hidden = list(shape), list(hidden)
         self.save_hyperparameters()
         self.automatic_optimization = False
-        self.generator = make_generator(network, z_dim, shape, width, hidden)
-        self.critic = make_discriminator(
-            network, shape, width, hidden, "layer" if lipschitz == "gradient_penalty" else "batch"
-        )
+        self.generator = make_generator(network, z_dim, shape, width, hidden, num_classes)
+        norm = "layer" if lipschitz == "gradient_penalty" else "batch"
+        self.critic = make_discriminator(network, shape, width, hidden, norm, num_classes=num_classes)
 
     # Networks and losses.
 
@@ -163,41 +175,63 @@ class WGAN(L.LightningModule):
         B, drawn = len(batch[0]), {"generator": generator, "device": batch[0].device}
         return {"z": randn(B, self.hparams.z_dim, **drawn), "u": rand(B, **drawn)}
 
-    @takes(x=seen_by_networks)
-    def f(self, x: Tensor) -> Tensor:
-        """Return the critic's scores (B,) of examples (B, *shape). Images are in [-1, 1]."""
-        return at_least_float32(self.critic(x)).squeeze(-1)
+    def _labels(self, y: Labels | None, n: int) -> Tensor | None:
+        return labels_or_none(y, n, self.hparams.num_classes, self.device)
 
-    def critic_terms(self, x: Tensor, noise: Noise, measure: bool = False) -> dict[str, Tensor]:
+    def G(self, z: Tensor, y: Labels | None = None) -> Tensor:
+        """Return samples (B, *shape) for training, with labels ``y`` (B,) if the model has labels.
+
+        Images are in [-1, 1].
+        """
+        return self.generator(self._inputs(z, y))
+
+    def _inputs(self, z: Tensor, y: Labels | None) -> Tensor:
+        return with_label(z, self._labels(y, len(z)), self.hparams.num_classes)
+
+    @takes(x=seen_by_networks)
+    def f(self, x: Tensor, y: Labels | None = None) -> Tensor:
+        """Return the critic's scores (B,) of examples (B, *shape). Images are in [-1, 1].
+
+        ``y`` are their labels, (B,), if the model has labels.
+        """
+        y = self._labels(y, len(x))
+        return at_least_float32(self.critic(x) if y is None else self.critic(x, y)).squeeze(-1)
+
+    def critic_terms(
+        self, x: Tensor, noise: Noise, measure: bool = False, y: Labels | None = None
+    ) -> dict[str, Tensor]:
         """Return ``loss``, ``wasserstein``, ``penalty`` and ``lipschitz`` for data ``x`` (B, *shape).
+
+        ``y`` are the labels of the data and of the samples, (B,), if the model has labels.
 
         With clipping, the loss has no penalty, and ``penalty`` and ``lipschitz`` are present only if ``measure`` is
         true. Set ``measure`` only in eval mode.
         """
+        f = partial(self.f, y=self._labels(y, len(x)))
         with torch.no_grad():
-            fake = self.generator(noise["z"])
+            fake = self.G(noise["z"], y)
         real = centre(x, self.hparams.shape)
-        estimate = wasserstein_estimate(self.f(real), self.f(fake))
+        estimate = wasserstein_estimate(f(real), f(fake))
         terms = {"loss": -estimate, "wasserstein": estimate}
         if self.hparams.lipschitz == "gradient_penalty" or measure:
-            norms = gradient_norms(self.f, interpolate(real, fake, noise["u"]))
+            norms = gradient_norms(f, interpolate(real, fake, noise["u"]))
             penalty = gradient_penalty(norms).mean()
             if self.hparams.lipschitz == "gradient_penalty":
                 terms["loss"] = terms["loss"] + self.hparams.gp_weight * penalty
             terms |= {"penalty": penalty, "lipschitz": norms.max()}
         return terms
 
-    def generator_terms(self, noise: Noise) -> dict[str, Tensor]:
-        """Return ``loss`` = -mean f(G(z))."""
-        return {"loss": -self.f(self.generator(noise["z"])).mean()}
+    def generator_terms(self, noise: Noise, y: Labels | None = None) -> dict[str, Tensor]:
+        """Return ``loss`` = -mean f(G(z)), for samples with labels ``y`` (B,) if the model has labels."""
+        return {"loss": -self.f(self.G(noise["z"], y), y).mean()}
 
     def critic_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Draw noise and return :meth:`critic_terms`. The critic minimises ``loss``."""
-        return self.critic_terms(batch[0], self.noise(batch, generator=generator))
+        return self.critic_terms(batch[0], self.noise(batch, generator=generator), y=optional_labels(batch, self))
 
     def generator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Draw noise and return the generator's ``loss``. Only the size of ``batch`` is used."""
-        return self.generator_terms(self.noise(batch, generator=generator))
+        """Draw noise and return the generator's ``loss``. Only the size and the labels of ``batch`` are used."""
+        return self.generator_terms(self.noise(batch, generator=generator), optional_labels(batch, self))
 
     # Training, with manual optimisation.
 
@@ -232,14 +266,19 @@ class WGAN(L.LightningModule):
         return {f"{network}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
 
     def on_validation_epoch_start(self):
-        noise = lambda i: randn(250, self.hparams.z_dim, generator=chunk_generator(0, i), device=self.device)  # noqa: E731
-        recompute_batch_norm(self, lambda i: self.critic(self.generator(noise(i))))
+        def see_samples(i: int) -> None:
+            z, y = self._draw(250, generator=chunk_generator(0, i))
+            self.f(self.G(z, y), y)
+
+        recompute_batch_norm(self, see_samples)
 
     def validation_step(self, batch, batch_idx, stage="val"):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
         how = {"sync_dist": True, "batch_size": len(batch[0])}
+        y = optional_labels(batch, self)
         with torch.inference_mode(False), torch.no_grad():  # inference mode would forbid grad f
-            terms = self.critic_terms(batch[0].clone(), self.noise(batch, generator=generator), measure=True)
+            x, y = batch[0].clone(), y if y is None else y.clone()
+            terms = self.critic_terms(x, self.noise(batch, generator=generator), measure=True, y=y)
         self._log(stage, "critic", terms, **how)
         self._log(stage, "generator", self.generator_loss(batch, generator=generator), **how)
 
@@ -258,10 +297,24 @@ class WGAN(L.LightningModule):
     # Use of a trained model.
 
     @torch.no_grad()
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``n`` samples: images (n, 1, 28, 28) in [0, 1], or points (n, 2)."""
-        z = randn(n, self.hparams.z_dim, generator=generator, device=self.device)
-        return uncentre(generate(self.generator, z), self.hparams.shape)
+    def sample(self, n: int, *, y: Labels | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``n`` samples: images (n, C, H, W) in [0, 1], or points (n, 2).
+
+        Args:
+            y: For a model with labels, ``n`` labels or one label for all samples. None draws labels uniformly. The
+                noise z does not depend on ``y``.
+        """
+        z, drawn = self._draw(n, generator=generator)
+        return uncentre(generate(self.generator, self._inputs(z, drawn if y is None else y)), self.hparams.shape)
+
+    def _draw(self, n: int, *, generator: torch.Generator | None) -> tuple[Tensor, Tensor | None]:
+        drawn = {"generator": generator, "device": self.device}
+        return randn(n, self.hparams.z_dim, **drawn), uniform_labels(n, self.hparams.num_classes, **drawn)
+
+    def rows(self) -> tuple[str, list[int]] | None:
+        """Return "y" and all labels, one for each row of a picture of samples. Return None if there are no labels."""
+        classes = self.hparams.num_classes
+        return None if classes is None else ("y", list(range(classes)))
 
     # Gradient estimators.
 
@@ -274,13 +327,13 @@ class WGAN(L.LightningModule):
 
         def estimator(name: str, terms: Callable) -> GradientEstimator:
             def loss(batch, noise: Noise) -> Tensor:
-                return terms(batch[0], noise)["loss"]
+                return terms(batch[0], noise, y=optional_labels(batch, self))["loss"]
 
             own = {k: p for k, p in self.named_parameters() if k.startswith(f"{name}.")}
             # torch.func.vmap does not support BatchNorm that updates running statistics.
             return GradientEstimator.of(self, name, own, self.noise, loss, batched=False)
 
         return {
-            "generator": estimator("generator", lambda x, noise: self.generator_terms(noise)),
+            "generator": estimator("generator", lambda x, noise, y: self.generator_terms(noise, y)),
             "critic": estimator("critic", self.critic_terms),
         }

@@ -401,7 +401,7 @@ def test_a_generator_may_be_given_by_position_as_in_an_earlier_version():
         ({"network": "mpl"}, "network must be conv, mlp or sequence, got 'mpl'"),
         (
             {"shape": [2]},
-            "network=conv makes images of shape [1, 28, 28]; for examples of shape [2] set model.network=mlp",
+            "network=conv makes images (C, H, W); for examples of shape [2] set model.network=mlp",
         ),
         ({"discriminator_steps": 0}, "discriminator_steps must be an integer of at least 1, got 0"),
         ({"z_dim": 0}, "z_dim must be an integer of at least 1, got 0"),
@@ -419,9 +419,9 @@ def test_arguments_that_do_not_fit(arguments, message):
 
 
 def test_data_of_another_shape_are_refused(tmp_path):
-    message = "GAN has shape [1, 28, 28], but examples of ring have shape [2]: set model.shape=[2]"
+    message = "GAN takes examples of shape [1, 28, 28], but examples of ring have shape [2]: set model.shape=[2]"
     with pytest.raises(ValueError, match=re.escape(message)):
-        run(tmp_path, "model=gan", "data=ring")
+        run(tmp_path, "model=gan", "model.shape=[1,28,28]", "data=ring")
 
 
 def test_sequences_want_their_generator(tmp_path):

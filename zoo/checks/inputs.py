@@ -192,6 +192,15 @@ def labels_in(batch: Sequence[Any], model: Any) -> Tensor:
     return batch[1]
 
 
+def optional_labels(batch: Sequence[Any], model: Any) -> Tensor | None:
+    """Return the labels of a batch. Return None if the model was trained without labels.
+
+    Raises:
+        UserError: if the model needs labels and the batch has none.
+    """
+    return None if model.hparams.num_classes is None else labels_in(batch, model)
+
+
 def shape_of(model: Any) -> tuple[int, ...] | int:
     """Return the shape of one example, or its number of pixels if the model accepts any shape."""
     hparams = model.hparams

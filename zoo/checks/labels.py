@@ -50,6 +50,28 @@ def as_labels(labels: Labels, n: int, num_classes: int, device: torch.device) ->
     return values
 
 
+def labels_or_none(y: Labels | None, n: int, num_classes: int | None, device: torch.device) -> Tensor | None:
+    """Return the labels of ``n`` examples, (n,) on ``device``. Return None for a model without labels.
+
+    Args:
+        y: labels as in :func:`as_labels`.
+        n: number of examples.
+        num_classes: number of classes. None for a model without labels.
+        device: device of the result.
+
+    Raises:
+        UserError: if a label is not allowed, if the model needs labels and ``y`` is None, or if a model without labels
+            gets labels.
+    """
+    if num_classes is None:
+        if y is not None:
+            raise UserError("this model was trained without labels (num_classes=null): leave out y")
+        return None
+    if y is None:
+        raise UserError(f"y is missing, and this model needs labels: give y, integers from 0 to {num_classes - 1}")
+    return as_labels(y, n, num_classes, device)
+
+
 def sampled_labels(
     y: Labels | str | None, n: int, num_classes: int | None, uniform: Tensor, guidance: float
 ) -> Tensor | None:

@@ -16,6 +16,15 @@ def rand(*shape: int, generator: torch.Generator | None, device: torch.device) -
     return torch.rand(shape, generator=generator, device=where).to(device)
 
 
+def uniform_labels(
+    n: int, num_classes: int | None, *, generator: torch.Generator | None, device: torch.device
+) -> Tensor | None:
+    """Return ``n`` labels drawn uniformly from 0 to ``num_classes`` - 1, (n,). Return None if there are no classes."""
+    if num_classes is None:
+        return None
+    return (num_classes * rand(n, generator=generator, device=device)).long().clamp(max=num_classes - 1)
+
+
 def chunk_generator(seed: int, chunk: int) -> torch.Generator:
     """Return a CPU generator for the chunk, draw or batch with number ``chunk`` of a run with ``seed``."""
     # Consecutive seeds of the Mersenne Twister give streams that are independent in practice. With the multiplier,

@@ -1,4 +1,9 @@
-"""Generators and discriminators: convolutional networks as in DCGAN, fully connected and recurrent networks."""
+"""Generators and discriminators: convolutional networks as in DCGAN, fully connected and recurrent networks.
+
+Networks with labels follow two papers. A generator receives a one-hot label with its noise (Mirza & Osindero 2014,
+arXiv:1411.1784). A discriminator adds the projection of its features on a vector of the label (Miyato & Koyama 2018,
+arXiv:1802.05637).
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,9 +15,9 @@ from torch import Tensor, nn
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_integer, check_widths
 from zoo.functional.densities import at_least_float32
+from zoo.functional.latents import one_hot
 from zoo.nets.layers import Layers, mlp
-
-IMAGE = [1, 28, 28]
+from zoo.nets.sizes import crop, halvings, pad_to_multiple, smallest_sides
 
 
 def check_networks(network: str, shape: Sequence[int], width: int, hidden: Sequence[int], z_dim: int) -> None:
@@ -21,45 +26,74 @@ def check_networks(network: str, shape: Sequence[int], width: int, hidden: Seque
     Raises:
         UserError: if a size is not allowed.
     """
-    check_widths("shape", shape, IMAGE)
+    check_widths("shape", shape, [1, 28, 28])
     check_widths("hidden", hidden, [256, 256])
     check_integer("width", width)
     check_integer("z_dim", z_dim)
-    if network == "conv" and list(shape) != IMAGE:
+    if network == "conv" and not is_image(shape):
         raise UserError(
-            f"network=conv makes images of shape {IMAGE}; for examples of shape {list(shape)} set model.network=mlp"
+            f"network=conv makes images (C, H, W); for examples of shape {list(shape)} set model.network=mlp"
         )
 
 
-def make_generator(network: str, z_dim: int, shape: Sequence[int], width: int, hidden: Sequence[int]) -> nn.Module:
+def make_generator(
+    network: str,
+    z_dim: int,
+    shape: Sequence[int],
+    width: int,
+    hidden: Sequence[int],
+    num_classes: int | None = None,
+) -> nn.Module:
     """Return a generator that maps noise (B, z_dim) to examples (B, *shape).
 
-    Images are in [-1, 1]. Other examples are unbounded.
+    Images are in [-1, 1]. Other examples are unbounded. With ``num_classes``, the noise has the additional entries of
+    :func:`with_label`.
     """
+    inputs = z_dim + (num_classes or 0)
     if network == "conv":
-        return ConvGenerator(z_dim, width)
-    layers = mlp([z_dim, *hidden, math.prod(shape)])
+        return ConvGenerator(inputs, width, shape)
+    layers = mlp([inputs, *hidden, math.prod(shape)])
     return Layers(*layers, nn.Unflatten(1, tuple(shape)), nn.Tanh() if is_image(shape) else nn.Identity())
 
 
 def make_discriminator(
-    network: str, shape: Sequence[int], width: int, hidden: Sequence[int], norm: str = "layer"
+    network: str,
+    shape: Sequence[int],
+    width: int,
+    hidden: Sequence[int],
+    norm: str = "layer",
+    features: int = 256,
+    num_classes: int | None = None,
 ) -> nn.Module:
     """Return a discriminator that maps examples (B, *shape) to one unbounded number each, (B, 1).
 
     The number is the logit of a discriminator or the score of a critic. ``norm``, ``layer`` or ``batch``, is the
-    normalisation of ``conv``. Fully connected networks have none.
+    normalisation of ``conv``. Fully connected networks have none. ``features`` is the size of the last hidden layer of
+    ``conv``, which is fully connected. 0 leaves out this layer, as in DCGAN.
+
+    With ``num_classes``, the discriminator also takes labels (B,).
     """
-    if network == "conv":
-        trunk = ConvTrunk(width, norm)
-        normalise = nn.BatchNorm1d(256) if norm == "batch" else nn.LayerNorm(256)
-        return nn.Sequential(trunk, nn.Linear(trunk.out_features, 256), normalise, nn.LeakyReLU(0.2), nn.Linear(256, 1))
-    return Layers(nn.Flatten(), *mlp([math.prod(shape), *hidden, 1], lambda: nn.LeakyReLU(0.2)))
+    if network != "conv":
+        layers = Layers(nn.Flatten(), *mlp([math.prod(shape), *hidden, 1], lambda: nn.LeakyReLU(0.2)))
+    else:
+        trunk = ConvTrunk(width, norm, shape)
+        if features:
+            normalise = nn.BatchNorm1d(features) if norm == "batch" else nn.LayerNorm(features)
+            hidden_layer = [nn.Linear(trunk.out_features, features), normalise, nn.LeakyReLU(0.2)]
+            layers = nn.Sequential(trunk, *hidden_layer, nn.Linear(features, 1))
+        else:
+            layers = nn.Sequential(trunk, nn.Linear(trunk.out_features, 1))
+    return layers if num_classes is None else ProjectionDiscriminator(layers, num_classes)
+
+
+def with_label(z: Tensor, y: Tensor | None, num_classes: int | None) -> Tensor:
+    """Return noise (B, D) with the one-hot labels ``y`` (B,) after it, (B, D + K), or ``z`` if there are no labels."""
+    return z if y is None or num_classes is None else torch.cat([z, one_hot(y, num_classes, z.dtype)], -1)
 
 
 def is_image(shape: Sequence[int]) -> bool:
-    """Return whether examples of this shape are images, which the networks need in [-1, 1]."""
-    return list(shape) == IMAGE
+    """Return whether examples of this shape are images (C, H, W), which the networks need in [-1, 1]."""
+    return len(shape) == 3
 
 
 def centre(x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -73,62 +107,102 @@ def uncentre(x: Tensor, shape: Sequence[int]) -> Tensor:
     return (x / 2 + 0.5).clamp(0, 1) if is_image(shape) else x
 
 
-class ConvGenerator(nn.Module):
-    """Generator of images (B, 1, 28, 28) in [-1, 1] from noise (B, D), after DCGAN (Radford et al. 2016).
+class ProjectionDiscriminator(nn.Module):
+    """Discriminator of examples x and labels y: psi(phi(x)) + v_y . phi(x), as in Miyato & Koyama 2018, eq. 3.
 
-    A linear layer makes 7 x 7 pixels. Two transposed convolutions double the side: 7 -> 14 -> 28. BatchNorm comes
-    before each ReLU. The last operation is tanh. Weights of convolutions are initialised from N(0, 0.02^2).
+    phi is a network, psi is a linear layer, and v_y is a vector that is learned for each label.
+
+    Args:
+        layers: a discriminator without labels. Its last layer is psi, and the layers before it are phi.
+        num_classes: number of classes.
     """
 
-    def __init__(self, in_features: int, width: int = 32):
+    def __init__(self, layers: nn.Sequential, num_classes: int):
         super().__init__()
+        self.features, self.head = layers[:-1], layers[-1]
+        self.label_vectors = nn.Embedding(num_classes, self.head.in_features)
+        nn.init.normal_(self.label_vectors.weight, std=0.02)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        phi = self.features(x)
+        return self.head(phi) + (self.label_vectors(y) * phi).sum(-1, keepdim=True)
+
+
+class ConvGenerator(nn.Module):
+    """Generator of images (B, C, H, W) in [-1, 1] from noise (B, D), after DCGAN (Radford et al. 2016).
+
+    A linear layer makes a feature map whose longer side is at most 7 pixels. Transposed convolutions double the sides:
+    7 -> 14 -> 28, or 4 -> 8 -> 16 -> 32 -> 64. The number of channels is halved each time. If a side of the images is
+    not a multiple, the network makes larger images and crops them. BatchNorm comes before each ReLU. The last operation
+    is tanh. Weights of convolutions are initialised from N(0, 0.02^2).
+
+    Args:
+        in_features: D.
+        width: channels at half the sides of the images.
+        shape: shape of an image, (C, H, W).
+    """
+
+    def __init__(self, in_features: int, width: int = 32, shape: Sequence[int] = (1, 28, 28)):
+        super().__init__()
+        self.shape, times = tuple(shape), max(1, halvings(shape))
+        channels, sides = width * 2 ** (times - 1), smallest_sides(shape, times)
         self.project = nn.Sequential(
-            nn.Linear(in_features, 2 * width * 49, bias=False),
-            nn.BatchNorm1d(2 * width * 49),
+            nn.Linear(in_features, channels * math.prod(sides), bias=False),
+            nn.BatchNorm1d(channels * math.prod(sides)),
             nn.ReLU(),
-            nn.Unflatten(1, (2 * width, 7, 7)),
+            nn.Unflatten(1, (channels, *sides)),
         )
-        self.upsample = nn.Sequential(
-            nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1, bias=False),  # (B, width, 14, 14)
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.ConvTranspose2d(width, 1, 4, stride=2, padding=1),  # (B, 1, 28, 28)
-            nn.Tanh(),
-        ).to(memory_format=torch.channels_last)
+        layers: list[nn.Module] = []
+        for _ in range(times - 1):
+            layers += [
+                nn.ConvTranspose2d(channels, channels // 2, 4, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(channels // 2),
+                nn.ReLU(),
+            ]
+            channels //= 2
+        layers += [nn.ConvTranspose2d(width, shape[0], 4, stride=2, padding=1), nn.Tanh()]
+        self.upsample = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         _normal_convolutions(self)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.upsample(self.project(z.to(self.project[0].weight.dtype)))
+        return crop(self.upsample(self.project(z.to(self.project[0].weight.dtype))), self.shape)
 
 
 class ConvTrunk(nn.Module):
-    """Network from images (B, 1, 28, 28) to features (B, 98 width): DCGAN's discriminator without its last layer.
+    """Network from images (B, C, H, W) to features (B, F): DCGAN's discriminator without its last layer.
 
-    Two strided convolutions halve the side: 28 -> 14 -> 7. A leaky ReLU follows each convolution. Normalisation comes
-    before the second leaky ReLU.
+    Strided convolutions halve the sides until the longer one is at most 7 pixels: 28 -> 14 -> 7. The number of channels
+    doubles each time. Images whose sides are not multiples are padded with zeros. A leaky ReLU follows each
+    convolution. Normalisation comes before each leaky ReLU but the first.
 
     Args:
-        width: channels at 14 x 14 pixels.
+        width: channels at half the sides of the images.
         norm: ``layer`` normalises each image separately. ``batch`` is BatchNorm. With BatchNorm, the output for one
             image depends on the other images of the batch. Do not combine BatchNorm with a gradient penalty, because
             the penalty needs a separate gradient for each image.
+        shape: shape of an image, (C, H, W).
+
+    Attributes:
+        out_features: F.
     """
 
-    def __init__(self, width: int = 32, norm: Literal["layer", "batch"] = "layer"):
+    def __init__(self, width: int = 32, norm: Literal["layer", "batch"] = "layer", shape: Sequence[int] = (1, 28, 28)):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, width, 4, stride=2, padding=1),  # (B, width, 14, 14)
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),  # (B, 2 width, 7, 7)
-            nn.BatchNorm2d(2 * width) if norm == "batch" else nn.GroupNorm(1, 2 * width),
-            nn.LeakyReLU(0.2),
-            nn.Flatten(),
-        ).to(memory_format=torch.channels_last)
-        self.out_features = 98 * width
+        times = max(1, halvings(shape))
+        layers: list[nn.Module] = [nn.Conv2d(shape[0], width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for _ in range(times - 1):
+            layers += [
+                nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+                nn.BatchNorm2d(2 * width) if norm == "batch" else nn.GroupNorm(1, 2 * width),
+                nn.LeakyReLU(0.2),
+            ]
+            width *= 2
+        self.layers = nn.Sequential(*layers, nn.Flatten()).to(memory_format=torch.channels_last)
+        self.multiple, self.out_features = 2**times, width * math.prod(smallest_sides(shape, times))
         _normal_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x.to(self.layers[0].weight.dtype))
+        return self.layers(pad_to_multiple(x, self.multiple).to(self.layers[0].weight.dtype))
 
 
 class SequenceGenerator(nn.Module):

@@ -39,5 +39,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 def crop(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Return the middle of images (..., H, W), with the sides of ``shape``. It undoes :func:`pad_to_multiple`."""
     height, width = shape[-2:]
+    if tuple(x.shape[-2:]) == (height, width):
+        return x
     top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
     return x[..., top : top + height, left : left + width]

@@ -72,7 +72,7 @@ def training_images(trainer, most: int) -> Tensor | None:
     """
     data = trainer.datamodule
     if isinstance(data, capabilities.SplitData):
-        return data.splits["train"].images[:most]
+        return _bytes(data.splits["train"].images[:most])  # the images may be read from disk
     if trainer.train_dataloader is None:
         return None
     found: list[Tensor] = []
@@ -81,7 +81,11 @@ def training_images(trainer, most: int) -> Tensor | None:
             found.append(as_batch(batch)[0].to(trainer.strategy.root_device))
             if sum(map(len, found)) * trainer.world_size >= most:
                 break
-    return (all_rows(torch.cat(found), trainer)[:most] * 255).round().byte()
+    return _bytes(all_rows(torch.cat(found), trainer)[:most])
+
+
+def _bytes(images: Tensor) -> Tensor:
+    return (images * 255).round().byte() if images.is_floating_point() else images
 
 
 @torch.no_grad()
