@@ -13,11 +13,11 @@ docs/references.md explains the keys in brackets. The right column names code in
     -log p(x_0) <= L_T + sum_t L_t + L_0                          eq. 5,  [DSL eq. 14.41]   diffusion_bound
 
 Symbols:
-    x0, xt    images x_0 in [-1, 1] and noisy images x_t, (B, 1, 28, 28) each
+    x0, xt    images x_0 in [-1, 1] and noisy images x_t, (B, C, H, W) each
     t         step index, (B,), 0 .. T-1; at index 0, x_t has one step of noise (t = 1 in the paper)
     abar_t    product of alpha_s = 1 - beta_s over s <= t, with beta_t the variance of step t (diffusion.make_chain)
-    eps, v    standard normal noise eps, and v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0, (B, 1, 28, 28) each
-    x0_hat    the network's estimate of x_0, (B, 1, 28, 28)
+    eps, v    standard normal noise eps, and v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0, (B, C, H, W) each
+    x0_hat    the network's estimate of x_0, (B, C, H, W)
 
 Logged as train/loss, val/loss and test/loss: the squared error of the prediction, averaged over dimensions. train/loss
 weights each step by 1 / (T p_t). A network for eps that predicts 0 has loss 1. Do not compare losses of eps, x0 and v.
@@ -33,10 +33,10 @@ Differs from the paper:
 - [DSL alg. 7] multiplies z by the variance and adds noise at the last step. The correct factor is the standard
   deviation, and the last step adds no noise.
 - [DSL eq. 14.43] prints abar_t instead of alpha_t in the factor q(x_t | x_{t-1}). The code uses [DSL eq. 14.45].
-- The U-Net is small, for speed on a CPU. It works on 2 x 2 patches of 28 x 28 images without padding. It has no
-  dropout. It has attention only at the lowest resolution.
-- The learning rate is 1e-3 (paper: 2e-4) and decays to 0 along half a cosine. Batches have 64 images (paper: 128).
-  A run takes about an hour. Small batches allow more steps in this time.
+- By default the U-Net is small, for speed on a CPU. It works on 2 x 2 patches of pixels. It has no dropout, and it has
+  attention only at the lowest resolution. Recipe ddpm_cifar10 has the paper's sizes, attention and dropout.
+- The learning rate is 1e-3 (paper: 2e-4) and decays to 0 along half a cosine (paper: constant, ``lr_decay=false``).
+  Batches have 64 images (paper: 128). A run takes about an hour. Small batches allow more steps in this time.
 - The exponential moving average has decay 0.999 (paper: 0.9999) and a warm-up (callbacks/ema.py).
 - DDIM runs at evenly spaced steps from T-1 to 0, both included. It computes eps from the clipped x0_hat.
 - An embedding of the label is added to the embedding of the step. For classifier-free guidance, training drops some
@@ -53,14 +53,15 @@ from torch import Tensor
 from zoo.checks import inputs
 from zoo.checks.capabilities import BOUND
 from zoo.checks.errors import UserError
-from zoo.checks.labels import Labels, as_labels, sampled_labels
+from zoo.checks.labels import Labels, as_labels, check_classes
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_fraction, check_integer, check_not_negative, check_positive
+from zoo.checks.values import check_flag, check_integer, check_not_negative, check_positive, check_widths
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional import diffusion, diffusion_bound
 from zoo.functional import diffusion_samplers as samplers
 from zoo.functional.densities import at_least_float32
 from zoo.functional.diffusion import Chain, predicted_eps, predicted_x0, simple_loss
+from zoo.functional.guidance import draw_labels, guided, network_labels, with_dropped
 from zoo.functional.langevin import langevin_sample
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.functional.precision import in_float64, keep_float32
@@ -80,7 +81,7 @@ STATES = dict.fromkeys(("xt", "x_T", "a", "b"), inputs.noisy) | {
 @inputs.checks_inputs(x=inputs.images, y=inputs.labels, sigma=inputs.positive, **STATES)
 @keep_float32(*Chain._fields, "loss_history")
 class DDPM(L.LightningModule):
-    """Denoising diffusion model of 28 x 28 images, with or without labels.
+    """Denoising diffusion model of images, with or without labels.
 
     Args:
         steps: T, at least 2, and more than 20 for the linear schedule.
@@ -96,6 +97,11 @@ class DDPM(L.LightningModule):
         patch: Side of the pixel blocks that are folded into channels.
         lr: Adam's learning rate, which decays to 0 along half a cosine over the run.
         warmup: Optimiser steps of a linear warm-up, which multiplies the cosine decay.
+        shape: Shape of one image, [C, H, W].
+        attention: Levels of the U-Net with self-attention after each residual block, counted from 0, the highest
+            resolution. The middle of the U-Net always has it.
+        dropout: Dropout rate of the U-Net's residual blocks.
+        lr_decay: Whether the learning rate decays. If not, it is constant after the warm-up.
 
     Raises:
         UserError: If an argument has a value that is not allowed.
@@ -115,20 +121,22 @@ class DDPM(L.LightningModule):
         patch: int = 2,
         lr: float = 1e-3,
         warmup: int = 200,
+        shape: Sequence[int] = (1, 28, 28),
+        attention: Sequence[int] = (),
+        dropout: float = 0.0,
+        lr_decay: bool = True,
     ):
         super().__init__()
-        check_integer("steps", steps, least=2)
-        check_choice("schedule", schedule, tuple(diffusion.SCHEDULES))
-        check_choice("predict", predict, diffusion.PREDICTIONS)
-        check_choice("variance", variance, diffusion.VARIANCES)
-        check_choice("timesteps", timesteps, diffusion.TIMESTEPS)
-        if num_classes is not None:
-            check_integer("num_classes", num_classes)
-        check_fraction("label_dropout", label_dropout)
+        diffusion.check_diffusion(steps, schedule, predict, variance, timesteps)
+        check_classes(num_classes, label_dropout)
         check_positive("lr", lr)
         check_integer("warmup", warmup, least=0)
-        check_unet(widths, blocks, patch)
-        widths = list(widths)
+        check_flag("lr_decay", lr_decay)
+        check_widths("shape", shape, (1, 28, 28))
+        if len(shape) != 3:
+            raise UserError(f"shape must be [C, H, W] for images, got {list(shape)}")
+        check_unet(widths, blocks, patch, attention, dropout, shape)
+        shape, widths, attention = list(shape), list(widths), list(attention)
         self.save_hyperparameters()
         # The hyperparameters determine the schedule, so checkpoints need not store it. make_chain uses float64.
         for name, values in diffusion.make_chain(diffusion.SCHEDULES[schedule](steps))._asdict().items():
@@ -136,7 +144,8 @@ class DDPM(L.LightningModule):
         if timesteps == "importance":
             self.register_buffer("loss_history", torch.zeros(steps, HISTORY))
             self.register_buffer("loss_count", torch.zeros(steps, dtype=torch.long))
-        self.net = UNet(1, widths, blocks, patch, num_classes).to(memory_format=torch.channels_last)
+        net = UNet(shape[0], widths, blocks, patch, num_classes, attention, dropout)
+        self.net = net.to(memory_format=torch.channels_last)
 
     @property
     def chain(self) -> Chain:
@@ -149,26 +158,21 @@ class DDPM(L.LightningModule):
         return self.hparams.steps
 
     def forward(self, xt: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the prediction, (B, 1, 28, 28), for ``xt`` at steps ``t`` (B,), with or without labels ``y`` (B,)."""
-        if self.hparams.num_classes is not None and y is None:
-            if self.hparams.label_dropout == 0:
-                raise UserError("y is missing: this model was never trained without labels (label_dropout=0), give y")
-            y = torch.full_like(t, self.hparams.num_classes)
+        """Return the prediction, (B, C, H, W), for ``xt`` at steps ``t`` (B,), with or without labels ``y`` (B,)."""
+        y = network_labels(y, xt, self.hparams.num_classes, self.hparams.label_dropout)
         return at_least_float32(self.net(xt, t, y))
 
     def x0_hat(self, xt: Tensor, t: Tensor, y: Tensor | None = None, guidance: float = 0.0) -> Tensor:
-        """Return the network's estimate of x_0, (B, 1, 28, 28), unclipped.
+        """Return the network's estimate of x_0, (B, C, H, W), unclipped.
 
         With labels and ``guidance`` w, the output is (1 + w) output(x_t, y) - w output(x_t), Ho & Salimans 2022, eq. 6.
         Eq. 6 combines predictions of eps. It also combines predictions of v and x0, which are affine in eps.
         """
-        output = self(xt, t, y)
-        if y is not None and guidance:
-            output = (1 + guidance) * output - guidance * self(xt, t)
+        output = guided(partial(self, xt, t), y, guidance)
         return predicted_x0(self.hparams.predict, output, xt, t, self.chain)
 
     def score(self, xt: Tensor, t: Tensor, y: Tensor | None = None, guidance: float = 0.0) -> Tensor:
-        """Return the estimate of grad log q(x_t), (B, 1, 28, 28): -eps_theta / sqrt(1 - abar_t)."""
+        """Return the estimate of grad log q(x_t), (B, C, H, W): -eps_theta / sqrt(1 - abar_t)."""
         eps = predicted_eps(self.x0_hat(xt, t, y, guidance), xt, t, self.chain)
         return -eps / diffusion.at(self.one_minus_abar, t, xt).sqrt()
 
@@ -179,12 +183,12 @@ class DDPM(L.LightningModule):
 
     @inputs.takes(x=inputs.noisy)
     def blurred_score(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Return the score of images with added noise N(0, sigma^2 I), (B, 1, 28, 28).
+        """Return the score of images with added noise N(0, sigma^2 I), (B, C, H, W).
 
         ``annealed_langevin_steps(ddpm.blurred_score, x, ...)`` uses it in place of a :class:`zoo.score.Score`.
 
         Args:
-            x: Images in [-1, 1] with noise of standard deviation ``sigma``, (B, 1, 28, 28).
+            x: Images in [-1, 1] with noise of standard deviation ``sigma``, (B, C, H, W).
             sigma: Noise levels, (B,). Each is replaced by the sigma_t with the nearest logarithm.
         """
         t = (self.sigmas.log() - sigma.log()[:, None]).abs().argmin(1)
@@ -194,7 +198,7 @@ class DDPM(L.LightningModule):
     # Training: noise() draws all random numbers, and losses() is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, timesteps: str | None = None) -> Noise:
-        """Return ``eps`` (B, 1, 28, 28), and ``t``, ``weight`` = 1 / (T p_t) and, with labels, ``u``, (B,) each."""
+        """Return ``eps`` (B, C, H, W), and ``t``, ``weight`` = 1 / (T p_t) and, with labels, ``u``, (B,) each."""
         x, timesteps = batch[0], self.hparams.timesteps if timesteps is None else timesteps
         B, T, drawn = len(batch[0]), self.hparams.steps, {"generator": generator, "device": batch[0].device}
         p = self.importance() if timesteps == "importance" else None
@@ -215,12 +219,11 @@ class DDPM(L.LightningModule):
         network = self
         if self.hparams.num_classes is not None:
             y = as_labels(inputs.labels_in(batch, self), len(batch[0]), self.hparams.num_classes, self.device)
-            y = torch.where(noise["u"] < self.hparams.label_dropout, self.hparams.num_classes, y)
-            network = partial(self, y=y)
+            network = partial(self, y=with_dropped(y, noise["u"], self.hparams.label_dropout, self.hparams.num_classes))
         return simple_loss(2 * batch[0] - 1, noise["t"], noise["eps"], self.chain, self.hparams.predict, network)
 
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Return ``loss`` at uniform t for images (B, 1, 28, 28) in [0, 1], averaged over batch and dimensions."""
+        """Return ``loss`` at uniform t for images (B, C, H, W) in [0, 1], averaged over batch and dimensions."""
         noise = self.noise(batch, generator=generator, timesteps="uniform")
         return {"loss": self.losses(batch, noise).mean()}
 
@@ -249,7 +252,7 @@ class DDPM(L.LightningModule):
 
     def configure_optimizers(self):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
-        return with_half_cosine(optimiser, self.trainer, self.hparams.warmup)
+        return with_half_cosine(optimiser, self.trainer, self.hparams.warmup, self.hparams.lr_decay)
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "ddpm"
@@ -272,7 +275,7 @@ class DDPM(L.LightningModule):
         frames: int | None = None,
         show: str = "xt",
     ) -> Tensor:
-        """Draw ``n`` images in [0, 1], (n, 1, 28, 28).
+        """Draw ``n`` images in [0, 1], (n, C, H, W).
 
         Args:
             num_steps: DDIM steps, 1 to T, by default min(50, T). None runs all T steps of ancestral sampling.
@@ -283,7 +286,7 @@ class DDPM(L.LightningModule):
             corrector_steps: Langevin steps after each denoising step except the last (Song et al. 2021, alg. 5).
             corrector_snr: snr in the Langevin step size 4 (snr |z| / |score|)^2 (zoo/functional/langevin.py).
             frames: Number of evenly spaced states of each chain to return, at least 2. The result is then
-                (n, frames, 1, 28, 28), and the last state is the sample. None returns only the sample.
+                (n, frames, C, H, W), and the last state is the sample. None returns only the sample.
             show: States that ``frames`` returns: ``xt``, the noisy images, or ``x0``, the estimates of x_0.
 
         Raises:
@@ -292,10 +295,8 @@ class DDPM(L.LightningModule):
         check_not_negative("guidance", guidance)
         check_integer("corrector_steps", corrector_steps, least=0)
         check_positive("corrector_snr", corrector_snr)
-        x = randn(n, 1, 28, 28, generator=generator, device=self.device)
-        classes = self.hparams.num_classes  # labels are drawn even if y is given, so y does not change the noise
-        uniform = (rand(n if classes else 0, generator=generator, device=self.device) * (classes or 0)).long()
-        given = sampled_labels(y, n, classes, uniform, guidance)
+        x = randn(n, *self.hparams.shape, generator=generator, device=self.device)
+        given = draw_labels(y, n, self.hparams.num_classes, guidance, generator=generator, device=self.device)
         x0_model = partial(self.x0_hat, y=given, guidance=guidance)
 
         def correct(x: Tensor, i: int) -> Tensor:
@@ -320,7 +321,7 @@ class DDPM(L.LightningModule):
 
     @torch.no_grad()
     def encode(self, x: Tensor, num_steps: int | None = None) -> Tensor:
-        """Return noise x_T, (B, 1, 28, 28). :meth:`decode` maps x_T approximately back to the images ``x`` in [0, 1].
+        """Return noise x_T, (B, C, H, W). :meth:`decode` maps x_T approximately back to the images ``x`` in [0, 1].
 
         ``num_steps`` is the number of DDIM steps, by default min(50, T).
         """
@@ -329,17 +330,17 @@ class DDPM(L.LightningModule):
 
     @torch.no_grad()
     def decode(self, x_T: Tensor, num_steps: int | None = None) -> Tensor:
-        """Return the images in [0, 1] that deterministic DDIM makes from noise ``x_T``; (B, 1, 28, 28) both."""
+        """Return the images in [0, 1] that deterministic DDIM makes from noise ``x_T``; (B, C, H, W) both."""
         num_steps = self._default_num_steps() if num_steps is None else num_steps
         steps = samplers.ddim_steps(self.x0_hat, x_T, self.chain, num_steps)
         return _as_images(samplers.last(steps, num_steps, "sampling"))
 
     @torch.no_grad()
     def interpolate(self, a: Tensor, b: Tensor, between: int = 8, num_steps: int | None = None) -> Tensor:
-        """Return images in [0, 1], (B, between, 1, 28, 28), decoded from spherical interpolations of ``a`` and ``b``.
+        """Return images in [0, 1], (B, between, C, H, W), decoded from spherical interpolations of ``a`` and ``b``.
 
         Args:
-            a, b: Standard normal noise or the noise that :meth:`encode` returns, (B, 1, 28, 28) each.
+            a, b: Standard normal noise or the noise that :meth:`encode` returns, (B, C, H, W) each.
             between: Number of images, both ends included, at least 2.
             num_steps: DDIM steps, by default min(50, T).
         """
@@ -353,9 +354,10 @@ class DDPM(L.LightningModule):
 
     @torch.no_grad()
     def bound_terms(self, x: Tensor, *, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
-        """Return L_0, ..., L_{T-1} and L_T, (T + 1, B) nats, for images ``x`` of 256 grey values in [0, 1].
+        """Return L_0, ..., L_{T-1} and L_T, (T + 1, B) nats, for images ``x`` of 256 values in [0, 1].
 
-        The expected sum is an upper bound of -log p(x), where p(x) is the probability of the grey values. L_T is exact.
+        The expected sum is an upper bound of -log p(x), where p(x) is the probability of the C H W values, each a
+        multiple of 1/255. L_T is exact.
         Each other term is estimated from a separate draw of x_t. Each image takes T network evaluations.
         """
         draw = partial(randn, *x.shape, generator=generator, device=x.device)
@@ -363,9 +365,9 @@ class DDPM(L.LightningModule):
         return diffusion_bound.terms(2 * x - 1, draw, x0_model, self.chain, self.hparams.variance)
 
     def log_likelihood(self, x: Tensor, *, generator: torch.Generator | None = None, y: Tensor | None = None) -> Tensor:
-        """Return a lower bound of log p(x) or log p(x | y), eq. 5, (B,) nats, for ``x`` of 256 grey values in [0, 1].
+        """Return a lower bound of log p(x) or log p(x | y), eq. 5, (B,) nats, for ``x`` of 256 values in [0, 1].
 
-        The bound is minus the sum of :meth:`bound_terms`. Divide it by -784 log 2 for bits per dimension.
+        The bound is minus the sum of :meth:`bound_terms`. Divide it by -C H W log 2 for bits per dimension.
         """
         terms = self.bound_terms(x, generator=generator, y=y)
         return -in_float64(terms).sum(0).float().to(x.device)
@@ -407,11 +409,7 @@ class DDPM(L.LightningModule):
 
         names = [name for name in diffusion.TIMESTEPS if name != "importance" or self.hparams.timesteps == name]
         found = [training(name) for name in names]
-        found.append(bound("bound_single", diffusion_bound.single_draw, 1, one_step=True))
-        found.append(bound("bound_joint", diffusion_bound.joint_draw, 5, one_step=True))
-        if (T := self.hparams.steps) <= 100:
-            found.append(bound("bound_single_chain", diffusion_bound.single_chain, T, one_step=False))
-            found.append(bound("bound_joint_chain", diffusion_bound.joint_chain, T, one_step=False))
+        found += [bound(name, *form) for name, form in diffusion_bound.drawn_forms(self.hparams.steps).items()]
         return {estimator.name: estimator for estimator in found}
 
 

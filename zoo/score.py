@@ -12,14 +12,16 @@ Papers:
     denoising           J_sigma  = 1/2 E_x E_eps || s(x + sigma eps, sigma) + eps / sigma ||^2 + const   denoising_loss
     NCSN                sum of w(sigma_i) J_(sigma_i) over all noise levels                     Score.losses
 
-Langevin dynamics is in zoo/functional/langevin.py, and the networks are in zoo/nets/unet.py. [DSL eq. 14.54] to
-[DSL eq. 14.62] derive the explicit form in one dimension. In D dimensions, a trace takes the place of the derivative.
+zoo/functional/ has the objectives (score_matching.py), Langevin dynamics (langevin.py) and guidance (guidance.py). The
+networks are in zoo/nets/unet.py. [DSL eq. 14.54] to [DSL eq. 14.62] derive the explicit form in one dimension. In D
+dimensions, a trace takes the place of the derivative.
 
 With noise levels, all objectives learn the score of p convolved with N(0, sigma^2 I). Without noise levels, explicit
 and sliced learn the score of p. Denoising needs noise levels.
 
 Symbols:
-    x        points (B, D), or images (B, 1, 28, 28) scaled to [-1, 1]
+    x        points (B, D), or images (B, C, H, W) scaled to [-1, 1]
+    y        labels of a class-conditional model, (B,)
     sigma    noise level of each example, (B,); ``sigmas`` (L,) has all levels, from large to small
     p        density of the data
     s        score that the model learns, in the shape of x
@@ -39,10 +41,11 @@ Differs from the papers:
   from 10 to 0.05 for images in [-1, 1]. In the 2019 paper, ten levels go from 1 to 0.01 for images in [0, 1]. For
   images, technique 4 of the 2020 paper sets the Langevin step size. As in the 2020 paper, a last step removes noise.
 - The entries of v are +1 or -1 (Rademacher). No other independent entries give v' grad s(x) v a smaller variance.
+- With ``num_classes``, s also takes the label y. Labels and guidance are as in zoo/ddpm.py.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import lightning as L
@@ -50,16 +53,19 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from zoo.checks import inputs
 from zoo.checks.errors import UserError
-from zoo.checks.inputs import checks_inputs, data, noisy, positive, takes
+from zoo.checks.labels import Labels, as_labels, check_classes
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_flag, check_integer, check_positive, check_widths
+from zoo.checks.values import check_choice, check_flag, check_integer, check_not_negative, check_positive, check_widths
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional.densities import at_least_float32
+from zoo.functional.guidance import draw_labels, guided, network_labels, with_dropped
 from zoo.functional.langevin import annealed_langevin_steps, best_step_size, langevin_steps, noise_levels
-from zoo.functional.noise import chunk_generator, randn
+from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.functional.precision import keep_float32
 from zoo.functional.progress import tracked
+from zoo.functional.score_matching import denoising_loss, explicit_loss, sliced_loss
 from zoo.nets.description import described
 from zoo.nets.unet import PointNet, UNet, check_unet
 from zoo.training.optimisers import with_half_cosine
@@ -68,63 +74,16 @@ OBJECTIVES = ("denoising", "sliced", "explicit")
 WEIGHTS = ("edm", "ncsn")
 LARGEST_TRACE = 32  # most dimensions for which ``explicit`` is allowed; each takes one backward pass
 
-ScoreFunction = Callable[[Tensor], Tensor]  # (B, ...) -> (B, ...)
-
-
-def directional(score: ScoreFunction, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return s(x), (B, ...), and v' (grad s(x)) v, (B,), for ``x`` and ``v`` (B, ...)."""
-    s, pull = torch.func.vjp(score, x)
-    return s, (pull(v)[0] * v).flatten(1).sum(1)
-
-
-def explicit_loss(x: Tensor, score: ScoreFunction) -> Tensor:
-    """Return tr(grad s(x)) + 1/2 || s(x) ||^2, (B,), for points (B, D). The exact trace takes D backward passes."""
-    trace = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-    for unit in torch.eye(x[0].numel(), dtype=x.dtype, device=x.device):
-        s, slope = directional(score, x, unit.view(x.shape[1:]).expand_as(x))
-        trace = trace + slope
-    return trace + s.flatten(1).square().sum(1) / 2
-
-
-def sliced_loss(x: Tensor, v: Tensor, score: ScoreFunction, variance_reduced: bool = True) -> Tensor:
-    """Return the mean over M directions of v' grad s(x) v + 1/2 (v' s(x))^2, (B,).
-
-    Args:
-        x: Points or images, (B, ...).
-        v: Directions with covariance I, (B, M, ...).
-        score: Function x -> s(x).
-        variance_reduced: Whether to replace (v' s(x))^2 by || s(x) ||^2, which usually lowers the variance.
-    """
-    total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-    for direction in v.unbind(1):
-        s, slope = directional(score, x, direction)
-        along = (direction * s).flatten(1).sum(1)
-        total = total + slope + (s.flatten(1).square().sum(1) if variance_reduced else along**2) / 2
-    return total / v.shape[1]
-
-
-def denoising_loss(x: Tensor, sigma: Tensor, eps: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return 1/2 || s(x + sigma eps) + eps / sigma ||^2, (B,).
-
-    Args:
-        x: Points or images, (B, ...).
-        sigma: Noise levels, (B,), positive.
-        eps: Standard normal noise, (B, ...).
-        score: Function x -> s(x, sigma), at the noise level of each example.
-    """
-    column = sigma.view(-1, *[1] * (x.ndim - 1))
-    return (score(x + column * eps) + eps / column).flatten(1).square().sum(1) / 2
-
 
 @described
-@accepts_old_form("noise", "loss", "chains")
-@checks_inputs(x=data, sigma=positive)
+@accepts_old_form("noise", "loss", "chains", labels="y")
+@inputs.checks_inputs(x=inputs.data, sigma=inputs.positive)
 @keep_float32("sigmas")
 class Score(L.LightningModule):
     """Score model of images or points, trained by denoising, sliced or explicit score matching.
 
     Args:
-        shape: Shape of one example: [1, 28, 28] for images, [D] for points.
+        shape: Shape of one example: [C, H, W] for images, [D] for points.
         objective: ``denoising``, ``sliced`` or ``explicit``. ``explicit`` allows at most 32 dimensions.
         sigma_max: The largest noise level, in the units of the points, or of images in [-1, 1].
         sigma_min: The smallest noise level, in the same units.
@@ -138,6 +97,11 @@ class Score(L.LightningModule):
         patch: Side of the pixel blocks that are folded into channels.
         lr: Adam's learning rate, which decays to 0 along half a cosine over the run.
         warmup: Optimiser steps of a linear warm-up, which multiplies the cosine decay.
+        num_classes: Number of classes, or None to train without labels.
+        label_dropout: Fraction of labels that training drops. The model then also learns to predict without labels.
+        attention: Levels of the U-Net with self-attention after each residual block, counted from 0, the highest
+            resolution. The middle of the U-Net always has it.
+        dropout: Dropout rate of the U-Net's residual blocks.
 
     Raises:
         UserError: If an argument has a value that is not allowed.
@@ -159,20 +123,21 @@ class Score(L.LightningModule):
         patch: int = 2,
         lr: float = 1e-3,
         warmup: int = 200,
+        num_classes: int | None = None,
+        label_dropout: float = 0.1,
+        attention: Sequence[int] = (),
+        dropout: float = 0.0,
     ):
         super().__init__()
         check_widths("shape", shape, (1, 28, 28))
         check_widths("hidden", hidden, (128, 128))
-        check_unet(widths, blocks, patch)
-        shape, hidden, widths = list(shape), list(hidden), list(widths)
-        if shape != [1, 28, 28] and (len(shape) != 1 or type(shape[0]) is not int or shape[0] < 1):
-            raise UserError(f"shape must be [1, 28, 28] for images or [D] for points, got {shape}")
+        self.images = len(shape) == 3
+        if not self.images and len(shape) != 1:
+            raise UserError(f"shape must be [C, H, W] for images or [D] for points, got {list(shape)}")
+        check_unet(widths, blocks, patch, attention, dropout, shape if self.images else None)
+        shape, hidden, widths, attention = list(shape), list(hidden), list(widths), list(attention)
         check_choice("objective", objective, OBJECTIVES)
-        check_positive("sigma_max", sigma_max)
-        check_positive("sigma_min", sigma_min)
-        check_integer("num_sigmas", num_sigmas, least=0)
-        if sigma_min >= sigma_max and num_sigmas > 1:
-            raise UserError(f"sigma_min must be below sigma_max, got {sigma_min} and {sigma_max}")
+        sigmas = noise_levels(sigma_max, sigma_min, num_sigmas).float()
         if objective == "denoising" and num_sigmas == 0:
             raise UserError("num_sigmas must be at least 1 for objective=denoising, got 0")
         check_choice("weights", weights, WEIGHTS)
@@ -185,41 +150,52 @@ class Score(L.LightningModule):
             )
         check_positive("lr", lr)
         check_integer("warmup", warmup, least=0)
+        check_classes(num_classes, label_dropout)
         self.save_hyperparameters()
-        sigmas = noise_levels(sigma_max if num_sigmas > 1 else sigma_min, sigma_min, num_sigmas)
-        self.register_buffer("sigmas", sigmas.float(), persistent=False)  # not saved: the hyperparameters determine it
-        self.images = len(shape) == 3
+        self.register_buffer("sigmas", sigmas, persistent=False)  # not saved: the hyperparameters determine it
         if self.images:
-            self.net = UNet(1, widths, blocks, patch).to(memory_format=torch.channels_last)
+            net = UNet(shape[0], widths, blocks, patch, num_classes, attention, dropout)
+            self.net = net.to(memory_format=torch.channels_last)
         else:
-            self.net = PointNet(shape[0], hidden)
+            self.net = PointNet(shape[0], hidden, num_classes)
 
     @property
     def num_steps(self) -> int:
         """Number of noise levels L."""
         return len(self.sigmas)
 
-    @takes(x=noisy)
-    def forward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
+    @inputs.takes(x=inputs.noisy, y=inputs.network_labels)
+    def forward(self, x: Tensor, sigma: Tensor | None = None, y: Tensor | None = None, guidance: float = 0.0) -> Tensor:
         """Return s(x, sigma), (B, ...), the learned score of p convolved with N(0, sigma^2 I).
 
-        ``sigma`` is (B,). Images are in [-1, 1]. A model without noise levels returns s(x) and ignores ``sigma``.
+        Args:
+            x: Points, or images in [-1, 1], (B, ...).
+            sigma: Noise levels, (B,). A model without noise levels ignores them.
+            y: Labels, (B,), for the score of p(x | y). Without them, the result is the score of p(x).
+            guidance: Weight w of (1 + w) s(x | y) - w s(x), which takes two evaluations of the network.
         """
-        if not len(self.sigmas):
-            return at_least_float32(self.net(x, torch.zeros(len(x), device=x.device)))
-        if sigma is None:
+        if sigma is None and len(self.sigmas):
             raise UserError("sigma is missing, and this model has noise levels: give sigma, (B,)")
+        return guided(partial(self._score, x, sigma), y, guidance)
+
+    def _score(self, x: Tensor, sigma: Tensor | None, y: Tensor | None) -> Tensor:
+        y = network_labels(y, x, self.hparams.num_classes, self.hparams.label_dropout)
+        if sigma is None or not len(self.sigmas):
+            return at_least_float32(self.net(x, torch.zeros(len(x), device=x.device), y))
         # The network takes log sigma, scaled to 0 at sigma_min and 1000 at max(sigma_max, 2 sigma_min).
         low, high = math.log(self.hparams.sigma_min), math.log(max(self.hparams.sigma_max, 2 * self.hparams.sigma_min))
         t = (sigma.log() - low) / (high - low) * 1000
         sigma = sigma.view(-1, *[1] * (x.ndim - 1))
         scale = (1 + sigma**2).sqrt()
-        return at_least_float32(self.net(x / scale, t)) / (sigma * scale) - x / scale**2
+        return at_least_float32(self.net(x / scale, t, y)) / (sigma * scale) - x / scale**2
 
     # Training: noise() draws all random numbers, and losses() is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, objective: str | None = None) -> Noise:
-        """Return ``level`` (B,), 0 .. L-1, and ``eps`` (B, ...), both if L > 0. ``sliced`` adds ``v`` (B, M, ...)."""
+        """Return ``level`` (B,), 0 .. L-1, and ``eps`` (B, ...), both if L > 0.
+
+        ``sliced`` adds ``v`` (B, M, ...). A model with labels adds ``u`` (B,).
+        """
         x, objective = batch[0], self.hparams.objective if objective is None else objective
         where = x.device if generator is None else generator.device
         noise = {}
@@ -230,17 +206,23 @@ class Score(L.LightningModule):
             shape = (len(x), self.hparams.projections, *x.shape[1:])
             signs = torch.randint(2, shape, generator=generator, device=where) * 2 - 1
             noise["v"] = signs.to(x.device, x.dtype)
+        if self.hparams.num_classes is not None:
+            noise["u"] = rand(len(x), generator=generator, device=x.device)
         return noise
 
     def losses(self, batch, noise: Noise, objective: str | None = None, reduced: bool | None = None) -> Tensor:
         """Return the weighted objective of each example, divided by the number of dimensions, (B,)."""
         objective = self.hparams.objective if objective is None else objective
         x = 2 * batch[0] - 1 if self.images else batch[0]
-        score, weight = self.forward, 1.0
+        y, classes, weight = None, self.hparams.num_classes, 1.0
+        if classes is not None:
+            y = as_labels(inputs.labels_in(batch, self), len(x), classes, self.device)
+            y = with_dropped(y, noise["u"], self.hparams.label_dropout, classes)
+        score = partial(self, y=y)
         if len(self.sigmas):
             sigma = self.sigmas[noise["level"]]
             weight = sigma**2 * (1 + sigma**2 if self.hparams.weights == "edm" else 1)
-            score = partial(self, sigma=sigma)
+            score = partial(score, sigma=sigma)
             if objective == "denoising":
                 return weight * denoising_loss(x, sigma, noise["eps"], score) / x[0].numel()
             x = x + sigma.view(-1, *[1] * (x.ndim - 1)) * noise["eps"]
@@ -281,6 +263,12 @@ class Score(L.LightningModule):
 
     # Use of a trained model.
 
+    def rows(self) -> tuple[str, list[int]] | None:
+        """Return "y" and all labels, one for each row of a picture of samples. Return None if there are no labels."""
+        classes = self.hparams.num_classes
+        return None if classes is None else ("y", list(range(classes)))
+
+    @inputs.takes(y=None)  # y may also be the string "dropped"
     @torch.no_grad()
     def sample(
         self,
@@ -292,6 +280,8 @@ class Score(L.LightningModule):
         denoise: bool = True,
         adjusted: bool = False,
         frames: int | None = None,
+        y: Labels | str | None = None,
+        guidance: float = 0.0,
     ) -> Tensor:
         """Draw ``n`` samples by Langevin dynamics, annealed if there are at least two noise levels.
 
@@ -307,9 +297,12 @@ class Score(L.LightningModule):
                 score is not a gradient, the integral depends on the path.
             frames: Number of evenly spaced states of each chain to return, at least 2. The result is then
                 (n, frames, ...). The last state is the sample. None returns only the sample.
+            y: For a model with ``num_classes``: one label for all samples, one label for each, None to draw labels, or
+                ``dropped`` to sample without labels. The noise does not depend on ``y``.
+            guidance: Guidance weight w, at least 0. With 0, samples come from the conditional model.
 
         Returns:
-            Images (n, 1, 28, 28) in [0, 1], or points (n, D).
+            Images (n, C, H, W) in [0, 1], or points (n, D).
 
         Raises:
             UserError: If an argument has a value that is not allowed, or if a chain becomes NaN or infinite.
@@ -321,7 +314,7 @@ class Score(L.LightningModule):
             total = len(self.sigmas) if len(self.sigmas) > 1 else steps
             if frames > total:
                 raise UserError(f"frames must be at most {total}, the number of states of a chain, got {frames}")
-        how = {"denoise": denoise, "adjusted": adjusted, "generator": generator}
+        how = {"denoise": denoise, "adjusted": adjusted, "generator": generator, "y": y, "guidance": guidance}
         states, _ = self.chains(n, steps=steps, step_size=step_size, **how)
         x = states[-1]
         if frames is not None:
@@ -329,6 +322,7 @@ class Score(L.LightningModule):
             x = torch.stack([states[k] for k in kept], 1)
         return (x / 2 + 0.5).clamp(0, 1) if self.images else x
 
+    @inputs.takes(y=None)
     @torch.no_grad()
     def chains(
         self,
@@ -338,6 +332,8 @@ class Score(L.LightningModule):
         step_size: float | None = None,
         denoise: bool = True,
         adjusted: bool = False,
+        y: Labels | str | None = None,
+        guidance: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> tuple[list[Tensor], list[float]]:
         """Return two lists: the states of the ``n`` chains of :meth:`sample`, and the fractions of accepted steps.
@@ -350,6 +346,7 @@ class Score(L.LightningModule):
         check_integer("steps", steps)
         check_flag("denoise", denoise)
         check_flag("adjusted", adjusted)
+        check_not_negative("guidance", guidance)
         # Standard deviation of the initial states: data of variance 1 with the noise of the first level.
         start = float((1 + self.sigmas[0] ** 2).sqrt()) if levels else 1.0
         if step_size is None:
@@ -361,21 +358,23 @@ class Score(L.LightningModule):
                 step_size = self._stable_step(start)
         check_positive("step_size", step_size)
         x = start * randn(n, *self.hparams.shape, generator=generator, device=self.device)
+        y = draw_labels(y, n, self.hparams.num_classes, guidance, generator=generator, device=self.device)
+        score = partial(self, y=y, guidance=guidance)
         if levels > 1:
-            run = annealed_langevin_steps(
-                self, x, self.sigmas, steps, step_size, denoise, adjusted, generator=generator
-            )
+            how = (steps, step_size, denoise, adjusted)
+            run = annealed_langevin_steps(score, x, self.sigmas, *how, generator=generator)
             states, taken = zip(*tracked(run, "annealing", "level", total=levels), strict=True)
         else:
-            run = langevin_steps(self._score_of_data, x, steps, step_size, adjusted, generator=generator)
+            score = partial(score, sigma=self.sigmas.expand(n) if levels else None)
+            run = langevin_steps(score, x, steps, step_size, adjusted, generator=generator)
             states, taken = zip(*tracked(run, "Langevin", total=steps), strict=True)
             if levels and denoise:
                 x = states[-1]
-                states = (*states[:-1], x + self.sigmas[-1] ** 2 * self._score_of_data(x))
+                states = (*states[:-1], x + self.sigmas[-1] ** 2 * score(x))
         if not states[-1].isfinite().all():
             raise UserError(
-                f"a chain became NaN or infinite with step_size={step_size:.3g}: use a smaller step_size, or noise "
-                "levels closer to the scale of the data"
+                f"a chain became NaN or infinite with step_size={step_size:.3g} and {guidance=}: use smaller values, "
+                "or noise levels closer to the scale of the data"
             )
         return list(states), list(taken)
 
@@ -383,15 +382,13 @@ class Score(L.LightningModule):
     def _default_steps(self) -> int:
         return (5 if self.images else 100) if len(self.sigmas) > 1 else 1000
 
-    def _score_of_data(self, x: Tensor) -> Tensor:
-        """Return s(x) of a model with one noise level or none."""
-        return self(x, self.sigmas.expand(len(x)) if len(self.sigmas) else None)
-
     def _stable_step(self, start: float) -> float:
-        # The states x have a fixed seed, so all calls use the same step size.
+        # The states x have a fixed seed, and their labels are all labels in turn. All calls use the same step size.
         shape = (16 if self.images else 256, *self.hparams.shape)
         x = start * randn(*shape, generator=chunk_generator(0, 0), device=self.device)
-        return 0.14 * x[0].numel() / max(1e-6, float(self._score_of_data(x).flatten(1).square().sum(1).mean()))
+        classes, sigma = self.hparams.num_classes, self.sigmas.expand(len(x)) if len(self.sigmas) else None
+        y = None if classes is None else torch.arange(len(x), device=self.device) % classes
+        return 0.14 * x[0].numel() / max(1e-6, float(self(x, sigma=sigma, y=y).flatten(1).square().sum(1).mean()))
 
     # Gradient estimators.
 

@@ -40,7 +40,15 @@ from zoo.nets.unet import UNet
         ({"blocks": 1.5}, "blocks must be an integer of at least 1, got 1.5"),
         ({"patch": "x"}, "patch must be an integer of at least 1, got 'x'"),
         ({"widths": [12]}, r"multiples of 8, one per level, got \[12\]"),
-        ({"widths": [8, 8, 8]}, r"28 pixels is not divisible by patch \* 2\^\(levels - 1\) = 8"),
+        ({"widths": [8] * 6}, "patch=2 and 6 widths need sides of at least 64 pixels, and the images have 28 x 28"),
+        ({"shape": [3, 4, 4], "patch": 8}, "patch=8 and 2 widths need sides of at least 16 pixels"),
+        ({"shape": [2]}, r"shape must be \[C, H, W\] for images, got \[2\]"),
+        ({"shape": [0, 28, 28]}, r"shape must be a list of integers of at least 1, .*, got \[0, 28, 28\]"),
+        ({"attention": [2]}, r"attention must be a list of different levels from 0 to 1, .*, got \[2\]"),
+        ({"attention": [0, 0]}, r"attention must be a list of different levels .*, got \[0, 0\]"),
+        ({"attention": 16}, "attention must be a list of different levels .*, got 16"),
+        ({"dropout": 1}, "dropout must be below 1, got 1"),
+        ({"lr_decay": 0}, "lr_decay must be true or false, got 0"),
         ({"lr": 0}, "lr must be a positive number, got 0"),
         ({"warmup": -1}, "warmup must be an integer of at least 0, got -1"),
     ],
@@ -163,11 +171,10 @@ def test_every_parameter_learns(small, generator):
         assert p.grad.isfinite().all() and p.grad.abs().sum() > 0, name
 
 
-def test_unet_keeps_shapes_and_refuses_others():
+def test_one_unet_takes_images_of_any_sides():
     net = UNet(1, [8, 8], blocks=1)
-    assert net(torch.zeros(2, 1, 32, 28), torch.tensor([0, 5])).shape == (2, 1, 32, 28)
-    with pytest.raises(ValueError, match=r"multiples of 4, got \(30, 30\)"):
-        net(torch.zeros(2, 1, 30, 30), torch.tensor([0, 5]))
+    for sides in ((32, 28), (30, 30), (5, 37)):
+        assert net(torch.zeros(2, 1, *sides), torch.tensor([0, 5])).shape == (2, 1, *sides)
 
 
 def test_every_way_to_draw_steps(generator):

@@ -14,7 +14,8 @@ from torch.testing import assert_close
 
 from zoo.datamodules.toy import mixture, moons
 from zoo.functional.langevin import annealed_langevin_steps, best_step_size
-from zoo.score import Score, denoising_loss, directional, explicit_loss, sliced_loss
+from zoo.functional.score_matching import denoising_loss, directional, explicit_loss, sliced_loss
+from zoo.score import Score
 
 F64 = torch.float64
 
@@ -166,7 +167,7 @@ def points():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"shape": [28, 28]}, r"shape must be \[1, 28, 28\] for images or \[D\] for points, got \[28, 28\]"),
+        ({"shape": [28, 28]}, r"shape must be \[C, H, W\] for images or \[D\] for points, got \[28, 28\]"),
         ({"shape": [0]}, r"shape must be a list of integers of at least 1, such as .*, got \[0\]"),
         ({"objective": "implicit"}, "objective must be denoising, sliced or explicit, got 'implicit'"),
         (
@@ -186,7 +187,9 @@ def points():
         ({"shape": None}, "shape must be a list of integers .*, got None"),
         ({"shape": [2], "widths": "junk"}, "widths must be a list of integers .*, got 'junk'"),
         ({"blocks": None}, "blocks must be an integer of at least 1, got None"),
-        ({"widths": [8, 8, 8]}, "28 pixels is not divisible"),
+        ({"widths": [8] * 6}, "patch=2 and 6 widths need sides of at least 64 pixels"),
+        ({"num_classes": 0}, "num_classes must be an integer of at least 1, got 0"),
+        ({"label_dropout": 1}, "label_dropout must be below 1, got 1"),
         ({"lr": "fast"}, "lr must be a positive number, got 'fast'"),
     ],
 )
@@ -204,10 +207,12 @@ def test_bad_arguments_are_named(arguments, message):
         ({"frames": 1}, "frames must be an integer of at least 2, got 1"),
         ({"frames": 9}, "frames must be at most 4, the number of states of a chain, got 9"),
         ({"frames": 2, "steps": "x"}, "steps must be an integer of at least 1, got 'x'"),
+        ({"y": 3}, "trained without labels"),
+        ({"guidance": 1.0}, "trained without labels .* no guidance"),
+        ({"guidance": -1}, "guidance must be a number of at least 0, got -1"),
     ],
 )
 def test_bad_conditions_are_named(points, conditions, message, monkeypatch):
-    monkeypatch.setattr(points, "_score_of_data", None)
     monkeypatch.setattr(points, "forward", None)  # an invalid condition raises before the network is called
     with pytest.raises(ValueError, match=message):
         points.sample(1, **conditions)
@@ -243,7 +248,7 @@ def test_the_target_of_the_network_has_variance_one_at_every_level(points, gener
     scale = (1 + sigma**2).sqrt()
     shown = []
 
-    def net(x, t):
+    def net(x, t, y=None):
         shown.append((x, t))
         return torch.full_like(x, 0.3)
 
@@ -342,7 +347,7 @@ def test_estimators_by_objective():
 def test_annealing_by_the_exact_score_draws_the_mixture(points):
     """With the exact score as the network, samples have the mean log density of the data, within 0.05 nats."""
     p = mixture()
-    points.forward = lambda x, sigma: p.blurred(sigma[0].item()).score(x).float()
+    points.forward = lambda x, sigma, **labels: p.blurred(sigma[0].item()).score(x).float()
     x = points.sample(5000, steps=100, step_size=0.1, generator=torch.Generator().manual_seed(0), denoise=False)
     exact, _ = p.blurred(0.5).sample(5000, generator=torch.Generator().manual_seed(1))
     gap = p.blurred(0.5).log_density(x).mean() - p.blurred(0.5).log_density(exact).mean()
@@ -386,12 +391,12 @@ def test_a_step_that_suits_the_data_is_found(points):
     """
     model = Score(shape=[2], hidden=[8], objective="explicit", num_sigmas=0)
     for p, nats in ((moons(), 1.0), (mixture(), 0.2)):
-        model.forward = lambda x, sigma=None, p=p: p.score(x).float()
+        model.forward = lambda x, sigma=None, p=p, **labels: p.score(x).float()
         x = model.sample(500, generator=torch.Generator().manual_seed(0))
         exact, _ = p.sample(5000, generator=torch.Generator().manual_seed(1))
         assert abs(p.log_density(x).mean() - p.log_density(exact).mean()) < nats
-    model.forward = lambda x, sigma=None: 3 * x
-    with pytest.raises(ValueError, match="NaN or infinite with step_size=50: use a smaller step_size"):
+    model.forward = lambda x, sigma=None, **labels: 3 * x
+    with pytest.raises(ValueError, match="NaN or infinite with step_size=50 and guidance=0.0: use smaller values"):
         model.sample(2, step_size=50.0, steps=400)
 
 
@@ -403,7 +408,7 @@ def test_one_level_is_sampled_as_none():
     With ``denoise``, each sample moves at the end by 0.2^2 times the score.
     """
     model, q = Score(shape=[2], hidden=[8], num_sigmas=1, sigma_min=0.2), mixture().blurred(0.2)
-    model.forward = lambda x, sigma: q.score(x).float()
+    model.forward = lambda x, sigma, **labels: q.score(x).float()
     x, y = (model.sample(3000, generator=torch.Generator().manual_seed(0), denoise=d) for d in (False, True))
     exact, _ = q.sample(3000, generator=torch.Generator().manual_seed(1))
     assert abs(q.log_density(x).mean() - q.log_density(exact).mean()) < 0.1

@@ -268,17 +268,21 @@ def grey_images(model: Any, name: str, x: Any, arguments: Mapping[str, Any]) -> 
 def labels(model: Any, name: str, y: Any, arguments: Mapping[str, Any]) -> Tensor | None:
     """Check labels, (B,), of the examples in the other arguments.
 
-    Methods with noisy images also accept the label ``num_classes``, which means "no label".
-    Methods with data ``x`` do not accept this label.
-
-    If the model was trained without labels, methods with data ``x`` ignore ``y``, and other methods raise UserError.
+    In methods with data ``x``, the label must be below ``num_classes``. These methods ignore ``y`` if the model was
+    trained without labels. In other methods, the check is :func:`network_labels`.
     """
     classes = model.hparams.num_classes
+    if "x" not in arguments:
+        return network_labels(model, name, y, arguments)
+    return None if classes is None else as_labels(y, number_of_examples(name, arguments), classes, model.device)
+
+
+def network_labels(model: Any, name: str, y: Any, arguments: Mapping[str, Any]) -> Tensor:
+    """Check labels, (B,), of noisy examples. The label ``num_classes`` is also allowed and means "no label"."""
+    classes = model.hparams.num_classes
     if classes is None:
-        if "x" in arguments:
-            return None
         raise UserError(f"this model was trained without labels (num_classes=null): leave out {name}")
-    return as_labels(y, number_of_examples(name, arguments), classes if "x" in arguments else classes + 1, model.device)
+    return as_labels(y, number_of_examples(name, arguments), classes + 1, model.device)
 
 
 def count(model: Any, name: str, n: Any, arguments: Mapping[str, Any]) -> int:

@@ -9,8 +9,20 @@ from torch import Tensor
 
 from zoo.checks.calls import reads_values
 from zoo.checks.errors import UserError
+from zoo.checks.values import check_fraction, check_integer
 
 Labels = Tensor | Sequence[int] | int
+
+
+def check_classes(num_classes: object, label_dropout: object) -> None:
+    """Check the options of a model with labels: a number of classes or None, and a fraction of labels to drop.
+
+    Raises:
+        UserError: if a value is not allowed.
+    """
+    if num_classes is not None:
+        check_integer("num_classes", num_classes)
+    check_fraction("label_dropout", label_dropout)
 
 
 def as_labels(labels: Labels, n: int, num_classes: int, device: torch.device) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from zoo.checks.errors import UserError
+from zoo.checks.values import check_choice, check_integer
 from zoo.functional.noise import rand
 from zoo.functional.precision import has_float64
 
@@ -28,6 +29,19 @@ PREDICTIONS = ("eps", "x0", "v")
 VARIANCES = ("posterior", "beta")
 
 X0Model = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, ...), t (B,)) -> x0_hat (B, ...)
+
+
+def check_diffusion(steps: object, schedule: object, predict: object, variance: object, timesteps: object) -> None:
+    """Check the options of a diffusion: T, the schedule, the prediction, the reverse variance and the draws of t.
+
+    Raises:
+        UserError: if a value is not allowed.
+    """
+    check_integer("steps", steps, least=2)
+    check_choice("schedule", schedule, tuple(SCHEDULES))
+    check_choice("predict", predict, PREDICTIONS)
+    check_choice("variance", variance, VARIANCES)
+    check_choice("timesteps", timesteps, TIMESTEPS)
 
 
 class Chain(NamedTuple):

@@ -230,3 +230,17 @@ def single_chain(x0: Tensor, eps: Tensor, x0_model: X0Model, chain: Chain, varia
         t = torch.full((len(x0),), i, device=x0.device)
         total = total + denoising_term(x0, xt, t, x0_model(xt, t), chain, variance, discrete)
     return total
+
+
+def drawn_forms(T: int) -> dict[str, tuple[Callable[..., Tensor], int, bool]]:
+    """Return the forms of the bound as {name: (function, draws of noise per example, whether it draws a step t)}.
+
+    The forms on whole chains of T steps are only returned if T is at most 100.
+    """
+    forms: dict[str, tuple[Callable[..., Tensor], int, bool]] = {
+        "bound_single": (single_draw, 1, True),
+        "bound_joint": (joint_draw, 5, True),
+    }
+    if T <= 100:
+        forms |= {"bound_single_chain": (single_chain, T, False), "bound_joint_chain": (joint_chain, T, False)}
+    return forms

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from zoo.checks.errors import UserError
 from zoo.checks.old_forms import old_form
+from zoo.checks.values import check_integer, check_positive
 from zoo.functional.noise import rand, randn
 from zoo.functional.progress import tracked
 
@@ -152,9 +153,24 @@ def langevin_steps(
         yield x, taken
 
 
-def noise_levels(largest: float, smallest: float, levels: int) -> Tensor:
-    """Return sigma_1 > ... > sigma_L in geometric progression, (L,), float64; Song & Ermon 2019, sec. 4.1."""
-    return torch.logspace(math.log10(largest), math.log10(smallest), levels, dtype=torch.float64)
+def noise_levels(sigma_max: float, sigma_min: float, num_sigmas: int) -> Tensor:
+    """Return sigma_1 > ... > sigma_L in geometric progression, (L,), float64; Song & Ermon 2019, sec. 4.1.
+
+    Args:
+        sigma_max: the largest level. It is not used for fewer than two levels.
+        sigma_min: the smallest level, and the only level if L is 1.
+        num_sigmas: number of levels L, at least 0.
+
+    Raises:
+        UserError: if a value is not allowed.
+    """
+    check_positive("sigma_max", sigma_max)
+    check_positive("sigma_min", sigma_min)
+    check_integer("num_sigmas", num_sigmas, least=0)
+    if sigma_min >= sigma_max and num_sigmas > 1:
+        raise UserError(f"sigma_min must be below sigma_max, got {sigma_min} and {sigma_max}")
+    largest = sigma_max if num_sigmas > 1 else sigma_min
+    return torch.logspace(math.log10(largest), math.log10(sigma_min), num_sigmas, dtype=torch.float64)
 
 
 def best_step_size(ratio: float, steps: int) -> float:

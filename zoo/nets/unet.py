@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.checks.errors import UserError
-from zoo.checks.values import check_integer, check_widths
+from zoo.checks.values import check_fraction, check_integer, check_widths
 from zoo.nets.layers import mlp
+from zoo.nets.sizes import crop, pad_to_multiple
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
@@ -30,9 +31,16 @@ class ResidualBlock(nn.Module):
     """Residual block of two 3 x 3 convolutions; Ho et al. 2020, appendix B.
 
     Between the convolutions, a linear function of the step embedding is added to each channel.
+
+    Args:
+        c_in: channels of the input.
+        c_out: channels of the output.
+        embedding_dim: size of the step embedding.
+        dropout: fraction of the inputs of the second convolution that training sets to 0.
+        attention: whether self-attention follows the block.
     """
 
-    def __init__(self, c_in: int, c_out: int, embedding_dim: int):
+    def __init__(self, c_in: int, c_out: int, embedding_dim: int, dropout: float = 0.0, attention: bool = False):
         super().__init__()
         self.norm1 = nn.GroupNorm(8, c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
@@ -42,11 +50,13 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
         nn.init.zeros_(self.conv2.weight)  # every block starts as its skip connection
         nn.init.zeros_(self.conv2.bias)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.attention = SelfAttention(c_out) if attention else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))  # (B, c_out, H, W)
         h = h + self.shift(embedding)[:, :, None, None]
-        return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
+        return self.attention(self.skip(x) + self.conv2(self.dropout(F.silu(self.norm2(h)))))
 
 
 class SelfAttention(nn.Module):
@@ -78,31 +88,58 @@ class PointNet(nn.Module):
     Args:
         dim: dimension of the points, D.
         hidden: widths of the hidden layers.
+        num_classes: number of labels, as for :class:`UNet`.
     """
 
-    def __init__(self, dim: int = 2, hidden: Sequence[int] = (128, 128, 128)):
+    def __init__(self, dim: int = 2, hidden: Sequence[int] = (128, 128, 128), num_classes: int | None = None):
         super().__init__()
         self.time_dim = 16
-        self.layers = mlp([dim + self.time_dim, *hidden, dim], nn.SiLU)
+        label_dim = 0 if num_classes is None else self.time_dim
+        self.layers = mlp([dim + self.time_dim + label_dim, *hidden, dim], nn.SiLU)
         nn.init.zeros_(self.layers[-1].weight)  # an untrained network predicts zero
         nn.init.zeros_(self.layers[-1].bias)
+        self.label = None if num_classes is None else nn.Embedding(num_classes + 1, label_dim)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the prediction (B, D) for points ``x`` (B, D) at steps or noise levels ``t`` (B,)."""
-        return self.layers(torch.cat([x, timestep_embedding(t, self.time_dim)], 1))
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the prediction (B, D) for points ``x`` (B, D) at steps or noise levels ``t`` (B,).
+
+        ``y`` (B,) are the labels of a conditional network, and None for other networks.
+        """
+        found = [x, timestep_embedding(t, self.time_dim)]
+        return self.layers(torch.cat(found if y is None else [*found, self.label(y)], 1))
 
 
-def check_unet(widths: object, blocks: object, patch: object) -> None:
-    """Check the sizes of a :class:`UNet`.
+def check_unet(
+    widths: object,
+    blocks: object,
+    patch: object,
+    attention: object = (),
+    dropout: object = 0.0,
+    shape: Sequence[int] | None = None,
+) -> None:
+    """Check the sizes of a :class:`UNet`, and that it fits images of ``shape`` (C, H, W).
 
     Raises:
-        UserError: if a size is not allowed.
+        UserError: if a size is not allowed. Also if padding would at least double the longer side of the images.
     """
     check_widths("widths", widths, (32, 96))
     if any(width % 8 for width in widths):
         raise UserError(f"widths must be multiples of 8, one per level, got {list(widths)}")
     check_integer("blocks", blocks)
     check_integer("patch", patch)
+    levels = isinstance(attention, list | tuple) and all(type(n) is int and 0 <= n < len(widths) for n in attention)
+    if not levels or len(set(attention)) < len(attention):
+        raise UserError(
+            f"attention must be a list of different levels from 0 to {len(widths) - 1}, one level for each of the "
+            f"{len(widths)} widths, got {attention!r}"
+        )
+    check_fraction("dropout", dropout)
+    multiple = patch * 2 ** (len(widths) - 1)
+    if shape is not None and multiple >= 2 * max(shape[-2:]):
+        raise UserError(
+            f"patch={patch} and {len(widths)} widths need sides of at least {multiple} pixels, and the images have "
+            f"{shape[-2]} x {shape[-1]}: choose fewer widths or a smaller patch"
+        )
 
 
 class UNet(nn.Module):
@@ -112,7 +149,10 @@ class UNet(nn.Module):
     operation turns channels into blocks again. A 28 x 28 image with ``patch`` = 2 takes about as long as a 14 x 14
     image with ``patch`` = 1. Each level has ``blocks`` residual blocks in the downward half and ``blocks`` + 1 in the
     upward half.
-    Self-attention is only at the lowest resolution, which is 7 x 7 by default.
+
+    Images can have any sides. Sides that are not multiples of patch * 2^(levels - 1) are padded with zeros, and the
+    output is cropped. Self-attention is always between the two blocks at the lowest resolution, which is 7 x 7 for
+    28 x 28 images by default.
 
     Args:
         channels: channels of the images.
@@ -121,12 +161,12 @@ class UNet(nn.Module):
         patch: side of the folded blocks in pixels. 1 turns folding off.
         num_classes: number of labels of a conditional network. None makes the network unconditional. The label
             ``num_classes``, one more than the last label, means "no label".
-        side: side of the images in pixels. The network also accepts images of other sides that are multiples of
-            patch * 2^(levels - 1).
+        attention: levels where self-attention also follows every residual block. Level 0 has the highest resolution.
+            Level l of images of side S has the side S / (patch 2^l).
+        dropout: dropout rate of the residual blocks, at least 0 and below 1.
 
     Raises:
-        UserError: if a width is not a multiple of 8, or ``blocks`` or ``patch`` is below 1. Also if ``side`` is not a
-            multiple of patch * 2^(levels - 1).
+        UserError: if an argument has a value that is not allowed.
     """
 
     def __init__(
@@ -136,16 +176,12 @@ class UNet(nn.Module):
         blocks: int = 2,
         patch: int = 2,
         num_classes: int | None = None,
-        side: int = 28,
+        attention: Sequence[int] = (),
+        dropout: float = 0.0,
     ):
         super().__init__()
-        check_unet(widths, blocks, patch)
+        check_unet(widths, blocks, patch, attention, dropout)
         self.patch, self.multiple = patch, patch * 2 ** (len(widths) - 1)
-        if side % self.multiple:
-            raise UserError(
-                f"a side of {side} pixels is not divisible by patch * 2^(levels - 1) = {self.multiple}; choose fewer "
-                "widths or another patch"
-            )
         dim = 4 * widths[0]
         self.time_dim = widths[0]
         self.time = nn.Sequential(nn.Linear(widths[0], dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU())
@@ -159,14 +195,16 @@ class UNet(nn.Module):
                 self.down.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
                 skips.append(c)
             for _ in range(blocks):
-                self.down.append(ResidualBlock(c, width, dim))
+                self.down.append(ResidualBlock(c, width, dim, dropout, level in attention))
                 c = width
                 skips.append(c)
-        self.middle = nn.ModuleList([ResidualBlock(c, c, dim), SelfAttention(c), ResidualBlock(c, c, dim)])
+        self.middle = nn.ModuleList(
+            [ResidualBlock(c, c, dim, dropout), SelfAttention(c), ResidualBlock(c, c, dim, dropout)]
+        )
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(blocks + 1):
-                self.up.append(ResidualBlock(c + skips.pop(), width, dim))
+                self.up.append(ResidualBlock(c + skips.pop(), width, dim, dropout, level in attention))
                 c = width
             if level > 0:
                 self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(c, c, 3, padding=1)))
@@ -178,17 +216,13 @@ class UNet(nn.Module):
         """Return the prediction (B, C, H, W) for images ``x`` at steps or noise levels ``t`` (B,).
 
         Args:
-            x: images, (B, C, H, W). H and W are multiples of patch * 2^(levels - 1).
+            x: images, (B, C, H, W).
             t: step indices or noise levels, (B,).
             y: labels, (B,), or None.
-
-        Raises:
-            UserError: if H or W is not a multiple of patch * 2^(levels - 1).
         """
-        if x.shape[-1] % self.multiple or x.shape[-2] % self.multiple:
-            raise UserError(f"image sides must be multiples of {self.multiple}, got {tuple(x.shape[-2:])}")
         if not len(x):
             return x  # pixel_unshuffle does not fold an empty batch
+        shape, x = x.shape, pad_to_multiple(x, self.multiple)
         x, embedding = x.to(self.conv_in.weight.dtype), timestep_embedding(t, self.time_dim)
         embedding = self.time(embedding.to(x.dtype))  # (B, dim)
         if y is not None:
@@ -205,4 +239,4 @@ class UNet(nn.Module):
                 h = layer(torch.cat([h, skips.pop()], dim=1), embedding)
             else:
                 h = layer(h)
-        return F.pixel_shuffle(self.out(h), self.patch)
+        return crop(F.pixel_shuffle(self.out(h), self.patch), shape)

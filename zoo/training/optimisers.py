@@ -1,5 +1,6 @@
 """Learning rates of optimisers over a run, and their states."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,9 +22,13 @@ def scheduled(optimiser: Optimizer, factor: Callable[[int], float]) -> dict[str,
     return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def with_half_cosine(optimiser: Optimizer, trainer: Any, warmup: int = 0) -> dict[str, Any]:
-    """Return what ``configure_optimizers`` returns for :func:`half_cosine` over the run of ``trainer``."""
-    steps = max(1, trainer.estimated_stepping_batches)  # the estimate is infinite for max_epochs=-1
+def with_half_cosine(optimiser: Optimizer, trainer: Any, warmup: int = 0, decays: bool = True) -> dict[str, Any]:
+    """Return what ``configure_optimizers`` returns for :func:`half_cosine` over the run of ``trainer``.
+
+    If ``decays`` is false, the learning rate is constant after the warm-up.
+    """
+    # The estimate is infinite for max_epochs=-1.
+    steps = max(1, trainer.estimated_stepping_batches) if decays else math.inf
     return scheduled(optimiser, lambda step: half_cosine(step, steps, warmup))
 
 
