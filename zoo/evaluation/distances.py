@@ -149,7 +149,7 @@ class ImageDistance:
     """Energy distance between samples and fixed real images, in pixel space.
 
     The distances of pairs are Euclidean, over all pixels and channels. They are computed in blocks of 500 rows, in
-    float32, and summed in float64. 5,000 samples and 5,000 images of 12,288 values take about 0.6 GB of memory.
+    float32, and summed in float64. 5,000 samples and 5,000 images of 12,288 values take about 0.8 GB of memory.
 
     Args:
         real: images in [0, 1], (M, ...), with M at least 2.
