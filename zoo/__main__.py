@@ -112,7 +112,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if words:  # checked before the work begins
         from zoo.evaluation.words import find_word_sets, measure_words
 
-        evaluation.check_protocol(_protocol(args), model, "text")
+        evaluation.check_protocol(_protocol(args), model)
         sets = find_word_sets(args.words)
     if not words or args.data or model.predicts:
         data = _data(args, model)

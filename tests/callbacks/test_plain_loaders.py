@@ -20,6 +20,7 @@ FORMS = {"pairs": TensorDataset(X, Y), "tuples of one": TensorDataset(X), "tenso
 # For each callback that works with a plain DataLoader: a model and the arguments of the callback.
 MADE = {
     "Samples": ("vae", {"n": 2}),
+    "SampleDistance": ("vae", {"n": 4}),
     "EstimatorVariance": ("vae", {"every_n_steps": 1, "draws": 2, "batch_size": 3, "batches": 2}),
     "EMA": ("vae", {}),
     "LogLikelihood": ("vae", {"num_samples": 2}),
@@ -33,7 +34,6 @@ MADE = {
 }
 # For each callback that needs a data module: a model, the arguments of the callback, and the error.
 WANTS = {
-    "SampleDistance": ("vae", {"n": 4}, "SampleDistance needs a data module of the zoo"),
     "ScoreField": ("score-points", {}, "ScoreField needs a score model and points with a known density"),
     "Neighbours": ("vae", {}, "VAE has no method nearest"),
 }

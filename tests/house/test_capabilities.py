@@ -38,11 +38,11 @@ def test_what_the_table_says_of_options_is_so():
 def test_a_name_is_not_enough():
     assert isinstance(GAN(), capabilities.LogLikelihood)
     with pytest.raises(UserError, match="GAN has no log_likelihood"):
-        check_protocol(Protocol(importance_samples=5), GAN(), "digits")
+        check_protocol(Protocol(importance_samples=5), GAN())
     with pytest.raises(UserError, match="log likelihood of GAN takes no importance samples"):
-        check_protocol(Protocol(importance_samples=5), GAN(network="sequence", shape=[5, 5]), "markov_chain")
+        check_protocol(Protocol(importance_samples=5), GAN(network="sequence", shape=[5, 5]))
     with pytest.raises(UserError, match="use --bound-images for its bound"):
-        check_protocol(Protocol(importance_samples=5), DDPM(steps=30, widths=[8]), "digits")
+        check_protocol(Protocol(importance_samples=5), DDPM(steps=30, widths=[8]))
     assert has_log_likelihood(RBM(num_hidden=4)) and not has_log_likelihood(RBM(num_hidden=4), capabilities.IMPORTANCE)
     assert has_log_likelihood(VAE(), capabilities.IMPORTANCE)
     # DDPM also has sigmas and a score, but no Langevin chains at a noise level.

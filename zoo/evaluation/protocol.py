@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from itertools import islice
 from typing import NamedTuple
 
 import lightning as L
@@ -13,11 +14,15 @@ from torch import Tensor
 import zoo
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
+from zoo.checks.inputs import shape_of
 from zoo.checks.pixels import as_batch
 from zoo.checks.values import check_integer
-from zoo.datamodules import DISTRIBUTIONS, Toy
+from zoo.datamodules import Images, Toy
+from zoo.datamodules.access import batches_of, has_labels, name_of, split_of
 from zoo.datamodules.splits import as_floats
 from zoo.evaluation.distances import (
+    MOST_IMAGES,
+    ImageDistance,
     SampleDistanceMetric,
     classify_images,
     confident,
@@ -26,7 +31,6 @@ from zoo.evaluation.distances import (
     modes,
     sample_metrics,
 )
-from zoo.evaluation.features import Features
 from zoo.evaluation.fields import measure_field
 from zoo.evaluation.words import measure_words
 from zoo.functional.clusters import ClusterTable
@@ -49,21 +53,25 @@ def clustering_of_all_images(model, data, progress: bool = False) -> dict[str, f
 
     Args:
         model: clustering model, in eval mode.
-        data: ``Images`` datamodule with ``train_on=train``, after ``setup``.
+        data: datamodule of images with labels, after ``setup``. ``Images`` must have ``train_on=train``.
         progress: show progress bars.
 
     Raises:
-        UserError: if the training images include images of another split. These images would be counted twice.
+        UserError: if the training images include images of another split. These images would be counted twice. Also
+            if some images have no labels.
     """
-    if data.hparams.train_on != "train":
-        raise UserError(
-            f"train_on={data.hparams.train_on} would count some images twice; clustering needs train_on=train"
-        )
-    table = ClusterTable(len(model.rows()[1]))
+    if (train_on := data.hparams.get("train_on", "train")) != "train":
+        raise UserError(f"train_on={train_on} would count some images twice; clustering needs train_on=train")
+    clusters, labels = [], []
     for split in ("train", "val", "test"):
-        batches = list(data.splits[split].batches(1000, model.device))
-        for x, y in tracked(batches, f"clustering {split} images", "batch", show=progress):
-            table.update(model.cluster(x).cpu(), y.cpu())
+        for x, y in tracked(batches_of(data, split, 1000, model.device), f"clustering {split}", "batch", show=progress):
+            if y is None:
+                raise UserError(f"the {split} images of {name_of(data)} have no labels, which scores of clusters need")
+            clusters.append(model.cluster(x).cpu())
+            labels.append(y.cpu())
+    label = torch.cat(labels)
+    table = ClusterTable(len(model.rows()[1]), int(label.max()) + 1)
+    table.update(torch.cat(clusters), label)
     return table.compute()
 
 
@@ -91,12 +99,13 @@ def log_likelihood_per_batch(
         batches: number of batches, beginning with the first. None measures all batches.
         progress: show a progress bar.
     """
-    images, labels = data.splits["test"]
-    hundreds = list(zip(images.split(IMAGES_AT_ONCE), labels.split(IMAGES_AT_ONCE), strict=True))[:batches]
+    test = split_of(data, "test")
+    total = -(-len(test.images) // IMAGES_AT_ONCE)
+    total = total if batches is None else min(batches, total)
+    hundreds = islice(test.batches(IMAGES_AT_ONCE, model.device), total)
     means = []
-    for i, (x, y) in enumerate(tracked(hundreds, "log likelihood", "hundred", show=progress)):
-        batch = [as_floats(x.to(model.device)), y.to(model.device).long()]
-        found = log_likelihood(model, batch, num_samples, generator=chunk_generator(0, i))
+    for i, (x, y) in enumerate(tracked(hundreds, "log likelihood", "hundred", total=total, show=progress)):
+        found = log_likelihood(model, [x] if y is None else [x, y], num_samples, generator=chunk_generator(0, i))
         means.append(in_float64(found).mean().item())
     return means
 
@@ -117,11 +126,11 @@ class Protocol(NamedTuple):
     conditions: tuple[dict[str, object], ...] = ({},)
 
 
-def check_protocol(protocol: Protocol, model, data: str) -> None:
-    """Check that the protocol suits the model and the data set ``data``. :func:`measure` calls this first.
+def check_protocol(protocol: Protocol, model) -> None:
+    """Check that the protocol suits the model. :func:`measure` calls this first.
 
     Raises:
-        UserError: if the protocol does not suit the model or the data set. The message names the unsuitable part.
+        UserError: if the protocol does not suit the model. The message names the unsuitable part.
     """
     name = type(model).__name__
     check_integer("importance samples", protocol.importance_samples, least=0)
@@ -134,20 +143,16 @@ def check_protocol(protocol: Protocol, model, data: str) -> None:
         raise UserError(f"bound_images must be a multiple of {BOUND_AT_ONCE}, got {protocol.bound_images}")
     if protocol.samples is not None:
         check_integer("samples", protocol.samples, least=2)
-        if data not in ("mnist", *DISTRIBUTIONS):
-            raise UserError(
-                f"samples cannot be evaluated on {data}; use mnist or one of {', '.join(DISTRIBUTIONS)}, "
-                "or leave out samples"
-            )
     samples = _samples(protocol, model)
     if any(protocol.conditions) and not samples:
         raise UserError(
             f"conditions need samples, but no samples of {name} are evaluated by default; give the number of samples"
         )
     for conditions in protocol.conditions if samples and (protocol.samples or any(protocol.conditions)) else ():
-        drawn = try_conditions(model, samples, conditions)
-        if list(drawn.shape[1:]) != (shape := list(model.hparams.get("shape", [1, 28, 28]))):
-            raise UserError(f"samples must have shape {shape}, got {list(drawn.shape[1:])} with {conditions}")
+        drawn, shape = list(try_conditions(model, samples, conditions).shape[1:]), shape_of(model)
+        if (math.prod(drawn) != shape) if isinstance(shape, int) else (drawn != list(shape)):
+            wanted = f"{shape} pixels" if isinstance(shape, int) else f"shape {list(shape)}"
+            raise UserError(f"samples must have {wanted}, got {drawn} with {conditions}")
 
 
 def _samples(protocol: Protocol, model) -> int:
@@ -169,8 +174,8 @@ def measure(
         fisher_divergence, log_density_gap      a score model is measured on a toy density with a known score
         metrics of measure_samples              samples are evaluated
         judged_accuracy                         the model has labels, and the data are MNIST
-        all/accuracy, all/nmi, all/ari          the model has clusters (training, validation and test images)
-        feature_accuracy                        the model has ``transform``
+        all/accuracy, all/nmi, all/ari          the model has clusters, and all images have labels
+        feature_accuracy                        the model has ``transform``, and the images have labels
 
     If the protocol has several conditions, the name of each metric of samples ends with its condition.
     ``judged_accuracy`` uses the number of evaluated samples, rounded down to a multiple of 10, and at least 10. If no
@@ -179,7 +184,7 @@ def measure(
 
     Args:
         model: model in eval mode.
-        data: ``Images``, ``Toy`` or ``Text`` datamodule, after ``setup``.
+        data: datamodule after ``setup``. It can be one of the zoo or of the user.
         protocol: measurements in addition to the test loop. None uses the default protocol.
         progress: show progress bars.
 
@@ -191,19 +196,20 @@ def measure(
         UserError: if the protocol does not suit the model.
     """
     protocol = protocol or Protocol()
-    check_protocol(protocol, model, data.used)
+    check_protocol(protocol, model)
     if isinstance(model, capabilities.Words):
         return measure_words(model), {}
     metrics, evidence = evaluate(model, data), {}
     model.eval()
     if num_samples := protocol.importance_samples:
         hundreds = log_likelihood_per_batch(model, data, num_samples, progress=progress)
-        sizes = [len(part) for part in data.splits["test"].images.split(IMAGES_AT_ONCE)]
-        metrics["test/log_likelihood"] = sum(m * n for m, n in zip(hundreds, sizes, strict=True)) / sum(sizes)
+        total = len(split_of(data, "test").images)
+        sizes = [min(IMAGES_AT_ONCE, total - i * IMAGES_AT_ONCE) for i in range(len(hundreds))]
+        metrics["test/log_likelihood"] = sum(m * n for m, n in zip(hundreds, sizes, strict=True)) / total
         evidence["log_likelihood"] = {"num_samples": num_samples, "of_each_hundred": hundreds}
     if protocol.bound_images:
         terms = bound_per_batch(model, data, protocol.bound_images // BOUND_AT_ONCE, progress)
-        metrics |= bound_metrics(terms)
+        metrics |= bound_metrics(terms, math.prod(shape_of(model)))
         evidence["bound"] = {"images": len(terms) * BOUND_AT_ONCE, "of_each_five": terms.tolist()}
     known = isinstance(data, Toy) and isinstance(data.distribution, capabilities.KnownScore)
     if known and isinstance(model, capabilities.ScoreChains):
@@ -227,12 +233,14 @@ def measure(
                 own = {k: v[:CHUNK] if isinstance(v, list) else v for k, v in conditions.items()}
                 chunk = classify_images(sample_chunks(model, CHUNK, seed=0, **own), classifier)
                 first.append(chunk.probabilities.max(-1).values.tolist())
-        evidence["samples"] = {"n": samples, "conditions": of_samples, "sure_of_the_first": first}
-    elif data.used == "mnist" and labelled:
+        used = samples if isinstance(data, Toy) or _is_mnist(data) else min(samples, MOST_IMAGES)
+        evidence["samples"] = {"n": used, "conditions": of_samples, "sure_of_the_first": first}
+    elif _is_mnist(data) and labelled:
         metrics["judged_accuracy"] = judged_accuracy(model, progress=progress)["judged_accuracy"]
-    if isinstance(model, capabilities.Clusters):
+    labels = all(has_labels(data, split) for split in ("train", "val", "test"))
+    if isinstance(model, capabilities.Clusters) and labels:
         metrics |= {f"all/{name}": score for name, score in clustering_of_all_images(model, data, progress).items()}
-    if isinstance(model, capabilities.Features):
+    if isinstance(model, capabilities.Features) and labels:
         metrics["feature_accuracy"] = feature_accuracy(model, data)
     return metrics, evidence
 
@@ -251,27 +259,32 @@ def bound_per_batch(model, data, fives: int, progress: bool = False) -> Tensor:
         fives: number of rows. Each row needs five images.
         progress: show a progress bar.
     """
-    images, labels = (t[: fives * BOUND_AT_ONCE] for t in data.splits["test"])
-    fives = list(zip(images.split(BOUND_AT_ONCE), labels.split(BOUND_AT_ONCE), strict=True))
-    found = []
-    for i, (x, y) in enumerate(tracked(fives, "bound", "five", show=progress)):
-        x = as_floats(x.to(model.device))
-        y = None if model.hparams.num_classes is None else y.to(model.device).long()
+    test, found = split_of(data, "test", fives * BOUND_AT_ONCE), []
+    total = len(test.images) // BOUND_AT_ONCE  # fewer than ``fives`` if there are too few test images
+    batches = islice(test.batches(BOUND_AT_ONCE, model.device), total)
+    for i, (x, y) in enumerate(tracked(batches, "bound", "five", total=total, show=progress)):
+        y = None if model.hparams.num_classes is None else y
         terms = in_float64(model.bound_terms(x, generator=chunk_generator(0, i), y=y)).mean(1)
         found.append(torch.stack([terms[0], terms[1:-1].sum(), terms[-1]]).cpu())
     return torch.stack(found)
 
 
-def bound_metrics(terms: Tensor) -> dict[str, float]:
+def bound_metrics(terms: Tensor, dimensions: int) -> dict[str, float]:
     """Return the metrics of the bound for a card, from the terms that :func:`bound_per_batch` returns.
 
+    ``dimensions`` is the number of values in an image, C H W.
     ``bound/L_0``, ``bound/L_t`` and ``bound/L_T`` are in nats per image. ``bits_per_dim`` has a standard error,
     ``bits_per_dim_error``, if there are at least two rows.
     """
-    total = terms.sum(1) / (784 * math.log(2))
+    total = terms.sum(1) / (dimensions * math.log(2))
     error = {"bits_per_dim_error": float(total.std() / len(total) ** 0.5)} if len(total) > 1 else {}
     means = dict(zip(("bound/L_0", "bound/L_t", "bound/L_T"), terms.mean(0).tolist(), strict=True))
     return {"bits_per_dim": float(total.mean()), **error, **means}
+
+
+def _is_mnist(data) -> bool:
+    """Return whether the zoo's classifier was trained on these data."""
+    return isinstance(data, Images) and data.used == "mnist"
 
 
 def measure_samples(
@@ -295,8 +308,14 @@ def measure_samples(
         ``classifier_fid_floor_error`` is the standard error of this distance.
 
         For points, the metric is ``energy_distance``, on the first 5,000 samples. For the ring, the metrics are also
-        ``modes_covered`` and ``near_a_mode``. For sequences, the metric is ``kl``, by enumeration. Other images have no
-        metrics, because there is no classifier for them.
+        ``modes_covered`` and ``near_a_mode``. For sequences, the metric is ``kl``, by enumeration.
+
+        For all other images, the metrics are ``energy_distance`` and its standard error ``energy_distance_error``. They
+        compare the first 5,000 samples with the first 5,000 test images, see
+        :class:`zoo.evaluation.distances.ImageDistance`. The classifier was trained on MNIST and does not know them.
+
+    Raises:
+        UserError: if there are fewer than two test images.
     """
     conditions = conditions or {}
     if isinstance(data, Toy):
@@ -309,8 +328,14 @@ def measure_samples(
             found = modes(samples, data.distribution.mu, data.distribution.sigma)
             metrics |= {"modes_covered": float(found.covered), "near_a_mode": found.near}
         return metrics
-    if data.used != "mnist":
-        return {}
+    if not _is_mnist(data):
+        real = as_floats(split_of(data, "test", MOST_IMAGES).images)
+        n = min(n, MOST_IMAGES)
+        distance = ImageDistance(real, model.device)(sample_chunks(model, n, 0, progress=progress, **conditions))
+        log.info("The energy distance compares %s samples with %s test images", f"{n:,}", f"{len(real):,}")
+        return {"energy_distance": distance.value} | (
+            {} if math.isnan(distance.error) else {"energy_distance_error": distance.error}
+        )
     classifier = zoo.load("classifier").to(model.device)
     val, test = (
         classify_images(as_floats(data.splits[split].images[:of]), classifier, progress)
@@ -338,24 +363,27 @@ def check_importance_weighted(model) -> None:
         raise UserError(f"the log likelihood of {name} takes no importance samples; {instead}")
 
 
+@torch.no_grad()
 def feature_accuracy(model, data) -> float:
     """Return the test accuracy of a logistic regression on the features of ``model.transform``.
 
     The regression is scikit-learn's LogisticRegression with the default regularisation. It is fitted to the features of
-    the grey training images.
+    all training images. The pixels are not binarised.
 
     Args:
         model: model in eval mode with ``transform``.
-        data: ``Images`` datamodule, after ``setup``.
+        data: datamodule of images with labels, after ``setup``.
     """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
 
-    images = {k: (data.splits[k].images.flatten(1).cpu().numpy() / np.float32(255)) for k in ("train", "test")}
-    labels = {k: data.splits[k].labels.cpu().numpy() for k in images}
-    pipeline = make_pipeline(Features(model), LogisticRegression(max_iter=1000))
-    log.info("Fitting a logistic regression to the features of %s images", f"{len(labels['train']):,}")
-    return float(pipeline.fit(images["train"], labels["train"]).score(images["test"], labels["test"]))
+    def features(split: str) -> tuple[np.ndarray, np.ndarray]:
+        parts = [(model.transform(x.flatten(1)).cpu(), y.cpu()) for x, y in batches_of(data, split, 1000, model.device)]
+        x, y = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
+        return x, y
+
+    train = features("train")
+    log.info("Fitting a logistic regression to the features of %s images", f"{len(train[0]):,}")
+    return float(LogisticRegression(max_iter=1000).fit(*train).score(*features("test")))
 
 
 def judged_accuracy(

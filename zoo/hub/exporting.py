@@ -91,7 +91,7 @@ def export(
     if outside := class_outside(checkpoint):
         raise CheckpointError(f"only models of the zoo are exported, and {path} holds a model of the class {outside!r}")
     model: Any = from_training(checkpoint, path)
-    check_protocol(protocol or Protocol(), model, record["data"])
+    check_protocol(protocol or Protocol(), model)
 
     metadata = {"model": checkpoint["model"], "hyper_parameters": json.dumps(checkpoint["hyper_parameters"])}
     words = isinstance(model, capabilities.Words)
