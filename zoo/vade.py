@@ -301,9 +301,7 @@ class VaDE(L.LightningModule):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
         steps = max(1, self.trainer.estimated_stepping_batches)  # the estimate is infinite for max_epochs=-1
         self.trainer.fit_loop.setup_data()  # with max_steps, Lightning has not yet called it
-        batches = self.trainer.num_training_batches
-        # An epoch of unknown length has one schedule for the whole run.
-        per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches) if math.isfinite(batches) else steps
+        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         first = min(steps, self.hparams.pretrain_epochs * per_epoch)
 
         def rate(step: int) -> float:

@@ -1,4 +1,4 @@
-"""Tests of ``L.Trainer().fit(model, loader)`` with loaders as people have them, for all models of images."""
+"""Tests of ``L.Trainer().fit(model, loader)`` with many kinds of loaders, for all models of images."""
 
 import logging
 import warnings
@@ -21,7 +21,7 @@ from zoo.training.trainer import make_trainer
 X, Y = torch.linspace(0, 1, 8 * 784).view(8, 1, 28, 28), torch.arange(8)
 Example = namedtuple("Example", "image label")
 DICTS = [{"image": x, "label": y, "path": "a.png"} for x, y in zip(X, Y.tolist(), strict=True)]
-IMAGES = ("vae", "cvae", "gan", "wgan", "infogan", "ddpm", "ddpm-labels", "score")
+IMAGES = ("vae", "cvae", "vade", "rbm", "gan", "wgan", "infogan", "ddpm", "ddpm-labels", "score")
 QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 QUIET |= {"accelerator": "cpu"}
 

@@ -59,7 +59,7 @@ def test_batches_that_are_none_are_refused_in_one_line(name, wrong):
         fit(name, data)
 
 
-@pytest.mark.parametrize("name", ["vade", "rbm", "skipgram"])
+@pytest.mark.parametrize("name", ["vade", "rbm"])
 def test_a_model_that_needs_a_datamodule_says_so(name):
     with pytest.raises(UserError, match=r"fit\(model, datamodule=...\)"):
         fit(name, FORMS["pairs"])

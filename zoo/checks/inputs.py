@@ -22,6 +22,7 @@ from zoo.checks.capabilities import Features, SplitData
 from zoo.checks.errors import UserError
 from zoo.checks.labels import as_labels
 from zoo.checks.pixels import LABEL_KEYS, as_batch, as_examples, check_finite, check_one_hot, check_pixels
+from zoo.checks.rows import as_rows
 from zoo.checks.values import check_integer
 
 C = TypeVar("C")
@@ -354,19 +355,22 @@ def integers_below(limit: Callable[[Any], int], axes: int = 1) -> Kind:
 
 
 def rows_of_text(model: Any, name: str, batch: Any, arguments: Mapping[str, Any]) -> list[Tensor]:
-    """Check a batch of text: words (B, window + 32 + window), and the reach of each centre word, (B, 32).
+    """Check a batch of text, and return it as rows: words (B, window + 32 + window), and the reach of centres, (B, 32).
 
-    The reach is the number of neighbours on each side. Only shapes and dtypes are checked.
+    The reach is the number of neighbours on each side. A batch of pairs of words, (B,) and (B,), becomes rows with
+    these pairs. Only shapes and dtypes are checked.
     """
     rows = list(batch) if isinstance(batch, list | tuple) else [batch]
-    whole = all(isinstance(t, Tensor) and not t.is_floating_point() and t.ndim == 2 for t in rows)
-    if not whole or len(rows) != 2 or len(rows[0]) != len(rows[1]) or rows[0].shape[1] <= rows[1].shape[1]:
+    whole = all(isinstance(t, Tensor) and not t.is_floating_point() for t in rows)
+    pairs = whole and len(rows) == 2 and rows[0].ndim == rows[1].ndim == 1 and len(rows[0]) == len(rows[1]) > 0
+    wide = whole and len(rows) == 2 and rows[0].ndim == rows[1].ndim == 2 and len(rows[0]) == len(rows[1])
+    if not pairs and not (wide and rows[0].shape[1] > rows[1].shape[1]):
         got = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in rows]
         raise UserError(
-            "a batch of text must be indices of words (B, window + 32 + window) and the reach of the centres (B, 32), "
-            f"as zoo.datamodules.Text makes them; got {got}"
+            f"a batch of text has the shapes {got}: give words (B, window + 32 + window) and reach (B, 32), as "
+            "zoo.datamodules.Text makes them, or pairs of words, (B,) and (B,), all integers"
         )
-    return rows
+    return as_rows(rows)
 
 
 images = data = Examples()
