@@ -204,7 +204,7 @@ def test_an_empty_loader_is_named():
 @pytest.mark.parametrize(
     ("data", "test", "monitor", "message"),
     [
-        (dict(), True, None, "the data are a dict, and must be a LightningDataModule"),
+        ({}, True, None, "the data are a dict, and must be a LightningDataModule"),
         (L.LightningDataModule(), True, None, "LightningDataModule has no train_dataloader"),
         (Plain(), True, "val/loss", "Plain has no val_dataloader, and the best checkpoint is chosen by val/loss"),
         (Plain(), True, None, "Plain has no test_dataloader: add this method, or use test=false"),

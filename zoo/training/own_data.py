@@ -28,14 +28,18 @@ def without_options_of_recipes(data: "DictConfig", given: Sequence[str] = ()) ->
         UserError: if the command line sets such an option.
     """
     from hydra.utils import get_object
+    from lightning import LightningDataModule
 
     target = str(data.get("_target_"))
     if target.startswith("zoo."):
         return
     try:
-        parameters = inspect.signature(get_object(target)).parameters
+        kind = get_object(target)
+        parameters = dict(inspect.signature(kind).parameters)
     except Exception:  # the error of an unknown class is raised where the data are built
         return
+    if getattr(kind, "__init__", None) is LightningDataModule.__init__:
+        parameters = {}  # LightningDataModule itself takes any argument, and ignores it
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     for key in [key for key in BY_RECIPES if key in data and key not in parameters]:
