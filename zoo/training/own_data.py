@@ -29,6 +29,7 @@ def without_options_of_recipes(data: "DictConfig", given: Sequence[str] = ()) ->
     """
     from hydra.utils import get_object
     from lightning import LightningDataModule
+    from omegaconf import open_dict
 
     target = str(data.get("_target_"))
     if target.startswith("zoo."):
@@ -45,7 +46,8 @@ def without_options_of_recipes(data: "DictConfig", given: Sequence[str] = ()) ->
     for key in [key for key in BY_RECIPES if key in data and key not in parameters]:
         if any(override.lstrip("+").startswith(f"data.{key}=") for override in given):
             raise UserError(f"data.{key} is given, but {target} takes no {key}: leave it out, or add it to the class")
-        del data[key]
+        with open_dict(data):
+            del data[key]
 
 
 def check_module(data: Any, test: bool, monitor: str | None) -> None:
