@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from zoo.callbacks.run_record import run_command
 from zoo.training.checkpoint_files import clear_unfinished, keep_best
@@ -84,6 +85,10 @@ class ExactResume(Checkpoint):
             torch.set_rng_state(state["cpu"].cpu())
             if "cuda" in state and pl_module.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda"].cpu(), pl_module.device)
+            if isinstance(trainer.train_dataloader, DataLoader) and trainer.fit_loop.restarting:
+                # A DataLoader draws a seed when it begins an epoch. Lightning has let it begin before the random
+                # numbers were restored, so it begins again.
+                iter(trainer.fit_loop._data_fetcher)
         elif trainer.global_rank > 0 or self._states is not None:
             # seed_everything gives every process the same random stream. With equal noise on all processes, more
             # processes would not reduce the variance of the gradient.

@@ -55,6 +55,7 @@ from zoo.checks.capabilities import TextData
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, integers_below, rows_of_text, takes
 from zoo.checks.old_forms import accepts_old_form
+from zoo.checks.rows import as_rows
 from zoo.checks.values import check_choice, check_integer, check_not_negative, check_positive
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional import contrastive
@@ -117,13 +118,13 @@ class SkipGram(L.LightningModule):
         self.held_out = HeldOut()
         self.register_load_state_dict_pre_hook(_take_vocabulary)
 
-    def make_vocabulary(self, words: list[str], counts: Tensor, keep: Tensor) -> None:
+    def make_vocabulary(self, words: list[str], counts: Tensor, keep: Tensor | None = None) -> None:
         """Create vectors for ``words`` with ``counts`` (V,), of which subsampling keeps the fractions ``keep`` (V,).
 
         Input vectors start uniform in [-1 / (2 sqrt(D)), 1 / (2 sqrt(D))]. Output vectors start at 0.
         """
         V, D = len(words), self.hparams.dim
-        frequency = counts.double() * keep.double()
+        frequency = counts.double() * (1 if keep is None else keep.double())
         begin = {"input": (torch.rand(V, D) - 0.5) / D**0.5, "output": torch.zeros(V, D)}
         if self.hparams.objective != "negative_sampling":
             begin["bias"] = (frequency / frequency.sum()).log().float()[:, None]
@@ -161,22 +162,31 @@ class SkipGram(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         data = self.trainer.datamodule
-        if not isinstance(data, TextData):
+        text = data.corpus if isinstance(data, TextData) else None
+        if text is None and not self.words:
             raise UserError(
-                "fit got no datamodule with text: use fit(model, datamodule=...) with a zoo.datamodules.Text"
+                "fit got no datamodule with text, and the model has no words: use fit(model, datamodule=...) with a "
+                "zoo.datamodules.Text, or call model.make_vocabulary(words, counts) first (docs/own_loop.md)"
             )
-        counts = torch.from_numpy(data.corpus.counts)
         if not self.words:
-            self.make_vocabulary(data.corpus.words, counts, data.keep)
-        self.check_vocabulary(data.corpus.words)
+            self.make_vocabulary(text.words, torch.from_numpy(text.counts), data.keep)
+        self.check_vocabulary(self.words if text is None else text.words)
         # DDP reads ``sparse`` from the modules. NCCL, the backend on GPUs, and softmax need dense gradients.
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         for table in self.tables.values():
             table.sparse = on_cpu and self.hparams.objective != "softmax"
-        kept = counts.double() * data.keep.double()
-        rows = data.hparams.batch_size * self.trainer.accumulate_grad_batches
-        pairs = rows * ROW * (data.hparams.window + 1)  # on average (1 + window) / 2 words on each side
-        self.limit_rates(pairs, kept / kept.sum())
+        self.rates_known = text is not None
+        if text is not None:
+            kept = torch.from_numpy(text.counts).double() * data.keep.double()
+            rows = data.hparams.batch_size * self.trainer.accumulate_grad_batches
+            pairs = rows * ROW * (data.hparams.window + 1)  # on average (1 + window) / 2 words on each side
+            self.limit_rates(pairs, kept / kept.sum())
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if not self.rates_known:  # the first batch of a plain loader shows how many pairs a step has
+            pairs = self.trainer.strategy.reduce(contrastive.most_pairs(Rows(*batch)), reduce_op="sum")
+            self.limit_rates(float(pairs) * self.trainer.accumulate_grad_batches, self.counts.cpu() / self.counts.sum())
+            self.rates_known = True
 
     def check_vocabulary(self, words: list[str]) -> None:
         """Raise UserError unless the model has output vectors and its vocabulary is ``words``, the words of a text."""
@@ -268,11 +278,9 @@ class SkipGram(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer):
         for name, table in self.tables.items():
-            share, gradient = self.share_input if name == "input" else self.share_output, table.weight.grad
-            if share is not None and gradient.is_sparse:
-                gradient._values().mul_(share[gradient._indices()[0]])
-            elif share is not None:  # it is None if every word has the whole rate
-                gradient.mul_(share)
+            share = self.share_input if name == "input" else self.share_output
+            if share is not None:  # it is None if every word has the whole rate
+                contrastive.scale_rows(table.weight.grad, share)
 
     def configure_optimizers(self):
         optimiser = torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
@@ -298,11 +306,11 @@ class SkipGram(L.LightningModule):
         generator = chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch
         terms = self.loss(batch, generator=generator)
         self.log(f"{stage}/loss", terms["loss"], batch_size=int(terms["pairs"]), sync_dist=True, prog_bar=True)
-        at_once, world_size = self.trainer.datamodule.hparams.eval_batch_size, self.trainer.world_size
-        batches = self.trainer.num_test_batches if stage == "test" else self.trainer.num_val_batches
-        every = max(1, int(batches[0]) * at_once // EXACT_ROWS)
-        first = batch_idx * at_once + self.global_rank  # the position of the first row in the text
-        chosen = ((first + world_size * torch.arange(len(batch[0]))) % every == 0).nonzero()[:, 0].to(self.device)
+        data, n = self.trainer.datamodule, self.trainer.world_size
+        at_once = data.hparams.eval_batch_size if isinstance(data, TextData) else n * len(batch[0])
+        batches = (self.trainer.num_test_batches if stage == "test" else self.trainer.num_val_batches)[0]
+        places = batch_idx * at_once + self.global_rank + n * torch.arange(len(batch[0]))
+        chosen = contrastive.spread(places, batches * at_once, EXACT_ROWS).to(self.device)
         for row in chosen.split(1):  # one row at a time limits memory to (32, V)
             self.held_out.update(*self.pair_log_likelihood([t[row] for t in batch]))
 
@@ -343,7 +351,7 @@ class SkipGram(L.LightningModule):
     def nearest(self, word: str, n: int = 10) -> list[tuple[str, float]]:
         """Return the ``n`` words with the nearest vectors, and their cosines. Raise KeyError for an unknown word."""
         unit = self.unit_vectors()
-        return self._most_similar(unit, unit[self.number(word)], [word], n)
+        return contrastive.most_similar(self.words, unit, unit[self.number(word)], [word], n)
 
     def analogy(self, a: str, b: str, c: str, n: int = 1) -> list[tuple[str, float]]:
         """Return words that are to ``c`` as ``b`` is to ``a``, with cosines: queen for a = man, b = woman, c = king.
@@ -353,18 +361,11 @@ class SkipGram(L.LightningModule):
         """
         unit = self.unit_vectors()
         x, y, z = (unit[self.number(word)] for word in (a, b, c))
-        return self._most_similar(unit, F.normalize(y - x + z, dim=0), [a, b, c], n)
+        return contrastive.most_similar(self.words, unit, F.normalize(y - x + z, dim=0), [a, b, c], n)
 
     def unit_vectors(self) -> Tensor:
         """Return the input vectors, scaled to length 1, (V, D)."""
         return F.normalize(at_least_float32(self.input.weight.detach()), dim=1)
-
-    def _most_similar(self, unit: Tensor, x: Tensor, besides: list[str], n: int) -> list[tuple[str, float]]:
-        check_integer("n", n)
-        cosines = unit @ x
-        cosines[[self.number(word) for word in besides]] = -math.inf
-        top = cosines.topk(min(n, len(self.words) - len(set(besides))))
-        return [(self.words[i], cosine) for cosine, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
 
     def export(self, path: str | Path, binary: bool = False) -> None:
         """Write words and input vectors in the word2vec text or binary format (zoo.training.files.save_word2vec)."""
@@ -390,7 +391,7 @@ class SkipGram(L.LightningModule):
 
         def estimator(name: str, objective: str, k: int) -> GradientEstimator:
             def loss(batch, noise: Noise) -> Tensor:
-                losses, taken = self.pair_losses(Rows(*batch), noise["noise"], objective, k)
+                losses, taken = self.pair_losses(Rows(*as_rows(batch)), noise["noise"], objective, k)
                 return (losses * taken).sum() / taken.sum()
 
             return GradientEstimator.of(self, name, params, partial(self.noise, k=k), loss)

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from zoo.checks.calls import Reads, called_by_the_model, from_outside
-from zoo.checks.capabilities import SplitData
+from zoo.checks.capabilities import Features, SplitData
 from zoo.checks.errors import UserError
 from zoo.checks.labels import as_labels
-from zoo.checks.pixels import as_batch, as_examples, check_finite, check_one_hot, check_pixels
+from zoo.checks.pixels import LABEL_KEYS, as_batch, as_examples, check_finite, check_one_hot, check_pixels
+from zoo.checks.rows import as_rows
 from zoo.checks.values import check_integer
 
 C = TypeVar("C")
@@ -75,7 +76,7 @@ def checks_inputs(**kinds: Kind) -> Callable[[type[C]], type[C]]:
     :func:`takes` replace the checks of the class. The values of a batch are checked for the first training batch of a
     run, and for the first batch of each validation and test. If the datamodule has ``splits``, the first training batch
     also checks all training examples. Inference on an empty batch returns an empty result. A loss raises UserError for
-    an empty batch.
+    an empty batch. ``trainer.predict`` returns ``forward`` of the examples of each batch.
 
     Args:
         kinds: {name of an argument: its check}. The check of ``x`` also applies to the examples of a ``batch``.
@@ -97,6 +98,8 @@ def checks_inputs(**kinds: Kind) -> Callable[[type[C]], type[C]]:
         if isinstance(examples, Examples):
             for name, of_a_run in hooks.items():
                 setattr(cls, name, _look_at_first(examples, of_a_run, own_hooks[name]))
+            if "predict_step" not in vars(cls):
+                setattr(cls, "predict_step", _predict(examples))  # noqa: B010, mypy knows no such attribute
         return cls
 
     return decorate
@@ -126,6 +129,31 @@ def _look_at_first(examples: "Examples", of_a_run: bool, then: Callable | None) 
             then(self, batch, batch_idx)
 
     return look
+
+
+def _predict(examples: "Examples") -> Callable:
+    """Return the method ``predict_step``, which ``trainer.predict`` calls for each batch.
+
+    It returns ``forward`` of the examples, and of the labels if ``forward`` needs them. A model without ``forward``
+    returns its features, from ``transform``.
+    """
+
+    def predict_step(self, batch, batch_idx, dataloader_idx=0):
+        batch = examples.of_batch(self, "batch", batch)
+        if isinstance(self, Features):
+            return self.transform(batch[0])
+        kind = type(self)
+        needed = list(inspect.signature(kind.forward).parameters) if "forward" in vars(kind) else []
+        if needed == ["self", "x"]:
+            return self(batch[0])
+        if needed == ["self", "x", "y"]:
+            return self(batch[0], labels_in(batch, self))
+        raise UserError(
+            f"{kind.__name__} predicts nothing from images alone: call sample(n) or another method instead of "
+            "trainer.predict"
+        )
+
+    return predict_step
 
 
 def _check_classes(model: Any, rest: Sequence[Tensor]) -> None:
@@ -188,7 +216,10 @@ def labels_in(batch: Sequence[Any], model: Any) -> Tensor:
         UserError: if the batch has no labels.
     """
     if len(batch) < 2:
-        raise UserError(f"the batch has only x, and {type(model).__name__} needs labels: give a batch (x, y)")
+        raise UserError(
+            f"the batch has only x, and {type(model).__name__} needs labels: give a batch (x, y), or a dictionary with "
+            f"one of the keys {', '.join(LABEL_KEYS)}"
+        )
     return batch[1]
 
 
@@ -337,19 +368,22 @@ def integers_below(limit: Callable[[Any], int], axes: int = 1) -> Kind:
 
 
 def rows_of_text(model: Any, name: str, batch: Any, arguments: Mapping[str, Any]) -> list[Tensor]:
-    """Check a batch of text: words (B, window + 32 + window), and the reach of each centre word, (B, 32).
+    """Check a batch of text, and return it as rows: words (B, window + 32 + window), and the reach of centres, (B, 32).
 
-    The reach is the number of neighbours on each side. Only shapes and dtypes are checked.
+    The reach is the number of neighbours on each side. A batch of pairs of words, (B,) and (B,), becomes rows with
+    these pairs. Only shapes and dtypes are checked.
     """
     rows = list(batch) if isinstance(batch, list | tuple) else [batch]
-    whole = all(isinstance(t, Tensor) and not t.is_floating_point() and t.ndim == 2 for t in rows)
-    if not whole or len(rows) != 2 or len(rows[0]) != len(rows[1]) or rows[0].shape[1] <= rows[1].shape[1]:
+    whole = all(isinstance(t, Tensor) and not t.is_floating_point() for t in rows)
+    pairs = whole and len(rows) == 2 and rows[0].ndim == rows[1].ndim == 1 and len(rows[0]) == len(rows[1]) > 0
+    wide = whole and len(rows) == 2 and rows[0].ndim == rows[1].ndim == 2 and len(rows[0]) == len(rows[1])
+    if not pairs and not (wide and rows[0].shape[1] > rows[1].shape[1]):
         got = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in rows]
         raise UserError(
-            "a batch of text must be indices of words (B, window + 32 + window) and the reach of the centres (B, 32), "
-            f"as zoo.datamodules.Text makes them; got {got}"
+            f"a batch of text has the shapes {got}: give words (B, window + 32 + window) and reach (B, 32), as "
+            "zoo.datamodules.Text makes them, or pairs of words, (B,) and (B,), all integers"
         )
-    return rows
+    return as_rows(rows)
 
 
 images = data = Examples()

@@ -1,13 +1,18 @@
 """Check examples: images in [0, 1], one-hot sequences and points."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoo.checks.errors import UserError
+
+# Keys of examples and of labels in batches that are dictionaries.
+EXAMPLE_KEYS = ("image", "images", "img", "pixel_values", "x")
+LABEL_KEYS = ("label", "labels", "y", "target")
 
 
 def _plain(x: Tensor) -> Tensor | None:
@@ -85,18 +90,44 @@ def as_examples(name: str, x: Any, shape: tuple[int, ...] | int, dtype: torch.dt
 
 
 def as_batch(batch: Any) -> list[Any]:
-    """Return a batch as a list: the examples, then the labels if any. A tensor is a batch without labels.
+    """Return a batch as a list: the examples, then the labels if any. Everything else in the batch is left out.
+
+    A tensor is a batch without labels. In a list or tuple, the second entry holds the labels. In a dictionary, the
+    examples have one of the keys ``EXAMPLE_KEYS``, and the labels have one of the keys ``LABEL_KEYS``. Labels that are
+    texts or None are left out.
 
     Raises:
-        UserError: if ``batch`` is neither a tensor nor a list or tuple that begins with a tensor.
+        UserError: if ``batch`` is none of these, or if the keys of a dictionary do not tell what the examples are.
     """
     if isinstance(batch, Tensor):
         return [batch]
+    if isinstance(batch, Mapping):
+        batch = [batch[key] for key in _keys_in(batch)]
     if not isinstance(batch, list | tuple) or not batch or not isinstance(batch[0], Tensor):
-        keys = f" with {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else ""
-        got = f"a {type(batch).__name__}{keys}"
-        raise UserError(f"a batch must be a tensor x, or a list or tuple of tensors, (x,) or (x, y); got {got}")
-    return list(batch)
+        inside = f" that begins with a {type(batch[0]).__name__}" if isinstance(batch, list | tuple) and batch else ""
+        raise UserError(
+            "a batch must be a tensor x, a list or tuple of tensors, (x,) or (x, y), or a dictionary such as "
+            f"{{'image': x, 'label': y}}; got a {type(batch).__name__}{inside}"
+        )
+    return [batch[0], *(y for y in batch[1:2] if _are_labels(y))]
+
+
+def _keys_in(batch: Mapping[Any, Any]) -> list[Any]:
+    """Return the key of the examples of a dictionary, then the key of the labels if there are labels."""
+    examples, labels = ([key for key in keys if key in batch] for keys in (EXAMPLE_KEYS, LABEL_KEYS))
+    if len(examples) == 1 and len(labels) <= 1:
+        return [*examples, *labels]
+    kind, found, keys = ("labels", labels, LABEL_KEYS) if len(labels) > 1 else ("examples", examples, EXAMPLE_KEYS)
+    several = f"{' and '.join(map(repr, found))} may all be its {kind}" if found else f"none is the key of its {kind}"
+    raise UserError(
+        f"the keys of a batch are {', '.join(map(repr, batch)) or 'none'}, and {several}: give exactly one of "
+        f"{', '.join(keys)} for the {kind}"
+    )
+
+
+def _are_labels(y: Any) -> bool:
+    """Return whether ``y`` can be labels: a tensor, or integers. Captions, dictionaries and None are not."""
+    return isinstance(y, Tensor | Integral) or (isinstance(y, Sequence) and all(isinstance(i, Integral) for i in y))
 
 
 def flat_pixels(x: Tensor, like: Tensor) -> Tensor:
@@ -112,7 +143,7 @@ def sum_images(batches: Iterable[Any], vectors: Callable[[Tensor], Tensor], firs
     """Check the pixels of all images, and sum their vectors on the CPU.
 
     Args:
-        batches: images (B, ...), or lists and tuples that begin with images.
+        batches: batches in a form that :func:`as_batch` accepts.
         vectors: images -> (B, V), the vectors to sum.
         first: number of images to return, at least 1.
 

@@ -46,19 +46,30 @@ class ClusterTable(Metric):
 
     Args:
         num_clusters: K.
-        num_labels: L. All image data sets of this project have 10 labels.
+        num_labels: L, the largest number of different labels.
     """
 
     full_state_update = False
     table: Tensor
 
-    def __init__(self, num_clusters: int, num_labels: int = 10):
+    def __init__(self, num_clusters: int, num_labels: int = 1000):
         super().__init__()
         # The counts are a metric state and not a buffer. A state_dict does not hold metric states.
         self.add_state("table", torch.zeros(num_clusters, num_labels, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, cluster: Tensor, label: Tensor) -> None:
-        """Count a batch of clusters in 0 .. K-1 and labels in 0 .. L-1, (B,) each."""
+        """Count a batch of clusters in 0 .. K-1 and labels in 0 .. L-1, (B,) each.
+
+        Raises:
+            UserError: if the labels are not integers in 0 .. L-1.
+        """
+        most = self.table.shape[1] - 1
+        plain = not (label.is_floating_point() or label.is_complex()) and label.shape == cluster.shape
+        if not plain or ((label < 0) | (label > most)).any():
+            raise UserError(
+                f"labels of clusters must be integers from 0 to {most}, one for each image; got other values, or "
+                f"{label.dtype} of shape {tuple(label.shape)}: leave such labels out of validation batches"
+            )
         pairs = cluster * self.table.shape[1] + label
         # The sum is a new tensor. In-place writes would fail later for a table that was made in inference mode.
         self.table = self.table + pairs.bincount(minlength=self.table.numel()).view_as(self.table)

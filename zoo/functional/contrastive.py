@@ -37,9 +37,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from zoo.checks.errors import UserError
+from zoo.checks.rows import ROW
+from zoo.checks.values import check_integer
 from zoo.functional.precision import float64_device, in_float64
-
-ROW = 32  # centre words in a row of a batch
 
 Lookup = Callable[[Tensor, Tensor], Tensor]  # (table (V, D), indices (...)) -> rows of the table (..., D)
 
@@ -78,6 +78,48 @@ def pairs_in_window(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     distance = torch.arange(-window, window + 1, device=rows.words.device).abs()
     taken = (distance > 0) & (distance <= rows.reach[..., None]) & (around >= 0)
     return rows.words[..., window:-window], around, taken
+
+
+def scale_rows(gradient: Tensor, factors: Tensor) -> None:
+    """Multiply the rows of a dense or sparse ``gradient`` (V, D) by ``factors`` (V, 1), in place."""
+    if gradient.is_sparse:
+        gradient._values().mul_(factors[gradient._indices()[0]])
+    else:
+        gradient.mul_(factors)
+
+
+def most_pairs(rows: Rows) -> Tensor:
+    """Return the number of pairs that ``rows`` have if there is a word at each position within reach, ()."""
+    return 2 * rows.reach.sum(dtype=torch.float32)
+
+
+def spread(places: Tensor, total: float, wanted: int) -> Tensor:
+    """Return the indices of rows that are evenly spread over ``total`` rows, about ``wanted`` in all, (n,).
+
+    Args:
+        places: places of the rows of a batch among all rows, (B,).
+        total: number of all rows. If it is infinite, one row of a batch is chosen.
+        wanted: approximate number of rows.
+    """
+    every = max(1, int(total) // wanted if math.isfinite(total) else len(places))
+    return (places % every == 0).nonzero()[:, 0]
+
+
+def most_similar(words: list[str], unit: Tensor, x: Tensor, without: list[str], n: int) -> list[tuple[str, float]]:
+    """Return the ``n`` words with the largest cosine with ``x``, and the cosines.
+
+    Args:
+        words: the vocabulary, V words.
+        unit: their vectors, scaled to length 1, (V, D).
+        x: a vector of length 1, (D,).
+        without: words that are left out.
+        n: number of words, at least 1.
+    """
+    check_integer("n", n)
+    cosines = unit @ x
+    cosines[[words.index(word) for word in without]] = -math.inf
+    top = cosines.topk(min(n, len(words) - len(set(without))))
+    return [(words[i], cosine) for cosine, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
 
 
 def around_each(values: Tensor, width: int) -> Tensor:

@@ -4,7 +4,7 @@ Adversarial models use Lightning's manual optimisation. Each batch is a step of 
 also a step of the generator. ``trainer.global_step``, checkpoints, loggers and weight averages count batches.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 import torch
@@ -49,7 +49,8 @@ def check_batches(module) -> None:
     if size is None:
         return
     if isinstance(loader, DataLoader):  # batch_size is per process; the last batch can be smaller
-        left_over = 0 if loader.drop_last else len(loader.sampler) % size
+        if isinstance(loader.sampler, Sized) and not loader.drop_last:  # an IterableDataset may have no length
+            left_over = len(loader.sampler) % size
     else:
         size //= processes
     if size == 1:
