@@ -1,23 +1,17 @@
 """Data module of published images: MNIST, Fashion-MNIST, CIFAR-10, SVHN, CelebA, and scikit-learn's digits.
 
-The images of a split are one tensor in memory. A batch is ``images[indices]``, which needs no loop over images. In each
-epoch, a generator with the key (seed, epoch) draws a permutation. The indices of a batch are a slice of this
-permutation. The same seed therefore gives the same order. Each process takes a part of every batch. Two processes
-together see the same batches as one process. Loaders store their position in the epoch (``state_dict``), so training
-can resume within an epoch.
+The images of a split are one tensor in memory. A batch is ``images[indices]``, which needs no loop over images. See
+zoo/datamodules/loaders.py for the order of the images.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from zoo.checks.errors import UserError
 from zoo.datamodules import colour
@@ -30,14 +24,12 @@ from zoo.datamodules.files import (
     ignoring_case,
     md5_of,
     read_published,
-    resumes,
 )
-from zoo.datamodules.limits import SPLITS, check_limits, check_model, overfits
-from zoo.datamodules.splits import Split, as_floats, joined, shuffled
+from zoo.datamodules.loaders import ImageModule
+from zoo.datamodules.splits import Split, joined, shuffled
 
 log = logging.getLogger(__name__)
 
-SANITY_CHECK_IMAGES = 32  # images per process; few, because the sanity check only shows that validation works
 NAMES = ("mnist", "fashion_mnist", "digits", "mnist_or_digits", *colour.SHAPES)
 TRAIN_ON = {"train": ["train"], "train_and_validation": ["train", "val"], "everything": ["train", "val", "test"]}
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # names of torchvision's classes and folders
@@ -155,88 +147,8 @@ def load_split(name: str, root: Path, attribute: str | None = None) -> dict[str,
     return {"train": train, "val": val, "test": Split(*arrays[2:])}
 
 
-class ImageLoader:
-    """Loader of batches (images (B, C, H, W) float in [0, 1], labels (B,) int64), or (images,) without labels.
-
-    Args:
-        split: images and labels. The batches are on the same device as these tensors.
-        batch_size: images per step, over all processes.
-        shuffle: True draws a new permutation for each epoch and drops the last incomplete batch. False keeps the order
-            of the images. Each image then occurs once, and the batches have nearly equal sizes.
-        seed: seed of the permutations.
-        repeat: passes over the images per epoch.
-        rank, world_size: rank and number of processes. Rank r takes images r, r + world_size, ... of each batch.
-        fixed: whether every epoch has the batches of the first epoch.
-        used: number of images in a batch -> number of images to use, which are the first ones. None uses all images.
-    """
-
-    def __init__(
-        self,
-        split: Split,
-        batch_size: int,
-        shuffle: bool,
-        seed: int = 0,
-        repeat: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        fixed: bool = False,
-        used: Callable[[int], int] | None = None,
-    ):
-        self.used = used
-        self.split, self.batch_size, self.shuffle, self.seed, self.repeat = split, batch_size, shuffle, seed, repeat
-        self.rank, self.world_size, self.fixed = rank, world_size, fixed
-        self.epoch = 0
-        self.position = 0  # batches drawn in this epoch
-        self._resume_at = 0
-        self.batch_sampler = SimpleNamespace(sampler=self)  # Lightning looks for set_epoch here
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = 0 if self.fixed else epoch
-
-    def __len__(self) -> int:
-        n = len(self.split.images) * self.repeat
-        return n // self.batch_size if self.shuffle else -(-n // self.batch_size)
-
-    def indices(self) -> list[Tensor]:
-        """Return the indices of this process into the split, one tensor for each batch of the current epoch.
-
-        The tensors are views of one tensor on the device of the split. With a copy for each batch, the CPU would wait
-        for the device each time.
-        """
-        n, device = len(self.split.images), self.split.images.device
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.cat([torch.randperm(n, generator=generator) for _ in range(self.repeat)])
-            order = order[: len(self) * self.batch_size].to(device)
-            batches = order.split(self.batch_size)
-        else:
-            batches = torch.arange(n, device=device).tensor_split(len(self))
-        return [batch[self.rank :: self.world_size] for batch in batches]
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        batches = self.indices()
-        begin, self._resume_at = self._resume_at, 0
-        for self.position in range(begin + 1, len(batches) + 1):
-            index = batches[self.position - 1]
-            yield self.examples(index if self.used is None else index[: self.used(len(index))])
-
-    def examples(self, index: Tensor) -> tuple[Tensor, ...]:
-        """Return the examples with these indices, and their labels if there are labels."""
-        x, labels = as_floats(self.split.images[index]), self.split.labels
-        return (x,) if labels is None else (x, labels[index].long())
-
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.position = self._resume_at = state["position"]
-
-
-class Images(L.LightningDataModule):
+class Images(ImageModule):
     """LightningDataModule of an image data set.
-
-    The sanity check before training uses the first 32 images of a batch on each process, so that training begins soon.
-    ``sanity_check_fraction`` is the fraction of the batch that the latest sanity check used.
 
     Args:
         name: ``mnist``, ``fashion_mnist``, ``digits``, ``mnist_or_digits``, ``cifar10``, ``svhn`` or ``celeba``.
@@ -281,8 +193,6 @@ class Images(L.LightningDataModule):
                 raise UserError(f"{key} is {value!r}, but must be an integer of at least 1")
         self.save_hyperparameters(logger=False)
         self.used: str | None = None if name == "mnist_or_digits" else name
-        self.splits: dict[str, Split] = {}
-        self.sanity_check_fraction = 1.0
 
     def prepare_data(self) -> None:
         """Download missing files, and choose the data set of ``mnist_or_digits``. One process per machine does this."""
@@ -308,19 +218,10 @@ class Images(L.LightningDataModule):
         elif not self.splits:  # without a Trainer, nothing else calls prepare_data
             self.prepare_data()
         if not self.splits:
-            device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
             splits = load_split(self.used, data_root(), self.hparams.attribute)
             splits["train"] = joined([splits[k] for k in TRAIN_ON[self.hparams.train_on]])
-            self.splits = {k: s.to(device) for k, s in splits.items()}
-        if self.trainer is not None:
-            check_model(self.trainer.lightning_module, self)
-        batch_size, images = self.hparams.batch_size, len(self.splits["train"].images) * self._repeat
-        if batch_size > images:
-            raise DataError(
-                f"batch_size {batch_size} is more than the {images:,} training images of an epoch: use at most {images}"
-            )
-        if self.trainer is not None:
-            check_limits(self.trainer, {split: self._loader(split) for split in SPLITS}, batch_size)
+            self.splits = {k: s.to(self.device) for k, s in splits.items()}
+        self.check()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -335,55 +236,12 @@ class Images(L.LightningDataModule):
         return 10
 
     @property
-    def _repeat(self) -> int:
+    def repeat(self) -> int:
+        """Passes over the training images per epoch."""
         return self.hparams.digits_repeat if self.used == "digits" else 1
-
-    def _loader(self, split: str) -> ImageLoader:
-        train = split == "train"
-        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        return ImageLoader(
-            self.splits[split],
-            self.hparams.batch_size if train else self.hparams.eval_batch_size,
-            shuffle=train,
-            seed=self.hparams.seed,
-            repeat=self._repeat if train else 1,
-            rank=rank,
-            world_size=world_size,
-            fixed=overfits(self.trainer),
-            used=self._used_in_validation if split == "val" else None,
-        )
-
-    def train_dataloader(self) -> ImageLoader:
-        return self._loader("train")
-
-    def val_dataloader(self) -> ImageLoader:
-        return self._loader("val")
-
-    def test_dataloader(self) -> ImageLoader:
-        return self._loader("test")
-
-    def _used_in_validation(self, images: int) -> int:
-        """Return how many of the ``images`` of a validation batch to use on this process."""
-        if self.trainer is None or not self.trainer.sanity_checking:
-            return images
-        self.sanity_check_fraction = min(1.0, SANITY_CHECK_IMAGES / images)
-        return SANITY_CHECK_IMAGES
 
     def state_dict(self) -> dict[str, str | int | None]:
         return {
             "used": self.used,
             **{key: self.hparams[key] for key in ("batch_size", "seed", "digits_repeat", "train_on", "attribute")},
         }
-
-    def load_state_dict(self, state: dict[str, str | int | None]) -> None:
-        """Raise DataError if the data or their order differ from the checkpoint. Lightning calls it after ``setup``."""
-        if not resumes(self):
-            return
-        if state["used"] != self.used:
-            raise DataError(
-                f"this run has data={self.used}, but its checkpoint was trained on {state['used']}: set "
-                f"data={state['used']}, or start a new run without ckpt"
-            )
-        for key, value in self.state_dict().items():
-            if (before := state.get(key, value)) != value:
-                raise DataError(f"data.{key} is {value}, but was {before} when this run began: use the earlier value")
