@@ -66,11 +66,11 @@ class ArrayFile(ImageSource):
         return np.ascontiguousarray(self._arrays[part][i - (self._ends[part - 1] if part else 0)])
 
     def read(self, i: int) -> np.ndarray:
-        return _as_image(self._raw(i))
+        return as_image(self._raw(i))
 
     def read_with_digest(self, i: int) -> tuple[np.ndarray, bytes]:
         raw = self._raw(i)
-        return _as_image(raw), hashlib.sha256(f"{raw.dtype.str} {raw.shape}".encode() + raw.tobytes()).digest()
+        return as_image(raw), hashlib.sha256(f"{raw.dtype.str} {raw.shape}".encode() + raw.tobytes()).digest()
 
     def title(self) -> str:
         return f"data.path={self.path}"
@@ -156,7 +156,7 @@ def _labels(y: np.ndarray | None, n: int, path: Path) -> np.ndarray:
     return y
 
 
-def _as_image(raw: np.ndarray) -> np.ndarray:
+def as_image(raw: np.ndarray) -> np.ndarray:
     """Return an image (C, H, W) of any numbers as bytes, without opacity."""
     if raw.dtype == np.bool_:
         image = raw.astype(np.uint8) * np.uint8(255)

@@ -20,6 +20,7 @@ import torch
 
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_choice, check_flag, check_fraction, check_integer, check_not_negative
+from zoo.datamodules.dataset_sources import DatasetSource, HubSource, made_by
 from zoo.datamodules.files import DataError, resumes
 from zoo.datamodules.image_arrays import ENDINGS, ArrayFile
 from zoo.datamodules.image_sources import Folder, ImageSource, problem_lines
@@ -76,6 +77,12 @@ class OwnImages(ImageModule):
         memory_limit: most GiB of pixels in memory. More pixels are read from disk.
         workers: processes that read from disk. None means one less than the number of cores, from 1 to 4.
         cache: whether decoded pixels are kept in the data folder. False decodes the files at each start.
+        dataset: ``package.module:name`` of a torch Dataset, or of a class or function that returns one, in place of
+            ``path``. A tuple (train, val, test) or a dictionary of these gives the parts of the data.
+        name: name of a dataset of Hugging Face, in place of ``path``.
+        subset: configuration of the dataset of Hugging Face, or None.
+        image_column, label_column: columns of the dataset of Hugging Face. None looks for usual names. If there is no
+            such column of labels, there are no labels.
 
     Raises:
         UserError: if an argument is not allowed.
@@ -99,12 +106,17 @@ class OwnImages(ImageModule):
         memory_limit: float = 4,
         workers: int | None = None,
         cache: bool = True,
+        dataset: str | None = None,
+        name: str | None = None,
+        subset: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
     ):
         super().__init__()
-        if path is None:
-            raise UserError("data=images needs the images: set data.path to a folder, or to a .npy, .npz or .pt file")
-        if not isinstance(path, str):
-            raise UserError(f"data.path is {path!r}, but must be a path: put quotes around a numeric name")
+        check_places({"path": path, "dataset": dataset, "name": name})
+        for key, value in {"subset": subset, "image_column": image_column, "label_column": label_column}.items():
+            if value is not None and name is None:
+                raise UserError(f"data.{key} is {value!r}, but is used only with data=hf: set it to null")
         check_options(size, channels, batch_size, eval_batch_size, seed, split_seed, val_fraction, test_fraction)
         check_choice("data.train_on", train_on, tuple(TRAIN_ON))
         check_flag("data.skip", skip)
@@ -113,7 +125,7 @@ class OwnImages(ImageModule):
         if workers is not None:
             check_integer("data.workers", workers, least=0)
         self.save_hyperparameters(logger=False)
-        self.used = "images"
+        self.used = "images" if name is None else "hf"
 
     @cached_property
     def source(self) -> ImageSource:
@@ -122,7 +134,12 @@ class OwnImages(ImageModule):
 
     def open(self) -> ImageSource:
         """Return the source of the images. A subclass with other images overrides this method."""
-        return source_at(Path(self.hparams["path"]).expanduser())
+        options = self.hparams
+        if (spec := options["dataset"]) is not None:
+            return DatasetSource(f"data.dataset={spec}", made_by(spec))
+        if (name := options["name"]) is not None:
+            return HubSource(name, options["subset"], options["image_column"], options["label_column"])
+        return source_at(Path(options["path"]).expanduser())
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -212,6 +229,20 @@ class OwnImages(ImageModule):
                 f"{self.source.title()} differs from the data of the checkpoint in files, labels or split: resume with "
                 "the same images, or start a new run without ckpt"
             )
+
+
+def check_places(places: dict[str, Any]) -> None:
+    """Raise UserError unless exactly one of the places of images is given, as a text."""
+    given = [key for key, value in places.items() if value is not None]
+    if not given:
+        raise UserError(
+            "data=images needs the images: set data.path to a folder, or to a .npy, .npz or .pt file, or set "
+            "data.dataset to package.module:name. data=hf needs data.name"
+        )
+    if len(given) > 1:
+        raise UserError(f"data.{' and data.'.join(given)} are both set: set one of them, and the others to null")
+    if not isinstance(places[given[0]], str):
+        raise UserError(f"data.{given[0]} is {places[given[0]]!r}, but must be text: put quotes around a numeric name")
 
 
 def check_options(
