@@ -119,7 +119,7 @@ def _load(path: Path) -> Any:
     except OSError as error:
         raise DataError(f"data.path={path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged file can raise any exception
-        pickled = "pickle" in str(error).lower() or "weights_only" in str(error)
+        pickled = any(word in str(error).lower() for word in ("pickle", "python objects", "weights_only"))
         reason = "it holds Python objects" if pickled else "it is damaged"
         raise DataError(f"data.path={path} cannot be read safely: {reason}. Save plain arrays of numbers") from error
 

@@ -19,7 +19,10 @@ from zoo.datamodules.image_files import Unreadable, decode
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 IGNORED = ("thumbs.db", "desktop.ini", "__macosx")  # operating systems write these; hidden files are also ignored
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pbm")
 NAMED = 5  # problems that an error lists
+
+_Found = tuple[str, int, int, int]  # relative path of a file, its size in bytes, and the times of two kinds of change
 
 
 class ImageSource:
@@ -90,31 +93,35 @@ class Folder(ImageSource):
     """
 
     def __init__(self, root: Path):
-        self.root, found, self.problems = root, [], []
-        for path, status in _files(root, self.problems):
-            found.append((path.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns))
-        found.sort()
-        split = _split_folders(root, found)
-        self.paths = [path for path, *_ in found]
-        self._stamp = hashlib.sha256(os.fsencode(repr(found))).hexdigest()
+        self.root, problems = root, []
+        found = sorted(_files(str(root), "", problems))
+        split = _split_folders(root, [path for path, *_ in found])
+        first = 1 if split else 0  # number of folders above the class folders
+        if split:
+            found = self._below(first, found, problems, "folders train, val and test")
+        if any(path.count("/") > first for path, *_ in found):
+            found = self._below(first + 1, found, problems, "class folders")
         if not found:
-            raise DataError(problem_lines(f"data.path={root} has no images", [*self.problems]))
-        self.parts = [SPLIT_FOLDERS[path.split("/")[0].casefold()] for path in self.paths] if split else None
-        inner = [path.split("/")[1:] if split else path.split("/") for path in self.paths]
-        flat = [path for path, parts in zip(self.paths, inner, strict=True) if len(parts) == 1]
-        if flat and len(flat) < len(inner):
-            raise DataError(
-                problem_lines(
-                    f"data.path={root} has class folders and also images outside of them. Move these images into "
-                    "class folders, or all images into one folder",
-                    flat,
-                )
-            )
-        if not flat:
-            names = [parts[0] for parts in inner]
-            if len(classes := sorted(set(names))) > 1:
-                index = {name: i for i, name in enumerate(classes)}
-                self.classes, self.labels = classes, np.array([index[name] for name in names], dtype=np.int64)
+            raise DataError(problem_lines(f"{self.title()} has no images", problems))
+        self.problems = problems
+        self.paths = [path for path, *_ in found]
+        self._stamp = hashlib.sha256(os.fsencode(repr((found, problems)))).hexdigest()
+        if split:
+            self.parts = [SPLIT_FOLDERS[path.partition("/")[0].casefold()] for path in self.paths]
+        names = [path.split("/")[first] for path in self.paths]
+        classes = sorted(set(names)) if self.paths[0].count("/") > first else []
+        if len(classes) > 1:
+            number = {name: i for i, name in enumerate(classes)}
+            self.classes, self.labels = classes, np.array([number[name] for name in names], dtype=np.int64)
+
+    def _below(self, depth: int, found: list[_Found], problems: list[str], folders: str) -> list[_Found]:
+        """Return the files with at least ``depth`` folders above. Other files are problems, and images an error."""
+        outside = [path for path, *_ in found if path.count("/") < depth]
+        if images := [path for path in outside if path.lower().endswith(IMAGE_ENDINGS)]:
+            what = f"{self.title()} has {folders}, and also {len(images):,} images outside of them"
+            raise DataError(problem_lines(f"{what}. Move these images into the folders", [*images, *problems]))
+        problems += [f"{path}: a file outside of the {folders}" for path in outside]
+        return [entry for entry in found if entry[0].count("/") >= depth]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -149,46 +156,48 @@ class Folder(ImageSource):
         return self._stamp
 
 
-def _files(folder: Path, problems: list[str], above: tuple = ()) -> Iterator[tuple[Path, os.stat_result]]:
-    """Yield the regular files below a folder, and their status. Hidden files are left out.
+def _files(root: str, inner: str, problems: list[str], above: tuple[tuple[int, int], ...] = ()) -> Iterator[_Found]:
+    """Yield the relative path, size and times of change of each file in a folder. Hidden files are left out.
 
     Args:
-        folder: the folder.
+        root: the folder of all files.
+        inner: the folder to list, relative to ``root``, with a slash at its end unless it is empty.
         problems: receives a line for each file or folder that cannot be read.
         above: device and number of each folder above, which show loops of links.
     """
+    folder = os.path.join(root, inner)
     try:
-        status = folder.stat()
+        status = os.stat(folder)
         own = (status.st_dev, status.st_ino)
         if own in above:
-            problems.append(f"{folder}: a link to a folder above it")
+            problems.append(f"{inner}: a link to a folder above it")
             return
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        with os.scandir(folder) as listed:
+            entries = [e for e in listed if not e.name.startswith(".") and e.name.casefold() not in IGNORED]
     except OSError as error:
-        problems.append(f"{folder}: {error.strerror}")
+        problems.append(f"{inner or root}: {error.strerror}")
         return
-    shown = [e for e in entries if not e.name.startswith(".") and e.name.casefold() not in IGNORED]
-    if not shown and above:
-        problems.append(f"{folder}: an empty folder")
-    for entry in shown:
-        path = folder / entry.name
+    if not entries and inner:
+        problems.append(f"{inner}: an empty folder")
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        path = inner + entry.name
         try:
             status = entry.stat()
         except OSError as error:
-            broken = entry.is_symlink() and isinstance(error, FileNotFoundError)
+            broken = isinstance(error, FileNotFoundError)
             problems.append(f"{path}: {'a link to a missing file' if broken else error.strerror}")
             continue
         if stat.S_ISDIR(status.st_mode):
-            yield from _files(path, problems, (*above, own))
+            yield from _files(root, f"{path}/", problems, (*above, own))
         elif stat.S_ISREG(status.st_mode):
-            yield path, status
+            yield path, status.st_size, status.st_mtime_ns, status.st_ctime_ns
         else:
             problems.append(f"{path}: a pipe, socket or device")
 
 
-def _split_folders(root: Path, found: list) -> bool:
-    """Return whether the files lie in the folders ``train``, ``val`` and ``test``."""
-    tops = sorted({path.split("/")[0] for path, *_ in found if "/" in path})
+def _split_folders(root: Path, paths: Sequence[str]) -> bool:
+    """Return whether the files are in the folders ``train``, ``val`` and ``test``."""
+    tops = sorted({path.partition("/")[0] for path in paths if "/" in path})
     named: dict[str, str] = {}
     for top in tops:
         if (split := SPLIT_FOLDERS.get(top.casefold())) is None:
@@ -197,16 +206,16 @@ def _split_folders(root: Path, found: list) -> bool:
             raise DataError(f"data.path={root} has two folders of {split} images, {named[split]} and {top}: keep one")
         named[split] = top
     others = [top for top in tops if top not in named.values()]
-    if len(named) == len(tops) > 0:
-        if "train" not in named:
-            raise DataError(f"data.path={root} has a folder {tops[0]}, but no folder train: add it")
-        return True
-    if "train" in named and len(named) > 1:
+    if others and "train" in named and len(named) > 1:
         raise DataError(
             f"data.path={root} has the folders {' and '.join(named.values())}, and also {', '.join(others[:NAMED])}: "
             "move the others away, or rename the folders if all of them are classes"
         )
-    return False
+    if others or not named:
+        return False
+    if "train" not in named:
+        raise DataError(f"data.path={root} has a folder {tops[0]}, but no folder train: add it")
+    return True
 
 
 def problem_lines(what: str, problems: Sequence[str]) -> str:

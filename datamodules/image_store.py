@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from zoo.datamodules.files import DataError, data_root, locked
 from zoo.datamodules.image_files import Unreadable, fitted
 from zoo.datamodules.image_sources import NAMED, ImageSource, problem_lines
-from zoo.datamodules.loaders import leave_signals, unchanged
+from zoo.datamodules.loaders import reader, started
 from zoo.functional.progress import tracked
 from zoo.training.files import FileNotWritten, atomic_write
+from zoo.training.threads import available_processors
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ class Prepared(NamedTuple):
         shape: shape of an image, (C, H, W).
         digest: SHA-256 digest of the shape, and of the names and contents of the images in use.
         kept: indices of the images in use, into the source.
-        pixels: the images (n, C, H, W), uint8: a tensor, or :class:`StoredImages` or :class:`SourceImages` on disk.
+        pixels: the images (n, C, H, W), uint8. They are a tensor, or :class:`StoredImages` or :class:`SourceImages`,
+            which read from disk.
     """
 
     shape: tuple[int, ...]
@@ -74,8 +75,8 @@ class StoredImages:
         return self.shape[0]
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
-        rows = index if isinstance(index, slice) else index.cpu().numpy()
-        return torch.from_numpy(np.array(self._map[rows]))
+        # A slice is a view of the file, which must be copied. Rows with indices are a copy.
+        return torch.from_numpy(self._map[index].copy() if isinstance(index, slice) else self._map[index.cpu().numpy()])
 
 
 class SourceImages:
@@ -115,7 +116,7 @@ class Options(NamedTuple):
         channels: 1, 3, or None for 3 if an image has colours and 1 if none has.
         skip: whether to leave out images that cannot be used, with a warning, in place of an error.
         cache: whether to keep the pixels on disk.
-        memory_limit: most bytes of pixels to keep in memory.
+        memory_limit: most bytes of pixels to keep in memory if they are not kept on disk.
     """
 
     size: tuple[int, int] | None
@@ -140,15 +141,15 @@ def prepare(source: ImageSource, options: Options) -> Prepared:
     name = hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest()[:16]
     stamp = hashlib.sha256(stamp.encode(errors="surrogateescape")).hexdigest()[:16]
     record = data_root() / "images" / f"{name}-{stamp}.json"
-    if (prepared := _restore(record, source, options)) is not None:
+    if (prepared := _restore(record, source)) is not None:
         return prepared
     with locked(f"images-{name}") as waited:
-        if waited and (prepared := _restore(record, source, options)) is not None:
+        if waited and (prepared := _restore(record, source)) is not None:
             return prepared
         return _decoded(source, options, record)
 
 
-def _restore(record: Path, source: ImageSource, options: Options) -> Prepared | None:
+def _restore(record: Path, source: ImageSource) -> Prepared | None:
     """Return the images that a former run has prepared, or None if there are none, or they are damaged."""
     pixels = record.with_suffix(".uint8")
     try:
@@ -159,16 +160,12 @@ def _restore(record: Path, source: ImageSource, options: Options) -> Prepared | 
             raise ValueError("its size is wrong")
         _warn_of_skipped(source, found["reasons"])
         stored = StoredImages(pixels, (len(kept), *shape))
-        return Prepared(shape, found["digest"], kept, _in_memory(stored, options))
+        return Prepared(shape, found["digest"], kept, stored)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
         log.warning("%s cannot be used (%s): the images are prepared again", pixels, error)
         return None
-
-
-def _in_memory(images: StoredImages, options: Options) -> Tensor | StoredImages:
-    return images[:] if np.prod(images.shape, dtype=np.int64) <= options.memory_limit else images
 
 
 class _Chunk(NamedTuple):
@@ -208,18 +205,8 @@ def _chunks(source: ImageSource, options: Options, channels: int) -> Iterator[_C
     if len(source) <= ALONE:
         yield from map(decoder.__getitem__, ranges)
         return
-    workers = min(os.cpu_count() or 1, MOST_WORKERS)
-    # Without a generator, DataLoader would draw a seed from the random stream of the run.
-    loader: DataLoader = DataLoader(
-        decoder,  # type: ignore[arg-type]
-        batch_size=None,
-        sampler=ranges,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=unchanged,
-        worker_init_fn=leave_signals,
-        generator=torch.Generator(),
-    )
-    yield from loader
+    workers = min(available_processors(), MOST_WORKERS)
+    yield from started(reader(decoder, ranges, workers))
 
 
 class _Coloured(Exception):
@@ -264,8 +251,7 @@ def _decoded_to_file(source: ImageSource, options: Options, channels: int, recor
         if old not in (pixels, record):  # images of this place before they changed
             with suppress(OSError):
                 old.unlink()
-    stored = StoredImages(pixels, (len(prepared.kept), *prepared.shape))
-    return prepared._replace(pixels=_in_memory(stored, options))
+    return prepared._replace(pixels=StoredImages(pixels, (len(prepared.kept), *prepared.shape)))
 
 
 def _decoded_to_memory(source: ImageSource, options: Options, channels: int) -> Prepared:

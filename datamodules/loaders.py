@@ -123,24 +123,13 @@ class DiskLoader(ImageLoader):
     def __init__(self, *arguments: Any, workers: int, device: torch.device, **named: Any):
         super().__init__(*arguments, **named)
         self.device, self._wanted = device, _Indices()
-        with warnings.catch_warnings():  # torch warns if there are more workers than cores
-            warnings.filterwarnings("ignore", "This DataLoader will create")
-            self._reader: DataLoader = DataLoader(
-                _Reading(self.split.images),  # type: ignore[arg-type]
-                batch_size=None,
-                sampler=self._wanted,
-                num_workers=workers,
-                collate_fn=unchanged,
-                pin_memory=device.type == "cuda",
-                worker_init_fn=leave_signals,
-                persistent_workers=workers > 0,
-                generator=torch.Generator(),  # without it, DataLoader would draw from the random stream of the run
-            )
+        pinned = device.type == "cuda"
+        self._reader = reader(_Reading(self.split.images), self._wanted, workers, persistent=True, pinned=pinned)
 
     def read(self, wanted: Iterator[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         self._wanted.now = (index.numpy() for index in wanted)  # workers receive arrays faster than tensors
         labels = self.split.labels
-        for index, images in self._reader:
+        for index, images in started(self._reader):
             x = as_floats(images.to(self.device, non_blocking=True))
             yield (x,) if labels is None else (x, labels[torch.from_numpy(index).to(labels.device)].long())
 
@@ -164,11 +153,46 @@ class _Reading:
         return index, self.images[torch.from_numpy(index)]
 
 
-def unchanged(x: Any) -> Any:
+def reader(
+    items: Any, keys: Iterable[Any], workers: int, *, persistent: bool = False, pinned: bool = False
+) -> DataLoader:
+    """Return a loader of ``items[key]`` for each key, read by worker processes, in the order of the keys.
+
+    Args:
+        items: an object with ``__getitem__``, which is copied to the workers.
+        keys: the keys. They are iterated again in each pass.
+        workers: number of processes. 0 reads in this process.
+        persistent: whether the workers live as long as the loader. If not, they end with each pass.
+        pinned: whether tensors are in pinned memory, from which copies to a GPU are fast.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
+        return DataLoader(
+            items,
+            batch_size=None,
+            sampler=keys,
+            num_workers=workers,
+            collate_fn=_unchanged,
+            pin_memory=pinned,
+            worker_init_fn=_leave_signals,
+            persistent_workers=persistent and workers > 0,
+            generator=torch.Generator(),  # without it, DataLoader would draw from the random stream of the run
+        )
+
+
+def started(loader: DataLoader) -> Iterator[Any]:
+    """Begin a pass over a loader. Its workers begin to read at once."""
+    with warnings.catch_warnings():
+        # Workers start by a fork, which newer versions of Python warn about if the process has several threads.
+        warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
+        return iter(loader)
+
+
+def _unchanged(x: Any) -> Any:
     return x
 
 
-def leave_signals(_: int) -> None:
+def _leave_signals(_: int) -> None:
     """Let the main process alone answer Ctrl-C. A worker process has inherited its handlers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -9,7 +9,7 @@ image_files.py. The code in image_store.py checks all images and keeps their pix
 
 import hashlib
 import logging
-import os
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from zoo.datamodules.images import TRAIN_ON
 from zoo.datamodules.limits import SPLITS
 from zoo.datamodules.loaders import ImageModule
 from zoo.datamodules.splits import Split
+from zoo.training.threads import available_processors
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ class OwnImages(ImageModule):
     def workers(self) -> int:
         """Number of processes that read from disk."""
         given = self.hparams["workers"]
-        return max(1, min((os.cpu_count() or 1) - 1, MOST_WORKERS)) if given is None else given
+        return max(1, min(available_processors() - 1, MOST_WORKERS)) if given is None else given
 
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
@@ -196,25 +197,26 @@ class OwnImages(ImageModule):
         self.check()
 
     def _fill(self) -> None:
-        pixels, device, rows = self.prepared.pixels, self.device, {k: torch.from_numpy(v) for k, v in self.rows.items()}
+        pixels, device = self.prepared.pixels, self.device
+        rows = {split: torch.from_numpy(found) for split, found in self.rows.items()}
         rows["train"] = torch.cat([rows[part] for part in TRAIN_ON[self.hparams["train_on"]]])
         given = self.source.labels
         labels = None if given is None else torch.from_numpy(given[self.prepared.kept])
-        in_memory = isinstance(pixels, torch.Tensor)
+        size, limit = len(pixels) * math.prod(self.shape) / GIB, self.hparams["memory_limit"]
+        in_memory = size <= limit
         for split in SPLITS:
             images = pixels[rows[split]].to(device) if in_memory else Subset(pixels, rows[split])
             self.splits[split] = Split(images, None if labels is None else labels[rows[split]].to(device))
-        size, limit = len(pixels) * np.prod(self.shape) / GIB, self.hparams["memory_limit"]
         log.info(
-            "%s: %s images %s of shape %s, %s. %.2f GiB of pixels, data.memory_limit=%g GiB: %s",
+            "%s: %s images of shape %s (%s), %s. They have %s MiB, and data.memory_limit is %g GiB: %s",
             self.source.title(),
             f"{len(pixels):,}",
-            " + ".join(f"{len(rows[split]):,} {split}" for split in SPLITS),
             self.shape,
+            ", ".join(f"{len(rows[split]):,} {split}" for split in SPLITS),
             f"{self.num_classes} classes" if self.num_classes else "no labels",
-            size,
+            f"{1024 * size:,.1f}",
             limit,
-            f"kept in memory on {device}" if in_memory else f"read from disk by {self.workers} processes",
+            f"kept in memory on {device}" if in_memory else f"read from disk with data.workers={self.workers}",
         )
 
     def state_dict(self) -> dict[str, Any]:
