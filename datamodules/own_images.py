@@ -34,6 +34,7 @@ from zoo.training.threads import available_processors
 log = logging.getLogger(__name__)
 
 GIB = 2**30
+LARGEST_SIDE = 4096  # pixels; a mistyped size would fill the disk
 MOST_WORKERS = 4  # processes that read from disk, unless the recipe says otherwise
 
 
@@ -140,7 +141,10 @@ class OwnImages(ImageModule):
             return DatasetSource(f"data.dataset={spec}", made_by(spec))
         if (name := options["name"]) is not None:
             return HubSource(name, options["subset"], options["image_column"], options["label_column"])
-        return source_at(Path(options["path"]).expanduser())
+        try:
+            return source_at(Path(options["path"]).expanduser())
+        except RuntimeError as error:  # there is no such home folder
+            raise DataError(f"data.path={options['path']} cannot be found: {error} Give the full path.") from error
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -243,6 +247,8 @@ def check_places(places: dict[str, Any]) -> None:
         )
     if len(given) > 1:
         raise UserError(f"data.{' and data.'.join(given)} are both set: set one of them, and the others to null")
+    if places[given[0]] == "":
+        raise UserError(f"data.{given[0]} is empty: give the images, or . for the working folder")
     if not isinstance(places[given[0]], str):
         raise UserError(f"data.{given[0]} is {places[given[0]]!r}, but must be text: put quotes around a numeric name")
 
@@ -257,6 +263,8 @@ def check_options(
             raise UserError(f"data.size must be an integer or [height, width], got {size!r}")
         for side in sides:
             check_integer("data.size", side)
+            if side > LARGEST_SIDE:
+                raise UserError(f"data.size must be at most {LARGEST_SIDE:,} pixels, got {side:,}")
     if channels not in (None, 1, 3) or isinstance(channels, bool):
         raise UserError(f"data.channels must be 1 (grey), 3 (colours) or null, got {channels!r}")
     check_integer("data.batch_size", batch_size)
@@ -305,7 +313,7 @@ def split_rows(
             taken[split].append(part)
         train.append(own[sum(counts) :])
     if problems:
-        what = "has classes with too few images" if source.classes else "has too few images"
-        raise DataError(problem_lines(f"{source.title()} {what}. Add images, or remove these classes", problems))
+        few = "classes with too few images. Add images, or remove these classes" if source.classes else "too few images"
+        raise DataError(problem_lines(f"{source.title()} has {few}", problems))
     rows |= {split: np.concatenate(found) for split, found in taken.items()} | {"train": np.concatenate(train)}
     return {split: np.sort(found) for split, found in rows.items()}
