@@ -15,6 +15,7 @@ from zoo.datamodules.files import DataError
 from zoo.datamodules.image_files import Unreadable, fractions, on_white, sixteen_bits
 from zoo.datamodules.image_sources import ImageSource
 
+BEGINNINGS = (b"\x93NUMPY", b"PK", b"\x80")  # .npy; .npz and .pt; .pt of old versions of PyTorch
 ENDINGS = (".npy", ".npz", ".pt", ".pth")
 IMAGES, LABELS = ("x", "images", "data", "X", "arr_0"), ("y", "labels", "targets", "label", "arr_1")
 PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -66,11 +67,11 @@ class ArrayFile(ImageSource):
         return np.ascontiguousarray(self._arrays[part][i - (self._ends[part - 1] if part else 0)])
 
     def read(self, i: int) -> np.ndarray:
-        return _as_image(self._raw(i))
+        return as_image(self._raw(i))
 
     def read_with_digest(self, i: int) -> tuple[np.ndarray, bytes]:
         raw = self._raw(i)
-        return _as_image(raw), hashlib.sha256(f"{raw.dtype.str} {raw.shape}".encode() + raw.tobytes()).digest()
+        return as_image(raw), hashlib.sha256(f"{raw.dtype.str} {raw.shape}".encode() + raw.tobytes()).digest()
 
     def title(self) -> str:
         return f"data.path={self.path}"
@@ -96,7 +97,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         for part, endings in PARTS.items():
             known |= {f"{name}_{ending}": f"{kind}_{part}" for name in names for ending in endings}
             known |= {f"{ending}_{name}": f"{kind}_{part}" for name in names for ending in endings}
-    found = {known[key]: np.asarray(value) for key, value in loaded.items() if key in known and value is not None}
+    given = {key: value for key, value in loaded.items() if key in known and value is not None}
+    found = {known[key]: _array(value, key, path) for key, value in given.items()}
     if not any(name.startswith("x") for name in found):
         raise DataError(
             f"data.path={path} has the arrays {', '.join(map(str, loaded)) or 'none'}, but no images: name the images "
@@ -106,6 +108,22 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         found = {name: array for name, array in found.items() if "_" not in name}
     order = [f"{kind}{part}" for kind in "xy" for part in ("", "_train", "_val", "_test")]
     return {name: found[name] for name in order if name in found}
+
+
+def _array(value: Any, key: str, path: Path) -> np.ndarray:
+    """Return a tensor, an array or nested lists as an array."""
+    try:
+        if isinstance(value, torch.Tensor):
+            value = value.detach()
+            value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"data.path={path}: its entry {key} is no array of numbers ({error})") from error
+
+
+def _begins_with(path: Path, beginnings: tuple[bytes, ...]) -> bool:
+    with path.open("rb") as file:
+        return file.read(8).startswith(beginnings)
 
 
 def _load(path: Path) -> Any:
@@ -119,8 +137,10 @@ def _load(path: Path) -> Any:
     except OSError as error:
         raise DataError(f"data.path={path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged file can raise any exception
+        # NumPy and PyTorch take every file of an unknown format for a pickle.
         pickled = any(word in str(error).lower() for word in ("pickle", "python objects", "weights_only"))
-        reason = "it holds Python objects" if pickled else "it is damaged"
+        pickled = pickled and _begins_with(path, BEGINNINGS)
+        reason = "it holds Python objects" if pickled else "it is damaged, or has another format than its name says"
         raise DataError(f"data.path={path} cannot be read safely: {reason}. Save plain arrays of numbers") from error
 
 
@@ -156,13 +176,13 @@ def _labels(y: np.ndarray | None, n: int, path: Path) -> np.ndarray:
     return y
 
 
-def _as_image(raw: np.ndarray) -> np.ndarray:
+def as_image(raw: np.ndarray) -> np.ndarray:
     """Return an image (C, H, W) of any numbers as bytes, without opacity."""
     if raw.dtype == np.bool_:
         image = raw.astype(np.uint8) * np.uint8(255)
     elif raw.dtype.kind == "f":
         image = fractions(raw)
-    elif raw.dtype == np.uint16:
+    elif raw.dtype.kind == "u" and raw.itemsize == 2:  # in any order of bytes
         image = sixteen_bits(raw)
     elif raw.dtype == np.uint8:
         image = raw

@@ -46,7 +46,7 @@ def decode(content: bytes) -> np.ndarray:
                 if image.width * image.height > LARGEST:
                     raise Unreadable(f"{image.width:,} x {image.height:,} pixels are more than {LARGEST:,}")
                 image.load()
-                return _as_bytes(ImageOps.exif_transpose(image))
+                return from_pillow(image)
     except Unreadable:
         raise
     except UnidentifiedImageError:
@@ -60,8 +60,13 @@ def decode(content: bytes) -> np.ndarray:
         raise Unreadable(f"damaged: {reason}") from None
 
 
-def _as_bytes(image: Image.Image) -> np.ndarray:
-    """Return the pixels of a loaded image, (C, H, W) uint8, without transparency."""
+def from_pillow(image: Image.Image) -> np.ndarray:
+    """Return the pixels of an image of Pillow, (C, H, W) uint8, where C is 1 or 3.
+
+    Raises:
+        Unreadable: if its values have an unknown range.
+    """
+    image = ImageOps.exif_transpose(image)
     grey = image.mode in GREY or (image.mode in ("P", "PA") and _grey_palette(image))
     if image.mode.startswith("I;16") or image.mode == "I":
         return sixteen_bits(np.asarray(image))[None]

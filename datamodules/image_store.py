@@ -23,7 +23,7 @@ from torch import Tensor
 from zoo.datamodules.files import DataError, data_root, locked
 from zoo.datamodules.image_files import Unreadable, fitted
 from zoo.datamodules.image_sources import NAMED, ImageSource, problem_lines
-from zoo.datamodules.loaders import reader, started
+from zoo.datamodules.loaders import in_workers
 from zoo.functional.progress import tracked
 from zoo.training.files import FileNotWritten, atomic_write
 from zoo.training.threads import available_processors
@@ -206,7 +206,7 @@ def _chunks(source: ImageSource, options: Options, channels: int) -> Iterator[_C
         yield from map(decoder.__getitem__, ranges)
         return
     workers = min(available_processors(), MOST_WORKERS)
-    yield from started(reader(decoder, ranges, workers))
+    yield from in_workers(decoder, ranges, workers)
 
 
 class _Coloured(Exception):

@@ -1,10 +1,9 @@
-"""Data module of images: MNIST, Fashion-MNIST, and the handwritten digits of scikit-learn.
+"""Data module of published images: MNIST, Fashion-MNIST, CIFAR-10, SVHN, CelebA, and scikit-learn's digits.
 
 The images of a split are one tensor in memory. A batch is ``images[indices]``, which needs no loop over images. See
 zoo/datamodules/loaders.py for the order of the images.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from zoo.checks.errors import UserError
+from zoo.datamodules import colour
 from zoo.datamodules.files import (
-    READ_ERRORS,
     DataError,
     Missing,
     data_root,
@@ -24,14 +23,14 @@ from zoo.datamodules.files import (
     find_file,
     ignoring_case,
     md5_of,
-    unpack,
+    read_published,
 )
 from zoo.datamodules.loaders import ImageModule
-from zoo.datamodules.splits import Split
+from zoo.datamodules.splits import Split, joined, shuffled
 
 log = logging.getLogger(__name__)
 
-NAMES = ("mnist", "fashion_mnist", "digits", "mnist_or_digits")
+NAMES = ("mnist", "fashion_mnist", "digits", "mnist_or_digits", *colour.SHAPES)
 TRAIN_ON = {"train": ["train"], "train_and_validation": ["train", "val"], "everything": ["train", "val", "test"]}
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # names of torchvision's classes and folders
 OWN_FOLDERS = {"mnist": ("MNIST",), "fashion_mnist": ("FashionMNIST", "Fashion-MNIST", "fashion_mnist")}
@@ -81,28 +80,21 @@ def _read_idx(name: str, file: str, root: Path, md5: str) -> np.ndarray:
     path = _find(name, file, root)
     if path is None:
         raise DataError(f"{file} of {name} is missing: it belongs in {root / FOLDERS[name] / 'raw'}")
-    try:
-        with path.open("rb") as opened:
-            data = unpack(opened, path).read()
-        intact, reason = hashlib.md5(data, usedforsecurity=False).hexdigest() == md5, ""
-    except READ_ERRORS as error:
-        intact, reason = False, f" ({error})"
-    if not intact:
-        raise DataError(
-            f"{path} is damaged{reason}: it is not the published file. Delete or move it, and the next run downloads "
-            "it again."
-        )
+    data = read_published(path, md5)
     dims = data[3]
     shape = np.frombuffer(data, ">u4", dims, offset=4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
 
 
-def fetch(name: str, root: Path) -> None:
-    """Download and verify the files of ``name`` that are missing under ``root``. Each data set has four files.
+def fetch(name: str, root: Path, attribute: str | None = None) -> None:
+    """Download and verify the files of ``name`` that are missing under ``root``.
 
     Raises:
         DataError: if a file is missing and cannot be downloaded.
     """
+    if name in colour.SHAPES:
+        colour.fetch(name, root, attribute)
+        return
 
     def missing() -> list[Missing]:
         absent = [file for file in MD5[name] if _find(name, file, root) is None]
@@ -129,13 +121,15 @@ def fetch(name: str, root: Path) -> None:
     fetch_missing(name, missing, remedy)
 
 
-def load_split(name: str, root: Path) -> dict[str, Split]:
+def load_split(name: str, root: Path, attribute: str | None = None) -> dict[str, Split]:
     """Return the training, validation and test images of ``name``. The images are split with a fixed seed.
 
     For MNIST and Fashion-MNIST, the official training set is split into 55,000 training and 5,000 validation images.
     The test images are the 10,000 official ones. For the digits, scikit-learn's 1,797 images are split into 1,437, 180
-    and 180, and scaled from 8 x 8 to 28 x 28.
+    and 180, and scaled from 8 x 8 to 28 x 28. :mod:`zoo.datamodules.colour` describes the splits of colour images.
     """
+    if name in colour.SHAPES:
+        return colour.load_split(name, root, attribute)
     if name == "digits":
         from sklearn.datasets import load_digits
 
@@ -143,28 +137,23 @@ def load_split(name: str, root: Path) -> dict[str, Split]:
         small = torch.from_numpy(digits.images).float()[:, None] / 16  # (1797, 1, 8, 8) in [0, 1]
         large = F.interpolate(small, size=28, mode="bicubic").clamp(0, 1)  # (1797, 1, 28, 28)
         everything = Split((large * 255).round().byte(), torch.from_numpy(digits.target).byte())
-        parts = _shuffled(everything, [1437, 180, 180])
+        parts = shuffled(everything, [1437, 180, 180])
         return dict(zip(("train", "val", "test"), parts, strict=True))
 
     arrays = [torch.from_numpy(_read_idx(name, file, root, md5).copy()) for file, md5 in MD5[name].items()]
     for images in (0, 2):
         arrays[images] = arrays[images].unsqueeze(1)  # (n, 1, 28, 28)
-    train, val = _shuffled(Split(*arrays[:2]), [55_000, 5_000])
+    train, val = shuffled(Split(*arrays[:2]), [55_000, 5_000])
     return {"train": train, "val": val, "test": Split(*arrays[2:])}
-
-
-def _shuffled(split: Split, sizes: list[int]) -> list[Split]:
-    order = torch.randperm(len(split.images), generator=torch.Generator().manual_seed(0)).split(sizes)
-    return [Split(split.images[i], split.labels[i]) for i in order]
 
 
 class Images(ImageModule):
     """LightningDataModule of an image data set.
 
     Args:
-        name: ``mnist``, ``fashion_mnist``, ``digits`` or ``mnist_or_digits``. ``mnist_or_digits`` is MNIST if MNIST is
-            on disk or can be downloaded. If not, it is the digits, with a warning. ``self.used`` holds the name of the
-            data set in use.
+        name: ``mnist``, ``fashion_mnist``, ``digits``, ``mnist_or_digits``, ``cifar10``, ``svhn`` or ``celeba``.
+            ``mnist_or_digits`` is MNIST if MNIST is on disk or can be downloaded. If not, it is the digits, with a
+            warning. ``self.used`` holds the name of the data set in use.
         batch_size: images per training step, over all processes. Each process needs at least one image.
         eval_batch_size: images per validation or test batch, over all processes.
         seed: seed of the order of the training images.
@@ -173,6 +162,8 @@ class Images(ImageModule):
             splits, for a final run after all choices are made. ``everything`` selects all images, for protocols that
             score a clustering on the images to which it was fitted. The validation and test sets stay the same. If a
             model is trained on one of them, that set is not held out.
+        attribute: one of the 40 attributes of CelebA, which becomes the label: 1 where it is present, else 0. None
+            gives CelebA no labels. Other data sets take only None.
 
     Raises:
         UserError: if an argument is not allowed.
@@ -187,12 +178,15 @@ class Images(ImageModule):
         seed: int = 0,
         digits_repeat: int = 4,
         train_on: Literal["train", "train_and_validation", "everything"] = "train",
+        attribute: str | None = None,
     ):
         super().__init__()
         if name not in NAMES:
             raise UserError(f"name is {name!r}, but must be one of {', '.join(NAMES)}")
         if train_on not in TRAIN_ON:
             raise UserError(f"train_on is {train_on!r}, but must be one of {', '.join(TRAIN_ON)}")
+        if attribute is not None and name != "celeba":
+            raise UserError(f"attribute is {attribute!r}, but only data=celeba has attributes: set it to null")
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "digits_repeat": digits_repeat}
         for key, value in sizes.items():
             if not isinstance(value, int) or value < 1:
@@ -205,7 +199,7 @@ class Images(ImageModule):
         if self.used == "digits":
             return
         try:
-            fetch(self.used or "mnist", data_root())
+            fetch(self.used or "mnist", data_root(), self.hparams.attribute)
         except DataError as error:
             if self.used is not None:
                 raise
@@ -224,20 +218,21 @@ class Images(ImageModule):
         elif not self.splits:  # without a Trainer, nothing else calls prepare_data
             self.prepare_data()
         if not self.splits:
-            splits = load_split(self.used, data_root())
-            parts = [splits[k] for k in TRAIN_ON[self.hparams.train_on]]
-            splits["train"] = Split(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-            self.splits = {k: Split(s.images.to(self.device), s.labels.to(self.device)) for k, s in splits.items()}
+            splits = load_split(self.used, data_root(), self.hparams.attribute)
+            splits["train"] = joined([splits[k] for k in TRAIN_ON[self.hparams.train_on]])
+            self.splits = {k: s.to(self.device) for k, s in splits.items()}
         self.check()
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of an image, (C, H, W)."""
-        return (1, 28, 28)
+        return colour.SHAPES.get(self.hparams.name, (1, 28, 28))
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes of the labels."""
+        """Number of classes of the labels, or None if there are no labels."""
+        if self.hparams.name == "celeba":
+            return None if self.hparams.attribute is None else 2
         return 10
 
     @property
@@ -248,5 +243,5 @@ class Images(ImageModule):
     def state_dict(self) -> dict[str, str | int | None]:
         return {
             "used": self.used,
-            **{key: self.hparams[key] for key in ("batch_size", "seed", "digits_repeat", "train_on")},
+            **{key: self.hparams[key] for key in ("batch_size", "seed", "digits_repeat", "train_on", "attribute")},
         }

@@ -58,7 +58,11 @@ class ImageLoader:
         self.epoch = 0
         self.position = 0  # batches drawn in this epoch
         self._resume_at = 0
-        self.batch_sampler = SimpleNamespace(sampler=self)  # Lightning looks for set_epoch here
+
+    @property
+    def batch_sampler(self) -> SimpleNamespace:
+        """A namespace in which Lightning finds ``set_epoch``. As an attribute, it would form a cycle of references."""
+        return SimpleNamespace(sampler=self)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = 0 if self.fixed else epoch
@@ -86,7 +90,8 @@ class ImageLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         begin, self._resume_at = self._resume_at, 0
-        wanted = (i if self.used is None else i[: self.used(len(i))] for i in self.indices()[begin:])
+        used = self.used
+        wanted = (index if used is None else index[: used(len(index))] for index in self.indices()[begin:])
         self.position = begin
         for batch in self.read(wanted):
             self.position += 1
@@ -111,8 +116,8 @@ class ImageLoader:
 class DiskLoader(ImageLoader):
     """Loader of the same batches as :class:`ImageLoader`, of images that are read from disk by worker processes.
 
-    The workers live as long as the loader. They read ahead by two batches each. The position counts the batches that
-    were given out, not those that were read.
+    The workers live for one pass over the images. They read ahead by two batches each. The position counts the batches
+    that were given out, not those that were read.
 
     Args:
         arguments: arguments of :class:`ImageLoader`. The images of the split are an object that reads from disk.
@@ -122,25 +127,13 @@ class DiskLoader(ImageLoader):
 
     def __init__(self, *arguments: Any, workers: int, device: torch.device, **named: Any):
         super().__init__(*arguments, **named)
-        self.device, self._wanted = device, _Indices()
-        pinned = device.type == "cuda"
-        self._reader = reader(_Reading(self.split.images), self._wanted, workers, persistent=True, pinned=pinned)
+        self.workers, self.device = workers, device
 
     def read(self, wanted: Iterator[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-        self._wanted.now = (index.numpy() for index in wanted)  # workers receive arrays faster than tensors
-        labels = self.split.labels
-        for index, images in started(self._reader):
+        labels, indices = self.split.labels, (index.numpy() for index in wanted)  # tensors would travel more slowly
+        for index, images in in_workers(_Reading(self.split.images), indices, self.workers, self.device):
             x = as_floats(images.to(self.device, non_blocking=True))
             yield (x,) if labels is None else (x, labels[torch.from_numpy(index).to(labels.device)].long())
-
-
-class _Indices:
-    """Sampler of the arrays of indices in ``now``. DataLoader asks for them at the beginning of each pass."""
-
-    now: Iterator[np.ndarray] = iter(())
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return self.now
 
 
 class _Reading:
@@ -153,38 +146,31 @@ class _Reading:
         return index, self.images[torch.from_numpy(index)]
 
 
-def reader(
-    items: Any, keys: Iterable[Any], workers: int, *, persistent: bool = False, pinned: bool = False
-) -> DataLoader:
-    """Return a loader of ``items[key]`` for each key, read by worker processes, in the order of the keys.
+def in_workers(items: Any, keys: Iterable[Any], workers: int, device: torch.device | None = None) -> Iterator[Any]:
+    """Return an iterator over ``items[key]`` for each key, in the order of the keys. Worker processes compute them.
+
+    The workers begin at once. They end with the iterator.
 
     Args:
         items: an object with ``__getitem__``, which is copied to the workers.
-        keys: the keys. They are iterated again in each pass.
-        workers: number of processes. 0 reads in this process.
-        persistent: whether the workers live as long as the loader. If not, they end with each pass.
-        pinned: whether tensors are in pinned memory, from which copies to a GPU are fast.
+        keys: the keys.
+        workers: number of processes. 0 computes in this process.
+        device: device to which the caller copies the tensors. None if the caller makes no copy.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
-        return DataLoader(
+        # Workers start by a fork, which newer versions of Python warn about if the process has several threads.
+        warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
+        loader: DataLoader = DataLoader(
             items,
             batch_size=None,
             sampler=keys,
             num_workers=workers,
             collate_fn=_unchanged,
-            pin_memory=pinned,
+            pin_memory=device is not None and device.type == "cuda",
             worker_init_fn=_leave_signals,
-            persistent_workers=persistent and workers > 0,
             generator=torch.Generator(),  # without it, DataLoader would draw from the random stream of the run
         )
-
-
-def started(loader: DataLoader) -> Iterator[Any]:
-    """Begin a pass over a loader. Its workers begin to read at once."""
-    with warnings.catch_warnings():
-        # Workers start by a fork, which newer versions of Python warn about if the process has several threads.
-        warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
         return iter(loader)
 
 

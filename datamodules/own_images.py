@@ -20,6 +20,7 @@ import torch
 
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_choice, check_flag, check_fraction, check_integer, check_not_negative
+from zoo.datamodules.dataset_sources import DatasetSource, HubSource, made_by
 from zoo.datamodules.files import DataError, resumes
 from zoo.datamodules.image_arrays import ENDINGS, ArrayFile
 from zoo.datamodules.image_sources import Folder, ImageSource, problem_lines
@@ -33,6 +34,7 @@ from zoo.training.threads import available_processors
 log = logging.getLogger(__name__)
 
 GIB = 2**30
+LARGEST_SIDE = 4096  # pixels; a mistyped size would fill the disk
 MOST_WORKERS = 4  # processes that read from disk, unless the recipe says otherwise
 
 
@@ -77,6 +79,12 @@ class OwnImages(ImageModule):
         memory_limit: most GiB of pixels in memory. More pixels are read from disk.
         workers: processes that read from disk. None means one less than the number of cores, from 1 to 4.
         cache: whether decoded pixels are kept in the data folder. False decodes the files at each start.
+        dataset: ``package.module:name`` of a torch Dataset, or of a class or function that returns one, in place of
+            ``path``. A tuple (train, val, test) or a dictionary of these gives the parts of the data.
+        name: name of a dataset of Hugging Face, in place of ``path``.
+        subset: configuration of the dataset of Hugging Face, or None.
+        image_column, label_column: columns of the dataset of Hugging Face. None looks for usual names. If there is no
+            such column of labels, there are no labels.
 
     Raises:
         UserError: if an argument is not allowed.
@@ -100,12 +108,17 @@ class OwnImages(ImageModule):
         memory_limit: float = 4,
         workers: int | None = None,
         cache: bool = True,
+        dataset: str | None = None,
+        name: str | None = None,
+        subset: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
     ):
         super().__init__()
-        if path is None:
-            raise UserError("data=images needs the images: set data.path to a folder, or to a .npy, .npz or .pt file")
-        if not isinstance(path, str):
-            raise UserError(f"data.path is {path!r}, but must be a path: put quotes around a numeric name")
+        check_places({"path": path, "dataset": dataset, "name": name})
+        for key, value in {"subset": subset, "image_column": image_column, "label_column": label_column}.items():
+            if value is not None and name is None:
+                raise UserError(f"data.{key} is {value!r}, but is used only with data=hf: set it to null")
         check_options(size, channels, batch_size, eval_batch_size, seed, split_seed, val_fraction, test_fraction)
         check_choice("data.train_on", train_on, tuple(TRAIN_ON))
         check_flag("data.skip", skip)
@@ -114,7 +127,7 @@ class OwnImages(ImageModule):
         if workers is not None:
             check_integer("data.workers", workers, least=0)
         self.save_hyperparameters(logger=False)
-        self.used = "images"
+        self.used = "images" if name is None else "hf"
 
     @cached_property
     def source(self) -> ImageSource:
@@ -123,7 +136,15 @@ class OwnImages(ImageModule):
 
     def open(self) -> ImageSource:
         """Return the source of the images. A subclass with other images overrides this method."""
-        return source_at(Path(self.hparams["path"]).expanduser())
+        options = self.hparams
+        if (spec := options["dataset"]) is not None:
+            return DatasetSource(f"data.dataset={spec}", made_by(spec))
+        if (name := options["name"]) is not None:
+            return HubSource(name, options["subset"], options["image_column"], options["label_column"])
+        try:
+            return source_at(Path(options["path"]).expanduser())
+        except RuntimeError as error:  # there is no such home folder
+            raise DataError(f"data.path={options['path']} cannot be found: {error} Give the full path.") from error
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -216,6 +237,22 @@ class OwnImages(ImageModule):
             )
 
 
+def check_places(places: dict[str, Any]) -> None:
+    """Raise UserError unless exactly one of the places of images is given, as a text."""
+    given = [key for key, value in places.items() if value is not None]
+    if not given:
+        raise UserError(
+            "data=images needs the images: set data.path to a folder, or to a .npy, .npz or .pt file, or set "
+            "data.dataset to package.module:name. data=hf needs data.name"
+        )
+    if len(given) > 1:
+        raise UserError(f"data.{' and data.'.join(given)} are both set: set one of them, and the others to null")
+    if places[given[0]] == "":
+        raise UserError(f"data.{given[0]} is empty: give the images, or . for the working folder")
+    if not isinstance(places[given[0]], str):
+        raise UserError(f"data.{given[0]} is {places[given[0]]!r}, but must be text: put quotes around a numeric name")
+
+
 def check_options(
     size: Any, channels: Any, batch_size: Any, eval_batch_size: Any, seed: Any, split_seed: Any, val: Any, test: Any
 ) -> None:
@@ -226,6 +263,8 @@ def check_options(
             raise UserError(f"data.size must be an integer or [height, width], got {size!r}")
         for side in sides:
             check_integer("data.size", side)
+            if side > LARGEST_SIDE:
+                raise UserError(f"data.size must be at most {LARGEST_SIDE:,} pixels, got {side:,}")
     if channels not in (None, 1, 3) or isinstance(channels, bool):
         raise UserError(f"data.channels must be 1 (grey), 3 (colours) or null, got {channels!r}")
     check_integer("data.batch_size", batch_size)
@@ -274,7 +313,7 @@ def split_rows(
             taken[split].append(part)
         train.append(own[sum(counts) :])
     if problems:
-        what = "has classes with too few images" if source.classes else "has too few images"
-        raise DataError(problem_lines(f"{source.title()} {what}. Add images, or remove these classes", problems))
+        few = "classes with too few images. Add images, or remove these classes" if source.classes else "too few images"
+        raise DataError(problem_lines(f"{source.title()} has {few}", problems))
     rows |= {split: np.concatenate(found) for split, found in taken.items()} | {"train": np.concatenate(train)}
     return {split: np.sort(found) for split, found in rows.items()}
