@@ -259,12 +259,12 @@ def test_a_white_decoder_costs_the_bits_of_its_distribution(name):
 # Data without our datamodule, and pictures.
 
 
-@pytest.mark.parametrize("form", ["tensors", "tuples of one", "pairs"])
-def test_vade_fits_its_mixture_to_the_images_of_a_plain_loader(form, caplog):
+@pytest.mark.parametrize(("form", "net"), [("tensors", "mlp"), ("tuples of one", "mlp"), ("pairs", "conv")])
+def test_vade_fits_its_mixture_to_the_images_of_a_plain_loader(form, net, caplog):
     """The mixture is fitted to all 40 images. Accuracy is logged only if there are labels."""
     x, y = examples((3, 8, 9), 40)
     data = {"tensors": x, "tuples of one": TensorDataset(x), "pairs": TensorDataset(x, y % 3)}[form]
-    model = made("vade", (3, 8, 9), pretrain_epochs=1, restarts=2)
+    model = made("vade", (3, 8, 9), net, pretrain_epochs=1, restarts=2)
     caplog.set_level(logging.INFO, "zoo")
     fitting = trainer(max_epochs=2)
     fit(fitting, model, DataLoader(data, batch_size=16, shuffle=True), DataLoader(data, batch_size=20))
