@@ -120,6 +120,7 @@ class RunRecord(L.Callback):
             "class": name_of_class(type(pl_module)),
             "config": self.config,
             "data": data.used if isinstance(data, capabilities.NamedData) else None,
+            "data_digest": data.digest if isinstance(data, capabilities.DigestedData) else None,
             "commit": commit(),
             "hardware": hardware(pl_module.device, trainer.world_size),
             "earlier": self._earlier,
@@ -127,6 +128,8 @@ class RunRecord(L.Callback):
         if not trainer.is_global_zero:
             return
         written = {**self.config, "data_used": self.record["data"]}
+        if self.record["data_digest"] is not None:
+            written["data_digest"] = self.record["data_digest"]
         with atomic_write(self.folder / "config.yaml") as file:
             file.write(yaml.safe_dump(written, sort_keys=False).encode())
         for logger in trainer.loggers:

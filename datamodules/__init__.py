@@ -7,11 +7,13 @@ from pathlib import Path
 
 from zoo.checks.errors import UserError
 from zoo.datamodules.files import DataError
-from zoo.datamodules.images import NAMES, ImageLoader, Images
+from zoo.datamodules.images import NAMES, Images
+from zoo.datamodules.loaders import ImageLoader
+from zoo.datamodules.own_images import OwnImages
 from zoo.datamodules.text import TEXTS, Text, TextLoader
 from zoo.datamodules.toy import DISTRIBUTIONS, Toy
 
-__all__ = ["DISTRIBUTIONS", "DataError", "ImageLoader", "Images", "Text", "TextLoader", "Toy", "by_name"]
+__all__ = ["DISTRIBUTIONS", "DataError", "ImageLoader", "Images", "OwnImages", "Text", "TextLoader", "Toy", "by_name"]
 
 
 def by_name(name: str) -> Images | Text | Toy:

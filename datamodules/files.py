@@ -151,6 +151,36 @@ def md5_of(path: Path, unpacked: bool = False, member: str | None = None) -> str
     return digest.hexdigest()
 
 
+def read_published(path: Path, md5: str, opened: BinaryIO | None = None) -> bytes:
+    """Return the content of a file, decompressed, after a comparison with its published digest.
+
+    Args:
+        path: path of the file, or of the archive that contains it.
+        md5: the MD5 digest of the content.
+        opened: the open file. If it is None, ``path`` is opened.
+
+    Raises:
+        DataError: if the content cannot be read or has another digest.
+    """
+    try:
+        with opened or path.open("rb") as file:
+            content = (unpack(file, path) if opened is None else file).read()
+    except READ_ERRORS as error:
+        raise damaged(path, error) from error
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        raise damaged(path)
+    return content
+
+
+def damaged(path: Path, error: Exception | None = None) -> DataError:
+    """Return the error for a file that is not the published one."""
+    reason = f" ({error})" if error else ""
+    return DataError(
+        f"{path} is damaged{reason}: it is not the published file. Delete or move it, and the next run downloads "
+        "it again."
+    )
+
+
 # Downloading.
 
 

@@ -1,28 +1,21 @@
-"""Data module of images: MNIST, Fashion-MNIST, and the handwritten digits of scikit-learn.
+"""Data module of published images: MNIST, Fashion-MNIST, CIFAR-10, SVHN, CelebA, and scikit-learn's digits.
 
-The images of a split are one tensor in memory. A batch is ``images[indices]``, which needs no loop over images. In each
-epoch, a generator with the key (seed, epoch) draws a permutation. The indices of a batch are a slice of this
-permutation. The same seed therefore gives the same order. Each process takes a part of every batch. Two processes
-together see the same batches as one process. Loaders store their position in the epoch (``state_dict``), so training
-can resume within an epoch.
+The images of a split are one tensor in memory. A batch is ``images[indices]``, which needs no loop over images. See
+zoo/datamodules/loaders.py for the order of the images.
 """
 
-import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from zoo.checks.errors import UserError
+from zoo.datamodules import colour
 from zoo.datamodules.files import (
-    READ_ERRORS,
     DataError,
     Missing,
     data_root,
@@ -30,16 +23,14 @@ from zoo.datamodules.files import (
     find_file,
     ignoring_case,
     md5_of,
-    resumes,
-    unpack,
+    read_published,
 )
-from zoo.datamodules.limits import SPLITS, check_limits, check_model, overfits
-from zoo.datamodules.splits import Split, as_floats
+from zoo.datamodules.loaders import ImageModule
+from zoo.datamodules.splits import Split, joined, shuffled
 
 log = logging.getLogger(__name__)
 
-SANITY_CHECK_IMAGES = 32  # images per process; few, because the sanity check only shows that validation works
-NAMES = ("mnist", "fashion_mnist", "digits", "mnist_or_digits")
+NAMES = ("mnist", "fashion_mnist", "digits", "mnist_or_digits", *colour.SHAPES)
 TRAIN_ON = {"train": ["train"], "train_and_validation": ["train", "val"], "everything": ["train", "val", "test"]}
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # names of torchvision's classes and folders
 OWN_FOLDERS = {"mnist": ("MNIST",), "fashion_mnist": ("FashionMNIST", "Fashion-MNIST", "fashion_mnist")}
@@ -89,28 +80,21 @@ def _read_idx(name: str, file: str, root: Path, md5: str) -> np.ndarray:
     path = _find(name, file, root)
     if path is None:
         raise DataError(f"{file} of {name} is missing: it belongs in {root / FOLDERS[name] / 'raw'}")
-    try:
-        with path.open("rb") as opened:
-            data = unpack(opened, path).read()
-        intact, reason = hashlib.md5(data, usedforsecurity=False).hexdigest() == md5, ""
-    except READ_ERRORS as error:
-        intact, reason = False, f" ({error})"
-    if not intact:
-        raise DataError(
-            f"{path} is damaged{reason}: it is not the published file. Delete or move it, and the next run downloads "
-            "it again."
-        )
+    data = read_published(path, md5)
     dims = data[3]
     shape = np.frombuffer(data, ">u4", dims, offset=4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
 
 
-def fetch(name: str, root: Path) -> None:
-    """Download and verify the files of ``name`` that are missing under ``root``. Each data set has four files.
+def fetch(name: str, root: Path, attribute: str | None = None) -> None:
+    """Download and verify the files of ``name`` that are missing under ``root``.
 
     Raises:
         DataError: if a file is missing and cannot be downloaded.
     """
+    if name in colour.SHAPES:
+        colour.fetch(name, root, attribute)
+        return
 
     def missing() -> list[Missing]:
         absent = [file for file in MD5[name] if _find(name, file, root) is None]
@@ -137,13 +121,15 @@ def fetch(name: str, root: Path) -> None:
     fetch_missing(name, missing, remedy)
 
 
-def load_split(name: str, root: Path) -> dict[str, Split]:
+def load_split(name: str, root: Path, attribute: str | None = None) -> dict[str, Split]:
     """Return the training, validation and test images of ``name``. The images are split with a fixed seed.
 
     For MNIST and Fashion-MNIST, the official training set is split into 55,000 training and 5,000 validation images.
     The test images are the 10,000 official ones. For the digits, scikit-learn's 1,797 images are split into 1,437, 180
-    and 180, and scaled from 8 x 8 to 28 x 28.
+    and 180, and scaled from 8 x 8 to 28 x 28. :mod:`zoo.datamodules.colour` describes the splits of colour images.
     """
+    if name in colour.SHAPES:
+        return colour.load_split(name, root, attribute)
     if name == "digits":
         from sklearn.datasets import load_digits
 
@@ -151,108 +137,23 @@ def load_split(name: str, root: Path) -> dict[str, Split]:
         small = torch.from_numpy(digits.images).float()[:, None] / 16  # (1797, 1, 8, 8) in [0, 1]
         large = F.interpolate(small, size=28, mode="bicubic").clamp(0, 1)  # (1797, 1, 28, 28)
         everything = Split((large * 255).round().byte(), torch.from_numpy(digits.target).byte())
-        parts = _shuffled(everything, [1437, 180, 180])
+        parts = shuffled(everything, [1437, 180, 180])
         return dict(zip(("train", "val", "test"), parts, strict=True))
 
     arrays = [torch.from_numpy(_read_idx(name, file, root, md5).copy()) for file, md5 in MD5[name].items()]
     for images in (0, 2):
         arrays[images] = arrays[images].unsqueeze(1)  # (n, 1, 28, 28)
-    train, val = _shuffled(Split(*arrays[:2]), [55_000, 5_000])
+    train, val = shuffled(Split(*arrays[:2]), [55_000, 5_000])
     return {"train": train, "val": val, "test": Split(*arrays[2:])}
 
 
-def _shuffled(split: Split, sizes: list[int]) -> list[Split]:
-    order = torch.randperm(len(split.images), generator=torch.Generator().manual_seed(0)).split(sizes)
-    return [Split(split.images[i], split.labels[i]) for i in order]
-
-
-class ImageLoader:
-    """Loader of batches (images (B, C, H, W) float in [0, 1], labels (B,) int64), or (images,) without labels.
-
-    Args:
-        split: images and labels. The batches are on the same device as these tensors.
-        batch_size: images per step, over all processes.
-        shuffle: True draws a new permutation for each epoch and drops the last incomplete batch. False keeps the order
-            of the images. Each image then occurs once, and the batches have nearly equal sizes.
-        seed: seed of the permutations.
-        repeat: passes over the images per epoch.
-        rank, world_size: rank and number of processes. Rank r takes images r, r + world_size, ... of each batch.
-        fixed: whether every epoch has the batches of the first epoch.
-        used: number of images in a batch -> number of images to use, which are the first ones. None uses all images.
-    """
-
-    def __init__(
-        self,
-        split: Split,
-        batch_size: int,
-        shuffle: bool,
-        seed: int = 0,
-        repeat: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        fixed: bool = False,
-        used: Callable[[int], int] | None = None,
-    ):
-        self.used = used
-        self.split, self.batch_size, self.shuffle, self.seed, self.repeat = split, batch_size, shuffle, seed, repeat
-        self.rank, self.world_size, self.fixed = rank, world_size, fixed
-        self.epoch = 0
-        self.position = 0  # batches drawn in this epoch
-        self._resume_at = 0
-        self.batch_sampler = SimpleNamespace(sampler=self)  # Lightning looks for set_epoch here
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = 0 if self.fixed else epoch
-
-    def __len__(self) -> int:
-        n = len(self.split.images) * self.repeat
-        return n // self.batch_size if self.shuffle else -(-n // self.batch_size)
-
-    def indices(self) -> list[Tensor]:
-        """Return the indices of this process into the split, one tensor for each batch of the current epoch.
-
-        The tensors are views of one tensor on the device of the split. With a copy for each batch, the CPU would wait
-        for the device each time.
-        """
-        n, device = len(self.split.images), self.split.images.device
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.cat([torch.randperm(n, generator=generator) for _ in range(self.repeat)])
-            order = order[: len(self) * self.batch_size].to(device)
-            batches = order.split(self.batch_size)
-        else:
-            batches = torch.arange(n, device=device).tensor_split(len(self))
-        return [batch[self.rank :: self.world_size] for batch in batches]
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        batches = self.indices()
-        begin, self._resume_at = self._resume_at, 0
-        for self.position in range(begin + 1, len(batches) + 1):
-            index = batches[self.position - 1]
-            yield self.examples(index if self.used is None else index[: self.used(len(index))])
-
-    def examples(self, index: Tensor) -> tuple[Tensor, ...]:
-        """Return the examples with these indices, and their labels if there are labels."""
-        x, labels = as_floats(self.split.images[index]), self.split.labels
-        return (x,) if labels is None else (x, labels[index].long())
-
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.position = self._resume_at = state["position"]
-
-
-class Images(L.LightningDataModule):
+class Images(ImageModule):
     """LightningDataModule of an image data set.
 
-    The sanity check before training uses the first 32 images of a batch on each process, so that training begins soon.
-    ``sanity_check_fraction`` is the fraction of the batch that the latest sanity check used.
-
     Args:
-        name: ``mnist``, ``fashion_mnist``, ``digits`` or ``mnist_or_digits``. ``mnist_or_digits`` is MNIST if MNIST is
-            on disk or can be downloaded. If not, it is the digits, with a warning. ``self.used`` holds the name of the
-            data set in use.
+        name: ``mnist``, ``fashion_mnist``, ``digits``, ``mnist_or_digits``, ``cifar10``, ``svhn`` or ``celeba``.
+            ``mnist_or_digits`` is MNIST if MNIST is on disk or can be downloaded. If not, it is the digits, with a
+            warning. ``self.used`` holds the name of the data set in use.
         batch_size: images per training step, over all processes. Each process needs at least one image.
         eval_batch_size: images per validation or test batch, over all processes.
         seed: seed of the order of the training images.
@@ -261,6 +162,8 @@ class Images(L.LightningDataModule):
             splits, for a final run after all choices are made. ``everything`` selects all images, for protocols that
             score a clustering on the images to which it was fitted. The validation and test sets stay the same. If a
             model is trained on one of them, that set is not held out.
+        attribute: one of the 40 attributes of CelebA, which becomes the label: 1 where it is present, else 0. None
+            gives CelebA no labels. Other data sets take only None.
 
     Raises:
         UserError: if an argument is not allowed.
@@ -275,27 +178,28 @@ class Images(L.LightningDataModule):
         seed: int = 0,
         digits_repeat: int = 4,
         train_on: Literal["train", "train_and_validation", "everything"] = "train",
+        attribute: str | None = None,
     ):
         super().__init__()
         if name not in NAMES:
             raise UserError(f"name is {name!r}, but must be one of {', '.join(NAMES)}")
         if train_on not in TRAIN_ON:
             raise UserError(f"train_on is {train_on!r}, but must be one of {', '.join(TRAIN_ON)}")
+        if attribute is not None and name != "celeba":
+            raise UserError(f"attribute is {attribute!r}, but only data=celeba has attributes: set it to null")
         sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "digits_repeat": digits_repeat}
         for key, value in sizes.items():
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{key} is {value!r}, but must be an integer of at least 1")
         self.save_hyperparameters(logger=False)
         self.used: str | None = None if name == "mnist_or_digits" else name
-        self.splits: dict[str, Split] = {}
-        self.sanity_check_fraction = 1.0
 
     def prepare_data(self) -> None:
         """Download missing files, and choose the data set of ``mnist_or_digits``. One process per machine does this."""
         if self.used == "digits":
             return
         try:
-            fetch(self.used or "mnist", data_root())
+            fetch(self.used or "mnist", data_root(), self.hparams.attribute)
         except DataError as error:
             if self.used is not None:
                 raise
@@ -314,81 +218,30 @@ class Images(L.LightningDataModule):
         elif not self.splits:  # without a Trainer, nothing else calls prepare_data
             self.prepare_data()
         if not self.splits:
-            device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
-            splits = load_split(self.used, data_root())
-            parts = [splits[k] for k in TRAIN_ON[self.hparams.train_on]]
-            splits["train"] = Split(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-            self.splits = {k: Split(s.images.to(device), s.labels.to(device)) for k, s in splits.items()}
-        if self.trainer is not None:
-            check_model(self.trainer.lightning_module, self)
-        batch_size, images = self.hparams.batch_size, len(self.splits["train"].images) * self._repeat
-        if batch_size > images:
-            raise DataError(
-                f"batch_size {batch_size} is more than the {images:,} training images of an epoch: use at most {images}"
-            )
-        if self.trainer is not None:
-            check_limits(self.trainer, {split: self._loader(split) for split in SPLITS}, batch_size)
+            splits = load_split(self.used, data_root(), self.hparams.attribute)
+            splits["train"] = joined([splits[k] for k in TRAIN_ON[self.hparams.train_on]])
+            self.splits = {k: s.to(self.device) for k, s in splits.items()}
+        self.check()
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of an image, (C, H, W)."""
-        return (1, 28, 28)
+        return colour.SHAPES.get(self.hparams.name, (1, 28, 28))
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes of the labels."""
+        """Number of classes of the labels, or None if there are no labels."""
+        if self.hparams.name == "celeba":
+            return None if self.hparams.attribute is None else 2
         return 10
 
     @property
-    def _repeat(self) -> int:
+    def repeat(self) -> int:
+        """Passes over the training images per epoch."""
         return self.hparams.digits_repeat if self.used == "digits" else 1
-
-    def _loader(self, split: str) -> ImageLoader:
-        train = split == "train"
-        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        return ImageLoader(
-            self.splits[split],
-            self.hparams.batch_size if train else self.hparams.eval_batch_size,
-            shuffle=train,
-            seed=self.hparams.seed,
-            repeat=self._repeat if train else 1,
-            rank=rank,
-            world_size=world_size,
-            fixed=overfits(self.trainer),
-            used=self._used_in_validation if split == "val" else None,
-        )
-
-    def train_dataloader(self) -> ImageLoader:
-        return self._loader("train")
-
-    def val_dataloader(self) -> ImageLoader:
-        return self._loader("val")
-
-    def test_dataloader(self) -> ImageLoader:
-        return self._loader("test")
-
-    def _used_in_validation(self, images: int) -> int:
-        """Return how many of the ``images`` of a validation batch to use on this process."""
-        if self.trainer is None or not self.trainer.sanity_checking:
-            return images
-        self.sanity_check_fraction = min(1.0, SANITY_CHECK_IMAGES / images)
-        return SANITY_CHECK_IMAGES
 
     def state_dict(self) -> dict[str, str | int | None]:
         return {
             "used": self.used,
-            **{key: self.hparams[key] for key in ("batch_size", "seed", "digits_repeat", "train_on")},
+            **{key: self.hparams[key] for key in ("batch_size", "seed", "digits_repeat", "train_on", "attribute")},
         }
-
-    def load_state_dict(self, state: dict[str, str | int | None]) -> None:
-        """Raise DataError if the data or their order differ from the checkpoint. Lightning calls it after ``setup``."""
-        if not resumes(self):
-            return
-        if state["used"] != self.used:
-            raise DataError(
-                f"this run has data={self.used}, but its checkpoint was trained on {state['used']}: set "
-                f"data={state['used']}, or start a new run without ckpt"
-            )
-        for key, value in self.state_dict().items():
-            if (before := state.get(key, value)) != value:
-                raise DataError(f"data.{key} is {value}, but was {before} when this run began: use the earlier value")

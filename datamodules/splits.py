@@ -1,6 +1,6 @@
 """The parts of a data set: training, validation and test examples."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +28,24 @@ class Split(NamedTuple):
             part = slice(begin, begin + size)
             labels = None if self.labels is None else self.labels[part].to(device).long()
             yield as_floats(self.images[part].to(device)), labels
+
+    def to(self, device: torch.device | str) -> "Split":
+        """Return the same examples and labels on ``device``."""
+        return Split(self.images.to(device), None if self.labels is None else self.labels.to(device))
+
+
+def joined(splits: Sequence[Split]) -> Split:
+    """Return the examples of all ``splits`` as one. A single one is returned without a copy."""
+    if len(splits) == 1:
+        return splits[0]
+    labels = None if splits[0].labels is None else torch.cat([split.labels for split in splits])
+    return Split(torch.cat([split.images for split in splits]), labels)
+
+
+def shuffled(split: Split, sizes: list[int]) -> list[Split]:
+    """Return parts of ``split`` with these sizes, drawn with a fixed seed."""
+    order = torch.randperm(len(split.images), generator=torch.Generator().manual_seed(0)).split(sizes)
+    return [Split(split.images[i], None if split.labels is None else split.labels[i]) for i in order]
 
 
 def as_floats(x: Tensor) -> Tensor:

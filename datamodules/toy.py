@@ -26,8 +26,8 @@ from torch import Tensor
 from zoo.checks.errors import UserError
 from zoo.checks.old_forms import accepts_old_form
 from zoo.datamodules.files import DataError, resumes
-from zoo.datamodules.images import ImageLoader
 from zoo.datamodules.limits import SPLITS, check_limits, check_model, overfits
+from zoo.datamodules.loaders import ImageLoader
 from zoo.datamodules.splits import Split
 
 SIZES = {"train": 50_000, "val": 5_000, "test": 10_000}

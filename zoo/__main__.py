@@ -20,7 +20,7 @@ from zoo.training.error_lines import one_line_errors
 from zoo.training.interruption import ended_by_signals
 
 PROGRAM = "python -m zoo"
-IMAGES = "mnist, fashion_mnist, digits, mnist_or_digits"
+IMAGES = "mnist, fashion_mnist, digits, mnist_or_digits, cifar10, svhn, celeba"
 DATA = (
     f"data set: {IMAGES}; mixture, ring, moons, swiss_roll, line, markov_chain; text8, wikitext2, pydocs; or the path "
     "of a text file"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from zoo.datamodules.images import ImageLoader
+from zoo.datamodules.loaders import ImageLoader
 from zoo.datamodules.splits import Split
 from zoo.datamodules.toy import PointLoader
 

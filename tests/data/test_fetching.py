@@ -1,6 +1,5 @@
 """Tests of downloads. Files are complete or absent, processes share one download, and errors are one line."""
 
-import contextlib
 import gzip
 import hashlib
 import logging
@@ -19,13 +18,14 @@ from pathlib import Path
 
 import pytest
 import torchvision.datasets
+import web_server
 
 from zoo.__main__ import main
 from zoo.datamodules import DataError, Images, Text, by_name, corpus, images
 from zoo.datamodules.files import data_root, locked
 from zoo.training.files import reachable
 
-PATIENCE = 60  # seconds that a process waits for another one before the test fails
+PATIENCE = web_server.PATIENCE
 
 
 def idx(dims: list[int]) -> bytes:
@@ -44,44 +44,11 @@ def published():
     return {f"{name}-ubyte": idx(dims) for name, dims in sizes.items()}
 
 
-class Server:
-    """A web server on this machine, which answers once ``go_when()`` is true. ``asked`` lists the requested paths.
-
-    If ``broken`` is true, the server sends the first half of each file.
-    """
-
-    def __init__(self):
-        server, self.files, self.asked = self, {}, []
-        self.broken, self.go_when = False, lambda: True
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                server.asked.append(self.path)
-                end = time.monotonic() + PATIENCE
-                while not server.go_when() and time.monotonic() < end:
-                    time.sleep(0.02)
-                content = server.files.get(self.path)
-                self.send_response(404 if content is None else 200)
-                self.send_header("Content-Length", str(len(content or b"")))
-                self.end_headers()
-                with contextlib.suppress(OSError):  # the client has closed the connection
-                    self.wfile.write((content or b"")[: len(content or b"") // 2 if server.broken else None])
-
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
-
-
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
+    with web_server.running() as server:
+        yield server
 
 
 @pytest.fixture

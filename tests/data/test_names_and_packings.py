@@ -246,7 +246,7 @@ def black(monkeypatch):
         }
         order = {file: hashlib.md5(sets[name][file]).hexdigest() for file in images.MD5[name]}
         monkeypatch.setitem(images.MD5, name, order)
-    monkeypatch.setattr(images, "_shuffled", lambda split, sizes: [split, split])
+    monkeypatch.setattr(images, "shuffled", lambda split, sizes: [split, split])
     return sets
 
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 import zoo
 from zoo.checks import capabilities
-from zoo.datamodules.images import ImageLoader
+from zoo.datamodules.loaders import ImageLoader
 from zoo.datamodules.splits import Split
 from zoo.datamodules.text import TextLoader
 from zoo.datamodules.toy import MarkovChain, mixture

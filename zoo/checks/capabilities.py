@@ -236,6 +236,14 @@ class NamedData(Protocol):
 
 
 @runtime_checkable
+class DigestedData(Protocol):
+    """Data with a SHA-256 digest of what the run uses, because no name determines them."""
+
+    @property
+    def digest(self) -> str: ...
+
+
+@runtime_checkable
 class ShapedData(Protocol):
     """Data whose examples all have one shape, which is known before ``setup``.
 
