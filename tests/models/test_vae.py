@@ -24,6 +24,7 @@ from zoo.functional.importance import (
     log_importance_weight,
 )
 from zoo.functional.latents import Bernoulli, Gaussian
+from zoo.functional.likelihoods import LIKELIHOODS
 from zoo.vae import VAE, sleep, wake
 
 D, P, SIGMA = 2, 4, 0.7
@@ -357,7 +358,7 @@ def test_wake_sleep_by_enumeration():
 
 
 @pytest.mark.parametrize("latent", ["gaussian", "bernoulli", "categorical"])
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_dreams_come_from_the_model(latent, likelihood, monkeypatch):
     """The sleep phase draws z ~ p(z) and x ~ p(x | z). The test computes both by hand from the same noise."""
     torch.manual_seed(0)
@@ -372,8 +373,12 @@ def test_dreams_come_from_the_model(latent, likelihood, monkeypatch):
     out = model.decoder(z.flatten(1))
     if likelihood == "bernoulli":
         x = (noise["sleep_x"] < out.sigmoid()).float()
+    elif likelihood == "discretised_logistic":
+        u = noise["sleep_x"]
+        x = (255 * (out + model.log_scale.exp() * u.logit(1e-7))).round().clamp(0, 255) / 255
     else:
-        x = out + (model.log_variance.exp() + 1e-3).sqrt() * noise["sleep_x"]
+        floor = 1e-3 if likelihood == "gaussian" else 0.0
+        x = out + (model.log_variance.exp() + floor).sqrt() * noise["sleep_x"]
     terms = model.wake_and_sleep(model.observe(batch[0], noise["u"]), noise)
     with called_by_the_model():  # with Gaussian noise, x can be outside [0, 1], so the input check is turned off
         assert_close(terms["sleep"], -model.encode(x).log_probs(z).sum(-1))
@@ -521,7 +526,7 @@ TRAINED = [
 ]
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "discretised_logistic"])
 @pytest.mark.parametrize(("latent", "objective", "estimator", "k"), TRAINED)
 def test_training_follows_the_estimator_that_is_measured(latent, objective, estimator, k, likelihood, generator):
     """Encoder and decoder receive the gradient of the surrogate. Learned baselines have a separate loss."""

@@ -124,7 +124,11 @@ class DequantisedGaussian:
 
     @staticmethod
     def observe(x: Tensor, u: Tensor) -> Tensor:
-        """Return y = (k + u) / 256 for images ``x`` = k / 255 and uniform noise ``u``."""
+        """Return y = (k + u) / 256 for images ``x`` = k / 255 and uniform noise ``u``.
+
+        Images y keep their grey values k and receive new noise. Measured variances of gradient estimators therefore
+        include this noise.
+        """
         return (grey_values(x) + u) / 256
 
     def log_prob(self, y: Tensor) -> Tensor:
