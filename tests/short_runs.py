@@ -37,6 +37,8 @@ OPTIONS = {
     + ["model.estimator=relax"],
     "ddpm-importance": [*TINY["ddpm"], "model.timesteps=importance", "model.steps=4"],
     "gan-three": [*TINY["gan"], "model.discriminator_steps=3"],
+    "gan-labels": [*TINY["gan"], "model.discriminator_steps=3", "model.num_classes=auto"],
+    "wgan-labels": [*TINY["wgan"], "model.num_classes=auto"],
     "rbm-schedules": [*TINY["rbm"], "model.k=[[0,1],[1,2]]", "model.momentum=[[0,0.5],[1,0.9]]"],
     "vae-clipped": [*TINY["vae"], "trainer.gradient_clip_val=0.1", "trainer.accumulate_grad_batches=2"],
 }

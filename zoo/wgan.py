@@ -70,7 +70,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from zoo.checks.inputs import checks_inputs, data, optional_labels, seen_by_networks, takes
+from zoo.checks.inputs import checks_inputs, data, numbers, optional_labels, seen_by_networks, takes
 from zoo.checks.labels import Labels, labels_or_none
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_fraction, check_integer, check_positive
@@ -113,7 +113,7 @@ def gradient_penalty(norms: Tensor) -> Tensor:
 
 @described
 @accepts_old_form("noise", "critic_loss", "generator_loss", labels="y")
-@checks_inputs(x=data)
+@checks_inputs(x=data, z=numbers(lambda self: (self.hparams.z_dim,), leading=False))
 class WGAN(L.LightningModule):
     """Wasserstein GAN for images or points, with gradient penalty or clipped weights, with or without labels.
 

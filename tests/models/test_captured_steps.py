@@ -183,6 +183,9 @@ CONSTANT = {
     "cvae standard": partial(CVAE, **SMALL, prior="standard", likelihood="gaussian"),
     "infogan": partial(InfoGAN, width=2, features=8),
     "infogan upright": partial(InfoGAN, width=2, features=8, deformation=0.0),
+    "infogan colour": partial(InfoGAN, width=2, features=8, shape=[3, 12, 15], num_categories=3),
+    "gan labels": partial(GAN, width=2, features=8, num_classes=5, shape=[3, 12, 15]),
+    "gan labels mlp": partial(GAN, **POINTS, num_classes=5),
     "gan sequence": partial(GAN, **SEQUENCES),
     "gan soft sequence": partial(GAN, **SEQUENCES, relaxation="gumbel_softmax"),
     **{f"gan {loss}": partial(GAN, **POINTS, generator_loss=loss) for loss in GENERATOR_LOSSES},
@@ -212,7 +215,10 @@ def test_a_step_reads_no_values_and_repeats_the_same_operations(name):
     ("model", "batches", "epochs"),
     [
         (partial(GAN, width=2, discriminator_steps=3), 12, 1),
+        (partial(GAN, width=2, features=0, discriminator_steps=3, num_classes=5), 12, 1),
         (partial(WGAN, width=2, n_critic=3), 12, 1),
+        (partial(WGAN, width=2, n_critic=3, num_classes=5), 12, 1),
+        (partial(WGAN, **POINTS, n_critic=3, lipschitz="clip", num_classes=5), 6, 2),
         (partial(WGAN, **POINTS, n_critic=3, lipschitz="clip"), 6, 2),  # an epoch does not end with a generator step
         (partial(VaDE, **SMALL, num_clusters=3, pretrain_epochs=1, restarts=1), 6, 2),
         (partial(VaDE, **SMALL, num_clusters=3, pretrain_epochs=1, restarts=1, deformation=0.0), 6, 2),

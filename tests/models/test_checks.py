@@ -50,6 +50,7 @@ class Splits(L.LightningDataModule):
     [
         ("cvae", 0.5, 10, "y must be labels, integers from 0 to 9, got 10"),
         ("ddpm-labels", 0.5, 10, "y must be labels, integers from 0 to 9, got 10"),
+        ("gan-labels", 0.5, 10, "y must be labels, integers from 0 to 9, got 10"),
         ("vae", 2.0, 0, "pixels must be numbers from 0 to 1, got 2"),
     ],
 )

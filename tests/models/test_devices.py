@@ -58,7 +58,7 @@ def use(name, device):
         return
     model.sample(2, **FEWER.get(name, {}))
     for method in INFERENCE:
-        if not hasattr(model, method) or (method == "log_likelihood" and name in ("gan", "gan-points")):
+        if not hasattr(model, method) or (method == "log_likelihood" and name in ("gan", "gan-labels", "gan-points")):
             continue
         takes = inspect.signature(getattr(model, method)).parameters
         given = {"y": labels} if "y" in takes and model.hparams.get("num_classes") is not None else {}

@@ -28,7 +28,9 @@ def everything(name, model):
     x, y = data_of(model, n), torch.arange(n)
     found = {}
     for method in (*LOSSES, *INFERENCE):
-        if not callable(getattr(model, method, None)) or (method == "log_likelihood" and name in ("gan", "gan-points")):
+        if not callable(getattr(model, method, None)) or (
+            method == "log_likelihood" and name in ("gan", "gan-labels", "gan-points")
+        ):
             continue
         parameters = inspect.signature(getattr(model, method)).parameters
         torch.manual_seed(0)
