@@ -44,6 +44,7 @@ MODELS = {
     "ddpm": lambda: DDPM(widths=[8], steps=30),
     "ddpm-labels": lambda: DDPM(widths=[8], steps=30, num_classes=10),
     "score": lambda: Score(widths=[8], num_sigmas=3),
+    "score-labels": lambda: Score(widths=[8], num_sigmas=3, num_classes=10),
     "score-points": lambda: Score(shape=[2], hidden=[4], num_sigmas=3),
     "skipgram": _skipgram,
 }

@@ -156,7 +156,8 @@ class UNet(nn.Module):
 
     Args:
         channels: channels of the images.
-        widths: channels of each level, highest resolution first, multiples of 8.
+        widths: channels of each level, highest resolution first, multiples of 8. Residual blocks of 8 channels ignore
+            the step and the label, because GroupNorm then removes every constant from a channel.
         blocks: residual blocks of each level.
         patch: side of the folded blocks in pixels. 1 turns folding off.
         num_classes: number of labels of a conditional network. None makes the network unconditional. The label
