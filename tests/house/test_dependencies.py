@@ -60,7 +60,7 @@ def imported_by(who):
 @pytest.mark.parametrize("who", ALLOWED)
 def test_what_is_imported_is_declared(who):
     found, extra = imported_by(who), ALLOWED[who][1]
-    optional = {"gensim"} if extra is None else declared(extra)  # gensim is used only if it is installed
+    optional = {"gensim", "pyarrow"} if extra is None else declared(extra)  # these are used only if they are installed
     missing = found.keys() - declared() - optional
     assert not missing, {name: str(found[name].relative_to(ROOT)) for name in missing}
 
