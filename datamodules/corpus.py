@@ -1,4 +1,4 @@
-"""Encode a text as arrays of integers: text8, WikiText-2, any text file, or Python's documentation.
+"""Encode a text as arrays of integers: text8, WikiText-2, text files, or Python's documentation.
 
     text    -> words        runs of letters and digits in lower case, or any text between white space
     words   -> vocabulary   words that are frequent enough in the training text, most frequent first
@@ -11,22 +11,19 @@ comes with its own split. The encoded text is saved as a file in ``encoded/`` in
 file. The name of the file contains a hash of the text and the options.
 """
 
-import codecs
 import hashlib
 import itertools
 import logging
 import re
-import stat
 import sys
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from zoo.datamodules.files import (
     READ_ERRORS,
@@ -38,14 +35,12 @@ from zoo.datamodules.files import (
     ignoring_case,
     locked,
     md5_of,
-    unpack,
 )
+from zoo.datamodules.text_files import find_texts, read_text, read_texts
 from zoo.training.files import atomic_write
 
 log = logging.getLogger(__name__)
 
-BLOCK = 1 << 22  # bytes read at a time
-LONGEST = 1 << 25  # largest number of characters without white space
 BLANK_LINES = re.compile(r"\n\s*\n")
 FORMAT = 2  # version of the encoded files; a new version makes the program encode every text again
 
@@ -111,89 +106,6 @@ class Corpus(NamedTuple):
     counts: np.ndarray
     splits: dict[str, np.ndarray]
     raw_words: int
-
-
-# Reading.
-
-
-def read_text(path: Path, md5: str | None = None, member: str | None = None) -> Iterator[str]:
-    """Yield the text of a file in pieces. A piece ends at the end of a word. White space begins the next piece.
-
-    The encoding is UTF-8, unless a byte order mark at the beginning declares UTF-16 or UTF-32.
-
-    Args:
-        path: path of the file, plain or compressed (see :func:`zoo.datamodules.files.unpack`).
-        md5: MD5 digest of the decompressed text, or None to skip the check.
-        member: name of the file to read in a zip archive of several files.
-
-    Raises:
-        DataError: if the file cannot be decompressed or is not text. If the MD5 digest is not ``md5``, the error comes
-            after the last piece.
-    """
-    digest, position, text, block, decode = hashlib.md5(usedforsecurity=False), 0, "", b"begin", None
-    with (
-        path.open("rb") as file,
-        tqdm(total=path.stat().st_size, desc=f"reading {path.name}", unit="B", unit_scale=True, disable=None) as bar,
-    ):
-        try:
-            stream = unpack(file, path, member)
-            while block:
-                block = stream.read(BLOCK)
-                digest.update(block)
-                if decode is None:
-                    encoding = encoding_of(block)
-                    decode = codecs.getincrementaldecoder(encoding)().decode
-                if encoding == "utf-8-sig" and b"\0" in block:
-                    raise DataError(f"{path} is not text: {_nul(block, position)}")
-                text += decode(block, final=not block)
-                position += len(block)
-                bar.update(file.tell() - bar.n)
-                # The last word of the block can continue in the next block. Keep it until then.
-                parts = text.rsplit(None, 1)
-                piece = text if not block else parts[0] if len(parts) == 2 else ""
-                yield piece
-                text = text[len(piece) :]
-                if len(text) > LONGEST:
-                    raise DataError(
-                        f"{path} has {LONGEST:,} characters without a space or a line break: separate the words by "
-                        "spaces"
-                    )
-        except UnicodeDecodeError as error:
-            # error.object begins with bytes of the previous block that were not yet decoded.
-            place = position + error.start - (len(error.object) - len(block))
-            name = encoding.removesuffix("-sig").upper()
-            raise DataError(
-                f"{path} is not {name} text: byte {place:,} of the text is {error.object[error.start]:#04x}. Convert "
-                f"the file to UTF-8. From Latin-1: iconv -f LATIN1 -t UTF-8 {path} > converted.txt"
-            ) from error
-        except READ_ERRORS as error:
-            wrong = "" if path.suffix in ("", ".txt") else f". If it is not a {path.suffix} file, rename it"
-            raise DataError(f"{path} is damaged: {error}{wrong}") from error
-    if md5 is not None and digest.hexdigest() != md5:
-        raise DataError(
-            f"{path} is damaged: it is not the published file. Delete or move it, and the next run downloads it again."
-        )
-
-
-def encoding_of(begin: bytes) -> str:
-    """Return the encoding that a byte order mark at the beginning of a text declares, or UTF-8 without one."""
-    if begin.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        return "utf-32"
-    return "utf-16" if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-
-
-def _nul(block: bytes, position: int) -> str:
-    """Return a message about a zero byte in UTF-8: its likely cause and what to do."""
-    place = position + block.index(0)
-    if block.count(0) * 3 > len(block) and b"\0\0" not in block:
-        return (
-            f"from byte {place:,} on, every second byte is zero, as in UTF-16 without a byte order mark. Convert it to "
-            "UTF-8, for example with iconv -f UTF-16LE -t UTF-8"
-        )
-    return (
-        f"byte {place:,} is zero, as in binary files and archives. Give the path of a text, or delete the zero bytes "
-        "with tr -d '\\000'"
-    )
 
 
 # Encoding.
@@ -322,6 +234,7 @@ def load_corpus(
     name: str,
     path: Path | None = None,
     *,
+    column: str | None = None,
     rule: str,
     min_count: int,
     max_vocabulary: int | None,
@@ -330,8 +243,9 @@ def load_corpus(
     """Return the encoded text ``name``. Read its saved encoding, or encode the text and save the result.
 
     Args:
-        name: ``text8``, ``wikitext2``, ``pydocs``, or ``textfile`` for the file at ``path``.
-        path: path of the text file.
+        name: ``text8``, ``wikitext2``, ``pydocs``, or ``textfile`` for the file or folder at ``path``.
+        path: path of the text file, or of a folder of text files.
+        column: name of the column with the texts, if the files are tables.
         rule: rule that splits the text into words, a key of ``RULES``.
         min_count, max_vocabulary: see :func:`encode`.
         everything: whether the training text includes the validation and test text. If true, these are not held out.
@@ -339,7 +253,7 @@ def load_corpus(
     Raises:
         DataError: if the text is missing, cannot be read, or has too few words.
     """
-    pieces, content = _sources(name, path)
+    pieces, content = _sources(name, path, column)
     options = f"{FORMAT} {content} {rule} {min_count} {max_vocabulary} {everything}"
     kept = data_root() / "encoded" / f"{name}-{hashlib.sha256(options.encode()).hexdigest()[:16]}.npz"
     if (corpus := restore(kept)) is not None:
@@ -372,25 +286,7 @@ def _read(
     return encode(parts, index, min_count, max_vocabulary)
 
 
-def check_path(path: Path) -> None:
-    """Raise unless ``path`` is a regular file.
-
-    Raises:
-        DataError: if ``path`` is missing, a folder, a pipe or a device.
-    """
-    try:
-        kind = path.stat().st_mode
-    except OSError as error:
-        raise DataError(f"data.path={path} cannot be read: {error.strerror}") from error
-    if stat.S_ISDIR(kind):
-        raise DataError(f"data.path={path} is a folder, but must be a file. To join files: cat {path}/* > all.txt")
-    if not stat.S_ISREG(kind):
-        raise DataError(
-            f"data.path={path} is a pipe or a device, which cannot be read more than once: write the text to a file"
-        )
-
-
-def _sources(name: str, path: Path | None) -> tuple[dict[str, Callable[[], Iterable[str]]], str]:
+def _sources(name: str, path: Path | None, column: str | None) -> tuple[dict[str, Callable[[], Iterable[str]]], str]:
     """Return a reader of pieces for each part of a text, and a digest of its content."""
     if name == "pydocs":
         from pydoc_data.topics import topics
@@ -398,13 +294,8 @@ def _sources(name: str, path: Path | None) -> tuple[dict[str, Callable[[], Itera
         text = "\n\n".join(topics[title] for title in sorted(topics))
         return {"all": lambda: [text]}, hashlib.sha256(text.encode()).hexdigest()
     if name == "textfile":
-        check_path(path)
-        try:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise DataError(f"data.path={path} cannot be read: {error.strerror}") from error
-        return {"all": partial(read_text, path)}, content
+        texts = find_texts(path, column)
+        return {"all": partial(read_texts, texts)}, texts.digest
     files = PUBLISHED[name]
     pieces = {}
     for split, (_, md5) in files.items():

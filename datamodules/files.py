@@ -13,8 +13,8 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from pathlib import Path, PurePath, PurePosixPath
+from typing import BinaryIO, NamedTuple, cast
 
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
@@ -102,7 +102,7 @@ def find_file(folders: Iterable[Path], names: Iterable[str]) -> Iterator[Path]:
 # Reading.
 
 
-def unpack(file: BinaryIO, path: Path, member: str | None = None) -> BinaryIO:
+def unpack(file: BinaryIO, path: PurePath, member: str | None = None) -> BinaryIO:
     """Return a stream of the content of an open file, decompressed if it is gzip, bzip2, xz or zip.
 
     The first bytes of the file determine its compression. If they are unknown, the ending of its name determines it.
@@ -110,8 +110,8 @@ def unpack(file: BinaryIO, path: Path, member: str | None = None) -> BinaryIO:
     Args:
         file: the open file, at its beginning.
         path: path of the file.
-        member: name, without folders, of the file to read in a zip archive. If it is None, the archive
-            must contain a single file.
+        member: name, with or without folders, of the file to read in a zip archive. If it is None, the archive
+            must contain a single file. This file can be compressed too.
 
     Raises:
         DataError: for another compression, or a zip archive without exactly one matching file.
@@ -128,14 +128,19 @@ def unpack(file: BinaryIO, path: Path, member: str | None = None) -> BinaryIO:
     return OPENERS[ending](file) if ending else file
 
 
-def _unzip(archive: zipfile.ZipFile, path: Path, member: str | None) -> BinaryIO:
-    inside = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+def inside_zip(archive: zipfile.ZipFile) -> list[str]:
+    """Return the names of the files in a zip archive, without the files that macOS adds."""
+    return [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+
+
+def _unzip(archive: zipfile.ZipFile, path: PurePath, member: str | None) -> BinaryIO:
+    inside = inside_zip(archive)
     if member is not None:
-        inside = [name for name in inside if PurePosixPath(name).name == member]
+        inside = [member] if member in inside else [name for name in inside if PurePosixPath(name).name == member]
     if len(inside) != 1:
         what = "one file" if member is None else f"one file named {member}"
         raise DataError(f"{path} must contain {what}, but contains {len(inside)}: unzip it, and name the text file")
-    return archive.open(inside[0])
+    return unpack(cast(BinaryIO, archive.open(inside[0])), PurePosixPath(inside[0]))
 
 
 def md5_of(path: Path, unpacked: bool = False, member: str | None = None) -> str | None:

@@ -1,6 +1,5 @@
 """Check the arguments of Lightning's Trainer that limit the data of a run."""
 
-import math
 from collections.abc import Mapping, Sized
 
 from zoo.checks.capabilities import ShapedData
@@ -55,11 +54,10 @@ def check_model(model, data: ShapedData) -> None:
     """
     name, used = type(model).__name__, data.used
     shape, given = shape_of(model), list(data.shape)
-    if (shape != math.prod(given)) if isinstance(shape, int) else (list(shape) != given):
-        wanted = f"{shape} pixels" if isinstance(shape, int) else f"shape {list(shape)}"
+    if list(shape) != given:
         raise DataError(
-            f"{name} takes examples of {wanted}, but examples of {used} have shape {given}: set "
-            f"model.shape={str(given).replace(' ', '')} if the model has this option, or choose other data"
+            f"{name} takes examples of shape {list(shape)}, but examples of {used} have shape {given}: set "
+            f"model.shape={str(given).replace(' ', '')}, or choose other data"
         )
     if (classes := model.hparams.get("num_classes")) is None:
         return

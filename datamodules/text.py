@@ -174,8 +174,11 @@ class Text(L.LightningDataModule):
         name: ``text8``, ``wikitext2``, ``pydocs`` (the documentation topics that come with Python), ``textfile`` or
             ``text8_or_pydocs``. ``text8_or_pydocs`` is text8 if text8 is on disk or can be downloaded. If not, it is
             pydocs, with a warning. ``self.used`` holds the text in use.
-        path: path of a ``textfile``. The encoding is UTF-8, or UTF-16 or UTF-32 with a byte order mark. The file is
-            plain, or compressed by gzip, bzip2, xz or zip. ``~`` means the home folder.
+        path: path of a ``textfile``, or of a folder whose files are read in the order of their names. The encoding is
+            UTF-8, or UTF-16 or UTF-32 with a byte order mark. The files are plain, or compressed by gzip, bzip2 or xz,
+            or in a zip archive. Files whose names begin with a dot are ignored. ``~`` means the home folder.
+        column: name of the column with the texts, if the files are tables (.csv, .tsv, or .parquet with pyarrow). None
+            reads files as text throughout.
         rule: rule that splits the text into words. With ``words``, a word is a run of letters and digits, in lower
             case. With ``as_spaced``, a word is any text between white space, unchanged. By default, text8 and
             WikiText-2 use ``as_spaced``, because they are already split into words. Other texts use ``words``.
@@ -210,6 +213,7 @@ class Text(L.LightningDataModule):
         eval_batch_size: int = 32,
         seed: int = 0,
         train_on: Literal["train", "everything"] = "train",
+        column: str | None = None,
     ):
         super().__init__()
         check_choice("name", name, TEXTS)
@@ -233,6 +237,10 @@ class Text(L.LightningDataModule):
         check_integer("seed", seed, least=0)
         if path is not None and not isinstance(path, str):
             raise UserError(f"data.path is {path!r}, but must be the path of a file: put quotes around a numeric name")
+        if column is not None and (path is None or not isinstance(column, str)):
+            raise UserError(
+                f"data.column={column!r} must be the name of a column, and needs data=textfile and data.path"
+            )
         self.save_hyperparameters(logger=False)
         self.used: str | None = None if name == "text8_or_pydocs" else name
         self.corpus: Corpus | None = None
@@ -261,6 +269,7 @@ class Text(L.LightningDataModule):
         return load_corpus(
             self.used,
             None if options.path is None else Path(options.path).expanduser(),
+            column=options.column,
             rule=rule,
             min_count=options.min_count,
             max_vocabulary=options.max_vocabulary,

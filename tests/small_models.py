@@ -34,6 +34,7 @@ MODELS = {
     "cvae": lambda: CVAE(latent_dim=2, hidden=[4]),
     "vade": lambda: VaDE(latent_dim=2, hidden=[4], num_clusters=3),
     "rbm": lambda: RBM(num_hidden=3),
+    "rbm-gaussian": lambda: RBM(num_hidden=3, visible="gaussian"),
     "gan": lambda: GAN(width=2),
     "gan-labels": lambda: GAN(width=2, num_classes=10),
     "gan-points": lambda: GAN(network="mlp", shape=[2], hidden=[4]),

@@ -64,7 +64,7 @@ from zoo.functional.densities import at_least_float32
 from zoo.functional.noise import chunk_generator
 from zoo.functional.precision import keep_float32
 from zoo.nets.description import described
-from zoo.training.files import save_word2vec
+from zoo.training.files import keyed_vectors, save_word2vec
 from zoo.training.optimisers import scheduled
 
 OBJECTIVES = ("nce", "negative_sampling", "importance_sampling", "softmax")
@@ -291,10 +291,7 @@ class SkipGram(L.LightningModule):
 
     @torch.no_grad()
     def pair_log_likelihood(self, batch) -> tuple[Tensor, Tensor]:
-        """Return log p(w | c) of each pair, (P,), and log Z_c of each centre, (n,), nats.
-
-        Z_c is the sum over the whole vocabulary, also for a model of negative sampling.
-        """
+        """Return log p(w | c) of each pair, (P,), and log Z_c of each centre, (n,), nats. Z_c sums over all words."""
         centres, around, taken = contrastive.pairs_in_window(Rows(*batch))
         present = centres >= 0
         s = self.all_scores(centres[present])  # (n, V)
@@ -334,10 +331,7 @@ class SkipGram(L.LightningModule):
     # Use of a trained model.
 
     def number(self, word: str) -> int:
-        """Return the index of ``word`` in the vocabulary, 0 for the most frequent word.
-
-        Raise UnknownWord, a KeyError, if ``word`` is not in the vocabulary.
-        """
+        """Return the index of ``word``, 0 for the most frequent. Raise UnknownWord, a KeyError, for an unknown word."""
         if not isinstance(word, str):
             raise UserError(f"a word must be a string, got {word!r}")
         if word not in self.index:
@@ -370,6 +364,12 @@ class SkipGram(L.LightningModule):
     def export(self, path: str | Path, binary: bool = False) -> None:
         """Write words and input vectors in the word2vec text or binary format (zoo.training.files.save_word2vec)."""
         save_word2vec(self.words, self.input.weight, Path(path), binary)
+
+    def keyed_vectors(self):
+        """Return words, input vectors and counts as gensim's KeyedVectors (zoo.training.files.keyed_vectors)."""
+        if not self.words:
+            raise UserError("the model has no vocabulary yet: train it, or load trained weights")
+        return keyed_vectors(self.words, self.input.weight, self.counts)
 
     def published(self) -> dict[str, Tensor]:
         """Return the weights to publish: input vectors of the 20,000 most frequent words, as float16."""

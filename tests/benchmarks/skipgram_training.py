@@ -25,7 +25,7 @@ from gensim.models import Word2Vec
 from torch.profiler import ProfilerActivity, profile
 
 from zoo.datamodules import Text
-from zoo.datamodules.corpus import read_text
+from zoo.datamodules.text_files import read_text
 from zoo.skipgram import SkipGram, sparse
 from zoo.training.trainer import make_trainer
 

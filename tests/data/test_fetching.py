@@ -139,7 +139,7 @@ def test_a_process_that_is_killed_while_it_fetches_leaves_no_lock(mnist, tmp_pat
 def test_a_text_is_read_by_one_of_two_processes(tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_DATA", str(tmp_path / "data"))
     (tmp_path / "text.txt").write_text("one two three " * 200, encoding="utf-8")
-    logs, read = [tmp_path / "a.log", tmp_path / "b.log"], corpus.read_text
+    logs, read = [tmp_path / "a.log", tmp_path / "b.log"], corpus.read_texts
 
     def slowly(*args):
         with (tmp_path / "read").open("a") as file:
@@ -154,7 +154,7 @@ def test_a_text_is_read_by_one_of_two_processes(tmp_path, monkeypatch):
         data.setup()
         return data.corpus.raw_words
 
-    monkeypatch.setattr(corpus, "read_text", slowly)
+    monkeypatch.setattr(corpus, "read_texts", slowly)
     both = [started(log, words) for log in logs]
     for process in both:
         process.join(PATIENCE)

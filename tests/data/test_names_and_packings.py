@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torchvision.datasets
 
-from zoo.datamodules import DataError, Images, Text, corpus, images
+from zoo.datamodules import DataError, Images, Text, corpus, images, text_files
 from zoo.datamodules.corpus import load_corpus, restore
 from zoo.datamodules.images import load_split
 
@@ -129,8 +129,8 @@ REFUSED = {
     ),
     "half.txt": (STORY.encode("utf-16")[:-1], "half.txt is not UTF-16 text"),
     "picture.png": (b"\x89PNG\r\n\x1a\n\0\0", "picture.png is not text: byte|is not UTF-8 text"),
-    "two.zip": (zipped(("a", b"one"), ("b", b"two")), "two.zip must contain one file, but contains 2: unzip it"),
-    "none.zip": (zipped(), "none.zip must contain one file, but contains 0"),
+    "two.docx": (zipped(("a", b"one"), ("b", b"two")), "two.docx must contain one file, but contains 2: unzip it"),
+    "none.zip": (zipped(), "none.zip must contain a text file, but contains none"),
     "empty.txt": (b"", "the vocabulary has 0 words, because .* min_count=1 times in the training text of 0 words"),
     "empty.gz": (b"", "the training text of 0 words"),
 }
@@ -150,8 +150,8 @@ def test_what_a_mac_adds_to_an_archive_does_not_count(tmp_path):
 
 
 def test_one_line_is_read_however_long_if_it_has_spaces(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus, "BLOCK", 64)
-    monkeypatch.setattr(corpus, "LONGEST", 200)
+    monkeypatch.setattr(text_files, "BLOCK", 64)
+    monkeypatch.setattr(text_files, "LONGEST", 200)
     assert words_of(place(tmp_path / "a.txt", STORY.replace("\n", " ").encode() * 9)) == EXPECTED
     with pytest.raises(DataError, match="has 200 characters without a space or a line break"):
         words_of(place(tmp_path / "a.txt", b"x" * 500))
@@ -159,8 +159,9 @@ def test_one_line_is_read_however_long_if_it_has_spaces(tmp_path, monkeypatch):
 
 def test_what_is_no_file_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "empty").mkdir()
     for path, message in {
-        tmp_path: f"data.path={tmp_path} is a folder, but must be a file",
+        tmp_path / "empty": f"data.path={tmp_path}/empty is a folder without files",
         tmp_path / "pipe": "is a pipe or a device",
         Path("/dev/null"): "data.path=/dev/null is a pipe or a device",
         tmp_path / "gone": "data.path=.*gone cannot be read: No such file",

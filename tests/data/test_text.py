@@ -15,9 +15,10 @@ import pytest
 import torch
 from processes import done
 
-from zoo.datamodules import DataError, Text, corpus
-from zoo.datamodules.corpus import Corpus, find_words, load_corpus, number_words, read_text, restore, save
+from zoo.datamodules import DataError, Text, corpus, text_files
+from zoo.datamodules.corpus import Corpus, find_words, load_corpus, number_words, restore, save
 from zoo.datamodules.text import TextLoader, keep_probability, make_rows
+from zoo.datamodules.text_files import read_text
 from zoo.functional.contrastive import ROW, pairs_in_window
 
 STORY = "The cat sat.\nThe cat's hat!\n \n\nA dog\u2019s den; the END\n"
@@ -70,7 +71,7 @@ def random_text(generator, n=20_000, vocabulary=50, paragraph=0.01) -> str:
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zip"])
 def test_words_and_paragraphs_whatever_the_packing_and_wherever_it_is_cut(suffix, block, tmp_path, monkeypatch):
     path = pack(tmp_path / f"story.txt{suffix}", b"\xef\xbb\xbf" + STORY.encode())
-    monkeypatch.setattr(corpus, "BLOCK", block)
+    monkeypatch.setattr(text_files, "BLOCK", block)
     index = {}
     numbers = number_words(read_text(path), "words", _growing(index))
     assert spell(numbers, list(index)) == WORDS
@@ -110,12 +111,7 @@ def test_bad_text_is_named(name, content, message, tmp_path):
     assert not list((tmp_path / "data").glob("**/*.npz"))
 
 
-def test_an_archive_holds_one_text(tmp_path):
-    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
-        archive.writestr("a", "a")
-        archive.writestr("b", "b")
-    with pytest.raises(DataError, match="two.zip must contain one file, but contains 2"):
-        Text("textfile", str(tmp_path / "two.zip")).prepare_data()
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match="nowhere cannot be read: No such file"):
         Text("textfile", str(tmp_path / "nowhere")).prepare_data()
 
@@ -199,7 +195,7 @@ def test_kept_text_is_read_again_and_by_its_content_and_options(tmp_path, monkey
     def refuse(*_):
         raise AssertionError("it is read")
 
-    monkeypatch.setattr(corpus, "read_text", refuse)
+    monkeypatch.setattr(corpus, "read_texts", refuse)
     again = load_corpus("textfile", path, **options)
     assert again.words == first.words and again.raw_words == first.raw_words
     assert all(np.array_equal(again.splits[k], first.splits[k]) for k in first.splits)

@@ -84,7 +84,8 @@ def test_energy_conditionals_and_marginals_are_those_of_the_enumeration(shape):
 def test_exact_statistics_are_the_gradient_of_log_z(shape):
     weights = machine(*shape)
     _, p, log_Z = joint(weights)
-    found, statistics = exact_statistics(weights)
+    found, statistics, squares = exact_statistics(weights)
+    assert torch.equal(squares, statistics.b)  # the units are 0 or 1
     v, h = binary(shape[0]), binary(shape[1])
     assert_close(float(found), log_Z)
     assert_close(statistics.W, torch.einsum("ab,ai,bj->ij", p, v, h))

@@ -60,8 +60,8 @@ def imported_by(who):
 @pytest.mark.parametrize("who", ALLOWED)
 def test_what_is_imported_is_declared(who):
     found, extra = imported_by(who), ALLOWED[who][1]
-    # gensim, and the package of the extra hf, are used only if they are installed
-    optional = {"gensim", *declared("hf")} if extra is None else declared(extra)
+    # gensim and the packages of the extras hf and parquet are used only if they are installed
+    optional = {"gensim", *declared("hf"), *declared("parquet")} if extra is None else declared(extra)
     missing = found.keys() - declared() - optional
     assert not missing, {name: str(found[name].relative_to(ROOT)) for name in missing}
 

@@ -203,6 +203,8 @@ CONSTANT = {
     "score of the data": partial(Score, **PLANE | {"num_sigmas": 0}, objective="sliced"),
     **{f"rbm {how}": partial(RBM, num_hidden=3, num_chains=4, learning=how) for how in ("cd", "pcd", "exact")},
     "rbm adam": partial(RBM, num_hidden=3, num_chains=4, optimiser="adam"),
+    "rbm gaussian": partial(RBM, num_hidden=3, num_chains=4, visible="gaussian"),
+    "rbm gaussian cd": partial(RBM, num_hidden=3, learning="cd", visible="gaussian"),
     **{f"skipgram {o}": partial(SkipGram, dim=4, objective=o) for o in OBJECTIVES},
 }
 

@@ -31,6 +31,7 @@ MADE |= {"ddpm-labels": lambda: DDPM(widths=[8], steps=2, schedule="cosine", num
 # gan-sequence is left out. On the simulated device, torch calls a fused recurrent cell. The CPU has no such cell.
 SMALL = [name for name in MODELS if name != "gan-sequence"]
 FEWER = {"ddpm": {"num_steps": 2}, "ddpm-labels": {"num_steps": 2}, "rbm": {"steps": 2}}
+FEWER |= {"rbm-gaussian": {"steps": 2}}
 FEWER |= {"score": {"steps": 1}, "score-points": {"steps": 2}}
 LOSSES = ("loss", "pretraining_loss", "discriminator_loss", "critic_loss", "generator_loss")
 INFERENCE = ("encode", "reconstruct", "cluster", "transform", "log_likelihood", "bound_terms", "free_energy")

@@ -14,6 +14,7 @@ from zoo.functional.contrastive import HeldOut
 
 CONDITIONS = {"ddpm": {"num_steps": 2}, "ddpm-labels": {"num_steps": 2}, "score": {"steps": 1}}
 CONDITIONS |= {"score-points": {"steps": 2}, "rbm": {"steps": 2}}
+CONDITIONS |= {"rbm-gaussian": {"steps": 2}}
 LOSSES = ("loss", "bound", "pretraining_loss", "discriminator_loss", "generator_loss", "critic_loss")
 INFERENCE = ("encode", "reconstruct", "cluster", "transform", "log_likelihood", "bound_terms", "free_energy")
 

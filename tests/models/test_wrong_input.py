@@ -115,6 +115,8 @@ def wrong_values(model, method, argument):
                 "log_px",
             )
             values = RANGES.get((kind, method), values) if grey else [NAN, INF]
+        if (kind, method) == ("RBM", "objective") and model.hparams.visible == "gaussian":
+            values = [NAN, INF]  # states of Gaussian units are standardised pixels
         yield from ((name, value) for name, value, _ in wrong_tensors(right, values))
     elif argument == "batch" and kind == "SkipGram":
         yield from {"a dict": {"x": right[0]}, "one": right[:1], "floats": [t.float() for t in right]}.items()

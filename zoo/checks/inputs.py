@@ -172,25 +172,30 @@ class Examples(NamedTuple):
         values: allowed values. ``data`` allows images in [0, 1], one-hot sequences and finite points. ``observed``
             allows images in [0, 1], or any finite numbers if the likelihood is Gaussian. ``networks`` allows images in
             [-1, 1], which the networks of a GAN receive. ``noisy`` allows any finite numbers, such as noisy images.
+            ``pixels`` allows numbers in [0, 1]. ``states`` allows the same for binary units, and any finite numbers for
+            Gaussian units.
         leading: True allows any number of axes before the shape. False requires exactly one.
+        any_shape: whether examples may have another shape with as many numbers, such as vectors of pixels.
     """
 
     values: str = "data"
     leading: bool = False
+    any_shape: bool = False
 
     def __call__(self, model: Any, name: str, x: Any, arguments: Mapping[str, Any] | None = None) -> Tensor:
-        x = as_examples(name, x, shape_of(model), floating(model), self.leading)
+        x = as_examples(name, x, self._shape(model), floating(model), self.leading)
         self.check_values(model, name, x)
         return x
 
     def check_values(self, model: Any, name: str, x: Tensor) -> None:
         """Raise UserError if ``x`` contains values that ``values`` does not allow."""
         shape = shape_of(model)
-        pixels = isinstance(shape, int) or len(shape) == 3
-        anywhere = self.values == "observed" and str(model.hparams.get("likelihood")).startswith("gaussian")
-        if pixels and self.values != "noisy" and not anywhere:
+        pixels = self.values in ("pixels", "states") or len(shape) == 3
+        option = {"observed": "likelihood", "states": "visible"}.get(self.values)
+        anywhere = self.values == "noisy" or str(model.hparams.get(option)).startswith("gaussian")
+        if pixels and not anywhere:
             check_pixels(x, -1 if self.values == "networks" else 0)
-        elif self.values == "data" and not isinstance(shape, int) and len(shape) == 2:
+        elif self.values == "data" and len(shape) == 2:
             check_one_hot(name, x)  # not for "networks", because the networks of a GAN also accept relaxed sequences
         else:
             check_finite(name, x)
@@ -198,10 +203,13 @@ class Examples(NamedTuple):
     def of_batch(self, model: Any, name: str, batch: Any, arguments: Mapping[str, Any] | None = None) -> list[Any]:
         """Return the batch as a list: the examples, then the labels if any. Only shapes and dtypes are checked."""
         x, *rest = as_batch(batch)
-        x = as_examples("the examples of a batch", x, shape_of(model), floating(model))
+        x = as_examples("the examples of a batch", x, self._shape(model), floating(model))
         if not len(x):
             raise UserError(f"the batch has no examples, its shape is {tuple(x.shape)}: give at least one example")
         return [x, *rest]
+
+    def _shape(self, model: Any) -> tuple[int, ...] | int:
+        return math.prod(shape_of(model)) if self.any_shape else shape_of(model)
 
 
 def batch_of_any_shape(model: Any, name: str, batch: Any, arguments: Mapping[str, Any]) -> list[Any]:
@@ -232,10 +240,9 @@ def optional_labels(batch: Sequence[Any], model: Any) -> Tensor | None:
     return None if model.hparams.num_classes is None else labels_in(batch, model)
 
 
-def shape_of(model: Any) -> tuple[int, ...] | int:
-    """Return the shape of one example, or its number of pixels if the model accepts any shape."""
-    hparams = model.hparams
-    return hparams["num_visible"] if "num_visible" in hparams else tuple(hparams.get("shape", IMAGE))
+def shape_of(model: Any) -> tuple[int, ...]:
+    """Return the shape of one example."""
+    return tuple(model.hparams.get("shape", IMAGE))
 
 
 def floating(model: Any) -> torch.dtype:
@@ -288,7 +295,7 @@ def number_of_examples(name: str, arguments: Mapping[str, Any]) -> int:
 
 def grey_images(model: Any, name: str, x: Any, arguments: Mapping[str, Any]) -> Tensor:
     """Check a set of at least one image of 256 grey values, (N, C, H, W), uint8."""
-    shape = cast(tuple[int, ...], shape_of(model))
+    shape = shape_of(model)
     if not isinstance(x, Tensor) or x.dtype != torch.uint8 or tuple(x.shape[1:]) != shape or not len(x):
         wanted = f"(N, {', '.join(map(str, shape))})"
         got = f"a tensor of {x.dtype}, {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
@@ -321,8 +328,7 @@ def count(model: Any, name: str, n: Any, arguments: Mapping[str, Any]) -> int:
     if isinstance(n, Integral) and not isinstance(n, bool):
         n = int(n)
     check_integer(name, n, least=0)
-    shape = shape_of(model)
-    most = MOST_NUMBERS // (shape if isinstance(shape, int) else math.prod(shape))
+    most = MOST_NUMBERS // math.prod(shape_of(model))
     if n > most:
         raise UserError(f"{name} must be at most {most:,} per call, got {n:,}: draw the samples in several calls")
     return n
@@ -387,6 +393,7 @@ def rows_of_text(model: Any, name: str, batch: Any, arguments: Mapping[str, Any]
 
 
 images = data = Examples()
+pixels, states = Examples("pixels", any_shape=True), Examples("states", any_shape=True)
 observed = Examples("observed", leading=True)  # (..., 1, 28, 28)
 seen_by_networks = Examples("networks")
 noisy = Examples("noisy")

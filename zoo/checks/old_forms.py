@@ -8,6 +8,8 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import TypeVar, cast
 
+from zoo.checks.values import check_integer
+
 C = TypeVar("C")
 F = TypeVar("F", bound=Callable)
 
@@ -87,3 +89,12 @@ def forwards_to(**names: str) -> Callable[[type[C]], type[C]]:
         return cls
 
     return decorate
+
+
+def shape_of_pixels(num_visible: int) -> list[int]:
+    """Return the shape that ``num_visible`` of RBM means: [1, 28, 28] for 784, and vectors [V] for other numbers.
+
+    Old checkpoints have this argument. It gives no warning, because published cards have it too.
+    """
+    check_integer("num_visible", num_visible)
+    return [1, 28, 28] if num_visible == 28 * 28 else [num_visible]

@@ -69,7 +69,7 @@ def as_examples(name: str, x: Any, shape: tuple[int, ...] | int, dtype: torch.dt
         UserError: if ``x`` is not a tensor of floating-point numbers or booleans, or has another shape.
     """
     if isinstance(shape, int):
-        wanted = f"{shape} pixels each, such as (B, 1, 28, 28) for 784"
+        wanted = f"{shape} pixels each, as images or as vectors (B, {shape})"
     else:
         axes = ["..." if leading else "B", *map(str, shape)]
         wanted = f"the shape ({', '.join(axes)}{',' if len(axes) == 1 else ''})"
@@ -157,10 +157,9 @@ def sum_images(batches: Iterable[Any], vectors: Callable[[Tensor], Tensor], firs
     total = torch.zeros((), dtype=torch.float64)
     found: list[Tensor] = []
     for batch in batches:
-        x = as_batch(batch)[0]
-        check_pixels(x)
-        x = x.cpu()
+        x = as_batch(batch)[0].cpu()
         v = vectors(x).double()
+        check_pixels(x)
         total = total + torch.cat([v.sum(0), torch.tensor([len(v)])])
         if sum(len(images) for images in found) < first:
             found.append(x)

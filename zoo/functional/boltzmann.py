@@ -6,6 +6,7 @@
 
 The visible units v (..., V) and the hidden units h (..., H) are binary. W is (V, H), b is (V,), and c is (H,).
 A prime is the transpose. Energies and logarithms are in nats. [Liao22] writes x for v, a for b, and b for c.
+zoo/functional/visible.py has the units and Gaussian visible units, which add a term r(v) to E and to F.
 
 zoo/functional/gibbs.py runs Gibbs chains between the two layers. zoo/functional/partition.py computes log Z.
 """
@@ -15,6 +16,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from zoo.functional.visible import BINARY, Gaussian, Visible, below
 
 
 class Weights(NamedTuple):
@@ -28,10 +31,10 @@ class Weights(NamedTuple):
         return Weights(*(t.to(dtype) for t in self))
 
 
-def energy(v: Tensor, h: Tensor, weights: Weights) -> Tensor:
-    """Return E(v, h) = - b'v - c'h - v'W h, (...) nats, for v (..., V) and h (..., H)."""
+def energy(v: Tensor, h: Tensor, weights: Weights, visible: Visible = BINARY) -> Tensor:
+    """Return E(v, h) = r(v) - b'v - c'h - v'W h, (...) nats, for v (..., V) and h (..., H)."""
     W, b, c = weights
-    return -(v * b).sum(-1) - (h * c).sum(-1) - (v @ W * h).sum(-1)
+    return visible.energy(v) - (v * b).sum(-1) - (h * c).sum(-1) - (v @ W * h).sum(-1)
 
 
 def hidden_logits(v: Tensor, weights: Weights) -> Tensor:
@@ -40,35 +43,29 @@ def hidden_logits(v: Tensor, weights: Weights) -> Tensor:
 
 
 def visible_logits(h: Tensor, weights: Weights) -> Tensor:
-    """Return the log odds b_i + (W h)_i of v_i = 1 given h, (..., V), for h (..., H)."""
+    """Return the parameters eta_i = b_i + (W h)_i of p(v_i | h), (..., V), for h (..., H).
+
+    They are the log odds of v_i = 1 if the units are binary.
+    """
     return h @ weights.W.T + weights.b
 
 
-def free_energy(v: Tensor, weights: Weights, logits: Tensor | None = None) -> Tensor:
-    """Return F(v) = - b'v - sum_j softplus( c_j + (v'W)_j ), (...) nats.
+def free_energy(v: Tensor, weights: Weights, logits: Tensor | None = None, visible: Visible = BINARY) -> Tensor:
+    """Return F(v) = r(v) - b'v - sum_j softplus( c_j + (v'W)_j ), (...) nats.
 
     Args:
         v: (..., V).
         weights: the parameters of the energy.
         logits: :func:`hidden_logits` of v, or None to compute them here.
+        visible: the kind of the visible units.
     """
     logits = hidden_logits(v, weights) if logits is None else logits
-    return -(v * weights.b).sum(-1) - F.softplus(logits).sum(-1)
+    return visible.energy(v) - (v * weights.b).sum(-1) - F.softplus(logits).sum(-1)
 
 
 def draw(logits: Tensor, u: Tensor) -> Tensor:
     """Return independent units: 1 with probability sigmoid(logits), 0 otherwise. ``u`` is uniform noise in [0, 1)."""
     return below(u, logits.sigmoid()).to(logits.dtype)
-
-
-def below(u: Tensor, p: Tensor) -> Tensor:
-    """Return 1 where ``u`` < ``p`` and 0 elsewhere, as floating-point numbers, for ``u`` in [0, 1) and ``p`` in [0, 1].
-
-    The difference p - u lies in (-1, 1] and is rounded up. The result is 1 exactly where u < p, and 0 or -0 elsewhere.
-    The absolute value turns -0 into 0. On a CPU, this takes half the time of a comparison, whose boolean result would
-    need a conversion.
-    """
-    return (p - u).ceil_().abs_()
 
 
 def pseudo_log_likelihood(v: Tensor, weights: Weights, pixels: Tensor | None = None) -> Tensor:
@@ -94,7 +91,7 @@ def pseudo_log_likelihood(v: Tensor, weights: Weights, pixels: Tensor | None = N
 
 
 class Machine(NamedTuple):
-    """The learned parameters W (V, H), b (V,) and c (H,), in the plain or in the centred form.
+    """The parameters W (V, H), b (V,) and c (H,), in the plain or in the centred form, and the visible units.
 
     The form is centred if ``mu`` (V,) is not None:
 
@@ -102,12 +99,19 @@ class Machine(NamedTuple):
         centred    E(v, h) = - b'(v - mu) - c'(h - 1/2) - (v - mu)'W(h - 1/2)
 
     Both forms describe the same family of distributions. The methods return the same quantities in both forms.
+    Gaussian visible units add r(v) to both energies.
     """
 
     W: Tensor
     b: Tensor
     c: Tensor
     mu: Tensor | None = None
+    visible: Visible = BINARY
+
+    @classmethod
+    def of_means(cls, W: Tensor, b: Tensor, c: Tensor, mu: Tensor | None, visible: Gaussian) -> "Machine":
+        """Return the machine with the means b + W h of v given h, the form of Cho, Ilin & Raiko 2011."""
+        return cls(W / visible.variance[:, None], b / visible.variance, c, mu, visible)
 
     def weights(self) -> Weights:
         """Return W, b and c of the plain form."""
@@ -121,7 +125,7 @@ class Machine(NamedTuple):
         return hidden_logits(v if self.mu is None else v - self.mu, Weights(self.W, self.b, self.c))
 
     def visible_logits(self, h: Tensor) -> Tensor:
-        """Return the log odds of v_i = 1 given h, (..., V). In the centred form they are b + W(h - 1/2)."""
+        """Return the parameters eta of p(v | h), (..., V). In the centred form they are b + W(h - 1/2)."""
         return visible_logits(h if self.mu is None else h - 0.5, Weights(self.W, self.b, self.c))
 
     def free_energy_difference(
@@ -150,7 +154,7 @@ class Machine(NamedTuple):
             value = (of_b * self.b).sum() - (sign * self._of_hidden(logits[:n], half)).sum()
             statistic = p[:n] if self.mu is None else half
         difference = _WithStatistics.apply(value, self.W, self.b, self.c, of_b, x[:n], statistic, sign, product.dtype)
-        return difference, p[len(v) : n], p[n:]
+        return difference + self.visible.energy_difference(v, v_model), p[len(v) : n], p[n:]
 
     def _of_hidden(self, a: Tensor, half: Tensor) -> Tensor:
         """Return the term of the hidden units in -F(v), up to a constant, (n,) nats.

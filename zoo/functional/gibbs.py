@@ -6,7 +6,8 @@ v, and all of v at once given h. v is (n, V) and h is (n, H), with one chain in 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from zoo.checks.pixels import check_pixels
 from zoo.checks.values import check_choice, check_integer
 from zoo.functional.boltzmann import Machine, below, draw
 from zoo.functional.noise import chunk_generator, rand
+from zoo.functional.visible import BINARY, Visible
 
 Init = str | Tensor | list[Tensor]  # noise, data, chains, or images, as the function `beginning` takes them
 
@@ -27,14 +29,14 @@ def gibbs(h: Tensor, u_v: Tensor, u_h: Tensor, machine: Machine) -> Tensor:
 
     Args:
         h: initial hidden states, (n, H).
-        u_v: uniform noise for v, (k, n, V).
+        u_v: noise for v, (k, n, V), uniform for binary units and standard normal for Gaussian units.
         u_h: uniform noise for h, (k - 1, n, H).
         machine: the learned parameters.
     """
-    v = draw(machine.visible_logits(h), u_v[0])
+    v = machine.visible.draw(machine.visible_logits(h), u_v[0])
     for i in range(1, len(u_v)):
         h = draw(machine.hidden_logits(v), u_h[i - 1])
-        v = draw(machine.visible_logits(h), u_v[i])
+        v = machine.visible.draw(machine.visible_logits(h), u_v[i])
     return v
 
 
@@ -44,11 +46,55 @@ def cd(v: Tensor, noise: dict[str, Tensor], machine: Machine) -> Tensor:
 
     Args:
         v: initial visible states, (n, V).
-        noise: uniform noise ``u_h`` (k, n, H) and ``u_v`` (k, n, V).
+        noise: ``u_h`` (k, n, H) and ``u_v`` (k, n, V).
         machine: the learned parameters.
     """
     h = draw(machine.hidden_logits(v), noise["u_h"][0])
     return gibbs(h, noise["u_v"], noise["u_h"][1:], machine)
+
+
+def step_noise(
+    x: Tensor,
+    learning: str,
+    k: int,
+    sizes: Sequence[int],
+    chains: Tensor | None,
+    restarts: float,
+    visible: Visible,
+    *,
+    generator: torch.Generator | None,
+) -> dict[str, Tensor]:
+    """Return the noise of a training step.
+
+    Args:
+        x: images, (B, ...).
+        learning: ``cd``, ``pcd``, ``exact`` or ``exact_samples``.
+        k: Gibbs steps.
+        sizes: V and H, the sizes of the layers.
+        chains: hidden states of persistent chains, (n, H). None means new random states.
+        restarts: probability that a persistent chain restarts after the update.
+        visible: the visible units.
+        generator: source of the noise. None selects PyTorch's default generator.
+
+    Returns:
+        ``u`` (B, ...) is uniform and makes visible states of images. ``u_v`` (k, n, V) and ``u_h`` (k, n, H) are for
+        Gibbs steps. ``pcd`` adds ``h`` (n, H) and the result of :func:`restart_noise`. ``exact_samples`` has ``u_s``
+        (n,) and ``u_v`` (n, V) for :func:`zoo.functional.partition.exact_draw` in place of Gibbs steps.
+    """
+    (V, H), n = sizes, len(x)
+    drawn: dict[str, Any] = {"generator": generator, "device": x.device}
+    noise = {"u": rand(*x.shape, **drawn)}
+    if learning == "exact":
+        return noise
+    if learning == "exact_samples":
+        return noise | {"u_s": rand(n, **drawn), "u_v": visible.noise(n, V, **drawn)}
+    if learning == "pcd":
+        if chains is not None:
+            chains = chains.to(x.device)
+            noise |= restart_noise(len(chains), restarts, V, visible=visible, **drawn)
+        noise["h"] = rand(n, H, **drawn) < 0.5 if chains is None else chains
+        n = len(noise["h"])
+    return noise | {"u_v": visible.noise(k, n, V, **drawn), "u_h": rand(k, n, H, **drawn)}
 
 
 # Persistent chains.
@@ -73,7 +119,13 @@ def local_chains(h: Tensor | None, n: int, H: int, rank: int, world_size: int) -
 
 
 def restart_noise(
-    n: int, probability: float, V: int, *, generator: torch.Generator | None, device: torch.device
+    n: int,
+    probability: float,
+    V: int,
+    *,
+    generator: torch.Generator | None,
+    device: torch.device,
+    visible: Visible = BINARY,
 ) -> dict[str, Tensor]:
     """Return a random choice of the chains that restart after an update, and random visible states.
 
@@ -83,17 +135,17 @@ def restart_noise(
         V: number of visible units.
         generator: source of the noise. None selects PyTorch's default generator.
         device: device of the noise.
+        visible: the kind of the visible units.
 
     Returns:
         an empty dictionary if ``probability`` is 0. Otherwise ``restart`` (n,), bool, which marks the chains that
-        restart, and ``coins`` (m, V), random visible states with units of 0 or 1. m is the expected number of restarts,
-        rounded up.
+        restart, and ``coins`` (m, V), random visible states. m is the expected number of restarts, rounded up.
     """
     if probability == 0:
         return {}
     restart = rand(n, generator=generator, device=device) < probability
-    coins = rand(math.ceil(n * probability), V, generator=generator, device=device) < 0.5
-    return {"restart": restart, "coins": coins.float()}
+    coins = visible.random(math.ceil(n * probability), V, generator=generator, device=device)
+    return {"restart": restart, "coins": coins}
 
 
 def next_hidden(p: Tensor, p_coins: Tensor, noise: dict[str, Tensor]) -> Tensor:
@@ -119,7 +171,7 @@ def pcd(noise: dict[str, Tensor], machine: Machine) -> Tensor:
     """Return v' (n, V) after k Gibbs steps of persistent chains.
 
     Args:
-        noise: the hidden states ``h`` (n, H) of the chains, and uniform noise ``u_v`` (k, n, V) and ``u_h`` (k, n, H).
+        noise: the hidden states ``h`` (n, H) of the chains, and the noise ``u_v`` (k, n, V) and ``u_h`` (k, n, H).
             This function does not use the last ``u_h``. :func:`next_hidden` draws the next hidden states of the chains
             with it.
         machine: the learned parameters.
@@ -155,24 +207,26 @@ def frame_steps(steps: int, frames: int | None) -> list[int]:
 
 
 def gibbs_frames(v: Tensor, shown: list[int], machine: Machine, *, generator: torch.Generator | None = None) -> Tensor:
-    """Return p(v = 1 | h) of Gibbs chains after each of the steps ``shown``, (n, len(shown), V).
+    """Return E[v | h] of Gibbs chains after each of the steps ``shown``, (n, len(shown), V).
 
     At step 0 the result is the initial state ``v``.
 
     Args:
-        v: binary initial states, (n, V).
+        v: initial states, (n, V).
         shown: increasing step numbers, the last at least 1.
         machine: the learned parameters.
         generator: source of the noise. None selects PyTorch's default generator.
     """
-    sampled = lambda logits: draw(logits, rand(*logits.shape, generator=generator, device=logits.device))  # noqa: E731
+    visible = machine.visible
+    drawn: dict[str, Any] = {"generator": generator, "device": v.device}
     found = [v] if shown[0] == 0 else []
     for step in range(1, shown[-1] + 1):
-        logits = machine.visible_logits(sampled(machine.hidden_logits(v)))
+        logits = machine.hidden_logits(v)
+        eta = machine.visible_logits(draw(logits, rand(*logits.shape, **drawn)))
         if step in shown:
-            found.append(logits.sigmoid())
+            found.append(visible.mean(eta))
         if step < shown[-1]:
-            v = sampled(logits)
+            v = visible.draw(eta, visible.noise(*eta.shape, **drawn))
     return torch.stack(found, dim=1)
 
 
@@ -180,8 +234,8 @@ def gibbs_frames(v: Tensor, shown: list[int], machine: Machine, *, generator: to
 
 
 def coins(n: int, machine: Machine, *, generator: torch.Generator | None = None) -> Tensor:
-    """Return random v (n, V): independent units that are 1 with probability 1/2."""
-    return (rand(n, len(machine.b), generator=generator, device=machine.b.device) < 0.5).to(machine.b.dtype)
+    """Return random v (n, V). Binary units are 1 with probability 1/2."""
+    return machine.visible.random(n, len(machine.b), generator=generator, device=machine.b.device).to(machine.b.dtype)
 
 
 def pick(rows: Tensor, n: int, machine: Machine, *, generator: torch.Generator | None = None) -> Tensor:
@@ -200,7 +254,7 @@ def beginning(
     chains: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return binary initial states v of ``n`` chains, (n, V).
+    """Return initial states v of ``n`` chains, (n, V).
 
     Args:
         init: ``noise`` draws random units. ``data`` draws random images of the argument ``data``. ``chains`` draws
@@ -226,8 +280,9 @@ def beginning(
                 raise UserError(
                     "init=chains: there are no persistent chains; load a training checkpoint of learning=pcd"
                 )
-            logits = machine.visible_logits(pick(chains, n, machine, generator=generator))
-            return draw(logits, uniform(logits))
+            eta = machine.visible_logits(pick(chains, n, machine, generator=generator))
+            noise = machine.visible.noise(*eta.shape, generator=generator, device=eta.device)
+            return machine.visible.draw(eta, noise)
         if data is None:
             raise UserError(
                 "init=data: there are no training images outside training; pass images, or on the command line "
@@ -249,8 +304,8 @@ def burned_in_states(machine: Machine) -> Tensor:
 
     The noise has a fixed seed, so the result depends only on ``machine``.
     """
-    generator = chunk_generator(0, -3)
-    uniform = lambda like: rand(*like.shape, generator=generator, device=like.device)  # noqa: E731
-    means = gibbs_frames(coins(100, machine, generator=generator), [1000], machine, generator=generator)[:, 0]
-    logits = machine.hidden_logits((uniform(means) < means).to(means.dtype))
-    return draw(logits, uniform(logits))
+    drawn: dict[str, Any] = {"generator": chunk_generator(0, -3), "device": machine.b.device}
+    start = coins(100, machine, generator=drawn["generator"])
+    means = gibbs_frames(start, [1000], machine, generator=drawn["generator"])[:, 0]
+    logits = machine.hidden_logits(machine.visible.around(means, machine.visible.noise(*means.shape, **drawn)))
+    return draw(logits, rand(*logits.shape, **drawn))

@@ -283,7 +283,7 @@ def data_of(record: dict[str, Any], name: str | None = None):
         options = {key: value for key, value in config.items() if key != "_target_"} | {"name": record["data"]}
         if name is not None:
             other = by_name(name)
-            options |= {key: other.hparams.get(key) for key in ("name", "path")}
+            options |= {key: other.hparams.get(key) for key in ("name", "path", "column")}
             return Text(**options) if isinstance(other, Text) else other
         return Text(**options)
     return Toy("line", config.get("theta")) if record["data"] == "line" else by_name(record["data"])

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from zoo.checks.errors import UserError
 from zoo.training.outputs import FileNotWritten, vectors_format
 
 if TYPE_CHECKING:
@@ -109,6 +110,28 @@ def save_word2vec(words: list[str], vectors: "Tensor", path: Path, binary: bool 
         file.write(f"{len(words)} {vectors.shape[1]}\n".encode())
         for part in _lines(words, vectors, binary):
             file.write(part)
+
+
+def keyed_vectors(words: list[str], vectors: "Tensor", counts: "Tensor") -> Any:
+    """Return a copy of words and their vectors as gensim's KeyedVectors.
+
+    Args:
+        words: V words, the most frequent first. The result has the same order.
+        vectors: their vectors, (V, D). The result has them in float32.
+        counts: occurrences of each word, (V,), the attribute ``count`` of the result.
+
+    Raises:
+        UserError: if gensim is not installed.
+    """
+    try:
+        from gensim.models import KeyedVectors
+    except ImportError as error:
+        raise UserError("keyed_vectors needs gensim: pip install gensim") from error
+    found = KeyedVectors(vectors.shape[1])
+    found.add_vectors(words, vectors.detach().float().cpu().numpy())
+    for word, count in zip(words, counts.tolist(), strict=True):
+        found.set_vecattr(word, "count", count)
+    return found
 
 
 def _lines(words: list[str], vectors: "Tensor", binary: bool) -> Iterator[bytes]:
