@@ -18,6 +18,7 @@ from zoo.training.command_line import (
 from zoo.training.error_lines import one_line_errors
 from zoo.training.hydra_errors import hydra_raises
 from zoo.training.interruption import ended_by_signals
+from zoo.training.own_data import check_module, without_options_of_recipes
 from zoo.training.processes import end_with_parent, leave_process_group, overrides_of_process
 from zoo.training.sweeps import end_of_sweep, report_failed_job
 from zoo.training.threads import prepare_threads
@@ -50,6 +51,13 @@ def build_all(group: "DictConfig | None") -> list:
     return [build(node) for node in (group or {}).values() if node and "_target_" in node]
 
 
+def overrides_given() -> list[str]:
+    """Return the overrides of the command line, or an empty list if Hydra's main function does not run."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
 def train(cfg: "DictConfig") -> dict[str, float]:
     """Fit ``cfg.model`` on ``cfg.data``, test the best checkpoint, and return the last metrics by name."""
     import lightning as L
@@ -64,7 +72,9 @@ def train(cfg: "DictConfig") -> dict[str, float]:
     with_current_names(cfg)
     with_home(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
+    without_options_of_recipes(cfg.data, overrides_given())
     data = build(cfg.data)
+    check_module(data, cfg.test, OmegaConf.select(cfg, "callbacks.best.monitor"))
     with_shape_of(cfg.model, data)
     model = build(cfg.model)
     check_kind(model, data)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from zoo.callbacks.run_record import run_command
 from zoo.training.checkpoint_files import clear_unfinished, keep_best
@@ -36,6 +37,9 @@ class ExactResume(Checkpoint):
     Each process draws its training noise from a different random stream. If a run resumes with another number of
     processes, each process begins a new random stream. The weights, the optimiser and the order of the data still
     resume exactly.
+
+    A torch DataLoader without a state resumes exactly at the end of an epoch. Within an epoch, it starts again,
+    with other random choices.
 
     Args:
         folder: the run folder. ``interrupted.ckpt`` is written to ``checkpoints/`` in it.
@@ -84,6 +88,10 @@ class ExactResume(Checkpoint):
             torch.set_rng_state(state["cpu"].cpu())
             if "cuda" in state and pl_module.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda"].cpu(), pl_module.device)
+            if isinstance(trainer.train_dataloader, DataLoader) and not self._loader_states:
+                # A DataLoader draws a seed when it begins an epoch. Lightning has let it begin before the random
+                # numbers were restored, so it begins again.
+                iter(trainer.fit_loop._data_fetcher)
         elif trainer.global_rank > 0 or self._states is not None:
             # seed_everything gives every process the same random stream. With equal noise on all processes, more
             # processes would not reduce the variance of the gradient.

@@ -11,6 +11,7 @@ from zoo.checks.moved import current_name
 from zoo.checks.values import check_choice, check_flag
 from zoo.training.error_lines import SHOW_ALL
 from zoo.training.hydra_errors import line_of_hydra
+from zoo.training.own_data import shape_of_examples
 from zoo.training.shell import override, quoted
 
 if TYPE_CHECKING:
@@ -252,7 +253,8 @@ def check_values(cfg: "DictConfig") -> None:
 def with_shape_of(model: "DictConfig", data) -> None:
     """Replace ``auto`` in the model's options ``shape`` and ``num_classes`` by the values of the data.
 
-    If the data do not say their shape, the option is removed, and the model has its default.
+    Data without the attribute ``shape`` are prepared, and one training batch shows the shape. The number of classes is
+    the attribute ``num_classes`` of the data.
 
     Args:
         model: configuration of the model.
@@ -261,15 +263,21 @@ def with_shape_of(model: "DictConfig", data) -> None:
     Raises:
         UserError: if ``num_classes`` is ``auto`` and the data have no labels.
     """
-    for key in ("shape", "num_classes"):
-        if model.get(key) != "auto":
-            continue
-        if not isinstance(data, capabilities.ShapedData):
-            del model[key]
-        elif (value := {"shape": data.shape, "num_classes": data.num_classes}[key]) is not None:
-            model[key] = list(value) if key == "shape" else value
-        else:
-            raise UserError(f"model.{key}=auto needs data with labels, and {data.used} has none: choose other data")
+    if model.get("shape") == "auto":
+        model.shape = shape_of_examples(data)
+    if model.get("num_classes") == "auto":
+        model.num_classes = getattr(data, "num_classes", None)
+        if model.num_classes is None:
+            raise UserError(
+                f"model.num_classes=auto needs data with labels, and {name_of_data(data)} has no num_classes: choose "
+                "other data, or set model.num_classes=..."
+            )
+
+
+def name_of_data(data) -> str:
+    """Return the name of the data set, or the name of the class if the data module is the user's."""
+    chosen = data.used if isinstance(data, capabilities.NamedData) else None
+    return chosen or data.hparams.get("name") or type(data).__qualname__
 
 
 def check_kind(model, data) -> None:
@@ -281,5 +289,8 @@ def check_kind(model, data) -> None:
     words = isinstance(model, capabilities.Words)
     if words != isinstance(data, capabilities.TextData):
         kinds = ("text", "images or points") if words else ("images or points", "text")
-        name, chosen = type(model).__name__, data.used or data.hparams.name
-        raise UserError(f"{name} trains on {kinds[0]}, and {chosen} is {kinds[1]}: choose other data with data=...")
+        advice = "" if isinstance(data, capabilities.NamedData) else " (a data module of text has the attribute corpus)"
+        raise UserError(
+            f"{type(model).__name__} trains on {kinds[0]}, and {name_of_data(data)} is {kinds[1]}: choose other data "
+            f"with data=...{advice}"
+        )
