@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from zoo.checks.capabilities import KnownShape
 from zoo.checks.errors import UserError
 from zoo.training.processes import started_by_lightning
 
@@ -39,7 +40,7 @@ def without_options_of_recipes(data: "DictConfig", given: Sequence[str] = ()) ->
         parameters = dict(inspect.signature(kind).parameters)
     except Exception:  # the error of an unknown class is raised where the data are built
         return
-    if getattr(kind, "__init__", None) is LightningDataModule.__init__:
+    if isinstance(kind, type) and kind.__init__ is LightningDataModule.__init__:
         parameters = {}  # LightningDataModule itself takes any argument, and ignores it
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
@@ -98,7 +99,7 @@ def shape_of_examples(data: Any) -> list[int]:
 
     from zoo.checks.pixels import as_batch
 
-    if getattr(data, "shape", None) is not None:
+    if isinstance(data, KnownShape) and data.shape is not None:
         return list(data.shape)
     name = type(data).__qualname__
     together = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
