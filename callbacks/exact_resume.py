@@ -38,6 +38,9 @@ class ExactResume(Checkpoint):
     processes, each process begins a new random stream. The weights, the optimiser and the order of the data still
     resume exactly.
 
+    A torch DataLoader without a state resumes exactly at the end of an epoch. Within an epoch, it starts again,
+    with other random choices.
+
     Args:
         folder: the run folder. ``interrupted.ckpt`` is written to ``checkpoints/`` in it.
     """
@@ -85,7 +88,7 @@ class ExactResume(Checkpoint):
             torch.set_rng_state(state["cpu"].cpu())
             if "cuda" in state and pl_module.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda"].cpu(), pl_module.device)
-            if isinstance(trainer.train_dataloader, DataLoader) and trainer.fit_loop.restarting:
+            if isinstance(trainer.train_dataloader, DataLoader) and not self._loader_states:
                 # A DataLoader draws a seed when it begins an epoch. Lightning has let it begin before the random
                 # numbers were restored, so it begins again.
                 iter(trainer.fit_loop._data_fetcher)

@@ -189,7 +189,7 @@ WRONG_LABELS = [torch.rand(8), torch.full((8,), -1), torch.full((8,), 1000), tor
 @pytest.mark.parametrize("labels", WRONG_LABELS)
 def test_labels_that_cannot_be_counted_in_clusters_are_refused(labels):
     loader = DataLoader(TensorDataset(X, labels), batch_size=4)
-    with pytest.raises(UserError, match="labels of clusters must be integers from 0 to 999, one for each image"):
+    with pytest.raises(UserError, match="labels of clusters must be integers from 0 to 999"):
         L.Trainer(**QUIET).validate(MODELS["infogan"](), loader, verbose=False)
 
 

@@ -1,12 +1,15 @@
 """Tests of data modules of the user, from a folder that ``--config-dir`` names, with all recipes of images."""
 
+import re
+import shlex
+import signal
 import subprocess
 import sys
 
 import lightning as L
 import pytest
 import torch
-from helpers import QUIET, TINY, config
+from helpers import QUIET, TINY, assert_same, checkpoint, config, stop
 from omegaconf import OmegaConf
 from processes import ROOT, environment
 
@@ -83,37 +86,37 @@ def test_a_data_module_of_the_user_trains_with_the_recipe(name, folder):
     assert "batch_size" not in cfg.data
 
 
-def test_the_command_trains_samples_and_tests(folder):
-    command = [sys.executable, ROOT / "train.py", f"--config-dir={folder / 'configs'}", "data=mine", *QUIET]
-    options = [*overrides_of("vade"), "trainer.max_epochs=2", f"hydra.run.dir={folder / 'run'}"]
-    done = subprocess.run(
-        [*map(str, command), *options],
-        cwd=folder,
-        env=environment(PYTHONPATH=str(folder)),
-        capture_output=True,
-        text=True,
-    )
+def test_the_files_and_the_command_of_the_page_train_sample_and_test(tmp_path):
+    page = (ROOT / "docs" / "own_data_module.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"^```(\w+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    (tmp_path / "my_configs" / "data").mkdir(parents=True)
+    (tmp_path / "mydm.py").write_text(blocks["python"], encoding="utf-8")
+    (tmp_path / "my_configs" / "data" / "mine.yaml").write_text(blocks["yaml"], encoding="utf-8")
+    first, python, script, *options = shlex.split(blocks["bash"])
+    assert (first, python, script, options[-1]) == ("PYTHONPATH=.", "python", "train.py", "model=ddpm")
+    short = ["trainer.max_epochs=1", "trainer.limit_train_batches=3", f"hydra.run.dir={tmp_path / 'run'}"]
+    command = [sys.executable, str(ROOT / "train.py"), *options[:-1], *overrides_of("gan"), *short, *QUIET]
+    variables = environment(PYTHONPATH=f"{ROOT}:.")
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    written = OmegaConf.load(folder / "run" / "config.yaml")
-    assert list(written.model.shape) == [1, 8, 8] and "batch_size" not in written.data
-    assert list((folder / "run" / "samples").glob("*.png"))
-    assert "test/loss" in (folder / "run" / "metrics.csv").read_text(encoding="utf-8")
+    written = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    assert list(written.model.shape) == [1, 8, 8] and written.data.batch_size == 64
+    assert list((tmp_path / "run" / "samples").glob("*.png"))
+    assert "test/loss" in (tmp_path / "run" / "metrics.csv").read_text(encoding="utf-8")
 
 
 def test_a_run_on_ones_own_data_resumes_at_the_end_of_an_epoch(folder):
-    """Shuffling draws from the random numbers of the run, which the checkpoint holds."""
+    """Shuffling draws from the random numbers of the run, which the checkpoint holds. An epoch has four batches."""
     arguments = [*overrides_of("vae"), "data=mine", "test=false", "callbacks.estimator_variance=null"]
-    whole = configuration(folder, *arguments, "trainer.max_epochs=2")
+    arguments += ["trainer.max_epochs=2"]
+    whole = configuration(folder, *arguments)
     whole.run_dir = str(folder / "whole")
-    for cfg in (whole, configuration(folder, *arguments, "trainer.max_epochs=1")):
-        train(cfg)
+    train(whole)
+    with pytest.raises(SystemExit):
+        train(configuration(folder, *arguments, *stop(3, signal.SIGTERM)))
     last = folder / "run" / "checkpoints" / "last.ckpt"
-    train(configuration(folder, *arguments, "trainer.max_epochs=2", f"ckpt={last}"))
-    ours, theirs = (
-        torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for path in (folder / "run", folder / "whole")
-    )
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    train(configuration(folder, *arguments, f"ckpt={last}"))
+    assert_same(checkpoint(folder / "run")["state_dict"], checkpoint(folder / "whole")["state_dict"])
 
 
 def test_the_recipe_gives_its_batch_size_to_a_class_that_takes_one(folder):

@@ -261,6 +261,20 @@ class ShapedData(Protocol):
 
 
 @runtime_checkable
+class KnownShape(Protocol):
+    """Data that know the shape of an example before ``setup``. The attribute may be None."""
+
+    shape: Any
+
+
+@runtime_checkable
+class KnownClasses(Protocol):
+    """Data that know the number of classes of their labels before ``setup``. It is None if there are no labels."""
+
+    num_classes: int | None
+
+
+@runtime_checkable
 class SplitData(Protocol):
     """Data that keep all examples. After ``setup``, ``splits`` has ``train``, ``val`` and ``test``.
 

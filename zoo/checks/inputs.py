@@ -386,8 +386,8 @@ def rows_of_text(model: Any, name: str, batch: Any, arguments: Mapping[str, Any]
     if not pairs and not (wide and rows[0].shape[1] > rows[1].shape[1]):
         got = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in rows]
         raise UserError(
-            f"a batch of text has the shapes {got}: give words (B, window + 32 + window) and reach (B, 32), as "
-            "zoo.datamodules.Text makes them, or pairs of words, (B,) and (B,), all integers"
+            f"a batch of text has the shapes {got}: give integers, words (B, window + 32 + window) and reach (B, 32), "
+            "or pairs of words, (B,) and (B,)"
         )
     return as_rows(rows)
 

@@ -67,8 +67,8 @@ class ClusterTable(Metric):
         plain = not (label.is_floating_point() or label.is_complex()) and label.shape == cluster.shape
         if not plain or ((label < 0) | (label > most)).any():
             raise UserError(
-                f"labels of clusters must be integers from 0 to {most}, one for each image; got other values, or "
-                f"{label.dtype} of shape {tuple(label.shape)}: leave such labels out of validation batches"
+                f"labels of clusters must be integers from 0 to {most}, (B,); got {label.dtype}, {tuple(label.shape)}, "
+                "or other values: leave such labels out of validation batches"
             )
         pairs = cluster * self.table.shape[1] + label
         # The sum is a new tensor. In-place writes would fail later for a table that was made in inference mode.

@@ -266,7 +266,7 @@ def with_shape_of(model: "DictConfig", data) -> None:
     if model.get("shape") == "auto":
         model.shape = shape_of_examples(data)
     if model.get("num_classes") == "auto":
-        model.num_classes = getattr(data, "num_classes", None)
+        model.num_classes = data.num_classes if isinstance(data, capabilities.KnownClasses) else None
         if model.num_classes is None:
             raise UserError(
                 f"model.num_classes=auto needs data with labels, and {name_of_data(data)} has no num_classes: choose "

@@ -1,6 +1,6 @@
 """Data modules of the user, from a configuration in a folder that ``--config-dir`` names (docs/own_data_module.md).
 
-Any LightningDataModule can train a model of images. It needs no attribute of its own.
+Any LightningDataModule can train a model of images.
 """
 
 import inspect
@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from zoo.checks.capabilities import KnownShape
 from zoo.checks.errors import UserError
 from zoo.training.processes import started_by_lightning
 
@@ -39,7 +40,7 @@ def without_options_of_recipes(data: "DictConfig", given: Sequence[str] = ()) ->
         parameters = dict(inspect.signature(kind).parameters)
     except Exception:  # the error of an unknown class is raised where the data are built
         return
-    if getattr(kind, "__init__", None) is LightningDataModule.__init__:
+    if isinstance(kind, type) and kind.__init__ is LightningDataModule.__init__:
         parameters = {}  # LightningDataModule itself takes any argument, and ignores it
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
@@ -91,14 +92,14 @@ def shape_of_examples(data: Any) -> list[int]:
     numbers of the run do not change.
 
     Raises:
-        UserError: if the first batch has no known form, or if torchrun or SLURM has started several processes, which
-            would prepare the data at the same time.
+        UserError: if the first batch has no known form. It is also raised if torchrun or SLURM has started several
+            processes, because they would prepare the data at the same time.
     """
     from lightning.pytorch.utilities.seed import isolate_rng
 
     from zoo.checks.pixels import as_batch
 
-    if getattr(data, "shape", None) is not None:
+    if isinstance(data, KnownShape) and data.shape is not None:
         return list(data.shape)
     name = type(data).__qualname__
     together = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
