@@ -12,6 +12,7 @@ if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).abso
 
 import argparse
 import json
+import math
 import os
 import re
 
@@ -22,8 +23,8 @@ from zoo.training.interruption import ended_by_signals
 PROGRAM = "python -m zoo"
 IMAGES = "mnist, fashion_mnist, digits, mnist_or_digits"
 DATA = (
-    f"data set: {IMAGES}; mixture, ring, moons, swiss_roll, line, markov_chain; text8, wikitext2, pydocs; or the path "
-    "of a text file"
+    f"data set: {IMAGES}; mixture, ring, moons, swiss_roll, line, markov_chain; text8, wikitext2, pydocs. The path of "
+    "a folder of images, an array file or a text file is also accepted"
 )
 SOURCE = (
     f"trained model: the name of a pretrained checkpoint ({PROGRAM} list), a run folder, a checkpoint file, or an "
@@ -95,7 +96,7 @@ def sample(args: argparse.Namespace) -> None:
     if args.images and "init" in conditions:
         raise UserError("--images and -c init=... both set where the chains start: leave out one of them")
     if args.images:
-        conditions["init"] = _test_images(args.images, args.n)
+        conditions["init"] = _test_images(args.images, args.n, model)
     conditions = check_conditions(model, conditions)
     n, conditions, columns = picture(model, args.n, conditions)
     save_grid(sample_chunks(model, n, args.seed, progress=True, **conditions), args.output, columns)
@@ -127,6 +128,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Compare the variance of gradient estimators, as a table and a figure."""
+    from zoo.checks.pixels import as_batch
     from zoo.evaluation import comparison
     from zoo.sampling.pictures import save_figure
 
@@ -139,8 +141,8 @@ def compare(args: argparse.Namespace) -> None:
         model = _on_device(_load(args))
         names = args.estimators.split(",") if args.estimators else None
         data = _data(args, model)
-        size = args.batch_size or (4 if _knows_words(model) else 64)
-        batch = [t.to(model.device) for t in next(iter(data.val_dataloader()))]
+        batch = [t.to(model.device) for t in as_batch(next(iter(data.val_dataloader())))]
+        size = args.batch_size or min(4 if _knows_words(model) else 64, len(batch[0]))
         if size > len(batch[0]):
             raise UserError(f"batch-size must be at most {len(batch[0])}, the size of a validation batch, got {size}")
         batch = [t[:size] for t in batch]
@@ -214,7 +216,8 @@ def export(args: argparse.Namespace) -> None:
     from zoo import hub
     from zoo.hub import exporting
 
-    weights = exporting.export(args.source, args.name, args.force, _protocol(args), progress=True)
+    protocol = _protocol(args)
+    weights = exporting.export(args.source, args.name, args.force, protocol, True, args.data, args.trust_data)
     print(f"Wrote {weights} ({weights.stat().st_size / 1e6:.1f} MB) and its card")
     _print_metrics(hub.read_card(args.name)["metrics"])
 
@@ -246,54 +249,75 @@ def _condition(text: str) -> tuple[str, object]:
         raise UserError(f"a condition must be a number, a word, true, false, null or a list; got {text!r}") from None
 
 
-def _test_images(name: str, n: int) -> list:
-    from zoo.datamodules import Images
+def _test_images(name: str, n: int, model) -> list:
+    from zoo.datamodules import by_name
+    from zoo.datamodules.access import make_ready, name_of, size_of, split_of
+    from zoo.datamodules.splits import as_floats
 
-    data = Images(name)
-    data.setup()
-    images = data.splits["test"].images[:n]
-    if len(images) < n:
-        raise UserError(f"n must be at most {len(images):,}, the number of test images in {data.used}; got {n:,}")
-    return list(images.float() / 255)
+    data = make_ready(by_name(name, _image_shape(model)))
+    _check_examples(model, data)
+    if (known := size_of(data, "test")) < n:
+        raise UserError(f"n must be at most {known:,}, the number of test images in {name_of(data)}; got {n:,}")
+    return list(as_floats(split_of(data, "test", n).images))
+
+
+def _image_shape(model) -> tuple[int, ...] | None:
+    """Return the shape of the model's images, or None if it has other examples."""
+    from zoo.checks.inputs import shape_of
+
+    shape = None if _knows_words(model) else shape_of(model)
+    return shape if isinstance(shape, tuple) and len(shape) == 3 else None
 
 
 def _data(args: argparse.Namespace, model):
-    """Return the datamodule that ``--data`` names, after ``setup``.
+    """Return the data of the run, or the data that ``--data`` names, ready for use.
 
-    For word vectors, the default is the text of the run. For other models, it is mnist_or_digits.
+    For pretrained checkpoints, the default is mnist_or_digits.
 
     Raises:
-        UserError: if the model cannot take these data, or records no text.
+        UserError: if the model cannot take these data, or if the data of the run are not recorded, gone or changed.
     """
     from zoo import hub
     from zoo.datamodules import by_name
+    from zoo.datamodules.access import make_ready
     from zoo.training.command_line import check_kind
 
-    words = _knows_words(model)
-    recorded = hub.record_of(args.source) if words else None
-    if words and recorded is None and args.data is None:
+    record, words = hub.record_of(args.source), _knows_words(model)
+    if record is not None:
+        data = hub.data_of(record, args.data, args.trust_data, _image_shape(model))
+    elif args.data is None and words:
         raise UserError(f"{args.source} does not record its training text: name a text with --data")
-    if recorded:  # the datamodule has the vocabulary and the windows of the run
-        data = hub.data_of(recorded, args.data)
+    elif args.data is None and args.source in zoo.list_checkpoints() and hub.read_card(args.source).get("data_digest"):
+        raise UserError(f"{args.source} was trained on images of its author: name images with --data PATH")
     else:
-        data = by_name(args.data or "mnist_or_digits")
+        data = by_name(args.data or "mnist_or_digits", _image_shape(model))
     check_kind(model, data)
-    data.setup()
-    _check_shape(model, data)
+    make_ready(data)
+    if record is not None and args.data is None:
+        hub.check_unchanged(data, record)
+    _check_examples(model, data)
     return data
 
 
-def _check_shape(model, data) -> None:
+def _check_examples(model, data) -> None:
+    """Check that the model takes the test examples of the data, and that there are labels if it needs them."""
+    from zoo.checks.inputs import shape_of
+    from zoo.checks.pixels import as_batch
+    from zoo.datamodules.access import name_of
+
     if _knows_words(model):
         model.check_vocabulary(data.corpus.words)
         return
-    example = list(next(iter(data.test_dataloader()))[0].shape[1:])
-    shape = list(model.hparams.get("shape", [1, 28, 28]))
-    if shape != example:
+    batch = as_batch(next(iter(data.test_dataloader())))
+    example, shape, name = list(batch[0].shape[1:]), shape_of(model), type(model).__name__
+    if (math.prod(example) != shape) if isinstance(shape, int) else (example != list(shape)):
+        wanted = f"{shape} pixels" if isinstance(shape, int) else f"shape {list(shape)}"
         raise UserError(
-            f"{type(model).__name__} takes examples of shape {shape}, and the examples of {data.used} have {example}: "
-            "choose other data with --data"
+            f"{name} takes examples of {wanted}, and the examples of {name_of(data)} have {example}: choose other data "
+            "with --data"
         )
+    if model.hparams.get("num_classes") is not None and len(batch) < 2:
+        raise UserError(f"{name} needs labels, and {name_of(data)} has none: choose data with labels with --data")
 
 
 def _load(args: argparse.Namespace):
@@ -404,12 +428,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--images",
         metavar="DATA",
-        help=f"data set whose test images start the chains, for models that sample by chains: {IMAGES} "
-        "(default: chains start from noise)",
+        help=f"data set whose test images start the chains, for models that sample by chains: {IMAGES}, or the path of "
+        "images (default: chains start from noise)",
     )
     sub = found["evaluate"]
     _add_class(sub)
-    _add_data(sub, "mnist_or_digits; for words, the text of the run")
+    _add_data(sub, "the data of the run; for a pretrained checkpoint, mnist_or_digits")
     sub.add_argument(
         "--words",
         type=_path,
@@ -430,7 +454,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="gradients to draw from each estimator, at least 2 (default: 256; for toy, 100000)",
     )
-    _add_data(sub, "mnist_or_digits; for words, the text of the run")
+    _add_data(sub, "the data of the run; for a pretrained checkpoint, mnist_or_digits")
     sub.add_argument(
         "--batch-size",
         type=int,
@@ -470,6 +494,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--binary", action="store_true", help="write the binary format (default: by the name of FILE)")
     sub = found["export"]
     sub.add_argument("name", metavar="NAME", help="name to publish under: lower-case letters, digits and hyphens")
+    _add_data(sub, "the place that the run records", "present path of the data of the run, if they have moved")
     _add_protocol(sub)
     sub.add_argument("--force", action="store_true", help="replace an existing checkpoint with this name")
     return parser
@@ -490,8 +515,13 @@ def _add_output(sub: argparse.ArgumentParser, name: str) -> None:
     sub.add_argument("-o", "--output", type=_path, default=Path(name), metavar="FILE", help=text)
 
 
-def _add_data(sub: argparse.ArgumentParser, default: str) -> None:
-    sub.add_argument("--data", metavar="DATA", help=f"{DATA} (default: {default})")
+def _add_data(sub: argparse.ArgumentParser, default: str, what: str = DATA) -> None:
+    sub.add_argument("--data", metavar="DATA", help=f"{what} (default: {default})")
+    text = (
+        "import the data module that the run records, also from outside the zoo. Use this only for checkpoints that "
+        "you trust (default: it is not imported)"
+    )
+    sub.add_argument("--trust-data", action="store_true", help=text)
 
 
 def _add_protocol(sub: argparse.ArgumentParser) -> None:
