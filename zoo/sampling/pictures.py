@@ -51,9 +51,10 @@ def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
 
     The shape of ``images`` selects the layout:
 
-        (n, 1, H, W)            images
-        (n, frames, 1, H, W)    n chains over time, one row for each chain
+        (n, C, H, W)            images, grey or in colours; if C is neither 1 nor 3, the channels stand side by side
+        (n, frames, C, H, W)    n chains over time, one row for each chain
         (n, T, K)               one-hot sequences, one image for each sequence
+        (n, V)                  vectors of pixels, one row of pixels for each vector
         (n, 2)                  points, one scatter plot
         (n, frames, 2)          points over time, one scatter plot for each frame
 
@@ -63,14 +64,17 @@ def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
             square.
     """
     if images.ndim == 2:
-        return scatter(images), 1
+        return (scatter(images) if images.shape[1] == 2 else images[:, None, None]), 1
     if images.ndim == 3 and images.shape[-1] == 2:
         return torch.cat([scatter(moment) for moment in images.unbind(1)]), images.shape[1]
     if images.ndim == 3:
         # Time runs from left to right. Each symbol is a square of 4 x 4 pixels.
         images = images[:, None].transpose(-1, -2).repeat_interleave(4, -1).repeat_interleave(4, -2)
     if images.ndim == 5:
-        return images.flatten(0, 1), images.shape[1]
+        columns = images.shape[1]
+        images = images.flatten(0, 1)
+    if images.shape[1] not in (1, 3):
+        images = torch.cat(images.split(1, 1), -1)
     return images, columns or max(1, round(len(images) ** 0.5))
 
 
