@@ -61,7 +61,7 @@ def data_of(record: dict[str, Any], name: str | None = None, trust: bool = False
     options = {key: value for key, value in config.items() if key != "_target_"}
     if name is not None:
         if used in TEXTS and isinstance(other := by_name(name, shape), Text):
-            return Text(**options | {key: other.hparams.get(key) for key in ("name", "path")})
+            return Text(**options | {k: other.hparams[k] for k in ("name", "path", "column") if k in other.hparams})
         if target == OWN and holds_images(name):
             return zoo.datamodules.OwnImages(**options | {"path": name, **MEASURED})
         return by_name(name, shape)
