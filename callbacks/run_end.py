@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import lightning.pytorch.loggers as lightning_loggers
+from lightning import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from zoo.callbacks.run_record import run_command
@@ -13,6 +14,7 @@ from zoo.checks import capabilities
 from zoo.evaluation.units import with_unit
 from zoo.evaluation.words import LONG, WordFileError, find_word_sets
 from zoo.hub.loading import name_of_class
+from zoo.hub.recorded_data import is_known
 from zoo.training.shell import pasted, short
 from zoo.training.tables import read_rows
 
@@ -120,11 +122,10 @@ def _commands(trainer, model, folder: Path, best: ModelCheckpoint | None) -> lis
     commands = []
     if source := _source(folder, best):
         commands = _of_words(model, source) if isinstance(model, capabilities.Words) else _of_images(model, source)
-        data = trainer.datamodule
         if not isinstance(model, capabilities.Words):
-            named = isinstance(data, capabilities.NamedData) and data.used
-            options = [*_class(model), *(["--data", data.used] if named else [])]
-            commands.append(pasted("python", "-m", "zoo", "evaluate", source, *options))
+            data = trainer.datamodule
+            trust = ["--trust-data"] if isinstance(data, LightningDataModule) and not is_known(type(data)) else []
+            commands.append(pasted("python", "-m", "zoo", "evaluate", source, *_class(model), *trust))
         elif _has_word_sets():  # the command needs the published word sets
             commands.append(pasted("python", "-m", "zoo", "evaluate", source))
     metric = (best and best.monitor) or "val/loss"

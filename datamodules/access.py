@@ -79,3 +79,10 @@ def has_labels(data: Any, split: str = "test") -> bool:
     if isinstance(data, SplitData):
         return data.splits[split].labels is not None
     return next(batches_of(data, split, 1), (None, None))[1] is not None
+
+
+def size_of(data: Any, split: str) -> int:
+    """Return the number of examples of a split. Without ``splits``, the loader is read."""
+    if isinstance(data, SplitData):
+        return len(data.splits[split].images)
+    return sum(len(x) for x, _ in batches_of(data, split, 1))

@@ -20,6 +20,7 @@ ORDER = [
     {"evaluation"},
     {"hub"},
     {"callbacks"},
+    {"commands"},
     {"train", "__main__"},
 ]
 LONGEST_MODEL = 420  # a model file must have fewer lines, docstrings included

@@ -201,12 +201,13 @@ def test_export_refuses_before_it_writes(published, runs, tmp_path):
 
 
 def test_conditions_as_people_type_them():
-    from zoo.__main__ import _check_shape, _conditions
+    from zoo.commands.conditions import parse_conditions
+    from zoo.commands.inputs import check_examples
     from zoo.datamodules import Toy
     from zoo.ddpm import DDPM
 
-    assert _conditions("") == {}
-    assert _conditions("num_steps=5,eta=1,labels=[1,2],show=x0") == {
+    assert parse_conditions("") == {}
+    assert parse_conditions("num_steps=5,eta=1,labels=[1,2],show=x0") == {
         "num_steps": 5,
         "eta": 1,
         "labels": [1, 2],
@@ -218,13 +219,13 @@ def test_conditions_as_people_type_them():
         "eta=1/2": "a condition must be a number, a word, true, false, null or a list; got 'eta=1/2'",
     }.items():
         with pytest.raises(ValueError, match=message):
-            _conditions(text)
+            parse_conditions(text)
     data = Toy("mixture")
     data.setup()
     with pytest.raises(
         ValueError, match=r"DDPM takes examples of shape \[1, 28, 28\], and the examples of mixture have"
     ):
-        _check_shape(DDPM(steps=4, widths=[8]), data)
+        check_examples(DDPM(steps=4, widths=[8]), data)
 
 
 def test_the_command_line(runs, published, tmp_path, monkeypatch, capsys):

@@ -9,7 +9,8 @@ import pytest
 from helpers import TINY, config, run
 
 import zoo
-from zoo.__main__ import _conditions, parser
+from zoo.commands.conditions import parse_conditions
+from zoo.commands.parser import parser
 from zoo.evaluation.distances import classify_images
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,7 @@ def test_training_commands_compose(command):
 def test_zoo_commands_parse(command):
     args = parser().parse_args(shlex.split(command)[3:])
     for condition in getattr(args, "condition", []):
-        assert _conditions(condition)
+        assert parse_conditions(condition)
 
 
 def anchors(page):

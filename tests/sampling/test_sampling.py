@@ -1,5 +1,6 @@
 """Tests that the pixels of a sample depend on the seed, and not on the number of samples or processes."""
 
+import numpy as np
 import pytest
 import torch
 from helpers import Pixel
@@ -121,3 +122,32 @@ def test_points_and_sequences_are_pictures():
     assert images.shape == (4, 1, 12, 8) and columns == 2
     # The rows of an image are symbols, and the columns are times.
     assert images[0, 0, 0, 0] == 1 and images[0, 0, 11, 7] == 1 and images.sum() == 4 * 2 * 16
+
+
+def test_pictures_keep_the_shape_and_the_colours_of_images(tmp_path, generator):
+    """Each pixel of the picture is a pixel of an image. There are two grey pixels between images."""
+    for shape in ((3, 6, 9), (1, 9, 4)):
+        images = torch.rand(6, *shape, generator=generator)
+        save_grid(images, tmp_path / "grid.png", 3)
+        _, H, W = shape
+        pixels = torch.from_numpy(np.array(Image.open(tmp_path / "grid.png"))).permute(2, 0, 1) / 255
+        assert pixels.shape == (3, 2 * (H + 2) + 2, 3 * (W + 2) + 2)
+        for i in range(6):
+            top, left = 2 + i // 3 * (H + 2), 2 + i % 3 * (W + 2)
+            found = pixels[:, top : top + H, left : left + W]
+            assert (found - images[i]).abs().max() < 1 / 255
+    chains = torch.rand(4, 5, 3, 6, 9, generator=generator)
+    rows, columns = in_rows(chains)
+    assert columns == 5 and torch.equal(rows[7], chains[1, 2])
+
+
+def test_pictures_of_other_channels_and_of_vectors(tmp_path, generator):
+    """Five channels stand side by side. A vector is one row of pixels."""
+    images = torch.rand(4, 5, 6, 9, generator=generator)
+    rows, columns = in_rows(images)
+    assert rows.shape == (4, 1, 6, 45) and columns == 2
+    assert torch.equal(rows[1, 0, :, 9:18], images[1, 1])
+    rows, columns = in_rows(torch.rand(4, 50, generator=generator))
+    assert rows.shape == (4, 1, 1, 50) and columns == 1
+    save_grid(images, tmp_path / "grid.png")
+    assert np.array(Image.open(tmp_path / "grid.png")).shape[:2] == (2 * 8 + 2, 2 * 47 + 2)

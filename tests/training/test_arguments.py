@@ -19,6 +19,8 @@ from hydra import compose, initialize_config_dir
 import zoo
 import zoo.__main__ as command_line
 from zoo.checks.errors import UserError
+from zoo.commands import parser
+from zoo.commands.conditions import parse_conditions
 from zoo.training.command_line import readable_arguments
 from zoo.training.files import save_word2vec
 from zoo.training.outputs import FileNotWritten, check_picture, check_writable, vectors_format
@@ -79,7 +81,7 @@ def test_arguments_are_refused_in_one_line_before_torch_is_imported(tmp_path):
 
 # Help.
 
-COMMANDS = {name: run for group in command_line.GROUPS.values() for name, run in group.items()}
+COMMANDS = {name: run for group in parser.GROUPS.values() for name, run in group.items()}
 
 
 def helped(monkeypatch, capsys, *arguments):
@@ -111,7 +113,7 @@ def test_the_help_of_a_command_says_what_it_does_with_examples_and_defaults(name
     text = helped(monkeypatch, capsys, name, "--help")
     check_text(text)
     assert f"\n\n{COMMANDS[name].__doc__}\n\n" in text
-    sub = command_line.parser()._subparsers._group_actions[0].choices[name]
+    sub = parser.parser()._subparsers._group_actions[0].choices[name]
     for action in sub._actions[1:]:
         flag = action.nargs == 0
         assert action.help and (flag or action.metavar), action
@@ -119,12 +121,12 @@ def test_the_help_of_a_command_says_what_it_does_with_examples_and_defaults(name
             default = action.default if action.default not in (None, []) else ""
             assert f"(default: {default}" in action.help, action
     examples = [line.strip() for line in text.splitlines() if line.startswith("  python -m zoo")]
-    assert len(examples) == len(command_line.EXAMPLES[name]) > 0
+    assert len(examples) == len(parser.EXAMPLES[name]) > 0
     for example in examples:
-        args = command_line.parser().parse_args(shlex.split(example)[3:])
+        args = parser.parser().parse_args(shlex.split(example)[3:])
         assert args.command == name
         for condition in getattr(args, "condition", []):
-            assert command_line._conditions(condition)
+            assert parse_conditions(condition)
 
 
 def test_models_and_checkpoints_are_listed_with_what_they_are(monkeypatch, capsys):

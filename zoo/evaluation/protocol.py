@@ -18,7 +18,7 @@ from zoo.checks.inputs import shape_of
 from zoo.checks.pixels import as_batch
 from zoo.checks.values import check_integer
 from zoo.datamodules import Images, Toy
-from zoo.datamodules.access import batches_of, has_labels, name_of, split_of
+from zoo.datamodules.access import batches_of, has_labels, name_of, size_of, split_of
 from zoo.datamodules.splits import as_floats
 from zoo.evaluation.distances import (
     MOST_IMAGES,
@@ -233,8 +233,10 @@ def measure(
                 own = {k: v[:CHUNK] if isinstance(v, list) else v for k, v in conditions.items()}
                 chunk = classify_images(sample_chunks(model, CHUNK, seed=0, **own), classifier)
                 first.append(chunk.probabilities.max(-1).values.tolist())
-        used = samples if isinstance(data, Toy) or _is_mnist(data) else min(samples, MOST_IMAGES)
-        evidence["samples"] = {"n": used, "conditions": of_samples, "sure_of_the_first": first}
+        evidence["samples"] = {"n": samples, "conditions": of_samples, "sure_of_the_first": first}
+        if not isinstance(data, Toy) and not _is_mnist(data):
+            images = min(size_of(data, "test"), MOST_IMAGES)
+            evidence["samples"] |= {"n": min(samples, MOST_IMAGES), "test_images": images}
     elif _is_mnist(data) and labelled:
         metrics["judged_accuracy"] = judged_accuracy(model, progress=progress)["judged_accuracy"]
     labels = all(has_labels(data, split) for split in ("train", "val", "test"))

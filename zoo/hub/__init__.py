@@ -4,17 +4,17 @@ from zoo.checks.moved import names_in
 from zoo.hub.loading import (
     CheckpointError,
     check_resumable,
-    data_of,
     load,
     name_of_class,
     read_card,
     read_training_checkpoint,
-    record_of,
 )
+from zoo.hub.recorded_data import check_unchanged, data_of, record_of
 
 __all__ = [
     "CheckpointError",
     "check_resumable",
+    "check_unchanged",
     "data_of",
     "load",
     "name_of_class",

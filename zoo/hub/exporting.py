@@ -6,22 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import LightningDataModule
 from safetensors.torch import save as save_tensors
 
 import zoo
 from zoo.checks import capabilities
+from zoo.checks.errors import UserError
+from zoo.checks.inputs import shape_of
 from zoo.checks.sources import check_name, check_source
+from zoo.datamodules import OwnImages
+from zoo.datamodules.access import make_ready, name_of, size_of
 from zoo.evaluation.protocol import Protocol, check_protocol, evaluate, measure
 from zoo.evaluation.words import word_map
 from zoo.hub.loading import (
     CheckpointError,
     best_of,
     class_outside,
-    data_of,
     from_training,
     from_weights,
     read_training_checkpoint,
 )
+from zoo.hub.recorded_data import check_unchanged, data_of
 from zoo.sampling.chunks import sample_chunks
 from zoo.sampling.pictures import picture, save_figure, save_grid
 from zoo.training.files import atomic_write
@@ -43,7 +48,8 @@ def golden_terms(model: Any) -> dict[str, float]:
         near = {word: model.nearest(word, 3) for word in model.words[:: max(1, len(model.words) // 10)]}
         return {f"{word}/{other}": cosine for word, found in near.items() for other, cosine in found}
     generator = torch.Generator().manual_seed(0)
-    shape = model.hparams.get("shape", [1, 28, 28])
+    shape = shape_of(model)
+    shape = (shape,) if isinstance(shape, int) else shape  # a number of pixels is the length of a vector
     batch = [torch.rand(16, *shape, generator=generator), torch.zeros(16, dtype=torch.long)]
     if isinstance(model, capabilities.Loss):
         return {name: float(term) for name, term in model.loss(batch, generator=generator).items()}
@@ -56,7 +62,13 @@ def golden_terms(model: Any) -> dict[str, float]:
 
 
 def export(
-    source: str | Path, name: str, force: bool = False, protocol: Protocol | None = None, progress: bool = False
+    source: str | Path,
+    name: str,
+    force: bool = False,
+    protocol: Protocol | None = None,
+    progress: bool = False,
+    data: LightningDataModule | str | None = None,
+    trust: bool = False,
 ) -> Path:
     """Publish a training checkpoint: write ``zoo/weights/<name>.safetensors``, its card, and a picture of samples.
 
@@ -69,13 +81,16 @@ def export(
         force: replace an existing checkpoint with this name.
         protocol: measurements in addition to the test loop. None uses the default protocol.
         progress: show progress bars.
+        data: the data of the run: a datamodule, or the present path of images or text of the user. None builds the data
+            module that the checkpoint records (see :func:`zoo.hub.data_of`).
+        trust: whether the record may name code that is imported for the data.
 
     Returns:
         path of the weights.
 
     Raises:
         CheckpointError: for an invalid or existing name, or a checkpoint that does not record its run.
-        UserError: if the protocol does not suit the model or the data.
+        UserError: if the protocol does not suit the model, or the data are gone, have changed or are other data.
     """
     check_name(name, force)
     path = Path(check_source(source))
@@ -92,25 +107,29 @@ def export(
         raise CheckpointError(f"only models of the zoo are exported, and {path} holds a model of the class {outside!r}")
     model: Any = from_training(checkpoint, path)
     check_protocol(protocol or Protocol(), model)
+    data_module: Any = data if isinstance(data, LightningDataModule) else data_of(record, data, trust)
+    make_ready(data_module)
+    if (used := name_of(data_module)) != (record["data"] or used):
+        raise UserError(f"the card of this run needs its data, {record['data']}; got {used}")
+    check_unchanged(data_module, record)
 
     metadata = {"model": checkpoint["model"], "hyper_parameters": json.dumps(checkpoint["hyper_parameters"])}
     words = isinstance(model, capabilities.Words)
     tensors = {k: v.contiguous() for k, v in (model.published() if words else model.state_dict()).items()}
-    data = save_tensors(tensors, metadata=metadata)
-    published = from_weights(data, hashlib.sha256(data).hexdigest(), name)  # the model that zoo.load(name) returns
-    data_module = data_of(record)
-    data_module.setup()
+    packed = save_tensors(tensors, metadata=metadata)
+    published = from_weights(packed, hashlib.sha256(packed).hexdigest(), name)  # the model that zoo.load(name) returns
     metrics, evidence = measure(published if words else model, data_module, protocol or Protocol(), progress)
     card = {
         "name": name,
         "model": checkpoint["model"],
         "hyper_parameters": checkpoint["hyper_parameters"],
         "parameters": sum(t.numel() for t in tensors.values() if t.is_floating_point()),
-        "data": record["data"],
+        **({} if words else _shape_and_classes(model, data_module)),
+        "data": used,
+        "data_digest": record.get("data_digest"),
         "train_on": record["config"].get("data", {}).get("train_on", "train"),
-        "preprocessing": "words in lower case"
-        if words
-        else "images (B, 1, 28, 28) in [0, 1] from the datamodule; the model does all other preprocessing",
+        "init": record.get("init"),
+        "preprocessing": "words in lower case" if words else _preprocessing(model),
         "command": record["command"],
         "commit": record["commit"],
         "seed": record["config"].get("seed"),
@@ -122,14 +141,14 @@ def export(
         "metrics": metrics,
         "protocol": WORDS_PROTOCOL
         if words
-        else f"the model's test_step on all {len(data_module.splits['test'].images):,} test examples of "
-        f"{record['data']}, with noise seeded by batch index; units in zoo/{checkpoint['model']}.py",
+        else f"the model's test_step on all {size_of(data_module, 'test'):,} test examples of "
+        f"{used}, with noise seeded by batch index; units in zoo/{checkpoint['model']}.py",
         "log_likelihood": evidence.get("log_likelihood"),
         "bound": evidence.get("bound"),
         "samples": evidence.get("samples"),
         "whole_model": evaluate(model, data_module) if words else None,
         "golden": golden_terms(published),
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": hashlib.sha256(packed).hexdigest(),
     }
     zoo.WEIGHTS.mkdir(exist_ok=True)
     weights = zoo.WEIGHTS / f"{name}.safetensors"
@@ -139,10 +158,32 @@ def export(
         n, conditions, columns = picture(model, 2000 if checkpoint["hyper_parameters"].get("shape") == [2] else 64, {})
         save_grid(sample_chunks(model, n, seed=0, **conditions), weights.with_suffix(".png"), columns)
     # The card is written last, because a checkpoint counts as published if its card exists.
-    for target, content in [(weights, data), (weights.with_suffix(".json"), _json(card))]:
+    for target, content in [(weights, packed), (weights.with_suffix(".json"), _json(card))]:
         with atomic_write(target) as file:
             file.write(content)
     return weights
+
+
+def _shape_and_classes(model, data) -> dict[str, Any]:
+    """Return the entries of a card about the shape of an example and the classes of the training data."""
+    shape = shape_of(model)
+    shaped = isinstance(data, capabilities.ShapedData)
+    return {
+        "shape": [shape] if isinstance(shape, int) else list(shape),
+        "num_classes": data.num_classes if shaped else None,
+        "class_names": data.source.classes if isinstance(data, OwnImages) else None,
+    }
+
+
+def _preprocessing(model) -> str:
+    """Return the sentence of a card about the examples that the model takes."""
+    shape = shape_of(model)
+    if isinstance(shape, int):
+        what = f"images (B, {shape}) in [0, 1]"
+    else:
+        kind = {1: "points", 2: "one-hot sequences"}.get(len(shape), "images")
+        what = f"{kind} (B, {', '.join(map(str, shape))}){' in [0, 1]' if kind == 'images' else ''}"
+    return f"{what} from the datamodule; the model does all other preprocessing"
 
 
 def _json(card: dict[str, Any]) -> bytes:

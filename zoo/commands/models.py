@@ -1,0 +1,174 @@
+"""Commands for models of images and points: list, sample, evaluate, compare, curves and export."""
+
+import argparse
+import json
+from pathlib import Path
+
+import zoo
+from zoo.checks.errors import UserError
+from zoo.commands.conditions import parse_conditions
+from zoo.commands.inputs import data_for, knows_words, load_model, on_device, starting_images
+from zoo.training.shell import pasted
+
+# ``list`` shows the first of these metrics that the card of a checkpoint has.
+MAIN_METRICS = ("test/log_likelihood", "bits_per_dim", "test/accuracy", "classifier_fid", "fisher_divergence")
+MAIN_METRICS += ("energy_distance", "analogies", "test/loss")
+
+
+def list_everything(args: argparse.Namespace) -> None:
+    """List the models and the pretrained checkpoints."""
+    print("Models. Train one with: python train.py model=NAME")
+    for name in zoo.list_models():
+        print(f"  {name:{max(map(len, zoo.list_models()))}}  {_about(name)}")
+    print("\nPretrained checkpoints. Load one in Python with: zoo.load(NAME)")
+    rows = [("NAME", "MODEL", "DATA", "PARAMETERS", "MAIN METRIC")]
+    for name in zoo.list_checkpoints():
+        card = json.loads((zoo.WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
+        rows.append((name, card["model"], card["data"], f"{card['parameters']:,}", _main_metric(card["metrics"])))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, model, data, parameters, metric in rows:
+        left = "  ".join(f"{text:{width}}" for text, width in zip((name, model, data), widths[:3], strict=True))
+        print(f"  {left}  {parameters:>{widths[3]}}  {metric}")
+
+
+def _about(model: str) -> str:
+    """Return what a model is: the first line of the docstring of its file, without the model's name."""
+    file = Path(zoo.__file__).parent / f"{zoo.MODELS[model].split('.')[1]}.py"
+    with file.open(encoding="utf-8") as lines:
+        line = lines.readline().strip().strip('"')
+    before, _, after = line.partition(": ")
+    if before.lower().replace("-", "").removesuffix(" model") == model:
+        return after[:1].upper() + after[1:]
+    return line
+
+
+def _main_metric(metrics: dict[str, float]) -> str:
+    for main in MAIN_METRICS:
+        for name in metrics:
+            if name == main or name.startswith(f"{main}/"):
+                return f"{name.removeprefix('test/')} {_with_unit(name, metrics)}"
+    return ""
+
+
+def _with_unit(name: str, metrics: dict[str, float]) -> str:
+    """Return a metric with its unit. Its name may end in conditions of samples, as in ``classifier_fid/eta=1``."""
+    from zoo.evaluation.units import with_unit
+
+    def plain(name: str) -> str:
+        return "/".join(part for part in name.split("/") if "=" not in part)
+
+    return with_unit(plain(name), metrics[name], {plain(other) for other in metrics})
+
+
+def _print_metrics(metrics: dict[str, float]) -> None:
+    for name in metrics:
+        print(f"{name}: {_with_unit(name, metrics)}")
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Draw samples from a trained model and write them as one PNG picture."""
+    from zoo.functional.progress import counted
+    from zoo.sampling.chunks import check_conditions, sample_chunks
+    from zoo.sampling.pictures import picture, save_grid
+
+    conditions = parse_conditions(",".join(args.condition))
+    model = on_device(load_model(args))
+    if args.images and "init" in conditions:
+        raise UserError("--images and -c init=... both set where the chains start: leave out one of them")
+    if args.images:
+        conditions["init"] = starting_images(args.images, args.n, model)
+    conditions = check_conditions(model, conditions)
+    n, conditions, columns = picture(model, args.n, conditions)
+    save_grid(sample_chunks(model, n, args.seed, progress=True, **conditions), args.output, columns)
+    rows = f", {columns} in a row, one row for each value of {model.rows()[0]}" if n != args.n else ""
+    print(f"Wrote {counted(n, 'sample')} to {pasted(args.output)}{rows}")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Measure a trained model on test data, and word vectors on the published word sets."""
+    from zoo.evaluation import protocol as evaluation
+
+    model, metrics = on_device(load_model(args)), {}
+    words = knows_words(model)
+    if words:  # checked before the work begins
+        from zoo.evaluation.words import find_word_sets, measure_words
+
+        evaluation.check_protocol(_protocol(args), model)
+        sets = find_word_sets(args.words)
+    if not words or args.data or model.predicts:
+        data = data_for(args, model)
+        if words:
+            metrics = evaluation.evaluate(model, data)
+        else:
+            metrics, _ = evaluation.measure(model, data, _protocol(args), progress=True)
+    if words:
+        metrics |= measure_words(model, sets)
+    _print_metrics(metrics)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Compare the variance of gradient estimators, as a table and a figure."""
+    from zoo.checks.pixels import as_batch
+    from zoo.evaluation import comparison
+    from zoo.sampling.pictures import save_figure
+
+    draws = (100_000 if args.source == "toy" else 256) if args.draws is None else args.draws
+    if args.source == "toy":
+        results = comparison.toy(draws, args.seed)
+        print(comparison.toy_table(results))
+        save_figure(comparison.toy_figure(results), args.output)
+    else:
+        model = on_device(load_model(args))
+        names = args.estimators.split(",") if args.estimators else None
+        data = data_for(args, model)
+        batch = [t.to(model.device) for t in as_batch(next(iter(data.val_dataloader())))]
+        size = args.batch_size or min(4 if knows_words(model) else 64, len(batch[0]))
+        if size > len(batch[0]):
+            raise UserError(f"batch-size must be at most {len(batch[0])}, the size of a validation batch, got {size}")
+        batch = [t[:size] for t in batch]
+        results = comparison.compare_model(model, batch, names, draws, args.seed, progress=True)
+        print(comparison.table(results))
+        save_figure(comparison.figure(results), args.output)
+    print(f"Wrote the figure to {pasted(args.output)}")
+
+
+def curves(args: argparse.Namespace) -> None:
+    """Draw a metric of one or more runs over epochs, or against another metric."""
+    from zoo.evaluation import curves
+    from zoo.evaluation.units import with_unit
+    from zoo.functional.progress import counted
+    from zoo.sampling.pictures import save_figure
+    from zoo.training.tables import read_rows
+
+    if args.against:
+        pairs = {str(run): curves.read_pairs(run, args.against, args.metric) for run in args.runs}
+        for name, points in pairs.items():
+            print(f"{name}: {curves.correlation(points)} of {args.metric} with {args.against}")
+        save_figure(curves.scatter(pairs, args.against, args.metric), args.output)
+        print(f"Wrote the figure to {pasted(args.output)}")
+        return
+    found = {str(run): curves.read_curve(run, args.metric) for run in args.runs}
+    for name, (unit, points) in found.items():
+        columns = {column for row in read_rows(Path(name, "metrics.csv")) for column in row}
+        (place, value), unit_of_place = points[-1], unit.removesuffix("s")
+        print(f"{name}: {args.metric} {with_unit(args.metric, value, columns)} after {counted(place, unit_of_place)}")
+    save_figure(curves.figure({k: points for k, (_, points) in found.items()}, args.metric, unit), args.output)
+    print(f"Wrote the figure to {pasted(args.output)}")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Publish a training checkpoint in zoo/weights, with a card that holds its metrics."""
+    from zoo import hub
+    from zoo.hub import exporting
+
+    protocol = _protocol(args)
+    weights = exporting.export(args.source, args.name, args.force, protocol, True, args.data, args.trust_data)
+    print(f"Wrote {weights} ({weights.stat().st_size / 1e6:.1f} MB) and its card")
+    _print_metrics(hub.read_card(args.name)["metrics"])
+
+
+def _protocol(args: argparse.Namespace):
+    from zoo.evaluation.protocol import Protocol
+
+    several = [parse_conditions(text) for text in args.condition] or [{}]
+    return Protocol(args.importance_samples, args.bound_images, args.samples, tuple(several))
