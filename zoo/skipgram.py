@@ -165,8 +165,8 @@ class SkipGram(L.LightningModule):
         text = data.corpus if isinstance(data, TextData) else None
         if text is None and not self.words:
             raise UserError(
-                "fit got no datamodule with text, and the model has no words: use fit(model, datamodule=...) with a "
-                "zoo.datamodules.Text, or call model.make_vocabulary(words, counts) first (docs/own_loop.md)"
+                "the model has no words: use fit(model, datamodule=...) with a zoo.datamodules.Text, or call "
+                "model.make_vocabulary(words, counts) first (docs/own_loop.md)"
             )
         if not self.words:
             self.make_vocabulary(text.words, torch.from_numpy(text.counts), data.keep)
@@ -252,8 +252,7 @@ class SkipGram(L.LightningModule):
     def noise(self, batch, *, generator: torch.Generator | None = None, k: int | None = None) -> dict[str, Tensor]:
         """Return the ``noise`` words of rows, (B, M), or of pairs, (B, 32, 2 window + 1, k), if ``shared_noise=0``."""
         words, k = batch[0], self.hparams.num_noise if k is None else k
-        window = (words.shape[1] - ROW) // 2
-        own = (ROW, 2 * window + 1, k) if self.hparams.shared_noise == 0 else (self.hparams.shared_noise,)
+        own = (ROW, words.shape[1] - ROW + 1, k) if self.hparams.shared_noise == 0 else (self.hparams.shared_noise,)
         return {"noise": self.q.draw(len(words), *own, generator=generator)}
 
     def loss(self, batch, *, generator: torch.Generator | None = None, lookup: Lookup = dense) -> dict[str, Tensor]:

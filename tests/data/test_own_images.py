@@ -113,7 +113,7 @@ def test_an_ambiguous_folder_is_named(paths, message, tmp_path):
     ("make", "message"),
     [
         (lambda path: None, "does not exist"),
-        (lambda path: path.write_text("x"), "is no folder and no .npy, .npz or .pt file"),
+        (lambda path: path.write_text("x", encoding="utf-8"), "is no folder and no .npy, .npz or .pt file"),
         (lambda path: os.mkfifo(path), "is no folder and no"),
         (lambda path: path.symlink_to(path), "does not exist|cannot be read"),
     ],
@@ -131,7 +131,7 @@ def test_a_path_that_is_no_folder_and_no_array_is_named(make, message, tmp_path)
 def spoilt(tmp_path):
     """Return a folder with ten images, and with every kind of file and folder that cannot be used."""
     folder = tree(tmp_path / "a", *(f"{name}/{i}.png" for name in "xy" for i in range(5)))
-    (folder / "x" / "notes.txt").write_text("no image")
+    (folder / "x" / "notes.txt").write_text("no image", encoding="utf-8")
     (folder / "x" / "cut.png").write_bytes((folder / "x" / "1.png").read_bytes()[:-30])
     (folder / "y" / "empty.png").touch()
     (folder / "empty").mkdir()
@@ -300,7 +300,7 @@ def test_the_digest_is_recorded_and_a_run_resumes_only_from_the_same_images(digi
     record = checkpoint(tmp_path / "run")["record"]
     assert record["data_digest"] == digest and record["data"] == "images"
     assert record["config"]["data"]["path"] == str(folder)
-    assert f"data_digest: {digest}" in (tmp_path / "run" / "config.yaml").read_text()
+    assert f"data_digest: {digest}" in (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8")
     resumed = [*options, "trainer.max_epochs=2", f"ckpt={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}"]
     run(tmp_path / "run", *resumed)
     with pytest.raises(DataError, match=r"data.split_seed is 1, but was 0"):
@@ -360,7 +360,7 @@ def test_damaged_pixels_are_prepared_again(tmp_path, caplog):
 
 
 def test_a_data_folder_that_cannot_be_written_costs_only_time(tmp_path, caplog):
-    (tmp_path / "root").write_text("a file in place of the data folder")
+    (tmp_path / "root").write_text("a file in place of the data folder", encoding="utf-8")
     data = ready(numbered(tmp_path / "a"))
     assert "each run prepares the images again" in caplog.text
     assert sorted(sum((values(data, split) for split in data.splits), [])) == list(range(10))

@@ -1,4 +1,4 @@
-"""Tests of whole runs on images of the user: 600 PNG files of digits in ten folders, for each of the nine image models."""
+"""Tests of runs on 600 PNG files of digits in ten folders, for each of the nine image models."""
 
 import signal
 
@@ -11,7 +11,8 @@ from processes import together
 import zoo
 from zoo.evaluation.protocol import evaluate
 from zoo.hub.exporting import export
-from zoo.hub.loading import data_of, read_card, record_of
+from zoo.hub.loading import read_card
+from zoo.hub.recorded_data import data_of, record_of
 from zoo.sampling.chunks import sample_chunks
 
 IMAGE_MODELS = sorted(set(TINY) - {"skipgram"})
