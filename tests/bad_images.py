@@ -323,7 +323,7 @@ def folders() -> Iterator[Case]:
     yield Case("empty folder", does(), "has no images")
     yield Case(
         "a text file",
-        lambda f: {"path": [(f / "a.txt").write_text("a", encoding="utf-8"), str(f / "a.txt")][1]},
+        lambda f: {"path": [(f / "a.txt").write_bytes(b"a"), str(f / "a.txt")][1]},
         "is no folder",
     )
     yield Case(
