@@ -282,7 +282,7 @@ def _decode(
     sizes: Counter[tuple[int, ...]] = Counter()
     total = -(-len(source) // AT_ONCE)
     chunks = _chunks(source, options, channels)
-    for chunk in tracked(chunks, f"preparing {len(source):,} images", f"group of {AT_ONCE}", total=total):
+    for chunk in tracked(chunks, f"preparing {len(source):,} images, {AT_ONCE} at a time", total=total):
         if options.channels is None and channels == 1 and any(form[0] == 3 for form in chunk.forms):
             raise _Coloured
         sizes.update(form[1:] for form in chunk.forms)
