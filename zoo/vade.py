@@ -313,8 +313,10 @@ class VaDE(L.LightningModule):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
         steps = max(1, self.trainer.estimated_stepping_batches)  # the estimate is infinite for max_epochs=-1
         self.trainer.fit_loop.setup_data()  # with max_steps, Lightning has not yet called it
-        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        first = min(steps, self.hparams.pretrain_epochs * per_epoch)
+        batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        # If the length of an epoch is unknown, one cosine covers the whole run.
+        per_epoch = math.ceil(batches) if math.isfinite(batches) else steps
+        first = min(steps, self.hparams.pretrain_epochs * per_epoch) if self.hparams.pretrain_epochs else 0
         return scheduled(optimiser, partial(two_half_cosines, first=first, total=steps))
 
     def on_save_checkpoint(self, checkpoint):

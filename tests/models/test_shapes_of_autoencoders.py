@@ -10,7 +10,7 @@ import torch
 from helpers import config, model_of, run
 from PIL import Image
 from torch.testing import assert_close
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from zoo.callbacks.latents import Latents, manifold, traverse
@@ -271,6 +271,26 @@ def test_vade_fits_its_mixture_to_the_images_of_a_plain_loader(form, net, caplog
     assert model.initialised and "fitted to 40 latents" in caplog.text
     assert ("val/accuracy" in fitting.callback_metrics) == (form == "pairs")
     assert fitting.global_step == 6
+
+
+class Stream(IterableDataset):
+    """A stream of images without a length."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        return iter(self.x)
+
+
+@pytest.mark.parametrize(("pretrain_epochs", "limit", "images"), [(1, 1.0, 40), (0, 1.0, 40), (0, 2, 32)])
+def test_vade_fits_its_mixture_to_a_stream_of_images(pretrain_epochs, limit, images, caplog):
+    """With a limit on training batches, the mixture is fitted to the images of these batches."""
+    x, _ = examples((3, 8, 9), 40)
+    model = made("vade", (3, 8, 9), pretrain_epochs=pretrain_epochs, restarts=1)
+    caplog.set_level(logging.INFO, "zoo")
+    fit(trainer(max_epochs=2, limit_train_batches=limit), model, DataLoader(Stream(x), batch_size=16))
+    assert model.initialised and f"fitted to {images} latents" in caplog.text
 
 
 class CountBatches(L.Callback):
