@@ -167,18 +167,18 @@ class VaDE(L.LightningModule):
         """Return ``mu`` and ``logvar`` of q(z | x), (B, D) each, for images ``x`` (B, C, H, W)."""
         return Gaussian(*at_least_float32(self.encoder(x)).chunk(2, dim=-1))
 
-    def px(self, z: Tensor) -> Likelihood:
+    def _px(self, z: Tensor) -> Likelihood:
         """Return p(x | z) for latents (..., D)."""
         return pixels_given(self, at_least_float32(self.decoder(z)))
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the mean of p(x | z), (..., C, H, W), in [0, 1], for latents (..., D)."""
-        return self.px(z).mean()
+        return self._px(z).mean()
 
     @takes(x=observed)
     def log_px(self, x: Tensor, z: Tensor) -> Tensor:
         """Return log p(x | z), (...) nats, for ``x`` (..., C, H, W) and ``z`` (..., D)."""
-        return self.px(z).log_prob(x)
+        return self._px(z).log_prob(x)
 
     def responsibilities(self, z: Tensor) -> Tensor:
         """Return p(c | z), (..., K), for latents (..., D)."""
