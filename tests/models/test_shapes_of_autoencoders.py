@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import config, model_of, run
 from PIL import Image
+from processes import together
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchvision.transforms.functional import pil_to_tensor
@@ -309,6 +310,34 @@ def test_fitting_the_mixture_takes_no_batch_from_persistent_workers():
     model, counted = made("vade", (1, 8, 8), pretrain_epochs=0, restarts=1), CountBatches()
     fit(trainer(max_epochs=2, callbacks=[counted]), model, loader)
     assert model.initialised and counted.batches == [0] * 4 + [1] * 4
+
+
+def fit_on(world_size):
+    """Train VaDE on a plain loader. Return the number of images encoded for the mixture, and the trained means."""
+    model, x = made("vade", (3, 4, 5), pretrain_epochs=1, restarts=1), examples((3, 4, 5), 40)[0]
+    seen = []
+    model.encoder.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+    fitting = trainer(max_epochs=2, strategy="ddp" if world_size > 1 else "auto", devices=world_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        initialise = model.initialise_mixture
+        encoded = []
+
+        def counted():
+            seen.clear()
+            initialise()
+            encoded.append(sum(seen))
+
+        model.initialise_mixture = counted
+        fitting.fit(model, DataLoader(x, batch_size=5, shuffle=True))
+    return encoded, model.mu_c.detach().tolist()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images_of_a_plain_loader():
+    """Each process encodes its 20 images, and their deformed copies. Both get the same mixture."""
+    (first, means), (second, same) = together(2, fit_on, 2)
+    assert first == second == [2 * 20] and means == same
 
 
 def test_vade_asks_for_as_many_images_as_clusters_before_training():
