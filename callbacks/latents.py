@@ -72,13 +72,13 @@ def traverse(model, x: Tensor, rows: int = 10, steps: int = 9) -> Tensor:
 
     Args:
         model: a VAE or another model that is Traversable (zoo/checks/capabilities.py).
-        x: images in [0, 1], (B, 1, 28, 28). The latents are ranked by their mean KL( q(z | x) || p(z) ) on these
+        x: images in [0, 1], (B, C, H, W). The latents are ranked by their mean KL( q(z | x) || p(z) ) on these
             images.
         rows: number of latents to vary. These are the latents with the largest mean KL.
         steps: number of values for each Gaussian latent.
 
     Returns:
-        (rows, values, 1, 28, 28). A model with fewer than ``rows`` latents has one row for each latent.
+        (rows, values, C, H, W). A model with fewer than ``rows`` latents has one row for each latent.
     """
     q = model.encode(x)
     ranked = q.kls().mean(0).argsort(descending=True)[:rows]
@@ -105,7 +105,7 @@ def manifold(model, side: int = 20) -> Tensor:
         side: number of quantiles of each latent.
 
     Returns:
-        (side^2, 1, 28, 28), row by row.
+        (side^2, C, H, W), row by row.
 
     Raises:
         UserError: unless the model has exactly two Gaussian latents.

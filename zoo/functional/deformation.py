@@ -8,12 +8,12 @@ from zoo.functional.densities import at_least_float32
 
 
 def deform(x: Tensor, affine: Tensor, bumps: Tensor, strength: float) -> Tensor:
-    """Return images after a smooth displacement of their pixels, (B, 1, H, W).
+    """Return images after a smooth displacement of their pixels, (B, C, H, W).
 
     The displacement is a random affine map plus random bumps, interpolated between 4 x 4 points.
 
     Args:
-        x: images, (B, 1, H, W).
+        x: images, (B, C, H, W).
         affine: standard normal, (B, 2, 3).
         bumps: standard normal, (B, 2, 4, 4).
         strength: standard deviation of the entries of the affine map, which has the identity as its mean. The bumps

@@ -51,8 +51,8 @@ def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
 
     The shape of ``images`` selects the layout:
 
-        (n, 1, H, W)            images
-        (n, frames, 1, H, W)    n chains over time, one row for each chain
+        (n, C, H, W)            images
+        (n, frames, C, H, W)    n chains over time, one row for each chain
         (n, T, K)               one-hot sequences, one image for each sequence
         (n, 2)                  points, one scatter plot
         (n, frames, 2)          points over time, one scatter plot for each frame
