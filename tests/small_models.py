@@ -31,8 +31,14 @@ def _skipgram():
 MODELS = {
     "vae": lambda: VAE(latent_dim=2, hidden=[4]),
     "vae-categorical": lambda: VAE("categorical", 2, 3, hidden=[4], likelihood="gaussian"),
+    "vae-colours": lambda: VAE(
+        latent_dim=2, net="conv", hidden=[2], shape=[3, 9, 10], likelihood="discretised_logistic"
+    ),
     "cvae": lambda: CVAE(latent_dim=2, hidden=[4]),
     "vade": lambda: VaDE(latent_dim=2, hidden=[4], num_clusters=3),
+    "vade-colours": lambda: VaDE(
+        latent_dim=2, hidden=[4], num_clusters=3, shape=[3, 6, 5], likelihood="gaussian_dequantised"
+    ),
     "rbm": lambda: RBM(num_hidden=3),
     "rbm-gaussian": lambda: RBM(num_hidden=3, visible="gaussian"),
     "gan": lambda: GAN(width=2),

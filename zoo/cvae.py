@@ -187,7 +187,7 @@ class CVAE(L.LightningModule):
         given = self._with_label(x, y, x.shape[-2:]) if conv else self._with_label(x.flatten(1), y)
         return Gaussian(*at_least_float32(self.encoder(given)).chunk(2, dim=-1))
 
-    def px(self, z: Tensor, y: Labels) -> Likelihood:
+    def _px(self, z: Tensor, y: Labels) -> Likelihood:
         """Return p(x | z, y) for ``z`` (..., B, D) and ``y`` (B,)."""
         out = self.decoder(self._with_label(z, y))
         out = out if self.hparams.net == "conv" else out.unflatten(-1, self.hparams.shape)
@@ -195,11 +195,11 @@ class CVAE(L.LightningModule):
 
     def decode(self, z: Tensor, y: Labels) -> Tensor:
         """Return the mean of p(x | z, y), (..., B, C, H, W), in [0, 1], for ``z`` (..., B, D) and ``y`` (B,)."""
-        return self.px(z, y).mean()
+        return self._px(z, y).mean()
 
     def log_px(self, x: Tensor, z: Tensor, y: Labels) -> Tensor:
         """Return log p(x | z, y), (..., B) nats, for ``x`` (B, C, H, W), ``z`` (..., B, D) and ``y`` (B,)."""
-        return self.px(z, y).log_prob(x)
+        return self._px(z, y).log_prob(x)
 
     def _labels(self, y: Labels, n: int) -> Tensor:
         return as_labels(y, n, self.hparams.num_classes, next(self.decoder.parameters()).device)

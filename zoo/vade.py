@@ -167,18 +167,18 @@ class VaDE(L.LightningModule):
         """Return ``mu`` and ``logvar`` of q(z | x), (B, D) each, for images ``x`` (B, C, H, W)."""
         return Gaussian(*at_least_float32(self.encoder(x)).chunk(2, dim=-1))
 
-    def px(self, z: Tensor) -> Likelihood:
+    def _px(self, z: Tensor) -> Likelihood:
         """Return p(x | z) for latents (..., D)."""
         return pixels_given(self, at_least_float32(self.decoder(z)))
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the mean of p(x | z), (..., C, H, W), in [0, 1], for latents (..., D)."""
-        return self.px(z).mean()
+        return self._px(z).mean()
 
     @takes(x=observed)
     def log_px(self, x: Tensor, z: Tensor) -> Tensor:
         """Return log p(x | z), (...) nats, for ``x`` (..., C, H, W) and ``z`` (..., D)."""
-        return self.px(z).log_prob(x)
+        return self._px(z).log_prob(x)
 
     def responsibilities(self, z: Tensor) -> Tensor:
         """Return p(c | z), (..., K), for latents (..., D)."""
@@ -313,8 +313,10 @@ class VaDE(L.LightningModule):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
         steps = max(1, self.trainer.estimated_stepping_batches)  # the estimate is infinite for max_epochs=-1
         self.trainer.fit_loop.setup_data()  # with max_steps, Lightning has not yet called it
-        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-        first = min(steps, self.hparams.pretrain_epochs * per_epoch)
+        batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        # If the length of an epoch is unknown, one cosine covers the whole run.
+        per_epoch = math.ceil(batches) if math.isfinite(batches) else steps
+        first = min(steps, self.hparams.pretrain_epochs * per_epoch) if self.hparams.pretrain_epochs else 0
         return scheduled(optimiser, partial(two_half_cosines, first=first, total=steps))
 
     def on_save_checkpoint(self, checkpoint):

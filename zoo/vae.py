@@ -192,9 +192,9 @@ class VAE(L.LightningModule):
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the mean of p(x | z), (..., C, H, W), clipped to [0, 1], for latents (..., D) or (..., D, K)."""
-        return self.px(z).mean()
+        return self._px(z).mean()
 
-    def px(self, z: Tensor, fixed: bool = False) -> Likelihood:
+    def _px(self, z: Tensor, fixed: bool = False) -> Likelihood:
         """Return p(x | z) for ``z`` (..., D) or (..., D, K). ``fixed`` means no gradients of the decoder."""
         z = z.flatten(-2) if self.latents is Categorical else z
         out = without_parameter_gradients(self.decoder, z) if fixed else self.decoder(z)
@@ -207,7 +207,7 @@ class VAE(L.LightningModule):
         Args:
             without_parameter_gradients: whether to compute gradients of ``z`` but not of the decoder's parameters.
         """
-        return self.px(z, without_parameter_gradients).log_prob(x)
+        return self._px(z, without_parameter_gradients).log_prob(x)
 
     # Training. ``noise`` draws all random numbers. The objectives are deterministic functions of them.
 
@@ -267,7 +267,7 @@ class VAE(L.LightningModule):
         awake = wake(x, self.encode(x).draw(noise["z"]), self.log_px).mean(0)
         with torch.no_grad():
             z = self.latents.draw_prior(noise["sleep_z"])
-            dream = self.px(z).draw(noise["sleep_x"])
+            dream = self._px(z).draw(noise["sleep_x"])
         asleep = sleep(dream, z, self.encode)
         return {"loss": awake + asleep, "wake": awake, "sleep": asleep}
 

@@ -169,6 +169,9 @@ VAES |= {f"wake_sleep {latent}": {"objective": "wake_sleep", "latent": latent} f
 VAES |= {
     "gaussian likelihood": {"likelihood": "gaussian"},
     "dreams": {"objective": "wake_sleep", "likelihood": "gaussian"},
+    "discretised logistic": {"likelihood": "discretised_logistic"},
+    "dequantised": {"likelihood": "gaussian_dequantised"},
+    "dreams of grey values": {"objective": "wake_sleep", "likelihood": "discretised_logistic"},
     "conv": {"net": "conv", "hidden": [2]},
     "annealed": {"latent": "bernoulli", "estimator": "gumbel_softmax", "temperature_end": 0.1},
     "annealed categories": {"latent": "categorical", "estimator": "straight_through", "temperature_end": 0.1},
@@ -181,6 +184,7 @@ CONSTANT = {
     **{f"vae {name}": partial(VAE, **SMALL | {"num_samples": 2} | options) for name, options in VAES.items()},
     "cvae": partial(CVAE, **SMALL),
     "cvae standard": partial(CVAE, **SMALL, prior="standard", likelihood="gaussian"),
+    "cvae conv": partial(CVAE, **SMALL | {"hidden": [2]}, net="conv", likelihood="discretised_logistic"),
     "infogan": partial(InfoGAN, width=2, features=8),
     "infogan upright": partial(InfoGAN, width=2, features=8, deformation=0.0),
     "infogan colour": partial(InfoGAN, width=2, features=8, shape=[3, 12, 15], num_categories=3),

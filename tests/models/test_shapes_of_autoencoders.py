@@ -9,8 +9,9 @@ import pytest
 import torch
 from helpers import config, model_of, run
 from PIL import Image
+from processes import together
 from torch.testing import assert_close
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from zoo.callbacks.latents import Latents, manifold, traverse
@@ -105,7 +106,7 @@ def losses(model, x, y, steps=200):
     return found
 
 
-FIRST_TIER = {("vae", (3, 30, 37), "conv"), ("cvae", (1, 32, 32), "mlp"), ("vade", (3, 32, 32), "mlp")}
+FIRST_TIER = {("vae", (3, 30, 37), "conv"), ("cvae", (1, 32, 32), "mlp")}
 TRAINED = [
     pytest.param(*case, marks=[] if case in FIRST_TIER else pytest.mark.slow, id="-".join(map(str, case)))
     for case in ((name, shape, net) for name in MODELS for shape in SHAPES for net in NETS)
@@ -273,6 +274,26 @@ def test_vade_fits_its_mixture_to_the_images_of_a_plain_loader(form, net, caplog
     assert fitting.global_step == 6
 
 
+class Stream(IterableDataset):
+    """A stream of images without a length."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        return iter(self.x)
+
+
+@pytest.mark.parametrize(("pretrain_epochs", "limit", "images"), [(1, 1.0, 40), (0, 1.0, 40), (0, 2, 32)])
+def test_vade_fits_its_mixture_to_a_stream_of_images(pretrain_epochs, limit, images, caplog):
+    """With a limit on training batches, the mixture is fitted to the images of these batches."""
+    x, _ = examples((3, 8, 9), 40)
+    model = made("vade", (3, 8, 9), pretrain_epochs=pretrain_epochs, restarts=1)
+    caplog.set_level(logging.INFO, "zoo")
+    fit(trainer(max_epochs=2, limit_train_batches=limit), model, DataLoader(Stream(x), batch_size=16))
+    assert model.initialised and f"fitted to {images} latents" in caplog.text
+
+
 class CountBatches(L.Callback):
     def __init__(self):
         self.batches = []
@@ -289,6 +310,32 @@ def test_fitting_the_mixture_takes_no_batch_from_persistent_workers():
     model, counted = made("vade", (1, 8, 8), pretrain_epochs=0, restarts=1), CountBatches()
     fit(trainer(max_epochs=2, callbacks=[counted]), model, loader)
     assert model.initialised and counted.batches == [0] * 4 + [1] * 4
+
+
+def fit_on(world_size):
+    """Train VaDE on a plain loader. Return the sums of the images that fit the mixture, and the trained means."""
+    model, x = made("vade", (3, 4, 5), pretrain_epochs=1, restarts=1), examples((3, 4, 5), 40)[0]
+    seen, fitted, initialise = [], [], model.initialise_mixture
+    model.encoder.register_forward_hook(lambda module, given, out: seen.append(given[0].sum((1, 2, 3)).tolist()))
+
+    def recorded():
+        seen.clear()
+        initialise()
+        fitted.extend(seen[::2])  # each second call encodes deformed images
+
+    model.initialise_mixture = recorded
+    strategy = "ddp" if world_size > 1 else "auto"
+    fit(trainer(max_epochs=2, strategy=strategy, devices=world_size), model, DataLoader(x, batch_size=5, shuffle=True))
+    return sum(fitted, []), model.mu_c.detach().tolist()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images_of_a_plain_loader():
+    """Each image is encoded by exactly one process. Both processes have the same mixture."""
+    (first, means), (second, same) = together(2, fit_on, 2)
+    everything = examples((3, 4, 5), 40)[0].sum((1, 2, 3)).tolist()
+    assert len(first) == len(second) == 20 and means == same
+    assert sorted(first + second) == pytest.approx(sorted(everything))
 
 
 def test_vade_asks_for_as_many_images_as_clusters_before_training():

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 import zoo
 
 
-@pytest.mark.parametrize("model", ["vae", "cvae", pytest.param("vade", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", ["vae", *(pytest.param(m, marks=pytest.mark.slow) for m in ("cvae", "vade"))])
 def test_autoencoders_train_on_cifar10_with_bits_per_dimension(model, tmp_path, monkeypatch):
     """Two epochs on 45 images. The networks are those of the recipe with fewer channels."""
     monkeypatch.setenv("ZOO_DATA", str(tmp_path / "data"))

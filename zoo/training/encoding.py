@@ -50,9 +50,10 @@ def encode_training_images(trainer, encode: Callable[[Tensor], Tensor]) -> Tenso
         trainer: the Trainer of the run, during ``fit``.
         encode: images (B, C, H, W) on the device of this process -> (B, ...).
     """
-    batches, limit = training_batches(trainer), trainer.num_training_batches
-    if not isinstance(trainer.datamodule, SplitData) and limit < (sized_len(batches) or math.inf):
-        batches = islice(batches, int(limit))
-    shown = tracked(batches, "encoding the images", "batch", show=shows_progress(trainer))
+    loader, most = training_batches(trainer), trainer.num_training_batches
+    limit = None if isinstance(trainer.datamodule, SplitData) or math.isinf(most) else int(most)
+    total = sized_len(loader) if limit is None else limit
+    batches = islice(loader, limit)
+    shown = tracked(batches, "encoding the images", "batch", total=total, show=shows_progress(trainer))
     codes = [encode(as_batch(batch)[0].to(trainer.strategy.root_device)) for batch in shown]
     return all_rows(torch.cat(codes), trainer)
