@@ -65,6 +65,9 @@ def fit(model, x, y, epochs=1, size=4, **options):
 def test_a_model_of_any_shape_trains_samples_and_comes_back_from_a_checkpoint(name, shape, tmp_path):
     torch.manual_seed(0)
     model = MODELS[name](shape=shape)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = None  # the running statistics are those of the few batches, without their initial values
     x, y = blobs(8, shape, 0)
     against = model.critic_loss if isinstance(model, WGAN) else model.discriminator_loss
     for loss in (against, model.generator_loss):
@@ -74,9 +77,6 @@ def test_a_model_of_any_shape_trains_samples_and_comes_back_from_a_checkpoint(na
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         assert all(t.isfinite() for t in terms.values()) and all(g.isfinite().all() for g in gradients)
         assert sum(g.abs().sum() for g in gradients) > 0
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.momentum = None  # after two steps, the running statistics are those of the two batches
     trainer = fit(model, x, y, enable_checkpointing=False, limit_val_batches=0)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     model.eval()
