@@ -17,6 +17,7 @@ EXPERIMENTS = {
     "ddpm_bound": [*IMAGES, "model.widths=[8,16]", "model.steps=50"],
     "ddpm_guided": [*IMAGES, "model.widths=[8,16]", "model.steps=50"],
     "ddpm_ho": [*IMAGES, "model.widths=[8,16]", "model.steps=50"],
+    "gan_celeba64": [*IMAGES, "model.width=4"],
     "gan_discrete": ["model.width=8", "data.batch_size=64", "model.discriminator_steps=3"],
     "iwae_burda": [*IMAGES, "model.hidden=[16]", "model.latent_dim=2", "model.num_samples=3"],
     "rbm_features": [*IMAGES, "model.num_hidden=8"],
