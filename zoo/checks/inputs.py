@@ -164,7 +164,7 @@ class Examples(NamedTuple):
         shape = shape_of(model)
         pixels = self.values in ("pixels", "states") or len(shape) == 3
         option = {"observed": "likelihood", "states": "visible"}.get(self.values)
-        anywhere = self.values == "noisy" or model.hparams.get(option) == "gaussian"
+        anywhere = self.values == "noisy" or str(model.hparams.get(option)).startswith("gaussian")
         if pixels and not anywhere:
             check_pixels(x, -1 if self.values == "networks" else 0)
         elif self.values == "data" and len(shape) == 2:

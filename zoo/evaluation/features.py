@@ -44,17 +44,17 @@ class Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return self
 
     def transform(self, X) -> np.ndarray:
-        """Return the features, (n, H), float32, of images ``X`` in [0, 1], (n, 784) or (n, 1, 28, 28).
+        """Return the features, (n, H), float32, of images ``X`` in [0, 1], (n, V) or (n, C, H, W).
 
         Raises:
-            UserError: for pixels outside [0, 1], or images that do not have 784 pixels.
+            UserError: for pixels outside [0, 1], or images that do not have the V pixels of the model.
             ValueError: from scikit-learn, as in :meth:`fit`.
         """
         check_is_fitted(self, "model_")
         return self._features(self._validated(X, reset=False))
 
     def _validated(self, X, reset: bool) -> np.ndarray:
-        """Return ``X``, (n, 784), after scikit-learn's checks. Images with more axes are flattened first."""
+        """Return ``X``, (n, V), after scikit-learn's checks. Images with more axes are flattened first."""
         if isinstance(X, np.ndarray | torch.Tensor) and X.ndim > 2:
             X = np.asarray(X).reshape(len(X), -1)
         return validate_data(self, X, dtype=np.float32, reset=reset, ensure_min_features=2)
