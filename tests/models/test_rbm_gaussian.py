@@ -1,5 +1,6 @@
 """Tests of the RBM with Gaussian visible units against the mixture of 2^H Gaussians that it is."""
 
+import itertools
 import math
 from itertools import product
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from helpers import TINY, config, model_of, run
 from torch.testing import assert_close
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import zoo
 from zoo.functional.boltzmann import energy
@@ -261,6 +262,19 @@ def test_reading_the_means_changes_neither_the_order_nor_the_random_numbers():
         quiet(max_epochs=2, callbacks=[Look()]).fit(model, DataLoader(TensorDataset(x), 16, shuffle=True))
     assert len(seen) == 16 and all(torch.equal(a, b) for a, b in zip(seen[:8], seen[8:], strict=True))
     assert not torch.equal(seen[0], seen[4])
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return itertools.cycle(colour_images())
+
+
+@pytest.mark.parametrize("limit", [{"max_steps": 3}, {"limit_train_batches": 3, "max_epochs": 1}], ids=str)
+def test_an_endless_loader_gives_the_means_of_the_batches_of_the_run(limit):
+    model = RBM(4, [3, 6, 5], "gaussian", learning="cd", lr=1e-12)
+    quiet(**limit).fit(model, DataLoader(Endless(), 8))
+    y = torch.cat([(255 * colour_images()[:24] + 0.5) / 256, *(torch.full((1, 3, 6, 5), float(i)) for i in (0, 1))])
+    assert_close(model.mu, y.flatten(1).mean(0), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("learning", ["cd", "pcd", "exact"])

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import zoo
 from zoo.checks.errors import UserError
+from zoo.hub import check_resumable
 from zoo.rbm import RBM
 
 SHAPES = [[3, 32, 32], [1, 32, 32], [1, 28, 28], [3, 30, 37], pytest.param([3, 64, 64], marks=pytest.mark.slow)]
@@ -91,6 +92,16 @@ def test_the_old_argument_num_visible_gives_a_shape():
         UserError, match=r"shape must be a list of integers of at least 1, such as \[1, 28, 28\], got 784"
     ):
         RBM(shape=784)
+
+
+def test_a_run_of_the_version_before_resumes(tmp_path):
+    """A checkpoint without ``shape`` and ``visible`` is of the defaults. Another shape is named."""
+    path = tmp_path / "last.ckpt"
+    old = {k: v for k, v in RBM(num_hidden=3).hparams.items() if k not in ("shape", "visible")} | {"num_visible": 784}
+    torch.save({"state_dict": {}, "model": "rbm", "hyper_parameters": old}, path)
+    check_resumable(path, RBM(num_hidden=3))
+    with pytest.raises(UserError, match=r"model.shape was \[1, 28, 28\] and is \[3, 4, 5\]; the checkpoint is"):
+        check_resumable(path, RBM(num_hidden=3, shape=[3, 4, 5]))
 
 
 @pytest.mark.parametrize("visible", VISIBLE)

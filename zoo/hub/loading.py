@@ -120,7 +120,8 @@ def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs
             f"{path} is a checkpoint of the model {outside or name!r}, but this run trains {type(model).__name__}; "
             "choose a checkpoint of that model"
         )
-    before = checkpoint.get("hyper_parameters", {})
+    # An older checkpoint lacks arguments that are new in this version. Its model had their defaults.
+    before = _defaults(type(model)) | checkpoint.get("hyper_parameters", {})
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
     done = progress.get("current", {}).get("processed", 0)
     if max_epochs not in (None, -1) and done > max_epochs:
@@ -136,6 +137,12 @@ def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs
         raise CheckpointError(
             f"a run must resume with its original settings, but {'; '.join(changed)}; the checkpoint is {path}"
         )
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """Return the default of each constructor argument, as ``hparams`` holds it: a list in place of a tuple."""
+    found = {name: p.default for name, p in inspect.signature(kind).parameters.items() if p.default is not p.empty}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def name_of_class(kind: type) -> str:

@@ -1,8 +1,10 @@
 """Read all training images of a run before the first step."""
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -37,7 +39,12 @@ def sum_over_training_images(trainer, vectors: Callable[[Tensor], Tensor], first
 
 
 def training_batches(trainer) -> Iterable[Any]:
-    """Return a loader of the training images of a run: a new loader of the datamodule, or the user's DataLoader."""
+    """Return a loader of the training images of a run: a new loader of the datamodule, or the user's DataLoader.
+
+    A loader without a length may be endless. Then the result has at most the batches of an epoch, or of the whole run.
+    """
     if trainer.datamodule is not None:
         return trainer.datamodule.train_dataloader()
-    return trainer.fit_loop._data_source.dataloader()  # Lightning has no public name for the loader given to fit
+    loader = trainer.fit_loop._data_source.dataloader()  # Lightning has no public name for the loader given to fit
+    limits = [n for n in (trainer.limit_train_batches, trainer.max_steps) if isinstance(n, int) and n > 0]
+    return loader if sized_len(loader) is not None or not limits else islice(loader, min(limits))
