@@ -3,17 +3,13 @@
 import logging
 import warnings
 from collections import namedtuple
-from unittest.mock import patch
 
 import lightning as L
 import pytest
 import torch
-from helpers import FIGURE
-from matplotlib.figure import Figure
 from small_models import MODELS
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from zoo import callbacks
 from zoo.checks.errors import UserError
 from zoo.checks.pixels import as_batch
 from zoo.training.trainer import make_trainer
@@ -121,23 +117,6 @@ def test_predict_returns_the_features_of_a_boltzmann_machine():
 def test_predict_says_that_a_model_predicts_nothing(name):
     with pytest.raises(UserError, match=r"predicts nothing from images alone: call sample\(n\)"):
         L.Trainer(**QUIET).predict(MODELS[name](), DataLoader(DICTS, batch_size=4))
-
-
-def test_callbacks_take_dictionaries(tmp_path):
-    made = [
-        callbacks.Samples(str(tmp_path), n=2),
-        callbacks.Latents(str(tmp_path), n=2),
-        callbacks.EstimatorVariance(str(tmp_path), every_n_steps=1, draws=2, batch_size=3),
-        callbacks.LogLikelihood(every_n_epochs=1, num_samples=2),
-        callbacks.TimeEstimate(after=1),
-        callbacks.EMA(),
-    ]
-    loader = DataLoader(DICTS, batch_size=4)
-    with patch(FIGURE, lambda history: Figure(figsize=(1, 1))):
-        trainer = L.Trainer(max_epochs=1, callbacks=made, default_root_dir=tmp_path, **QUIET)
-        trainer.fit(MODELS["vae"](), loader, loader)
-    assert "val/log_likelihood" in trainer.callback_metrics and made[2].history
-    assert len(list(tmp_path.rglob("*.png"))) >= 3
 
 
 @pytest.mark.parametrize("examples", ["image", "images", "img", "pixel_values", "x"])
