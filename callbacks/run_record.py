@@ -123,16 +123,14 @@ class RunRecord(L.Callback):
             "class": name_of_class(type(pl_module)),
             "config": self.config,
             "data": data.used if isinstance(data, capabilities.NamedData) else None,
-            "init": self.init,
             "commit": commit(),
             "hardware": hardware(pl_module.device, trainer.world_size),
             "earlier": self._earlier,
+            "init": self.init,
         }
         if not trainer.is_global_zero:
             return
         written = {**self.config, "data_used": self.record["data"]}
-        if self.init is not None:
-            written["init_sha256"] = self.init["sha256"]
         with atomic_write(self.folder / "config.yaml") as file:
             file.write(yaml.safe_dump(written, sort_keys=False).encode())
         for logger in trainer.loggers:
