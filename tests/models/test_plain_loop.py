@@ -7,6 +7,7 @@ from collections import namedtuple
 import lightning as L
 import pytest
 import torch
+from processes import together
 from small_models import MODELS
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -73,6 +74,39 @@ def test_a_model_trains_validates_and_tests_on_any_loader(name, loader):
     trainer.test(model, data, verbose=False)
     assert any(not torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert {key.split("/")[0] for key in trainer.callback_metrics} == {"test"}
+
+
+class Seen(L.Callback):
+    """Keep the labels of the training batches."""
+
+    def __init__(self):
+        self.labels = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.labels += as_batch(batch)[1].tolist()
+
+
+def trained_together(names):
+    """Train models on a plain loader, and return the labels that this process saw, and the weights."""
+    found = {}
+    for name in names:
+        torch.manual_seed(0)
+        model, seen = MODELS[name](), Seen()
+        ddp = {"devices": 2, "strategy": "ddp_find_unused_parameters_true", "use_distributed_sampler": True}
+        trainer = L.Trainer(max_epochs=1, callbacks=[seen], **QUIET, **ddp)
+        trainer.fit(model, DataLoader(DICTS, batch_size=2), DataLoader(DICTS, batch_size=2))
+        found[name] = seen.labels, torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_plain_loader_and_have_equal_weights():
+    """Lightning gives each process a DistributedSampler. VaDE fits its mixture, and the RBM finds its mean image."""
+    first, second = together(2, trained_together, IMAGES)
+    for name in IMAGES:
+        (ours, weights), (theirs, others) = first[name], second[name]
+        assert sorted(ours + theirs) == Y.tolist()
+        assert weights == others, name
 
 
 @pytest.mark.parametrize("name", ["vae", "gan", "infogan"])
