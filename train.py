@@ -67,6 +67,7 @@ def train(cfg: "DictConfig") -> dict[str, float]:
     from zoo.callbacks import RunRecord
     from zoo.callbacks.run_end import run_end
     from zoo.hub import check_resumable
+    from zoo.hub.initialising import begin_from
 
     check_values(cfg)
     with_current_names(cfg)
@@ -82,9 +83,14 @@ def train(cfg: "DictConfig") -> dict[str, float]:
         for network in model.children():
             if any(True for _ in network.parameters()):  # a metric has no parameters and is not compiled
                 network.compile(backend=cfg.compile)  # weights keep their names in checkpoints
+    begun = None
     if cfg.ckpt is not None:
         check_resumable(cfg.ckpt, model, cfg.seed, cfg.trainer.max_epochs)
-    record = RunRecord(cfg.run_dir, OmegaConf.to_container(cfg, resolve=True))
+        if cfg.init is not None:
+            logging.getLogger(__name__).info("The run resumes from %s, so init=%s has no effect", cfg.ckpt, cfg.init)
+    elif cfg.init is not None:
+        begun = begin_from(model, cfg.init)
+    record = RunRecord(cfg.run_dir, OmegaConf.to_container(cfg, resolve=True), begun)
     trainer = build(cfg.trainer, callbacks=[*build_all(cfg.callbacks), record], logger=build_all(cfg.logger))
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
     metrics = dict(trainer.callback_metrics)

@@ -87,13 +87,15 @@ class RunRecord(L.Callback):
     Args:
         folder: the run folder.
         config: the resolved configuration, as plain values.
+        init: the checkpoint whose weights began the run (see :func:`zoo.hub.initialising.begin_from`), or None. A run
+            that resumes keeps the record of its first part.
 
     Raises:
         UserError: if the folder already holds a run and this run does not resume from a checkpoint.
     """
 
-    def __init__(self, folder: str, config: dict[str, Any] | None = None):
-        self.folder, self.config = Path(folder), dict(config or {})
+    def __init__(self, folder: str, config: dict[str, Any] | None = None, init: dict[str, Any] | None = None):
+        self.folder, self.config, self.init = Path(folder), dict(config or {}), init
         if (self.folder / "config.yaml").is_file() and self.config.get("ckpt") is None:
             last = pasted(override("ckpt", self.folder / "checkpoints" / "last.ckpt"))
             raise UserError(f"{pasted(self.folder)} already holds a run: resume it with {last}, or use another folder")
@@ -112,6 +114,7 @@ class RunRecord(L.Callback):
             self._seconds_before = before["seconds"]
             part = {key: before[key] for key in ("command", "commit", "hardware", "seconds")}
             self._earlier = [*before.get("earlier", []), part]
+            self.init = before.get("init")
 
     def on_fit_start(self, trainer, pl_module):
         data = trainer.datamodule
@@ -124,6 +127,7 @@ class RunRecord(L.Callback):
             "commit": commit(),
             "hardware": hardware(pl_module.device, trainer.world_size),
             "earlier": self._earlier,
+            "init": self.init,
         }
         if not trainer.is_global_zero:
             return

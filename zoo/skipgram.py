@@ -55,7 +55,6 @@ from zoo.checks.capabilities import TextData
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, integers_below, rows_of_text, takes
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.rows import as_rows
 from zoo.checks.values import check_choice, check_integer, check_not_negative, check_positive
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional import contrastive
@@ -390,7 +389,7 @@ class SkipGram(L.LightningModule):
 
         def estimator(name: str, objective: str, k: int) -> GradientEstimator:
             def loss(batch, noise: Noise) -> Tensor:
-                losses, taken = self.pair_losses(Rows(*as_rows(batch)), noise["noise"], objective, k)
+                losses, taken = self.pair_losses(contrastive.rows_of(batch), noise["noise"], objective, k)
                 return (losses * taken).sum() / taken.sum()
 
             return GradientEstimator.of(self, name, params, partial(self.noise, k=k), loss)

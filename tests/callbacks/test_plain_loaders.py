@@ -17,6 +17,7 @@ from zoo.checks.errors import UserError
 
 X, Y = torch.linspace(0, 1, 8 * 784).view(8, 1, 28, 28), torch.arange(8)
 FORMS = {"pairs": TensorDataset(X, Y), "tuples of one": TensorDataset(X), "tensors": X}
+FORMS["dictionaries"] = [{"image": x, "label": y} for x, y in zip(X, Y.tolist(), strict=True)]
 # For each callback that works with a plain DataLoader: a model and the arguments of the callback.
 MADE = {
     "Samples": ("vae", {"n": 2}),

@@ -3,17 +3,14 @@
 import logging
 import warnings
 from collections import namedtuple
-from unittest.mock import patch
 
 import lightning as L
 import pytest
 import torch
-from helpers import FIGURE
-from matplotlib.figure import Figure
+from processes import together
 from small_models import MODELS
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from zoo import callbacks
 from zoo.checks.errors import UserError
 from zoo.checks.pixels import as_batch
 from zoo.training.trainer import make_trainer
@@ -79,6 +76,39 @@ def test_a_model_trains_validates_and_tests_on_any_loader(name, loader):
     assert {key.split("/")[0] for key in trainer.callback_metrics} == {"test"}
 
 
+class Seen(L.Callback):
+    """Keep the labels of the training batches."""
+
+    def __init__(self):
+        self.labels = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.labels += as_batch(batch)[1].tolist()
+
+
+def trained_together(names):
+    """Train models on a plain loader, and return the labels that this process saw, and the weights."""
+    found = {}
+    for name in names:
+        torch.manual_seed(0)
+        model, seen = MODELS[name](), Seen()
+        ddp = {"devices": 2, "strategy": "ddp_find_unused_parameters_true", "use_distributed_sampler": True}
+        trainer = L.Trainer(max_epochs=1, callbacks=[seen], **QUIET, **ddp)
+        trainer.fit(model, DataLoader(DICTS, batch_size=2), DataLoader(DICTS, batch_size=2))
+        found[name] = seen.labels, torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_plain_loader_and_have_equal_weights():
+    """Lightning gives each process a DistributedSampler. VaDE fits its mixture, and the RBM finds its mean image."""
+    first, second = together(2, trained_together, IMAGES)
+    for name in IMAGES:
+        (ours, weights), (theirs, others) = first[name], second[name]
+        assert sorted(ours + theirs) == Y.tolist()
+        assert weights == others, name
+
+
 @pytest.mark.parametrize("name", ["vae", "gan", "infogan"])
 def test_a_trainer_of_the_zoo_takes_batches_of_every_form_in_one_execution(name):
     """Batches in dictionaries and in pairs have equal images, so the weights are equal after training."""
@@ -121,23 +151,6 @@ def test_predict_returns_the_features_of_a_boltzmann_machine():
 def test_predict_says_that_a_model_predicts_nothing(name):
     with pytest.raises(UserError, match=r"predicts nothing from images alone: call sample\(n\)"):
         L.Trainer(**QUIET).predict(MODELS[name](), DataLoader(DICTS, batch_size=4))
-
-
-def test_callbacks_take_dictionaries(tmp_path):
-    made = [
-        callbacks.Samples(str(tmp_path), n=2),
-        callbacks.Latents(str(tmp_path), n=2),
-        callbacks.EstimatorVariance(str(tmp_path), every_n_steps=1, draws=2, batch_size=3),
-        callbacks.LogLikelihood(every_n_epochs=1, num_samples=2),
-        callbacks.TimeEstimate(after=1),
-        callbacks.EMA(),
-    ]
-    loader = DataLoader(DICTS, batch_size=4)
-    with patch(FIGURE, lambda history: Figure(figsize=(1, 1))):
-        trainer = L.Trainer(max_epochs=1, callbacks=made, default_root_dir=tmp_path, **QUIET)
-        trainer.fit(MODELS["vae"](), loader, loader)
-    assert "val/log_likelihood" in trainer.callback_metrics and made[2].history
-    assert len(list(tmp_path.rglob("*.png"))) >= 3
 
 
 @pytest.mark.parametrize("examples", ["image", "images", "img", "pixel_values", "x"])

@@ -102,7 +102,7 @@ def test_the_files_and_the_command_of_the_page_train_sample_and_test(tmp_path):
     written = OmegaConf.load(tmp_path / "run" / "config.yaml")
     assert list(written.model.shape) == [1, 8, 8] and written.data.batch_size == 64
     assert list((tmp_path / "run" / "samples").glob("*.png"))
-    assert "test/loss" in (tmp_path / "run" / "metrics.csv").read_text(encoding="utf-8")
+    assert "test/generator_loss" in (tmp_path / "run" / "metrics.csv").read_text(encoding="utf-8")
 
 
 def test_a_run_on_ones_own_data_resumes_at_the_end_of_an_epoch(folder):

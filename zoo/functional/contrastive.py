@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from zoo.checks.errors import UserError
-from zoo.checks.rows import ROW
+from zoo.checks.rows import ROW, as_rows
 from zoo.checks.values import check_integer
 from zoo.functional.precision import float64_device, in_float64
 
@@ -78,6 +78,11 @@ def pairs_in_window(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     distance = torch.arange(-window, window + 1, device=rows.words.device).abs()
     taken = (distance > 0) & (distance <= rows.reach[..., None]) & (around >= 0)
     return rows.words[..., window:-window], around, taken
+
+
+def rows_of(batch: Sequence[Tensor]) -> Rows:
+    """Return the rows of a batch of rows, or of a batch of pairs (zoo/checks/rows.py)."""
+    return Rows(*as_rows(batch))
 
 
 def scale_rows(gradient: Tensor, factors: Tensor) -> None:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from omegaconf import DictConfig, ListConfig
 
-PATHS = ("path", "ckpt", "dir", "run_dir", "folder", "save_dir", "resume_from")  # keys that have paths as values
+# Keys that have paths as values.
+PATHS = ("path", "ckpt", "init", "dir", "run_dir", "folder", "save_dir", "resume_from")
 
 
 def readable_arguments(arguments: list[str], config_dir: Path) -> list[str]:
@@ -246,6 +247,8 @@ def check_values(cfg: "DictConfig") -> None:
     if not isinstance(cfg.seed, int) or not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed must be an integer from 0 to 2^32 - 1, got {cfg.seed!r}")
     check_flag("test", cfg.test)
+    if cfg.init is not None and not isinstance(cfg.init, str):
+        raise UserError(f"init must be the name or the path of a checkpoint, got {cfg.init!r}")
     if cfg.compile is not False:
         check_choice("compile, if it is not false,", cfg.compile, ("inductor", "cudagraphs", "aot_eager", "eager"))
 
