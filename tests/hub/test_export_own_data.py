@@ -43,6 +43,14 @@ def write_images(folder, shape, classes):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_root(tmp_path_factory):
+    """Keep the pixels that data modules cache apart from the data of other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOO_DATA", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def colour(tmp_path_factory):
     """Return a folder of colour images in three class folders, and a run on them."""
