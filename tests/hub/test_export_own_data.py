@@ -273,3 +273,18 @@ def test_digests_are_compared_only_where_they_are_known():
     check_unchanged(Stripes(), {})
     assert needs_trust(Stripes()) and not needs_trust(Images("digits")) and not needs_trust(Text("pydocs"))
     assert json.dumps(exporting._shape_and_classes(zoo.load("rbm"), Stripes((1, 28, 28), 4)))
+
+
+def test_a_run_on_a_text_reads_other_texts_with_its_options(tmp_path):
+    """The other text is a published one, a file or a folder. Names of other data keep their meaning."""
+    options = {"_target_": "zoo.datamodules.Text", "name": "textfile", "path": "old.txt", "window": 3}
+    record = {"data": "textfile", "config": {"data": options}}
+    (tmp_path / "book.txt").touch()
+    for path in (tmp_path, tmp_path / "book.txt"):
+        data = data_of(record, str(path))
+        assert isinstance(data, Text) and (data.hparams.path, data.hparams.window) == (str(path), 3)
+    data = data_of(record, "pydocs")
+    assert (data.hparams.name, data.hparams.path, data.hparams.window) == ("pydocs", None, 3)
+    assert isinstance(data_of(record, "digits"), Images)
+    with pytest.raises(UserError, match="there are no data 'nothing'"):
+        data_of(record, "nothing")

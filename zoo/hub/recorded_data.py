@@ -62,8 +62,11 @@ def data_of(record: dict[str, Any], name: str | None = None, trust: bool = False
     target = current_name(config.get("_target_", ""))
     options = {key: value for key, value in config.items() if key != "_target_"}
     if name is not None:
-        if used in TEXTS and isinstance(other := by_name(name, shape), Text):
-            return Text(**options | {k: other.hparams[k] for k in ("name", "path", "column") if k in other.hparams})
+        of_tables = {key: None for key in options if key == "column"}  # another table has other columns
+        if used in TEXTS and name in TEXTS:
+            return Text(**options | {"name": name, "path": None} | of_tables)
+        if used in TEXTS and name not in (*NAMES, *DISTRIBUTIONS) and Path(name).expanduser().exists():
+            return Text(**options | {"name": "textfile", "path": name} | of_tables)
         if target == OWN and holds_images(name):
             kept = {key: value for key, value in options.items() if key not in OTHER_PLACES}
             return zoo.datamodules.OwnImages(**kept | {"path": name, **MEASURED})
