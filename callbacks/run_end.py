@@ -14,7 +14,7 @@ from zoo.checks import capabilities
 from zoo.evaluation.units import with_unit
 from zoo.evaluation.words import LONG, WordFileError, find_word_sets
 from zoo.hub.loading import name_of_class
-from zoo.hub.recorded_data import is_known
+from zoo.hub.recorded_data import needs_trust
 from zoo.training.shell import pasted, short
 from zoo.training.tables import read_rows
 
@@ -124,7 +124,7 @@ def _commands(trainer, model, folder: Path, best: ModelCheckpoint | None) -> lis
         commands = _of_words(model, source) if isinstance(model, capabilities.Words) else _of_images(model, source)
         if not isinstance(model, capabilities.Words):
             data = trainer.datamodule
-            trust = ["--trust-data"] if isinstance(data, LightningDataModule) and not is_known(type(data)) else []
+            trust = ["--trust-data"] if isinstance(data, LightningDataModule) and needs_trust(data) else []
             commands.append(pasted("python", "-m", "zoo", "evaluate", source, *_class(model), *trust))
         elif _has_word_sets():  # the command needs the published word sets
             commands.append(pasted("python", "-m", "zoo", "evaluate", source))

@@ -23,10 +23,12 @@ from zoo.datamodules import Images, OwnImages, Text, by_name
 from zoo.evaluation.distances import ImageDistance
 from zoo.evaluation.protocol import Protocol
 from zoo.hub import exporting
-from zoo.hub.recorded_data import check_unchanged, data_of, is_known
+from zoo.hub.recorded_data import check_unchanged, data_of, needs_trust
 from zoo.sampling.chunks import sample_chunks
 
 GAN = ["model=gan", "model.network=mlp", "model.hidden=[8]", "data.batch_size=16", "callbacks.sample_distance.n=20"]
+# The options of a run on a dataset of another library, which is replaced by a folder.
+MOVED = {"_target_": "zoo.datamodules.OwnImages", "path": None, "dataset": "own:make", "name": None, "split_seed": 3}
 FAST = ["debug=fast", "test=false", "logger=none"]
 
 
@@ -41,6 +43,14 @@ def write_images(folder, shape, classes):
             pixels = (x * 255).round().byte().permute(1, 2, 0).squeeze(-1).numpy()
             Image.fromarray(np.ascontiguousarray(pixels)).save(path)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_root(tmp_path_factory):
+    """Keep the pixels that data modules cache in a temporary folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOO_DATA", str(tmp_path_factory.mktemp("data")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +194,7 @@ def strange(tmp_path_factory):
 
 
 def test_a_data_module_of_the_user_is_imported_only_with_consent(strange, command, monkeypatch):
-    refusal = "the data of this run come from the class own_data.Stripes. A checkpoint may not choose what is imported"
+    refusal = "the data of this run come from own_data.Stripes. A checkpoint may not choose what is imported"
     monkeypatch.delitem(sys.modules, "own_data")
     with pytest.raises(SystemExit, match=refusal):
         command("evaluate", strange)
@@ -205,7 +215,7 @@ def test_the_end_of_a_run_names_a_command_that_works(colour, strange, tmp_path):
 
 
 def test_a_run_on_a_data_module_of_the_user_is_published_in_python(strange, weights):
-    with pytest.raises(UserError, match="come from the class own_data.Stripes"):
+    with pytest.raises(UserError, match="come from own_data.Stripes"):
         exporting.export(strange, "strange")
     exporting.export(strange, "strange", protocol=Protocol(samples=10), data=Stripes((3, 16, 12), level=0.6))
     card = hub.read_card("strange")
@@ -224,14 +234,16 @@ def test_a_record_cannot_call_anything(target):
 
 
 def test_a_function_that_a_record_names_is_not_called():
-    record = {"data": "x", "config": {"data": {"_target_": "zoo.datamodules.FromFunction", "dataset": "os:getcwd"}}}
-    with pytest.raises(UserError, match="FromFunction, which calls os:getcwd. A checkpoint may not choose"):
+    options = {"_target_": "zoo.datamodules.OwnImages", "path": None, "dataset": "os:getcwd"}
+    record = {"data": "images", "config": {"data": options}}
+    with pytest.raises(UserError, match="the data of this run come from os:getcwd. A checkpoint may not choose"):
         data_of(record)
 
 
-def test_what_cannot_be_found_is_one_sentence():
+def test_what_cannot_be_found_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"the data of this run need nowhere.Data, which cannot be imported: No module"):
         data_of({"data": "x", "config": {"data": {"_target_": "nowhere.Data"}}}, trust=True)
+    assert data_of({"data": "images", "config": {"data": MOVED}}, str(tmp_path)).hparams.split_seed == 3
     with pytest.raises(UserError, match="this run does not record its data: name them with --data"):
         data_of({"data": None, "config": {}})
     assert isinstance(data_of({"data": None, "config": {}}, "digits"), Images)
@@ -259,5 +271,20 @@ def test_images_of_the_user_are_measured_without_training_on_their_test_images(t
 def test_digests_are_compared_only_where_they_are_known():
     check_unchanged(Stripes(), {"data_digest": "abc"})
     check_unchanged(Stripes(), {})
-    assert is_known(OwnImages) and is_known(Text) and not is_known(Stripes)
+    assert needs_trust(Stripes()) and not needs_trust(Images("digits")) and not needs_trust(Text("pydocs"))
     assert json.dumps(exporting._shape_and_classes(zoo.load("rbm"), Stripes((1, 28, 28), 4)))
+
+
+def test_a_run_on_a_text_reads_other_texts_with_its_options(tmp_path):
+    """The other text is a published one, a file or a folder. Names of other data keep their meaning."""
+    options = {"_target_": "zoo.datamodules.Text", "name": "textfile", "path": "old.txt", "window": 3}
+    record = {"data": "textfile", "config": {"data": options}}
+    (tmp_path / "book.txt").touch()
+    for path in (tmp_path, tmp_path / "book.txt"):
+        data = data_of(record, str(path))
+        assert isinstance(data, Text) and (data.hparams.path, data.hparams.window) == (str(path), 3)
+    data = data_of(record, "pydocs")
+    assert (data.hparams.name, data.hparams.path, data.hparams.window) == ("pydocs", None, 3)
+    assert isinstance(data_of(record, "digits"), Images)
+    with pytest.raises(UserError, match="there are no data 'nothing'"):
+        data_of(record, "nothing")

@@ -1,7 +1,8 @@
 """The data of a recorded run: the record in a checkpoint, and the data module that the record describes.
 
 A checkpoint can come from somebody else. Its record therefore must not decide which code is imported. Only four classes
-of data modules are built without the user's consent. They read files and run no code from them.
+of data modules are built without the user's consent, and only without the option ``dataset``, which names a function.
+They read files and run no code from them.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from zoo.hub.loading import best_of, read_training_checkpoint
 KNOWN = ("Images", "OwnImages", "Text", "Toy")  # classes of zoo.datamodules that are built from any record
 OWN = "zoo.datamodules.OwnImages"
 MEASURED = {"train_on": "train", "batch_size": 1}  # options of the user's images that are measured and not trained on
+OTHER_PLACES = ("dataset", "name", "subset", "image_column", "label_column")  # options that exclude ``path``
 # Options that concern training. ``train_on`` would also put test images into the training images.
 OF_TRAINING = ("name", "batch_size", "eval_batch_size", "seed", "digits_repeat", "train_on")
 
@@ -60,10 +62,14 @@ def data_of(record: dict[str, Any], name: str | None = None, trust: bool = False
     target = current_name(config.get("_target_", ""))
     options = {key: value for key, value in config.items() if key != "_target_"}
     if name is not None:
-        if used in TEXTS and isinstance(other := by_name(name, shape), Text):
-            return Text(**options | {k: other.hparams[k] for k in ("name", "path", "column") if k in other.hparams})
+        of_tables = {key: None for key in options if key == "column"}  # another table has other columns
+        if used in TEXTS and name in TEXTS:
+            return Text(**options | {"name": name, "path": None} | of_tables)
+        if used in TEXTS and name not in (*NAMES, *DISTRIBUTIONS) and Path(name).expanduser().exists():
+            return Text(**options | {"name": "textfile", "path": name} | of_tables)
         if target == OWN and holds_images(name):
-            return zoo.datamodules.OwnImages(**options | {"path": name, **MEASURED})
+            kept = {key: value for key, value in options.items() if key not in OTHER_PLACES}
+            return zoo.datamodules.OwnImages(**kept | {"path": name, **MEASURED})
         return by_name(name, shape)
     if used in TEXTS:
         return Text(**options | {"name": used})
@@ -82,9 +88,11 @@ def data_of(record: dict[str, Any], name: str | None = None, trust: bool = False
     return kind(**options | (MEASURED if target == OWN else {}))
 
 
-def is_known(kind: type) -> bool:
-    """Return whether data of the class ``kind`` are built from any record, without the user's consent."""
-    return kind.__name__ in KNOWN and getattr(zoo.datamodules, kind.__name__) is kind
+def needs_trust(data: Any) -> bool:
+    """Return whether a record of the data module ``data`` is built only with the user's consent."""
+    kind = type(data)
+    known = kind.__name__ in KNOWN and getattr(zoo.datamodules, kind.__name__) is kind
+    return not known or data.hparams.get("dataset") is not None
 
 
 def _class_of(target: str, options: dict[str, Any], trust: bool) -> type:
@@ -96,18 +104,20 @@ def _class_of(target: str, options: dict[str, Any], trust: bool) -> type:
     package, _, name = target.rpartition(".")
     if not target:
         raise UserError("this run does not record its data: name them with --data, or in Python build the data module")
-    if name in KNOWN and package == "zoo.datamodules":
-        return getattr(zoo.datamodules, name)
-    if not trust:
-        code = f"{target}, which calls {options['dataset']}" if options.get("dataset") else target
+    known, function = name in KNOWN and package == "zoo.datamodules", options.get("dataset")
+    if not trust and (function is not None or not known):
         raise UserError(
-            f"the data of this run come from the class {code}. A checkpoint may not choose what is imported: add "
-            "--trust-data if you trust it, or name other data with --data"
+            f"the data of this run come from {target if function is None else function}. A checkpoint may not choose "
+            "what is imported: add --trust-data if you trust it, or name other data with --data"
         )
+    if known:
+        return getattr(zoo.datamodules, name)
     try:
         return getattr(import_module(package), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"the data of this run need {target}, which cannot be imported: {error}") from error
+        raise UserError(
+            f"the data of this run need {target}, which cannot be imported: {error}. PYTHONPATH must name its folder"
+        ) from error
 
 
 def check_unchanged(data: Any, record: dict[str, Any]) -> None:
