@@ -15,6 +15,7 @@ from zoo.training.trainer import quiet_lightning
 IMAGES = ["data=digits", "data.digits_repeat=1", "data.batch_size=128"]
 EXPERIMENTS = {
     "ddpm_bound": [*IMAGES, "model.widths=[8,16]", "model.steps=50"],
+    "ddpm_cifar10": [*IMAGES, "model.widths=[8,16]", "model.attention=[1]", "model.steps=50", "model.patch=2"],
     "ddpm_guided": [*IMAGES, "model.widths=[8,16]", "model.steps=50"],
     "ddpm_ho": [*IMAGES, "model.widths=[8,16]", "model.steps=50"],
     "gan_discrete": ["model.width=8", "data.batch_size=64", "model.discriminator_steps=3"],
