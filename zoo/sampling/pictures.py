@@ -47,15 +47,18 @@ def picture(model, n: int, conditions: dict[str, Any]) -> Picture:
 
 
 def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
-    """Return the images of a picture as one batch, (n, C, H, W), and the number of images in each row.
+    """Return the images of a picture as one batch, (n, 1 or 3, H, W), and the number of images in each row.
 
     The shape of ``images`` selects the layout:
 
-        (n, 1, H, W)            images
-        (n, frames, 1, H, W)    n chains over time, one row for each chain
+        (n, C, H, W)            images
+        (n, frames, C, H, W)    n chains over time, one row for each chain
         (n, T, K)               one-hot sequences, one image for each sequence
         (n, 2)                  points, one scatter plot
         (n, frames, 2)          points over time, one scatter plot for each frame
+
+    Images of 1 channel are grey, and images of 3 channels are in colour. In other images, the channels are grey images
+    side by side.
 
     Args:
         images: samples in one of these shapes.
@@ -70,7 +73,9 @@ def in_rows(images: Tensor, columns: int | None = None) -> tuple[Tensor, int]:
         # Time runs from left to right. Each symbol is a square of 4 x 4 pixels.
         images = images[:, None].transpose(-1, -2).repeat_interleave(4, -1).repeat_interleave(4, -2)
     if images.ndim == 5:
-        return images.flatten(0, 1), images.shape[1]
+        columns, images = images.shape[1], images.flatten(0, 1)
+    if images.shape[1] not in (1, 3):
+        images = torch.cat(images.split(1, 1), -1)  # (n, 1, H, C W)
     return images, columns or max(1, round(len(images) ** 0.5))
 
 
