@@ -18,6 +18,7 @@ from zoo.checks import capabilities  # noqa: E402
 WITH = {
     ("gan", "LogLikelihood"): "network=sequence",
     ("ddpm", "SampleRows"): "num_classes=10",
+    ("score", "SampleRows"): "num_classes=10",
 }
 OF_DATA = {"TextData", "DrawnData", "NamedData", "SplitData", "CountedData", "Batched", "KnownScore", "Enumerable"}
 OF_DATA |= {"LogsImages", "LogsTables", "ShortSanityCheck"}

@@ -3,7 +3,7 @@
 import lightning as L
 import pytest
 import torch
-from helpers import run
+from helpers import checkpoint, run
 from torch.testing import assert_close
 
 from zoo.callbacks import LossPerStep, ScoreField
@@ -87,6 +87,16 @@ def test_a_run_draws_its_field_and_logs_how_far_it_is(tmp_path):
     assert sorted(p.name for p in (tmp_path / "field").iterdir()) == ["epoch_000.png", "epoch_001.png"]
     assert sorted(p.name for p in (tmp_path / "loss_per_step").iterdir()) == ["epoch_000.png", "epoch_001.png"]
     assert metrics["val/fisher_divergence"] > 0 and "val/log_density_gap" in metrics
+
+
+def test_the_field_of_a_model_with_labels_is_that_of_all_points(tmp_path):
+    """The labels are the components of the mixture. The pictures of samples have a row for each label."""
+    metrics = run(tmp_path, *TINY, "model.num_classes=auto", "trainer.max_epochs=1", "callbacks.samples.n=6")
+    assert metrics["val/fisher_divergence"] > 0 and "val/log_density_gap" in metrics
+    assert checkpoint(tmp_path)["hyper_parameters"]["num_classes"] == 3
+    assert (tmp_path / "samples" / "epoch_000.png").stat().st_size > 0
+    with pytest.raises(ValueError, match="label_dropout is 0, so the model never learns it: set model.label_dropout="):
+        run(tmp_path / "other", *TINY, "model.num_classes=auto", "model.label_dropout=0")
 
 
 def test_what_cannot_be_drawn_is_refused_at_the_start(tmp_path):
