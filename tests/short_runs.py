@@ -15,7 +15,7 @@ from zoo.training.trainer import quiet_lightning
 IMAGES = ["data=digits", "data.digits_repeat=1", "data.batch_size=128"]
 EXPERIMENTS = {
     "ddpm_bound": [*IMAGES, "model.widths=[8,16]", "model.steps=50"],
-    "ddpm_cifar10": [*IMAGES, "model.widths=[8,16]", "model.attention=[1]", "model.steps=50", "model.patch=2"],
+    "ddpm_cifar10": [*IMAGES, "model.widths=[8,16]", "model.attention=[1]", "model.steps=50", "model.patch=4"],
     "ddpm_guided": [*IMAGES, "model.widths=[8,16]", "model.steps=50"],
     "ddpm_ho": [*IMAGES, "model.widths=[8,16]", "model.steps=50"],
     "gan_discrete": ["model.width=8", "data.batch_size=64", "model.discriminator_steps=3"],
@@ -37,6 +37,7 @@ OPTIONS = {
     "vae-relax": ["model=vae", *IMAGES, "model.hidden=[16]", "model.latent=bernoulli", "model.latent_dim=3"]
     + ["model.estimator=relax"],
     "ddpm-importance": [*TINY["ddpm"], "model.timesteps=importance", "model.steps=4"],
+    "score-labels": [*TINY["score"], "model.num_classes=auto", "model.dropout=0.1"],
     "gan-three": [*TINY["gan"], "model.discriminator_steps=3"],
     "rbm-schedules": [*TINY["rbm"], "model.k=[[0,1],[1,2]]", "model.momentum=[[0,0.5],[1,0.9]]"],
     "vae-clipped": [*TINY["vae"], "trainer.gradient_clip_val=0.1", "trainer.accumulate_grad_batches=2"],
