@@ -35,14 +35,13 @@ class ScoreField(AtEpochs):
         self.folder, self.samples = Path(folder), samples
 
     def setup(self, trainer, pl_module, stage):
-        data = trainer.datamodule
+        data, hparams = trainer.datamodule, pl_module.hparams
         known = isinstance(data, capabilities.DrawnData) and isinstance(data.distribution, capabilities.KnownScore)
         if not known or not isinstance(pl_module, capabilities.ScoreChains):
             raise UserError(
                 "ScoreField needs a score model and points with a known density: use model=score with data=mixture, "
                 "ring, moons or swiss_roll"
             )
-        hparams = pl_module.hparams
         if hparams.get("num_classes") is not None and hparams.get("label_dropout") == 0:
             raise UserError(
                 "ScoreField compares the score of all data, and label_dropout is 0, so the model never learns it: set "
