@@ -40,7 +40,7 @@ from zoo.nets.unet import UNet
         ({"blocks": 1.5}, "blocks must be an integer of at least 1, got 1.5"),
         ({"patch": "x"}, "patch must be an integer of at least 1, got 'x'"),
         ({"widths": [12]}, r"multiples of 8, one per level, got \[12\]"),
-        ({"widths": [8] * 6}, "patch=2 and 6 widths need a side of more than 32 pixels, and the images have 28 x 28"),
+        ({"widths": [8] * 6}, "patch=2 and 6 widths need a side of more than 32 pixels, the images have 28 x 28"),
         ({"shape": [3, 4, 4], "patch": 8}, "patch=8 and 2 widths need a side of more than 8 pixels"),
         ({"shape": [2]}, r"shape must be \[C, H, W\] for images, got \[2\]"),
         ({"shape": [0, 28, 28]}, r"shape must be a list of integers of at least 1, .*, got \[0, 28, 28\]"),
