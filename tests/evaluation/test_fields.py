@@ -55,6 +55,15 @@ def test_a_field_is_measured_against_the_score_it_targets(ladder):
     assert_close(learned_score(model, x), target(model, mixture()).score(x), rtol=1e-4, atol=1e-4)
 
 
+def test_samples_of_a_model_with_labels_are_drawn_without_them():
+    class Labelled(Exact):
+        def sample(self, n, *, generator, denoise, y):
+            assert y == "dropped"
+            return super().sample(n, generator=generator, denoise=denoise)
+
+    assert measure_field(Labelled(num_classes=3), mixture(), n=100, samples=50).fisher_divergence < 1e-10
+
+
 def test_the_outermost_hundredth_does_not_count():
     """The divergence ignores errors of the score in the 1 % of the draws with the lowest density.
 
