@@ -25,8 +25,8 @@ class ScoreField(AtEpochs):
         samples: number of samples for ``val/log_density_gap``.
 
     Raises:
-        UserError: if a number is below 1. ``setup`` raises it if the model has no score, or if the score of the data
-            is unknown.
+        UserError: if a number is below 1. ``setup`` raises it if the model has no score of all data, or if the score
+            of the data is unknown.
     """
 
     def __init__(self, folder: str, every_n_epochs: int = 10, samples: int = 1000):
@@ -35,12 +35,17 @@ class ScoreField(AtEpochs):
         self.folder, self.samples = Path(folder), samples
 
     def setup(self, trainer, pl_module, stage):
-        data = trainer.datamodule
+        data, hparams = trainer.datamodule, pl_module.hparams
         known = isinstance(data, capabilities.DrawnData) and isinstance(data.distribution, capabilities.KnownScore)
         if not known or not isinstance(pl_module, capabilities.ScoreChains):
             raise UserError(
                 "ScoreField needs a score model and points with a known density: use model=score with data=mixture, "
                 "ring, moons or swiss_roll"
+            )
+        if hparams.get("num_classes") is not None and hparams.get("label_dropout") == 0:
+            raise UserError(
+                "ScoreField compares the score of all data, and label_dropout is 0, so the model never learns it: set "
+                "model.label_dropout=0.1"
             )
 
     @torch.no_grad()

@@ -45,6 +45,7 @@ class Mixture:
 
     def __init__(self, mu: Tensor, w: Tensor, sigma: float):
         self.mu, self.w, self.sigma = mu.double(), w.double(), sigma
+        self.num_classes = len(mu)  # the labels number the components
 
     def _log_joint(self, x: Tensor) -> Tensor:
         """Return log w_k N(x | mu_k, sigma^2 I), (..., K)."""
@@ -85,7 +86,7 @@ class BlurredCurves(Mixture):
     def __init__(self, curves: list[Callable[[Tensor], Tensor]], sigma: float, nodes: int = 600):
         t, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(nodes))
         super().__init__(torch.cat([c((t + 1) / 2) for c in curves]), (w / 2 / len(curves)).repeat(len(curves)), sigma)
-        self.curves = curves
+        self.curves, self.num_classes = curves, len(curves)
 
     def sample(self, n: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return ``n`` points, (n, 2), and the index of the curve of each, (n,)."""
@@ -243,7 +244,7 @@ class Toy(L.LightningDataModule):
         self.used = name
         self.distribution = Line(theta) if name == "line" else DISTRIBUTIONS[name]()
         self.shape = [5, 5] if name == "markov_chain" else [2]
-        self.num_classes: int | None = None  # labels number the modes, and no model is conditional on them
+        self.num_classes: int | None = getattr(self.distribution, "num_classes", None)
         self.splits: dict[str, Split] = {}
 
     def setup(self, stage: str | None = None) -> None:

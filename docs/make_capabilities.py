@@ -20,6 +20,7 @@ WITH = {
     ("gan", "SampleRows"): "num_classes=10",
     ("wgan", "SampleRows"): "num_classes=10",
     ("ddpm", "SampleRows"): "num_classes=10",
+    ("score", "SampleRows"): "num_classes=10",
 }
 OF_DATA = {"TextData", "DrawnData", "NamedData", "SplitData", "CountedData", "Batched", "KnownScore", "Enumerable"}
 OF_DATA |= {"LogsImages", "LogsTables", "ShortSanityCheck"}

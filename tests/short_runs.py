@@ -15,6 +15,7 @@ from zoo.training.trainer import quiet_lightning
 IMAGES = ["data=digits", "data.digits_repeat=1", "data.batch_size=128"]
 EXPERIMENTS = {
     "ddpm_bound": [*IMAGES, "model.widths=[8,16]", "model.steps=50"],
+    "ddpm_cifar10": [*IMAGES, "model.widths=[8,16]", "model.attention=[1]", "model.steps=50", "model.patch=4"],
     "ddpm_guided": [*IMAGES, "model.widths=[8,16]", "model.steps=50"],
     "ddpm_ho": [*IMAGES, "model.widths=[8,16]", "model.steps=50"],
     "gan_celeba64": [*IMAGES, "model.width=4"],
@@ -37,6 +38,7 @@ OPTIONS = {
     "vae-relax": ["model=vae", *IMAGES, "model.hidden=[16]", "model.latent=bernoulli", "model.latent_dim=3"]
     + ["model.estimator=relax"],
     "ddpm-importance": [*TINY["ddpm"], "model.timesteps=importance", "model.steps=4"],
+    "score-labels": [*TINY["score"], "model.num_classes=auto", "model.dropout=0.1"],
     "gan-three": [*TINY["gan"], "model.discriminator_steps=3"],
     "gan-labels": [*TINY["gan"], "model.discriminator_steps=3", "model.num_classes=auto"],
     "wgan-labels": [*TINY["wgan"], "model.num_classes=auto"],

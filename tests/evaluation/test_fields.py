@@ -3,7 +3,7 @@
 import lightning as L
 import pytest
 import torch
-from helpers import run
+from helpers import checkpoint, run
 from torch.testing import assert_close
 
 from zoo.callbacks import LossPerStep, ScoreField
@@ -55,6 +55,15 @@ def test_a_field_is_measured_against_the_score_it_targets(ladder):
     assert_close(learned_score(model, x), target(model, mixture()).score(x), rtol=1e-4, atol=1e-4)
 
 
+def test_samples_of_a_model_with_labels_are_drawn_without_them():
+    class Labelled(Exact):
+        def sample(self, n, *, generator, denoise, y):
+            assert y == "dropped"
+            return super().sample(n, generator=generator, denoise=denoise)
+
+    assert measure_field(Labelled(num_classes=3), mixture(), n=100, samples=50).fisher_divergence < 1e-10
+
+
 def test_the_outermost_hundredth_does_not_count():
     """The divergence ignores errors of the score in the 1 % of the draws with the lowest density.
 
@@ -87,6 +96,16 @@ def test_a_run_draws_its_field_and_logs_how_far_it_is(tmp_path):
     assert sorted(p.name for p in (tmp_path / "field").iterdir()) == ["epoch_000.png", "epoch_001.png"]
     assert sorted(p.name for p in (tmp_path / "loss_per_step").iterdir()) == ["epoch_000.png", "epoch_001.png"]
     assert metrics["val/fisher_divergence"] > 0 and "val/log_density_gap" in metrics
+
+
+def test_the_field_of_a_model_with_labels_is_that_of_all_points(tmp_path):
+    """The labels are the components of the mixture. The pictures of samples have a row for each label."""
+    metrics = run(tmp_path, *TINY, "model.num_classes=auto", "trainer.max_epochs=1", "callbacks.samples.n=6")
+    assert metrics["val/fisher_divergence"] > 0 and "val/log_density_gap" in metrics
+    assert checkpoint(tmp_path)["hyper_parameters"]["num_classes"] == 3
+    assert (tmp_path / "samples" / "epoch_000.png").stat().st_size > 0
+    with pytest.raises(ValueError, match="label_dropout is 0, so the model never learns it: set model.label_dropout="):
+        run(tmp_path / "other", *TINY, "model.num_classes=auto", "model.label_dropout=0")
 
 
 def test_what_cannot_be_drawn_is_refused_at_the_start(tmp_path):

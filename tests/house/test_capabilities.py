@@ -31,7 +31,8 @@ def test_the_table_of_capabilities_is_true():
 
 
 def test_what_the_table_says_of_options_is_so():
-    assert DDPM(num_classes=10).rows() is not None and DDPM().rows() is None
+    for model in (DDPM, Score):
+        assert model(num_classes=10).rows() is not None and model().rows() is None
     assert has_log_likelihood(GAN(network="sequence", shape=[5, 5])) and not has_log_likelihood(GAN())
 
 

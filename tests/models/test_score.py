@@ -187,7 +187,7 @@ def points():
         ({"shape": None}, "shape must be a list of integers .*, got None"),
         ({"shape": [2], "widths": "junk"}, "widths must be a list of integers .*, got 'junk'"),
         ({"blocks": None}, "blocks must be an integer of at least 1, got None"),
-        ({"widths": [8] * 6}, "patch=2 and 6 widths need sides of at least 64 pixels"),
+        ({"widths": [8] * 6}, "patch=2 and 6 widths need a side of more than 32 pixels"),
         ({"num_classes": 0}, "num_classes must be an integer of at least 1, got 0"),
         ({"label_dropout": 1}, "label_dropout must be below 1, got 1"),
         ({"lr": "fast"}, "lr must be a positive number, got 'fast'"),

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from zoo.checks.errors import UserError
+from zoo.functional.guidance import draw_labels
 from zoo.score import Score
 
 F64 = torch.float64
@@ -135,6 +136,8 @@ def test_labels_of_samples_are_a_number_a_list_drawn_or_dropped(random):
     assert torch.allclose(mixed[1::2], draw(y=1)[1::2], atol=1e-5)  # the noise does not depend on the labels
     drawn = [label for label in range(3) if torch.allclose(draw()[0], draw(y=label)[0], atol=1e-5)]
     assert len(drawn) == 1
+    many = draw_labels(None, 100, 3, 0.0, generator=seeded(), device=torch.device("cpu"))
+    assert many.unique().tolist() == [0, 1, 2]
     with pytest.warns(DeprecationWarning, match="labels= of Score.sample is y= now"):
         assert torch.equal(draw(labels=1), draw(y=1))
     assert random.rows() == ("y", [0, 1, 2]) and Score(shape=[2]).rows() is None

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import CONFIGS, TINY, checkpoint, config, model_of, run
+from helpers import CONFIGS, TINY, checkpoint, config, model_of, run, tiers
 from hydra.utils import instantiate
 from processes import done
 
 import zoo
 from zoo.training.trainer import make_trainer
 
+EXPERIMENTS = sorted(p.stem for p in (Path(CONFIGS) / "experiment").glob("*.yaml"))
 RECIPES = sorted(p.stem for p in (Path(CONFIGS) / "model").glob("*.yaml"))
 
 
@@ -116,7 +117,7 @@ def test_every_choice_composes(group):
         assert config("/nowhere", f"{group}={choice.stem}").run_dir == "/nowhere"
 
 
-@pytest.mark.parametrize("experiment", sorted(p.stem for p in (Path(CONFIGS) / "experiment").glob("*.yaml")))
+@pytest.mark.parametrize("experiment", tiers(EXPERIMENTS, set(EXPERIMENTS) - {"ddpm_cifar10"}))  # a large network
 def test_an_experiment_starts(experiment):
     """The model is built. If the experiment draws samples, the callback accepts their conditions."""
     cfg = config("/nowhere", f"experiment={experiment}")

@@ -151,3 +151,16 @@ def test_pictures_of_other_channels_and_of_vectors(tmp_path, generator):
     assert rows.shape == (4, 1, 1, 50) and columns == 1
     save_grid(images, tmp_path / "grid.png")
     assert np.array(Image.open(tmp_path / "grid.png")).shape[:2] == (2 * 8 + 2, 2 * 47 + 2)
+
+
+def test_pictures_of_any_number_of_channels(tmp_path):
+    """Images in colour and chains over time keep their channels. Two or four channels are side by side."""
+    x = torch.rand(6, 4, 5, 7, generator=chunk_generator(0, 0))
+    assert torch.equal(in_rows(x[:, :3], 3)[0], x[:, :3])
+    assert torch.equal(in_rows(x[:, :3].view(2, 3, 3, 5, 7))[0], x[:, :3])
+    images, columns = in_rows(x.view(2, 3, 4, 5, 7))
+    assert columns == 3 and images.shape == (6, 1, 5, 28)
+    assert torch.equal(images[4, 0, :, 14:21], x[4, 2])
+    for channels in (1, 2, 3, 4):
+        save_grid(x[:, :channels], tmp_path / f"{channels}.png", 2)
+        assert (tmp_path / f"{channels}.png").stat().st_size > 0

@@ -50,14 +50,15 @@ def measure_field(model, distribution, n: int = 10_000, samples: int = 5_000) ->
         model: model of zoo/score.py for points in the plane, in eval mode.
         distribution: density with ``log_density``, ``score``, ``sample`` and ``blurred``, as in zoo/datamodules/toy.py.
         n: number of draws of the target density. The bulk is the 99 % of these draws with the highest density.
-        samples: number of samples of the model. They are drawn without the final denoising step.
+        samples: number of samples of the model. They are drawn without labels and without the final denoising step.
     """
     q = target(model, distribution)
     x, _ = q.sample(n, generator=chunk_generator(1, 0))
     log_q = q.log_density(x)
     bulk = x[log_q >= log_q.quantile(1 - BULK)]
     gap = learned_score(model, bulk) - q.score(bulk)
-    drawn = q.log_density(model.sample(samples, generator=chunk_generator(0, 0), denoise=False).cpu())
+    labels = {} if model.hparams.num_classes is None else {"y": "dropped"}
+    drawn = q.log_density(model.sample(samples, generator=chunk_generator(0, 0), denoise=False, **labels).cpu())
     error = (drawn.var() / samples + log_q.var() / n) ** 0.5
     return Field(float(gap.square().sum(1).mean() / 2), float(drawn.mean() - log_q.mean()), float(error))
 

@@ -137,8 +137,8 @@ def check_unet(
     multiple = patch * 2 ** (len(widths) - 1)
     if shape is not None and multiple >= 2 * max(shape[-2:]):
         raise UserError(
-            f"patch={patch} and {len(widths)} widths need sides of at least {multiple} pixels, and the images have "
-            f"{shape[-2]} x {shape[-1]}: choose fewer widths or a smaller patch"
+            f"patch={patch} and {len(widths)} widths need a side of more than {multiple // 2} pixels, the images "
+            f"have {shape[-2]} x {shape[-1]}: choose fewer widths or a smaller patch"
         )
 
 
