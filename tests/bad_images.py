@@ -321,7 +321,11 @@ def folders() -> Iterator[Case]:
 
     yield Case("missing folder", lambda f: {"path": str(f / "none")}, "none does not exist: give a folder of images")
     yield Case("empty folder", does(), "has no images")
-    yield Case("a text file", lambda f: {"path": [(f / "a.txt").write_text("a"), str(f / "a.txt")][1]}, "is no folder")
+    yield Case(
+        "a text file",
+        lambda f: {"path": [(f / "a.txt").write_text("a", encoding="utf-8"), str(f / "a.txt")][1]},
+        "is no folder",
+    )
     yield Case(
         "an image file", lambda f: {"path": [good(f), str(f / "a0.png")][1]}, "a0.png is no folder.*give the folder"
     )
