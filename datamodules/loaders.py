@@ -7,6 +7,7 @@ can resume within an epoch.
 """
 
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
@@ -159,7 +160,8 @@ def in_workers(items: Any, keys: Iterable[Any], workers: int, device: torch.devi
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
-        # Workers start by a fork, which newer versions of Python warn about if the process has several threads.
+        # Newer versions of Python warn about a fork if the process has several threads. With another start method,
+        # each worker would import torch, in each pass.
         warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
         loader: DataLoader = DataLoader(
             items,
@@ -169,6 +171,7 @@ def in_workers(items: Any, keys: Iterable[Any], workers: int, device: torch.devi
             collate_fn=_unchanged,
             pin_memory=device is not None and device.type == "cuda",
             worker_init_fn=_leave_signals,
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             generator=torch.Generator(),  # without it, DataLoader would draw from the random stream of the run
         )
         return iter(loader)

@@ -194,6 +194,7 @@ def batches_of_run(folder, *overrides):
     return [batch.numpy() for batch in Seen.batches]  # tensors are lost when their process ends
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_batches_of_one(digits, tmp_path):
     overrides = options(digits, *DISK, "test=false", "trainer=ddp", "trainer.accelerator=cpu")
     (one,) = together(1, batches_of_run, tmp_path / "one", *overrides, "trainer.devices=1")
