@@ -5,6 +5,7 @@ image. It has the shape (H, W), (C, H, W) or (H, W, C). Its values are those of 
 """
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -264,8 +265,23 @@ def made_by(spec: str) -> Any:
             )
         made = getattr(made, name)
     if isinstance(made, type) or (callable(made) and not hasattr(made, "__getitem__")):
+        _check_needs_nothing(spec, made)
         return made()
     return made
+
+
+def _check_needs_nothing(spec: str, made: Any) -> None:
+    """Raise UserError if a class or function cannot be called without arguments."""
+    try:
+        signature = inspect.signature(made)
+    except ValueError:  # some functions in C have no signature
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise UserError(
+            f"data.dataset={spec} cannot be called without arguments ({error}): name a function that needs none"
+        ) from None
 
 
 def parts_of(title: str, made: Any) -> dict[str, Any]:

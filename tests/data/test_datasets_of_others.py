@@ -216,12 +216,14 @@ def test_a_name_of_another_form_is_refused(spec, module):
 
 
 def test_missing_modules_and_attributes_are_named(module):
-    module("import torch\ndef make():\n    pass\n")
+    module("import torch\ndef make():\n    pass\ndef needs(root):\n    pass\n")
     module("import a_module_that_does_not_exist", "needs_more")
     with pytest.raises(UserError, match=r"there is no module paintings. Put it into the working folder"):
         made_by("paintings:make")
-    with pytest.raises(UserError, match=r"pictures.py has no 'mkae', only torch, make"):
+    with pytest.raises(UserError, match=r"pictures.py has no 'mkae', only torch, make, needs"):
         made_by("pictures:mkae")
+    with pytest.raises(UserError, match=r"pictures:needs cannot be called without arguments .*'root'"):
+        made_by("pictures:needs")
     with pytest.raises(ModuleNotFoundError, match="a_module_that_does_not_exist"):  # an error in the user's code
         made_by("needs_more:make")
 
