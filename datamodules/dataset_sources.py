@@ -4,6 +4,7 @@ An item of a dataset is an image, a tuple (image, label), or a dictionary. An im
 image. It has the shape (H, W), (C, H, W) or (H, W, C). Its values are those of an array file (see image_arrays.py).
 """
 
+import hashlib
 import importlib
 import inspect
 import os
@@ -67,13 +68,17 @@ class DatasetSource(ImageSource):
         return self._datasets[part][index]
 
     def read(self, i: int) -> np.ndarray:
+        return pixels_of(self._image(i))
+
+    def _image(self, i: int) -> Any:
+        """Return the image of item ``i`` in the form of the dataset."""
         if i in self._failed:
             raise Unreadable(self._failed[i])
         try:
             item = self._item(i)
         except Exception as error:  # the code of another project can raise anything for a broken image
-            raise Unreadable(f"{type(error).__name__}: {str(error).strip()[:200]}") from error
-        return pixels_of(image_in(item))
+            raise Unreadable(_in_short(error)) from error
+        return image_in(item)
 
     def _check_repeats(self) -> None:
         """Read the first item twice. Its errors keep their traceback, because they show the code to correct."""
@@ -104,7 +109,7 @@ class DatasetSource(ImageSource):
                 try:
                     labels.append(plain_label(label_in(self._item(i))))
                 except Exception as error:
-                    self._failed[i] = f"{type(error).__name__}: {str(error).strip()[:200]}"
+                    self._failed[i] = _in_short(error)
                     labels.append(labels[0] if labels else None)
         return labels
 
@@ -161,7 +166,7 @@ class HubSource(DatasetSource):
     name = "hf"
 
     def __init__(self, name: str, subset: str | None, image_column: str | None, label_column: str | None):
-        self._image, self._label = image_column, label_column
+        self._image_column, self._label_column = image_column, label_column
         title = f"data.name={name}"
         super().__init__(title, self._columns_chosen(title, parts_on_hub(title, name, subset)))
 
@@ -171,35 +176,41 @@ class HubSource(DatasetSource):
 
         features = next(iter(parts.values())).features
         pictures = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
-        self._image = _column(title, "image_column", self._image, features, (*IMAGE_KEYS, *pictures))
-        if self._image is None:
+        self._image_column = _column(title, "image_column", self._image_column, features, (*IMAGE_KEYS, *pictures))
+        if self._image_column is None:
             raise DataError(f"{title} has the columns {', '.join(features)}: set data.image_column to the images")
-        self._label = _column(title, "label_column", self._label, features, LABEL_KEYS)
-        if self._image in pictures:
+        self._label_column = _column(title, "label_column", self._label_column, features, LABEL_KEYS)
+        if self._image_column in pictures:
             encoded = datasets.Image(decode=False)
-            parts = {name: part.cast_column(self._image, encoded) for name, part in parts.items()}
+            parts = {name: part.cast_column(self._image_column, encoded) for name, part in parts.items()}
         return parts
 
     def _item(self, i: int) -> Any:
-        item = super()._item(i)[self._image]
+        item = super()._item(i)[self._image_column]
         if isinstance(item, Mapping) and {"bytes", "path"} <= set(item):
             return item["bytes"] if item["bytes"] is not None else Path(item["path"]).read_bytes()
         return np.asarray(item) if isinstance(item, list) else item
 
     def _known_labels(self, dataset: Any) -> list[Any]:
-        return [None] * len(dataset) if self._label is None else list(dataset[self._label])
+        return [None] * len(dataset) if self._label_column is None else list(dataset[self._label_column])
 
     def _name_classes(self, labels: list[int] | list[str]) -> None:
         super()._name_classes(labels)
-        names = getattr(self._datasets[0].features[self._label], "names", None)
+        names = getattr(self._datasets[0].features[self._label_column], "names", None)
         if names and isinstance(labels[0], int):
             if min(labels) < 0:  # the hub marks the missing labels of test images with -1
                 raise DataError(f"{self._title} has items without a label (-1): remove them or their split")
             self.classes, self.labels = list(names), np.array(labels, dtype=np.int64)
 
+    def read_with_digest(self, i: int) -> tuple[np.ndarray, bytes]:
+        # The content of a file has the same digest on all machines. Decoded pixels depend on the decoder.
+        image = self._image(i)
+        content = image if isinstance(image, bytes) else None
+        return (decode(content), hashlib.sha256(content).digest()) if content else super().read_with_digest(i)
+
     def stamp(self) -> str:
         parts = zip(self._names, (dataset._fingerprint for dataset in self._datasets), strict=True)
-        return f"{self._image} {self._label} {list(parts)}"
+        return f"{self._image_column} {self._label_column} {list(parts)}"
 
 
 def parts_on_hub(title: str, name: str, subset: str | None) -> dict[str, Any]:
@@ -282,6 +293,10 @@ def _check_needs_nothing(spec: str, made: Any) -> None:
         raise UserError(
             f"data.dataset={spec} cannot be called without arguments ({error}): name a function that needs none"
         ) from None
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def parts_of(title: str, made: Any) -> dict[str, Any]:

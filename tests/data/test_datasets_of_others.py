@@ -135,6 +135,16 @@ def test_the_digest_follows_pixels_and_labels():
     assert loaded(Items(list(zip(PIXELS, [*LABELS[:-1], 0], strict=True)))).digest != first
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_dataset_that_is_not_kept_in_memory_gives_the_same_batches(workers):
+    made = Items(list(zip(PIXELS, LABELS, strict=True)))
+    kept, read = loaded(made), loaded(made, memory_limit=0, workers=workers)
+    assert isinstance(kept.splits["train"].images, torch.Tensor)
+    assert not isinstance(read.splits["train"].images, torch.Tensor) and kept.digest == read.digest
+    for a, b in zip(kept.train_dataloader(), read.train_dataloader(), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         yield PIXELS[0]
