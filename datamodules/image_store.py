@@ -26,6 +26,7 @@ from zoo.datamodules.image_sources import NAMED, ImageSource, problem_lines
 from zoo.datamodules.loaders import in_workers
 from zoo.functional.progress import tracked
 from zoo.training.files import FileNotWritten, atomic_write
+from zoo.training.processes import number
 from zoo.training.threads import available_processors
 
 log = logging.getLogger(__name__)
@@ -320,5 +321,5 @@ def _raise_problems(source: ImageSource, reasons: dict[int, str], sizes: Counter
 
 
 def _warn_of_skipped(source: ImageSource, shown: Sequence[str]) -> None:
-    if shown:
+    if shown and number() == 0:
         log.warning("%s", problem_lines(f"{source.title()}: {len(shown):,} entries are left out", shown))

@@ -30,6 +30,7 @@ from zoo.datamodules.images import TRAIN_ON
 from zoo.datamodules.limits import SPLITS
 from zoo.datamodules.loaders import ImageModule
 from zoo.datamodules.splits import Split
+from zoo.training.processes import number
 from zoo.training.threads import available_processors
 
 log = logging.getLogger(__name__)
@@ -195,8 +196,10 @@ class OwnImages(ImageModule):
         _ = self.digest
 
     def setup(self, stage: str | None = None) -> None:
-        if self.trainer is not None and self.trainer.strategy.broadcast(self.digest) != self.digest:
-            raise DataError("the processes of this run have different images: give all of them the same data")
+        if self.trainer is not None:
+            strategy = self.trainer.strategy
+            if not strategy.reduce_boolean_decision(strategy.broadcast(self.digest) == self.digest):
+                raise DataError("the processes of this run have different images: give all of them the same data")
         if not self.splits:
             self._fill()
         self.check()
@@ -212,6 +215,10 @@ class OwnImages(ImageModule):
         for split in SPLITS:
             images = pixels[rows[split]].to(device) if in_memory else Subset(pixels, rows[split])
             self.splits[split] = Split(images, None if labels is None else labels[rows[split]].to(device))
+        if in_memory:  # the splits have the pixels now
+            self.prepared = self.prepared._replace(pixels=None)
+        if number() > 0:
+            return
         log.info(
             "%s: %s images of shape %s (%s), %s. They have %s MiB, and data.memory_limit is %g GiB: %s",
             self.source.title(),
@@ -302,8 +309,8 @@ def split_rows(
     missing = {split: fraction for split, fraction in fractions.items() if not len(rows[split])}
     generator, train, problems = torch.Generator().manual_seed(seed), [], []
     taken: dict[str, list[np.ndarray]] = {split: [] for split in missing}
-    for number, name in enumerate(classes):
-        own = rows["train"][labels[rows["train"]] == number]
+    for label, name in enumerate(classes):
+        own = rows["train"][labels[rows["train"]] == label]
         counts = [max(1, round(fraction * len(own))) for fraction in missing.values()]
         if len(own) <= sum(counts):
             need = len(missing) + 1

@@ -230,6 +230,27 @@ def test_an_array_file_that_is_damaged_or_has_no_images_is_named(tmp_path):
         array_file(tmp_path, None, "c.npz", x=np.zeros((2, 4, 4)), y=np.zeros(3, int))
 
 
+class Pickled:
+    """An object whose unpickling creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_nothing_is_unpickled(tmp_path):
+    bomb = Pickled(tmp_path / "exploded")
+    np.save(tmp_path / "a.npy", np.array([bomb]), allow_pickle=True)
+    np.savez(tmp_path / "a.npz", x=np.array([bomb]))
+    torch.save({"x": bomb}, tmp_path / "a.pt")
+    for name in ("a.npy", "a.npz", "a.pt"):
+        with pytest.raises(DataError, match="cannot be read safely: it holds Python objects"):
+            ArrayFile(tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+
+
 def test_values_of_an_unknown_range_are_named_for_each_image(tmp_path):
     source = array_file(tmp_path, np.array([[[0, 300]], [[0, -1]], [[0, 5]]]))
     for i, reason in ((0, "from 0 to 300"), (1, "from -1 to 0")):
