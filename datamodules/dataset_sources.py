@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +27,36 @@ from zoo.datamodules.image_sources import SPLIT_FOLDERS, ImageSource, problem_li
 
 IMAGE_KEYS, LABEL_KEYS = ("image", "img", *IMAGES), ("label", *LABELS)
 NUMBERS = "buif"  # kinds of NumPy's types: booleans, integers without and with a sign, and floating-point numbers
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """A dataset with a length and items by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+@runtime_checkable
+class Targets(Protocol):
+    """A dataset that knows its labels without its images, such as those of torchvision."""
+
+    targets: Any
+
+
+@runtime_checkable
+class TransformedTargets(Protocol):
+    """A dataset that can change its labels."""
+
+    target_transform: Any
+
+
+@runtime_checkable
+class Classes(Protocol):
+    """A dataset with names of its classes."""
+
+    classes: Any
 
 
 class DatasetSource(ImageSource):
@@ -91,8 +121,10 @@ class DatasetSource(ImageSource):
 
     def _known_labels(self, dataset: Any) -> list[Any] | None:
         """Return the label of each item if it is known without the items, else None."""
-        targets, n = getattr(dataset, "targets", None), len(dataset)
-        if n and getattr(dataset, "target_transform", None) is None and isinstance(targets, Sequence | torch.Tensor):
+        if isinstance(dataset, TransformedTargets) and dataset.target_transform is not None:
+            return None
+        targets, n = dataset.targets if isinstance(dataset, Targets) else None, len(dataset)
+        if n and isinstance(targets, Sequence | torch.Tensor):
             plain = [plain_label(target) for target in targets]
             if len(plain) == n and all(plain[i] == plain_label(label_in(dataset[i])) for i in (0, n - 1)):
                 return plain
@@ -131,7 +163,7 @@ class DatasetSource(ImageSource):
         self._name_classes(labels)
 
     def _name_classes(self, labels: list[int] | list[str]) -> None:
-        names = getattr(self._datasets[0], "classes", None)
+        names = self._datasets[0].classes if isinstance(self._datasets[0], Classes) else None
         numbers = isinstance(labels[0], int)
         if numbers and isinstance(names, list) and min(labels) >= 0 and max(labels) < len(names):
             self.classes, self.labels = [str(name) for name in names], np.array(labels, dtype=np.int64)
@@ -196,11 +228,13 @@ class HubSource(DatasetSource):
 
     def _name_classes(self, labels: list[int] | list[str]) -> None:
         super()._name_classes(labels)
-        names = getattr(self._datasets[0].features[self._label_column], "names", None)
-        if names and isinstance(labels[0], int):
+        import datasets
+
+        kind = self._datasets[0].features[self._label_column]
+        if isinstance(kind, datasets.ClassLabel):
             if min(labels) < 0:  # the hub marks the missing labels of test images with -1
                 raise DataError(f"{self._title} has items without a label (-1): remove them or their split")
-            self.classes, self.labels = list(names), np.array(labels, dtype=np.int64)
+            self.classes, self.labels = list(kind.names), np.array(labels, dtype=np.int64)
 
     def read_with_digest(self, i: int) -> tuple[np.ndarray, bytes]:
         # The content of a file has the same digest on all machines. Decoded pixels depend on the decoder.
@@ -269,13 +303,14 @@ def made_by(spec: str) -> Any:
         ) from None
     made = module
     for name in attribute.split("."):
-        if not hasattr(made, name):
+        try:
+            made = getattr(made, name)
+        except AttributeError:
             public = ", ".join(key for key in vars(module) if not key.startswith("_"))
             raise UserError(
                 f"data.dataset={spec}: {module.__file__ or module_name} has no {name!r}, only {public or 'no names'}"
-            )
-        made = getattr(made, name)
-    if isinstance(made, type) or (callable(made) and not hasattr(made, "__getitem__")):
+            ) from None
+    if isinstance(made, type) or (callable(made) and not isinstance(made, Indexed)):
         _check_needs_nothing(spec, made)
         return made()
     return made
@@ -321,8 +356,7 @@ def parts_of(title: str, made: Any) -> dict[str, Any]:
         raise DataError(f"{title} has the parts {', '.join(name for name, _ in named)}, but must have train once")
     for name, dataset in parts.items():
         kind = type(dataset).__name__
-        indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-        if isinstance(dataset, IterableDataset) or not indexed:
+        if isinstance(dataset, IterableDataset) or not isinstance(dataset, Indexed):
             raise DataError(
                 f"{title} gives a {kind} for {name}, which has no length or no items by index: give a dataset with "
                 "__len__ and __getitem__"
@@ -367,8 +401,8 @@ def plain_label(label: Any) -> Any:
 
 def reason_of(label: Any) -> str:
     """Return a short description of a label that cannot be used."""
-    kind, shape = type(label).__name__, getattr(label, "shape", ())
-    return f"{kind} of shape {list(shape)}" if len(shape) else f"{kind} {str(label)[:40]}"
+    kind, shape = type(label).__name__, list(label.shape) if isinstance(label, torch.Tensor | np.ndarray) else []
+    return f"{kind} of shape {shape}" if shape else f"{kind} {str(label)[:40]}"
 
 
 def pixels_of(image: Any) -> np.ndarray:
