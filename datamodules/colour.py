@@ -113,7 +113,11 @@ def load_split(name: str, root: Path, attribute: str | None = None) -> dict[str,
 def _published(name: str):
     import torchvision.datasets
 
-    return getattr(torchvision.datasets, {"cifar10": "CIFAR10", "svhn": "SVHN", "celeba": "CelebA"}[name])
+    return {
+        "cifar10": torchvision.datasets.CIFAR10,
+        "svhn": torchvision.datasets.SVHN,
+        "celeba": torchvision.datasets.CelebA,
+    }[name]
 
 
 def _folder(name: str, root: Path) -> Path:

@@ -4,13 +4,15 @@ An item of a dataset is an image, a tuple (image, label), or a dictionary. An im
 image. It has the shape (H, W), (C, H, W) or (H, W, C). Its values are those of an array file (see image_arrays.py).
 """
 
+import hashlib
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +27,36 @@ from zoo.datamodules.image_sources import SPLIT_FOLDERS, ImageSource, problem_li
 
 IMAGE_KEYS, LABEL_KEYS = ("image", "img", *IMAGES), ("label", *LABELS)
 NUMBERS = "buif"  # kinds of NumPy's types: booleans, integers without and with a sign, and floating-point numbers
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """A dataset with a length and items by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+@runtime_checkable
+class Targets(Protocol):
+    """A dataset that knows its labels without its images, such as those of torchvision."""
+
+    targets: Any
+
+
+@runtime_checkable
+class TransformedTargets(Protocol):
+    """A dataset that can change its labels."""
+
+    target_transform: Any
+
+
+@runtime_checkable
+class Classes(Protocol):
+    """A dataset with names of its classes."""
+
+    classes: Any
 
 
 class DatasetSource(ImageSource):
@@ -66,13 +98,17 @@ class DatasetSource(ImageSource):
         return self._datasets[part][index]
 
     def read(self, i: int) -> np.ndarray:
+        return pixels_of(self._image(i))
+
+    def _image(self, i: int) -> Any:
+        """Return the image of item ``i`` in the form of the dataset."""
         if i in self._failed:
             raise Unreadable(self._failed[i])
         try:
             item = self._item(i)
         except Exception as error:  # the code of another project can raise anything for a broken image
-            raise Unreadable(f"{type(error).__name__}: {str(error).strip()[:200]}") from error
-        return pixels_of(image_in(item))
+            raise Unreadable(_in_short(error)) from error
+        return image_in(item)
 
     def _check_repeats(self) -> None:
         """Read the first item twice. Its errors keep their traceback, because they show the code to correct."""
@@ -85,8 +121,10 @@ class DatasetSource(ImageSource):
 
     def _known_labels(self, dataset: Any) -> list[Any] | None:
         """Return the label of each item if it is known without the items, else None."""
-        targets, n = getattr(dataset, "targets", None), len(dataset)
-        if n and getattr(dataset, "target_transform", None) is None and isinstance(targets, Sequence | torch.Tensor):
+        if isinstance(dataset, TransformedTargets) and dataset.target_transform is not None:
+            return None
+        targets, n = dataset.targets if isinstance(dataset, Targets) else None, len(dataset)
+        if n and isinstance(targets, Sequence | torch.Tensor):
             plain = [plain_label(target) for target in targets]
             if len(plain) == n and all(plain[i] == plain_label(label_in(dataset[i])) for i in (0, n - 1)):
                 return plain
@@ -103,7 +141,7 @@ class DatasetSource(ImageSource):
                 try:
                     labels.append(plain_label(label_in(self._item(i))))
                 except Exception as error:
-                    self._failed[i] = f"{type(error).__name__}: {str(error).strip()[:200]}"
+                    self._failed[i] = _in_short(error)
                     labels.append(labels[0] if labels else None)
         return labels
 
@@ -125,7 +163,7 @@ class DatasetSource(ImageSource):
         self._name_classes(labels)
 
     def _name_classes(self, labels: list[int] | list[str]) -> None:
-        names = getattr(self._datasets[0], "classes", None)
+        names = self._datasets[0].classes if isinstance(self._datasets[0], Classes) else None
         numbers = isinstance(labels[0], int)
         if numbers and isinstance(names, list) and min(labels) >= 0 and max(labels) < len(names):
             self.classes, self.labels = [str(name) for name in names], np.array(labels, dtype=np.int64)
@@ -160,7 +198,7 @@ class HubSource(DatasetSource):
     name = "hf"
 
     def __init__(self, name: str, subset: str | None, image_column: str | None, label_column: str | None):
-        self._image, self._label = image_column, label_column
+        self._image_column, self._label_column = image_column, label_column
         title = f"data.name={name}"
         super().__init__(title, self._columns_chosen(title, parts_on_hub(title, name, subset)))
 
@@ -170,35 +208,43 @@ class HubSource(DatasetSource):
 
         features = next(iter(parts.values())).features
         pictures = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
-        self._image = _column(title, "image_column", self._image, features, (*IMAGE_KEYS, *pictures))
-        if self._image is None:
+        self._image_column = _column(title, "image_column", self._image_column, features, (*IMAGE_KEYS, *pictures))
+        if self._image_column is None:
             raise DataError(f"{title} has the columns {', '.join(features)}: set data.image_column to the images")
-        self._label = _column(title, "label_column", self._label, features, LABEL_KEYS)
-        if self._image in pictures:
+        self._label_column = _column(title, "label_column", self._label_column, features, LABEL_KEYS)
+        if self._image_column in pictures:
             encoded = datasets.Image(decode=False)
-            parts = {name: part.cast_column(self._image, encoded) for name, part in parts.items()}
+            parts = {name: part.cast_column(self._image_column, encoded) for name, part in parts.items()}
         return parts
 
     def _item(self, i: int) -> Any:
-        item = super()._item(i)[self._image]
+        item = super()._item(i)[self._image_column]
         if isinstance(item, Mapping) and {"bytes", "path"} <= set(item):
             return item["bytes"] if item["bytes"] is not None else Path(item["path"]).read_bytes()
         return np.asarray(item) if isinstance(item, list) else item
 
     def _known_labels(self, dataset: Any) -> list[Any]:
-        return [None] * len(dataset) if self._label is None else list(dataset[self._label])
+        return [None] * len(dataset) if self._label_column is None else list(dataset[self._label_column])
 
     def _name_classes(self, labels: list[int] | list[str]) -> None:
         super()._name_classes(labels)
-        names = getattr(self._datasets[0].features[self._label], "names", None)
-        if names and isinstance(labels[0], int):
+        import datasets
+
+        kind = self._datasets[0].features[self._label_column]
+        if isinstance(kind, datasets.ClassLabel):
             if min(labels) < 0:  # the hub marks the missing labels of test images with -1
                 raise DataError(f"{self._title} has items without a label (-1): remove them or their split")
-            self.classes, self.labels = list(names), np.array(labels, dtype=np.int64)
+            self.classes, self.labels = list(kind.names), np.array(labels, dtype=np.int64)
+
+    def read_with_digest(self, i: int) -> tuple[np.ndarray, bytes]:
+        # The content of a file has the same digest on all machines. Decoded pixels depend on the decoder.
+        image = self._image(i)
+        content = image if isinstance(image, bytes) else None
+        return (decode(content), hashlib.sha256(content).digest()) if content else super().read_with_digest(i)
 
     def stamp(self) -> str:
         parts = zip(self._names, (dataset._fingerprint for dataset in self._datasets), strict=True)
-        return f"{self._image} {self._label} {list(parts)}"
+        return f"{self._image_column} {self._label_column} {list(parts)}"
 
 
 def parts_on_hub(title: str, name: str, subset: str | None) -> dict[str, Any]:
@@ -257,15 +303,35 @@ def made_by(spec: str) -> Any:
         ) from None
     made = module
     for name in attribute.split("."):
-        if not hasattr(made, name):
+        try:
+            made = getattr(made, name)
+        except AttributeError:
             public = ", ".join(key for key in vars(module) if not key.startswith("_"))
             raise UserError(
                 f"data.dataset={spec}: {module.__file__ or module_name} has no {name!r}, only {public or 'no names'}"
-            )
-        made = getattr(made, name)
-    if isinstance(made, type) or (callable(made) and not hasattr(made, "__getitem__")):
+            ) from None
+    if isinstance(made, type) or (callable(made) and not isinstance(made, Indexed)):
+        _check_needs_nothing(spec, made)
         return made()
     return made
+
+
+def _check_needs_nothing(spec: str, made: Any) -> None:
+    """Raise UserError if a class or function cannot be called without arguments."""
+    try:
+        signature = inspect.signature(made)
+    except ValueError:  # some functions in C have no signature
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise UserError(
+            f"data.dataset={spec} cannot be called without arguments ({error}): name a function that needs none"
+        ) from None
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def parts_of(title: str, made: Any) -> dict[str, Any]:
@@ -290,8 +356,7 @@ def parts_of(title: str, made: Any) -> dict[str, Any]:
         raise DataError(f"{title} has the parts {', '.join(name for name, _ in named)}, but must have train once")
     for name, dataset in parts.items():
         kind = type(dataset).__name__
-        indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-        if isinstance(dataset, IterableDataset) or not indexed:
+        if isinstance(dataset, IterableDataset) or not isinstance(dataset, Indexed):
             raise DataError(
                 f"{title} gives a {kind} for {name}, which has no length or no items by index: give a dataset with "
                 "__len__ and __getitem__"
@@ -336,8 +401,8 @@ def plain_label(label: Any) -> Any:
 
 def reason_of(label: Any) -> str:
     """Return a short description of a label that cannot be used."""
-    kind, shape = type(label).__name__, getattr(label, "shape", ())
-    return f"{kind} of shape {list(shape)}" if len(shape) else f"{kind} {str(label)[:40]}"
+    kind, shape = type(label).__name__, list(label.shape) if isinstance(label, torch.Tensor | np.ndarray) else []
+    return f"{kind} of shape {shape}" if shape else f"{kind} {str(label)[:40]}"
 
 
 def pixels_of(image: Any) -> np.ndarray:

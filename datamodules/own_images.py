@@ -1,10 +1,11 @@
-"""Data module of images of the user: a folder of image files, or a file of arrays.
+"""Data module of images of the user: a folder of image files, a file of arrays, or a dataset of another library.
 
 The images of a split are one tensor in memory if all images fit the memory limit. If not, worker processes read them
 from disk. Both ways give the same batches.
 
-The layouts of folders are in image_sources.py, and the forms of arrays in image_arrays.py. The rules of reading are in
-image_files.py. The code in image_store.py checks all images and keeps their pixels for later runs.
+The layouts of folders are in image_sources.py, the forms of arrays in image_arrays.py, and those of datasets in
+dataset_sources.py. The rules of reading are in image_files.py. The code in image_store.py checks all images and keeps
+their pixels for later runs.
 """
 
 import hashlib
@@ -59,7 +60,7 @@ def source_at(path: Path) -> ImageSource:
 
 
 class OwnImages(ImageModule):
-    """LightningDataModule of images in a folder or an array file.
+    """LightningDataModule of images in a folder, an array file, or a dataset of another library.
 
     The labels are the class folders, or come with the arrays. The parts of the data are the folders ``train``, ``val``
     and ``test``, or are split off by a seed. Each class is then split separately.

@@ -178,13 +178,18 @@ def test_celeba_names_a_broken_image_and_keeps_no_half_of_a_file(root, monkeypat
     assert not [p for p in (root / "celeba").iterdir() if p.name.endswith(".npy") or p.name.startswith(".")]
 
 
-def test_a_cut_file_of_decoded_images_is_named(root, monkeypatch):
+def test_a_file_of_decoded_images_that_is_cut_or_another_is_named(root, monkeypatch):
     make_celeba(root / "celeba", monkeypatch)
     loaded("celeba")
     path = root / "celeba" / colour.CELEBA_DECODED
+    whole = np.load(path)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"64x64.npy is damaged .*delete it"):
+    with pytest.raises(DataError, match="64x64.npy is damaged .*delete it"):
         loaded("celeba")
+    for other in (whole[:-1], whole.astype(np.float32)):
+        np.save(path, other)
+        with pytest.raises(DataError, match="64x64.npy is damaged .*it holds .* numbers of shape"):
+            loaded("celeba")
 
 
 MAKERS = {"cifar10": make_cifar10, "svhn": make_svhn, "celeba": make_celeba}

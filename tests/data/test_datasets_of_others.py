@@ -135,6 +135,16 @@ def test_the_digest_follows_pixels_and_labels():
     assert loaded(Items(list(zip(PIXELS, [*LABELS[:-1], 0], strict=True)))).digest != first
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_dataset_that_is_not_kept_in_memory_gives_the_same_batches(workers):
+    made = Items(list(zip(PIXELS, LABELS, strict=True)))
+    kept, read = loaded(made), loaded(made, memory_limit=0, workers=workers)
+    assert isinstance(kept.splits["train"].images, torch.Tensor)
+    assert not isinstance(read.splits["train"].images, torch.Tensor) and kept.digest == read.digest
+    for a, b in zip(kept.train_dataloader(), read.train_dataloader(), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
 class Endless(IterableDataset):
     def __iter__(self):
         yield PIXELS[0]
@@ -216,12 +226,14 @@ def test_a_name_of_another_form_is_refused(spec, module):
 
 
 def test_missing_modules_and_attributes_are_named(module):
-    module("import torch\ndef make():\n    pass\n")
+    module("import torch\ndef make():\n    pass\ndef needs(root):\n    pass\n")
     module("import a_module_that_does_not_exist", "needs_more")
     with pytest.raises(UserError, match=r"there is no module paintings. Put it into the working folder"):
         made_by("paintings:make")
-    with pytest.raises(UserError, match=r"pictures.py has no 'mkae', only torch, make"):
+    with pytest.raises(UserError, match=r"pictures.py has no 'mkae', only torch, make, needs"):
         made_by("pictures:mkae")
+    with pytest.raises(UserError, match=r"pictures:needs cannot be called without arguments .*'root'"):
+        made_by("pictures:needs")
     with pytest.raises(ModuleNotFoundError, match="a_module_that_does_not_exist"):  # an error in the user's code
         made_by("needs_more:make")
 
