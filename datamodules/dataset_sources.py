@@ -20,12 +20,12 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from zoo.checks.errors import UserError
+from zoo.checks.pixels import EXAMPLE_KEYS, LABEL_KEYS
 from zoo.datamodules.files import DataError
-from zoo.datamodules.image_arrays import CHANNELS, IMAGES, LABELS, as_image
+from zoo.datamodules.image_arrays import CHANNELS, as_image
 from zoo.datamodules.image_files import Unreadable, decode, from_pillow
 from zoo.datamodules.image_sources import SPLIT_FOLDERS, ImageSource, problem_lines
 
-IMAGE_KEYS, LABEL_KEYS = ("image", "img", *IMAGES), ("label", *LABELS)
 NUMBERS = "buif"  # kinds of NumPy's types: booleans, integers without and with a sign, and floating-point numbers
 
 
@@ -147,7 +147,7 @@ class DatasetSource(ImageSource):
 
     def _set_labels(self, labels: list[Any]) -> None:
         unknown = [i for i, label in enumerate(labels) if not isinstance(label, int | str | None)]
-        wrong = [f"{self.label_of(i)}: {reason_of(labels[i])}" for i in unknown]
+        wrong = [f"{self.describe(i)}: {reason_of(labels[i])}" for i in unknown]
         if wrong:
             what = "has labels that are no integers and no names. Return images alone to train without labels"
             raise DataError(problem_lines(f"{self._title} {what}", wrong))
@@ -157,7 +157,7 @@ class DatasetSource(ImageSource):
         if len(kinds) > 1:
             other = next(i for i, label in enumerate(labels) if type(label) is not type(labels[0]))
             raise DataError(
-                f"{self._title} mixes labels: {self.label_of(0)} has {labels[0]!r}, and {self.label_of(other)} has "
+                f"{self._title} mixes labels: {self.describe(0)} has {labels[0]!r}, and {self.describe(other)} has "
                 f"{labels[other]!r}. Give all items an integer, all a name, or none a label"
             )
         self._name_classes(labels)
@@ -172,7 +172,7 @@ class DatasetSource(ImageSource):
         if len(values) > 1:
             self.classes, self.labels = [str(value) for value in values], index.reshape(-1).astype(np.int64)
 
-    def label_of(self, i: int) -> str:
+    def describe(self, i: int) -> str:
         part, index = self._place(i)
         return f"item {index:,}" if len(self._names) == 1 else f"item {index:,} of {self._names[part]}"
 
@@ -208,7 +208,7 @@ class HubSource(DatasetSource):
 
         features = next(iter(parts.values())).features
         pictures = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
-        self._image_column = _column(title, "image_column", self._image_column, features, (*IMAGE_KEYS, *pictures))
+        self._image_column = _column(title, "image_column", self._image_column, features, (*EXAMPLE_KEYS, *pictures))
         if self._image_column is None:
             raise DataError(f"{title} has the columns {', '.join(features)}: set data.image_column to the images")
         self._label_column = _column(title, "label_column", self._label_column, features, LABEL_KEYS)
@@ -258,7 +258,7 @@ def parts_on_hub(title: str, name: str, subset: str | None) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         if error.name != "datasets":
             raise
-        raise DataError('data=hf needs the package datasets: install it with pip install "zoo[hf]"') from None
+        raise DataError('data=hf needs the package datasets: install it with pip install datasets') from None
     try:
         loaded = datasets.load_dataset(name, subset)
     except (OSError, ValueError, RuntimeError) as error:
@@ -375,8 +375,8 @@ def image_in(item: Any) -> Any:
         Unreadable: if the item is a tuple or a dictionary of another form.
     """
     if isinstance(item, Mapping):
-        if (key := next((key for key in IMAGE_KEYS if key in item), None)) is None:
-            raise Unreadable(f"a dictionary with {', '.join(map(str, item))}, but no {' or '.join(IMAGE_KEYS[:3])}")
+        if (key := next((key for key in EXAMPLE_KEYS if key in item), None)) is None:
+            raise Unreadable(f"a dictionary with {', '.join(map(str, item))}, but no {', '.join(EXAMPLE_KEYS[:-1])} or {EXAMPLE_KEYS[-1]}")
         return item[key]
     if isinstance(item, tuple | list):
         if not 1 <= len(item) <= 2:

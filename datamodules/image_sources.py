@@ -62,7 +62,7 @@ class ImageSource:
         """Return the name of the data at the beginning of an error."""
         return self.name
 
-    def label_of(self, i: int) -> str:
+    def describe(self, i: int) -> str:
         """Return the name of image ``i`` in messages."""
         return f"image {i:,}"
 
@@ -140,7 +140,7 @@ class Folder(ImageSource):
         except OSError as error:
             raise Unreadable(error.strerror or str(error)) from None
 
-    def label_of(self, i: int) -> str:
+    def describe(self, i: int) -> str:
         return self.paths[i]
 
     def title(self) -> str:

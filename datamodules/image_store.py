@@ -297,13 +297,13 @@ def _decode(
     for i, content in zip(kept, digests, strict=True):
         name = source.key(int(i))
         digest.update(len(name).to_bytes(8, "little") + name + content)
-    shown = [*source.problems, *(f"{source.label_of(i)}: {reasons[i]}" for i in sorted(reasons))]
+    shown = [*source.problems, *(f"{source.describe(i)}: {reasons[i]}" for i in sorted(reasons))]
     _warn_of_skipped(source, shown)
     return Prepared(shape, digest.hexdigest(), kept, None), shown
 
 
 def _raise_problems(source: ImageSource, reasons: dict[int, str], sizes: Counter, options: Options) -> None:
-    problems = [*source.problems, *(f"{source.label_of(i)}: {reasons[i]}" for i in sorted(reasons))]
+    problems = [*source.problems, *(f"{source.describe(i)}: {reasons[i]}" for i in sorted(reasons))]
     if not sizes:
         raise DataError(problem_lines(f"{source.title()} has no images that can be used", problems))
     if problems and not options.skip:

@@ -91,6 +91,7 @@ PAIRED = {
     "lists": Items([[x, y] for x, y in zip(PIXELS, LABELS, strict=True)]),
     "TensorDataset": TensorDataset(torch.from_numpy(PIXELS), torch.tensor(LABELS)),
     "dictionaries": Items([{"image": x, "label": np.int64(y)} for x, y in zip(PIXELS, LABELS, strict=True)]),
+    "other keys": Items([{"pixel_values": x, "target": y} for x, y in zip(PIXELS, LABELS, strict=True)]),
     "names": Items([{"x": x, "y": "abcd"[y], "more": 1} for x, y in zip(PIXELS, LABELS, strict=True)]),
     "a subset": Subset(Items(list(zip(PIXELS, LABELS, strict=True))), range(40)),
     "a list": list(zip(PIXELS, LABELS, strict=True)),
@@ -168,7 +169,7 @@ REFUSED = {
     "empty": (Items([]), "is empty: it must have images"),
     "random": (Random(PIXELS), "other pixels each time it is asked for item 0: remove its random transforms"),
     "one text": (Items([*PIXELS[:5], "x"]), "item 5: a str, but must be a tensor, an array or a Pillow image"),
-    "no image": (Items([{"text": "x"}] * 9), "item 0: a dictionary with text, but no image or img or x"),
+    "no image": (Items([{"text": "x"}] * 9), "item 0: a dictionary with text, but no image, images, img, pixel_values or x"),
     "triples": (Items([(PIXELS[0], 1, 2)] * 9), "item 0: a tuple of 3, in place of"),
     "vectors": (Items([np.zeros(9)] * 9), r"item 0: shape \[9\], but must be \(H, W\)"),
     "normalised": (Items([torch.tensor([[-1.0, 1.0]])] * 9), r"item 0: floating-point values from -1 to 1, outside"),
@@ -329,5 +330,5 @@ def test_a_dataset_that_cannot_be_loaded_is_named(hub, tmp_path):
 
 def test_without_the_library_one_sentence_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r'data=hf needs the package datasets: install it with pip install "zoo\[hf\]"'):
+    with pytest.raises(DataError, match=r'data=hf needs the package datasets: install it with pip install datasets'):
         OwnImages(name="ylecun/mnist").prepare_data()
