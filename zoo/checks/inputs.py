@@ -31,7 +31,7 @@ F = TypeVar("F", bound=Callable)
 Kind = Callable[[Any, str, Any, Mapping[str, Any]], Any]
 
 MOST_NUMBERS = 2**31 - 1  # largest number of elements in one tensor of samples, 8 GiB in float32
-IMAGE = (1, 28, 28)
+IMAGE = (1, 28, 28)  # shape of an example of checkpoints without the hyperparameter shape
 
 
 def takes(**kinds: Kind | None) -> Callable[[F], F]:
@@ -394,6 +394,6 @@ def rows_of_text(model: Any, name: str, batch: Any, arguments: Mapping[str, Any]
 
 images = data = Examples()
 pixels, states = Examples("pixels", any_shape=True), Examples("states", any_shape=True)
-observed = Examples("observed", leading=True)  # (..., 1, 28, 28)
+observed = Examples("observed", leading=True)  # (..., C, H, W)
 seen_by_networks = Examples("networks")
 noisy = Examples("noisy")

@@ -1,7 +1,6 @@
 """The model and the data that a command line names."""
 
 import argparse
-import math
 
 import zoo
 from zoo.checks.errors import UserError
@@ -51,8 +50,7 @@ def image_shape(model) -> tuple[int, ...] | None:
     """Return the shape of the model's images, or None if it has other examples."""
     from zoo.checks.inputs import shape_of
 
-    shape = None if knows_words(model) else shape_of(model)
-    return shape if isinstance(shape, tuple) and len(shape) == 3 else None
+    return None if knows_words(model) or len(shape_of(model)) != 3 else shape_of(model)
 
 
 def data_for(args: argparse.Namespace, model):
@@ -95,12 +93,11 @@ def check_examples(model, data) -> None:
         model.check_vocabulary(data.corpus.words)
         return
     batch = as_batch(next(iter(data.test_dataloader())))
-    example, shape, name = list(batch[0].shape[1:]), shape_of(model), type(model).__name__
-    if (math.prod(example) != shape) if isinstance(shape, int) else (example != list(shape)):
-        wanted = f"{shape} pixels" if isinstance(shape, int) else f"shape {list(shape)}"
+    example, shape, name = list(batch[0].shape[1:]), list(shape_of(model)), type(model).__name__
+    if example != shape:
         raise UserError(
-            f"{name} takes examples of {wanted}, and the examples of {name_of(data)} have {example}: choose other data "
-            "with --data"
+            f"{name} takes examples of shape {shape}, and the examples of {name_of(data)} have {example}: choose other "
+            "data with --data"
         )
     if model.hparams.get("num_classes") is not None and len(batch) < 2:
         raise UserError(f"{name} needs labels, and {name_of(data)} has none: choose data with labels with --data")

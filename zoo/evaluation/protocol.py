@@ -149,10 +149,9 @@ def check_protocol(protocol: Protocol, model) -> None:
             f"conditions need samples, but no samples of {name} are evaluated by default; give the number of samples"
         )
     for conditions in protocol.conditions if samples and (protocol.samples or any(protocol.conditions)) else ():
-        drawn, shape = list(try_conditions(model, samples, conditions).shape[1:]), shape_of(model)
-        if (math.prod(drawn) != shape) if isinstance(shape, int) else (drawn != list(shape)):
-            wanted = f"{shape} pixels" if isinstance(shape, int) else f"shape {list(shape)}"
-            raise UserError(f"samples must have {wanted}, got {drawn} with {conditions}")
+        drawn, shape = list(try_conditions(model, samples, conditions).shape[1:]), list(shape_of(model))
+        if drawn != shape:
+            raise UserError(f"samples must have shape {shape}, got {drawn} with {conditions}: change the conditions")
 
 
 def _samples(protocol: Protocol, model) -> int:

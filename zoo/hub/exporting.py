@@ -48,9 +48,7 @@ def golden_terms(model: Any) -> dict[str, float]:
         near = {word: model.nearest(word, 3) for word in model.words[:: max(1, len(model.words) // 10)]}
         return {f"{word}/{other}": cosine for word, found in near.items() for other, cosine in found}
     generator = torch.Generator().manual_seed(0)
-    shape = shape_of(model)
-    shape = (shape,) if isinstance(shape, int) else shape  # a number of pixels is the length of a vector
-    batch = [torch.rand(16, *shape, generator=generator), torch.zeros(16, dtype=torch.long)]
+    batch = [torch.rand(16, *shape_of(model), generator=generator), torch.zeros(16, dtype=torch.long)]
     if isinstance(model, capabilities.Loss):
         return {name: float(term) for name, term in model.loss(batch, generator=generator).items()}
     opponent = model.critic_loss if isinstance(model, capabilities.Critic) else model.discriminator_loss
@@ -166,10 +164,9 @@ def export(
 
 def _shape_and_classes(model, data) -> dict[str, Any]:
     """Return the entries of a card about the shape of an example and the classes of the training data."""
-    shape = shape_of(model)
     shaped = isinstance(data, capabilities.ShapedData)
     return {
-        "shape": [shape] if isinstance(shape, int) else list(shape),
+        "shape": list(shape_of(model)),
         "num_classes": data.num_classes if shaped else None,
         "class_names": data.source.classes if isinstance(data, OwnImages) else None,
     }
@@ -178,12 +175,10 @@ def _shape_and_classes(model, data) -> dict[str, Any]:
 def _preprocessing(model) -> str:
     """Return the sentence of a card about the examples that the model takes."""
     shape = shape_of(model)
-    if isinstance(shape, int):
-        what = f"images (B, {shape}) in [0, 1]"
-    else:
-        kind = {1: "points", 2: "one-hot sequences"}.get(len(shape), "images")
-        what = f"{kind} (B, {', '.join(map(str, shape))}){' in [0, 1]' if kind == 'images' else ''}"
-    return f"{what} from the datamodule; the model does all other preprocessing"
+    kind = {1: "points", 2: "one-hot sequences"}.get(len(shape), "images")
+    allowed = " in [0, 1]" if kind == "images" else ""
+    examples = f"{kind} (B, {', '.join(map(str, shape))}){allowed}"
+    return f"{examples} from the datamodule; the model does all other preprocessing"
 
 
 def _json(card: dict[str, Any]) -> bytes:
