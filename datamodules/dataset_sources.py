@@ -376,7 +376,8 @@ def image_in(item: Any) -> Any:
     """
     if isinstance(item, Mapping):
         if (key := next((key for key in EXAMPLE_KEYS if key in item), None)) is None:
-            raise Unreadable(f"a dictionary with {', '.join(map(str, item))}, but no {', '.join(EXAMPLE_KEYS[:-1])} or {EXAMPLE_KEYS[-1]}")
+            wanted = f"{', '.join(EXAMPLE_KEYS[:-1])} or {EXAMPLE_KEYS[-1]}"
+            raise Unreadable(f"a dictionary with {', '.join(map(str, item))}, but no {wanted}")
         return item[key]
     if isinstance(item, tuple | list):
         if not 1 <= len(item) <= 2:

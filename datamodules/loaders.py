@@ -222,7 +222,7 @@ class ImageModule(L.LightningDataModule):
         batch_size, images = self.hparams["batch_size"], len(self.splits["train"].images) * self.repeat
         if batch_size > images:
             raise DataError(
-                f"data.batch_size is {batch_size}, but an epoch has only {images:,} training images: set at most {images}"
+                f"data.batch_size is {batch_size}, but an epoch has {images:,} training images: set at most {images}"
             )
         if self.trainer is not None:
             check_limits(self.trainer, {split: self._loader(split) for split in SPLITS}, batch_size)

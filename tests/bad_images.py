@@ -188,7 +188,7 @@ def options_cases() -> Iterator[Case]:
         ("channels", "RGB", "data.channels must be 1"),
         ("val_fraction", 0, "data.val_fraction must be above 0"),
         ("test_fraction", 0.95, "must be below 1, got 1.05"),
-        ("batch_size", 1000, "data.batch_size is 1000, but an epoch has only"),
+        ("batch_size", 1000, "data.batch_size is 1000, but an epoch has"),
         ("memory_limit", -1, "data.memory_limit"),
         ("path", "", "data.path is empty"),
         ("path", 7, "data.path is 7, but must be text"),

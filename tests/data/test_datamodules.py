@@ -225,7 +225,7 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="batch_size is 0, but must be an integer of at least 1"):
         Images("digits", batch_size=0)
     data = Images("digits", batch_size=6000)
-    with pytest.raises(DataError, match="data.batch_size is 6000, but an epoch has only 5,748 training images"):
+    with pytest.raises(DataError, match="data.batch_size is 6000, but an epoch has 5,748 training images"):
         data.setup()
 
 

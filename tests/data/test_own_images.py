@@ -238,7 +238,7 @@ def test_classes_with_too_few_images_or_none_for_training_are_named(tmp_path):
 
 
 def test_fewer_images_than_a_batch_are_named(tmp_path):
-    with pytest.raises(DataError, match="data.batch_size is 128, but an epoch has only 8 training images: set at most 8"):
+    with pytest.raises(DataError, match="data.batch_size is 128, but an epoch has 8 training images: set at most 8"):
         ready(OwnImages(str(numbered(tmp_path / "a").hparams.path)))
 
 

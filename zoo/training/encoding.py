@@ -20,8 +20,8 @@ from zoo.training.ranks import all_rows, shows_progress
 def _training_loader(trainer) -> Iterable[Any]:
     """Return a loader of the training batches of this process, during ``fit``.
 
-    The trainer's loader keeps its position in the epoch. A datamodule with ``splits`` makes a
-    new loader. Otherwise, the loader is the one that ``fit`` received.
+    The trainer's loader keeps its position in the epoch. A datamodule with ``splits`` makes a new
+    loader. Otherwise, the loader is the one that ``fit`` received.
     """
     if isinstance(trainer.datamodule, SplitData):
         return trainer.datamodule.train_dataloader()
