@@ -14,7 +14,7 @@ Symbols: x are images in [0, 1], (B, C, H, W), in the form that the likelihood t
 noise that binarises or dequantises x. eps is standard normal noise. zoo/functional/likelihoods.py has the formulas of
 the likelihoods.
 Logged with the prefixes train/, val/ and test/, in nats per example: loss = -L ([DSL eq. 12.5]),
-nll = -E_q log p(x | z, y), and kl, the divergence in L. Likelihoods of 256 grey values also log bpd, the loss in bits
+nll = -E_q log p(x | z, y), and kl, the divergence in L. Likelihoods of 8-bit pixels also log bpd, the loss in bits
 per dimension of the image, with val/ and test/.
 
 Differs from the paper:
@@ -122,8 +122,8 @@ class CVAE(L.LightningModule):
         latent_dim: D, the number of latents.
         num_classes: K. Labels are integers from 0 to K - 1.
         prior: ``standard`` sets p(z | y) = N(0, I). ``learned`` learns a mean and a variance for each label.
-        likelihood: ``bernoulli`` on dynamically binarised pixels, ``gaussian`` on real pixels, or a likelihood of 256
-            grey values, ``gaussian_dequantised`` or ``discretised_logistic``.
+        likelihood: ``bernoulli`` on dynamically binarised pixels, ``gaussian`` on real pixels, or a likelihood of 8-bit
+            pixels, ``gaussian_dequantised`` or ``discretised_logistic``.
         hidden: for ``mlp``, widths of the encoder's hidden layers. The decoder reverses their order. For ``conv``,
             a list of one number, the channels of the first convolution.
         lr: learning rate of Adam, which decays to zero along half a cosine over the run.

@@ -31,7 +31,7 @@ Logged, in nats per example: loss = nll + kl_z + kl_c with nll = -E_q log p(x|z)
 kl_z = E_q[ log q(z|x) - sum_c gamma_c log p(z|c) ]. With the prefixes val/ and test/, loss is -ELBO, also during
 pretraining. With train/, loss is minus the mean field for deformed images. train/reconstruction is the loss of
 pretraining. accuracy, nmi and ari, with val/ and test/, compare clusters with the labels of the data, if there are any.
-Training never uses labels. Likelihoods of 256 grey values also log bpd, the loss in bits per dimension.
+Training never uses labels. Likelihoods of 8-bit pixels also log bpd, the loss in bits per dimension.
 
 Differs from the paper:
 - In both phases of training q(z | x) comes from randomly deformed images (``deformation``), and the decoder
@@ -107,8 +107,8 @@ class VaDE(L.LightningModule):
         restarts: number of runs of ``initial_mixture``. The best run is kept.
         deformation: strength of the random deformation of the encoder's images in training. 0 turns it off.
         lr: learning rate of Adam, which decays to zero along half a cosine in each phase.
-        likelihood: ``bernoulli`` on dynamically binarised pixels, ``gaussian`` on real pixels, or a likelihood of 256
-            grey values, ``gaussian_dequantised`` or ``discretised_logistic``.
+        likelihood: ``bernoulli`` on dynamically binarised pixels, ``gaussian`` on real pixels, or a likelihood of 8-bit
+            pixels, ``gaussian_dequantised`` or ``discretised_logistic``.
         variance_floor: added to the learned variance of ``gaussian``, in squared pixel units (white is 1).
         shape: shape of an image, (C, H, W).
         net: type of the networks, ``mlp`` or ``conv``.

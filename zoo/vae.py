@@ -20,7 +20,7 @@ zoo/functional/latents.py has the families of latents. zoo/functional/likelihood
 likelihoods. zoo/functional/importance.py has L_k and w_i.
 zoo/estimators/by_name.py lists the gradient estimators. zoo/estimators/learned.py has baselines and control variates.
 Logged with the prefixes train/, val/ and test/, in nats per example: loss = -ELBO (with beta) or -L_k,
-nll = -E_q log p(x | z), and kl. Likelihoods of 256 grey values also log bpd, minus the bound in bits per dimension
+nll = -E_q log p(x | z), and kl. Likelihoods of 8-bit pixels also log bpd, minus the bound in bits per dimension
 of the image, with val/ and test/. Validation and test always use hard draws of z. With gumbel_softmax, train/ uses
 relaxed latents. With wake_sleep, train/loss is wake + sleep. train/baseline is the squared error of NVIL's baseline.
 train/control is the loss of a control variate: the mean squared gradient with respect to the logits of q.
@@ -102,8 +102,8 @@ class VAE(L.LightningModule):
         latent: family of the latents, ``gaussian``, ``bernoulli`` (binary) or ``categorical``.
         latent_dim: D, the number of latents.
         num_categories: K, the number of categories of each categorical latent.
-        likelihood: ``bernoulli`` on dynamically binarised pixels, ``gaussian`` on real pixels, or a likelihood of 256
-            grey values, ``gaussian_dequantised`` or ``discretised_logistic``.
+        likelihood: ``bernoulli`` on dynamically binarised pixels, ``gaussian`` on real pixels, or a likelihood of 8-bit
+            pixels, ``gaussian_dequantised`` or ``discretised_logistic``.
         net: type of the networks, ``mlp`` or ``conv``.
         hidden: for ``mlp``, widths of the encoder's hidden layers. The decoder reverses their order. For ``conv``,
             a list of one number, the channels of the first convolution.
