@@ -5,7 +5,6 @@ if __name__ != "zoo.datamodules":  # another name would load a second copy of th
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from zoo.checks.errors import UserError
 from zoo.datamodules.files import DataError
@@ -40,7 +39,13 @@ def by_name(name: str, shape: Sequence[int] | None = None) -> Images | OwnImages
     if name in texts:
         return Text(name)
     if holds_images(name):
-        return OwnImages(name, batch_size=1, **options_for(shape))
+        images = shape is not None and len(shape) == 3
+        return OwnImages(
+            name,
+            size=shape[1:] if images else None,
+            channels=shape[0] if images and shape[0] in (1, 3) else None,
+            batch_size=1,
+        )
     if Path(name).expanduser().is_file():
         return Text("textfile", path=name)
     known = ", ".join((*NAMES, *DISTRIBUTIONS, *texts))
@@ -48,14 +53,6 @@ def by_name(name: str, shape: Sequence[int] | None = None) -> Images | OwnImages
         f"there are no data {name!r}: choose from {known}, or give the path of a folder of images, an array file or a "
         "text file"
     )
-
-
-def options_for(shape: Sequence[int] | None) -> dict[str, Any]:
-    """Return the options of :class:`OwnImages` that convert images to ``shape`` (C, H, W). None converts nothing."""
-    if shape is None or len(shape) != 3:
-        return {}
-    channels, *size = shape
-    return {"size": size} | ({"channels": channels} if channels in (1, 3) else {})
 
 
 def holds_images(path: str) -> bool:

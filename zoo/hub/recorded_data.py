@@ -15,7 +15,7 @@ import zoo.datamodules
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.moved import current_name
-from zoo.datamodules import DISTRIBUTIONS, Text, by_name, holds_images, options_for
+from zoo.datamodules import DISTRIBUTIONS, Text, by_name, holds_images
 from zoo.datamodules.access import name_of
 from zoo.datamodules.images import NAMES
 from zoo.datamodules.text import TEXTS
@@ -53,7 +53,7 @@ def data_of(record: dict[str, Any], name: str | None = None, trust: bool = False
             other data have the options of the run. None uses the data of the run.
         trust: whether the record may name a class outside the zoo, or a function, that is imported and called. Use this
             only for checkpoints from people you trust.
-        shape: shape (C, H, W) to which images at the path ``name`` are converted. None uses the options of the run.
+        shape: shape to which images at the path ``name`` are converted, if the run has other data (see ``by_name``).
 
     Raises:
         UserError: if there are no such data, or if the record needs ``trust``.
@@ -69,7 +69,7 @@ def data_of(record: dict[str, Any], name: str | None = None, trust: bool = False
             return Text(**options | {"name": "textfile", "path": name} | of_tables)
         if target == OWN and holds_images(name):
             kept = {key: value for key, value in options.items() if key not in OTHER_PLACES}
-            return zoo.datamodules.OwnImages(**kept | {"path": name, **MEASURED, **options_for(shape)})
+            return zoo.datamodules.OwnImages(**kept | {"path": name, **MEASURED})
         return by_name(name, shape)
     if used in TEXTS:
         return Text(**options | {"name": used})
