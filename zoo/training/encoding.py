@@ -17,11 +17,10 @@ from zoo.functional.progress import tracked
 from zoo.training.ranks import all_rows, shows_progress
 
 
-def _training_loader(trainer) -> Iterable[Any]:
-    """Return a loader of the training batches of this process, during ``fit``.
+def training_batches(trainer) -> Iterable[Any]:
+    """Return a loader of the training batches of this process. The trainer's loader keeps its position in the epoch.
 
-    The trainer's loader keeps its position in the epoch. A datamodule with ``splits`` makes a new
-    loader. Otherwise, the loader is the one that ``fit`` received.
+    A datamodule with ``splits`` makes a new loader. Otherwise, the loader is the one that ``fit`` received.
     """
     if isinstance(trainer.datamodule, SplitData):
         return trainer.datamodule.train_dataloader()
@@ -34,7 +33,7 @@ def _training_loader(trainer) -> Iterable[Any]:
 
 def number_of_training_images(trainer) -> float:
     """Return the largest possible number of images in an epoch, over all processes, or infinity if it is unknown."""
-    loader = _training_loader(trainer)
+    loader = training_batches(trainer)
     batches, size = sized_len(loader), loader.batch_size if isinstance(loader, Batched) else None
     if batches is None or size is None:
         return math.inf
@@ -51,7 +50,7 @@ def encode_training_images(trainer, encode: Callable[[Tensor], Tensor]) -> Tenso
         trainer: the Trainer of the run, during ``fit``.
         encode: images (B, C, H, W) on the device of this process -> (B, ...).
     """
-    loader, most = _training_loader(trainer), trainer.num_training_batches
+    loader, most = training_batches(trainer), trainer.num_training_batches
     limit = None if isinstance(trainer.datamodule, SplitData) or math.isinf(most) else int(most)
     total = sized_len(loader) if limit is None else limit
     batches = islice(loader, limit)

@@ -33,12 +33,12 @@ def sum_over_training_images(trainer, vectors: Callable[[Tensor], Tensor], first
     device, shared = trainer.strategy.root_device, trainer.datamodule is not None
     most = max(1, first // trainer.world_size) if shared else first
     with isolate_rng():
-        total, images = sum_images(_training_loader(trainer), vectors, most)
+        total, images = sum_images(training_batches(trainer), vectors, most)
     images = images.to(device)
     return (exact_sum(total, trainer), all_rows(images, trainer)) if shared else (total, images)
 
 
-def _training_loader(trainer) -> Iterable[Any]:
+def training_batches(trainer) -> Iterable[Any]:
     """Return a loader of the training images of a run: a new loader of the datamodule, or the user's DataLoader.
 
     A loader without a length may be endless. Then the result has at most the batches of an epoch, or of the whole run.
