@@ -4,7 +4,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from zoo.callbacks.cadence import AtEpochs
 from zoo.checks.values import check_integer
-from zoo.evaluation.protocol import check_importance_weighted, log_likelihood
+from zoo.evaluation.bounds import check_importance_weighted, log_likelihood
 from zoo.functional.noise import chunk_generator
 
 

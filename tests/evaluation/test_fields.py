@@ -10,8 +10,9 @@ from zoo.callbacks import LossPerStep, ScoreField
 from zoo.callbacks.loss_per_step import _figure
 from zoo.datamodules import Toy
 from zoo.datamodules.toy import mixture
+from zoo.evaluation.bounds import BOUND_AT_ONCE, bound_metrics, bound_per_batch
 from zoo.evaluation.fields import figure, learned_score, measure_field, target
-from zoo.evaluation.protocol import BOUND_AT_ONCE, Protocol, bound_metrics, bound_per_batch, check_protocol, measure
+from zoo.evaluation.protocol import Protocol, check_protocol, measure
 from zoo.functional.noise import chunk_generator
 from zoo.sampling.pictures import as_image
 from zoo.score import Score
@@ -221,7 +222,7 @@ def test_samples_with_labels_are_also_scored_by_their_labels(mnist_root):
 def test_each_hundred_images_have_separate_noise():
     """The test evaluates the batches of 100 and 80 digits alone, with the noise of their index. The values agree."""
     from zoo.datamodules import Images
-    from zoo.evaluation.protocol import log_likelihood_per_batch
+    from zoo.evaluation.bounds import log_likelihood_per_batch
     from zoo.vae import VAE
 
     torch.manual_seed(0)

@@ -14,16 +14,9 @@ from zoo.datamodules import Images
 from zoo.datamodules.access import has_labels, make_ready, name_of, split_of
 from zoo.datamodules.splits import Split
 from zoo.evaluation import distances
+from zoo.evaluation.bounds import bound_metrics, log_likelihood_per_batch
 from zoo.evaluation.distances import ImageDistance, SampleDistanceMetric, energy_distance
-from zoo.evaluation.protocol import (
-    Protocol,
-    bound_metrics,
-    clustering_of_all_images,
-    feature_accuracy,
-    log_likelihood_per_batch,
-    measure,
-    measure_samples,
-)
+from zoo.evaluation.protocol import Protocol, clustering_of_all_images, feature_accuracy, measure, measure_samples
 from zoo.functional.noise import chunk_generator
 from zoo.gan import GAN
 from zoo.rbm import RBM

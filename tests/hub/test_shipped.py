@@ -163,7 +163,7 @@ def test_shipped_log_likelihoods_are_recomputed(name, mnist_root):
     The noise of a batch of 100 depends only on the index of the batch. The first batch can be measured alone.
     """
     from zoo.datamodules import Images
-    from zoo.evaluation.protocol import log_likelihood_per_batch
+    from zoo.evaluation.bounds import log_likelihood_per_batch
 
     card = hub.read_card(name)
     published, data = card["log_likelihood"], Images(card["data"])
@@ -205,7 +205,7 @@ def test_the_shipped_bound_is_recomputed(name, mnist_root):
     The noise of a batch of five depends only on the index of the batch. The first batch can be measured alone.
     """
     from zoo.datamodules import Images
-    from zoo.evaluation.protocol import bound_metrics, bound_per_batch
+    from zoo.evaluation.bounds import bound_metrics, bound_per_batch
 
     card = hub.read_card(name)
     published = torch.tensor(card["bound"]["of_each_five"], dtype=torch.float64)

@@ -20,7 +20,7 @@ from zoo.datamodules.text import TextLoader
 from zoo.datamodules.toy import MarkovChain, mixture
 from zoo.ddpm import DDPM
 from zoo.estimators import gradient_moments
-from zoo.evaluation import distances, fields, protocol, words
+from zoo.evaluation import bounds, distances, fields, protocol, words
 from zoo.functional import precision
 from zoo.training.ranks import exact_sum
 from zoo.training.trainer import quiet_lightning
@@ -76,9 +76,9 @@ def evaluate(name, model):
     data = SimpleNamespace(splits=dict.fromkeys(("train", "val", "test"), split), hparams=SimpleNamespace())
     data.hparams.train_on = "train"
     if name in ("vae", "cvae", "vade"):
-        protocol.log_likelihood_per_batch(model, data, 2)
+        bounds.log_likelihood_per_batch(model, data, 2)
     if isinstance(model, capabilities.BoundTerms) and name != "score":
-        protocol.bound_per_batch(model, data, 1)
+        bounds.bound_per_batch(model, data, 1)
     if isinstance(model, capabilities.Clusters):
         protocol.clustering_of_all_images(model, data)
     if name in ("gan", "cvae"):

@@ -3,5 +3,9 @@
 from zoo.checks.moved import names_in
 
 __getattr__ = names_in(
-    "zoo.evaluation", "zoo.evaluation.protocol", "zoo.functional.importance", "zoo.functional.clusters"
+    "zoo.evaluation",
+    "zoo.evaluation.protocol",
+    "zoo.evaluation.bounds",
+    "zoo.functional.importance",
+    "zoo.functional.clusters",
 )

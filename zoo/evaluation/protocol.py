@@ -3,23 +3,28 @@
 import json
 import logging
 import math
-from itertools import islice
 from typing import NamedTuple
 
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
 
 import zoo
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import shape_of
-from zoo.checks.pixels import as_batch
 from zoo.checks.values import check_integer
 from zoo.datamodules import Images, Toy
 from zoo.datamodules.access import batches_of, has_labels, name_of, size_of, split_of
 from zoo.datamodules.splits import as_floats
+from zoo.evaluation.bounds import (
+    BOUND_AT_ONCE,
+    IMAGES_AT_ONCE,
+    bound_metrics,
+    bound_per_batch,
+    check_importance_weighted,
+    log_likelihood_per_batch,
+)
 from zoo.evaluation.distances import (
     MOST_IMAGES,
     ImageDistance,
@@ -34,17 +39,12 @@ from zoo.evaluation.distances import (
 from zoo.evaluation.fields import measure_field
 from zoo.evaluation.words import measure_words
 from zoo.functional.clusters import ClusterTable
-from zoo.functional.noise import chunk_generator
-from zoo.functional.precision import in_float64
 from zoo.functional.progress import tracked
 from zoo.sampling.chunks import CHUNK, check_conditions, sample_chunks, try_conditions
 from zoo.training.progress import progress_bar
 from zoo.training.trainer import quiet_lightning
 
 log = logging.getLogger(__name__)
-
-IMAGES_AT_ONCE = 100
-BOUND_AT_ONCE = 5
 
 
 @torch.no_grad()
@@ -73,41 +73,6 @@ def clustering_of_all_images(model, data, progress: bool = False) -> dict[str, f
     table = ClusterTable(len(model.rows()[1]), int(label.max()) + 1)
     table.update(torch.cat(clusters), label)
     return table.compute()
-
-
-def log_likelihood(model, batch, num_samples: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Return ``model.log_likelihood`` of the images of a batch, (B,) nats.
-
-    If the batch has labels, the model also receives the labels.
-    """
-    x, *labels = as_batch(batch)
-    return model.log_likelihood(x, y=labels[0] if labels else None, num_samples=num_samples, generator=generator)
-
-
-@torch.no_grad()
-def log_likelihood_per_batch(
-    model, data, num_samples: int, batches: int | None = None, progress: bool = False
-) -> list[float]:
-    """Return the mean log likelihood of each batch of 100 test images, nats per image. Cards publish the overall mean.
-
-    The noise of a batch depends only on its index. Each batch can therefore be measured again without the others.
-
-    Args:
-        model: model in eval mode with ``log_likelihood``.
-        data: ``Images`` datamodule, after ``setup``.
-        num_samples: importance samples per image.
-        batches: number of batches, beginning with the first. None measures all batches.
-        progress: show a progress bar.
-    """
-    test = split_of(data, "test")
-    total = -(-len(test.images) // IMAGES_AT_ONCE)
-    total = total if batches is None else min(batches, total)
-    hundreds = islice(test.batches(IMAGES_AT_ONCE, model.device), total)
-    means = []
-    for i, (x, y) in enumerate(tracked(hundreds, "log likelihood", "hundred", total=total, show=progress)):
-        found = log_likelihood(model, [x] if y is None else [x, y], num_samples, generator=chunk_generator(0, i))
-        means.append(in_float64(found).mean().item())
-    return means
 
 
 class Protocol(NamedTuple):
@@ -216,26 +181,9 @@ def measure(
         metrics |= {"fisher_divergence": field.fisher_divergence, "log_density_gap": field.log_density_gap}
     kinds = model.rows() if isinstance(model, capabilities.SampleRows) else None
     labelled = kinds is not None and kinds[0] == "y"
-    if samples := _samples(protocol, model):
-        several, first = len(protocol.conditions) > 1, []
-        # Old names of conditions are replaced by current names.
-        of_samples = [check_conditions(model, conditions) for conditions in protocol.conditions]
-        for conditions in of_samples:
-            found = measure_samples(model, data, samples, conditions, progress)
-            after = "".join(f"/{k}={json.dumps(v)}" for k, v in conditions.items()) if several else ""
-            if "confident" in found and labelled and "y" not in conditions:
-                obeyed = judged_accuracy(model, max(10, samples - samples % 10), progress=progress, **conditions)
-                found["judged_accuracy"] = obeyed["judged_accuracy"]
-            metrics |= {name + after: value for name, value in found.items()}
-            if "confident" in found:
-                classifier = zoo.load("classifier").to(model.device)
-                own = {k: v[:CHUNK] if isinstance(v, list) else v for k, v in conditions.items()}
-                chunk = classify_images(sample_chunks(model, CHUNK, seed=0, **own), classifier)
-                first.append(chunk.probabilities.max(-1).values.tolist())
-        evidence["samples"] = {"n": samples, "conditions": of_samples, "sure_of_the_first": first}
-        if not isinstance(data, Toy) and not _is_mnist(data):
-            images = min(size_of(data, "test"), MOST_IMAGES)
-            evidence["samples"] |= {"n": min(samples, MOST_IMAGES), "test_images": images}
+    if _samples(protocol, model):
+        of_samples, evidence["samples"] = _measure_all_samples(model, data, protocol, labelled, progress)
+        metrics |= of_samples
     elif _is_mnist(data) and labelled:
         metrics["judged_accuracy"] = judged_accuracy(model, progress=progress)["judged_accuracy"]
     labels = all(has_labels(data, split) for split in ("train", "val", "test"))
@@ -246,41 +194,35 @@ def measure(
     return metrics, evidence
 
 
-@torch.no_grad()
-def bound_per_batch(model, data, fives: int, progress: bool = False) -> Tensor:
-    """Return the terms of a diffusion model's bound on the first test images, (fives, 3), nats per image.
+def _measure_all_samples(
+    model, data, protocol: Protocol, labelled: bool, progress: bool
+) -> tuple[dict[str, float], dict[str, object]]:
+    """Return the metrics of samples under each of the conditions, and what the card stores about them.
 
-    The columns are L_0, the sum of L_t over 0 < t < T, and L_T. Each row is the mean over five images. The noise of a
-    row depends only on its index. Each row can therefore be measured again without the others. Each image takes T
-    network evaluations.
-
-    Args:
-        model: diffusion model in eval mode. If the model was trained with labels, it also receives the labels.
-        data: ``Images`` datamodule, after ``setup``.
-        fives: number of rows. Each row needs five images.
-        progress: show a progress bar.
+    ``labelled`` is whether the model has labels.
     """
-    test, found = split_of(data, "test", fives * BOUND_AT_ONCE), []
-    total = len(test.images) // BOUND_AT_ONCE  # fewer than ``fives`` if there are too few test images
-    batches = islice(test.batches(BOUND_AT_ONCE, model.device), total)
-    for i, (x, y) in enumerate(tracked(batches, "bound", "five", total=total, show=progress)):
-        y = None if model.hparams.num_classes is None else y
-        terms = in_float64(model.bound_terms(x, generator=chunk_generator(0, i), y=y)).mean(1)
-        found.append(torch.stack([terms[0], terms[1:-1].sum(), terms[-1]]).cpu())
-    return torch.stack(found)
-
-
-def bound_metrics(terms: Tensor, dimensions: int) -> dict[str, float]:
-    """Return the metrics of the bound for a card, from the terms that :func:`bound_per_batch` returns.
-
-    ``dimensions`` is the number of values in an image, C H W.
-    ``bound/L_0``, ``bound/L_t`` and ``bound/L_T`` are in nats per image. ``bits_per_dim`` has a standard error,
-    ``bits_per_dim_error``, if there are at least two rows.
-    """
-    total = terms.sum(1) / (dimensions * math.log(2))
-    error = {"bits_per_dim_error": float(total.std() / len(total) ** 0.5)} if len(total) > 1 else {}
-    means = dict(zip(("bound/L_0", "bound/L_t", "bound/L_T"), terms.mean(0).tolist(), strict=True))
-    return {"bits_per_dim": float(total.mean()), **error, **means}
+    samples, several = _samples(protocol, model), len(protocol.conditions) > 1
+    metrics: dict[str, float] = {}
+    sure: list[list[float]] = []  # for each of the conditions, the largest probabilities of the first samples
+    # Old names of conditions are replaced by current names.
+    conditions_of_all = [check_conditions(model, conditions) for conditions in protocol.conditions]
+    for conditions in conditions_of_all:
+        found = measure_samples(model, data, samples, conditions, progress)
+        after = "".join(f"/{k}={json.dumps(v)}" for k, v in conditions.items()) if several else ""
+        if "confident" in found and labelled and "y" not in conditions:
+            obeyed = judged_accuracy(model, max(10, samples - samples % 10), progress=progress, **conditions)
+            found["judged_accuracy"] = obeyed["judged_accuracy"]
+        metrics |= {name + after: value for name, value in found.items()}
+        if "confident" in found:
+            classifier = zoo.load("classifier").to(model.device)
+            own = {k: v[:CHUNK] if isinstance(v, list) else v for k, v in conditions.items()}
+            chunk = classify_images(sample_chunks(model, CHUNK, seed=0, **own), classifier)
+            sure.append(chunk.probabilities.max(-1).values.tolist())
+    evidence: dict[str, object] = {"n": samples, "conditions": conditions_of_all, "sure_of_the_first": sure}
+    if not isinstance(data, Toy) and not _is_mnist(data):
+        images = min(size_of(data, "test"), MOST_IMAGES)
+        evidence |= {"n": min(samples, MOST_IMAGES), "test_images": images}
+    return metrics, evidence
 
 
 def _is_mnist(data) -> bool:
@@ -347,21 +289,6 @@ def measure_samples(
         "classifier_fid_floor": frechet_distance(val.features, test.features),
         "classifier_fid_floor_error": frechet_standard_error(val.features, test.features),
     }
-
-
-def check_importance_weighted(model) -> None:
-    """Raise unless the model has a ``log_likelihood`` that uses importance samples.
-
-    Raises:
-        UserError: if the model has no ``log_likelihood``, or computes it without importance samples.
-    """
-    name = type(model).__name__
-    if not capabilities.has_log_likelihood(model):
-        raise UserError(f"{name} has no log_likelihood(); leave out importance samples")
-    if not capabilities.has_log_likelihood(model, by=capabilities.IMPORTANCE):
-        bound = capabilities.has_log_likelihood(model, by=capabilities.BOUND)
-        instead = "use --bound-images for its bound" if bound else "its test loss is the negative log likelihood"
-        raise UserError(f"the log likelihood of {name} takes no importance samples; {instead}")
 
 
 @torch.no_grad()
