@@ -104,6 +104,8 @@ class Line:
     infinite Kullback-Leibler divergence.
     """
 
+    num_classes: int | None = None  # the zeros are no classes
+
     def __init__(self, theta: float):
         self.theta = theta
 
@@ -123,6 +125,8 @@ class MarkovChain:
     probability 0.6. It stays at k with probability 0.2. The other symbols share the remaining 0.2. The first symbol
     is k with probability proportional to 1 / (k + 1).
     """
+
+    num_classes: int | None = None
 
     def __init__(self, symbols: int = 5, length: int = 5):
         self.symbols, self.length = symbols, length
@@ -244,7 +248,7 @@ class Toy(L.LightningDataModule):
         self.used = name
         self.distribution = Line(theta) if name == "line" else DISTRIBUTIONS[name]()
         self.shape = [5, 5] if name == "markov_chain" else [2]
-        self.num_classes: int | None = getattr(self.distribution, "num_classes", None)
+        self.num_classes: int | None = self.distribution.num_classes
         self.splits: dict[str, Split] = {}
 
     def setup(self, stage: str | None = None) -> None:
