@@ -135,7 +135,7 @@ def spoilt(tmp_path):
     (folder / "x" / "cut.png").write_bytes((folder / "x" / "1.png").read_bytes()[:-30])
     (folder / "y" / "empty.png").touch()
     (folder / "empty").mkdir()
-    (folder / "labels.csv").write_text("outside of the class folders")
+    (folder / "labels.csv").write_text("outside of the class folders", encoding="utf-8")
     (folder / "y" / "loop").symlink_to(folder)
     (folder / "y" / "lost.png").symlink_to(folder / "nowhere")
     os.mkfifo(folder / "y" / "pipe.png")
