@@ -183,6 +183,23 @@ def test_classes_must_be_said():
         with_shape_of(OmegaConf.create({"num_classes": "auto"}), Plain())
 
 
+def test_data_that_are_known_to_have_no_labels_are_not_asked_for_a_number_of_classes():
+    data = Plain()
+    data.num_classes = None
+    with pytest.raises(UserError, match="Plain has no labels: choose data with labels, such as a folder with a subf"):
+        with_shape_of(OmegaConf.create({"num_classes": "auto"}), data)
+
+
+def test_images_with_the_channels_last_are_named_before_training():
+    data = Plain()
+    data.train_dataloader = lambda: [torch.zeros(4, 32, 30, 3)]
+    with pytest.raises(UserError, match=r"have shape \[32, 30, 3\], and seem to have the channels last"):
+        shape_of_examples(data)
+    for shape in ([3, 32, 3], [1, 8, 1], [2, 8, 3], [32, 8, 8]):
+        data.train_dataloader = lambda shape=shape: [torch.zeros(4, *shape)]
+        assert shape_of_examples(data) == shape
+
+
 def test_processes_of_torchrun_do_not_prepare_data_together(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     monkeypatch.setenv("WORLD_SIZE", "2")
