@@ -28,7 +28,7 @@ def without_options_of_recipes(data: "DictConfig", given: Sequence[str] = ()) ->
     Raises:
         UserError: if the command line sets such an option.
     """
-    from hydra.utils import get_object
+    from hydra._internal.utils import _locate  # get_object also logs the error, which is raised later
     from lightning import LightningDataModule
     from omegaconf import open_dict
 
@@ -36,7 +36,7 @@ def without_options_of_recipes(data: "DictConfig", given: Sequence[str] = ()) ->
     if target.startswith("zoo."):
         return
     try:
-        kind = get_object(target)
+        kind = _locate(target)
         parameters = dict(inspect.signature(kind).parameters)
     except Exception:  # the error of an unknown class is raised where the data are built
         return
