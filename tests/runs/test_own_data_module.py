@@ -203,7 +203,7 @@ def test_images_with_the_channels_last_are_named_before_training():
 
 
 def test_a_module_that_is_not_on_the_path_is_named_in_one_line(folder, caplog):
-    (folder / "configs/data/mine.yaml").write_text("_target_: not_on_the_path.MyImages\n", encoding="utf-8")
+    (folder / "configs" / "data" / "mine.yaml").write_text("_target_: not_on_the_path.MyImages\n", encoding="utf-8")
     cfg = configuration(folder, "model=vae", "data=mine", *SHORT)
     with pytest.raises(InstantiationException) as error:
         train(cfg)
