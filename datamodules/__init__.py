@@ -55,6 +55,11 @@ def by_name(name: str, shape: Sequence[int] | None = None) -> Images | OwnImages
     )
 
 
+def published(name: str) -> bool:
+    """Return whether ``name`` is a data set that everybody can use, and no data of a user."""
+    return name in (*NAMES, *DISTRIBUTIONS, *TEXTS) and name != "textfile"
+
+
 def holds_images(path: str) -> bool:
     """Return whether ``path`` is a folder or an array file, which :class:`OwnImages` reads."""
     place = Path(path).expanduser()

@@ -55,9 +55,10 @@ def check_model(model, data: ShapedData) -> None:
     name, used = type(model).__name__, data.used
     shape, given = shape_of(model), list(data.shape)
     if list(shape) != given:
+        advice = f"set model.shape={str(given).replace(' ', '')}, or " if "shape" in model.hparams else ""
         raise DataError(
-            f"{name} takes examples of shape {list(shape)}, but examples of {used} have shape {given}: set "
-            f"model.shape={str(given).replace(' ', '')}, or choose other data"
+            f"{name} takes examples of shape {list(shape)}, but examples of {used} have shape {given}: {advice}choose "
+            "other data"
         )
     if (classes := model.hparams.get("num_classes")) is None:
         return
@@ -68,7 +69,8 @@ def check_model(model, data: ShapedData) -> None:
         )
     if classes < data.num_classes:
         raise DataError(
-            f"model.num_classes is {classes}, but {used} has {data.num_classes} classes: set {data.num_classes}"
+            f"model.num_classes is {classes}, but {used} has {data.num_classes} classes: set {data.num_classes}, "
+            "or choose other data"
         )
 
 

@@ -165,6 +165,11 @@ def test_what_lightning_refuses_or_does_not_obey_is_one_line(arguments, message)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_model_without_the_option_shape_is_not_told_to_set_it(tmp_path):
+    with pytest.raises(UserError, match=r"but examples of ring have shape \[2\]: choose other data"):
+        run(tmp_path, "experiment=classifier", "data=ring")
+
+
 def test_a_model_of_fewer_classes_than_the_data_have_is_refused(tmp_path):
     with pytest.raises(UserError, match="model.num_classes is 9, but digits has 10 classes"):
         run(tmp_path, *TINY["cvae"], "model.num_classes=9")

@@ -10,12 +10,14 @@ import lightning as L
 import pytest
 import torch
 from helpers import QUIET, TINY, assert_same, checkpoint, config, stop
+from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from processes import ROOT, environment
 
 from train import train
 from zoo.checks.errors import UserError
 from zoo.training.command_line import with_shape_of
+from zoo.training.error_lines import line_of
 from zoo.training.own_data import check_module, shape_of_examples, without_options_of_recipes
 
 MODULE = """
@@ -181,6 +183,33 @@ def test_a_model_of_another_shape_does_not_ask_the_data():
 def test_classes_must_be_said():
     with pytest.raises(UserError, match="Plain has no num_classes: choose other data, or set model.num_classes=..."):
         with_shape_of(OmegaConf.create({"num_classes": "auto"}), Plain())
+
+
+def test_data_that_are_known_to_have_no_labels_are_not_asked_for_a_number_of_classes():
+    data = Plain()
+    data.num_classes = None
+    with pytest.raises(UserError, match="Plain has no labels. Sort the images into a folder for each class"):
+        with_shape_of(OmegaConf.create({"num_classes": "auto"}), data)
+
+
+def test_images_with_the_channels_last_are_named_before_training():
+    data = Plain()
+    data.train_dataloader = lambda: [torch.zeros(4, 32, 30, 3)]
+    with pytest.raises(UserError, match=r"have shape \[32, 30, 3\], and seem to have the channels last"):
+        shape_of_examples(data)
+    for shape in ([3, 32, 3], [1, 8, 1], [2, 8, 3], [32, 8, 8]):
+        data.train_dataloader = lambda shape=shape: [torch.zeros(4, *shape)]
+        assert shape_of_examples(data) == shape
+
+
+def test_a_module_that_is_not_on_the_path_is_named_in_one_line(folder, caplog):
+    (folder / "configs" / "data" / "mine.yaml").write_text("_target_: not_on_the_path.MyImages\n", encoding="utf-8")
+    cfg = configuration(folder, "model=vae", "data=mine", *SHORT)
+    with pytest.raises(InstantiationException) as error:
+        train(cfg)
+    line = line_of(error.value)
+    assert line and "No module named 'not_on_the_path'" in line and "folder of its file in PYTHONPATH" in line
+    assert not [record for record in caplog.records if record.name.startswith("hydra")]
 
 
 def test_processes_of_torchrun_do_not_prepare_data_together(monkeypatch):

@@ -71,7 +71,7 @@ def data_for(args: argparse.Namespace, model):
         data = hub.data_of(record, args.data, args.trust_data, image_shape(model))
     elif args.data is None and words:
         raise UserError(f"{args.source} does not record its training text: name a text with --data")
-    elif args.data is None and args.source in zoo.list_checkpoints() and hub.read_card(args.source).get("data_digest"):
+    elif args.data is None and not of_published_data(args.source):
         raise UserError(f"{args.source} was trained on images of its author: name images with --data PATH")
     else:
         data = by_name(args.data or "mnist_or_digits", image_shape(model))
@@ -81,6 +81,14 @@ def data_for(args: argparse.Namespace, model):
         hub.check_unchanged(data, record)
     check_examples(model, data)
     return data
+
+
+def of_published_data(source: str) -> bool:
+    """Return whether the card of a pretrained checkpoint names data that everybody can use. Others have no card."""
+    from zoo import hub
+    from zoo.datamodules import published
+
+    return source not in zoo.list_checkpoints() or published(hub.read_card(source)["data"])
 
 
 def check_examples(model, data) -> None:

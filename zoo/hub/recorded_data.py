@@ -53,7 +53,8 @@ def data_of(record: dict[str, Any], name: str | None = None, trust: bool = False
             other data have the options of the run. None uses the data of the run.
         trust: whether the record may name a class outside the zoo, or a function, that is imported and called. Use this
             only for checkpoints from people you trust.
-        shape: shape to which images at the path ``name`` are converted, if the run has other data (see ``by_name``).
+        shape: shape to which images at the path ``name`` are converted (see ``by_name``). A run with ``data.size``
+            keeps its own size. None keeps the shape of the images.
 
     Raises:
         UserError: if there are no such data, or if the record needs ``trust``.
@@ -69,6 +70,8 @@ def data_of(record: dict[str, Any], name: str | None = None, trust: bool = False
             return Text(**options | {"name": "textfile", "path": name} | of_tables)
         if target == OWN and holds_images(name):
             kept = {key: value for key, value in options.items() if key not in OTHER_PLACES}
+            if kept.get("size") is None and shape is not None and shape[0] in (1, 3):
+                kept |= {"size": list(shape[1:]), "channels": shape[0]}  # changes nothing in images of this shape
             return zoo.datamodules.OwnImages(**kept | {"path": name, **MEASURED})
         return by_name(name, shape)
     if used in TEXTS:

@@ -85,7 +85,10 @@ def _cannot_be_made(error: Exception) -> str:
     if found := re.search(r"Error (?:locating|loading) target '([^']*)'|Error loading '([^']*)'", message):
         why = re.search(r"No module named '[^']*'|has no attribute '[^']*'|Empty path", f"{cause}")
         target, place = found.group(1) or found.group(2), f"{key}._target_" if key else "_target_"
-        return f"{place}={target} cannot be imported{f' ({why.group()})' if why else ''}: name a class or function"
+        return (
+            f"{place}={target} cannot be imported{f' ({why.group()})' if why else ''}: name a class or function, "
+            "and the folder of its file in PYTHONPATH"
+        )
     if isinstance(cause, TypeError):
         return f"{key or 'the configuration'} has wrong arguments: {cause}"
     return _one_line(message)

@@ -28,7 +28,7 @@ def without_options_of_recipes(data: "DictConfig", given: Sequence[str] = ()) ->
     Raises:
         UserError: if the command line sets such an option.
     """
-    from hydra.utils import get_object
+    from hydra._internal.utils import _locate  # get_object also logs the error, which is raised later
     from lightning import LightningDataModule
     from omegaconf import open_dict
 
@@ -36,7 +36,7 @@ def without_options_of_recipes(data: "DictConfig", given: Sequence[str] = ()) ->
     if target.startswith("zoo."):
         return
     try:
-        kind = get_object(target)
+        kind = _locate(target)
         parameters = dict(inspect.signature(kind).parameters)
     except Exception:  # the error of an unknown class is raised where the data are built
         return
@@ -92,8 +92,8 @@ def shape_of_examples(data: Any) -> list[int]:
     numbers of the run do not change.
 
     Raises:
-        UserError: if the first batch has no known form. It is also raised if torchrun or SLURM has started several
-            processes, because they would prepare the data at the same time.
+        UserError: if the first batch has no known form, or if its images have the channels last. It is also raised if
+            torchrun or SLURM has started several processes, because they would prepare the data at the same time.
     """
     from lightning.pytorch.utilities.seed import isolate_rng
 
@@ -112,4 +112,10 @@ def shape_of_examples(data: Any) -> list[int]:
         batch = next(iter(data.train_dataloader()), None)
     if batch is None:
         raise UserError(f"the train_dataloader of {name} has no batch: give it data, or a smaller batch size")
-    return list(as_batch(batch)[0].shape[1:])
+    shape = list(as_batch(batch)[0].shape[1:])
+    if len(shape) == 3 and shape[2] in (1, 3) and shape[0] not in (1, 3) and shape[0] > shape[2]:
+        raise UserError(
+            f"the images of {name} have shape {shape}, and seem to have the channels last: give (B, C, H, W), with "
+            f"x.permute(0, 3, 1, 2), or set model.shape=[{','.join(map(str, shape))}] if there are {shape[0]} channels"
+        )
+    return shape
