@@ -10,6 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader
 from zoo.datamodules.files import DataError, resumes
 from zoo.datamodules.limits import SPLITS, check_limits, check_model, overfits
 from zoo.datamodules.splits import Split, as_floats
+from zoo.training.interruption import SIGNALS
 
 SANITY_CHECK_IMAGES = 32  # images per process; few, because the sanity check only shows that validation works
 
@@ -196,17 +198,38 @@ def in_workers(items: Any, keys: Iterable[Any], workers: int, device: torch.devi
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             generator=torch.Generator(),  # without it, DataLoader would draw from the random stream of the run
         )
-        return iter(loader)
+        with _signals_blocked():  # a new worker has the handlers of this process until _leave_signals
+            return iter(loader)
 
 
 def _unchanged(x: Any) -> Any:
     return x
 
 
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Block SIGINT and SIGTERM. A process that is started in this block begins with both blocked."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_signals(_: int) -> None:
-    """Let the main process alone answer Ctrl-C. A worker process has inherited its handlers."""
+    """Let the main process alone answer signals. A worker process has inherited its handlers.
+
+    Terminals, SLURM and torchrun can send a signal to the workers too. The main process still needs them for the
+    batch that it finishes. A worker therefore ends only at the second SIGTERM, which DataLoader sends if it must.
+    """
+    signal.set_wakeup_fd(-1)  # the main process reads the other end
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 class ImageModule(L.LightningDataModule):
