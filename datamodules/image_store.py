@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,7 +147,14 @@ def prepare(source: ImageSource, options: Options) -> Prepared:
     with locked(f"images-{name}") as waited:
         if waited and (prepared := _restore(record, source)) is not None:
             return prepared
+        _remove(record.parent.glob(f".{name}-*"))  # unfinished files of a process that was killed
         return _decoded(source, options, record)
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for file in files:
+        with suppress(OSError):
+            file.unlink()
 
 
 def _restore(record: Path, source: ImageSource) -> Prepared | None:
@@ -248,10 +255,8 @@ def _decoded_to_file(source: ImageSource, options: Options, channels: int, recor
     found = {"shape": prepared.shape, "digest": prepared.digest, "skipped": skipped, "reasons": reasons}
     with atomic_write(record) as file:
         file.write(json.dumps(found).encode())
-    for old in pixels.parent.glob(f"{record.stem.partition('-')[0]}-*"):
-        if old not in (pixels, record):  # images of this place before they changed
-            with suppress(OSError):
-                old.unlink()
+    same_place = pixels.parent.glob(f"{record.stem.partition('-')[0]}-*")
+    _remove(old for old in same_place if old not in (pixels, record))  # images of this place before they changed
     return prepared._replace(pixels=StoredImages(pixels, (len(prepared.kept), *prepared.shape)))
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from zoo.checks.errors import UserError
+from zoo.checks.values import check_flag
 from zoo.datamodules import colour
 from zoo.datamodules.files import (
     DataError,
@@ -164,6 +165,7 @@ class Images(ImageModule):
             model is trained on one of them, that set is not held out.
         attribute: one of the 40 attributes of CelebA, which becomes the label: 1 where it is present, else 0. None
             gives CelebA no labels. Other data sets take only None.
+        flip: whether training images are mirrored left-right at random, each with probability 1/2 in each pass.
 
     Raises:
         UserError: if an argument is not allowed.
@@ -179,6 +181,7 @@ class Images(ImageModule):
         digits_repeat: int = 4,
         train_on: Literal["train", "train_and_validation", "everything"] = "train",
         attribute: str | None = None,
+        flip: bool = False,
     ):
         super().__init__()
         if name not in NAMES:
@@ -191,6 +194,7 @@ class Images(ImageModule):
         for key, value in sizes.items():
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{key} is {value!r}, but must be an integer of at least 1")
+        check_flag("flip", flip)
         self.save_hyperparameters(logger=False)
         self.used: str | None = None if name == "mnist_or_digits" else name
 
@@ -243,5 +247,8 @@ class Images(ImageModule):
     def state_dict(self) -> dict[str, str | int | None]:
         return {
             "used": self.used,
-            **{key: self.hparams[key] for key in ("batch_size", "seed", "digits_repeat", "train_on", "attribute")},
+            **{
+                key: self.hparams[key]
+                for key in ("batch_size", "seed", "digits_repeat", "train_on", "attribute", "flip")
+            },
         }

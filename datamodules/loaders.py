@@ -10,6 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader
 from zoo.datamodules.files import DataError, resumes
 from zoo.datamodules.limits import SPLITS, check_limits, check_model, overfits
 from zoo.datamodules.splits import Split, as_floats
+from zoo.training.interruption import SIGNALS
 
 SANITY_CHECK_IMAGES = 32  # images per process; few, because the sanity check only shows that validation works
 
@@ -39,6 +41,7 @@ class ImageLoader:
         rank, world_size: rank and number of processes. Rank r takes images r, r + world_size, ... of each batch.
         fixed: whether every epoch has the batches of the first epoch.
         used: number of images in a batch -> number of images to use, which are the first ones. None uses all images.
+        flip: whether half of the images of a pass, drawn at random, are mirrored left-right. Only ``shuffle`` draws.
     """
 
     def __init__(
@@ -52,8 +55,9 @@ class ImageLoader:
         world_size: int = 1,
         fixed: bool = False,
         used: Callable[[int], int] | None = None,
+        flip: bool = False,
     ):
-        self.used = used
+        self.used, self.flip = used, flip
         self.split, self.batch_size, self.shuffle, self.seed, self.repeat = split, batch_size, shuffle, seed, repeat
         self.rank, self.world_size, self.fixed = rank, world_size, fixed
         self.epoch = 0
@@ -76,15 +80,18 @@ class ImageLoader:
         """Return the indices of this process into the split, one tensor for each batch of the current epoch.
 
         The tensors are views of one tensor on the device of the split. With a copy for each batch, the CPU would wait
-        for the device each time.
+        for the device each time. With ``flip``, index n + i means the mirrored image i of n images. The draws of the
+        order come first, so the order is the same without ``flip``.
         """
         images = self.split.images
         n, device = len(images), images.device if isinstance(images, Tensor) else torch.device("cpu")
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.cat([torch.randperm(n, generator=generator) for _ in range(self.repeat)])
-            order = order[: len(self) * self.batch_size].to(device)
-            batches = order.split(self.batch_size)
+            order = order[: len(self) * self.batch_size]
+            if self.flip:
+                order += n * torch.randint(2, order.shape, generator=generator)
+            batches = order.to(device).split(self.batch_size)
         else:
             batches = torch.arange(n, device=device).tensor_split(len(self))
         return [batch[self.rank :: self.world_size] for batch in batches]
@@ -104,8 +111,9 @@ class ImageLoader:
 
     def examples(self, index: Tensor) -> tuple[Tensor, ...]:
         """Return the examples with these indices, and their labels if there are labels."""
-        x, labels = as_floats(self.split.images[index]), self.split.labels
-        return (x,) if labels is None else (x, labels[index].long())
+        x, index = images_at(self.split.images, index, self.flip)
+        labels = self.split.labels
+        return (as_floats(x),) if labels is None else (as_floats(x), labels[index].long())
 
     def state_dict(self) -> dict[str, int]:
         return {"position": self.position}
@@ -132,19 +140,35 @@ class DiskLoader(ImageLoader):
 
     def read(self, wanted: Iterator[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         labels, indices = self.split.labels, (index.numpy() for index in wanted)  # tensors would travel more slowly
-        for index, images in in_workers(_Reading(self.split.images), indices, self.workers, self.device):
+        for index, images in in_workers(_Reading(self.split.images, self.flip), indices, self.workers, self.device):
             x = as_floats(images.to(self.device, non_blocking=True))
             yield (x,) if labels is None else (x, labels[torch.from_numpy(index).to(labels.device)].long())
 
 
-class _Reading:
-    """Give the images with some indices, and the indices."""
+def images_at(images: Any, index: Tensor, flip: bool) -> tuple[Tensor, Tensor]:
+    """Return the images with some indices, and their indices without the marks of mirrored images.
 
-    def __init__(self, images: Any):
-        self.images = images
+    Args:
+        images: n images (n, C, H, W), a tensor or an object that reads from disk.
+        index: indices (B,) below n. With ``flip``, n + i means the mirrored image i.
+        flip: whether indices can mean mirrored images.
+    """
+    if not flip:
+        return images[index], index
+    mirrored, index = (index >= len(images)).view(-1, 1, 1, 1), index % len(images)
+    x = images[index]
+    return torch.where(mirrored, x.flip(-1), x), index
+
+
+class _Reading:
+    """Give the images with some indices, and the indices of their labels."""
+
+    def __init__(self, images: Any, flip: bool):
+        self.images, self.flip = images, flip
 
     def __getitem__(self, index: np.ndarray) -> tuple[np.ndarray, Tensor]:
-        return index, self.images[torch.from_numpy(index)]
+        images, found = images_at(self.images, torch.from_numpy(index), self.flip)
+        return found.numpy(), images
 
 
 def in_workers(items: Any, keys: Iterable[Any], workers: int, device: torch.device | None = None) -> Iterator[Any]:
@@ -174,23 +198,45 @@ def in_workers(items: Any, keys: Iterable[Any], workers: int, device: torch.devi
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             generator=torch.Generator(),  # without it, DataLoader would draw from the random stream of the run
         )
-        return iter(loader)
+        with _signals_blocked():  # a new worker has the handlers of this process until _leave_signals
+            return iter(loader)
 
 
 def _unchanged(x: Any) -> Any:
     return x
 
 
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Block SIGINT and SIGTERM. A process that is started in this block begins with both blocked."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_signals(_: int) -> None:
-    """Let the main process alone answer Ctrl-C. A worker process has inherited its handlers."""
+    """Let the main process alone answer signals. A worker process has inherited its handlers.
+
+    Terminals, SLURM and torchrun can send a signal to the workers too. The main process still needs them for the
+    batch that it finishes. A worker therefore ends only at the second SIGTERM, which DataLoader sends if it must.
+    """
+    signal.set_wakeup_fd(-1)  # the main process reads the other end
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 class ImageModule(L.LightningDataModule):
     """Part of a data module of images that does not depend on where the images come from.
 
-    A subclass fills ``splits`` in ``setup``. Its hyperparameters have ``batch_size``, ``eval_batch_size`` and ``seed``.
+    A subclass fills ``splits`` in ``setup``. Its hyperparameters have ``batch_size``, ``eval_batch_size``, ``seed`` and
+    ``flip``.
 
     The sanity check before training uses the first 32 images of a batch on each process, so that training begins soon.
     ``sanity_check_fraction`` is the fraction of the batch that the latest sanity check used.
@@ -241,6 +287,7 @@ class ImageModule(L.LightningDataModule):
             world_size=world_size,
             fixed=overfits(self.trainer),
             used=self._used_in_validation if split == "val" else None,
+            flip=train and self.hparams["flip"],
             **reading,
         )
 
@@ -269,6 +316,7 @@ class ImageModule(L.LightningDataModule):
                 f"this run has data={self.used}, but its checkpoint was trained on {state['used']}: set "
                 f"data={state['used']}, or start a new run without ckpt"
             )
+        state = {"flip": False} | state  # checkpoints of earlier versions lack it
         for key, value in self.state_dict().items():
             if (before := state.get(key, value)) != value:
                 raise DataError(f"data.{key} is {value}, but was {before} when this run began: use the earlier value")

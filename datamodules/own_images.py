@@ -77,6 +77,7 @@ class OwnImages(ImageModule):
         val_fraction, test_fraction: fractions of the images for validation and test, above 0. A fraction is not used if
             the data have this part.
         train_on: ``train``, ``train_and_validation`` or ``everything``, as in :class:`Images`.
+        flip: whether training images are mirrored left-right at random, each with probability 1/2 in each pass.
         skip: True leaves out files that cannot be used, with a warning. False raises an error.
         memory_limit: most GiB of pixels in memory. More pixels are read from disk.
         workers: processes that read from disk. None means one less than the number of cores, from 1 to 4.
@@ -115,6 +116,7 @@ class OwnImages(ImageModule):
         subset: str | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
+        flip: bool = False,
     ):
         super().__init__()
         check_places({"path": path, "dataset": dataset, "name": name})
@@ -123,6 +125,7 @@ class OwnImages(ImageModule):
                 raise UserError(f"data.{key} is {value!r}, but is used only with data=hf: set it to null")
         check_options(size, channels, batch_size, eval_batch_size, seed, split_seed, val_fraction, test_fraction)
         check_choice("data.train_on", train_on, tuple(TRAIN_ON))
+        check_flag("data.flip", flip)
         check_flag("data.skip", skip)
         check_flag("data.cache", cache)
         check_not_negative("data.memory_limit", memory_limit)
@@ -232,7 +235,7 @@ class OwnImages(ImageModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        keys = ("size", "channels", "split_seed", "batch_size", "seed", "train_on")
+        keys = ("size", "channels", "split_seed", "batch_size", "seed", "train_on", "flip")
         return {"used": self.used, **{key: self.hparams[key] for key in keys}, "digest": self.digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -22,13 +22,24 @@ EXPERIMENTS = {
     "gan_discrete": ["model.width=8", "data.batch_size=64", "model.discriminator_steps=3"],
     "iwae_burda": [*IMAGES, "model.hidden=[16]", "model.latent_dim=2", "model.num_samples=3"],
     "rbm_features": [*IMAGES, "model.num_hidden=8"],
+    "rbm_gaussian": [*IMAGES, "model.num_hidden=8"],
     "score_mixture": ["model.hidden=[8]"],
     "vae_bernoulli": [*IMAGES, "model.hidden=[16]", "model.latent_dim=4"],
     "vae_burda": [*IMAGES, "model.hidden=[16]", "model.latent_dim=2"],
+    "vae_cifar10": [*IMAGES, "model.hidden=[4]", "model.latent_dim=2"],
     "vae_gaussian": [*IMAGES, "model.hidden=[16]", "model.latent_dim=2"],
     "wgan_clip": [*IMAGES, "model.width=4", "model.n_critic=2"],
     "wgan_ring": ["model.hidden=[8]", "model.n_critic=3"],
 }
+# Colour images of a function, in place of digits.
+COLOURS = ["data=images", "data.dataset=short_runs:colours", "data.batch_size=64"]
+OF_DIGITS = ("data=digits", "data.digits_repeat=1", "data.batch_size=128")
+
+
+def in_colour(name):
+    return [*(option for option in TINY[name] if option not in OF_DIGITS), *COLOURS]
+
+
 # Runs with options that change numbers or branches of the code from step to step.
 OPTIONS = {
     "vae-annealed": ["model=vae", *IMAGES, "model.hidden=[16]", "model.latent=categorical", "model.latent_dim=3"]
@@ -43,9 +54,23 @@ OPTIONS = {
     "gan-labels": [*TINY["gan"], "model.discriminator_steps=3", "model.num_classes=auto"],
     "wgan-labels": [*TINY["wgan"], "model.num_classes=auto"],
     "rbm-schedules": [*TINY["rbm"], "model.k=[[0,1],[1,2]]", "model.momentum=[[0,0.5],[1,0.9]]"],
+    "vae-logistic": [*TINY["vae"], "model.likelihood=discretised_logistic"],
+    "vae-dequantised": [*TINY["vae"], "model.likelihood=gaussian_dequantised"],
+    "vade-conv": [*TINY["vade"], "model.net=conv", "model.hidden=[4]"],
+    "rbm-gaussian": [*TINY["rbm"], "model.visible=gaussian", "model.lr=0.005"],
+    "ddpm-attention": [*TINY["ddpm"], "model.attention=[1]", "model.dropout=0.1"],
+    "ddpm-colours": [*in_colour("ddpm"), "model.num_classes=auto"],
+    "infogan-colours": in_colour("infogan"),
+    "vae-colours-on-disk": [*in_colour("vae"), "data.memory_limit=0", "data.workers=0", "data.flip=true"],
     "vae-clipped": [*TINY["vae"], "trainer.gradient_clip_val=0.1", "trainer.accumulate_grad_batches=2"],
 }
 COMPARED = ("best", "last", "finite_loss", "exact_resume", "ema", "estimator_variance", "sample_distance")
+
+
+def colours():
+    """Return 500 colour images of 12 x 15 pixels with labels of three classes."""
+    images = torch.randint(256, (500, 3, 12, 15), generator=torch.Generator().manual_seed(0)).byte()
+    return torch.utils.data.TensorDataset(images, torch.arange(500) % 3)
 
 
 def runs():

@@ -1,6 +1,8 @@
 """Tests that images on disk, which worker processes read, give bitwise the batches and runs of images in memory."""
 
+import gc
 import multiprocessing
+import os
 import signal
 from typing import ClassVar
 
@@ -8,12 +10,13 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same, assert_same_run, checkpoint, logged, run, stop
+from helpers import assert_same, assert_same_run, checkpoint, logged, run, stop, tiers
 from own_images import digit_folders
 from PIL import Image
 from processes import together
 
 from zoo.datamodules import OwnImages
+from zoo.datamodules.loaders import in_workers
 
 WAYS = {
     "memory": {},
@@ -176,6 +179,67 @@ def test_a_run_from_disk_resumes_bit_for_bit(digits, in_memory, tmp_path):
     run(tmp_path, *overrides, f"ckpt={tmp_path / 'checkpoints' / 'interrupted.ckpt'}")
     assert_same(*(checkpoint(folder)["state_dict"] for folder in (tmp_path, in_memory[1])))
     assert logged(tmp_path) == logged(in_memory[1])
+
+
+class SignalWorkers(L.Callback):
+    """Send SIGTERM to the processes that read images, as SLURM sends it to all processes of a job."""
+
+    signalled: ClassVar[list[int]] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.fit_loop.total_batch_idx == 2:
+            self.signalled += [child.pid for child in multiprocessing.active_children()]
+            for pid in self.signalled:
+                os.kill(pid, signal.SIGTERM)
+
+
+def test_a_signal_to_the_workers_leaves_the_run_its_images(digits, in_memory, tmp_path):
+    overrides = options(digits, *DISK, "trainer.steps_per_execution=1", "test=false")
+    run(tmp_path, *overrides, "+callbacks.signal._target_=test_images_on_disk.SignalWorkers")
+    assert len(SignalWorkers.signalled) >= 2
+    assert_same(*(checkpoint(folder)["state_dict"] for folder in (tmp_path, in_memory[1])))
+
+
+class SignalsOfWorker:
+    """Items that show how a worker treats signals, and which of them are blocked."""
+
+    def __getitem__(self, key):
+        return signal.getsignal(signal.SIGINT) == signal.SIG_IGN, signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_worker_begins_with_signals_blocked_and_then_ignores_ctrl_c(tmp_path, monkeypatch):
+    """A signal in its first moments would run the handlers of the main process in the worker."""
+    from torch.utils.data import _utils
+
+    original = _utils.worker._worker_loop
+
+    def begin(*args):
+        (tmp_path / str(os.getpid())).write_text(str(len(signal.pthread_sigmask(signal.SIG_BLOCK, []))), "utf-8")
+        original(*args)
+
+    monkeypatch.setattr(_utils.worker, "_worker_loop", begin)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert list(in_workers(SignalsOfWorker(), range(2), 2)) == 2 * [(True, before)]
+    assert [path.read_text("utf-8") for path in tmp_path.iterdir()] == 2 * [str(len(before) + 2)]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+LIMITS = {
+    "limit": ["trainer.limit_train_batches=3", "trainer.limit_val_batches=1"],
+    "overfit": ["trainer.overfit_batches=2", "callbacks.best.monitor=null"],
+    "sanity": ["trainer.num_sanity_val_steps=-1"],
+}
+
+
+@pytest.mark.parametrize("name", tiers(LIMITS, ("limit",)))
+def test_arguments_of_the_trainer_choose_the_same_batches_from_disk(name, digits, tmp_path):
+    before = multiprocessing.active_children()
+    for part, more in (("memory", []), ("disk", DISK)):
+        run(tmp_path / part, *options(digits, *more, *LIMITS[name], "test=false"))
+    gc.collect()
+    assert multiprocessing.active_children() == before
+    assert_same(*(checkpoint(tmp_path / part)["state_dict"] for part in ("memory", "disk")))
+    assert logged(tmp_path / "memory") == logged(tmp_path / "disk")
 
 
 class Seen(L.Callback):

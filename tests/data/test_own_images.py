@@ -376,3 +376,12 @@ def test_an_interrupted_preparation_leaves_no_file(tmp_path):
     with patch.object(Folder, "read_with_digest", interrupt), pytest.raises(Interrupted):
         ready(numbered(tmp_path / "a"))
     assert kept() == []
+
+
+def test_the_unfinished_file_of_a_killed_process_is_removed_by_the_next_start(tmp_path):
+    ready(numbered(tmp_path / "a"))
+    before = kept()
+    (pixels,) = [name for name in before if name.endswith(".uint8")]
+    (data_root() / "images" / f".{pixels}-0a1b2c3d").write_bytes(b"the name of a file that atomic_write has begun")
+    ready(numbered(tmp_path / "a", n=11))
+    assert len(kept()) == len(before) == 2 and not set(kept()) & set(before)

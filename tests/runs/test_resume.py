@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import QUIET, TINY, assert_same, assert_same_run, checkpoint, config, logged, model_of, run, stop, tiers
 from processes import done, process, seconds, together
+from short_runs import runs
 
 from zoo.callbacks import ExactResume
 from zoo.datamodules import DataError
@@ -43,6 +44,21 @@ def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(name, tmp_path)
     resumes_as_if_uninterrupted(name, 2, tmp_path)
 
 
+OTHERS = ("gan-labels", "wgan-labels", "score-labels", "rbm-gaussian", "vae-logistic", "vae-dequantised", "vade-conv")
+OTHERS += ("ddpm-attention", "ddpm-colours", "infogan-colours", "vae-colours-on-disk")
+
+
+@pytest.mark.parametrize("name", tiers(OTHERS, ("rbm-gaussian", "vae-colours-on-disk")))
+def test_a_resumed_run_with_other_options_is_the_uninterrupted_one(name, tmp_path):
+    resumes_as_if_uninterrupted(name, 1, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gan-labels", "rbm-gaussian", "vade-conv", "ddpm-attention"])
+def test_a_resumed_run_of_two_processes_with_other_options_is_the_uninterrupted_one(name, tmp_path):
+    resumes_as_if_uninterrupted(name, 2, tmp_path)
+
+
 def resumes_as_if_uninterrupted(name, processes, tmp_path):
     """Stop a run after the fourth batch of the second epoch, resume it, and compare it with an uninterrupted run.
 
@@ -50,10 +66,11 @@ def resumes_as_if_uninterrupted(name, processes, tmp_path):
     batch at a time. The weights, averages, optimisers, chains and random states of every process must be bitwise equal.
     The order of the data and all logged steps and values must be equal.
     """
-    overrides = [*TINY[name], *TWO_EPOCHS, *DDP, f"trainer.devices={processes}"]
+    own = runs()[name]
+    overrides = [*own, *TWO_EPOCHS, *DDP, f"trainer.devices={processes}"]
     # Leave out callbacks that only draw pictures.
     kept = ("best", "last", "finite_loss", "exact_resume", "ema", "estimator_variance", "sample_distance")
-    drawn = [c for c, node in config("/", *TINY[name]).callbacks.items() if "_target_" in node and c not in kept]
+    drawn = [c for c, node in config("/", *own).callbacks.items() if "_target_" in node and c not in kept]
     overrides = [o for o in overrides if not any(f"callbacks.{c}." in o for c in drawn)]
     overrides += [*(f"~callbacks.{c}" for c in drawn), *(["test=false"] if processes == 2 else [])]
     one, several = "trainer.steps_per_execution=1", f"trainer.steps_per_execution={16 // processes}"

@@ -23,10 +23,11 @@ from zoo.hub.loading import best_of, read_training_checkpoint
 
 KNOWN = ("Images", "OwnImages", "Text", "Toy")  # classes of zoo.datamodules that are built from any record
 OWN = "zoo.datamodules.OwnImages"
-MEASURED = {"train_on": "train", "batch_size": 1}  # options of the user's images that are measured and not trained on
+# Options of the user's images that are measured and not trained on.
+MEASURED = {"train_on": "train", "batch_size": 1, "flip": False}
 OTHER_PLACES = ("dataset", "name", "subset", "image_column", "label_column")  # options that exclude ``path``
 # Options that concern training. ``train_on`` would also put test images into the training images.
-OF_TRAINING = ("name", "batch_size", "eval_batch_size", "seed", "digits_repeat", "train_on")
+OF_TRAINING = ("name", "batch_size", "eval_batch_size", "seed", "digits_repeat", "train_on", "flip")
 
 
 def record_of(source: str | Path) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from zoo.training.processes import started_by_lightning
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-BY_RECIPES = ("batch_size", "train_on")  # options of the data that the recipes of models and experiments set
+BY_RECIPES = ("batch_size", "train_on", "flip")  # options of the data that the recipes of models and experiments set
 
 
 def without_options_of_recipes(data: "DictConfig", given: Sequence[str] = ()) -> None:
