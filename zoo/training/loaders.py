@@ -24,7 +24,7 @@ def training_loader(trainer) -> Iterable[Any]:
     A datamodule with ``splits`` makes a new loader. Otherwise the result is a copy of the loader of ``fit``, in which
     Lightning has given each process its part of the examples. A stream has all its examples on every process.
     """
-    if isinstance(trainer.datamodule, SplitData):
+    if _has_splits(trainer):
         loader = trainer.datamodule.train_dataloader()
     else:
         if trainer.train_dataloader is None:  # with max_steps, Lightning has not yet made the loader in on_fit_start
@@ -34,6 +34,10 @@ def training_loader(trainer) -> Iterable[Any]:
         loader = copy.copy(loader)
         loader._iterator = None  # with persistent workers, a loader has only one iterator, which training uses
     return loader
+
+
+def _has_splits(trainer) -> bool:
+    return isinstance(trainer.datamodule, SplitData)
 
 
 def training_batches(trainer) -> Iterable[Any]:
@@ -47,7 +51,7 @@ def training_batches(trainer) -> Iterable[Any]:
 
 def _most(trainer) -> int | None:
     """Return the largest number of batches to read, or None to read all."""
-    if isinstance(trainer.datamodule, SplitData):
+    if _has_splits(trainer):
         return None
     if math.isfinite(trainer.num_training_batches):
         return int(trainer.num_training_batches)
