@@ -89,6 +89,13 @@ def test_an_endless_stream_is_read_as_far_as_the_run_trains(every, expected):
     assert len(encode_training_images(trainer, lambda x: x)) == expected
 
 
+def test_images_are_encoded_in_their_order():
+    x = images(20)
+    trainer = L.Trainer(accelerator="cpu", max_epochs=1, limit_val_batches=0, **OFF)
+    trainer.fit(RBM(3, [1, 4, 5], learning="cd"), DataLoader(TensorDataset(x), batch_size=6))
+    assert torch.equal(encode_training_images(trainer, lambda x: x), x)
+
+
 class CountBatches(L.Callback):
     def __init__(self):
         self.epochs = []
