@@ -195,7 +195,7 @@ class DDPM(L.LightningModule):
         scale = diffusion.at(self.abar, t, x).sqrt()
         return scale * self.score(scale * x, t)
 
-    # Training: noise() draws all random numbers, and losses() is a deterministic function of them.
+    # Training: noise() draws all random numbers but those of dropout. losses() is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, timesteps: str | None = None) -> Noise:
         """Return ``eps`` (B, C, H, W), and ``t``, ``weight`` = 1 / (T p_t) and, with labels, ``u``, (B,) each."""

@@ -67,8 +67,8 @@ from zoo.training.adversarial import (
     recompute_batch_norm,
     running_statistics,
     step,
-    training_images,
 )
+from zoo.training.loaders import first_training_images
 
 READINGS = 8  # deformed copies of an image from which ``cluster`` infers the category
 
@@ -241,7 +241,7 @@ class InfoGAN(L.LightningModule):
         return {f"{network}_loss" if k == "loss" else k: v.detach() for k, v in terms.items()}
 
     def on_validation_epoch_start(self):
-        if (images := training_images(self.trainer, 5000)) is not None:
+        if (images := first_training_images(self.trainer, 5000)) is not None:
             self.take_statistics(images)
 
     def take_statistics(self, images: Tensor) -> None:

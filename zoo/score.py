@@ -189,7 +189,7 @@ class Score(L.LightningModule):
         scale = (1 + sigma**2).sqrt()
         return at_least_float32(self.net(x / scale, t, y)) / (sigma * scale) - x / scale**2
 
-    # Training: noise() draws all random numbers, and losses() is a deterministic function of them.
+    # Training: noise() draws all random numbers but those of dropout. losses() is a deterministic function of them.
 
     def noise(self, batch, *, generator: torch.Generator | None = None, objective: str | None = None) -> Noise:
         """Return ``level`` (B,), 0 .. L-1, and ``eps`` (B, ...), both if L > 0.

@@ -79,7 +79,7 @@ from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.nets.description import described
 from zoo.nets.layers import check_network, image_networks, last_layer
 from zoo.nets.pixels import add_likelihood, pixels_given
-from zoo.training.encoding import encode_training_images, number_of_training_images
+from zoo.training.loaders import encode_training_images, number_of_training_images
 from zoo.training.optimisers import reset_adam, scheduled
 from zoo.training.schedules import two_half_cosines
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from zoo.datamodules import DataError
 from zoo.datamodules.image_arrays import ArrayFile
-from zoo.datamodules.image_files import Unreadable, decode, fitted
+from zoo.datamodules.image_files import Unreadable, decode, fitted, on_white, sixteen_bits
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)  # (H, W, C)
 GREY = COLOURS[..., 0]
@@ -257,3 +257,14 @@ def test_values_of_an_unknown_range_are_named_for_each_image(tmp_path):
         with pytest.raises(Unreadable, match=reason):
             source.read(i)
     assert source.read(2).tolist() == [[[0, 5]]]
+
+
+def test_every_colour_is_blended_with_white_at_every_opacity_and_rounded():
+    colour, opacity = np.meshgrid(np.arange(256), np.arange(256))
+    exact = (colour * opacity + 255 * (255 - opacity)) / 255
+    assert np.array_equal(on_white(np.stack([colour, opacity]).astype(np.uint8))[0], np.floor(exact + 0.5))
+
+
+def test_every_value_of_sixteen_bits_is_rounded():
+    values = np.arange(65_536)
+    assert np.array_equal(sixteen_bits(values), np.floor(values / 257 + 0.5))

@@ -13,6 +13,7 @@ from zoo.checks.errors import UserError
 from zoo.datamodules import Images
 from zoo.datamodules.access import has_labels, make_ready, name_of, split_of
 from zoo.datamodules.splits import Split
+from zoo.ddpm import DDPM
 from zoo.evaluation import distances
 from zoo.evaluation.bounds import bound_metrics, log_likelihood_per_batch
 from zoo.evaluation.distances import ImageDistance, SampleDistanceMetric, energy_distance
@@ -270,6 +271,14 @@ def test_log_likelihoods_are_the_same_without_labels_from_files_and_from_loaders
 def test_bits_per_dimension_count_the_dimensions_of_the_image():
     terms = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
     assert_close(bound_metrics(terms, 3 * 8 * 8)["bits_per_dim"], 6 / (192 * math.log(2)))
+
+
+def test_the_bits_of_a_measured_diffusion_model_are_those_of_its_shape():
+    torch.manual_seed(0)
+    data, model = make_ready(Stripes((3, 8, 9))), DDPM(steps=3, shape=[3, 8, 9], widths=[8]).eval()
+    metrics, _ = measure(model, data, Protocol(bound_images=5))
+    nats = sum(metrics[f"bound/L_{name}"] for name in ("0", "t", "T"))
+    assert metrics["bits_per_dim"] == pytest.approx(nats / (216 * math.log(2)))
 
 
 def test_an_rbm_on_images_without_labels_has_no_feature_accuracy():

@@ -17,7 +17,7 @@ from zoo.functional.noise import chunk_generator
 from zoo.gan import GAN
 from zoo.infogan import InfoGAN
 from zoo.nets.adversarial import ConvGenerator, ConvTrunk
-from zoo.training.adversarial import training_images
+from zoo.training.loaders import first_training_images
 from zoo.training.trainer import make_trainer
 from zoo.wgan import WGAN
 
@@ -227,7 +227,7 @@ def test_infogan_takes_the_statistics_of_real_images_from_a_datamodule_or_from_t
     found = model.real_statistics.clone()
     model.take_statistics(images)
     assert torch.equal(model.real_statistics, found) and not torch.equal(found, initial)
-    assert torch.equal(training_images(trainer, 7), images[:7])
+    assert torch.equal(first_training_images(trainer, 7), images[:7])
     assert model.cluster(x).shape == (12,) and model.cluster(x).max() < 3
 
 

@@ -127,6 +127,18 @@ def test_images_are_padded_in_the_middle_and_the_frame_is_cut_off():
     assert_close(net(x, t), net(framed, t)[..., 1:-1, 1:-2])
 
 
+@pytest.mark.parametrize(
+    ("sides", "widths", "lowest"),
+    [((28, 28), [8, 8], (7, 7)), ((30, 37), [8] * 3, (4, 5)), ((32, 32), [8] * 3, (4, 4))],
+    [((28, 28), [8, 8], (7, 7)), ((30, 37), [8] * 3, (4, 5)), ((32, 32), [8] * 3, (4, 4))],
+)
+def test_images_are_padded_no_further_than_to_the_next_multiple(sides, widths, lowest):
+    net, seen = UNet(3, widths, blocks=1, patch=2), []
+    net.middle[1].register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape[2:])))
+    net(torch.zeros(1, 3, *sides), torch.zeros(1))
+    assert seen == [lowest]
+
+
 def test_attention_and_dropout_are_where_the_options_say():
     net = UNet(3, [8, 16, 16], blocks=2, patch=1, attention=[1], dropout=0.25)
     sides = []

@@ -77,18 +77,28 @@ class GradientEstimator:
             module: module that owns the parameters. Parameters that are not in ``params`` are held fixed.
             name: name that users write.
             params: all or some parameters of ``module``, {name: tensor}.
-            noise: ``noise(batch, generator=...)`` draws all random numbers of one estimate.
+            noise: ``noise(batch, generator=...)`` draws all random numbers of one estimate, except those of dropout.
             loss: ``loss(batch, noise)`` returns a scalar that ``module`` computes.
             batched: the attribute ``batched`` of the estimator.
         """
 
+        has_dropout = any(isinstance(part, nn.Dropout) for part in module.modules())
+
         def surrogate(params: Params, batch: Any, noise: Noise) -> Tensor:
-            return call_with(module, params, loss, batch, noise)
+            if not has_dropout:
+                return call_with(module, params, loss, batch, noise)
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                torch.manual_seed(int(noise["dropout"]))
+                return call_with(module, params, loss, batch, noise)
 
         def draw(batch: Any, generator: torch.Generator | None) -> Noise:
-            return noise(batch, generator=generator)
+            drawn = noise(batch, generator=generator)
+            if has_dropout:  # dropout draws from torch's global generators, which the surrogate seeds with this number
+                where = "cpu" if generator is None else generator.device
+                drawn["dropout"] = torch.randint(2**31, (), generator=generator, device=where).cpu()
+            return drawn
 
-        return cls(name, params, draw, surrogate, batched)
+        return cls(name, params, draw, surrogate, batched and not has_dropout)
 
 
 class _Method(nn.Module):

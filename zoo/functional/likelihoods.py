@@ -171,7 +171,7 @@ class DiscretisedLogistic:
         return log_discretised_logistic(x.flatten(-3), self.location.flatten(-3), self.log_scale)
 
     def mean(self) -> Tensor:
-        """Return the locations, clipped to [0, 1]."""
+        """Return the locations, clipped to [0, 1]. Near 0 and 1, the mean of the grey values differs from them."""
         return self.location.clamp(0, 1)
 
     def draw(self, u: Tensor) -> Tensor:

@@ -8,14 +8,11 @@ from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
-from zoo.checks.pixels import as_batch
-from zoo.training.ranks import all_rows
 
 
 @torch.no_grad()
@@ -63,30 +60,6 @@ def check_batches(module) -> None:
             "the last batch of an epoch has 1 example on each process, and the BatchNorm of "
             f"{type(module).__name__} needs at least 2. Give the DataLoader drop_last=True or another batch_size"
         )
-
-
-def training_images(trainer, most: int) -> Tensor | None:
-    """Return the first training images of a run, (at most ``most``, C, H, W), uint8, equal on all processes.
-
-    The images come from the datamodule. If there is no datamodule with ``splits``, they come from the training loader.
-    If there is no training loader either, the result is None.
-    """
-    data = trainer.datamodule
-    if isinstance(data, capabilities.SplitData):
-        return _bytes(data.splits["train"].images[:most])  # the images may be read from disk
-    if trainer.train_dataloader is None:
-        return None
-    found: list[Tensor] = []
-    with isolate_rng():
-        for batch in trainer.train_dataloader:
-            found.append(as_batch(batch)[0].to(trainer.strategy.root_device))
-            if sum(map(len, found)) * trainer.world_size >= most:
-                break
-    return _bytes(all_rows(torch.cat(found), trainer)[:most])
-
-
-def _bytes(images: Tensor) -> Tensor:
-    return (images * 255).round().byte() if images.is_floating_point() else images
 
 
 @torch.no_grad()
