@@ -169,7 +169,10 @@ REFUSED = {
     "empty": (Items([]), "is empty: it must have images"),
     "random": (Random(PIXELS), "other pixels each time it is asked for item 0: remove its random transforms"),
     "one text": (Items([*PIXELS[:5], "x"]), "item 5: a str, but must be a tensor, an array or a Pillow image"),
-    "no image": (Items([{"text": "x"}] * 9), "item 0: with text, but no image, images, img, pixel_values or x"),
+    "no image": (
+        Items([{"text": "x"}] * 9),
+        "item 0: a dictionary with text, but no image, images, img, pixel_values or x",
+    ),
     "triples": (Items([(PIXELS[0], 1, 2)] * 9), "item 0: a tuple of 3, in place of"),
     "vectors": (Items([np.zeros(9)] * 9), r"item 0: shape \[9\], but must be \(H, W\)"),
     "normalised": (Items([torch.tensor([[-1.0, 1.0]])] * 9), r"item 0: floating-point values from -1 to 1, outside"),

@@ -214,13 +214,15 @@ def test_a_worker_begins_with_signals_blocked_and_then_ignores_ctrl_c(tmp_path, 
     original = _utils.worker._worker_loop
 
     def begin(*args):
-        (tmp_path / str(os.getpid())).write_text(str(len(signal.pthread_sigmask(signal.SIG_BLOCK, []))), "utf-8")
+        (tmp_path / str(os.getpid())).write_text(
+            str(len(signal.pthread_sigmask(signal.SIG_BLOCK, []))), encoding="utf-8"
+        )
         original(*args)
 
     monkeypatch.setattr(_utils.worker, "_worker_loop", begin)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     assert list(in_workers(SignalsOfWorker(), range(2), 2)) == 2 * [(True, before)]
-    assert [path.read_text("utf-8") for path in tmp_path.iterdir()] == 2 * [str(len(before) + 2)]
+    assert [path.read_text(encoding="utf-8") for path in tmp_path.iterdir()] == 2 * [str(len(before) + 2)]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 

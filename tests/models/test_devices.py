@@ -73,8 +73,7 @@ def evaluate(name, model):
     """Compute the published metrics of a model on a small data set."""
     images = torch.arange(10 * 784).view(10, 1, 28, 28).remainder(256).byte()
     split = Split(images, torch.arange(10))
-    data = SimpleNamespace(splits=dict.fromkeys(("train", "val", "test"), split), hparams=SimpleNamespace())
-    data.hparams.train_on = "train"
+    data = SimpleNamespace(splits=dict.fromkeys(("train", "val", "test"), split), hparams={"train_on": "train"})
     if name in ("vae", "cvae", "vade"):
         bounds.log_likelihood_per_batch(model, data, 2)
     if isinstance(model, capabilities.BoundTerms) and name != "score":

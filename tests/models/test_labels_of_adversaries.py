@@ -260,7 +260,7 @@ def test_data_without_labels_are_refused_at_the_start(cls, tmp_path):
         trainer.fit(cls(width=2, z_dim=3, num_classes=4), loader, loader)
     assert trainer.global_step == 0
     name = cls.__name__.lower()
-    with pytest.raises(UserError, match="auto needs data with labels, and line has none"):
+    with pytest.raises(UserError, match="auto needs data with labels, and line has no labels"):
         run(tmp_path, f"model={name}", "model.network=mlp", "model.num_classes=auto", "data=line")
 
 

@@ -130,7 +130,6 @@ def test_images_are_padded_in_the_middle_and_the_frame_is_cut_off():
 @pytest.mark.parametrize(
     ("sides", "widths", "lowest"),
     [((28, 28), [8, 8], (7, 7)), ((30, 37), [8] * 3, (4, 5)), ((32, 32), [8] * 3, (4, 4))],
-    [((28, 28), [8, 8], (7, 7)), ((30, 37), [8] * 3, (4, 5)), ((32, 32), [8] * 3, (4, 4))],
 )
 def test_images_are_padded_no_further_than_to_the_next_multiple(sides, widths, lowest):
     net, seen = UNet(3, widths, blocks=1, patch=2), []

@@ -68,6 +68,8 @@ def good(model, method, argument):
         "centres": word,
         "words": word,
         "word": "the",
+        "batch_idx": 0,
+        "dataloader_idx": 0,
     }
     if type(model).__name__ == "VAE" and argument == "z":
         return torch.zeros(n, *model.latent_shape)
@@ -121,7 +123,7 @@ def wrong_values(model, method, argument):
     elif argument == "batch" and kind == "SkipGram":
         yield from {"a dict": {"x": right[0]}, "one": right[:1], "floats": [t.float() for t in right]}.items()
     elif argument == "batch":
-        yield from {"a dict": {"x": right[0]}, "nothing": [], "numbers": [1, 2]}.items()
+        yield from {"a dict": {"picture": right[0]}, "nothing": [], "numbers": [1, 2]}.items()
         if method != "noise":  # ``noise`` reads only the size of a batch
             for name, value, only_values in wrong_tensors(right[0], []):
                 if not only_values:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral
+from numbers import Number
 from typing import Any
 
 import torch
@@ -126,8 +126,8 @@ def _keys_in(batch: Mapping[Any, Any]) -> list[Any]:
 
 
 def _are_labels(y: Any) -> bool:
-    """Return whether ``y`` can be labels: a tensor, or integers. Captions, dictionaries and None are not."""
-    return isinstance(y, Tensor | Integral) or (isinstance(y, Sequence) and all(isinstance(i, Integral) for i in y))
+    """Return whether ``y`` is meant as labels: a tensor or numbers. Captions, dictionaries and None are not."""
+    return isinstance(y, Tensor | Number) or (isinstance(y, Sequence) and all(isinstance(i, Number) for i in y))
 
 
 def flat_pixels(x: Tensor, like: Tensor) -> Tensor:

@@ -270,7 +270,7 @@ def with_shape_of(model: "DictConfig", data) -> None:
         model.shape = shape_of_examples(data)
     if model.get("num_classes") == "auto":
         model.num_classes = data.num_classes if isinstance(data, capabilities.KnownClasses) else None
-        if model.num_classes is None and hasattr(data, "num_classes"):  # the data are known to have no labels
+        if model.num_classes is None and isinstance(data, capabilities.KnownClasses):
             raise UserError(
                 f"model.num_classes=auto needs data with labels, and {name_of_data(data)} has no labels. Sort the "
                 "images into a folder for each class, or choose other data or a model without labels"
