@@ -1,6 +1,7 @@
 """Tests of all models on a simulated device, with float64 like CUDA and without float64 like Apple's GPU."""
 
 import inspect
+import math
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -14,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 import zoo
 from zoo.checks import capabilities
+from zoo.checks.inputs import shape_of
 from zoo.datamodules.loaders import ImageLoader
 from zoo.datamodules.splits import Split
 from zoo.datamodules.text import TextLoader
@@ -71,7 +73,8 @@ def use(name, device):
 
 def evaluate(name, model):
     """Compute the published metrics of a model on a small data set."""
-    images = torch.arange(10 * 784).view(10, 1, 28, 28).remainder(256).byte()
+    shape = shape_of(model)
+    images = torch.arange(10 * math.prod(shape)).view(10, *shape).remainder(256).byte()
     split = Split(images, torch.arange(10))
     data = SimpleNamespace(splits=dict.fromkeys(("train", "val", "test"), split), hparams={"train_on": "train"})
     if name in ("vae", "cvae", "vade"):
