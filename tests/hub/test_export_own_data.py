@@ -145,6 +145,13 @@ def test_images_of_another_size_get_the_size_of_the_model(colour, command, tmp_p
     assert by_name(str(large), (2,)).shape == [3, 40, 50] and by_name(str(large), (1, 8, 8)).shape == [1, 8, 8]
 
 
+def test_grey_images_get_the_channels_of_a_model_whose_run_states_only_a_size(tmp_path):
+    grey = write_images(tmp_path / "grey", (1, 40, 50), None)
+    config = {"data": {"_target_": "zoo.datamodules.OwnImages", "path": "gone", "size": 32, "channels": None}}
+    data = data_of({"config": config, "data": "images"}, str(grey), shape=(3, 32, 32))
+    assert data.shape == [3, 32, 32]
+
+
 def test_a_book_is_still_a_text(tmp_path):
     (tmp_path / "book.txt").write_text("words", encoding="utf-8")
     (tmp_path / "x.npy").touch()

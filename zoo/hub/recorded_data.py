@@ -71,8 +71,9 @@ def data_of(record: dict[str, Any], name: str | None = None, trust: bool = False
             return Text(**options | {"name": "textfile", "path": name} | of_tables)
         if target == OWN and holds_images(name):
             kept = {key: value for key, value in options.items() if key not in OTHER_PLACES}
-            if kept.get("size") is None and shape is not None and shape[0] in (1, 3):
-                kept |= {"size": list(shape[1:]), "channels": shape[0]}  # changes nothing in images of this shape
+            if shape is not None and shape[0] in (1, 3):
+                fitting = {"size": list(shape[1:]), "channels": shape[0]}  # changes nothing in images of this shape
+                kept |= {key: value for key, value in fitting.items() if kept.get(key) is None}
             return zoo.datamodules.OwnImages(**kept | {"path": name, **MEASURED})
         return by_name(name, shape)
     if used in TEXTS:
