@@ -228,7 +228,7 @@ def test_a_worker_begins_with_signals_blocked_and_then_ignores_ctrl_c(tmp_path, 
 
 LIMITS = {
     "limit": ["trainer.limit_train_batches=3", "trainer.limit_val_batches=1"],
-    "overfit": ["trainer.overfit_batches=2", "callbacks.best.monitor=null"],
+    "overfit": ["+trainer.overfit_batches=2", "~callbacks.best"],
     "sanity": ["trainer.num_sanity_val_steps=-1"],
 }
 
