@@ -3,7 +3,7 @@
     python tests/benchmarks/shapes.py             # one thread; about five minutes
     python tests/benchmarks/shapes.py ddpm gan    # only these models
 
-Each row is a process of its own, because a process cannot forget its peak memory. It makes a model with default
+Each row runs in a separate process, because a process cannot forget its peak memory. It makes a model with default
 options, and trains it with ``Trainer.fit`` on batches of 64 images of uniform noise in memory. The rate counts CPU
 time, which other programs change little. It is the median over the steps after the first ones. The memory is the peak
 of the process minus the peak before the model was made.
@@ -27,7 +27,7 @@ from zoo.training.trainer import quiet_lightning
 
 BATCH, STEPS, WARM_UP = 64, 6, 2
 SHAPES = ((1, 28, 28), (1, 32, 32), (3, 32, 32), (3, 30, 37), (3, 64, 64))
-# Options of each row. Networks that are not the default network have a row of their own.
+# Options of each row. Each network has a separate row.
 NETWORKS: dict[str, list[dict[str, object]]] = {
     "vae": [{}, {"net": "conv", "hidden": [32]}],
     "cvae": [{}, {"net": "conv", "hidden": [32]}],
