@@ -10,7 +10,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch.utils.data import DataLoader
 from zoo.datamodules.files import DataError, resumes
 from zoo.datamodules.limits import SPLITS, check_limits, check_model, overfits
 from zoo.datamodules.splits import Split, as_floats
-from zoo.training.interruption import SIGNALS
+from zoo.training.interruption import SIGNALS, signals_blocked
 
 SANITY_CHECK_IMAGES = 32  # images per process; few, because the sanity check only shows that validation works
 
@@ -198,25 +197,12 @@ def in_workers(items: Any, keys: Iterable[Any], workers: int, device: torch.devi
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             generator=torch.Generator(),  # without it, DataLoader would draw from the random stream of the run
         )
-        with _signals_blocked():  # a new worker has the handlers of this process until _leave_signals
+        with signals_blocked():  # a new worker has the handlers of this process until _leave_signals
             return iter(loader)
 
 
 def _unchanged(x: Any) -> Any:
     return x
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Block SIGINT and SIGTERM. A process that is started in this block begins with both blocked."""
-    if sys.platform == "win32":
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _leave_signals(_: int) -> None:

@@ -102,7 +102,7 @@ BAD = {
     "a bomb": (png_of(12_000, 12_000), "12,000 x 12,000 pixels"),
     "a larger bomb": (png_of(60_000, 60_000), "pixels"),
     "fractions above 1": (saved(np.float32([[0, 3]]), "TIFF"), "from 0 to 3, outside"),
-    "no numbers": (saved(np.float32([[0, math.nan]]), "TIFF"), "infinite or NaN"),
+    "not a number": (saved(np.float32([[0, math.nan]]), "TIFF"), "infinite or NaN"),
     "32 bits": (saved(np.int32([[0, 70_000]]), "TIFF"), "more than 16 bits"),
 }
 

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 
 from zoo.training.processes import number, started_by_lightning
 
@@ -71,13 +71,20 @@ def ended_by_signals() -> Iterator[None]:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Block SIGINT and SIGTERM, so that a process that is started in this block begins with both signals blocked.
+    """Block signals as ``signals_blocked`` does, if this program has the handlers of ``ended_by_signals``.
 
     A new process receives them only when ``ended_by_signals`` has installed its handlers. Without the block, Ctrl-C in
     the first moments of a second process would end it with Python's traceback. Lightning would then kill the first
-    process. If this program has no handlers, nothing is blocked.
+    process.
     """
-    if signal.getsignal(signal.SIGTERM) is not _interrupt:
+    with signals_blocked() if signal.getsignal(signal.SIGTERM) is _interrupt else nullcontext():
+        yield
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Block SIGINT and SIGTERM. A process that is started in this block begins with both blocked."""
+    if sys.platform == "win32":
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
