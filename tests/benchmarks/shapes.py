@@ -1,6 +1,6 @@
 """Benchmark of training steps for images of several shapes: images per second and peak memory of each model.
 
-    python tests/benchmarks/shapes.py             # one thread; about five minutes
+    python tests/benchmarks/shapes.py             # one thread; about ten minutes
     python tests/benchmarks/shapes.py ddpm gan    # only these models
 
 Each row runs in a separate process, because a process cannot forget its peak memory. It makes a model with default
