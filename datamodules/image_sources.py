@@ -16,6 +16,8 @@ import numpy as np
 
 from zoo.datamodules.files import DataError
 from zoo.datamodules.image_files import Unreadable, decode
+from zoo.functional.progress import tracked
+from zoo.training.processes import number
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 IGNORED = ("thumbs.db", "desktop.ini", "__macosx")  # operating systems write these; hidden files are also ignored
@@ -94,7 +96,7 @@ class Folder(ImageSource):
 
     def __init__(self, root: Path):
         self.root, problems = root, []
-        found = sorted(_files(str(root), "", problems))
+        found = sorted(tracked(_files(str(root), "", problems), f"listing {root}", "file", show=number() == 0))
         split = _split_folders(root, [path for path, *_ in found])
         first = 1 if split else 0  # number of folders above the class folders
         if split:
@@ -111,8 +113,8 @@ class Folder(ImageSource):
         names = [path.split("/")[first] for path in self.paths]
         classes = sorted(set(names)) if self.paths[0].count("/") > first else []
         if len(classes) > 1:
-            number = {name: i for i, name in enumerate(classes)}
-            self.classes, self.labels = classes, np.array([number[name] for name in names], dtype=np.int64)
+            label = {name: i for i, name in enumerate(classes)}
+            self.classes, self.labels = classes, np.array([label[name] for name in names], dtype=np.int64)
 
     def _below(self, depth: int, found: list[_Found], problems: list[str], folders: str) -> list[_Found]:
         """Return the files with at least ``depth`` folders above. Other files are problems, and images an error."""
