@@ -100,7 +100,8 @@ def test_settings_of_this_machine_are_not_built_into_the_wheel(tmp_path):
     """Git ignores configs/local, which may hold secrets."""
     for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    for file in ("zoo/__init__.py", "callbacks/__init__.py", "configs/train.yaml", "configs/local/default.yaml"):
+    packages = [f"{name}/__init__.py" for name in ("zoo", "callbacks", "datamodules")]
+    for file in (*packages, "configs/train.yaml", "configs/local/default.yaml"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text('__version__ = "1.0"\n', encoding="utf-8")
     names = contents(built(tmp_path, tmp_path / "out", "wheel"))
