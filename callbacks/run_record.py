@@ -2,7 +2,6 @@
 
 import platform
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.hub.loading import name_of_class
 from zoo.training.files import atomic_write
-from zoo.training.shell import override, pasted, short
+from zoo.training.shell import override, pasted, short, training_command
 
 FOLDER = Path(__file__).resolve().parent  # resolve() follows the link zoo/callbacks to callbacks/ of the checkout
 
@@ -59,11 +58,11 @@ def _cpu_name() -> str:
 def run_command(folder: Path | None = None, ckpt: Path | None = None) -> str:
     """Return the command that started this run. With ``ckpt``, return the command that resumes the run in ``folder``.
 
-    The command that resumes the run has the path of ``train.py``.
+    The command that resumes the run has the path of ``train.py`` if this file started the run.
     """
     from hydra.core.hydra_config import HydraConfig
 
-    program: str | Path = "train.py"
+    program = training_command()
     overrides, folders = [], []
     if HydraConfig.initialized():
         overrides = list(HydraConfig.get().overrides.task)
@@ -71,9 +70,9 @@ def run_command(folder: Path | None = None, ckpt: Path | None = None) -> str:
     if ckpt is not None and folder is not None:
         overrides = [o for o in overrides if not o.lstrip("+").startswith("ckpt=")]
         overrides += [override("ckpt", ckpt), override("hydra.run.dir", folder)]
-        if (started := Path(sys.argv[0]).absolute()).name == program:
-            program = started
-    return pasted("python", program, *(f"--config-dir={short(path)}" for path in folders), *overrides)
+    elif isinstance(program[-1], Path):
+        program[-1] = program[-1].name  # records have no paths of this machine
+    return pasted(*program, *(f"--config-dir={short(path)}" for path in folders), *overrides)
 
 
 class RunRecord(L.Callback):

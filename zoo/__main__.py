@@ -1,4 +1,4 @@
-"""Command line for trained models, ``python -m zoo COMMAND``. The command for training is ``python train.py``."""
+"""The command ``zoo COMMAND``, which is also ``python -m zoo COMMAND``."""
 
 import sys
 from pathlib import Path
@@ -50,6 +50,16 @@ def work(args: argparse.Namespace) -> None:
         args.run(args)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Run the command of the command line. Hydra reads all words after ``train``; the parser reads other commands."""
+    if sys.argv[1:2] == ["train"]:
+        from zoo.commands import training
+
+        training.run(sys.argv[2:])
+        return
     with ended_by_signals():
         main()
+
+
+if __name__ == "__main__":
+    run()

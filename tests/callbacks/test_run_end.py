@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from small_models import made
 
 import zoo
-from train import train
 from zoo.__main__ import main
 from zoo.callbacks.run_end import known_word, run_end
+from zoo.commands.training import train
 from zoo.training.command_line import readable_arguments
 
 # For each run: its overrides, and the commands of ``python -m zoo`` that it prints.
@@ -46,7 +46,7 @@ def ended(folder, *overrides):
     said = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
-    logger = logging.getLogger("train")
+    logger = logging.getLogger("zoo.commands.training")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     singleton = HydraConfig.instance()
@@ -95,7 +95,7 @@ def test_every_command_at_the_end_of_a_run_works(name, tmp_path, monkeypatch, ca
         monkeypatch.setattr(sys, "argv", words[2:])
         main()
         assert capsys.readouterr().out
-    assert resume[:2] == ["python", "train.py"]
+    assert resume[:2] == ["zoo", "train"]
     readable = readable_arguments(resume[2:], Path(CONFIGS))
     assert [o for o in readable if o.startswith("hydra.run.dir=")]
     again = ended(folder, *(o for o in readable if not o.startswith("hydra.run.dir=")))

@@ -167,12 +167,13 @@ def test_an_artifact_of_a_run_is_loaded(tmp_path, offline, monkeypatch):
 
 
 def test_the_sweep_files_fit_the_configuration():
-    """train.py accepts the settings of every sweep. The sweep optimises the metric that selects the best checkpoint."""
+    """``zoo train`` accepts the settings of every sweep. The sweep optimises the metric that selects the best checkpoint."""
     for path in (Path(CONFIGS) / "sweeps").glob("*.yaml"):
         sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
         first = {k: v.get("values", [v.get("value", v.get("min"))])[0] for k, v in sweep["parameters"].items()}
         fixed = [part for part in sweep["command"] if "=" in part]
         cfg = config("/", *fixed, *(f"{key}={value}" for key, value in first.items()))
         assert OmegaConf.select(cfg, "callbacks.best.monitor") == sweep["metric"]["name"]
-        assert sweep["program"] == "train.py" and sweep["command"][-1] == "${args_no_hyphens}"
+        assert sweep["program"] == "zoo" and sweep["command"][:3] == ["${env}", "${program}", "train"]
+        assert sweep["command"][-1] == "${args_no_hyphens}"
         model_of(cfg)

@@ -14,11 +14,11 @@ from PIL import Image
 from torch.testing import assert_close
 
 import zoo
-from train import train
 from zoo import hub
 from zoo.__main__ import main
 from zoo.callbacks.run_end import run_end
 from zoo.checks.errors import UserError
+from zoo.commands.training import train
 from zoo.datamodules import Images, OwnImages, Text, by_name
 from zoo.evaluation.distances import ImageDistance
 from zoo.evaluation.protocol import Protocol

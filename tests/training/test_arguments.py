@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 
 import zoo
 import zoo.__main__ as command_line
@@ -172,11 +173,19 @@ def test_an_unknown_flag_is_one_line(capsys):
     assert said.count("\n") == 1 and "write settings without dashes, such as model=..." in said
 
 
-def test_a_flag_between_two_settings_is_one_line(capsys):
-    with pytest.raises(SystemExit):
-        readable_arguments(["data=digits", "--cfg", "job", "seed=1"], ROOT / "configs")
-    said = capsys.readouterr().err
-    assert said.startswith("error: a flag stands between two settings: move it") and said.count("\n") == 1
+def test_a_flag_can_stand_between_two_settings():
+    """Hydra itself rejects this order. Lightning adds settings at the end for the processes that it starts."""
+    read = readable_arguments(["data=digits", "--cfg", "job", "seed=1"], ROOT / "configs")
+    assert read == ["--cfg", "job", "data=digits", "seed=1"]
+
+
+def test_a_folder_of_recipes_is_sought_in_the_working_folder(tmp_path, monkeypatch):
+    """Hydra would search for a relative path next to the file of its main function."""
+    monkeypatch.chdir(tmp_path)
+    read = readable_arguments(["--config-path", "mine", "x=1"], ROOT / "configs")
+    assert get_args_parser().parse_args(read).config_path == str(tmp_path / "mine") and read[-1] == "x=1"
+    package = ["--config-path=pkg://my_package.recipes"]
+    assert readable_arguments(package, ROOT / "configs") == package
 
 
 def test_an_unknown_option_points_to_the_help_of_its_command(monkeypatch, capsys):
@@ -267,7 +276,7 @@ def test_a_folder_is_no_picture_and_a_name_without_an_ending_may_be_binary(tmp_p
 
 
 def help_of_training():
-    """Return Hydra's settings that print the help of train.py."""
+    """Return Hydra's settings that print the help of ``zoo train``."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return compose("train", return_hydra_config=True).hydra.help
 
@@ -276,10 +285,10 @@ def test_the_help_of_training_names_every_group_and_its_examples_compose():
     shown = help_of_training()
     text = str(shown.template)
     check_text(text)
-    assert "$APP_CONFIG_GROUPS" in text and "python -m zoo --help" in text
+    assert "$APP_CONFIG_GROUPS" in text and "zoo --help" in text
     groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()} - {"hydra", "local"}
     assert {line.split()[0] for line in text.split("Groups:\n")[1].split("\n\n")[0].splitlines()} == groups
-    examples = re.findall(r"^  .*: +python train\.py (.*=.*)$", text, re.MULTILINE)
+    examples = re.findall(r"^  .*: +zoo train (.*=.*)$", text, re.MULTILINE)
     assert len(examples) >= 5
     for example in examples:
         readable_arguments(shlex.split(example), ROOT / "configs")

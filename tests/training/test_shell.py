@@ -18,7 +18,7 @@ from zoo.callbacks.finite_loss import FiniteLoss
 from zoo.callbacks.run_record import RunRecord, run_command
 from zoo.checks.errors import UserError
 from zoo.training.error_lines import line_of, one_line_errors
-from zoo.training.shell import override, pasted
+from zoo.training.shell import override, pasted, training_command
 from zoo.training.wandb_login import keep_wandb_out_of_home, wandb_credentials, wandb_settings
 
 FOLDERS = ["a b", "ü", "it's", 'a"b', "x=1", "a,b", "$HOME", "`id`", "a\\", "a\\'b", "-x", "=ls", "~", "#1", "(1)"]
@@ -46,6 +46,22 @@ def test_paths_and_overrides_are_read_back_as_they_were(tmp_path, monkeypatch):
         assert OmegaConf.create([OverridesParser.create().parse_override(override("k", text)).value()])[0] == text
 
 
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("/usr/bin/zoo", "zoo train"),
+        ("/usr/lib/python3/site-packages/zoo/__main__.py", "python -m zoo train"),
+        ("/home/a b/zoo/train.py", "python '/home/a b/zoo/train.py'"),
+        ("/home/a/mine/__main__.py", "zoo train"),
+        ("-c", "zoo train"),
+    ],
+)
+def test_commands_to_type_begin_as_the_user_began(program, command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program])
+    assert pasted(*training_command()) == command
+    assert run_command().startswith(command.replace("'/home/a b/zoo/train.py'", "train.py"))
+
+
 def test_everything_that_names_a_run_folder_can_be_pasted(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     folder = tmp_path / "it's a =run,$x ü"
@@ -54,7 +70,7 @@ def test_everything_that_names_a_run_folder_can_be_pasted(tmp_path, monkeypatch,
     last.touch()
     (folder / "config.yaml").touch()
     (resumed,) = read_by_a_shell(run_command(folder, last))
-    assert resumed[:2] == ["python", "train.py"]
+    assert resumed[:2] == ["zoo", "train"]
     values = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(resumed[2:])}
     assert values == {"ckpt": str(last), "hydra.run.dir": str(folder)}
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "a zoo" / "train.py")])

@@ -82,7 +82,7 @@ def _named(file: str | bytes | int) -> bool:
     """Return whether the command line names ``file`` or a folder that contains it."""
     path = Path(os.fsdecode(file)) if isinstance(file, str | bytes) else Path()
     words = [word for argument in sys.argv[1:] for word in (argument, argument.partition("=")[2].strip("'\""))]
-    return any(word and Path(word) in (path, *path.parents) for word in words) and path != Path()
+    return any(word and Path(os.path.expanduser(word)) in (path, *path.parents) for word in words) and path != Path()
 
 
 def _note(line: str, error: Exception | None = None) -> None:

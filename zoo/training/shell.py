@@ -2,7 +2,22 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
+
+
+def training_command() -> list[str | Path]:
+    """Return the words that start a training, as the user typed them in this program.
+
+    They are ``python train.py`` with the path of train.py, ``python -m zoo train`` or ``zoo train``. Programs that are
+    not part of the zoo get ``zoo train``.
+    """
+    started = Path(sys.argv[0]).absolute()
+    if started.name == "train.py":
+        return ["python", started]
+    if started.name == "__main__.py" and started.parent.name == "zoo":
+        return ["python", "-m", "zoo", "train"]
+    return ["zoo", "train"]
 
 
 def short(path: str | Path) -> str:
