@@ -12,6 +12,7 @@ if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).abso
 
 import argparse
 
+from zoo.commands import completion
 from zoo.commands.conditions import parse_conditions
 from zoo.commands.parser import parser
 from zoo.training.error_lines import one_line_errors
@@ -20,12 +21,14 @@ from zoo.training.interruption import ended_by_signals
 
 def main() -> None:
     with one_line_errors():
+        if completion.asked():
+            completion.answer(parser(train=True))
         arguments = parser()
         args = arguments.parse_args()
         if args.command is None:
             arguments.print_help()
             return
-        if args.command == "list":
+        if args.command in ("list", "resume", "completion"):
             args.run(args)
             return
         from zoo.training.arguments import check_arguments
