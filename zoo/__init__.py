@@ -40,6 +40,8 @@ class _Moved:
 
 sys.meta_path.append(_Moved)
 
+__version__ = "0.1.0"
+
 # The class of each model. A checkpoint names its model. zoo.load builds only these classes, the classifiers below, and
 # the class that its argument model_class gives.
 MODELS = {
