@@ -12,6 +12,7 @@ if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).abso
 
 import argparse
 
+from zoo.checks.errors import UserError
 from zoo.commands import completion
 from zoo.commands.conditions import parse_conditions
 from zoo.commands.parser import parser
@@ -31,13 +32,17 @@ def main() -> None:
         if args.command in ("list", "resume", "completion"):
             args.run(args)
             return
-        from zoo.training.arguments import check_arguments
+        from zoo.training.arguments import check_arguments, check_numbers
         from zoo.training.threads import prepare_threads
 
         prepare_threads()
+        try:
+            check_numbers(args)
+            for text in vars(args).get("condition", []):
+                parse_conditions(text)
+        except UserError as error:
+            arguments.commands[args.command].error(str(error))
         check_arguments(args)
-        for text in vars(args).get("condition", []):
-            parse_conditions(text)
         work(args)
 
 

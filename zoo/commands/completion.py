@@ -1,7 +1,7 @@
 """Completion of the command ``zoo`` in bash, zsh and fish, with the package argcomplete.
 
 The shell runs ``zoo`` when the user presses Tab. The candidates come from names of files, so no library is imported.
-Hydra has a completion of its own, but it takes seconds, and it completes only programs that are nothing but training.
+The completion of Hydra itself takes seconds, and it cannot complete a program that has other commands.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def columns(parsed_args: argparse.Namespace, **kwargs) -> list[str]:
 
 
 def run_or_overrides(prefix: str, parsed_args: argparse.Namespace, **kwargs) -> list[str]:
-    """Return the runs that ``zoo resume`` can go on with, and overrides."""
+    """Return the runs that ``zoo resume`` can continue, and overrides."""
     return [*runs(prefix), *overrides(prefix, parsed_args)]
 
 

@@ -53,7 +53,9 @@ class CommandParser(Parser):
     def parse_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
         if args and not args[0].startswith("-") and args[0] not in self.commands:
-            self.exit(2, f"error: there is no command {args[0]}{_meant(args[0], self.commands)}; see {self.prog} --help\n")
+            self.exit(
+                2, f"error: there is no command {args[0]}{_meant(args[0], self.commands)}; see {self.prog} --help\n"
+            )
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:  # the parser of the command does not report these itself
             sub = self.commands[found.command] if found.command else self
@@ -79,7 +81,7 @@ class Version(argparse.Action):
         parser.exit()
 
 
-TRAIN = "Train a model, and write its checkpoints, metrics and pictures to a new folder in runs/."
+TRAIN = "Train a model, and write checkpoints, metrics and pictures to a new folder in runs/."
 GROUPS = {
     "Train": {"resume": resuming.resume},
     "Models and images": {
@@ -111,7 +113,7 @@ EXAMPLES = {
 }
 FIRST_STEPS = {
     "train model=vae": "train on MNIST, or on the digits of scikit-learn",
-    "resume": "go on with the last run",
+    "resume": "continue the last run",
     "sample ddpm-guided -n 8 -c y=7": "draw sevens from a pretrained model",
 }
 
@@ -143,7 +145,7 @@ def parser(train: bool = False) -> CommandParser:
             ``zoo train``.
     """
     program = pasted(*zoo_command())
-    arguments = CommandParser(program, usage=f"{program} COMMAND ...", description=_overview(program))
+    arguments = CommandParser(program, usage=f"{program} [-h] [--version] COMMAND ...", description=_overview(program))
     arguments.add_argument("--version", action=Version, help="show the version of the zoo and exit")
     commands = arguments.add_subparsers(
         dest="command", metavar="COMMAND", help=argparse.SUPPRESS, prog=program, parser_class=Parser

@@ -1,4 +1,4 @@
-"""The command ``zoo resume``: a run goes on from its newest checkpoint, with the settings that it recorded."""
+"""The command ``zoo resume``: a run continues from its newest checkpoint, with the settings that it recorded."""
 
 import argparse
 import os
@@ -14,13 +14,13 @@ from zoo.training.shell import override, pasted, resume_command
 from zoo.training.threads import prepare_threads
 
 RUNS = Path("runs")  # the folder of all runs, in the working folder
-RECORD = "config.yaml"  # every run writes this file when its training begins or goes on
+RECORD = "config.yaml"  # a run writes this file when its training begins or resumes
 CHECKPOINTS = ("interrupted.ckpt", "last.ckpt")
 WITHOUT_RUNS = {"checkpoints", "wandb", "tensorboard"}
 
 
 class Run(NamedTuple):
-    """A run to go on with: its folder, which is None for a checkpoint outside run folders, and its checkpoint."""
+    """A run to resume: its folder, which is None for a checkpoint outside run folders, and its checkpoint."""
 
     folder: Path | None
     checkpoint: Path
@@ -28,7 +28,7 @@ class Run(NamedTuple):
 
 
 def resume(args: argparse.Namespace) -> None:
-    """Go on with the last run, or with the run that RUN names."""
+    """Resume the last run, or the run that RUN names."""
     end_with_parent()
     prepare_threads()
     name, overrides = split(args.named, args.overrides)
@@ -46,7 +46,7 @@ def resume(args: argparse.Namespace) -> None:
 
 
 def train(arguments: list[str]) -> None:
-    """Go on as ``zoo train`` with ``arguments``. Lightning starts the other processes of the run by ``sys.argv``."""
+    """Train as ``zoo train`` with ``arguments``. Lightning starts the other processes of the run by ``sys.argv``."""
     from zoo.commands import training
 
     sys.argv[1:] = ["train", *arguments]
