@@ -10,7 +10,7 @@
     print(model)                      # what the model is, its hyperparameters, its networks
     help(model)                       # its arguments and methods
 
-On the command line, "python -m zoo --help" lists what a trained model can do. This package imports torch only when a
+On the command line, "zoo --help" lists what a trained model can do. This package imports torch only when a
 model is loaded.
 """
 
@@ -73,7 +73,7 @@ def list_models() -> list[str]:
 def list_checkpoints() -> list[str]:
     """Return the names of the pretrained checkpoints, sorted. zoo.load(NAME) loads one.
 
-    The command "python -m zoo list" prints their models, data sets and scores.
+    The command "zoo list" prints their models, data sets and scores.
     """
     return sorted(card.stem for card in WEIGHTS.glob("*.json"))
 

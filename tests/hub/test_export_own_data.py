@@ -216,7 +216,7 @@ def test_the_end_of_a_run_names_a_command_that_works(colour, strange, tmp_path):
         trainer = L.Trainer(logger=False, enable_checkpointing=False, max_epochs=-1, accelerator="cpu")
         trainer.datamodule = data
         lines = run_end(trainer, zoo.load(folder), folder, {}).splitlines()
-        (line,) = [line for line in lines if line.startswith("python -m zoo evaluate ")]
+        (line,) = [line for line in lines if "zoo evaluate " in line]
         assert line.endswith(ending)
 
 

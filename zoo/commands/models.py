@@ -8,7 +8,7 @@ import zoo
 from zoo.checks.errors import UserError
 from zoo.commands.conditions import parse_conditions
 from zoo.commands.inputs import data_for, knows_words, load_model, on_device, starting_images
-from zoo.training.shell import pasted
+from zoo.training.shell import pasted, zoo_command
 
 # ``list`` shows the first of these metrics that the card of a checkpoint has.
 MAIN_METRICS = ("test/log_likelihood", "bits_per_dim", "test/accuracy", "classifier_fid", "fisher_divergence")
@@ -17,9 +17,9 @@ MAIN_METRICS += ("energy_distance", "analogies", "test/loss")
 
 def list_everything(args: argparse.Namespace) -> None:
     """List the models and the pretrained checkpoints."""
-    print("Models. Train one with: python train.py model=NAME")
+    print(f"Models. Train one with: {pasted(*zoo_command())} train model=NAME")
     for name in zoo.list_models():
-        print(f"  {name:{max(map(len, zoo.list_models()))}}  {_about(name)}")
+        print(f"  {name:{max(map(len, zoo.list_models()))}}  {about(name)}")
     print("\nPretrained checkpoints. Load one in Python with: zoo.load(NAME)")
     rows = [("NAME", "MODEL", "DATA", "PARAMETERS", "MAIN METRIC")]
     for name in zoo.list_checkpoints():
@@ -31,7 +31,7 @@ def list_everything(args: argparse.Namespace) -> None:
         print(f"  {left}  {parameters:>{widths[3]}}  {metric}")
 
 
-def _about(model: str) -> str:
+def about(model: str) -> str:
     """Return what a model is: the first line of the docstring of its file, without the model's name."""
     file = Path(zoo.__file__).parent / f"{zoo.MODELS[model].split('.')[1]}.py"
     with file.open(encoding="utf-8") as lines:
