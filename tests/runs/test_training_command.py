@@ -1,4 +1,4 @@
-"""Tests of the ways to start a training: ``zoo train``, ``python -m zoo train`` and train.py of a checkout."""
+"""Tests of the three commands that start a training: ``zoo train``, ``python -m zoo train`` and train.py."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Tests of the built package. They install the wheel, and use it in a folder that holds packages of its own."""
+"""Tests of the built package. They install the wheel, and use it in a folder that holds other packages."""
 
 import os
 import subprocess
@@ -105,7 +105,7 @@ def test_settings_of_this_machine_are_not_built_into_the_wheel(tmp_path):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text('__version__ = "1.0"\n', encoding="utf-8")
     names = contents(built(tmp_path, tmp_path / "out", "wheel"))
-    assert "zoo/configs/train.yaml" in names and "zoo/configs/local/default.yaml" not in names
+    assert "zoo/configs/train.yaml" in names and not any("local" in name for name in names)
 
 
 def test_the_command_is_the_package_that_is_installed(installed, folder):
