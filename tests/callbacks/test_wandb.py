@@ -174,5 +174,6 @@ def test_the_sweep_files_fit_the_configuration():
         fixed = [part for part in sweep["command"] if "=" in part]
         cfg = config("/", *fixed, *(f"{key}={value}" for key, value in first.items()))
         assert OmegaConf.select(cfg, "callbacks.best.monitor") == sweep["metric"]["name"]
-        assert sweep["program"] == "train.py" and sweep["command"][-1] == "${args_no_hyphens}"
+        assert sweep["program"] == "zoo" and sweep["command"][:3] == ["${env}", "${program}", "train"]
+        assert sweep["command"][-1] == "${args_no_hyphens}"
         model_of(cfg)

@@ -1,4 +1,4 @@
-"""Tests of the ways to start a training: ``zoo train``, ``python -m zoo train`` and train.py of a checkout."""
+"""Tests of the three commands that start a training: ``zoo train``, ``python -m zoo train`` and train.py."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from zoo.commands import training
 START = """
 import json, runpy, sys
 from zoo.commands import training
-training.job = lambda cfg: print("words", json.dumps([cfg.seed, *sys.argv]))
+training.job = lambda cfg: print("words", json.dumps([cfg.seed, *sys.argv[1:]]))
 sys.argv = {argv!r}
 {start}
 """
@@ -32,7 +32,7 @@ def test_other_processes_of_a_run_start_with_the_words_that_the_user_typed(progr
     ended = done("-c", START.format(argv=argv, start=start))
     assert ended.returncode == 0, ended.stderr
     (printed,) = [line for line in ended.stdout.splitlines() if line.startswith("words ")]
-    assert json.loads(printed.removeprefix("words ")) == [3, *argv]
+    assert json.loads(printed.removeprefix("words ")) == [3, *argv[1:]]
 
 
 @pytest.mark.parametrize("words", [["train"], ["train", "--help"], ["train", "-m", "seed=0,1", "model=vae"]])

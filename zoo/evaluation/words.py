@@ -89,7 +89,7 @@ def find_word_sets(folder: Path | None = None) -> Path:
         if gensim is None or gensim.origin is None:  # not installed, or a folder named gensim without a package
             raise WordFileError(
                 f"the published sets of words ({', '.join(SETS)}) come with gensim, which is not installed. "
-                'Run pip install -e ".[bench]", or name a folder that holds them with --words'
+                "Run pip install gensim, or name a folder that holds them with --words"
             )
         folder = Path(gensim.origin).parent / "test" / "test_data"
     if missing := [name for name in SETS if not (folder / name).is_file()]:
