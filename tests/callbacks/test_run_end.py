@@ -102,6 +102,7 @@ def test_every_command_at_the_end_of_a_run_works(name, tmp_path, monkeypatch, ca
         main()
         assert capsys.readouterr().out
     assert resume == ["zoo", "resume", str(folder), "trainer.max_epochs=2"]
+    assert "\ncommand: zoo train " in (folder / "config.yaml").read_text(encoding="utf-8")
     trained = []
     monkeypatch.setattr(resuming, "train", trained.extend)
     monkeypatch.setattr(sys, "argv", resume)

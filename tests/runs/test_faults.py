@@ -204,7 +204,7 @@ def too_large(path):
             *(
                 EVERY_PICTURE,
                 200,
-                r"cannot be written: File too large. Free disk space, then resume with ckpt=.*last.ckpt",
+                r"cannot be written: File too large. Free disk space, then resume with .*zoo resume",
             ),
             marks=pytest.mark.slow,
         ),

@@ -15,6 +15,7 @@ from zoo.checks.errors import UserError
 from zoo.training.command_line import check_values
 from zoo.training.error_lines import one_line_errors
 from zoo.training.hydra_errors import hydra_raises
+from zoo.training.shell import resume_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,7 +74,7 @@ def test_what_a_user_can_fix_is_one_line():
     for bug in bugs:
         with pytest.raises(type(bug)), one_line_errors():
             raise bug
-    gone = "another process of this run has ended; resume with ckpt=runs/a/checkpoints/last.ckpt"
+    gone = "another process of this run has ended; resume with .*zoo resume runs/a"
     with pytest.raises(SystemExit, match=gone), one_line_errors("runs/a"):
         raise RuntimeError("Connection closed by peer [127.0.0.1]")
     full = "error: a.csv cannot be written: No space left on device. Free disk space$"
@@ -83,8 +84,9 @@ def test_what_a_user_can_fix_is_one_line():
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_disk_a_quota_and_a_file_can_be_full(number):
-    """If the disk, the quota or a file is full, a run ends with one line, which names the checkpoint to resume from."""
-    full = f"error: a.csv cannot be written: {os.strerror(number)}. Free disk space, then resume with ckpt=runs"
+    """A run on a full disk, quota or file ends with one line, which has the command that resumes the run."""
+    resume = resume_command("runs/a")
+    full = f"error: a.csv cannot be written: {os.strerror(number)}. Free disk space, then resume with {resume}"
     with pytest.raises(SystemExit, match=re.escape(full)), one_line_errors("runs/a"):
         raise OSError(number, os.strerror(number), "a.csv")
 
