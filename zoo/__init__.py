@@ -3,7 +3,7 @@
     import zoo
 
     zoo.list_models()                 # names of the models: python train.py model=NAME trains one
-    zoo.list_checkpoints()            # names of the pretrained checkpoints
+    zoo.list_checkpoints("wgan*")     # names of the pretrained checkpoints
     model = zoo.load("vae")           # a pretrained checkpoint by its name
     model = zoo.load("runs/vae/...")  # the best checkpoint of a run by its folder
     images = model.sample(16)         # (16, 1, 28, 28), values in [0, 1]
@@ -21,6 +21,7 @@ from pathlib import Path
 
 TYPE_CHECKING = False  # type checkers treat it as True; importing it from typing would slow down "import zoo"
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
 
     from lightning import LightningModule
@@ -63,17 +64,32 @@ CLASSIFIERS = {
 WEIGHTS = Path(__file__).parent / "weights"
 
 
-def list_models() -> list[str]:
-    """Return the names of the models, sorted. The command "python train.py model=NAME" trains one."""
-    return sorted(MODELS)
+def list_models(pattern: str | Sequence[str] = "*") -> list[str]:
+    """Return the names of the models, sorted. The command "python train.py model=NAME" trains one.
+
+    Args:
+        pattern: names with wildcards, such as "*gan", or a list of them. The result is empty if nothing matches.
+    """
+    from zoo.checks.names import matching
+
+    return matching(sorted(MODELS), pattern)
 
 
-def list_checkpoints() -> list[str]:
+def list_checkpoints(
+    pattern: str | Sequence[str] = "*", *, model: str | Sequence[str] = "*", data: str | Sequence[str] = "*"
+) -> list[str]:
     """Return the names of the pretrained checkpoints, sorted. zoo.load(NAME) loads one.
 
     The command "python -m zoo list" prints their models, data sets and scores.
+
+    Args:
+        pattern: names with wildcards, such as "wgan*", or a list of them. The result is empty if nothing matches.
+        model: models of the checkpoints, in the same form, such as "*vae".
+        data: data sets that the checkpoints were trained on, in the same form, such as "mnist".
     """
-    return sorted(card.stem for card in WEIGHTS.glob("*.json"))
+    from zoo.checks import names
+
+    return names.matching_cards(WEIGHTS, pattern, model=model, data=data)
 
 
 def load(source: str | Path, model_class: type[LightningModule] | None = None) -> LightningModule:

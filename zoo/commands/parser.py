@@ -51,7 +51,7 @@ GROUPS = {
     "Words": {"nearest": words.nearest, "analogy": words.analogy, "vectors": words.vectors},
 }
 EXAMPLES = {
-    "list": [""],
+    "list": ["", "'wgan*'", "--format csv"],
     "sample": ["vae -n 16 -o vae.png", "ddpm-guided -c y=3,guidance=0.5"],
     "evaluate": [
         "vae --data mnist --importance-samples 100",
@@ -88,6 +88,11 @@ def parser() -> argparse.ArgumentParser:
             of_compare = "; or toy, an example with known exact variances" if name == "compare" else ""
             found[name].add_argument("source", metavar="SOURCE", help=SOURCE + of_compare)
 
+    sub = found["list"]
+    text = "names with wildcards, such as 'wgan*', of the models and checkpoints to list (default: all)"
+    sub.add_argument("patterns", nargs="*", metavar="PATTERN", help=text)
+    text = "table to read, or the checkpoints with all numbers of their cards as csv or json (default: table)"
+    sub.add_argument("--format", choices=("table", "csv", "json"), default="table", help=text)
     sub = found["sample"]
     _add_class(sub)
     sub.add_argument("-n", type=int, default=64, metavar="N", help="number of samples, at least 1 (default: 64)")
