@@ -23,6 +23,7 @@ TYPE_CHECKING = False  # type checkers treat it as True; importing it from typin
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
+    from typing import Any
 
     from lightning import LightningModule
 
@@ -65,7 +66,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def list_models(pattern: str | Sequence[str] = "*") -> list[str]:
-    """Return the names of the models, sorted. The command "python train.py model=NAME" trains one.
+    """Return the names of the models, sorted. zoo.create(NAME) makes one, and "python train.py model=NAME" trains one.
 
     Args:
         pattern: names with wildcards, such as "*gan", or a list of them. The result is empty if nothing matches.
@@ -90,6 +91,28 @@ def list_checkpoints(
     from zoo.checks import names
 
     return names.matching_cards(WEIGHTS, pattern, model=model, data=data)
+
+
+def create(name: str, /, **options: Any) -> LightningModule:
+    """Return an untrained model, in training mode and on the CPU. torch.manual_seed determines its random weights.
+
+    Example:
+        >>> zoo.create("ddpm", shape=(3, 32, 32)).sample(2, num_steps=5).shape
+        torch.Size([2, 3, 32, 32])
+
+    Args:
+        name: name of a model, from zoo.list_models(). It can also be a recipe of configs/experiment, such as
+            "wgan_clip", which sets some options of a model.
+        options: options of the model, as its class takes them: help(zoo.DDPM) explains those of "ddpm". All others
+            have the values with which "python train.py" trains model=NAME or experiment=NAME. The shape, if neither
+            gives it, is (1, 28, 28).
+
+    Raises:
+        zoo.checks.errors.UserError: for a wrong name, option or value. UserError is a ValueError.
+    """
+    from zoo import hub
+
+    return hub.create(name, **options)
 
 
 def load(source: str | Path, model_class: type[LightningModule] | None = None) -> LightningModule:

@@ -1,6 +1,7 @@
 """Load checkpoints with ``load``, and publish them with ``export`` in zoo/hub/exporting.py."""
 
 from zoo.checks.moved import names_in
+from zoo.hub.creating import create
 from zoo.hub.loading import (
     CheckpointError,
     check_resumable,
@@ -15,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "check_resumable",
     "check_unchanged",
+    "create",
     "data_of",
     "load",
     "name_of_class",
