@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from typing import Any
 
+    import torch
     from lightning import LightningModule
 
 
@@ -115,8 +116,14 @@ def create(name: str, /, **options: Any) -> LightningModule:
     return hub.create(name, **options)
 
 
-def load(source: str | Path, model_class: type[LightningModule] | None = None) -> LightningModule:
-    """Load a trained model, in eval mode and on the CPU.
+def load(
+    source: str | Path,
+    model_class: type[LightningModule] | None = None,
+    *,
+    device: str | int | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+) -> LightningModule:
+    """Load a trained model, in eval mode.
 
     Example:
         >>> model = zoo.load("vae")
@@ -135,6 +142,9 @@ def load(source: str | Path, model_class: type[LightningModule] | None = None) -
             - A model that a run logged to Weights & Biases, "wandb:entity/project/vae-1a2b3c4d:best".
 
         model_class: class of a model that is not part of the zoo, for its run folders and checkpoint files.
+        device: device of the model, such as "cpu", "cuda", "cuda:1" or "mps".
+        dtype: type of the weights: float64, float32, bfloat16 or float16, as a string or as a torch.dtype. None keeps
+            float32. Noise schedules and other exact buffers stay in float32 or float64.
 
     Returns:
         The LightningModule, such as a zoo.vae.VAE, with the hyperparameters and the weights of the checkpoint.
@@ -142,7 +152,8 @@ def load(source: str | Path, model_class: type[LightningModule] | None = None) -
     Raises:
         zoo.hub.CheckpointError: if nothing is found, the digest differs, or the file is not a checkpoint of a model
             of the zoo. Files are read without unpickling code. CheckpointError is a ValueError.
+        zoo.checks.errors.UserError: if this machine has no such device, or the device has no such dtype.
     """
     from zoo import hub
 
-    return hub.load(source, model_class)
+    return hub.load_on(source, model_class, device, dtype)

@@ -10,6 +10,7 @@ from zoo.hub.loading import (
     read_card,
     read_training_checkpoint,
 )
+from zoo.hub.placing import load_on
 from zoo.hub.recorded_data import check_unchanged, data_of, record_of
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "create",
     "data_of",
     "load",
+    "load_on",
     "name_of_class",
     "read_card",
     "read_training_checkpoint",
