@@ -2,16 +2,18 @@
 
     import zoo
 
-    zoo.list_models()                 # names of the models: python train.py model=NAME trains one
-    zoo.list_checkpoints("wgan*")     # names of the pretrained checkpoints
     model = zoo.load("vae")           # a pretrained checkpoint by its name
     model = zoo.load("runs/vae/...")  # the best checkpoint of a run by its folder
     images = model.sample(16)         # (16, 1, 28, 28), values in [0, 1]
+    model = zoo.create("ddpm", shape=(3, 32, 32))   # an untrained model, the same as zoo.DDPM(shape=(3, 32, 32))
+
+    zoo.list_models()                 # names of the models: python train.py model=NAME trains one
+    zoo.list_checkpoints("wgan*")     # names of pretrained checkpoints
     print(model)                      # what the model is, its hyperparameters, its networks
     help(model)                       # its arguments and methods
 
-On the command line, "python -m zoo --help" lists what a trained model can do. This package imports torch only when a
-model is loaded.
+On the command line, "python -m zoo --help" lists what a trained model can do. "import zoo" does not import torch. The
+classes, such as zoo.VAE, and the packages inside, such as zoo.callbacks, are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -64,6 +66,22 @@ CLASSIFIERS = {
 }
 
 WEIGHTS = Path(__file__).parent / "weights"
+
+
+# Type checkers read zoo/__init__.pyi, which gives the class of each name.
+__all__ = ["create", "list_checkpoints", "list_models", "load", *(path.rpartition(".")[2] for path in MODELS.values())]
+
+
+def __getattr__(name: str) -> object:
+    from zoo.checks import lazy
+
+    return lazy.attribute(name)
+
+
+def __dir__() -> list[str]:
+    from zoo.checks import lazy
+
+    return lazy.names()
 
 
 def list_models(pattern: str | Sequence[str] = "*") -> list[str]:

@@ -6,6 +6,7 @@ import sys
 import warnings
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 
 TYPE_CHECKING = False  # type checkers treat it as True; importing typing would take most of the time of `import zoo`
 if TYPE_CHECKING:
@@ -61,9 +62,14 @@ def _holder(name: str, modules: tuple[str, ...]) -> str | None:
 
 
 def names_in(package: str, *modules: str) -> Callable[[str], object]:
-    """Return a ``__getattr__`` for ``package``, which was one module before. Its names are now in ``modules``."""
+    """Return a ``__getattr__`` for ``package``, which imports the modules of the package when they are first used.
+
+    If the package was one module before, its names are now in ``modules``.
+    """
 
     def find(name: str) -> object:
+        if not name.startswith("_") and find_spec(f"{package}.{name}") is not None:
+            return import_module(f"{package}.{name}")
         new = RENAMED.get(name, name)
         module = None if name.startswith("_") else _holder(new, modules)
         if module is None:
