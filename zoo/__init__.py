@@ -67,12 +67,11 @@ CLASSIFIERS = {
 
 WEIGHTS = Path(__file__).parent / "weights"
 
+# Without the classes: help(zoo) would print all methods that ten LightningModules inherit, 26,000 lines.
+__all__ = ["create", "list_checkpoints", "list_models", "load"]
 
-# Type checkers read zoo/__init__.pyi, which gives the class of each name.
-__all__ = ["create", "list_checkpoints", "list_models", "load", *(path.rpartition(".")[2] for path in MODELS.values())]
 
-
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> object:  # zoo/__init__.pyi has the types of these attributes
     from zoo.checks import lazy
 
     return lazy.attribute(name)

@@ -35,6 +35,7 @@ _Device = str | int | torch.device
 _DType = str | torch.dtype | None
 _Patterns = str | Sequence[str]
 
+__all__ = ["create", "list_checkpoints", "list_models", "load"]
 __version__: str
 MODELS: dict[str, str]
 CLASSIFIERS: dict[str, str]

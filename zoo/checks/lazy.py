@@ -24,7 +24,7 @@ def attribute(name: str) -> object:
 def names() -> list[str]:
     """Return the names of all public attributes of the package ``zoo``, sorted. Imported modules are included."""
     special = [name for name in vars(zoo) if name.startswith("__")]
-    return sorted({*zoo.__all__, *module_names(), *special})
+    return sorted({*zoo.__all__, *class_paths(), *module_names(), *special})
 
 
 def class_paths() -> dict[str, str]:

@@ -91,8 +91,8 @@ def parser() -> argparse.ArgumentParser:
     sub = found["list"]
     text = "names with wildcards, such as 'wgan*', of the models and checkpoints to list (default: all)"
     sub.add_argument("patterns", nargs="*", metavar="PATTERN", help=text)
-    text = "table to read, or the checkpoints with all numbers of their cards as csv or json (default: table)"
-    sub.add_argument("--format", choices=("table", "csv", "json"), default="table", help=text)
+    text = "table, or csv or json with all numbers on the cards of the checkpoints (default: table)"
+    sub.add_argument("--format", choices=("table", "csv", "json"), default="table", metavar="FORMAT", help=text)
     sub = found["sample"]
     _add_class(sub)
     sub.add_argument("-n", type=int, default=64, metavar="N", help="number of samples, at least 1 (default: 64)")
