@@ -63,8 +63,12 @@ def _instead(text: str) -> str:
         suggestion = did_you_mean(text, known)
         return f"the pretrained ones are: {', '.join(known) or 'none yet'}{suggestion and f'.{suggestion}'}"
     missing = path.relative_to(folder).parts[0]
-    inside = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    shown = ", ".join(inside[-MOST_NAMES:]) or "nothing"  # names of runs begin with their time, so the last are new
+    try:
+        inside = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError:  # the folder may not be listed
+        inside = []
+    # The names of runs begin with their time, so the last names are the newest.
+    shown = ", ".join(inside[-MOST_NAMES:]) or "nothing that can be read"
     return f"the folder {folder.absolute()} has no {missing} and holds {shown}.{did_you_mean(missing, inside)}"
 
 

@@ -27,9 +27,8 @@ def row_of(name: str) -> dict[str, Any]:
     row = {key: card.get(key) for key in FROM_CARD}
     row["recipe"] = recipe_in(card["command"])
     row["bytes"] = weights.stat().st_size if weights.is_file() else None
-    row["sizes"] = {
-        size: card[part][key] for size in sorted(SIZES) for part, key in [size.split("/")] if card.get(part)
-    }
+    parts = {size: size.split("/") for size in SIZES}
+    row["sizes"] = {size: card[part][key] for size, (part, key) in parts.items() if card.get(part)}
     whole = {f"whole_model/{key}": value for key, value in (card.get("whole_model") or {}).items()}
     row["metrics"] = card["metrics"] | whole  # an error of a metric is a metric whose name contains ``error``
     return row
