@@ -75,7 +75,7 @@ def test_a_misspelt_attribute_suggests_the_nearest(name, suggestion):
 
 
 def test_the_suggestion_is_printed_once():
-    ended = subprocess.run([sys.executable, "-c", "import zoo; zoo.VEA"], cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", "import zoo; zoo.calbacks"], cwd=ROOT, capture_output=True, text=True)
     assert ended.stderr.count("Did you mean") == 1 and ended.returncode == 1
 
 
