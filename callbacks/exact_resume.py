@@ -11,11 +11,10 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from zoo.callbacks.run_record import run_command
 from zoo.training.checkpoint_files import clear_unfinished, keep_best
 from zoo.training.executions import Executions
 from zoo.training.processes import number
-from zoo.training.shell import pasted
+from zoo.training.shell import pasted, resume_command, zoo_command
 
 log = logging.getLogger(__name__)
 
@@ -121,37 +120,36 @@ class ExactResume(Checkpoint):
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         later = trainer.is_last_batch or _validates_next(trainer)
         if whole and not later and self._any_received(trainer):
-            path = self.folder / "checkpoints" / "interrupted.ckpt"
-            trainer.save_checkpoint(path, weights_only=False)
+            trainer.save_checkpoint(self.folder / "checkpoints" / "interrupted.ckpt", weights_only=False)
             # Lightning writes the metrics of a batch after all callbacks have run. _stop raises before that point, so
             # write the metrics now.
             trainer._logger_connector.on_batch_end()
             trainer._logger_connector.update_train_step_metrics()
-            self._stop(trainer, path)
+            self._stop(trainer)
 
     def on_train_epoch_start(self, trainer, pl_module):
         if self._any_received(trainer):
-            self._stop(trainer, self.folder / "checkpoints" / "last.ckpt")
+            self._stop(trainer)
 
     def on_train_end(self, trainer, pl_module):
         if self._any_received(trainer):
-            self._stop(trainer, None)
+            self._stop(trainer, trained=True)
         self._restore_handlers()  # before Lightning restores the handlers that it replaced
 
     def _any_received(self, trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
 
-    def _stop(self, trainer, path: Path | None):
+    def _stop(self, trainer, trained: bool = False):
         if trainer.is_global_zero:
-            if path is None:
+            if trained:
                 self._say_without_test()
             else:
-                log.warning("Interrupted. To resume from this point:\n    %s", run_command(self.folder, path))
+                log.warning("Interrupted. To resume from this point:\n    %s", resume_command(self.folder))
         # The other processes exit with status 0. If one failed, Lightning would end rank 0 with SIGKILL.
         raise SystemExit(128 + (self.received or signal.SIGTERM) if trainer.is_global_zero else 0)
 
     def _say_without_test(self):
-        command = pasted("python", "-m", "zoo", "evaluate", self.folder)
+        command = pasted(*zoo_command(), "evaluate", self.folder)
         log.warning("Interrupted after training, before the end of the test. To evaluate the model: %s", command)
 
     def on_test_start(self, trainer, pl_module):

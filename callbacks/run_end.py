@@ -1,7 +1,6 @@
 """The text at the end of a run: test metrics, files, and the commands to type next."""
 
 import json
-import re
 import textwrap
 from pathlib import Path
 
@@ -9,13 +8,12 @@ import lightning.pytorch.loggers as lightning_loggers
 from lightning import LightningDataModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from zoo.callbacks.run_record import run_command
 from zoo.checks import capabilities
 from zoo.evaluation.units import with_unit
 from zoo.evaluation.words import LONG, WordFileError, find_word_sets
 from zoo.hub.loading import name_of_class
 from zoo.hub.recorded_data import needs_trust
-from zoo.training.shell import pasted, short
+from zoo.training.shell import pasted, resume_command, short, zoo_command
 from zoo.training.tables import read_rows
 
 COLUMNS = 100  # largest width of the lines with metrics, in characters
@@ -125,12 +123,12 @@ def _commands(trainer, model, folder: Path, best: ModelCheckpoint | None) -> lis
         if not isinstance(model, capabilities.Words):
             data = trainer.datamodule
             trust = ["--trust-data"] if isinstance(data, LightningDataModule) and needs_trust(data) else []
-            commands.append(pasted("python", "-m", "zoo", "evaluate", source, *_class(model), *trust))
+            commands.append(pasted(*zoo_command(), "evaluate", source, *_class(model), *trust))
         elif _has_word_sets():  # the command needs the published word sets
-            commands.append(pasted("python", "-m", "zoo", "evaluate", source))
+            commands.append(pasted(*zoo_command(), "evaluate", source))
     metric = (best and best.monitor) or "val/loss"
     if any(row.get(metric) for row in read_rows(folder / "metrics.csv")):
-        commands.append(pasted("python", "-m", "zoo", "curves", _unlike_a_name(folder), "--metric", metric))
+        commands.append(pasted(*zoo_command(), "curves", _unlike_a_name(folder), "--metric", metric))
     return commands
 
 
@@ -140,14 +138,14 @@ def _longer(trainer, folder: Path) -> list[str]:
     if not last.is_file() or trainer.max_epochs in (None, -1):
         return []
     epochs = 2 * trainer.max_epochs
-    command = re.sub(r" trainer\.max_epochs=\S+", "", run_command(folder, last))
-    return ["", f"To continue this run to {epochs} epochs:", f"{command} trainer.max_epochs={epochs}"]
+    longer = resume_command(folder.absolute(), f"trainer.max_epochs={epochs}")
+    return ["", f"To continue this run to {epochs} epochs:", longer]
 
 
 def _of_images(model, source: str) -> list[str]:
     if not isinstance(model, capabilities.Samples):
         return []
-    sample = ["python", "-m", "zoo", "sample", source, *_class(model)]
+    sample = [*zoo_command(), "sample", source, *_class(model)]
     commands = [pasted(*sample, "-o", "samples.png")]
     if kind := _one_kind(model):
         commands.append(pasted(*sample, "-c", "=".join(kind), "-o", "samples.png"))
@@ -155,9 +153,9 @@ def _of_images(model, source: str) -> list[str]:
 
 
 def _of_words(model, source: str) -> list[str]:
-    commands = [pasted("python", "-m", "zoo", "nearest", source, known_word(model.words))]
+    commands = [pasted(*zoo_command(), "nearest", source, known_word(model.words))]
     if set(ANALOGY) <= set(model.words):
-        commands.append(pasted("python", "-m", "zoo", "analogy", source, *ANALOGY))
+        commands.append(pasted(*zoo_command(), "analogy", source, *ANALOGY))
     return commands
 
 

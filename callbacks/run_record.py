@@ -2,7 +2,6 @@
 
 import platform
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.hub.loading import name_of_class
 from zoo.training.files import atomic_write
-from zoo.training.shell import override, pasted, short
+from zoo.training.shell import pasted, resume_command, short, training_command
 
 FOLDER = Path(__file__).resolve().parent  # resolve() follows the link zoo/callbacks to callbacks/ of the checkout
 
@@ -56,24 +55,23 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def run_command(folder: Path | None = None, ckpt: Path | None = None) -> str:
-    """Return the command that started this run. With ``ckpt``, return the command that resumes the run in ``folder``.
+def run_command(absolute: bool = False) -> str:
+    """Return the command that started this run.
 
-    The command that resumes the run has the path of ``train.py``.
+    Args:
+        absolute: whether the folder of the user's configurations is written as an absolute path. Otherwise, it is
+            relative to the working folder if it is inside.
     """
     from hydra.core.hydra_config import HydraConfig
 
-    program: str | Path = "train.py"
+    program = training_command()
     overrides, folders = [], []
     if HydraConfig.initialized():
         overrides = list(HydraConfig.get().overrides.task)
         folders = [Path(s.path) for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line"]
-    if ckpt is not None and folder is not None:
-        overrides = [o for o in overrides if not o.lstrip("+").startswith("ckpt=")]
-        overrides += [override("ckpt", ckpt), override("hydra.run.dir", folder)]
-        if (started := Path(sys.argv[0]).absolute()).name == program:
-            program = started
-    return pasted("python", program, *(f"--config-dir={short(path)}" for path in folders), *overrides)
+    if isinstance(program[-1], Path):
+        program[-1] = program[-1].name  # records have no paths of this machine
+    return pasted(*program, *(f"--config-dir={path if absolute else short(path)}" for path in folders), *overrides)
 
 
 class RunRecord(L.Callback):
@@ -97,8 +95,10 @@ class RunRecord(L.Callback):
     def __init__(self, folder: str, config: dict[str, Any] | None = None, init: dict[str, Any] | None = None):
         self.folder, self.config, self.init = Path(folder), dict(config or {}), init
         if (self.folder / "config.yaml").is_file() and self.config.get("ckpt") is None:
-            last = pasted(override("ckpt", self.folder / "checkpoints" / "last.ckpt"))
-            raise UserError(f"{pasted(self.folder)} already holds a run: resume it with {last}, or use another folder")
+            command = resume_command(self.folder)
+            raise UserError(
+                f"{pasted(self.folder)} already holds a run: resume it with {command}, or use another folder"
+            )
         self.record: dict[str, Any] = {}
         self._earlier: list[dict[str, Any]] = []
         self._seconds_before, self._started = 0.0, 0.0
@@ -134,8 +134,9 @@ class RunRecord(L.Callback):
         written = {**self.config, "data_used": self.record["data"]}
         if self.record["data_digest"] is not None:
             written["data_digest"] = self.record["data_digest"]
+        in_file = {**written, "command": run_command(absolute=True)}  # "zoo resume" reads the command
         with atomic_write(self.folder / "config.yaml") as file:
-            file.write(yaml.safe_dump(written, sort_keys=False).encode())
+            file.write(yaml.safe_dump(in_file, sort_keys=False).encode())
         for logger in trainer.loggers:
             logger.log_hyperparams({**written, "commit": self.record["commit"], "hardware": self.record["hardware"]})
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import zoo
-from train import build, train
+from zoo.commands.training import build, train
 from zoo.functional.diffusion import at
 from zoo.functional.noise import chunk_generator
 from zoo.rbm import RBM

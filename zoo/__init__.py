@@ -7,12 +7,12 @@
     images = model.sample(16)         # (16, 1, 28, 28), values in [0, 1]
     model = zoo.create("ddpm", shape=(3, 32, 32))   # an untrained model, the same as zoo.DDPM(shape=(3, 32, 32))
 
-    zoo.list_models()                 # names of the models: python train.py model=NAME trains one
+    zoo.list_models()                 # names of the models: "zoo train model=NAME" trains one
     zoo.list_checkpoints("wgan*")     # names of pretrained checkpoints
     print(model)                      # what the model is, its hyperparameters, its networks
     help(model)                       # its arguments and methods
 
-On the command line, "python -m zoo --help" lists what a trained model can do. "import zoo" does not import torch. The
+On the command line, "zoo --help" lists what a trained model can do. "import zoo" does not import torch. The
 classes, such as zoo.VAE, and the packages inside, such as zoo.callbacks, are imported when they are first used.
 """
 
@@ -45,6 +45,8 @@ class _Moved:
 
 sys.meta_path.append(_Moved)
 
+__version__ = "0.1.0"
+
 # The class of each model. A checkpoint names its model. zoo.load builds only these classes, the classifiers below, and
 # the class that its argument model_class gives.
 MODELS = {
@@ -60,7 +62,7 @@ MODELS = {
     "skipgram": "zoo.skipgram.SkipGram",
 }
 
-# Networks that score samples in zoo.evaluation. "python train.py experiment=NAME" trains one, and zoo.load loads it.
+# Networks that score samples in zoo.evaluation. "zoo train experiment=NAME" trains one, and zoo.load loads it.
 CLASSIFIERS = {
     "classifier": "zoo.evaluation.classifier.Classifier",
 }
@@ -84,7 +86,7 @@ def __dir__() -> list[str]:
 
 
 def list_models(pattern: str | Sequence[str] = "*") -> list[str]:
-    """Return the names of the models, sorted. zoo.create(NAME) makes one, and "python train.py model=NAME" trains one.
+    """Return the names of the models, sorted. zoo.create(NAME) makes one, and "zoo train model=NAME" trains one.
 
     Args:
         pattern: names with wildcards, such as "*gan", or a list of them. The result is empty if nothing matches.
@@ -99,7 +101,7 @@ def list_checkpoints(
 ) -> list[str]:
     """Return the names of the pretrained checkpoints, sorted. zoo.load(NAME) loads one.
 
-    The command "python -m zoo list" prints their models, data sets and scores.
+    The command "zoo list" prints their models, data sets and scores.
 
     Args:
         pattern: names with wildcards, such as "wgan*", or a list of them. The result is empty if nothing matches.
@@ -122,7 +124,7 @@ def create(name: str, /, **options: Any) -> LightningModule:
         name: name of a model, from zoo.list_models(). It can also be a recipe of configs/experiment, such as
             "wgan_clip", which sets some options of a model.
         options: options of the model, as its class takes them: help(zoo.DDPM) explains those of "ddpm". All others
-            have the values with which "python train.py" trains model=NAME or experiment=NAME. The shape, if neither
+            have the values with which "zoo train" trains model=NAME or experiment=NAME. The shape, if neither
             gives it, is (1, 28, 28).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Command line for trained models, ``python -m zoo COMMAND``. The command for training is ``python train.py``."""
+"""The command ``zoo COMMAND``, which is also ``python -m zoo COMMAND``."""
 
 import sys
 from pathlib import Path
@@ -12,6 +12,8 @@ if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).abso
 
 import argparse
 
+from zoo.checks.errors import UserError
+from zoo.commands import completion
 from zoo.commands.conditions import parse_conditions
 from zoo.commands.parser import parser
 from zoo.training.error_lines import one_line_errors
@@ -20,21 +22,27 @@ from zoo.training.interruption import ended_by_signals
 
 def main() -> None:
     with one_line_errors():
+        if completion.asked():
+            completion.answer(parser(train=True))
         arguments = parser()
         args = arguments.parse_args()
         if args.command is None:
             arguments.print_help()
             return
-        if args.command == "list":
+        if args.command in ("list", "resume", "completion"):
             args.run(args)
             return
-        from zoo.training.arguments import check_arguments
+        from zoo.training.arguments import check_arguments, check_numbers
         from zoo.training.threads import prepare_threads
 
         prepare_threads()
+        try:
+            check_numbers(args)
+            for text in vars(args).get("condition", []):
+                parse_conditions(text)
+        except UserError as error:
+            arguments.commands[args.command].error(str(error))
         check_arguments(args)
-        for text in vars(args).get("condition", []):
-            parse_conditions(text)
         work(args)
 
 
@@ -50,6 +58,16 @@ def work(args: argparse.Namespace) -> None:
         args.run(args)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Run the command of the command line. Hydra reads all words after ``train``; the parser reads other commands."""
+    if sys.argv[1:2] == ["train"]:
+        from zoo.commands import training
+
+        training.run(sys.argv[2:])
+        return
     with ended_by_signals():
         main()
+
+
+if __name__ == "__main__":
+    run()

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from train import train  # noqa: E402
+from zoo.commands.training import train  # noqa: E402
 from zoo.datamodules import Images  # noqa: E402
 from zoo.training.trainer import quiet_lightning  # noqa: E402
 

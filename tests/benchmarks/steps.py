@@ -44,11 +44,11 @@ sys.path.insert(0, str(ROOT))
 
 from timing import Stopwatch, beside, captured, hardware, spread, table  # noqa: E402
 
-from train import train  # noqa: E402
 from zoo.callbacks import EMA  # noqa: E402
 from zoo.callbacks.ema import evaluation_weights  # noqa: E402
 from zoo.checks import capabilities  # noqa: E402
 from zoo.checks.calls import called_by_the_model  # noqa: E402
+from zoo.commands.training import train  # noqa: E402
 from zoo.datamodules.files import data_root  # noqa: E402
 from zoo.training.trainer import make_trainer  # noqa: E402
 

@@ -18,12 +18,13 @@ from matplotlib.figure import Figure
 from small_models import made
 
 import zoo
-from train import train
 from zoo.__main__ import main
 from zoo.callbacks.run_end import known_word, run_end
+from zoo.commands import resuming
+from zoo.commands.training import train
 from zoo.training.command_line import readable_arguments
 
-# For each run: its overrides, and the commands of ``python -m zoo`` that it prints.
+# For each run: its overrides, and the commands of ``zoo`` that it prints.
 RUNS = {
     "vae": (TINY["vae"], ["sample", "evaluate", "curves"]),
     "cvae": (TINY["cvae"], ["sample", "sample", "evaluate", "curves"]),
@@ -41,12 +42,18 @@ RUNS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _started_as_zoo(monkeypatch):
+    """Printed commands begin with ``zoo`` if the command ``zoo`` has started the program."""
+    monkeypatch.setattr(sys, "argv", ["zoo"])
+
+
 def ended(folder, *overrides):
     """Run ``python train.py`` with ``overrides`` in this process, and return the lines of its last message."""
     said = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
-    logger = logging.getLogger("train")
+    logger = logging.getLogger("zoo.commands.training")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     singleton = HydraConfig.instance()
@@ -88,18 +95,21 @@ def test_every_command_at_the_end_of_a_run_works(name, tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     of_zoo = [shlex.split(line) for line in block(lines, "Next")]
     (resume,) = [shlex.split(line) for line in block(lines, "To continue this run to ")]
-    assert [words[:3] for words in of_zoo] == [["python", "-m", "zoo"]] * len(expected)
-    assert [words[3] for words in of_zoo] == expected
+    assert [words[:2] for words in of_zoo] == [["zoo", command] for command in expected]
     for words in of_zoo:
-        assert words[4] == str(folder)
-        monkeypatch.setattr(sys, "argv", words[2:])
+        assert words[2] == str(folder)
+        monkeypatch.setattr(sys, "argv", words)
         main()
         assert capsys.readouterr().out
-    assert resume[:2] == ["python", "train.py"]
-    readable = readable_arguments(resume[2:], Path(CONFIGS))
+    assert resume == ["zoo", "resume", str(folder), "trainer.max_epochs=2"]
+    trained = []
+    monkeypatch.setattr(resuming, "train", trained.extend)
+    monkeypatch.setattr(sys, "argv", resume)
+    main()
+    readable = readable_arguments(trained, Path(CONFIGS))
     assert [o for o in readable if o.startswith("hydra.run.dir=")]
     again = ended(folder, *(o for o in readable if not o.startswith("hydra.run.dir=")))
-    assert "trainer.max_epochs=4" in block(again, "To continue this run to 4 epochs")[0]
+    assert block(again, "To continue this run to 4 epochs")[0].endswith("trainer.max_epochs=4")
     namespace = {}
     exec("\n".join(block(lines, "Or in Python")), namespace)
     if "samples" in namespace:
@@ -127,7 +137,7 @@ def test_a_run_without_callbacks_and_loggers_says_what_there_is(tmp_path):
     lines = ended(tmp_path, *TINY["vae"], *QUIET, "debug=fast", "callbacks=none", "logger=none", "test=false")
     assert lines[0] == "Last validation:"
     assert list(files(lines)) == ["best checkpoint", "last checkpoint"]
-    assert [shlex.split(line)[3] for line in block(lines, "Next")] == ["sample", "evaluate"]
+    assert [shlex.split(line)[1] for line in block(lines, "Next")] == ["sample", "evaluate"]
 
 
 def test_without_a_checkpoint_nothing_is_to_be_loaded(tmp_path):
@@ -155,9 +165,9 @@ def test_a_run_folder_with_the_name_of_a_pretrained_model_is_no_name(tmp_path, m
     trainer.datamodule = SimpleNamespace(used=None)
     lines = run_end(trainer, made("cvae"), "vae", {}).splitlines()
     assert block(lines, "Next") == [
-        "python -m zoo sample ./vae -o samples.png",
-        "python -m zoo sample ./vae -c y=3 -o samples.png",
-        "python -m zoo evaluate ./vae",
+        "zoo sample ./vae -o samples.png",
+        "zoo sample ./vae -c y=3 -o samples.png",
+        "zoo evaluate ./vae",
     ]
     assert lines[-3:] == ["import zoo", 'model = zoo.load("./vae")', "samples = model.sample(16, y=3)"]
     assert "vae" in zoo.list_checkpoints()
@@ -195,6 +205,6 @@ def test_an_analogy_is_printed_where_its_words_are_known(tmp_path):
     trainer = L.Trainer(logger=False, enable_checkpointing=False, max_epochs=-1, accelerator="cpu")
     trainer.datamodule = None
     lines = run_end(trainer, zoo.load("skipgram"), tmp_path, {}).splitlines()
-    commands = [shlex.split(line)[3:] for line in block(lines, "Next")]
+    commands = [shlex.split(line)[1:] for line in block(lines, "Next")]
     assert ["analogy", str(tmp_path), "man", "king", "woman"] in commands
     assert lines[-1] == 'model.nearest("music")'

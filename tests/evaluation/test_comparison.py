@@ -1,6 +1,7 @@
-"""Tests of ``python -m zoo compare``: exact values, common noise, and errors of users."""
+"""Tests of ``zoo compare``: exact values, common noise, and errors of users."""
 
 import math
+import re
 import sys
 
 import pytest
@@ -148,8 +149,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         (["nothing"], "neither a file nor a pretrained"),
         ([*here, "--batch-size", 0], "batch-size must be an integer of at least 1, got 0"),
     ]:
-        with pytest.raises(SystemExit, match=message):
+        with pytest.raises(SystemExit) as refused:
             command(*wrong)
+        assert re.search(message, f"{refused.value}\n{capsys.readouterr().err}")
     assert not list(tmp_path.glob("**/*.part"))
 
 

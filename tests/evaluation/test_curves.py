@@ -1,4 +1,4 @@
-"""Tests of ``python -m zoo curves`` on the tables of runs."""
+"""Tests of ``zoo curves`` on the tables of runs."""
 
 import sys
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import sys
 
 import lightning as L
@@ -269,5 +270,6 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
             "v.txt cannot be written: .*other.txt is not a folder",
         ),
     ]:
-        with pytest.raises(SystemExit, match=message):
+        with pytest.raises(SystemExit) as refused:
             command(*wrong)
+        assert re.search(message, f"{refused.value}\n{capsys.readouterr().err}")

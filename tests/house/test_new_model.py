@@ -86,7 +86,7 @@ def ran(words, folder, path, code=0):
     return ended.stdout + ended.stderr
 
 
-# Program that runs commands of ``python -m zoo`` and ``python -c`` in turn. Modules are imported only once.
+# Program that runs commands of ``zoo`` and ``python -c`` in turn. Modules are imported only once.
 DRIVER = """
 import json, runpy, sys
 for words in json.loads(sys.argv[1]):
@@ -175,9 +175,10 @@ def test_the_new_model_trains_resumes_samples_is_measured_and_exported(copy):
     trial, path = copy / "runs" / "trial", f"{copy}:{copy / 'tests'}"
     ran(*starting(INSIDE, "python", "docs/make_capabilities.py"), copy, path)
     assert "skipgram, made |" in (copy / "docs" / "capabilities.md").read_text(encoding="utf-8")
-    train, resume = starting(INSIDE, "python", "train.py")
+    (train,) = starting(INSIDE, "python", "train.py")
+    (resume,) = starting(INSIDE, "python", "-m", "zoo", "resume")
     ran(without_callbacks(train, "runs/whole"), copy, path)
-    assert "runs/trial/checkpoints/interrupted.ckpt" in ran([*train, *INTERRUPT], copy, path, code=130)
+    assert "zoo resume runs/trial" in ran([*train, *INTERRUPT], copy, path, code=130)
     ran(resume, copy, path)
     whole, resumed = checkpoint(copy / "runs" / "whole"), checkpoint(trial)
     assert whole["global_step"] == 22 and whole["model"] == "made"
@@ -185,7 +186,8 @@ def test_the_new_model_trains_resumes_samples_is_measured_and_exported(copy):
         assert_same(whole[key], resumed[key], key)
     for file in ("samples/epoch_001.png", "estimator_variance.csv", "estimator_variance.png", "metrics.csv"):
         assert (trial / file).stat().st_size > 0, file
-    said = ran_together(starting(INSIDE, "python", "-m", "zoo") + starting(INSIDE, "python", "-c"), copy, path)
+    after = [words for words in starting(INSIDE, "python", "-m", "zoo") if words != resume]
+    said = ran_together(after + starting(INSIDE, "python", "-c"), copy, path)
     assert re.search(r"^test/loss: \d", said, re.MULTILINE) and "binarised+antithetic" in said
     assert "made.safetensors" in said and "[1, 1, 28, 28]" in said
     assert (copy / "samples.png").is_file() and (copy / "comparison.png").is_file()
@@ -267,15 +269,14 @@ def test_keys_are_checked_in_the_folder_of_the_user_too(outside):
 @pytest.mark.slow
 def test_an_outside_module_trains_resumes_samples_and_is_measured(outside):
     mine, path = outside / "runs" / "mine", f"{outside}:{ROOT}:{ROOT / 'tests'}"
-    train, resume = (
-        [word.replace("~/zoo/", f"{ROOT}/") for word in words]
-        for words in starting(OUTSIDE, "python", "~/zoo/train.py")
-    )
+    (train,) = starting(OUTSIDE, "python", "~/zoo/train.py")
+    (resume,) = starting(OUTSIDE, "python", "-m", "zoo", "resume")
+    train = [word.replace("~/zoo/", f"{ROOT}/") for word in train]
     often = "callbacks.estimator_variance.every_n_steps=10"
     ran(without_callbacks(train, "runs/whole"), outside, path)
     said = ran([*train, often, *INTERRUPT], outside, path, code=130)
-    assert re.search(r"python \S*train\.py --config-dir=my_configs model=my_autoregression", said)
-    assert f"python -m zoo sample runs/mine --class {CLASS}" in ran([*resume, often], outside, path)
+    assert "zoo resume runs/mine" in said
+    assert f"zoo sample runs/mine --class {CLASS}" in ran(resume, outside, path)
     whole, resumed = checkpoint(outside / "runs" / "whole"), checkpoint(mine)
     assert whole["record"]["class"] == CLASS and whole["global_step"] == 22
     for key in SAME:
@@ -283,5 +284,6 @@ def test_an_outside_module_trains_resumes_samples_and_is_measured(outside):
     for file in ("samples/epoch_001.png", "estimator_variance.csv", "estimator_variance.png"):
         assert (mine / file).stat().st_size > 0, file
     *_, code = re.findall(r"^```python\n(.*?)^```", OUTSIDE, re.MULTILINE | re.DOTALL)
-    ran_together([*starting(OUTSIDE, "python", "-m", "zoo"), ["python", "-c", code]], outside, path)
+    after = [words for words in starting(OUTSIDE, "python", "-m", "zoo") if words != resume]
+    ran_together([*after, ["python", "-c", code]], outside, path)
     assert (outside / "samples.png").is_file() and (outside / "comparison.png").is_file()

@@ -42,7 +42,7 @@ def folder(tmp_path):
 def test_the_folder_above_a_clone_does_not_hide_the_package(tmp_path):
     (tmp_path / "zoo").symlink_to(ROOT)  # a clone in the folder zoo; the package is zoo/zoo
     assert "callable" in python(tmp_path, "-c", "import zoo; print('callable', zoo.load)")
-    assert "Models. Train one with: python train.py" in python(tmp_path, "-m", "zoo", "list")
+    assert "Models. Train one with: python -m zoo train" in python(tmp_path, "-m", "zoo", "list")
 
 
 def test_a_folder_named_zoo_with_something_else_in_it_does_not_either(tmp_path):

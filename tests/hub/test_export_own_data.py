@@ -14,11 +14,11 @@ from PIL import Image
 from torch.testing import assert_close
 
 import zoo
-from train import train
 from zoo import hub
 from zoo.__main__ import main
 from zoo.callbacks.run_end import run_end
 from zoo.checks.errors import UserError
+from zoo.commands.training import train
 from zoo.datamodules import Images, OwnImages, Text, by_name
 from zoo.evaluation.distances import ImageDistance
 from zoo.evaluation.protocol import Protocol
@@ -216,7 +216,7 @@ def test_the_end_of_a_run_names_a_command_that_works(colour, strange, tmp_path):
         trainer = L.Trainer(logger=False, enable_checkpointing=False, max_epochs=-1, accelerator="cpu")
         trainer.datamodule = data
         lines = run_end(trainer, zoo.load(folder), folder, {}).splitlines()
-        (line,) = [line for line in lines if line.startswith("python -m zoo evaluate ")]
+        (line,) = [line for line in lines if "zoo evaluate " in line]
         assert line.endswith(ending)
 
 

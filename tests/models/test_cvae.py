@@ -8,9 +8,9 @@ from helpers import TINY, config, model_of
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from torch.testing import assert_close
 
-from train import build
 from zoo.checks.errors import UserError
 from zoo.checks.labels import as_labels
+from zoo.commands.training import build
 from zoo.cvae import CVAE, log_importance_weight, negative_elbo, score_function_surrogate
 from zoo.datamodules import Images
 from zoo.estimators import gradient_moments

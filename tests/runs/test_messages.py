@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 import zoo.functional.progress as progress
 import zoo.training.progress as of_trainer
 import zoo.training.trainer as of_lightning
-from train import train
+from zoo.commands.training import train
 from zoo.evaluation.units import with_unit
 from zoo.functional.progress import Lines, counted, duration, tracked
 from zoo.training.error_lines import one_line_errors

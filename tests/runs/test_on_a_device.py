@@ -14,8 +14,8 @@ from pretended_device import on_the_device, trainer_arguments, watched
 from processes import together
 
 import zoo
-from train import build, build_all
 from zoo.callbacks import RunRecord
+from zoo.commands.training import build, build_all
 from zoo.hub.exporting import export
 from zoo.training.tables import read_rows
 

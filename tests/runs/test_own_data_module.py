@@ -14,8 +14,8 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from processes import ROOT, environment
 
-from train import train
 from zoo.checks.errors import UserError
+from zoo.commands.training import train
 from zoo.training.command_line import with_shape_of
 from zoo.training.error_lines import line_of
 from zoo.training.own_data import check_module, shape_of_examples, without_options_of_recipes

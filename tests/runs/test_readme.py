@@ -27,13 +27,14 @@ def blocks(page, *kinds):
 def commands(page):
     """Return the commands of a page: the lines of its shell blocks, and the code in its text and tables."""
     lines = [line for block in blocks(page, "", "bash") for line in block.replace("\\\n", " ").splitlines()]
-    lines += re.findall(r"`(python (?:train\.py|-m zoo)[^`]*)`", TEXT[page])
+    lines += re.findall(r"`((?:python (?:train\.py|-m zoo)|zoo) [^`]*)`", TEXT[page])
     return {part.strip() for line in lines for part in re.split(r"&&|;|#", line)}
 
 
 COMMANDS = sorted(set().union(*map(commands, PAGES)))
-TRAIN = [c for c in COMMANDS if c.startswith("python train.py ") and "--help" not in c and "..." not in c]
-ZOO = [c for c in COMMANDS if c.startswith("python -m zoo ") and "--help" not in c]
+WORDS = {command: re.sub(r"^(python -m zoo|zoo) ", "", command) for command in COMMANDS}  # the words after the program
+TRAIN = [c for c in COMMANDS if re.match(r"python train\.py |train\b", WORDS[c]) and not re.search(r"--help|\.\.\.", c)]
+ZOO = [c for c in COMMANDS if re.match(r"(python -m )?zoo (?!train\b)", c) and "--help" not in c]
 
 
 def test_there_are_commands():
@@ -42,7 +43,7 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("command", TRAIN)
 def test_training_commands_compose(command):
-    overrides = [o for o in shlex.split(command)[2:] if "=" in o and not o.startswith("hydra.")]
+    overrides = [o for o in shlex.split(WORDS[command]) if "=" in o and not o.startswith("hydra.")]
     if "-m" in shlex.split(command):  # the command is a sweep: compose its first job only
         overrides = [o.split(",")[0] for o in overrides]
     config("/nowhere", *overrides)
@@ -50,7 +51,7 @@ def test_training_commands_compose(command):
 
 @pytest.mark.parametrize("command", ZOO)
 def test_zoo_commands_parse(command):
-    args = parser().parse_args(shlex.split(command)[3:])
+    args = parser().parse_args(shlex.split(WORDS[command]))
     for condition in getattr(args, "condition", []):
         assert parse_conditions(condition)
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.testing import assert_close
 
-from train import build
+from zoo.commands.training import build
 from zoo.ddpm import DDPM
 from zoo.score import Score
 from zoo.training.processes import leave_process_group

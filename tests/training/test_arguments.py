@@ -1,6 +1,6 @@
 """Tests of command lines. An error is one line and comes before any work. Help texts are complete.
 
-``python -m zoo`` reports its errors before it imports torch.
+``zoo`` reports its errors before it imports torch.
 """
 
 import gzip
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 
 import zoo
 import zoo.__main__ as command_line
@@ -59,12 +60,14 @@ REFUSED = [
 TRY = """
 import sys
 import zoo.__main__ as command_line
+sys.stderr = sys.stdout
 for arguments in {arguments}:
     sys.argv = ["zoo", *arguments]
     try:
         command_line.main()
     except SystemExit as end:
-        print(end.code, end="\\n", flush=True)
+        if isinstance(end.code, str):
+            print(end.code, flush=True)
     assert "torch" not in sys.modules, arguments
 """
 
@@ -85,7 +88,7 @@ COMMANDS = {name: run for group in parser.GROUPS.values() for name, run in group
 
 
 def helped(monkeypatch, capsys, *arguments):
-    """Return what ``python -m zoo`` prints with ``arguments``, in this process."""
+    """Return what ``zoo`` prints with ``arguments``, in this process."""
     monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
     with suppress(SystemExit):
         command_line.main()
@@ -104,7 +107,10 @@ def test_the_command_alone_shows_what_there_is(monkeypatch, capsys):
     check_text(text)
     for name, run in COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(run.__doc__)}$", text, re.MULTILINE)
-    assert text.index("Models and images:") < text.index("Words:") < text.index("python train.py --help")
+    order = ["Train:", "Models and images:", "Words:", "Shell:", "Models (zoo train model=NAME):", "Examples:"]
+    assert sorted(order, key=text.index) == order
+    for name in [*zoo.list_models(), "train"]:
+        assert re.search(rf"^  {name} +[A-Z].{{14,}}$", text, re.MULTILINE), name
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -120,10 +126,10 @@ def test_the_help_of_a_command_says_what_it_does_with_examples_and_defaults(name
         if action.option_strings and not flag:
             default = action.default if action.default not in (None, []) else ""
             assert f"(default: {default}" in action.help, action
-    examples = [line.strip() for line in text.splitlines() if line.startswith("  python -m zoo")]
+    examples = [line.strip() for line in text.splitlines() if line.startswith("  zoo")]
     assert len(examples) == len(parser.EXAMPLES[name]) > 0
     for example in examples:
-        args = parser.parser().parse_args(shlex.split(example)[3:])
+        args = parser.parser().parse_args(shlex.split(example)[1:])
         assert args.command == name
         for condition in getattr(args, "condition", []):
             assert parse_conditions(condition)
@@ -172,11 +178,19 @@ def test_an_unknown_flag_is_one_line(capsys):
     assert said.count("\n") == 1 and "write settings without dashes, such as model=..." in said
 
 
-def test_a_flag_between_two_settings_is_one_line(capsys):
-    with pytest.raises(SystemExit):
-        readable_arguments(["data=digits", "--cfg", "job", "seed=1"], ROOT / "configs")
-    said = capsys.readouterr().err
-    assert said.startswith("error: a flag stands between two settings: move it") and said.count("\n") == 1
+def test_a_flag_can_stand_between_two_settings():
+    """Hydra itself rejects this order. Lightning adds settings at the end for the processes that it starts."""
+    read = readable_arguments(["data=digits", "--cfg", "job", "seed=1"], ROOT / "configs")
+    assert read == ["--cfg", "job", "data=digits", "seed=1"]
+
+
+def test_a_folder_of_recipes_is_sought_in_the_working_folder(tmp_path, monkeypatch):
+    """Hydra would search for a relative path next to the file of its main function."""
+    monkeypatch.chdir(tmp_path)
+    read = readable_arguments(["--config-path", "mine", "x=1"], ROOT / "configs")
+    assert get_args_parser().parse_args(read).config_path == str(tmp_path / "mine") and read[-1] == "x=1"
+    package = ["--config-path=pkg://my_package.recipes"]
+    assert readable_arguments(package, ROOT / "configs") == package
 
 
 def test_an_unknown_option_points_to_the_help_of_its_command(monkeypatch, capsys):
@@ -186,7 +200,7 @@ def test_an_unknown_option_points_to_the_help_of_its_command(monkeypatch, capsys
     with pytest.raises(SystemExit):
         main()
     said = capsys.readouterr().err
-    assert said == "error: unrecognized arguments: --seeed 3; see python -m zoo sample --help\n"
+    assert said == "error: unrecognized arguments: --seeed 3 (did you mean --seed?); see zoo sample --help\n"
 
 
 def test_paths_are_read_as_people_type_them(monkeypatch):
@@ -267,7 +281,7 @@ def test_a_folder_is_no_picture_and_a_name_without_an_ending_may_be_binary(tmp_p
 
 
 def help_of_training():
-    """Return Hydra's settings that print the help of train.py."""
+    """Return Hydra's settings that print the help of ``zoo train``."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         return compose("train", return_hydra_config=True).hydra.help
 
@@ -276,10 +290,10 @@ def test_the_help_of_training_names_every_group_and_its_examples_compose():
     shown = help_of_training()
     text = str(shown.template)
     check_text(text)
-    assert "$APP_CONFIG_GROUPS" in text and "python -m zoo --help" in text
-    groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()} - {"hydra", "local"}
+    assert "$APP_CONFIG_GROUPS" in text and "zoo --help" in text
+    groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()} - {"hydra", "local", "sweeps"}
     assert {line.split()[0] for line in text.split("Groups:\n")[1].split("\n\n")[0].splitlines()} == groups
-    examples = re.findall(r"^  .*: +python train\.py (.*=.*)$", text, re.MULTILINE)
+    examples = re.findall(r"^  .*: +zoo train (.*=.*)$", text, re.MULTILINE)
     assert len(examples) >= 5
     for example in examples:
         readable_arguments(shlex.split(example), ROOT / "configs")

@@ -18,7 +18,7 @@ from zoo.callbacks.finite_loss import FiniteLoss
 from zoo.callbacks.run_record import RunRecord, run_command
 from zoo.checks.errors import UserError
 from zoo.training.error_lines import line_of, one_line_errors
-from zoo.training.shell import override, pasted
+from zoo.training.shell import override, pasted, resume_command, training_command, zoo_command
 from zoo.training.wandb_login import keep_wandb_out_of_home, wandb_credentials, wandb_settings
 
 FOLDERS = ["a b", "ü", "it's", 'a"b', "x=1", "a,b", "$HOME", "`id`", "a\\", "a\\'b", "-x", "=ls", "~", "#1", "(1)"]
@@ -46,6 +46,38 @@ def test_paths_and_overrides_are_read_back_as_they_were(tmp_path, monkeypatch):
         assert OmegaConf.create([OverridesParser.create().parse_override(override("k", text)).value()])[0] == text
 
 
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("/usr/bin/zoo", "zoo train"),
+        ("/usr/lib/python3/site-packages/zoo/__main__.py", "python -m zoo train"),
+        ("/home/a b/zoo/train.py", "python '/home/a b/zoo/train.py'"),
+        ("/home/a/mine/__main__.py", "zoo train"),
+        ("-c", "zoo train"),
+    ],
+)
+def test_commands_to_type_begin_as_the_user_began(program, command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program])
+    assert pasted(*training_command()) == command
+    assert run_command().startswith(command.replace("'/home/a b/zoo/train.py'", "train.py"))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_without_a_command_zoo_printed_commands_begin_with_python(installed, tmp_path, monkeypatch):
+    if installed:
+        (tmp_path / "zoo").write_text("#!/bin/sh\n", encoding="utf-8")
+        (tmp_path / "zoo").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    module = ["python", "-m", "zoo"]
+    for program, command in (
+        ("/usr/bin/zoo", ["zoo"]),
+        ("/usr/lib/zoo/__main__.py", module),
+        ("train.py", ["zoo"] if installed else module),
+    ):
+        monkeypatch.setattr(sys, "argv", [program])
+        assert zoo_command() == command, program
+
+
 def test_everything_that_names_a_run_folder_can_be_pasted(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     folder = tmp_path / "it's a =run,$x ü"
@@ -53,19 +85,16 @@ def test_everything_that_names_a_run_folder_can_be_pasted(tmp_path, monkeypatch,
     last.parent.mkdir(parents=True)
     last.touch()
     (folder / "config.yaml").touch()
-    (resumed,) = read_by_a_shell(run_command(folder, last))
-    assert resumed[:2] == ["python", "train.py"]
-    values = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(resumed[2:])}
-    assert values == {"ckpt": str(last), "hydra.run.dir": str(folder)}
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "a zoo" / "train.py")])
-    assert read_by_a_shell(run_command(folder, last))[0][1] == str(tmp_path / "a zoo" / "train.py")
-    setting = pasted(override("ckpt", last))
+    monkeypatch.setattr(sys, "argv", ["zoo"])
+    command = resume_command(folder, "trainer.max_epochs=4")
+    assert read_by_a_shell(command) == [["zoo", "resume", str(folder), "trainer.max_epochs=4"]]
+    setting = resume_command(folder)
     with pytest.raises(UserError) as refused:
         RunRecord(str(folder))
     assert setting in str(refused.value) and pasted(folder) in str(refused.value)
     assert pasted(last) in FiniteLoss(str(folder))._advice()
     ExactResume(str(folder))._say_without_test()
-    assert pasted("python", "-m", "zoo", "evaluate", folder) in caplog.text
+    assert pasted("zoo", "evaluate", folder) in caplog.text
     assert setting in line_of(RuntimeError("Connection closed by peer"), str(folder))
     assert setting in line_of(OSError(28, "No space left on device", "a.csv"), str(folder))
     monkeypatch.setenv("WANDB_MODE", "offline")

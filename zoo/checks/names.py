@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # type checkers treat it as True; importing typing would slow down ``python -m zoo list``
+TYPE_CHECKING = False  # type checkers treat it as True; importing typing would slow down ``zoo list``
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path

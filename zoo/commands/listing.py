@@ -1,4 +1,4 @@
-"""The pretrained checkpoints as CSV or JSON, for ``python -m zoo list --format csv``. All numbers are of the cards."""
+"""The pretrained checkpoints as CSV or JSON, for ``zoo list --format csv``. All numbers are of the cards."""
 
 import csv
 import json

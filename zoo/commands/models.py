@@ -9,7 +9,7 @@ from zoo.checks.names import did_you_mean
 from zoo.commands.conditions import parse_conditions
 from zoo.commands.inputs import data_for, knows_words, load_model, on_device, starting_images
 from zoo.commands.listing import print_rows, read_card
-from zoo.training.shell import pasted
+from zoo.training.shell import pasted, zoo_command
 
 # ``list`` shows the first of these metrics that the card of a checkpoint has.
 MAIN_METRICS = ("test/log_likelihood", "bits_per_dim", "test/accuracy", "classifier_fid", "fisher_divergence")
@@ -24,9 +24,9 @@ def list_everything(args: argparse.Namespace) -> None:
         print_rows(checkpoints, args.format)
         return
     if models:
-        print("Models. Train one with: python train.py model=NAME")
+        print(f"Models. Train one with: {pasted(*zoo_command())} train model=NAME")
     for name in models:
-        print(f"  {name:{max(map(len, models))}}  {_about(name)}")
+        print(f"  {name:{max(map(len, models))}}  {about(name)}")
     if checkpoints:
         print(f"{chr(10) if models else ''}Pretrained checkpoints. Load one in Python with: zoo.load(NAME)")
         _print_table(checkpoints)
@@ -46,7 +46,7 @@ def _print_table(checkpoints: list[str]) -> None:
         print(f"  {left}  {parameters:>{widths[3]}}  {metric}")
 
 
-def _about(model: str) -> str:
+def about(model: str) -> str:
     """Return what a model is: the first line of the docstring of its file, without the model's name."""
     file = Path(zoo.__file__).parent / f"{zoo.MODELS[model].split('.')[1]}.py"
     with file.open(encoding="utf-8") as lines:

@@ -1,20 +1,26 @@
-"""The parser of ``python -m zoo``, with the help of every command."""
+"""The parser of the command ``zoo``, with the help of every command."""
 
 import argparse
 import os
+import re
+import sys
+from difflib import get_close_matches
 from pathlib import Path
 
-from zoo.commands import models, words
+import zoo
+from zoo.commands import completion, models, resuming, words
+from zoo.training.shell import pasted, zoo_command
 
-PROGRAM = "python -m zoo"
-IMAGES = "mnist, fashion_mnist, digits, mnist_or_digits, cifar10, svhn, celeba"
+IMAGES = ("mnist", "fashion_mnist", "digits", "mnist_or_digits", "cifar10", "svhn", "celeba")
+POINTS = ("mixture", "ring", "moons", "swiss_roll", "line", "markov_chain")
+TEXTS = ("text8", "wikitext2", "pydocs")
 DATA = (
-    f"data set: {IMAGES}; mixture, ring, moons, swiss_roll, line, markov_chain; text8, wikitext2, pydocs. The path of "
-    "a folder of images, an array file or a text file is also accepted"
+    f"data set: {', '.join(IMAGES)}; {', '.join(POINTS)}; {', '.join(TEXTS)}. The path of a folder of images, an array "
+    "file or a text file is also accepted"
 )
 SOURCE = (
-    f"trained model: the name of a pretrained checkpoint ({PROGRAM} list), a run folder, a checkpoint file, or an "
-    "address that zoo.load takes"
+    "trained model: the name of a pretrained checkpoint (zoo list), a run folder, a checkpoint file, or an address "
+    "that zoo.load takes"
 )
 
 
@@ -23,23 +29,61 @@ def _path(text: str) -> Path:
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser that reports an error in one line and keeps the lines of descriptions and examples."""
+    """ArgumentParser that reports an error in one line and keeps the lines of descriptions and examples.
 
-    def __init__(self, *args, **kwargs):
+    Args:
+        example: the words of a correct command, which errors about missing words show.
+    """
+
+    def __init__(self, *args, example: str = "", **kwargs):
         super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
-
-    def parse_args(self, args=None, namespace=None):
-        found, unknown = self.parse_known_args(args, namespace)
-        if unknown:  # the parser of the command does not report these itself
-            command = f"{self.prog} {found.command}" if found.command else self.prog
-            self.exit(2, f"error: unrecognized arguments: {' '.join(unknown)}; see {command} --help\n")
-        return found
+        self.example = example
 
     def error(self, message: str):
+        if message.startswith("the following arguments are required") and self.example:
+            message = f"{message}, for example {self.example}"
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
+class CommandParser(Parser):
+    """The parser of the program. It reports unknown commands and unknown options, and suggests similar ones."""
+
+    commands: dict[str, Parser]
+
+    def parse_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            self.exit(
+                2, f"error: there is no command {args[0]}{_meant(args[0], self.commands)}; see {self.prog} --help\n"
+            )
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:  # the parser of the command does not report these itself
+            sub = self.commands[found.command] if found.command else self
+            options = re.findall(r"--?[\w-]+", sub.format_usage())
+            meant = "".join(_meant(word, options) for word in unknown if word.startswith("-"))
+            self.exit(2, f"error: unrecognized arguments: {' '.join(unknown)}{meant}; see {sub.prog} --help\n")
+        return found
+
+
+def _meant(word: str, known) -> str:
+    close = get_close_matches(word.partition("=")[0], list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+class Version(argparse.Action):
+    """Option that prints the version of the zoo."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, nargs=0, **kwargs)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(f"zoo {zoo.__version__}")
+        parser.exit()
+
+
+TRAIN = "Train a model, and write checkpoints, metrics and pictures to a new folder in runs/."
 GROUPS = {
+    "Train": {"resume": resuming.resume},
     "Models and images": {
         "list": models.list_everything,
         "sample": models.sample,
@@ -49,8 +93,10 @@ GROUPS = {
         "export": models.export,
     },
     "Words": {"nearest": words.nearest, "analogy": words.analogy, "vectors": words.vectors},
+    "Shell": {"completion": completion.print_script},
 }
 EXAMPLES = {
+    "resume": ["", "runs/vae/2026-11-29_10-00-00-000000 trainer.max_epochs=20"],
     "list": ["", "'wgan*'", "--format csv"],
     "sample": ["vae -n 16 -o vae.png", "ddpm-guided -c y=3,guidance=0.5"],
     "evaluate": [
@@ -63,34 +109,72 @@ EXAMPLES = {
     "nearest": ["skipgram music -n 5"],
     "analogy": ["skipgram man king woman"],
     "vectors": ["skipgram -o vectors.txt"],
+    "completion": ["bash", "zsh", "fish"],
+}
+FIRST_STEPS = {
+    "train model=vae": "train on MNIST, or on the digits of scikit-learn",
+    "resume": "continue the last run",
+    "sample ddpm-guided -n 8 -c y=7": "draw sevens from a pretrained model",
 }
 
 
-def _overview() -> str:
-    lines = ["Sample, evaluate, compare and publish trained models."]
-    for title, commands in GROUPS.items():
-        lines += ["", f"{title}:", *(f"  {name:10}{run.__doc__}" for name, run in commands.items())]
-    lines += ["", f"Help on a command:  {PROGRAM} sample --help", "Train a model:      python train.py --help"]
+def _overview(program: str) -> str:
+    groups = {title: {name: str(run.__doc__) for name, run in group.items()} for title, group in GROUPS.items()}
+    groups["Train"] = {"train": TRAIN, **groups["Train"]}
+    lines = ["Train, sample, evaluate, compare and publish generative models."]
+    for title, commands in groups.items():
+        lines += ["", f"{title}:", *(f"  {name:12}{about}" for name, about in commands.items())]
+    lines += ["", f"Models ({program} train model=NAME):"]
+    lines += [f"  {name:12}{_brief(models.about(name))}" for name in zoo.list_models()]
+    lines += ["", "Examples:", *(f"  {f'{program} {words}':45}{about}" for words, about in FIRST_STEPS.items())]
+    lines += ["", f"Help on a command: {program} sample --help"]
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = Parser(PROGRAM, usage=f"{PROGRAM} COMMAND ...", description=_overview())
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", help=argparse.SUPPRESS, prog=PROGRAM)
-    found = {}
-    for name, run in (item for group in GROUPS.values() for item in group.items()):
-        lines = [f"  {PROGRAM} {name} {example}".rstrip() for example in EXAMPLES[name]]
-        examples = "\n".join(["Example:" if len(lines) == 1 else "Examples:", *lines])
-        found[name] = commands.add_parser(name, description=run.__doc__, epilog=examples)
-        found[name].set_defaults(run=run)
-        if name not in ("list", "curves"):
-            of_compare = "; or toy, an example with known exact variances" if name == "compare" else ""
-            found[name].add_argument("source", metavar="SOURCE", help=SOURCE + of_compare)
+def _brief(text: str) -> str:
+    """Return the first sentence of a text without its full stop. If it is long, return the part before its comma."""
+    sentence = re.split(r"\.(?: |$)", text)[0]
+    return sentence if len(sentence) <= 86 else sentence.partition(",")[0]
 
+
+def parser(train: bool = False) -> CommandParser:
+    """Return the parser of the command line.
+
+    Args:
+        train: whether it has the command ``train``. Only completion needs it, because Hydra reads the words after
+            ``zoo train``.
+    """
+    program = pasted(*zoo_command())
+    arguments = CommandParser(program, usage=f"{program} [-h] [--version] COMMAND ...", description=_overview(program))
+    arguments.add_argument("--version", action=Version, help="show the version of the zoo and exit")
+    commands = arguments.add_subparsers(
+        dest="command", metavar="COMMAND", help=argparse.SUPPRESS, prog=program, parser_class=Parser
+    )
+    found: dict[str, Parser] = {}
+    for name, run in (item for group in GROUPS.values() for item in group.items()):
+        lines = [f"{program} {name} {example}".rstrip() for example in EXAMPLES[name]]
+        examples = "\n".join(["Example:" if len(lines) == 1 else "Examples:", *(f"  {line}" for line in lines)])
+        about = str(run.__doc__)
+        found[name] = commands.add_parser(name, help=about, description=about, epilog=examples, example=lines[0])
+        found[name].set_defaults(run=run)
+        if name not in ("resume", "list", "curves", "completion"):
+            of_compare = "; or toy, an example with known exact variances" if name == "compare" else ""
+            source = found[name].add_argument("source", metavar="SOURCE", help=SOURCE + of_compare)
+            source.completer = completion.sources
+    arguments.commands = {**found, "train": found["resume"]}
+    if train:
+        _add_train(commands.add_parser("train", help=TRAIN))
+
+    sub = found["resume"]
+    text = "run folder, or a checkpoint file in it (default: the run in runs/ that began or resumed last)"
+    sub.add_argument("named", nargs="?", metavar="RUN", help=text).completer = completion.run_or_overrides
+    text = "setting that changes, such as trainer.max_epochs=20; all other settings are those of the run"
+    _add_overrides(sub, text, completion.overrides)
+    sub = found["completion"]
+    sub.add_argument("shell", choices=completion.SHELLS, metavar="SHELL", help="bash, zsh or fish")
     sub = found["list"]
     text = "names with wildcards, such as 'wgan*', of the models and checkpoints to list (default: all)"
-    sub.add_argument("patterns", nargs="*", metavar="PATTERN", help=text)
+    sub.add_argument("patterns", nargs="*", metavar="PATTERN", help=text).completer = completion.names
     text = "table, or csv or json with all numbers on the cards of the checkpoints (default: table)"
     sub.add_argument("--format", choices=("table", "csv", "json"), default="table", metavar="FORMAT", help=text)
     sub = found["sample"]
@@ -107,12 +191,12 @@ def parser() -> argparse.ArgumentParser:
         help="arguments of the model's sample method, such as y=3 or num_steps=50,eta=1; in Python, "
         "help(zoo.load(SOURCE).sample) explains them (default: none)",
     )
-    sub.add_argument(
-        "--images",
-        metavar="DATA",
-        help=f"data set whose test images start the chains, for models that sample by chains: {IMAGES}, or the path of "
-        "images (default: chains start from noise)",
+    text = (
+        "data set whose test images start the chains, for models that sample by chains: "
+        f"{', '.join(IMAGES)}, or the path of images (default: chains start from noise)"
     )
+    images = sub.add_argument("--images", metavar="DATA", help=text)
+    images.completer = lambda prefix, **kwargs: [*IMAGES, *completion.files(prefix)]
     sub = found["evaluate"]
     _add_class(sub)
     _add_data(sub, "the data of the run; for a pretrained checkpoint, mnist_or_digits")
@@ -146,15 +230,13 @@ def parser() -> argparse.ArgumentParser:
     _add_seed(sub)
     _add_output(sub, "comparison.png")
     sub = found["curves"]
-    sub.add_argument("runs", nargs="+", type=_path, metavar="RUN", help="run folder that holds a metrics.csv")
-    sub.add_argument(
-        "--metric", default="val/loss", metavar="NAME", help="column of metrics.csv to draw (default: val/loss)"
-    )
-    sub.add_argument(
-        "--against",
-        metavar="NAME",
-        help="column of metrics.csv for the horizontal axis; also prints the correlation (default: epochs)",
-    )
+    text = "run folder that holds a metrics.csv"
+    sub.add_argument("runs", nargs="+", type=_path, metavar="RUN", help=text).completer = completion.runs
+    text = "column of metrics.csv to draw (default: val/loss)"
+    metric = sub.add_argument("--metric", default="val/loss", metavar="NAME", help=text)
+    text = "column of metrics.csv for the horizontal axis; also prints the correlation (default: epochs)"
+    against = sub.add_argument("--against", metavar="NAME", help=text)
+    metric.completer = against.completer = completion.columns
     _add_output(sub, "curves.png")
     sub = found["nearest"]
     sub.add_argument("word", metavar="WORD", help="word of the vocabulary")
@@ -179,7 +261,20 @@ def parser() -> argparse.ArgumentParser:
     _add_data(sub, "the place that the run records", "present path of the data of the run, if they have moved")
     _add_protocol(sub)
     sub.add_argument("--force", action="store_true", help="replace an existing checkpoint with this name")
-    return parser
+    return arguments
+
+
+def _add_train(sub: argparse.ArgumentParser) -> None:
+    _add_overrides(sub, "setting", completion.overrides)
+    sub.add_argument("-m", "--multirun", action="store_true", help="run a job for each value")
+    sub.add_argument("--cfg", choices=("job", "hydra", "all"), help="show the configuration and exit")
+    sub.add_argument("--hydra-help", action="store_true", help="show the flags of Hydra")
+
+
+def _add_overrides(sub: argparse.ArgumentParser, text: str, completer) -> None:
+    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=text).completer = completer
+    text = "folder with configurations of models outside the zoo (default: the folder that the run records)"
+    sub.add_argument("--config-dir", metavar="FOLDER", help=text)
 
 
 def _add_class(sub: argparse.ArgumentParser) -> None:
@@ -198,12 +293,16 @@ def _add_output(sub: argparse.ArgumentParser, name: str) -> None:
 
 
 def _add_data(sub: argparse.ArgumentParser, default: str, what: str = DATA) -> None:
-    sub.add_argument("--data", metavar="DATA", help=f"{what} (default: {default})")
+    sub.add_argument("--data", metavar="DATA", help=f"{what} (default: {default})").completer = _data
     text = (
         "import the data module that the run records, also from outside the zoo. Use this only for checkpoints that "
         "you trust (default: it is not imported)"
     )
     sub.add_argument("--trust-data", action="store_true", help=text)
+
+
+def _data(prefix: str, **kwargs) -> list[str]:
+    return [*IMAGES, *POINTS, *TEXTS, *completion.files(prefix)]
 
 
 def _add_protocol(sub: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""``python -m zoo compare``: a table and a figure that compare gradient estimators.
+"""``zoo compare``: a table and a figure that compare gradient estimators.
 
 The estimators of a trained model are measured on one batch. ``compare toy`` measures estimators on the example of
 [Xu18a] and [Xu18b], z ~ N(a theta + b, 1) and f(z) = z^2. The table of ``compare toy`` also shows the exact mean and

@@ -1,4 +1,4 @@
-"""``python -m zoo curves``: plot one metric of several runs against epochs, steps or another metric.
+"""``zoo curves``: plot one metric of several runs against epochs, steps or another metric.
 
 The values come from metrics.csv and estimator_variance.csv in each run folder.
 """

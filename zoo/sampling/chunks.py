@@ -31,7 +31,7 @@ def check_conditions(model: object, conditions: dict[str, Any]) -> dict[str, Any
     name = type(model).__name__
     if not isinstance(model, capabilities.Samples):
         words = isinstance(model, capabilities.Words)
-        instead = "; for words use callbacks=words, or python -m zoo nearest" if words else ""
+        instead = "; for words use callbacks=words, or zoo nearest" if words else ""
         raise UserError(f"{name} has no method sample(n, generator=...), so it cannot draw samples{instead}")
     renamed = earlier_names(model.sample)
     for old, new in renamed.items():

@@ -1,4 +1,4 @@
-"""Check the arguments of ``python -m zoo`` before torch is imported, so that errors appear at once."""
+"""Check the arguments of ``zoo`` before torch is imported, so that errors appear at once."""
 
 import argparse
 from pathlib import Path
@@ -10,11 +10,11 @@ from zoo.checks.values import check_integer
 LEAST = {"n": 1, "draws": 2, "batch_size": 1, "importance_samples": 0, "bound_images": 0, "samples": 2}
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Check numbers, checkpoints, run folders and output files.
+def check_numbers(args: argparse.Namespace) -> None:
+    """Check numbers.
 
     Raises:
-        UserError: if a number is out of range, a checkpoint or run is missing, or a file cannot be written.
+        UserError: if a number is out of range.
     """
     given = {key: value for key, value in vars(args).items() if value is not None}
     for key, least in LEAST.items():
@@ -24,6 +24,15 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"bound-images must be a multiple of 5, got {given['bound_images']}")
     if not 0 <= given.get("seed", 0) < 2**32:
         raise UserError(f"seed must be an integer from 0 to 2^32 - 1, got {given['seed']}")
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Check checkpoints, run folders and output files.
+
+    Raises:
+        UserError: if a checkpoint or run is missing, or a file cannot be written.
+    """
+    given = {key: value for key, value in vars(args).items() if value is not None}
     if "source" in given and (args.command, args.source) != ("compare", "toy"):
         args.source = check_source(args.source)
     if "name" in given:

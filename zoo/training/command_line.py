@@ -1,4 +1,4 @@
-"""Check the command line of train.py and its configuration, with one-line errors."""
+"""Check the command line of ``zoo train`` and its configuration, with one-line errors."""
 
 import os
 from difflib import get_close_matches
@@ -12,7 +12,7 @@ from zoo.checks.values import check_choice, check_flag
 from zoo.training.error_lines import SHOW_ALL
 from zoo.training.hydra_errors import line_of_hydra
 from zoo.training.own_data import shape_of_examples
-from zoo.training.shell import override, quoted
+from zoo.training.shell import override, pasted, quoted, training_command
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -23,12 +23,12 @@ PATHS = ("path", "ckpt", "init", "dir", "run_dir", "folder", "save_dir", "resume
 
 
 def readable_arguments(arguments: list[str], config_dir: Path) -> list[str]:
-    """Return the command line of train.py in the form that Hydra reads, after a check that Hydra can compose it.
+    """Return the command line of ``zoo train`` in the form that Hydra reads, after a check that Hydra can compose it.
 
     ``~`` becomes the home folder. Paths are quoted if Hydra's grammar needs quotes.
 
     Args:
-        arguments: the command line after the script's name.
+        arguments: the words of the command line after ``zoo train``.
         config_dir: the folder of ``train.yaml``.
 
     Raises:
@@ -38,17 +38,22 @@ def readable_arguments(arguments: list[str], config_dir: Path) -> list[str]:
     """
     options = _options(arguments)
     sweep = options.multirun or "hydra.mode=MULTIRUN" in arguments
-    arguments = [_readable(a, sweep) if a in options.overrides else _with_home(a) for a in arguments]
+    overrides = [_readable(a, sweep) for a in options.overrides]
+    flags = [_with_home(a) for a in arguments if a not in options.overrides]
     own = Path(os.path.expanduser(options.config_dir)).absolute() if options.config_dir else None
     elsewhere = (options.config_name, options.config_path, options.info, options.experimental_rerun)
     missing = own is not None and not own.is_dir()  # Hydra then reports the missing folder
     if not (any(elsewhere) or missing or options.help or options.hydra_help or options.shell_completion):
-        _check_composition([_readable(a, sweep) for a in options.overrides], config_dir, sweep, own)
-    return arguments
+        _check_composition(overrides, config_dir, sweep, own)
+    if options.config_path and "://" not in options.config_path:  # Hydra would search next to its main function
+        flags.append(f"--config-path={Path(os.path.expanduser(options.config_path)).absolute()}")
+    if options.help:
+        overrides.append(override("hydra.help.app_name", pasted(*training_command())))
+    return [*flags, *overrides]
 
 
 def _options(arguments: list[str]):
-    """Return Hydra's flags and the overrides, as Hydra's own parser reads them."""
+    """Return Hydra's flags and the overrides, as Hydra's own parser reads them. They can be in any order."""
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
@@ -56,18 +61,18 @@ def _options(arguments: list[str]):
     def error(message: str):
         if message.startswith("unrecognized arguments"):  # argparse also lists the settings after the flag
             unknown = " ".join(a for a in arguments if a.startswith("-") and a in message)
-            message = f"unrecognized arguments: {unknown}" if unknown else "a flag stands between two settings: move it"
+            message = f"unrecognized arguments: {unknown}" if unknown else message
         flag = next((a for a in arguments if a.startswith("--") and a in message), "")
         hint = f"; write settings without dashes, such as {flag.lstrip('-').partition('=')[0]}=..." if flag else ""
-        parser.exit(2, f"error: {message}{hint}; python train.py --hydra-help lists the flags\n")
+        parser.exit(2, f"error: {message}{hint}; {pasted(*training_command())} --hydra-help lists the flags\n")
 
     parser.error = error  # type: ignore[method-assign]
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     modes = {"--run": options.run, "--multirun": options.multirun, "--cfg": options.cfg, "--info": options.info}
     if len(given := [flag for flag, value in modes.items() if value]) > 1:
         raise UserError(f"{' and '.join(given)} exclude each other: give only one of {', '.join(modes)}")
     if options.resolve and not (options.cfg or options.help):
-        raise UserError("--resolve needs --cfg: use python train.py --cfg job --resolve")
+        raise UserError(f"--resolve needs --cfg: use {pasted(*training_command())} --cfg job --resolve")
     return options
 
 
@@ -117,9 +122,7 @@ def _check_composition(arguments: list[str], config_dir: Path, sweep: bool, own:
     from hydra.errors import HydraException
 
     if not (config_dir / "train.yaml").is_file():
-        raise UserError(
-            f"there is no {config_dir / 'train.yaml'}: use train.py in a complete checkout of the repository"
-        )
+        raise UserError(f"there is no {config_dir / 'train.yaml'}: install the zoo again, or use a complete checkout")
     try:
         overrides = _overrides(arguments)
         if not sweep and (several := [o.input_line for o in overrides if o.is_sweep_override()]):

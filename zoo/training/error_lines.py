@@ -61,11 +61,11 @@ def line_of(error: Exception, run_dir: str | None = None) -> str | None:
     - the end of another process of the run
     """
     from zoo.training.hydra_errors import is_refused_by_hydra, line_of_hydra  # imported late, because it is slow
-    from zoo.training.shell import override, pasted
+    from zoo.training.shell import resume_command
 
-    last = pasted(override("ckpt", Path(run_dir, "checkpoints", "last.ckpt"))) if run_dir else ""
+    resume = resume_command(Path(run_dir).absolute()) if run_dir else ""
     if isinstance(error, OSError) and error.errno in FULL_DISK:
-        then = f", then resume with {last}" if run_dir else ""
+        then = f", then resume with {resume}" if run_dir else ""
         return f"{error.filename or run_dir or 'a file'} cannot be written: {error.strerror}. Free disk space{then}"
     if isinstance(error, UserError):
         return str(error)
@@ -74,7 +74,7 @@ def line_of(error: Exception, run_dir: str | None = None) -> str | None:
     if isinstance(error, OSError) and error.filename and (error.errno in NOT_ALLOWED or _named(error.filename)):
         return f"{error.filename} cannot be read or written: {error.strerror}. Choose another file or folder"
     if isinstance(error, RuntimeError) and run_dir and re.search("closed by peer|reset by peer", str(error)):  # gloo
-        return f"another process of this run has ended; resume with {last}"
+        return f"another process of this run has ended; resume with {resume}"
     return None
 
 
@@ -82,7 +82,7 @@ def _named(file: str | bytes | int) -> bool:
     """Return whether the command line names ``file`` or a folder that contains it."""
     path = Path(os.fsdecode(file)) if isinstance(file, str | bytes) else Path()
     words = [word for argument in sys.argv[1:] for word in (argument, argument.partition("=")[2].strip("'\""))]
-    return any(word and Path(word) in (path, *path.parents) for word in words) and path != Path()
+    return any(word and Path(os.path.expanduser(word)) in (path, *path.parents) for word in words) and path != Path()
 
 
 def _note(line: str, error: Exception | None = None) -> None:

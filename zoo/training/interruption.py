@@ -1,6 +1,6 @@
 """End the program on Ctrl-C or SIGTERM, with a message of one line and exit status 128 + signal number."""
 
-import _thread  # threading would be slow to import for ``python -m zoo list``
+import _thread  # threading would be slow to import for ``zoo list``
 import os
 import signal
 import sys

@@ -45,7 +45,7 @@ def end_with_parent() -> None:
     if not started_by_lightning():
         os.environ[FIRST] = str(os.getpid())  # children read it; getppid is wrong after the parent has ended
         return
-    import threading  # imported late, because it would slow down ``python -m zoo list``
+    import threading  # imported late, because it would slow down ``zoo list``
 
     parent = int(os.environ.get(FIRST) or os.getppid())
 

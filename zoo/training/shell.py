@@ -2,7 +2,39 @@
 
 import re
 import shlex
+import shutil
+import sys
 from pathlib import Path
+
+
+def zoo_command() -> list[str]:
+    """Return the words that call the zoo: ``zoo``, or ``python -m zoo`` if the user typed that.
+
+    If this program is another one and there is no command ``zoo``, return ``python -m zoo``.
+    """
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py" and started.absolute().parent.name == "zoo":
+        return ["python", "-m", "zoo"]
+    return ["zoo"] if started.stem == "zoo" or shutil.which("zoo") else ["python", "-m", "zoo"]
+
+
+def resume_command(run: str | Path, *overrides: str) -> str:
+    """Return the command that resumes the run of a folder or of a checkpoint file."""
+    return pasted(*zoo_command(), "resume", Path(run), *overrides)
+
+
+def training_command() -> list[str | Path]:
+    """Return the words that start a training, as the user typed them in this program.
+
+    They are ``python train.py`` with the path of train.py, ``python -m zoo train`` or ``zoo train``. Programs that are
+    not part of the zoo get ``zoo train``.
+    """
+    started = Path(sys.argv[0]).absolute()
+    if started.name == "train.py":
+        return ["python", started]
+    if started.name == "__main__.py" and started.parent.name == "zoo":
+        return ["python", "-m", "zoo", "train"]
+    return ["zoo", "train"]
 
 
 def short(path: str | Path) -> str:

@@ -18,6 +18,7 @@ from zoo.training.checkpoint_files import CheckpointFiles
 from zoo.training.executions import use_executions
 from zoo.training.interruption import signals_held
 from zoo.training.progress import ModelSize, progress_bar
+from zoo.training.shell import pasted, training_command
 from zoo.training.sweeps import in_sweep
 from zoo.training.trainer_arguments import check_arguments
 
@@ -96,7 +97,7 @@ def make_trainer(
     if trainer.world_size > 1 and in_sweep():
         raise UserError(
             f"a sweep (-m) cannot run jobs of {trainer.world_size} processes. Start one command for each job: "
-            "for seed in 1 2 3; do python train.py seed=$seed ...; done"
+            f"for seed in 1 2 3; do {pasted(*training_command())} seed=$seed ...; done"
         )
     _hold_signals(trainer.strategy.launcher)
     use_executions(trainer, steps_per_execution, cuda_graphs)
