@@ -6,6 +6,7 @@ import sys
 import warnings
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 
 TYPE_CHECKING = False  # type checkers treat it as True; importing typing would take most of the time of `import zoo`
 if TYPE_CHECKING:
@@ -60,10 +61,21 @@ def _holder(name: str, modules: tuple[str, ...]) -> str | None:
     return next((module for module in modules if hasattr(import_module(module), name)), None)
 
 
+def _is_module(package: str, name: str) -> bool:
+    """Return whether ``package`` is a folder that holds the module ``name``."""
+    folder = "__path__" in vars(sys.modules[package]) and not name.startswith("_")
+    return folder and find_spec(f"{package}.{name}") is not None
+
+
 def names_in(package: str, *modules: str) -> Callable[[str], object]:
-    """Return a ``__getattr__`` for ``package``, which was one module before. Its names are now in ``modules``."""
+    """Return a ``__getattr__`` for ``package``, which was one module before. Its names are now in ``modules``.
+
+    If ``package`` is a folder, its modules are imported when they are first used.
+    """
 
     def find(name: str) -> object:
+        if _is_module(package, name):
+            return import_module(f"{package}.{name}")
         new = RENAMED.get(name, name)
         module = None if name.startswith("_") else _holder(new, modules)
         if module is None:

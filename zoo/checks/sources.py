@@ -9,6 +9,7 @@ from zoo.checks.errors import CheckpointError
 
 ADDRESS = r"(file|https?):"
 DIGEST = r"[0-9a-f]{64}"
+MOST_NAMES = 5  # of a folder in a message
 ARTIFACT = r"[\w.-]+/[\w.-]+/[\w.-]+:[\w.-]+"
 
 
@@ -45,17 +46,30 @@ def _check_path(text: str) -> None:
     try:
         os.stat(text)
     except FileNotFoundError:
-        from difflib import get_close_matches
-
-        known = zoo.list_checkpoints()
-        close = get_close_matches(text, known, n=1)
-        raise CheckpointError(
-            f"{text!r} is neither a file nor a pretrained checkpoint; the pretrained ones are: "
-            f"{', '.join(known) or 'none yet'}{f'. Did you mean {close[0]}?' if close else ''}"
-        ) from None
+        raise CheckpointError(f"{text!r} is neither a file nor a pretrained checkpoint; {_instead(text)}") from None
     except (OSError, ValueError) as error:  # ValueError if the path contains a null character
         why = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"{text!r} cannot be read: {why}") from error
+
+
+def _instead(text: str) -> str:
+    """Return what can be loaded instead of ``text``: pretrained checkpoints, or what the nearest folder holds."""
+    from zoo.checks.names import did_you_mean
+
+    path = Path(text)
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    if len(path.parts) == 1:
+        known = zoo.list_checkpoints()
+        suggestion = did_you_mean(text, known)
+        return f"the pretrained ones are: {', '.join(known) or 'none yet'}{suggestion and f'.{suggestion}'}"
+    missing = path.relative_to(folder).parts[0]
+    try:
+        inside = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError:  # the folder may not be listed
+        inside = []
+    # The names of runs begin with their time, so the last names are the newest.
+    shown = ", ".join(inside[-MOST_NAMES:]) or "nothing that can be read"
+    return f"the folder {folder.absolute()} has no {missing} and holds {shown}.{did_you_mean(missing, inside)}"
 
 
 def check_name(name: str, force: bool) -> None:

@@ -39,6 +39,11 @@ def sources(prefix: str, **kwargs) -> list[str]:
     return [*zoo.list_checkpoints(), *runs(prefix), *files(prefix, "ckpt", "safetensors")]
 
 
+def names(**kwargs) -> list[str]:
+    """Return the names of the models and of the pretrained checkpoints."""
+    return [*zoo.list_models(), *zoo.list_checkpoints()]
+
+
 def runs(prefix: str, **kwargs) -> list[str]:
     """Return the run folders in ``runs``, and other folders."""
     from zoo.commands.resuming import RUNS, run_folders

@@ -1,13 +1,14 @@
 """Commands for models of images and points: list, sample, evaluate, compare, curves and export."""
 
 import argparse
-import json
 from pathlib import Path
 
 import zoo
 from zoo.checks.errors import UserError
+from zoo.checks.names import did_you_mean
 from zoo.commands.conditions import parse_conditions
 from zoo.commands.inputs import data_for, knows_words, load_model, on_device, starting_images
+from zoo.commands.listing import print_rows, read_card
 from zoo.training.shell import pasted, zoo_command
 
 # ``list`` shows the first of these metrics that the card of a checkpoint has.
@@ -17,13 +18,27 @@ MAIN_METRICS += ("energy_distance", "analogies", "test/loss")
 
 def list_everything(args: argparse.Namespace) -> None:
     """List the models and the pretrained checkpoints."""
-    print(f"Models. Train one with: {pasted(*zoo_command())} train model=NAME")
-    for name in zoo.list_models():
-        print(f"  {name:{max(map(len, zoo.list_models()))}}  {about(name)}")
-    print("\nPretrained checkpoints. Load one in Python with: zoo.load(NAME)")
+    patterns = args.patterns or "*"
+    models, checkpoints = zoo.list_models(patterns), zoo.list_checkpoints(patterns)
+    if args.format != "table":
+        print_rows(checkpoints, args.format)
+        return
+    if models:
+        print(f"Models. Train one with: {pasted(*zoo_command())} train model=NAME")
+    for name in models:
+        print(f"  {name:{max(map(len, models))}}  {about(name)}")
+    if checkpoints:
+        print(f"{chr(10) if models else ''}Pretrained checkpoints. Load one in Python with: zoo.load(NAME)")
+        _print_table(checkpoints)
+    if not models and not checkpoints:
+        known = [*zoo.list_models(), *zoo.list_checkpoints()]
+        print(f"Nothing matches {' '.join(args.patterns)}.{did_you_mean(args.patterns[0], known)}")
+
+
+def _print_table(checkpoints: list[str]) -> None:
     rows = [("NAME", "MODEL", "DATA", "PARAMETERS", "MAIN METRIC")]
-    for name in zoo.list_checkpoints():
-        card = json.loads((zoo.WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
+    for name in checkpoints:
+        card = read_card(name)
         rows.append((name, card["model"], card["data"], f"{card['parameters']:,}", _main_metric(card["metrics"])))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, model, data, parameters, metric in rows:

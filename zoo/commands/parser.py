@@ -97,7 +97,7 @@ GROUPS = {
 }
 EXAMPLES = {
     "resume": ["", "runs/vae/2026-11-29_10-00-00-000000 trainer.max_epochs=20"],
-    "list": [""],
+    "list": ["", "'wgan*'", "--format csv"],
     "sample": ["vae -n 16 -o vae.png", "ddpm-guided -c y=3,guidance=0.5"],
     "evaluate": [
         "vae --data mnist --importance-samples 100",
@@ -172,6 +172,11 @@ def parser(train: bool = False) -> CommandParser:
     _add_overrides(sub, text, completion.overrides)
     sub = found["completion"]
     sub.add_argument("shell", choices=completion.SHELLS, metavar="SHELL", help="bash, zsh or fish")
+    sub = found["list"]
+    text = "names with wildcards, such as 'wgan*', of the models and checkpoints to list (default: all)"
+    sub.add_argument("patterns", nargs="*", metavar="PATTERN", help=text).completer = completion.names
+    text = "table, or csv or json with all numbers on the cards of the checkpoints (default: table)"
+    sub.add_argument("--format", choices=("table", "csv", "json"), default="table", metavar="FORMAT", help=text)
     sub = found["sample"]
     _add_class(sub)
     sub.add_argument("-n", type=int, default=64, metavar="N", help="number of samples, at least 1 (default: 64)")

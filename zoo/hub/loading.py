@@ -231,7 +231,12 @@ def _known_class(model: Any, source: str | Path) -> type[LightningModule]:
     known = zoo.MODELS | zoo.CLASSIFIERS
     if model not in known:
         raise CheckpointError(f"{source} holds a model named {model!r}; the known models are {', '.join(known)}")
-    module, _, name = known[model].rpartition(".")
+    return class_at(known[model])
+
+
+def class_at(path: str) -> type[LightningModule]:
+    """Return the class of the zoo with the dotted name ``path``."""
+    module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 
