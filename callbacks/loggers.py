@@ -21,6 +21,7 @@ from zoo.training.run_names import names_of_run
 from zoo.training.shell import pasted
 from zoo.training.tables import Table
 from zoo.training.wandb_login import keep_wandb_out_of_home, wandb_credentials, wandb_settings
+from zoo.training.wandb_parts import go_back, offline_parts
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +140,11 @@ class WandbLogger(lightning_loggers.WandbLogger):
     the service cannot be reached, the run continues offline.
 
     A resumed run continues the Weights & Biases run of its checkpoint. An offline run writes a new folder each time it
-    resumes, and prints one command that uploads all its folders in order. Weights & Biases cannot delete values. Values
-    that the interrupted run logged after its checkpoint stay in the history, so plot against ``trainer/global_step``.
+    resumes, and prints one command that uploads all its folders in order. If it resumes in its own run folder, it first
+    removes the rows that were logged after the checkpoint from folders that were not uploaded.
+
+    Weights & Biases cannot delete values. Values that an online run logged after its checkpoint stay in the history, so
+    plot against ``trainer/global_step``.
 
     The command line of train.py gives the default name, group and tags (:mod:`zoo.training.run_names`). Without this
     command line, Weights & Biases chooses a name. The environment variables ``WANDB_NAME``, ``WANDB_RUN_GROUP``,
@@ -183,13 +187,15 @@ class WandbLogger(lightning_loggers.WandbLogger):
         if wandb.run is not None:  # the run of an earlier job of a sweep
             wandb.finish()
         self._chosen_mode = os.environ.get("WANDB_MODE") or ("online" if wandb_credentials() else "offline")
-        run_id, before = None, None
+        run_id, before, self._resumed_at = None, None, None
         self._folders = [self._folder]  # run folders of all parts of this run
         if ckpt := _checkpoint_path(resume_from):
             checkpoint = torch.load(ckpt, weights_only=True, map_location="cpu", mmap=True)
             if (run_id := checkpoint.get("wandb_run_id")) is not None:
                 before = checkpoint.get("wandb_names", {})
             self._folders.insert(0, ckpt.parent.parent)
+            if "loops" in checkpoint and self._folder.resolve() == ckpt.parent.parent.resolve():
+                self._resumed_at = steps_behind(checkpoint)
         self._before = before or {}  # names of the run when it was interrupted
         given = {"name": name, "group": group, "tags": tags, "job_type": job_type, "notes": notes}
         given = {key: value for key, value in given.items() if value is not None}
@@ -217,6 +223,8 @@ class WandbLogger(lightning_loggers.WandbLogger):
 
         if self._experiment is None:
             self._folder.mkdir(parents=True, exist_ok=True)
+            if self._resumed_at is not None and self._id is not None:
+                go_back(self._folder, self._id, self._resumed_at)
             try:
                 run = super().experiment
             except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
@@ -224,7 +232,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
                 self._chosen_mode = self._wandb_init["mode"] = "offline"
                 run = super().experiment
             if self._chosen_mode == "offline":
-                parts = {part.resolve(): part for folder in self._folders for part in _offline_parts(folder, run.id)}
+                parts = {part.resolve(): part for folder in self._folders for part in offline_parts(folder, run.id)}
                 command = pasted("wandb", "sync", *sorted(parts.values(), key=lambda part: part.name))
                 log.info("Weights & Biases runs offline. To upload this run: %s", command)
             elif self._chosen_mode == "online":
@@ -323,8 +331,3 @@ def _defaults() -> dict[str, Any]:
     names = names_of_run()
     defaults = {"job_type": "train", **(names._asdict() if names else {})}
     return {key: value for key, value in defaults.items() if not VARIABLES[key] & {*os.environ}}
-
-
-def _offline_parts(folder: Path, run_id: str) -> list[Path]:
-    """Return the folders that an offline Weights & Biases run wrote in a run folder. Their names contain the time."""
-    return list((folder / "wandb").glob(f"offline-run-*-{run_id}"))

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import struct
 import time
 from pathlib import Path
 
@@ -13,32 +12,26 @@ import wandb
 import yaml
 from helpers import CONFIGS, TINY, assert_same, checkpoint, config, model_of, run
 from omegaconf import OmegaConf
-from wandb.proto.wandb_internal_pb2 import Record
 from wandb_server import serve
 
 import zoo
 from zoo.callbacks import WandbLogger
 from zoo.hub import CheckpointError
+from zoo.training import wandb_parts
 
 
 def records(path: Path):
-    """Yield the records of a .wandb file, which has a 7-byte header and LevelDB's log format in blocks of 32 KiB."""
-    data, at, parts = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        if at + 7 + length > len(data):  # the last record is incomplete
+    """Yield the records of a .wandb file."""
+    yield from (record for _, _, record in wandb_parts.records(path.read_bytes()))
+
+
+def wait_for_exit(log: Path):
+    """Wait until the log of a run is complete. The service of wandb can write for some time after finish() returns."""
+    for _ in range(600):  # on a busy machine, this takes longer
+        if any(record.WhichOneof("record_type") == "exit" for record in records(log)):
             return
-        parts += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a complete record, or its last part
-            record = Record()
-            record.ParseFromString(parts)
-            parts = b""
-            yield record
+        time.sleep(0.1)
+    raise AssertionError(f"{log} has no end")
 
 
 @pytest.fixture
@@ -63,11 +56,7 @@ def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, capl
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert f"To upload this run: wandb sync {folder}" in caplog.text
     (log,) = folder.glob("*.wandb")
-    # The service of wandb can write for some time after finish() returns. On a busy machine, this takes longer.
-    for _ in range(600):
-        if any(record.WhichOneof("record_type") == "exit" for record in records(log)):
-            break
-        time.sleep(0.1)
+    wait_for_exit(log)
     config, history, run_id, artifacts = {}, [], None, []
     for record in records(log):
         for update in [*record.run.config.update, *record.config.update]:

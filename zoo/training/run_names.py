@@ -11,7 +11,8 @@ LONGEST = 100  # largest number of characters of a name. Weights & Biases allows
 SHORTENED = ("model.", "trainer.")  # these prefixes are left out, because the rest of the key is clear without them
 # Settings that do not change what is trained. A run has the same name on one process and on several.
 LEFT_OUT = ("ckpt", "run_dir", "hydra", "logger", "trainer")
-LEFT_OUT_OF_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "steps_per_execution")
+LEFT_OUT_OF_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "steps_per_execution", "cuda_graphs")
+LEFT_OUT_OF_TRAINER += ("enable_progress_bar", "num_sanity_val_steps", "log_every_n_steps")
 
 
 class RunNames(NamedTuple):
