@@ -33,7 +33,7 @@ class _Service:
     """The answers of the service to queries. ``runs`` has a run for each run ID."""
 
     def __init__(self):
-        self.runs, self.manifests, self.address = {}, {}, ""
+        self.runs, self.artifact_files, self.address = {}, {}, ""
 
     def upsert(self, given):
         inserted = given["name"] not in self.runs
@@ -123,6 +123,8 @@ class _Service:
 def serve():
     """Start the server, and yield it. ``address`` is its address, and ``runs`` has what was uploaded by run ID.
 
+    ``artifact_files`` has the content of the files of all artifacts by name.
+
     Each run has ``settings``, ``config``, ``tags``, ``history`` (the rows), ``summary``, ``files`` (content by name),
     ``artifacts`` and ``exit_codes`` (one for each part of the run).
     """
@@ -150,6 +152,8 @@ def serve():
             if kind == "store":
                 run, _, file = name.partition("/")
                 service.runs[run].files[file] = content
+            elif kind == "artifact":
+                service.artifact_files[name] = content
             self.reply(b"{}")
 
         def do_GET(self):

@@ -1,5 +1,6 @@
 """Tests of the upload of offline Weights & Biases runs. The real ``wandb sync`` uploads to a local server."""
 
+import json
 import logging
 import os
 import re
@@ -22,6 +23,8 @@ from wandb_upload_server import serve
 
 from train import train
 from zoo.callbacks import ExactResume
+from zoo.datamodules import Images
+from zoo.datamodules.digests import digest_of
 
 COMMAND = [*TINY["cvae"], "trainer.log_every_n_steps=1", "trainer.max_epochs=3", "logger=wandb"]
 # A run draws its pictures in every epoch. The names of runs do not have these settings.
@@ -131,3 +134,21 @@ def test_an_offline_run_that_broke_off_and_resumed_is_uploaded_as_if_unbroken(tm
         assert run.config["seed"]["value"] == 3 and run.config["data_used"]["value"] == "digits"
         assert run.config["command"]["value"].endswith("seed=3")
     assert two.config["resumed_by"]["value"][0].endswith(f"ckpt={last}") and "resumed_by" not in one.config
+
+    captions = [row["samples"]["captions"] for row in two.history if "samples" in row]
+    assert captions == [[f"step {step}: y of the rows: 0 1 2 3 4 5 6 7 8 9"] for step in (10, 21, 32)]
+    table = json.loads(service.artifact_files["samples_table.table.json"])
+    assert table["columns"] == ["image", "label", "step", "seed"]
+    assert [row[1:] for row in table["data"]] == [[label, 32, 0] for label in range(10)]
+    assert all(service.artifact_files[row[0]["path"]].startswith(b"\x89PNG") for row in table["data"])
+
+    artifacts = [artifact for artifact in two.artifacts if artifact["artifactTypeName"] == "model"]
+    models = {alias["alias"]: json.loads(a["metadata"]) for a in artifacts for alias in a["aliases"]}
+    best = models["best"]
+    assert best["data"] == "digits" and best["command"] == two.config["command"]["value"] and best["seed"] == 3
+    assert best["metrics"] == {key: one.summary[key] for key in one.summary if key.startswith("test/")} | {
+        "val/loss": min(row["val/loss"] for row in one.history if "val/loss" in row)
+    }
+    data = Images("digits", digits_repeat=1)
+    data.setup()
+    assert best["data_digest"] == models["last"]["data_digest"] == digest_of(data)
