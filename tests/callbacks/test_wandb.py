@@ -116,7 +116,7 @@ def test_arguments_and_variables_have_precedence_over_names_from_the_command(tmp
     assert passed_on(tmp_path, **given) == ("mine", "ours", ("a", "b"), "try")
     monkeypatch.delenv("WANDB_RUN_GROUP")
     monkeypatch.setenv("WANDB_SWEEP_ID", "1a2b3c")
-    assert passed_on(tmp_path)[1] is None  # Weights & Biases groups the runs of its own sweeps
+    assert passed_on(tmp_path)[1] is None  # Weights & Biases groups the runs of its sweeps
     with pytest.raises(UserError, match=r"does not allow a value in logger\.wandb"):
         passed_on(tmp_path, name="x" * 129)
 

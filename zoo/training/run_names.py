@@ -29,7 +29,8 @@ def names_of_run() -> RunNames | None:
     The name has the recipe and the overrides of the command line, such as ``vae latent_dim=8 seed=1``. The recipe is
     the choice of ``experiment``, or of ``model``. The group is the name without the seed, so runs that differ only in
     the seed share a group. The jobs of a sweep share the group ``vae lr=1e-3,3e-4``, which has the values of the whole
-    sweep. The tags are the choices of ``model``, ``data`` and ``experiment``.
+    sweep. The tags are the choices of ``model``, ``data`` and ``experiment``. A choice such as ``mnist_or_digits`` does
+    not name the data that the run uses, so it is no tag.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -40,14 +41,14 @@ def names_of_run() -> RunNames | None:
     recipe = choices.get("experiment") or choices.get("model") or "run"
     tags = [choices.get(key) for key in ("model", "data", "experiment")]
     group = [o for o in (_of_sweep(overrides) if in_sweep() else overrides) if _key(o) != "seed"]
-    return RunNames(_name(recipe, overrides), _name(recipe, group), [tag for tag in tags if tag])
+    return RunNames(_name(recipe, overrides), _name(recipe, group), [tag for tag in tags if tag and "_or_" not in tag])
 
 
 def _of_sweep(overrides: list[str]) -> list[str]:
     """Return the overrides of the command that started the sweep.
 
-    Some launchers run a job in a program of their own, which does not have this command line. The overrides of the job
-    are returned then.
+    Some launchers run a job in another program, which does not have this command line. The overrides of the job are
+    returned then.
     """
     given = [a for a in sys.argv[1:] if not a.startswith("-") and ("=" in a or a.startswith("~"))]
     return given or overrides
