@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -12,28 +11,14 @@ import wandb
 import yaml
 from helpers import CONFIGS, TINY, assert_same, checkpoint, config, model_of, run
 from omegaconf import OmegaConf
+from wandb_log import read_log, wait_for_exit
 from wandb_server import serve
 
 import zoo
 from zoo.callbacks import WandbLogger
 from zoo.checks.errors import UserError
 from zoo.hub import CheckpointError
-from zoo.training import wandb_parts
 from zoo.training.run_names import RunNames
-
-
-def records(path: Path):
-    """Yield the records of a .wandb file."""
-    yield from (record for _, _, record in wandb_parts.records(path.read_bytes()))
-
-
-def wait_for_exit(log: Path):
-    """Wait until the log of a run is complete. The service of wandb can write for some time after finish() returns."""
-    for _ in range(600):  # on a busy machine, this takes longer
-        if any(record.WhichOneof("record_type") == "exit" for record in records(log)):
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"{log} has no end")
 
 
 @pytest.fixture
@@ -60,7 +45,7 @@ def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, capl
     (log,) = folder.glob("*.wandb")
     wait_for_exit(log)
     config, history, run_id, artifacts = {}, [], None, []
-    for record in records(log):
+    for record in read_log(log):
         for update in [*record.run.config.update, *record.config.update]:
             config[update.key or "/".join(update.nested_key)] = json.loads(update.value_json)
         run_id = record.run.run_id or run_id

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from processes import seconds
-from test_wandb import wait_for_exit
+from wandb_log import wait_for_exit
 from wandb_upload_server import serve
 
 from train import train

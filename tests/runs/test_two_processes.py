@@ -11,13 +11,13 @@ from processes import command, done, finish, free_port, program, rows, together
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.testing import assert_close
+from wandb_log import read_log
 
 from train import build
 from zoo.ddpm import DDPM
 from zoo.score import Score
 from zoo.training.processes import leave_process_group
 from zoo.training.trainer import _check_started
-from zoo.training.wandb_parts import records
 
 ROOT = Path(__file__).parents[2]
 DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
@@ -66,7 +66,7 @@ def test_more_devices_are_enough(tmp_path):
     (run,) = finish(command(tmp_path, *overrides, "callbacks.sample_distance.n=20"), timeout=240)
     assert run.returncode == 0, run.stderr
     (log,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    (begun, *_) = (record.run for _, _, record in records(log.read_bytes()) if record.run.run_id)
+    (begun, *_) = (record.run for record in read_log(log) if record.run.run_id)
     assert begun.run_group == begun.display_name and "devices" not in begun.run_group  # as with one process
     assert len(checkpoint(tmp_path)["random_state"]) == 2
 
