@@ -45,4 +45,5 @@ class Codes(AtEpochs):
         for code in range(pl_module.hparams.num_continuous):
             grid = pl_module.vary(code, generator=chunk_generator(self.seed, 0)).cpu()
             path = self.folder / f"code{code}_epoch_{trainer.current_epoch:03d}.png"
-            write_grid(trainer, grid.flatten(0, 1), path, f"code{code}", grid.shape[1])
+            caption = "one category for each column, and one value of the code for each row, from -2 to 2"
+            write_grid(trainer, grid.flatten(0, 1), path, f"code{code}", grid.shape[1], caption)

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from zoo.callbacks.cadence import logged_step
 from zoo.callbacks.exact_resume import ExactResume
+from zoo.callbacks.grids import log_picture
 from zoo.callbacks.measurement import Measurement, frozen
 from zoo.callbacks.measuring_budget import MeasuringBudget
 from zoo.checks import capabilities
@@ -329,12 +330,11 @@ class EstimatorVariance(L.Callback):
             )
             return
         save_figure(plot(self.history), self.folder / "estimator_variance.png")
+        log_picture(trainer, "estimator_variance", str(self.folder / "estimator_variance.png"))
         columns, rows = table(self.history)
         for logger in trainer.loggers:
-            if isinstance(logger, capabilities.LogsImages):
-                logger.log_image("estimator_variance", [str(self.folder / "estimator_variance.png")])
             if isinstance(logger, capabilities.LogsTables):
-                logger.log_table("estimator_variance_table", columns, rows)
+                logger.log_table("estimator_variance_table", columns, rows, step=logged_step(trainer))
 
 
 def interrupted(trainer) -> bool:

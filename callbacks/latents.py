@@ -51,16 +51,27 @@ class Latents(AtEpochs):
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         if batch_idx != 0 or not self.due(trainer) or not trainer.is_global_zero:
             return
-        pictures = {"reconstructions": interleave_rows(*reconstructions(pl_module, batch, self.n))}
+        found = interleave_rows(*reconstructions(pl_module, batch, self.n))
+        caption = f"rows of originals, each above its reconstructions{self._labels(pl_module, batch, len(found[0]))}"
+        pictures = {"reconstructions": (*found, caption)}
         if isinstance(pl_module, capabilities.Traversable):
             rows = traverse(pl_module, as_batch(batch)[0])
-            pictures["traversals"] = (rows.flatten(0, 1), rows.shape[1])
+            caption = "one latent varies in each row, and the first row has the largest KL"
+            pictures["traversals"] = (rows.flatten(0, 1), rows.shape[1], caption)
             if pl_module.latents is Gaussian and pl_module.latent_shape == (2,):
-                pictures["manifold"] = (manifold(pl_module, 20), 20)
-        for name, (images, columns) in pictures.items():
-            write_grid(
-                trainer, images.cpu(), self.folder / name / f"epoch_{trainer.current_epoch:03d}.png", name, columns
-            )
+                pictures["manifold"] = (manifold(pl_module, 20), 20, "quantiles of the two latents")
+        for name, (images, columns, caption) in pictures.items():
+            path = self.folder / name / f"epoch_{trainer.current_epoch:03d}.png"
+            write_grid(trainer, images.cpu(), path, name, columns, caption)
+
+    @staticmethod
+    def _labels(model, batch, images: int) -> str:
+        """Return a text with the labels of the originals, if the model uses labels. They are half of ``images``."""
+        _, *labels = as_batch(batch)
+        rows = model.rows() if isinstance(model, capabilities.SampleRows) else None
+        if not labels or rows is None or rows[0] != "y":
+            return ""
+        return f", y row by row: {' '.join(map(str, labels[0][: images // 2].tolist()))}"
 
 
 @torch.no_grad()

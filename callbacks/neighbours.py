@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from zoo.callbacks.cadence import AtEpochs, logged_step
+from zoo.callbacks.grids import log_picture
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_integer
@@ -87,6 +88,4 @@ class Neighbours(AtEpochs):
         super().on_train_end(trainer, pl_module)
         if trainer.is_global_zero:
             save_figure(word_map(pl_module, self.shown), self.folder / "words.png")
-            for logger in trainer.loggers:
-                if isinstance(logger, capabilities.LogsImages):
-                    logger.log_image("words", [str(self.folder / "words.png")])
+            log_picture(trainer, "words", str(self.folder / "words.png"))

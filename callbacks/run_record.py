@@ -137,8 +137,17 @@ class RunRecord(L.Callback):
         in_file = {**written, "command": run_command(absolute=True)}  # "zoo resume" reads the command
         with atomic_write(self.folder / "config.yaml") as file:
             file.write(yaml.safe_dump(in_file, sort_keys=False).encode())
+        logged = {**written, "commit": self.record["commit"], "hardware": self.record["hardware"]}
         for logger in trainer.loggers:
-            logger.log_hyperparams({**written, "commit": self.record["commit"], "hardware": self.record["hardware"]})
+            if isinstance(logger, loggers.WandbLogger):
+                logger.log_record({**logged, **self._commands()}, self.record["data"])
+            else:
+                logger.log_hyperparams(logged)
+
+    def _commands(self) -> dict[str, Any]:
+        """Return the command that began this run, and the commands that resumed it, if there are any."""
+        first, *others = [part["command"] for part in (*self._earlier, self.record)]
+        return {"command": first, **({"resumed_by": others} if others else {})}
 
     def on_train_start(self, trainer, pl_module):
         self._started = time.monotonic()
@@ -154,7 +163,7 @@ class RunRecord(L.Callback):
         self._metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         for logger in trainer.loggers:
             if last and isinstance(logger, loggers.WandbLogger):
-                logger.log_checkpoints(self.folder / "checkpoints", self._metrics)
+                logger.log_checkpoints(self.folder / "checkpoints", self._metrics, trainer.datamodule)
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):
         self._saved = True
@@ -163,3 +172,5 @@ class RunRecord(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 checkpoint["wandb_run_id"] = logger.version  # a resumed run continues this Weights & Biases run
+            if isinstance(logger, loggers.WandbLogger):
+                checkpoint["wandb_names"] = logger.names

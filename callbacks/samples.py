@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 
-from zoo.callbacks.cadence import AtEpochs
+from zoo.callbacks.cadence import AtEpochs, logged_step
 from zoo.callbacks.ema import evaluation_weights
-from zoo.callbacks.grids import write_grid
+from zoo.callbacks.grids import log_samples, write_grid
+from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_integer
 from zoo.sampling.chunks import check_conditions, sample_chunks, try_conditions
@@ -23,6 +25,8 @@ class Samples(AtEpochs):
     Samples use averaged weights if the run has EMA. The noise is the same in every epoch, so the pictures differ only
     because the model changes. The processes share the work. The pixels do not depend on the number of processes. On
     CPUs, this requires the same number of threads in each process. The callback does not affect training.
+
+    At the end of the run, Weights & Biases receives a table of the last samples with their labels.
 
     Args:
         folder: folder of the pictures, ``epoch_000.png``, ``epoch_001.png``, ...
@@ -59,6 +63,7 @@ class Samples(AtEpochs):
             )
         self.folder, self.n, self.seed = Path(folder), n, seed
         self.every_n_steps, self.conditions = every_n_steps, dict(conditions or {})
+        self._last: tuple[Tensor, list[Any] | None, int] | None = None  # samples, labels and step of the last picture
 
     def setup(self, trainer, pl_module, stage):
         self.conditions = check_conditions(pl_module, self.conditions)
@@ -86,6 +91,12 @@ class Samples(AtEpochs):
             with evaluation_weights(trainer, pl_module):
                 self._draw(trainer, pl_module, f"step_{step:06d}.png")
 
+    def on_train_end(self, trainer, pl_module):
+        super().on_train_end(trainer, pl_module)
+        if self._last is not None:
+            samples, labels, step = self._last
+            log_samples(trainer, samples, labels, step, self.seed)
+
     def _draw(self, trainer, pl_module, name: str) -> None:
         n, conditions, columns = picture(pl_module, self.n, self.conditions)
         progress, rank, world_size = shows_progress(trainer), trainer.global_rank, trainer.world_size
@@ -93,4 +104,23 @@ class Samples(AtEpochs):
             part = sample_chunks(pl_module, n, self.seed, rank, world_size, progress, **conditions)
         images = trainer.strategy.reduce(part.to(pl_module.device), reduce_op="sum").cpu()
         if trainer.is_global_zero:
-            write_grid(trainer, images, self.folder / name, "samples", columns)
+            labels, caption = _labels(pl_module, n, conditions, columns)
+            self._last = images, labels, logged_step(trainer)
+            write_grid(trainer, images, self.folder / name, "samples", columns, caption)
+
+
+def _labels(model, n: int, conditions: dict[str, Any], columns: int) -> tuple[list[Any] | None, str]:
+    """Return the labels of ``n`` samples, and a text that names the label of each row of the picture.
+
+    A label is the value of the condition that ``rows()`` of the model names. The labels are None, and the text is
+    empty, if the model has no labels or draws them at random.
+    """
+    rows = model.rows() if isinstance(model, capabilities.SampleRows) else None
+    value = conditions.get(rows[0]) if rows else None
+    if rows is None or value is None:
+        return None, ""
+    labels = list(value) if isinstance(value, list | tuple) else [value] * n
+    firsts = labels[::columns]
+    same = all(label == firsts[i // columns] for i, label in enumerate(labels))  # one label for each row
+    shown = firsts if same else labels
+    return labels, f"{rows[0]} {'of the rows' if same else 'row by row'}: {' '.join(map(str, shown))}"

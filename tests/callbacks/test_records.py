@@ -1,9 +1,6 @@
 """Tests of the files of a run. A resumed run writes the same tables, and every run draws its last pictures."""
 
 import logging
-import re
-import shlex
-import time
 
 import lightning as L
 import pytest
@@ -191,19 +188,6 @@ def test_a_best_checkpoint_that_is_gone_is_said_to_be(tmp_path, caplog):
         run(b, *TINY["vae"], "trainer.max_epochs=2", f"ckpt={a}/checkpoints/last.ckpt")
     assert "is missing" in caplog.text
     assert list((b / "checkpoints").glob("best-*.ckpt"))
-
-
-def test_one_command_uploads_all_parts_of_an_offline_run(tmp_path, caplog):
-    overrides = [*TINY["vae"], "callbacks=none", "logger=wandb", "test=false"]
-    with caplog.at_level(logging.INFO):
-        run(tmp_path, *overrides, "logger=wandb", "trainer.max_epochs=1")
-        time.sleep(1.1)  # the names of the folders contain the time in seconds
-        run(tmp_path, *overrides, "logger=wandb", "trainer.max_epochs=2", f"ckpt={tmp_path}/checkpoints/last.ckpt")
-    said = re.findall(r"To upload this run: (wandb sync .*)", caplog.text)
-    parts = [shlex.split(command)[2:] for command in said]
-    assert [len(part) for part in parts] == [1, 2]
-    assert parts[1][0] == parts[0][0]  # the second command begins with the folder of the first part
-    assert len({part.rpartition("-")[2] for part in parts[1]}) == 1  # all parts have one id
 
 
 # The end of a run.

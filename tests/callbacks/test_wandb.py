@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import struct
-import time
 from pathlib import Path
 
 import pytest
@@ -13,32 +11,14 @@ import wandb
 import yaml
 from helpers import CONFIGS, TINY, assert_same, checkpoint, config, model_of, run
 from omegaconf import OmegaConf
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb_log import read_log, wait_for_exit
 from wandb_server import serve
 
 import zoo
 from zoo.callbacks import WandbLogger
+from zoo.checks.errors import UserError
 from zoo.hub import CheckpointError
-
-
-def records(path: Path):
-    """Yield the records of a .wandb file, which has a 7-byte header and LevelDB's log format in blocks of 32 KiB."""
-    data, at, parts = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        if at + 7 + length > len(data):  # the last record is incomplete
-            return
-        parts += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a complete record, or its last part
-            record = Record()
-            record.ParseFromString(parts)
-            parts = b""
-            yield record
+from zoo.training.run_names import RunNames
 
 
 @pytest.fixture
@@ -63,13 +43,9 @@ def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, capl
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert f"To upload this run: wandb sync {folder}" in caplog.text
     (log,) = folder.glob("*.wandb")
-    # The service of wandb can write for some time after finish() returns. On a busy machine, this takes longer.
-    for _ in range(600):
-        if any(record.WhichOneof("record_type") == "exit" for record in records(log)):
-            break
-        time.sleep(0.1)
+    wait_for_exit(log)
     config, history, run_id, artifacts = {}, [], None, []
-    for record in records(log):
+    for record in read_log(log):
         for update in [*record.run.config.update, *record.config.update]:
             config[update.key or "/".join(update.nested_key)] = json.loads(update.value_json)
         run_id = record.run.run_id or run_id
@@ -105,6 +81,45 @@ def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, capl
 
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert WandbLogger(tmp_path / "again", resume_from=str(last)).version == run_id  # a resumed run keeps the run ID
+
+
+def passed_on(folder, **arguments):
+    """Return the name, group, tags and type of the run that the logger passes on to wandb.init."""
+    settings = WandbLogger(folder, **arguments)._wandb_init["settings"]
+    return settings.run_name, settings.run_group, settings.run_tags, settings.run_job_type
+
+
+def test_arguments_and_variables_have_precedence_over_names_from_the_command(tmp_path, offline, monkeypatch):
+    command = RunNames("vae lr=1e-3 seed=1", "vae lr=1e-3", ["vae", "mnist"])
+    monkeypatch.setattr("zoo.callbacks.loggers.names_of_run", lambda: command)
+    assert passed_on(tmp_path) == ("vae lr=1e-3 seed=1", "vae lr=1e-3", ("vae", "mnist"), "train")
+    given = {"name": "mine", "tags": ["a", "b"], "group": "ours", "job_type": "try"}
+    assert passed_on(tmp_path, **given) == ("mine", "ours", ("a", "b"), "try")
+    for name in ("WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_TAGS", "WANDB_JOB_TYPE"):
+        monkeypatch.setenv(name, "variable")
+    assert passed_on(tmp_path) == (None, None, None, None)  # wandb.init reads the variables
+    assert passed_on(tmp_path, **given) == ("mine", "ours", ("a", "b"), "try")
+    monkeypatch.delenv("WANDB_RUN_GROUP")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "1a2b3c")
+    assert passed_on(tmp_path)[1] is None  # Weights & Biases groups the runs of its sweeps
+    with pytest.raises(UserError, match=r"does not allow a value in logger\.wandb"):
+        passed_on(tmp_path, name="x" * 129)
+
+
+@pytest.mark.parametrize(("before", "now"), [("offline", "offline"), ("offline", "online"), ("online", "online")])
+def test_a_resumed_run_keeps_its_names(tmp_path, offline, monkeypatch, before, now):
+    """The service keeps the names of an online run, which the user can have changed there."""
+    kept = {"name": "first", "group": "old", "tags": ["a"], "job_type": "train"}
+    torch.save({"wandb_run_id": "1a2b", "wandb_names": {**kept, "mode": before}}, tmp_path / "last.ckpt")
+    monkeypatch.setattr("zoo.callbacks.loggers.names_of_run", lambda: RunNames("other", "other", ["b"]))
+    monkeypatch.setenv("WANDB_MODE", now)
+    resumed = {"resume_from": str(tmp_path / "last.ckpt")}
+    nothing = before == now == "online"
+    assert passed_on(tmp_path, **resumed) == ((None,) * 4 if nothing else ("first", "old", ("a",), "train"))
+    assert passed_on(tmp_path, **resumed, name="new")[0] == "new"
+    assert WandbLogger(tmp_path, **resumed).names == {**kept, "mode": now}
+    torch.save({"wandb_run_id": "1a2b"}, tmp_path / "last.ckpt")  # of an earlier version
+    assert passed_on(tmp_path, **resumed) == (None,) * 4
 
 
 def test_the_newest_best_checkpoint_is_logged(tmp_path, offline, monkeypatch):

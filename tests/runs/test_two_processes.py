@@ -11,6 +11,7 @@ from processes import command, done, finish, free_port, program, rows, together
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.testing import assert_close
+from wandb_log import read_log
 
 from zoo.commands.training import build
 from zoo.ddpm import DDPM
@@ -64,7 +65,9 @@ def test_more_devices_are_enough(tmp_path):
     overrides = [*without_callbacks("wgan"), "trainer=cpu", "trainer.devices=2", "trainer.max_epochs=1", "logger=wandb"]
     (run,) = finish(command(tmp_path, *overrides, "callbacks.sample_distance.n=20"), timeout=240)
     assert run.returncode == 0, run.stderr
-    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
+    (log,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    (begun, *_) = (record.run for record in read_log(log) if record.run.run_id)
+    assert begun.run_group == begun.display_name and "devices" not in begun.run_group  # as with one process
     assert len(checkpoint(tmp_path)["random_state"]) == 2
 
 

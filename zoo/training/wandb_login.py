@@ -49,7 +49,7 @@ def wandb_settings(**values: Any) -> "wandb.Settings":
     try:
         settings.update_from_env_vars(os.environ)  # wandb.init would check these only later, during the set-up
         for key in ("entity", "run_group", "run_name"):
-            name = settings.model_dump().get(key)
+            name = {**settings.model_dump(), **values}.get(key)
             if isinstance(name, str) and (not name.strip() or len(name) > 128 or (key == "entity" and "/" in name)):
                 raise UsageError(f"{key} {name!r} must have 1 to 128 characters, and an entity must not contain /")
         return wandb.Settings(**values)
