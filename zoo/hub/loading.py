@@ -14,9 +14,6 @@ import inspect
 import json
 import re
 import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +25,10 @@ from safetensors.torch import load as load_tensors
 import zoo
 from zoo.checks.errors import CheckpointError, UserError
 from zoo.checks.sources import ADDRESS, check_source
+from zoo.hub.addresses import read_address
 from zoo.training.wandb_login import wandb_credentials
 
-SECONDS_TO_DOWNLOAD = 60
-LARGEST_DOWNLOAD = 2**30  # bytes
+SECONDS_WITHOUT_AN_ANSWER = 60
 
 
 def load(source: str | Path, model_class: type[LightningModule] | None = None) -> LightningModule:
@@ -178,14 +175,7 @@ def from_training(
 def _from_address(address: str) -> LightningModule:
     url, _, fragment = address.partition("#")
     digest = fragment.removeprefix("sha256=")
-    try:
-        with urllib.request.urlopen(url, timeout=SECONDS_TO_DOWNLOAD) as response:
-            data = response.read(LARGEST_DOWNLOAD + 1)
-    except (urllib.error.URLError, OSError) as error:
-        raise CheckpointError(f"{url} cannot be read: {error}") from error
-    if len(data) > LARGEST_DOWNLOAD:
-        raise CheckpointError(f"{url} is larger than {LARGEST_DOWNLOAD:,} bytes, the limit for a download")
-    return from_weights(data, digest, url)
+    return from_weights(read_address(url, digest), digest, url)
 
 
 def _from_wandb(name: str, model_class: type[LightningModule] | None = None) -> LightningModule:
@@ -196,7 +186,7 @@ def _from_wandb(name: str, model_class: type[LightningModule] | None = None) -> 
         raise CheckpointError(f"wandb:{name} needs a login; run wandb login, or set WANDB_API_KEY")
     with tempfile.TemporaryDirectory() as folder:
         try:
-            artifact = wandb.Api(timeout=SECONDS_TO_DOWNLOAD).artifact(name, type="model")
+            artifact = wandb.Api(timeout=SECONDS_WITHOUT_AN_ANSWER).artifact(name, type="model")
             artifact.download(folder)
             artifact.verify(folder)
         except wandb.errors.Error as error:
