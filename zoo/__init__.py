@@ -94,8 +94,10 @@ def load(source: str | Path, model_class: type[LightningModule] | None = None) -
             - The address of a safetensors file with the SHA-256 digest of the file,
               "https://.../vae.safetensors#sha256=<64 hexadecimal digits>". "http:" and "file:" work too.
             - A model that a run logged to Weights & Biases, "wandb:entity/project/vae-1a2b3c4d:best".
+            - A repository of the Hugging Face Hub, "hf:user/repo", "hf:user/repo@revision" or "hf:user/repo/name".
 
-        model_class: class of a model that is not part of the zoo, for its run folders and checkpoint files.
+        model_class: class of a model that is not part of the zoo, for its run folders, checkpoint files and
+            repositories.
 
     Returns:
         The LightningModule, such as a zoo.vae.VAE, with the hyperparameters and the weights of the checkpoint.

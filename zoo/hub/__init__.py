@@ -3,6 +3,7 @@
 from zoo.checks.moved import names_in
 from zoo.hub.loading import (
     CheckpointError,
+    card_of,
     check_resumable,
     load,
     name_of_class,
@@ -13,6 +14,7 @@ from zoo.hub.recorded_data import check_unchanged, data_of, record_of
 
 __all__ = [
     "CheckpointError",
+    "card_of",
     "check_resumable",
     "check_unchanged",
     "data_of",
