@@ -184,7 +184,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--license", metavar="NAME", help="license for the repository's README, such as mit (default: none)"
     )
-    sub.add_argument("--dry-run", type=_path, metavar="FOLDER", help="write the files to FOLDER and upload nothing")
+    text = "write the files to this folder and upload nothing (default: upload them)"
+    sub.add_argument("--dry-run", type=_path, metavar="FOLDER", help=text)
     _add_data(sub, "the place that the run records", "present path of the data of the run, if they have moved")
     _add_protocol(sub)
     return parser

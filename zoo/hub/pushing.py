@@ -93,7 +93,7 @@ def push(
             api.create_repo(repo, private=private or None, exist_ok=True)
             try:
                 commit = api.upload_folder(repo_id=repo, folder_path=place, commit_message="Upload a model of the zoo")
-            except ValueError as error:  # the Hub refuses the README, for example its license
+            except (ValueError, RuntimeError) as error:  # for example, the Hub refuses the license, or a file broke off
                 raise CheckpointError(f"the Hugging Face Hub refuses {repo}: {' '.join(str(error).split())}") from error
     return commit.commit_url
 

@@ -76,6 +76,8 @@ def download(source: str) -> Downloaded:
         card = Path(hub.hf_hub_download(place.repo, f"{place.name}.json", **options))
         options["revision"] = card.parent.name  # the commit, so that the weights belong to the card
         weights = Path(hub.hf_hub_download(place.repo, f"{place.name}.safetensors", **options))
+    if offline:
+        log.warning("the Hugging Face Hub does not answer, so the files of %s in the cache are used", source)
     return Downloaded(weights.read_bytes(), _card(card, source))
 
 
@@ -105,7 +107,7 @@ def _card(path: Path, source: str) -> dict[str, Any]:
 
 
 def _answers(hub: Any, place: Place, source: str) -> bool:
-    """Return whether the Hub answers. If it does not, log a line.
+    """Return whether the Hub answers.
 
     Raises:
         CheckpointError: if the Hub says that the repository has no such model.
@@ -120,7 +122,6 @@ def _answers(hub: Any, place: Place, source: str) -> bool:
     else:
         _check_files({file.rfilename for file in info.siblings or []}, place, source)
         return True
-    log.warning("the Hugging Face Hub does not answer, so the files of %s in the cache are used", source)
     return False
 
 
