@@ -41,12 +41,13 @@ class Repository:
 class Hub:
     """The server. ``repositories`` are those on it, and ``asked`` lists the requests. Only TOKEN may push.
 
-    If ``status`` is set, the server answers every request with this status.
+    If ``status`` is set, it is the status of every answer. If ``full`` is true, no large file is accepted.
     """
 
     def __init__(self):
         hub = self
         self.repositories, self.large, self.asked, self.status = {}, {}, [], None
+        self.full = False
 
         class Handler(BaseHTTPRequestHandler):
             def answer(self):
@@ -101,6 +102,8 @@ class Hub:
         if path == "/api/repos/create":
             return self.create(json.loads(body), logged_in)
         if found := re.fullmatch(r"/large/(\w+)", path):
+            if self.full:
+                return error(403, None, "no storage is left")
             self.large[found[1]] = body
             return 200, {}, b""
         patterns = {

@@ -234,6 +234,8 @@ def test_a_push_that_cannot_work_is_refused_before_the_work(hub, trained, pushed
     refused("a b/c cannot be used: Repo id must", trained, "a b/c")
     refused("refuses nobody/vae: You don't have the rights", "score-mixture", "nobody/vae")
     refused('refuses someone/vae: .*"license" must be one of', "score-mixture", REPO, license="none")
+    hub.full = True
+    refused("refuses someone/vae: no storage is left", "score-mixture", REPO)
     hub.repositories[REPO] = hub_server.Repository(private=False)
     refused("someone/vae exists and is public, so --private has no effect", trained, REPO, private=True)
     monkeypatch.delenv("HF_TOKEN")

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import socket
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
@@ -36,7 +37,7 @@ def home(tmp_path, monkeypatch):
 
 
 def found(capfd) -> bool:
-    """Return whether a new process would find credentials. It prints nothing and asks no server."""
+    """Return whether a new process would find credentials. It prints nothing."""
     wandb.teardown()
     answer = wandb_credentials()
     assert capfd.readouterr() == ("", "")
@@ -49,10 +50,14 @@ def test_credentials_are_found_where_wandb_keeps_them(home, monkeypatch, capfd):
     for host in ("api.wandb.ai", urlsplit(wandb.Settings().base_url).netloc):
         (home / ".netrc").write_text(f"machine {host}\n  login user\n  password {KEY}\n", encoding="utf-8")
         assert found(capfd)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # no server listens at this port
-    assert not found(capfd)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert found(capfd)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert not found(capfd)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        assert found(capfd)
+        with pytest.raises(BlockingIOError):  # nobody asked the server
+            server.accept()
     monkeypatch.delenv("WANDB_API_KEY")
     (home / ".config" / "wandb").mkdir(parents=True)
     settings = f"[default]\napi_key = {KEY}\n"

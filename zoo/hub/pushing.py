@@ -93,8 +93,10 @@ def push(
             api.create_repo(repo, private=private or None, exist_ok=True)
             try:
                 commit = api.upload_folder(repo_id=repo, folder_path=place, commit_message="Upload a model of the zoo")
-            except (ValueError, RuntimeError) as error:  # for example, the Hub refuses the license, or a file broke off
+            except ValueError as error:  # for example, the Hub refuses the license
                 raise CheckpointError(f"the Hugging Face Hub refuses {repo}: {' '.join(str(error).split())}") from error
+            except RuntimeError as error:  # the upload of one file failed
+                raise error.__cause__ or error from None
     return commit.commit_url
 
 
