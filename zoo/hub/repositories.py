@@ -50,7 +50,7 @@ def library() -> Any:
         return import_module("huggingface_hub")
     except ImportError as error:
         raise CheckpointError(
-            "the Hugging Face Hub needs the package huggingface_hub: install it, or install the zoo with its extra hf"
+            "the Hugging Face Hub needs the package huggingface_hub: pip install 'generative-zoo[hf]'"
         ) from error
 
 
