@@ -326,5 +326,5 @@ def test_push_and_load_as_two_users_do_who_set_variables_only(hub, trained, tmp_
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
-    with pytest.raises(CheckpointError, match="needs the package huggingface_hub: pip install 'generative-zoo\[hf\]'"):
+    with pytest.raises(CheckpointError, match=r"needs the package huggingface_hub: pip install 'generative-zoo\[hf\]'"):
         zoo.load(f"hf:{REPO}")
