@@ -56,7 +56,7 @@ def test_credentials_are_found_where_wandb_keeps_them(home, monkeypatch, capfd):
         assert not found(capfd)
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         assert found(capfd)
-        with pytest.raises(BlockingIOError):  # nobody asked the server
+        with pytest.raises(BlockingIOError):  # no one asked the server
             server.accept()
     monkeypatch.delenv("WANDB_API_KEY")
     (home / ".config" / "wandb").mkdir(parents=True)
