@@ -274,6 +274,8 @@ def download(file: Missing) -> None:
 
 
 def _download_from(address: str, file: Missing) -> None:
+    # torch.hub.download_url_to_file has no time limit, and it ignores the length that the server announces. It also
+    # gives the file its name before ``intact`` can read it.
     request = urllib.request.Request(address, headers={"User-Agent": "zoo"})  # some servers refuse urllib's own name
     try:
         with (

@@ -159,9 +159,10 @@ def load(
             - The address of a safetensors file with the SHA-256 digest of the file,
               "https://.../vae.safetensors#sha256=<64 hexadecimal digits>". "http:" and "file:" work too.
             - A model that a run logged to Weights & Biases, "wandb:entity/project/vae-1a2b3c4d:best".
+            - A repository of the Hugging Face Hub, "hf:user/repo", "hf:user/repo@revision" or "hf:user/repo/name".
 
-        model_class: class of the model in a run folder or a checkpoint file. It is needed for a model that is not part
-            of the zoo. Type checkers also take the class of the result from it.
+        model_class: class of the model in a run folder, a checkpoint file or a repository. It is needed for a model
+            that is not part of the zoo. Type checkers also take the class of the result from it.
         device: device of the model, such as "cpu", "cuda", "cuda:1" or "mps".
         dtype: type of the weights: float64, float32, bfloat16 or float16, as a string or as a torch.dtype. None keeps
             float32. Noise schedules and other exact buffers stay in float32 or float64.

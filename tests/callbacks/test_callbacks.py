@@ -6,12 +6,10 @@ import re
 import signal
 import time
 from types import SimpleNamespace
-from urllib.parse import urlsplit
 
 import lightning as L
 import pytest
 import torch
-import wandb
 from helpers import TINY, Pixel, SendSignal, assert_same, checkpoint, config, run
 from processes import together
 from torch import nn
@@ -39,7 +37,6 @@ from zoo.evaluation.distances import energy_distance
 from zoo.functional.noise import chunk_generator
 from zoo.sampling.chunks import sample_chunks
 from zoo.sampling.pictures import picture, save_grid
-from zoo.training.wandb_login import wandb_credentials
 from zoo.vae import VAE
 from zoo.wgan import WGAN
 
@@ -325,23 +322,6 @@ def test_tensorboard_gets_metrics_and_samples(tmp_path):
     events.Reload()
     assert {"train/loss", "val/loss", "variance/pathwise/all"} <= set(events.Tags()["scalars"])
     assert events.Images("samples")[0].encoded_image_string.startswith(b"\x89PNG")
-
-
-def test_wandb_credentials_are_found_where_wandb_keeps_them(tmp_path, monkeypatch):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("NETRC", raising=False)
-    assert not wandb_credentials()
-    for host in ("api.wandb.ai", urlsplit(wandb.Settings().base_url).netloc):
-        (tmp_path / ".netrc").write_text(
-            f"machine {host}\n  login user\n  password " + "0" * 40 + "\n", encoding="utf-8"
-        )
-        (tmp_path / ".netrc").chmod(0o600)
-        assert wandb_credentials()
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org/")
-    assert not wandb_credentials()
-    monkeypatch.setenv("WANDB_API_KEY", "x")
-    assert wandb_credentials()
 
 
 def test_the_run_says_where_it_ran():

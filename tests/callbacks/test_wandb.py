@@ -26,8 +26,9 @@ def offline(monkeypatch, tmp_path):
     for name in [n for n in os.environ if n.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # no login
+    wandb.teardown()  # forgets the credentials and the address of earlier tests
     yield
-    wandb.finish()
+    wandb.teardown()
 
 
 def test_an_offline_run_holds_config_metrics_and_samples(tmp_path, offline, caplog):
@@ -177,6 +178,7 @@ def test_an_artifact_of_a_run_is_loaded(tmp_path, offline, monkeypatch):
     with pytest.raises(CheckpointError, match="an artifact must be wandb:entity/project/name:alias"):
         zoo.load("wandb:vae")
     monkeypatch.delenv("WANDB_API_KEY")
+    wandb.teardown()  # forgets the key
     with pytest.raises(CheckpointError, match="needs a login; run wandb login"):
         zoo.load("wandb:someone/zoo/vae-1a2b3c4d:best")
 

@@ -86,10 +86,10 @@ def test_a_download_has_an_end(tmp_path, monkeypatch):
     """A file larger than the limit is rejected. A file of exactly the limit is read. It is not a safetensors file."""
     (tmp_path / "x.safetensors").write_bytes(bytes(11))
     source = f"file://{tmp_path}/x.safetensors#sha256={hashlib.sha256(bytes(11)).hexdigest()}"
-    monkeypatch.setattr("zoo.hub.loading.LARGEST_DOWNLOAD", 10)
+    monkeypatch.setattr("zoo.hub.addresses.LARGEST_FILE", 10)
     with pytest.raises(CheckpointError, match="x.safetensors is larger than 10 bytes, the limit"):
         zoo.load(source)
-    monkeypatch.setattr("zoo.hub.loading.LARGEST_DOWNLOAD", 11)
+    monkeypatch.setattr("zoo.hub.addresses.LARGEST_FILE", 11)
     with pytest.raises(CheckpointError, match="is not a safetensors file"):
         zoo.load(source)
 

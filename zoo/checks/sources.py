@@ -11,13 +11,16 @@ ADDRESS = r"(file|https?):"
 DIGEST = r"[0-9a-f]{64}"
 MOST_NAMES = 5  # of a folder in a message
 ARTIFACT = r"[\w.-]+/[\w.-]+/[\w.-]+:[\w.-]+"
+# A repository of the Hugging Face Hub, the name of one of its models, and a branch, tag or commit.
+HUB = r"hf:(?P<repo>[\w.-]+/[\w.-]+)(/(?P<name>[\w.-]+))?(@(?P<revision>[\w./-]+))?"
 
 
 def check_source(source: object) -> str:
     """Return ``source`` as text, with ``~`` replaced by the home folder.
 
     Args:
-        source: name of a published checkpoint, path, address with a digest, or artifact of Weights & Biases.
+        source: name of a published checkpoint, path, address with a digest, artifact of Weights & Biases, or repository
+            of the Hugging Face Hub.
 
     Raises:
         CheckpointError: if ``source`` has none of these forms, or if the file does not exist.
@@ -35,6 +38,12 @@ def check_source(source: object) -> str:
         if not re.fullmatch(ARTIFACT, text.removeprefix("wandb:")):
             raise CheckpointError(
                 f"an artifact must be wandb:entity/project/name:alias, with an alias such as best; got {text}"
+            )
+    elif text.startswith("hf:"):
+        if not re.fullmatch(HUB, text):
+            raise CheckpointError(
+                "a repository of the Hugging Face Hub must be hf:user/repo, hf:user/repo@revision or "
+                f"hf:user/repo/name@revision; got {text}"
             )
     elif text not in zoo.list_checkpoints():
         text = os.path.expanduser(text)

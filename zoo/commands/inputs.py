@@ -84,11 +84,12 @@ def data_for(args: argparse.Namespace, model):
 
 
 def of_published_data(source: str) -> bool:
-    """Return whether the card of a pretrained checkpoint names data that everybody can use. Others have no card."""
+    """Return whether the card of a model names data that everybody can use, or whether the model has no card."""
     from zoo import hub
     from zoo.datamodules import published
 
-    return source not in zoo.list_checkpoints() or published(hub.read_card(source)["data"])
+    card = hub.card_of(source)
+    return card is None or published(card["data"])
 
 
 def check_examples(model, data) -> None:

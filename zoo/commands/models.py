@@ -1,4 +1,4 @@
-"""Commands for models of images and points: list, sample, evaluate, compare, curves and export."""
+"""Commands for models of images and points: list, sample, evaluate, compare, curves, export and push."""
 
 import argparse
 from pathlib import Path
@@ -180,6 +180,27 @@ def export(args: argparse.Namespace) -> None:
     weights = exporting.export(args.source, args.name, args.force, protocol, True, args.data, args.trust_data)
     print(f"Wrote {weights} ({weights.stat().st_size / 1e6:.1f} MB) and its card")
     _print_metrics(hub.read_card(args.name)["metrics"])
+
+
+def push(args: argparse.Namespace) -> None:
+    """Publish a trained model in a repository of the Hugging Face Hub, with its metrics."""
+    from zoo.hub import pushing
+
+    place = pushing.push(
+        args.source,
+        args.repo,
+        private=args.private,
+        license=args.license,
+        folder=args.dry_run,
+        protocol=_protocol(args),
+        progress=True,
+        data=args.data,
+        trust=args.trust_data,
+    )
+    if args.dry_run is None:
+        print(f'Pushed to {place}. Load it in Python with: zoo.load("hf:{args.repo}")')
+    else:
+        print(f"Wrote the files of {args.repo} to {pasted(args.dry_run)}. Nothing was uploaded")
 
 
 def _protocol(args: argparse.Namespace):

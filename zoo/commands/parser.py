@@ -91,6 +91,7 @@ GROUPS = {
         "compare": models.compare,
         "curves": models.curves,
         "export": models.export,
+        "push": models.push,
     },
     "Words": {"nearest": words.nearest, "analogy": words.analogy, "vectors": words.vectors},
     "Shell": {"completion": completion.print_script},
@@ -106,6 +107,7 @@ EXAMPLES = {
     "compare": ["vae --estimators pathwise,score_function --draws 64", "toy"],
     "curves": ["runs/vae/* --metric val/loss -o curves.png"],
     "export": ["runs/vae/2026-11-29_10-00-00-000000 my-vae"],
+    "push": ["runs/vae/2026-11-29_10-00-00-000000 user/my-vae --license mit", "vae user/vae --dry-run vae"],
     "nearest": ["skipgram music -n 5"],
     "analogy": ["skipgram man king woman"],
     "vectors": ["skipgram -o vectors.txt"],
@@ -261,6 +263,18 @@ def parser(train: bool = False) -> CommandParser:
     _add_data(sub, "the place that the run records", "present path of the data of the run, if they have moved")
     _add_protocol(sub)
     sub.add_argument("--force", action="store_true", help="replace an existing checkpoint with this name")
+    sub = found["push"]
+    sub.add_argument(
+        "repo", metavar="REPO", help="repository of the Hugging Face Hub, user/repo; it is made if missing"
+    )
+    sub.add_argument("--private", action="store_true", help="make a private repository")
+    sub.add_argument(
+        "--license", metavar="NAME", help="license for the repository's README, such as mit (default: none)"
+    )
+    text = "write the files to this folder and upload nothing (default: upload them)"
+    sub.add_argument("--dry-run", type=_path, metavar="FOLDER", help=text)
+    _add_data(sub, "the place that the run records", "present path of the data of the run, if they have moved")
+    _add_protocol(sub)
     return arguments
 
 

@@ -4,6 +4,7 @@ from zoo.checks.moved import names_in
 from zoo.hub.creating import create
 from zoo.hub.loading import (
     CheckpointError,
+    card_of,
     check_resumable,
     load,
     name_of_class,
@@ -15,6 +16,7 @@ from zoo.hub.recorded_data import check_unchanged, data_of, record_of
 
 __all__ = [
     "CheckpointError",
+    "card_of",
     "check_resumable",
     "check_unchanged",
     "create",

@@ -91,6 +91,33 @@ def export(
         UserError: if the protocol does not suit the model, or the data are gone, have changed or are other data.
     """
     check_name(name, force)
+    return publish(source, zoo.WEIGHTS / f"{name}.safetensors", name, protocol, progress, data, trust)
+
+
+def publish(
+    source: str | Path,
+    weights: Path,
+    name: str,
+    protocol: Protocol | None = None,
+    progress: bool = False,
+    data: LightningDataModule | str | None = None,
+    trust: bool = False,
+) -> Path:
+    """Write the weights of a training checkpoint to ``weights``, and its card and picture to the same folder.
+
+    Args:
+        source: path of a checkpoint or of a run folder. From a run folder, the best checkpoint is published.
+        weights: path of the safetensors file to write.
+        name: name in the card.
+        protocol: see :func:`export`, also for the other arguments.
+
+    Returns:
+        ``weights``.
+
+    Raises:
+        CheckpointError: for a checkpoint that does not record its run.
+        UserError: if the protocol does not suit the model, or the data are gone, have changed or are other data.
+    """
     path = Path(check_source(source))
     path = best_of(path) if path.is_dir() else path
     if not path.is_file():
@@ -148,18 +175,22 @@ def export(
         "golden": golden_terms(published),
         "sha256": hashlib.sha256(packed).hexdigest(),
     }
-    zoo.WEIGHTS.mkdir(exist_ok=True)
-    weights = zoo.WEIGHTS / f"{name}.safetensors"
-    if words:
-        save_figure(word_map(published), weights.with_suffix(".png"), dpi=80)
-    elif isinstance(model, capabilities.Samples):
-        n, conditions, columns = picture(model, 2000 if checkpoint["hyper_parameters"].get("shape") == [2] else 64, {})
-        save_grid(sample_chunks(model, n, seed=0, **conditions), weights.with_suffix(".png"), columns)
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    draw(published if words else model, weights.with_suffix(".png"))
     # The card is written last, because a checkpoint counts as published if its card exists.
     for target, content in [(weights, packed), (weights.with_suffix(".json"), _json(card))]:
         with atomic_write(target) as file:
             file.write(content)
     return weights
+
+
+def draw(model: Any, path: Path) -> None:
+    """Write a picture of a model: its samples, or a map of its words. Models without both have no picture."""
+    if isinstance(model, capabilities.Words):
+        save_figure(word_map(model), path, dpi=80)
+    elif isinstance(model, capabilities.Samples):
+        n, conditions, columns = picture(model, 2000 if list(shape_of(model)) == [2] else 64, {})
+        save_grid(sample_chunks(model, n, seed=0, **conditions), path, columns)
 
 
 def _shape_and_classes(model, data) -> dict[str, Any]:

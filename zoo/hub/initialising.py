@@ -20,7 +20,7 @@ import zoo
 from zoo.checks import capabilities
 from zoo.checks.errors import CheckpointError, UserError
 from zoo.checks.sources import check_source
-from zoo.hub.loading import best_of, from_training, load, name_of_class, read_card, read_training_checkpoint
+from zoo.hub.loading import best_of, card_of, from_training, load, name_of_class, read_training_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def begin_from(model: LightningModule, source: str | Path) -> dict[str, Any]:
 
     Args:
         model: the model of the new run.
-        source: name of a pretrained checkpoint, run folder, checkpoint file, address or artifact, as for ``zoo.load``.
+        source: any source of ``zoo.load``.
 
     Returns:
         the record of the run's beginning, plain values: the ``source``, the name of the ``file``, its ``sha256`` or
@@ -66,9 +66,11 @@ def _read(model: LightningModule, source: str | Path) -> tuple[LightningModule, 
     text = check_source(source)
     path = Path(text)
     if text in zoo.list_checkpoints() or not path.exists():
-        digest = read_card(text)["sha256"] if text in zoo.list_checkpoints() else None
+        found = load(source)
+        card = card_of(text)
+        digest = card["sha256"] if card else None
         digest = text.rpartition("#")[2].removeprefix("sha256=") if "#" in text else digest
-        return load(source), {"file": None, "sha256": digest, "averaged": False}
+        return found, {"file": None, "sha256": digest, "averaged": False}
     path = best_of(path) if path.is_dir() else path
     checkpoint = read_training_checkpoint(path)
     outside = not name_of_class(type(model)).startswith("zoo.")

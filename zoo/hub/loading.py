@@ -14,9 +14,6 @@ import inspect
 import json
 import re
 import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +25,20 @@ from safetensors.torch import load as load_tensors
 import zoo
 from zoo.checks.errors import CheckpointError, UserError
 from zoo.checks.sources import ADDRESS, check_source
+from zoo.hub.addresses import read_address
+from zoo.hub.repositories import download, read_downloaded_card
 from zoo.training.wandb_login import wandb_credentials
 
-SECONDS_TO_DOWNLOAD = 60
-LARGEST_DOWNLOAD = 2**30  # bytes
+SECONDS_WITHOUT_AN_ANSWER = 60
 
 
 def load(source: str | Path, model_class: type[LightningModule] | None = None) -> LightningModule:
     """Load a trained model, in eval mode and on the CPU. :func:`zoo.load` calls this function and lists all sources.
 
     Args:
-        source: name of a pretrained checkpoint, run folder, checkpoint file, web address with a digest of
-            the file, or artifact of Weights & Biases.
-        model_class: class of the model in a training checkpoint, if this class is not part of the zoo.
+        source: name of a pretrained checkpoint, run folder, checkpoint file, web address with a digest, artifact of
+            Weights & Biases, or repository of the Hugging Face Hub.
+        model_class: class of the model in a training checkpoint or a repository, if this class is not part of the zoo.
 
     Raises:
         CheckpointError: if there is no such checkpoint, its digest differs, or it holds no known model.
@@ -55,6 +53,9 @@ def load(source: str | Path, model_class: type[LightningModule] | None = None) -
         return from_weights(weights.read_bytes(), read_card(text)["sha256"], text)
     if re.match(ADDRESS, text):
         return _from_address(text)
+    if text.startswith("hf:"):
+        found = download(text)
+        return from_weights(found.weights, found.card["sha256"], text, model_class)
     if text.startswith("wandb:"):
         return _from_wandb(text.removeprefix("wandb:"), model_class)
     path = best_of(Path(text)) if Path(text).is_dir() else Path(text)
@@ -64,6 +65,14 @@ def load(source: str | Path, model_class: type[LightningModule] | None = None) -
 def read_card(name: str) -> dict[str, Any]:
     """Return the card of a pretrained checkpoint."""
     return json.loads((zoo.WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def card_of(source: str | Path) -> dict[str, Any] | None:
+    """Return the card of a pretrained checkpoint, or of a repository that was loaded. Other sources have no card."""
+    text = str(source)
+    if text in zoo.list_checkpoints():
+        return read_card(text)
+    return read_downloaded_card(text) if text.startswith("hf:") else None
 
 
 def best_of(run: Path) -> Path:
@@ -178,14 +187,7 @@ def from_training(
 def _from_address(address: str) -> LightningModule:
     url, _, fragment = address.partition("#")
     digest = fragment.removeprefix("sha256=")
-    try:
-        with urllib.request.urlopen(url, timeout=SECONDS_TO_DOWNLOAD) as response:
-            data = response.read(LARGEST_DOWNLOAD + 1)
-    except (urllib.error.URLError, OSError) as error:
-        raise CheckpointError(f"{url} cannot be read: {error}") from error
-    if len(data) > LARGEST_DOWNLOAD:
-        raise CheckpointError(f"{url} is larger than {LARGEST_DOWNLOAD:,} bytes, the limit for a download")
-    return from_weights(data, digest, url)
+    return from_weights(read_address(url, digest), digest, url)
 
 
 def _from_wandb(name: str, model_class: type[LightningModule] | None = None) -> LightningModule:
@@ -196,7 +198,7 @@ def _from_wandb(name: str, model_class: type[LightningModule] | None = None) -> 
         raise CheckpointError(f"wandb:{name} needs a login; run wandb login, or set WANDB_API_KEY")
     with tempfile.TemporaryDirectory() as folder:
         try:
-            artifact = wandb.Api(timeout=SECONDS_TO_DOWNLOAD).artifact(name, type="model")
+            artifact = wandb.Api(timeout=SECONDS_WITHOUT_AN_ANSWER).artifact(name, type="model")
             artifact.download(folder)
             artifact.verify(folder)
         except wandb.errors.Error as error:
@@ -211,8 +213,13 @@ def _from_wandb(name: str, model_class: type[LightningModule] | None = None) -> 
         return from_training(read_training_checkpoint(found[0]), found[0], model_class)
 
 
-def from_weights(data: bytes, digest: str, source: str) -> LightningModule:
-    """Return the model in the bytes of a safetensors file, after a check of the digest."""
+def from_weights(
+    data: bytes, digest: str, source: str, model_class: type[LightningModule] | None = None
+) -> LightningModule:
+    """Return the model in the bytes of a safetensors file, after a check of the digest.
+
+    The class is ``model_class`` or a class of the zoo. The file cannot cause the import of any other class.
+    """
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
         raise CheckpointError(f"the weights of {source} are not the published ones: SHA-256 {found}, expected {digest}")
@@ -223,7 +230,7 @@ def from_weights(data: bytes, digest: str, source: str) -> LightningModule:
         hyper_parameters = json.loads(metadata.get("hyper_parameters", "{}"))
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(f"{source} is not a safetensors file: {error}") from error
-    return _build(_known_class(metadata.get("model"), source), hyper_parameters, tensors, source)
+    return _build(model_class or _known_class(metadata.get("model"), source), hyper_parameters, tensors, source)
 
 
 def _known_class(model: Any, source: str | Path) -> type[LightningModule]:

@@ -1,8 +1,9 @@
 """Find the credentials, settings and folders of Weights & Biases without a question to the user."""
 
-import netrc
+import io
+import logging
 import os
-import urllib.parse
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,24 +13,32 @@ from zoo.training.outputs import check_writable
 if TYPE_CHECKING:
     import wandb
 
+log = logging.getLogger(__name__)
+
 
 def wandb_credentials() -> bool:
-    """Return whether the environment or the netrc file of ``wandb login`` has a key for Weights & Biases."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    import wandb
+    """Return whether Weights & Biases has credentials, as ``wandb.login(prompt=False)`` finds them.
 
-    base = os.environ.get("WANDB_BASE_URL")
-    # Some versions of wandb have another default address.
-    urls = [base] if base else [wandb.Settings().base_url, "https://api.wandb.ai"]
-    for path in [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]:
+    The places are the environment, the netrc file of ``wandb login``, and the settings of Weights & Biases. No question
+    is asked, and no server is contacted. Credentials in a wrong form cause a warning and do not count.
+    """
+    import wandb
+    from wandb.sdk import wandb_setup
+
+    if wandb.run is not None:  # login() always returns False during a run
+        return not wandb.run.offline
+    with redirect_stderr(io.StringIO()):
+        settings = wandb_setup.singleton().settings
+        before = settings.silent, settings.mode
+        # If it is not silent, login() asks the server for the name of the user. In mode "offline", it finds nothing.
+        settings.silent, settings.mode = True, "online"
         try:
-            # Without a home folder, expanduser returns the path unchanged. Path.home would raise.
-            path = path and os.path.expanduser(path)
-            if path and any(netrc.netrc(path).authenticators(urllib.parse.urlsplit(url).netloc) for url in urls):
-                return True
-        except (OSError, netrc.NetrcParseError):
-            continue
+            return wandb.login(prompt=False, verify=False)
+        except (wandb.errors.AuthenticationError, RuntimeError) as error:  # RuntimeError without a home folder
+            problem = error
+        finally:
+            settings.silent, settings.mode = before
+    log.warning("Weights & Biases cannot use the credentials: %s", problem)
     return False
 
 
