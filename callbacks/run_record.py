@@ -10,14 +10,16 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
 from zoo.callbacks import loggers
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.hub.loading import name_of_class
+from zoo.training.added_callbacks import as_typed
 from zoo.training.files import atomic_write
 from zoo.training.shell import override, pasted, short
+from zoo.training.sweeps import without_search
 
 FOLDER = Path(__file__).resolve().parent  # resolve() follows the link zoo/callbacks to callbacks/ of the checkout
 
@@ -66,7 +68,7 @@ def run_command(folder: Path | None = None, ckpt: Path | None = None) -> str:
     program: str | Path = "train.py"
     overrides, folders = [], []
     if HydraConfig.initialized():
-        overrides = list(HydraConfig.get().overrides.task)
+        overrides = [as_typed(given) for given in without_search(HydraConfig.get().overrides.task)]
         folders = [Path(s.path) for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line"]
     if ckpt is not None and folder is not None:
         overrides = [o for o in overrides if not o.lstrip("+").startswith("ckpt=")]
@@ -162,3 +164,5 @@ class RunRecord(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 checkpoint["wandb_run_id"] = logger.version  # a resumed run continues this Weights & Biases run
+            elif isinstance(logger, MLFlowLogger):
+                checkpoint["mlflow_run_id"] = logger.version

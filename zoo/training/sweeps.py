@@ -2,7 +2,7 @@
 
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from zoo.training.interruption import interrupted
@@ -10,6 +10,7 @@ from zoo.training.shell import pasted
 
 JOBS: list[list[str]] = []  # the overrides of each job of the sweep so far
 FAILED: list[int] = []  # the numbers of the jobs that failed
+OF_SEARCH = ("hparams_search=", "callbacks.pruning.")  # overrides that make a run a trial of a search
 
 
 def in_sweep() -> bool:
@@ -18,6 +19,11 @@ def in_sweep() -> bool:
     from hydra.types import RunMode
 
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def without_search(overrides: Iterable[str]) -> list[str]:
+    """Return the overrides of a run by itself, without those that make it a trial of a search."""
+    return [given for given in overrides if not given.startswith(OF_SEARCH)]
 
 
 @contextmanager
