@@ -33,7 +33,8 @@ ROOT = Path(__file__).parents[2]
 # Each run is a forked process, so that it does not import the modules again.
 
 
-def _child(write, folder, overrides):
+def _child(write, folder, overrides, term):
+    os.environ["TERM"] = term  # a terminal that cannot move the cursor has no bars of rich
     for fd in (1, 2):
         os.dup2(write, fd)
     sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: SIM115
@@ -53,12 +54,12 @@ def _child(write, folder, overrides):
     os._exit(code)
 
 
-def printed(terminal, folder, *overrides):
+def printed(terminal, folder, *overrides, term="dumb"):
     """Return the output of a run on a terminal of 100 columns, or into a pipe."""
     read, write = pty.openpty() if terminal else os.pipe()
     if terminal:
         fcntl.ioctl(write, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    child = multiprocessing.get_context("fork").Process(target=_child, args=(write, folder, overrides))
+    child = multiprocessing.get_context("fork").Process(target=_child, args=(write, folder, overrides, term))
     child.start()
     os.close(write)
     out = b""

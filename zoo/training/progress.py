@@ -22,8 +22,8 @@ BETWEEN = 0.1  # seconds between updates of a bar; each update reads values from
 def progress_bar() -> ProgressBar:
     """Return the callback that shows progress. It shows bars if standard output is a terminal, and log lines if not.
 
-    The bars are those of rich if rich is installed. Notebooks and terminals that cannot move the cursor have the bars of
-    tqdm.
+    The bars are those of rich if rich is installed. Notebooks, and terminals that cannot move the cursor, have the bars
+    of tqdm.
     """
     if not has_bars(sys.stdout):
         return ProgressLines()
