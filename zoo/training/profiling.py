@@ -1,10 +1,12 @@
 """Profilers of a run. Their tables are files in the run folder."""
 
 import logging
+from pathlib import Path
 
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 
 from zoo.checks.values import check_choice
+from zoo.training.shell import pasted
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,7 @@ def make_profiler(kind: str, folder: str) -> Profiler:
         UserError: if ``kind`` is another word.
     """
     check_choice("trainer.profiler.kind", kind, ("simple", *PROFILERS))
+    log.info("The profile of this run will be in %s", pasted(Path(folder, "fit-profile.txt")))
     return PROFILERS.get(kind, Profile)(dirpath=folder, filename="profile")
 
 
