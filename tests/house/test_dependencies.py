@@ -21,6 +21,7 @@ PACKAGES = [ROOT / "zoo", ROOT / "callbacks", ROOT / "datamodules"]
 CODE = [ROOT / "train.py", *(file for package in PACKAGES for file in package.rglob("*.py"))]
 TESTS = [file for file in (ROOT / "tests").rglob("*.py") if BENCHMARKS not in file.parents]
 OWN = {"zoo", "train", *(file.stem for folder in (ROOT / "tests", BENCHMARKS) for file in folder.glob("*.py"))}
+OPTIONAL = ("hf", "mlflow", "parquet", "rich", "sweeps")  # extras whose packages the zoo may import
 ALLOWED = {  # for each group: the files that import, and the extra that declares their dependencies
     "dependencies": (CODE, None),
     "test": (TESTS, "test"),
@@ -60,8 +61,8 @@ def imported_by(who):
 @pytest.mark.parametrize("who", ALLOWED)
 def test_what_is_imported_is_declared(who):
     found, extra = imported_by(who), ALLOWED[who][1]
-    # gensim and the packages of the extras hf and parquet are used only if they are installed
-    optional = {"gensim", *declared("hf"), *declared("parquet")} if extra is None else declared(extra)
+    # gensim and the packages of some extras are used only if they are installed
+    optional = {"gensim"}.union(*map(declared, OPTIONAL)) if extra is None else declared(extra)
     missing = found.keys() - declared() - optional
     assert not missing, {name: str(found[name].relative_to(ROOT)) for name in missing}
 

@@ -19,7 +19,7 @@ def read(*arguments):
     return readable_arguments(list(arguments), Path(CONFIGS))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", tiers(TINY, ["vae", "gan", "skipgram"]))
 def test_early_stopping_is_added_to_the_callbacks_of_each_recipe(name):
     recipe = config("x", f"model={name}").callbacks
     added = config("x", *read(f"model={name}", "callbacks=early_stopping")).callbacks
@@ -62,13 +62,13 @@ def test_a_resumed_run_stops_in_the_epoch_of_a_run_without_interruption(name, tm
 STEPS = "callbacks.lr_finder.num_training_steps=30"
 
 
-@pytest.mark.parametrize("name", tiers(TINY, ["vae", "ddpm"]))
+@pytest.mark.parametrize("name", tiers(TINY, []))  # callbacks/test_tuners.py has the VAE in the first tier
 def test_a_found_learning_rate_trains_as_the_same_rate_given_by_hand(name, tmp_path):
     if name in ("gan", "wgan", "infogan"):
         with pytest.raises(UserError, match="finds one learning rate, and adversarial models have two"):
             run(tmp_path, *TINY[name], *SHORT, *read("callbacks=lr_finder"))
         return
-    options = [*TINY[name], "test=false", "~callbacks.estimator_variance", "trainer.max_epochs=1"]
+    options = [*TINY[name], "test=false", "~callbacks.estimator_variance", "trainer.max_epochs=4"]
     run(tmp_path / "found", *options, *read("callbacks=lr_finder"), STEPS)
     found = checkpoint(tmp_path / "found")
     run(tmp_path / "given", *options, f"model.lr={found['hyper_parameters']['lr']}")
@@ -77,7 +77,7 @@ def test_a_found_learning_rate_trains_as_the_same_rate_given_by_hand(name, tmp_p
     assert found["hyper_parameters"]["lr"] != default
 
 
-@pytest.mark.parametrize("name", tiers(TINY, ["vae", "ddpm"]))
+@pytest.mark.parametrize("name", tiers(TINY, ["vae"]))
 def test_a_found_batch_size_trains_as_the_same_size_given_by_hand(name, tmp_path):
     options = [*TINY[name], *SHORT, "trainer.max_epochs=1"]
     search = ["callbacks.batch_size_finder.init_val=4", "callbacks.batch_size_finder.max_trials=2"]
