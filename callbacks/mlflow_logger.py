@@ -41,7 +41,7 @@ class MLFlowLogger(lightning_loggers.MLFlowLogger):
     ):
         if find_spec("mlflow") is None:
             raise UserError("logger=mlflow needs the package mlflow: pip install 'generative-zoo[mlflow]'")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a run uses no network that nobody asked for
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow would report its use over the network
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         for name in ("alembic", "lightning.pytorch.loggers.mlflow"):
             logging.getLogger(name).setLevel(logging.ERROR)  # the first run creates the database and the experiment

@@ -62,7 +62,7 @@ def test_a_resumed_run_stops_in_the_epoch_of_a_run_without_interruption(name, tm
 STEPS = "callbacks.lr_finder.num_training_steps=30"
 
 
-@pytest.mark.parametrize("name", tiers(TINY, []))  # callbacks/test_tuners.py has the VAE in the first tier
+@pytest.mark.parametrize("name", tiers(TINY, []))  # tests/callbacks/test_tuners.py has the VAE in the first tier
 def test_a_found_learning_rate_trains_as_the_same_rate_given_by_hand(name, tmp_path):
     if name in ("gan", "wgan", "infogan"):
         with pytest.raises(UserError, match="finds one learning rate, and adversarial models have two"):

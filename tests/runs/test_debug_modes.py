@@ -30,7 +30,7 @@ def test_limit_takes_a_small_part_of_the_data(name, tmp_path):
 
 @pytest.mark.parametrize("name", tiers(TINY, ["vae"]))
 def test_overfitting_sees_three_batches_and_lowers_their_loss(name, tmp_path):
-    rate = ["model.lr=0.01"] if name in ("vae", "cvae", "vade") else []
+    rate = ["model.lr=0.01"] if name in ("vae", "cvae") else []
     options = [*TINY[name], *rate, "trainer.max_epochs=12", "~callbacks.estimator_variance", "test=false"]
     run(tmp_path, *options, "debug=overfit")
     batches = checkpoint(tmp_path)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]

@@ -63,8 +63,8 @@ def _prepare_plugins(cfg: "DictConfig") -> None:
     """
     if str(cfg.hydra.launcher._target_).endswith(".SlurmLauncher") and which("sbatch") is None:
         raise UserError(
-            "hydra/launcher=submitit_slurm needs the command sbatch of SLURM, and this machine has none: start it on a "
-            "login node of a cluster, or use hydra/launcher=submitit_local"
+            "hydra/launcher=submitit_slurm needs the command sbatch of SLURM, and this machine has none: use a "
+            "login node of a cluster, or hydra/launcher=submitit_local"
         )
     if str(cfg.hydra.sweeper._target_).endswith(".StudySweeper"):
         from zoo.training.search import register

@@ -35,7 +35,7 @@ def report_failed_job() -> Iterator[None]:
     Signals end the sweep. The log in the folder of a failed job contains its error.
 
     Raises:
-        UserError: if submitit runs the job in a process of its own. The error goes to the first process, which raises
+        UserError: if submitit runs the job in a new process. The error goes to the first process, which raises
             it when all jobs have ended.
     """
     if not in_sweep():
