@@ -2,6 +2,10 @@
 
 import math
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -182,3 +186,33 @@ def test_a_trial_that_is_worse_than_others_is_stopped(better, tmp_path):
     assert list(trial.intermediate_values) == ([0, 1] if better else [0])
     assert ("test/loss" in metrics) == better
     assert config("x", "model=gan", "hparams_search=optuna").callbacks.pruning.monitor == "val/distance"
+
+
+@pytest.mark.slow
+def test_the_command_of_a_killed_search_goes_on_to_four_trials(tmp_path):
+    """The whole command is killed while its third trial runs. Then the same command ends with four trials."""
+    options = [*TINY["vae"], "trainer.max_epochs=2", "~callbacks.estimator_variance", "logger=csv", "test=false"]
+    command = [sys.executable, str(Path(CONFIGS).parent / "train.py"), "-m", "hparams_search=optuna", *options]
+    command += ["hydra.sweeper.n_trials=4", "model.lr=tag(log,interval(1e-4,1e-2))", "model.latent_dim=2,4"]
+    storage = f"sqlite:///{tmp_path}/runs/optuna.db"
+
+    def trials():
+        if not (tmp_path / "runs" / "optuna.db").exists():
+            return []
+        try:
+            (name,) = optuna.get_all_study_names(storage)
+            return optuna.load_study(study_name=name, storage=storage).trials
+        except Exception:  # the command is creating the database
+            return []
+
+    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while [t.state.name for t in trials()] != ["COMPLETE", "COMPLETE", "RUNNING"]:
+        assert first.poll() is None
+        time.sleep(0.2)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    killed = trials()[2].params
+    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [t.state.name for t in trials()] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert trials()[3].params == killed
+    assert "has 4 trials: 4 complete" in second.stdout + second.stderr
