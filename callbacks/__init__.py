@@ -15,7 +15,9 @@ from zoo.callbacks.latents import Latents
 from zoo.callbacks.log_likelihood import LogLikelihood
 from zoo.callbacks.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from zoo.callbacks.loss_per_step import LossPerStep
+from zoo.callbacks.mlflow_logger import MLFlowLogger
 from zoo.callbacks.neighbours import Neighbours
+from zoo.callbacks.pruning import Pruning
 from zoo.callbacks.run_record import RunRecord
 from zoo.callbacks.sample_distance import SampleDistance
 from zoo.callbacks.samples import Samples
@@ -32,7 +34,9 @@ __all__ = [
     "Latents",
     "LogLikelihood",
     "LossPerStep",
+    "MLFlowLogger",
     "Neighbours",
+    "Pruning",
     "RunRecord",
     "SampleDistance",
     "Samples",

@@ -40,7 +40,9 @@ def run_end(trainer, model, folder: str | Path, metrics: dict[str, float]) -> st
     """
     folder = Path(folder)
     best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
-    lines = _scores(metrics, best)
+    stops = [c for c in trainer.early_stopping_callbacks if c.stopped_epoch]
+    lines = [f"Stopped in epoch {stop.stopped_epoch + 1}: {stop.stopping_reason_message}" for stop in stops]
+    lines += _scores(metrics, best)
     if files := _files(trainer, folder, best, metrics):
         width = max(len(label) for label, _ in files)
         lines += ["", f"Files in {_path(folder)}:", *(f"    {label:{width}}  {text}" for label, text in files)]
@@ -99,6 +101,8 @@ def _files(trainer, folder: Path, best: ModelCheckpoint | None, metrics: dict[st
     for logger in trainer.loggers:
         if isinstance(logger, lightning_loggers.TensorBoardLogger):
             found.append(("TensorBoard", _path(logger.log_dir)))
+        elif isinstance(logger, lightning_loggers.MLFlowLogger):
+            found.append(("MLflow", f"run {logger.version} in {logger._tracking_uri}"))
         elif isinstance(logger, lightning_loggers.WandbLogger):
             found += [("Weights & Biases", place)] if (place := _place(logger.experiment, folder)) else []
     return found

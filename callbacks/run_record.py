@@ -9,14 +9,16 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
 from zoo.callbacks import loggers
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.hub.loading import name_of_class
+from zoo.training.added_callbacks import as_typed
 from zoo.training.files import atomic_write
 from zoo.training.shell import pasted, resume_command, short, training_command
+from zoo.training.sweeps import without_search
 
 FOLDER = Path(__file__).resolve().parent  # resolve() follows the link zoo/callbacks to callbacks/ of the checkout
 
@@ -67,7 +69,7 @@ def run_command(absolute: bool = False) -> str:
     program = training_command()
     overrides, folders = [], []
     if HydraConfig.initialized():
-        overrides = list(HydraConfig.get().overrides.task)
+        overrides = [as_typed(given) for given in without_search(HydraConfig.get().overrides.task)]
         folders = [Path(s.path) for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line"]
     if isinstance(program[-1], Path):
         program[-1] = program[-1].name  # records have no paths of this machine
@@ -172,5 +174,7 @@ class RunRecord(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 checkpoint["wandb_run_id"] = logger.version  # a resumed run continues this Weights & Biases run
-            if isinstance(logger, loggers.WandbLogger):
-                checkpoint["wandb_names"] = logger.names
+                if isinstance(logger, loggers.WandbLogger):
+                    checkpoint["wandb_names"] = logger.names
+            elif isinstance(logger, MLFlowLogger):
+                checkpoint["mlflow_run_id"] = logger.version

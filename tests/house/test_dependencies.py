@@ -21,7 +21,15 @@ PACKAGES = [ROOT / "zoo", ROOT / "callbacks", ROOT / "datamodules"]
 CODE = [ROOT / "train.py", *(file for package in PACKAGES for file in package.rglob("*.py"))]
 TESTS = [file for file in (ROOT / "tests").rglob("*.py") if BENCHMARKS not in file.parents]
 OWN = {"zoo", "train", *(file.stem for folder in (ROOT / "tests", BENCHMARKS) for file in folder.glob("*.py"))}
-OPTIONAL = ("completion", "hf", "metrics", "parquet", "rich", "sweeps")  # extras whose packages the zoo may import
+OPTIONAL = (
+    "completion",
+    "hf",
+    "metrics",
+    "mlflow",
+    "parquet",
+    "rich",
+    "sweeps",
+)  # extras whose packages the zoo may import
 ALLOWED = {  # for each group: the files that import, and the extra that declares their dependencies
     "dependencies": (CODE, None),
     "test": (TESTS, "test"),

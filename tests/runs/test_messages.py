@@ -1,6 +1,7 @@
 """Tests of messages: progress bars on a terminal, log lines elsewhere, the summary of a run, and CPU threads."""
 
 import fcntl
+import io
 import logging
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import termios
 import warnings
 from pathlib import Path
 
+import lightning as L
 import pytest
 from helpers import QUIET, TINY, config
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -33,7 +35,8 @@ ROOT = Path(__file__).parents[2]
 # Each run is a forked process, so that it does not import the modules again.
 
 
-def _child(write, folder, overrides):
+def _child(write, folder, overrides, term):
+    os.environ["TERM"] = term  # a terminal that cannot move the cursor has no bars of rich
     for fd in (1, 2):
         os.dup2(write, fd)
     sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: SIM115
@@ -53,12 +56,12 @@ def _child(write, folder, overrides):
     os._exit(code)
 
 
-def printed(terminal, folder, *overrides):
+def printed(terminal, folder, *overrides, term="dumb"):
     """Return the output of a run on a terminal of 100 columns, or into a pipe."""
     read, write = pty.openpty() if terminal else os.pipe()
     if terminal:
         fcntl.ioctl(write, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    child = multiprocessing.get_context("fork").Process(target=_child, args=(write, folder, overrides))
+    child = multiprocessing.get_context("fork").Process(target=_child, args=(write, folder, overrides, term))
     child.start()
     os.close(write)
     out = b""
@@ -119,6 +122,45 @@ def test_warnings_are_lines_of_the_log(caplog):
         warnings.showwarning = before
         warnings.warn("this is odd", UserWarning, stacklevel=1)
     assert "UserWarning: this is odd" in caplog.text
+
+
+CONTROL = re.compile(r"\x1b\[[?\d;]*[A-Za-z]")
+
+
+class Say(L.Callback):
+    """Log a message of 150 characters while the bar is shown."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.is_last_batch:
+            logging.getLogger("zoo").info("Said in epoch %d %s", trainer.current_epoch, "[x] " * 33)
+
+
+def test_messages_stand_above_the_bar_of_rich_and_long_ones_stay_on_one_line(tmp_path):
+    pytest.importorskip("rich")
+    output = printed(True, tmp_path, *SHORT, "logger=csv", f"+callbacks.say._target_={__name__}.Say", term="xterm")
+    lines = [CONTROL.sub("", line).strip() for line in written(output)]
+    assert any(re.match(r"Epoch 1/1\s+━+ 11/11", line) for line in lines)
+    assert any(re.match(r"Testing\s+━+ (\d+)/\1 ", line) for line in lines)
+    for message in ("Said in epoch 0", "Said in epoch 1", "Test of the best checkpoint:", "Files in ", "VAE has "):
+        (line,) = [line for line in lines if message in line]
+        assert line.startswith(message) and ("Said" not in message or line.endswith("[x] " * 32 + "[x]"))
+    assert "%|" not in output and "it/s]" not in output and "v_num" not in output  # no bar of tqdm
+
+
+def test_a_terminal_with_a_bar_of_rich_has_no_place_for_another(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    class Held(Terminal):
+        rich_proxied_file = None
+
+    assert progress.has_bars(Terminal()) and not progress.has_bars(Held())
+    monkeypatch.setattr("sys.stdout", Terminal())
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(of_trainer.progress_bar(), of_trainer.Bars)
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    assert isinstance(of_trainer.progress_bar(), of_trainer.ProgressLines)
 
 
 # Progress of work that takes more than a few seconds.

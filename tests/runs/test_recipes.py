@@ -111,7 +111,7 @@ def test_looking_around_imports_no_torch(arguments):
     assert not imported & {"torch", "numpy", "lightning", "hydra"}
 
 
-@pytest.mark.parametrize("group", ["trainer", "logger", "callbacks", "data", "experiment", "debug"])
+@pytest.mark.parametrize("group", ["trainer", "logger", "callbacks", "data", "experiment", "debug", "hparams_search"])
 def test_every_choice_composes(group):
     for choice in (Path(CONFIGS) / group).glob("*.yaml"):
         assert config("/nowhere", f"{group}={choice.stem}").run_dir == "/nowhere"

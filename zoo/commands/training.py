@@ -70,7 +70,7 @@ def train(cfg: "DictConfig") -> dict[str, float]:
     from lightning.pytorch.callbacks import ModelCheckpoint
     from omegaconf import OmegaConf
 
-    from zoo.callbacks import RunRecord
+    from zoo.callbacks import Pruning, RunRecord
     from zoo.callbacks.run_end import run_end
     from zoo.hub import check_resumable
     from zoo.hub.initialising import begin_from
@@ -100,7 +100,8 @@ def train(cfg: "DictConfig") -> dict[str, float]:
     trainer = build(cfg.trainer, callbacks=[*build_all(cfg.callbacks), record], logger=build_all(cfg.logger))
     trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
     metrics = dict(trainer.callback_metrics)
-    if cfg.test:
+    pruned = any(isinstance(callback, Pruning) and callback.pruned for callback in trainer.callbacks)
+    if cfg.test and not pruned:
         # test(ckpt_path=...) would make the averaging callback restore the raw weights. So a new model is loaded
         # instead.
         best = next((c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), "")

@@ -16,10 +16,15 @@ Step = TypeVar("Step")
 def has_bars(stream=None) -> bool:
     """Return whether the program runs in a notebook, or ``stream`` is a terminal. Both can show progress bars.
 
-    If ``stream`` is None, it is standard error.
+    A terminal on which rich shows a bar has no place for another bar. If ``stream`` is None, it is standard error.
     """
     stream = sys.stderr if stream is None else stream
-    return "ipykernel" in sys.modules or (stream is not None and stream.isatty())
+    return "ipykernel" in sys.modules or (stream is not None and stream.isatty() and not held_by_rich(stream))
+
+
+def held_by_rich(stream: object) -> bool:
+    """Return whether rich has replaced ``stream``, a standard stream, because it shows a bar on the terminal."""
+    return hasattr(stream, "rich_proxied_file")
 
 
 class Lines:

@@ -3,12 +3,14 @@
 import os
 from difflib import get_close_matches
 from pathlib import Path
+from shutil import which
 from typing import TYPE_CHECKING
 
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.moved import current_name
 from zoo.checks.values import check_choice, check_flag
+from zoo.training.added_callbacks import with_added
 from zoo.training.error_lines import SHOW_ALL
 from zoo.training.hydra_errors import line_of_hydra
 from zoo.training.own_data import shape_of_examples
@@ -38,18 +40,37 @@ def readable_arguments(arguments: list[str], config_dir: Path) -> list[str]:
     """
     options = _options(arguments)
     sweep = options.multirun or "hydra.mode=MULTIRUN" in arguments
-    overrides = [_readable(a, sweep) for a in options.overrides]
+    overrides = [with_added(_readable(a, sweep), config_dir) for a in options.overrides]
     flags = [_with_home(a) for a in arguments if a not in options.overrides]
     own = Path(os.path.expanduser(options.config_dir)).absolute() if options.config_dir else None
     elsewhere = (options.config_name, options.config_path, options.info, options.experimental_rerun)
     missing = own is not None and not own.is_dir()  # Hydra then reports the missing folder
     if not (any(elsewhere) or missing or options.help or options.hydra_help or options.shell_completion):
-        _check_composition(overrides, config_dir, sweep, own)
+        cfg = _composed(overrides, config_dir, sweep, own)
+        if sweep and not options.cfg:
+            _prepare_plugins(cfg)
     if options.config_path and "://" not in options.config_path:  # Hydra would search next to its main function
         flags.append(f"--config-path={Path(os.path.expanduser(options.config_path)).absolute()}")
     if options.help:
         overrides.append(override("hydra.help.app_name", pasted(*training_command())))
     return [*flags, *overrides]
+
+
+def _prepare_plugins(cfg: "DictConfig") -> None:
+    """Let Hydra find the sweeper of a search, and check that a launcher can submit jobs.
+
+    Raises:
+        UserError: if jobs go to SLURM, and this machine has no ``sbatch``, or if Optuna is not installed.
+    """
+    if str(cfg.hydra.launcher._target_).endswith(".SlurmLauncher") and which("sbatch") is None:
+        raise UserError(
+            "hydra/launcher=submitit_slurm needs the command sbatch of SLURM, and this machine has none: use a "
+            "login node of a cluster, or hydra/launcher=submitit_local"
+        )
+    if str(cfg.hydra.sweeper._target_).endswith(".StudySweeper"):
+        from zoo.training.search import register
+
+        register()
 
 
 def _options(arguments: list[str]):
@@ -112,11 +133,17 @@ def _overrides(arguments: list[str]) -> "list[Override]":
     return OverridesParser.create().parse_overrides(arguments)
 
 
-def _check_composition(arguments: list[str], config_dir: Path, sweep: bool, own: Path | None = None) -> None:
-    """Raise UserError if Hydra cannot compose the configuration. In a sweep, only the first values are checked.
+def _composed(arguments: list[str], config_dir: Path, sweep: bool, own: Path | None = None) -> "DictConfig":
+    """Return the configuration. In a sweep, it has the first values.
 
     Args:
+        arguments: the overrides.
+        config_dir: the folder of ``train.yaml``.
+        sweep: whether keys can have several values.
         own: a second folder of configurations, from the user.
+
+    Raises:
+        UserError: if Hydra cannot compose the configuration.
     """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
@@ -135,7 +162,7 @@ def _check_composition(arguments: list[str], config_dir: Path, sweep: bool, own:
         folders = [config_dir, own] if own else [config_dir]
         with initialize_config_dir(str(config_dir.absolute()), version_base="1.3"):
             try:
-                compose("train", [*lines, *search], return_hydra_config=True)
+                return compose("train", [*lines, *search], return_hydra_config=True)
             except (HydraException, ValueError):
                 choices = [o for o in overrides if any(_is_choice(o, folder) for folder in folders)]
                 lines = [line for o in choices if (line := _first_value(o))]

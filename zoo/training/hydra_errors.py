@@ -36,6 +36,8 @@ def line_of_hydra(error: Exception) -> str:
 
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/launcher" and name.startswith("submitit_"):
+            return f"{group}={name} needs the package hydra-submitit-launcher: pip install 'generative-zoo[sweeps]'"
         return f"{group or 'the configuration'} has no {name!r}; {choices(name, error.options)}"
     if isinstance(error, OverrideParseException):
         return unreadable(error.override, str(error))

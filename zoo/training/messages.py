@@ -7,13 +7,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tqdm.contrib.logging import logging_redirect_tqdm
+from tqdm.std import tqdm
+
+from zoo.functional.progress import held_by_rich
 
 log = logging.getLogger(__name__)
 
 
+class AboveBars(tqdm):
+    """Bars of tqdm whose ``write`` also writes above the bars of rich."""
+
+    @classmethod
+    def write(cls, s, file=None, end="\n", nolock=False):
+        if held_by_rich(sys.stderr) and file is not None and file.isatty():
+            from rich import get_console
+
+            get_console().print(s, end=end, soft_wrap=True, markup=False, highlight=False)  # commands stay on one line
+        else:
+            super().write(s, file=file, end=end, nolock=nolock)
+
+
 @contextmanager
 def log_above_bars() -> Iterator[None]:
-    """Write log messages above the progress bars of tqdm, and send warnings to the log."""
+    """Write log messages above the progress bars of tqdm and rich, and send warnings to the log."""
 
     def show(message, category, filename, lineno, file=None, line=None):
         log.warning("%s: %s (%s:%d)", category.__name__, str(message).strip(), filename, lineno)
@@ -21,7 +37,7 @@ def log_above_bars() -> Iterator[None]:
     before = warnings.showwarning
     warnings.showwarning = show
     try:
-        with logging_redirect_tqdm():
+        with logging_redirect_tqdm(tqdm_class=AboveBars):
             yield
     finally:
         warnings.showwarning = before

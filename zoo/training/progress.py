@@ -2,12 +2,14 @@
 
 import logging
 import math
+import os
 import sys
 import time
+from importlib.util import find_spec
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 from zoo.functional.progress import Lines, has_bars
@@ -18,8 +20,15 @@ BETWEEN = 0.1  # seconds between updates of a bar; each update reads values from
 
 
 def progress_bar() -> ProgressBar:
-    """Return the callback that shows progress. It shows bars if standard output is a terminal, and log lines if not."""
-    return Bars() if has_bars(sys.stdout) else ProgressLines()
+    """Return the callback that shows progress. It shows bars if standard output is a terminal, and log lines if not.
+
+    The bars are those of rich if rich is installed. Notebooks, and terminals that cannot move the cursor, have the bars
+    of tqdm.
+    """
+    if not has_bars(sys.stdout):
+        return ProgressLines()
+    moves = sys.stdout.isatty() and os.environ.get("TERM") not in (None, "dumb", "unknown")
+    return RichBars() if moves and find_spec("rich") else Bars()
 
 
 def known(*totals: float | None) -> int | None:
@@ -83,6 +92,23 @@ class Bars(TQDMProgressBar):
         for bar in (self._val_progress_bar, self._test_progress_bar, self._train_progress_bar):
             if bar is not None:
                 bar.close()
+
+
+class RichBars(RichProgressBar):
+    """Lightning's bars of rich. Values are read from the device every ``BETWEEN`` seconds, not at every step."""
+
+    def __init__(self):
+        super().__init__(refresh_rate=10)  # Lightning's default draws the bars 100 times a second
+        self._last = -math.inf
+
+    def get_metrics(self, trainer, pl_module):
+        return shown_metrics(super().get_metrics(trainer, pl_module))
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        now = time.monotonic()
+        if trainer.is_last_batch or now - self._last >= BETWEEN:
+            self._last = now
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 class ProgressLines(ProgressBar):
