@@ -6,24 +6,18 @@ process that is forked must have one thread.
 
 import importlib
 
-import fsspec.implementations.chained
-import matplotlib.backends.backend_agg
-import sklearn.datasets.data
-import sklearn.datasets.descr
-import sklearn.linear_model  # noqa: F401
-import torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook
-import torch.utils.serialization.config  # noqa: F401
 from helpers import TINY, config
 from PIL import Image
 
 import zoo
-import zoo.callbacks.run_end
-import zoo.datamodules
-import zoo.evaluation.distances
-import zoo.evaluation.protocol
-import zoo.hub.initialising  # noqa: F401
 
-for path in zoo.MODELS.values():
-    importlib.import_module(path.rpartition(".")[0])
+MODULES = [path.rpartition(".")[0] for path in zoo.MODELS.values()]
+MODULES += ["zoo.callbacks.run_end", "zoo.datamodules", "zoo.evaluation.protocol", "zoo.hub.initialising"]
+MODULES += ["fsspec.implementations.chained", "matplotlib.backends.backend_agg", "sklearn.linear_model"]
+MODULES += ["sklearn.datasets.data", "sklearn.datasets.descr", "torch.utils.serialization.config"]
+MODULES += ["torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook"]  # of DistributedDataParallel
+
+for name in MODULES:
+    importlib.import_module(name)
 Image.init()
 config("/", *TINY["vae"])
