@@ -41,7 +41,8 @@ def test_a_recipe_names_every_argument_of_its_model(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe(name, tmp_path):
-    metrics = run(tmp_path, *TINY[name], "debug=fast", figures=True)
+    few = ["callbacks.estimator_variance.batch_size=8", "callbacks.estimator_variance.draws=2"]
+    metrics = run(tmp_path, *TINY[name], "debug=fast", *few, figures=True)
     monitored = config("/nowhere", *TINY[name]).callbacks.best.monitor
     assert monitored in metrics
     if monitored == "val/loss":
@@ -82,9 +83,9 @@ def composes(*arguments):
     ("argument", "choices"),
     [
         ("model=nonsense", "ddpm"),
-        ("data=nonsense", "mnist_or_digits"),
-        ("model.latentdim=3", "latent_dim"),
-        ("modle=vae", "Did you mean model?"),
+        pytest.param("data=nonsense", "mnist_or_digits", marks=pytest.mark.slow),
+        pytest.param("model.latentdim=3", "latent_dim", marks=pytest.mark.slow),
+        pytest.param("modle=vae", "Did you mean model?", marks=pytest.mark.slow),
         ("trainer.max_epoch=3", "Did you mean trainer.max_epochs?"),
     ],
 )
