@@ -243,7 +243,7 @@ class BrokenOff(L.Callback):
     [
         ("zoo.evaluation.classifier.Classifier", {"widths": [2, 2, 4], "num_features": 8}),
         ("zoo.vade.VaDE", {"hidden": [8], "latent_dim": 2}),
-        ("zoo.infogan.InfoGAN", {}),
+        ("zoo.infogan.InfoGAN", {"width": 4, "features": 16}),
     ],
 )
 def test_an_evaluation_that_was_broken_off_leaves_nothing_in_the_next(kind, options):
