@@ -48,12 +48,13 @@ def nothing_left(process):
 # Each moment: a command, the seconds that it runs before the signal, and the signal.
 MOMENTS = [
     (TRAIN + ["model=vae", "data=digits", "logger=none", "trainer=cpu"], 0, signal.SIGINT),
+    (ZOO + ["sample", "vae", "-n", "1000000"], 1.5, signal.SIGTERM),
+]
+LATER = [
     (TRAIN + ["model=vae", "data=digits", "logger=none", "trainer=cpu"], 1, signal.SIGTERM),
     (ZOO + ["sample", "vae", "-n", "1000000"], 0, signal.SIGTERM),
     (ZOO + ["sample", "vae", "-n", "1000000"], 1.5, signal.SIGINT),
     (ZOO + ["evaluate", "vae", "--data", "digits", "--importance-samples", "100000"], 0.5, signal.SIGINT),
-]
-LATER = [
     (TRAIN + ["model=vade", "data=digits", "logger=none", "trainer=cpu"], 15, signal.SIGINT),
     (TRAIN + ["model=vae", "data=digits", "logger=none", "trainer=cpu", "trainer.devices=2"], 4, signal.SIGINT),
     (TRAIN + ["model=vae", "data=digits", "logger=none", "trainer=cpu", "trainer.devices=2"], 9, signal.SIGTERM),
