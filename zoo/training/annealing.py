@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-TRIAL_TEMPERATURES = 10  # few temperatures, because nobody uses the estimate of a trial
+TRIAL_TEMPERATURES = 10  # few temperatures, because no one uses the estimate of a trial
 
 
 def annealing_temperatures(trainer, hparams: Mapping[str, Any], stage: str) -> int:
