@@ -90,7 +90,7 @@ def test_two_processes_train_on_the_batches_of_one(limit, digits, tmp_path):
         "callbacks=none",
         "test=false",
     ]
-    own += ["trainer.max_epochs=1", "trainer.limit_val_batches=0", "logger=none"]
+    own += ["~callbacks.best", "trainer.max_epochs=1", "trainer.limit_val_batches=0", "logger=none"]
     for n in (1, 2):
         ddp = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={n}"]
         together(n, run_with_workers, tmp_path / str(n), *own, *ddp)
