@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from zoo.callbacks.cadence import logged_step
 from zoo.checks import capabilities
 from zoo.checks.pixels import as_batch
-from zoo.functional.partition import SANITY_CHECK_TEMPERATURES
 from zoo.functional.progress import counted, duration
+from zoo.training.annealing import annealing_temperatures
 
 log = logging.getLogger(__name__)
 
@@ -239,6 +239,4 @@ def _annealing(model, trainer, stage: str) -> int:
     """Return the number of steps of annealed importance sampling before the first batch of an evaluation, or 0."""
     if not capabilities.has_log_likelihood(model, by=capabilities.ANNEALED):
         return 0
-    stage = "val" if stage == "test" and trainer.limit_test_batches != 1.0 else stage
-    h = model.hparams
-    return {"sanity": SANITY_CHECK_TEMPERATURES, "val": h.ais_temperatures, "test": h.test_ais_temperatures}[stage]
+    return annealing_temperatures(trainer, model.hparams, stage)

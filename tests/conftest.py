@@ -77,11 +77,14 @@ def mnist_root():
     return root
 
 
+COLLECTED = pytest.StashKey[list[str]]()  # the names of all tests that this process has found
 # Test files that take minutes. The slowest file comes first. Files that are not listed take seconds.
 LONG = ("test_resume", "test_two_processes", "test_hub", "test_estimator_variance", "test_callbacks", "test_faults")
 LONG += ("test_one_and_two", "test_recipes", "test_shipped", "test_rbm")
 
 
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out tests that ``-m`` and ``-k`` do not select
+def pytest_collection_modifyitems(config, items):
     """Run long files first, so that no worker runs a long file alone at the end."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    config.stash[COLLECTED] = [item.nodeid for item in items]

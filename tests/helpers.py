@@ -1,6 +1,5 @@
 """Helpers of the tests. They run train.py in the test process, compare runs, and cause faults in runs."""
 
-import hashlib
 import itertools
 import os
 import resource
@@ -200,14 +199,6 @@ class FullDisk(L.Callback):
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.current_epoch == self.epoch:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
-
-
-class PrintDigest(L.Callback):
-    """Print a digest of the parameters and buffers of every process at the end of training."""
-
-    def on_train_end(self, trainer, pl_module):
-        digest = hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in pl_module.state_dict().values()))
-        print(f"rank {trainer.global_rank} digest {digest.hexdigest()}\n", end="", flush=True)
 
 
 class NoiseOfTheExample(L.Callback):

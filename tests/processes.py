@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 # from the test process would inherit locks and torch's thread pool. Two threads of the child could then repair the
 # pool at the same time, and one of them would fail with "Invalid thread pool!".
 CONTEXT = multiprocessing.get_context("forkserver")
-PRELOAD = ["helpers", "pytest", "sklearn.linear_model", "zoo.callbacks", "zoo.datamodules", "zoo.hub"]
+PRELOAD = ["pytest", "preloaded"]
 
 
 def seconds(limit):

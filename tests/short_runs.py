@@ -14,7 +14,7 @@ from zoo.training.trainer import quiet_lightning
 # Options that make each experiment small.
 IMAGES = ["data=digits", "data.digits_repeat=1", "data.batch_size=128"]
 EXPERIMENTS = {
-    "ddpm_bound": [*IMAGES, "model.widths=[8,16]", "model.steps=50"],
+    "ddpm_bound": [*IMAGES, "model.widths=[8,16]", "model.steps=4", "callbacks.samples.conditions.num_steps=2"],
     "ddpm_cifar10": [*IMAGES, "model.widths=[8,16]", "model.attention=[1]", "model.steps=50", "model.patch=4"],
     "ddpm_guided": [*IMAGES, "model.widths=[8,16]", "model.steps=50"],
     "ddpm_ho": [*IMAGES, "model.widths=[8,16]", "model.steps=50"],

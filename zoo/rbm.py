@@ -66,6 +66,7 @@ from zoo.functional.noise import chunk_generator, rand
 from zoo.functional.partition import LogPartition, Partitions
 from zoo.functional.visible import Binary, Gaussian, Visible, check_units
 from zoo.nets.description import described
+from zoo.training.annealing import annealing_temperatures
 from zoo.training.loaders import sum_over_training_images
 from zoo.training.ranks import gathered, shows_progress
 from zoo.training.schedules import Schedule, at_epoch, half_cosine
@@ -97,7 +98,7 @@ class RBM(L.LightningModule):
         momentum: momentum of SGD or beta_1 of Adam, at least 0 and below 1, or a schedule over epochs.
         weight_decay: weight decay of W, at least 0. The biases have none.
         ais_chains: number of chains of annealed importance sampling (AIS), at least 2.
-        ais_temperatures: number of AIS temperatures at each validation.
+        ais_temperatures: number of AIS temperatures at each validation. An evaluation of one batch has 10.
         test_ais_temperatures: number of AIS temperatures in the test. The test gives the published log Z.
         num_visible: the old form of ``shape``: 784 for images [1, 28, 28], V for vectors.
 
@@ -314,13 +315,11 @@ class RBM(L.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_validation_epoch_start(self):
-        steps = partition.SANITY_CHECK_TEMPERATURES if self.trainer.sanity_checking else self.hparams.ais_temperatures
+        stage = "test" if self.trainer.testing else "sanity" if self.trainer.sanity_checking else "val"
+        steps = annealing_temperatures(self.trainer, self.hparams, stage)
         self._log_partitions = self.log_partitions(steps, progress=shows_progress(self.trainer))
 
-    def on_test_epoch_start(self):
-        # A test on part of the test set is not published. Like validation, it therefore uses ais_temperatures.
-        steps = self.hparams.ais_temperatures if self.trainer.limit_test_batches != 1.0 else None
-        self._log_partitions = self.log_partitions(steps, progress=shows_progress(self.trainer))
+    on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch, batch_idx, stage="val"):
         x, generator = batch[0], chunk_generator(self.global_rank, batch_idx)  # the same noise in every epoch

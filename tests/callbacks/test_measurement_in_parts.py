@@ -61,6 +61,7 @@ class Twice(EstimatorVariance):
 def measured_twice(folder, monkeypatch, name, *overrides):
     monkeypatch.setattr(module, "PAUSE", 0.0)  # one part at a time
     often = ["callbacks.estimator_variance.every_n_steps=auto", f"callbacks.estimator_variance.draws={DRAWS}"]
+    often += ["callbacks.estimator_variance.batch_size=16"]
     target = ["callbacks.estimator_variance._target_=test_measurement_in_parts.Twice"]
     epochs = ["trainer.max_epochs=3", "trainer.limit_val_batches=1", "test=false", "logger=none"]
     run(folder, *TINY[name], *often, *target, *epochs, *overrides)

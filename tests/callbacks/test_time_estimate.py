@@ -112,9 +112,8 @@ def test_annealed_importance_sampling_is_counted(monkeypatch):
     from zoo.rbm import RBM
 
     callback, model = TimeEstimate(test=True), RBM(num_hidden=20)
-    trainer = SimpleNamespace(
-        sanity_checking=True, limit_test_batches=1.0, num_val_batches=[1], datamodule=None, num_training_batches=10
-    )
+    trainer = SimpleNamespace(sanity_checking=True, num_val_batches=[1], datamodule=None, num_training_batches=10)
+    trainer.limit_val_batches = trainer.limit_test_batches = 1.0
     trainer.current_epoch, trainer.check_val_every_n_epoch, trainer.val_check_batch = 0, 1, 10
     trainer.fit_loop = loop(ready=0)
     callback.on_validation_start(trainer, model)
@@ -124,6 +123,8 @@ def test_annealed_importance_sampling_is_counted(monkeypatch):
     assert callback._parts(trainer, model, left=20) == (400.0, 2900.0)
     trainer.limit_test_batches = 3  # a partial test uses the temperatures of validation
     assert callback._parts(trainer, model, left=20) == (400.0, 200.0)
+    trainer.limit_val_batches = trainer.limit_test_batches = 1  # a trial of one batch has 10 temperatures
+    assert callback._parts(trainer, model, left=20) == (4.0, 2.0)
 
 
 def loop(ready, total=0):

@@ -184,7 +184,7 @@ def test_an_artifact_of_a_run_is_loaded(tmp_path, offline, monkeypatch):
 
 
 def test_the_sweep_files_fit_the_configuration():
-    """``zoo train`` accepts the settings of every sweep. The sweep optimises the metric that selects the best checkpoint."""
+    """Training accepts the settings of every sweep. The sweep optimises the metric that selects the best checkpoint."""
     for path in (Path(CONFIGS) / "sweeps").glob("*.yml"):
         sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
         first = {k: v.get("values", [v.get("value", v.get("min"))])[0] for k, v in sweep["parameters"].items()}

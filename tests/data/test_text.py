@@ -472,6 +472,7 @@ def test_lightning_runs_it_to_its_end(tmp_path, generator):
     assert [words for epoch, words in model.seen if epoch == 0] != [words for epoch, words in model.seen if epoch == 1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of memory is read from /proc")
 def test_reading_takes_little_memory(tmp_path):
     """Reading 8 MB with 2 million words takes at most 60 bytes of memory per word, besides Python and libraries."""

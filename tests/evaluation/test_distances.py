@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from scipy.linalg import sqrtm
 from torch import nn
@@ -136,6 +137,7 @@ def test_what_is_said_of_samples():
     assert sample_metrics(Grey(), unsure.features(real).double(), unsure, n=16)["confident"] == 0.0
 
 
+@pytest.mark.slow
 def test_the_yardstick_fits_the_data(mnist_root, generator):
     from zoo.datamodules import Images
 

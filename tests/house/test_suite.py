@@ -168,11 +168,12 @@ def test_files_are_read_and_written_in_one_encoding():
 
 
 @pytest.mark.slow
-def test_every_worker_finds_the_same_tests():
-    """Two collections with different hash seeds find the same tests, although sets have another order."""
-    arguments = ["-m", "pytest", "-n", "0", "--collect-only", "-q", "-p", "no:cacheprovider", "-m", "", "tests"]
-    one, two = (program(*arguments, PYTHONHASHSEED=seed) for seed in ("1", "2"))
-    one, two = finish(one, two, timeout=300)
-    ids = lambda ended: [line for line in ended.stdout.splitlines() if "::" in line]  # noqa: E731
-    assert one.returncode == two.returncode == 0, one.stdout
-    assert len(ids(one)) > 1000 and ids(one) == ids(two)
+def test_every_worker_finds_the_same_tests(request):
+    """With another hash seed, pytest finds the same tests in the same order, although sets have another order."""
+    arguments = ["-m", "pytest", "-n", "0", "--collect-only", "-q", "-p", "no:cacheprovider", "-m", ""]
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    where = request.config.invocation_params.dir
+    ended = done(*arguments, *request.config.args, cwd=where, PYTHONHASHSEED=seed, timeout=300)
+    assert ended.returncode == 0, ended.stdout
+    found = [line for line in ended.stdout.splitlines() if "::" in line]
+    assert found and found == request.config.stash[conftest.COLLECTED]

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 import torch
-from helpers import QUIET, TINY, assert_same, checkpoint, run, stop
-from processes import command, finish
+from helpers import TINY, assert_same, checkpoint, run, stop
+from processes import together
 from small_models import MODELS
 
 import zoo
@@ -72,8 +72,7 @@ def test_a_run_that_began_from_a_checkpoint_resumes_bit_for_bit(first, tmp_path,
 @pytest.mark.slow
 def test_two_processes_begin_from_the_same_weights(first, tmp_path):
     options = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.limit_train_batches=1"]
-    quiet = [o for o in QUIET if not o.startswith("trainer=")]
-    finish(command(tmp_path / "run", *AVERAGED, *quiet, *options, f"init={first}", *keep(tmp_path)))
+    together(2, run, tmp_path / "run", *AVERAGED, *options, f"init={first}", *keep(tmp_path))
     ranks = [torch.load(tmp_path / f"steps{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert_same(dict(ranks[0]["before"]), dict(zoo.load(first).state_dict()))
     assert_same(dict(ranks[0]["before"]), dict(ranks[1]["before"]))

@@ -290,6 +290,9 @@ def test_importance_sampling_trains(tmp_path):
         *few,
         "trainer.max_epochs=3",
         "callbacks.estimator_variance.compare=[uniform,importance]",
+        "callbacks.estimator_variance.draws=2",
+        "callbacks.estimator_variance.batch_size=8",
+        "callbacks.estimator_variance.every_n_steps=11",
     )
     state = checkpoint(tmp_path)["state_dict"]
     assert state["loss_count"].min() >= 10 and (state["loss_history"] > 0).all()

@@ -600,6 +600,23 @@ def test_how_many_temperatures_and_which_estimate_count(tmp_path, monkeypatch):
     assert "val/free_energy_gap" not in alone  # there are no training images to compare with
 
 
+@pytest.mark.parametrize(("limit", "expected"), [(1.0, [7, 11]), (1, [10, 10]), (2, [7, 7])], ids=["all", "one", "two"])
+def test_a_trial_of_one_batch_takes_few_temperatures(limit, expected, monkeypatch):
+    """``debug=fast`` limits evaluations to one batch. For Lightning, the limit 1 is one batch, and 1.0 is all."""
+    asked = []
+
+    def recorded(model, steps, **options):
+        asked.append(steps)
+        return {"base_rate": LogPartition(1.0, 0.0, 2.0)}
+
+    monkeypatch.setattr(RBM, "log_partitions", recorded)
+    model = RBM(num_hidden=20, ais_temperatures=7, test_ais_temperatures=11)
+    limited = trainer(limit_val_batches=limit, limit_test_batches=limit)
+    limited.validate(model, datamodule=digits(), verbose=False)
+    limited.test(model, datamodule=digits(), verbose=False)
+    assert asked == expected
+
+
 def test_the_larger_of_two_estimates_counts(generator):
     """Validation terms and ``log_partition`` use the larger of the two estimates, with its interval."""
     model = small()

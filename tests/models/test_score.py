@@ -382,6 +382,7 @@ def test_samples_depend_on_the_seed_alone(num_sigmas, shape):
         assert way.shape == (3, 2, *shape) and torch.equal(way[:, -1], a)
 
 
+@pytest.mark.slow
 def test_a_step_that_suits_the_data_is_found(points):
     """The default step size suits data of different variance, with the exact score and without noise levels.
 

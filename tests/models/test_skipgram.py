@@ -325,6 +325,7 @@ def markov_text(n, generator):
     return " ".join(words)
 
 
+@pytest.mark.slow
 def test_nce_finds_the_distribution_and_its_normaliser(tmp_path, monkeypatch):
     """NCE learns a known p(w | c) within 0.02 from 60,000 words, with log Z_c near 0."""
     monkeypatch.setenv("ZOO_DATA", str(tmp_path / "data"))

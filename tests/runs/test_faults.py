@@ -18,6 +18,7 @@ from processes import command, done, finish, kill, process, seconds, together
 from zoo.callbacks.finite_loss import FiniteLoss, NotFinite
 from zoo.datamodules import Images
 from zoo.training.checkpoint_files import CheckpointFiles, CheckpointNotWritten, clear_unfinished
+from zoo.training.error_lines import one_line_errors
 
 EVERY_PICTURE = ["callbacks.samples.every_n_epochs=1", "logger=none", "test=false"]
 BARE = ["callbacks=none", "logger=none", "test=false"]
@@ -196,29 +197,40 @@ def too_large(path):
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "size", "said"),
     [
         (BARE, 20_000, r"epoch002.ckpt \(1\.9 MB\) cannot be written: File too large. Free disk space"),
-        pytest.param(
-            *(
-                EVERY_PICTURE,
-                200,
-                r"cannot be written: File too large. Free disk space, then resume with .*zoo resume",
-            ),
-            marks=pytest.mark.slow,
-        ),
+        (EVERY_PICTURE, 200, r"cannot be written: File too large. Free disk space, then resume with .*zoo resume"),
     ],
     ids=["checkpoints", "pictures"],
 )
 def test_a_run_on_a_full_disk_ends_in_one_line(overrides, size, said, tmp_path):
-    full = ["+callbacks.full._target_=helpers.FullDisk", "+callbacks.full.epoch=2", f"+callbacks.full.size={size}"]
-    full += ["model.hidden=[100]", "trainer.max_epochs=5", "trainer=cpu", "trainer.enable_progress_bar=false"]
-    ended = done("train.py", *TINY["vae"], *overrides, *full, f"hydra.run.dir={tmp_path}")
+    few = ["trainer=cpu", "trainer.enable_progress_bar=false"]
+    ended = done("train.py", *TINY["vae"], *overrides, *full_disk(size), *few, f"hydra.run.dir={tmp_path}")
     assert ended.returncode == 1
     assert re.search(said, ended.stderr), ended.stderr
     assert "Traceback" not in ended.stderr
     assert checkpoint(tmp_path)["epoch"] == 1
+
+
+def full_disk(size):
+    """Return the overrides of a run that from its third epoch can write only ``size`` bytes to a file."""
+    full = ["+callbacks.full._target_=helpers.FullDisk", "+callbacks.full.epoch=2", f"+callbacks.full.size={size}"]
+    return [*full, "model.hidden=[100]", "trainer.max_epochs=5"]
+
+
+def message_on_a_full_disk(folder):
+    with pytest.raises(SystemExit) as ended, one_line_errors(str(folder)):
+        run(folder, *TINY["vae"], *BARE, *full_disk(20_000))
+    return ended.value.code
+
+
+def test_a_run_on_a_full_disk_names_the_checkpoint_and_keeps_the_last_one(tmp_path):
+    (message,) = together(1, message_on_a_full_disk, tmp_path)
+    assert re.search(r"epoch002.ckpt \(1\.9 MB\) cannot be written: File too large. Free disk space", message)
+    assert len(message.splitlines()) == 1 and checkpoint(tmp_path)["epoch"] == 1
 
 
 def test_a_signal_during_the_test_ends_it(tmp_path):
@@ -243,7 +255,7 @@ class BrokenOff(L.Callback):
     [
         ("zoo.evaluation.classifier.Classifier", {"widths": [2, 2, 4], "num_features": 8}),
         ("zoo.vade.VaDE", {"hidden": [8], "latent_dim": 2}),
-        ("zoo.infogan.InfoGAN", {}),
+        ("zoo.infogan.InfoGAN", {"width": 4, "features": 16}),
     ],
 )
 def test_an_evaluation_that_was_broken_off_leaves_nothing_in_the_next(kind, options):

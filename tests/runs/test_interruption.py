@@ -48,12 +48,13 @@ def nothing_left(process):
 # Each moment: a command, the seconds that it runs before the signal, and the signal.
 MOMENTS = [
     (TRAIN + ["model=vae", "data=digits", "logger=none", "trainer=cpu"], 0, signal.SIGINT),
+    (ZOO + ["sample", "vae", "-n", "1000000"], 1.5, signal.SIGTERM),
+]
+LATER = [
     (TRAIN + ["model=vae", "data=digits", "logger=none", "trainer=cpu"], 1, signal.SIGTERM),
     (ZOO + ["sample", "vae", "-n", "1000000"], 0, signal.SIGTERM),
     (ZOO + ["sample", "vae", "-n", "1000000"], 1.5, signal.SIGINT),
     (ZOO + ["evaluate", "vae", "--data", "digits", "--importance-samples", "100000"], 0.5, signal.SIGINT),
-]
-LATER = [
     (TRAIN + ["model=vade", "data=digits", "logger=none", "trainer=cpu"], 15, signal.SIGINT),
     (TRAIN + ["model=vae", "data=digits", "logger=none", "trainer=cpu", "trainer.devices=2"], 4, signal.SIGINT),
     (TRAIN + ["model=vae", "data=digits", "logger=none", "trainer=cpu", "trainer.devices=2"], 9, signal.SIGTERM),
@@ -150,6 +151,17 @@ with ended_by_signals():
     os.kill(os.getpid(), signal.SIGINT)
     print("continues", flush=True)
 """
+EARLY = """
+import os, signal
+from zoo.training import interruption
+installed = signal.set_wakeup_fd
+def during(*arguments, **options):  # the handlers are there, and the block has not begun
+    os.kill(os.getpid(), signal.SIGINT)
+    return installed(*arguments, **options)
+signal.set_wakeup_fd = during
+with interruption.ended_by_signals():
+    print("begins")
+"""
 STUCK = """
 import ctypes, os, signal
 from zoo.training import interruption
@@ -162,7 +174,7 @@ with interruption.ended_by_signals():
 
 
 @pytest.mark.parametrize(
-    ("script", "said"), [(SWALLOWED, "unwound\n"), (REPLACED, ""), (AGAIN, "cleared away\n"), (STUCK, "")]
+    ("script", "said"), [(SWALLOWED, "unwound\n"), (REPLACED, ""), (AGAIN, "cleared away\n"), (EARLY, ""), (STUCK, "")]
 )
 def test_no_library_keeps_a_signal_from_ending_the_program(script, said):
     done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=50)

@@ -19,6 +19,13 @@ ALL = {name: [o for o in overrides if not o.startswith("callbacks.")] for name, 
     "rbm, contrastive divergence": TINY["rbm"] + ["model.learning=cd"],
     "ddpm, importance": TINY["ddpm"] + ["model.timesteps=importance", "model.steps=3"],
     "skipgram, own noise": TINY["skipgram"] + ["model.shared_noise=0"],
+    "rbm, Gaussian units": TINY["rbm"] + ["model.visible=gaussian", "model.lr=0.005", "model.restarts=0.02"],
+    "gan, labels": TINY["gan"] + ["model.num_classes=auto"],
+    "score, labels": TINY["score"] + ["model.num_classes=auto"],
+    "vae, discretised logistic": TINY["vae"] + ["model.likelihood=discretised_logistic"],
+    "vae, dequantised": TINY["vae"] + ["model.likelihood=gaussian_dequantised"],
+    "vade, convolutions": TINY["vade"] + ["model.net=conv", "model.hidden=[4]"],
+    "ddpm, attention": TINY["ddpm"] + ["model.attention=[1]"],
 }
 
 
@@ -77,7 +84,7 @@ FIRST = ("vae", "vade", "rbm", "wgan", "ddpm, importance", "skipgram", "vae, mov
 @pytest.mark.parametrize("name", tiers(sorted(ALL), FIRST))
 def test_gradients_and_weights_are_those_of_one_process(name, tmp_path):
     apart, error = distances(tmp_path, [*ALL[name], "+callbacks.noise._target_=helpers.NoiseOfTheExample"])
-    assert apart[0] < 1e-5 and max(apart) < 1e-3, apart
+    assert apart[0] < 3e-5 and max(apart) < 1e-3, apart
     assert error < 2e-3
 
 

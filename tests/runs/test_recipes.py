@@ -39,9 +39,14 @@ def test_a_recipe_names_every_argument_of_its_model(name):
         assert from_data or (tuple(value) if isinstance(parameter.default, tuple) else value) == parameter.default, key
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipe(name, tmp_path):
-    metrics = run(tmp_path, *TINY[name], "debug=fast", figures=True)
+# Drawing the figure of estimator variances takes longer than a run. The first tier draws one.
+DRAWN = [pytest.param(name, True, marks=() if name == "vae" else pytest.mark.slow) for name in RECIPES]
+
+
+@pytest.mark.parametrize(("name", "figures"), [*DRAWN, *((name, False) for name in RECIPES if name != "vae")])
+def test_recipe(name, figures, tmp_path):
+    few = ["callbacks.estimator_variance.batch_size=8", "callbacks.estimator_variance.draws=2"]
+    metrics = run(tmp_path, *TINY[name], "debug=fast", *few, figures=figures)
     monitored = config("/nowhere", *TINY[name]).callbacks.best.monitor
     assert monitored in metrics
     if monitored == "val/loss":

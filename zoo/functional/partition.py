@@ -36,7 +36,6 @@ ENUMERABLE = 20  # largest number of units of a layer to enumerate; its million 
 AT_ONCE = 16  # largest number of units of a layer that log_partitions enumerates; its 65,536 states take seconds
 BLOCK = 4096  # states in one batch of the enumeration
 Partitions = dict[str, LogPartition]  # estimates of one log Z by name
-SANITY_CHECK_TEMPERATURES = 10  # few temperatures, because the sanity check before training discards the estimate
 PIXELS_FLIPPED = 10  # pixels of each image from which validation estimates the pseudo-likelihood
 
 

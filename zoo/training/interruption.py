@@ -44,12 +44,12 @@ def ended_by_signals() -> Iterator[None]:
     """
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
-    for signum in SIGNALS:
-        if signal.getsignal(signum) is not signal.SIG_IGN:  # shell scripts make background jobs ignore SIGINT
-            signal.signal(signum, _interrupt)
-    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-    _thread.start_new_thread(_watch, (woken, _thread.get_ident()))
-    try:
+    try:  # a signal can come as soon as the first handler is there
+        for signum in SIGNALS:
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # shell scripts make background jobs ignore SIGINT
+                signal.signal(signum, _interrupt)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        _thread.start_new_thread(_watch, (woken, _thread.get_ident()))
         if started_by_lightning():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # see signals_held
         yield
