@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 
 from zoo.checks.errors import UserError
+from zoo.training.shell import pasted, training_command
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ class Pruning(L.Callback):
         trial: int | None = None,
     ):
         if storage is None or study is None or trial is None:
-            raise UserError("hparams_search needs several jobs: add -m, as in python train.py -m hparams_search=optuna")
+            command = pasted(*training_command(), "-m", "hparams_search=optuna")
+            raise UserError(f"hparams_search needs several jobs: add -m, as in {command}")
         self.monitor, self.pruner, self.number = monitor, pruner, trial
         self._storage, self._name = storage, study
         self._study: Any = None

@@ -1,4 +1,4 @@
-"""Begin a new run from the weights of a checkpoint: ``python train.py model=ddpm init=ddpm``.
+"""Begin a new run from the weights of a checkpoint: ``zoo train model=ddpm init=ddpm``.
 
 The recipe gives the options of the model, and the checkpoint gives the weights: all parameters and all buffers, such as
 the BatchNorm statistics. All of them must have the names and shapes of the new model. The data, the learning rate and

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_choice, check_integer
 from zoo.training import sweeps
-from zoo.training.shell import pasted
+from zoo.training.shell import pasted, training_command
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -186,7 +186,7 @@ class StudySweeper(Sweeper):
             "The study %s has %d trials: %s\nBest trial: number %d, %s %.6g\nTo train with its values:\n%s",
             *(study.study_name, len(states), numbers, best.number),
             *(OmegaConf.select(self._config, "callbacks.best.monitor"), best.value),
-            pasted("python", "train.py", *sweeps.without_search(fixed), *values_of(best)),
+            pasted(*training_command(), *sweeps.without_search(fixed), *values_of(best)),
         )
 
 
