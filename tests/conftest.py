@@ -78,9 +78,10 @@ def mnist_root():
 
 
 COLLECTED = pytest.StashKey[list[str]]()  # the names of all tests that this process has found
-# Test files that take minutes. The slowest file comes first. Files that are not listed take seconds.
-LONG = ("test_resume", "test_two_processes", "test_hub", "test_estimator_variance", "test_callbacks", "test_faults")
-LONG += ("test_one_and_two", "test_recipes", "test_shipped", "test_rbm")
+# Test files that take the most CPU time. The first two are the longest of the second tier, the others of the first.
+LONG = ("test_shipped", "test_new_model", "test_resume", "test_recipes", "test_callbacks", "test_faults")
+LONG += ("test_two_processes", "test_estimator_variance", "test_executions", "test_graphs", "test_devices", "test_hub")
+LONG += ("test_one_and_two", "test_records", "test_rbm", "test_readme", "test_images_on_disk", "test_interruption")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out tests that ``-m`` and ``-k`` do not select

@@ -226,6 +226,7 @@ def test_whatever_ends_a_run_its_end_is_drawn_once(ending, tmp_path):
 
 def test_an_end_is_drawn_after_others_that_were_due(tmp_path):
     every = ["callbacks.samples.every_n_epochs=2", "trainer.max_epochs=9", "test=false"]
+    every += ["callbacks.estimator_variance=null", "trainer.limit_train_batches=4"]
     stop = ["+callbacks.stop._target_=test_records.Wants", "+callbacks.stop.epoch=2"]
     run(tmp_path, *TINY["gan"], *every, *stop, "+callbacks.stop.hook=on_validation_end")
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["epoch_001.png", "epoch_002.png"]
@@ -242,7 +243,8 @@ def test_the_first_step_after_a_checkpoint_is_dropped_with_those_that_follow(tmp
 
 def test_the_last_picture_uses_the_weights_of_validation(tmp_path):
     """A run of nine epochs that stops after two epochs draws the same picture as a run of two epochs."""
-    overrides = [*TINY["gan"], "callbacks.samples.every_n_epochs=5", "test=false"]
+    overrides = [*TINY["gan"], "callbacks.samples.every_n_epochs=5", "callbacks.estimator_variance=null", "test=false"]
+    overrides += ["trainer.limit_train_batches=4"]
     run(tmp_path / "two", *overrides, "trainer.max_epochs=2")
     stop = ["+callbacks.stop._target_=test_records.Wants", "+callbacks.stop.epoch=1"]
     run(tmp_path / "stopped", *overrides, *stop, "+callbacks.stop.hook=on_validation_end", "trainer.max_epochs=9")

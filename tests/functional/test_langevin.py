@@ -81,6 +81,7 @@ def test_the_integral_of_a_mixtures_score_is_its_density_ratio():
     assert (ends[0] == ends[1]).all(1).double().mean() > 0.99
 
 
+@pytest.mark.slow
 def test_chains_in_a_mixture_reach_its_entropy():
     """Adjusted chains start far away and reach the mean log density of exact samples, within 4.5 standard errors."""
     p, generator = mixture(), torch.Generator().manual_seed(7)

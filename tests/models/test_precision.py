@@ -5,6 +5,7 @@ import inspect
 
 import pytest
 import torch
+from helpers import tiers
 from small_models import MODELS, data_of, made
 from torch.testing import assert_close
 from torch.utils import _pytree as pytree
@@ -49,7 +50,7 @@ def everything(name, model):
 
 
 @pytest.mark.parametrize("precision_of", ["bfloat16", "half", "double"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", tiers(MODELS, set(MODELS) - {"ddpm-labels"}))
 def test_a_model_computes_in_every_precision(name, precision_of):
     """Results are finite, in float32 or float64. Losses agree with a float32 model within 10 % + 0.1."""
     model = getattr(copy.deepcopy(made(name)), precision_of)()

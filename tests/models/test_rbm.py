@@ -532,6 +532,7 @@ def test_validation_is_of_float32_under_bfloat16(tmp_path):
     assert tested[0] == tested[1]
 
 
+@pytest.mark.slow
 def test_annealed_importance_sampling_on_a_trained_machine(tmp_path):
     """After training 784 x 15 units, the interval of 100 chains is shorter than 0.5 nats and contains log Z.
 

@@ -299,6 +299,7 @@ def test_score_function_gradients_are_exact_in_expectation(objective, name, k):
         assert exact[parameter].abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_rebar_in_the_model_is_unbiased():
     """The component of the mean along the exact gradient is right within 4.5 standard errors.
 

@@ -298,9 +298,20 @@ def test_threads_are_prepared_before_torch_is_imported(command):
 # The whole command (slow).
 
 
+WHOLE = ("skipgram", "vae")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(TINY))
+@pytest.mark.parametrize("name", sorted(set(TINY) - set(WHOLE)))
 def test_no_recipe_warns_of_anything(name, tmp_path):
+    output = printed(False, tmp_path, *TINY[name], "trainer.max_epochs=2", "logger=wandb")
+    assert "Files in " in output
+    assert "\r" not in output and "warning" not in output.lower()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_whole_command_warns_of_nothing(name, tmp_path):
     """The output of a run has no warning, with Weights & Biases offline. ``train.log`` contains the summary."""
     command = [sys.executable, "train.py", *TINY[name], "trainer.max_epochs=2", "logger=wandb"]
     env = {**os.environ, "WANDB_MODE": "offline"}

@@ -40,7 +40,7 @@ def planted(module, where, argv, run):
     ("module", "where"),
     [
         pytest.param("zoo.vae", "module.image_networks", marks=pytest.mark.slow),  # while Hydra calls the constructor
-        ("zoo.vae", "module.VAE.negative_elbo"),  # in a training step
+        pytest.param("zoo.vae", "module.VAE.negative_elbo", marks=pytest.mark.slow),  # in a training step
         pytest.param("zoo.callbacks.samples", "module.Samples._draw", marks=pytest.mark.slow),  # in a callback
     ],
 )
