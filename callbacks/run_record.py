@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
 from zoo.callbacks import loggers
@@ -17,6 +18,7 @@ from zoo.checks.errors import UserError
 from zoo.hub.loading import name_of_class
 from zoo.training.added_callbacks import as_typed
 from zoo.training.files import atomic_write
+from zoo.training.processes import number
 from zoo.training.shell import pasted, resume_command, short, training_command
 from zoo.training.sweeps import without_search
 
@@ -76,6 +78,27 @@ def run_command(absolute: bool = False) -> str:
     return pasted(*program, *(f"--config-dir={path if absolute else short(path)}" for path in folders), *overrides)
 
 
+def locked_folder(folder: Path) -> FileLock:
+    """Lock a run folder, so that two processes do not write to it. The operating system releases a forgotten lock.
+
+    Without permission to write, and on disks without locks, the folder is not locked.
+
+    Raises:
+        UserError: if another process holds the lock.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another process trains the run {pasted(folder)}: wait until it ends, or use another folder"
+        ) from None
+    except (OSError, NotImplementedError):
+        pass
+    return lock
+
+
 class RunRecord(L.Callback):
     """Record the command, class, configuration, data, commit and hardware of a run.
 
@@ -91,7 +114,8 @@ class RunRecord(L.Callback):
             that resumes keeps the record of its first part.
 
     Raises:
-        UserError: if the folder already holds a run and this run does not resume from a checkpoint.
+        UserError: if the folder already holds a run and this run does not resume from a checkpoint, or if another
+            process trains the run in this folder.
     """
 
     def __init__(self, folder: str, config: dict[str, Any] | None = None, init: dict[str, Any] | None = None):
@@ -101,14 +125,28 @@ class RunRecord(L.Callback):
             raise UserError(
                 f"{pasted(self.folder)} already holds a run: resume it with {command}, or use another folder"
             )
+        self._lock = locked_folder(self.folder) if number() == 0 else None
         self.record: dict[str, Any] = {}
         self._earlier: list[dict[str, Any]] = []
         self._seconds_before, self._started = 0.0, 0.0
         self._metrics: dict[str, float] = {}
         self._saved = False  # whether this run has saved a checkpoint
 
+    def __getstate__(self) -> dict[str, Any]:  # other processes have no lock, and a lock cannot be pickled
+        return {**self.__dict__, "_lock": None}
+
     def setup(self, trainer, pl_module, stage):
         self._saved = False
+
+    def teardown(self, trainer, pl_module, stage):
+        self._unlock()
+
+    def on_exception(self, trainer, pl_module, exception):
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint):
         # Lightning's tuners load a checkpoint that this run itself has saved. That checkpoint is no earlier part.

@@ -1,0 +1,31 @@
+"""Tests of the lock of a run folder: two processes never write to one run."""
+
+import pickle
+
+import pytest
+from filelock import FileLock
+from helpers import TINY, run
+
+from zoo.callbacks import RunRecord
+from zoo.checks.errors import UserError
+
+
+def test_a_run_that_another_process_trains_is_refused_until_that_process_ends(tmp_path):
+    other = FileLock(tmp_path / ".lock")
+    with other, pytest.raises(UserError, match=r"another process trains the run .*: wait until it ends"):
+        RunRecord(str(tmp_path))
+    RunRecord(str(tmp_path))
+
+
+def test_the_folder_is_locked_from_the_start_until_the_run_ends(tmp_path):
+    record = RunRecord(str(tmp_path))
+    with pytest.raises(TimeoutError):
+        FileLock(tmp_path / ".lock").acquire(timeout=0)
+    assert pickle.loads(pickle.dumps(record)).folder == record.folder
+    record.on_exception(None, None, KeyboardInterrupt())
+    FileLock(tmp_path / ".lock").acquire(timeout=0).lock.release()
+
+
+def test_a_folder_is_free_after_training(tmp_path):
+    run(tmp_path, *TINY["vae"], "test=false")
+    FileLock(tmp_path / ".lock").acquire(timeout=0).lock.release()
