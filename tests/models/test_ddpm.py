@@ -289,6 +289,8 @@ def test_importance_sampling_trains(tmp_path):
         *TINY["ddpm"],
         *few,
         "trainer.max_epochs=3",
+        "trainer.limit_train_batches=4",
+        "test=false",
         "callbacks.estimator_variance.compare=[uniform,importance]",
         "callbacks.estimator_variance.draws=2",
         "callbacks.estimator_variance.batch_size=8",

@@ -42,6 +42,7 @@ def test_the_bare_loop_trains_the_same_model_as_train_py(model, steps):
     assert max(differences.values()) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_bare_loop_that_trains_less_than_train_py_is_marked(steps, monkeypatch, capsys):
     monkeypatch.setattr(steps.Average, "update", lambda self: None)
     differences = steps.main(arguments("rbm", "--callbacks", "none"))["rbm"]

@@ -185,7 +185,7 @@ def without_callbacks(name):
     return [o for o in TINY[name] if not o.startswith("callbacks.")] + ["callbacks=none", "test=false"]
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_persistent_chains_are_of_each_process_and_go_on_in_any_number(first, then, tmp_path):
     """A checkpoint has the chains of all processes, in the order of one process. A resumed run splits them again."""
     few = [*without_callbacks("rbm"), "model.num_chains=31"]
