@@ -80,6 +80,7 @@ def test_a_search_that_was_killed_goes_on_with_the_trials_of_one_that_was_not(tm
     second = Jobs()
     study = searched(tmp_path / "parts", second)
     assert [t.params for t in ended(study)] == [t.params for t in whole.trials] and len(whole.trials) == 4
+    assert len({t.params["model.lr"] for t in whole.trials}) == 4
     assert [t.value for t in ended(study)] == [t.value for t in whole.trials] and len(second.given) == 2
     third = Jobs()
     assert len(searched(tmp_path / "parts", third).trials) == 5 and third.given == []
