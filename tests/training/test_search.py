@@ -173,7 +173,7 @@ def test_a_search_needs_several_jobs():
     assert "callbacks.pruning.trial" not in str(readable_arguments(["hparams_search=optuna"], Path(CONFIGS)))
 
 
-@pytest.mark.parametrize("better", [True, False])
+@pytest.mark.parametrize("better", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_trial_that_is_worse_than_others_is_stopped(better, tmp_path):
     """Two earlier trials have losses of 1 nat or of 10,000 nats. The run has several hundred."""
     storage = f"sqlite:///{tmp_path}/study.db"
