@@ -46,8 +46,11 @@ class MLFlowLogger(lightning_loggers.MLFlowLogger):
         for name in ("alembic", "lightning.pytorch.loggers.mlflow"):
             logging.getLogger(name).setLevel(logging.ERROR)  # the first run creates the database and the experiment
         address = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE}"
+        pictures = None  # the server chooses their place
         if address.startswith("sqlite:///"):
-            Path(address.removeprefix("sqlite:///")).absolute().parent.mkdir(parents=True, exist_ok=True)
+            beside = Path(address.removeprefix("sqlite:///")).absolute().parent
+            beside.mkdir(parents=True, exist_ok=True)
+            pictures = (beside / "mlflow").as_uri()
         from mlflow.exceptions import MlflowException
 
         try:
@@ -55,9 +58,7 @@ class MLFlowLogger(lightning_loggers.MLFlowLogger):
                 experiment_name=experiment,
                 run_name="/".join(Path(folder).absolute().parts[-2:]),
                 tracking_uri=address,
-                artifact_location=(STORE.parent / "mlflow").absolute().as_uri()
-                if address.startswith("sqlite")
-                else None,
+                artifact_location=pictures,
             )
         except MlflowException as error:
             raise UserError(f"logger.mlflow.tracking_uri={address} cannot be opened: {error}") from error

@@ -37,6 +37,7 @@ def test_a_resumed_run_logs_to_the_mlflow_run_of_its_first_part(tmp_path):
     steps = [metric.step for metric in client.get_metric_history(number, "train/loss")]
     assert steps == [0, 1, 2, 3] and len(client.get_metric_history(number, "val/loss")) == 2
     assert client.list_artifacts(number, "samples")
+    assert (tmp_path / "store" / "mlflow" / number / "artifacts" / "samples").is_dir()
 
     elsewhere = f"logger.mlflow.tracking_uri=sqlite:///{tmp_path}/other.db"
     run(tmp_path / "moved", *options, "trainer.max_epochs=3", ckpt, elsewhere)  # a store without the run

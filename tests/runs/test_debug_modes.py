@@ -20,7 +20,7 @@ def losses(folder):
     return [float(row[name]) for row in rows if row.get(name)]
 
 
-@pytest.mark.parametrize("name", tiers(TINY, ["vae"]))
+@pytest.mark.parametrize("name", tiers(TINY, []))
 def test_limit_takes_a_small_part_of_the_data(name, tmp_path):
     run(tmp_path, *TINY[name], "debug=limit", "~callbacks.estimator_variance")
     saved = checkpoint(tmp_path)

@@ -58,7 +58,11 @@ def searched(folder, jobs, *arguments, n_trials=4, **options):
     )
     best = {"monitor": "val/loss", "mode": "min"}
     sweeper._config = OmegaConf.create(
-        {"callbacks": {"best": best, "pruning": {}}, "hydra": {"runtime": {"choices": {"model": "vae"}}}}
+        {
+            "model": {"lr": 1, "latent_dim": 2},
+            "callbacks": {"best": best, "pruning": {}},
+            "hydra": {"runtime": {"choices": {"model": "vae"}}},
+        }
     )
     sweeper._launcher = jobs
     sweeper.sweep(["model=vae", *(arguments or SPACE)])
@@ -80,6 +84,7 @@ def test_a_search_that_was_killed_goes_on_with_the_trials_of_one_that_was_not(tm
     second = Jobs()
     study = searched(tmp_path / "parts", second)
     assert [t.params for t in ended(study)] == [t.params for t in whole.trials] and len(whole.trials) == 4
+    assert len({t.params["model.lr"] for t in whole.trials}) == 4
     assert [t.value for t in ended(study)] == [t.value for t in whole.trials] and len(second.given) == 2
     third = Jobs()
     assert len(searched(tmp_path / "parts", third).trials) == 5 and third.given == []
@@ -130,6 +135,8 @@ def test_values_of_the_command_line_replace_those_of_the_recipe(tmp_path):
     recipe = {"model.lr": "interval(0.1,1)", "model.latent_dim": "choice(2,4)", "seed": "7"}
     of_recipe = searched(tmp_path, Jobs(), "model.latent_dim=2", params=recipe, n_trials=1)
     assert set(of_recipe.trials[0].params) == {"model.lr"}
+    with pytest.raises(UserError, match=r"^vae has no model.rate, which the recipe of the search names"):
+        searched(tmp_path, Jobs(), "seed=1", params={"model.rate": "1,2"})
     with pytest.raises(UserError, match="the search has no value to choose"):
         searched(tmp_path, Jobs(), "seed=1")
 
@@ -149,7 +156,7 @@ def test_distributions_are_those_of_the_grammar():
     assert of("a=interval(0.1,1)") == d.FloatDistribution(0.1, 1.0)
     assert of("a=tag(log,interval(1e-4,1e-2))") == d.FloatDistribution(1e-4, 1e-2, log=True)
     assert of("a=range(2,9,3)") == d.IntDistribution(2, 8, step=3)
-    assert of("a=choice(1,null,x)") == d.CategoricalDistribution((1, None, "x"))
+    assert of("a=1,null,x") == d.CategoricalDistribution((1, "null", "x"))
     with pytest.raises(UserError, match="cannot be searched"):
         of("a=interval(1,0)")
 
@@ -166,7 +173,7 @@ def test_a_search_needs_several_jobs():
     assert "callbacks.pruning.trial" not in str(readable_arguments(["hparams_search=optuna"], Path(CONFIGS)))
 
 
-@pytest.mark.parametrize("better", [True, False])
+@pytest.mark.parametrize("better", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_trial_that_is_worse_than_others_is_stopped(better, tmp_path):
     """Two earlier trials have losses of 1 nat or of 10,000 nats. The run has several hundred."""
     storage = f"sqlite:///{tmp_path}/study.db"

@@ -119,11 +119,20 @@ class StudySweeper(Sweeper):
             keys = {o.get_key_element() for o in given}
             lines = [f"{key}={value}" for key, value in self._params.items() if key not in keys]
             several = [o for o in OverridesParser.create().parse_overrides(lines) if o.is_sweep_override()]
+            self._check_keys([o.get_key_element() for o in several])
         if not several:
             raise UserError(
                 "the search has no value to choose: give a key several values, such as 'model.lr=interval(1e-4,1e-2)'"
             )
         return {o.get_key_element(): distribution(o) for o in several}, fixed
+
+    def _check_keys(self, keys: list[str]) -> None:
+        """Raise UserError if the model of this command does not have all ``keys`` of the recipe."""
+        if missing := [key for key in keys if OmegaConf.select(self._config, key, default=keys) is keys]:
+            raise UserError(
+                f"{self._config.hydra.runtime.choices.model} has no {' and no '.join(missing)}, which the recipe of "
+                "the search names: give keys of the model several values, such as 'model.beta1=interval(0.1,0.9)'"
+            )
 
     def _study(self, space: "dict[str, BaseDistribution]", fixed: list[str]) -> "Study":
         """Return the study, which is loaded if it exists.
@@ -232,7 +241,7 @@ def distribution(given: Override) -> "BaseDistribution":
 
 def values_of(trial: "Trial | FrozenTrial") -> list[str]:
     """Return the values of a trial as overrides."""
-    return [f"{key}={'null' if value is None else value}" for key, value in trial.params.items()]
+    return [f"{key}={value}" for key, value in trial.params.items()]
 
 
 def counted(study: "Study") -> "Sequence[FrozenTrial]":

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint, ProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -75,12 +75,14 @@ def make_trainer(
     if epochs and every and 0 < epochs < every:
         kwargs["check_val_every_n_epoch"] = epochs  # a run that never validates has no best checkpoint and no samples
     callbacks = list(kwargs.get("callbacks") or [])
-    if any(isinstance(c, LearningRateFinder) for c in callbacks):
-        if two_players:
-            raise UserError(
-                "LearningRateFinder finds one learning rate, and adversarial models have two: leave the callback out"
-            )
-        kwargs["callbacks"] = [*callbacks, FoundLearningRate()]
+    if two_players and any(isinstance(c, LearningRateFinder) for c in callbacks):
+        raise UserError(
+            "LearningRateFinder finds one learning rate, and adversarial models have two: leave the callback out"
+        )
+    if tuners := [c for c in callbacks if isinstance(c, LearningRateFinder | BatchSizeFinder)]:
+        for tuner in tuners:
+            _prepare_model_before(tuner)
+        kwargs["callbacks"] = [*callbacks, FoundValues()]
     kwargs["plugins"] = [*(kwargs.get("plugins") or []), CheckpointFiles()]
     if "fsdp" in str(kwargs.get("strategy")):
         _check_sharding(kwargs.get("accelerator", "auto"), kwargs.get("callbacks") or [])
@@ -131,15 +133,33 @@ def _shown(kwargs: dict[str, Any]) -> list[L.Callback]:
     return shown
 
 
-class FoundLearningRate(L.Callback):
-    """Callback that makes a new optimiser and schedule, with the learning rate that LearningRateFinder has found.
+def _prepare_model_before(tuner: LearningRateFinder | BatchSizeFinder) -> None:
+    """Let ``tuner`` call the model's ``on_fit_start`` before its search. Lightning calls it only after the search.
 
-    Lightning's callback changes only the learning rate of the optimiser. The next step of the schedule would undo this
-    change.
+    After the search, the weights are again those before ``on_fit_start``, which Lightning calls with the found value.
+    """
+    search = tuner.on_fit_start
+
+    def on_fit_start(trainer, pl_module) -> None:
+        before = {name: value.clone() for name, value in pl_module.state_dict().items()}
+        pl_module.on_fit_start()
+        search(trainer, pl_module)
+        pl_module.load_state_dict(before)
+
+    tuner.on_fit_start = on_fit_start  # type: ignore[method-assign]
+
+
+class FoundValues(L.Callback):
+    """Callback that sets the model up again with the value that LearningRateFinder or BatchSizeFinder has found.
+
+    A found learning rate changes only the optimiser, and the next step of a schedule would undo the change. A found
+    batch size changes neither the length of the schedule nor what ``setup`` has computed from the size. So the model
+    also gets a new optimiser and schedule.
     """
 
     def on_train_start(self, trainer, pl_module):
         if trainer.global_step == 0:
+            pl_module.setup("fit")
             trainer.strategy.setup_optimizers(trainer)
 
 
