@@ -224,6 +224,15 @@ def test_every_kind_of_model_has_a_readme(name, hub, tmp_path, monkeypatch, caps
     assert {r.metric_name: r.metric_value for r in readme.data.eval_results} == card["metrics"]
 
 
+def test_a_readme_of_another_project_is_not_replaced(tmp_path):
+    (tmp_path / "README.md").write_text("mine", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"has another README.md, which would be replaced: choose a new folder"):
+        push("score-mixture", REPO, folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    for _ in range(2):  # files of an earlier dry run are replaced
+        push("score-mixture", REPO, folder=tmp_path / "new")
+
+
 def test_a_push_that_cannot_work_is_refused_before_the_work(hub, trained, pushed, monkeypatch):
     def refused(message, *args, **options):
         with pytest.raises(CheckpointError, match=message) as error:
