@@ -102,9 +102,10 @@ def test_a_second_load_needs_no_server_and_says_so(filled, caplog):
         zoo.load("hf:someone/gan")
 
 
-def test_a_server_with_a_fault_is_as_good_as_none(filled, caplog):
+@pytest.mark.parametrize("status", [503, 429])
+def test_a_server_with_a_fault_or_too_many_requests_is_as_good_as_none(status, filled, caplog):
     zoo.load(f"hf:{REPO}")
-    filled.status = 503
+    filled.status = status
     zoo.load(f"hf:{REPO}")
     assert "does not answer" in caplog.text
 
