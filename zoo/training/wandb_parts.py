@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +48,8 @@ def go_back(folder: Path, run_id: str, step: int) -> None:
             if (end := _end_before(content, step)) < len(content):
                 whole = path.with_name(f"{path.name}.whole")
                 if not whole.exists():
-                    shutil.copyfile(path, whole)
+                    with atomic_write(whole) as file:  # a program that is killed here leaves no part of a copy
+                        file.write(content)
                 with atomic_write(path) as file:
                     file.write(content[:end])
 
