@@ -148,6 +148,8 @@ class RunRecord(L.Callback):
 
     def setup(self, trainer, pl_module, stage):
         self._saved = False
+        if self._lock is not None and not self._lock.is_locked:  # a test after training also writes to the folder
+            self._lock = locked_folder(self.folder)
 
     def teardown(self, trainer, pl_module, stage):
         self._unlock()
