@@ -53,9 +53,8 @@ class Jobs:
 def searched(folder, jobs, *arguments, n_trials=4, **options):
     """Run a search whose trials are ``jobs``, and return its study."""
     options = {"study_name": None, "n_jobs": 1, "direction": None, "seed": 0, "params": {}} | options
-    sweeper = search.StudySweeper(
-        storage=str(folder / "study.db"), n_trials=n_trials, sampler=optuna.samplers.TPESampler, **options
-    )
+    options = {"storage": str(folder / "study.db")} | options
+    sweeper = search.StudySweeper(n_trials=n_trials, sampler=optuna.samplers.TPESampler, **options)
     best = {"monitor": "val/loss", "mode": "min"}
     sweeper._config = OmegaConf.create(
         {
@@ -106,6 +105,33 @@ def test_a_trial_of_a_process_that_has_ended_is_repeated_and_one_of_a_live_proce
     assert states == ["COMPLETE", "FAIL", "RUNNING", "COMPLETE"] and study.trials[3].params == killed.params
 
 
+def test_two_commands_that_search_at_once_make_different_trials(tmp_path):
+    other = []
+
+    class Slow(Jobs):
+        def launch(self, overrides, initial_job_idx):
+            if not other:  # a second command begins and ends while the first trial runs
+                other.append(searched(tmp_path, Jobs(), n_trials=2))
+            return super().launch(overrides, initial_job_idx)
+
+    study = searched(tmp_path, Slow(), n_trials=4)
+    assert [t.state.name for t in study.trials] == ["COMPLETE"] * 4
+    assert len({t.params["model.lr"] for t in study.trials}) == 4
+
+
+def test_a_place_with_a_quote_and_a_database_with_a_password(tmp_path):
+    folder = tmp_path / "it's"
+    folder.mkdir()
+    jobs = Jobs()
+    searched(folder, jobs, n_trials=1)
+    given = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(jobs.given[0])}
+    assert given["callbacks.pruning.storage"] == f"sqlite:///{folder}/study.db"
+    for storage in ("redis://me:secret@host", "postgresql+nothing://me:secret@host/db"):
+        with pytest.raises(UserError, match=r"//me:\*\*\*@host") as error:
+            searched(tmp_path, Jobs(), storage=storage)
+        assert "secret" not in str(error.value)
+
+
 def test_a_failed_trial_is_marked_and_the_search_goes_on(tmp_path, caplog):
     failed = JobReturn(status=JobStatus.FAILED, _return_value=ValueError("of the trial"))
     jobs = Jobs(job1=math.nan)
@@ -120,14 +146,15 @@ def test_a_failed_trial_is_marked_and_the_search_goes_on(tmp_path, caplog):
         searched(tmp_path, Jobs(job0=math.nan, job1=math.inf), "model.lr=1,2", "model.latent_dim=2", n_trials=2)
 
 
-def test_every_job_of_a_trial_gets_its_values_and_where_to_report(tmp_path, caplog):
+def test_every_job_of_a_trial_gets_its_values_and_where_to_report(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["zoo"])
     jobs = Jobs()
     with caplog.at_level("INFO"):
         study = searched(tmp_path, jobs, "seed=3", *SPACE, n_trials=2, n_jobs=2)
     first, _ = jobs.given
     assert first[:2] == ["model=vae", "seed=3"] and values(first) == study.trials[0].params
-    assert f"callbacks.pruning.study='{study.study_name}'" in first and "callbacks.pruning.trial=0" in first
-    assert "python train.py model=vae seed=3 model.lr=" in caplog.text
+    assert f'callbacks.pruning.study="{study.study_name}"' in first and "callbacks.pruning.trial=0" in first
+    assert "\nzoo train model=vae seed=3 model.lr=" in caplog.text
     assert without_search(["hparams_search=optuna", *first]) == first[:4]
 
 
