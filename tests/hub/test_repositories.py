@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -19,7 +20,7 @@ from safetensors.torch import save
 import zoo
 from zoo.__main__ import main
 from zoo.commands.inputs import of_published_data
-from zoo.hub import CheckpointError
+from zoo.hub import CheckpointError, pushing, repositories
 from zoo.hub.exporting import golden_terms
 from zoo.hub.pushing import push
 
@@ -143,6 +144,19 @@ def test_a_revision_is_honoured(filled, pushed):
     assert type(zoo.load(f"hf:{REPO}@v1")).__name__ == "VAE"
 
 
+def test_a_push_between_the_downloads_of_a_card_and_of_its_weights_does_not_mix_two_commits(filled, pushed):
+    answer = filled.resolve
+
+    def resolve(repo, body, revision, file, name):
+        found = answer(repo, body, revision, file, name)
+        if file == "model.json":
+            repo.commit("main", pushed.files | {"model.safetensors": b"newer"})
+        return found
+
+    filled.resolve = resolve
+    assert type(zoo.load(f"hf:{REPO}")).__name__ == "VAE"
+
+
 def test_one_of_several_models_loads_by_its_name(filled, pushed):
     other = {
         f"{name}{end}": (zoo.WEIGHTS / f"{name}{end}").read_bytes()
@@ -223,6 +237,16 @@ def test_every_kind_of_model_has_a_readme(name, hub, tmp_path, monkeypatch, caps
     readme = ModelCard.load(tmp_path / "files" / "README.md")
     card = json.loads((tmp_path / "files" / "model.json").read_text(encoding="utf-8"))
     assert {r.metric_name: r.metric_value for r in readme.data.eval_results} == card["metrics"]
+
+
+def test_a_metric_that_is_not_finite_is_only_in_the_table(tmp_path):
+    push("score-mixture", REPO, folder=tmp_path)
+    path = tmp_path / "model.json"
+    card = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(card | {"metrics": {"a": math.inf, "b": 1.0}}), encoding="utf-8")
+    pushing._write_readme(repositories.library(), tmp_path / "model.safetensors", REPO, None)
+    readme = ModelCard.load(tmp_path / "README.md")
+    assert [result.metric_name for result in readme.data.eval_results] == ["b"] and "| a | inf |" in readme.text
 
 
 def test_a_readme_of_another_project_is_not_replaced(tmp_path):
