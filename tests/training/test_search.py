@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from zoo.callbacks import Pruning
 from zoo.checks.errors import UserError
+from zoo.training import sweeps
 from zoo.training.command_line import readable_arguments
 from zoo.training.sweeps import without_search
 
@@ -53,9 +54,9 @@ class Jobs:
 def searched(folder, jobs, *arguments, n_trials=4, **options):
     """Run a search whose trials are ``jobs``, and return its study."""
     options = {"study_name": None, "n_jobs": 1, "direction": None, "seed": 0, "params": {}} | options
-    options = {"storage": str(folder / "study.db")} | options
+    options = {"storage": str(folder / "study.db"), "mode": "min"} | options
+    best = {"monitor": "val/loss", "mode": options.pop("mode")}
     sweeper = search.StudySweeper(n_trials=n_trials, sampler=optuna.samplers.TPESampler, **options)
-    best = {"monitor": "val/loss", "mode": "min"}
     sweeper._config = OmegaConf.create(
         {
             "model": {"lr": 1, "latent_dim": 2},
@@ -92,7 +93,7 @@ def test_a_search_that_was_killed_goes_on_with_the_trials_of_one_that_was_not(tm
 
 def test_a_trial_of_a_process_that_has_ended_is_repeated_and_one_of_a_live_process_is_left(tmp_path):
     study = searched(tmp_path, Jobs(), n_trials=1)
-    killed, running = study.ask(study.trials[0].distributions), study.ask(study.trials[0].distributions)
+    killed, running, elsewhere = (study.ask(study.trials[0].distributions) for _ in range(3))
     host = study.trials[0].user_attrs["process"][0]
     child = os.fork()
     if not child:
@@ -100,9 +101,11 @@ def test_a_trial_of_a_process_that_has_ended_is_repeated_and_one_of_a_live_proce
     os.waitpid(child, 0)
     killed.set_user_attr("process", [host, child])
     running.set_user_attr("process", [host, os.getpid()])
+    elsewhere.set_user_attr("process", ["another-host", child])
     study = searched(tmp_path, Jobs(), n_trials=2)
     states = [trial.state.name for trial in study.trials]
-    assert states == ["COMPLETE", "FAIL", "RUNNING", "COMPLETE"] and study.trials[3].params == killed.params
+    assert states == ["COMPLETE", "FAIL", "RUNNING", "RUNNING", "COMPLETE"]
+    assert study.trials[4].params == killed.params
 
 
 def test_two_commands_that_search_at_once_make_different_trials(tmp_path):
@@ -138,8 +141,10 @@ def test_a_failed_trial_is_marked_and_the_search_goes_on(tmp_path, caplog):
     returned = jobs._job
     jobs._job = lambda overrides: failed if len(jobs.given) == 3 else returned(overrides)
     jobs.given.append([])
+    sweeps.FAILED.append(1)  # as a job does that fails
     with caplog.at_level("INFO"):
         study = searched(tmp_path, jobs, "model.lr=interval(0.1,1)", "model.latent_dim=choice(2,4)", n_trials=3)
+    assert sweeps.FAILED == []  # the search succeeds
     assert [t.state.name for t in study.trials][:1] == ["FAIL"] and study.trials[2].state.name == "FAIL"
     assert "3 trials: 1 complete, 2 fail" in caplog.text and "Trial 2 failed: of the trial" in caplog.text
     with pytest.raises(UserError, match=r"no trial of the study .* was completed \(2 fail\)"):
@@ -172,6 +177,12 @@ def test_a_study_of_other_settings_is_not_mixed_with_this_search(tmp_path):
     searched(tmp_path, Jobs(), study_name="mine", n_trials=1)
     with pytest.raises(UserError, match="the study mine in .* has other settings than this command"):
         searched(tmp_path, Jobs(), "seed=1", *SPACE, study_name="mine")
+
+
+@pytest.mark.parametrize(("direction", "expected"), [(None, "MAXIMIZE"), ("minimize", "MINIMIZE")])
+def test_the_direction_is_that_of_the_best_checkpoint_unless_it_is_given(direction, expected, tmp_path):
+    study = searched(tmp_path, Jobs(), n_trials=1, mode="max", direction=direction)
+    assert study.direction.name == expected
 
 
 def test_distributions_are_those_of_the_grammar():
@@ -214,10 +225,12 @@ def test_a_trial_that_is_worse_than_others_is_stopped(better, tmp_path):
     given = [f"callbacks.pruning.storage={storage}", "callbacks.pruning.study=s", "callbacks.pruning.trial=2"]
     given += ["callbacks.pruning.pruner.n_startup_trials=0", "callbacks.pruning.pruner.n_warmup_steps=0"]
     short = ["trainer.max_epochs=2", "trainer.limit_train_batches=1", "~callbacks.estimator_variance"]
+    short += ["trainer.num_sanity_val_steps=1"]  # the sanity check is not reported
     metrics = run(tmp_path / "run", *TINY["vae"], *short, "hparams_search=optuna", *given)
     trial = study.trials[2]
     assert trial.state.name == ("RUNNING" if better else "PRUNED")
     assert list(trial.intermediate_values) == ([0, 1] if better else [0])
+    assert trial.intermediate_values[1 if better else 0] == pytest.approx(metrics["val/loss"])
     assert ("test/loss" in metrics) == better
     assert config("x", "model=gan", "hparams_search=optuna").callbacks.pruning.monitor == "val/distance"
 
