@@ -21,6 +21,7 @@ from zoo.checks import capabilities
 from zoo.checks.errors import CheckpointError, UserError
 from zoo.checks.sources import check_source
 from zoo.hub.loading import best_of, card_of, from_training, load, name_of_class, read_training_checkpoint
+from zoo.training.shell import shareable
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,11 @@ def begin_from(model: LightningModule, source: str | Path) -> dict[str, Any]:
     kind = "averaged weights" if about["averaged"] else "weights"
     options = ", ".join(f"model.{key} was {was!r} and is {now!r}" for key, (was, now) in changed.items())
     log.info("The run begins from the %s of %s%s", kind, source, f". Options that differ: {options}" if options else "")
-    return {"source": str(source), **about, "changed": {key: list(values) for key, values in changed.items()}}
+    return {
+        "source": shareable(str(source)),
+        **about,
+        "changed": {key: list(values) for key, values in changed.items()},
+    }
 
 
 def _read(model: LightningModule, source: str | Path) -> tuple[LightningModule, dict[str, Any]]:

@@ -80,6 +80,8 @@ def push(
             raise CheckpointError(f"a repository must be user/repo, got {repo!r}")
         if folder is None:
             _check_login(hub, api, repo, private)
+        elif (folder / "README.md").exists() and not (folder / f"{NAME}.json").exists():
+            raise CheckpointError(f"{folder} has another README.md, which would be replaced: choose a new folder")
     with TemporaryDirectory() if folder is None else nullcontext(folder) as place:
         weights = Path(place) / f"{NAME}.safetensors"
         if str(source) in zoo.list_checkpoints():

@@ -20,6 +20,7 @@ from zoo.training.error_lines import FULL_DISK
 log = logging.getLogger(__name__)
 
 SECONDS_WITHOUT_AN_ANSWER = 10
+TOO_MANY_REQUESTS = 429  # status of an answer to a user, or to users of one network, who asked too often
 NAME = "model"  # name of the files, if a source gives no name
 LOGIN = "run hf auth login, or set HF_TOKEN"
 
@@ -115,7 +116,8 @@ def _answers(hub: Any, place: Place, source: str) -> bool:
     try:
         info = hub.HfApi().model_info(place.repo, revision=place.revision, timeout=SECONDS_WITHOUT_AN_ANSWER)
     except hub.errors.HfHubHTTPError as error:
-        if error.response is None or error.response.status_code < 500:
+        status = 0 if error.response is None else error.response.status_code
+        if status < 500 and status != TOO_MANY_REQUESTS:
             raise
     except (OSError, ValueError, hub.errors.HTTPError) as error:  # ValueError if another server answers
         log.debug("%s", error)
