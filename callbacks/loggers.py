@@ -146,7 +146,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
     Weights & Biases cannot delete values. Values that an online run logged after its checkpoint stay in the history, so
     plot against ``trainer/global_step``.
 
-    The command line of train.py gives the default name, group and tags (:mod:`zoo.training.run_names`). Without this
+    The command line of zoo train gives the default name, group and tags (:mod:`zoo.training.run_names`). Without this
     command line, Weights & Biases chooses a name. The environment variables ``WANDB_NAME``, ``WANDB_RUN_GROUP``,
     ``WANDB_TAGS``, ``WANDB_NOTES`` and ``WANDB_JOB_TYPE`` have precedence over defaults. A resumed run keeps its name,
     group and tags, unless an argument gives others. A run of a Weights & Biases sweep has no default group.
