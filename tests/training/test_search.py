@@ -115,8 +115,8 @@ def test_a_failed_trial_is_marked_and_the_search_goes_on(tmp_path, caplog):
     with caplog.at_level("INFO"):
         study = searched(tmp_path, jobs, "model.lr=interval(0.1,1)", "model.latent_dim=choice(2,4)", n_trials=3)
     assert [t.state.name for t in study.trials][:1] == ["FAIL"] and study.trials[2].state.name == "FAIL"
-    assert "3 trials: 1 complete, 2 fail" in caplog.text and "Trial 2 failed: of the trial" in caplog.text
-    with pytest.raises(UserError, match=r"no trial of the study .* was completed \(2 fail\)"):
+    assert "3 trials: 1 completed, 2 failed" in caplog.text and "Trial 2 failed: of the trial" in caplog.text
+    with pytest.raises(UserError, match=r"no trial of the study .* was completed \(2 failed\)"):
         searched(tmp_path, Jobs(job0=math.nan, job1=math.inf), "model.lr=1,2", "model.latent_dim=2", n_trials=2)
 
 
@@ -127,7 +127,7 @@ def test_every_job_of_a_trial_gets_its_values_and_where_to_report(tmp_path, capl
     first, _ = jobs.given
     assert first[:2] == ["model=vae", "seed=3"] and values(first) == study.trials[0].params
     assert f"callbacks.pruning.study='{study.study_name}'" in first and "callbacks.pruning.trial=0" in first
-    assert "python train.py model=vae seed=3 model.lr=" in caplog.text
+    assert "zoo train model=vae seed=3 model.lr=" in caplog.text
     assert without_search(["hparams_search=optuna", *first]) == first[:4]
 
 
