@@ -61,7 +61,8 @@ class MLFlowLogger(lightning_loggers.MLFlowLogger):
                 artifact_location=pictures,
             )
         except MlflowException as error:
-            raise UserError(f"logger.mlflow.tracking_uri={address} cannot be opened: {error}") from error
+            why = " ".join(str(error).split())
+            raise UserError(f"logger.mlflow.tracking_uri={address} cannot be opened: {why}") from error
         self._resume_from = Path(resume_from).expanduser() if resume_from else None
 
     @property
