@@ -64,7 +64,7 @@ def fit(model, callback, data, folder, **arguments):
 
 def test_every_callback_is_tried_here():
     loggers = {"CSVLogger", "MLFlowLogger", "TensorBoardLogger", "WandbLogger"}
-    of_searches = {"Pruning"}  # only a search can make it
+    of_searches = {"Pruning"}  # tests/training/test_search.py
     assert MADE.keys() | WANTS.keys() | loggers | of_searches == set(callbacks.__all__)
 
 
