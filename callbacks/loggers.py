@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.callbacks.cadence import steps_behind
+from zoo.checks.errors import UserError
 from zoo.datamodules.digests import digest_of
 from zoo.estimators.figures import MEASURED
 from zoo.estimators.figures import table as estimator_table
@@ -125,9 +127,14 @@ class TensorBoardLogger(lightning_loggers.TensorBoardLogger):
     Args:
         folder: the run folder.
         resume_from: path of the checkpoint that this run resumes from, or None.
+
+    Raises:
+        UserError: if TensorBoard is not installed.
     """
 
     def __init__(self, folder: str, resume_from: str | None = None):
+        if not any(map(find_spec, ("tensorboard", "tensorboardX"))):
+            raise UserError("logger=tensorboard needs the package tensorboard: pip install tensorboard")
         path = _checkpoint_path(resume_from)
         step: dict[str, Any] = {} if path is None else {"purge_step": _first_step_after(path)}
         super().__init__(folder, name="tensorboard", version="", default_hp_metric=False, **step)
