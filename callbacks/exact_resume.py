@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from zoo.training.checkpoint_files import clear_unfinished, keep_best
 from zoo.training.executions import Executions
 from zoo.training.processes import number
-from zoo.training.shell import pasted, resume_command, zoo_command
+from zoo.training.shell import pasted, resume_command, short, zoo_command
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class ExactResume(Checkpoint):
     """Save the random state of every process in checkpoints, and write a checkpoint on Ctrl-C and SIGTERM.
 
     After a signal, the run finishes the current batch and writes ``interrupted.ckpt``. Several processes first finish
-    the current execution. The run prints the command that resumes it, and exits with the status of the signal (130 or
+    the current execution. The run prints how to resume it, and exits with the status of the signal (130 or
     143). ``last.ckpt`` keeps the state at the end of the last complete epoch. If the signal arrives during validation,
     the run stops at the end of the epoch. A second signal ends the process at once. A signal during the test also ends
     the process at once, because everything is already saved.
@@ -144,12 +144,27 @@ class ExactResume(Checkpoint):
             if trained:
                 self._say_without_test()
             else:
-                log.warning("Interrupted. To resume from this point:\n    %s", resume_command(self.folder))
+                log.warning("Interrupted. To resume from this point:\n    %s", self._how_to_resume(trainer))
         # The other processes exit with status 0. If one failed, Lightning would end rank 0 with SIGKILL.
         raise SystemExit(128 + (self.received or signal.SIGTERM) if trainer.is_global_zero else 0)
 
+    def _of_zoo_train(self) -> bool:
+        return (self.folder / "config.yaml").is_file()  # RunRecord writes it. Other programs need not use RunRecord
+
+    def _how_to_resume(self, trainer) -> str:
+        """Return the command that resumes the run, or the call of ``fit`` if another program than zoo train runs."""
+        if self._of_zoo_train():
+            return resume_command(self.folder)
+        kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        paths = [Path(path) for c in kept for path in (c.last_model_path, c.best_model_path) if path]
+        paths = [p for p in [self.folder / "checkpoints" / "interrupted.ckpt", *paths] if p.is_file()]
+        if not paths:
+            return "trainer.fit(...), from the beginning, because no checkpoint was written"
+        newest = max(paths, key=lambda path: path.stat().st_mtime_ns)
+        return f"trainer.fit(..., ckpt_path={short(newest)!r})"
+
     def _say_without_test(self):
-        command = pasted(*zoo_command(), "evaluate", self.folder)
+        command = pasted(*zoo_command(), "evaluate", self.folder) if self._of_zoo_train() else "trainer.test(...)"
         log.warning("Interrupted after training, before the end of the test. To evaluate the model: %s", command)
 
     def on_test_start(self, trainer, pl_module):

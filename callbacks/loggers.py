@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.callbacks.cadence import steps_behind
+from zoo.checks.errors import UserError
 from zoo.datamodules.digests import digest_of
 from zoo.estimators.figures import MEASURED
 from zoo.estimators.figures import table as estimator_table
@@ -125,9 +127,14 @@ class TensorBoardLogger(lightning_loggers.TensorBoardLogger):
     Args:
         folder: the run folder.
         resume_from: path of the checkpoint that this run resumes from, or None.
+
+    Raises:
+        UserError: if TensorBoard is not installed.
     """
 
     def __init__(self, folder: str, resume_from: str | None = None):
+        if not any(map(find_spec, ("tensorboard", "tensorboardX"))):
+            raise UserError("logger=tensorboard needs the package tensorboard: pip install tensorboard")
         path = _checkpoint_path(resume_from)
         step: dict[str, Any] = {} if path is None else {"purge_step": _first_step_after(path)}
         super().__init__(folder, name="tensorboard", version="", default_hp_metric=False, **step)
@@ -146,7 +153,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
     Weights & Biases cannot delete values. Values that an online run logged after its checkpoint stay in the history, so
     plot against ``trainer/global_step``.
 
-    The command line of train.py gives the default name, group and tags (:mod:`zoo.training.run_names`). Without this
+    The command line of zoo train gives the default name, group and tags (:mod:`zoo.training.run_names`). Without this
     command line, Weights & Biases chooses a name. The environment variables ``WANDB_NAME``, ``WANDB_RUN_GROUP``,
     ``WANDB_TAGS``, ``WANDB_NOTES`` and ``WANDB_JOB_TYPE`` have precedence over defaults. A resumed run keeps its name,
     group and tags, unless an argument gives others. A run of a Weights & Biases sweep has no default group.

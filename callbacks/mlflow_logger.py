@@ -63,7 +63,8 @@ class MLFlowLogger(lightning_loggers.MLFlowLogger):
                 artifact_location=pictures,
             )
         except MlflowException as error:
-            line = f"logger.mlflow.tracking_uri={address} cannot be opened: {error}"
+            why = " ".join(str(error).split())
+            line = f"logger.mlflow.tracking_uri={address} cannot be opened: {why}"
             raise UserError(without_password(line)) from error
         self._resume_from = Path(resume_from).expanduser() if resume_from else None
 

@@ -125,8 +125,8 @@ class RunRecord(L.Callback):
             that resumes keeps the record of its first part.
 
     Raises:
-        UserError: if the folder already holds a run and this run does not resume from a checkpoint. Also if another
-            process trains the run in this folder.
+        UserError: if the folder already holds a run and this run does not resume from a checkpoint. It is also raised
+            if another process trains the run in this folder.
     """
 
     def __init__(self, folder: str, config: dict[str, Any] | None = None, init: dict[str, Any] | None = None):

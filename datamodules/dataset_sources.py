@@ -258,7 +258,7 @@ def parts_on_hub(title: str, name: str, subset: str | None) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         if error.name != "datasets":
             raise
-        raise DataError("data=hf needs the package datasets: install it with pip install datasets") from None
+        raise DataError("data=hf needs the package datasets: pip install 'generative-zoo[hf]'") from None
     try:
         loaded = datasets.load_dataset(name, subset)
     except (OSError, ValueError, RuntimeError) as error:

@@ -329,7 +329,9 @@ def _parquet_cells(file: TextFile) -> Iterator[str]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError(f"{file} is a Parquet file, which needs pyarrow: pip install pyarrow") from error
+        raise DataError(
+            f"{file} is a Parquet file, which needs the package pyarrow: pip install 'generative-zoo[parquet]'"
+        ) from error
     try:
         with file.path.open("rb") as opened:
             stream = unpack(opened, file.path, file.member)

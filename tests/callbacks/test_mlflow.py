@@ -9,7 +9,7 @@ import pytest
 from helpers import TINY, checkpoint, config, run
 from lightning.pytorch.loggers import MLFlowLogger as OfLightning
 
-from zoo.callbacks import MLFlowLogger
+from zoo.callbacks import MLFlowLogger, TensorBoardLogger
 from zoo.checks.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +50,9 @@ def test_a_missing_package_is_one_line_that_names_the_extra(monkeypatch, tmp_pat
         UserError, match=r"^logger=mlflow needs the package mlflow: pip install 'generative-zoo\[mlflow\]'$"
     ):
         MLFlowLogger(str(tmp_path))
+    monkeypatch.setattr("zoo.callbacks.loggers.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="^logger=tensorboard needs the package tensorboard: pip install tensorboard$"):
+        TensorBoardLogger(str(tmp_path))
     assert issubclass(MLFlowLogger, OfLightning)
     assert (
         list(config("x", "logger=[csv,mlflow]").logger)

@@ -1,5 +1,7 @@
 """Tests of Lightning's tuners and callbacks in runs of the zoo."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import TINY, checkpoint, run
@@ -19,14 +21,28 @@ def added(name, **arguments):
     return [f"+callbacks.t._target_={LIGHTNING}.{name}", *given]
 
 
-def test_a_learning_rate_that_was_found_is_the_one_of_the_run(tmp_path):
-    """A run with ``model.lr`` set to the rate that was found has the same weights. The record omits the search."""
+def test_a_learning_rate_that_was_found_is_the_one_of_the_run(tmp_path, monkeypatch):
+    """A run with ``model.lr`` set to the rate that was found has the same weights. The record omits the search.
+
+    The search writes nothing into the working folder, which would keep its temporary file if the program is killed.
+    """
+    (tmp_path / "working").mkdir()
+    monkeypatch.chdir(tmp_path / "working")
+    written, save = set(), Trainer.save_checkpoint
+
+    def recorded(trainer, path, *arguments, **kwargs):
+        written.add(path)
+        save(trainer, path, *arguments, **kwargs)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", recorded)
     small = [*TINY["vae"], *(o for o in SHORT if "limit" not in o), "data.batch_size=32"]
     search = added("LearningRateFinder", num_training_steps=30, early_stop_threshold="null")
     run(tmp_path / "found", *small, *search)
     saved = checkpoint(tmp_path / "found")
     lr = saved["hyper_parameters"]["lr"]
     assert lr != 0.001 and saved["global_step"] == 44 and saved["record"]["earlier"] == []
+    assert any(".lr_find" in str(path) for path in written)
+    assert all(Path(path).absolute().is_relative_to(tmp_path / "found") for path in written)
     run(tmp_path / "given", *small, f"model.lr={lr}")
     given = checkpoint(tmp_path / "given")
     assert all(torch.equal(v, given["state_dict"][k]) for k, v in saved["state_dict"].items())

@@ -333,5 +333,5 @@ def test_a_dataset_that_cannot_be_loaded_is_named(hub, tmp_path):
 
 def test_without_the_library_one_sentence_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"data=hf needs the package datasets: install it with pip install datasets"):
+    with pytest.raises(DataError, match=r"data=hf needs the package datasets: pip install 'generative-zoo\[hf\]'"):
         OwnImages(name="ylecun/mnist").prepare_data()

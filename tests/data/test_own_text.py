@@ -174,7 +174,9 @@ def test_a_parquet_file_is_read_or_names_what_it_needs(tmp_path):
         import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError:
-        with pytest.raises(DataError, match=r"a Parquet file, which needs pyarrow: pip install pyarrow"):
+        with pytest.raises(
+            DataError, match=r"a Parquet file, which needs the package pyarrow: pip install 'generative-zoo\[parquet\]'"
+        ):
             read(path, "text")
         return
     with pytest.raises(DataError, match="a.parquet is damaged"):

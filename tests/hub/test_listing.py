@@ -9,6 +9,7 @@ import pytest
 
 import zoo
 from zoo.__main__ import main
+from zoo.checks.errors import UserError
 from zoo.commands.listing import SIZES, recipe_in
 from zoo.hub import read_card
 
@@ -30,6 +31,10 @@ def test_patterns_are_wildcards():
     assert zoo.list_checkpoints("wgan*") == ["wgan", "wgan-clip", "wgan-ring"]
     assert zoo.list_checkpoints(["vae", "*-cl?p", "[gh]an"]) == ["gan", "vae", "wgan-clip"]
     assert zoo.list_checkpoints("WGAN*") == zoo.list_models("nothing") == zoo.list_checkpoints([]) == []
+    assert zoo.list_checkpoints({"vae"}) == ["vae"]
+    for pattern in (3, None, ["vae", 3]):
+        with pytest.raises(UserError, match=r"a pattern must be a string such as 'wgan\*'"):
+            zoo.list_checkpoints(pattern)
     assert zoo.list_checkpoints() == zoo.list_checkpoints("*") and len(zoo.list_models()) == len(zoo.MODELS)
 
 

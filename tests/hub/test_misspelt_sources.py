@@ -5,7 +5,9 @@ import os
 import pytest
 
 import zoo
+from zoo.checks.errors import UserError
 from zoo.hub import CheckpointError
+from zoo.hub.exporting import export
 
 
 @pytest.fixture
@@ -37,6 +39,17 @@ def test_an_error_names_what_is_there(runs, source, message):
     with pytest.raises(CheckpointError, match=message) as raised:
         zoo.load(source)
     assert str(raised.value).startswith(f"{source!r} is neither a file nor a pretrained checkpoint; ")
+
+
+@pytest.mark.parametrize("second", ["cuda", "VAE", dict])
+def test_a_class_that_is_none_is_named(second):
+    with pytest.raises(UserError, match=rf"model_class must be .*, got {second!r}; a device is a keyword"):
+        zoo.load("vae", second)
+
+
+def test_only_runs_are_exported():
+    with pytest.raises(CheckpointError, match="vae is published already: give a run folder, or a checkpoint file"):
+        export("vae", "my-vae")
 
 
 def test_a_message_shows_a_few_new_runs_of_a_large_folder(runs):

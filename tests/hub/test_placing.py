@@ -55,7 +55,7 @@ def test_the_types_of_torch_and_their_names_are_accepted():
 @pytest.mark.parametrize(
     ("dtype", "message"),
     [
-        ("float23", r"must be float64, float32, bfloat16, float16; got 'float23'. Did you mean float32\?"),
+        ("float23", r"must be one of float64, float32, bfloat16, float16; got 'float23'. Did you mean float32\?"),
         ("bf16", r"got 'bf16'. Did you mean bfloat16\?"),
         (torch.int64, "got 'int64'"),
         (32, "got '32'"),
@@ -68,15 +68,15 @@ def test_another_type_is_refused_before_a_file_is_read(dtype, message):
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", torch.device("cuda", 99), 99, None, "auto"])
 def test_an_absent_device_is_refused_before_a_file_is_read(device):
-    with pytest.raises(UserError, match=rf"device must be cpu.*, on this machine; got '{device}'$"):
+    with pytest.raises(UserError, match=rf"on this machine, device must be cpu.*; got '{device}'$"):
         zoo.load("no-such-file", device=device)
 
 
 @pytest.mark.parametrize(
     ("count", "allowed", "message"),
     [
-        (1, ["cpu", "cuda", "cuda:0"], "device must be cpu or cuda, on this machine; got 'cuda:1'"),
-        (3, ["cpu", "cuda", "cuda:2"], "device must be cpu, cuda, or cuda:0 to cuda:2, on this machine; got 'cuda:3'"),
+        (1, ["cpu", "cuda", "cuda:0"], "on this machine, device must be cpu or cuda; got 'cuda:1'"),
+        (3, ["cpu", "cuda", "cuda:2"], "on this machine, device must be cpu, cuda, or cuda:0 to cuda:2; got 'cuda:3'"),
     ],
 )
 def test_the_accelerators_of_a_machine_are_allowed_and_named(count, allowed, message, monkeypatch):

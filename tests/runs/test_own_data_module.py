@@ -94,10 +94,10 @@ def test_the_files_and_the_command_of_the_page_train_sample_and_test(tmp_path):
     (tmp_path / "my_configs" / "data").mkdir(parents=True)
     (tmp_path / "mydm.py").write_text(blocks["python"], encoding="utf-8")
     (tmp_path / "my_configs" / "data" / "mine.yaml").write_text(blocks["yaml"], encoding="utf-8")
-    first, python, script, *options = shlex.split(blocks["bash"])
-    assert (first, python, script, options[-1]) == ("PYTHONPATH=.", "python", "train.py", "model=ddpm")
+    first, program, train, *options = shlex.split(blocks["bash"])
+    assert (first, program, train, options[-1]) == ("PYTHONPATH=.", "zoo", "train", "model=ddpm")
     short = ["trainer.max_epochs=1", "trainer.limit_train_batches=3", f"hydra.run.dir={tmp_path / 'run'}"]
-    command = [sys.executable, str(ROOT / "train.py"), *options[:-1], *overrides_of("gan"), *short, *QUIET]
+    command = [sys.executable, "-m", "zoo", "train", *options[:-1], *overrides_of("gan"), *short, *QUIET]
     variables = environment(PYTHONPATH=f"{ROOT}:.")
     done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

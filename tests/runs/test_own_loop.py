@@ -1,6 +1,10 @@
-"""Tests of docs/own_loop.md. The script of each model runs, in two steps of training."""
+"""Tests of docs/own_loop.md. The script of each model runs, in two steps of training, and the script with callbacks."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,7 +15,9 @@ import torch
 import zoo
 
 PAGE = (Path(__file__).parents[2] / "docs" / "own_loop.md").read_text(encoding="utf-8")
-SCRIPTS = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+MODULE, SCRIPT = (b for b in BLOCKS if "Denoiser" in b)  # a module of the user, and a script with callbacks
+SCRIPTS = [b for b in BLOCKS if "Denoiser" not in b]
 MODELS = [re.search(r"from zoo\.(\w+) import [A-Z]", script).group(1) for script in SCRIPTS]
 SMALL = {  # replacements that shorten a run
     "DDPM(": "DDPM(widths=[8, 16], steps=60, ",
@@ -53,6 +59,30 @@ def test_a_script_trains_and_uses_its_model(script, tmp_path, monkeypatch):
             assert names[name].shape == (16,) and names[name].dtype == torch.long
     if "similar" in names:
         assert len(names["similar"]) == 3
+
+
+@pytest.mark.parametrize("killed", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_callbacks_of_the_zoo_work_in_a_script_beside_those_of_the_user(killed, tmp_path):
+    (tmp_path / "callbacks").mkdir()
+    then = f"os.kill(os.getpid(), {int(signal.SIGINT)})" if killed else "print('callback of the user')"
+    (tmp_path / "callbacks" / "__init__.py").write_text(
+        "import os\nimport lightning as L\n\n\nclass PrintLoss(L.Callback):\n"
+        f"    def on_train_batch_end(self, trainer, *_):\n        if trainer.global_step == 3:\n            {then}\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "model.py").write_text(MODULE, encoding="utf-8")
+    (tmp_path / "fit.py").write_text(SCRIPT.replace("max_epochs=5", "max_steps=5, accelerator='cpu'"), encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "fit.py"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    said = ended.stdout + ended.stderr
+    if killed:  # the script says how it continues, because zoo resume cannot start it
+        interrupted = "out/checkpoints/interrupted.ckpt"
+        assert ended.returncode == 130 and f"trainer.fit(..., ckpt_path='{interrupted}')" in said, said
+        assert torch.load(tmp_path / interrupted, weights_only=True)["random_state"]
+    else:
+        assert ended.returncode == 0 and "callback of the user" in said, said
+        assert (tmp_path / "out" / "estimator_variance.png").is_file()
 
 
 def test_the_keys_of_the_page_are_those_of_the_code():

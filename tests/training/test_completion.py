@@ -110,6 +110,8 @@ def test_every_option_of_a_group_and_every_group_is_a_candidate():
 def test_without_argcomplete_the_command_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "argcomplete", None)
     monkeypatch.setattr(sys, "argv", ["zoo", "completion", "zsh"])
-    with pytest.raises(SystemExit, match="completion needs the package argcomplete: install it with pip install"):
+    with pytest.raises(
+        SystemExit, match=r"completion needs the package argcomplete: pip install 'generative-zoo\[completion\]'"
+    ):
         command_line.main()
     assert capsys.readouterr().out == ""

@@ -146,8 +146,8 @@ def test_a_failed_trial_is_marked_and_the_search_goes_on(tmp_path, caplog):
         study = searched(tmp_path, jobs, "model.lr=interval(0.1,1)", "model.latent_dim=choice(2,4)", n_trials=3)
     assert sweeps.FAILED == []  # the search succeeds
     assert [t.state.name for t in study.trials][:1] == ["FAIL"] and study.trials[2].state.name == "FAIL"
-    assert "3 trials: 1 complete, 2 fail" in caplog.text and "Trial 2 failed: of the trial" in caplog.text
-    with pytest.raises(UserError, match=r"no trial of the study .* was completed \(2 fail\)"):
+    assert "3 trials: 1 completed, 2 failed" in caplog.text and "Trial 2 failed: of the trial" in caplog.text
+    with pytest.raises(UserError, match=r"no trial of the study .* was completed \(2 failed\)"):
         searched(tmp_path, Jobs(job0=math.nan, job1=math.inf), "model.lr=1,2", "model.latent_dim=2", n_trials=2)
 
 

@@ -17,11 +17,20 @@ def matching(names: Iterable[str], patterns: Patterns) -> list[str]:
         names: the names.
         patterns: a pattern or a list of patterns. In a pattern, ``*`` stands for any text, ``?`` for one character, and
             ``[ab]`` for one of the characters. Upper and lower case differ.
+
+    Raises:
+        UserError: if a pattern is not a string.
     """
+    from collections.abc import Iterable
     from fnmatch import fnmatchcase
 
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    from zoo.checks.errors import UserError
+
+    several = not isinstance(patterns, str) and isinstance(patterns, Iterable)
+    given = list(patterns) if several else [patterns]
+    if not all(isinstance(pattern, str) for pattern in given):
+        raise UserError(f"a pattern must be a string such as 'wgan*', or a list of strings; got {patterns!r}")
+    return [name for name in names if any(fnmatchcase(name, str(pattern)) for pattern in given)]
 
 
 def matching_cards(folder: Path, patterns: Patterns, *, model: Patterns, data: Patterns) -> list[str]:

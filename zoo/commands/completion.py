@@ -23,7 +23,7 @@ def print_script(args: argparse.Namespace) -> None:
     try:
         from argcomplete import shellcode
     except ModuleNotFoundError:
-        raise UserError("completion needs the package argcomplete: install it with pip install argcomplete") from None
+        raise UserError("completion needs the package argcomplete: pip install 'generative-zoo[completion]'") from None
     print(shellcode(["zoo"], shell=args.shell))
 
 

@@ -161,7 +161,8 @@ def parser(train: bool = False) -> CommandParser:
         found[name].set_defaults(run=run)
         if name not in ("resume", "list", "curves", "completion"):
             of_compare = "; or toy, an example with known exact variances" if name == "compare" else ""
-            source = found[name].add_argument("source", metavar="SOURCE", help=SOURCE + of_compare)
+            text = "run folder, or a checkpoint file in it" if name == "export" else SOURCE + of_compare
+            source = found[name].add_argument("source", metavar="SOURCE", help=text)
             source.completer = completion.sources
     arguments.commands = {**found, "train": found["resume"]}
     if train:

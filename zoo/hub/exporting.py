@@ -121,7 +121,8 @@ def publish(
     path = Path(check_source(source))
     path = best_of(path) if path.is_dir() else path
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint at {path}")
+        what = "is published already" if str(source) in zoo.list_checkpoints() else "is no run on this machine"
+        raise CheckpointError(f"{source} {what}: give a run folder, or a checkpoint file in it")
     checkpoint = read_training_checkpoint(path)
     record = checkpoint.get("record")
     if not record:

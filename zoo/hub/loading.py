@@ -42,8 +42,13 @@ def load(source: str | Path, model_class: type[LightningModule] | None = None) -
 
     Raises:
         CheckpointError: if there is no such checkpoint, its digest differs, or it holds no known model.
+        UserError: if ``model_class`` is no class of a LightningModule.
     """
     text = check_source(source)
+    if model_class is not None and not (isinstance(model_class, type) and issubclass(model_class, LightningModule)):
+        raise UserError(
+            f"model_class must be a class such as zoo.VAE, got {model_class!r}; a device is a keyword, device='cuda'"
+        )
     if model_class is not None and (text in zoo.list_checkpoints() or re.match(ADDRESS, text)):
         raise CheckpointError(f"{text} holds published weights, whose class is known: leave out {model_class.__name__}")
     if text in zoo.list_checkpoints():

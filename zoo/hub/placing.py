@@ -52,7 +52,7 @@ def as_device(device: str | int | torch.device) -> torch.device:
     if found is not None and (str(found) in ("cpu", "cpu:0") or (found.type == kind and (found.index or 0) < number)):
         return found
     known = {0: "cpu", 1: f"cpu or {kind}"}.get(number, f"cpu, {kind}, or {kind}:0 to {kind}:{number - 1}")
-    raise UserError(f"device must be {known}, on this machine; got {str(device)!r}")
+    raise UserError(f"on this machine, device must be {known}; got {str(device)!r}")
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -63,5 +63,5 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise UserError(f"dtype must be {', '.join(DTYPES)}; got {name!r}.{did_you_mean(name, DTYPES)}")
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}; got {name!r}.{did_you_mean(name, DTYPES)}")
     return DTYPES[name]

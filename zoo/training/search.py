@@ -190,7 +190,8 @@ class StudySweeper(Sweeper):
 
     def _report(self, study: "Study", fixed: list[str]) -> None:
         states = [trial.state.name for trial in counted(study)]
-        numbers = ", ".join(f"{states.count(s)} {s.lower()}" for s in ("COMPLETE", "PRUNED", "FAIL") if s in states)
+        words = {"COMPLETE": "completed", "PRUNED": "stopped early", "FAIL": "failed"}
+        numbers = ", ".join(f"{states.count(state)} {word}" for state, word in words.items() if state in states)
         if "COMPLETE" not in states:
             raise UserError(f"no trial of the study {study.study_name} was completed ({numbers}): see the errors above")
         best = study.best_trial
