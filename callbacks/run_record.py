@@ -114,7 +114,7 @@ class RunRecord(L.Callback):
             that resumes keeps the record of its first part.
 
     Raises:
-        UserError: if the folder already holds a run and this run does not resume from a checkpoint, or if another
+        UserError: if the folder already holds a run and this run does not resume from a checkpoint. Also if another
             process trains the run in this folder.
     """
 

@@ -138,7 +138,7 @@ def test_it_is_published_like_a_model_and_listed_as_none(tmp_path, monkeypatch):
     card = hub.read_card("classifier")
     assert exporting.golden_terms(zoo.load("classifier")) == card["golden"]
     assert set(card["metrics"]) == {"test/loss", "test/accuracy"}
-    assert "python train.py" in card["command"]
+    assert "zoo train" in card["command"]
     assert not (tmp_path / "weights" / "classifier.png").exists()  # a classifier has no samples
     weights = tmp_path / "weights" / "classifier.safetensors"
     data = bytearray(weights.read_bytes())

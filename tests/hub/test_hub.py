@@ -91,7 +91,7 @@ def loads_what_was_exported(published, runs, names):
         assert card["model"] == name and card["data"] == ("pydocs" if name == "skipgram" else "digits")
         metrics = card["whole_model"] or card["metrics"]
         assert metrics.get("test/loss", metrics.get("test/generator_loss")) is not None
-        assert card["seconds"] >= 0 and card["hardware"] and card["commit"] and "train.py" in card["command"]
+        assert card["seconds"] >= 0 and card["hardware"] and card["commit"] and "zoo train" in card["command"]
         best = torch.load(best_of(runs / name), weights_only=True)
         assert (card["epochs"], card["steps"]) == (best["epoch"] + 1, best["global_step"]) == (1, best["global_step"])
         assert card["sha256"] == hashlib.sha256((published / f"{name}.safetensors").read_bytes()).hexdigest()

@@ -18,6 +18,8 @@ import lightning as L
 import pytest
 from helpers import QUIET, TINY, config
 from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+from rich.file_proxy import FileProxy
 
 import zoo.functional.progress as progress
 import zoo.training.progress as of_trainer
@@ -152,10 +154,8 @@ def test_a_terminal_with_a_bar_of_rich_has_no_place_for_another(monkeypatch):
         def isatty(self):
             return True
 
-    class Held(Terminal):
-        rich_proxied_file = None
-
-    assert progress.has_bars(Terminal()) and not progress.has_bars(Held())
+    held = FileProxy(Console(), Terminal())  # rich replaces standard error by this while it shows a bar
+    assert progress.has_bars(Terminal()) and not progress.has_bars(held)
     monkeypatch.setattr("sys.stdout", Terminal())
     monkeypatch.setenv("TERM", "dumb")
     assert isinstance(of_trainer.progress_bar(), of_trainer.Bars)

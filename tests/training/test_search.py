@@ -127,7 +127,7 @@ def test_every_job_of_a_trial_gets_its_values_and_where_to_report(tmp_path, capl
     first, _ = jobs.given
     assert first[:2] == ["model=vae", "seed=3"] and values(first) == study.trials[0].params
     assert f"callbacks.pruning.study='{study.study_name}'" in first and "callbacks.pruning.trial=0" in first
-    assert "python train.py model=vae seed=3 model.lr=" in caplog.text
+    assert "zoo train model=vae seed=3 model.lr=" in caplog.text
     assert without_search(["hparams_search=optuna", *first]) == first[:4]
 
 

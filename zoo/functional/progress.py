@@ -24,7 +24,11 @@ def has_bars(stream=None) -> bool:
 
 def held_by_rich(stream: object) -> bool:
     """Return whether rich has replaced ``stream``, a standard stream, because it shows a bar on the terminal."""
-    return hasattr(stream, "rich_proxied_file")
+    if "rich.file_proxy" not in sys.modules:
+        return False
+    from rich.file_proxy import FileProxy
+
+    return isinstance(stream, FileProxy)
 
 
 class Lines:
