@@ -187,7 +187,8 @@ class RunRecord(L.Callback):
         written = {**self.config, "data_used": self.record["data"]}
         if self.record["data_digest"] is not None:
             written["data_digest"] = self.record["data_digest"]
-        in_file = {**written, "command": run_command(absolute=True)}  # "zoo resume" reads the command
+        # "zoo resume" reads the command and the folder in which it was typed.
+        in_file = {**written, "command": run_command(absolute=True), "working_folder": str(Path.cwd())}
         with atomic_write(self.folder / "config.yaml") as file:
             file.write(yaml.safe_dump(in_file, sort_keys=False).encode())
         logged = {**written, "commit": self.record["commit"], "hardware": self.record["hardware"]}

@@ -19,7 +19,7 @@ from torch import Tensor
 import zoo
 from zoo.checks import capabilities
 from zoo.checks.errors import CheckpointError, UserError
-from zoo.checks.sources import check_source
+from zoo.checks.sources import SAFETENSORS, check_source
 from zoo.hub.loading import best_of, card_of, from_training, load, name_of_class, read_training_checkpoint
 from zoo.training.shell import shareable
 
@@ -70,7 +70,7 @@ def _read(model: LightningModule, source: str | Path) -> tuple[LightningModule, 
     """Return the model of a checkpoint, and what is recorded about its file."""
     text = check_source(source)
     path = Path(text)
-    if text in zoo.list_checkpoints() or not path.exists():
+    if text in zoo.list_checkpoints() or text.endswith(SAFETENSORS) or not path.exists():
         found = load(source)
         card = card_of(text)
         digest = card["sha256"] if card else None

@@ -79,7 +79,7 @@ def download(source: str) -> Downloaded:
         weights = Path(hub.hf_hub_download(place.repo, f"{place.name}.safetensors", **options))
     if offline:
         log.warning("the Hugging Face Hub does not answer, so the files of %s in the cache are used", source)
-    return Downloaded(weights.read_bytes(), _card(card, source))
+    return Downloaded(weights.read_bytes(), card_in(card, source))
 
 
 def read_downloaded_card(source: str) -> dict[str, Any]:
@@ -92,10 +92,15 @@ def read_downloaded_card(source: str) -> dict[str, Any]:
     with in_one_line(source):
         file = f"{place.name}.json"
         path = hub.hf_hub_download(place.repo, file, revision=place.revision, local_files_only=True)
-    return _card(Path(path), source)
+    return card_in(Path(path), source)
 
 
-def _card(path: Path, source: str) -> dict[str, Any]:
+def card_in(path: Path, source: str) -> dict[str, Any]:
+    """Return the card in the file ``path``, which belongs to ``source``.
+
+    Raises:
+        CheckpointError: if the file is not a card with a model and a digest.
+    """
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
