@@ -9,6 +9,7 @@ import torch
 from lightning import LightningDataModule
 from safetensors.torch import save as save_tensors
 
+import zoo
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import shape_of
