@@ -37,8 +37,8 @@ def load(source: str | Path, model_class: type[LightningModule] | None = None) -
     """Load a trained model, in eval mode and on the CPU. :func:`zoo.load` calls this function and lists all sources.
 
     Args:
-        source: name of a pretrained checkpoint, run folder, checkpoint file, exported file, web address with a digest,
-            artifact of Weights & Biases, or repository of the Hugging Face Hub.
+        source: a pretrained checkpoint, run folder, checkpoint file, exported file, web address with a digest, artifact
+            of Weights & Biases, or repository of the Hugging Face Hub.
         model_class: class of the model in a training checkpoint or a repository, if this class is not part of the zoo.
 
     Raises:
