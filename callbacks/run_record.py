@@ -65,7 +65,7 @@ def run_command(absolute: bool = False) -> str:
     Args:
         absolute: whether the command is for this machine, with the folder of the user's configurations as an absolute
             path. Otherwise, it is for records that others read. This folder is then relative to the working folder if
-            it is inside, ``~`` is in place of the home folder, and passwords in addresses are left out.
+            it is inside. ``~`` is in place of the home folder, and passwords in addresses are left out.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -125,7 +125,7 @@ class RunRecord(L.Callback):
             that resumes keeps the record of its first part.
 
     Raises:
-        UserError: if the folder already holds a run and this run does not resume from a checkpoint, or if another
+        UserError: if the folder already holds a run and this run does not resume from a checkpoint. Also if another
             process trains the run in this folder.
     """
 
