@@ -13,6 +13,7 @@ from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from zoo.checks.errors import UserError
+from zoo.training.shell import without_password
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,8 @@ class MLFlowLogger(lightning_loggers.MLFlowLogger):
     """MLflow logger of settings, metrics and pictures. By default, all runs are in one local database.
 
     A resumed run continues the MLflow run of its checkpoint. MLflow cannot change a logged setting. If a setting has
-    changed, such as ``trainer.max_epochs``, its new value is a tag of the run.
+    changed, such as ``trainer.max_epochs``, its new value is a tag of the run. Values that were logged after the
+    checkpoint stay in the run, because MLflow cannot delete them.
 
     Args:
         folder: the run folder. Its last two parts name the run.
@@ -62,7 +64,8 @@ class MLFlowLogger(lightning_loggers.MLFlowLogger):
             )
         except MlflowException as error:
             why = " ".join(str(error).split())
-            raise UserError(f"logger.mlflow.tracking_uri={address} cannot be opened: {why}") from error
+            line = f"logger.mlflow.tracking_uri={address} cannot be opened: {why}"
+            raise UserError(without_password(line)) from error
         self._resume_from = Path(resume_from).expanduser() if resume_from else None
 
     @property

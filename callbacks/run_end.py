@@ -13,7 +13,7 @@ from zoo.evaluation.units import with_unit
 from zoo.evaluation.words import LONG, WordFileError, find_word_sets
 from zoo.hub.loading import name_of_class
 from zoo.hub.recorded_data import needs_trust
-from zoo.training.shell import pasted, resume_command, short, zoo_command
+from zoo.training.shell import pasted, resume_command, short, without_password, zoo_command
 from zoo.training.tables import read_rows
 
 COLUMNS = 100  # largest width of the lines with metrics, in characters
@@ -102,7 +102,7 @@ def _files(trainer, folder: Path, best: ModelCheckpoint | None, metrics: dict[st
         if isinstance(logger, lightning_loggers.TensorBoardLogger):
             found.append(("TensorBoard", _path(logger.log_dir)))
         elif isinstance(logger, lightning_loggers.MLFlowLogger):
-            found.append(("MLflow", f"run {logger.version} in {logger._tracking_uri}"))
+            found.append(("MLflow", f"run {logger.version} in {without_password(logger._tracking_uri)}"))
         elif isinstance(logger, lightning_loggers.WandbLogger):
             found += [("Weights & Biases", place)] if (place := _place(logger.experiment, folder)) else []
     return found

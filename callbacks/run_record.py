@@ -19,7 +19,7 @@ from zoo.hub.loading import name_of_class
 from zoo.training.added_callbacks import as_typed
 from zoo.training.files import atomic_write
 from zoo.training.processes import number
-from zoo.training.shell import pasted, resume_command, short, training_command
+from zoo.training.shell import pasted, resume_command, shareable, short, training_command, without_password
 from zoo.training.sweeps import without_search
 
 FOLDER = Path(__file__).resolve().parent  # resolve() follows the link zoo/callbacks to callbacks/ of the checkout
@@ -63,8 +63,9 @@ def run_command(absolute: bool = False) -> str:
     """Return the command that started this run.
 
     Args:
-        absolute: whether the folder of the user's configurations is written as an absolute path. Otherwise, it is
-            relative to the working folder if it is inside.
+        absolute: whether the command is for this machine, with the folder of the user's configurations as an absolute
+            path. Otherwise, it is for records that others read. This folder is then relative to the working folder if
+            it is inside. The home folder is ``~``, and passwords in addresses are left out.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -75,7 +76,17 @@ def run_command(absolute: bool = False) -> str:
         folders = [Path(s.path) for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line"]
     if isinstance(program[-1], Path):
         program[-1] = program[-1].name  # records have no paths of this machine
-    return pasted(*program, *(f"--config-dir={path if absolute else short(path)}" for path in folders), *overrides)
+    words = [*(f"--config-dir={path if absolute else short(path)}" for path in folders), *overrides]
+    return pasted(*program, *(words if absolute else map(shareable, words)))
+
+
+def _without_passwords(value: Any) -> Any:
+    """Return nested plain values without passwords in addresses."""
+    if isinstance(value, dict):
+        return {key: _without_passwords(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_passwords(each) for each in value]
+    return without_password(value) if isinstance(value, str) else value
 
 
 def locked_folder(folder: Path) -> FileLock:
@@ -119,7 +130,7 @@ class RunRecord(L.Callback):
     """
 
     def __init__(self, folder: str, config: dict[str, Any] | None = None, init: dict[str, Any] | None = None):
-        self.folder, self.config, self.init = Path(folder), dict(config or {}), init
+        self.folder, self.config, self.init = Path(folder), _without_passwords(dict(config or {})), init
         if (self.folder / "config.yaml").is_file() and self.config.get("ckpt") is None:
             command = resume_command(self.folder)
             raise UserError(
@@ -137,6 +148,8 @@ class RunRecord(L.Callback):
 
     def setup(self, trainer, pl_module, stage):
         self._saved = False
+        if self._lock is not None and not self._lock.is_locked:  # a test after training also writes to the folder
+            self._lock = locked_folder(self.folder)
 
     def teardown(self, trainer, pl_module, stage):
         self._unlock()
@@ -174,7 +187,8 @@ class RunRecord(L.Callback):
         written = {**self.config, "data_used": self.record["data"]}
         if self.record["data_digest"] is not None:
             written["data_digest"] = self.record["data_digest"]
-        in_file = {**written, "command": run_command(absolute=True)}  # "zoo resume" reads the command
+        # "zoo resume" reads the command and the folder in which it was typed.
+        in_file = {**written, "command": run_command(absolute=True), "working_folder": str(Path.cwd())}
         with atomic_write(self.folder / "config.yaml") as file:
             file.write(yaml.safe_dump(in_file, sort_keys=False).encode())
         logged = {**written, "commit": self.record["commit"], "hardware": self.record["hardware"]}

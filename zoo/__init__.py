@@ -156,6 +156,7 @@ def load(
             - A run folder, such as "runs/vae/2026-11-29_10-00-00-000000". Its newest best checkpoint is loaded, or
               its last checkpoint if there is no best one.
             - A checkpoint file of a run, such as "runs/vae/.../checkpoints/last.ckpt".
+            - A file that "zoo export" wrote, such as "my-vae.safetensors". Its card must lie next to it.
             - The address of a safetensors file with the SHA-256 digest of the file,
               "https://.../vae.safetensors#sha256=<64 hexadecimal digits>". "http:" and "file:" work too.
             - A model that a run logged to Weights & Biases, "wandb:entity/project/vae-1a2b3c4d:best".

@@ -26,6 +26,20 @@ def test_the_folder_is_locked_from_the_start_until_the_run_ends(tmp_path):
     FileLock(tmp_path / ".lock").acquire(timeout=0).lock.release()
 
 
-def test_a_folder_is_free_after_training(tmp_path):
-    run(tmp_path, *TINY["vae"], "test=false")
+def test_a_folder_that_cannot_be_made_is_not_locked(tmp_path):
+    (tmp_path / "file").touch()
+    RunRecord(str(tmp_path / "file" / "run"))
+
+
+def test_a_folder_is_locked_in_training_and_test_and_free_after_them(tmp_path, monkeypatch):
+    def refused(*args):
+        with pytest.raises(TimeoutError):
+            FileLock(tmp_path / ".lock").acquire(timeout=0)
+        asked.append(args)
+
+    asked = []
+    monkeypatch.setattr(RunRecord, "on_train_start", refused)
+    monkeypatch.setattr(RunRecord, "on_test_start", refused)
+    run(tmp_path, *TINY["vae"], "debug=fast", "callbacks=none")
+    assert len(asked) == 2
     FileLock(tmp_path / ".lock").acquire(timeout=0).lock.release()

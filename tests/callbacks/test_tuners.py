@@ -46,12 +46,23 @@ def test_a_learning_rate_that_was_found_is_the_one_of_the_run(tmp_path, monkeypa
     run(tmp_path / "given", *small, f"model.lr={lr}")
     given = checkpoint(tmp_path / "given")
     assert all(torch.equal(v, given["state_dict"][k]) for k, v in saved["state_dict"].items())
+    # A run that resumes keeps the rate, and does not search again.
+    for name, options in (("found", search), ("given", [f"model.lr={lr}"])):
+        ckpt = f"ckpt={tmp_path / name / 'checkpoints' / 'last.ckpt'}"
+        run(tmp_path / name, *small, *options, "trainer.max_epochs=2", ckpt)
+    found, given = checkpoint(tmp_path / "found"), checkpoint(tmp_path / "given")
+    assert found["global_step"] == 88 and found["hyper_parameters"]["lr"] == lr
+    assert all(torch.equal(v, given["state_dict"][k]) for k, v in found["state_dict"].items())
 
 
 def test_a_batch_size_that_was_found_is_the_one_of_the_run(tmp_path):
     run(tmp_path, *TINY["vae"], *SHORT, *added("BatchSizeFinder", steps_per_trial=1, max_trials=2, init_val=8))
     saved = checkpoint(tmp_path)
     assert saved["Images"]["batch_size"] == 16 and saved["global_step"] == 4 and saved["record"]["earlier"] == []
+    search = added("BatchSizeFinder", steps_per_trial=1, max_trials=2, init_val=8)
+    ckpt = f"ckpt={tmp_path / 'checkpoints' / 'last.ckpt'}"
+    run(tmp_path, *TINY["vae"], *SHORT, *search, "trainer.max_epochs=2", ckpt)  # resumes without a search
+    assert checkpoint(tmp_path)["Images"]["batch_size"] == 16 and checkpoint(tmp_path)["global_step"] == 8
 
 
 WORK = {

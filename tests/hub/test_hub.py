@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 import zoo
 from zoo import hub
 from zoo.__main__ import main
+from zoo.checks.sources import export_folder
 from zoo.hub import CheckpointError, exporting
+from zoo.hub.initialising import begin_from
 from zoo.hub.loading import best_of
 from zoo.sampling.chunks import sample_chunks
 from zoo.sampling.pictures import save_grid
@@ -220,6 +222,23 @@ def test_export_refuses_before_it_writes(published, runs, tmp_path):
         exporting.export(tmp_path / "bare.ckpt", "bare")
     assert (published / "vae.safetensors").read_bytes() == before
     exporting.export(runs / "vae", "vae", force=True)
+
+
+def test_an_installed_zoo_exports_to_a_folder_of_the_user(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(zoo, "__file__", str(tmp_path / "site-packages" / "zoo" / "__init__.py"))
+    assert export_folder() == Path() and export_folder(Path("mine")) == Path("mine")
+    weights = exporting.export(runs / "vae", "mine")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.json", "mine.png", "mine.safetensors"]
+    assert exporting.golden_terms(zoo.load(weights)) == hub.card_of(weights)["golden"]
+    assert hub.record_of(weights) is None
+    with pytest.raises(CheckpointError, match="named mine exists already"):
+        exporting.export(runs / "vae", "mine")
+    begun = begin_from(zoo.load(runs / "vae"), "mine.safetensors")
+    assert begun["sha256"] == hub.card_of(weights)["sha256"]
+    Path("mine.json").unlink()
+    with pytest.raises(CheckpointError, match=r"mine.safetensors has no card: put mine.json"):
+        zoo.load("mine.safetensors")
 
 
 def test_conditions_as_people_type_them():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -19,7 +20,7 @@ from safetensors.torch import save
 import zoo
 from zoo.__main__ import main
 from zoo.commands.inputs import of_published_data
-from zoo.hub import CheckpointError
+from zoo.hub import CheckpointError, pushing, repositories
 from zoo.hub.exporting import golden_terms
 from zoo.hub.pushing import push
 
@@ -102,9 +103,10 @@ def test_a_second_load_needs_no_server_and_says_so(filled, caplog):
         zoo.load("hf:someone/gan")
 
 
-def test_a_server_with_a_fault_is_as_good_as_none(filled, caplog):
+@pytest.mark.parametrize("status", [503, 429])
+def test_a_server_with_a_fault_or_too_many_requests_is_as_good_as_none(status, filled, caplog):
     zoo.load(f"hf:{REPO}")
-    filled.status = 503
+    filled.status = status
     zoo.load(f"hf:{REPO}")
     assert "does not answer" in caplog.text
 
@@ -140,6 +142,19 @@ def test_a_revision_is_honoured(filled, pushed):
         zoo.load(f"hf:{REPO}@v2")
     filled.stop()
     assert type(zoo.load(f"hf:{REPO}@v1")).__name__ == "VAE"
+
+
+def test_a_push_between_the_downloads_of_a_card_and_of_its_weights_does_not_mix_two_commits(filled, pushed):
+    answer = filled.resolve
+
+    def resolve(repo, body, revision, file, name):
+        found = answer(repo, body, revision, file, name)
+        if file == "model.json":
+            repo.commit("main", pushed.files | {"model.safetensors": b"newer"})
+        return found
+
+    filled.resolve = resolve
+    assert type(zoo.load(f"hf:{REPO}")).__name__ == "VAE"
 
 
 def test_one_of_several_models_loads_by_its_name(filled, pushed):
@@ -222,6 +237,25 @@ def test_every_kind_of_model_has_a_readme(name, hub, tmp_path, monkeypatch, caps
     readme = ModelCard.load(tmp_path / "files" / "README.md")
     card = json.loads((tmp_path / "files" / "model.json").read_text(encoding="utf-8"))
     assert {r.metric_name: r.metric_value for r in readme.data.eval_results} == card["metrics"]
+
+
+def test_a_metric_that_is_not_finite_is_only_in_the_table(tmp_path):
+    push("score-mixture", REPO, folder=tmp_path)
+    path = tmp_path / "model.json"
+    card = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(card | {"metrics": {"a": math.inf, "b": 1.0}}), encoding="utf-8")
+    pushing._write_readme(repositories.library(), tmp_path / "model.safetensors", REPO, None)
+    readme = ModelCard.load(tmp_path / "README.md")
+    assert [result.metric_name for result in readme.data.eval_results] == ["b"] and "| a | inf |" in readme.text
+
+
+def test_a_readme_of_another_project_is_not_replaced(tmp_path):
+    (tmp_path / "README.md").write_text("mine", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"has another README.md, which would be replaced: choose a new folder"):
+        push("score-mixture", REPO, folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    for _ in range(2):  # files of an earlier dry run are replaced
+        push("score-mixture", REPO, folder=tmp_path / "new")
 
 
 def test_a_push_that_cannot_work_is_refused_before_the_work(hub, trained, pushed, monkeypatch):

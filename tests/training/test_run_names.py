@@ -55,6 +55,8 @@ def test_a_run_is_named_by_its_recipe_and_what_the_command_changes(names):
     stop = "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping"
     own = names("model=vae", "data=images", "data.path='/home/me/my faces'", stop)
     assert own.name == "vae data=images data.path=my faces callbacks.stop=EarlyStopping"
+    added = names("+callbacks@_global_.callbacks=[early_stopping]")  # what Hydra gets for callbacks=early_stopping
+    assert added.name == "vae callbacks=early_stopping"
 
 
 def test_runs_that_differ_in_the_seed_or_the_hardware_share_a_group(names):
@@ -74,6 +76,9 @@ def test_the_jobs_of_a_sweep_share_the_group_of_its_command(names):
     ]
     assert {job.group for job in jobs} == {"vae lr=1e-3,3e-4"}
     assert len({job.name for job in jobs}) == 4 and jobs[3].name == "vae lr=3e-4 seed=1"
+    storage = "callbacks.pruning.storage='mysql://me:secret@host/studies'"
+    trial = names("model.lr=3e-4", "hparams_search=optuna", storage, "callbacks.pruning.trial=3", sweep=sweep)
+    assert trial.name == "vae lr=3e-4"
     # A launcher can run a job in another program, without the command line of the sweep.
     assert names("model=vae", "model.lr=3e-4", "seed=1", sweep=[]).group == "vae lr=3e-4"
 

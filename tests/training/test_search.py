@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from zoo.callbacks import Pruning
 from zoo.checks.errors import UserError
+from zoo.training import sweeps
 from zoo.training.command_line import readable_arguments
 from zoo.training.sweeps import without_search
 
@@ -53,10 +54,9 @@ class Jobs:
 def searched(folder, jobs, *arguments, n_trials=4, **options):
     """Run a search whose trials are ``jobs``, and return its study."""
     options = {"study_name": None, "n_jobs": 1, "direction": None, "seed": 0, "params": {}} | options
-    sweeper = search.StudySweeper(
-        storage=str(folder / "study.db"), n_trials=n_trials, sampler=optuna.samplers.TPESampler, **options
-    )
-    best = {"monitor": "val/loss", "mode": "min"}
+    options = {"storage": str(folder / "study.db"), "mode": "min"} | options
+    best = {"monitor": "val/loss", "mode": options.pop("mode")}
+    sweeper = search.StudySweeper(n_trials=n_trials, sampler=optuna.samplers.TPESampler, **options)
     sweeper._config = OmegaConf.create(
         {
             "model": {"lr": 1, "latent_dim": 2},
@@ -93,7 +93,7 @@ def test_a_search_that_was_killed_goes_on_with_the_trials_of_one_that_was_not(tm
 
 def test_a_trial_of_a_process_that_has_ended_is_repeated_and_one_of_a_live_process_is_left(tmp_path):
     study = searched(tmp_path, Jobs(), n_trials=1)
-    killed, running = study.ask(study.trials[0].distributions), study.ask(study.trials[0].distributions)
+    killed, running, elsewhere = (study.ask(study.trials[0].distributions) for _ in range(3))
     host = study.trials[0].user_attrs["process"][0]
     child = os.fork()
     if not child:
@@ -101,9 +101,38 @@ def test_a_trial_of_a_process_that_has_ended_is_repeated_and_one_of_a_live_proce
     os.waitpid(child, 0)
     killed.set_user_attr("process", [host, child])
     running.set_user_attr("process", [host, os.getpid()])
+    elsewhere.set_user_attr("process", ["another-host", child])
     study = searched(tmp_path, Jobs(), n_trials=2)
     states = [trial.state.name for trial in study.trials]
-    assert states == ["COMPLETE", "FAIL", "RUNNING", "COMPLETE"] and study.trials[3].params == killed.params
+    assert states == ["COMPLETE", "FAIL", "RUNNING", "RUNNING", "COMPLETE"]
+    assert study.trials[4].params == killed.params
+
+
+def test_two_commands_that_search_at_once_make_different_trials(tmp_path):
+    other = []
+
+    class Slow(Jobs):
+        def launch(self, overrides, initial_job_idx):
+            if not other:  # a second command begins and ends while the first trial runs
+                other.append(searched(tmp_path, Jobs(), n_trials=2))
+            return super().launch(overrides, initial_job_idx)
+
+    study = searched(tmp_path, Slow(), n_trials=4)
+    assert [t.state.name for t in study.trials] == ["COMPLETE"] * 4
+    assert len({t.params["model.lr"] for t in study.trials}) == 4
+
+
+def test_a_place_with_a_quote_and_a_database_with_a_password(tmp_path):
+    folder = tmp_path / "it's"
+    folder.mkdir()
+    jobs = Jobs()
+    searched(folder, jobs, n_trials=1)
+    given = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(jobs.given[0])}
+    assert given["callbacks.pruning.storage"] == f"sqlite:///{folder}/study.db"
+    for storage in ("redis://me:secret@host", "postgresql+nothing://me:secret@host/db"):
+        with pytest.raises(UserError, match=r"//me:\*\*\*@host") as error:
+            searched(tmp_path, Jobs(), storage=storage)
+        assert "secret" not in str(error.value)
 
 
 def test_a_failed_trial_is_marked_and_the_search_goes_on(tmp_path, caplog):
@@ -112,22 +141,25 @@ def test_a_failed_trial_is_marked_and_the_search_goes_on(tmp_path, caplog):
     returned = jobs._job
     jobs._job = lambda overrides: failed if len(jobs.given) == 3 else returned(overrides)
     jobs.given.append([])
+    sweeps.FAILED.append(1)  # as a job does that fails
     with caplog.at_level("INFO"):
         study = searched(tmp_path, jobs, "model.lr=interval(0.1,1)", "model.latent_dim=choice(2,4)", n_trials=3)
+    assert sweeps.FAILED == []  # the search succeeds
     assert [t.state.name for t in study.trials][:1] == ["FAIL"] and study.trials[2].state.name == "FAIL"
     assert "3 trials: 1 completed, 2 failed" in caplog.text and "Trial 2 failed: of the trial" in caplog.text
     with pytest.raises(UserError, match=r"no trial of the study .* was completed \(2 failed\)"):
         searched(tmp_path, Jobs(job0=math.nan, job1=math.inf), "model.lr=1,2", "model.latent_dim=2", n_trials=2)
 
 
-def test_every_job_of_a_trial_gets_its_values_and_where_to_report(tmp_path, caplog):
+def test_every_job_of_a_trial_gets_its_values_and_where_to_report(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["zoo"])
     jobs = Jobs()
     with caplog.at_level("INFO"):
         study = searched(tmp_path, jobs, "seed=3", *SPACE, n_trials=2, n_jobs=2)
     first, _ = jobs.given
     assert first[:2] == ["model=vae", "seed=3"] and values(first) == study.trials[0].params
-    assert f"callbacks.pruning.study='{study.study_name}'" in first and "callbacks.pruning.trial=0" in first
-    assert "zoo train model=vae seed=3 model.lr=" in caplog.text
+    assert f'callbacks.pruning.study="{study.study_name}"' in first and "callbacks.pruning.trial=0" in first
+    assert "\nzoo train model=vae seed=3 model.lr=" in caplog.text
     assert without_search(["hparams_search=optuna", *first]) == first[:4]
 
 
@@ -145,6 +177,12 @@ def test_a_study_of_other_settings_is_not_mixed_with_this_search(tmp_path):
     searched(tmp_path, Jobs(), study_name="mine", n_trials=1)
     with pytest.raises(UserError, match="the study mine in .* has other settings than this command"):
         searched(tmp_path, Jobs(), "seed=1", *SPACE, study_name="mine")
+
+
+@pytest.mark.parametrize(("direction", "expected"), [(None, "MAXIMIZE"), ("minimize", "MINIMIZE")])
+def test_the_direction_is_that_of_the_best_checkpoint_unless_it_is_given(direction, expected, tmp_path):
+    study = searched(tmp_path, Jobs(), n_trials=1, mode="max", direction=direction)
+    assert study.direction.name == expected
 
 
 def test_distributions_are_those_of_the_grammar():
@@ -187,10 +225,12 @@ def test_a_trial_that_is_worse_than_others_is_stopped(better, tmp_path):
     given = [f"callbacks.pruning.storage={storage}", "callbacks.pruning.study=s", "callbacks.pruning.trial=2"]
     given += ["callbacks.pruning.pruner.n_startup_trials=0", "callbacks.pruning.pruner.n_warmup_steps=0"]
     short = ["trainer.max_epochs=2", "trainer.limit_train_batches=1", "~callbacks.estimator_variance"]
+    short += ["trainer.num_sanity_val_steps=1"]  # the sanity check is not reported
     metrics = run(tmp_path / "run", *TINY["vae"], *short, "hparams_search=optuna", *given)
     trial = study.trials[2]
     assert trial.state.name == ("RUNNING" if better else "PRUNED")
     assert list(trial.intermediate_values) == ([0, 1] if better else [0])
+    assert trial.intermediate_values[1 if better else 0] == pytest.approx(metrics["val/loss"])
     assert ("test/loss" in metrics) == better
     assert config("x", "model=gan", "hparams_search=optuna").callbacks.pruning.monitor == "val/distance"
 

@@ -18,7 +18,7 @@ from zoo.callbacks.finite_loss import FiniteLoss
 from zoo.callbacks.run_record import RunRecord, run_command
 from zoo.checks.errors import UserError
 from zoo.training.error_lines import line_of, one_line_errors
-from zoo.training.shell import override, pasted, resume_command, training_command, zoo_command
+from zoo.training.shell import override, pasted, resume_command, shareable, training_command, zoo_command
 from zoo.training.wandb_login import keep_wandb_out_of_home, wandb_credentials, wandb_settings
 
 FOLDERS = ["a b", "ü", "it's", 'a"b', "x=1", "a,b", "$HOME", "`id`", "a\\", "a\\'b", "-x", "=ls", "~", "#1", "(1)"]
@@ -60,6 +60,25 @@ def test_commands_to_type_begin_as_the_user_began(program, command, monkeypatch)
     monkeypatch.setattr(sys, "argv", [program])
     assert pasted(*training_command()) == command
     assert run_command().startswith(command.replace("'/home/a b/zoo/train.py'", "train.py"))
+
+
+def test_records_that_others_read_have_no_home_folder_and_no_passwords(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/me")
+    for text, expected in {
+        "data.path=/home/me/faces": "data.path=~/faces",
+        'data.path="/home/me/my faces"': 'data.path="~/my faces"',
+        "data.path=/disk/home/me/faces": "data.path=/disk/home/me/faces",
+        "data.path=/home/meg/faces": "data.path=/home/meg/faces",
+        "a=mysql://me:pa:ss@host/b@c": "a=mysql://me:***@host/b@c",
+        "a=postgresql://me@host:5432/b@c": "a=postgresql://me@host:5432/b@c",
+        "init=https://host/a.safetensors#sha256=0": "init=https://host/a.safetensors#sha256=0",
+    }.items():
+        assert shareable(text) == expected
+    record = RunRecord(str(tmp_path), {"logger": [{"uri": "http://me:secret@host"}], "seed": 1})
+    assert record.config == {"logger": [{"uri": "http://me:***@host"}], "seed": 1}
+    for home in ("/", "~"):
+        monkeypatch.setenv("HOME", home)
+        assert shareable("ckpt=/a/~/b") == "ckpt=/a/~/b"
 
 
 @pytest.mark.parametrize("installed", [True, False])

@@ -9,6 +9,7 @@ from zoo.checks.errors import CheckpointError
 
 ADDRESS = r"(file|https?):"
 DIGEST = r"[0-9a-f]{64}"
+SAFETENSORS = ".safetensors"  # ending of a file of weights; its card has the ending .json
 MOST_NAMES = 5  # of a folder in a message
 ARTIFACT = r"[\w.-]+/[\w.-]+/[\w.-]+:[\w.-]+"
 # A repository of the Hugging Face Hub, the name of one of its models, and a branch, tag or commit.
@@ -81,8 +82,20 @@ def _instead(text: str) -> str:
     return f"the folder {folder.absolute()} has no {missing} and holds {shown}.{did_you_mean(missing, inside)}"
 
 
-def check_name(name: str, force: bool) -> None:
-    """Check the name of a new published checkpoint.
+def export_folder(folder: Path | None = None) -> Path:
+    """Return the folder that ``zoo export`` writes to.
+
+    It is ``folder``, if given. Otherwise it is ``zoo/weights`` in a checkout, and the working folder if the zoo is
+    installed as a package.
+    """
+    if folder is not None:
+        return folder
+    checkout = Path(zoo.__file__).parent.parent
+    return zoo.WEIGHTS if (checkout / "pyproject.toml").is_file() else Path()
+
+
+def check_name(name: str, force: bool, folder: Path) -> None:
+    """Check the name of a new published checkpoint in ``folder``.
 
     Raises:
         CheckpointError: if ``name`` is not a valid name, or if it exists already and ``force`` is false.
@@ -92,7 +105,8 @@ def check_name(name: str, force: bool) -> None:
             f"a name must begin with a letter and have only lower-case letters, digits and hyphens, such as "
             f"vae-bernoulli; got {name!r}"
         )
-    if name in zoo.list_checkpoints() and not force:
+    existing = any((folder / f"{name}{ending}").exists() for ending in (SAFETENSORS, ".json", ".png"))
+    if existing and not force:
         raise CheckpointError(
             f"a checkpoint named {name} exists already: choose another name, or replace it with --force"
         )

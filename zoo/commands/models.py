@@ -172,14 +172,18 @@ def curves(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Publish a training checkpoint in zoo/weights, with a card that holds its metrics."""
+    """Write the weights of a run to one file, with a card that holds its metrics."""
     from zoo import hub
     from zoo.hub import exporting
 
     protocol = _protocol(args)
-    weights = exporting.export(args.source, args.name, args.force, protocol, True, args.data, args.trust_data)
-    print(f"Wrote {weights} ({weights.stat().st_size / 1e6:.1f} MB) and its card")
-    _print_metrics(hub.read_card(args.name)["metrics"])
+    weights = exporting.export(
+        args.source, args.name, args.force, protocol, True, args.data, args.trust_data, args.folder
+    )
+    source = args.name if args.folder == zoo.WEIGHTS else str(weights)
+    print(f"Wrote {pasted(weights)} ({weights.stat().st_size / 1e6:.1f} MB) and its card")
+    print(f'Load it in Python with: zoo.load("{source}")')
+    _print_metrics(hub.card_of(source)["metrics"])
 
 
 def push(args: argparse.Namespace) -> None:

@@ -19,8 +19,8 @@ DATA = (
     "file or a text file is also accepted"
 )
 SOURCE = (
-    "trained model: the name of a pretrained checkpoint (zoo list), a run folder, a checkpoint file, or an address "
-    "that zoo.load takes"
+    "trained model: the name of a pretrained checkpoint (zoo list), a run folder, a checkpoint file, an exported "
+    "file, or an address that zoo.load takes"
 )
 
 
@@ -263,6 +263,8 @@ def parser(train: bool = False) -> CommandParser:
     sub.add_argument("name", metavar="NAME", help="name to publish under: lower-case letters, digits and hyphens")
     _add_data(sub, "the place that the run records", "present path of the data of the run, if they have moved")
     _add_protocol(sub)
+    text = "folder to write to (default: zoo/weights in a checkout, and the working folder for an installed zoo)"
+    sub.add_argument("--folder", type=_path, metavar="FOLDER", help=text)
     sub.add_argument("--force", action="store_true", help="replace an existing checkpoint with this name")
     sub = found["push"]
     sub.add_argument(

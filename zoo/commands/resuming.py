@@ -37,6 +37,8 @@ def resume(args: argparse.Namespace) -> None:
     if (said := finished(run, checkpoint)) and not overrides:
         print(said)
         return
+    if (before := folder_of(run)) is not None and (before / "data").is_dir():
+        os.environ.setdefault("ZOO_DATA", str(before / "data"))  # the data folder of the run
     folder = [f"--config-dir={args.config_dir}"] if args.config_dir else []
     arguments = [*folder, *arguments_of(run, checkpoint, overrides, bool(folder))]
     if number() == 0:
@@ -187,12 +189,31 @@ def arguments_of(run: Run, checkpoint: dict, overrides: list[str], elsewhere: bo
     words = shlex.split(command)
     start = next((i for i, word in enumerate(words) if word == "train" or Path(word).name == "train.py"), -1) + 1
     given = [word for word in words[start:] if not (elsewhere and word.startswith("--config-dir"))]
+    if (folder := folder_of(run)) is not None:
+        given = [with_path_from(folder, word) for word in given]
     given = merged(given, [override("ckpt", run.checkpoint)])
     if run.folder is not None:
         given = merged(given, [override("hydra.run.dir", run.folder)])
         if any(_key(word) == "run_dir" for word in given):
             given = merged(given, [override("run_dir", run.folder)])
     return merged(given, overrides)
+
+
+def folder_of(run: Run) -> Path | None:
+    """Return the working folder of the run if it exists and is not the present one, and None otherwise."""
+    before = Path(str(recorded(run.folder).get("working_folder"))) if run.folder else Path()
+    return before if before.is_absolute() and before.is_dir() and not before.samefile(Path.cwd()) else None
+
+
+def with_path_from(folder: Path, word: str) -> str:
+    """Return an override of the run for another working folder. A path that exists in ``folder`` becomes absolute."""
+    from zoo.training.command_line import PATHS  # imported late, because it is slow
+
+    key, _, value = word.partition("=")
+    text = value.strip("'\"")
+    if key.rpartition(".")[2] not in PATHS or not text or not (folder / text).exists():
+        return word
+    return override(key, folder / text)
 
 
 def merged(given: list[str], overrides: list[str]) -> list[str]:

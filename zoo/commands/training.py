@@ -64,6 +64,27 @@ def overrides_given() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
+def without_tuners(cfg: "DictConfig") -> None:
+    """Give a run that resumes the values that Lightning's tuners found before, and leave the tuners out.
+
+    They would search again, and the run would go on with other values.
+    """
+    from zoo.hub import read_training_checkpoint
+
+    named = {key: str(node.get("_target_")).rpartition(".")[2] for key, node in (cfg.callbacks or {}).items() if node}
+    tuners = {key: name for key, name in named.items() if name in ("LearningRateFinder", "BatchSizeFinder")}
+    if not tuners or not Path(cfg.ckpt).is_file():
+        return
+    checkpoint = read_training_checkpoint(Path(cfg.ckpt))
+    for key, name in tuners.items():
+        cfg.callbacks[key] = None
+        if name == "LearningRateFinder":
+            cfg.model.lr = checkpoint.get("hyper_parameters", {}).get("lr", cfg.model.lr)
+        else:
+            state = checkpoint.get(cfg.data._target_.rpartition(".")[2], {})
+            cfg.data.batch_size = state.get("batch_size", cfg.data.batch_size)
+
+
 def train(cfg: "DictConfig") -> dict[str, float]:
     """Fit ``cfg.model`` on ``cfg.data``, test the best checkpoint, and return the last metrics by name."""
     import lightning as L
@@ -78,6 +99,8 @@ def train(cfg: "DictConfig") -> dict[str, float]:
     check_values(cfg)
     with_current_names(cfg)
     with_home(cfg)
+    if cfg.ckpt is not None:
+        without_tuners(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     without_options_of_recipes(cfg.data, overrides_given())
     data = build(cfg.data)

@@ -13,7 +13,7 @@ import zoo
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import shape_of
-from zoo.checks.sources import check_name, check_source
+from zoo.checks.sources import SAFETENSORS, check_name, check_source, export_folder
 from zoo.datamodules import OwnImages
 from zoo.datamodules.access import make_ready, name_of, size_of
 from zoo.evaluation.protocol import Protocol, check_protocol, evaluate, measure
@@ -67,8 +67,9 @@ def export(
     progress: bool = False,
     data: LightningDataModule | str | None = None,
     trust: bool = False,
+    folder: Path | None = None,
 ) -> Path:
-    """Publish a training checkpoint: write ``zoo/weights/<name>.safetensors``, its card, and a picture of samples.
+    """Publish a training checkpoint: write ``<name>.safetensors``, its card, and a picture of samples.
 
     For word vectors, the picture is a map of the words. The metrics of the card are measured on the test set
     that belongs to the training data.
@@ -82,6 +83,8 @@ def export(
         data: the data of the run: a datamodule, or the present path of images or text of the user. None builds the data
             module that the checkpoint records (see :func:`zoo.hub.data_of`).
         trust: whether the record may name code that is imported for the data.
+        folder: the folder of the files. None writes to ``zoo/weights`` in a checkout, and to the working folder if the
+            zoo is installed as a package.
 
     Returns:
         path of the weights.
@@ -90,8 +93,8 @@ def export(
         CheckpointError: for an invalid or existing name, or a checkpoint that does not record its run.
         UserError: if the protocol does not suit the model, or the data are gone, have changed or are other data.
     """
-    check_name(name, force)
-    return publish(source, zoo.WEIGHTS / f"{name}.safetensors", name, protocol, progress, data, trust)
+    check_name(name, force, export_folder(folder))
+    return publish(source, export_folder(folder) / f"{name}{SAFETENSORS}", name, protocol, progress, data, trust)
 
 
 def publish(

@@ -19,8 +19,9 @@ from torch import Tensor
 import zoo
 from zoo.checks import capabilities
 from zoo.checks.errors import CheckpointError, UserError
-from zoo.checks.sources import check_source
+from zoo.checks.sources import SAFETENSORS, check_source
 from zoo.hub.loading import best_of, card_of, from_training, load, name_of_class, read_training_checkpoint
+from zoo.training.shell import shareable
 
 log = logging.getLogger(__name__)
 
@@ -58,14 +59,18 @@ def begin_from(model: LightningModule, source: str | Path) -> dict[str, Any]:
     kind = "averaged weights" if about["averaged"] else "weights"
     options = ", ".join(f"model.{key} was {was!r} and is {now!r}" for key, (was, now) in changed.items())
     log.info("The run begins from the %s of %s%s", kind, source, f". Options that differ: {options}" if options else "")
-    return {"source": str(source), **about, "changed": {key: list(values) for key, values in changed.items()}}
+    return {
+        "source": shareable(str(source)),
+        **about,
+        "changed": {key: list(values) for key, values in changed.items()},
+    }
 
 
 def _read(model: LightningModule, source: str | Path) -> tuple[LightningModule, dict[str, Any]]:
     """Return the model of a checkpoint, and what is recorded about its file."""
     text = check_source(source)
     path = Path(text)
-    if text in zoo.list_checkpoints() or not path.exists():
+    if text in zoo.list_checkpoints() or text.endswith(SAFETENSORS) or not path.exists():
         found = load(source)
         card = card_of(text)
         digest = card["sha256"] if card else None

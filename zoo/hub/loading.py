@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -24,9 +25,9 @@ from safetensors.torch import load as load_tensors
 
 import zoo
 from zoo.checks.errors import CheckpointError, UserError
-from zoo.checks.sources import ADDRESS, check_source
+from zoo.checks.sources import ADDRESS, SAFETENSORS, check_source
 from zoo.hub.addresses import read_address
-from zoo.hub.repositories import download, read_downloaded_card
+from zoo.hub.repositories import card_in, download, read_downloaded_card
 from zoo.training.wandb_login import wandb_credentials
 
 SECONDS_WITHOUT_AN_ANSWER = 60
@@ -36,8 +37,8 @@ def load(source: str | Path, model_class: type[LightningModule] | None = None) -
     """Load a trained model, in eval mode and on the CPU. :func:`zoo.load` calls this function and lists all sources.
 
     Args:
-        source: name of a pretrained checkpoint, run folder, checkpoint file, web address with a digest, artifact of
-            Weights & Biases, or repository of the Hugging Face Hub.
+        source: a pretrained checkpoint, run folder, checkpoint file, exported file, web address with a digest, artifact
+            of Weights & Biases, or repository of the Hugging Face Hub.
         model_class: class of the model in a training checkpoint or a repository, if this class is not part of the zoo.
 
     Raises:
@@ -63,6 +64,8 @@ def load(source: str | Path, model_class: type[LightningModule] | None = None) -
         return from_weights(found.weights, found.card["sha256"], text, model_class)
     if text.startswith("wandb:"):
         return _from_wandb(text.removeprefix("wandb:"), model_class)
+    if text.endswith(SAFETENSORS):
+        return from_weights(Path(text).read_bytes(), read_card_file(text)["sha256"], text, model_class)
     path = best_of(Path(text)) if Path(text).is_dir() else Path(text)
     return from_training(read_training_checkpoint(path), path, model_class)
 
@@ -72,11 +75,28 @@ def read_card(name: str) -> dict[str, Any]:
     return json.loads((zoo.WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def read_card_file(weights: str) -> dict[str, Any]:
+    """Return the card next to a file of weights that ``zoo export`` has written.
+
+    Raises:
+        CheckpointError: if there is no card with a digest.
+    """
+    path = Path(weights).with_suffix(".json")
+    if not path.is_file():
+        raise CheckpointError(f"{weights} has no card: put {path.name}, which zoo export wrote with it, next to it")
+    return card_in(path, weights)
+
+
 def card_of(source: str | Path) -> dict[str, Any] | None:
-    """Return the card of a pretrained checkpoint, or of a repository that was loaded. Other sources have no card."""
+    """Return the card of a pretrained or exported checkpoint, or of a repository that was loaded.
+
+    Other sources have no card.
+    """
     text = str(source)
     if text in zoo.list_checkpoints():
         return read_card(text)
+    if text.endswith(SAFETENSORS) and not re.match(ADDRESS, text):
+        return read_card_file(os.path.expanduser(text))
     return read_downloaded_card(text) if text.startswith("hf:") else None
 
 

@@ -15,6 +15,7 @@ import zoo
 from zoo.checks import capabilities
 from zoo.checks.errors import CheckpointError
 from zoo.checks.inputs import shape_of
+from zoo.checks.sources import SAFETENSORS
 from zoo.evaluation.protocol import Protocol
 from zoo.evaluation.units import with_unit
 from zoo.hub.exporting import draw, publish
@@ -56,8 +57,9 @@ def push(
     then loads with ``zoo.load("hf:user/repo")``. A second push replaces the files.
 
     Args:
-        source: run folder, path of a checkpoint, or name of a pretrained checkpoint. The metrics of a run are measured
-            as in :func:`zoo.hub.exporting.export`. A pretrained checkpoint keeps its card.
+        source: run folder, path of a checkpoint, name of a pretrained checkpoint, or exported file. The metrics of a
+            run are measured as in :func:`zoo.hub.exporting.export`. Pretrained and exported checkpoints keep their
+            card.
         repo: name of the repository, ``user/repo``.
         private: make a private repository.
         license: identifier of the Hub, such as ``mit``, for ``README.md``. None names no license.
@@ -80,10 +82,14 @@ def push(
             raise CheckpointError(f"a repository must be user/repo, got {repo!r}")
         if folder is None:
             _check_login(hub, api, repo, private)
+        elif (folder / "README.md").exists() and not (folder / f"{NAME}.json").exists():
+            raise CheckpointError(f"{folder} has another README.md, which would be replaced: choose a new folder")
     with TemporaryDirectory() if folder is None else nullcontext(folder) as place:
         weights = Path(place) / f"{NAME}.safetensors"
-        if str(source) in zoo.list_checkpoints():
-            _copy(str(source), weights)
+        if (text := str(source)) in zoo.list_checkpoints():
+            _copy(zoo.WEIGHTS / f"{text}{SAFETENSORS}", text, weights)
+        elif text.endswith(SAFETENSORS):
+            _copy(Path(text).expanduser(), text, weights)
         else:
             publish(source, weights, repo.partition("/")[2], protocol, progress, data, trust)
         _write_readme(hub, weights, repo, license)
@@ -117,16 +123,23 @@ def _check_login(hub: Any, api: Any, repo: str, private: bool) -> None:
         )
 
 
-def _copy(name: str, weights: Path) -> None:
-    """Copy the files of a pretrained checkpoint. Installed packages have no pictures, so a missing one is drawn."""
+def _copy(found: Path, source: str, weights: Path) -> None:
+    """Copy the files of a published checkpoint. Installed packages have no pictures, so a missing one is drawn.
+
+    Args:
+        found: the file of weights.
+        source: its name or path for ``zoo.load``.
+        weights: the new file.
+    """
+    model = zoo.load(source)  # checks the files
     weights.parent.mkdir(parents=True, exist_ok=True)
-    for ending in (".safetensors", ".json"):
-        shutil.copyfile(zoo.WEIGHTS / f"{name}{ending}", weights.with_suffix(ending))
-    picture = zoo.WEIGHTS / f"{name}.png"
+    for ending in (SAFETENSORS, ".json"):
+        shutil.copyfile(found.with_suffix(ending), weights.with_suffix(ending))
+    picture = found.with_suffix(".png")
     if picture.is_file():
         shutil.copyfile(picture, weights.with_suffix(".png"))
     else:
-        draw(zoo.load(name), weights.with_suffix(".png"))
+        draw(model, weights.with_suffix(".png"))
 
 
 def _write_readme(hub: Any, weights: Path, repo: str, license: str | None) -> None:

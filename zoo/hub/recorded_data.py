@@ -15,6 +15,7 @@ import zoo.datamodules
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.moved import current_name
+from zoo.checks.sources import SAFETENSORS
 from zoo.datamodules import DISTRIBUTIONS, Text, by_name, holds_images
 from zoo.datamodules.access import name_of
 from zoo.datamodules.images import NAMES
@@ -35,7 +36,7 @@ def record_of(source: str | Path) -> dict[str, Any] | None:
 
     Return None if ``source`` is neither.
     """
-    if str(source) in zoo.list_checkpoints():
+    if str(source) in zoo.list_checkpoints() or str(source).endswith(SAFETENSORS):
         return None
     path = Path(source).expanduser()
     path = best_of(path) if path.is_dir() else path

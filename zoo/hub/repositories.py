@@ -20,6 +20,7 @@ from zoo.training.error_lines import FULL_DISK
 log = logging.getLogger(__name__)
 
 SECONDS_WITHOUT_AN_ANSWER = 10
+TOO_MANY_REQUESTS = 429  # status of an answer to a user, or to users of one network, who asked too often
 NAME = "model"  # name of the files, if a source gives no name
 LOGIN = "run hf auth login, or set HF_TOKEN"
 
@@ -78,7 +79,7 @@ def download(source: str) -> Downloaded:
         weights = Path(hub.hf_hub_download(place.repo, f"{place.name}.safetensors", **options))
     if offline:
         log.warning("the Hugging Face Hub does not answer, so the files of %s in the cache are used", source)
-    return Downloaded(weights.read_bytes(), _card(card, source))
+    return Downloaded(weights.read_bytes(), card_in(card, source))
 
 
 def read_downloaded_card(source: str) -> dict[str, Any]:
@@ -91,10 +92,15 @@ def read_downloaded_card(source: str) -> dict[str, Any]:
     with in_one_line(source):
         file = f"{place.name}.json"
         path = hub.hf_hub_download(place.repo, file, revision=place.revision, local_files_only=True)
-    return _card(Path(path), source)
+    return card_in(Path(path), source)
 
 
-def _card(path: Path, source: str) -> dict[str, Any]:
+def card_in(path: Path, source: str) -> dict[str, Any]:
+    """Return the card in the file ``path``, which belongs to ``source``.
+
+    Raises:
+        CheckpointError: if the file is not a card with a model and a digest.
+    """
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -115,7 +121,8 @@ def _answers(hub: Any, place: Place, source: str) -> bool:
     try:
         info = hub.HfApi().model_info(place.repo, revision=place.revision, timeout=SECONDS_WITHOUT_AN_ANSWER)
     except hub.errors.HfHubHTTPError as error:
-        if error.response is None or error.response.status_code < 500:
+        status = 0 if error.response is None else error.response.status_code
+        if status < 500 and status != TOO_MANY_REQUESTS:
             raise
     except (OSError, ValueError, hub.errors.HTTPError) as error:  # ValueError if another server answers
         log.debug("%s", error)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from zoo.checks.errors import UserError
-from zoo.checks.sources import check_name, check_source
+from zoo.checks.sources import SAFETENSORS, check_name, check_source, export_folder
 from zoo.checks.values import check_integer
 
 LEAST = {"n": 1, "draws": 2, "batch_size": 1, "importance_samples": 0, "bound_images": 0, "samples": 2}
@@ -36,7 +36,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     if "source" in given and (args.command, args.source) != ("compare", "toy"):
         args.source = check_source(args.source)
     if "name" in given:
-        check_name(args.name, args.force)
+        from zoo.training.outputs import check_writable
+
+        args.folder = export_folder(args.folder)
+        check_name(args.name, args.force, args.folder)
+        check_writable(args.folder / f"{args.name}{SAFETENSORS}")
     for run in given.get("runs", []):
         _check_run(run)
     if "output" in given:

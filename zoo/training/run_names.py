@@ -5,7 +5,8 @@ import sys
 from pathlib import PurePath
 from typing import NamedTuple
 
-from zoo.training.sweeps import in_sweep
+from zoo.training.added_callbacks import as_typed
+from zoo.training.sweeps import in_sweep, without_search
 
 LONGEST = 100  # largest number of characters of a name. Weights & Biases allows 128
 SHORTENED = ("model.", "trainer.")  # these prefixes are left out, because the rest of the key is clear without them
@@ -37,7 +38,8 @@ def names_of_run() -> RunNames | None:
     if not HydraConfig.initialized():
         return None
     config = HydraConfig.get()
-    choices, overrides = config.runtime.choices, list(config.overrides.task)
+    choices = config.runtime.choices
+    overrides = [as_typed(given) for given in without_search(config.overrides.task)]
     recipe = choices.get("experiment") or choices.get("model") or "run"
     tags = [choices.get(key) for key in ("model", "data", "experiment")]
     group = [o for o in (_of_sweep(overrides) if in_sweep() else overrides) if _key(o) != "seed"]

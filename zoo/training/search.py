@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_choice, check_integer
 from zoo.training import sweeps
-from zoo.training.shell import pasted, training_command
+from zoo.training.shell import override, pasted, training_command, without_password
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -92,11 +92,11 @@ class StudySweeper(Sweeper):
         """
         space, fixed = self._space(arguments)
         study = self._study(space, fixed)
-        log.info("Study %s in %s", study.study_name, self._storage)
+        log.info("Study %s in %s", study.study_name, without_password(self._storage))
         end_stopped(study)
         job = 0
         while (missing := self._n_trials - len(counted(study))) > 0:
-            trials = [self._ask(study, space, ahead) for ahead in range(min(missing, self._n_jobs))]
+            trials = [self._ask(study, space) for _ in range(min(missing, self._n_jobs))]
             overrides = [[*fixed, *values_of(trial), *self._of_pruning(study, trial)] for trial in trials]
             try:
                 returned = self._launcher.launch(overrides, initial_job_idx=job)
@@ -161,20 +161,22 @@ class StudySweeper(Sweeper):
             )
         except (SQLAlchemyError, ImportError) as error:
             why = str(error).splitlines()[0]
-            raise UserError(f"hydra.sweeper.storage={self._storage} cannot be opened: {why}") from error
+            line = f"hydra.sweeper.storage={self._storage} cannot be opened: {why}"
+            raise UserError(without_password(line)) from error
         before = study.user_attrs.get(SETTINGS)
         if before not in (None, settings) or study.direction.name.lower() != direction:
             raise UserError(
-                f"the study {name} in {self._storage} has other settings than this command: choose another "
-                "hydra.sweeper.study_name, or leave it out"
+                f"the study {name} in {without_password(self._storage)} has other settings than this command: choose "
+                "another hydra.sweeper.study_name, or leave it out"
             )
         study.set_user_attr(SETTINGS, settings)
         return study
 
-    def _ask(self, study: "Study", space: "dict[str, BaseDistribution]", ahead: int) -> "Trial":
-        """Return the next trial. ``ahead`` is the number of trials that were asked for since the last result."""
-        # A sampler with one seed for the whole study would repeat its first random trials after each start.
-        study.sampler = self._sampler(seed=self._seed + len(counted(study)) + ahead)
+    def _ask(self, study: "Study", space: "dict[str, BaseDistribution]") -> "Trial":
+        """Return the next trial."""
+        # A sampler with one seed for the whole study would repeat its first random trials after each start. Running
+        # trials count, or two commands that search at once would make the same trials.
+        study.sampler = self._sampler(seed=self._seed + len(begun(study)))
         trial = study.ask(space)
         trial.set_user_attr(PROCESS, [socket.gethostname(), os.getpid()])
         return trial
@@ -182,8 +184,9 @@ class StudySweeper(Sweeper):
     def _of_pruning(self, study: "Study", trial: "Trial") -> list[str]:
         if OmegaConf.select(self._config, "callbacks.pruning") is None:
             return []
-        values = {"storage": f"'{self._storage}'", "study": f"'{study.study_name}'", "trial": trial.number}
-        return [f"callbacks.pruning.{key}={value}" for key, value in values.items()]
+        names = {"storage": self._storage, "study": study.study_name}
+        given = [override(f"callbacks.pruning.{key}", name) for key, name in names.items()]
+        return [*given, f"callbacks.pruning.trial={trial.number}"]
 
     def _report(self, study: "Study", fixed: list[str]) -> None:
         states = [trial.state.name for trial in counted(study)]
@@ -210,7 +213,8 @@ def storage_address(storage: str) -> str:
         return f"sqlite:///{Path(storage).expanduser()}"
     if storage.partition(":")[0].partition("+")[0] not in DATABASES:
         raise UserError(
-            f"hydra.sweeper.storage must be the path of a file or an address of {', '.join(DATABASES)}, got {storage!r}"
+            f"hydra.sweeper.storage must be the path of a file or an address of {', '.join(DATABASES)}, got "
+            f"{without_password(storage)!r}"
         )
     return storage
 
@@ -250,6 +254,14 @@ def counted(study: "Study") -> "Sequence[FrozenTrial]":
     return [t for t in study.get_trials(deepcopy=False) if t.state.is_finished() and STOPPED not in t.user_attrs]
 
 
+def begun(study: "Study") -> "Sequence[FrozenTrial]":
+    """Return the trials that run or have ended, without those that were stopped and are repeated."""
+    from optuna.trial import TrialState
+
+    trials = study.get_trials(deepcopy=False)
+    return [t for t in trials if t.state != TrialState.WAITING and STOPPED not in t.user_attrs]
+
+
 def stop(study: "Study", number: int) -> None:
     """Mark a trial as stopped, and put its values first in the queue, so that the next trial repeats it."""
     from optuna.trial import TrialState
@@ -264,9 +276,11 @@ def stop(study: "Study", number: int) -> None:
 
 def end_stopped(study: "Study") -> None:
     """Stop the trials of earlier calls on this machine whose process has ended, for example because it was killed."""
-    for trial in study.get_trials(deepcopy=False):
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         host, process = trial.user_attrs.get(PROCESS, ("", 0))
-        if host == socket.gethostname() and not Path("/proc", str(process)).exists() and not alive(process):
+        if host == socket.gethostname() and not alive(process):
             stop(study, trial.number)
 
 

@@ -1,5 +1,6 @@
 """Quote paths, overrides and commands, so that users can paste them into a shell."""
 
+import os
 import re
 import shlex
 import shutil
@@ -46,6 +47,18 @@ def short(path: str | Path) -> str:
     path = Path(path)
     text = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
     return f"./{text}" if text.startswith(("-", "=", "~")) else text
+
+
+def without_password(text: str) -> str:
+    """Return ``text`` with ``***`` in place of the password of an address such as ``mysql://user:password@host``."""
+    return re.sub(r"(://[^/@\s:]*:)[^/\s]+@", r"\1***@", text)
+
+
+def shareable(text: str) -> str:
+    """Return ``text`` for records that others read: without passwords, and with ``~`` in place of the home folder."""
+    home = os.path.expanduser("~")
+    text = without_password(text)
+    return text if home in ("~", "/") else re.sub(rf"(?<![\w/.~-]){re.escape(home)}(?=/)", "~", text)
 
 
 def pasted(*words: str | Path) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +48,8 @@ def go_back(folder: Path, run_id: str, step: int) -> None:
             if (end := _end_before(content, step)) < len(content):
                 whole = path.with_name(f"{path.name}.whole")
                 if not whole.exists():
-                    shutil.copyfile(path, whole)
+                    with atomic_write(whole) as file:  # a program that is killed here leaves no part of a copy
+                        file.write(content)
                 with atomic_write(path) as file:
                     file.write(content[:end])
 
@@ -57,8 +57,9 @@ def go_back(folder: Path, run_id: str, step: int) -> None:
 def records(content: bytes) -> Iterator[tuple[int, int, "Record"]]:
     """Yield the complete records of a log, each with the positions at which it begins and ends, in bytes.
 
-    A log has a header and then records in the log format of LevelDB.
+    A log has a header and then records in the log format of LevelDB. A damaged record ends the log.
     """
+    from google.protobuf.message import DecodeError
     from wandb.proto.wandb_internal_pb2 import Record
 
     at, begin, parts = HEADER, None, b""
@@ -73,7 +74,10 @@ def records(content: bytes) -> Iterator[tuple[int, int, "Record"]]:
             return
         if kind in LAST_CHUNKS:
             record = Record()
-            record.ParseFromString(parts)
+            try:
+                record.ParseFromString(parts)
+            except DecodeError:
+                return
             yield begin, at, record
             begin, parts = None, b""
 
