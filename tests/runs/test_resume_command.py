@@ -120,6 +120,7 @@ def test_a_finished_run_says_so_and_how_to_extend_it(trainer, tmp_path, resume):
     made(tmp_path / "runs" / "a", **trainer)
     trained, said = resume()
     assert not trained and said.startswith("runs/a is finished: it has trained for ")
+    assert "for 1 epoch. " in said or "for 11 steps. " in said
     longer = shlex.split(said.partition("To train longer: ")[2])
     assert longer[:3] == ["zoo", "resume", "runs/a"]
     trained, _ = resume(*longer[2:])

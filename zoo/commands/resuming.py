@@ -149,16 +149,18 @@ def read(path: Path) -> dict:
 
 def finished(run: Run, checkpoint: dict) -> str | None:
     """Return a sentence if the run has trained for all its epochs or steps, and None otherwise."""
+    from zoo.functional.progress import counted
+
     place = run.folder or run.checkpoint
     trainer = (recorded(run.folder) if run.folder else {}).get("trainer") or checkpoint["record"]["config"]["trainer"]
     for key, done, what in (
-        ("max_epochs", epochs(checkpoint), "epochs"),
-        ("max_steps", checkpoint["global_step"], "steps"),
+        ("max_epochs", epochs(checkpoint), "epoch"),
+        ("max_steps", checkpoint["global_step"], "step"),
     ):
         most = trainer.get(key)
         if most not in (None, -1) and done >= most:
             longer = resume_command(place, f"trainer.{key}={2 * most}")
-            return f"{pasted(place)} is finished: it has trained for {most} {what}. To train longer: {longer}"
+            return f"{pasted(place)} is finished: it has trained for {counted(most, what)}. To train longer: {longer}"
     return None
 
 
