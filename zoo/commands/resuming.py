@@ -158,7 +158,8 @@ def finished(run: Run, checkpoint: dict) -> str | None:
         most = trainer.get(key)
         if most not in (None, -1) and done >= most:
             longer = resume_command(place, f"trainer.{key}={2 * most}")
-            return f"{pasted(place)} is finished: it has trained for {most} {what}. To train longer: {longer}"
+            said = f"{most} {what if most != 1 else what[:-1]}"
+            return f"{pasted(place)} is finished: it has trained for {said}. To train longer: {longer}"
     return None
 
 
