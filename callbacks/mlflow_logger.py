@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,11 @@ class MLFlowLogger(lightning_loggers.MLFlowLogger):
             if value[:250] != before[key]:
                 self.experiment.set_tag(self.run_id, key, value)
         super().log_hyperparams(params)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics. MLflow allows no ``+`` in a name, so ``pathwise+antithetic`` becomes ``pathwise_antithetic``."""
+        super().log_metrics({name.replace("+", "_"): value for name, value in metrics.items()}, step)
 
     @rank_zero_only
     def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning.pytorch.loggers as lightning_loggers
 from lightning import LightningDataModule
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
 from zoo.checks import capabilities
 from zoo.evaluation.units import with_unit
@@ -137,13 +137,27 @@ def _commands(trainer, model, folder: Path, best: ModelCheckpoint | None) -> lis
 
 
 def _longer(trainer, folder: Path) -> list[str]:
-    """Return the command that trains for twice as many epochs, with its heading, if the run has a last checkpoint."""
+    """Return the command that trains longer, with its heading, if the run has a last checkpoint.
+
+    It has twice as many epochs, or twice the time if trainer.max_time has ended the run.
+    """
     last = folder / "checkpoints" / "last.ckpt"
+    if last.is_file() and (timer := _ended(trainer)) is not None:
+        hours, seconds = divmod(round(2 * timer._duration), 3600)
+        time = f"{hours // 24:02d}:{hours % 24:02d}:{seconds // 60:02d}:{seconds % 60:02d}"
+        longer = resume_command(folder.absolute(), f"trainer.max_time={time}")
+        return ["", "The time in trainer.max_time is used up. To continue this run for as long again:", longer]
     if not last.is_file() or trainer.max_epochs in (None, -1):
         return []
     epochs = 2 * trainer.max_epochs
     longer = resume_command(folder.absolute(), f"trainer.max_epochs={epochs}")
     return ["", f"To continue this run to {epochs} epochs:", longer]
+
+
+def _ended(trainer) -> Timer | None:
+    """Return the timer that has ended the training, or None."""
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
+    return next((timer for timer in timers if timer._duration and timer.time_elapsed() >= timer._duration), None)
 
 
 def _of_images(model, source: str) -> list[str]:

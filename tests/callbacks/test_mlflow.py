@@ -39,6 +39,10 @@ def test_a_resumed_run_logs_to_the_mlflow_run_of_its_first_part(tmp_path):
     assert client.list_artifacts(number, "samples")
     assert (tmp_path / "store" / "mlflow" / number / "artifacts" / "samples").is_dir()
 
+    logger = MLFlowLogger(str(folder), tracking_uri=store)  # MLflow allows no + in names
+    logger.log_metrics({"variance/pathwise+antithetic/all": 1.0}, 0)
+    assert client.get_run(logger.run_id).data.metrics == {"variance/pathwise_antithetic/all": 1.0}
+
     elsewhere = f"logger.mlflow.tracking_uri=sqlite:///{tmp_path}/other.db"
     run(tmp_path / "moved", *options, "trainer.max_epochs=3", ckpt, elsewhere)  # a store without the run
     assert checkpoint(tmp_path / "moved")["mlflow_run_id"] != number

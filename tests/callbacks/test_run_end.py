@@ -13,13 +13,13 @@ import torch
 from helpers import CONFIGS, FIGURE, QUIET, TINY, tiers
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from matplotlib.figure import Figure
 from small_models import made
 
 import zoo
 from zoo.__main__ import main
-from zoo.callbacks.run_end import known_word, run_end
+from zoo.callbacks.run_end import _longer, known_word, run_end
 from zoo.commands import resuming
 from zoo.commands.training import train
 from zoo.training.command_line import readable_arguments
@@ -209,3 +209,13 @@ def test_an_analogy_is_printed_where_its_words_are_known(tmp_path):
     commands = [shlex.split(line)[1:] for line in block(lines, "Next")]
     assert ["analogy", str(tmp_path), "man", "king", "woman"] in commands
     assert lines[-1] == 'model.nearest("music")'
+
+
+def test_a_run_that_max_time_has_ended_continues_with_more_time(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    timer = Timer(duration="00:23:40:05")
+    trainer = SimpleNamespace(callbacks=[timer], max_epochs=10)
+    assert _longer(trainer, tmp_path)[-1].endswith(" trainer.max_epochs=20")
+    timer.load_state_dict({"time_elapsed": {"train": 85_205.0, "validate": 0.0, "test": 0.0, "sanity_check": 0.0}})
+    assert _longer(trainer, tmp_path)[-1].endswith(" trainer.max_time=01:23:20:10")

@@ -107,6 +107,23 @@ def test_a_checkpoint_file_goes_on_in_its_run_or_in_a_new_one(tmp_path, resume):
     assert trained == ["model=vae", "seed=4", "ckpt=copy.ckpt"] and "in no run folder, in a new run" in said
 
 
+def test_a_run_of_another_working_folder_finds_its_data(tmp_path, resume, monkeypatch):
+    command = "zoo train model=vae data=images 'data.path=\"my photos\"' init=vae"
+    folder, here = made(tmp_path / "a" / "runs" / "b", command), tmp_path / "here"
+    (tmp_path / "a" / "my photos").mkdir()
+    (tmp_path / "a" / "data").mkdir()
+    here.mkdir()
+    with (folder / "config.yaml").open("a", encoding="utf-8") as file:
+        file.write(f"working_folder: {tmp_path / 'a'}\n")
+    monkeypatch.chdir(here)
+    monkeypatch.delenv("ZOO_DATA", raising=False)
+    trained, _ = resume("../a/runs/b")
+    assert {f'data.path="{tmp_path}/a/my photos"', "init=vae"} < set(trained)
+    assert os.environ.pop("ZOO_DATA") == str(tmp_path / "a" / "data")
+    monkeypatch.chdir(tmp_path / "a")
+    assert 'data.path="my photos"' in resume("runs/b")[0] and "ZOO_DATA" not in os.environ
+
+
 def test_a_run_in_its_own_run_dir_and_with_its_own_configurations_goes_on(tmp_path, resume):
     made(tmp_path / "runs" / "a", "zoo train --config-dir=/mine model=made run_dir=/before/a ckpt=b")
     trained, _ = resume()
