@@ -19,8 +19,8 @@ DATA = (
     "file or a text file is also accepted"
 )
 SOURCE = (
-    "trained model: the name of a pretrained checkpoint (zoo list), a run folder, a checkpoint file, a file that "
-    "zoo export wrote, or an address that zoo.load takes"
+    "trained model: the name of a pretrained checkpoint (zoo list), a run folder, a checkpoint file, an exported "
+    "file, or an address that zoo.load takes"
 )
 
 

@@ -37,8 +37,8 @@ def load(source: str | Path, model_class: type[LightningModule] | None = None) -
     """Load a trained model, in eval mode and on the CPU. :func:`zoo.load` calls this function and lists all sources.
 
     Args:
-        source: name of a pretrained checkpoint, run folder, checkpoint file, exported file, web address with a digest,
-            artifact of Weights & Biases, or repository of the Hugging Face Hub.
+        source: name of a pretrained checkpoint, run folder, file of a checkpoint or of an export, web address with a
+            digest, W&B artifact, or Hub repository.
         model_class: class of the model in a training checkpoint or a repository, if this class is not part of the zoo.
 
     Raises:
