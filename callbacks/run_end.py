@@ -143,7 +143,7 @@ def _longer(trainer, folder: Path) -> list[str]:
     """
     last = folder / "checkpoints" / "last.ckpt"
     if last.is_file() and (timer := _ended(trainer)) is not None:
-        hours, seconds = divmod(round(2 * timer._duration), 3600)
+        hours, seconds = divmod(round(2 * (timer._duration or 0)), 3600)
         time = f"{hours // 24:02d}:{hours % 24:02d}:{seconds // 60:02d}:{seconds % 60:02d}"
         longer = resume_command(folder.absolute(), f"trainer.max_time={time}")
         return ["", "The time in trainer.max_time is used up. To continue this run for as long again:", longer]
