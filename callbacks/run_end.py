@@ -142,8 +142,8 @@ def _longer(trainer, folder: Path) -> list[str]:
     It has twice as many epochs, or twice the time if trainer.max_time has ended the run.
     """
     last = folder / "checkpoints" / "last.ckpt"
-    if last.is_file() and (timer := _ended(trainer)) is not None:
-        hours, seconds = divmod(round(2 * (timer._duration or 0)), 3600)
+    if last.is_file() and (limit := _time_limit_reached(trainer)) is not None:
+        hours, seconds = divmod(round(2 * limit), 3600)
         time = f"{hours // 24:02d}:{hours % 24:02d}:{seconds // 60:02d}:{seconds % 60:02d}"
         longer = resume_command(folder.absolute(), f"trainer.max_time={time}")
         return ["", "The time in trainer.max_time is used up. To continue this run for as long again:", longer]
@@ -154,10 +154,10 @@ def _longer(trainer, folder: Path) -> list[str]:
     return ["", f"To continue this run to {epochs} epochs:", longer]
 
 
-def _ended(trainer) -> Timer | None:
-    """Return the timer that has ended the training, or None."""
-    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
-    return next((timer for timer in timers if timer._duration and timer.time_elapsed() >= timer._duration), None)
+def _time_limit_reached(trainer) -> float | None:
+    """Return the seconds of training after which trainer.max_time has ended the run, or None."""
+    limits = [(c._duration, c.time_elapsed()) for c in trainer.callbacks if isinstance(c, Timer)]
+    return next((limit for limit, elapsed in limits if limit and elapsed >= limit), None)
 
 
 def _of_images(model, source: str) -> list[str]:
