@@ -81,7 +81,7 @@ def test_a_signal_at_any_moment_is_one_line_and_its_status(command, seconds, sig
             assert "Error executing" not in errors
             lines = [line for line in lines if not line.startswith("[W")]
         assert lines[-1:] == [f"interrupted by {signum.name}"] or "Interrupted" in errors
-        half_written = [path for path in tmp_path.rglob(".*") if path.name != ".hydra"]
+        half_written = [path for path in tmp_path.rglob(".*") if path.name not in (".hydra", ".lock")]
         assert not half_written and not list(tmp_path.glob("*.png"))  # no file is incomplete or outside a run folder
         nothing_left(process)
     finally:
