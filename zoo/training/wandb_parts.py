@@ -59,7 +59,6 @@ def records(content: bytes) -> Iterator[tuple[int, int, "Record"]]:
 
     A log has a header and then records in the log format of LevelDB. A damaged record ends the log.
     """
-    from google.protobuf.message import DecodeError
     from wandb.proto.wandb_internal_pb2 import Record
 
     at, begin, parts = HEADER, None, b""
@@ -76,7 +75,7 @@ def records(content: bytes) -> Iterator[tuple[int, int, "Record"]]:
             record = Record()
             try:
                 record.ParseFromString(parts)
-            except DecodeError:
+            except Exception:  # protobuf, which wandb brings, raises its own class of error
                 return
             yield begin, at, record
             begin, parts = None, b""
