@@ -68,6 +68,7 @@ CLASSIFIERS = {
 }
 
 WEIGHTS = Path(__file__).parent / "weights"
+CONFIGS = Path(__file__).parent / "configs"  # a link in a checkout, and a folder in an installed package
 
 # Without the classes: help(zoo) would print all methods that ten LightningModules inherit, 26,000 lines.
 __all__ = ["create", "list_checkpoints", "list_models", "load"]

@@ -40,6 +40,7 @@ __version__: str
 MODELS: dict[str, str]
 CLASSIFIERS: dict[str, str]
 WEIGHTS: Path
+CONFIGS: Path
 
 def list_models(pattern: _Patterns = "*") -> list[str]: ...
 def list_checkpoints(pattern: _Patterns = "*", *, model: _Patterns = "*", data: _Patterns = "*") -> list[str]: ...

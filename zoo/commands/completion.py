@@ -14,7 +14,6 @@ from zoo.checks.errors import UserError
 
 SHELLS = ("bash", "zsh", "fish")
 ASKED = "_ARGCOMPLETE"  # the shell sets this environment variable when it asks for candidates
-CONFIGS = Path(zoo.__file__).parent / "configs"
 NOT_GROUPS = {"hydra", "local", "sweeps"}
 
 
@@ -74,7 +73,7 @@ def run_or_overrides(prefix: str, parsed_args: argparse.Namespace, **kwargs) -> 
 
 def overrides(prefix: str, parsed_args: argparse.Namespace, **kwargs) -> list[str]:
     """Return the groups of settings with their options, and the keys of the options that the command line chooses."""
-    groups = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name not in NOT_GROUPS)
+    groups = sorted(path.name for path in zoo.CONFIGS.iterdir() if path.is_dir() and path.name not in NOT_GROUPS)
     group, equals, _ = prefix.partition("=")
     if equals:
         return [f"{group}={option}" for option in options_of(group)] if group in groups else []
@@ -88,7 +87,7 @@ def overrides(prefix: str, parsed_args: argparse.Namespace, **kwargs) -> list[st
 
 def options_of(group: str) -> list[str]:
     """Return the options of a group: the names of its files."""
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    return sorted(path.stem for path in (zoo.CONFIGS / group).glob("*.yaml"))
 
 
 def keys(chosen: dict[str, str]) -> Iterable[str]:
@@ -97,7 +96,7 @@ def keys(chosen: dict[str, str]) -> Iterable[str]:
     Args:
         chosen: groups with their options. Other groups have the option of ``train.yaml``.
     """
-    found = _read(CONFIGS / "train.yaml")
+    found = _read(zoo.CONFIGS / "train.yaml")
     defaults = {str(g): o for entry in found.pop("defaults", []) if isinstance(entry, dict) for g, o in entry.items()}
     found.pop("hydra", None)
     yield from found
@@ -116,7 +115,7 @@ def _leaves(place: str, node: dict) -> Iterable[str]:
 
 def _packages(group: str, option: str) -> Iterable[tuple[str, dict]]:
     """Yield the parts of the configuration that an option sets, each with its place."""
-    file = CONFIGS / group / f"{option}.yaml"
+    file = zoo.CONFIGS / group / f"{option}.yaml"
     if not file.is_file():
         return
     found = _read(file)

@@ -30,8 +30,6 @@ from zoo.training.threads import prepare_threads
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-CONFIGS = Path(zoo.__file__).parent / "configs"  # a link in a checkout, and a folder in an installed package
-
 # Hydra, torch and Lightning take seconds to import. Functions import them after the signal handlers are installed.
 # Torch and Lightning are imported after the configuration is composed.
 
@@ -165,10 +163,10 @@ def main(arguments: list[str]) -> None:
         sys.argv[:] = typed  # Lightning starts the other processes of the run with these words
         return job(cfg)
 
-    arguments = readable_arguments(arguments, CONFIGS)
+    arguments = readable_arguments(arguments, zoo.CONFIGS)
     sys.argv[1:] = arguments + overrides_of_process(arguments, os.environ)  # Hydra reads its arguments here
     with hydra_raises():
-        hydra.main(config_path=str(CONFIGS), config_name="train", version_base="1.3")(started_job)()
+        hydra.main(config_path=str(zoo.CONFIGS), config_name="train", version_base="1.3")(started_job)()
     end_of_sweep()
 
 

@@ -11,7 +11,7 @@ from zoo.checks.errors import UserError
 from zoo.checks.names import did_you_mean
 from zoo.hub.loading import class_at
 
-RECIPES = zoo.WEIGHTS.parent / "configs" / "experiment"
+RECIPES = zoo.CONFIGS / "experiment"
 FROM_DATA = ("shape", "num_classes")  # options that recipes may set to ``auto``
 
 
