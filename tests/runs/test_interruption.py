@@ -162,6 +162,17 @@ signal.set_wakeup_fd = during
 with interruption.ended_by_signals():
     print("begins")
 """
+CRASHING = """
+import atexit, os, signal, sys
+from zoo.training.interruption import ended_by_signals
+class Crashes:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGSEGV)
+sys.modules["half_imported"] = Crashes()
+with ended_by_signals():
+    atexit.register(sys.stdout.write, "cleared away")
+    os.kill(os.getpid(), signal.SIGINT)
+"""
 STUCK = """
 import ctypes, os, signal
 from zoo.training import interruption
@@ -174,7 +185,15 @@ with interruption.ended_by_signals():
 
 
 @pytest.mark.parametrize(
-    ("script", "said"), [(SWALLOWED, "unwound\n"), (REPLACED, ""), (AGAIN, "cleared away\n"), (EARLY, ""), (STUCK, "")]
+    ("script", "said"),
+    [
+        (SWALLOWED, "unwound\n"),
+        (REPLACED, ""),
+        (AGAIN, "cleared away\n"),
+        (EARLY, ""),
+        (CRASHING, "cleared away"),
+        (STUCK, ""),
+    ],
 )
 def test_no_library_keeps_a_signal_from_ending_the_program(script, said):
     done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=50)

@@ -1,6 +1,7 @@
 """End the program on Ctrl-C or SIGTERM, with a message of one line and exit status 128 + signal number."""
 
 import _thread  # threading would be slow to import for ``zoo list``
+import atexit
 import os
 import signal
 import sys
@@ -40,8 +41,10 @@ def ended_by_signals() -> Iterator[None]:
 
     The signal handler raises, so the stack unwinds and unfinished files are removed. If a library suppresses the
     exception, the handler raises again. If the main thread does not react, for example because it waits for another
-    process, the program ends after ``PATIENCE`` seconds.
+    process, the program ends after ``PATIENCE`` seconds. After a signal, the program skips the clean-up of modules,
+    because a module that was interrupted during its import can crash there.
     """
+    atexit.register(_leave)  # functions that are registered later run earlier
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     try:  # a signal can come as soon as the first handler is there
@@ -92,6 +95,15 @@ def signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave() -> None:
+    """End the program here if a signal is ending it. All other exit functions have run."""
+    if _Received.signum is not None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):  # closed or absent
+                stream.flush()
+        os._exit(int(str(Interrupted(_Received.signum).code)))
 
 
 def interrupted() -> bool:
