@@ -64,7 +64,7 @@ Differs from the papers:
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -73,13 +73,20 @@ from torch import Tensor
 from zoo.checks.inputs import checks_inputs, data, numbers, optional_labels, seen_by_networks, takes
 from zoo.checks.labels import Labels, labels_or_none
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_fraction, check_integer, check_positive
+from zoo.checks.values import check_choice, check_flag, check_fraction, check_integer, check_positive
 from zoo.estimators import GradientEstimator, Noise
 from zoo.functional.densities import at_least_float32
 from zoo.functional.noise import chunk_generator, rand, randn, uniform_labels
 from zoo.nets.adversarial import centre, check_networks, make_discriminator, make_generator, uncentre, with_label
 from zoo.nets.description import described
-from zoo.training.adversarial import check_batches, generate, recompute_batch_norm, step
+from zoo.training.adversarial import (
+    check_batches,
+    decaying,
+    follow_schedules,
+    generate,
+    recompute_batch_norm,
+    step,
+)
 
 
 def wasserstein_estimate(real: Tensor, fake: Tensor) -> Tensor:
@@ -130,6 +137,8 @@ class WGAN(L.LightningModule):
         lr: Learning rate of Adam, or of RMSprop with ``clip``.
         beta1: Adam's beta_1, at least 0 and below 1.
         num_classes: Number of classes, or None to train without labels.
+        features: Units of the last hidden layer of the critic with ``conv``, or 0 for no such layer.
+        lr_decay: Whether both learning rates decay to 0 along half a cosine. If not, they are constant.
 
     Raises:
         UserError: If an argument has a value that is not allowed.
@@ -149,6 +158,8 @@ class WGAN(L.LightningModule):
         lr: float = 5e-4,
         beta1: float = 0.0,
         num_classes: int | None = None,
+        features: int = 256,
+        lr_decay: bool = False,
     ):
         super().__init__()
         check_choice("lipschitz", lipschitz, ("gradient_penalty", "clip"))
@@ -159,6 +170,8 @@ class WGAN(L.LightningModule):
         check_positive("clip_value", clip_value)
         check_positive("lr", lr)
         check_fraction("beta1", beta1)
+        check_integer("features", features, least=0)
+        check_flag("lr_decay", lr_decay)
         if num_classes is not None:
             check_integer("num_classes", num_classes)
         shape, hidden = list(shape), list(hidden)
@@ -166,7 +179,7 @@ class WGAN(L.LightningModule):
         self.automatic_optimization = False
         self.generator = make_generator(network, z_dim, shape, width, hidden, num_classes)
         norm = "layer" if lipschitz == "gradient_penalty" else "batch"
-        self.critic = make_discriminator(network, shape, width, hidden, norm, num_classes=num_classes)
+        self.critic = make_discriminator(network, shape, width, hidden, norm, features, num_classes)
 
     # Networks and losses.
 
@@ -245,6 +258,9 @@ class WGAN(L.LightningModule):
     def on_train_start(self):
         check_batches(self)
 
+    def on_train_batch_start(self, batch, batch_idx):
+        follow_schedules(self)
+
     def graph_key(self) -> bool:
         """Return whether the next training step also updates the generator."""
         return (self.trainer.fit_loop.total_batch_idx + 1) % self.hparams.n_critic == 0
@@ -288,8 +304,11 @@ class WGAN(L.LightningModule):
     def configure_optimizers(self):
         lr, networks = self.hparams.lr, (self.critic, self.generator)
         if self.hparams.lipschitz == "clip":
-            return [torch.optim.RMSprop(net.parameters(), lr=lr) for net in networks]
-        return [torch.optim.Adam(net.parameters(), lr=lr, betas=(self.hparams.beta1, 0.9)) for net in networks]
+            optimisers: list[Any] = [torch.optim.RMSprop(net.parameters(), lr=lr) for net in networks]
+        else:
+            betas = (self.hparams.beta1, 0.9)
+            optimisers = [torch.optim.Adam(net.parameters(), lr=lr, betas=betas, fused=True) for net in networks]
+        return decaying(self, optimisers)
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "wgan"
