@@ -86,7 +86,7 @@ from zoo.checks.errors import UserError
 from zoo.checks.inputs import checks_inputs, data, numbers, optional_labels, seen_by_networks, takes
 from zoo.checks.labels import Labels, labels_or_none
 from zoo.checks.old_forms import accepts_old_form
-from zoo.checks.values import check_choice, check_flag, check_fraction, check_integer, check_positive
+from zoo.checks.values import check_choice, check_fraction, check_integer, check_positive
 from zoo.estimators import GradientEstimator, Noise, with_gradient
 from zoo.functional.densities import at_least_float32
 from zoo.functional.latents import Categorical
@@ -101,14 +101,7 @@ from zoo.nets.adversarial import (
     with_label,
 )
 from zoo.nets.description import described
-from zoo.training.adversarial import (
-    check_batches,
-    decaying,
-    follow_schedules,
-    generate,
-    recompute_batch_norm,
-    step,
-)
+from zoo.training.adversarial import check_batches, generate, recompute_batch_norm, step
 
 GENERATOR_LOSSES = ("non_saturating", "minimax", "kl")
 RELAXATIONS = ("straight_through", "gumbel_softmax")
@@ -157,7 +150,6 @@ class GAN(L.LightningModule):
         temperature: Temperature of the relaxation, positive.
         num_classes: Number of classes, or None to train without labels. Sequences have no labels.
         features: Units of the last hidden layer of the discriminator with ``conv``, or 0 for no such layer.
-        lr_decay: Whether both learning rates decay to 0 along half a cosine. If not, they are constant.
 
     Raises:
         UserError: If an argument has a value that is not allowed.
@@ -179,7 +171,6 @@ class GAN(L.LightningModule):
         temperature: float = 1.0,
         num_classes: int | None = None,
         features: int = 256,
-        lr_decay: bool = False,
     ):
         super().__init__()
         check_choice("network", network, ("conv", "mlp", "sequence"))
@@ -192,7 +183,6 @@ class GAN(L.LightningModule):
         check_positive("lr_generator", lr_generator)
         check_fraction("beta1", beta1)
         check_integer("features", features, least=0)
-        check_flag("lr_decay", lr_decay)
         if num_classes is not None:
             check_integer("num_classes", num_classes)
         if network == "sequence" and (len(shape) != 2 or shape[1] < 2):
@@ -292,9 +282,6 @@ class GAN(L.LightningModule):
     def on_train_start(self):
         check_batches(self)
 
-    def on_train_batch_start(self, batch, batch_idx):
-        follow_schedules(self)
-
     def graph_key(self) -> bool:
         """Return whether the next training step also updates the generator."""
         return (self.trainer.fit_loop.total_batch_idx + 1) % self.hparams.discriminator_steps == 0
@@ -335,8 +322,7 @@ class GAN(L.LightningModule):
         rates = {self.discriminator: self.hparams.lr_discriminator, self.generator: self.hparams.lr_generator}
         # On a CPU, fused=True takes 1 ms instead of 7 ms for the discriminator's default size.
         betas = (self.hparams.beta1, 0.999)
-        optimisers = [torch.optim.Adam(net.parameters(), lr=lr, betas=betas, fused=True) for net, lr in rates.items()]
-        return decaying(self, optimisers)
+        return [torch.optim.Adam(net.parameters(), lr=lr, betas=betas, fused=True) for net, lr in rates.items()]
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["model"] = "gan"

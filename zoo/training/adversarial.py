@@ -4,18 +4,15 @@ Adversarial models use Lightning's manual optimisation. Each batch is a step of 
 also a step of the generator. ``trainer.global_step``, checkpoints, loggers and weight averages count batches.
 """
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
-from zoo.training.optimisers import with_half_cosine
 
 
 @torch.no_grad()
@@ -140,31 +137,6 @@ def step(module, optimiser, loss: Callable[[Any], dict[str, Tensor]], batch: Any
         optimiser._on_before_step, optimiser._on_after_step = before, after
     module.untoggle_optimizer(optimiser)
     return terms
-
-
-def decaying(module, optimisers: Sequence[Optimizer]) -> list[Any]:
-    """Return what ``configure_optimizers`` returns for the optimisers of a module.
-
-    With the hyperparameter ``lr_decay``, each learning rate follows half a cosine over the batches of the run. Call
-    :func:`follow_schedules` at the start of every batch.
-    """
-    if not module.hparams.lr_decay:
-        return list(optimisers)
-    return [with_half_cosine(optimiser, module.trainer) for optimiser in optimisers]
-
-
-def follow_schedules(module) -> None:
-    """Set the learning rates of the batch that begins. Lightning does this only for automatic optimisation.
-
-    The number of the batch sets the rates. A run that resumes from any batch therefore has the same rates.
-    """
-    batch = module.trainer.fit_loop.total_batch_idx
-    for config in module.trainer.lr_scheduler_configs:
-        if config.scheduler.last_epoch < batch:
-            with warnings.catch_warnings():
-                # With several discriminator steps, the schedule of the generator begins before its first step.
-                warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step", UserWarning)
-                config.scheduler.step()
 
 
 def _nothing() -> None:
