@@ -55,9 +55,10 @@ Differs from the papers:
   one image would depend on the other images.
 - With clipping, the convolutional critic has BatchNorm, as in WGAN. Validation first recomputes the running statistics
   from samples. In training on several processes, BatchNorm uses the examples of one process, as in zoo/gan.py.
-- With clipping, both networks use RMSprop, as in WGAN. The paper's learning rate is 5e-5, and the default is 1e-3.
+- With clipping, both networks use RMSprop, as in WGAN. The paper's learning rate is 5e-5, and experiment=wgan_clip sets
+  1e-3.
 - With the penalty, both networks use Adam with beta_2 = 0.9, as in WGAN-GP. The paper's learning rate is 1e-4, and the
-  default is 1e-3.
+  default is 5e-4.
 - Validation and test evaluate the exponential moving average of both networks (callbacks/ema.py).
 - The critic adds the projection of its features on a vector of the label, as D in zoo/gan.py does.
 """
@@ -147,7 +148,7 @@ class WGAN(L.LightningModule):
         n_critic: int = 1,
         gp_weight: float = 10.0,
         clip_value: float = 0.01,
-        lr: float = 1e-3,
+        lr: float = 5e-4,
         beta1: float = 0.0,
         num_classes: int | None = None,
         features: int = 256,
