@@ -8,7 +8,7 @@ from zoo.evaluation.seeds import draw_seeds, interval, seeds_figure
 
 
 def test_the_interval_is_that_of_a_textbook():
-    """The mean of 1, 2, 3, 4, 5 is 3 and its standard error is sqrt(2.5 / 5). The quantile of t with 4 degrees is 2.776."""
+    """The mean of 1, 2, 3, 4, 5 is 3 and its standard error is sqrt(2.5 / 5). The quantile of t is 2.776."""
     low, high = interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert low == pytest.approx(3 - 2.7764 * 0.5**0.5, abs=1e-4) and high == pytest.approx(6 - low)
     assert interval([1.0]) is None
@@ -32,7 +32,8 @@ def test_every_seed_is_drawn_in_the_row_of_its_label():
 
 def test_the_picture_is_a_file_and_wrong_values_are_named(tmp_path):
     draw_seeds({"a": [1.0, 2.0]}, tmp_path / "a.png", "nats")
-    assert Image.open(tmp_path / "a.png").size[0] == 840
+    with Image.open(tmp_path / "a.png") as drawn:
+        assert drawn.size[0] == 840
     for values, published, message in [
         ({}, None, "at least one label"),
         ({"a": []}, None, r"a must have finite results, one for each seed; got \[\]"),
