@@ -1,8 +1,10 @@
 """Standard errors of the metrics on a card, and the check that rounding of the weights moves no metric too far.
 
-se(mean over batches) = sqrt(K / (K - 1) sum_i w_i^2 (m_i - m)^2)   for K batches with weights w_i    batch_error
-se(fraction)          = sqrt(p (1 - p) / n)                         of n examples                     share_error
-se(rank correlation)  = (1 - r^2) / sqrt(n - 1)                     of n pairs                        standard_errors
+    mean of K batches    sqrt(K / (K - 1) sum_i w_i^2 (m_i - m)^2)    batch_error
+    fraction of n        sqrt(p (1 - p) / n)                          share_error
+    rank correlation     (1 - r^2) / sqrt(n - 1)                      standard_errors
+
+Symbols: m_i mean of batch i; w_i its share of the examples; m mean of all examples.
 """
 
 import math
@@ -131,7 +133,7 @@ def name_of_error(name: str) -> str:
 
 
 def moved(exact: Measured, stored: Measured) -> dict[str, Moved]:
-    """Return the metrics of the exact weights beside those of the stored weights. Errors themselves are left out."""
+    """Return pairs of a metric of the exact weights and of the stored weights. Errors themselves are left out."""
     errors = {name_of_error(name) for name in exact.metrics}
     return {
         name: Moved(value, stored.metrics.get(name, math.nan), exact.errors.get(name))

@@ -46,7 +46,7 @@ from zoo.training.trainer import quiet_lightning
 
 log = logging.getLogger(__name__)
 
-SAMPLES_OF_ADVERSARIES = 10_000  # evaluated samples of an adversarial model, if the protocol gives no number
+SAMPLES_OF_ADVERSARIES = 10_000  # evaluated samples of an adversarial model, unless the protocol says otherwise
 
 
 @torch.no_grad()

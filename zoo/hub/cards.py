@@ -8,7 +8,7 @@ from zoo.evaluation.errors import Measured, Moved
 from zoo.evaluation.protocol import SAMPLES_OF_ADVERSARIES, Protocol
 from zoo.hub.packing import Packed
 
-# Entries of a replaced card that the new card keeps under ``previous``, beside those that no export writes.
+# Entries of a replaced card that ``previous`` of the new card keeps, next to those that no export writes.
 KEPT = ("metrics", "errors", "command", "commit", "seed", "epochs", "steps", "seconds", "hardware", "earlier", "sha256")
 SAME_RUN = ("command", "commit", "seed", "steps", "seconds")  # cards of one run agree in these entries
 WORDS_PROTOCOL = (
