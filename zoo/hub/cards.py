@@ -59,9 +59,9 @@ def protocol_of(card: dict[str, Any]) -> Protocol:
 def previous(replaced: dict[str, Any], card: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the entry ``previous`` of a card: what is known of the checkpoints that it replaced, the newest last.
 
-    Each element has the metrics, their errors, the command, commit, seed, epochs, seconds, hardware and digest. It also
-    has the number of importance samples, images of the bound and samples, and all entries that no export writes. An
-    export of the same run adds no element, because its metrics replace those of the same weights.
+    Each element has the entries ``KEPT`` of a card, and all entries that no export writes. ``log_likelihood``,
+    ``bound`` and ``samples`` have the form of a card, without intermediate values. An export of the same run adds no
+    element, because its metrics are of the same weights.
 
     Args:
         replaced: the card of the replaced checkpoint.
@@ -73,10 +73,11 @@ def previous(replaced: dict[str, Any], card: dict[str, Any]) -> list[dict[str, A
     protocol = protocol_of(replaced)
     # Early cards of adversarial models do not name the number of samples.
     adversarial = any(name in replaced["metrics"] for name in ("classifier_fid", "energy_distance", "kl"))
+    samples = protocol.samples or (SAMPLES_OF_ADVERSARIES if adversarial else 0)
     amounts = {
-        "importance_samples": protocol.importance_samples,
-        "bound_images": protocol.bound_images,
-        "samples": protocol.samples or (SAMPLES_OF_ADVERSARIES if adversarial else 0),
+        "log_likelihood": {"num_samples": protocol.importance_samples} if protocol.importance_samples else None,
+        "bound": {"images": protocol.bound_images} if protocol.bound_images else None,
+        "samples": {"n": samples, "conditions": list(protocol.conditions)} if samples else None,
     }
     kept = {key: value for key, value in replaced.items() if key in KEPT or key not in (*card, "previous")}
     return [*earlier, kept | amounts]
