@@ -269,7 +269,7 @@ def parser(train: bool = False) -> CommandParser:
     sub.add_argument("--folder", type=_path, metavar="FOLDER", help=text)
     sub.add_argument("--force", action="store_true", help="replace an existing checkpoint with this name")
     text = (
-        "type of the stored parameters, float32 or float16. Weights that float16 changes too much stay float32 "
+        "type of the stored weights, float32 or float16. Weights that float16 changes too much stay float32 "
         "(default: float16 for word vectors, float32 for other models)"
     )
     sub.add_argument("--dtype", choices=("float32", "float16"), metavar="DTYPE", help=text)

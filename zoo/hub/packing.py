@@ -45,20 +45,21 @@ def pack(model: Any, checkpoint: dict[str, Any], name: str, stored_as: str) -> P
         model: the trained model.
         checkpoint: its training checkpoint, with the name and the constructor arguments of the model.
         name: name of the checkpoint in errors.
-        stored_as: ``float32``, or ``float16`` for parameters in half precision. Buffers keep their types, because they
-            hold statistics and counts. ``zoo.load`` returns float32 from both.
+        stored_as: ``float32``, or ``float16`` for matrices and kernels in half precision. Biases and scales keep their
+            types, because they are small and their rounding moves all outputs in one direction. Buffers keep theirs,
+            because they hold statistics and counts. ``zoo.load`` returns float32 from both.
 
     Raises:
-        UserError: if ``stored_as`` is another type, or a parameter lies outside the range of float16.
+        UserError: if ``stored_as`` is another type, or a matrix has a value outside the range of float16.
     """
     if stored_as not in STORED_AS:
         raise UserError(f"weights are stored as {' or '.join(STORED_AS)}, got {stored_as!r}")
     metadata = {"model": checkpoint["model"], "hyper_parameters": json.dumps(checkpoint["hyper_parameters"])}
     words = isinstance(model, capabilities.Words)
     tensors = (model.published if words else model.state_dict)()
-    parameters = {key for key, _ in model.named_parameters(remove_duplicate=False)}
+    matrices = {key for key, p in model.named_parameters(remove_duplicate=False) if p.ndim > 1}
     stored = {
-        key: _converted(key, tensor, STORED_AS[stored_as]) if key in parameters else tensor.contiguous()
+        key: _converted(key, tensor, STORED_AS[stored_as]) if key in matrices else tensor.contiguous()
         for key, tensor in tensors.items()
     }
     data = save_tensors(stored, metadata=metadata)
