@@ -370,11 +370,11 @@ class SkipGram(L.LightningModule):
         return keyed_vectors(self.words, self.input.weight, self.counts)
 
     def published(self) -> dict[str, Tensor]:
-        """Return the weights to publish: input vectors of the 20,000 most frequent words, as float16."""
+        """Return the weights to publish: input vectors of the 20,000 most frequent words."""
         return {
             "spelling": contrastive.encode_words(self.words[:PUBLISHED_WORDS]),
             "counts": self.counts[:PUBLISHED_WORDS].clone(),
-            "input.weight": self.input.weight.detach()[:PUBLISHED_WORDS].half(),
+            "input.weight": self.input.weight.detach()[:PUBLISHED_WORDS].clone(),
         }
 
     # Gradient estimators.

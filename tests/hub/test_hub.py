@@ -81,13 +81,14 @@ def loads_what_was_exported(published, runs, names):
         ours, theirs = zoo.load(name), zoo.load(runs / name)
         assert not ours.training
         if name == "skipgram":
-            expected = {k: v.float() if v.is_floating_point() else v for k, v in theirs.published().items()}
+            expected = {k: v.half().float() if v.is_floating_point() else v for k, v in theirs.published().items()}
         else:
             expected = theirs.state_dict()
         assert list(ours.state_dict()) == list(expected)
         for key, value in expected.items():
             assert torch.equal(ours.state_dict()[key], value)
         card = hub.read_card(name)
+        assert card["stored_as"] == ("float16" if name == "skipgram" else "float32") and "previous" not in card
         assert card["model"] == name and card["data"] == ("pydocs" if name == "skipgram" else "digits")
         metrics = card["whole_model"] or card["metrics"]
         assert metrics.get("test/loss", metrics.get("test/generator_loss")) is not None

@@ -67,12 +67,9 @@ def _main_metric(metrics: dict[str, float]) -> str:
 
 def _with_unit(name: str, metrics: dict[str, float]) -> str:
     """Return a metric with its unit. Its name may end in conditions of samples, as in ``classifier_fid/eta=1``."""
-    from zoo.evaluation.units import with_unit
+    from zoo.evaluation.units import plain_name, with_unit
 
-    def plain(name: str) -> str:
-        return "/".join(part for part in name.split("/") if "=" not in part)
-
-    return with_unit(plain(name), metrics[name], {plain(other) for other in metrics})
+    return with_unit(plain_name(name), metrics[name], {plain_name(other) for other in metrics})
 
 
 def _print_metrics(metrics: dict[str, float]) -> None:
@@ -103,12 +100,15 @@ def evaluate(args: argparse.Namespace) -> None:
     """Measure a trained model on test data, and word vectors on the published word sets."""
     from zoo.evaluation import protocol as evaluation
 
+    if args.update_card:
+        _update_card(args)
+        return
     model, metrics = on_device(load_model(args)), {}
     words = knows_words(model)
     if words:  # checked before the work begins
         from zoo.evaluation.words import find_word_sets, measure_words
 
-        evaluation.check_protocol(_protocol(args), model)
+        evaluation.check_protocol(_protocol(args) or evaluation.Protocol(), model)
         sets = find_word_sets(args.words)
     if not words or args.data or model.predicts:
         data = data_for(args, model)
@@ -119,6 +119,20 @@ def evaluate(args: argparse.Namespace) -> None:
     if words:
         metrics |= measure_words(model, sets)
     _print_metrics(metrics)
+
+
+def _update_card(args: argparse.Namespace) -> None:
+    """Measure the metrics of a published checkpoint again, and write them to its card."""
+    from zoo import hub
+    from zoo.hub.refreshing import refresh
+
+    before = (hub.card_of(args.source) or {}).get("metrics", {})
+    metrics = refresh(args.source, _protocol(args), True, args.data)["metrics"]
+    _print_metrics(metrics)
+    changed = [name for name in metrics if name in before and before[name] != metrics[name]]
+    print(f"Wrote {len(metrics)} metrics to the card of {args.source}, {len(changed)} of them with another value")
+    for name in changed:
+        print(f"  {name} was {before[name]:.6g} and is {metrics[name]:.6g}")
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -178,12 +192,15 @@ def export(args: argparse.Namespace) -> None:
 
     protocol = _protocol(args)
     weights = exporting.export(
-        args.source, args.name, args.force, protocol, True, args.data, args.trust_data, args.folder
+        args.source, args.name, args.force, protocol, True, args.data, args.trust_data, args.folder, args.dtype
     )
     source = args.name if args.folder == zoo.WEIGHTS else str(weights)
     print(f"Wrote {pasted(weights)} ({weights.stat().st_size / 1e6:.1f} MB) and its card")
     print(f'Load it in Python with: zoo.load("{source}")')
-    _print_metrics(hub.card_of(source)["metrics"])
+    card = hub.card_of(source)
+    _print_metrics(card["metrics"])
+    for name, moved in (card["rounding"] or {}).items():
+        print(f"{name}: {moved['float32']:.6g} in float32, {moved['float16']:.6g} in float16, error {moved['error']}")
 
 
 def push(args: argparse.Namespace) -> None:
@@ -208,7 +225,11 @@ def push(args: argparse.Namespace) -> None:
 
 
 def _protocol(args: argparse.Namespace):
+    """Return the protocol of the command line, or None if it has no option about the protocol."""
     from zoo.evaluation.protocol import Protocol
+
+    if not (args.importance_samples or args.bound_images or args.samples is not None or args.condition):
+        return None
 
     several = [parse_conditions(text) for text in args.condition] or [{}]
     return Protocol(args.importance_samples, args.bound_images, args.samples, tuple(several))

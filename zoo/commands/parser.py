@@ -210,6 +210,8 @@ def parser(train: bool = False) -> CommandParser:
         help="folder with the published word sets, for models of words (default: the copies in gensim)",
     )
     _add_protocol(sub)
+    text = "write the metrics to the card of a pretrained or exported checkpoint, by the protocol of the card"
+    sub.add_argument("--update-card", action="store_true", help=text)
     sub = found["compare"]
     _add_class(sub)
     sub.add_argument(
@@ -266,6 +268,11 @@ def parser(train: bool = False) -> CommandParser:
     text = "folder to write to (default: zoo/weights in a checkout, and the working folder for an installed zoo)"
     sub.add_argument("--folder", type=_path, metavar="FOLDER", help=text)
     sub.add_argument("--force", action="store_true", help="replace an existing checkpoint with this name")
+    text = (
+        "type of the stored weights, float32 or float16. Weights that float16 changes too much stay float32 "
+        "(default: float16 for word vectors, float32 for other models)"
+    )
+    sub.add_argument("--dtype", choices=("float32", "float16"), metavar="DTYPE", help=text)
     sub = found["push"]
     sub.add_argument(
         "repo", metavar="REPO", help="repository of the Hugging Face Hub, user/repo; it is made if missing"

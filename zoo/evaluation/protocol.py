@@ -46,6 +46,8 @@ from zoo.training.trainer import quiet_lightning
 
 log = logging.getLogger(__name__)
 
+SAMPLES_OF_ADVERSARIES = 10_000  # evaluated samples of an adversarial model, unless the protocol says otherwise
+
 
 @torch.no_grad()
 def clustering_of_all_images(model, data, progress: bool = False) -> dict[str, float]:
@@ -121,7 +123,7 @@ def check_protocol(protocol: Protocol, model) -> None:
 
 def _samples(protocol: Protocol, model) -> int:
     """Return the number of samples to evaluate."""
-    return protocol.samples or (10_000 if isinstance(model, capabilities.Adversarial) else 0)
+    return protocol.samples or (SAMPLES_OF_ADVERSARIES if isinstance(model, capabilities.Adversarial) else 0)
 
 
 def measure(

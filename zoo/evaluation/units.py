@@ -11,6 +11,11 @@ OTHERS = {"reconstruction_error": "squared pixels", "bits_per_dim": "bits per di
 LIKELIHOOD_METRICS = {"nll", "log_partition", "accuracy"}  # next to one of these, a loss is in nats
 
 
+def plain_name(name: str) -> str:
+    """Return the name of a metric without conditions: ``classifier_fid`` for ``classifier_fid/eta=1``."""
+    return "/".join(part for part in name.split("/") if "=" not in part)
+
+
 def with_unit(name: str, value: float, names: set[str]) -> str:
     """Return a metric as text. The value is rounded, and the unit follows if the metric has a unit.
 

@@ -1,13 +1,12 @@
 """Publish a training checkpoint: write its weights, a card, and a picture."""
 
-import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from safetensors.torch import save as save_tensors
 
 import zoo
 from zoo.checks import capabilities
@@ -15,26 +14,25 @@ from zoo.checks.errors import UserError
 from zoo.checks.inputs import shape_of
 from zoo.checks.sources import SAFETENSORS, check_name, check_source, export_folder
 from zoo.datamodules import OwnImages
-from zoo.datamodules.access import make_ready, name_of, size_of
-from zoo.evaluation.protocol import Protocol, check_protocol, evaluate, measure
+from zoo.datamodules.access import make_ready, name_of
+from zoo.evaluation.errors import Moved, measure_with_errors, moved
+from zoo.evaluation.protocol import Protocol, check_protocol, evaluate
 from zoo.evaluation.words import word_map
+from zoo.hub.cards import measurements, previous, protocol_of, storage
 from zoo.hub.loading import (
     CheckpointError,
     best_of,
     class_outside,
     from_training,
-    from_weights,
     read_training_checkpoint,
 )
+from zoo.hub.packing import default_type, pack
 from zoo.hub.recorded_data import check_unchanged, data_of
 from zoo.sampling.chunks import sample_chunks
 from zoo.sampling.pictures import picture, save_figure, save_grid
 from zoo.training.files import atomic_write
 
-WORDS_PROTOCOL = (
-    "metrics: scores of the published vectors on public sets of analogies and similarities (zoo/evaluation/words.py). "
-    "whole_model: metrics of the test loop with all trained words and output vectors (units in zoo/skipgram.py)"
-)
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -68,23 +66,31 @@ def export(
     data: LightningDataModule | str | None = None,
     trust: bool = False,
     folder: Path | None = None,
+    stored_as: str | None = None,
 ) -> Path:
     """Publish a training checkpoint: write ``<name>.safetensors``, its card, and a picture of samples.
 
     For word vectors, the picture is a map of the words. The metrics of the card are measured on the test set
-    that belongs to the training data.
+    that belongs to the training data. They are those of the weights in the file.
+
+    The card of a replaced checkpoint is not lost. The new card has its numbers under ``previous``, see
+    :func:`previous`.
 
     Args:
         source: path of a checkpoint or of a run folder. From a run folder, the best checkpoint is published.
         name: name of the published checkpoint: lower-case letters, digits and hyphens.
         force: replace an existing checkpoint with this name.
-        protocol: measurements in addition to the test loop. None uses the default protocol.
+        protocol: measurements in addition to the test loop. None uses the protocol of the card that is replaced, or the
+            default protocol.
         progress: show progress bars.
         data: the data of the run: a datamodule, or the present path of images or text of the user. None builds the data
             module that the checkpoint records (see :func:`zoo.hub.data_of`).
         trust: whether the record may name code that is imported for the data.
         folder: the folder of the files. None writes to ``zoo/weights`` in a checkout, and to the working folder if the
             zoo is installed as a package.
+        stored_as: ``float32``, or ``float16`` for half the size. If float16 moves a metric by more than a tenth of its
+            standard error, the weights are stored as float32. None stores word vectors as float16 and other models as
+            float32.
 
     Returns:
         path of the weights.
@@ -94,7 +100,10 @@ def export(
         UserError: if the protocol does not suit the model, or the data are gone, have changed or are other data.
     """
     check_name(name, force, export_folder(folder))
-    return publish(source, export_folder(folder) / f"{name}{SAFETENSORS}", name, protocol, progress, data, trust)
+    weights = export_folder(folder) / f"{name}{SAFETENSORS}"
+    card = weights.with_suffix(".json")
+    replaced = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else None
+    return publish(source, weights, name, protocol, progress, data, trust, stored_as, replaced)
 
 
 def publish(
@@ -105,6 +114,8 @@ def publish(
     progress: bool = False,
     data: LightningDataModule | str | None = None,
     trust: bool = False,
+    stored_as: str | None = None,
+    replaced: dict[str, Any] | None = None,
 ) -> Path:
     """Write the weights of a training checkpoint to ``weights``, and its card and picture to the same folder.
 
@@ -113,6 +124,7 @@ def publish(
         weights: path of the safetensors file to write.
         name: name in the card.
         protocol: see :func:`export`, also for the other arguments.
+        replaced: card of the checkpoint that is replaced, None if there is none.
 
     Returns:
         ``weights``.
@@ -135,24 +147,31 @@ def publish(
     if outside := class_outside(checkpoint):
         raise CheckpointError(f"only models of the zoo are exported, and {path} holds a model of the class {outside!r}")
     model: Any = from_training(checkpoint, path)
-    check_protocol(protocol or Protocol(), model)
+    if protocol is None:
+        same_model = (replaced or {}).get("model") == checkpoint["model"]
+        protocol = protocol_of(replaced if replaced and same_model else {})
+    check_protocol(protocol, model)
+    packed = pack(model, checkpoint, name, stored_as or default_type(model))
     data_module: Any = data if isinstance(data, LightningDataModule) else data_of(record, data, trust)
     make_ready(data_module)
     if (used := name_of(data_module)) != (record["data"] or used):
         raise UserError(f"the card of this run needs its data, {record['data']}; got {used}")
     check_unchanged(data_module, record)
 
-    metadata = {"model": checkpoint["model"], "hyper_parameters": json.dumps(checkpoint["hyper_parameters"])}
     words = isinstance(model, capabilities.Words)
-    tensors = {k: v.contiguous() for k, v in (model.published() if words else model.state_dict()).items()}
-    packed = save_tensors(tensors, metadata=metadata)
-    published = from_weights(packed, hashlib.sha256(packed).hexdigest(), name)  # the model that zoo.load(name) returns
-    metrics, evidence = measure(published if words else model, data_module, protocol or Protocol(), progress)
+    found, rounding = measure_with_errors(packed.model, data_module, protocol, progress), None
+    if packed.stored_as != "float32":
+        exact = pack(model, checkpoint, name, "float32")
+        log.info("Measuring the float32 weights, which the weights in %s are compared with", packed.stored_as)
+        exactly = measure_with_errors(exact.model, data_module, protocol, progress)
+        rounding = moved(exactly, found)
+        if not _is_close(rounding, packed.stored_as):
+            packed, found = exact, exactly
     card = {
         "name": name,
         "model": checkpoint["model"],
         "hyper_parameters": checkpoint["hyper_parameters"],
-        "parameters": sum(t.numel() for t in tensors.values() if t.is_floating_point()),
+        "parameters": packed.parameters,
         **({} if words else _shape_and_classes(model, data_module)),
         "data": used,
         "data_digest": record.get("data_digest"),
@@ -167,25 +186,33 @@ def publish(
         "seconds": round(record["seconds"]),
         "hardware": record["hardware"],
         "earlier": record.get("earlier", []),
-        "metrics": metrics,
-        "protocol": WORDS_PROTOCOL
-        if words
-        else f"the model's test_step on all {size_of(data_module, 'test'):,} test examples of "
-        f"{used}, with noise seeded by batch index; units in zoo/{checkpoint['model']}.py",
-        "log_likelihood": evidence.get("log_likelihood"),
-        "bound": evidence.get("bound"),
-        "samples": evidence.get("samples"),
+        **measurements(found, model, checkpoint["model"], data_module),
         "whole_model": evaluate(model, data_module) if words else None,
-        "golden": golden_terms(published),
-        "sha256": hashlib.sha256(packed).hexdigest(),
+        "golden": golden_terms(packed.model),
+        **storage(packed, rounding),
     }
+    if replaced is not None:
+        card["previous"] = previous(replaced, card)
+        if gone := sorted(set(replaced["metrics"]) - set(found.metrics)):
+            log.warning("The replaced card has metrics that were not measured now: %s", ", ".join(gone))
     weights.parent.mkdir(parents=True, exist_ok=True)
-    draw(published if words else model, weights.with_suffix(".png"))
+    draw(packed.model, weights.with_suffix(".png"))
     # The card is written last, because a checkpoint counts as published if its card exists.
-    for target, content in [(weights, packed), (weights.with_suffix(".json"), _json(card))]:
+    for target, content in [(weights, packed.data), (weights.with_suffix(".json"), _json(card))]:
         with atomic_write(target) as file:
             file.write(content)
     return weights
+
+
+def _is_close(rounding: dict[str, Moved], stored_as: str) -> bool:
+    """Return whether no metric moves too far. If one does, log which, and that the weights are stored as float32."""
+    far = {name: found for name, found in rounding.items() if found.too_far}
+    for name, found in far.items():
+        error = "no known error" if found.error is None else f"standard error {found.error:.3g}"
+        log.warning("%s: %.6g in float32, %.6g in %s, %s", name, found.exact, found.stored, stored_as, error)
+    if far:
+        log.warning("%s moves these metrics too far, so the weights are stored as float32", stored_as)
+    return not far
 
 
 def draw(model: Any, path: Path) -> None:

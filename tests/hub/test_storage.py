@@ -1,0 +1,143 @@
+"""Tests of weights in float16: what is stored, what a load returns, and when float16 is refused."""
+
+import logging
+
+import pytest
+import torch
+from helpers import TINY, run
+from safetensors.torch import load as load_tensors
+
+import zoo
+from zoo import hub
+from zoo.checks.errors import UserError
+from zoo.evaluation import errors
+from zoo.evaluation.errors import Moved, batch_error, logged_batches, share_error
+from zoo.evaluation.protocol import evaluate
+from zoo.hub import exporting
+from zoo.hub.packing import pack
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return the folder of a short run."""
+    folder = tmp_path_factory.mktemp("runs") / "vae"
+    run(folder, *TINY["vae"], "callbacks=none", "trainer.max_epochs=1", "test=false")
+    return folder
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+def packed(model, name, stored_as="float16"):
+    card = hub.read_card(name)
+    return pack(model, {"model": card["model"], "hyper_parameters": card["hyper_parameters"]}, name, stored_as)
+
+
+@pytest.mark.parametrize("name", ["infogan", "vade", "rbm", "score-mixture", "skipgram"])
+def test_float16_weights_load_as_float32_and_are_stored_again_without_change(name):
+    """Matrices are rounded once. Biases, scales, statistics, counts and flags keep their types and values."""
+    model = zoo.load(name)
+    once = packed(model, name)
+    twice = packed(once.model, name)
+    first, second, before = once.model.state_dict(), twice.model.state_dict(), model.state_dict()
+    parameters = {key for key, p in model.named_parameters() if p.ndim > 1}
+    in_file = load_tensors(once.data)
+    assert list(first) == list(second) == list(before) and set(in_file) == set(before) and parameters
+    for key, value in before.items():
+        assert torch.equal(first[key], second[key]) and first[key].dtype == value.dtype, key
+        expected = value.half() if key in parameters else value
+        assert in_file[key].dtype == expected.dtype and torch.equal(in_file[key], expected), key
+    assert {p.dtype for p in once.model.parameters()} == {torch.float32}
+    exact = packed(model, name, "float32")
+    assert all(torch.equal(exact.model.state_dict()[key], value) for key, value in before.items())
+    assert len(once.data) < 0.6 * len(exact.data) and not once.model.training
+
+
+def test_values_beyond_float16_are_refused():
+    model = zoo.load("score-mixture")
+    with torch.no_grad():
+        next(model.parameters())[0] = -70_000.0
+    with pytest.raises(
+        UserError, match="has a value of 7e.04, and float16 ends at 65,504: store these weights as float32"
+    ):
+        packed(model, "score-mixture")
+    with pytest.raises(UserError, match="stored as float32 or float16, got 'bfloat16'"):
+        packed(model, "score-mixture", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("exact", "stored", "error", "too_far"),
+    [
+        (10.0, 10.009, 0.1, False),
+        (10.0, 10.011, 0.1, True),
+        (10.0, 9.989, 0.1, True),
+        (10.0, 10.0009, None, False),
+        (10.0, 10.0011, None, True),
+        (0.0, 0.0, 0.0, False),
+        (float("nan"), float("nan"), 0.1, False),
+        (1.0, float("nan"), 0.1, True),
+    ],
+)
+def test_a_metric_may_move_by_a_tenth_of_its_error(exact, stored, error, too_far):
+    assert Moved(exact, stored, error).too_far == too_far
+
+
+def test_errors_of_means_and_of_fractions():
+    """Batches of equal size have the error of a mean. A fraction of 0 or 1 has an error above zero."""
+    values = torch.tensor([1.0, 2.0, 4.0, 8.0])
+    assert batch_error([(float(v), 5) for v in values]) == pytest.approx(float(values.std()) / 2)
+    assert batch_error([(1.0, 5)]) is None
+    assert share_error(0.25, 10_000) == pytest.approx(0.00433, rel=1e-3) and 0 < share_error(1.0, 1000) < 1e-3
+
+
+def test_errors_are_found_for_metrics_under_conditions():
+    metrics = {"classifier_fid/eta=1": 2.0, "classifier_fid_error/eta=1": 0.3, "judged_accuracy/eta=1": 0.9, "kl": 0.1}
+    found = errors.standard_errors(metrics, {"samples": {"n": 100}}, {}, None)
+    assert found == {"classifier_fid/eta=1": 0.3, "judged_accuracy/eta=1": share_error(0.9, 100)}
+    assert set(errors.moved(*[errors.Measured(metrics, {}, found)] * 2)) == set(metrics) - {
+        "classifier_fid_error/eta=1"
+    }
+
+
+def test_errors_of_the_test_loop_are_those_of_its_batches(trained):
+    from zoo.datamodules import Images
+
+    model, data = zoo.load(trained), Images("digits", eval_batch_size=50)
+    with logged_batches(model) as batches:
+        metrics = evaluate(model, data)
+    assert len(batches["test/loss"]) == 4 and {n for _, n in batches["test/loss"]} == {45}
+    mean = sum(value * n for value, n in batches["test/loss"]) / sum(n for _, n in batches["test/loss"])
+    assert mean == pytest.approx(metrics["test/loss"], rel=1e-6)
+    assert "log" not in vars(model)
+
+
+def test_the_card_of_float16_weights_has_their_metrics(trained, weights, monkeypatch):
+    from zoo.datamodules import Images
+
+    exporting.export(trained, "exact")
+    monkeypatch.setattr(errors, "RELATIVE", 1e-2)  # the 180 test images are one batch, which has no known error
+    exporting.export(trained, "half", stored_as="float16")
+    exact, half = hub.read_card("exact"), hub.read_card("half")
+    assert (exact["stored_as"], half["stored_as"], exact["rounding"]) == ("float32", "float16", None)
+    ours = evaluate(zoo.load("half"), Images("digits"))
+    assert half["metrics"] == ours != exact["metrics"]
+    for name, found in half["rounding"].items():
+        assert (found["float32"], found["float16"]) == (exact["metrics"][name], half["metrics"][name])
+    assert set(half["rounding"]) == set(half["metrics"])
+    sizes = [(weights / f"{name}.safetensors").stat().st_size for name in ("half", "exact")]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_float16_that_moves_a_metric_is_refused(trained, weights, monkeypatch, caplog):
+    monkeypatch.setattr(errors, "RELATIVE", 0.0)
+    monkeypatch.setattr(errors, "ALLOWED", 0.0)
+    with caplog.at_level(logging.WARNING):
+        exporting.export(trained, "half", stored_as="float16")
+    assert "so the weights are stored as float32" in caplog.text and "test/loss: " in caplog.text
+    card, model = hub.read_card("half"), zoo.load("half")
+    assert card["stored_as"] == "float32" and card["rounding"]["test/loss"]["float32"] == card["metrics"]["test/loss"]
+    expected = zoo.load(trained).state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())

@@ -1,0 +1,82 @@
+"""The bytes of a safetensors file: the weights of a model in float32 or in float16, and its constructor arguments."""
+
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from zoo.checks import capabilities
+from zoo.checks.errors import UserError
+from zoo.hub.loading import from_weights
+
+STORED_AS = {"float32": torch.float32, "float16": torch.float16}
+
+
+class Packed(NamedTuple):
+    """The content of a safetensors file.
+
+    Attributes:
+        data: bytes of the file.
+        digest: SHA-256 of the bytes.
+        parameters: number of floating-point values in the file.
+        stored_as: type of the parameters in the file.
+        model: the model that ``zoo.load`` returns from this file.
+    """
+
+    data: bytes
+    digest: str
+    parameters: int
+    stored_as: str
+    model: Any
+
+
+def default_type(model) -> str:
+    """Return the type in which the parameters of a model are stored, if the user names none."""
+    return "float16" if isinstance(model, capabilities.Words) else "float32"
+
+
+def pack(model: Any, checkpoint: dict[str, Any], name: str, stored_as: str) -> Packed:
+    """Return the content of the file of weights of ``model``.
+
+    Args:
+        model: the trained model.
+        checkpoint: its training checkpoint, with the name and the constructor arguments of the model.
+        name: name of the checkpoint in errors.
+        stored_as: ``float32``, or ``float16`` for matrices and kernels in half precision. Biases and scales keep their
+            types, because they are small and their rounding moves all outputs in one direction. Buffers keep theirs,
+            because they hold statistics and counts. ``zoo.load`` returns float32 from both.
+
+    Raises:
+        UserError: if ``stored_as`` is another type, or a matrix has a value outside the range of float16.
+    """
+    if stored_as not in STORED_AS:
+        raise UserError(f"weights are stored as {' or '.join(STORED_AS)}, got {stored_as!r}")
+    metadata = {"model": checkpoint["model"], "hyper_parameters": json.dumps(checkpoint["hyper_parameters"])}
+    words = isinstance(model, capabilities.Words)
+    tensors = (model.published if words else model.state_dict)()
+    matrices = {key for key, p in model.named_parameters(remove_duplicate=False) if p.ndim > 1}
+    stored = {
+        key: _converted(key, tensor, STORED_AS[stored_as]) if key in matrices else tensor.contiguous()
+        for key, tensor in tensors.items()
+    }
+    data = save_tensors(stored, metadata=metadata)
+    digest, size = hashlib.sha256(data).hexdigest(), sum(t.numel() for t in stored.values() if t.is_floating_point())
+    return Packed(data, digest, size, stored_as, from_weights(data, digest, name))
+
+
+def _converted(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a parameter in ``dtype``.
+
+    Raises:
+        UserError: if a finite value becomes infinite.
+    """
+    converted = tensor.to(dtype).contiguous()
+    if (converted.isinf() & ~tensor.isinf()).any():
+        raise UserError(
+            f"{key} has a value of {float(tensor.abs().max()):.4g}, and float16 ends at "
+            f"{torch.finfo(dtype).max:,.0f}: store these weights as float32"
+        )
+    return converted
