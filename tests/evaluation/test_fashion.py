@@ -37,7 +37,7 @@ def mirrored(flip, n=400):
 
 
 def test_mirror_images_have_the_given_probability():
-    """Of 400 images, between 150 and 250 are mirrored. A correct number is outside this range with p < 1e-6."""
+    """Between 150 and 250 of 400 images are mirrored. A correct number is outside this range with p < 1e-6."""
     x, seen = mirrored(0.5)
     flipped = (seen - x.flip(-1)).abs().amax((1, 2, 3)) < 1e-5
     kept = (seen - x).abs().amax((1, 2, 3)) < 1e-5
