@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 import zoo
 from zoo import hub
+from zoo.datamodules.images import FOLDERS
 from zoo.hub import exporting
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +21,7 @@ CARDS = sorted(p.stem for p in (ROOT / "zoo" / "weights").glob("*.json"))
 @pytest.fixture
 def files(name):
     """Skip the test if the data of the checkpoint ``name`` are not in the data folder."""
-    folder = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}.get(hub.read_card(name)["data"])
+    folder = FOLDERS.get(hub.read_card(name)["data"])
     if folder and not (Path(os.environ["ZOO_DATA"]) / folder / "raw").is_dir():
         pytest.skip(f"no files of {folder}: ZOO_DATA names no folder with {folder}/raw in it")
 
