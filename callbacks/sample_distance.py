@@ -22,8 +22,8 @@ class SampleDistance(L.Callback):
 
     The kind of data selects the distance (zoo/evaluation/distances.py):
 
-    - classifier-FID for MNIST, Fashion-MNIST and the digits. The classifier was trained on MNIST. For the other two,
-      use the distance only to compare epochs, and do not publish it.
+    - classifier-FID for MNIST, Fashion-MNIST and the digits. The first two have a classifier each. The digits have the
+      classifier of MNIST. Use their distance only to compare epochs, and do not publish it.
     - the energy distance of pixels for all other images, to compare epochs
     - the energy distance for points
     - KL(p_data || p_G) for sequences

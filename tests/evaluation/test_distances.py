@@ -125,8 +125,8 @@ def test_what_is_said_of_samples():
     real = torch.cat([torch.zeros(50, 1, 28, 28), torch.ones(50, 1, 28, 28)])
     said = sample_metrics(Grey(), Judge().features(real).double(), Judge(), n=16)
     # 6 of 16 samples are black, with feature -1/2, and 10 are white, with feature 1/2.
-    assert_close(said["rarest_digit"], 6 / 16)
-    assert_close(said["commonest_digit"], 10 / 16)
+    assert_close(said["rarest_class"], 6 / 16)
+    assert_close(said["commonest_class"], 10 / 16)
     assert said["confident"] == 1.0
     var = lambda p, n: p * (1 - p) * n / (n - 1)  # noqa: E731
     a, b = math.sqrt(var(10 / 16, 16)), math.sqrt(var(1 / 2, 100))

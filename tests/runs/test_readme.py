@@ -143,6 +143,7 @@ SECTIONS = {
     "score-mixture": [("fisher_divergence", 1, ".4f"), ("log_density_gap", 1, ".3f")],
     "skipgram": [("analogies", 100, ".1f"), ("wordsim353", 1, ".3f"), ("simlex999", 1, ".3f")],
     "classifier": [("test/accuracy", 100, ".2f")],
+    "classifier-fashion": [("test/accuracy", 100, ".2f")],
 }
 
 

@@ -56,7 +56,7 @@ def image_shape(model) -> tuple[int, ...] | None:
 def data_for(args: argparse.Namespace, model):
     """Return the data of the run, or the data that ``--data`` names, ready for use.
 
-    For pretrained checkpoints, the default is mnist_or_digits.
+    For pretrained checkpoints, the default is the data on the card. For MNIST, it is mnist_or_digits.
 
     Raises:
         UserError: if the model cannot take these data, or if the data of the run are not recorded, gone or changed.
@@ -74,7 +74,7 @@ def data_for(args: argparse.Namespace, model):
     elif args.data is None and not of_published_data(args.source):
         raise UserError(f"{args.source} was trained on images of its author: name images with --data PATH")
     else:
-        data = by_name(args.data or "mnist_or_digits", image_shape(model))
+        data = by_name(args.data or data_on_card(args.source), image_shape(model))
     check_kind(model, data)
     make_ready(data)
     if record is not None and args.data is None:
@@ -90,6 +90,14 @@ def of_published_data(source: str) -> bool:
 
     card = hub.card_of(source)
     return card is None or published(card["data"])
+
+
+def data_on_card(source: str) -> str:
+    """Return the name of the data on the card of a model. MNIST and models without a card give mnist_or_digits."""
+    from zoo import hub
+
+    card = hub.card_of(source)
+    return "mnist_or_digits" if card is None or card["data"] == "mnist" else card["data"]
 
 
 def check_examples(model, data) -> None:

@@ -202,7 +202,7 @@ def parser(train: bool = False) -> CommandParser:
     images.completer = lambda prefix, **kwargs: [*IMAGES, *completion.files(prefix)]
     sub = found["evaluate"]
     _add_class(sub)
-    _add_data(sub, "the data of the run; for a pretrained checkpoint, mnist_or_digits")
+    _add_data(sub, "the data of the run, or of the card of a pretrained checkpoint")
     sub.add_argument(
         "--words",
         type=_path,
@@ -225,7 +225,7 @@ def parser(train: bool = False) -> CommandParser:
         metavar="N",
         help="gradients to draw from each estimator, at least 2 (default: 256; for toy, 100000)",
     )
-    _add_data(sub, "the data of the run; for a pretrained checkpoint, mnist_or_digits")
+    _add_data(sub, "the data of the run, or of the card of a pretrained checkpoint")
     sub.add_argument(
         "--batch-size",
         type=int,

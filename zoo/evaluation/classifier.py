@@ -15,7 +15,8 @@ Symbols:
     y        labels, (B,)
     K        number of classes
     s        label smoothing
-    A(x)     image under a random affine map
+    A(x)     image under a random affine map, and mirrored with probability f
+    f        probability of a mirror image
     theta    matrix of the affine map from output positions to input positions, (B, 2, 3), in units of half an image
 
 Logged metrics:
@@ -79,6 +80,7 @@ class Classifier(L.LightningModule):
         rotate: largest rotation of a training image, in degrees.
         scale: largest relative change of size of a training image.
         shear: largest shear of a training image, in degrees.
+        flip: probability that a training image is mirrored from left to right; 0 suits digits, 0.5 suits clothes.
 
     Raises:
         UserError: for a value outside its range.
@@ -95,6 +97,7 @@ class Classifier(L.LightningModule):
         rotate: float = 10.0,
         scale: float = 0.1,
         shear: float = 10.0,
+        flip: float = 0.0,
     ):
         super().__init__()
         if not isinstance(num_classes, int) or num_classes < 2:
@@ -114,6 +117,8 @@ class Classifier(L.LightningModule):
         ]:
             if not isinstance(value, int | float) or not 0 <= value < limit:
                 raise UserError(f"{key} must be a number of at least 0 and below {limit}, got {value!r}")
+        if not isinstance(flip, int | float) or not 0 <= flip <= 1:
+            raise UserError(f"flip must be a probability from 0 to 1, got {flip!r}")
         widths = list(widths)
         self.save_hyperparameters()
 
@@ -157,16 +162,21 @@ class Classifier(L.LightningModule):
     # Training.
 
     def noise(self, batch, *, generator: torch.Generator | None = None) -> Noise:
-        """Return ``u``, (B, 5), the noise of the augmentation."""
-        return {"u": rand(len(batch[0]), 5, generator=generator, device=batch[0].device)}
+        """Return the noise of the augmentation: ``u``, (B, 5), and with mirror images ``mirrored``, (B,), bool."""
+        x = batch[0]
+        noise = {"u": rand(len(x), 5, generator=generator, device=x.device)}
+        if self.hparams.flip:
+            noise["mirrored"] = rand(len(x), generator=generator, device=x.device) < self.hparams.flip
+        return noise
 
     def loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Return ``loss``, nats per example with smoothed labels, and ``accuracy``. Both use augmented images."""
         x, y = batch
         h = self.hparams
-        logits = self(
-            move(x, random_affine(self.noise(batch, generator=generator)["u"], h.shift, h.rotate, h.scale, h.shear))
-        )
+        noise = self.noise(batch, generator=generator)
+        if "mirrored" in noise:
+            x = torch.where(noise["mirrored"].view(-1, 1, 1, 1), x.flip(-1), x)
+        logits = self(move(x, random_affine(noise["u"], h.shift, h.rotate, h.scale, h.shear)))
         loss = F.cross_entropy(logits, y, label_smoothing=h.label_smoothing)
         return {"loss": loss, "accuracy": (logits.argmax(-1) == y).float().mean()}
 

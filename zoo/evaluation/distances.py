@@ -1,16 +1,17 @@
-"""Distances between samples and data: classifier-FID for images of MNIST, energy distance for other images and points.
+"""Distances between samples and data: classifier-FID for (Fashion-)MNIST, energy distance for other images and points.
 
 Both distances use samples only and need no density.
 
-Classifier-FID is the Frechet distance of Heusel et al. 2017 (arXiv:1706.08500, eq. 6), in features of the zoo's MNIST
-classifier. The usual FID uses a network trained on photographs. Values of classifier-FID can therefore be compared
-with each other, but not with values of the usual FID.
+Classifier-FID is the Frechet distance of Heusel et al. 2017 (arXiv:1706.08500, eq. 6), in features of a classifier of
+the zoo. The classifier was trained on the same data set. The usual FID uses a network trained on photographs. Values of
+classifier-FID on one data set can therefore be compared with each other, but not with values of the usual FID. MNIST
+and Fashion-MNIST have different classifiers, so their values cannot be compared either.
 
 Classifier-FID has an upward bias, which is larger for fewer images. Compare only sets of equal size. The score of real
 images is called the floor and is published next to the score of samples. If the floor is computed from fewer images
 than the score of samples, the floor has the larger bias. Good samples may then score below the floor.
 
-The classifier does not know other images, such as photographs. For these images, the energy distance of their pixels is
+No classifier knows other images, such as photographs. For these images, the energy distance of their pixels is
 measured. It needs no network and is 0 only for equal distributions (Szekely & Rizzo 2013). Its unit is the Euclidean
 distance of two images in [0, 1], which grows with the number of pixels. Use it to compare epochs or models on one data
 set. It does not weigh details as people do, and values of different data sets or sizes cannot be compared.
@@ -34,7 +35,8 @@ from zoo.functional.progress import tracked
 from zoo.sampling.chunks import sample_chunks
 
 CONFIDENT = 0.9  # the classifier is confident if the probability of the predicted label exceeds this
-CLASSIFIED = ("mnist", "fashion_mnist", "digits")  # data for which the classifier's features give ``val/distance``
+CLASSIFIERS = {"mnist": "classifier", "fashion_mnist": "classifier-fashion"}  # checkpoint trained on these data
+SIMILAR = {"digits": "classifier"}  # checkpoint trained on similar data: its distances only compare epochs and models
 MOST_IMAGES = 5000  # largest number of samples and of real images in the energy distance of images
 ROWS_AT_ONCE = 500  # images whose distances to all others are in memory at once
 
@@ -44,6 +46,20 @@ class ClassifierOutput(NamedTuple):
 
     features: Tensor
     probabilities: Tensor
+
+
+def classifier_of(data, similar: bool = False) -> str | None:
+    """Return the name of the checkpoint that classifies the images of a data module, or None.
+
+    The digits of scikit-learn look like those of MNIST, but the classifier was not trained on them. Its numbers on them
+    are not published.
+
+    Args:
+        data: datamodule after ``setup``. Only ``Images`` have a classifier: the name alone does not make images known.
+        similar: accept a classifier that was trained on similar data.
+    """
+    known = CLASSIFIERS | SIMILAR if similar else CLASSIFIERS
+    return known.get(name_of(data)) if isinstance(data, Images) else None
 
 
 @torch.no_grad()
@@ -109,18 +125,18 @@ def sample_metrics(
 
     Returns:
         ``classifier_fid`` and its standard error ``classifier_fid_error``.
-        ``rarest_digit``: fraction of samples that are classified as the least frequent digit.
-        ``commonest_digit``: fraction of samples that are classified as the most frequent digit.
+        ``rarest_class``: fraction of samples in the class with the fewest samples.
+        ``commonest_class``: fraction of samples in the class with the most samples.
         ``confident``: fraction of samples whose predicted label has a probability above 0.9.
     """
     fake = classify_images(sample_chunks(model, n, seed, progress=progress, **(conditions or {})), classifier, progress)
-    digit = fake.probabilities.argmax(-1)
-    shares = digit.bincount(minlength=fake.probabilities.shape[1]) / n
+    predicted = fake.probabilities.argmax(-1)
+    shares = predicted.bincount(minlength=fake.probabilities.shape[1]) / n
     return {
         "classifier_fid": frechet_distance(fake.features, real),
         "classifier_fid_error": frechet_standard_error(fake.features, real),
-        "rarest_digit": shares.min().item(),
-        "commonest_digit": shares.max().item(),
+        "rarest_class": shares.min().item(),
+        "commonest_class": shares.max().item(),
         "confident": confident(fake),
     }
 
@@ -290,9 +306,9 @@ class SampleDistanceMetric:
             points = data.splits[split].images.cpu()
             self.name = "energy_distance"
             self.measure = lambda _, samples: energy_distance(samples, points[: len(samples)])
-        elif name_of(data) in CLASSIFIED and isinstance(data, Images):
+        elif name := classifier_of(data, similar=True):
             self.name = "classifier_fid"
-            classifier = zoo.load("classifier")
+            classifier = zoo.load(name)
             features = classify_images(as_floats(data.splits[split].images.cpu()), classifier).features
             self.measure = lambda _, samples: frechet_distance(classify_images(samples, classifier).features, features)
         else:

@@ -14,7 +14,7 @@ from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import shape_of
 from zoo.checks.values import check_integer
-from zoo.datamodules import Images, Toy
+from zoo.datamodules import Toy
 from zoo.datamodules.access import batches_of, has_labels, name_of, size_of, split_of
 from zoo.datamodules.splits import as_floats
 from zoo.evaluation.bounds import (
@@ -29,6 +29,7 @@ from zoo.evaluation.distances import (
     MOST_IMAGES,
     ImageDistance,
     SampleDistanceMetric,
+    classifier_of,
     classify_images,
     confident,
     frechet_distance,
@@ -139,7 +140,7 @@ def measure(
         bits_per_dim, bound/L_0, L_t, L_T       ``bound_images`` are in the protocol of a diffusion model
         fisher_divergence, log_density_gap      a score model is measured on a toy density with a known score
         metrics of measure_samples              samples are evaluated
-        judged_accuracy                         the model has labels, and the data are MNIST
+        judged_accuracy                         the model has labels, and a classifier knows the data
         all/accuracy, all/nmi, all/ari          the model has clusters, and all images have labels
         feature_accuracy                        the model has ``transform``, and the images have labels
 
@@ -186,8 +187,8 @@ def measure(
     if _samples(protocol, model):
         of_samples, evidence["samples"] = _measure_all_samples(model, data, protocol, labelled, progress)
         metrics |= of_samples
-    elif _is_mnist(data) and labelled:
-        metrics["judged_accuracy"] = judged_accuracy(model, progress=progress)["judged_accuracy"]
+    elif labelled and (classifier := _load_classifier(data, model.device)):
+        metrics["judged_accuracy"] = judged_accuracy(model, classifier=classifier, progress=progress)["judged_accuracy"]
     labels = all(has_labels(data, split) for split in ("train", "val", "test"))
     if isinstance(model, capabilities.Clusters) and labels:
         metrics |= {f"all/{name}": score for name, score in clustering_of_all_images(model, data, progress).items()}
@@ -205,31 +206,33 @@ def _measure_all_samples(
     """
     samples, several = _samples(protocol, model), len(protocol.conditions) > 1
     metrics: dict[str, float] = {}
+    classifier = _load_classifier(data, model.device)
     sure: list[list[float]] = []  # for each of the conditions, the largest probabilities of the first samples
     # Old names of conditions are replaced by current names.
     conditions_of_all = [check_conditions(model, conditions) for conditions in protocol.conditions]
     for conditions in conditions_of_all:
         found = measure_samples(model, data, samples, conditions, progress)
         after = "".join(f"/{k}={json.dumps(v)}" for k, v in conditions.items()) if several else ""
-        if "confident" in found and labelled and "y" not in conditions:
-            obeyed = judged_accuracy(model, max(10, samples - samples % 10), progress=progress, **conditions)
+        if classifier and labelled and "y" not in conditions:
+            n = max(10, samples - samples % 10)
+            obeyed = judged_accuracy(model, n, classifier=classifier, progress=progress, **conditions)
             found["judged_accuracy"] = obeyed["judged_accuracy"]
         metrics |= {name + after: value for name, value in found.items()}
-        if "confident" in found:
-            classifier = zoo.load("classifier").to(model.device)
+        if classifier:
             own = {k: v[:CHUNK] if isinstance(v, list) else v for k, v in conditions.items()}
             chunk = classify_images(sample_chunks(model, CHUNK, seed=0, **own), classifier)
             sure.append(chunk.probabilities.max(-1).values.tolist())
     evidence: dict[str, object] = {"n": samples, "conditions": conditions_of_all, "sure_of_the_first": sure}
-    if not isinstance(data, Toy) and not _is_mnist(data):
+    if not isinstance(data, Toy) and not classifier:
         images = min(size_of(data, "test"), MOST_IMAGES)
         evidence |= {"n": min(samples, MOST_IMAGES), "test_images": images}
     return metrics, evidence
 
 
-def _is_mnist(data) -> bool:
-    """Return whether the zoo's classifier was trained on these data."""
-    return isinstance(data, Images) and data.used == "mnist"
+def _load_classifier(data, device):
+    """Return the classifier that was trained on these data, on a device, or None."""
+    name = classifier_of(data)
+    return zoo.load(name).to(device) if name else None
 
 
 def measure_samples(
@@ -247,17 +250,17 @@ def measure_samples(
     Returns:
         {name: value}. The metrics depend on the data.
 
-        For MNIST, the metrics are those of :func:`sample_metrics` and three others. ``confident_of_test_images`` is the
-        fraction of test images whose predicted label has a probability above 0.9. ``classifier_fid_floor`` is the
-        distance of n validation images from the test images. If n is above 5,000, all 5,000 validation images are used.
-        ``classifier_fid_floor_error`` is the standard error of this distance.
+        For MNIST and Fashion-MNIST, the metrics are those of :func:`sample_metrics` and three others.
+        ``confident_of_test_images`` is the fraction of test images whose predicted label has a probability above 0.9.
+        ``classifier_fid_floor`` is the distance of n validation images from the test images. If n is above 5,000, all
+        5,000 validation images are used. ``classifier_fid_floor_error`` is the standard error of this distance.
 
         For points, the metric is ``energy_distance``, on the first 5,000 samples. For the ring, the metrics are also
         ``modes_covered`` and ``near_a_mode``. For sequences, the metric is ``kl``, by enumeration.
 
         For all other images, the metrics are ``energy_distance`` and its standard error ``energy_distance_error``. They
         compare the first 5,000 samples with the first 5,000 test images, see
-        :class:`zoo.evaluation.distances.ImageDistance`. The classifier was trained on MNIST and does not know them.
+        :class:`zoo.evaluation.distances.ImageDistance`. No classifier was trained on them.
 
     Raises:
         UserError: if there are fewer than two test images.
@@ -273,7 +276,8 @@ def measure_samples(
             found = modes(samples, data.distribution.mu, data.distribution.sigma)
             metrics |= {"modes_covered": float(found.covered), "near_a_mode": found.near}
         return metrics
-    if not _is_mnist(data):
+    classifier = _load_classifier(data, model.device)
+    if classifier is None:
         real = as_floats(split_of(data, "test", MOST_IMAGES).images)
         n = min(n, MOST_IMAGES)
         distance = ImageDistance(real, model.device)(sample_chunks(model, n, 0, progress=progress, **conditions))
@@ -281,7 +285,6 @@ def measure_samples(
         return {"energy_distance": distance.value} | (
             {} if math.isnan(distance.error) else {"energy_distance_error": distance.error}
         )
-    classifier = zoo.load("classifier").to(model.device)
     val, test = (
         classify_images(as_floats(data.splits[split].images[:of]), classifier, progress)
         for split, of in (("val", n), ("test", None))
@@ -329,7 +332,7 @@ def judged_accuracy(
         n: number of samples, a multiple of the number of classes. They are drawn in the chunks of
             zoo/sampling/chunks.py.
         seed: seed of the noise.
-        classifier: classifier in eval mode. None uses the zoo's classifier, which was trained on MNIST.
+        classifier: classifier in eval mode, trained on the same data as the model. None uses the classifier of MNIST.
         progress: show progress bars.
         conditions: conditions of the samples in addition to their labels.
 
