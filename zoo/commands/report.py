@@ -1,0 +1,129 @@
+"""The command ``zoo report``: tables of results, from cards, results files and run folders."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo.checks.errors import UserError
+
+if TYPE_CHECKING:
+    from zoo.commands.pages import Documentation
+    from zoo.evaluation.results import Table
+    from zoo.evaluation.runs import Run, Spread
+
+
+def report(args: argparse.Namespace) -> None:
+    """Print tables of results, write them into the documentation, or check the documentation."""
+    from zoo.commands.pages import Documentation
+
+    _check(args)
+    if args.runs:
+        _report_runs(args)
+        return
+    documentation = Documentation(args.folder)
+    if args.check:
+        if problems := documentation.problems():
+            print("\n".join(problems))
+            sys.exit(1)
+        print(f"{len(documentation.shown())} tables agree with their sources")
+    elif args.write:
+        changed = documentation.write()
+        print(f"Wrote {', '.join(changed)}" if changed else "All tables agree with their sources")
+    elif args.names:
+        print("\n".join(_text(documentation.table(name), args.format) for name in args.names), end="")
+    else:
+        _list(documentation)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Check that the options fit together."""
+    kinds = {"NAME": args.names, "--runs": args.runs, "--check": args.check, "--write": args.write}
+    if len(given := [name for name, value in kinds.items() if value]) > 1:
+        raise UserError(f"zoo report takes one of {' and '.join(given)} at a time: leave out the others")
+    of_runs = {"--metric": args.metric, "--points": args.points, "-o": args.output}
+    if wrong := [name for name, value in of_runs.items() if value and not args.runs]:
+        raise UserError(f"{wrong[0]} is an option of --runs: add for example --runs 'runs/vade/*'")
+    if args.format == "csv" and len(args.names) > 1:
+        raise UserError(f"--format csv prints one table at a time, got {', '.join(args.names)}")
+    if args.points and not args.metric:
+        raise UserError("--points needs the name of a metric: add for example --metric val/loss")
+    if args.points and args.output:
+        raise UserError("-o writes no learning curves: leave out -o, or draw them with zoo curves")
+
+
+def _text(table: "Table", form: str) -> str:
+    from zoo.evaluation.results import in_csv, in_markdown
+
+    return in_csv(table) if form == "csv" else in_markdown(table) + "\n"
+
+
+def _list(documentation: "Documentation") -> None:
+    """Print the name, the source and the page of each table."""
+    from zoo.commands.pages import CARDS, WIDE
+
+    shown = documentation.shown()
+    rows = [["TABLE", "SOURCE", "PAGE"], [WIDE, CARDS, ""]]
+    rows += [[name, source, shown.get(name, "")] for name, source in documentation.sources().items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _report_runs(args: argparse.Namespace) -> None:
+    """Print metrics of run folders over seeds, or the points of their learning curves."""
+    from zoo.evaluation import runs
+    from zoo.training.shell import pasted
+
+    if args.points:
+        print(_text(_points(args.runs, args.metric), args.format), end="")
+        return
+    found = runs.find_runs(args.runs)
+    spreads = runs.over_seeds(found, args.metric)
+    print(_text(runs.as_rows(spreads) if args.format == "csv" else runs.as_table(spreads), args.format), end="")
+    if args.format != "csv":
+        seeds = ", ".join(str(run.seed) for run in found)
+        print(f"\nSeeds: {seeds}. The interval is that of Student's t. It assumes that the results are normal.")
+    if args.output:
+        _write(args.output, found, spreads)
+        print(f"Wrote {pasted(args.output)}", file=sys.stderr)
+
+
+def _points(patterns: list[str], metrics: list[str]) -> "Table":
+    """Return the points of learning curves: the run, the metric, its epoch or step, and its value."""
+    from zoo.evaluation import runs
+    from zoo.evaluation.curves import read_curve
+    from zoo.evaluation.results import Table
+
+    rows, units = [], {}
+    for run in runs.find_runs(patterns, alike=False):
+        for metric in metrics:
+            unit, points = read_curve(run.folder, metric)
+            units[unit.removesuffix("s")] = None
+            rows += [[str(run.folder), f"`{metric}`", str(place), f"{value:.6g}"] for place, value in points]
+    return Table(["run", "metric", " or ".join(units), "value"], rows)
+
+
+def _write(path: Path, found: "list[Run]", spreads: "list[Spread]") -> None:
+    """Write a results file for docs/results/seeds, or a picture with the values of all seeds."""
+    from zoo.evaluation import runs
+    from zoo.evaluation.results import write_results
+
+    if path.suffix == ".csv":
+        from zoo.hub import record_of
+
+        try:
+            record = record_of(found[0].folder) or {}
+        except UserError:  # the checkpoints were removed, and the table does not need them
+            record = {}
+        about = {
+            "command": record.get("command", "not recorded"),
+            "seed": ", ".join(str(run.seed) for run in found),
+            "hardware": record.get("hardware", "not recorded"),
+        }
+        write_results(path, about, runs.COLUMNS, runs.as_rows(spreads).rows)
+        return
+    from zoo.evaluation.seeds import draw_seeds
+
+    unit = spreads[0].metric if len(spreads) == 1 else "value"
+    draw_seeds({s.metric: list(s.values) for s in spreads}, path, unit)

@@ -1,0 +1,198 @@
+"""Metrics of several runs that differ in nothing except the seed: mean, spread, and an interval of the mean.
+
+The interval is that of Student's t at 95 %. It assumes that the results of the seeds are independent and normal.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from zoo.checks.errors import UserError
+from zoo.checks.names import did_you_mean
+from zoo.evaluation.published import standard_error_of_mean
+from zoo.evaluation.results import Table
+from zoo.training.tables import read_rows
+
+LEVEL = 0.95
+# Settings that do not change what a run learns.
+IRRELEVANT = {"seed", "ckpt", "run_dir", "command", "working_folder", "enable_progress_bar"}
+IRRELEVANT_GROUPS = {"logger"}
+COLUMNS = ("metric", "n", "seeds", "mean", "sd", "min", "max", "low", "high", "values")
+
+
+class Run(NamedTuple):
+    """A run: its folder, its settings by name, such as ``model.lr``, and the last value of each metric."""
+
+    folder: Path
+    settings: dict[str, Any]
+    metrics: dict[str, float]
+
+    @property
+    def seed(self) -> Any:
+        return self.settings.get("seed")
+
+
+class Spread(NamedTuple):
+    """A metric over seeds.
+
+    Attributes:
+        metric: name of the metric.
+        seeds: seed of each run.
+        values: value of each run.
+        mean: mean of the values.
+        sd: standard deviation of the values over seeds, with n - 1 in the denominator. None for one run.
+        low: lower end of the interval of the mean. None for one run.
+        high: upper end of the interval of the mean. None for one run.
+    """
+
+    metric: str
+    seeds: Sequence[Any]
+    values: Sequence[float]
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+
+
+def spread(metric: str, seeds: Sequence[Any], values: Sequence[float]) -> Spread:
+    """Return the mean of the values, their standard deviation, and the 95 % interval of the mean (Student's t)."""
+    mean, error = math.fsum(values) / len(values), standard_error_of_mean(list(values))
+    if error is None:
+        return Spread(metric, seeds, values, mean, None, None, None)
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
+    return Spread(metric, seeds, values, mean, error * math.sqrt(len(values)), mean - half, mean + half)
+
+
+def read_run(folder: Path) -> Run:
+    """Return the settings and the metrics of a run folder."""
+    import yaml
+
+    settings = _flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}, str(folder))
+    metrics: dict[str, float] = {}
+    for row in read_rows(folder / "metrics.csv"):
+        metrics |= {name: float(value) for name, value in row.items() if value and name not in ("epoch", "step")}
+    return Run(folder, settings, metrics)
+
+
+def _flat(node: Any, folder: str, place: str = "") -> dict[str, Any]:
+    """Return nested settings as a dict from dotted names. The path of the run folder becomes ``RUN``."""
+    if isinstance(node, dict) and node:
+        own = str(node.get("run_dir", folder))
+        parts = [_flat(value, own, f"{place}.{key}" if place else str(key)) for key, value in node.items()]
+        return {name: value for part in parts for name, value in part.items()}
+    return {place: node.replace(folder, "RUN") if isinstance(node, str) else node}
+
+
+def find_runs(patterns: Iterable[str], alike: bool = True) -> list[Run]:
+    """Return the runs in the folders that match the patterns, such as ``runs/vade/*``, sorted by seed.
+
+    Args:
+        patterns: patterns of run folders. Folders without ``config.yaml`` are left out.
+        alike: whether the runs may differ in their seeds only.
+
+    Raises:
+        UserError: if no run folder matches a pattern, or if the runs may not differ and :func:`check_alike` raises it.
+    """
+    folders = []
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        found = [path] if path.is_dir() else sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+        inner = [folder for folder in found if (folder / "config.yaml").is_file()]
+        if not inner:
+            raise UserError(f"no run folder matches {pattern}: give folders with a config.yaml, such as 'runs/vade/*'")
+        folders += [folder for folder in inner if folder not in folders]
+    runs = [read_run(folder) for folder in folders]
+    if alike:
+        check_alike(runs)
+    return sorted(runs, key=lambda run: (str(type(run.seed)), run.seed))
+
+
+def check_alike(runs: Sequence[Run]) -> None:
+    """Check that runs differ in their seeds and in no other setting.
+
+    Raises:
+        UserError: if two runs have different models or settings, or the same seed.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        models = [run.settings.get("model._target_") for run in (first, other)]
+        if models[0] != models[1]:
+            raise UserError(
+                f"{first.folder} trained {models[0]}, and {other.folder} trained {models[1]}: give runs of one model"
+            )
+        for name in sorted({*first.settings, *other.settings}):
+            if name.split(".")[-1] in IRRELEVANT or name.split(".")[0] in IRRELEVANT_GROUPS:
+                continue
+            if first.settings.get(name) != other.settings.get(name):
+                values = [repr(run.settings.get(name, "nothing")) for run in (first, other)]
+                raise UserError(
+                    f"{first.folder} has {name}={values[0]}, and {other.folder} has {name}={values[1]}: give runs that "
+                    "differ in nothing except the seed"
+                )
+    seen: dict[Any, Run] = {}
+    for run in runs:
+        if run.seed in seen:
+            raise UserError(
+                f"{seen[run.seed].folder} and {run.folder} both have seed {run.seed}: leave out one of them"
+            )
+        seen[run.seed] = run
+
+
+def over_seeds(runs: Sequence[Run], metrics: Sequence[str] = ()) -> list[Spread]:
+    """Return the spread of each metric over the runs.
+
+    Args:
+        runs: runs that :func:`find_runs` returns.
+        metrics: names of the metrics. By default, all metrics of the test.
+
+    Raises:
+        UserError: if a run has no test metrics, or lacks a metric that is named or that another run has.
+    """
+    names = list(metrics)
+    if not names:
+        for run in runs:
+            if not any(name.startswith("test/") for name in run.metrics):
+                raise UserError(
+                    f"{run.folder} has no test metrics: it was stopped or had test=false. Resume it, leave it out, or "
+                    "choose another metric with --metric"
+                )
+        names = list(dict.fromkeys(name for run in runs for name in run.metrics if name.startswith("test/")))
+    for run in runs:
+        for name in names:
+            if name not in run.metrics:
+                known = f"it has {', '.join(sorted(run.metrics)) or 'no metrics'}"
+                raise UserError(f"{run.folder} has no metric {name}; {known}.{did_you_mean(name, run.metrics)}")
+    seeds = [run.seed for run in runs]
+    return [spread(name, seeds, [run.metrics[name] for run in runs]) for name in names]
+
+
+def as_rows(spreads: Sequence[Spread]) -> Table:
+    """Return all columns with unrounded numbers, for CSV and results files."""
+    return Table(COLUMNS, [[_text(cell) for cell in _cells(s)] for s in spreads])
+
+
+def _cells(s: Spread) -> list[Any]:
+    seeds, values = " ".join(map(str, s.seeds)), " ".join(map(repr, s.values))
+    return [s.metric, len(s.values), seeds, s.mean, s.sd, min(s.values), max(s.values), s.low, s.high, values]
+
+
+def _text(cell: Any) -> str:
+    return "" if cell is None else repr(cell) if isinstance(cell, float) else str(cell)
+
+
+def as_table(spreads: Sequence[Spread]) -> Table:
+    """Return the table for people. The numbers have two significant digits of the standard deviation."""
+    columns = ["metric", "n", "mean", "standard deviation", "smallest", "largest", "95 % interval of the mean"]
+    rows = []
+    for s in spreads:
+        digits = 4 if not s.sd else max(0, 1 - math.floor(math.log10(s.sd)))
+        mean, low, high, smallest, largest, sd = (
+            "" if value is None else f"{value:.{digits}f}"
+            for value in (s.mean, s.low, s.high, min(s.values), max(s.values), s.sd)
+        )
+        interval = f"{low} to {high}" if low else ""
+        rows.append([f"`{s.metric}`", str(len(s.values)), mean, sd, smallest, largest, interval])
+    return Table(columns, rows)
