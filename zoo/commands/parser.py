@@ -234,6 +234,8 @@ def parser(train: bool = False) -> CommandParser:
     )
     _add_seed(sub)
     _add_output(sub, "comparison.png")
+    text = "also write the table to a results file, which zoo report reads (default: write none)"
+    sub.add_argument("--csv", type=_path, metavar="FILE", help=text)
     sub = found["curves"]
     text = "run folder that holds a metrics.csv"
     sub.add_argument("runs", nargs="+", type=_path, metavar="RUN", help=text).completer = completion.runs

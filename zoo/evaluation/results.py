@@ -13,6 +13,7 @@ The command and the hardware are required. Cells are shown as they are. Integers
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -85,6 +86,16 @@ def write_results(path: Path, about: Mapping[str, object], columns: Sequence[str
     head = "".join(f"# {key}: {value}\n" for key, value in about.items())
     with atomic_write(path) as file:
         file.write((head + in_csv(Table(columns, [[str(cell) for cell in row] for row in rows]))).encode())
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Return a number with so many significant digits, such as 15200, 0.045 or 1.5e7."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
+    if -5 <= exponent < 7:
+        return f"{round(value, digits - 1 - exponent):.{max(0, digits - 1 - exponent)}f}"
+    return f"{value:.{digits - 1}e}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
 
 
 def with_separators(table: Table) -> Table:
