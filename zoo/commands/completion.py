@@ -47,7 +47,7 @@ def tables(**kwargs) -> list[str]:
     """Return the names of the tables of results."""
     from zoo.commands.pages import WIDE, Documentation
 
-    return [WIDE, *Documentation().sources()]
+    return [WIDE, *Documentation().sources]
 
 
 def runs(prefix: str, **kwargs) -> list[str]:

@@ -66,8 +66,9 @@ class Documentation:
         pages = [self.folder / "README.md", *sorted((self.folder / "docs").glob("*.md"))]
         return [page for page in pages if page.is_file()]
 
+    @cached_property
     def sources(self) -> dict[str, str]:
-        """Return the source of each table, by the name of the table."""
+        """The source of each table, by the name of the table."""
         files = sorted(self.results.glob("*.csv"))
         found = dict.fromkeys(reproducibility.names(self.cards), CARDS)
         if "seeds" in found:
@@ -86,7 +87,7 @@ class Documentation:
         """
         if name == WIDE:
             return reproducibility.reproducibility(self.cards, self.seeds)
-        if name not in (known := self.sources()):
+        if name not in (known := self.sources):
             raise UserError(
                 f"the table {name} has no source: there is neither zoo/weights/{name}.json nor docs/results/{name}.csv."
                 f"{did_you_mean(name, [*known, WIDE])}"
@@ -109,7 +110,7 @@ class Documentation:
         for page in self.pages:
             found += [f"{self._short(page)}: {problem}" for problem in self._problems(page.read_text(encoding="utf-8"))]
         shown = self.shown()
-        for name, source in self.sources().items():
+        for name, source in self.sources.items():
             if name not in shown:
                 found.append(f"the table {name} ({source}) is on no page: add '<!-- zoo report {name} -->' and '{END}'")
         return found
@@ -128,7 +129,7 @@ class Documentation:
                 yield str(error)
                 continue
             if written != expected:
-                yield f"the table {name} differs from {self.sources()[name]}{_difference(written, expected)}"
+                yield f"the table {name} differs from {self.sources[name]}{_difference(written, expected)}"
 
     def write(self) -> list[str]:
         """Write all tables into the pages. Return the pages that changed.

@@ -64,7 +64,7 @@ def _list(documentation: "Documentation") -> None:
 
     shown = documentation.shown()
     rows = [["TABLE", "SOURCE", "PAGE"], [WIDE, CARDS, ""]]
-    rows += [[name, source, shown.get(name, "")] for name, source in documentation.sources().items()]
+    rows += [[name, source, shown.get(name, "")] for name, source in documentation.sources.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

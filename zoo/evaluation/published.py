@@ -6,7 +6,7 @@ times, for different settings of the samples. The settings follow the key of the
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Card = Mapping[str, Any]
@@ -277,7 +277,7 @@ def standard_error(metric: Metric, key: str, card: Card) -> float | None:
     return None
 
 
-def standard_error_of_mean(values: list[float]) -> float | None:
+def standard_error_of_mean(values: Sequence[float]) -> float | None:
     """Return the standard error of the mean of independent values, or None for fewer than two."""
     n = len(values)
     if n < 2:

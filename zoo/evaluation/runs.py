@@ -57,13 +57,20 @@ class Spread(NamedTuple):
 
 def spread(metric: str, seeds: Sequence[Any], values: Sequence[float]) -> Spread:
     """Return the mean of the values, their standard deviation, and the 95 % interval of the mean (Student's t)."""
-    mean, error = math.fsum(values) / len(values), standard_error_of_mean(list(values))
+    mean, error, n = math.fsum(values) / len(values), standard_error_of_mean(values), len(values)
+    low, high = interval(values) or (None, None)
+    return Spread(metric, seeds, values, mean, None if error is None else error * math.sqrt(n), low, high)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % confidence interval of the mean over seeds, from Student's t. None for fewer than two values."""
+    error = standard_error_of_mean(values)
     if error is None:
-        return Spread(metric, seeds, values, mean, None, None, None)
+        return None
     from scipy.stats import t
 
-    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
-    return Spread(metric, seeds, values, mean, error * math.sqrt(len(values)), mean - half, mean + half)
+    mean, half = math.fsum(values) / len(values), float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
+    return mean - half, mean + half
 
 
 def read_run(folder: Path) -> Run:
