@@ -169,7 +169,10 @@ def test_tables_outside_the_comments_have_no_measured_numbers():
     """A number is allowed in definitions and in text. A cell that holds nothing else is a measurement."""
     for page in PAGES_OF_NUMBERS:
         text = re.sub(
-            r"^<!-- zoo report \S+ -->$.*?^<!-- end -->$", "", (ROOT / page).read_text("utf-8"), flags=re.M | re.S
+            r"^<!-- zoo report \S+ -->$.*?^<!-- end -->$",
+            "",
+            (ROOT / page).read_text(encoding="utf-8"),
+            flags=re.M | re.S,
         )
         cells = [cell.strip() for line in text.splitlines() if line.startswith("|") for cell in line.split("|")]
         assert not [cell for cell in cells if re.fullmatch(r"-?[\d.,e ]+%?", cell)], page

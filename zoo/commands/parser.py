@@ -297,8 +297,8 @@ def _add_report(sub: argparse.ArgumentParser) -> None:
     text = "checkout with README.md, docs and zoo/weights (default: the checkout or the installed package of the zoo)"
     sub.add_argument("--folder", type=_path, metavar="FOLDER", help=text)
     text = (
-        "run folders that differ in nothing except the seed, such as 'runs/vade/*'; print the mean and the spread over "
-        "seeds of their test metrics, and the 95 %% interval of the mean (Student's t)"
+        "run folders that differ in nothing except the seed, such as 'runs/vade/*'. Print the mean of each test "
+        "metric, its spread over seeds, and the 95 %% interval of the mean (Student's t)"
     )
     sub.add_argument("--runs", nargs="+", default=[], metavar="RUN", help=text).completer = completion.runs
     text = "metric of the runs; repeat --metric for several (default: all metrics of the test)"

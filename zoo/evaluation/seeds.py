@@ -10,6 +10,7 @@ from zoo.evaluation.runs import interval
 from zoo.functional.progress import counted
 from zoo.sampling.pictures import save_figure
 
+
 def seeds_figure(values: dict[str, list[float]], unit: str, published: dict[str, float] | None = None) -> Figure:
     """Plot the results of several seeds in one row for each label. The first label is at the top.
 
@@ -31,7 +32,9 @@ def seeds_figure(values: dict[str, list[float]], unit: str, published: dict[str,
         first = row == 0  # one entry of each kind in the legend
         spread = [row + 0.16 * ((i % 5) - 2) / 2 for i in range(len(results))]  # equal results stay visible
         axes.plot(results, spread, "o", color="C0", alpha=0.6, markersize=5, label="one seed" if first else None)
-        axes.plot(math.fsum(results) / len(results), row + 0.3, "D", color="C1", markersize=5, label="mean" if first else None)
+        axes.plot(
+            math.fsum(results) / len(results), row + 0.3, "D", color="C1", markersize=5, label="mean" if first else None
+        )
         if (around := interval(results)) is not None:
             axes.plot(around, [row + 0.3] * 2, "|-", color="C1", linewidth=1.5, markersize=9)
         if label in published:
@@ -40,7 +43,9 @@ def seeds_figure(values: dict[str, list[float]], unit: str, published: dict[str,
     if published:
         axes.plot([], [], color="black", linestyle="--", linewidth=1, label="published")
     axes.set(xlabel=unit, ylim=(len(values) - 0.45, -0.5))
-    axes.set_yticks(range(len(values)), [f"{label}\n{counted(len(results), 'seed')}" for label, results in values.items()])
+    axes.set_yticks(
+        range(len(values)), [f"{label}\n{counted(len(results), 'seed')}" for label, results in values.items()]
+    )
     axes.grid(axis="x", alpha=0.3)
     picture.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
     return picture
