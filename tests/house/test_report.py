@@ -152,12 +152,13 @@ def test_numbers_before_the_last_training_stand_next_to_the_new_ones(copy, repor
     file = copy / "zoo" / "weights" / "gan.json"
     card = json.loads(file.read_text(encoding="utf-8"))
     older = {"metrics": {"classifier_fid": 9.0}, "command": "python train.py model=gan"}
-    newer = {"metrics": dict(card["metrics"]), "command": card["command"]}
+    newer = {"metrics": dict(card["metrics"]), "command": card["command"], "samples": {"n": 10_000}}
     card |= {"previous": [older, newer], "metrics": {**card["metrics"], "classifier_fid": 1.1, "recall": 0.5}}
     file.write_text(json.dumps(card), encoding="utf-8")
     rows = report("before", "--folder", copy)[1].splitlines()
     assert "| `gan` | classifier-FID, 10,000 samples | 3.68 (0.12) | 1.10 (0.12) | |" in rows
     assert not any("recall" in row for row in rows)  # the earlier weights have no recall
+    assert report("gan", "--folder", copy)[1].count("| recall, 10,000 samples | 0.500 |") == 1
     _, said = report("reproducibility", "--format", "csv", "--folder", copy)
     (row,) = (r for r in csv.DictReader(said.splitlines()) if r["checkpoint"] == "gan" and "FID, 10" in r["metric"])
     assert (row["ours"], row["before"], row["before_standard_error"]) == ("1.1", "3.67763", "0.117787")

@@ -79,10 +79,18 @@ OF_SAMPLES = (
         *(PERCENT, 0.0, 1, "images"),
         of_data=True,
     ),
-    Metric(
-        *("classifier_fid_floor", "floor of classifier-FID", "Frechet distance of validation images and test images"),
-        of_data=True,
+    *(
+        Metric(f"{key}_floor", f"floor of {name}", f"{name} of validation images", digits=digits, of_data=True)
+        for key, name, digits in (
+            ("classifier_fid", "classifier-FID", 2),
+            ("classifier_kid", "classifier-KID", 4),
+            ("precision", "precision", 3),
+            ("recall", "recall", 3),
+            ("density", "density", 3),
+            ("coverage", "coverage", 3),
+        )
     ),
+    Metric("energy_distance", "energy distance", "samples of the model and test data", digits=4),
 )
 LIKELIHOOD = Metric("test/log_likelihood", "test log p(x), nats", "{importance} importance samples per test image")
 BINARY = " dynamically binarised"
@@ -220,13 +228,13 @@ class Number(NamedTuple):
 
     @property
     def error_text(self) -> str:
-        return "" if self.error is None else rounded_error(self.error)
+        return "" if self.error is None or not math.isfinite(self.error) else rounded_error(self.error)
 
 
 def rounded_error(error: float) -> str:
     """Return a standard error with two significant digits."""
-    if not 0 < error < math.inf:
-        return f"{error:g}"
+    if error == 0:
+        return "0"
     return f"{error:.{max(0, 1 - math.floor(math.log10(error)))}f}"
 
 
@@ -241,15 +249,20 @@ def numbers_of(card: Card) -> list[Number]:
             value = metric.value(metrics) if metric.value else metric.shown(metrics[key])
             settings = "" if metric.of_data else ", ".join(part for part in key.split("/") if "=" in part)
             error = None if metric.value else standard_error(metric, key, card)
-            sizes = sizes_of(card)
+            sizes = sizes_of(card, key)
             filled = metric._replace(label=metric.label.format(**sizes), protocol=metric.protocol.format(**sizes))
             found.append(Number(filled, key, settings, value, error))
     return found
 
 
-def sizes_of(card: Card) -> dict[str, str]:
-    """Return the numbers of samples and images that a card records, as text."""
-    samples = (card.get("samples") or {}).get("n", DEFAULT_SAMPLES)
+def samples_of(card: Card, key: str) -> int:
+    """Return the number of samples of a metric. Early cards do not record it."""
+    return (card.get("counts") or {}).get(key) or (card.get("samples") or {}).get("n", DEFAULT_SAMPLES)
+
+
+def sizes_of(card: Card, key: str) -> dict[str, str]:
+    """Return the numbers of samples and images of a metric, as text."""
+    samples = samples_of(card, key)
     importance = (card.get("log_likelihood") or {}).get("num_samples", 0)
     bound = (card.get("bound") or {}).get("images", 0)
     return {"samples": f"{samples:,}", "importance": f"{importance:,}", "bound": f"{bound:,}"}
@@ -263,14 +276,12 @@ def standard_error(metric: Metric, key: str, card: Card) -> float | None:
     metrics = card["metrics"]
     base = _without_settings(key)
     on_card = f"{base}_error{key.removeprefix(base)}"
-    if on_card in metrics:
-        return abs(metric.factor) * metrics[on_card]
+    if (error := metrics.get(on_card, (card.get("errors") or {}).get(key))) is not None:
+        return abs(metric.factor) * error
     if base == "test/log_likelihood" and (parts := (card.get("log_likelihood") or {}).get("of_each_hundred")):
         return abs(metric.factor) * standard_error_of_mean(parts)
     if metric.fraction_of:
-        n = TEST_IMAGES.get(card["data"])
-        if metric.fraction_of == "samples":
-            n = (card.get("samples") or {}).get("n", DEFAULT_SAMPLES)
+        n = samples_of(card, key) if metric.fraction_of == "samples" else TEST_IMAGES.get(card["data"])
         p = metrics[key]
         # Without a single exception among n, the binomial error is 0, which says nothing.
         return abs(metric.factor) * math.sqrt(p * (1 - p) / n) if n is not None and 0 < p < 1 else None

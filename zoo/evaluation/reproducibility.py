@@ -46,13 +46,16 @@ def rows_of(cards: Cards) -> list[Row]:
     """Return a row for each metric of each card that the tables show."""
     rows = []
     for name, card in cards.items():
-        before = {number.key: number for number in _before(card)}
-        rows += [Row(name, card, number, before.get(number.key)) for number in numbers_of(card)]
+        before = {(number.key, number.metric.label): number for number in _before(card)}
+        rows += [Row(name, card, n, before.get((n.key, n.metric.label))) for n in numbers_of(card)]
     return rows
 
 
 def _before(card: Card) -> list[Number]:
-    """Return the metrics that the checkpoint had before its last training."""
+    """Return the metrics that the checkpoint had before its last training.
+
+    A metric of another number of samples has another label, and is not compared.
+    """
     earlier = card.get("previous") or []
     if not earlier:
         return []
