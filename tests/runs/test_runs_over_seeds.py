@@ -144,7 +144,13 @@ def test_a_picture_shows_the_values_of_all_seeds(trained, tmp_path, monkeypatch,
         assert picture.size[0] > 100
 
 
-def test_the_points_of_learning_curves_are_printed(trained, monkeypatch, capsys):
-    said = report(monkeypatch, capsys, trained[0] / "seed0", "--points", "--metric", "val/loss", "--format", "csv")
+def test_the_points_of_learning_curves_are_a_table_of_the_documentation(trained, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "docs" / "results" / "curve-vae.csv"
+    file.parent.mkdir(parents=True)
+    words = [trained[0] / "*", "--points", "--metric", "val/loss"]
+    said = report(monkeypatch, capsys, *words, "--format", "csv", "-o", file)
     header, point = csv.reader(said.splitlines())
-    assert header == ["run", "metric", "epoch", "value"] and point[2] == "1" and float(point[3]) > 0
+    assert header == ["epoch", "`seed0`", "`seed1`"] and point[0] == "1"
+    assert float(point[1]) > 0 and float(point[2]) > 0 and point[1] != point[2]
+    assert Documentation(tmp_path).table("curve-vae").rows == [point]
+    assert "--points writes CSV files" in report(monkeypatch, capsys, *words, "-o", "a.png")

@@ -10,7 +10,7 @@ from zoo.checks.errors import UserError
 if TYPE_CHECKING:
     from zoo.commands.pages import Documentation
     from zoo.evaluation.results import Table
-    from zoo.evaluation.runs import Run, Spread
+    from zoo.evaluation.runs import Run
 
 
 def report(args: argparse.Namespace) -> None:
@@ -48,8 +48,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--format csv prints one table at a time, got {', '.join(args.names)}")
     if args.points and not args.metric:
         raise UserError("--points needs the name of a metric: add for example --metric val/loss")
-    if args.points and args.output:
-        raise UserError("-o writes no learning curves: leave out -o, or draw them with zoo curves")
+    if args.points and args.output and args.output.suffix != ".csv":
+        raise UserError(f"--points writes CSV files, got {args.output}: zoo curves draws learning curves")
 
 
 def _text(table: "Table", form: str) -> str:
@@ -75,55 +75,40 @@ def _report_runs(args: argparse.Namespace) -> None:
     from zoo.evaluation import runs
     from zoo.training.shell import pasted
 
+    found = runs.find_runs(args.runs, alike=not args.points)
     if args.points:
-        print(_text(_points(args.runs, args.metric), args.format), end="")
-        return
-    found = runs.find_runs(args.runs)
-    spreads = runs.over_seeds(found, args.metric)
-    print(_text(runs.as_rows(spreads) if args.format == "csv" else runs.as_table(spreads), args.format), end="")
-    if args.format != "csv":
-        seeds = ", ".join(str(run.seed) for run in found)
-        print(f"\nSeeds: {seeds}. The interval is that of Student's t. It assumes that the results are normal.")
+        table = runs.points(found, args.metric)
+        print(_text(table, args.format), end="")
+    else:
+        spreads = runs.over_seeds(found, args.metric)
+        table = runs.as_rows(spreads)
+        print(_text(table if args.format == "csv" else runs.as_table(spreads), args.format), end="")
+        if args.format != "csv":
+            seeds = ", ".join(str(run.seed) for run in found)
+            print(f"\nSeeds: {seeds}. The interval is that of Student's t. It assumes that the results are normal.")
     if args.output:
-        _write(args.output, found, spreads)
+        if args.output.suffix == ".csv":
+            _write_results(args.output, found, table)
+        else:
+            from zoo.evaluation.seeds import draw_seeds
+
+            unit = spreads[0].metric if len(spreads) == 1 else "value"
+            draw_seeds({s.metric: list(s.values) for s in spreads}, args.output, unit)
         print(f"Wrote {pasted(args.output)}", file=sys.stderr)
 
 
-def _points(patterns: list[str], metrics: list[str]) -> "Table":
-    """Return the points of learning curves: the run, the metric, its epoch or step, and its value."""
-    from zoo.evaluation import runs
-    from zoo.evaluation.curves import read_curve
-    from zoo.evaluation.results import Table
-
-    rows, units = [], {}
-    for run in runs.find_runs(patterns, alike=False):
-        for metric in metrics:
-            unit, points = read_curve(run.folder, metric)
-            units[unit.removesuffix("s")] = None
-            rows += [[str(run.folder), f"`{metric}`", str(place), f"{value:.6g}"] for place, value in points]
-    return Table(["run", "metric", " or ".join(units), "value"], rows)
-
-
-def _write(path: Path, found: "list[Run]", spreads: "list[Spread]") -> None:
-    """Write a results file for docs/results/seeds, or a picture with the values of all seeds."""
-    from zoo.evaluation import runs
+def _write_results(path: Path, found: "list[Run]", table: "Table") -> None:
+    """Write a results file. Its command and hardware are those that the checkpoint of the first run records."""
     from zoo.evaluation.results import write_results
+    from zoo.hub import record_of
 
-    if path.suffix == ".csv":
-        from zoo.hub import record_of
-
-        try:
-            record = record_of(found[0].folder) or {}
-        except UserError:  # the checkpoints were removed, and the table does not need them
-            record = {}
-        about = {
-            "command": record.get("command", "not recorded"),
-            "seed": ", ".join(str(run.seed) for run in found),
-            "hardware": record.get("hardware", "not recorded"),
-        }
-        write_results(path, about, runs.COLUMNS, runs.as_rows(spreads).rows)
-        return
-    from zoo.evaluation.seeds import draw_seeds
-
-    unit = spreads[0].metric if len(spreads) == 1 else "value"
-    draw_seeds({s.metric: list(s.values) for s in spreads}, path, unit)
+    try:
+        record = record_of(found[0].folder) or {}
+    except UserError:  # the checkpoints were removed, and the table does not need them
+        record = {}
+    about = {
+        "command": record.get("command", "not recorded"),
+        "seed": ", ".join(str(run.seed) for run in found),
+        "hardware": record.get("hardware", "not recorded"),
+    }
+    write_results(path, about, table.columns, table.rows)

@@ -203,3 +203,27 @@ def as_table(spreads: Sequence[Spread]) -> Table:
         interval = f"{low} to {high}" if low else ""
         rows.append([f"`{s.metric}`", str(len(s.values)), mean, sd, smallest, largest, interval])
     return Table(columns, rows)
+
+
+def points(runs: Sequence[Run], metrics: Sequence[str]) -> Table:
+    """Return the points of learning curves: a row for each epoch or step, and a column for each run and metric.
+
+    Raises:
+        UserError: if a run lacks a metric, or if some metrics are logged by epoch and others by step.
+    """
+    from zoo.evaluation.curves import read_curve
+
+    curves: dict[str, dict[int, float]] = {}
+    units: dict[str, str] = {}
+    for run in runs:
+        for metric in metrics:
+            unit, found = read_curve(run.folder, metric)
+            units.setdefault(unit.removesuffix("s"), metric)
+            name = " ".join([f"`{run.folder.name}`"] * (len(runs) > 1) + [f"`{metric}`"] * (len(metrics) > 1))
+            curves[name or f"`{metric}`"] = dict(found)
+    if len(units) > 1:
+        (a, first), (b, second) = units.items()
+        raise UserError(f"{first} is logged by {a} and {second} by {b}: choose metrics with the same unit")
+    places = sorted({place for curve in curves.values() for place in curve})
+    rows = [[str(p), *(f"{curve[p]:.6g}" if p in curve else "" for curve in curves.values())] for p in places]
+    return Table([*units, *curves], rows)
