@@ -234,7 +234,9 @@ def test_an_installed_package_has_its_cards_and_says_that_pages_are_missing(tmp_
     assert any("classifier-FID" in cell for row in installed.table("gan").rows for cell in row)
     assert installed.table("reproducibility").rows
     for action in (installed.problems, installed.write):
-        with pytest.raises(UserError, match="has no docs/: an installed zoo has no pages, so give --folder CHECKOUT"):
+        with pytest.raises(
+            UserError, match="has no docs/results.md: an installed zoo has no pages, so give --folder CHECKOUT"
+        ):
             action()
 
 

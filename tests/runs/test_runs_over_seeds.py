@@ -1,6 +1,7 @@
 """Tests of ``zoo report --runs``: the mean, the spread and the interval of runs that differ in their seeds."""
 
 import csv
+import json
 import math
 import re
 import shutil
@@ -12,6 +13,7 @@ from helpers import TINY, run
 from PIL import Image
 from scipy.stats import t
 
+import zoo
 import zoo.__main__ as command_line
 from zoo.commands.pages import Documentation
 from zoo.evaluation.results import read_results
@@ -136,6 +138,23 @@ def test_the_results_file_of_seeds_enters_the_table(trained, tmp_path, monkeypat
     values = [float(of_run["test/loss"]) for of_run in metrics]
     assert row[0] == "`vae`" and row[2] == "0, 1" and row[3].startswith(f"{sum(values) / 2:.4f}")
     assert row[4] == f"{min(values):.4f} to {max(values):.4f}"
+
+
+def test_cards_of_exported_runs_are_read_like_runs(tmp_path, monkeypatch, capsys):
+    card = json.loads((zoo.WEIGHTS / "gan.json").read_text(encoding="utf-8"))
+    for seed, distance in ((0, 3.5), (1, 4.5)):
+        card |= {"seed": seed, "metrics": {**card["metrics"], "classifier_fid": distance}}
+        (tmp_path / f"gan-{seed}.json").write_text(json.dumps(card), encoding="utf-8")
+    words = [tmp_path / "*.json", "--metric", "classifier_fid"]
+    said = report(monkeypatch, capsys, *words)
+    assert "| `classifier_fid` | 2 | 4.00 | 0.71 | 3.50 | 4.50 |" in said
+    file = tmp_path / "docs" / "results" / "seeds" / "gan.csv"
+    file.parent.mkdir(parents=True)
+    report(monkeypatch, capsys, *words, "-o", file)
+    assert read_results(file)[1] == {"command": card["command"], "seed": "0, 1", "hardware": card["hardware"]}
+    card["hyper_parameters"]["lr"] = 1.0
+    (tmp_path / "gan-1.json").write_text(json.dumps(card), encoding="utf-8")
+    assert "gan-1.json has model.lr=1.0: give runs that differ in nothing" in report(monkeypatch, capsys, *words)
 
 
 def test_a_picture_shows_the_values_of_all_seeds(trained, tmp_path, monkeypatch, capsys):

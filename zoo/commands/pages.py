@@ -104,8 +104,10 @@ class Documentation:
 
     def problems(self) -> list[str]:
         """Return a line for each table that differs from its source, has no source, or is on no page."""
-        if not (self.folder / "docs").is_dir():
-            raise UserError(f"{self.folder} has no docs/: an installed zoo has no pages, so give --folder CHECKOUT")
+        if not (self.folder / "docs" / "results.md").is_file():
+            raise UserError(
+                f"{self.folder} has no docs/results.md: an installed zoo has no pages, so give --folder CHECKOUT"
+            )
         found = []
         for page in self.pages:
             found += [f"{self._short(page)}: {problem}" for problem in self._problems(page.read_text(encoding="utf-8"))]

@@ -297,7 +297,7 @@ def _add_report(sub: argparse.ArgumentParser) -> None:
     text = "checkout with README.md, docs and zoo/weights (default: the checkout or the installed package of the zoo)"
     sub.add_argument("--folder", type=_path, metavar="FOLDER", help=text)
     text = (
-        "run folders that differ in nothing except the seed, such as 'runs/vade/*'. Print the mean of each test "
+        "run folders, or cards of exported runs, that differ in nothing except the seed. Print the mean of each test "
         "metric, its spread over seeds, and the 95 %% interval of the mean (Student's t)"
     )
     sub.add_argument("--runs", nargs="+", default=[], metavar="RUN", help=text).completer = completion.runs

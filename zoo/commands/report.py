@@ -48,6 +48,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--format csv prints one table at a time, got {', '.join(args.names)}")
     if args.points and not args.metric:
         raise UserError("--points needs the name of a metric: add for example --metric val/loss")
+    if args.output and args.output.suffix not in (".csv", ".png"):
+        raise UserError(f"-o takes a name that ends in .csv or .png, got {args.output}")
     if args.points and args.output and args.output.suffix != ".csv":
         raise UserError(f"--points writes CSV files, got {args.output}: zoo curves draws learning curves")
 
@@ -98,12 +100,12 @@ def _report_runs(args: argparse.Namespace) -> None:
 
 
 def _write_results(path: Path, found: "list[Run]", table: "Table") -> None:
-    """Write a results file. Its command and hardware are those that the checkpoint of the first run records."""
+    """Write a results file. Its command and hardware are those that the card or checkpoint of the first run records."""
     from zoo.evaluation.results import write_results
     from zoo.hub import record_of
 
     try:
-        record = record_of(found[0].folder) or {}
+        record = found[0].card or record_of(found[0].folder) or {}
     except UserError:  # the checkpoints were removed, and the table does not need them
         record = {}
     about = {

@@ -3,6 +3,7 @@
 The interval is that of Student's t at 95 %. It assumes that the results of the seeds are independent and normal.
 """
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,11 +23,15 @@ COLUMNS = ("metric", "n", "seeds", "mean", "sd", "min", "max", "low", "high", "v
 
 
 class Run(NamedTuple):
-    """A run: its folder, its settings by name, such as ``model.lr``, and the last value of each metric."""
+    """A run: its folder or card, its settings by name, such as ``model.lr``, and the last value of each metric.
+
+    ``card`` is the card of an exported run, and None for a run folder.
+    """
 
     folder: Path
     settings: dict[str, Any]
     metrics: dict[str, float]
+    card: dict[str, Any] | None = None
 
     @property
     def seed(self) -> Any:
@@ -84,20 +89,31 @@ def read_run(folder: Path) -> Run:
     return Run(folder, settings, metrics)
 
 
+def read_card_of_run(file: Path) -> Run:
+    """Return the settings and the metrics on the card of an exported run. Standard errors are no metrics."""
+    card = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(card, dict) or not {"model", "hyper_parameters", "metrics"} <= set(card):
+        raise UserError(f"{file} is no card of a checkpoint: give run folders, or cards that zoo export writes")
+    model = {"_target_": card["model"], **card["hyper_parameters"]}
+    settings = _flat({"model": model, **{key: card.get(key) for key in ("seed", "data", "train_on", "epochs")}}, "")
+    metrics = {name: value for name, value in card["metrics"].items() if "_error" not in name}
+    return Run(file, settings, metrics, card)
+
+
 def _flat(node: Any, folder: str, place: str = "") -> dict[str, Any]:
     """Return nested settings as a dict from dotted names. The path of the run folder becomes ``RUN``."""
     if isinstance(node, dict) and node:
         own = str(node.get("run_dir", folder))
         parts = [_flat(value, own, f"{place}.{key}" if place else str(key)) for key, value in node.items()]
         return {name: value for part in parts for name, value in part.items()}
-    return {place: node.replace(folder, "RUN") if isinstance(node, str) else node}
+    return {place: node.replace(folder, "RUN") if isinstance(node, str) and folder else node}
 
 
 def find_runs(patterns: Iterable[str], alike: bool = True) -> list[Run]:
     """Return the runs in the folders that match the patterns, such as ``runs/vade/*``, sorted by seed.
 
     Args:
-        patterns: patterns of run folders. Folders without ``config.yaml`` are left out.
+        patterns: patterns of run folders, or of the cards of exported runs (``.json``). Others are left out.
         alike: whether the runs may differ in their seeds only.
 
     Raises:
@@ -106,12 +122,12 @@ def find_runs(patterns: Iterable[str], alike: bool = True) -> list[Run]:
     folders = []
     for pattern in patterns:
         path = Path(pattern).expanduser()
-        found = [path] if path.is_dir() else sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
-        inner = [folder for folder in found if (folder / "config.yaml").is_file()]
+        found = [path] if path.exists() else sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+        inner = [each for each in found if each.suffix == ".json" or (each / "config.yaml").is_file()]
         if not inner:
             raise UserError(f"no run folder matches {pattern}: give folders with a config.yaml, such as 'runs/vade/*'")
         folders += [folder for folder in inner if folder not in folders]
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_card_of_run(path) if path.suffix == ".json" else read_run(path) for path in folders]
     if alike:
         check_alike(runs)
     return sorted(runs, key=lambda run: (str(type(run.seed)), run.seed))
@@ -153,7 +169,7 @@ def over_seeds(runs: Sequence[Run], metrics: Sequence[str] = ()) -> list[Spread]
 
     Args:
         runs: runs that :func:`find_runs` returns.
-        metrics: names of the metrics. By default, all metrics of the test.
+        metrics: names of the metrics. By default, all metrics of the test of run folders, and all metrics of cards.
 
     Raises:
         UserError: if a run has no test metrics, or lacks a metric that is named or that another run has.
@@ -161,12 +177,13 @@ def over_seeds(runs: Sequence[Run], metrics: Sequence[str] = ()) -> list[Spread]
     names = list(metrics)
     if not names:
         for run in runs:
-            if not any(name.startswith("test/") for name in run.metrics):
+            if run.card is None and not any(name.startswith("test/") for name in run.metrics):
                 raise UserError(
                     f"{run.folder} has no test metrics: it was stopped or had test=false. Resume it, leave it out, or "
                     "choose another metric with --metric"
                 )
-        names = list(dict.fromkeys(name for run in runs for name in run.metrics if name.startswith("test/")))
+        names = [name for run in runs for name in run.metrics if run.card is not None or name.startswith("test/")]
+        names = list(dict.fromkeys(names))
     for run in runs:
         for name in names:
             if name not in run.metrics:
