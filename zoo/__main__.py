@@ -29,7 +29,7 @@ def main() -> None:
         if args.command is None:
             arguments.print_help()
             return
-        if args.command in ("list", "resume", "completion"):
+        if args.command in ("list", "report", "resume", "completion"):
             args.run(args)
             return
         from zoo.training.arguments import check_arguments, check_numbers

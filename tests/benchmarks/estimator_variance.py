@@ -1,6 +1,7 @@
 """Benchmark of EstimatorVariance: time per draw, time on several processes, and fraction of the training time.
 
-    python tests/benchmarks/estimator_variance.py [draws] [processes] [fraction SECONDS [MODEL ...]]
+    python tests/benchmarks/estimator_variance.py [--csv FOLDER] [draws] [processes] \
+        [fraction SECONDS [MODEL ...]]
 
 ``draws`` prints the milliseconds per draw of small networks, through vmap and in a loop. Rounds with vmap and with the
 loop alternate. ``processes`` prints the seconds for 64 draws of each estimator, on one process and on two. Each process
@@ -22,6 +23,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
+from timing import take_csv, write_csv
 
 import zoo
 from zoo.callbacks import EstimatorVariance
@@ -44,7 +46,8 @@ def probe(n=64):
     return [torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0)).round(), torch.arange(n) % 10]
 
 
-def draws_at_once(rounds=7, n=16):
+def draws_at_once(csv=None, rounds=7, n=16):
+    ratios = []
     print(f"{'network':32}{'estimator':30}{'loop':>8}{'vmap':>8}  ms per draw, medians of {rounds} interleaved rounds")
     for name, make in NETWORKS.items():
         torch.manual_seed(0)
@@ -61,6 +64,8 @@ def draws_at_once(rounds=7, n=16):
                     times[way].append((time.perf_counter() - start) / n * 1000)
             loop, vmap = (statistics.median(times[way][1:]) for way in ("loop", "vmap"))
             print(f"{name:32}{e.name:30}{loop:8.2f}{vmap:8.2f}   {loop / vmap:.2f} x", flush=True)
+            ratios.append([name, f"`{e.name}`", f"{loop / vmap:.1f} times"])
+    write_csv(csv, "speed-draws", ["network", "estimator", "speed-up"], ratios)
 
 
 def share_of_draws(rank, world_size, make, n, port, out):
@@ -91,8 +96,8 @@ def share_of_draws(rank, world_size, make, n, port, out):
     torch.distributed.destroy_process_group()
 
 
-def processes(n=64):
-    context = multiprocessing.get_context("spawn")
+def processes(csv=None, n=64):
+    context, rows = multiprocessing.get_context("spawn"), []
     for name, make in {"vae, the default": VAE, "rbm, the default": RBM}.items():
         seconds = {}
         for world_size in (1, 2):
@@ -108,6 +113,8 @@ def processes(n=64):
             seconds[world_size] = statistics.median(out.get() for _ in range(3))
         one, two = seconds.values()
         print(f"{name}: {n} draws of each estimator, {one:.2f} s on one process, {two:.2f} s on two: {two / one:.2f}")
+        rows.append([name, f"{two / one:.2f}"])
+    write_csv(csv, "speed-processes", ["model", "time on two processes / time on one"], rows)
 
 
 class Timed(EstimatorVariance):
@@ -137,7 +144,8 @@ class StopAfter(Callback):
             trainer.should_stop = True
 
 
-def fraction(seconds, models):
+def fraction(seconds, models, csv=None):
+    rows = []
     print(f"{'model':12}{'fraction':>9}{'pause':>9}{'rows':>8}{'steps':>8}  (step, draws) of the first measurements")
     for name in models or zoo.list_models():
         data = "pydocs" if name == "skipgram" else "mnist_or_digits"
@@ -170,13 +178,19 @@ def fraction(seconds, models):
             f"{trainer.fit_loop.total_batch_idx:8}  {first}",
             flush=True,
         )
+        part, pause = measuring / (seconds - measuring), max(callback.pauses)
+        steps = trainer.fit_loop.total_batch_idx
+        rows.append([f"`{name}`", f"{100 * part:.1f} %", f"{pause:.2f} s", str(len(callback.history)), str(steps)])
+    write_csv(csv, "speed-fraction", ["model", "fraction", "longest pause", "measurements", "steps"], rows)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    asked = sys.argv[1:] or ["draws", "processes"]
+    given = sys.argv[1:]
+    folder = take_csv(given)
+    asked = given or ["draws", "processes"]
     if asked[0] == "fraction":
-        fraction(float(asked[1]), asked[2:])
+        fraction(float(asked[1]), asked[2:], folder)
     else:
         for what in asked:
-            {"draws": draws_at_once, "processes": processes}[what]()
+            {"draws": draws_at_once, "processes": processes}[what](folder)

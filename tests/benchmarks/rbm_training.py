@@ -1,6 +1,6 @@
 """Benchmark of the RBM in train.py, in a bare loop, and of scikit-learn's BernoulliRBM: training images per second.
 
-    python tests/benchmarks/rbm_training.py [THREADS]
+    python tests/benchmarks/rbm_training.py [THREADS] [--csv FOLDER]
 
 The RBM has 784 x 500 units. Batches have 100 of scikit-learn's digits. Training is persistent contrastive divergence
 with one Gibbs step, 100 chains and float32. train.py runs without callbacks, with averaged weights as in its recipe,
@@ -29,8 +29,11 @@ from tqdm.auto import tqdm
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from timing import take_csv, write_csv  # noqa: E402
+
 from zoo.commands.training import train  # noqa: E402
 from zoo.datamodules import Images  # noqa: E402
+from zoo.evaluation.results import significant  # noqa: E402
 from zoo.training.trainer import quiet_lightning  # noqa: E402
 
 OURS = "train.py"
@@ -93,7 +96,7 @@ def scikit_learn(images) -> float:
     return clock() - begin
 
 
-def main(threads: int = 1) -> None:
+def main(threads: int = 1, csv: Path | None = None) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -116,6 +119,8 @@ def main(threads: int = 1) -> None:
             if i:  # the first round is a warm-up and does not count
                 seconds[name].append(took)
     print(f"{threads} threads, {'CPU' if threads == 1 else 'wall-clock'} time")
+    rates = [[name, significant(len(images) / statistics.median(spent))] for name, spent in seconds.items()]
+    write_csv(csv, "speed-rbm", ["implementation", "images/s"], rates)
     for name, spent in seconds.items():
         rate = [len(images) / t for t in sorted(spent, reverse=True)]
         print(f"{name:28} {statistics.median(rate):8,.0f} images/s ({rate[0]:,.0f} to {rate[-1]:,.0f})")
@@ -125,4 +130,6 @@ def main(threads: int = 1) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    words = sys.argv[1:]
+    folder = take_csv(words)
+    main(*map(int, words), csv=folder)

@@ -17,9 +17,10 @@ the median over the rounds, the smallest value and the largest value.
 import argparse
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
-from timing import Stopwatch, beside, captured, hardware, line, spread, table
+from timing import Stopwatch, beside, captured, hardware, line, spread, table, write_csv
 from torch import Tensor
 
 import zoo
@@ -109,6 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="number of threads of PyTorch")
     parser.add_argument("--samples", type=int, default=64, help="number of samples that are drawn together")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--csv", type=Path, metavar="FOLDER", help="also write a results file, for zoo report")
     args = parser.parse_args(arguments)
     if unknown := set(args.samplers) - set(names):
         parser.error(f"SAMPLER must be one of {', '.join(names)}, got {', '.join(sorted(unknown))}")
@@ -117,8 +119,12 @@ def main(arguments: list[str] | None = None) -> None:
     columns = ["sampler", "method", "samples/s", "ratio to eager", "samples per CPU second", "largest difference"]
     print(f"{args.samples} samples, {args.rounds} rounds; {hardware(torch.device(args.device))}\n")
     print(table(columns, []), flush=True)
+    rows: list[list[str]] = []
     for name in args.samplers or names:
-        print("\n".join(map(line, benchmark(name, args))), flush=True)
+        rows += (of_sampler := benchmark(name, args))
+        print("\n".join(map(line, of_sampler)), flush=True)
+    kept = slice(0, 5)  # a page shows at most five columns
+    write_csv(args.csv, "speed-sampling", columns[kept], [row[kept] for row in rows], args.device)
 
 
 if __name__ == "__main__":

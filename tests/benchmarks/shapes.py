@@ -16,10 +16,11 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import lightning as L
 import torch
-from timing import hardware, line, table
+from timing import hardware, line, table, write_csv
 from torch.utils.data import DataLoader, TensorDataset
 
 import zoo
@@ -81,14 +82,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", default=list(NETWORKS))
     parser.add_argument("--row", nargs=2, type=int, help=argparse.SUPPRESS)  # a network and a shape, in this process
+    parser.add_argument("--csv", type=Path, metavar="FOLDER", help="also write a results file, for zoo report")
     args = parser.parse_args()
     if args.row:
         (name,), (network, shape) = args.models, args.row
         size, rate, memory = measure(name, NETWORKS[name][network], SHAPES[shape])
         print(line([f"{size / 1e6:,.2f}", f"{rate:,.0f}", f"{memory:,.0f}"]))
         return
-    print(hardware(torch.device("cpu")).replace(f"{torch.get_num_threads()} threads", "1 thread"))
-    print(table(["model", "shape", "parameters, millions", "images/s", "memory, MB"], []))
+    torch.set_num_threads(1)  # as in the processes of the rows
+    columns, rows = ["model", "shape", "parameters, millions", "images/s", "memory, MB"], []
+    print(hardware(torch.device("cpu")))
+    print(table(columns, []))
     for name in args.models:
         for n, options in enumerate(NETWORKS[name]):
             own = "".join(f", {value}" for value in options.values() if isinstance(value, str))
@@ -99,6 +103,9 @@ def main() -> None:
                     sys.exit(done.stderr)
                 row = done.stdout.splitlines()[-1]
                 print(f"| `{name}`{own} | {' x '.join(map(str, shape))} {row}", flush=True)
+                numbers = row.replace(",", "").strip("| ").split(" | ")
+                rows.append([f"`{name}`{own}", " x ".join(map(str, shape)), *numbers])
+    write_csv(args.csv, "speed-shapes", columns, rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Benchmark of skip-gram training in Lightning, in a bare loop and in gensim's Word2Vec, with a profile of a step.
 
-    pip install -e ".[bench]" && python tests/benchmarks/skipgram_training.py PATH [WORDS] [THREADS] [ROWS]
+    pip install -e ".[bench]" && python tests/benchmarks/skipgram_training.py PATH [WORDS] [THREADS] [ROWS] \
+        [--csv FOLDER]
 
 PATH is a UTF-8 text. Each program trains for one epoch on the first WORDS words of the text (default 3,000,000). The
 vectors have 100 dimensions. The window is 5, with 5 noise words, subsampling threshold 1e-4 and minimum count 5.
@@ -22,10 +23,12 @@ import lightning as L
 import numpy as np
 import torch
 from gensim.models import Word2Vec
+from timing import take_csv, write_csv
 from torch.profiler import ProfilerActivity, profile
 
 from zoo.datamodules import Text
 from zoo.datamodules.text_files import read_text
+from zoo.evaluation.results import significant
 from zoo.skipgram import SkipGram, sparse
 from zoo.training.trainer import make_trainer
 
@@ -120,7 +123,7 @@ def shares(model: SkipGram, data: Text) -> dict[str, float]:
     return {kind: seconds / sum(spent.values()) for kind, seconds in spent.items()}
 
 
-def main(path: str, words: int = 3_000_000, threads: int = 2, rows: int = 128) -> None:
+def main(path: str, words: int = 3_000_000, threads: int = 2, rows: int = 128, csv: Path | None = None) -> None:
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
@@ -137,6 +140,8 @@ def main(path: str, words: int = 3_000_000, threads: int = 2, rows: int = 128) -
         took, model = bare(data)
         seconds["zoo, bare loop"].append(took)
         print(round + 1, {name: f"{raw / taken[-1]:,.0f}" for name, taken in seconds.items()}, flush=True)
+    rates = [[name, significant(raw / statistics.median(taken))] for name, taken in seconds.items()]
+    write_csv(csv, "speed-skipgram", ["program", "words/s"], rates)
     for name, taken in seconds.items():
         ratio = statistics.median(g / t for g, t in zip(seconds["gensim"], taken, strict=True))
         rate = raw / statistics.median(taken)
@@ -146,4 +151,6 @@ def main(path: str, words: int = 3_000_000, threads: int = 2, rows: int = 128) -
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    given = sys.argv[1:]
+    folder = take_csv(given)
+    main(given[0], *map(int, given[1:]), csv=folder)

@@ -27,6 +27,7 @@ import gc
 import inspect
 import itertools
 import math
+import statistics
 import sys
 import tempfile
 from collections import Counter, defaultdict
@@ -42,7 +43,7 @@ from torch import Tensor
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from timing import Stopwatch, beside, captured, hardware, spread, table  # noqa: E402
+from timing import Stopwatch, beside, captured, hardware, spread, table, write_csv  # noqa: E402
 
 from zoo.callbacks import EMA  # noqa: E402
 from zoo.callbacks.ema import evaluation_weights  # noqa: E402
@@ -50,12 +51,19 @@ from zoo.checks import capabilities  # noqa: E402
 from zoo.checks.calls import called_by_the_model  # noqa: E402
 from zoo.commands.training import train  # noqa: E402
 from zoo.datamodules.files import data_root  # noqa: E402
+from zoo.evaluation.results import significant  # noqa: E402
 from zoo.training.trainer import make_trainer  # noqa: E402
 
 BARE, GRAPH = "bare loop", "bare loop as CUDA graphs"
 # Callbacks that remain with --callbacks none. Adversarial recipes choose checkpoints by the metric of sample_distance.
 KEPT = ("best", "last", "finite_loss", "exact_resume", "ema", "sample_distance", "measure")
 AVERAGE = "average of "  # precedes the name of a parameter
+# Contenders in the results file, with their columns. They count CPU time, as a fraction of the bare loop.
+SHOWN = {
+    "train.py, steps_per_execution=1": "K = 1",
+    "train.py, steps_per_execution=auto": "K = auto",
+    "train.py, steps_per_execution=auto, default callbacks": "K = auto, all callbacks",
+}
 TOLERANCE = 1e-3  # a larger difference of weights is marked
 
 
@@ -415,8 +423,13 @@ def difference(run: Measured, bare: Measured) -> float:
     return math.sqrt(apart / moved)
 
 
-def benchmark(model: str, args: argparse.Namespace) -> dict[str, float]:
+def benchmark(model: str, args: argparse.Namespace, shown: list[list[str]]) -> dict[str, float]:
     """Measure all contenders on ``model``, and print a table.
+
+    Args:
+        model: name of a recipe.
+        args: the arguments of the command line.
+        shown: the row of the results file is appended to this list.
 
     Returns:
         the largest :func:`difference` of each contender from the bare loop.
@@ -452,7 +465,7 @@ def benchmark(model: str, args: argparse.Namespace) -> dict[str, float]:
     print(f"steps {args.warm_up + 1} to {args.warm_up + args.steps}, {args.rounds} rounds\n")
     columns = ["contender", "steps/s", f"{one.unit}/s", "ratio", "steps per CPU second", "ratio of CPU time"]
     columns += ["GPU busy", "peak memory, MB"] if args.device == "cuda" else []
-    rows = []
+    rows, short = [], {}
     for name, measured in runs.items():
         wall = [m.steps / m.watch.wall for m in measured]
         cpu = [m.steps / m.watch.cpu for m in measured]
@@ -460,10 +473,12 @@ def benchmark(model: str, args: argparse.Namespace) -> dict[str, float]:
         of_cpu = [b.watch.cpu / m.watch.cpu for m, b in zip(measured, runs[BARE], strict=True)]
         row = [name, spread(wall), spread([rate * one.rows for rate in wall]), spread(ratios, 2)]
         row += [spread(cpu), spread(of_cpu, 2)]
+        short[name] = significant(statistics.median(cpu)) if name == BARE else f"{statistics.median(of_cpu):.2f}"
         if args.device == "cuda":
             row += [f"{kernels[name] * sorted(wall)[len(wall) // 2]:.0%}", f"{max(m.memory for m in measured):,.0f}"]
         rows.append([*row, f"{differences[name]:.1e}{'' if differences[name] < TOLERANCE else ' DIFFERS'}"])
     print(table([*columns, "difference of weights"], rows), flush=True)
+    shown.append([f"`{model}`", short[BARE], *(short.get(name, "") for name in SHOWN)])
     for name, reason in failed.items():
         print(f"{name} failed: {reason}", flush=True)
     return differences
@@ -479,10 +494,14 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--callbacks", nargs="+", choices=("none", "default"), default=["none", "default"])
     parser.add_argument("--set", nargs="+", default=[], metavar="OVERRIDE", help="overrides, as for train.py")
+    parser.add_argument("--csv", type=Path, metavar="FOLDER", help="also write a results file, for zoo report")
     args = parser.parse_args(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
-    return {model: benchmark(model, args) for model in args.models}
+    rows: list[list[str]] = []
+    differences = {model: benchmark(model, args, rows) for model in args.models}
+    write_csv(args.csv, "speed-steps", ["model", "bare loop, steps/s", *SHOWN.values()], rows, args.device)
+    return differences
 
 
 if __name__ == "__main__":

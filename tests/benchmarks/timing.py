@@ -1,13 +1,21 @@
-"""Clocks, CUDA graphs, medians and names of the hardware, for the benchmarks in this folder."""
+"""Clocks, CUDA graphs, medians, results files and names of the hardware, for the benchmarks in this folder.
+
+With ``--csv FOLDER``, a benchmark also writes its tables to FOLDER as results files. ``zoo report`` reads the files of
+docs/results.
+"""
 
 import platform
+import shlex
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from zoo.evaluation.results import write_results
 
 
 class Stopwatch:
@@ -83,6 +91,32 @@ def line(cells: list[str]) -> str:
 def table(columns: list[str], rows: list[list[str]]) -> str:
     """Return a table in Markdown."""
     return "\n".join(map(line, [columns, ["---"] * len(columns), *rows]))
+
+
+def take_csv(words: list[str]) -> Path | None:
+    """Remove ``--csv FOLDER`` from the words of a command line. Return the folder, or None without it."""
+    if "--csv" not in words:
+        return None
+    place = words.index("--csv")
+    if place + 1 == len(words):
+        raise SystemExit("--csv needs a folder, such as docs/results")
+    folder = Path(words[place + 1])
+    del words[place : place + 2]
+    return folder
+
+
+def write_csv(
+    folder: Path | None, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], device: str = "cpu"
+) -> None:
+    """Write the results file ``name`` with the command and the hardware of this benchmark. None writes nothing."""
+    if folder is None:
+        return
+    words = list(sys.argv[1:])
+    take_csv(words)
+    command = shlex.join(["python", f"tests/benchmarks/{Path(sys.argv[0]).name}", *words])
+    write_results(
+        folder / f"{name}.csv", {"command": command, "hardware": hardware(torch.device(device))}, columns, rows
+    )
 
 
 def hardware(device: torch.device) -> str:

@@ -1,6 +1,6 @@
 """Benchmark of the default U-Net and diffusers' UNet2DModel: training in a bare loop, and sampling.
 
-    pip install -e ".[bench]" && python tests/benchmarks/unet_training.py
+    pip install -e ".[bench]" && python tests/benchmarks/unet_training.py [--csv FOLDER]
 
 Training uses batches of 64 images of 28 x 28, Adam and noise prediction. Sampling draws 64 images with deterministic
 DDIM in 10 steps, by the sampler of the zoo and by diffusers' scheduler. UNet2DModel has block_out_channels 32, 64, 64
@@ -8,13 +8,16 @@ with attention at 14 x 14. The programs alternate in one process, on a GPU if th
 """
 
 import statistics
+import sys
 import time
 
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
+from timing import take_csv, write_csv
 from tqdm.auto import tqdm
 
 from zoo.ddpm import DDPM, simple_loss
+from zoo.evaluation.results import significant
 
 BATCH, STEPS, ROUNDS, SAMPLER_STEPS = 64, 8, 5, 10
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,8 +69,10 @@ def main() -> None:
         up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
         norm_num_groups=8,
     ).to(device)
+    sizes = {}
     for name, net in (("zoo", ours.net), ("diffusers", peer)):
-        print(f"{name:22} {sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters")
+        sizes[name] = f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} million"
+        print(f"{name:22} {sizes[name]} parameters")
     steps = {
         "zoo, bare loop": bare(ours, ours.parameters(), ours.chain),
         "diffusers, bare loop": bare(lambda x, t: peer(x, t).sample, peer.parameters(), ours.chain),
@@ -80,6 +85,11 @@ def main() -> None:
             start = time.perf_counter()
             step()
             rates[name].append(BATCH * STEPS / (time.perf_counter() - start))
+    folder, networks = take_csv(sys.argv[1:]), list(sizes)
+    found = [significant(statistics.median(values)) for values in rates.values()]
+    columns = ["network", "parameters", "training in a bare loop, images/s"]
+    rows = [[n, sizes[n], rate] for n, rate in zip(networks, found, strict=True)]
+    write_csv(folder, "speed-unet-training", columns, rows, device.type)
     for name, values in rates.items():
         print(f"{name:22} {statistics.median(values):8.0f} images/s (median of {ROUNDS}, {min(values):.0f} lowest)")
     ratio = [a / b for a, b in zip(*rates.values(), strict=True)]
@@ -97,6 +107,9 @@ def main() -> None:
             if device.type == "cuda":
                 torch.cuda.synchronize()
             seconds[name].append((time.perf_counter() - start) / SAMPLER_STEPS)
+    found = [significant(1000 * statistics.median(values)) for values in seconds.values()]
+    columns = ["network", "one DDIM step of 64 samples, ms"]
+    write_csv(folder, "speed-unet-sampling", columns, list(zip(networks, found, strict=True)), device.type)
     for name, values in seconds.items():
         ms = [1000 * v for v in values]
         print(f"{name:22} {statistics.median(ms):8.1f} ms a step (median of {ROUNDS}, {max(ms):.1f} highest)")

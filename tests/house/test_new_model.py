@@ -156,6 +156,11 @@ def test_the_new_model_passes_its_test_and_has_its_recipe(copy):
     assert int(re.search(r"(\d+) passed", said)[1]) >= 13 and "failed" not in said, said
 
 
+def test_the_tables_of_the_documentation_agree_with_the_new_model(copy):
+    """The row that the page adds to the README is the row that ``zoo report --write`` would write."""
+    assert "tables agree with their sources" in ran(["python", "-m", "zoo", "report", "--check"], copy, copy)
+
+
 @pytest.mark.slow
 def test_the_tests_that_the_page_names_find_the_new_model(copy):
     """For the new model, pytest collects the tests that the page lists. The tests of the recipe pass."""

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from helpers import TINY, tiers
 
+from zoo.evaluation.results import read_results
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -21,8 +23,8 @@ def arguments(model, *more):
     return [model, *few, *more, "--set", *TINY[model][1:]]
 
 
-def test_the_benchmark_of_steps_prints_a_row_for_each_contender(steps, capsys):
-    differences = steps.main(arguments("vae", "--callbacks", "none", "default"))["vae"]
+def test_the_benchmark_of_steps_prints_a_row_for_each_contender(steps, tmp_path, capsys):
+    differences = steps.main(arguments("vae", "--callbacks", "none", "default", "--csv", str(tmp_path)))["vae"]
     printed = capsys.readouterr().out
     assert "data=digits" in printed
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ") and "---" not in line]
@@ -33,6 +35,9 @@ def test_the_benchmark_of_steps_prints_a_row_for_each_contender(steps, capsys):
     assert {len(row) for row in rows} == {len(rows[0])}
     assert "DIFFERS" not in printed
     assert max(differences.values()) < 1e-5
+    table, about = read_results(tmp_path / "speed-steps.csv")  # zoo report reads this file
+    assert [row[0] for row in table.rows] == ["`vae`"] and len(table.columns) == 5
+    assert all(float(cell) > 0 for cell in table.rows[0][1:]) and "torch" in about["hardware"]
 
 
 @pytest.mark.parametrize("model", tiers(["rbm", "gan", "wgan"], ["rbm"]))

@@ -22,6 +22,8 @@ LINES = [
     ("zoo sample vae --s", ["--seed"], ["--class"]),
     ("zoo evaluate vae --data fash", ["fashion_mnist"], ["mnist"]),
     ("zoo curves runs/vae/a --metric val", ["val/loss"], ["train/loss"]),
+    ("zoo report num", ["numbers"], ["gan"]),
+    ("zoo report --runs runs/vae/a --metric val", ["val/loss"], ["train/loss"]),
     ("zoo completion ", ["bash", "zsh", "fish"], []),
     ("zoo train ", ["model=", "data=", "seed="], ["sweeps=", "hydra="]),
     ("zoo train model=", ["ddpm", "vae"], ["mnist"]),

@@ -43,6 +43,13 @@ def names(**kwargs) -> list[str]:
     return [*zoo.list_models(), *zoo.list_checkpoints()]
 
 
+def tables(**kwargs) -> list[str]:
+    """Return the names of the tables of results."""
+    from zoo.commands.pages import WIDE, Documentation
+
+    return [WIDE, *Documentation().sources]
+
+
 def runs(prefix: str, **kwargs) -> list[str]:
     """Return the run folders in ``runs``, and other folders."""
     from zoo.commands.resuming import RUNS, run_folders

@@ -139,8 +139,11 @@ def compare(args: argparse.Namespace) -> None:
     """Compare the variance of gradient estimators, as a table and a figure."""
     from zoo.checks.pixels import as_batch
     from zoo.evaluation import comparison
+    from zoo.evaluation.results import write_results
     from zoo.sampling.pictures import save_figure
 
+    if args.csv and args.source == "toy":
+        raise UserError("--csv writes results of a model, not of toy: leave out --csv")
     draws = (100_000 if args.source == "toy" else 256) if args.draws is None else args.draws
     if args.source == "toy":
         results = comparison.toy(draws, args.seed)
@@ -158,7 +161,22 @@ def compare(args: argparse.Namespace) -> None:
         results = comparison.compare_model(model, batch, names, draws, args.seed, progress=True)
         print(comparison.table(results))
         save_figure(comparison.figure(results), args.output)
+        if args.csv:
+            write_results(args.csv, _about(args, model), comparison.COLUMNS, comparison.cells(results))
+            print(f"Wrote the table to {pasted(args.csv)}")
     print(f"Wrote the figure to {pasted(args.output)}")
+
+
+def _about(args: argparse.Namespace, model) -> dict[str, object]:
+    """Return how the results of ``zoo compare`` were measured, for the beginning of a results file."""
+    from zoo.callbacks.run_record import hardware
+    from zoo.training.shell import shareable
+
+    options = {"estimators": None, "draws": None, "data": None, "batch_size": None, "seed": 0}
+    given = {name: value for name, default in options.items() if (value := getattr(args, name)) != default}
+    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = pasted("zoo", "compare", *map(shareable, [args.source, *words]))
+    return {"command": command, "seed": args.seed, "hardware": hardware(model.device)}
 
 
 def curves(args: argparse.Namespace) -> None:

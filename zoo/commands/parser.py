@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import zoo
-from zoo.commands import completion, models, resuming, words
+from zoo.commands import completion, models, report, resuming, words
 from zoo.training.shell import pasted, zoo_command
 
 IMAGES = ("mnist", "fashion_mnist", "digits", "mnist_or_digits", "cifar10", "svhn", "celeba")
@@ -90,6 +90,7 @@ GROUPS = {
         "evaluate": models.evaluate,
         "compare": models.compare,
         "curves": models.curves,
+        "report": report.report,
         "export": models.export,
         "push": models.push,
     },
@@ -106,6 +107,7 @@ EXAMPLES = {
     ],
     "compare": ["vae --estimators pathwise,score_function --draws 64", "toy"],
     "curves": ["runs/vae/* --metric val/loss -o curves.png"],
+    "report": ["", "numbers", "--check", "--runs 'runs/vade/*' --metric test/accuracy"],
     "export": ["runs/vae/2026-11-29_10-00-00-000000 my-vae"],
     "push": ["runs/vae/2026-11-29_10-00-00-000000 user/my-vae --license mit", "vae user/vae --dry-run vae"],
     "nearest": ["skipgram music -n 5"],
@@ -159,7 +161,7 @@ def parser(train: bool = False) -> CommandParser:
         about = str(run.__doc__)
         found[name] = commands.add_parser(name, help=about, description=about, epilog=examples, example=lines[0])
         found[name].set_defaults(run=run)
-        if name not in ("resume", "list", "curves", "completion"):
+        if name not in ("resume", "list", "curves", "report", "completion"):
             of_compare = "; or toy, an example with known exact variances" if name == "compare" else ""
             text = "run folder, or a checkpoint file in it" if name == "export" else SOURCE + of_compare
             source = found[name].add_argument("source", metavar="SOURCE", help=text)
@@ -234,6 +236,8 @@ def parser(train: bool = False) -> CommandParser:
     )
     _add_seed(sub)
     _add_output(sub, "comparison.png")
+    text = "also write the table to a results file, which zoo report reads (default: write none)"
+    sub.add_argument("--csv", type=_path, metavar="FILE", help=text)
     sub = found["curves"]
     text = "run folder that holds a metrics.csv"
     sub.add_argument("runs", nargs="+", type=_path, metavar="RUN", help=text).completer = completion.runs
@@ -243,6 +247,7 @@ def parser(train: bool = False) -> CommandParser:
     against = sub.add_argument("--against", metavar="NAME", help=text)
     metric.completer = against.completer = completion.columns
     _add_output(sub, "curves.png")
+    _add_report(found["report"])
     sub = found["nearest"]
     sub.add_argument("word", metavar="WORD", help="word of the vocabulary")
     sub.add_argument("-n", type=int, default=10, metavar="N", help="number of words, at least 1 (default: 10)")
@@ -286,6 +291,30 @@ def parser(train: bool = False) -> CommandParser:
     _add_data(sub, "the place that the run records", "present path of the data of the run, if they have moved")
     _add_protocol(sub)
     return arguments
+
+
+def _add_report(sub: argparse.ArgumentParser) -> None:
+    text = "names of tables to print (default: list the tables and their sources)"
+    sub.add_argument("names", nargs="*", metavar="NAME", help=text).completer = completion.tables
+    text = "markdown or csv (default: markdown)"
+    sub.add_argument("--format", choices=("markdown", "csv"), default="markdown", metavar="FORMAT", help=text)
+    text = "exit with status 1 if a table of the documentation differs from its source, and print a line for each"
+    sub.add_argument("--check", action="store_true", help=text)
+    sub.add_argument("--write", action="store_true", help="write all tables into the pages of the documentation")
+    text = "checkout with README.md, docs and zoo/weights (default: the checkout or the installed package of the zoo)"
+    sub.add_argument("--folder", type=_path, metavar="FOLDER", help=text)
+    text = (
+        "run folders, or cards of exported runs, that differ in nothing except the seed. Print the mean of each test "
+        "metric, its spread over seeds, and the 95 %% interval of the mean (Student's t)"
+    )
+    sub.add_argument("--runs", nargs="+", default=[], metavar="RUN", help=text).completer = completion.runs
+    text = "metric of the runs; repeat --metric for several (default: all metrics of the test)"
+    metric = sub.add_argument("--metric", action="append", default=[], metavar="NAME", help=text)
+    metric.completer = completion.columns
+    text = "print the points of the learning curves of --metric instead, also for runs with different settings"
+    sub.add_argument("--points", action="store_true", help=text)
+    text = "also write a results file (.csv), or a picture of the values of all seeds (.png) (default: write nothing)"
+    sub.add_argument("-o", "--output", type=_path, metavar="FILE", help=text)
 
 
 def _add_train(sub: argparse.ArgumentParser) -> None:

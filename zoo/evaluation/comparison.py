@@ -16,6 +16,7 @@ from torch.func import grad, vmap
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.estimators import Comparison, compare, optimal_baseline, score_function
+from zoo.evaluation.results import significant
 from zoo.functional.noise import chunk_generator
 from zoo.functional.progress import tracked
 
@@ -127,6 +128,19 @@ def table(rows: list[Row]) -> str:
     if several := [name for name in dict.fromkeys(row.estimator for row in rows) if name.endswith(SEVERAL)]:
         lines += ["", f"{', '.join(several)}: {SEVERAL_DRAWS_NOTE}"]
     return "\n".join(lines[1:])
+
+
+COLUMNS = ("estimator", "variance", "signal-to-noise", "ms per draw", "variance x ms")
+
+
+def cells(rows: list[Row]) -> list[list[str]]:
+    """Return the cells of a results file with the columns ``COLUMNS``, for all parameters of each estimator."""
+    found = []
+    for row in (row for row in rows if row.group.split()[0] == "all"):
+        snr = significant(row.snr, 2) if row.snr > 0 else "below noise"
+        cost = significant(row.variance * row.milliseconds)
+        found.append([f"`{row.estimator}`", significant(row.variance), snr, significant(row.milliseconds), cost])
+    return found
 
 
 def figure(rows: list[Row]) -> Figure:

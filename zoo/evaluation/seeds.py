@@ -6,23 +6,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from zoo.checks.errors import UserError
+from zoo.evaluation.runs import interval
 from zoo.functional.progress import counted
 from zoo.sampling.pictures import save_figure
-
-LEVEL = 0.95  # of the intervals
-
-
-def interval(values: list[float]) -> tuple[float, float] | None:
-    """Return the 95 % confidence interval of the mean over seeds, from Student's t. None for fewer than two values."""
-    from scipy.stats import t
-
-    n = len(values)
-    if n < 2:
-        return None
-    mean = math.fsum(values) / n
-    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * error
-    return mean - half, mean + half
 
 
 def seeds_figure(values: dict[str, list[float]], unit: str, published: dict[str, float] | None = None) -> Figure:

@@ -1,0 +1,246 @@
+"""Metrics of several runs that differ in nothing except the seed: mean, spread, and an interval of the mean.
+
+The interval is that of Student's t at 95 %. It assumes that the results of the seeds are independent and normal.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from zoo.checks.errors import UserError
+from zoo.checks.names import did_you_mean
+from zoo.evaluation.published import standard_error_of_mean
+from zoo.evaluation.results import Table
+from zoo.training.tables import read_rows
+
+LEVEL = 0.95
+# Settings that do not change what a run learns.
+IRRELEVANT = {"seed", "ckpt", "run_dir", "command", "working_folder", "enable_progress_bar"}
+IRRELEVANT_GROUPS = {"logger"}
+COLUMNS = ("metric", "n", "seeds", "mean", "sd", "min", "max", "low", "high", "values")
+
+
+class Run(NamedTuple):
+    """A run: its folder or card, its settings by name, such as ``model.lr``, and the last value of each metric.
+
+    ``card`` is the card of an exported run, and None for a run folder.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    metrics: dict[str, float]
+    card: dict[str, Any] | None = None
+
+    @property
+    def seed(self) -> Any:
+        return self.settings.get("seed")
+
+
+class Spread(NamedTuple):
+    """A metric over seeds.
+
+    Attributes:
+        metric: name of the metric.
+        seeds: seed of each run.
+        values: value of each run.
+        mean: mean of the values.
+        sd: standard deviation of the values over seeds, with n - 1 in the denominator. None for one run.
+        low: lower end of the interval of the mean. None for one run.
+        high: upper end of the interval of the mean. None for one run.
+    """
+
+    metric: str
+    seeds: Sequence[Any]
+    values: Sequence[float]
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+
+
+def spread(metric: str, seeds: Sequence[Any], values: Sequence[float]) -> Spread:
+    """Return the mean of the values, their standard deviation, and the 95 % interval of the mean (Student's t)."""
+    mean, error, n = math.fsum(values) / len(values), standard_error_of_mean(values), len(values)
+    low, high = interval(values) or (None, None)
+    return Spread(metric, seeds, values, mean, None if error is None else error * math.sqrt(n), low, high)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % confidence interval of the mean over seeds, from Student's t. None for fewer than two values."""
+    error = standard_error_of_mean(values)
+    if error is None:
+        return None
+    from scipy.stats import t
+
+    mean, half = math.fsum(values) / len(values), float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
+    return mean - half, mean + half
+
+
+def read_run(folder: Path) -> Run:
+    """Return the settings and the metrics of a run folder."""
+    import yaml
+
+    settings = _flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}, str(folder))
+    metrics: dict[str, float] = {}
+    for row in read_rows(folder / "metrics.csv"):
+        metrics |= {name: float(value) for name, value in row.items() if value and name not in ("epoch", "step")}
+    return Run(folder, settings, metrics)
+
+
+def read_card_of_run(file: Path) -> Run:
+    """Return the settings and the metrics on the card of an exported run. Standard errors are no metrics."""
+    card = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(card, dict) or not {"model", "hyper_parameters", "metrics"} <= set(card):
+        raise UserError(f"{file} is no card of a checkpoint: give run folders, or cards that zoo export writes")
+    model = {"_target_": card["model"], **card["hyper_parameters"]}
+    settings = _flat({"model": model, **{key: card.get(key) for key in ("seed", "data", "train_on", "epochs")}}, "")
+    metrics = {name: value for name, value in card["metrics"].items() if "_error" not in name}
+    return Run(file, settings, metrics, card)
+
+
+def _flat(node: Any, folder: str, place: str = "") -> dict[str, Any]:
+    """Return nested settings as a dict from dotted names. The path of the run folder becomes ``RUN``."""
+    if isinstance(node, dict) and node:
+        own = str(node.get("run_dir", folder))
+        parts = [_flat(value, own, f"{place}.{key}" if place else str(key)) for key, value in node.items()]
+        return {name: value for part in parts for name, value in part.items()}
+    return {place: node.replace(folder, "RUN") if isinstance(node, str) and folder else node}
+
+
+def find_runs(patterns: Iterable[str], alike: bool = True) -> list[Run]:
+    """Return the runs in the folders that match the patterns, such as ``runs/vade/*``, sorted by seed.
+
+    Args:
+        patterns: patterns of run folders, or of the cards of exported runs (``.json``). Others are left out.
+        alike: whether the runs may differ in their seeds only.
+
+    Raises:
+        UserError: if no run folder matches a pattern, or if the runs may not differ and :func:`check_alike` raises it.
+    """
+    folders = []
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        found = [path] if path.exists() else sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+        inner = [each for each in found if each.suffix == ".json" or (each / "config.yaml").is_file()]
+        if not inner:
+            raise UserError(f"no run folder matches {pattern}: give folders with a config.yaml, such as 'runs/vade/*'")
+        folders += [folder for folder in inner if folder not in folders]
+    runs = [read_card_of_run(path) if path.suffix == ".json" else read_run(path) for path in folders]
+    if alike:
+        check_alike(runs)
+    return sorted(runs, key=lambda run: (str(type(run.seed)), run.seed))
+
+
+def check_alike(runs: Sequence[Run]) -> None:
+    """Check that runs differ in their seeds and in no other setting.
+
+    Raises:
+        UserError: if two runs have different models or settings, or the same seed.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        models = [run.settings.get("model._target_") for run in (first, other)]
+        if models[0] != models[1]:
+            raise UserError(
+                f"{first.folder} trained {models[0]}, and {other.folder} trained {models[1]}: give runs of one model"
+            )
+        for name in sorted({*first.settings, *other.settings}):
+            if name.split(".")[-1] in IRRELEVANT or name.split(".")[0] in IRRELEVANT_GROUPS:
+                continue
+            if first.settings.get(name) != other.settings.get(name):
+                values = [repr(run.settings.get(name, "nothing")) for run in (first, other)]
+                raise UserError(
+                    f"{first.folder} has {name}={values[0]}, and {other.folder} has {name}={values[1]}: give runs that "
+                    "differ in nothing except the seed"
+                )
+    seen: dict[Any, Run] = {}
+    for run in runs:
+        if run.seed in seen:
+            raise UserError(
+                f"{seen[run.seed].folder} and {run.folder} both have seed {run.seed}: leave out one of them"
+            )
+        seen[run.seed] = run
+
+
+def over_seeds(runs: Sequence[Run], metrics: Sequence[str] = ()) -> list[Spread]:
+    """Return the spread of each metric over the runs.
+
+    Args:
+        runs: runs that :func:`find_runs` returns.
+        metrics: names of the metrics. By default, all metrics of the test of run folders, and all metrics of cards.
+
+    Raises:
+        UserError: if a run has no test metrics, or lacks a metric that is named or that another run has.
+    """
+    names = list(metrics)
+    if not names:
+        for run in runs:
+            if run.card is None and not any(name.startswith("test/") for name in run.metrics):
+                raise UserError(
+                    f"{run.folder} has no test metrics: it was stopped or had test=false. Resume it, leave it out, or "
+                    "choose another metric with --metric"
+                )
+        names = [name for run in runs for name in run.metrics if run.card is not None or name.startswith("test/")]
+        names = list(dict.fromkeys(names))
+    for run in runs:
+        for name in names:
+            if name not in run.metrics:
+                known = f"it has {', '.join(sorted(run.metrics)) or 'no metrics'}"
+                raise UserError(f"{run.folder} has no metric {name}; {known}.{did_you_mean(name, run.metrics)}")
+    seeds = [run.seed for run in runs]
+    return [spread(name, seeds, [run.metrics[name] for run in runs]) for name in names]
+
+
+def as_rows(spreads: Sequence[Spread]) -> Table:
+    """Return all columns with unrounded numbers, for CSV and results files."""
+    return Table(COLUMNS, [[_text(cell) for cell in _cells(s)] for s in spreads])
+
+
+def _cells(s: Spread) -> list[Any]:
+    seeds, values = " ".join(map(str, s.seeds)), " ".join(map(repr, s.values))
+    return [s.metric, len(s.values), seeds, s.mean, s.sd, min(s.values), max(s.values), s.low, s.high, values]
+
+
+def _text(cell: Any) -> str:
+    return "" if cell is None else repr(cell) if isinstance(cell, float) else str(cell)
+
+
+def as_table(spreads: Sequence[Spread]) -> Table:
+    """Return the table for people. The numbers have two significant digits of the standard deviation."""
+    columns = ["metric", "n", "mean", "standard deviation", "smallest", "largest", "95 % interval of the mean"]
+    rows = []
+    for s in spreads:
+        digits = 4 if not s.sd else max(0, 1 - math.floor(math.log10(s.sd)))
+        mean, low, high, smallest, largest, sd = (
+            "" if value is None else f"{value:.{digits}f}"
+            for value in (s.mean, s.low, s.high, min(s.values), max(s.values), s.sd)
+        )
+        interval = f"{low} to {high}" if low else ""
+        rows.append([f"`{s.metric}`", str(len(s.values)), mean, sd, smallest, largest, interval])
+    return Table(columns, rows)
+
+
+def points(runs: Sequence[Run], metrics: Sequence[str]) -> Table:
+    """Return the points of learning curves: a row for each epoch or step, and a column for each run and metric.
+
+    Raises:
+        UserError: if a run lacks a metric, or if some metrics are logged by epoch and others by step.
+    """
+    from zoo.evaluation.curves import read_curve
+
+    curves: dict[str, dict[int, float]] = {}
+    units: dict[str, str] = {}
+    for run in runs:
+        for metric in metrics:
+            unit, found = read_curve(run.folder, metric)
+            units.setdefault(unit.removesuffix("s"), metric)
+            name = " ".join([f"`{run.folder.name}`"] * (len(runs) > 1) + [f"`{metric}`"] * (len(metrics) > 1))
+            curves[name or f"`{metric}`"] = dict(found)
+    if len(units) > 1:
+        (a, first), (b, second) = units.items()
+        raise UserError(f"{first} is logged by {a} and {second} by {b}: choose metrics with the same unit")
+    places = sorted({place for curve in curves.values() for place in curve})
+    rows = [[str(p), *(f"{curve[p]:.6g}" if p in curve else "" for curve in curves.values())] for p in places]
+    return Table([*units, *curves], rows)
