@@ -16,7 +16,6 @@ distance of two images in [0, 1], which grows with the number of pixels. Use it 
 set. It does not weigh details as people do, and values of different data sets or sizes cannot be compared.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -28,7 +27,11 @@ from zoo.checks.values import check_integer
 from zoo.datamodules import Images, Toy
 from zoo.datamodules.access import name_of, split_of
 from zoo.datamodules.splits import as_floats
-from zoo.functional.noise import chunk_generator
+from zoo.evaluation.estimates import Estimate
+from zoo.evaluation.frechet import frechet_distance, frechet_standard_error
+from zoo.evaluation.kernels import kid
+from zoo.evaluation.manifolds import density_coverage, precision_recall
+from zoo.evaluation.pairs import sums_between, sums_within, two_sample_estimate
 from zoo.functional.precision import in_float64
 from zoo.functional.progress import tracked
 from zoo.sampling.chunks import sample_chunks
@@ -36,7 +39,6 @@ from zoo.sampling.chunks import sample_chunks
 CONFIDENT = 0.9  # the classifier is confident if the probability of the predicted label exceeds this
 CLASSIFIED = ("mnist", "fashion_mnist", "digits")  # data for which the classifier's features give ``val/distance``
 MOST_IMAGES = 5000  # largest number of samples and of real images in the energy distance of images
-ROWS_AT_ONCE = 500  # images whose distances to all others are in memory at once
 
 
 class ClassifierOutput(NamedTuple):
@@ -65,32 +67,26 @@ def confident(output: ClassifierOutput) -> float:
     return in_float64(output.probabilities.max(-1).values > CONFIDENT).mean().item()
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Return the Frechet distance of two sets of vectors, (N, F) and (M, F), with N and M at least 2.
+def feature_distances(real_features: Tensor, fake_features: Tensor) -> dict[str, Estimate]:
+    """Return all distances between real and fake features, (N, F) and (M, F), each with its standard error.
 
-        |mu_a - mu_b|^2 + tr( C_a + C_b - 2 (C_a C_b)^(1/2) )
+    ``fid`` and ``kid`` are smaller for closer sets, and symmetric. ``precision``, ``recall``, ``density`` and
+    ``coverage`` are larger for closer sets, and not symmetric (zoo/evaluation/manifolds.py).
 
-    This is the squared 2-Wasserstein distance between two Gaussians with the means and covariances of the sets. The
-    code takes the eigenvalues of the symmetric matrix C_a^(1/2) C_b C_a^(1/2). They equal the eigenvalues of C_a C_b.
+    Raises:
+        UserError: if N is below 6 or M is below 4.
     """
-    (mu_a, C_a), (mu_b, C_b) = ((x.mean(0), torch.atleast_2d(torch.cov(x.T))) for x in (a, b))
-    values, vectors = torch.linalg.eigh(C_a)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ C_b @ root).clamp(min=0).sqrt().sum()
-    return float((mu_a - mu_b).square().sum() + C_a.trace() + C_b.trace() - 2 * cross)
-
-
-def frechet_standard_error(a: Tensor, b: Tensor, resamples: int = 50, seed: int = 0) -> float:
-    """Return the standard deviation of :func:`frechet_distance` over bootstrap resamples of both sets.
-
-    A resample has fewer distinct vectors than the original set. The bootstrap mean is therefore biased and not used.
-    """
-    distances = []
-    for k in range(resamples):
-        generator = chunk_generator(seed, k)
-        again = [x[torch.randint(len(x), (len(x),), generator=generator)] for x in (a, b)]
-        distances.append(frechet_distance(*again))
-    return float(torch.tensor(distances).std())
+    real, fake = in_float64(real_features), in_float64(fake_features)
+    precision, recall = precision_recall(real, fake)
+    density, coverage = density_coverage(real, fake)
+    return {
+        "fid": Estimate(frechet_distance(fake, real), frechet_standard_error(fake, real)),
+        "kid": kid(real, fake),
+        "precision": precision,
+        "recall": recall,
+        "density": density,
+        "coverage": coverage,
+    }
 
 
 def sample_metrics(
@@ -138,13 +134,6 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     return float(2 * torch.cdist(a, b).mean() - within(a) - within(b))
 
 
-class Estimate(NamedTuple):
-    """An estimate and its standard error."""
-
-    value: float
-    error: float
-
-
 class ImageDistance:
     """Energy distance between samples and fixed real images, in pixel space.
 
@@ -172,65 +161,11 @@ class ImageDistance:
     def __call__(self, samples: Tensor) -> Estimate:
         """Return the distance of ``samples``, (N, ...) in [0, 1], from the real images, with N at least 2.
 
-        The value is the unbiased estimate of :func:`energy_distance`. The error is the jackknife standard error over
-        samples and real images. On average, the jackknife does not underestimate the variance (Efron & Stein 1981).
-        The error is NaN for fewer than three samples or real images.
+        The value is the unbiased estimate of :func:`energy_distance`. The error is the jackknife standard error of
+        :func:`zoo.evaluation.pairs.two_sample_estimate`, and NaN for fewer than three samples or real images.
         """
         fake = self._vectors(samples)
-        n, m = len(fake), len(self.real)
-        of_fake, of_real = sums_between(fake, self.real)
-        within_fake, between = sums_within(fake), of_fake.sum()
-        value = 2 * between / (n * m) - within_fake.sum() / (n * (n - 1)) - self.within_real.sum() / (m * (m - 1))
-        variances = [
-            _jackknife_variance(of_fake, within_fake, between, m),
-            _jackknife_variance(of_real, self.within_real, between, n),
-        ]
-        return Estimate(float(value), math.sqrt(sum(variances)))
-
-
-def _jackknife_variance(between: Tensor, within: Tensor, total: Tensor, others: int) -> float:
-    """Return the jackknife variance of the energy distance over the examples of one set.
-
-    Args:
-        between: sum of the distances from each example to the other set, (N,).
-        within: sum of the distances from each example to its own set, (N,).
-        total: sum of ``between``.
-        others: number of examples in the other set.
-    """
-    n = len(between)
-    if n < 3:
-        return math.nan
-    # The distance without each of the examples. The term of the other set is constant and is left out.
-    without = 2 * (total - between) / ((n - 1) * others) - (within.sum() - 2 * within) / ((n - 1) * (n - 2))
-    return float((n - 1) / n * (without - without.mean()).square().sum())
-
-
-def sums_between(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum of the distances from each row of ``a`` to all rows of ``b``, and the reverse, float64, CPU.
-
-    Args:
-        a: vectors, (N, D).
-        b: vectors, (M, D).
-    """
-    rows, columns = [], torch.zeros(len(b), dtype=torch.float64)
-    for part in a.split(ROWS_AT_ONCE):
-        distances = in_float64(torch.cdist(part, b))
-        rows.append(distances.sum(1).cpu())
-        columns += distances.sum(0).cpu()
-    return torch.cat(rows), columns
-
-
-def sums_within(a: Tensor) -> Tensor:
-    """Return the sum of the distances from each row of ``a``, (N, D), to the other rows, (N,), float64, on the CPU."""
-    sums = torch.zeros(len(a), dtype=torch.float64)
-    for begin in range(0, len(a), ROWS_AT_ONCE):
-        part = a[begin : begin + ROWS_AT_ONCE]
-        end = begin + len(part)
-        distances = in_float64(torch.cdist(part, a[begin:]))  # pairs with earlier rows are counted already
-        distances[:, : len(part)].fill_diagonal_(0)  # cdist rounds the distance of a row to itself
-        sums[begin:end] += distances.sum(1).cpu()
-        sums[end:] += distances[:, len(part) :].sum(0).cpu()
-    return sums
+        return two_sample_estimate(sums_between(fake, self.real), sums_within(fake), self.within_real)
 
 
 class Modes(NamedTuple):
