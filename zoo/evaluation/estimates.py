@@ -21,6 +21,19 @@ def fraction(hits: Tensor) -> Estimate:
     return Estimate(p, math.sqrt(p * (1 - p) / len(hits)))
 
 
+def jackknife_variance(without: Tensor) -> float:
+    """Return the jackknife variance of a statistic over the examples of one set.
+
+    On average, the jackknife does not underestimate the variance (Efron & Stein 1981). For a statistic of several
+    independent sets, the variance is the sum over the sets.
+
+    Args:
+        without: statistic without each of the examples, (N,). A constant can be left out.
+    """
+    n = len(without)
+    return float((n - 1) / n * (without - without.mean()).square().sum())
+
+
 def with_errors(estimates: dict[str, Estimate]) -> dict[str, float]:
     """Return ``<name>`` and ``<name>_error`` for each estimate. An error that is NaN is left out."""
     metrics: dict[str, float] = {}

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from zoo.evaluation.estimates import Estimate
+from zoo.evaluation.estimates import Estimate, jackknife_variance
 from zoo.functional.precision import in_float64
 
 ROWS_AT_ONCE = 500  # examples whose pairs with all others are in memory at once
@@ -55,8 +55,8 @@ def sums_within(a: Tensor, function: PairFunction = torch.cdist) -> Tensor:
 def two_sample_estimate(between: tuple[Tensor, Tensor], within_a: Tensor, within_b: Tensor) -> Estimate:
     """Return the estimate of 2 E d(X, Y) - E d(X, X') - E d(Y, Y') from sums over pairs.
 
-    The error is the jackknife standard error over the examples of both sets. On average, the jackknife does not
-    underestimate the variance (Efron & Stein 1981). The error is NaN if a set has fewer than three examples.
+    The error is the jackknife standard error over the examples of both sets. It is NaN if a set has fewer than three
+    examples.
 
     Args:
         between: result of :func:`sums_between` for sets of N and M examples, (N,) and (M,).
@@ -66,25 +66,22 @@ def two_sample_estimate(between: tuple[Tensor, Tensor], within_a: Tensor, within
     n, m = len(within_a), len(within_b)
     total = between[0].sum()
     value = 2 * total / (n * m) - within_a.sum() / (n * (n - 1)) - within_b.sum() / (m * (m - 1))
-    variances = [
-        _jackknife_variance(between[0], within_a, total, m),
-        _jackknife_variance(between[1], within_b, total, n),
-    ]
-    return Estimate(float(value), math.sqrt(sum(variances)))
+    without_a = _without_each(between[0], within_a, m)
+    without_b = _without_each(between[1], within_b, n)
+    return Estimate(float(value), math.sqrt(jackknife_variance(without_a) + jackknife_variance(without_b)))
 
 
-def _jackknife_variance(between: Tensor, within: Tensor, total: Tensor, others: int) -> float:
-    """Return the jackknife variance of the estimate over the examples of one set.
+def _without_each(between: Tensor, within: Tensor, others: int) -> Tensor:
+    """Return the estimate without each of the examples of one set, (N,), up to a constant.
+
+    The constant is the term of the other set.
 
     Args:
         between: sum over the pairs of each example with the other set, (N,).
         within: sum over the pairs of each example with its own set, (N,).
-        total: sum of ``between``.
         others: number of examples in the other set.
     """
     n = len(between)
     if n < 3:
-        return math.nan
-    # The estimate without each of the examples. The term of the other set is constant and is left out.
-    without = 2 * (total - between) / ((n - 1) * others) - (within.sum() - 2 * within) / ((n - 1) * (n - 2))
-    return float((n - 1) / n * (without - without.mean()).square().sum())
+        return between.new_full((n,), math.nan)
+    return 2 * (between.sum() - between) / ((n - 1) * others) - (within.sum() - 2 * within) / ((n - 1) * (n - 2))
