@@ -33,7 +33,7 @@ def test_the_kernel_distance_is_unbiased():
     The distance of two distributions p and q on three values is (p - q)' K (p - q).
     """
     values = torch.tensor([[-1.0, 0.5], [2.0, 1.0], [0.0, -3.0]], dtype=torch.float64)
-    p, q = torch.tensor([0.5, 0.3, 0.2]).double(), torch.tensor([0.1, 0.3, 0.6]).double()
+    p, q = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6]], dtype=torch.float64)
     K = torch.tensor([[kernel(x, y) for y in values.tolist()] for x in values.tolist()], dtype=torch.float64)
     for fake in (q, p):
         mean = 0.0

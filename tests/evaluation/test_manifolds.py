@@ -39,7 +39,7 @@ def all_four(real, fake, k):
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("vectors_at_once", [4, 500])
 def test_all_four_are_their_definitions(k, vectors_at_once, generator, monkeypatch):
-    """The sets have different sizes, spreads and centres, so precision and recall differ, as do density and coverage."""
+    """The sets have different sizes, spreads and centres. Precision and recall differ, as do density and coverage."""
     monkeypatch.setattr(manifolds, "VECTORS_AT_ONCE", vectors_at_once)
     real = torch.randn(23, 3, generator=generator, dtype=torch.float64) + 7
     fake = 0.8 * torch.randn(17, 3, generator=generator, dtype=torch.float64) + 8.5

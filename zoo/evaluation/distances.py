@@ -27,10 +27,10 @@ from zoo.checks.values import check_integer
 from zoo.datamodules import Images, Toy
 from zoo.datamodules.access import name_of, split_of
 from zoo.datamodules.splits import as_floats
-from zoo.evaluation.estimates import Estimate
+from zoo.evaluation.estimates import Estimate, fraction, with_errors
 from zoo.evaluation.frechet import frechet_distance, frechet_standard_error
 from zoo.evaluation.kernels import kid
-from zoo.evaluation.manifolds import density_coverage, precision_recall
+from zoo.evaluation.manifolds import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, density_coverage, precision_recall
 from zoo.evaluation.pairs import sums_between, sums_within, two_sample_estimate
 from zoo.functional.precision import in_float64
 from zoo.functional.progress import tracked
@@ -62,9 +62,9 @@ def classify_images(images: Tensor, classifier, progress: bool = False) -> Class
     return ClassifierOutput(features.cpu().double(), classifier.head(features).softmax(-1).cpu())
 
 
-def confident(output: ClassifierOutput) -> float:
+def confident(output: ClassifierOutput) -> Estimate:
     """Return the fraction of images whose predicted label has a probability above 0.9."""
-    return in_float64(output.probabilities.max(-1).values > CONFIDENT).mean().item()
+    return fraction(output.probabilities.max(-1).values > CONFIDENT)
 
 
 def feature_distances(real_features: Tensor, fake_features: Tensor) -> dict[str, Estimate]:
@@ -73,20 +73,28 @@ def feature_distances(real_features: Tensor, fake_features: Tensor) -> dict[str,
     ``fid`` and ``kid`` are smaller for closer sets, and symmetric. ``precision``, ``recall``, ``density`` and
     ``coverage`` are larger for closer sets, and not symmetric (zoo/evaluation/manifolds.py).
 
-    Raises:
-        UserError: if N is below 6 or M is below 4.
+    Precision and recall need at least 4 vectors in each set, and density and coverage at least 6 real vectors. They are
+    left out if there are fewer.
     """
     real, fake = in_float64(real_features), in_float64(fake_features)
-    precision, recall = precision_recall(real, fake)
-    density, coverage = density_coverage(real, fake)
-    return {
+    found = {
         "fid": Estimate(frechet_distance(fake, real), frechet_standard_error(fake, real)),
         "kid": kid(real, fake),
-        "precision": precision,
-        "recall": recall,
-        "density": density,
-        "coverage": coverage,
     }
+    if min(len(real), len(fake)) > PRECISION_NEIGHBOURS:
+        found["precision"], found["recall"] = precision_recall(real, fake)
+    if len(real) > DENSITY_NEIGHBOURS:
+        found["density"], found["coverage"] = density_coverage(real, fake)
+    return found
+
+
+def classifier_distances(real: Tensor, fake: Tensor, ending: str = "") -> dict[str, Estimate]:
+    """Return :func:`feature_distances` of features of the classifier, with the names of cards.
+
+    The names ``fid`` and ``kid`` become ``classifier_fid`` and ``classifier_kid``. Each name ends with ``ending``.
+    """
+    names = {"fid": "classifier_fid", "kid": "classifier_kid"}
+    return {names.get(name, name) + ending: found for name, found in feature_distances(real, fake).items()}
 
 
 def sample_metrics(
@@ -104,21 +112,26 @@ def sample_metrics(
         progress: show a progress bar.
 
     Returns:
-        ``classifier_fid`` and its standard error ``classifier_fid_error``.
-        ``rarest_digit``: fraction of samples that are classified as the least frequent digit.
-        ``commonest_digit``: fraction of samples that are classified as the most frequent digit.
-        ``confident``: fraction of samples whose predicted label has a probability above 0.9.
+        The following metrics, and the standard error ``<name>_error`` of each:
+
+            classifier_fid      Frechet distance of features
+            classifier_kid      kernel distance of features (zoo/evaluation/kernels.py)
+            precision, recall, density, coverage    see zoo/evaluation/manifolds.py; left out for fewer than 4 samples
+            rarest_digit        fraction of samples that are classified as the least frequent digit
+            commonest_digit     fraction of samples that are classified as the most frequent digit
+            confident           fraction of samples whose predicted label has a probability above 0.9
+
+        The errors of fractions are binomial. For the rarest and the commonest digit, they ignore the selection.
     """
     fake = classify_images(sample_chunks(model, n, seed, progress=progress, **(conditions or {})), classifier, progress)
     digit = fake.probabilities.argmax(-1)
-    shares = digit.bincount(minlength=fake.probabilities.shape[1]) / n
-    return {
-        "classifier_fid": frechet_distance(fake.features, real),
-        "classifier_fid_error": frechet_standard_error(fake.features, real),
-        "rarest_digit": shares.min().item(),
-        "commonest_digit": shares.max().item(),
+    counts = digit.bincount(minlength=fake.probabilities.shape[1])
+    fractions = {
+        "rarest_digit": fraction(digit == counts.argmin()),
+        "commonest_digit": fraction(digit == counts.argmax()),
         "confident": confident(fake),
     }
+    return with_errors(classifier_distances(real, fake.features) | fractions)
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
@@ -129,9 +142,13 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     The distance is 0 for equal distributions and positive for different ones (Szekely & Rizzo 2013). The estimate is
     unbiased. It can therefore be negative if the distributions are equal or close.
     """
+    return energy_estimate(a, b).value
+
+
+def energy_estimate(a: Tensor, b: Tensor) -> Estimate:
+    """Return :func:`energy_distance` and its jackknife standard error."""
     a, b = in_float64(a), in_float64(b)
-    within = lambda x: torch.pdist(x).mean()  # noqa: E731
-    return float(2 * torch.cdist(a, b).mean() - within(a) - within(b))
+    return two_sample_estimate(sums_between(a, b), sums_within(a), sums_within(b))
 
 
 class ImageDistance:

@@ -16,9 +16,14 @@ class Estimate(NamedTuple):
 
 
 def fraction(hits: Tensor) -> Estimate:
-    """Return the fraction of true values in ``hits``, (N,), and its binomial standard error, sqrt(p (1 - p) / N)."""
+    """Return the fraction of true values in ``hits``, (N,), and its binomial standard error."""
     p = in_float64(hits).mean().item()
-    return Estimate(p, math.sqrt(p * (1 - p) / len(hits)))
+    return Estimate(p, binomial_error(p, len(hits)))
+
+
+def binomial_error(p: float, n: int) -> float:
+    """Return the standard error of a fraction ``p`` of ``n`` independent examples."""
+    return math.sqrt(p * (1 - p) / n)
 
 
 def jackknife_variance(without: Tensor) -> float:

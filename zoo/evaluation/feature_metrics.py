@@ -24,7 +24,7 @@ from zoo.evaluation.classifier import Classifier
 from zoo.evaluation.estimates import with_errors
 from zoo.evaluation.frechet import frechet_distance
 from zoo.evaluation.kernels import kid
-from zoo.evaluation.manifolds import density_coverage, precision_recall
+from zoo.evaluation.manifolds import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, density_coverage, precision_recall
 from zoo.functional.precision import in_float64
 
 
@@ -143,7 +143,7 @@ class PrecisionRecallDensityCoverage(FeatureMetric):
 
     Args:
         features: see :class:`FeatureMetric`.
-        manifold_neighbours: k of precision and recall.
+        precision_neighbours: k of precision and recall.
         density_neighbours: k of density and coverage.
         reset_real_features: see :class:`FeatureMetric`.
         kwargs: arguments of ``torchmetrics.Metric``.
@@ -154,23 +154,23 @@ class PrecisionRecallDensityCoverage(FeatureMetric):
     def __init__(
         self,
         features: Callable[[Tensor], Tensor],
-        manifold_neighbours: int = 3,
-        density_neighbours: int = 5,
+        precision_neighbours: int = PRECISION_NEIGHBOURS,
+        density_neighbours: int = DENSITY_NEIGHBOURS,
         reset_real_features: bool = True,
         **kwargs: Any,
     ):
         super().__init__(features, reset_real_features, **kwargs)
-        check_integer("manifold_neighbours", manifold_neighbours)
+        check_integer("precision_neighbours", precision_neighbours)
         check_integer("density_neighbours", density_neighbours)
-        self.manifold_neighbours, self.density_neighbours = manifold_neighbours, density_neighbours
+        self.precision_neighbours, self.density_neighbours = precision_neighbours, density_neighbours
 
     def compute(self) -> dict[str, Tensor]:
         """Return scalars ``precision``, ``recall``, ``density`` and ``coverage``, and their errors, ``<name>_error``.
 
         The errors are missing for small sets. Each kind needs more images than both numbers of neighbours.
         """
-        real, fake = self._both(least=1 + max(self.manifold_neighbours, self.density_neighbours))
-        precision, recall = precision_recall(real, fake, self.manifold_neighbours)
+        real, fake = self._both(least=1 + max(self.precision_neighbours, self.density_neighbours))
+        precision, recall = precision_recall(real, fake, self.precision_neighbours)
         density, coverage = density_coverage(real, fake, self.density_neighbours)
         estimates = {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
         return {name: self._scalar(value) for name, value in with_errors(estimates).items()}

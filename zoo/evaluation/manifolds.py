@@ -39,10 +39,12 @@ from zoo.evaluation.estimates import Estimate, jackknife_variance
 from zoo.functional.precision import in_float64
 
 ROUNDING = 1e-12  # bound on the rounding error of a squared distance, relative to the largest squared norm
+PRECISION_NEIGHBOURS = 3  # k of precision and recall (Kynkaanniemi et al. 2019)
+DENSITY_NEIGHBOURS = 5  # k of density and coverage (Naeem et al. 2020)
 VECTORS_AT_ONCE = 500  # vectors whose distances to all others are in memory at once
 
 
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[Estimate, Estimate]:
+def precision_recall(real: Tensor, fake: Tensor, k: int = PRECISION_NEIGHBOURS) -> tuple[Estimate, Estimate]:
     """Return precision and recall of fake vectors (M, F) with respect to real vectors (N, F).
 
     The errors are NaN if a set has only k + 1 vectors.
@@ -60,7 +62,7 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[Estimate, 
     return _covered_points(balls(real, fake, k)), _covered_points(balls(fake, real, k))
 
 
-def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[Estimate, Estimate]:
+def density_coverage(real: Tensor, fake: Tensor, k: int = DENSITY_NEIGHBOURS) -> tuple[Estimate, Estimate]:
     """Return density and coverage of fake vectors (M, F) with respect to real vectors (N, F).
 
     The errors are NaN if there are only k + 1 real vectors or one fake vector.
