@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_flag, check_integer
@@ -86,10 +87,20 @@ class FeatureMetric(Metric):
 
     def reset(self) -> None:
         """Forget the images. With ``reset_real_features=False``, keep the real images."""
-        kept = self.real_features
+        kept = list(self.real_features)  # torchmetrics empties the list itself
         super().reset()
         if not self.reset_real_features:
             self.real_features = kept
+
+    def _sync_dist(self, dist_sync_fn: Callable = gather_all_tensors, process_group: Any = None) -> None:
+        """Gather the features. torchmetrics cannot gather matrices if a process has no image of one kind."""
+        states = self.real_features, self.fake_features
+        width = torch.tensor(max((f.shape[1] for state in states for f in state), default=0), device=self.device)
+        widths = dist_sync_fn(width, group=process_group or self.process_group)
+        for state in states:
+            if not state:
+                state.append(torch.zeros(0, int(torch.stack(widths).max()), device=self.device))
+        super()._sync_dist(dist_sync_fn, process_group)
 
     def _both(self, least: int) -> tuple[Tensor, Tensor]:
         """Return all real features (N, F) and fake features (M, F), in float64.
