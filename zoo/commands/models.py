@@ -58,26 +58,20 @@ def about(model: str) -> str:
 
 
 def _main_metric(metrics: dict[str, float]) -> str:
+    from zoo.evaluation.units import metric_texts
+
     for main in MAIN_METRICS:
         for name in metrics:
             if name == main or name.startswith(f"{main}/"):
-                return f"{name.removeprefix('test/')} {_with_unit(name, metrics)}"
+                return f"{name.removeprefix('test/')} {metric_texts(metrics)[name]}"
     return ""
 
 
-def _with_unit(name: str, metrics: dict[str, float]) -> str:
-    """Return a metric with its unit. Its name may end in conditions of samples, as in ``classifier_fid/eta=1``."""
-    from zoo.evaluation.units import with_unit
+def _print_metrics(metrics: dict[str, float], counts: dict[str, int] | None = None) -> None:
+    from zoo.evaluation.units import metric_texts
 
-    def plain(name: str) -> str:
-        return "/".join(part for part in name.split("/") if "=" not in part)
-
-    return with_unit(plain(name), metrics[name], {plain(other) for other in metrics})
-
-
-def _print_metrics(metrics: dict[str, float]) -> None:
-    for name in metrics:
-        print(f"{name}: {_with_unit(name, metrics)}")
+    for name, text in metric_texts(metrics, counts).items():
+        print(f"{name}: {text}")
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -103,7 +97,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Measure a trained model on test data, and word vectors on the published word sets."""
     from zoo.evaluation import protocol as evaluation
 
-    model, metrics = on_device(load_model(args)), {}
+    model, metrics, evidence = on_device(load_model(args)), {}, {}
     words = knows_words(model)
     if words:  # checked before the work begins
         from zoo.evaluation.words import find_word_sets, measure_words
@@ -115,10 +109,10 @@ def evaluate(args: argparse.Namespace) -> None:
         if words:
             metrics = evaluation.evaluate(model, data)
         else:
-            metrics, _ = evaluation.measure(model, data, _protocol(args), progress=True)
+            metrics, evidence = evaluation.measure(model, data, _protocol(args), progress=True)
     if words:
         metrics |= measure_words(model, sets)
-    _print_metrics(metrics)
+    _print_metrics(metrics, evidence.get("counts"))
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -183,7 +177,8 @@ def export(args: argparse.Namespace) -> None:
     source = args.name if args.folder == zoo.WEIGHTS else str(weights)
     print(f"Wrote {pasted(weights)} ({weights.stat().st_size / 1e6:.1f} MB) and its card")
     print(f'Load it in Python with: zoo.load("{source}")')
-    _print_metrics(hub.card_of(source)["metrics"])
+    card = hub.card_of(source)
+    _print_metrics(card["metrics"], card.get("counts"))
 
 
 def push(args: argparse.Namespace) -> None:

@@ -14,9 +14,9 @@ from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.inputs import shape_of
 from zoo.checks.sources import SAFETENSORS, check_name, check_source, export_folder
-from zoo.datamodules import OwnImages
+from zoo.datamodules import OwnImages, by_name
 from zoo.datamodules.access import make_ready, name_of, size_of
-from zoo.evaluation.protocol import Protocol, check_protocol, evaluate, measure
+from zoo.evaluation.protocol import Protocol, check_protocol, evaluate, measure, measure_all_samples
 from zoo.evaluation.words import word_map
 from zoo.hub.loading import (
     CheckpointError,
@@ -175,6 +175,7 @@ def publish(
         "log_likelihood": evidence.get("log_likelihood"),
         "bound": evidence.get("bound"),
         "samples": evidence.get("samples"),
+        "counts": evidence.get("counts"),
         "whole_model": evaluate(model, data_module) if words else None,
         "golden": golden_terms(published),
         "sha256": hashlib.sha256(packed).hexdigest(),
@@ -186,6 +187,37 @@ def publish(
         with atomic_write(target) as file:
             file.write(content)
     return weights
+
+
+def remeasure_samples(name: str, folder: Path | None = None, progress: bool = False) -> dict[str, Any]:
+    """Measure the samples of an exported model again, and write the metrics to its card. Return the new card.
+
+    The number of samples and their conditions are those of the card. The weights, the picture and the other metrics
+    do not change. Use this function for cards that were written before a metric of samples existed.
+
+    Args:
+        name: name of the checkpoint.
+        folder: the folder of the files, as for :func:`export`.
+        progress: show progress bars.
+
+    Raises:
+        CheckpointError: if no samples were measured for the card.
+    """
+    path = export_folder(folder) / f"{name}.json"
+    card = json.loads(path.read_text(encoding="utf-8"))
+    model: Any = zoo.load(str(path.with_suffix(SAFETENSORS)))
+    drawn = card.get("samples") or {"n": 10_000 if isinstance(model, capabilities.Adversarial) else 0}
+    if not drawn["n"]:
+        raise CheckpointError(f"the card of {name} has no metrics of samples: export the run with --samples")
+    data = by_name(card["data"])
+    make_ready(data)
+    protocol = Protocol(samples=drawn["n"], conditions=tuple(drawn.get("conditions") or [{}]))
+    metrics, card["samples"], counts = measure_all_samples(model, data, protocol, progress)
+    card["metrics"] |= metrics
+    card["counts"] = (card.get("counts") or {}) | counts
+    with atomic_write(path) as file:
+        file.write(_json(card))
+    return card
 
 
 def draw(model: Any, path: Path) -> None:
