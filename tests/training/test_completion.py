@@ -21,6 +21,7 @@ LINES = [
     ("zoo sample va", ["vae", "vade", "vae-bernoulli"], ["wgan"]),
     ("zoo sample vae --s", ["--seed"], ["--class"]),
     ("zoo evaluate vae --data fash", ["fashion_mnist"], ["mnist"]),
+    ("zoo distance mnist wg", ["wgan", "wgan-clip"], ["mnist"]),
     ("zoo curves runs/vae/a --metric val", ["val/loss"], ["train/loss"]),
     ("zoo completion ", ["bash", "zsh", "fish"], []),
     ("zoo train ", ["model=", "data=", "seed="], ["sweeps=", "hydra="]),
