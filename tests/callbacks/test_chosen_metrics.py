@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import TINY, Quarters, assert_same, checkpoint, logged, run
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from omegaconf import OmegaConf
 from processes import together
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,6 +16,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 import zoo
 from zoo.callbacks import SampleDistance
 from zoo.checks.errors import UserError
+from zoo.commands.training import build
 from zoo.datamodules import Images, Toy
 from zoo.datamodules.access import make_ready
 from zoo.evaluation.chosen_metrics import GROWING, METRICS
@@ -22,6 +24,7 @@ from zoo.evaluation.distances import classifier_distances
 from zoo.gan import GAN
 from zoo.sampling.chunks import sample_chunks
 
+METRIC = "torchmetrics.image.fid.FrechetInceptionDistance"
 FOUR = ("precision", "recall", "density", "coverage")
 DDP = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 
@@ -94,7 +97,8 @@ def test_a_loader_alone_gives_the_same_distance(digits):
 def test_subsets_that_a_metric_draws_are_those_of_the_seed_and_real_images_are_read_once(digits):
     metric = KernelInceptionDistance(Quarters(), subsets=2, subset_size=20, normalize=True, reset_real_features=False)
     callback, model, values = SampleDistance(n=40, metric=metric), gan(), []
-    for _ in range(2):
+    for k in range(2):
+        torch.manual_seed(k)
         before = torch.get_rng_state()
         values.append(validated(digits, callback, model=model)["val/distance"])
         assert torch.equal(before, torch.get_rng_state())
@@ -142,6 +146,13 @@ def test_a_metric_that_does_not_suit_the_run_is_refused_at_its_start(digits):
         validated(DataLoader(torch.zeros(4, 1, 28, 28)), SampleDistance(metric="classifier_kid"))
     with pytest.raises(UserError, match="two SampleDistance callbacks log val/classifier_kid"):
         validated(digits, SampleDistance(metric="classifier_kid"), SampleDistance(metric="classifier_kid"))
+
+
+def test_a_metric_whose_package_is_missing_ends_the_run_with_one_line(monkeypatch):
+    monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
+    node = {"_target_": "zoo.callbacks.SampleDistance", "metric": {"_target_": METRIC}}
+    with pytest.raises(UserError, match="requires that `Torch-fidelity` is installed"):
+        build(OmegaConf.create(node))
 
 
 def in_two_processes():
