@@ -273,3 +273,12 @@ class Pixel(L.LightningModule):
 
     def sample(self, n, *, generator=None, contrast=0.1):
         return (self.grey + contrast * torch.randn(n, 1, 28, 28, generator=generator)).clamp(0, 1).detach()
+
+
+class Quarters(nn.Module):
+    """A small network of features of images of any size: the means of the four quarters of an image."""
+
+    num_features = 4
+
+    def forward(self, images):
+        return nn.functional.adaptive_avg_pool2d(images.float().mean(1, keepdim=True), 2).flatten(1)

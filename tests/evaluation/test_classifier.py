@@ -137,7 +137,8 @@ def test_it_is_published_like_a_model_and_listed_as_none(tmp_path, monkeypatch):
     assert zoo.list_checkpoints() == ["classifier"] and "classifier" not in zoo.list_models()
     card = hub.read_card("classifier")
     assert exporting.golden_terms(zoo.load("classifier")) == card["golden"]
-    assert set(card["metrics"]) == {"test/loss", "test/accuracy"}
+    assert set(card["metrics"]) == {"test/loss", "test/accuracy", "test/accuracy_error"}
+    assert card["counts"] == {"test/accuracy": 180}
     assert "zoo train" in card["command"]
     assert not (tmp_path / "weights" / "classifier.png").exists()  # a classifier has no samples
     weights = tmp_path / "weights" / "classifier.safetensors"
@@ -207,14 +208,17 @@ class Reader:
 
 def test_judged_accuracy_counts_what_is_recognised():
     shares = judged_accuracy(Obedient(), 60, classifier=Reader())
-    assert shares == {"judged_accuracy": 1.0} | {f"judged_accuracy/{k}": 1.0 for k in range(10)}
+    assert shares == {"judged_accuracy": 1.0, "judged_accuracy_error": 0.0} | {
+        f"judged_accuracy/{k}": 1.0 for k in range(10)
+    }
     shares = judged_accuracy(Confused(), 1600, seed=3, classifier=Reader())
     # The threes are samples 480 to 639, which are whole chunks of 16.
     noise = torch.cat([torch.rand(16, 1, 28, 28, generator=chunk_generator(3, c)) for c in range(30, 40)])
     threes = (noise[:, 0, 1, 1] >= 0.5).double().mean().item()
     assert 0.3 < threes < 0.7
     expected = {f"judged_accuracy/{k}": {3: threes, 7: 0.0}.get(k, 1.0) for k in range(10)}
-    assert_close(shares, {"judged_accuracy": (8 + threes) / 10, **expected})
+    error = math.sqrt(threes * (1 - threes) / 160) / 10  # only the threes vary
+    assert_close(shares, {"judged_accuracy": (8 + threes) / 10, "judged_accuracy_error": error, **expected})
     assert shares == judged_accuracy(Confused(), 1600, seed=3, classifier=Reader())
     assert shares != judged_accuracy(Confused(), 1600, seed=4, classifier=Reader())
 

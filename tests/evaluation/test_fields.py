@@ -156,9 +156,9 @@ def test_what_a_protocol_measures_of_points():
     model = Score(shape=[2], hidden=[8], objective="explicit", num_sigmas=0)
     metrics, evidence = measure(model, data, Protocol(samples=40, conditions=({"steps": 2}, {"steps": 3})))
     assert set(metrics) == {"test/loss", "fisher_divergence", "log_density_gap"} | {
-        "energy_distance/steps=2",
-        "energy_distance/steps=3",
+        f"energy_distance{error}/steps={steps}" for error in ("", "_error") for steps in (2, 3)
     }
+    assert evidence["counts"] == {"energy_distance/steps=2": 40, "energy_distance/steps=3": 40}
     assert evidence["samples"] == {"n": 40, "conditions": [{"steps": 2}, {"steps": 3}], "sure_of_the_first": []}
     # The untrained network returns s = 0. Its divergence is half the mean square of the true score.
     x, _ = mixture().sample(10_000, generator=chunk_generator(1, 0))
@@ -212,7 +212,9 @@ def test_samples_with_labels_are_also_scored_by_their_labels(mnist_root):
     metrics, evidence = measure(model, data, Protocol(samples=25, conditions=conditions))
     expected = judged_accuracy(model, 20, num_steps=2, guidance=1)["judged_accuracy"]
     assert metrics["judged_accuracy/num_steps=2/guidance=1"] == expected
-    assert [k for k in metrics if k.startswith("judged")] == ["judged_accuracy/num_steps=2/guidance=1"]
+    judged = [f"judged_accuracy{error}/num_steps=2/guidance=1" for error in ("", "_error")]
+    assert [k for k in metrics if k.startswith("judged")] == judged
+    assert evidence["counts"]["judged_accuracy/num_steps=2/guidance=1"] == 20
     # The condition ``y`` was called ``labels`` in the previous version.
     assert 'confident/num_steps=2/y="dropped"' in metrics and not [k for k in metrics if "labels" in k]
     assert evidence["samples"]["conditions"] == [conditions[0], {"num_steps": 2, "y": "dropped"}]

@@ -14,7 +14,7 @@ from zoo.datamodules import Images
 from zoo.datamodules.access import has_labels, make_ready, name_of, split_of
 from zoo.datamodules.splits import Split
 from zoo.ddpm import DDPM
-from zoo.evaluation import distances
+from zoo.evaluation import pairs
 from zoo.evaluation.bounds import bound_metrics, log_likelihood_per_batch
 from zoo.evaluation.distances import ImageDistance, SampleDistanceMetric, energy_distance
 from zoo.evaluation.protocol import Protocol, clustering_of_all_images, feature_accuracy, measure, measure_samples
@@ -84,7 +84,7 @@ def direct(a, b):
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 500])
 def test_the_distance_in_blocks_is_the_sum_over_all_pairs(rows, generator, monkeypatch):
-    monkeypatch.setattr(distances, "ROWS_AT_ONCE", rows)
+    monkeypatch.setattr(pairs, "ROWS_AT_ONCE", rows)
     a, b = torch.rand(11, 3, 4, 5, generator=generator), 0.7 * torch.rand(7, 3, 4, 5, generator=generator)
     found = ImageDistance(b)(a)
     assert_close(found.value, direct(a, b), rtol=1e-5, atol=1e-6)
@@ -108,7 +108,7 @@ def test_the_distance_of_equal_distributions_is_zero_on_average(generator):
 
 
 def test_the_standard_error_is_the_jackknife(generator, monkeypatch):
-    monkeypatch.setattr(distances, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(pairs, "ROWS_AT_ONCE", 4)
     a, b = torch.rand(9, 2, 3, 1, generator=generator), 0.8 * torch.rand(6, 2, 3, 1, generator=generator)
     variance = 0.0
     for n, without in ((9, lambda i: (drop(a, i), b)), (6, lambda i: (a, drop(b, i)))):
@@ -304,5 +304,5 @@ def test_the_distance_of_an_image_to_itself_is_left_out(generator):
     """Products of matrices round the distance of a row to itself to numbers above 0."""
     x = torch.randn(40, 300, generator=generator)
     expected = torch.stack([(x.double() - row).norm(dim=1).sum() for row in x.double()])
-    assert_close(distances.sums_within(x), expected, rtol=1e-6, atol=0)
+    assert_close(pairs.sums_within(x), expected, rtol=1e-6, atol=0)
     assert torch.cdist(x, x).diagonal().max() > 0

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Modules whose names differ from the names of their distributions.
 IMPORTED_AS = {"_pytest": "pytest", "hydra": "hydra-core", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+IMPORTED_AS |= {"torch_fidelity": "torch-fidelity"}
 # Distributions that no file imports: commands, a plugin of pytest, and a dependency of Lightning's TensorBoardLogger.
 TOOLS = {"hatchling", "mypy", "pytest-xdist", "ruff", "tensorboard"}
 BENCHMARKS = ROOT / "tests" / "benchmarks"

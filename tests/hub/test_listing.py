@@ -54,7 +54,7 @@ def test_checkpoints_are_filtered_by_their_model_and_their_data():
 
 def test_the_rows_of_csv_are_the_numbers_of_the_cards(listed):
     rows = list(csv.DictReader(io.StringIO(listed("--format", "csv"))))
-    assert [row["name"] for row in rows] == zoo.list_checkpoints() and len(rows) == 19
+    assert [row["name"] for row in rows] == zoo.list_checkpoints() and len(rows) >= 20
     for row in rows:
         card = read_card(row["name"])
         for key in ("model", "data", "sha256", "commit", "hardware", "protocol", "command"):

@@ -64,7 +64,8 @@ def test_shipped_numbers_are_recomputed(name, files):
     measured = evaluate(zoo.load(name), by_name(card["data"]))
     # test_shipped_log_likelihoods_are_recomputed measures the log likelihood.
     apart = {"test/log_likelihood"} if card.get("log_likelihood") else set()
-    assert set(measured) == {key for key in card["metrics"] if key.startswith("test/")} - apart
+    published = {key for key in card["metrics"] if key.startswith("test/") and not key.endswith("_error")}
+    assert set(measured) == published - apart
     for key, value in measured.items():
         # Rounding can change the predicted class of two images. The tolerance for each is ``one_image``.
         one_image = 1.5e-4 if any(s in key for s in ("accuracy", "nmi", "ari")) else 0.0
@@ -165,8 +166,10 @@ def test_shipped_models_of_known_distributions(name):
     card = hub.read_card(name)
     data = by_name(card["data"])
     data.setup()
-    for key, value in measure_samples(zoo.load(name), data).items():
-        assert_close(value, card["metrics"][key], rtol=1e-2, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
+    measured = measure_samples(zoo.load(name), data)
+    assert {"energy_distance", "kl"} & measured.keys() & card["metrics"].keys()
+    for key in measured.keys() & card["metrics"].keys():  # cards can be older than a metric
+        assert_close(measured[key], card["metrics"][key], rtol=1e-2, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
 
 
 WITH_LIKELIHOOD = [name for name in CARDS if hub.read_card(name).get("log_likelihood")]

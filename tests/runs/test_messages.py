@@ -25,7 +25,7 @@ import zoo.functional.progress as progress
 import zoo.training.progress as of_trainer
 import zoo.training.trainer as of_lightning
 from zoo.commands.training import train
-from zoo.evaluation.units import with_unit
+from zoo.evaluation.units import metric_texts, with_unit
 from zoo.functional.progress import Lines, counted, duration, tracked
 from zoo.training.error_lines import one_line_errors
 from zoo.training.messages import log_above_bars
@@ -231,6 +231,21 @@ def test_numbers_have_units():
     assert with_unit("wordsim353/coverage", 0.8612, words) == "86.1 %"
     assert with_unit("bits_per_dim", 1.8823, names) == "1.882 bits per dimension"
     assert with_unit("train/images_per_second", 6369.4, names) == "6,369.40 images per second"
+
+
+def test_errors_and_counts_are_next_to_their_metrics():
+    metrics = {"classifier_fid/eta=0.5": 3.67763, "classifier_fid_error/eta=0.5": 0.11779, "kl": 0.01432}
+    metrics |= {"confident": 0.6412, "confident_error": 0.00479, "test/log_likelihood": -88.19, "recall_floor": 1.0}
+    metrics |= {"test/log_likelihood_error": 0.3, "recall_floor_error": 0.0}
+    counts = {"classifier_fid/eta=0.5": 10_000, "test/log_likelihood": 100}
+    assert metric_texts(metrics, counts) == {
+        "classifier_fid/eta=0.5": "3.68 \u00b1 0.12 (n = 10,000)",
+        "kl": "0.01432 nats",
+        "confident": "64.12 \u00b1 0.48 %",
+        "test/log_likelihood": "-88.19 \u00b1 0.30 nats (n = 100)",
+        "recall_floor": "100.00 \u00b1 0 %",
+    }
+    assert metric_texts({"reconstruction_error": 3.0}) == {"reconstruction_error": "3 squared pixels"}
 
 
 def test_resuming_in_the_folder_of_the_run_warns_of_nothing(tmp_path):

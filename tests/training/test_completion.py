@@ -21,6 +21,7 @@ LINES = [
     ("zoo sample va", ["vae", "vade", "vae-bernoulli"], ["wgan"]),
     ("zoo sample vae --s", ["--seed"], ["--class"]),
     ("zoo evaluate vae --data fash", ["fashion_mnist"], ["mnist"]),
+    ("zoo distance mnist wg", ["wgan", "wgan-clip"], ["mnist"]),
     ("zoo curves runs/vae/a --metric val", ["val/loss"], ["train/loss"]),
     ("zoo report num", ["numbers"], ["gan"]),
     ("zoo report --runs runs/vae/a --metric val", ["val/loss"], ["train/loss"]),

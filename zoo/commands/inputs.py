@@ -15,11 +15,16 @@ def load_model(args: argparse.Namespace):
     return zoo.load(args.source, named_class(args.model_class))
 
 
-def on_device(model):
-    """Return the model on the GPU if there is one."""
+def device_of_commands() -> str:
+    """Return the device on which commands compute: the GPU if there is one."""
     import torch
 
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def on_device(model):
+    """Return the model on the GPU if there is one."""
+    return model.to(device_of_commands())
 
 
 def knows_words(model: object) -> bool:

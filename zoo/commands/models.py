@@ -58,23 +58,20 @@ def about(model: str) -> str:
 
 
 def _main_metric(metrics: dict[str, float]) -> str:
+    from zoo.evaluation.units import metric_texts
+
     for main in MAIN_METRICS:
         for name in metrics:
             if name == main or name.startswith(f"{main}/"):
-                return f"{name.removeprefix('test/')} {_with_unit(name, metrics)}"
+                return f"{name.removeprefix('test/')} {metric_texts(metrics)[name]}"
     return ""
 
 
-def _with_unit(name: str, metrics: dict[str, float]) -> str:
-    """Return a metric with its unit. Its name may end in conditions of samples, as in ``classifier_fid/eta=1``."""
-    from zoo.evaluation.units import plain_name, with_unit
+def _print_metrics(metrics: dict[str, float], counts: dict[str, int] | None = None) -> None:
+    from zoo.evaluation.units import metric_texts
 
-    return with_unit(plain_name(name), metrics[name], {plain_name(other) for other in metrics})
-
-
-def _print_metrics(metrics: dict[str, float]) -> None:
-    for name in metrics:
-        print(f"{name}: {_with_unit(name, metrics)}")
+    for name, text in metric_texts(metrics, counts).items():
+        print(f"{name}: {text}")
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -103,7 +100,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.update_card:
         _update_card(args)
         return
-    model, metrics = on_device(load_model(args)), {}
+    model, metrics, evidence = on_device(load_model(args)), {}, {}
     words = knows_words(model)
     if words:  # checked before the work begins
         from zoo.evaluation.words import find_word_sets, measure_words
@@ -115,10 +112,10 @@ def evaluate(args: argparse.Namespace) -> None:
         if words:
             metrics = evaluation.evaluate(model, data)
         else:
-            metrics, _ = evaluation.measure(model, data, _protocol(args), progress=True)
+            metrics, evidence = evaluation.measure(model, data, _protocol(args), progress=True)
     if words:
         metrics |= measure_words(model, sets)
-    _print_metrics(metrics)
+    _print_metrics(metrics, evidence.get("counts"))
 
 
 def _update_card(args: argparse.Namespace) -> None:
@@ -127,8 +124,9 @@ def _update_card(args: argparse.Namespace) -> None:
     from zoo.hub.refreshing import refresh
 
     before = (hub.card_of(args.source) or {}).get("metrics", {})
-    metrics = refresh(args.source, _protocol(args), True, args.data)["metrics"]
-    _print_metrics(metrics)
+    card = refresh(args.source, _protocol(args), True, args.data)
+    metrics = card["metrics"]
+    _print_metrics(metrics, card["counts"])
     changed = [name for name in metrics if name in before and before[name] != metrics[name]]
     print(f"Wrote {len(metrics)} metrics to the card of {args.source}, {len(changed)} of them with another value")
     for name in changed:
@@ -216,7 +214,7 @@ def export(args: argparse.Namespace) -> None:
     print(f"Wrote {pasted(weights)} ({weights.stat().st_size / 1e6:.1f} MB) and its card")
     print(f'Load it in Python with: zoo.load("{source}")')
     card = hub.card_of(source)
-    _print_metrics(card["metrics"])
+    _print_metrics(card["metrics"], card["counts"])
     for name, moved in (card["rounding"] or {}).items():
         print(f"{name}: {moved['float32']:.6g} in float32, {moved['float16']:.6g} in float16, error {moved['error']}")
 

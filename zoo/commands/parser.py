@@ -8,10 +8,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import zoo
-from zoo.commands import completion, models, report, resuming, words
+from zoo.commands import completion, distance, models, report, resuming, words
+from zoo.commands.image_sets import DATA_SETS as IMAGES
 from zoo.training.shell import pasted, zoo_command
 
-IMAGES = ("mnist", "fashion_mnist", "digits", "mnist_or_digits", "cifar10", "svhn", "celeba")
 POINTS = ("mixture", "ring", "moons", "swiss_roll", "line", "markov_chain")
 TEXTS = ("text8", "wikitext2", "pydocs")
 DATA = (
@@ -88,6 +88,7 @@ GROUPS = {
         "list": models.list_everything,
         "sample": models.sample,
         "evaluate": models.evaluate,
+        "distance": distance.distance,
         "compare": models.compare,
         "curves": models.curves,
         "report": report.report,
@@ -104,6 +105,11 @@ EXAMPLES = {
     "evaluate": [
         "vae --data mnist --importance-samples 100",
         "ddpm --data mnist --samples 1000 -c num_steps=50 -c eta=1",
+    ],
+    "distance": [
+        "mnist vae -n 10000",
+        "photos/ generated/ --features inception --format json",
+        "mnist:val samples.npy --features mnist",
     ],
     "compare": ["vae --estimators pathwise,score_function --draws 64", "toy"],
     "curves": ["runs/vae/* --metric val/loss -o curves.png"],
@@ -161,7 +167,7 @@ def parser(train: bool = False) -> CommandParser:
         about = str(run.__doc__)
         found[name] = commands.add_parser(name, help=about, description=about, epilog=examples, example=lines[0])
         found[name].set_defaults(run=run)
-        if name not in ("resume", "list", "curves", "report", "completion"):
+        if name not in ("resume", "list", "distance", "curves", "report", "completion"):
             of_compare = "; or toy, an example with known exact variances" if name == "compare" else ""
             text = "run folder, or a checkpoint file in it" if name == "export" else SOURCE + of_compare
             source = found[name].add_argument("source", metavar="SOURCE", help=text)
@@ -187,15 +193,7 @@ def parser(train: bool = False) -> CommandParser:
     sub.add_argument("-n", type=int, default=64, metavar="N", help="number of samples, at least 1 (default: 64)")
     _add_seed(sub)
     _add_output(sub, "samples.png")
-    sub.add_argument(
-        "-c",
-        "--condition",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="arguments of the model's sample method, such as y=3 or num_steps=50,eta=1; in Python, "
-        "help(zoo.load(SOURCE).sample) explains them (default: none)",
-    )
+    _add_conditions(sub)
     text = (
         "data set whose test images start the chains, for models that sample by chains: "
         f"{', '.join(IMAGES)}, or the path of images (default: chains start from noise)"
@@ -214,6 +212,7 @@ def parser(train: bool = False) -> CommandParser:
     _add_protocol(sub)
     text = "write the metrics to the card of a pretrained or exported checkpoint, by the protocol of the card"
     sub.add_argument("--update-card", action="store_true", help=text)
+    _add_distance(found["distance"])
     sub = found["compare"]
     _add_class(sub)
     sub.add_argument(
@@ -315,6 +314,49 @@ def _add_report(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--points", action="store_true", help=text)
     text = "also write a results file (.csv), or a picture of the values of all seeds (.png) (default: write nothing)"
     sub.add_argument("-o", "--output", type=_path, metavar="FILE", help=text)
+
+
+def _add_distance(sub: argparse.ArgumentParser) -> None:
+    kinds = (
+        "a folder of images, a .npy, .npz or .pt file, a data set, or a trained model that draws samples. Data with "
+        "parts give their test images, and NAME:val or NAME:train give another part"
+    )
+    text = f"the real images: {kinds}"
+    sub.add_argument("real", metavar="REAL", help=text).completer = _images
+    text = "the samples, of the same kinds. The order matters for precision, recall, density and coverage"
+    sub.add_argument("samples_of", metavar="SAMPLES", help=text).completer = _images
+    text = (
+        "network of the features: mnist or fashion_mnist, a classifier of grey images of 28 x 28 pixels, or inception, "
+        "for the FID of papers (default: mnist)"
+    )
+    names = ("mnist", "fashion_mnist", "inception")
+    sub.add_argument("--features", choices=names, default="mnist", metavar="FEATURES", help=text)
+    text = "crop the centre of all images and resize it to N x N pixels; inception resizes images itself (default: no)"
+    sub.add_argument("--size", type=int, metavar="N", help=text)
+    sub.add_argument("--grey", action="store_true", help="convert colours to grey (default: colours stay)")
+    text = "samples to draw from a model (default: as many as the other set has images, and at most 10000)"
+    sub.add_argument("-n", type=int, metavar="N", help=text)
+    _add_seed(sub)
+    _add_conditions(sub)
+    _add_class(sub)
+    text = "table, csv or json (default: table)"
+    sub.add_argument("--format", choices=("table", "csv", "json"), default="table", metavar="FORMAT", help=text)
+
+
+def _images(prefix: str, **kwargs) -> list[str]:
+    return [*IMAGES, *completion.sources(prefix), *completion.files(prefix, "npy", "npz", "pt")]
+
+
+def _add_conditions(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "-c",
+        "--condition",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="arguments of the model's sample method, such as y=3 or num_steps=50,eta=1; in Python, "
+        "help(zoo.load(SOURCE).sample) explains them (default: none)",
+    )
 
 
 def _add_train(sub: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import zoo
+from zoo.checks.errors import UserError
 from zoo.training.command_line import (
     check_kind,
     check_values,
@@ -46,6 +47,9 @@ def build(node: "DictConfig", **kwargs):
         # Hydra's errors about a class or its arguments are readable. An error from inside the call is raised unchanged.
         called, cause = "Error in call to target" in str(error), error.__cause__
         if called and cause is not None and cause.__traceback__.tb_next is not None:
+            # torchmetrics raises this error with a message that says what to install, and without a module name.
+            if isinstance(cause, ModuleNotFoundError) and cause.name is None:
+                raise UserError(str(cause)) from None
             raise cause from None
         raise
 

@@ -17,7 +17,6 @@ distance of two images in [0, 1], which grows with the number of pixels. Use it 
 set. It does not weigh details as people do, and values of different data sets or sizes cannot be compared.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -29,7 +28,11 @@ from zoo.checks.values import check_integer
 from zoo.datamodules import Images, Toy
 from zoo.datamodules.access import name_of, split_of
 from zoo.datamodules.splits import as_floats
-from zoo.functional.noise import chunk_generator
+from zoo.evaluation.estimates import Estimate, fraction, with_errors
+from zoo.evaluation.frechet import frechet_distance, frechet_standard_error
+from zoo.evaluation.kernels import kid
+from zoo.evaluation.manifolds import DENSITY_NEIGHBOURS, PRECISION_NEIGHBOURS, density_coverage, precision_recall
+from zoo.evaluation.pairs import sums_between, sums_within, two_sample_estimate
 from zoo.functional.precision import in_float64
 from zoo.functional.progress import tracked
 from zoo.sampling.chunks import sample_chunks
@@ -38,7 +41,6 @@ CONFIDENT = 0.9  # the classifier is confident if the probability of the predict
 CLASSIFIERS = {"mnist": "classifier", "fashion_mnist": "classifier-fashion"}  # checkpoint trained on these data
 SIMILAR = {"digits": "classifier"}  # checkpoint trained on similar data: its distances only compare epochs and models
 MOST_IMAGES = 5000  # largest number of samples and of real images in the energy distance of images
-ROWS_AT_ONCE = 500  # images whose distances to all others are in memory at once
 
 
 class ClassifierOutput(NamedTuple):
@@ -76,37 +78,40 @@ def classify_images(images: Tensor, classifier, progress: bool = False) -> Class
     return ClassifierOutput(features.cpu().double(), classifier.head(features).softmax(-1).cpu())
 
 
-def confident(output: ClassifierOutput) -> float:
+def confident(output: ClassifierOutput) -> Estimate:
     """Return the fraction of images whose predicted label has a probability above 0.9."""
-    return in_float64(output.probabilities.max(-1).values > CONFIDENT).mean().item()
+    return fraction(output.probabilities.max(-1).values > CONFIDENT)
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Return the Frechet distance of two sets of vectors, (N, F) and (M, F), with N and M at least 2.
+def feature_distances(real_features: Tensor, fake_features: Tensor, progress: bool = False) -> dict[str, Estimate]:
+    """Return all distances between real and fake features, (N, F) and (M, F), each with its standard error.
 
-        |mu_a - mu_b|^2 + tr( C_a + C_b - 2 (C_a C_b)^(1/2) )
+    ``fid`` and ``kid`` are smaller for closer sets, and symmetric. ``precision``, ``recall``, ``density`` and
+    ``coverage`` are larger for closer sets, and not symmetric (zoo/evaluation/manifolds.py). ``progress`` shows the
+    progress of the error of ``fid``, which takes the longest.
 
-    This is the squared 2-Wasserstein distance between two Gaussians with the means and covariances of the sets. The
-    code takes the eigenvalues of the symmetric matrix C_a^(1/2) C_b C_a^(1/2). They equal the eigenvalues of C_a C_b.
+    Precision and recall need at least 4 vectors in each set, and density and coverage at least 6 real vectors. They are
+    left out if there are fewer.
     """
-    (mu_a, C_a), (mu_b, C_b) = ((x.mean(0), torch.atleast_2d(torch.cov(x.T))) for x in (a, b))
-    values, vectors = torch.linalg.eigh(C_a)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ C_b @ root).clamp(min=0).sqrt().sum()
-    return float((mu_a - mu_b).square().sum() + C_a.trace() + C_b.trace() - 2 * cross)
+    real, fake = in_float64(real_features), in_float64(fake_features)
+    found = {
+        "fid": Estimate(frechet_distance(fake, real), frechet_standard_error(fake, real, progress=progress)),
+        "kid": kid(real, fake),
+    }
+    if min(len(real), len(fake)) > PRECISION_NEIGHBOURS:
+        found["precision"], found["recall"] = precision_recall(real, fake)
+    if len(real) > DENSITY_NEIGHBOURS:
+        found["density"], found["coverage"] = density_coverage(real, fake)
+    return found
 
 
-def frechet_standard_error(a: Tensor, b: Tensor, resamples: int = 50, seed: int = 0) -> float:
-    """Return the standard deviation of :func:`frechet_distance` over bootstrap resamples of both sets.
+def classifier_distances(real: Tensor, fake: Tensor, ending: str = "") -> dict[str, Estimate]:
+    """Return :func:`feature_distances` of features of the classifier, with the names of cards.
 
-    A resample has fewer distinct vectors than the original set. The bootstrap mean is therefore biased and not used.
+    The names ``fid`` and ``kid`` become ``classifier_fid`` and ``classifier_kid``. Each name ends with ``ending``.
     """
-    distances = []
-    for k in range(resamples):
-        generator = chunk_generator(seed, k)
-        again = [x[torch.randint(len(x), (len(x),), generator=generator)] for x in (a, b)]
-        distances.append(frechet_distance(*again))
-    return float(torch.tensor(distances).std())
+    names = {"fid": "classifier_fid", "kid": "classifier_kid"}
+    return {names.get(name, name) + ending: found for name, found in feature_distances(real, fake).items()}
 
 
 def sample_metrics(
@@ -124,21 +129,22 @@ def sample_metrics(
         progress: show a progress bar.
 
     Returns:
-        ``classifier_fid`` and its standard error ``classifier_fid_error``.
+        The metrics of :func:`classifier_distances`, and three fractions. Each has its standard error ``<name>_error``.
         ``rarest_class``: fraction of samples in the class with the fewest samples.
         ``commonest_class``: fraction of samples in the class with the most samples.
         ``confident``: fraction of samples whose predicted label has a probability above 0.9.
+
+        The errors of fractions are binomial. For the rarest and the commonest class, they ignore the selection.
     """
     fake = classify_images(sample_chunks(model, n, seed, progress=progress, **(conditions or {})), classifier, progress)
     predicted = fake.probabilities.argmax(-1)
-    shares = predicted.bincount(minlength=fake.probabilities.shape[1]) / n
-    return {
-        "classifier_fid": frechet_distance(fake.features, real),
-        "classifier_fid_error": frechet_standard_error(fake.features, real),
-        "rarest_class": shares.min().item(),
-        "commonest_class": shares.max().item(),
+    counts = predicted.bincount(minlength=fake.probabilities.shape[1])
+    fractions = {
+        "rarest_class": fraction(predicted == counts.argmin()),
+        "commonest_class": fraction(predicted == counts.argmax()),
         "confident": confident(fake),
     }
+    return with_errors(classifier_distances(real, fake.features) | fractions)
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:
@@ -149,16 +155,13 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     The distance is 0 for equal distributions and positive for different ones (Szekely & Rizzo 2013). The estimate is
     unbiased. It can therefore be negative if the distributions are equal or close.
     """
+    return energy_estimate(a, b).value
+
+
+def energy_estimate(a: Tensor, b: Tensor) -> Estimate:
+    """Return :func:`energy_distance` and its jackknife standard error."""
     a, b = in_float64(a), in_float64(b)
-    within = lambda x: torch.pdist(x).mean()  # noqa: E731
-    return float(2 * torch.cdist(a, b).mean() - within(a) - within(b))
-
-
-class Estimate(NamedTuple):
-    """An estimate and its standard error."""
-
-    value: float
-    error: float
+    return two_sample_estimate(sums_between(a, b), sums_within(a), sums_within(b))
 
 
 class ImageDistance:
@@ -188,65 +191,11 @@ class ImageDistance:
     def __call__(self, samples: Tensor) -> Estimate:
         """Return the distance of ``samples``, (N, ...) in [0, 1], from the real images, with N at least 2.
 
-        The value is the unbiased estimate of :func:`energy_distance`. The error is the jackknife standard error over
-        samples and real images. On average, the jackknife does not underestimate the variance (Efron & Stein 1981).
-        The error is NaN for fewer than three samples or real images.
+        The value is the unbiased estimate of :func:`energy_distance`. The error is the jackknife standard error of
+        :func:`zoo.evaluation.pairs.two_sample_estimate`, and NaN for fewer than three samples or real images.
         """
         fake = self._vectors(samples)
-        n, m = len(fake), len(self.real)
-        of_fake, of_real = sums_between(fake, self.real)
-        within_fake, between = sums_within(fake), of_fake.sum()
-        value = 2 * between / (n * m) - within_fake.sum() / (n * (n - 1)) - self.within_real.sum() / (m * (m - 1))
-        variances = [
-            _jackknife_variance(of_fake, within_fake, between, m),
-            _jackknife_variance(of_real, self.within_real, between, n),
-        ]
-        return Estimate(float(value), math.sqrt(sum(variances)))
-
-
-def _jackknife_variance(between: Tensor, within: Tensor, total: Tensor, others: int) -> float:
-    """Return the jackknife variance of the energy distance over the examples of one set.
-
-    Args:
-        between: sum of the distances from each example to the other set, (N,).
-        within: sum of the distances from each example to its own set, (N,).
-        total: sum of ``between``.
-        others: number of examples in the other set.
-    """
-    n = len(between)
-    if n < 3:
-        return math.nan
-    # The distance without each of the examples. The term of the other set is constant and is left out.
-    without = 2 * (total - between) / ((n - 1) * others) - (within.sum() - 2 * within) / ((n - 1) * (n - 2))
-    return float((n - 1) / n * (without - without.mean()).square().sum())
-
-
-def sums_between(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum of the distances from each row of ``a`` to all rows of ``b``, and the reverse, float64, CPU.
-
-    Args:
-        a: vectors, (N, D).
-        b: vectors, (M, D).
-    """
-    rows, columns = [], torch.zeros(len(b), dtype=torch.float64)
-    for part in a.split(ROWS_AT_ONCE):
-        distances = in_float64(torch.cdist(part, b))
-        rows.append(distances.sum(1).cpu())
-        columns += distances.sum(0).cpu()
-    return torch.cat(rows), columns
-
-
-def sums_within(a: Tensor) -> Tensor:
-    """Return the sum of the distances from each row of ``a``, (N, D), to the other rows, (N,), float64, on the CPU."""
-    sums = torch.zeros(len(a), dtype=torch.float64)
-    for begin in range(0, len(a), ROWS_AT_ONCE):
-        part = a[begin : begin + ROWS_AT_ONCE]
-        end = begin + len(part)
-        distances = in_float64(torch.cdist(part, a[begin:]))  # pairs with earlier rows are counted already
-        distances[:, : len(part)].fill_diagonal_(0)  # cdist rounds the distance of a row to itself
-        sums[begin:end] += distances.sum(1).cpu()
-        sums[end:] += distances[:, len(part) :].sum(0).cpu()
-    return sums
+        return two_sample_estimate(sums_between(fake, self.real), sums_within(fake), self.within_real)
 
 
 class Modes(NamedTuple):

@@ -29,14 +29,15 @@ from zoo.evaluation.distances import (
     MOST_IMAGES,
     ImageDistance,
     SampleDistanceMetric,
+    classifier_distances,
     classifier_of,
     classify_images,
     confident,
-    frechet_distance,
-    frechet_standard_error,
+    energy_estimate,
     modes,
     sample_metrics,
 )
+from zoo.evaluation.estimates import binomial_error, with_errors
 from zoo.evaluation.fields import measure_field
 from zoo.evaluation.words import measure_words
 from zoo.functional.clusters import ClusterTable
@@ -144,7 +145,9 @@ def measure(
         all/accuracy, all/nmi, all/ari          the model has clusters, and all images have labels
         feature_accuracy                        the model has ``transform``, and the images have labels
 
-    If the protocol has several conditions, the name of each metric of samples ends with its condition.
+    The standard error of a metric has the name ``<name>_error``. For metrics under ``test/``, only accuracy and log
+    likelihood have one. If the protocol has several conditions, the name of each metric of samples ends with its
+    condition.
     ``judged_accuracy`` uses the number of evaluated samples, rounded down to a multiple of 10, and at least 10. If no
     samples are evaluated, ``judged_accuracy`` uses 10,000 samples. If the conditions fix the labels ``y``,
     ``judged_accuracy`` is not measured.
@@ -157,7 +160,8 @@ def measure(
 
     Returns:
         metrics: {name: value}.
-        evidence: intermediate values, which the card stores under ``log_likelihood``, ``bound`` and ``samples``.
+        evidence: intermediate values, which the card stores under ``log_likelihood``, ``bound`` and ``samples``. Under
+            ``counts`` is the number of examples of each metric that has a standard error.
 
     Raises:
         UserError: if the protocol does not suit the model.
@@ -167,45 +171,63 @@ def measure(
     if isinstance(model, capabilities.Words):
         return measure_words(model), {}
     metrics, evidence = evaluate(model, data), {}
+    counts: dict[str, int] = {}  # examples of each metric with a standard error
     model.eval()
     if num_samples := protocol.importance_samples:
         hundreds = log_likelihood_per_batch(model, data, num_samples, progress=progress)
         total = len(split_of(data, "test").images)
         sizes = [min(IMAGES_AT_ONCE, total - i * IMAGES_AT_ONCE) for i in range(len(hundreds))]
         metrics["test/log_likelihood"] = sum(m * n for m, n in zip(hundreds, sizes, strict=True)) / total
+        if len(hundreds) > 1:
+            metrics["test/log_likelihood_error"] = float(np.std(hundreds, ddof=1)) / len(hundreds) ** 0.5
+        counts["test/log_likelihood"] = total
         evidence["log_likelihood"] = {"num_samples": num_samples, "of_each_hundred": hundreds}
     if protocol.bound_images:
         terms = bound_per_batch(model, data, protocol.bound_images // BOUND_AT_ONCE, progress)
         metrics |= bound_metrics(terms, math.prod(shape_of(model)))
+        counts["bits_per_dim"] = len(terms) * BOUND_AT_ONCE
         evidence["bound"] = {"images": len(terms) * BOUND_AT_ONCE, "of_each_five": terms.tolist()}
     known = isinstance(data, Toy) and isinstance(data.distribution, capabilities.KnownScore)
     if known and isinstance(model, capabilities.ScoreChains):
         field = measure_field(model, data.distribution)
         metrics |= {"fisher_divergence": field.fisher_divergence, "log_density_gap": field.log_density_gap}
-    kinds = model.rows() if isinstance(model, capabilities.SampleRows) else None
-    labelled = kinds is not None and kinds[0] == "y"
     if _samples(protocol, model):
-        of_samples, evidence["samples"] = _measure_all_samples(model, data, protocol, labelled, progress)
+        of_samples, evidence["samples"], of_each = measure_all_samples(model, data, protocol, progress)
         metrics |= of_samples
-    elif labelled and (classifier := _load_classifier(data, model.device)):
-        metrics["judged_accuracy"] = judged_accuracy(model, classifier=classifier, progress=progress)["judged_accuracy"]
+        counts |= of_each
+    elif _has_labels(model) and (classifier := _load_classifier(data, model.device)):
+        metrics |= _recognised(model, 10_000, classifier, progress)
+        counts["judged_accuracy"] = 10_000
     labels = all(has_labels(data, split) for split in ("train", "val", "test"))
     if isinstance(model, capabilities.Clusters) and labels:
         metrics |= {f"all/{name}": score for name, score in clustering_of_all_images(model, data, progress).items()}
+        counts["all/accuracy"] = sum(size_of(data, split) for split in ("train", "val", "test"))
     if isinstance(model, capabilities.Features) and labels:
         metrics["feature_accuracy"] = feature_accuracy(model, data)
-    return metrics, evidence
+        counts["feature_accuracy"] = size_of(data, "test")
+    if "test/accuracy" in metrics:
+        counts["test/accuracy"] = size_of(data, "test")
+    for name in {"test/accuracy", "all/accuracy", "feature_accuracy"} & set(metrics):
+        metrics[f"{name}_error"] = binomial_error(metrics[name], counts[name])
+    return metrics, evidence | {"counts": counts}
 
 
-def _measure_all_samples(
-    model, data, protocol: Protocol, labelled: bool, progress: bool
-) -> tuple[dict[str, float], dict[str, object]]:
-    """Return the metrics of samples under each of the conditions, and what the card stores about them.
+def _has_labels(model) -> bool:
+    """Return whether samples of the model can be drawn with given labels."""
+    kinds = model.rows() if isinstance(model, capabilities.SampleRows) else None
+    return kinds is not None and kinds[0] == "y"
 
-    ``labelled`` is whether the model has labels.
+
+def measure_all_samples(
+    model, data, protocol: Protocol, progress: bool = False
+) -> tuple[dict[str, float], dict[str, object], dict[str, int]]:
+    """Return the metrics of samples under each of the conditions, what the card stores about them, and their counts.
+
+    The counts are the numbers of examples of the metrics with standard errors. See :func:`measure` for the arguments.
     """
     samples, several = _samples(protocol, model), len(protocol.conditions) > 1
     metrics: dict[str, float] = {}
+    counts: dict[str, int] = {}
     classifier = _load_classifier(data, model.device)
     sure: list[list[float]] = []  # for each of the conditions, the largest probabilities of the first samples
     # Old names of conditions are replaced by current names.
@@ -213,11 +235,10 @@ def _measure_all_samples(
     for conditions in conditions_of_all:
         found = measure_samples(model, data, samples, conditions, progress)
         after = "".join(f"/{k}={json.dumps(v)}" for k, v in conditions.items()) if several else ""
-        if classifier and labelled and "y" not in conditions:
-            n = max(10, samples - samples % 10)
-            obeyed = judged_accuracy(model, n, classifier=classifier, progress=progress, **conditions)
-            found["judged_accuracy"] = obeyed["judged_accuracy"]
+        if classifier and _has_labels(model) and "y" not in conditions:
+            found |= _recognised(model, max(10, samples - samples % 10), classifier, progress, **conditions)
         metrics |= {name + after: value for name, value in found.items()}
+        counts |= {name + after: count for name, count in _sample_counts(found, data, samples).items()}
         if classifier:
             own = {k: v[:CHUNK] if isinstance(v, list) else v for k, v in conditions.items()}
             chunk = classify_images(sample_chunks(model, CHUNK, seed=0, **own), classifier)
@@ -226,7 +247,35 @@ def _measure_all_samples(
     if not isinstance(data, Toy) and not classifier:
         images = min(size_of(data, "test"), MOST_IMAGES)
         evidence |= {"n": min(samples, MOST_IMAGES), "test_images": images}
-    return metrics, evidence
+    return metrics, evidence, counts
+
+
+def _recognised(model, n: int, classifier, progress: bool, **conditions) -> dict[str, float]:
+    """Return ``judged_accuracy`` of ``n`` samples and its standard error."""
+    found = judged_accuracy(model, n, classifier=classifier, progress=progress, **conditions)
+    return {name: found[name] for name in ("judged_accuracy", "judged_accuracy_error")}
+
+
+def _sample_counts(found: dict[str, float], data, samples: int) -> dict[str, int]:
+    """Return the number of examples of each metric in ``found`` that has a standard error.
+
+    For distances of validation images, this is the number of these images. For other metrics of samples, it is the
+    number of samples.
+    """
+    classified = classifier_of(data) is not None
+    counts = {}
+    for name in found:
+        if f"{name}_error" not in found:
+            continue
+        if name == "confident_of_test_images":
+            counts[name] = size_of(data, "test")
+        elif name.endswith("_floor"):
+            counts[name] = min(samples, size_of(data, "val"))
+        elif name == "judged_accuracy":
+            counts[name] = max(10, samples - samples % 10)
+        else:
+            counts[name] = samples if classified or name == "near_a_mode" else min(samples, MOST_IMAGES)
+    return counts
 
 
 def _load_classifier(data, device):
@@ -250,15 +299,16 @@ def measure_samples(
     Returns:
         {name: value}. The metrics depend on the data.
 
-        For MNIST and Fashion-MNIST, the metrics are those of :func:`sample_metrics` and three others.
+        For MNIST and Fashion-MNIST, the metrics are those of :func:`sample_metrics` and further ones.
         ``confident_of_test_images`` is the fraction of test images whose predicted label has a probability above 0.9.
-        ``classifier_fid_floor`` is the distance of n validation images from the test images. If n is above 5,000, all
-        5,000 validation images are used. ``classifier_fid_floor_error`` is the standard error of this distance.
+        ``classifier_fid_floor``, ``classifier_kid_floor``, ``precision_floor``, ``recall_floor``, ``density_floor`` and
+        ``coverage_floor`` compare n validation images with the test images. If n is above 5,000, all 5,000 validation
+        images are used.
 
         For points, the metric is ``energy_distance``, on the first 5,000 samples. For the ring, the metrics are also
         ``modes_covered`` and ``near_a_mode``. For sequences, the metric is ``kl``, by enumeration.
 
-        For all other images, the metrics are ``energy_distance`` and its standard error ``energy_distance_error``. They
+        For all other images, the metric is ``energy_distance``. It
         compare the first 5,000 samples with the first 5,000 test images, see
         :class:`zoo.evaluation.distances.ImageDistance`. No classifier was trained on them.
 
@@ -271,10 +321,14 @@ def measure_samples(
             SampleDistanceMetric(data, "test"),
             sample_chunks(model, n, seed=0, progress=progress, **conditions),
         )
-        metrics = {yardstick.name: yardstick(model, samples[:5000])}
+        if yardstick.name == "kl":
+            return {"kl": yardstick(model, samples)}
+        points = data.splits["test"].images.cpu()[: len(samples[:MOST_IMAGES])]
+        metrics = with_errors({"energy_distance": energy_estimate(samples[:MOST_IMAGES], points)})
         if data.used == "ring":
             found = modes(samples, data.distribution.mu, data.distribution.sigma)
             metrics |= {"modes_covered": float(found.covered), "near_a_mode": found.near}
+            metrics["near_a_mode_error"] = binomial_error(found.near, n)
         return metrics
     classifier = _load_classifier(data, model.device)
     if classifier is None:
@@ -282,18 +336,15 @@ def measure_samples(
         n = min(n, MOST_IMAGES)
         distance = ImageDistance(real, model.device)(sample_chunks(model, n, 0, progress=progress, **conditions))
         log.info("The energy distance compares %s samples with %s test images", f"{n:,}", f"{len(real):,}")
-        return {"energy_distance": distance.value} | (
-            {} if math.isnan(distance.error) else {"energy_distance_error": distance.error}
-        )
+        return with_errors({"energy_distance": distance})
     val, test = (
         classify_images(as_floats(data.splits[split].images[:of]), classifier, progress)
         for split, of in (("val", n), ("test", None))
     )
-    return sample_metrics(model, test.features, classifier, n, conditions=conditions, progress=progress) | {
-        "confident_of_test_images": confident(test),
-        "classifier_fid_floor": frechet_distance(val.features, test.features),
-        "classifier_fid_floor_error": frechet_standard_error(val.features, test.features),
-    }
+    floors = {"confident_of_test_images": confident(test)}
+    floors |= classifier_distances(test.features, val.features, ending="_floor")
+    found = sample_metrics(model, test.features, classifier, n, conditions=conditions, progress=progress)
+    return found | with_errors(floors)
 
 
 @torch.no_grad()
@@ -337,7 +388,8 @@ def judged_accuracy(
         conditions: conditions of the samples in addition to their labels.
 
     Returns:
-        ``judged_accuracy``: fraction for all labels. ``judged_accuracy/<label>``: fraction for each label.
+        ``judged_accuracy``: fraction for all labels. ``judged_accuracy_error``: its binomial standard error.
+        ``judged_accuracy/<label>``: fraction for each label.
 
     Raises:
         UserError: if ``model.sample`` has no argument ``y``, or ``n`` is not a multiple of the number of classes.
@@ -352,7 +404,8 @@ def judged_accuracy(
     batches = tracked(images.split(500), "classifying images", "batch", show=progress)
     predicted = torch.cat([classifier.predict(x.to(classifier.device)).cpu() for x in batches])
     right = (predicted == torch.tensor(labels)).double().view(classes, -1).mean(1)
-    return {"judged_accuracy": right.mean().item()} | {
+    error = (right * (1 - right) / (n // classes)).sum().sqrt() / classes  # the number of each label is fixed
+    return {"judged_accuracy": right.mean().item(), "judged_accuracy_error": error.item()} | {
         f"judged_accuracy/{k}": share for k, share in enumerate(right.tolist())
     }
 

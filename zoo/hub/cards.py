@@ -33,6 +33,7 @@ def measurements(found: Measured, model: Any, kind: str, data: Any) -> dict[str,
         "log_likelihood": found.evidence.get("log_likelihood"),
         "bound": found.evidence.get("bound"),
         "samples": found.evidence.get("samples"),
+        "counts": found.evidence.get("counts"),
     }
 
 

@@ -17,7 +17,7 @@ from zoo.checks.errors import CheckpointError
 from zoo.checks.inputs import shape_of
 from zoo.checks.sources import SAFETENSORS
 from zoo.evaluation.protocol import Protocol
-from zoo.evaluation.units import with_unit
+from zoo.evaluation.units import metric_texts
 from zoo.hub.exporting import draw, publish
 from zoo.hub.loading import from_weights
 from zoo.hub.repositories import LOGIN, NAME, in_one_line, library
@@ -189,13 +189,12 @@ def task_of(model: LightningModule) -> str:
 
 def _text(card: dict[str, Any], model: LightningModule, repo: str, has_picture: bool) -> str:
     """Return the text of a README."""
-    metrics = card["metrics"]
     lines = [f"# {card['name']}", "", (inspect.getdoc(type(model)) or type(model).__name__).splitlines()[0], ""]
     if has_picture:
         lines += [f"![Picture of the model]({NAME}.png)", ""]
     lines += ["```python", "import zoo", "", f'model = zoo.load("hf:{repo}")', _use(model), "```", ""]
     lines += ["## Metrics", "", "| metric | value |", "| --- | --- |"]
-    lines += [f"| {name} | {with_unit(name, value, set(metrics))} |" for name, value in metrics.items()]
+    lines += [f"| {name} | {text} |" for name, text in metric_texts(card["metrics"], card.get("counts")).items()]
     lines += ["", f"Protocol: {card['protocol']}.", *_amounts(card), "", "## Training", "", "| | |", "| --- | --- |"]
     lines += [f"| {title} | {_cell(card[key])} |" for key, title in TITLES.items() if card.get(key) is not None]
     return "\n".join([*lines, "", f"`{NAME}.json` holds the full record.", ""])

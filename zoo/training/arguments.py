@@ -7,7 +7,7 @@ from zoo.checks.errors import UserError
 from zoo.checks.sources import SAFETENSORS, check_name, check_source, export_folder
 from zoo.checks.values import check_integer
 
-LEAST = {"n": 1, "draws": 2, "batch_size": 1, "importance_samples": 0, "bound_images": 0, "samples": 2}
+LEAST = {"n": 1, "draws": 2, "batch_size": 1, "importance_samples": 0, "bound_images": 0, "samples": 2, "size": 1}
 
 
 def check_numbers(args: argparse.Namespace) -> None:
