@@ -13,9 +13,9 @@ from zoo.hub import exporting
 
 def test_samples_of_an_exported_model_are_measured_again(tmp_path, monkeypatch):
     """A metric that the card lacks is added. Other metrics, the weights and the number of samples stay."""
-    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
     fast = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "callbacks=none", "test=false"]
     run(tmp_path / "run", *TINY["gan"][:-1], *fast)
+    monkeypatch.setattr(zoo, "WEIGHTS", tmp_path / "weights")
     weights = exporting.export(tmp_path / "run", "small", protocol=Protocol(samples=20), folder=tmp_path / "weights")
     before, packed = hub.read_card("small"), weights.read_bytes()
     assert before["counts"] == {"energy_distance": 20}

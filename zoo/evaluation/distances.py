@@ -113,13 +113,13 @@ def sample_metrics(
 
     Returns:
         The following metrics, and the standard error ``<name>_error`` of each:
-
-            classifier_fid      Frechet distance of features
-            classifier_kid      kernel distance of features (zoo/evaluation/kernels.py)
-            precision, recall, density, coverage    see zoo/evaluation/manifolds.py; left out for fewer than 4 samples
-            rarest_digit        fraction of samples that are classified as the least frequent digit
-            commonest_digit     fraction of samples that are classified as the most frequent digit
-            confident           fraction of samples whose predicted label has a probability above 0.9
+        ``classifier_fid``: Frechet distance of features.
+        ``classifier_kid``: kernel distance of features (zoo/evaluation/kernels.py).
+        ``precision``, ``recall``, ``density``, ``coverage``: see zoo/evaluation/manifolds.py. Precision and recall are
+        left out for fewer than 4 samples.
+        ``rarest_digit``: fraction of samples that are classified as the least frequent digit.
+        ``commonest_digit``: fraction of samples that are classified as the most frequent digit.
+        ``confident``: fraction of samples whose predicted label has a probability above 0.9.
 
         The errors of fractions are binomial. For the rarest and the commonest digit, they ignore the selection.
     """
