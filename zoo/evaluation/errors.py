@@ -22,7 +22,7 @@ BatchMeans = dict[str, list[tuple[float, int]]]  # {metric: (mean of a batch, ex
 
 # Fractions of examples. Scores of clusters are not fractions, but one example changes them by about as much.
 OF_EXAMPLES = {"accuracy", "nmi", "ari", "feature_accuracy", "confident_of_test_images"}
-OF_SAMPLES = {"judged_accuracy", "confident", "rarest_digit", "commonest_digit", "near_a_mode"}
+OF_SAMPLES = {"judged_accuracy", "confident", "rarest_class", "commonest_class", "near_a_mode"}
 QUESTIONS = {"analogies": 19_544, "analogies/semantic": 8_869, "analogies/syntactic": 10_675}  # in the published set
 PAIRS = {"wordsim353": 353, "simlex999": 999}
 ALLOWED = 0.1  # the largest movement of a metric, in standard errors
