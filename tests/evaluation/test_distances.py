@@ -132,6 +132,10 @@ def test_what_is_said_of_samples():
     a, b = math.sqrt(var(10 / 16, 16)), math.sqrt(var(1 / 2, 100))
     assert_close(said["classifier_fid"], (10 / 16 - 1 / 2) ** 2 + (a - b) ** 2)
     assert said["classifier_fid_error"] > 0
+    assert_close(said["rarest_digit_error"], math.sqrt(6 * 10 / 16**3))
+    # All copies of an image are equal, so both sets cover each other.
+    assert [said[k] for k in ("precision", "recall", "coverage")] == [1.0, 1.0, 1.0]
+    assert {f"{k}_error" for k in ("classifier_kid", "recall", "density", "confident")} <= set(said)
     unsure = Judge()
     unsure.head.weight.data = torch.tensor([[-0.85], [0.85]])  # the probability of the predicted class is 0.70
     assert sample_metrics(Grey(), unsure.features(real).double(), unsure, n=16)["confident"] == 0.0

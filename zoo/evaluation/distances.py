@@ -129,7 +129,11 @@ def sample_metrics(
         progress: show a progress bar.
 
     Returns:
-        The metrics of :func:`classifier_distances`, and three fractions. Each has its standard error ``<name>_error``.
+        The following metrics, and the standard error ``<name>_error`` of each:
+        ``classifier_fid``: Frechet distance of features.
+        ``classifier_kid``: kernel distance of features (zoo/evaluation/kernels.py).
+        ``precision``, ``recall``, ``density``, ``coverage``: see zoo/evaluation/manifolds.py. Precision and recall are
+        left out for fewer than 4 samples.
         ``rarest_class``: fraction of samples in the class with the fewest samples.
         ``commonest_class``: fraction of samples in the class with the most samples.
         ``confident``: fraction of samples whose predicted label has a probability above 0.9.

@@ -40,7 +40,7 @@ def unit_of(name: str, names: set[str]) -> str:
 def metric_texts(metrics: dict[str, float], counts: dict[str, int] | None = None) -> dict[str, str]:
     """Return each metric as text: its value, its standard error, its unit and the number of examples.
 
-    A standard error is the metric ``<name>_error``. It has no entry of its own. For example, ``confident`` becomes
+    A standard error is the metric ``<name>_error``. It has no separate entry. For example, ``confident`` becomes
     ``64.12 +- 0.48 % (n = 10,000)``, with the sign for plus-minus.
 
     Args:
