@@ -132,7 +132,7 @@ def test_what_is_said_of_samples():
     a, b = math.sqrt(var(10 / 16, 16)), math.sqrt(var(1 / 2, 100))
     assert_close(said["classifier_fid"], (10 / 16 - 1 / 2) ** 2 + (a - b) ** 2)
     assert said["classifier_fid_error"] > 0
-    assert_close(said["rarest_digit_error"], math.sqrt(6 * 10 / 16**3))
+    assert_close(said["rarest_class_error"], math.sqrt(6 * 10 / 16**3))
     # All copies of an image are equal, so both sets cover each other.
     assert [said[k] for k in ("precision", "recall", "coverage")] == [1.0, 1.0, 1.0]
     assert {f"{k}_error" for k in ("classifier_kid", "recall", "density", "confident")} <= set(said)
