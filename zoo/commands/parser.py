@@ -304,7 +304,7 @@ def _add_report(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--folder", type=_path, metavar="FOLDER", help=text)
     text = (
         "run folders, or cards of exported runs, that differ in nothing except the seed. Print the mean of each test "
-        "metric, its spread over seeds, and the 95 %% interval of the mean (Student's t)"
+        "metric, its spread over seeds, and the 95 %% interval of the mean, by Student's t (default: none)"
     )
     sub.add_argument("--runs", nargs="+", default=[], metavar="RUN", help=text).completer = completion.runs
     text = "metric of the runs; repeat --metric for several (default: all metrics of the test)"

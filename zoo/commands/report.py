@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Print tables of results, write them into the documentation, or check the documentation."""
+    """Print tables of results, or write them into the documentation, or check them."""
     from zoo.commands.pages import Documentation
 
     _check(args)
