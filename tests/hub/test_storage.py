@@ -11,7 +11,7 @@ import zoo
 from zoo import hub
 from zoo.checks.errors import UserError
 from zoo.evaluation import errors
-from zoo.evaluation.errors import Moved, batch_error, logged_batches, share_error
+from zoo.evaluation.errors import Moved, batch_error, fraction_error, logged_batches
 from zoo.evaluation.protocol import evaluate
 from zoo.hub import exporting
 from zoo.hub.packing import pack
@@ -90,13 +90,13 @@ def test_errors_of_means_and_of_fractions():
     values = torch.tensor([1.0, 2.0, 4.0, 8.0])
     assert batch_error([(float(v), 5) for v in values]) == pytest.approx(float(values.std()) / 2)
     assert batch_error([(1.0, 5)]) is None
-    assert share_error(0.25, 10_000) == pytest.approx(0.00433, rel=1e-3) and 0 < share_error(1.0, 1000) < 1e-3
+    assert fraction_error(0.25, 10_000) == pytest.approx(0.00433, rel=1e-3) and 0 < fraction_error(1.0, 1000) < 1e-3
 
 
 def test_errors_are_found_for_metrics_under_conditions():
     metrics = {"classifier_fid/eta=1": 2.0, "classifier_fid_error/eta=1": 0.3, "judged_accuracy/eta=1": 0.9, "kl": 0.1}
     found = errors.standard_errors(metrics, {"samples": {"n": 100}}, {}, None)
-    assert found == {"classifier_fid/eta=1": 0.3, "judged_accuracy/eta=1": share_error(0.9, 100)}
+    assert found == {"classifier_fid/eta=1": 0.3, "judged_accuracy/eta=1": fraction_error(0.9, 100)}
     assert set(errors.moved(*[errors.Measured(metrics, {}, found)] * 2)) == set(metrics) - {
         "classifier_fid_error/eta=1"
     }

@@ -17,7 +17,7 @@ import zoo
 import zoo.__main__ as command_line
 from zoo.commands.pages import Documentation
 from zoo.evaluation.results import read_results
-from zoo.evaluation.runs import interval, spread
+from zoo.evaluation.runs import interval, read_card_of_run, spread
 
 SHORT = [*TINY["vae"], "callbacks=none", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
 
@@ -155,6 +155,13 @@ def test_cards_of_exported_runs_are_read_like_runs(tmp_path, monkeypatch, capsys
     card["hyper_parameters"]["lr"] = 1.0
     (tmp_path / "gan-1.json").write_text(json.dumps(card), encoding="utf-8")
     assert "gan-1.json has model.lr=1.0: give runs that differ in nothing" in report(monkeypatch, capsys, *words)
+
+
+def test_a_reconstruction_error_is_a_metric_and_a_standard_error_is_none():
+    card = json.loads((zoo.WEIGHTS / "rbm.json").read_text(encoding="utf-8"))
+    metrics = read_card_of_run(zoo.WEIGHTS / "rbm.json").metrics
+    assert "test/reconstruction_error" in metrics and set(metrics) <= set(card["metrics"])
+    assert "classifier_fid_error" not in read_card_of_run(zoo.WEIGHTS / "gan.json").metrics
 
 
 def test_a_picture_shows_the_values_of_all_seeds(trained, tmp_path, monkeypatch, capsys):

@@ -1,10 +1,10 @@
 """Standard errors of the metrics on a card, and the check that rounding of the weights moves no metric too far.
 
     mean of K batches    sqrt(K / (K - 1) sum_i w_i^2 (m_i - m)^2)    batch_error
-    fraction of n        sqrt(p (1 - p) / n)                          share_error
+    fraction of n        sqrt(p (1 - p) / n)                          fraction_error
     rank correlation     (1 - r^2) / sqrt(n - 1)                      standard_errors
 
-Symbols: m_i mean of batch i; w_i its share of the examples; m mean of all examples.
+Symbols: m_i mean of batch i; w_i its fraction of the examples; m mean of all examples.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zoo.datamodules.access import size_of
 from zoo.evaluation.protocol import Protocol, measure
-from zoo.evaluation.units import plain_name
+from zoo.evaluation.units import error_name, plain_name
 
 BatchMeans = dict[str, list[tuple[float, int]]]  # {metric: (mean of a batch, examples in it) for each batch}
 
@@ -92,19 +92,19 @@ def standard_errors(metrics: dict[str, float], evidence: dict[str, Any], batches
     found: dict[str, float | None] = {}
     for name, value in metrics.items():
         *where, key = plain_name(name).split("/")
-        if (logged := metrics.get(name_of_error(name))) is not None:
+        if (logged := metrics.get(error_name(name))) is not None:
             found[name] = logged
         elif name in batches:
             found[name] = batch_error(batches[name])
         elif name == "test/log_likelihood" and likelihoods:
             found[name] = batch_error(likelihoods)
         elif key in OF_SAMPLES:
-            found[name] = share_error(value, samples)
+            found[name] = fraction_error(value, samples)
         elif key in OF_EXAMPLES:
             splits = ("train", "val", "test") if where == ["all"] else ("test",)
-            found[name] = share_error(value, sum(size_of(data, split) for split in splits))
+            found[name] = fraction_error(value, sum(size_of(data, split) for split in splits))
         elif name in QUESTIONS:
-            found[name] = share_error(value, QUESTIONS[name] * metrics.get("analogies/coverage", 1))
+            found[name] = fraction_error(value, QUESTIONS[name] * metrics.get("analogies/coverage", 1))
         elif name in PAIRS and (n := PAIRS[name] * metrics[f"{name}/coverage"]) > 2:
             found[name] = (1 - value**2) / (n - 1) ** 0.5
     return {name: error for name, error in found.items() if error is not None and math.isfinite(error)}
@@ -119,22 +119,15 @@ def batch_error(batches: list[tuple[float, int]]) -> float | None:
     return math.sqrt(k / (k - 1) * sum((n / total * (value - mean)) ** 2 for value, n in batches))
 
 
-def share_error(share: float, n: float) -> float | None:
+def fraction_error(fraction: float, n: float) -> float | None:
     """Return the standard error of a fraction of ``n``. One more success and one more failure keep it above zero."""
-    p = min(max((share * n + 1) / (n + 2), 0.0), 1.0)
+    p = min(max((fraction * n + 1) / (n + 2), 0.0), 1.0)
     return math.sqrt(p * (1 - p) / n) if n else None
-
-
-def name_of_error(name: str) -> str:
-    """Return the name of the error of a metric: ``classifier_fid_error/eta=1`` for ``classifier_fid/eta=1``."""
-    parts = name.split("/")
-    last = len(plain_name(name).split("/"))
-    return "/".join([*parts[: last - 1], f"{parts[last - 1]}_error", *parts[last:]])
 
 
 def moved(exact: Measured, stored: Measured) -> dict[str, Moved]:
     """Return pairs of a metric of the exact weights and of the stored weights. Errors themselves are left out."""
-    errors = {name_of_error(name) for name in exact.metrics}
+    errors = {error_name(name) for name in exact.metrics}
     return {
         name: Moved(value, stored.metrics.get(name, math.nan), exact.errors.get(name))
         for name, value in exact.metrics.items()
