@@ -206,6 +206,17 @@ def test_standard_errors_are_those_of_their_formulas():
     assert rounded_error(0.1177) == "0.12" and rounded_error(1.4142) == "1.4" and rounded_error(12.3) == "12"
 
 
+def test_a_value_has_the_decimals_of_its_error_and_details_are_on_one_page(report):
+    assert [rounded_error(error) for error in (0.0996, 0.0004, 123.0)] == ["0.10", "0.00040", "123"]
+    cards = Documentation().cards
+    of = {(name, number.key): number for name, card in cards.items() for number in numbers_of(card)}
+    assert (of["gan", "confident"].text, of["gan", "confident"].error_text) == ("64.12", "0.48")
+    assert (of["wgan-ring", "energy_distance"].text, of["wgan-ring", "energy_distance"].error_text) == ("0.0040", "")
+    details = ("floor of classifier-FID", "bound, prior", "log Z from fair coins", "lower end of test log p")
+    assert not any(text in report("numbers")[1] + report("protocols")[1] for text in details)
+    assert all(text in report("gan", "ddpm", "rbm")[1] for text in details)
+
+
 def test_a_results_file_is_read_as_it_was_written(tmp_path):
     rows = [["`a`, with a comma", significant(15234.0)], ["b", significant(1.5e7)], ["c", significant(0.04512)]]
     write_results(tmp_path / "a.csv", {"command": "c", "seed": 0, "hardware": "h"}, ["name", "rate, x/s"], rows)

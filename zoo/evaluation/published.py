@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from zoo.evaluation.units import decimals, error_name, plain_name
+
 Card = Mapping[str, Any]
 Metrics = Mapping[str, float]
 TEST_IMAGES = {"mnist": 10_000, "fashion_mnist": 10_000}
@@ -24,11 +26,12 @@ class Metric(NamedTuple):
         protocol: how the metric is measured, with the same placeholders.
         factor: factor of the value.
         offset: offset of the value.
-        digits: number of decimals.
+        digits: number of decimals of a value without a standard error.
         fraction_of: ``images`` or ``samples`` if the value is a fraction of independent test images or samples. Its
             standard error is then the binomial one, unless the card has another.
         value: function from all metrics of the card to the value, if ``key`` alone does not give it.
         of_data: whether the value belongs to the data, and not to samples under some settings.
+        detail: whether only the table of the checkpoint shows the metric, such as a term of a sum.
     """
 
     key: str
@@ -40,6 +43,7 @@ class Metric(NamedTuple):
     fraction_of: str = ""
     value: Callable[[Metrics], float] | None = None
     of_data: bool = False
+    detail: bool = False
 
     def shown(self, value: float) -> float:
         """Return a value of the card in the unit of the label."""
@@ -78,9 +82,12 @@ OF_SAMPLES = (
         *("confident_of_test_images", "confident, test images, %", "classes that the classifier gives to test images"),
         *(PERCENT, 0.0, 1, "images"),
         of_data=True,
+        detail=True,
     ),
     *(
-        Metric(f"{key}_floor", f"floor of {name}", f"{name} of validation images", digits=digits, of_data=True)
+        Metric(
+            f"{key}_floor", f"floor of {name}", f"{name} of validation images", digits=digits, of_data=True, detail=True
+        )
         for key, name, digits in (
             ("classifier_fid", "classifier-FID", 2),
             ("classifier_kid", "classifier-KID", 4),
@@ -107,7 +114,9 @@ def _term(name: str, label: str) -> Metric:
     def value(m: Metrics) -> float:
         return m[f"bound/{name}"] * m["bits_per_dim"] / (m["bound/L_0"] + m["bound/L_t"] + m["bound/L_T"])
 
-    return Metric(f"bound/{name}", f"bound, {label}, bits per dimension", "a term of the bound", value=value)
+    return Metric(
+        f"bound/{name}", f"bound, {label}, bits per dimension", "a term of the bound", value=value, detail=True
+    )
 
 
 CHAINS = "annealed importance sampling"
@@ -139,13 +148,15 @@ METRICS: dict[str, Measured] = {
         Metric(
             *("test/log_partition_high", "lower end of test log p(x), nats", "log Z plus three standard errors"),
             value=_interval_end("high"),
+            detail=True,
         ),
         Metric(
             *("test/log_partition_low", "upper end of test log p(x), nats", "log Z minus three standard errors"),
             value=_interval_end("low"),
+            detail=True,
         ),
-        Metric("test/log_partition_base_rate", "log Z from the mean image, nats", CHAINS),
-        Metric("test/log_partition_coins", "log Z from fair coins, nats", CHAINS),
+        Metric("test/log_partition_base_rate", "log Z from the mean image, nats", CHAINS, detail=True),
+        Metric("test/log_partition_coins", "log Z from fair coins, nats", CHAINS, detail=True),
         Metric(
             *("feature_accuracy", "test accuracy of features, %", "logistic regression on p(h given x)"),
             *(PERCENT, 0.0, 2, "images"),
@@ -224,7 +235,8 @@ class Number(NamedTuple):
 
     @property
     def text(self) -> str:
-        return f"{self.value:.{self.metric.digits}f}"
+        """The value, with as many decimals as its standard error. Without an error, with those of the metric."""
+        return f"{self.value:.{decimals(self.error) if self.error_text and self.error else self.metric.digits}f}"
 
     @property
     def error_text(self) -> str:
@@ -233,9 +245,7 @@ class Number(NamedTuple):
 
 def rounded_error(error: float) -> str:
     """Return a standard error with two significant digits."""
-    if error == 0:
-        return "0"
-    return f"{error:.{max(0, 1 - math.floor(math.log10(error)))}f}"
+    return f"{error:.{decimals(error)}f}" if error else "0"
 
 
 def numbers_of(card: Card) -> list[Number]:
@@ -244,7 +254,7 @@ def numbers_of(card: Card) -> list[Number]:
     found: list[Number] = []
     own = METRICS[card["model"]].metrics if card["model"] in METRICS else ()
     for metric in (*own, *(other for other in OF_SAMPLES if other.key not in {m.key for m in own})):
-        keys = [key for key in metrics if _without_settings(key) == metric.key]
+        keys = [key for key in metrics if plain_name(key) == metric.key]
         for key in keys[:1] if metric.of_data else keys:
             value = metric.value(metrics) if metric.value else metric.shown(metrics[key])
             settings = "" if metric.of_data else ", ".join(part for part in key.split("/") if "=" in part)
@@ -274,11 +284,9 @@ def standard_error(metric: Metric, key: str, card: Card) -> float | None:
     The error is on the card, or follows from parts of the test set, or is the binomial error of a fraction.
     """
     metrics = card["metrics"]
-    base = _without_settings(key)
-    on_card = f"{base}_error{key.removeprefix(base)}"
-    if (error := metrics.get(on_card, (card.get("errors") or {}).get(key))) is not None:
+    if (error := metrics.get(error_name(key), (card.get("errors") or {}).get(key))) is not None:
         return abs(metric.factor) * error
-    if base == "test/log_likelihood" and (parts := (card.get("log_likelihood") or {}).get("of_each_hundred")):
+    if key == "test/log_likelihood" and (parts := (card.get("log_likelihood") or {}).get("of_each_hundred")):
         return abs(metric.factor) * standard_error_of_mean(parts)
     if metric.fraction_of:
         n = samples_of(card, key) if metric.fraction_of == "samples" else TEST_IMAGES.get(card["data"])
@@ -295,7 +303,3 @@ def standard_error_of_mean(values: Sequence[float]) -> float | None:
         return None
     mean = math.fsum(values) / n
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
-
-
-def _without_settings(key: str) -> str:
-    return "/".join(part for part in key.split("/") if "=" not in part)

@@ -69,14 +69,20 @@ def checkpoint_table(name: str, cards: Cards) -> Table:
 
 
 def numbers(cards: Cards, seeds: Seeds) -> Table:
-    """Return all numbers, with standard errors and the numbers of the papers."""
-    rows = [[f"`{r.checkpoint}`", r.label, r.number.text, r.number.error_text, r.published] for r in rows_of(cards)]
+    """Return the numbers of all checkpoints, with standard errors and the numbers of the papers."""
+    rows = [
+        [f"`{r.checkpoint}`", r.label, r.number.text, r.number.error_text, r.published]
+        for r in rows_of(cards)
+        if not r.metric.detail
+    ]
     return Table(["checkpoint", "metric", "ours", "standard error", "published"], rows)
 
 
 def protocols(cards: Cards, seeds: Seeds) -> Table:
     """Return how each number is measured, and the paper of its published number."""
-    rows = [(f"`{r.checkpoint}`", r.metric.label, r.metric.protocol, r.paper) for r in rows_of(cards)]
+    rows = [
+        (f"`{r.checkpoint}`", r.metric.label, r.metric.protocol, r.paper) for r in rows_of(cards) if not r.metric.detail
+    ]
     return Table(["checkpoint", "metric", "protocol", "paper"], list(dict.fromkeys(rows)))  # once for all settings
 
 
