@@ -6,8 +6,11 @@ times, for different settings of the samples. The settings follow the key of the
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+from zoo.evaluation.estimates import binomial_error, standard_error_of_mean
+from zoo.evaluation.units import error_name, plain_name
 
 Card = Mapping[str, Any]
 Metrics = Mapping[str, float]
@@ -244,7 +247,7 @@ def numbers_of(card: Card) -> list[Number]:
     found: list[Number] = []
     own = METRICS[card["model"]].metrics if card["model"] in METRICS else ()
     for metric in (*own, *(other for other in OF_SAMPLES if other.key not in {m.key for m in own})):
-        keys = [key for key in metrics if _without_settings(key) == metric.key]
+        keys = [key for key in metrics if plain_name(key) == metric.key]
         for key in keys[:1] if metric.of_data else keys:
             value = metric.value(metrics) if metric.value else metric.shown(metrics[key])
             settings = "" if metric.of_data else ", ".join(part for part in key.split("/") if "=" in part)
@@ -274,28 +277,15 @@ def standard_error(metric: Metric, key: str, card: Card) -> float | None:
     The error is on the card, or follows from parts of the test set, or is the binomial error of a fraction.
     """
     metrics = card["metrics"]
-    base = _without_settings(key)
-    on_card = f"{base}_error{key.removeprefix(base)}"
-    if (error := metrics.get(on_card, (card.get("errors") or {}).get(key))) is not None:
+    base = plain_name(key)
+    if (error := metrics.get(error_name(key), (card.get("errors") or {}).get(key))) is not None:
         return abs(metric.factor) * error
     if base == "test/log_likelihood" and (parts := (card.get("log_likelihood") or {}).get("of_each_hundred")):
-        return abs(metric.factor) * standard_error_of_mean(parts)
+        error = standard_error_of_mean(parts)
+        return None if error is None else abs(metric.factor) * error
     if metric.fraction_of:
         n = samples_of(card, key) if metric.fraction_of == "samples" else TEST_IMAGES.get(card["data"])
         p = metrics[key]
         # Without a single exception among n, the binomial error is 0, which says nothing.
-        return abs(metric.factor) * math.sqrt(p * (1 - p) / n) if n is not None and 0 < p < 1 else None
+        return abs(metric.factor) * binomial_error(p, n) if n is not None and 0 < p < 1 else None
     return None
-
-
-def standard_error_of_mean(values: Sequence[float]) -> float | None:
-    """Return the standard error of the mean of independent values, or None for fewer than two."""
-    n = len(values)
-    if n < 2:
-        return None
-    mean = math.fsum(values) / n
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
-
-
-def _without_settings(key: str) -> str:
-    return "/".join(part for part in key.split("/") if "=" not in part)

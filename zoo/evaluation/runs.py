@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from zoo.checks.errors import UserError
 from zoo.checks.names import did_you_mean
-from zoo.evaluation.published import standard_error_of_mean
+from zoo.evaluation.estimates import standard_error_of_mean
 from zoo.evaluation.results import Table
 from zoo.training.tables import read_rows
 

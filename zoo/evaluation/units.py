@@ -16,7 +16,7 @@ LIKELIHOOD_METRICS = {"nll", "log_partition", "accuracy"}  # next to one of thes
 
 def plain_name(name: str) -> str:
     """Return the name of a metric without conditions: ``classifier_fid`` for ``classifier_fid/eta=1``."""
-    return "/".join(part for part in name.split("/") if "=" not in part)
+    return name.split("=")[0].rpartition("/")[0] if "=" in name else name
 
 
 def with_unit(name: str, value: float, names: set[str]) -> str:
@@ -53,12 +53,12 @@ def metric_texts(metrics: dict[str, float], counts: dict[str, int] | None = None
         counts: number of examples of each metric, by name.
     """
     errors = {error_name(name): name for name in metrics}
-    plain = {_without_conditions(name) for name in metrics}
+    plain = {plain_name(name) for name in metrics}
     texts = {}
     for name, value in metrics.items():
         if name in errors:
             continue
-        key = _without_conditions(name)
+        key = plain_name(name)
         error = metrics.get(error_name(name))
         text = with_unit(key, value, plain) if error is None else _with_error(value, error, unit_of(key, plain))
         n = (counts or {}).get(name)
@@ -68,12 +68,8 @@ def metric_texts(metrics: dict[str, float], counts: dict[str, int] | None = None
 
 def error_name(name: str) -> str:
     """Return the name of the standard error of a metric, as ``classifier_fid_error/eta=1``."""
-    key = _without_conditions(name)
+    key = plain_name(name)
     return f"{key}_error{name[len(key) :]}"
-
-
-def _without_conditions(name: str) -> str:
-    return name.split("=")[0].rpartition("/")[0] if "=" in name else name
 
 
 def _with_error(value: float, error: float, unit: str) -> str:
