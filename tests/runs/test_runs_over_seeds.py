@@ -17,7 +17,7 @@ import zoo
 import zoo.__main__ as command_line
 from zoo.commands.pages import Documentation
 from zoo.evaluation.results import read_results
-from zoo.evaluation.runs import interval, spread
+from zoo.evaluation.runs import interval, read_card_of_run, spread
 
 SHORT = [*TINY["vae"], "callbacks=none", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
 
@@ -155,6 +155,16 @@ def test_cards_of_exported_runs_are_read_like_runs(tmp_path, monkeypatch, capsys
     card["hyper_parameters"]["lr"] = 1.0
     (tmp_path / "gan-1.json").write_text(json.dumps(card), encoding="utf-8")
     assert "gan-1.json has model.lr=1.0: give runs that differ in nothing" in report(monkeypatch, capsys, *words)
+
+
+def test_standard_errors_of_a_card_are_no_metrics_of_seeds(tmp_path):
+    """The reconstruction error of an RBM is a metric."""
+    card = json.loads((zoo.WEIGHTS / "rbm.json").read_text(encoding="utf-8"))
+    card["metrics"] |= {"feature_accuracy_error": 0.002, "kl/eta=1": 0.1, "kl_error/eta=1": 0.01}
+    (tmp_path / "rbm.json").write_text(json.dumps(card), encoding="utf-8")
+    found = read_card_of_run(tmp_path / "rbm.json").metrics
+    assert set(card["metrics"]) - set(found) == {"feature_accuracy_error", "kl_error/eta=1"}
+    assert "test/reconstruction_error" in found
 
 
 def test_a_picture_shows_the_values_of_all_seeds(trained, tmp_path, monkeypatch, capsys):

@@ -274,18 +274,18 @@ def sizes_of(card: Card, key: str) -> dict[str, str]:
 def standard_error(metric: Metric, key: str, card: Card) -> float | None:
     """Return the standard error of a metric in the unit of its label, or None if the card does not give it.
 
-    The error is on the card, or follows from parts of the test set, or is the binomial error of a fraction.
+    The error is on the card, or follows from parts of the test set, or is the binomial error of a fraction. An error of
+    0 says nothing, as for a fraction without a single exception, and is left out.
     """
     metrics = card["metrics"]
     base = plain_name(key)
     if (error := metrics.get(error_name(key), (card.get("errors") or {}).get(key))) is not None:
-        return abs(metric.factor) * error
+        return abs(metric.factor) * error or None
     if base == "test/log_likelihood" and (parts := (card.get("log_likelihood") or {}).get("of_each_hundred")):
         error = standard_error_of_mean(parts)
         return None if error is None else abs(metric.factor) * error
     if metric.fraction_of:
         n = samples_of(card, key) if metric.fraction_of == "samples" else TEST_IMAGES.get(card["data"])
         p = metrics[key]
-        # Without a single exception among n, the binomial error is 0, which says nothing.
-        return abs(metric.factor) * binomial_error(p, n) if n is not None and 0 < p < 1 else None
+        return abs(metric.factor) * binomial_error(p, n) or None if n else None
     return None

@@ -13,6 +13,7 @@ from zoo.checks.errors import UserError
 from zoo.checks.names import did_you_mean
 from zoo.evaluation.estimates import standard_error_of_mean
 from zoo.evaluation.results import Table
+from zoo.evaluation.units import error_name
 from zoo.training.tables import read_rows
 
 LEVEL = 0.95
@@ -96,7 +97,8 @@ def read_card_of_run(file: Path) -> Run:
         raise UserError(f"{file} is no card of a checkpoint: give run folders, or cards that zoo export writes")
     model = {"_target_": card["model"], **card["hyper_parameters"]}
     settings = _flat({"model": model, **{key: card.get(key) for key in ("seed", "data", "train_on", "epochs")}}, "")
-    metrics = {name: value for name, value in card["metrics"].items() if "_error" not in name}
+    errors = {error_name(name) for name in card["metrics"]}  # test/reconstruction_error is a metric of RBMs
+    metrics = {name: value for name, value in card["metrics"].items() if name not in errors}
     return Run(file, settings, metrics, card)
 
 
