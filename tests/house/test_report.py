@@ -197,6 +197,8 @@ def test_standard_errors_are_those_of_their_formulas():
     assert of["vae", "test/log_likelihood"].error == pytest.approx(statistics.stdev(parts) / 10)
     assert of["ddpm", "bits_per_dim"].error == cards["ddpm"]["metrics"]["bits_per_dim_error"]
     assert of["ddpm-guided", "judged_accuracy/guidance=2/eta=1"].error is None  # all samples are recognised
+    measured_again = {"classifier_fid": 1.0, "judged_accuracy": 1.0, "judged_accuracy_error": 0.0}
+    assert numbers_of(cards["ddpm-guided"] | {"metrics": measured_again})[1].error is None
     error = of["infogan", "test/accuracy"].error
     assert error == pytest.approx(100 * math.sqrt(0.9638 * 0.0362 / 10_000), rel=1e-6)
     assert of["infogan", "test/accuracy"].value == pytest.approx(3.62, abs=1e-5)

@@ -11,7 +11,8 @@ import zoo
 from zoo import hub
 from zoo.checks.errors import UserError
 from zoo.evaluation import errors
-from zoo.evaluation.errors import Moved, batch_error, fraction_error, logged_batches
+from zoo.evaluation.errors import Measured, Moved, logged_batches
+from zoo.evaluation.estimates import binomial_error, standard_error_of_mean
 from zoo.evaluation.protocol import evaluate
 from zoo.hub import exporting
 from zoo.hub.packing import pack
@@ -85,20 +86,56 @@ def test_a_metric_may_move_by_a_tenth_of_its_error(exact, stored, error, too_far
     assert Moved(exact, stored, error).too_far == too_far
 
 
-def test_errors_of_means_and_of_fractions():
-    """Batches of equal size have the error of a mean. A fraction of 0 or 1 has an error above zero."""
+def test_errors_of_means_and_of_fractions(generator):
+    """Batches of equal size have the error of a mean.
+
+    With other sizes, the root mean square of 2,000 errors is near the standard deviation of the weighted mean. A mean
+    over n examples has variance 1 / n. The limits are 4.5 standard errors of the ratio.
+    """
     values = torch.tensor([1.0, 2.0, 4.0, 8.0])
-    assert batch_error([(float(v), 5) for v in values]) == pytest.approx(float(values.std()) / 2)
-    assert batch_error([(1.0, 5)]) is None
-    assert fraction_error(0.25, 10_000) == pytest.approx(0.00433, rel=1e-3) and 0 < fraction_error(1.0, 1000) < 1e-3
+    expected = float(values.std()) / 2
+    assert standard_error_of_mean(values.tolist()) == pytest.approx(expected)
+    assert standard_error_of_mean(values.tolist(), [5] * 4) == pytest.approx(expected)
+    assert standard_error_of_mean([1.0]) is None is standard_error_of_mean([1.0], [5])
+    assert binomial_error(0.25, 10_000) == pytest.approx(0.00433, rel=1e-3)
+    sizes = torch.tensor([40.0] * 9 + [5.0], dtype=torch.float64)
+    draws = torch.randn(2000, 10, generator=generator, dtype=torch.float64) / sizes.sqrt()
+    errors = torch.tensor([standard_error_of_mean(row, sizes.int().tolist()) for row in draws.tolist()])
+    assert float(errors.square().mean() * sizes.sum()) == pytest.approx(1, abs=0.06)
 
 
 def test_errors_are_found_for_metrics_under_conditions():
     metrics = {"classifier_fid/eta=1": 2.0, "classifier_fid_error/eta=1": 0.3, "judged_accuracy/eta=1": 0.9, "kl": 0.1}
-    found = errors.standard_errors(metrics, {"samples": {"n": 100}}, {}, None)
-    assert found == {"classifier_fid/eta=1": 0.3, "judged_accuracy/eta=1": fraction_error(0.9, 100)}
-    assert set(errors.moved(*[errors.Measured(metrics, {}, found)] * 2)) == set(metrics) - {
-        "classifier_fid_error/eta=1"
+    found = errors.standard_errors(metrics, {"kl": [(0.0, 30), (0.2, 30)]})
+    assert found == {"classifier_fid/eta=1": 0.3, "kl": pytest.approx(0.1)}
+    assert set(errors.moved(*[Measured(metrics, {}, found)] * 2)) == set(metrics) - {"classifier_fid_error/eta=1"}
+
+
+def test_errors_of_the_scores_of_words(generator):
+    """The error of a rank correlation is the standard deviation over 1,000 draws of 300 pairs, within a tenth."""
+    from scipy.stats import spearmanr
+
+    x, e = torch.randn(2, 1000, 300, generator=generator, dtype=torch.float64)
+    y = 0.75 * x + (1 - 0.75**2) ** 0.5 * e
+    found = torch.tensor([spearmanr(a, b).statistic for a, b in zip(x.numpy(), y.numpy(), strict=True)])
+    metrics = {"wordsim353": float(found.mean()), "wordsim353/coverage": 300 / 353}
+    metrics |= {"analogies": 0.4, "analogies/coverage": 0.5, "simlex999": 0.3, "simlex999/coverage": 0.003}
+    errors_of = errors.standard_errors(metrics, {})
+    assert errors_of == {
+        "wordsim353": pytest.approx(float(found.std()), rel=0.1),
+        "analogies": pytest.approx(binomial_error(0.4, 9772)),
+    }
+    assert errors.standard_errors({"analogies/coverage": 0.0, "analogies": 0.0}, {}) == {}
+
+
+def test_scores_of_clusters_may_move_by_a_tenth_of_the_error_of_their_accuracy():
+    metrics = {"test/accuracy": 0.9, "test/accuracy_error": 0.01, "test/nmi": 0.8, "test/ari": 0.7}
+    exact = Measured(metrics, {}, errors.standard_errors(metrics, {}))
+    found = errors.moved(exact, Measured(metrics | {"test/nmi": 0.8009, "test/ari": 0.7011}, {}, {}))
+    assert {name: pair.too_far for name, pair in found.items()} == {
+        "test/accuracy": False,
+        "test/nmi": False,
+        "test/ari": True,
     }
 
 

@@ -157,11 +157,14 @@ def test_cards_of_exported_runs_are_read_like_runs(tmp_path, monkeypatch, capsys
     assert "gan-1.json has model.lr=1.0: give runs that differ in nothing" in report(monkeypatch, capsys, *words)
 
 
-def test_a_reconstruction_error_is_a_metric_and_a_standard_error_is_none():
+def test_standard_errors_of_a_card_are_no_metrics_of_seeds(tmp_path):
+    """The reconstruction error of an RBM is a metric."""
     card = json.loads((zoo.WEIGHTS / "rbm.json").read_text(encoding="utf-8"))
-    metrics = read_card_of_run(zoo.WEIGHTS / "rbm.json").metrics
-    assert "test/reconstruction_error" in metrics and set(metrics) <= set(card["metrics"])
-    assert "classifier_fid_error" not in read_card_of_run(zoo.WEIGHTS / "gan.json").metrics
+    card["metrics"] |= {"feature_accuracy_error": 0.002, "kl/eta=1": 0.1, "kl_error/eta=1": 0.01}
+    (tmp_path / "rbm.json").write_text(json.dumps(card), encoding="utf-8")
+    found = read_card_of_run(tmp_path / "rbm.json").metrics
+    assert set(card["metrics"]) - set(found) == {"feature_accuracy_error", "kl_error/eta=1"}
+    assert "test/reconstruction_error" in found
 
 
 def test_a_picture_shows_the_values_of_all_seeds(trained, tmp_path, monkeypatch, capsys):

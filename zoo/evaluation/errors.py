@@ -1,10 +1,7 @@
 """Standard errors of the metrics on a card, and the check that rounding of the weights moves no metric too far.
 
-    mean of K batches    sqrt(K / (K - 1) sum_i w_i^2 (m_i - m)^2)    batch_error
-    fraction of n        sqrt(p (1 - p) / n)                          fraction_error
-    rank correlation     (1 - r^2) / sqrt(n - 1)                      standard_errors
-
-Symbols: m_i mean of batch i; w_i its fraction of the examples; m mean of all examples.
+Most metrics have their error next to them, as ``<name>_error``. This module adds the errors of means over test batches
+and of the scores of word vectors.
 """
 
 import math
@@ -14,15 +11,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from zoo.datamodules.access import size_of
+from zoo.evaluation.estimates import binomial_error, standard_error_of_mean
 from zoo.evaluation.protocol import Protocol, measure
-from zoo.evaluation.units import error_name, plain_name
+from zoo.evaluation.units import error_name
 
 BatchMeans = dict[str, list[tuple[float, int]]]  # {metric: (mean of a batch, examples in it) for each batch}
 
-# Fractions of examples. Scores of clusters are not fractions, but one example changes them by about as much.
-OF_EXAMPLES = {"accuracy", "nmi", "ari", "feature_accuracy", "confident_of_test_images"}
-OF_SAMPLES = {"judged_accuracy", "confident", "rarest_class", "commonest_class", "near_a_mode"}
 QUESTIONS = {"analogies": 19_544, "analogies/semantic": 8_869, "analogies/syntactic": 10_675}  # in the published set
 PAIRS = {"wordsim353": 353, "simlex999": 999}
 ALLOWED = 0.1  # the largest movement of a metric, in standard errors
@@ -57,7 +51,7 @@ def measure_with_errors(model, data, protocol: Protocol, progress: bool = False)
     """Return what :func:`zoo.evaluation.protocol.measure` returns, with the standard errors of the metrics."""
     with logged_batches(model) as batches:
         metrics, evidence = measure(model, data, protocol, progress)
-    return Measured(metrics, evidence, standard_errors(metrics, evidence, batches, data))
+    return Measured(metrics, evidence, standard_errors(metrics, batches))
 
 
 @contextmanager
@@ -78,58 +72,45 @@ def logged_batches(model) -> Iterator[BatchMeans]:
         del model.log  # the method of the class is found again
 
 
-def standard_errors(metrics: dict[str, float], evidence: dict[str, Any], batches: BatchMeans, data) -> dict[str, float]:
+def standard_errors(metrics: dict[str, float], batches: BatchMeans) -> dict[str, float]:
     """Return the standard errors of those metrics whose error is known: {metric: error}.
+
+    Analogies share words, so they are not independent, and their binomial error is a lower bound. The error of a rank
+    correlation r of n pairs is (1 - r^2) sqrt( (1 + r^2 / 2) / (n - 3) ), by Fisher's transformation with the variance
+    of Bonett & Wright 2000.
 
     Args:
         metrics: metrics of a card. An error among them, such as ``classifier_fid_error``, is used as it is.
-        evidence: what the card stores about the metrics.
         batches: means of the test batches.
-        data: the data of the test loop.
     """
-    likelihoods = [(mean, 1) for mean in (evidence.get("log_likelihood") or {}).get("of_each_hundred", [])]
-    samples = (evidence.get("samples") or {}).get("n", 10_000)
     found: dict[str, float | None] = {}
     for name, value in metrics.items():
-        *where, key = plain_name(name).split("/")
         if (logged := metrics.get(error_name(name))) is not None:
             found[name] = logged
         elif name in batches:
-            found[name] = batch_error(batches[name])
-        elif name == "test/log_likelihood" and likelihoods:
-            found[name] = batch_error(likelihoods)
-        elif key in OF_SAMPLES:
-            found[name] = fraction_error(value, samples)
-        elif key in OF_EXAMPLES:
-            splits = ("train", "val", "test") if where == ["all"] else ("test",)
-            found[name] = fraction_error(value, sum(size_of(data, split) for split in splits))
-        elif name in QUESTIONS:
-            found[name] = fraction_error(value, QUESTIONS[name] * metrics.get("analogies/coverage", 1))
-        elif name in PAIRS and (n := PAIRS[name] * metrics[f"{name}/coverage"]) > 2:
-            found[name] = (1 - value**2) / (n - 1) ** 0.5
+            found[name] = standard_error_of_mean(*zip(*batches[name], strict=True))
+        elif name in QUESTIONS and (n := QUESTIONS[name] * metrics.get("analogies/coverage", 1)) > 0:
+            found[name] = binomial_error(value, n)
+        elif name in PAIRS and (n := PAIRS[name] * metrics[f"{name}/coverage"]) > 3:
+            found[name] = (1 - value**2) * ((1 + value**2 / 2) / (n - 3)) ** 0.5
     return {name: error for name, error in found.items() if error is not None and math.isfinite(error)}
 
 
-def batch_error(batches: list[tuple[float, int]]) -> float | None:
-    """Return the standard error of the mean over batches (mean, examples). None for fewer than two batches."""
-    total, k = sum(n for _, n in batches), len(batches)
-    if k < 2:
-        return None
-    mean = sum(value * n for value, n in batches) / total
-    return math.sqrt(k / (k - 1) * sum((n / total * (value - mean)) ** 2 for value, n in batches))
-
-
-def fraction_error(fraction: float, n: float) -> float | None:
-    """Return the standard error of a fraction of ``n``. One more success and one more failure keep it above zero."""
-    p = min(max((fraction * n + 1) / (n + 2), 0.0), 1.0)
-    return math.sqrt(p * (1 - p) / n) if n else None
-
-
 def moved(exact: Measured, stored: Measured) -> dict[str, Moved]:
-    """Return pairs of a metric of the exact weights and of the stored weights. Errors themselves are left out."""
+    """Return pairs of a metric of the exact weights and of the stored weights. Errors themselves are left out.
+
+    The scores ``nmi`` and ``ari`` of clusters have no error. The error of the accuracy next to them is used, because
+    one example changes all three by about as much.
+    """
     errors = {error_name(name) for name in exact.metrics}
     return {
-        name: Moved(value, stored.metrics.get(name, math.nan), exact.errors.get(name))
+        name: Moved(value, stored.metrics.get(name, math.nan), exact.errors.get(_compared_with(name)))
         for name, value in exact.metrics.items()
         if name not in errors
     }
+
+
+def _compared_with(name: str) -> str:
+    """Return the name of the metric whose error limits the movement of a metric."""
+    stage, _, key = name.rpartition("/")
+    return f"{stage}/accuracy" if key in ("nmi", "ari") else name

@@ -1,11 +1,11 @@
-"""Estimates with their standard errors."""
+"""Estimates with their standard errors. This module does not import torch, so that ``zoo report`` starts fast."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
-
-from zoo.functional.precision import in_float64
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Estimate(NamedTuple):
@@ -15,18 +15,40 @@ class Estimate(NamedTuple):
     error: float
 
 
-def fraction(hits: Tensor) -> Estimate:
+def fraction(hits: "Tensor") -> Estimate:
     """Return the fraction of true values in ``hits``, (N,), and its binomial standard error."""
-    p = in_float64(hits).mean().item()
+    p = int(hits.sum()) / len(hits)
     return Estimate(p, binomial_error(p, len(hits)))
 
 
-def binomial_error(p: float, n: int) -> float:
-    """Return the standard error of a fraction ``p`` of ``n`` independent examples."""
+def binomial_error(p: float, n: float) -> float:
+    """Return the standard error of a fraction ``p`` of ``n`` independent examples. It is 0 for a fraction of 0 or 1."""
     return math.sqrt(p * (1 - p) / n)
 
 
-def jackknife_variance(without: Tensor) -> float:
+def standard_error_of_mean(values: Sequence[float], sizes: Sequence[int] | None = None) -> float | None:
+    """Return the standard error of the mean of independent values, or None for fewer than two values.
+
+        sqrt( K / (K - 1) sum_i w_i^2 (m_i - m)^2 )
+
+    The values m_i have the weights w_i and the mean m. Equal weights give the standard deviation divided by sqrt(K).
+
+    Args:
+        values: K values, such as means over batches.
+        sizes: numbers of examples in the batches. The weights are their fractions of all examples. None gives equal
+            weights.
+    """
+    k = len(values)
+    if k < 2:
+        return None
+    sizes = sizes or [1] * k
+    weights = [size / sum(sizes) for size in sizes]
+    mean = math.fsum(w * value for w, value in zip(weights, values, strict=True))
+    squares = math.fsum((w * (value - mean)) ** 2 for w, value in zip(weights, values, strict=True))
+    return math.sqrt(k / (k - 1) * squares)
+
+
+def jackknife_variance(without: "Tensor") -> float:
     """Return the jackknife variance of a statistic over the examples of one set.
 
     On average, the jackknife does not underestimate the variance (Efron & Stein 1981). For a statistic of several

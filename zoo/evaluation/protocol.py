@@ -37,7 +37,7 @@ from zoo.evaluation.distances import (
     modes,
     sample_metrics,
 )
-from zoo.evaluation.estimates import binomial_error, with_errors
+from zoo.evaluation.estimates import binomial_error, standard_error_of_mean, with_errors
 from zoo.evaluation.fields import measure_field
 from zoo.evaluation.words import measure_words
 from zoo.functional.clusters import ClusterTable
@@ -178,8 +178,8 @@ def measure(
         total = len(split_of(data, "test").images)
         sizes = [min(IMAGES_AT_ONCE, total - i * IMAGES_AT_ONCE) for i in range(len(hundreds))]
         metrics["test/log_likelihood"] = sum(m * n for m, n in zip(hundreds, sizes, strict=True)) / total
-        if len(hundreds) > 1:
-            metrics["test/log_likelihood_error"] = float(np.std(hundreds, ddof=1)) / len(hundreds) ** 0.5
+        if (error := standard_error_of_mean(hundreds, sizes)) is not None:
+            metrics["test/log_likelihood_error"] = error
         counts["test/log_likelihood"] = total
         evidence["log_likelihood"] = {"num_samples": num_samples, "of_each_hundred": hundreds}
     if protocol.bound_images:

@@ -6,9 +6,10 @@ times, for different settings of the samples. The settings follow the key of the
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from zoo.evaluation.estimates import binomial_error, standard_error_of_mean
 from zoo.evaluation.units import decimals, error_name, plain_name
 
 Card = Mapping[str, Any]
@@ -281,25 +282,18 @@ def sizes_of(card: Card, key: str) -> dict[str, str]:
 def standard_error(metric: Metric, key: str, card: Card) -> float | None:
     """Return the standard error of a metric in the unit of its label, or None if the card does not give it.
 
-    The error is on the card, or follows from parts of the test set, or is the binomial error of a fraction.
+    The error is on the card, or follows from parts of the test set, or is the binomial error of a fraction. An error of
+    0 says nothing, as for a fraction without a single exception, and is left out.
     """
     metrics = card["metrics"]
+    base = plain_name(key)
     if (error := metrics.get(error_name(key), (card.get("errors") or {}).get(key))) is not None:
-        return abs(metric.factor) * error
-    if key == "test/log_likelihood" and (parts := (card.get("log_likelihood") or {}).get("of_each_hundred")):
-        return abs(metric.factor) * standard_error_of_mean(parts)
+        return abs(metric.factor) * error or None
+    if base == "test/log_likelihood" and (parts := (card.get("log_likelihood") or {}).get("of_each_hundred")):
+        error = standard_error_of_mean(parts)
+        return None if error is None else abs(metric.factor) * error
     if metric.fraction_of:
         n = samples_of(card, key) if metric.fraction_of == "samples" else TEST_IMAGES.get(card["data"])
         p = metrics[key]
-        # Without a single exception among n, the binomial error is 0, which says nothing.
-        return abs(metric.factor) * math.sqrt(p * (1 - p) / n) if n is not None and 0 < p < 1 else None
+        return abs(metric.factor) * binomial_error(p, n) or None if n else None
     return None
-
-
-def standard_error_of_mean(values: Sequence[float]) -> float | None:
-    """Return the standard error of the mean of independent values, or None for fewer than two."""
-    n = len(values)
-    if n < 2:
-        return None
-    mean = math.fsum(values) / n
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)

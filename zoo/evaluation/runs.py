@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from zoo.checks.errors import UserError
 from zoo.checks.names import did_you_mean
-from zoo.evaluation.published import standard_error_of_mean
+from zoo.evaluation.estimates import standard_error_of_mean
 from zoo.evaluation.results import Table
 from zoo.evaluation.units import decimals, error_name
 from zoo.training.tables import read_rows
@@ -97,7 +97,7 @@ def read_card_of_run(file: Path) -> Run:
         raise UserError(f"{file} is no card of a checkpoint: give run folders, or cards that zoo export writes")
     model = {"_target_": card["model"], **card["hyper_parameters"]}
     settings = _flat({"model": model, **{key: card.get(key) for key in ("seed", "data", "train_on", "epochs")}}, "")
-    errors = {error_name(name) for name in card["metrics"]}
+    errors = {error_name(name) for name in card["metrics"]}  # test/reconstruction_error is a metric of RBMs
     metrics = {name: value for name, value in card["metrics"].items() if name not in errors}
     return Run(file, settings, metrics, card)
 
