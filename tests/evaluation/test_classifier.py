@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import zoo
 from zoo import hub
 from zoo.evaluation.classifier import Classifier, move, random_affine
-from zoo.evaluation.protocol import judged_accuracy
+from zoo.evaluation.samples import judged_accuracy
 from zoo.functional.noise import chunk_generator
 from zoo.hub import exporting
 

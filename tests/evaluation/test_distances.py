@@ -186,7 +186,7 @@ def test_fewer_samples_are_compared_with_as_many_points(generator):
 
 
 def test_what_is_measured_of_points():
-    from zoo.evaluation.protocol import measure_samples
+    from zoo.evaluation.samples import measure_samples
 
     class Drawn:
         """Model that draws exact samples of the ring."""

@@ -19,7 +19,8 @@ from zoo.evaluation.distances import (
     frechet_distance,
     frechet_standard_error,
 )
-from zoo.evaluation.protocol import Protocol, judged_accuracy, measure
+from zoo.evaluation.protocol import Protocol, measure
+from zoo.evaluation.samples import judged_accuracy
 from zoo.gan import GAN
 from zoo.sampling.chunks import sample_chunks
 

@@ -203,7 +203,7 @@ def test_conditions_of_samples_are_checked_first():
 def test_samples_with_labels_are_also_scored_by_their_labels(mnist_root):
     from zoo.datamodules import Images
     from zoo.ddpm import DDPM
-    from zoo.evaluation.protocol import judged_accuracy
+    from zoo.evaluation.samples import judged_accuracy
 
     torch.manual_seed(0)
     data, model = Images("mnist", eval_batch_size=5000), DDPM(steps=4, widths=[8], num_classes=10).eval()

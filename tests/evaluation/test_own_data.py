@@ -17,7 +17,8 @@ from zoo.ddpm import DDPM
 from zoo.evaluation import pairs
 from zoo.evaluation.bounds import bound_metrics, log_likelihood_per_batch
 from zoo.evaluation.distances import ImageDistance, SampleDistanceMetric, energy_distance
-from zoo.evaluation.protocol import Protocol, clustering_of_all_images, feature_accuracy, measure, measure_samples
+from zoo.evaluation.protocol import Protocol, clustering_of_all_images, feature_accuracy, measure
+from zoo.evaluation.samples import measure_samples
 from zoo.functional.noise import chunk_generator
 from zoo.gan import GAN
 from zoo.rbm import RBM
@@ -155,7 +156,7 @@ def test_samples_of_own_images_have_an_energy_distance(shape):
 
 
 def test_at_most_5000_samples_and_images_are_compared(monkeypatch):
-    monkeypatch.setattr("zoo.evaluation.protocol.MOST_IMAGES", 25)
+    monkeypatch.setattr("zoo.evaluation.samples.MOST_IMAGES", 25)
     data, drawn = InMemory(), []
 
     class Counting(Noise):

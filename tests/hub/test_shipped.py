@@ -109,7 +109,7 @@ def test_all_weights_fit_their_budget():
 def test_shipped_samples_are_recognised_as_their_labels(name):
     """The test draws all 10,000 samples. Rounding of pixels can change the class of one or two samples."""
     from zoo.evaluation.distances import CLASSIFIERS
-    from zoo.evaluation.protocol import judged_accuracy
+    from zoo.evaluation.samples import judged_accuracy
 
     card = hub.read_card(name)
     published, classifier = card["metrics"]["judged_accuracy"], zoo.load(CLASSIFIERS[card["data"]])
@@ -161,7 +161,7 @@ def test_shipped_samples_are_as_far_from_data_as_published(name, files):
 @pytest.mark.parametrize("name", [name for name in CARDS if hub.read_card(name)["data"] in ("ring", "markov_chain")])
 def test_shipped_models_of_known_distributions(name):
     from zoo.datamodules import by_name
-    from zoo.evaluation.protocol import measure_samples
+    from zoo.evaluation.samples import measure_samples
 
     card = hub.read_card(name)
     data = by_name(card["data"])

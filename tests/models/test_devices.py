@@ -22,7 +22,7 @@ from zoo.datamodules.text import TextLoader
 from zoo.datamodules.toy import MarkovChain, mixture
 from zoo.ddpm import DDPM
 from zoo.estimators import gradient_moments
-from zoo.evaluation import bounds, distances, fields, protocol, words
+from zoo.evaluation import bounds, distances, fields, protocol, samples, words
 from zoo.functional import precision
 from zoo.training.ranks import exact_sum
 from zoo.training.trainer import quiet_lightning
@@ -88,7 +88,7 @@ def evaluate(name, model):
         real = distances.classify_images(images.float() / 255, classifier).features
         distances.sample_metrics(model, real, classifier, n=4)
     if name == "cvae":
-        protocol.judged_accuracy(model, 10, classifier=classifier)
+        samples.judged_accuracy(model, 10, classifier=classifier)
     if name == "score-points":
         fields.measure_field(model, mixture(), n=300, samples=20)
     if name.endswith("points"):
