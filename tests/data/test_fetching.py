@@ -248,7 +248,9 @@ COMMANDS = {
 def test_every_command_fetches_what_it_lacks(command, mnist, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["zoo", *COMMANDS[command], "mnist"])
-    monkeypatch.setattr("zoo.evaluation.protocol.measure", lambda model, data, *_, **__: ({"n": len(use_all(data))}, {}))
+    monkeypatch.setattr(
+        "zoo.evaluation.protocol.measure", lambda model, data, *_, **__: ({"n": len(use_all(data))}, {})
+    )
     main()
     assert capsys.readouterr().out and files_in(data_root()) == {f"{file}.gz" for file in images.MD5["mnist"]}
 
