@@ -17,12 +17,12 @@ def test_the_interval_is_that_of_a_textbook():
 def test_every_seed_is_drawn_in_the_row_of_its_label():
     values = {"ours": [95.0, 95.0, 93.0], "shorter": [90.0]}
     (axes,) = seeds_figure(values, "accuracy, %", {"ours": 94.4}).axes
-    points = [line for line in axes.lines if line.get_marker() == "o"]
+    points = [line for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata())]
     assert [list(line.get_xdata()) for line in points] == list(values.values())
     assert [{round(y) for y in line.get_ydata()} for line in points] == [{0}, {1}]
     assert len(set(points[0].get_ydata())) == 3  # equal results do not hide each other
     assert [text.get_text() for text in axes.get_yticklabels()] == ["ours\n3 seeds", "shorter\n1 seed"]
-    means = [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "D"]
+    means = [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "D" and len(line.get_xdata())]
     assert means == [[pytest.approx(283 / 3)], [90.0]]
     intervals = [tuple(line.get_xdata()) for line in axes.lines if line.get_marker() == "|" and len(line.get_xdata())]
     assert intervals == [interval(values["ours"])]  # one run has no interval

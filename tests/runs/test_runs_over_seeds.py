@@ -17,7 +17,8 @@ import zoo
 import zoo.__main__ as command_line
 from zoo.commands.pages import Documentation
 from zoo.evaluation.results import read_results
-from zoo.evaluation.runs import interval, read_card_of_run, spread
+from zoo.evaluation.runs import interval, read_card_of_run, spread, with_units
+from zoo.evaluation.seeds import seeds_figure
 
 SHORT = [*TINY["vae"], "callbacks=none", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
 
@@ -165,6 +166,17 @@ def test_standard_errors_of_a_card_are_no_metrics_of_seeds(tmp_path):
     found = read_card_of_run(tmp_path / "rbm.json").metrics
     assert set(card["metrics"]) - set(found) == {"feature_accuracy_error", "kl_error/eta=1"}
     assert "test/reconstruction_error" in found
+
+
+def test_metrics_in_a_picture_have_units_and_axes_of_their_own():
+    spreads = [spread("test/accuracy", [0, 1], [0.9, 0.8]), spread("test/loss", [0, 1], [500.0, 510.0])]
+    named = dict(with_units(spreads, ["test/accuracy", "test/loss", "test/nll"]))
+    assert {name: pytest.approx(values) for name, values in named.items()} == {
+        "test/accuracy, %": [90.0, 80.0],
+        "test/loss, nats": [500.0, 510.0],
+    }
+    first, second = seeds_figure(named).axes
+    assert first.get_xlim()[1] < 200 and second.get_xlim()[0] > 300
 
 
 def test_a_picture_shows_the_values_of_all_seeds(trained, tmp_path, monkeypatch, capsys):

@@ -94,8 +94,7 @@ def _report_runs(args: argparse.Namespace) -> None:
         else:
             from zoo.evaluation.seeds import draw_seeds
 
-            unit = spreads[0].metric if len(spreads) == 1 else "value"
-            draw_seeds({s.metric: list(s.values) for s in spreads}, args.output, unit)
+            draw_seeds(dict(runs.with_units(spreads, found[0].metrics)), args.output)
         print(f"Wrote {pasted(args.output)}", file=sys.stderr)
 
 

@@ -5,7 +5,7 @@ The interval is that of Student's t at 95 %. It assumes that the results of the 
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from zoo.checks.errors import UserError
 from zoo.checks.names import did_you_mean
 from zoo.evaluation.estimates import standard_error_of_mean
 from zoo.evaluation.results import Table
-from zoo.evaluation.units import decimals, error_name
+from zoo.evaluation.units import decimals, error_name, plain_name, unit_of
 from zoo.training.tables import read_rows
 
 LEVEL = 0.95
@@ -222,6 +222,18 @@ def as_table(spreads: Sequence[Spread]) -> Table:
         interval = f"{low} to {high}" if low else ""
         rows.append([f"`{s.metric}`", str(len(s.values)), mean, sd, smallest, largest, interval])
     return Table(columns, rows)
+
+
+def with_units(spreads: Sequence[Spread], names: Iterable[str]) -> Iterator[tuple[str, list[float]]]:
+    """Yield the name of each metric with its unit, and its values in this unit. Fractions are in per cent.
+
+    ``names`` are the names of all metrics of the runs, which decide whether a loss is in nats.
+    """
+    known = set(map(plain_name, names))
+    for s in spreads:
+        unit = unit_of(plain_name(s.metric), known)
+        factor = 100 if unit == "%" else 1
+        yield f"{s.metric}, {unit}" if unit else s.metric, [factor * value for value in s.values]
 
 
 def points(runs: Sequence[Run], metrics: Sequence[str]) -> Table:

@@ -11,14 +11,17 @@ from zoo.functional.progress import counted
 from zoo.sampling.pictures import save_figure
 
 
-def seeds_figure(values: dict[str, list[float]], unit: str, published: dict[str, float] | None = None) -> Figure:
+def seeds_figure(
+    values: dict[str, list[float]], unit: str | None = None, published: dict[str, float] | None = None
+) -> Figure:
     """Plot the results of several seeds in one row for each label. The first label is at the top.
 
     A row shows one point for each seed, the mean and its interval next to them, and a line at the published value.
 
     Args:
         values: {label: one result for each seed}.
-        unit: name of the horizontal axis, such as ``accuracy, %``.
+        unit: name of the horizontal axis of all rows, such as ``accuracy, %``. None gives each row its own axis, for
+            results in different units.
         published: {label: published value}. Labels that are missing here have no line.
 
     Raises:
@@ -26,33 +29,38 @@ def seeds_figure(values: dict[str, list[float]], unit: str, published: dict[str,
     """
     published = published or {}
     _check(values, published)
-    picture = Figure(figsize=(7, 1.3 + 0.6 * len(values)), layout="constrained")
-    axes = picture.subplots()
-    for row, (label, results) in enumerate(values.items()):
-        first = row == 0  # one entry of each kind in the legend
-        spread = [row + 0.16 * ((i % 5) - 2) / 2 for i in range(len(results))]  # equal results stay visible
-        axes.plot(results, spread, "o", color="C0", alpha=0.6, markersize=5, label="one seed" if first else None)
-        axes.plot(
-            math.fsum(results) / len(results), row + 0.3, "D", color="C1", markersize=5, label="mean" if first else None
+    panels = [{label: results} for label, results in values.items()] if unit is None else [values]
+    picture = Figure(figsize=(7, 0.9 + 0.4 * len(panels) + 0.6 * len(values)), layout="constrained")
+    for axes, panel in zip(picture.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        for row, (label, results) in enumerate(panel.items()):
+            spread = [row + 0.16 * ((i % 5) - 2) / 2 for i in range(len(results))]  # equal results stay visible
+            axes.plot(results, spread, "o", color="C0", alpha=0.6, markersize=5)
+            axes.plot(math.fsum(results) / len(results), row + 0.3, "D", color="C1", markersize=5)
+            if (around := interval(results)) is not None:
+                axes.plot(around, [row + 0.3] * 2, "|-", color="C1", linewidth=1.5, markersize=9)
+            if label in published:
+                axes.plot([published[label]] * 2, [row - 0.4, row + 0.45], color="black", linestyle="--", linewidth=1)
+        axes.set(ylim=(len(panel) - 0.45, -0.5))
+        axes.set_yticks(
+            range(len(panel)), [f"{label}\n{counted(len(results), 'seed')}" for label, results in panel.items()]
         )
-        if (around := interval(results)) is not None:
-            axes.plot(around, [row + 0.3] * 2, "|-", color="C1", linewidth=1.5, markersize=9)
-        if label in published:
-            axes.plot([published[label]] * 2, [row - 0.4, row + 0.45], color="black", linestyle="--", linewidth=1)
+        axes.grid(axis="x", alpha=0.3)
+    if unit is not None:
+        axes.set_xlabel(unit)
+    axes.plot([], [], "o", color="C0", alpha=0.6, markersize=5, label="one seed")
+    axes.plot([], [], "D", color="C1", markersize=5, label="mean")
     axes.plot([], [], "|-", color="C1", label="95 % interval of the mean")
     if published:
         axes.plot([], [], color="black", linestyle="--", linewidth=1, label="published")
-    axes.set(xlabel=unit, ylim=(len(values) - 0.45, -0.5))
-    axes.set_yticks(
-        range(len(values)), [f"{label}\n{counted(len(results), 'seed')}" for label, results in values.items()]
-    )
-    axes.grid(axis="x", alpha=0.3)
     picture.legend(loc="outside upper center", ncols=4, fontsize="small", frameon=False)
     return picture
 
 
 def draw_seeds(
-    values: dict[str, list[float]], path: str | Path, unit: str, published: dict[str, float] | None = None
+    values: dict[str, list[float]],
+    path: str | Path,
+    unit: str | None = None,
+    published: dict[str, float] | None = None,
 ) -> None:
     """Write the picture of :func:`seeds_figure` to the PNG file ``path``."""
     save_figure(seeds_figure(values, unit, published), Path(path))
