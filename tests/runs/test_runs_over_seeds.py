@@ -19,6 +19,7 @@ from zoo.commands.pages import Documentation
 from zoo.evaluation.results import read_results
 from zoo.evaluation.runs import interval, read_card_of_run, spread, with_units
 from zoo.evaluation.seeds import seeds_figure
+from zoo.evaluation.units import decimals
 
 SHORT = [*TINY["vae"], "callbacks=none", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
 
@@ -137,8 +138,10 @@ def test_the_results_file_of_seeds_enters_the_table(trained, tmp_path, monkeypat
     assert about["seed"] == "0, 1" and "threads of" in about["hardware"] and about["command"]
     (row,) = Documentation(tmp_path).table("seeds").rows
     values = [float(of_run["test/loss"]) for of_run in metrics]
-    assert row[0] == "`vae`" and row[2] == "0, 1" and row[3].startswith(f"{sum(values) / 2:.4f}")
-    assert row[4] == f"{min(values):.4f} to {max(values):.4f}"
+    sd = abs(values[0] - values[1]) / 2**0.5
+    digits = decimals(sd)  # all numbers have the decimals of the standard deviation
+    assert row[:1] + row[2:4] == ["`vae`", "0, 1", f"{sum(values) / 2:.{digits}f} ({sd:.{digits}f})"]
+    assert row[4] == f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 
 def test_cards_of_exported_runs_are_read_like_runs(tmp_path, monkeypatch, capsys):

@@ -52,7 +52,7 @@ class Documentation:
     def seeds(self) -> dict[str, dict[str, dict[str, str]]]:
         """The results over seeds of each checkpoint: {checkpoint: {metric: row of the file}}."""
         found = {}
-        for file in sorted((self.results / "seeds").glob("*.csv")):
+        for file in sorted((self.results / "seeds").glob("*.csv"), key=lambda file: file.stem):
             table, _ = read_results(file)
             if missing := COLUMNS_OF_SEEDS - set(table.columns):
                 raise UserError(f"{file} has no column {', '.join(sorted(missing))}: write it with zoo report --runs")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import zoo
 from zoo.evaluation.published import METRICS, OF_SAMPLES, PUBLISHED, Card, Metric, Number, numbers_of, rounded_error
 from zoo.evaluation.results import Table, without_empty_columns
+from zoo.evaluation.units import decimals
 
 Cards = Mapping[str, Card]
 Seeds = Mapping[str, Mapping[str, Mapping[str, str]]]  # {checkpoint: {metric: row of the file}}
@@ -125,16 +126,17 @@ def several_seeds(cards: Cards, seeds: Seeds) -> Table:
     for name, of_checkpoint in seeds.items():
         for key, row in of_checkpoint.items():
             metric = _metric(cards, name, key)
-            mean, low, high, sd = (_in_unit(metric, row.get(column, "")) for column in ("mean", "min", "max", "sd"))
-            sd_text = f" ({rounded_error(abs(metric.factor) * float(row['sd']))})" if sd is not None else ""
+            mean, low, high = (_in_unit(metric, row[column]) for column in ("mean", "min", "max"))
+            sd = abs(metric.factor) * float(row["sd"] or 0)  # an empty cell of early results, or one seed
+            digits, sd_text = (decimals(sd), f" ({rounded_error(sd)})") if sd else (metric.digits, "")
             ends = sorted(value for value in (low, high) if value is not None)
             rows.append(
                 [
                     f"`{name}`",
                     metric.label,
                     ", ".join(row["seeds"].split()) or row["n"],
-                    "" if mean is None else f"{mean:.{metric.digits}f}{sd_text}",
-                    " to ".join(f"{end:.{metric.digits}f}" for end in ends),
+                    "" if mean is None else f"{mean:.{digits}f}{sd_text}",
+                    " to ".join(f"{end:.{digits}f}" for end in ends),
                 ]
             )
     return Table(["checkpoint", "metric", "seeds", "mean", "range"], rows)
