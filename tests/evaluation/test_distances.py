@@ -210,3 +210,5 @@ def test_what_is_measured_of_points():
     assert measured["modes_covered"] == 8.0
     assert abs(measured["near_a_mode"] - (1 - math.exp(-4.5))) < 4.5 * 0.0011  # for 10,000 samples; fails once in 1.5e5
     assert abs(measured["energy_distance"]) < 0.01
+    p = measured["near_a_mode"]
+    assert_close(measured["near_a_mode_error"], math.sqrt(p * (1 - p) / 10_000))
