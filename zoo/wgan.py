@@ -19,6 +19,9 @@ With the gradient penalty, the estimate of a trained critic is W plus a bias. As
 two parallel lines at distance theta. The linear critic with the lowest loss has the slope 1 + theta / (2 lambda). Its
 estimate is theta + theta^2 / (2 lambda), and W = theta.
 
+The estimate is close to W only if the critic is well trained. The papers therefore take five critic steps for each
+generator step. With fewer steps, the estimate can also fall because the critic lags behind the generator.
+
 With clipping, the critic is K-Lipschitz for an unknown K that depends on c and on BatchNorm. Compare values within one
 run only.
 
@@ -40,7 +43,7 @@ Symbols:
     |.|          Euclidean norm, for images in [-1, 1] or for points
 
 Logged with the prefixes train/, val/ and test/:
-    wasserstein      mean f(x) - mean f(G(z)), the estimate of W, which measures progress best
+    wasserstein      mean f(x) - mean f(G(z)), the estimate of W, a measure of progress if the critic is well trained
     critic_loss      the loss of the critic
     generator_loss   the loss of the generator
     penalty          mean of ( |grad f(x_hat)| - 1 )^2, without lambda
@@ -49,8 +52,9 @@ With clipping, only validation and test measure ``penalty`` and ``lipschitz``. T
 
 Differs from the papers:
 - Each batch is one step of the critic, and every n_critic-th batch is also a step of the generator. The papers have
-  n_critic = 5, and the default is 1. At equal time, samples are then much closer to the data (docs/results.md). WGAN's
-  code takes 100 critic steps before each of the first 25 generator steps, and before every 500th generator step.
+  n_critic = 5, and the default is 1. In short runs of about equal time on MNIST, samples were then much closer to the
+  data (docs/results.md). WGAN's code takes 100 critic steps before each of the first 25 generator steps, and before
+  every 500th generator step.
 - With the penalty, the critic normalises each image separately, as WGAN-GP recommends. With BatchNorm, the penalty of
   one image would depend on the other images.
 - With clipping, the convolutional critic has BatchNorm, as in WGAN. Validation first recomputes the running statistics

@@ -131,6 +131,17 @@ def test_a_card_of_clothes_has_the_metrics_of_their_classifier_with_a_floor(clot
     (sure,) = evidence["samples"]["sure_of_the_first"]
     assert_close(torch.tensor(sure), fake.probabilities.max(-1).values[:16])
     assert "energy_distance" not in metrics and evidence["samples"]["n"] == 30
+    assert {name for name in metrics if f"{name}_error" in metrics} == set(evidence["counts"])
+
+
+def test_counts_of_floors_are_the_numbers_of_validation_images(clothes):
+    torch.manual_seed(0)
+    model = GAN(network="mlp", shape=[1, 28, 28], hidden=[8]).eval()
+    sizes = {split: len(clothes.splits[split].images) for split in ("val", "test")}
+    counts = measure(model, clothes, Protocol(samples=sizes["val"] + 7))[1]["counts"]
+    assert counts["classifier_fid"] == counts["confident"] == sizes["val"] + 7
+    assert counts["classifier_fid_floor"] == counts["classifier_kid_floor"] == sizes["val"]
+    assert counts["confident_of_test_images"] == sizes["test"]
 
 
 def test_evaluate_uses_the_data_of_the_card():

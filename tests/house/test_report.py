@@ -190,9 +190,11 @@ def test_every_checkpoint_has_numbers_and_every_model_a_paper():
 def test_standard_errors_are_those_of_their_formulas():
     cards = Documentation().cards
     of = {(name, number.key): number for name, card in cards.items() for number in numbers_of(card)}
-    recognised = of["cvae", "judged_accuracy"]  # a fraction of 10,000 samples
-    p = cards["cvae"]["metrics"]["judged_accuracy"]
-    assert recognised.error == pytest.approx(100 * math.sqrt(p * (1 - p) / 10_000))
+    early = cards["cvae"] | {"metrics": {"judged_accuracy": 0.9}, "errors": None, "counts": None}
+    early["samples"] = {"n": 900}
+    assert numbers_of(early)[0].error == pytest.approx(1)  # the fraction of 900 samples has a binomial error
+    early["metrics"]["judged_accuracy_error"] = 0.005
+    assert numbers_of(early)[0].error == pytest.approx(0.5)
     parts = cards["vae"]["log_likelihood"]["of_each_hundred"]
     assert of["vae", "test/log_likelihood"].error == pytest.approx(statistics.stdev(parts) / 10)
     assert of["ddpm", "bits_per_dim"].error == cards["ddpm"]["metrics"]["bits_per_dim_error"]

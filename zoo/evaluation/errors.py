@@ -75,9 +75,8 @@ def logged_batches(model) -> Iterator[BatchMeans]:
 def standard_errors(metrics: dict[str, float], batches: BatchMeans) -> dict[str, float]:
     """Return the standard errors of those metrics whose error is known: {metric: error}.
 
-    Analogies share words, so they are not independent, and their binomial error is a lower bound. The error of a rank
-    correlation r of n pairs is (1 - r^2) sqrt( (1 + r^2 / 2) / (n - 3) ), by Fisher's transformation with the variance
-    of Bonett & Wright 2000.
+    Analogies share words, so they are not independent, and their binomial error is too small. A rank correlation r of n
+    pairs has the error (1 - r^2) sqrt( (1 + r^2 / 2) / (n - 3) ) (Bonett & Wright 2000).
 
     Args:
         metrics: metrics of a card. An error among them, such as ``classifier_fid_error``, is used as it is.

@@ -26,6 +26,9 @@ def frechet_standard_error(a: Tensor, b: Tensor, resamples: int = 50, seed: int 
     """Return the standard deviation of :func:`frechet_distance` over bootstrap resamples of both sets.
 
     A resample has fewer distinct vectors than the original set. The bootstrap mean is therefore biased and not used.
+
+    For equal or close distributions, the error is too large. For two sets of 1,000 features of digits, it was twice the
+    standard deviation over 20 independent pairs of sets. For distant distributions, it agrees with the deviation.
     """
     distances = []
     for k in tracked(range(resamples), "standard error of the FID", "resample", show=progress):
