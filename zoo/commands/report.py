@@ -22,14 +22,13 @@ def report(args: argparse.Namespace) -> None:
         _report_runs(args)
         return
     documentation = Documentation(args.folder)
-    if args.check:
-        if problems := documentation.problems():
+    if args.check or args.write:
+        if args.write and (changed := documentation.write()):
+            print(f"Wrote {', '.join(changed)}")
+        if problems := documentation.problems():  # after --write, tables that are on no page
             print("\n".join(problems))
             sys.exit(1)
         print(f"{len(documentation.shown())} tables agree with their sources")
-    elif args.write:
-        changed = documentation.write()
-        print(f"Wrote {', '.join(changed)}" if changed else "All tables agree with their sources")
     elif args.names:
         print("\n".join(_text(documentation.table(name), args.format) for name in args.names), end="")
     else:

@@ -3,7 +3,6 @@
 The interval is that of Student's t at 95 %. It assumes that the results of the seeds are independent and normal.
 """
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 from zoo.checks.errors import UserError
 from zoo.checks.names import did_you_mean
 from zoo.evaluation.published import standard_error_of_mean
-from zoo.evaluation.results import Table
+from zoo.evaluation.results import Table, card_at
 from zoo.training.tables import read_rows
 
 LEVEL = 0.95
@@ -91,9 +90,7 @@ def read_run(folder: Path) -> Run:
 
 def read_card_of_run(file: Path) -> Run:
     """Return the settings and the metrics on the card of an exported run. Standard errors are no metrics."""
-    card = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(card, dict) or not {"model", "hyper_parameters", "metrics"} <= set(card):
-        raise UserError(f"{file} is no card of a checkpoint: give run folders, or cards that zoo export writes")
+    card = card_at(file)
     model = {"_target_": card["model"], **card["hyper_parameters"]}
     settings = _flat({"model": model, **{key: card.get(key) for key in ("seed", "data", "train_on", "epochs")}}, "")
     metrics = {name: value for name, value in card["metrics"].items() if "_error" not in name}
