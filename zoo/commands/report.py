@@ -86,7 +86,8 @@ def _report_runs(args: argparse.Namespace) -> None:
         print(_text(table if args.format == "csv" else runs.as_table(spreads), args.format), end="")
         if args.format != "csv":
             seeds = ", ".join(str(run.seed) for run in found)
-            print(f"\nSeeds: {seeds}. The interval is that of Student's t. It assumes that the results are normal.")
+            about = "The interval is that of Student's t. It assumes that the results are normal."
+            print(f"\nSeeds: {seeds}. {about if len(found) > 1 else 'One run gives no spread and no interval.'}")
     if args.output:
         if args.output.suffix == ".csv":
             _write_results(args.output, found, table)

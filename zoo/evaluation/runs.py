@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from zoo.checks.errors import UserError
 from zoo.checks.names import did_you_mean
 from zoo.evaluation.published import standard_error_of_mean
-from zoo.evaluation.results import Table, card_at
+from zoo.evaluation.results import Table, card_at, text_of
 from zoo.training.tables import read_rows
 
 LEVEL = 0.95
@@ -78,10 +78,18 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def read_run(folder: Path) -> Run:
-    """Return the settings and the metrics of a run folder."""
+    """Return the settings and the metrics of a run folder.
+
+    Raises:
+        UserError: if its config.yaml or metrics.csv is damaged.
+    """
     import yaml
 
-    settings = _flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}, str(folder))
+    try:
+        config = yaml.safe_load(text_of(folder / "config.yaml"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{folder / 'config.yaml'} is not YAML: restore the file, or leave out this run") from error
+    settings = _flat(config or {}, str(folder))
     metrics: dict[str, float] = {}
     for row in read_rows(folder / "metrics.csv"):
         metrics |= {name: float(value) for name, value in row.items() if value and name not in ("epoch", "step")}
@@ -122,7 +130,9 @@ def find_runs(patterns: Iterable[str], alike: bool = True) -> list[Run]:
         found = [path] if path.exists() else sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
         inner = [each for each in found if each.suffix == ".json" or (each / "config.yaml").is_file()]
         if not inner:
-            raise UserError(f"no run folder matches {pattern}: give folders with a config.yaml, such as 'runs/vade/*'")
+            raise UserError(
+                f"no run folder matches {pattern!r}: give folders with a config.yaml, such as 'runs/vade/*'"
+            )
         folders += [folder for folder in inner if folder not in folders]
     runs = [read_card_of_run(path) if path.suffix == ".json" else read_run(path) for path in folders]
     if alike:
@@ -209,7 +219,7 @@ def as_table(spreads: Sequence[Spread]) -> Table:
     columns = ["metric", "n", "mean", "standard deviation", "smallest", "largest", "95 % interval of the mean"]
     rows = []
     for s in spreads:
-        digits = 4 if not s.sd else max(0, 1 - math.floor(math.log10(s.sd)))
+        digits = 4 if not s.sd or not math.isfinite(s.sd) else max(0, 1 - math.floor(math.log10(s.sd)))
         mean, low, high, smallest, largest, sd = (
             "" if value is None else f"{value:.{digits}f}"
             for value in (s.mean, s.low, s.high, min(s.values), max(s.values), s.sd)
