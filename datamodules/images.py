@@ -117,7 +117,7 @@ def fetch(name: str, root: Path, attribute: str | None = None) -> None:
     files = ", ".join(f"{file}.gz" for file in MD5[name])
     remedy = (
         f"Put {files} there, compressed or not, or connect to the network (ZOO_DATA sets another folder than data/). "
-        "The digits need no download: data=digits"
+        "The data set digits needs no download"
     )
     fetch_missing(name, missing, remedy)
 

@@ -173,7 +173,7 @@ def test_without_mnist_the_default_falls_back_and_says_so(tmp_path, monkeypatch,
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_asked_for_by_name_it_is_strict(name, tmp_path, monkeypatch, offline):
     monkeypatch.setenv("ZOO_DATA", str(tmp_path))
-    with pytest.raises(DataError, match=f"{name} is not in .*raw and cannot be downloaded.*data=digits"):
+    with pytest.raises(DataError, match=f"{name} is not in .*raw and cannot be downloaded.*digits needs no download"):
         Images(name).prepare_data()
 
 

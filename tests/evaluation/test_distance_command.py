@@ -136,6 +136,8 @@ MISTAKES = {
     ("grey", "score-mixture"): r"score-mixture has examples of shape \[2\]",
     ("grey", "gan", "-n", "1"): r"gan has 1 image, and distances need at least 2",
     ("grey", "gan", "-n", "5", "-c", "y=3"): r"trained without labels.*leave out y",
+    ("grey", "rgb", "-n", "5"): r"-n is an option of models.* neither grey nor rgb is a model: leave out -n",
+    ("grey", "rgb", "-c", "y=3"): r"-c is an option of models",
     ("objects.npy", "grey"): r"objects.npy cannot be read safely: it holds Python objects",
     ("mixed", "grey"): r"images of 2 sizes.* Set --size, such as --size 28, to crop",
 }

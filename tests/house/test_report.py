@@ -123,12 +123,15 @@ def test_a_comment_that_is_removed_or_misspelt_is_found(before, after, line, cop
     assert status == 1 and line in said, said
 
 
+AGREE = f"{len(Documentation().shown())} tables agree with their sources\n"
+
+
 def test_writing_changes_tables_and_nothing_else(copy, report):
     before = (copy / "docs" / "results.md").read_bytes()
     replace(copy / "docs" / "results.md", "| 3.68 | 0.12 |", "| 3.99 | 0.12 |")
-    assert report("--write", "--folder", copy) == (0, "Wrote docs/results.md\n")
+    assert report("--write", "--folder", copy) == (0, f"Wrote docs/results.md\n{AGREE}")
     assert (copy / "docs" / "results.md").read_bytes() == before
-    assert report("--write", "--folder", copy) == (0, "All tables agree with their sources\n")
+    assert report("--write", "--folder", copy) == (0, AGREE)
 
 
 def test_a_new_card_enters_the_tables_without_a_change_of_code(copy, report):
@@ -240,6 +243,24 @@ def test_a_results_file_without_its_conditions_is_refused(text, message, copy, r
     (copy / "docs" / "results" / "speed-rbm.csv").write_text(text, encoding="utf-8")
     status, said = report("--check", "--folder", copy)
     assert status == 1 and message in said, said
+
+
+@pytest.mark.parametrize("file", ["docs/results/speed-rbm.csv", "docs/results.md", "zoo/weights/gan.json"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}", b"<<<<<<< HEAD\n"])
+def test_a_damaged_file_is_an_error_that_names_it(file, content, copy, report):
+    (copy / file).write_bytes(content)
+    status, said = report("--check", "--folder", copy)
+    assert status not in (0, None) and (file in f"{status}{said}" or file == "docs/results.md"), (status, said)
+
+
+def test_writing_ends_with_an_error_if_a_table_is_on_no_page(copy, report):
+    replace(copy / "docs" / "results.md", "<!-- zoo report gan -->", "")
+    status, said = report("--write", "--folder", copy)
+    assert status == 1 and "the table gan (zoo/weights/gan.json) is on no page" in said
+
+
+def test_a_folder_that_is_no_checkout_is_an_error(tmp_path, report):
+    assert "is no checkout: --folder takes a folder with" in report("--folder", tmp_path)[0]
 
 
 def test_an_installed_package_has_its_cards_and_says_that_pages_are_missing(tmp_path):

@@ -126,7 +126,7 @@ def test_a_pattern_without_runs_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     for pattern in ("nothing*", "empty"):
         said = report(monkeypatch, capsys, tmp_path / pattern)
-        assert f"no run folder matches {tmp_path / pattern}" in said
+        assert f"no run folder matches {str(tmp_path / pattern)!r}" in said
 
 
 def test_the_results_file_of_seeds_enters_the_table(trained, tmp_path, monkeypatch, capsys):
@@ -198,3 +198,22 @@ def test_the_points_of_learning_curves_are_a_table_of_the_documentation(trained,
     assert float(point[1]) > 0 and float(point[2]) > 0 and point[1] != point[2]
     assert Documentation(tmp_path).table("curve-vae").rows == [point]
     assert "--points writes CSV files" in report(monkeypatch, capsys, *words, "-o", "a.png")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv"])
+def test_a_damaged_file_of_a_run_is_an_error_that_names_it(name, runs, monkeypatch, capsys):
+    for content in (b"\xff\xfe\n", *([b"a: [1\n"] if name == "config.yaml" else [])):
+        (runs / "seed0" / name).write_bytes(content)
+        assert f"{runs / 'seed0' / name} is not" in report(monkeypatch, capsys, runs / "*")
+
+
+def test_a_metric_that_is_no_number_is_shown(runs, monkeypatch, capsys):
+    table = runs / "seed0" / "metrics.csv"
+    header, *rows = table.read_text(encoding="utf-8").splitlines()
+    table.write_text("\n".join([header, *rows, ",".join(["nan"] * len(header.split(",")))]) + "\n", encoding="utf-8")
+    assert "| `test/loss` | 2 | nan | nan |" in report(monkeypatch, capsys, runs / "*")
+
+
+def test_one_run_has_no_interval(runs, monkeypatch, capsys):
+    said = report(monkeypatch, capsys, runs / "seed0")
+    assert said.endswith("Seeds: 0. One run gives no spread and no interval.\n")

@@ -28,8 +28,7 @@ MOST_SAMPLES = 10_000  # default of the number of samples that a model draws
 def distance(args: argparse.Namespace) -> None:
     """Measure FID, KID, precision, recall, density and coverage between two sets of images."""
     places = image_sets.find(args.real), image_sets.find(args.samples_of)
-    if args.size is not None and args.features != "inception" and args.size != 28:
-        raise UserError(f"{args.features} features need images of 28 x 28 pixels: give --size 28, got {args.size}")
+    check_options(places, args)
 
     from zoo.commands.inputs import device_of_commands
     from zoo.evaluation.distances import classifier_distances, feature_distances
@@ -45,6 +44,20 @@ def distance(args: argparse.Namespace) -> None:
     else:  # the FID and the KID of papers are those of Inception
         found = classifier_distances(*features)
     print_distances(found, real, samples, args)
+
+
+def check_options(places: "tuple[Place, Place]", args: argparse.Namespace) -> None:
+    """Check that the options suit the features and the kinds of the two sets."""
+    if args.size is not None and args.features != "inception" and args.size != 28:
+        raise UserError(f"{args.features} features need images of 28 x 28 pixels: give --size 28, got {args.size}")
+    if any(place.kind == "model" for place in places):
+        return
+    of_models = {"-n": args.n is not None, "-c": args.condition, "--class": args.model_class}
+    if given := [option for option, value in of_models.items() if value]:
+        raise UserError(
+            f"{given[0]} is an option of models that draw samples, and neither {args.real} nor {args.samples_of} is a "
+            f"model: leave out {given[0]}"
+        )
 
 
 def read_sets(places: "tuple[Place, Place]", network: "nn.Module", args: argparse.Namespace) -> "list[ImageSet]":

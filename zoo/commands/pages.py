@@ -9,7 +9,6 @@ A table of a page stands between two comments, which are invisible in the finish
 The text between them comes from the cards in zoo/weights, or from the results file docs/results/NAME.csv.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -20,7 +19,7 @@ import zoo
 from zoo.checks.errors import UserError
 from zoo.checks.names import did_you_mean
 from zoo.evaluation import reproducibility
-from zoo.evaluation.results import Table, in_markdown, read_results, with_separators
+from zoo.evaluation.results import Table, card_at, in_markdown, read_results, text_of, with_separators
 from zoo.training.files import atomic_write
 
 BEGIN, END = re.compile(r"^<!-- zoo report (\S+) -->$"), "<!-- end -->"
@@ -35,18 +34,25 @@ class Documentation:
     Args:
         folder: the folder with ``README.md``, ``docs`` and ``zoo/weights``. None is the checkout of this package. An
             installed package has its cards, and no pages and no results files.
+
+    Raises:
+        UserError: if the folder has neither cards nor results files.
     """
 
     def __init__(self, folder: Path | None = None):
         self.folder = zoo.WEIGHTS.parent.parent if folder is None else folder
         self.weights = zoo.WEIGHTS if folder is None else folder / "zoo" / "weights"
         self.results = self.folder / "docs" / "results"
+        if not self.weights.is_dir() and not self.results.is_dir():
+            raise UserError(
+                f"{self.folder} is no checkout: --folder takes a folder with README.md, docs and zoo/weights"
+            )
 
     @cached_property
     def cards(self) -> dict[str, dict[str, Any]]:
         """The cards of the checkpoints, by name."""
         files = sorted(self.weights.glob("*.json"), key=lambda file: file.stem)
-        return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+        return {file.stem: card_at(file) for file in files}
 
     @cached_property
     def seeds(self) -> dict[str, dict[str, dict[str, str]]]:
@@ -90,7 +96,7 @@ class Documentation:
         if name not in (known := self.sources):
             raise UserError(
                 f"the table {name} has no source: there is neither zoo/weights/{name}.json nor docs/results/{name}.csv."
-                f"{did_you_mean(name, [*known, WIDE])}"
+                f" Restore one, or name another table.{did_you_mean(name, [*known, WIDE])}"
             )
         if name == "seeds" and not self.seeds:
             raise UserError("the table seeds has no source: docs/results/seeds has no CSV files")
@@ -100,22 +106,25 @@ class Documentation:
 
     def shown(self) -> dict[str, str]:
         """Return the page of each table, by the name of the table."""
-        return {name: self._short(page) for page in self.pages for name in _names(page.read_text(encoding="utf-8"))}
+        return {name: self._short(page) for page in self.pages for name in _names(text_of(page))}
 
     def problems(self) -> list[str]:
         """Return a line for each table that differs from its source, has no source, or is on no page."""
-        if not (self.folder / "docs" / "results.md").is_file():
-            raise UserError(
-                f"{self.folder} has no docs/results.md: an installed zoo has no pages, so give --folder CHECKOUT"
-            )
+        self._check_pages()
         found = []
         for page in self.pages:
-            found += [f"{self._short(page)}: {problem}" for problem in self._problems(page.read_text(encoding="utf-8"))]
+            found += [f"{self._short(page)}: {problem}" for problem in self._problems(text_of(page))]
         shown = self.shown()
         for name, source in self.sources.items():
             if name not in shown:
                 found.append(f"the table {name} ({source}) is on no page: add '<!-- zoo report {name} -->' and '{END}'")
-        return found
+        return list(dict.fromkeys(found))  # several tables of a page can have one source
+
+    def _check_pages(self) -> None:
+        if not (self.folder / "docs" / "results.md").is_file():
+            raise UserError(
+                f"{self.folder} has no docs/results.md: an installed zoo has no pages, so give --folder CHECKOUT"
+            )
 
     def _problems(self, text: str) -> Iterator[str]:
         """Yield what is wrong in a page."""
@@ -139,8 +148,8 @@ class Documentation:
         Raises:
             UserError: if a table has no source, or does not end. No page changes then.
         """
-        self.problems()  # checks that there are pages
-        texts = {page: page.read_text(encoding="utf-8") for page in self.pages}
+        self._check_pages()
+        texts = {page: text_of(page) for page in self.pages}
         new = {}
         for page, text in texts.items():
             pieces = []
@@ -150,7 +159,11 @@ class Documentation:
                 elif written is None:
                     raise UserError(f"{self._short(page)}: the table {name} does not end: add a line '{END}' below it")
                 else:
-                    pieces.append(f"<!-- zoo report {name} -->\n{_body(self.table(name))}{END}\n")
+                    try:
+                        body = _body(self.table(name))
+                    except UserError as error:
+                        raise UserError(f"{self._short(page)}: {error}") from error
+                    pieces.append(f"<!-- zoo report {name} -->\n{body}{END}\n")
             new[page] = "".join(pieces)
         changed = [page for page in new if new[page] != texts[page]]
         for page in changed:

@@ -22,14 +22,13 @@ def report(args: argparse.Namespace) -> None:
         _report_runs(args)
         return
     documentation = Documentation(args.folder)
-    if args.check:
-        if problems := documentation.problems():
+    if args.check or args.write:
+        if args.write and (changed := documentation.write()):
+            print(f"Wrote {', '.join(changed)}")
+        if problems := documentation.problems():  # after --write, tables that are on no page
             print("\n".join(problems))
             sys.exit(1)
         print(f"{len(documentation.shown())} tables agree with their sources")
-    elif args.write:
-        changed = documentation.write()
-        print(f"Wrote {', '.join(changed)}" if changed else "All tables agree with their sources")
     elif args.names:
         print("\n".join(_text(documentation.table(name), args.format) for name in args.names), end="")
     else:
@@ -87,7 +86,8 @@ def _report_runs(args: argparse.Namespace) -> None:
         print(_text(table if args.format == "csv" else runs.as_table(spreads), args.format), end="")
         if args.format != "csv":
             seeds = ", ".join(str(run.seed) for run in found)
-            print(f"\nSeeds: {seeds}. The interval is that of Student's t. It assumes that the results are normal.")
+            about = "The interval is that of Student's t. It assumes that the results are normal."
+            print(f"\nSeeds: {seeds}. {about if len(found) > 1 else 'One run gives no spread and no interval.'}")
     if args.output:
         if args.output.suffix == ".csv":
             _write_results(args.output, found, table)

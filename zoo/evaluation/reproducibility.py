@@ -4,6 +4,7 @@ All numbers come from the cards of the checkpoints, except those of several seed
 ``zoo report --runs``, one for each checkpoint.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -128,7 +129,7 @@ def several_seeds(cards: Cards, seeds: Seeds) -> Table:
             metric = _metric(cards, name, key)
             mean, low, high = (_in_unit(metric, row[column]) for column in ("mean", "min", "max"))
             sd = abs(metric.factor) * float(row["sd"] or 0)  # an empty cell of early results, or one seed
-            digits, sd_text = (decimals(sd), f" ({rounded_error(sd)})") if sd else (metric.digits, "")
+            digits, sd_text = (decimals(sd), f" ({rounded_error(sd)})") if 0 < sd < math.inf else (metric.digits, "")
             ends = sorted(value for value in (low, high) if value is not None)
             rows.append(
                 [

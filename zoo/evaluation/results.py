@@ -13,16 +13,18 @@ The command and the hardware are required. Cells are shown as they are. Integers
 
 import csv
 import io
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zoo.checks.errors import UserError
 from zoo.training.files import atomic_write
 
 REQUIRED = ("command", "hardware")
+OF_CARDS = {"model", "hyper_parameters", "metrics"}  # entries that every card has and tables need
 
 
 class Table(NamedTuple):
@@ -53,22 +55,51 @@ def without_empty_columns(table: Table) -> Table:
     return Table([table.columns[i] for i in kept], [[row[i] for i in kept] for row in table.rows])
 
 
+def text_of(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        UserError: if the file is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): restore the file") from error
+
+
+def card_at(path: Path) -> dict[str, Any]:
+    """Return the card of a checkpoint, from its file.
+
+    Raises:
+        UserError: if the file is no card.
+    """
+    try:
+        card = json.loads(text_of(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is no card of a checkpoint: it is not JSON ({error}). Restore the file") from error
+    if missing := OF_CARDS - set(card if isinstance(card, dict) else ()):
+        raise UserError(f"{path} is no card of a checkpoint: it has no {', '.join(sorted(missing))}. Restore the file")
+    return card
+
+
 def read_results(path: Path) -> tuple[Table, dict[str, str]]:
     """Return the table of a results file, and what the lines at its beginning say about it.
 
     Raises:
-        UserError: if there is no such file, if a required line is missing, or if a row has another number of cells than
-            the header.
+        UserError: if there is no such file, if it is not UTF-8, if a required line or the header is missing, or if
+            a row has another number of cells than the header.
     """
     if not path.is_file():
         raise UserError(f"the results file {path} is missing: restore it, or remove the table from the page")
-    about, lines = {}, path.read_text(encoding="utf-8").splitlines()
+    about, lines = {}, text_of(path).splitlines()
     while lines and lines[0].startswith("# "):
         key, _, value = lines.pop(0).removeprefix("# ").partition(": ")
         about[key] = value
     if missing := [key for key in REQUIRED if not about.get(key)]:
         raise UserError(f"{path} does not say its {' and its '.join(missing)}: add a line '# {missing[0]}: ...' on top")
-    header, *rows = csv.reader(lines) if lines else [[]]
+    if not lines:
+        raise UserError(f"{path} has no table: add a line with the names of the columns, and rows")
+    header, *rows = csv.reader(lines)
     if wrong := [row for row in rows if len(row) != len(header)]:
         raise UserError(f"{path} has {len(header)} columns, but a row has {len(wrong[0])} cells: {','.join(wrong[0])}")
     return Table(header, rows), about

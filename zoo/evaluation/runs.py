@@ -3,7 +3,6 @@
 The interval is that of Student's t at 95 %. It assumes that the results of the seeds are independent and normal.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 from zoo.checks.errors import UserError
 from zoo.checks.names import did_you_mean
 from zoo.evaluation.estimates import standard_error_of_mean
-from zoo.evaluation.results import Table
+from zoo.evaluation.results import Table, card_at, text_of
 from zoo.evaluation.units import decimals, error_name, plain_name, unit_of
 from zoo.training.tables import read_rows
 
@@ -80,10 +79,18 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def read_run(folder: Path) -> Run:
-    """Return the settings and the metrics of a run folder."""
+    """Return the settings and the metrics of a run folder.
+
+    Raises:
+        UserError: if its config.yaml or metrics.csv is damaged.
+    """
     import yaml
 
-    settings = _flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) or {}, str(folder))
+    try:
+        config = yaml.safe_load(text_of(folder / "config.yaml"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{folder / 'config.yaml'} is not YAML: restore the file, or leave out this run") from error
+    settings = _flat(config or {}, str(folder))
     metrics: dict[str, float] = {}
     for row in read_rows(folder / "metrics.csv"):
         metrics |= {name: float(value) for name, value in row.items() if value and name not in ("epoch", "step")}
@@ -92,9 +99,7 @@ def read_run(folder: Path) -> Run:
 
 def read_card_of_run(file: Path) -> Run:
     """Return the settings and the metrics on the card of an exported run. Standard errors are no metrics."""
-    card = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(card, dict) or not {"model", "hyper_parameters", "metrics"} <= set(card):
-        raise UserError(f"{file} is no card of a checkpoint: give run folders, or cards that zoo export writes")
+    card = card_at(file)
     model = {"_target_": card["model"], **card["hyper_parameters"]}
     settings = _flat({"model": model, **{key: card.get(key) for key in ("seed", "data", "train_on", "epochs")}}, "")
     errors = {error_name(name) for name in card["metrics"]}  # test/reconstruction_error is a metric of RBMs
@@ -127,7 +132,9 @@ def find_runs(patterns: Iterable[str], alike: bool = True) -> list[Run]:
         found = [path] if path.exists() else sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
         inner = [each for each in found if each.suffix == ".json" or (each / "config.yaml").is_file()]
         if not inner:
-            raise UserError(f"no run folder matches {pattern}: give folders with a config.yaml, such as 'runs/vade/*'")
+            raise UserError(
+                f"no run folder matches {pattern!r}: give folders with a config.yaml, such as 'runs/vade/*'"
+            )
         folders += [folder for folder in inner if folder not in folders]
     runs = [read_card_of_run(path) if path.suffix == ".json" else read_run(path) for path in folders]
     if alike:
@@ -214,7 +221,7 @@ def as_table(spreads: Sequence[Spread]) -> Table:
     columns = ["metric", "n", "mean", "standard deviation", "smallest", "largest", "95 % interval of the mean"]
     rows = []
     for s in spreads:
-        digits = decimals(s.sd) if s.sd else 4
+        digits = decimals(s.sd) if s.sd and math.isfinite(s.sd) else 4
         mean, low, high, smallest, largest, sd = (
             "" if value is None else f"{value:.{digits}f}"
             for value in (s.mean, s.low, s.high, min(s.values), max(s.values), s.sd)

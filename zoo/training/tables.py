@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from zoo.checks.errors import UserError
 from zoo.training.files import atomic_write
 
 Row = dict[str, str]
@@ -73,9 +74,16 @@ class Table:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the complete rows of a CSV file with a header, or an empty list if there is no file."""
+    """Return the complete rows of a CSV file with a header, or an empty list if there is no file.
+
+    Raises:
+        UserError: if the file is not UTF-8.
+    """
     if not path.is_file():
         return []
-    text = path.read_bytes().decode()
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): restore the file") from error
     whole = text[: text.rfind("\n") + 1]
     return [row for row in csv.DictReader(io.StringIO(whole, newline="")) if None not in row.values()]
