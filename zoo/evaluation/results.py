@@ -86,7 +86,7 @@ def read_results(path: Path) -> tuple[Table, dict[str, str]]:
     """Return the table of a results file, and what the lines at its beginning say about it.
 
     Raises:
-        UserError: if there is no such file, if it is not UTF-8, if a required line or the header is missing, or if
+        UserError: if there is no such file, if it is not UTF-8, or if a required line or the header is missing. Also if
             a row has another number of cells than the header.
     """
     if not path.is_file():
