@@ -14,6 +14,7 @@ from zoo.datamodules import Toy
 from zoo.datamodules.toy import MarkovChain, ring
 from zoo.evaluation.distances import (
     SampleDistanceMetric,
+    classifier_distances,
     classify_images,
     energy_distance,
     frechet_distance,
@@ -68,6 +69,18 @@ def test_the_bootstrap_error_of_equal_distributions_is_too_large(generator):
     spread = float(torch.tensor([frechet_distance(*pair) for pair in pairs]).std())
     errors = [frechet_standard_error(*pair, resamples=40) for pair in pairs[:5]]
     assert 1.2 < sum(errors) / 5 / spread < 2.6, (errors, spread)
+
+
+def test_roles_of_real_and_fake_in_distances_of_features(generator):
+    """The fake vectors copy one of two distant modes. All are precise, and half of the real modes is not reached."""
+    one = torch.randn(20, 4, generator=generator)
+    found = classifier_distances(torch.cat([one, one + 1000]), one, ending="_floor")
+    assert {name: found[f"{name}_floor"].value for name in ("precision", "recall", "density", "coverage")} == {
+        "precision": 1.0,
+        "recall": 0.5,
+        "density": 6 / 5,
+        "coverage": 0.5,
+    }
 
 
 def test_energy_distance_in_closed_form():
@@ -143,6 +156,7 @@ def test_what_is_said_of_samples():
     assert_close(said["rarest_class_error"], math.sqrt(6 * 10 / 16**3))
     # All copies of an image are equal, so both sets cover each other.
     assert [said[k] for k in ("precision", "recall", "coverage")] == [1.0, 1.0, 1.0]
+    assert_close(said["density"], 50 / 5)  # each sample lies in the balls of 50 real images
     assert {f"{k}_error" for k in ("classifier_kid", "recall", "density", "confident")} <= set(said)
     unsure = Judge()
     unsure.head.weight.data = torch.tensor([[-0.85], [0.85]])  # the probability of the predicted class is 0.70

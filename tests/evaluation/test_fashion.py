@@ -19,6 +19,7 @@ from zoo.evaluation.distances import (
     frechet_distance,
     frechet_standard_error,
 )
+from zoo.evaluation.manifolds import density_coverage
 from zoo.evaluation.protocol import Protocol, measure
 from zoo.evaluation.samples import judged_accuracy
 from zoo.gan import GAN
@@ -127,6 +128,8 @@ def test_a_card_of_clothes_has_the_metrics_of_their_classifier_with_a_floor(clot
         "commonest_class": shares.max().item(),
         "judged_accuracy": judged_accuracy(model, 30, classifier=classifier)["judged_accuracy"],
     }
+    density, coverage = density_coverage(said["test"].features, said["val"].features[:30])
+    expected |= {"density_floor": density.value, "coverage_floor": coverage.value}
     assert_close({name: metrics[name] for name in expected}, expected)
     (sure,) = evidence["samples"]["sure_of_the_first"]
     assert_close(torch.tensor(sure), fake.probabilities.max(-1).values[:16])

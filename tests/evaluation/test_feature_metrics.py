@@ -119,6 +119,14 @@ def test_they_take_the_classifier_and_functions():
     assert {"ClassifierFID", "ClassifierKID", "recall", "coverage_error"} <= set(collected.compute())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_images_of_any_floating_point_type_reach_the_network_in_float32(dtype):
+    metric, expected = ClassifierFID(Projection()), ClassifierFID(Projection())
+    metric.update(images(8, 0).to(dtype), real=True)
+    expected.update(images(8, 0).to(dtype).float(), real=True)
+    assert torch.equal(metric.real_features[0], expected.real_features[0])
+
+
 def test_wrong_input_is_named():
     with pytest.raises(UserError, match="features must be a function of images or a classifier, got 2048"):
         ClassifierFID(2048)
