@@ -216,8 +216,8 @@ def check_monitors(callback: SampleDistance, callbacks: list[Any]) -> None:
             why = "grows as samples improve" if callback.grows else "does not say whether it grows (higher_is_better)"
             raise UserError(
                 f"{type(other).__name__} has monitor=val/distance, and metric={callback.name} {why}. It is logged only "
-                f"as {name}: set monitor={name} and {'mode=max' if callback.grows else 'its mode'}, or choose another "
-                "metric"
+                f"as {name}: set monitor={name} and {'mode=max' if callback.grows else 'its mode'} (for zoo train, "
+                "callbacks.best.monitor and callbacks.best.mode), or choose another metric"
             )
         if monitor == name and callback.grows is not None and given not in (None, mode):
             raise UserError(f"{type(other).__name__} has monitor={name} and mode={given}: set mode={mode}")

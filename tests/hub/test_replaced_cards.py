@@ -100,3 +100,16 @@ def test_the_card_of_damaged_weights_stays(runs, weights):
     with pytest.raises(CheckpointError, match="are not the published ones"):
         refresh("vae")
     assert hub.read_card("vae")["sha256"] == "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["skipgram", "--words", "sets"], "--update-card measures by the card, and takes no --words"),
+        (["skipgram", "--data", "text8"], "need no data: leave out --data"),
+    ],
+)
+def test_options_that_measuring_again_does_not_use_are_refused(words, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["zoo", "evaluate", *words, "--update-card"])
+    with pytest.raises(SystemExit, match=message):
+        main()

@@ -123,6 +123,9 @@ def _update_card(args: argparse.Namespace) -> None:
     from zoo import hub
     from zoo.hub.refreshing import refresh
 
+    unused = {"--words": args.words, "--trust-data": args.trust_data, "--class": args.model_class}
+    if given := [option for option, value in unused.items() if value]:
+        raise UserError(f"--update-card measures by the card, and takes no {given[0]}: leave out {given[0]}")
     before = (hub.card_of(args.source) or {}).get("metrics", {})
     card = refresh(args.source, _protocol(args), True, args.data)
     metrics = card["metrics"]
@@ -216,7 +219,8 @@ def export(args: argparse.Namespace) -> None:
     card = hub.card_of(source)
     _print_metrics(card["metrics"], card["counts"])
     for name, moved in (card["rounding"] or {}).items():
-        print(f"{name}: {moved['float32']:.6g} in float32, {moved['float16']:.6g} in float16, error {moved['error']}")
+        error = "no known error" if moved["error"] is None else f"standard error {moved['error']:.3g}"
+        print(f"{name}: {moved['float32']:.6g} in float32, {moved['float16']:.6g} in float16, {error}")
 
 
 def push(args: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from zoo.evaluation.protocol import Protocol, check_protocol
 from zoo.hub.cards import measurements, protocol_of
 from zoo.hub.loading import read_card, read_card_file
 from zoo.training.files import atomic_write
+from zoo.training.outputs import check_writable
 
 
 def refresh(
@@ -41,7 +42,8 @@ def refresh(
 
     Raises:
         CheckpointError: if ``source`` is neither of these.
-        UserError: if the protocol does not suit the model, or if these are other data than those of the card.
+        UserError: if the protocol does not suit the model, if these are other data than those of the card, or if the
+            card cannot be written.
     """
     text = check_source(source)
     if text in zoo.list_checkpoints():
@@ -53,7 +55,11 @@ def refresh(
     model: Any = zoo.load(text)
     protocol = protocol or protocol_of(card)
     check_protocol(protocol, model)
-    used = None if isinstance(model, capabilities.Words) else _ready(model, card, data)
+    words = isinstance(model, capabilities.Words)
+    if words and data is not None:
+        raise UserError(f"the metrics of {source} are those of published word sets, and need no data: leave out --data")
+    check_writable(path)  # before the work begins
+    used = None if words else _ready(model, card, data)
     found = measure_with_errors(model, used, protocol, progress)
     card |= measurements(found, model, card["model"], used)
     with atomic_write(path) as file:
