@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import zoo
+from zoo.evaluation.results import card_at
 
 # Entries of a row that its card holds under the same name.
 FROM_CARD = ("name", "model", "data", "train_on", "parameters", "sha256", "command", "commit", "seed", "epochs")
@@ -16,14 +17,9 @@ FROM_CARD += ("steps", "seconds", "hardware", "protocol")
 SIZES = ("log_likelihood/num_samples", "bound/images", "samples/n")
 
 
-def read_card(name: str) -> dict[str, Any]:
-    """Return the card of a pretrained checkpoint. Unlike the function of zoo.hub, this one needs no torch."""
-    return json.loads((zoo.WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
 def row_of(name: str) -> dict[str, Any]:
     """Return what ``list --format json`` prints about a checkpoint."""
-    card, weights = read_card(name), zoo.WEIGHTS / f"{name}.safetensors"
+    card, weights = card_at(zoo.WEIGHTS / f"{name}.json"), zoo.WEIGHTS / f"{name}.safetensors"
     row = {key: card.get(key) for key in FROM_CARD}
     row["recipe"] = recipe_in(card["command"])
     row["bytes"] = weights.stat().st_size if weights.is_file() else None

@@ -8,7 +8,8 @@ from zoo.checks.errors import UserError
 from zoo.checks.names import did_you_mean
 from zoo.commands.conditions import parse_conditions
 from zoo.commands.inputs import data_for, knows_words, load_model, on_device, starting_images
-from zoo.commands.listing import print_rows, read_card
+from zoo.commands.listing import print_rows
+from zoo.evaluation.results import card_at
 from zoo.training.shell import pasted, zoo_command
 
 # ``list`` shows the first of these metrics that the card of a checkpoint has.
@@ -38,7 +39,7 @@ def list_everything(args: argparse.Namespace) -> None:
 def _print_table(checkpoints: list[str]) -> None:
     rows = [("NAME", "MODEL", "DATA", "PARAMETERS", "MAIN METRIC")]
     for name in checkpoints:
-        card = read_card(name)
+        card = card_at(zoo.WEIGHTS / f"{name}.json")
         rows.append((name, card["model"], card["data"], f"{card['parameters']:,}", _main_metric(card["metrics"])))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, model, data, parameters, metric in rows:
