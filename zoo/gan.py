@@ -60,10 +60,11 @@ Differs from the papers:
   divided between processes.
 - z is normal. In DCGAN it is uniform.
 - Each network has two convolutions for images of 28 x 28 pixels, and four for 64 x 64 pixels, as in DCGAN. The kernels
-  have 4 x 4 weights (DCGAN: 5 x 5). The discriminator has an extra layer of 256 units, which features=0 removes.
+  have 4 x 4 weights (DCGAN: 5 x 5). Each network also has a fully connected layer of 256 units, as the networks of
+  Chen et al. 2016, arXiv:1606.03657, do. ``features=0`` and ``generator_features=0`` remove these layers.
 - Mirza & Osindero join label and image in the first layers of D. In this file, the last layer of D adds the projection
   of its features on a learned vector of the label (Miyato & Koyama 2018, arXiv:1802.05637).
-- The learning rates are 5e-4 for the discriminator and 1e-3 for the generator. DCGAN has 2e-4 for both.
+- The learning rates are 5e-4 for the discriminator and 2e-3 for the generator. DCGAN has 2e-4 for both.
 - Validation and test evaluate the exponential moving average of both networks (callbacks/ema.py).
 - [Xu18a] prints a minus between the two terms of the discriminator's loss. The correct sign is a plus.
 - Sequences: [Xu18a] draws the symbol K_t at position t from softmax(mu_t(z_t)). In this file, mu_t comes from a
@@ -150,6 +151,7 @@ class GAN(L.LightningModule):
         temperature: Temperature of the relaxation, positive.
         num_classes: Number of classes, or None to train without labels. Sequences have no labels.
         features: Units of the last hidden layer of the discriminator with ``conv``, or 0 for no such layer.
+        generator_features: Units of the first hidden layer of the generator with ``conv``, or 0 for no such layer.
 
     Raises:
         UserError: If an argument has a value that is not allowed.
@@ -165,12 +167,13 @@ class GAN(L.LightningModule):
         generator_loss: Literal["non_saturating", "minimax", "kl"] = "non_saturating",
         discriminator_steps: int = 1,
         lr_discriminator: float = 5e-4,
-        lr_generator: float = 1e-3,
+        lr_generator: float = 2e-3,
         beta1: float = 0.5,
         relaxation: Literal["straight_through", "gumbel_softmax"] = "straight_through",
         temperature: float = 1.0,
         num_classes: int | None = None,
         features: int = 256,
+        generator_features: int = 256,
     ):
         super().__init__()
         check_choice("network", network, ("conv", "mlp", "sequence"))
@@ -183,6 +186,7 @@ class GAN(L.LightningModule):
         check_positive("lr_generator", lr_generator)
         check_fraction("beta1", beta1)
         check_integer("features", features, least=0)
+        check_integer("generator_features", generator_features, least=0)
         if num_classes is not None:
             check_integer("num_classes", num_classes)
         if network == "sequence" and (len(shape) != 2 or shape[1] < 2):
@@ -199,7 +203,7 @@ class GAN(L.LightningModule):
         if network == "sequence":
             self.generator = SequenceGenerator(shape[1], shape[0], width)
         else:
-            self.generator = make_generator(network, z_dim, shape, width, hidden, num_classes)
+            self.generator = make_generator(network, z_dim, shape, width, hidden, generator_features, num_classes)
         self.discriminator = make_discriminator(network, shape, width, hidden, "batch", features, num_classes)
 
     # Networks and losses.

@@ -63,6 +63,7 @@ Differs from the papers:
   1e-3.
 - With the penalty, both networks use Adam with beta_2 = 0.9, as in WGAN-GP. The paper's learning rate is 1e-4, and the
   default is 5e-4.
+- With ``network=conv``, each network has a fully connected layer of 256 units, as in zoo/gan.py. DCGAN has none.
 - Validation and test evaluate the exponential moving average of both networks (callbacks/ema.py).
 - The critic adds the projection of its features on a vector of the label, as D in zoo/gan.py does.
 """
@@ -136,6 +137,7 @@ class WGAN(L.LightningModule):
         beta1: Adam's beta_1, at least 0 and below 1.
         num_classes: Number of classes, or None to train without labels.
         features: Units of the last hidden layer of the critic with ``conv``, or 0 for no such layer.
+        generator_features: Units of the first hidden layer of the generator with ``conv``, or 0 for no such layer.
 
     Raises:
         UserError: If an argument has a value that is not allowed.
@@ -156,6 +158,7 @@ class WGAN(L.LightningModule):
         beta1: float = 0.0,
         num_classes: int | None = None,
         features: int = 256,
+        generator_features: int = 256,
     ):
         super().__init__()
         check_choice("lipschitz", lipschitz, ("gradient_penalty", "clip"))
@@ -167,12 +170,13 @@ class WGAN(L.LightningModule):
         check_positive("lr", lr)
         check_fraction("beta1", beta1)
         check_integer("features", features, least=0)
+        check_integer("generator_features", generator_features, least=0)
         if num_classes is not None:
             check_integer("num_classes", num_classes)
         shape, hidden = list(shape), list(hidden)
         self.save_hyperparameters()
         self.automatic_optimization = False
-        self.generator = make_generator(network, z_dim, shape, width, hidden, num_classes)
+        self.generator = make_generator(network, z_dim, shape, width, hidden, generator_features, num_classes)
         norm = "layer" if lipschitz == "gradient_penalty" else "batch"
         self.critic = make_discriminator(network, shape, width, hidden, norm, features, num_classes)
 

@@ -107,7 +107,8 @@ def test_a_generator_and_a_trunk_halve_until_the_longer_side_is_at_most_seven():
         ((1, 3, 2), 1, 2 * 4),
         ((1, 1, 28), 2, 7 * 8),
     ):
-        trunk, generator = ConvTrunk(4, "layer", shape), ConvGenerator(3, 4, shape)
+        trunk, generator = ConvTrunk(4, "layer", shape), ConvGenerator(3, 4, shape, features=5)
+        assert [(m.in_features, m.out_features) for m in generator.hidden if isinstance(m, nn.Linear)] == [(3, 5)]
         x = generator(torch.randn(2, 3))
         assert x.shape == (2, *shape)
         assert trunk(x).shape == (2, features) == (2, trunk.out_features)

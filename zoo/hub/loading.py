@@ -31,6 +31,8 @@ from zoo.hub.repositories import card_in, download, read_downloaded_card
 from zoo.training.wandb_login import wandb_credentials
 
 SECONDS_WITHOUT_AN_ANSWER = 60
+# Options that were added later, with a default that changes the networks. Checkpoints without them have these values.
+ABSENT = {"generator_features": 0}
 
 
 def load(source: str | Path, model_class: type[LightningModule] | None = None) -> LightningModule:
@@ -154,8 +156,8 @@ def check_resumable(path: str | Path, model, seed: int | None = None, max_epochs
             f"{path} is a checkpoint of the model {outside or name!r}, but this run trains {type(model).__name__}; "
             "choose a checkpoint of that model"
         )
-    # An older checkpoint lacks arguments that are new in this version. Its model had their defaults.
-    before = _defaults(type(model)) | checkpoint.get("hyper_parameters", {})
+    # An older checkpoint lacks arguments that are new in this version. Its model had their defaults or those of ABSENT.
+    before = _defaults(type(model)) | _complete(type(model), checkpoint.get("hyper_parameters", {}))
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {})
     done = progress.get("current", {}).get("processed", 0)
     if max_epochs not in (None, -1) and done > max_epochs:
@@ -177,6 +179,12 @@ def _defaults(kind: type) -> dict[str, Any]:
     """Return the default of each constructor argument, as ``hparams`` holds it: a list in place of a tuple."""
     found = {name: p.default for name, p in inspect.signature(kind).parameters.items() if p.default is not p.empty}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+
+def _complete(kind: type, hyper_parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return constructor arguments with those of ``ABSENT`` that the class has and the checkpoint lacks."""
+    known = inspect.signature(kind).parameters
+    return {name: value for name, value in ABSENT.items() if name in known} | hyper_parameters
 
 
 def name_of_class(kind: type) -> str:
@@ -280,6 +288,7 @@ def _build(
 ) -> LightningModule:
     """Return the model with this class, these constructor arguments and these weights, in eval mode."""
     name = kind.__name__
+    hyper_parameters = _complete(kind, hyper_parameters)
     try:
         inspect.signature(kind).bind(**hyper_parameters)
     except TypeError as error:

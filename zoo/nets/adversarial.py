@@ -42,16 +42,18 @@ def make_generator(
     shape: Sequence[int],
     width: int,
     hidden: Sequence[int],
+    features: int = 256,
     num_classes: int | None = None,
 ) -> nn.Module:
     """Return a generator that maps noise (B, z_dim) to examples (B, *shape).
 
-    Images are in [-1, 1]. Other examples are unbounded. With ``num_classes``, the noise has the additional entries of
-    :func:`with_label`.
+    Images are in [-1, 1]. Other examples are unbounded. ``features`` is the size of the first hidden layer of ``conv``,
+    which is fully connected. 0 leaves out this layer, as in DCGAN. With ``num_classes``, the noise has the additional
+    entries of :func:`with_label`.
     """
     inputs = z_dim + (num_classes or 0)
     if network == "conv":
-        return ConvGenerator(inputs, width, shape)
+        return ConvGenerator(inputs, width, shape, features)
     layers = mlp([inputs, *hidden, math.prod(shape)])
     return Layers(*layers, nn.Unflatten(1, tuple(shape)), nn.Tanh() if is_image(shape) else nn.Identity())
 
@@ -131,23 +133,27 @@ class ProjectionDiscriminator(nn.Module):
 class ConvGenerator(nn.Module):
     """Generator of images (B, C, H, W) in [-1, 1] from noise (B, D), after DCGAN (Radford et al. 2016).
 
-    A linear layer makes a feature map whose longer side is at most 7 pixels. Transposed convolutions double the sides:
-    7 -> 14 -> 28, or 4 -> 8 -> 16 -> 32 -> 64. The number of channels is halved each time. If a side of the images is
-    not a multiple, the network makes larger images and crops them. BatchNorm comes before each ReLU. The last operation
-    is tanh. Weights of convolutions are initialised from N(0, 0.02^2).
+    The first hidden layer is fully connected. A linear layer then makes a feature map whose longer side is at most
+    7 pixels. Transposed convolutions double the sides: 7 -> 14 -> 28, or 4 -> 8 -> 16 -> 32 -> 64. The number of
+    channels is halved each time. If a side of the images is not a multiple, the network makes larger images and
+    crops them. BatchNorm comes before each ReLU. The last operation is tanh. Weights of convolutions are
+    initialised from N(0, 0.02^2).
 
     Args:
         in_features: D.
         width: channels at half the sides of the images.
         shape: shape of an image, (C, H, W).
+        features: units of the hidden layer, or 0 for no such layer, as in DCGAN.
     """
 
-    def __init__(self, in_features: int, width: int = 32, shape: Sequence[int] = (1, 28, 28)):
+    def __init__(self, in_features: int, width: int = 32, shape: Sequence[int] = (1, 28, 28), features: int = 0):
         super().__init__()
+        first = [nn.Linear(in_features, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()] if features else []
+        self.hidden = nn.Sequential(*first)
         self.shape, times = tuple(shape), max(1, halvings(shape))
         channels, sides = width * 2 ** (times - 1), smallest_sides(shape, times)
         self.project = nn.Sequential(
-            nn.Linear(in_features, channels * math.prod(sides), bias=False),
+            nn.Linear(features or in_features, channels * math.prod(sides), bias=False),
             nn.BatchNorm1d(channels * math.prod(sides)),
             nn.ReLU(),
             nn.Unflatten(1, (channels, *sides)),
@@ -165,7 +171,7 @@ class ConvGenerator(nn.Module):
         _normal_convolutions(self)
 
     def forward(self, z: Tensor) -> Tensor:
-        return crop(self.upsample(self.project(z.to(self.project[0].weight.dtype))), self.shape)
+        return crop(self.upsample(self.project(self.hidden(z.to(self.project[0].weight.dtype)))), self.shape)
 
 
 class ConvTrunk(nn.Module):
