@@ -115,14 +115,15 @@ def test_convolutions_begin_small():
 
 
 def test_validation_recomputes_the_statistics_from_samples():
+    """The first BatchNorm of the generator has the mean of the first layer over all samples."""
     model = small()
-    bn = model.generator.project[1]
+    first, bn = model.generator.hidden[:2]
     before = bn.running_mean.clone()
     model.eval().on_validation_epoch_start()
     assert not torch.equal(bn.running_mean, before)
     with torch.no_grad():
         z = [model.z(250, generator=chunk_generator(0, i)) for i in range(20)]
-        expected = torch.stack([model.generator.project[0](each).mean(0) for each in z]).mean(0)
+        expected = torch.stack([first(each).mean(0) for each in z]).mean(0)
     assert_close(bn.running_mean, expected, rtol=1e-3, atol=1e-5)
     assert bn.num_batches_tracked == 20
 
