@@ -64,7 +64,7 @@ Differs from the papers:
   Chen et al. 2016, arXiv:1606.03657, do. ``features=0`` and ``generator_features=0`` remove these layers.
 - Mirza & Osindero join label and image in the first layers of D. In this file, the last layer of D adds the projection
   of its features on a learned vector of the label (Miyato & Koyama 2018, arXiv:1802.05637).
-- The learning rates are 5e-4 for the discriminator and 2e-3 for the generator. DCGAN has 2e-4 for both.
+- The learning rates are 5e-4 for the discriminator and 3e-3 for the generator. DCGAN has 2e-4 for both.
 - Validation and test evaluate the exponential moving average of both networks (callbacks/ema.py).
 - [Xu18a] prints a minus between the two terms of the discriminator's loss. The correct sign is a plus.
 - Sequences: [Xu18a] draws the symbol K_t at position t from softmax(mu_t(z_t)). In this file, mu_t comes from a
@@ -167,7 +167,7 @@ class GAN(L.LightningModule):
         generator_loss: Literal["non_saturating", "minimax", "kl"] = "non_saturating",
         discriminator_steps: int = 1,
         lr_discriminator: float = 5e-4,
-        lr_generator: float = 2e-3,
+        lr_generator: float = 3e-3,
         beta1: float = 0.5,
         relaxation: Literal["straight_through", "gumbel_softmax"] = "straight_through",
         temperature: float = 1.0,
