@@ -39,9 +39,9 @@ TINY = {
         "callbacks.samples.conditions.frames=3",
     ],
     "gan": ["model=gan", "data=digits", "data.digits_repeat=1", "data.batch_size=128", "model.width=4"]
-    + ["callbacks.sample_distance.n=20"],
+    + ["model.features=16", "model.generator_features=8", "callbacks.sample_distance.n=20"],
     "wgan": ["model=wgan", "data=digits", "data.digits_repeat=1", "data.batch_size=128", "model.width=4"]
-    + ["model.n_critic=2", "callbacks.sample_distance.n=20"],
+    + ["model.n_critic=2", "model.features=16", "model.generator_features=8", "callbacks.sample_distance.n=20"],
     "infogan": ["model=infogan", "data=digits", "data.digits_repeat=1", "data.batch_size=128", "model.width=4"]
     + ["model.features=16", "callbacks.sample_distance.n=20"],
     "ddpm": ["model=ddpm", "data=digits", "data.digits_repeat=1", "data.batch_size=128"]
