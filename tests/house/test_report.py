@@ -60,15 +60,29 @@ def test_every_table_of_the_documentation_agrees_with_its_source(report):
     assert status == 0 and re.fullmatch(r"\d\d tables agree with their sources\n", said)
 
 
+def number(card, key):
+    """Return a number of a card as the tables show it."""
+    return next(number for number in numbers_of(card) if number.key == key)
+
+
+def other(text):
+    """Return a number whose last digit differs."""
+    return text[:-1] + str((int(text[-1]) + 1) % 10)
+
+
+CARDS = Documentation().cards
+GAN, VAE = number(CARDS["gan"], "classifier_fid"), number(CARDS["vae"], "test/log_likelihood")
+CELLS = f"| {GAN.text} | {GAN.error_text} |"
+SEEDS = Documentation().seeds["gan"]["classifier_fid"]
 DIGITS = [
-    ("docs/results.md", "| 3.68 | 0.12 |", "| 3.69 | 0.12 |", "docs/results.md: the table gan differs"),
+    ("docs/results.md", CELLS, CELLS.replace(GAN.text, other(GAN.text)), "docs/results.md: the table gan differs"),
     ("docs/speed.md", "| `vae` | 56.3 |", "| `vae` | 56.4 |", "docs/speed.md: the table speed-steps differs"),
     ("docs/estimators.md", "| 3,171 |", "| 3,172 |", "docs/estimators.md: the table estimators-vae differs"),
-    ("README.md", "[-88.19]", "[-88.18]", "README.md: the table models differs"),
-    ("docs/reproducibility.md", "14.11 to 15.35", "14.11 to 15.36", "docs/reproducibility.md: the table seeds differs"),
+    ("README.md", f"[{VAE.text}]", f"[{other(VAE.text)}]", "README.md: the table models differs"),
+    ("docs/reproducibility.md", "3.7 to 4.0", "3.7 to 4.1", "docs/reproducibility.md: the table seeds differs"),
     ("docs/reproducibility.md", "| 9,627 |", "| 9,626 |", "docs/reproducibility.md: the table conditions differs"),
     ("docs/results/speed-rbm.csv", "15200", "15201", "docs/speed.md: the table speed-rbm differs"),
-    ("docs/results/seeds/gan.csv", "4.36", "4.37", "docs/reproducibility.md: the table seeds differs"),
+    ("docs/results/seeds/gan.csv", SEEDS["max"][:4], "9.99", "docs/reproducibility.md: the table seeds differs"),
 ]
 
 
@@ -82,12 +96,14 @@ def test_one_changed_digit_is_found(file, before, after, line, copy, report):
 
 def test_a_digit_that_changes_on_a_card_is_found_in_each_of_its_tables(copy, report):
     card = copy / "zoo" / "weights" / "vae.json"
-    replace(card, '"test/log_likelihood": -88.18532775650024', '"test/log_likelihood": -88.17532775650024')
+    before = CARDS["vae"]["metrics"]["test/log_likelihood"]
+    replace(card, f'"test/log_likelihood": {before}', f'"test/log_likelihood": {before + 1}')
+    after = f"{before + 1:.{len(VAE.text.partition('.')[2])}f}"
     status, said = report("--check", "--folder", copy)
     assert status == 1
     assert re.findall(r"the table (\w+) differs", said) == ["models", "numbers", "vae"]
-    assert "it has '| test log p(x), nats | -88.19 | 0.38 | -86.76 |'" in said
-    assert "the source gives '| test log p(x), nats | -88.18 | 0.38 | -86.76 |'" in said
+    assert f"it has '| test log p(x), nats | {VAE.text} | {VAE.error_text} | -86.76 |'" in said
+    assert f"the source gives '| test log p(x), nats | {after} | {VAE.error_text} | -86.76 |'" in said
 
 
 def test_a_source_that_is_removed_is_found(copy, report):
@@ -112,7 +128,7 @@ def test_results_over_seeds_that_are_removed_are_found(copy, report):
 MARKERS = [
     ("<!-- zoo report gan -->", "", "the table gan (zoo/weights/gan.json) is on no page"),
     ("<!-- zoo report gan -->", "<!-- zoo report gam -->", "docs/results.md: the table gam has no source"),
-    ("| 3.68 | 0.12 |", "| 3.68 | 0.12 |\n<!-- zoo report vae -->", "docs/results.md: the table gan does not end"),
+    (CELLS, f"{CELLS}\n<!-- zoo report vae -->", "docs/results.md: the table gan does not end"),
 ]
 
 
@@ -128,7 +144,7 @@ AGREE = f"{len(Documentation().shown())} tables agree with their sources\n"
 
 def test_writing_changes_tables_and_nothing_else(copy, report):
     before = (copy / "docs" / "results.md").read_bytes()
-    replace(copy / "docs" / "results.md", "| 3.68 | 0.12 |", "| 3.99 | 0.12 |")
+    replace(copy / "docs" / "results.md", CELLS, f"| 3.99 | {GAN.error_text} |")
     assert report("--write", "--folder", copy) == (0, f"Wrote docs/results.md\n{AGREE}")
     assert (copy / "docs" / "results.md").read_bytes() == before
     assert report("--write", "--folder", copy) == (0, AGREE)
@@ -144,10 +160,11 @@ def test_a_new_card_enters_the_tables_without_a_change_of_code(copy, report):
     replace(copy / "docs" / "results.md", "## score\n", "<!-- zoo report wgan-fashion -->\n<!-- end -->\n\n## score\n")
     assert report("--write", "--folder", copy)[0] == 0
     page = (copy / "docs" / "reproducibility.md").read_text(encoding="utf-8")
-    assert "| `wgan-fashion` | classifier-FID, 10,000 samples | 1.23 | 0.21 | |" in page
-    assert "| classifier-FID, 10,000 samples | 1.23 | 0.21 |" in (copy / "docs" / "results.md").read_text(
-        encoding="utf-8"
-    )
+    shown = number(card, "classifier_fid")
+    assert shown.text.startswith("1.23")
+    row = f"| classifier-FID, 10,000 samples | {shown.text} | {shown.error_text} |"
+    assert f"| `wgan-fashion` {row} |" in page
+    assert row in (copy / "docs" / "results.md").read_text(encoding="utf-8")
     assert report("--check", "--folder", copy)[0] == 0
 
 
@@ -155,18 +172,23 @@ def test_numbers_before_the_last_training_stand_next_to_the_new_ones(copy, repor
     file = copy / "zoo" / "weights" / "gan.json"
     card = json.loads(file.read_text(encoding="utf-8"))
     older = {"metrics": {"classifier_fid": 9.0}, "command": "python train.py model=gan"}
-    newer = {"metrics": dict(card["metrics"]), "command": card["command"], "samples": {"n": 10_000}}
+    without = {key: value for key, value in card["metrics"].items() if not key.startswith("recall")}
+    newer = {"metrics": without, "command": card["command"], "samples": {"n": 10_000}}
     card |= {"previous": [older, newer], "metrics": {**card["metrics"], "classifier_fid": 1.1, "recall": 0.5}}
+    now = number(card, "classifier_fid")
     file.write_text(json.dumps(card), encoding="utf-8")
     rows = report("before", "--folder", copy)[1].splitlines()
-    assert "| `gan` | classifier-FID, 10,000 samples | 3.68 (0.12) | 1.10 (0.12) | |" in rows
-    assert not any("recall" in row for row in rows)  # the earlier weights have no recall
-    assert report("gan", "--folder", copy)[1].count("| recall, 10,000 samples | 0.500 |") == 1
+    ours = f"{GAN.text} ({GAN.error_text}) | {now.text} ({now.error_text})"
+    assert f"| `gan` | classifier-FID, 10,000 samples | {ours} | |" in rows
+    assert not any("`gan` | recall" in row for row in rows)  # the earlier weights have no recall
+    assert report("gan", "--folder", copy)[1].count("| recall, 10,000 samples | 0.500 | 0.010 |") == 1
     _, said = report("reproducibility", "--format", "csv", "--folder", copy)
     (row,) = (r for r in csv.DictReader(said.splitlines()) if r["checkpoint"] == "gan" and "FID, 10" in r["metric"])
-    assert (row["ours"], row["before"], row["before_standard_error"]) == ("1.1", "3.67763", "0.117787")
-    assert (row["mean"], row["smallest"], row["largest"]) == ("3.91", "3.68", "4.36")
-    assert (row["seed"], row["seconds"], row["hardware"]) == ("2", "557", card["hardware"])
+    assert (row["ours"], row["before"], row["before_standard_error"]) == ("1.1", f"{GAN.value:.6g}", f"{GAN.error:.6g}")
+    assert [row[key] for key in ("mean", "smallest", "largest")] == [
+        f"{float(SEEDS[key]):.6g}" for key in ("mean", "min", "max")
+    ]
+    assert (row["seed"], row["seconds"], row["hardware"]) == (str(card["seed"]), str(card["seconds"]), card["hardware"])
 
 
 def test_tables_outside_the_comments_have_no_measured_numbers():
@@ -217,7 +239,8 @@ def test_a_value_has_the_decimals_of_its_error_and_details_are_on_one_page(repor
     assert [rounded_error(error) for error in (0.0996, 0.0004, 123.0)] == ["0.10", "0.00040", "123"]
     cards = Documentation().cards
     of = {(name, number.key): number for name, card in cards.items() for number in numbers_of(card)}
-    assert (of["gan", "confident"].text, of["gan", "confident"].error_text) == ("64.12", "0.48")
+    early = CARDS["gan"] | {"metrics": {"confident": 0.6412}, "errors": None, "counts": None, "samples": {"n": 10_000}}
+    assert [(n.text, n.error_text) for n in numbers_of(early)] == [("64.12", "0.48")]
     assert (of["wgan-ring", "energy_distance"].text, of["wgan-ring", "energy_distance"].error_text) == ("0.0040", "")
     details = ("floor of classifier-FID", "bound, prior", "log Z from fair coins", "lower end of test log p")
     assert not any(text in report("numbers")[1] + report("protocols")[1] for text in details)

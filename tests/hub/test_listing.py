@@ -74,7 +74,8 @@ def test_the_rows_of_json_are_the_numbers_of_the_cards(listed):
     assert [row["name"] for row in rows] == ["vae", "wgan", "wgan-clip", "wgan-ring"]
     assert [row["metrics"] for row in rows] == [read_card(row["name"])["metrics"] for row in rows]
     assert [row["recipe"] for row in rows] == ["vae_burda", "wgan", "wgan_clip", "wgan_ring"]
-    assert rows[0]["sizes"] == {"log_likelihood/num_samples": 5000} and rows[1]["sizes"] == {}
+    assert rows[0]["sizes"] == {"log_likelihood/num_samples": 5000} and rows[1]["sizes"] == {"samples/n": 10_000}
+    assert rows[3]["sizes"] == {}
 
 
 def test_the_table_shows_what_matches(listed):

@@ -93,7 +93,7 @@ def before(cards: Cards, seeds: Seeds) -> Table:
     rows = [
         [f"`{r.checkpoint}`", r.label, _bracketed(r.before), _bracketed(r.number), r.published]
         for r in rows_of(cards)
-        if r.before is not None
+        if r.before is not None and not r.metric.detail
     ]
     return Table(["checkpoint", "metric", "before", "now", "published"], rows)
 
