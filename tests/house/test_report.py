@@ -101,7 +101,7 @@ def test_a_digit_that_changes_on_a_card_is_found_in_each_of_its_tables(copy, rep
     after = f"{before + 1:.{len(VAE.text.partition('.')[2])}f}"
     status, said = report("--check", "--folder", copy)
     assert status == 1
-    assert re.findall(r"the table (\w+) differs", said) == ["models", "numbers", "vae"]
+    assert re.findall(r"the table (\w+) differs", said) == ["models", "numbers", "before", "vae"]
     assert f"it has '| test log p(x), nats | {VAE.text} | {VAE.error_text} | -86.76 |'" in said
     assert f"the source gives '| test log p(x), nats | {after} | {VAE.error_text} | -86.76 |'" in said
 
