@@ -13,7 +13,7 @@ Analysis of Deep Belief Networks", 2008. Lecture notes (docs/references.md): [Li
 Then v are dequantised pixels, standardised with the means and variances of the training images. The energy is that of
 Cho, Ilin & Raiko 2011, with a learned log variance log sigma_i^2 of each unit:
 
-    E(v, h)      = sum_i (v_i - b_i)^2 / (2 sigma_i^2) - c'h - sum_ij v_i W_ij h_j / sigma_i^2
+    E_gauss(v, h) = sum_i (v_i - b_i)^2 / (2 sigma_i^2) - c'h - sum_ij v_i W_ij h_j / sigma_i^2
 
 The equations are in zoo/functional/boltzmann.py and visible.py. In b'v, c'h and v'W, the prime is the transpose.
 The units of a layer are independent given the other layer, so Gibbs sampling (zoo/functional/gibbs.py) draws a layer at
