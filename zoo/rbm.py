@@ -7,21 +7,22 @@ Analysis of Deep Belief Networks", 2008. Lecture notes (docs/references.md): [Li
     E(v, h)      = - b'v - c'h - v'W h,     p(v, h) = exp(-E(v, h)) / Z                    energy
     F(v)         = - log sum_h exp(-E(v, h)) = - b'v - sum_j softplus( c_j + (v'W)_j )     free_energy
     p(h_j=1 | v) = sigmoid( c_j + (v'W)_j ),  p(v_i=1 | h) = sigmoid( b_i + (W h)_i )      hidden_logits, visible_logits
-    log p(v)     = - F(v) - log Z, grad log p(v) = - grad F(v) + E_{v' ~ p}[ grad F(v') ]  log_likelihood, objective
+    log p(v)     = - F(v) - log Z,                                                         RBM.log_likelihood
+                   grad log p(v) = - grad F(v) + E_{v' ~ p}[ grad F(v') ]                  RBM.objective
 
 ``visible=gaussian`` has real visible units, for grey and colour images (Hinton & Salakhutdinov 2006; Krizhevsky 2009).
 Then v are dequantised pixels, standardised with the means and variances of the training images. The energy is that of
 Cho, Ilin & Raiko 2011, with a learned log variance log sigma_i^2 of each unit:
 
-    E_gauss(v, h) = sum_i (v_i - b_i)^2 / (2 sigma_i^2) - c'h - sum_ij v_i W_ij h_j / sigma_i^2
+    E_gauss(v, h) = sum_i (v_i - b_i)^2 / (2 sigma_i^2) - c'h - sum_ij v_i W_ij h_j / sigma_i^2       Machine.of_means
 
 The equations are in zoo/functional/boltzmann.py and visible.py. In b'v, c'h and v'W, the prime is the transpose.
 The units of a layer are independent given the other layer, so Gibbs sampling (zoo/functional/gibbs.py) draws a layer at
 once. Training minimises mean F(v) - mean F(v'). Its gradient is unbiased if v' ~ p. ``learning`` selects the states v':
 
-    cd      a state after k Gibbs steps from the data                      biased, low variance
-    pcd     a state of a persistent chain after k more Gibbs steps         biased if the chains lag behind the model
-    exact   no v': a sum over the 2^n states of the smaller layer gives log Z, for n <= 20 units
+    cd      a state after k Gibbs steps from the data: biased, low variance                                  gibbs.cd
+    pcd     a state of a persistent chain after k more Gibbs steps: biased if the chains lag behind p        gibbs.pcd
+    exact   no v': a sum over the 2^n states of the smaller layer gives log Z, for n <= 20 units             exact_loss
 
 Symbols: v are visible units, (B, V). h are hidden units, (B, H). W is (V, H). The visible biases b are (V,), and the
 hidden biases c are (H,). u is noise. Images are (B, C, H, W) in [0, 1], and binary units binarise them.

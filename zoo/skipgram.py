@@ -10,8 +10,8 @@ A pair is a word c of the text, the centre, and a word w in its window (datamodu
 
 The objectives are in zoo/functional/contrastive.py. All except softmax draw k noise words w_i ~ q, with scores s_i:
 
-    nce                   -log sigma(s - log k q) - sum_i log sigma(log k q - s_i)              nce_loss
-    negative_sampling     nce without log k q and b; learns no probabilities                    nce_loss
+    nce                   -log sigma(s - log k q) - sum_i log sigma(log k q - s_i)    nce_loss, summed_nce_loss
+    negative_sampling     nce without log k q and b; learns no probabilities                    noise_loss
     importance_sampling   -log p(w | c), with Z_c estimated from the noise words                importance_sampled_loss
     softmax               -log p(w | c), with Z_c summed over the vocabulary                    softmax_loss
 

@@ -3,20 +3,21 @@
 Jiang, Zheng, Tan, Tang, Zhou, "Variational Deep Embedding", 2017, arXiv:1611.05148.
 Lecture notes (docs/references.md): [DSL 12.1.3], [HW2 P7].
 
-    p(c) p(z | c)  = pi_c N(z | mu_c, diag exp(logvar_c)),  c in 0 .. K-1                      VaDE.mixture
-    p(x | z)       = prod_d p(x_d | decoder_d(z)): Bernoulli, Gaussian or discretised logistic VaDE.log_px
-    q(z | x)       = N(z | mu(x), diag exp(logvar(x)))                                         VaDE.encode
-    p(c | z)       = pi_c N(z | c) / sum_k pi_k N(z | k)                                       VaDE.responsibilities
+    p(c) p(z | c)  = pi_c N(z | mu_c, diag exp(logvar_c)),  c in 0 .. K-1                       VaDE.mixture
+    p(x | z)       = prod_d p(x_d | decoder_d(z)): Bernoulli, Gaussian or discretised logistic  VaDE.log_px
+    q(z | x)       = N(z | mu(x), diag exp(logvar(x)))                                          VaDE.encode
+    p(c | z)       = pi_c N(z | c) / sum_k pi_k N(z | k)               VaDE.responsibilities, log_responsibilities
 
 The bound of log p(x) has three forms. gamma is any distribution over clusters. In the mean field, gamma does not depend
 on z.
 
-    five terms  E_q[ log p(x|z) + sum_c gamma_c ( log p(z|c) + log pi_c - log gamma_c ) - log q(z|x) ]
-    marginal    E_q[ log p(x|z) + log p(z) - log q(z|x) - KL( gamma || p(c|z) ) ],     p(z) = sum_c pi_c N(z | c)
+    five terms  E_q[ log p(x|z) + sum_c gamma_c ( log p(z|c) + log pi_c - log gamma_c ) - log q(z|x) ]  kl_terms
+    marginal    E_q[ log p(x|z) + log p(z) - log q(z|x) - KL( gamma || p(c|z) ) ],
+                p(z) = sum_c pi_c N(z | c)                                              mixture.log_importance_weight
     mean field  E_q[ log p(x|z) ] - sum_c gamma_c KL( q(z|x) || p(z|c) ) - KL( gamma || pi )
+                eq. 12                                                               mixture.mean_field_negative_elbo
 
-In zoo/functional/mixture.py, ``negative_elbo`` computes minus the five terms at gamma = p(c|z), and
-``mean_field_negative_elbo`` computes minus the mean field.
+The code is in zoo/functional/mixture.py. ``log_importance_weight`` is the marginal form at gamma = p(c|z).
 The first two forms are equal at every z for every gamma. They are largest at gamma = p(c|z). This largest value is the
 ELBO below. For every gamma, the mean field is at most the ELBO. At K = 1 all three forms are equal.
 

@@ -66,6 +66,9 @@ def joint(weights):
 BOTH_SHAPES = pytest.mark.parametrize("shape", [(4, 3), (3, 4)])
 
 
+@pytest.mark.equation("rbm", "E(v, h)")
+@pytest.mark.equation("rbm", "F(v)")
+@pytest.mark.equation("rbm", "p(h_j=1 | v)")
 @BOTH_SHAPES
 def test_energy_conditionals_and_marginals_are_those_of_the_enumeration(shape):
     weights = machine(*shape)

@@ -44,6 +44,7 @@ def gradient(f, s):
     return torch.autograd.grad(f(s), s)[0]
 
 
+@pytest.mark.equation("skipgram", "nce")
 @pytest.mark.parametrize("k", [1, 5, 100])
 def test_the_expected_gradient_of_nce_is_its_closed_form_and_zero_at_log_p(world, k):
     """The gradient with respect to the scores is k q / (e^s + k q) (e^s - p)."""
@@ -74,6 +75,7 @@ def test_the_gradient_of_nce_tends_to_that_of_the_likelihood_of_normalised_score
     assert_close(limit, s.exp() - p, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.equation("skipgram", "negative_sampling")
 def test_with_k_of_v_and_uniform_noise_nce_is_negative_sampling(world, generator):
     """[Xu18b]: with k = V and uniform q, k q(w) = 1."""
     s = world[0]
@@ -85,6 +87,7 @@ def test_with_k_of_v_and_uniform_noise_nce_is_negative_sampling(world, generator
     assert_close(ours, sampling, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.equation("skipgram", "nce")
 def test_three_words_by_hand():
     """All scores are s = log 2. The word of the text has q = 1/4, and the k = 2 noise words have q = 1/4 and 1/2.
 
@@ -119,6 +122,8 @@ def test_noise_words_that_stand_for_k_count_for_so_much_each(objective, generato
     assert_close(noise_loss(objective, s, s_noise, log_q, log_q_noise, 3), expected)
 
 
+@pytest.mark.equation("skipgram", "importance_sampling")
+@pytest.mark.equation("skipgram", "softmax")
 def test_importance_sampling_is_exact_where_its_weights_are_equal(world, generator):
     """If q is the model's distribution, every weight is Z. The loss of each draw is the negative log-likelihood."""
     s = world[0]

@@ -72,6 +72,7 @@ def test_the_exact_posterior_weighs_every_draw_the_same(linear, generator):
     assert (other - log_p).abs().min() > 0.01
 
 
+@pytest.mark.equation("cvae", "L(x, y)")
 def test_the_bound_is_log_p_minus_the_divergence_from_the_posterior(linear):
     """The bound is quadratic in eps, so antithetic pairs along each axis give its expectation exactly."""
     x, y, log_p, (encode, log_px, prior) = linear
@@ -189,6 +190,9 @@ def test_every_option_trains_and_samples(prior, likelihood, generator):
     assert model.log_likelihood(batch[0], y=batch[1], num_samples=3, generator=generator).shape == (5,)
 
 
+@pytest.mark.equation("cvae", "p(z | y)")
+@pytest.mark.equation("cvae", "p(x | z, y)")
+@pytest.mark.equation("cvae", "q(z | x, y)")
 @pytest.mark.parametrize("prior", ["standard", "learned"])
 def test_the_models_prior_is_its_objectives(prior, generator):
     """The terms of the model equal terms computed with torch.distributions."""

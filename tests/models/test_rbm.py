@@ -73,6 +73,8 @@ def gradient(model, loss):
 # Gradients.
 
 
+@pytest.mark.equation("rbm", "cd")
+@pytest.mark.equation("rbm", "pcd")
 @pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize(("learning", "k", "m"), [("cd", 1, 1), ("cd", 3, 1), ("pcd", 1, 1), ("pcd", 3, 4)])
 def test_the_gradient_is_the_textbook_update(learning, k, m, centred, generator):
@@ -118,6 +120,8 @@ def test_the_gradient_is_the_textbook_update(learning, k, m, centred, generator)
         assert chains is None
 
 
+@pytest.mark.equation("rbm", "log p(v)")
+@pytest.mark.equation("rbm", "exact")
 @pytest.mark.parametrize("shape", [(4, 3), (3, 4)])
 def test_the_exact_gradient_is_that_of_the_log_likelihood(shape):
     model = small(*shape, learning="exact")
@@ -266,6 +270,7 @@ def test_marginals_and_the_most_probable_hidden_state():
     assert_close(model.transform(grey), (grey @ weights.W + weights.c).sigmoid())  # ``transform`` does not binarise
 
 
+@pytest.mark.equation("rbm", "log p(v)")
 def test_log_likelihood_is_the_enumerated_one_of_binarised_images():
     model = small()
     log_probability, v = log_p(model)

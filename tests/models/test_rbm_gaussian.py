@@ -64,6 +64,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(does not have many workers|ha
 # The density and its gradient.
 
 
+@pytest.mark.equation("rbm", "E_gauss(v, h)")
+@pytest.mark.equation("rbm", "log p(v)")
 @pytest.mark.parametrize("centred", [False, True])
 def test_the_density_is_a_mixture_of_gaussians(centred):
     """log p(x) of images is the log density of standardised pixels, minus the logarithm of the volume."""
@@ -77,6 +79,7 @@ def test_the_density_is_a_mixture_of_gaussians(centred):
     assert model.log_partition() == (model.exact_log_partition(),) * 3
 
 
+@pytest.mark.equation("rbm", "exact")
 @pytest.mark.parametrize("centred", [False, True])
 def test_the_exact_gradient_is_that_of_the_mixture(centred):
     model, v = small(centred=centred, learning="exact"), states(6)
@@ -89,6 +92,8 @@ def test_the_exact_gradient_is_that_of_the_mixture(centred):
         assert_close(found[name], g, rtol=1e-9, atol=1e-10, msg=name)
 
 
+@pytest.mark.equation("rbm", "cd")
+@pytest.mark.equation("rbm", "pcd")
 @pytest.mark.parametrize("centred", [False, True])
 @pytest.mark.parametrize(("learning", "k"), [("cd", 1), ("cd", 3), ("pcd", 2)])
 def test_the_gradient_is_that_of_free_energies_written_out(learning, k, centred):
@@ -118,6 +123,7 @@ def test_the_gradient_is_that_of_free_energies_written_out(learning, k, centred)
     assert chains is None if learning == "cd" else torch.equal(chains, h)
 
 
+@pytest.mark.equation("rbm", "E_gauss(v, h)")
 def test_energy_and_free_energy_agree():
     """exp(-F(v)) is the sum of exp(-E(v, h)) over all h, and exp(-F) / Z is the density."""
     model, v = small(), states(5)

@@ -72,6 +72,11 @@ def by_loops(model, rows, noise, objective, k):
     return torch.stack(found)
 
 
+@pytest.mark.equation("skipgram", "p(w | c)")
+@pytest.mark.equation("skipgram", "nce")
+@pytest.mark.equation("skipgram", "negative_sampling")
+@pytest.mark.equation("skipgram", "importance_sampling")
+@pytest.mark.equation("skipgram", "softmax")
 @pytest.mark.parametrize("shared", [0, 6])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_pair_by_loops(objective, shared, rows, generator):
@@ -100,6 +105,8 @@ def test_sparse_gradients_are_the_dense_ones(shared, rows):
         assert_close(a, b)
 
 
+@pytest.mark.equation("skipgram", "nce")
+@pytest.mark.equation("skipgram", "negative_sampling")
 @pytest.mark.parametrize("objective", ["nce", "negative_sampling"])
 def test_the_sum_over_all_scores_of_a_row_is_that_over_its_pairs(objective, rows, generator):
     """The loss and its gradient equal those of a sum over all pairs, also with scores of 40 times the usual size."""
@@ -121,6 +128,7 @@ def test_the_sum_over_all_scores_of_a_row_is_that_over_its_pairs(objective, rows
         assert int(terms["pairs"]) == int(taken.sum())
 
 
+@pytest.mark.equation("skipgram", "p(w | c)")
 def test_the_likelihood_is_summed_over_the_vocabulary(rows):
     model = made("negative_sampling")
     log_p, log_Z = model.pair_log_likelihood(list(rows))

@@ -12,7 +12,7 @@ import torch
 from helpers import TINY, assert_same, assert_same_run, checkpoint, run, stop
 from processes import rows, together
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
+from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 from torch.func import grad
 from torch.testing import assert_close
 
@@ -74,6 +74,36 @@ def toy(generator):
     return x, encode, log_px
 
 
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+@pytest.mark.equation("vade", "p(c) p(z | c)")
+@pytest.mark.equation("vade", "p(x | z)")
+@pytest.mark.equation("vade", "q(z | x)")
+@pytest.mark.equation("vade", "p(c | z)")
+def test_the_densities_of_the_model_are_those_of_torch_at_its_parameters(likelihood, generator):
+    """torch.distributions gives the prior, the likelihood, the posterior and Bayes' rule."""
+    torch.manual_seed(0)
+    model = VaDE(num_clusters=K, latent_dim=D, hidden=[8], likelihood=likelihood, variance_floor=0.01)
+    with torch.no_grad():
+        for parameter in (model.pi_logits, model.mu_c, model.logvar_c):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        z, x = torch.randn(5, D, generator=generator), torch.rand(5, 1, 28, 28, generator=generator).round()
+        weights = model.pi_logits.exp() / model.pi_logits.exp().sum()
+        components = Normal(model.mu_c, (model.logvar_c / 2).exp())
+        joint = weights * components.log_prob(z[:, None]).sum(-1).exp()  # p(c) p(z | c), (5, K)
+        assert_close((model.mixture.log_pi + log_p_z_given_c(z, model.mixture)).exp(), joint)
+        assert_close(log_gmm(z, model.mixture), joint.sum(-1).log())
+        assert_close(model.responsibilities(z), joint / joint.sum(-1, keepdim=True))
+        out = model.decoder(z).flatten(1)
+        gaussian = likelihood == "gaussian"
+        px = Normal(out, (model.log_variance.exp() + 0.01).sqrt()) if gaussian else Bernoulli(logits=out)
+        assert_close(model.log_px(x, z), px.log_prob(x.flatten(1)).sum(-1))
+        mu, logvar = model.encoder(x).chunk(2, -1)
+        q, twin = model.encode(x), Normal(mu, (logvar / 2).exp())
+        assert_close(q.log_probs(z), twin.log_prob(z))
+        assert_close(q.kls(), kl_divergence(twin, Normal(0.0, 1.0)))
+
+
+@pytest.mark.equation("vade", "p(c | z)")
 def test_densities_are_those_of_torch_distributions(mixture, generator):
     z, mu, logvar = (2 * normal(generator, 7, D) for _ in range(3))
     prior = reference(mixture)
@@ -94,6 +124,8 @@ def test_responsibilities_are_finite_far_from_every_component(mixture):
     assert_close(log_gamma.exp().sum(), torch.tensor(1.0, dtype=torch.float64))
 
 
+@pytest.mark.equation("vade", "five terms")
+@pytest.mark.equation("vade", "marginal")
 def test_five_terms_are_the_marginal_form_for_every_draw(toy, mixture, generator):
     """The bound of five terms and the log importance weight are log p(x|z) + log p_GMM(z) - log q(z|x) at every z."""
     x, encode, log_px = toy
@@ -110,6 +142,7 @@ def test_five_terms_are_the_marginal_form_for_every_draw(toy, mixture, generator
         assert (terms["kl_c"] >= 0).all()
 
 
+@pytest.mark.equation("vade", "five terms")
 def test_another_gamma_costs_its_divergence_from_bayes_rule(mixture, generator):
     """For any gamma, the bound of five terms is the marginal form minus KL(gamma || p(c|z)) ([HW2 P7], corrected)."""
     z, log_q = 2 * normal(generator, 6, D), normal(generator, 6)
@@ -136,6 +169,7 @@ def quadrature(x, objective):
     return total
 
 
+@pytest.mark.equation("vade", "mean field")
 def test_the_mean_field_lies_below_the_exact_bound(toy, mixture, generator):
     """The test computes expectations over eps by quadrature, for several gamma. At K = 1 the bounds are equal."""
     x, encode, log_px = toy
@@ -155,6 +189,8 @@ def test_the_mean_field_lies_below_the_exact_bound(toy, mixture, generator):
     assert_close(mean_field(one, torch.zeros(4, 1, dtype=torch.float64)), exact(one))
 
 
+@pytest.mark.equation("vade", "five terms")
+@pytest.mark.equation("vade", "mean field")
 def test_the_five_terms_and_the_mean_field_agree_in_expectation_at_the_same_gamma(toy, mixture, generator):
     """The test compares the expectation of each term by quadrature, for a gamma that does not depend on z."""
     x, encode, log_px = toy
@@ -400,6 +436,7 @@ def test_log_likelihood_closes_the_gap_and_draws_from_the_generator():
     assert_close(ours, torch.stack(weights).logsumexp(0) - math.log(2))
 
 
+@pytest.mark.equation("vade", "marginal")
 def test_importance_weights_have_mean_p_of_x(toy, mixture, generator):
     """A sum over a grid of z gives p(x). For four images, 4.3 standard errors give a false alarm once in 10,000."""
     x, encode, log_px = toy

@@ -242,7 +242,7 @@ def noise_loss(objective: str, s: Tensor, s_noise: Tensor, log_q: Tensor, log_q_
     if objective == "importance_sampling":
         return importance_sampled_loss(s, s_noise, log_q_noise)
     shift = (log_q + math.log(k), log_q_noise + math.log(k))
-    log_kq, log_kq_noise = shift if objective == "nce" else map(torch.zeros_like, shift)
+    log_kq, log_kq_noise = shift if objective == "nce" else map(torch.zeros_like, shift)  # negative_sampling: zeros
     return nce_loss(s, s_noise, log_kq, log_kq_noise, each=k / log_q_noise.shape[-1])
 
 

@@ -36,7 +36,7 @@ def importance_weighted_bound(log_w: Tensor) -> Tensor:
 
     The expectation of the result is the bound of Burda et al. 2015, eq. 8.
     """
-    return log_w.logsumexp(0) - math.log(len(log_w))
+    return log_w.logsumexp(0) - math.log(len(log_w))  # L_k(x)
 
 
 def importance_weighted_log_likelihood(log_weight: Callable[[int], Tensor], num_samples: int, images: int) -> Tensor:

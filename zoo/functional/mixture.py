@@ -41,7 +41,7 @@ def log_gmm(z: Tensor, mixture: Mixture) -> Tensor:
 
 def log_responsibilities(z: Tensor, mixture: Mixture) -> Tensor:
     """Return log p(c | z) by Bayes' rule, (..., K), for z (..., D)."""
-    return (mixture.log_pi + log_p_z_given_c(z, mixture)).log_softmax(-1)
+    return (mixture.log_pi + log_p_z_given_c(z, mixture)).log_softmax(-1)  # p(c | z)
 
 
 def kl_components(mu: Tensor, logvar: Tensor, mixture: Mixture) -> Tensor:
@@ -71,7 +71,7 @@ def kl_terms(z: Tensor, log_q: Tensor, log_gamma: Tensor, mixture: Mixture) -> d
     """
     gamma = log_gamma.exp()
     return {
-        "kl_z": log_q - (gamma * log_p_z_given_c(z, mixture)).sum(-1),
+        "kl_z": log_q - (gamma * log_p_z_given_c(z, mixture)).sum(-1),  # with kl_c and nll: minus the five terms
         "kl_c": (gamma * (log_gamma - mixture.log_pi)).sum(-1),
     }
 
@@ -111,7 +111,7 @@ def mean_field_negative_elbo(
     gamma = log_gamma.exp()
     terms = {
         "nll": -log_px(x, reparameterise(mu, logvar, eps)),
-        "kl_z": (gamma * kl_components(mu, logvar, mixture)).sum(-1),
+        "kl_z": (gamma * kl_components(mu, logvar, mixture)).sum(-1),  # with kl_c and nll: minus the mean field
         "kl_c": (gamma * (log_gamma - mixture.log_pi)).sum(-1),
     }
     return {"loss": sum(terms.values()), **terms}
@@ -121,7 +121,7 @@ def log_importance_weight(x: Tensor, eps: Tensor, encode: Callable, log_px: Call
     """Return log w = log p(x|z) + log p(z) - log q(z|x) at z = mu + sigma eps, (B,) nats. E_q[w] = p(x)."""
     mu, logvar = encode(x)
     z = reparameterise(mu, logvar, eps)
-    return log_px(x, z) + log_gmm(z, mixture) - log_q(eps, logvar)
+    return log_px(x, z) + log_gmm(z, mixture) - log_q(eps, logvar)  # marginal form
 
 
 def cost_at_a_fixed_draw(
