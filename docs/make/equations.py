@@ -124,14 +124,14 @@ def find(name: str, model: str, root: Path = ROOT) -> tuple[Path, Function] | No
 
 
 @cache
-def comments(path: Path) -> list[tuple[int, str]]:
-    """Return (line, text) of each comment of a file. For a comment on a line of its own, the next line of code."""
+def comments(path: Path) -> list[tuple[int, int, str]]:
+    """Return (its line, line of code, text) of each comment. A comment on a line of its own names the next line."""
     with tokenize.open(path) as file:
         tokens = list(tokenize.generate_tokens(file.readline))
     empty = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
     code = sorted({token.start[0] for token in tokens if token.type not in empty})
     return [
-        (next((line for line in code if line >= token.start[0]), token.start[0]), token.string.lstrip("# "))
+        (token.start[0], next((n for n in code if n >= token.start[0]), token.start[0]), token.string.lstrip("# "))
         for token in tokens
         if token.type == tokenize.COMMENT
     ]
@@ -140,8 +140,8 @@ def comments(path: Path) -> list[tuple[int, str]]:
 def line_of(key: str, path: Path, function: Function) -> tuple[int, bool]:
     """Return the line of ``key`` in ``function``, and whether a comment names it. Without a comment: the return."""
     named = re.compile(rf"(?<!\w){re.escape(key)}(?!\w)")
-    for line, text in comments(path):
-        if function.lineno <= line <= function.end_lineno and named.search(text):
+    for place, line, text in comments(path):
+        if function.lineno <= place and line <= function.end_lineno and named.search(text):
             return line, True
     returns = [node.lineno for node in ast.walk(function) if isinstance(node, ast.Return)]
     return max(returns, default=function.body[-1].lineno), False
