@@ -9,6 +9,7 @@ import importlib
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import equations
@@ -19,7 +20,6 @@ from header import code, escaped, inline, table
 
 import zoo
 from zoo.commands.pages import Documentation
-from zoo.estimators.by_name import ESTIMATORS
 from zoo.evaluation import reproducibility
 from zoo.evaluation.published import METRICS
 from zoo.evaluation.results import Table, in_markdown
@@ -40,22 +40,10 @@ USES = {
     "rbm": "images = model.sample(16, steps=1000)  # (16, 1, 28, 28), after 1,000 Gibbs steps",
     "skipgram": 'words = model.nearest("music", 5)  # pairs of a word and its cosine',
 }
-# Arguments that select further gradient estimators of a model.
-VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "vae": [
-        {"latent": latent, "objective": objective, "estimator": name, "num_samples": 2 if objective == "iwae" else 1}
-        for (objective, latent), names in ESTIMATORS.items()
-        for name in (names if objective != "wake_sleep" else ("auto",))
-    ],
-    "wgan": [{"lipschitz": "clip"}],
-    "gan": [{"network": "sequence", "shape": (5, 5)}],
-    "score": [{"objective": "sliced"}, {"objective": "explicit", "shape": (2,)}],
-    "rbm": [{"num_hidden": 8}, {"visible": "gaussian", "learning": "cd"}],
-}
 # Meanings of settings that recipes of all models share.
 SHARED = {
     "model._target_": "the class of the model",
-    "defaults.data": "data of a run that names no `data=`",
+    "defaults.data": "data of a run that names no ``data=``",
     "defaults.callbacks": "callbacks of a run",
     "data.batch_size": "examples of a batch",
     "trainer.max_epochs": "passes over the training data",
@@ -131,9 +119,7 @@ def pictures(checkpoint: str) -> dict[str, str]:
 @cache
 def captions() -> dict[str, str]:
     """Return {name: caption} of the pictures in ``docs/pictures``."""
-    if not (ROOT / "docs" / "make" / "pictures.py").is_file():
-        return {}
-    return importlib.import_module("pictures").CAPTIONS
+    return {} if (pictures := module("pictures")) is None else pictures.CAPTIONS
 
 
 def first_picture(model: str) -> tuple[str, str]:
@@ -152,18 +138,26 @@ def image(name: str, caption: str, width: int | None = None) -> str:
 
 def formulas(model: str) -> dict[str, str]:
     """Return {key: LaTeX} of the equations of ``model``."""
-    if not (ROOT / "docs" / "make" / "formulas.py").is_file():
-        return {}
-    return importlib.import_module("formulas").FORMULAS.get(model, {})
+    return {} if (found := module("formulas")) is None else found.FORMULAS.get(model, {})
+
+
+def module(name: str) -> ModuleType | None:
+    """Return a module of this folder, or None if the folder does not have it."""
+    return importlib.import_module(name) if (ROOT / "docs" / "make" / f"{name}.py").is_file() else None
 
 
 @cache
 def estimators(model: str) -> list[str]:
-    """Return the names of all gradient estimators of ``model``, under its default settings first."""
-    found: dict[str, None] = {}
-    for arguments in ({}, *VARIANTS.get(model, [])):
-        found |= dict.fromkeys(zoo.create(model, **arguments).gradient_estimators())
-    return list(found)
+    """Return the names of the gradient estimators of ``model`` under all of its options."""
+    if (pages := module("estimator_pages")) is None:
+        return list(zoo.create(model).gradient_estimators())
+    return [name for name, offers in pages.offers().items() if model in [offer.model for offer in offers]]
+
+
+@cache
+def pages_of_data() -> set[str]:
+    """Return the paths of the pages of data."""
+    return set() if (pages := module("data_pages")) is None else set(pages.pages())
 
 
 # Recipes.
@@ -245,8 +239,9 @@ def experiments(model: str) -> dict[str, str]:
 def in_a_minute(model: str) -> str:
     """Return the box with the commands, the lines of Python and the number."""
     number = reproducibility.rows_of(cards(model))[0]
-    error = f", with a standard error of {number.number.error_text}" if number.number.error_text else ""
-    paper = f" The paper has {number.published}." if number.published else ""
+    beside = {"standard error": number.number.error_text, "paper": number.published}
+    listed = "; ".join(f"{name} {value}" for name, value in beside.items() if value)
+    reached = f"It reaches **{number.number.text}** in {escaped(number.label)}" + (f" ({listed})." if listed else ".")
     text = f"""```bash
 zoo train model={model}  # the default settings
 {command(model)}  # the pretrained checkpoint
@@ -258,7 +253,7 @@ model = zoo.load("{model}")
 {USES[model]}
 ```
 
-It reaches **{number.number.text}** {escaped(number.label)}{error}.{paper} [Protocol](../results.md#{model})"""
+{reached} [Protocol](../results.md#{model})"""
     return box("example", "In a minute", text)
 
 
@@ -353,7 +348,11 @@ def all_metrics(card: dict[str, Any]) -> str:
         if name in known:
             continue
         error = metrics.get(error_name(name), errors.get(name))
-        cells = (number_text(value), "" if error is None else number_text(error), str(counts.get(name, "")))
+        cells = (
+            number_text(value),
+            "" if error is None else number_text(error),
+            f"{counts[name]:,}" if name in counts else "",
+        )
         rows.append((code(name), *cells))
     return table(("metric", "value", "standard error", "examples"), rows)
 
@@ -363,8 +362,11 @@ def facts(name: str, card: dict[str, Any]) -> str:
     likelihood, bound, samples = (card.get(key) or {} for key in ("log_likelihood", "bound", "samples"))
     size = (ROOT / "zoo" / "weights" / f"{name}.safetensors").stat().st_size
     commands = [part["command"] for part in (*card.get("earlier", []), card)]
+    place = f"data/{card['data']}.md"
+    data = f"[{code(card['data'])}](../{place})" if place in pages_of_data() else code(card["data"])
     rows = [
-        ("data", f"{code(card['data'])}: {DATA.get(card['data'], 'drawn from a formula, no licence')}"),
+        ("data", data),
+        ("licence of the data", DATA.get(card["data"], "none: the data are drawn from a formula")),
         ("trained on", code(card["train_on"]) if card.get("train_on") else ""),
         ("parameters", f"{card['parameters']:,}" if card.get("parameters") else ""),
         ("file", f"{code(f'{name}.safetensors')}, {size / 1e6:.1f} MB, {card.get('stored_as') or 'float32'}"),
@@ -410,7 +412,7 @@ def pictures_of(model: str, shown: set[str]) -> str:
 def estimators_of(model: str) -> str:
     """Return links to the pages of the gradient estimators of ``model``."""
     names = estimators(model)
-    text = "Each name leads to a page about the estimator. The first one trains the model under its default settings."
+    text = "Each name leads to a page about the estimator. Some of them need other settings than the default."
     return f"{text}\n\n" + "\n".join(f"- [`{name}`](../estimators/{slug(name)}.md)" for name in names)
 
 
