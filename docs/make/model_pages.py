@@ -107,7 +107,7 @@ def sections() -> dict[str, str]:
 
 def command(checkpoint: str) -> str:
     """Return the command in ``docs/results.md`` that trains a checkpoint."""
-    return re.search(r"```bash\n(.*?)\n```", sections()[checkpoint], re.S)[1]
+    return re.search(r"^python train\.py .*$", sections()[checkpoint], re.M)[0]
 
 
 def pictures(checkpoint: str) -> dict[str, str]:
