@@ -22,6 +22,7 @@ PIECES = re.compile(
     r"|(?P<file>\b(?:zoo|docs|callbacks|datamodules|configs|tests)/(?:[\w/.]*\w/?)?)"
     r"|(?P<metric>\b(?:train|val|test)/\w*)"
     r"|(?P<shape>\((?:[A-Z]\w*, ?)+(?:[A-Z0-9]\w*)?\))"
+    r"|(?P<script>\b\w+\.py\b)"
     r"|(?P<setting>\b[a-z]\w*(?:\.\w+)*=[\w.+\[\]-]*[\w\]]|\b(?:model|data|trainer|callbacks)(?:\.\w+)+)"
     r"|(?P<word>\b[A-Za-z]\w*_(?:\w+|\{[^}]*\})(?:[\^+]\w+)*|\b[A-Za-z]\w*\^\w+)"
 )

@@ -64,7 +64,7 @@ DATA = {
 
 
 def slug(name: str) -> str:
-    """Return the name of the page of a gradient estimator, without ``.md``."""
+    """Return the name of the page of a gradient estimator, without ``.md``, or the anchor of an equation."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -203,14 +203,34 @@ def settings(model: str) -> list[tuple[str, str, str]]:
     return found
 
 
-def arguments(model: str) -> dict[str, str]:
-    """Return the meanings of the arguments of a model, from the docstring of its class."""
-    name = zoo.MODELS[model].rpartition(".")[2]
-    body = ast.parse((ROOT / "zoo" / f"{model}.py").read_text(encoding="utf-8")).body
-    cls = next(node for node in body if isinstance(node, ast.ClassDef) and node.name == name)
-    part = (ast.get_docstring(cls) or "").partition("Args:\n")[2].partition("\n\n")[0]
-    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", part, re.M)
-    return {name: " ".join(text.split()) for name, text in found}
+def arguments(target: str) -> dict[str, str]:
+    """Return the meanings of the arguments of a class, from its docstring.
+
+    Args:
+        target: ``_target_`` of a recipe, such as ``zoo.vae.VAE`` or ``zoo.callbacks.LossPerStep``.
+    """
+    module, _, name = target.rpartition(".")
+    folder = "callbacks" if module == "zoo.callbacks" else "zoo"
+    files = sorted((ROOT / folder).glob("*.py")) if folder == "callbacks" else [ROOT / f"{module.replace('.', '/')}.py"]
+    for file in files:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                part = (ast.get_docstring(node) or "").partition("Args:\n")[2].partition("\n\n")[0]
+                found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", part, re.M)
+                return {key: " ".join(text.split()) for key, text in found}
+    return {}
+
+
+def meanings(model: str) -> dict[str, str]:
+    """Return meanings of settings that the recipe of ``model`` does not comment, by key."""
+    text = (ROOT / "configs" / "model" / f"{model}.yaml").read_text(encoding="utf-8")
+    found = dict(SHARED)
+    for name, _, value in _leaves(yaml.compose(text)):
+        if name.endswith("._target_"):
+            group = name.removesuffix("._target_")
+            of_class = {f"{group}.{key}": meaning for key, meaning in arguments(value.value).items()}
+            found = of_class | {name: "the class of the callback"} | found
+    return found
 
 
 def experiments(model: str) -> dict[str, str]:
@@ -259,7 +279,9 @@ model = zoo.load("{model}")
 
 def one_equation(equation: equations.Equation, formula: str | None) -> str:
     """Return an equation with its source, and links to its code and its tests."""
-    title = f"**{code(equation.key)}**" + (f" &nbsp; {inline(equation.source)}" if equation.source else "")
+    title = f"**{code(equation.key)}**{{ #eq-{slug(equation.key)} }}" + (
+        f" &nbsp; {inline(equation.source)}" if equation.source else ""
+    )
     shown = f"$$\n{formula.strip()}\n$$" if formula else f"```text\n{equation.text}\n```"
     places = dict.fromkeys([(equation.path, equation.line), *((path, line) for path, line, _ in equation.places)])
     names = {(path, line): name for path, line, name in equation.places}
@@ -305,10 +327,10 @@ def logged_by(model: str) -> str:
 
 def settings_of(model: str) -> str:
     """Return the table of all settings of the recipe."""
-    known = arguments(model)
+    known = meanings(model)
     rows = []
     for name, default, comment in settings(model):
-        meaning = comment or SHARED.get(name, "") or known.get(name.removeprefix("model."), "")
+        meaning = comment or known.get(name, "")
         key = name.removeprefix("defaults.") if name.startswith("defaults.") else name
         rows.append((code(key), code(default), inline(meaning)))
     path = f"configs/model/{model}.yaml"
