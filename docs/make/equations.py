@@ -7,8 +7,8 @@ prints a table of the equations of all models, and what is missing. Nothing is i
 The docstring of a model's module holds its equations, up to the line "Symbols:". An equation is a row that is indented
 by four spaces. Two or more spaces separate its columns: left side, formula, source, code. Lines that are indented
 deeper continue the row. The key of an equation is the text before the first relation, or the first column if that
-column has no relation. The last column of a line names the code: one or more functions of the model's file or of
-zoo/functional, zoo/nets and zoo/estimators, such as ``VAE.encode`` or ``diffusion.simple_loss``.
+column has no relation. The last column of a line names the code, such as ``VAE.encode`` or ``diffusion.simple_loss``.
+It is one or more functions of the model's file, or of zoo/functional, zoo/nets and zoo/estimators.
 
 In such a function, the line of an equation has a comment with its key, or follows a comment line with its key. Without
 such a comment it is the last ``return``. A test names its equation: ``@pytest.mark.equation("vae", "ELBO(x)")``.
@@ -125,7 +125,7 @@ def find(name: str, model: str, root: Path = ROOT) -> tuple[Path, Function] | No
 
 @cache
 def comments(path: Path) -> list[tuple[int, int, str]]:
-    """Return (its line, line of code, text) of each comment. A comment on a line of its own names the next line."""
+    """Return (its line, line of code, text) of each comment. A comment without code before it names the next line."""
     with tokenize.open(path) as file:
         tokens = list(tokenize.generate_tokens(file.readline))
     empty = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)

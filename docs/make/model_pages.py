@@ -1,7 +1,7 @@
 """The page of each model: ``models/vae.md`` and so on, and ``models/index.md``.
 
-A page is put together from what the repository has: the header of the model's file, its recipe, the cards of its
-checkpoints, ``docs/results.md`` and the tests that check its equations. No number is typed here.
+The parts of a page are in the repository: the header of the model's file, its recipe, the cards of its checkpoints,
+``docs/results.md``, and the tests that check the equations. All numbers come from cards.
 """
 
 import ast
@@ -93,7 +93,7 @@ def documentation() -> Documentation:
 
 
 def cards(model: str) -> dict[str, dict[str, Any]]:
-    """Return the cards of the checkpoints of ``model``, that of its own name first."""
+    """Return the cards of the checkpoints of ``model``. The card with the name of the model is the first."""
     found = {name: card for name, card in documentation().cards.items() if card["model"] == model}
     return {name: found[name] for name in sorted(found, key=lambda name: (name != model, name))}
 
