@@ -1,7 +1,7 @@
 """The page of each model: ``models/vae.md`` and so on, and ``models/index.md``.
 
-The parts of a page are in the repository: the header of the model's file, its recipe, the cards of its checkpoints,
-``docs/results.md``, and the tests that check the equations. All numbers come from cards.
+A page has parts of the header of the model's file, of its recipe, of the cards of its checkpoints, and of
+``docs/results.md``. Marks in the tests say which test checks which equation. All numbers come from cards.
 """
 
 import ast
