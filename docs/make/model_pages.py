@@ -30,8 +30,8 @@ ROOT = equations.ROOT
 # Lines of Python after ``model = zoo.load(NAME)``.
 USES = {
     "vae": "images = model.sample(64)  # (64, 1, 28, 28), in [0, 1]",
-    "cvae": "sevens = model.sample(64, y=7)  # (64, 1, 28, 28), in [0, 1]",
-    "vade": "images = model.sample(10, clusters=range(10))  # one image of each cluster, (10, 1, 28, 28)",
+    "cvae": "images = model.sample(64, y=7)  # (64, 1, 28, 28), in [0, 1]",
+    "vade": "images = model.sample(10, clusters=list(range(10)))  # an image of each cluster",
     "gan": "images = model.sample(64)  # (64, 1, 28, 28), in [0, 1]",
     "wgan": "images = model.sample(64)  # (64, 1, 28, 28), in [0, 1]",
     "infogan": "images = model.sample(64, category=3)  # (64, 1, 28, 28), in [0, 1]",
