@@ -8,7 +8,7 @@ Papers:
     J(s)       = 1/2 E_p || s(x) - grad log p(x) ||^2                      [DSL eq. 14.53]
                = E_p[ tr(grad s(x)) + 1/2 || s(x) ||^2 ] + const           NCSN eq. 1          explicit_loss
     J_sliced   = E_p E_v[ v' grad s(x) v + 1/2 (v' s(x))^2 ] + const       Song et al. 2019    sliced_loss
-    J_reduced  = E_p E_v[ v' grad s(x) v ] + 1/2 E_p || s(x) ||^2 + const  NCSN eq. 3          sliced_loss
+    J_reduced  = E_p E_v[ v' grad s(x) v ] + 1/2 E_p || s(x) ||^2 + const  SSM-VR, NCSN eq. 3  sliced_loss
     J_sigma    = 1/2 E_x E_eps || s(x + sigma eps, sigma) + eps / sigma ||^2 + const    NCSN eq. 5    denoising_loss
     L(s)       = 1/L sum_i w(sigma_i) J_{sigma_i}(s) over L noise levels   NCSN eq. 6          Score.losses
     x'         = x + (e / 2) s(x) + sqrt(e) z,  with z ~ N(0, I)           NCSN eq. 4          langevin_sample

@@ -133,6 +133,15 @@ def test_the_step_back_is_drawn_from_it(variance):
     assert_close(drawn.var(), sigma2, rtol=4.3 * (2 / n) ** 0.5, atol=0)
 
 
+@pytest.mark.equation("ddpm", "x_{t-1}")
+@pytest.mark.parametrize("variance", ["posterior", "beta"])
+def test_the_last_step_back_adds_no_noise(variance, generator):
+    """With x0 known, every sample is x0, for both variances (algorithm 2: z = 0 at the last step)."""
+    x = torch.randn(9, 1, generator=generator, dtype=torch.float64)
+    chain, known = make_chain(linear_betas(30)), lambda x, _: torch.full_like(x, 0.3)
+    assert_close(ancestral(chain, known, x, variance, generator=generator), torch.full_like(x, 0.3))
+
+
 @pytest.mark.equation("ddpm", "x0_hat")
 @pytest.mark.parametrize("predict", ["eps", "x0", "v"])
 def test_predictions_say_the_same(predict, generator):

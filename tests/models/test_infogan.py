@@ -88,7 +88,8 @@ def test_the_terms_of_a_channel_in_closed_form():
     counts = (joint[c, x] * 160).round().long()
     c, x = (t.repeat_interleave(counts).repeat_interleave(1000) for t in (c, x))
     numbers = ((torch.arange(1000) + 0.5) / 500 - 1).repeat(160)
-    noise = {"z": x[:, None].float(), "category": c, "continuous": numbers[:, None]}
+    order = torch.randperm(160_000)
+    noise = {"z": x[order, None].float(), "category": c[order], "continuous": numbers[order, None]}
 
     def code(features):  # the features are the inputs of the generator: z, one-hot category, number
         log_posterior, mu = (joint * K).log()[features[:, 0].long()], features[:, -1:].sign() / 2

@@ -26,13 +26,15 @@ def images(n=6):
 
 
 @pytest.mark.equation("wgan", "penalty")
-def test_a_linear_critics_penalty_in_closed_form(generator):
-    """f(x) = w'x has the gradient w everywhere, so the penalty is ( |w| - 1 )^2."""
+@pytest.mark.parametrize("slope", [0.4, 3.0])
+def test_a_linear_critics_penalty_in_closed_form(slope, generator):
+    """f(x) = w'x has the gradient w everywhere, so the penalty is ( |w| - 1 )^2, also for slopes below 1."""
     w = torch.randn(1, 5, 7, generator=generator, dtype=torch.float64)
+    w = slope * w / w.norm()
     x = torch.randn(6, 1, 5, 7, generator=generator, dtype=torch.float64)
     norms = gradient_norms(lambda x: (x * w).sum((-3, -2, -1)), x)
     assert_close(norms, w.norm().expand(6))
-    assert_close(gradient_penalty(norms), ((w.norm() - 1) ** 2).expand(6))
+    assert_close(gradient_penalty(norms), torch.full((6,), (slope - 1) ** 2, dtype=torch.float64))
 
 
 @pytest.mark.equation("wgan", "penalty")
