@@ -3,14 +3,14 @@
 Paper: Ho, Jain & Abbeel, "Denoising Diffusion Probabilistic Models", 2020, arXiv:2006.11239; [DSL ch. 14].
 docs/references.md explains the keys in brackets. The right column names code in zoo/functional/ or in DDPM.
 
-    q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I)            eq. 4,  [DSL eq. 14.11]   diffusion.q_sample
-    L_simple     = E || eps - eps_theta(x_t, t) ||^2              eq. 14, [DSL alg. 6]      diffusion.simple_loss
-    L_v          = E || v - v_theta(x_t, t) ||^2                  Salimans & Ho 2022        diffusion.simple_loss
-    x0_hat       = (x_t - sqrt(1 - abar_t) eps_theta) / sqrt(abar_t)
-                 = sqrt(abar_t) x_t - sqrt(1 - abar_t) v_theta                              diffusion.predicted_x0
-    x_{t-1}      = mean of q(x_{t-1} | x_t, x0_hat) + sigma_t z   alg. 2, [DSL alg. 7]      diffusion_samplers
-    score        = grad log q(x_t) = -eps_theta / sqrt(1 - abar_t)                          DDPM.score
-    -log p(x_0) <= L_T + sum_t L_t + L_0                          eq. 5,  [DSL eq. 14.41]   diffusion_bound
+    q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I)                eq. 4, [DSL eq. 14.11]  diffusion.q_sample
+    L_simple     = E || eps - eps_theta(x_t, t) ||^2                  eq. 14, [DSL alg. 6]    diffusion.simple_loss
+    L_v          = E || v - v_theta(x_t, t) ||^2                      Salimans & Ho 2022      diffusion.simple_loss
+    x0_hat       = (x_t - sqrt(1 - abar_t) eps_theta) / sqrt(abar_t)  eq. 15
+                 = sqrt(abar_t) x_t - sqrt(1 - abar_t) v_theta                                diffusion.predicted_x0
+    x_{t-1}      = mean of q(x_{t-1} | x_t, x0_hat) + sigma_t z       alg. 2, [DSL alg. 7]    ancestral_steps
+    score        = -eps_theta / sqrt(1 - abar_t), an estimate of grad log q(x_t)              DDPM.score
+    -log p(x_0)  <= L_T + sum_{t>1} L_{t-1} + L_0                     eq. 5, [DSL eq. 14.41]  diffusion_bound.terms
 
 Symbols:
     x0, xt    images x_0 in [-1, 1] and noisy images x_t, (B, C, H, W) each

@@ -9,15 +9,15 @@ Papers: Goodfellow et al., "Generative Adversarial Nets", 2014, arXiv:1406.2661;
 follow [Xu18a]. docs/references.md explains the keys in brackets.
 
     V(G, D) = E_data[ log D(x) ] + E_z[ log(1 - D(G(z))) ]       eq. 1        value_function
-    D*(x)   = p_data(x) / (p_data(x) + p_G(x))                   prop. 1      the D that maximises V
-    max_D V = C(G) = -log 4 + 2 JS(p_data || p_G)                theorem 1    jensen_shannon
+    D*(x)   = argmax_D V = p_data(x) / (p_data(x) + p_G(x))      prop. 1      GAN.discriminator_terms
+    C(G)    = max_D V = -log 4 + 2 JS(p_data || p_G)             theorem 1    jensen_shannon
 
-The discriminator minimises -V. The generator minimises one of three losses. ``generator_objective`` computes them from
-the logit l = log D(G(z)) - log(1 - D(G(z))):
+The discriminator minimises -V. The generator minimises one of three losses, each the mean over z of a function of the
+logit l = log D(G(z)) - log(1 - D(G(z))):
 
-    non_saturating   -log D(G(z))                          = softplus(-l)     sec. 3
-    minimax          log(1 - D(G(z)))                      = -softplus(l)     eq. 1
-    kl               -[ log D(G(z)) - log(1 - D(G(z))) ]   = -l               [Xu18a]
+    non_saturating   -log D(G(z)) = softplus(-l)                            sec. 3     generator_objective
+    minimax          log(1 - D(G(z))) = -softplus(l)                        eq. 1      generator_objective
+    kl               -[ log D(G(z)) - log(1 - D(G(z))) ] = -l               [Xu18a]    generator_objective
 
 With the optimal discriminator, l = log p_data - log p_G, and ``kl`` minimises KL(p_G || p_data).
 
@@ -124,8 +124,10 @@ def jensen_shannon(value: Tensor) -> Tensor:
 def generator_objective(fake_logits: Tensor, kind: str) -> Tensor:
     """Return the generator's loss ``kind``, () nats, from the logits of its samples, (B,)."""
     if kind == "non_saturating":
-        return F.softplus(-fake_logits).mean()
-    return -F.softplus(fake_logits).mean() if kind == "minimax" else -fake_logits.mean()
+        return F.softplus(-fake_logits).mean()  # non_saturating
+    if kind == "minimax":
+        return -F.softplus(fake_logits).mean()  # minimax
+    return -fake_logits.mean()  # kl
 
 
 @described
@@ -262,7 +264,7 @@ class GAN(L.LightningModule):
         real_logits, fake_logits = self.logits(centre(x, self.hparams.shape), y), self.logits(fake, y)
         value = value_function(real_logits, fake_logits)
         means = {"D_x": real_logits.sigmoid().mean(), "D_G_z": fake_logits.sigmoid().mean()}
-        return {"loss": -value, "value": value, "js": jensen_shannon(value), **means}
+        return {"loss": -value, "value": value, "js": jensen_shannon(value), **means}  # D*(x) minimises the loss
 
     def generator_terms(self, noise: Noise, kind: str | None = None, y: Labels | None = None) -> dict[str, Tensor]:
         """Return the generator's ``loss``, nats, for samples with labels ``y`` (B,) if the model has labels.

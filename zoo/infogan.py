@@ -3,13 +3,14 @@
 Chen et al., "InfoGAN: Interpretable Representation Learning by Information Maximizing Generative Adversarial Nets",
 2016, arXiv:1606.03657. Lecture notes (docs/references.md): [DSL 13.5].
 
-    I(c; G(z, c)) >= L_I = H(c) + E_{c ~ p(c), x = G(z, c)}[ log Q(c | x) ]   (eq. 5, [DSL 13.5.3])  information
-    min_{G, Q} max_D  V(D, G) - lambda L_I(G, Q)   (eq. 6)                   discriminator_terms, generator_terms
+    L_I(G, Q) = H(c) + E_{c ~ p(c), x = G(z, c)}[ log Q(c | x) ]              eq. 5, [DSL 13.5.3]    InfoGAN.information
+                <= I(c; G(z, c))
+    V_InfoGAN = V(D, G) - lambda L_I(G, Q), minimised over G and Q, maximised over D    eq. 6    InfoGAN.generator_terms
 
-    c                 a category, uniform on 0 .. K-1, and D numbers, uniform in [-1, 1]          noise
-    Q(c | x)          softmax over categories, and N(mu(x), diag sigma^2(x)) for the numbers      posterior
-    L_I, categories   log K + E log Q(c | x), at most H(c) = log K, which a perfect Q reaches     categorical_bound
-    L_I, numbers      D log 2 + E log N(c | mu, sigma^2), without an upper limit                  continuous_bound
+    p(c)      = (1/K) 2^-D: a category uniform on 0 .. K-1, and D numbers uniform in [-1, 1]      InfoGAN.noise
+    Q(c | x)  = softmax over categories, and N(mu(x), diag sigma^2(x)) for the numbers            InfoGAN.posterior
+    L_cat     = log K + E log Q(c | x) <= H(c) = log K, which a perfect Q reaches                 categorical_bound
+    L_num     = D log 2 + E log N(c | mu(x), diag sigma^2(x)), without an upper limit             continuous_bound
 
 Symbols: x are images in [0, 1], (B, C, H, W). z ~ N(0, I), (B, z_dim). ``category`` is (B,), and ``continuous``, the
 D numbers, is (B, D). In eq. 6, D is the discriminator. fake are images in [-1, 1]. logits are (B,).
@@ -157,7 +158,7 @@ class InfoGAN(L.LightningModule):
         K, D = self.hparams.num_categories, self.hparams.num_continuous
         return {
             "z": randn(B, self.hparams.z_dim, **drawn),
-            "category": uniform_labels(B, K, **drawn),
+            "category": uniform_labels(B, K, **drawn),  # p(c); the next line draws the numbers
             "continuous": 2 * rand(B, D, **drawn) - 1,
             "affine": randn(B, 2, 3, **drawn),
             "bumps": randn(B, 2, 4, 4, **drawn),
@@ -208,7 +209,7 @@ class InfoGAN(L.LightningModule):
         features = self.trunk(fake)
         categorical, continuous = self.information(fake, features, noise)
         bound = self.hparams.info_weight * categorical + self.hparams.continuous_weight * continuous
-        loss = generator_objective(self.logits(features), "non_saturating") - bound
+        loss = generator_objective(self.logits(features), "non_saturating") - bound  # V_InfoGAN
         return {"loss": loss, "bound": bound, "mi_categorical": categorical, "mi_continuous": continuous}
 
     def discriminator_loss(self, batch, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:

@@ -5,19 +5,22 @@ Papers:
 - NCSN (noise levels, annealed Langevin dynamics): Song & Ermon 2019, arXiv:1907.05600, and 2020, arXiv:2006.09011.
 - Lecture notes: [DSL 14.6]. docs/references.md explains the keys in brackets.
 
-    Fisher divergence   J        = 1/2 E_p || s(x) - grad log p(x) ||^2                         [DSL eq. 14.53]
-    explicit            J        = E_p[ tr(grad s(x)) + 1/2 || s(x) ||^2 ] + const              explicit_loss
-    sliced              J        = E_p E_v[ v' grad s(x) v + 1/2 (v' s(x))^2 ] + const          sliced_loss
-                        reduced  = E_p E_v[ v' grad s(x) v ] + 1/2 E_p || s(x) ||^2 + const     sliced_loss, SSM-VR
-    denoising           J_sigma  = 1/2 E_x E_eps || s(x + sigma eps, sigma) + eps / sigma ||^2 + const   denoising_loss
-    NCSN                sum of w(sigma_i) J_(sigma_i) over all noise levels                     Score.losses
+    J(s)       = 1/2 E_p || s(x) - grad log p(x) ||^2                      [DSL eq. 14.53]
+               = E_p[ tr(grad s(x)) + 1/2 || s(x) ||^2 ] + const           NCSN eq. 1          explicit_loss
+    J_sliced   = E_p E_v[ v' grad s(x) v + 1/2 (v' s(x))^2 ] + const       Song et al. 2019    sliced_loss
+    J_reduced  = E_p E_v[ v' grad s(x) v ] + 1/2 E_p || s(x) ||^2 + const  SSM-VR, NCSN eq. 3  sliced_loss
+    J_sigma    = 1/2 E_x E_eps || s(x + sigma eps, sigma) + eps / sigma ||^2 + const    NCSN eq. 5    denoising_loss
+    L(s)       = 1/L sum_i w(sigma_i) J_{sigma_i}(s) over L noise levels   NCSN eq. 6          Score.losses
+    x'         = x + (e / 2) s(x) + sqrt(e) z,  with z ~ N(0, I)           NCSN eq. 4          langevin_sample
+
+J is the Fisher divergence. J_sliced and J_reduced equal J. J_sigma is J for p convolved with N(0, sigma^2 I). The
+constants do not depend on s. x' is one step of Langevin dynamics. With noise levels, all objectives learn the score of
+p convolved with N(0, sigma^2 I). Without noise levels, explicit (J) and sliced learn the score of p. Denoising
+(J_sigma) needs noise levels.
 
 zoo/functional/ has the objectives (score_matching.py), Langevin dynamics (langevin.py) and guidance (guidance.py). The
 networks are in zoo/nets/unet.py. [DSL eq. 14.54] to [DSL eq. 14.62] derive the explicit form in one dimension. In D
 dimensions, a trace takes the place of the derivative.
-
-With noise levels, all objectives learn the score of p convolved with N(0, sigma^2 I). Without noise levels, explicit
-and sliced learn the score of p. Denoising needs noise levels.
 
 Symbols:
     x        points (B, D), or images (B, C, H, W) scaled to [-1, 1]
@@ -224,7 +227,7 @@ class Score(L.LightningModule):
             weight = sigma**2 * (1 + sigma**2 if self.hparams.weights == "edm" else 1)
             score = partial(score, sigma=sigma)
             if objective == "denoising":
-                return weight * denoising_loss(x, sigma, noise["eps"], score) / x[0].numel()
+                return weight * denoising_loss(x, sigma, noise["eps"], score) / x[0].numel()  # L(s)
             x = x + sigma.view(-1, *[1] * (x.ndim - 1)) * noise["eps"]
         with sdpa_kernel(SDPBackend.MATH):  # the attention backend that allows second derivatives
             if objective == "explicit":

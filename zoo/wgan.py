@@ -7,13 +7,15 @@ Papers:
 
 The networks are in zoo/nets/adversarial.py. docs/references.md explains the keys in brackets.
 
-    W(p, q) = 1/K sup_{|f|_L <= K} E_p[ f(x) ] - E_q[ f(x) ]         WGAN eq. 2, [DSL 13.4]   wasserstein_estimate
-    clip               every weight of f in [-c, c] after each step  WGAN algorithm 1         WGAN.clip
-    gradient_penalty   lambda E[ ( |grad f(x_hat)|_2 - 1 )^2 ]       WGAN-GP eq. 3            gradient_penalty
-                       x_hat = u x + (1 - u) G(z)                                             interpolate
+    W(p, q)        = 1/K sup_{|f|_L <= K} E_p[ f(x) ] - E_q[ f(x) ]  WGAN eq. 2, [DSL 13.4]   wasserstein_estimate
+    clip           every weight of f in [-c, c] after each step      WGAN algorithm 1         WGAN.clip
+    penalty        = E[ ( |grad f(x_hat)|_2 - 1 )^2 ]                WGAN-GP eq. 3            gradient_penalty
+    x_hat          = u x + (1 - u) G(z)                              WGAN-GP algorithm 1      interpolate
+    critic_loss    = E[ f(G(z)) ] - E[ f(x) ] + lambda penalty       WGAN-GP eq. 3            WGAN.critic_terms
+    generator_loss = -E[ f(G(z)) ]                                   WGAN-GP algorithm 1      WGAN.generator_terms
 
-    loss of the critic       -( mean f(x) - mean f(G(z)) ) + penalty                          WGAN.critic_terms
-    loss of the generator    -mean f(G(z))                                                    WGAN.generator_terms
+With ``clip``, the loss of the critic has no penalty, as in algorithm 1 of WGAN. The code replaces each expectation by
+the mean over a batch.
 
 With the gradient penalty, the estimate of a trained critic is W plus a bias. As an example, let data and samples lie on
 two parallel lines at distance theta. The linear critic with the lowest loss has the slope 1 + theta / (2 lambda). Its
@@ -229,7 +231,7 @@ class WGAN(L.LightningModule):
             norms = gradient_norms(f, interpolate(real, fake, noise["u"]))
             penalty = gradient_penalty(norms).mean()
             if self.hparams.lipschitz == "gradient_penalty":
-                terms["loss"] = terms["loss"] + self.hparams.gp_weight * penalty
+                terms["loss"] = terms["loss"] + self.hparams.gp_weight * penalty  # critic_loss
             terms |= {"penalty": penalty, "lipschitz": norms.max()}
         return terms
 
@@ -251,7 +253,7 @@ class WGAN(L.LightningModule):
     def clip(self) -> None:
         """Clip every parameter of the critic to [-c, c]."""
         parameters, c = list(self.critic.parameters()), self.hparams.clip_value
-        torch._foreach_clamp_min_(parameters, -c)  # one kernel for all parameters on a GPU
+        torch._foreach_clamp_min_(parameters, -c)  # clip: one kernel for all parameters on a GPU
         torch._foreach_clamp_max_(parameters, c)
 
     def on_train_start(self):

@@ -76,6 +76,7 @@ def test_schedules_that_leave_zero_to_one_are_refused(betas, message):
         make_chain(betas)
 
 
+@pytest.mark.equation("ddpm", "q(x_t | x_0)")
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_q_sample_is_the_one_step_kernels_composed(schedule):
     """For every t, the composition of t + 1 steps has the mean and variance of ``q_sample``.
@@ -112,6 +113,7 @@ def test_the_posterior_is_bayes_rule(t):
     assert_close(chain.posterior_variance[t], 1 / precision)
 
 
+@pytest.mark.equation("ddpm", "x_{t-1}")
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
 def test_the_step_back_is_drawn_from_it(variance):
     """One step of the sampler from x_t, with x0 known, has the mean and variance of the posterior.
@@ -131,6 +133,16 @@ def test_the_step_back_is_drawn_from_it(variance):
     assert_close(drawn.var(), sigma2, rtol=4.3 * (2 / n) ** 0.5, atol=0)
 
 
+@pytest.mark.equation("ddpm", "x_{t-1}")
+@pytest.mark.parametrize("variance", ["posterior", "beta"])
+def test_the_last_step_back_adds_no_noise(variance, generator):
+    """With x0 known, every sample is x0, for both variances (algorithm 2: z = 0 at the last step)."""
+    x = torch.randn(9, 1, generator=generator, dtype=torch.float64)
+    chain, known = make_chain(linear_betas(30)), lambda x, _: torch.full_like(x, 0.3)
+    assert_close(ancestral(chain, known, x, variance, generator=generator), torch.full_like(x, 0.3))
+
+
+@pytest.mark.equation("ddpm", "x0_hat")
 @pytest.mark.parametrize("predict", ["eps", "x0", "v"])
 def test_predictions_say_the_same(predict, generator):
     """The target and x_t give the image and the noise. The loss of predicting zero is the mean square of the target."""
@@ -145,6 +157,21 @@ def test_predictions_say_the_same(predict, generator):
     assert_close(zero, target.square().mean(1))
 
 
+@pytest.mark.equation("ddpm", "x0_hat")
+@pytest.mark.parametrize("predict", ["eps", "v"])
+def test_the_best_outputs_give_the_posterior_mean_of_the_image(predict):
+    """For N(m, s2) data, the best outputs are E[eps | x_t] and E[v | x_t]. They give E[x_0 | x_t], by Bayes' rule."""
+    chain, m, s2 = make_chain(linear_betas(30)), 0.4, 0.5
+    t = torch.arange(30)
+    xt = torch.linspace(-2, 2, 30, dtype=torch.float64)[:, None]
+    a = chain.abar[:, None]
+    mean = (m / s2 + a.sqrt() * xt / (1 - a)) / (1 / s2 + a / (1 - a))
+    eps = (1 - a).sqrt() * (xt - a.sqrt() * m) / (a * s2 + 1 - a)
+    output = eps if predict == "eps" else a.sqrt() * eps - (1 - a).sqrt() * mean
+    assert_close(predicted_x0(predict, output, xt, t, chain), mean)
+
+
+@pytest.mark.equation("ddpm", "L_v")
 def test_v_is_the_velocity_of_the_circle(generator):
     """v = d x_t / d phi for sqrt(abar) = cos phi and sqrt(1 - abar) = sin phi (Salimans & Ho 2022, appendix D)."""
     chain = make_chain(cosine_betas(50))
@@ -155,6 +182,7 @@ def test_v_is_the_velocity_of_the_circle(generator):
     assert_close(prediction_target("v", x0, torch.arange(50), eps, chain), v)
 
 
+@pytest.mark.equation("ddpm", "x_{t-1}")
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
 @pytest.mark.parametrize("s2", [0.25, 1.0, 4.0])
 def test_ancestral_sampling_of_gaussian_data(s2, variance):
@@ -282,16 +310,28 @@ def test_the_arc_keeps_the_length_and_the_angle(generator):
     assert_close(slerp(a, a, torch.tensor([0.5]))[:, 0], a)
 
 
-def test_the_exact_predictor_reaches_the_least_loss(generator):
-    """For N(0, s2) data the minimum of L_simple at step t is Var(eps | x_t) = abar s2 / (abar s2 + 1 - abar)."""
+@pytest.mark.equation("ddpm", "L_simple")
+@pytest.mark.equation("ddpm", "L_v")
+@pytest.mark.parametrize("predict", ["eps", "v"])
+def test_the_exact_predictor_reaches_the_least_loss(predict, generator):
+    """For N(0, s2) data, the minimum of the loss at step t is the variance of the target given x_t.
+
+    For eps it is abar s2 / (abar s2 + 1 - abar). For v it is s2 / (abar s2 + 1 - abar).
+    """
     s2, T, n = 0.5, 100, 400_000
     chain = make_chain(linear_betas(T))
     x0 = s2**0.5 * torch.randn(n, 1, generator=generator, dtype=torch.float64)
     t = torch.randint(T, (n,), generator=generator)
     eps = torch.randn(n, 1, generator=generator, dtype=torch.float64)
-    model = lambda xt, t: predicted_eps(exact_x0(chain, s2)(xt, t), xt, t, chain)  # noqa: E731
-    loss = simple_loss(x0, t, eps, chain, "eps", model)
-    least = (chain.abar * s2 / (chain.abar * s2 + 1 - chain.abar)).mean()
+
+    def model(xt, t):
+        x0 = exact_x0(chain, s2)(xt, t)
+        eps = predicted_eps(x0, xt, t, chain)
+        a = chain.abar[t][:, None]
+        return eps if predict == "eps" else a.sqrt() * eps - (1 - a).sqrt() * x0
+
+    loss = simple_loss(x0, t, eps, chain, predict, model)
+    least = ((chain.abar if predict == "eps" else 1) * s2 / (chain.abar * s2 + 1 - chain.abar)).mean()
     error = loss.std() / n**0.5
     assert 4.3 * error < 0.02 * least  # false alarms once in 60,000 seeds
     assert abs(loss.mean() - least) < 4.3 * error

@@ -19,6 +19,7 @@ from zoo.functional.diffusion_bound import (
     reverse_variance,
     single_chain,
     single_draw,
+    terms,
     trajectory,
 )
 
@@ -99,6 +100,54 @@ def test_every_form_has_the_same_expectation(form, variance, generator):
     assert abs(draws.mean() - exact) < FALSE_ALARM * error
     # The result is a bound on the exact likelihood of this chain.
     assert exact > -log_p_of_the_chain(x0, factor, chain, variance)
+
+
+@pytest.mark.equation("ddpm", "-log p(x_0)")
+@pytest.mark.parametrize("variance", ["posterior", "beta"])
+def test_the_terms_bound_the_exact_likelihood_of_one_pixel(variance):
+    """The image is one pixel, T is 3, and x0_hat = tanh(x_t) is not linear.
+
+    The exact log p(x_0) comes from sums over a fine grid of x_1, x_2 and x_3. The probabilities of the 256 grey values
+    sum to one. The expected terms come from quadrature. Their sum equals the joint form, also computed on the grid, and
+    is at least -log p(x_0).
+    """
+    chain = make_chain(torch.tensor([0.3, 0.4, 0.5], dtype=F64))
+    beta, abar = chain.betas.numpy(), np.cumprod(1 - chain.betas.numpy())
+    before = np.array([1.0, *abar[:-1]])
+    posterior = beta * (1 - before) / (1 - abar)
+    sd = np.sqrt(beta if variance == "beta" else np.array([posterior[1], *posterior[1:]]))
+    grid = np.linspace(-7, 7, 701)
+    step = grid[1] - grid[0]
+
+    def mean(t, xt):
+        """Return the mean of p(x_{t-1} | x_t): eq. 7 with x_0 = tanh(x_t)."""
+        share = np.sqrt(1 - beta[t]) * (1 - before[t]) * xt
+        return (np.sqrt(before[t]) * beta[t] * np.tanh(xt) + share) / (1 - abar[t])
+
+    back = {t: norm.logpdf(grid[None], mean(t, grid)[:, None], sd[t]) for t in (1, 2)}  # rows x_t, columns x_{t-1}
+    there = {t: norm.logpdf(grid[None], np.sqrt(1 - beta[t]) * grid[:, None], np.sqrt(beta[t])) for t in (1, 2)}
+    p = norm.pdf(grid) * step
+    for t in (2, 1):
+        p = p @ np.exp(back[t]) * step  # the masses of x_2, then of x_1
+    grey = np.arange(256) / 127.5 - 1
+    edges = np.concatenate([[-np.inf], (grey[1:] + grey[:-1]) / 2, [np.inf]])
+    mass = np.diff(norm.cdf((edges[None] - mean(0, grid)[:, None]) / sd[0]), axis=1)  # rows x_1, columns grey values
+    assert_close((p @ mass).sum(), 1.0, rtol=1e-9, atol=0)
+
+    nodes, weights = np.polynomial.hermite_e.hermegauss(100)
+    for k in (0, 100, 131, 255):
+        eps = torch.from_numpy(nodes)[:, None]
+        x0 = torch.full((100, 1), grey[k], dtype=F64)
+        found = terms(x0, lambda eps=eps: eps, lambda xt, t: xt.tanh(), chain, variance).numpy()
+        bound = (found @ (weights / weights.sum())).sum()
+        q = [norm.pdf(grid, np.sqrt(a) * grey[k], np.sqrt(1 - a)) * step for a in abar]  # masses of x_1, x_2, x_3
+        joint = -(q[0] * np.log(np.maximum(mass[:, k], 1e-300))).sum() - (q[2] * norm.logpdf(grid)).sum()
+        joint += (q[0] * norm.logpdf(grid, np.sqrt(1 - beta[0]) * grey[k], np.sqrt(beta[0]))).sum()
+        for t in (1, 2):
+            pairs = q[t - 1][:, None] * np.exp(there[t]) * step  # rows x_{t-1}, columns x_t
+            joint += (pairs * (there[t] - back[t].T)).sum()
+        assert_close(bound, joint, rtol=1e-5, atol=0)
+        assert bound > -np.log(p @ mass[:, k]) + 0.01
 
 
 @pytest.mark.parametrize("t", [0, 1, 2, 3])

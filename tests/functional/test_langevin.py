@@ -23,6 +23,7 @@ def normal_score(s2):
     return lambda x: -x / s2
 
 
+@pytest.mark.equation("score", "x'")
 @pytest.mark.parametrize("e", [0.3, 1.5])
 def test_the_stationary_variance_has_the_steps_error(e):
     """With step size e, the stationary variance is s^2 / (1 - e / (4 s^2)) for data of variance s^2.

@@ -383,6 +383,7 @@ def test_without_labels_they_are_drawn_uniformly(labelled):
     assert (match.sum(1) - 200).abs().max() < 4.5 * (600 * 2 / 9) ** 0.5  # fails once in 50,000 seeds
 
 
+@pytest.mark.equation("ddpm", "score")
 def test_the_score_of_normal_data(small):
     """With the exact prediction of eps for N(0, I) data, the score is -x, the score of N(0, I)."""
     small.forward = lambda x, t, y=None: small.one_minus_abar[t].view(-1, 1, 1, 1).sqrt() * x
@@ -442,6 +443,7 @@ def test_images_are_encoded_and_come_back(small, generator):
         small.interpolate(noise[:1], noise[1:], between=1)
 
 
+@pytest.mark.equation("ddpm", "-log p(x_0)")
 @pytest.mark.parametrize("variance", ["posterior", "beta"])
 def test_the_bound_of_a_network_that_knows_the_image(variance, generator):
     """If x0_hat is the image, L_0 and L_T have closed forms. With the posterior variance, L_t is 0 for 0 < t < T."""

@@ -43,6 +43,10 @@ def images(n=6, seed=0):
     return [torch.rand(n, 1, 28, 28, generator=generator), torch.zeros(n, dtype=torch.long)]
 
 
+@pytest.mark.equation("gan", "V(G, D)")
+@pytest.mark.equation("gan", "non_saturating")
+@pytest.mark.equation("gan", "minimax")
+@pytest.mark.equation("gan", "kl")
 def test_the_formulas_are_those_of_probabilities(generator):
     real, fake = (3 * torch.randn(50, generator=generator, dtype=torch.float64) for _ in range(2))
     D_real, D_fake = real.sigmoid(), fake.sigmoid()
@@ -67,6 +71,7 @@ def test_logits_of_any_size_are_finite():
     assert_close(grad(lambda t: generator_objective(t, "non_saturating"))(sure), torch.tensor([-1.0]))
 
 
+@pytest.mark.equation("gan", "V(G, D)")
 def test_a_discriminator_constant_at_one_half_has_loss_two_log_two():
     model = small()
     nn.init.zeros_(model.discriminator[-1].weight)
@@ -128,10 +133,44 @@ def test_validation_recomputes_the_statistics_from_samples():
     assert bn.num_batches_tracked == 20
 
 
+@pytest.mark.equation("gan", "D*(x)")
+@pytest.mark.equation("gan", "C(G)")
+def test_the_optimal_discriminator_of_points_that_can_be_counted():
+    """Data and samples are four points with known counts, so means over them are exact expectations.
+
+    At the logit log p_data - log p_G of each point, the gradient of the loss is zero. All other logits have a larger
+    loss. ``js`` is then the divergence, and V = C(G) = -log 4 + 2 JS.
+    """
+    counts = torch.tensor([[1, 2, 3, 4], [5, 1, 3, 1]])
+    p, q = counts.double() / 10
+    x, samples = (torch.arange(4.0).repeat_interleave(n)[:, None] for n in counts)
+    model, noise = small(network="mlp", shape=[1], hidden=[4]), {"z": torch.zeros(10, 3)}
+    model.G = lambda z, y=None: samples
+
+    def terms(logit):
+        model.logits = lambda x, y=None: logit[x[:, 0].long()]
+        return model.discriminator_terms(x, noise)
+
+    best = (p / q).log()
+    assert_close(best.sigmoid(), p / (p + q))
+    loss = lambda logit: terms(logit)["loss"]  # noqa: E731
+    assert_close(grad(loss)(best), torch.zeros(4, dtype=torch.float64))
+    for step in torch.eye(4, dtype=torch.float64):
+        assert min(loss(best + 0.1 * step), loss(best - 0.1 * step)) > loss(best)
+    js = 0.5 * ((p * (2 * p / (p + q)).log()).sum() + (q * (2 * q / (p + q)).log()).sum())
+    found = terms(best)
+    assert_close(found["js"], js)
+    assert_close(found["value"], -math.log(4) + 2 * js)
+    assert_close(found["D_x"], (p * p / (p + q)).sum())
+    assert_close(found["D_G_z"], (q * p / (p + q)).sum())
+
+
 def gaussian(mean):
     return Mixture(torch.tensor([mean]), torch.ones(1), 1.0)
 
 
+@pytest.mark.equation("gan", "V(G, D)")
+@pytest.mark.equation("gan", "C(G)")
 def test_the_optimal_discriminator_and_its_value_on_two_gaussians(generator):
     """For p = N((1, 0), I) and q = N(-(1, 0), I), the optimal logit is 2 x_1, and V is -log 4 + 2 JS."""
     p, q = gaussian([1.0, 0.0]), gaussian([-1.0, 0.0])
@@ -318,6 +357,7 @@ def test_an_estimators_draw_is_the_gradient_of_a_step():
             assert_close(drawn[k], p.grad, rtol=1e-4, atol=1e-7, msg=f"{name} {k}")
 
 
+@pytest.mark.equation("gan", "kl")
 def test_at_the_optimal_discriminator_the_kl_loss_minimises_the_reverse_divergence(generator):
     """With p = N(0, 1) and G(z) = theta + z, d/dtheta E[-l(G(z))] = theta = d/dtheta KL(p_G || p).
 

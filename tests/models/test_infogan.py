@@ -31,6 +31,7 @@ def images(n=6):
     return [torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.zeros(n, dtype=torch.long)]
 
 
+@pytest.mark.equation("infogan", "L_cat")
 def test_the_categorical_bound_is_at_most_its_ceiling(generator):
     category = torch.arange(10).repeat(50)
     for scale in (0.0, 1.0, 30.0):
@@ -42,12 +43,14 @@ def test_the_categorical_bound_is_at_most_its_ceiling(generator):
     assert_close(categorical_bound(torch.zeros(500, 10), category).item(), 0.0, atol=1e-6, rtol=0)  # a uniform Q
 
 
+@pytest.mark.equation("infogan", "L_cat")
 def test_a_perfect_code_network_reaches_the_ceiling():
     category = torch.arange(10)
     perfect = 100 * torch.eye(10, dtype=torch.float64)
     assert_close(categorical_bound(perfect, category).item(), math.log(10))
 
 
+@pytest.mark.equation("infogan", "L_cat")
 def test_the_bound_is_the_information_where_q_is_the_posterior():
     """The bound equals the mutual information of c and x only if Q is the posterior.
 
@@ -68,6 +71,45 @@ def test_the_bound_is_the_information_where_q_is_the_posterior():
     assert_close(categorical_bound(posterior[:, x].T.log(), c), information)
 
 
+@pytest.mark.equation("infogan", "L_I(G, Q)")
+@pytest.mark.equation("infogan", "V_InfoGAN")
+@pytest.mark.equation("infogan", "Q(c | x)")
+def test_the_terms_of_a_channel_in_closed_form():
+    """z is a symbol that equals the category with probability 0.7. Q sees the symbol and the sign of the number.
+
+    Q(c | x) is the posterior of the category. For the number, Q is the best Gaussian given the sign, N(+-1/2, 1/12).
+    Its bound log 2 - log(2 pi e / 12) / 2 is less than the information log 2. All pairs of a category and a symbol
+    occur in proportion to their probabilities, each with 1,000 evenly spaced numbers. D is constant.
+    """
+    K, keep = 4, 0.7
+    model = small(z_dim=1, num_categories=K, num_continuous=1, deformation=0.0, info_weight=2.0, continuous_weight=0.5)
+    joint = (keep * torch.eye(K) + (1 - keep) / K) / K
+    c, x = torch.cartesian_prod(torch.arange(K), torch.arange(K)).unbind(-1)
+    counts = (joint[c, x] * 160).round().long()
+    c, x = (t.repeat_interleave(counts).repeat_interleave(1000) for t in (c, x))
+    numbers = ((torch.arange(1000) + 0.5) / 500 - 1).repeat(160)
+    order = torch.randperm(160_000)
+    noise = {"z": x[order, None].float(), "category": c[order], "continuous": numbers[order, None]}
+
+    def code(features):  # the features are the inputs of the generator: z, one-hot category, number
+        log_posterior, mu = (joint * K).log()[features[:, 0].long()], features[:, -1:].sign() / 2
+        return torch.cat([log_posterior, mu, torch.full_like(mu, -math.log(12))], 1)
+
+    model.generator, model.trunk, model.head = nn.Identity(), nn.Identity(), nn.Linear(1 + K + 1, 1)
+    model.code.forward = code
+    nn.init.zeros_(model.head.weight)
+    nn.init.constant_(model.head.bias, 0.4)
+    terms = model.generator_terms(noise)
+    information = (joint * (joint * K * K).log()).sum().item()
+    number = math.log(2) - 0.5 * math.log(2 * math.pi * math.e / 12)
+    exact = {"rtol": 1e-4, "atol": 0}
+    assert_close(terms["mi_categorical"].item(), information, **exact)
+    assert_close(terms["mi_continuous"].item(), number, **exact)
+    D = 1 / (1 + math.exp(-0.4))
+    assert_close(terms["loss"].item(), -math.log(D) - (2.0 * information + 0.5 * number), **exact)
+
+
+@pytest.mark.equation("infogan", "L_num")
 def test_the_continuous_bound_has_no_ceiling(generator):
     c = 2 * torch.rand(100, 2, generator=generator, dtype=torch.float64) - 1
     mu, logvar = c + 0.1, torch.full_like(c, -2.0)
@@ -79,6 +121,7 @@ def test_the_continuous_bound_has_no_ceiling(generator):
     assert continuous_bound(c, torch.full_like(c, -20.0), c) > 10
 
 
+@pytest.mark.equation("infogan", "p(c)")
 def test_codes_are_drawn_from_their_priors():
     """The categories pass a chi-squared test with 9 degrees of freedom (false alarm once in 1e5).
 
@@ -161,6 +204,7 @@ def test_deformation_fills_the_outside_with_black():
     assert_close(categorical, categorical_bound(black, noise["category"]), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.equation("infogan", "V_InfoGAN")
 def test_the_terms_add_up():
     model = small(deformation=0.0).eval()
     noise = model.noise(images(), generator=chunk_generator(0, 0))

@@ -49,6 +49,7 @@ def maximise(network, loss, generator, beta1):
         schedule.step()
 
 
+@pytest.mark.equation("gan", "D*(x)")
 def test_the_optimal_discriminator_given_the_label(generator):
     """D(x, y) = p(x | y) / (p(x | y) + q(x | y)) has the logit 2 MEANS[y] x.
 
@@ -83,6 +84,7 @@ def optimum_under_the_penalty(mean, gp_weight):
     return ((gap + gap**2 / (2 * gp_weight * r)).sum() * step).item()
 
 
+@pytest.mark.equation("wgan", "critic_loss")
 def test_the_optimal_critic_given_the_label(generator):
     """The critic's estimate for each label is the closed form within 5 %. The slope has the sign of MEANS[y].
 

@@ -27,12 +27,15 @@ def field():
     return (lambda x: torch.sin(x @ A.T) + x**2), (lambda x: (torch.cos(x @ A.T) * A.diag()).sum(1) + 2 * x.sum(1))
 
 
+@pytest.mark.equation("score", "J(s)")
 def test_the_explicit_trace_is_the_divergence(field, generator):
     s, divergence = field
     x = torch.randn(5, 3, generator=generator, dtype=F64)
     assert_close(explicit_loss(x, s), divergence(x) + s(x).square().sum(1) / 2)
 
 
+@pytest.mark.equation("score", "J_sliced")
+@pytest.mark.equation("score", "J_reduced")
 @pytest.mark.parametrize("directions", ["rademacher", "normal", "axes"])
 @pytest.mark.parametrize("reduced", [True, False])
 def test_the_sliced_objective_is_unbiased(directions, reduced, field, generator):
@@ -85,6 +88,9 @@ def test_directional_is_the_quadratic_form(generator):
 # minimiser is the score of N(0, C). On finite data, this is exact for the empirical C and both objectives.
 
 
+@pytest.mark.equation("score", "J(s)")
+@pytest.mark.equation("score", "J_sliced")
+@pytest.mark.equation("score", "J_reduced")
 @pytest.mark.parametrize("objective", ["explicit", "sliced", "reduced"])
 def test_the_minimiser_on_gaussian_data(objective, generator):
     """At the closed-form minimiser the gradient is zero, and the loss is larger on both sides.
@@ -113,6 +119,8 @@ def bumps(x):
     return torch.exp(-(x[:, None] - torch.cartesian_prod(side, side)).square().sum(2) / 2)
 
 
+@pytest.mark.equation("score", "J(s)")
+@pytest.mark.equation("score", "J_sigma")
 @pytest.mark.parametrize("objective", ["explicit", "sliced", "denoising"])
 def test_the_target_on_a_mixture(objective):
     """For fields s(x) = W' phi(x), the gradient at W = 0 shows the score f that an objective learns.
@@ -144,6 +152,41 @@ def test_the_target_on_a_mixture(objective):
     true, blurred = (-bumps(grid).T @ (weight(q)[:, None] * q.score(grid)) for q in (p, p.blurred(sigma)))
     assert_close(ours, blurred if objective == "denoising" else true, rtol=1e-4, atol=1e-6)
     assert (true - blurred).abs().max() > 0.01
+
+
+@pytest.mark.equation("score", "J(s)")
+@pytest.mark.equation("score", "J_sliced")
+@pytest.mark.equation("score", "J_reduced")
+@pytest.mark.equation("score", "J_sigma")
+@pytest.mark.parametrize("objective", ["explicit", "sliced", "reduced", "denoising"])
+def test_the_objective_is_the_fisher_divergence_minus_a_constant(objective):
+    """The objective and the divergence differ by a constant that does not depend on s, for two fields s.
+
+    The constant is 1/2 E|score|^2, minus D / (2 sigma^2) for denoising. p is a mixture. Expectations over x are sums
+    over a fine grid, and expectations over noise are Gauss-Hermite sums. For sliced, v is each axis times sqrt(2).
+    """
+    p, sigma = mixture(), 0.5
+    q = p.blurred(sigma) if objective == "denoising" else p
+    side = torch.arange(-6, 6, 0.1, dtype=F64)
+    x = torch.cartesian_prod(side, side)
+    weight, w = (density.log_density(x).exp() * 0.1**2 for density in (q, p))
+    constant = (weight * q.score(x).square().sum(1)).sum() / 2 - (1 / sigma**2 if objective == "denoising" else 0)
+    nodes, mass = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(9))
+    noise = list(zip(torch.cartesian_prod(nodes, nodes), torch.cartesian_prod(mass, mass).prod(1), strict=True))
+    axes = 2**0.5 * torch.eye(2, dtype=F64).expand(len(x), 2, 2)
+    for turn in (0.3, 1.1):
+        s = lambda x, turn=turn: torch.sin(turn * x.flip(1) + 0.5) - 0.7 * turn * x  # noqa: E731
+        if objective == "explicit":
+            found = (w * explicit_loss(x, s)).sum()
+        elif objective == "denoising":
+            level = torch.full((len(x),), sigma, dtype=F64)
+            found = (
+                sum(m * (w * denoising_loss(x, level, eps.expand_as(x), s)).sum() for eps, m in noise) / mass.sum() ** 2
+            )
+        else:
+            found = (w * sliced_loss(x, axes, s, objective == "reduced")).sum()
+        divergence = (weight * (s(x) - q.score(x)).square().sum(1)).sum() / 2
+        assert_close(found + constant, divergence, rtol=1e-6, atol=0)
 
 
 def test_the_denoising_loss_is_written_out(generator):
@@ -235,6 +278,7 @@ def test_the_first_score_is_that_of_normal_data(points, generator):
     assert (Score(shape=[2], objective="sliced", num_sigmas=0)(x[:, 0, 0, :2]) == 0).all()
 
 
+@pytest.mark.equation("score", "L(s)")
 def test_the_target_of_the_network_has_variance_one_at_every_level(points, generator):
     """The network's target has variance 1 at every level, and the weighted loss is half its squared error.
 
@@ -263,6 +307,7 @@ def test_the_target_of_the_network_has_variance_one_at_every_level(points, gener
     assert_close(losses, (0.3 - target).square().mean(1) / 2)
 
 
+@pytest.mark.equation("score", "L(s)")
 @pytest.mark.parametrize("weights", ["edm", "ncsn"])
 def test_the_weights_of_the_levels(weights, generator):
     """For a new network on N(0, I) data, losses at noise level sigma have the mean w / (2 sigma^2 (1 + sigma^2)).

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from helpers import TINY, checkpoint, run, tiers
+from scipy.stats import wasserstein_distance
 from torch import nn
 from torch.func import grad
 from torch.testing import assert_close
@@ -24,15 +25,19 @@ def images(n=6):
     return [torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.zeros(n, dtype=torch.long)]
 
 
-def test_a_linear_critics_penalty_in_closed_form(generator):
-    """f(x) = w'x has the gradient w everywhere, so the penalty is ( |w| - 1 )^2."""
+@pytest.mark.equation("wgan", "penalty")
+@pytest.mark.parametrize("slope", [0.4, 3.0])
+def test_a_linear_critics_penalty_in_closed_form(slope, generator):
+    """f(x) = w'x has the gradient w everywhere, so the penalty is ( |w| - 1 )^2, also for slopes below 1."""
     w = torch.randn(1, 5, 7, generator=generator, dtype=torch.float64)
+    w = slope * w / w.norm()
     x = torch.randn(6, 1, 5, 7, generator=generator, dtype=torch.float64)
     norms = gradient_norms(lambda x: (x * w).sum((-3, -2, -1)), x)
     assert_close(norms, w.norm().expand(6))
-    assert_close(gradient_penalty(norms), ((w.norm() - 1) ** 2).expand(6))
+    assert_close(gradient_penalty(norms), torch.full((6,), (slope - 1) ** 2, dtype=torch.float64))
 
 
+@pytest.mark.equation("wgan", "penalty")
 def test_the_norm_is_of_each_image_by_itself(generator):
     """f(x) = |x|^2 / 2 has the gradient x, so the norm of each image is |x| over all its pixels."""
     x = torch.randn(6, 1, 5, 7, generator=generator, dtype=torch.float64)
@@ -50,10 +55,63 @@ def test_the_penalty_is_differentiable_in_the_critic(generator):
     assert_close(s.grad, 2 * (s.detach() * w.norm() - 1) * w.norm())
 
 
+@pytest.mark.equation("wgan", "x_hat")
 def test_interpolates_lie_between(generator):
     real, fake = torch.zeros(4, 1, 2, 2), torch.ones(4, 1, 2, 2)
     u = torch.tensor([0.0, 0.25, 1.0, 0.5])
     assert_close(interpolate(real, fake, u)[:, 0, 0, 0], 1 - u)
+
+
+@pytest.mark.equation("wgan", "W(p, q)")
+def test_the_best_critic_of_points_on_a_line_estimates_their_distance(generator):
+    """In one dimension the best critic has the slope sign(F_q - F_p), with distribution functions F of the points.
+
+    Its estimate is the distance that SciPy computes. A critic with three times the slope estimates three times the
+    distance. Random critics with slopes of at most 1 estimate less.
+    """
+    p, q = (s + m * torch.randn(60, generator=generator, dtype=torch.float64) for s, m in ((0.5, 1.0), (-0.2, 2.0)))
+    distance = wasserstein_distance(p.numpy(), q.numpy())
+    x = torch.cat([p, q]).sort().values
+    gap = x.diff()
+    F_p, F_q = ((points <= x[:-1, None]).double().mean(1) for points in (p, q))
+
+    def estimate(slope):
+        f = torch.cat([torch.zeros(1, dtype=torch.float64), (slope * gap).cumsum(0)])  # values at x
+        return wasserstein_estimate(f[torch.searchsorted(x, p)], f[torch.searchsorted(x, q)])
+
+    assert_close(estimate((F_q - F_p).sign()).item(), distance)
+    assert_close(estimate(3 * (F_q - F_p).sign()).item() / 3, distance)
+    for _ in range(5):
+        assert estimate(2 * torch.rand(119, generator=generator, dtype=torch.float64) - 1).abs() < distance
+
+
+@pytest.mark.equation("wgan", "critic_loss")
+@pytest.mark.equation("wgan", "generator_loss")
+@pytest.mark.parametrize("lipschitz", ["gradient_penalty", "clip"])
+def test_the_losses_of_a_linear_critic_in_closed_form(lipschitz, generator):
+    """The critic is f(x) = 3 x_1 + 4 x_2 with the slope 5, and G(z) = z. The penalty is (5 - 1)^2, and lambda is 10."""
+    model = small(lipschitz=lipschitz, network="mlp", shape=[2], hidden=[4], z_dim=2)
+    model.generator, model.critic = nn.Identity(), nn.Linear(2, 1)
+    model.critic.weight.data = torch.tensor([[3.0, 4.0]])
+    x, noise = torch.randn(6, 2, generator=generator), {"z": torch.randn(6, 2, generator=generator), "u": torch.rand(6)}
+    f_x, f_z = (t @ torch.tensor([3.0, 4.0]) + model.critic.bias for t in (x, noise["z"]))
+    terms = model.critic_terms(x, noise)
+    assert_close(terms["wasserstein"], f_x.mean() - f_z.mean())
+    assert_close(terms["loss"], f_z.mean() - f_x.mean() + (160 if lipschitz == "gradient_penalty" else 0))
+    assert_close(model.generator_terms(noise)["loss"], -f_z.mean())
+
+
+@pytest.mark.equation("wgan", "clip")
+def test_clipping_projects_every_parameter_of_the_critic():
+    model = small(lipschitz="clip", clip_value=0.02)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    assert (
+        max(p.max() for p in model.critic.parameters()) > 0.02 > -0.02 > min(p.min() for p in model.critic.parameters())
+    )
+    model.clip()
+    for name, p in model.named_parameters():
+        expected = before[name].clip(-0.02, 0.02) if name.startswith("critic.") else before[name]
+        assert torch.equal(p, expected), name
 
 
 def train_critic(theta, gp_weight, generator, steps=400, paired=True):
@@ -88,6 +146,7 @@ def train_critic(theta, gp_weight, generator, steps=400, paired=True):
         return wasserstein_estimate(f(real), f(fake)).item()
 
 
+@pytest.mark.equation("wgan", "W(p, q)")
 @pytest.mark.parametrize("theta", tiers([0.25, 0.5, 0.75], [0.5]))
 def test_the_estimate_is_the_distance_of_parallel_lines(theta, generator):
     """The estimate is within 5 % of theta. Its bias is theta^2 / (2 lambda), with lambda = 10.
@@ -142,6 +201,7 @@ def test_no_critic_estimates_more_than_its_lipschitz_constant_times_the_distance
         assert wasserstein_estimate(f(x), f(x + shift)).abs() <= 1.02 * steepest * shift.norm()
 
 
+@pytest.mark.equation("wgan", "clip")
 def test_a_clipped_critics_weights_stay_in_the_box(tmp_path):
     run(tmp_path, *TINY["wgan"], "callbacks=none", "model.lipschitz=clip", "trainer.max_epochs=1", "test=false")
     state = checkpoint(tmp_path)["state_dict"]

@@ -147,7 +147,7 @@ def predicted_x0(predict: str, output: Tensor, xt: Tensor, t: Tensor, chain: Cha
     """Return x0_hat (B, ...), computed from the network's output at x_t. For ``eps`` this is eq. 15."""
     abar, rest = at(chain.abar, t, xt), at(chain.one_minus_abar, t, xt)
     if predict == "eps":
-        return (xt - rest.sqrt() * output) / abar.sqrt()
+        return (xt - rest.sqrt() * output) / abar.sqrt()  # x0_hat; the next line has the forms for v and x0
     return abar.sqrt() * xt - rest.sqrt() * output if predict == "v" else output
 
 

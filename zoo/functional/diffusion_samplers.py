@@ -57,7 +57,7 @@ def ancestral_steps(
         x0 = _clipped(x0_model(x, t), clip)
         x = posterior_mean(x0, x, t, chain)
         if i > 0:
-            x = x + sigma2[i].sqrt() * randn(*x.shape, generator=generator, device=x.device).to(x.dtype)
+            x = x + sigma2[i].sqrt() * randn(*x.shape, generator=generator, device=x.device).to(x.dtype)  # x_{t-1}
             x = x if correct is None else correct(x, i - 1)
         yield i, x, x0
 

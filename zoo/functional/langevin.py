@@ -71,7 +71,7 @@ def langevin_sample(
             e = 4 * (snr * _norm(z).mean() / _norm(s).mean()) ** 2
         elif step_size is not None:
             e = step_size
-        x = x + e / 2 * s + e**0.5 * z
+        x = x + e / 2 * s + e**0.5 * z  # x'
     return x
 
 

@@ -40,6 +40,7 @@ def sliced_loss(x: Tensor, v: Tensor, score: ScoreFunction, variance_reduced: bo
     for direction in v.unbind(1):
         s, slope = directional(score, x, direction)
         along = (direction * s).flatten(1).sum(1)
+        # J_reduced if variance_reduced is true, else J_sliced
         total = total + slope + (s.flatten(1).square().sum(1) if variance_reduced else along**2) / 2
     return total / v.shape[1]
 
