@@ -12,6 +12,7 @@ import base64
 import functools
 import hashlib
 import os
+import re
 import sys
 import tempfile
 import time
@@ -126,9 +127,11 @@ def rendered(name: str, notebook) -> tuple[str, dict[str, bytes]]:
     """
     parts: list[str] = []
     pictures: dict[str, bytes] = {}
+    section = title(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             parts.append(cell.source)
+            section = (re.findall("^#+ (.*)$", cell.source, re.MULTILINE) or [section])[-1]
             continue
         parts.append(f"```python\n{cell.source}\n```")
         text = ""
@@ -141,7 +144,7 @@ def rendered(name: str, notebook) -> tuple[str, dict[str, bytes]]:
                     parts, text = [*parts, fenced(text)], ""
                 file = f"{name}-{len(pictures) + 1}.png"
                 pictures[file] = base64.b64decode(data["image/png"])
-                parts.append(f"![Picture {len(pictures)} of this notebook]({file})")
+                parts.append(f"![Picture of the section: {section}]({file})")
             elif "text/plain" in data:
                 text += data["text/plain"] + "\n"
         if text:
