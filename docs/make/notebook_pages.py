@@ -27,7 +27,13 @@ from zoo.checks.errors import UserError  # noqa: E402
 
 NOTEBOOKS = ROOT / "notebooks"
 CACHE = ROOT / "build" / "notebooks"
-ORDER = ("ten_models", "why_variance_matters", "noise_to_digits", "energies", "words")
+ORDER = {  # the notebooks, each with its content
+    "ten_models": "what each model makes, with one line of its mathematics",
+    "why_variance_matters": "two estimators of one gradient, their variances in closed form, and training with each",
+    "noise_to_digits": "the steps of a diffusion model, and Langevin dynamics with a known score",
+    "energies": "energies and Gibbs chains, and estimates of log Z from below and from above",
+    "words": "nearest words and analogies, and noise-contrastive estimation against the exact softmax",
+}
 INLINE = "module://matplotlib_inline.backend_inline"  # figures become outputs of cells
 TIMEOUT = 1800  # seconds for one cell; a busy machine is slow
 INDEX = """# Notebooks
@@ -164,22 +170,17 @@ def title(notebook) -> str:
     return notebook.cells[0].source.split("\n")[0].removeprefix("# ")
 
 
-def summary(notebook) -> str:
-    """Return the first paragraph of a notebook on one line."""
-    return " ".join(notebook.cells[0].source.split("\n\n")[1].split("\n"))
-
-
 @functools.cache
 def _everything() -> tuple[dict[str, str], dict[str, bytes]]:
     made: dict[str, str] = {}
     written: dict[str, bytes] = {}
     rows = []
-    for name in ORDER:
+    for name, about in ORDER.items():
         notebook = executed(name)
         made[f"notebooks/{name}.md"], pictures = rendered(name, notebook)
         written |= {f"notebooks/{file}": png for file, png in pictures.items()}
         written[f"notebooks/{name}.ipynb"] = (NOTEBOOKS / f"{name}.ipynb").read_bytes()
-        rows.append(f"| [{title(notebook)}]({name}.md) | {summary(notebook)} |")
+        rows.append(f"| [{title(notebook)}]({name}.md) | {about} |")
     made["notebooks/index.md"] = INDEX.format(rows="\n".join(rows))
     return made, written
 
