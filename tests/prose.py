@@ -3,14 +3,15 @@
     python tests/prose.py                     # the files with findings, and the totals
     python tests/prose.py zoo/vae.py --list   # each finding with its line
 
-The script reads docstrings, comments and messages of Python files, comments of YAML files, and Markdown files. It skips
-indented lines of docstrings, which are equations or code. Numbers, ``a``, ``I`` and strings of at least two letters
-count as words. Symbols do not count as words.
+The script reads docstrings, comments and messages of Python files, comments of YAML files, Markdown files, and the
+cells of notebooks. It skips indented lines of docstrings, which are equations or code. Numbers, ``a``, ``I`` and
+strings of at least two letters count as words. Symbols do not count as words.
 """
 
 import argparse
 import ast
 import io
+import json
 import re
 import subprocess
 import sys
@@ -74,9 +75,9 @@ class Finding(NamedTuple):
 
 
 def sources(root: Path = ROOT) -> list[Path]:
-    """Return the Python, YAML and Markdown files that git does not ignore, without symbolic links."""
+    """Return the Python, YAML and Markdown files and the notebooks that git does not ignore, without symbolic links."""
     listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "*.py", "*.yaml", "*.yml", "*.md"],
+        ["git", "ls-files", "-co", "--exclude-standard", "*.py", "*.yaml", "*.yml", "*.md", "*.ipynb"],
         cwd=root,
         capture_output=True,
         text=True,
@@ -88,13 +89,15 @@ def sources(root: Path = ROOT) -> list[Path]:
 
 
 def texts(path: Path) -> list[Text]:
-    """Return the paragraphs of a file, each with the line on which it begins.
+    """Return the paragraphs of a file, each with the line on which it begins. For a notebook, the line is the cell.
 
     Messages in the files of the tests are left out, because people see them only when a test fails.
     """
     source = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
         return list(markdown(source))
+    if path.suffix == ".ipynb":
+        return list(notebook(json.loads(source)))
     if path.suffix in (".yaml", ".yml"):
         return comments([found for n, line in enumerate(source.split("\n"), 1) if (found := yaml_comment(n, line))])
     return list(python(source, messages=ROOT / "tests" not in path.parents))
@@ -129,6 +132,18 @@ def markdown(source: str) -> Iterator[Text]:
             block.append(Text(n, line))
     if block:
         yield joined(block)
+
+
+def notebook(content: dict) -> Iterator[Text]:
+    """Yield the texts of all cells. One word replaces each formula. The lines count cells, from 1."""
+    for number, cell in enumerate(content["cells"], 1):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            formula = r"\$\$.*?\$\$|\$[^$]+\$"
+            found = markdown(re.sub(formula, lambda m: "formula" + "\n" * m.group().count("\n"), source, flags=re.S))
+        else:
+            found = python(source, messages=True)
+        yield from (Text(number, text.text) for text in found)
 
 
 def joined(block: list[Text]) -> Text:
