@@ -193,11 +193,18 @@ def title(text: str) -> str:
 
 
 def generated() -> dict[str, str]:
-    """Return the pages of all generators, by their path in the site."""
+    """Return the pages of all generators, by their path in the site.
+
+    Raises:
+        UserError: if a generator finds a mistake in its sources.
+    """
     pages: dict[str, str] = {}
     for name in GENERATORS:
         if (MAKE / f"{name}.py").is_file():
-            made = importlib.import_module(name).pages()
+            try:
+                made = importlib.import_module(name).pages()
+            except ValueError as error:
+                raise UserError(f"docs/make/{name}.py: {error}") from error
             print(f"{name}: {len(made)} pages", flush=True)
             pages |= made
     return pages

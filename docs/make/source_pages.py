@@ -33,11 +33,11 @@ def page(root: Path, path: str, linked_by: dict[str, str]) -> str:
         text = (root / path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a text file, so the site cannot show it. Link to another file.") from error
-    back = ", ".join(f"[{title}]({relative(name, place(path))})" for name, title in linked_by.items())
+    back = "".join(f"    - [{title}]({relative(name, place(path))})\n" for name, title in linked_by.items())
     return (
         f"---\ntitle: {path}\nsearch:\n  exclude: true\nhide:\n  - toc\n---\n\n# {path}\n\n"
-        + (f"Pages that link here: {back}\n\n" if back else "")
-        + f'<div class="highlight source"><pre><code>{lines(path, text)}</code></pre></div>\n'
+        f'??? info "Pages that link to this file"\n\n{back}\n'
+        f'<div class="highlight source"><pre><code>{lines(path, text)}</code></pre></div>\n'
     )
 
 

@@ -204,6 +204,16 @@ def test_a_mistake_is_told_in_one_sentence(make, monkeypatch, capsys, tmp_path):
     assert "the site has 1 problem" in capsys.readouterr().err
 
 
+def test_a_mistake_of_a_generator_is_told_with_its_file(make, monkeypatch):
+    def wrong():
+        raise ValueError("zoo/vae.py has no function bound")
+
+    monkeypatch.setattr(make, "GENERATORS", ("links",))
+    monkeypatch.setattr(make.links, "pages", wrong, raising=False)
+    with pytest.raises(UserError, match=r"^docs/make/links\.py: zoo/vae\.py has no function bound$"):
+        make.generated()
+
+
 @pytest.mark.slow
 def test_the_whole_site_is_built_and_has_no_problems(make, tmp_path):
     pytest.importorskip("zensical")
