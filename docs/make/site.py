@@ -18,8 +18,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from html.parser import HTMLParser
-from importlib.metadata import PackageNotFoundError, files
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -50,17 +51,18 @@ class Stage:
         shown: for each file that the site shows as text, the titles of the pages that link to it, by their path.
     """
 
-    def __init__(self, root: Path, generated: dict[str, str]):
+    def __init__(self, root: Path, generated: dict[str, str], files: dict[str, bytes] | None = None):
         """Collect all pages, and replace their links.
 
         Args:
             root: the folder of the repository.
             generated: Markdown pages by their path in the site, such as ``models/vae.md``.
+            files: other generated files by their path in the site, such as pictures of notebooks.
 
         Raises:
             UserError: if links lead nowhere. The message has a line for each of them.
         """
-        self.root, self.generated = root, generated
+        self.root, self.generated, self.files = root, generated, files or {}
         self.pictures: dict[str, Path] = {}
         self.shown: dict[str, dict[str, str]] = {}
         self._problems: list[str] = []
@@ -101,7 +103,7 @@ class Stage:
     def _find(self, name: str, page: str, file: str | None) -> str | None:
         """Return the path in the site of what a link names, or None. Add pictures and files to the site."""
         place = posixpath.normpath(posixpath.join(posixpath.dirname(page), name))
-        if place in self.pages:
+        if place in self.pages or place in self.files:
             return place
         if name.startswith("picture:"):
             stem = name.removeprefix("picture:")
@@ -176,13 +178,13 @@ class Stage:
             shutil.rmtree(folder / name, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         config.write_text(WRITTEN + yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-        shown = {source_pages.place(file): source_pages.page(self.root, file, by) for file, by in self.shown.items()}
-        for place, text in (self.pages | shown).items():
+        contents = {place: text.encode() for place, text in self.pages.items()} | self.files
+        contents |= {place: file.read_bytes() for place, file in self.pictures.items()}
+        for file, linked_by in self.shown.items():
+            contents[source_pages.place(file)] = source_pages.page(self.root, file, linked_by).encode()
+        for place, content in contents.items():
             (folder / "docs" / place).parent.mkdir(parents=True, exist_ok=True)
-            (folder / "docs" / place).write_text(text, encoding="utf-8")
-        for place, file in self.pictures.items():
-            (folder / "docs" / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, folder / "docs" / place)
+            (folder / "docs" / place).write_bytes(content)
         shutil.copytree(self.root / "docs" / "assets", folder / "docs" / "assets")
 
 
@@ -192,22 +194,25 @@ def title(text: str) -> str:
     return found[1] if found else "a page without a title"
 
 
-def generated() -> dict[str, str]:
-    """Return the pages of all generators, by their path in the site.
+def generated(names: Iterable[str] = GENERATORS) -> tuple[dict[str, str], dict[str, bytes]]:
+    """Return the pages and the other files of the generators ``names``, by their paths in the site.
 
     Raises:
         UserError: if a generator finds a mistake in its sources.
     """
     pages: dict[str, str] = {}
-    for name in GENERATORS:
+    files: dict[str, bytes] = {}
+    for name in names:
         if (MAKE / f"{name}.py").is_file():
+            module = importlib.import_module(name)
             try:
-                made = importlib.import_module(name).pages()
+                made = module.pages()
+                files |= module.files() if hasattr(module, "files") else {}
             except ValueError as error:
                 raise UserError(f"docs/make/{name}.py: {error}") from error
             print(f"{name}: {len(made)} pages", flush=True)
             pages |= made
-    return pages
+    return pages, files
 
 
 def copy_mathjax(folder: Path) -> None:
@@ -217,7 +222,7 @@ def copy_mathjax(folder: Path) -> None:
         UserError: if the package that holds MathJax is not installed.
     """
     try:
-        found = files("sphinx-mathjax-offline") or []
+        found = distribution("sphinx-mathjax-offline").files or []
     except PackageNotFoundError as error:
         raise UserError(f"sphinx-mathjax-offline, which holds MathJax, is not installed: {INSTALL}.") from error
     for file in found:
@@ -227,18 +232,19 @@ def copy_mathjax(folder: Path) -> None:
             shutil.copyfile(file.locate(), folder / name)
 
 
-def build(root: Path, folder: Path, pages: dict[str, str]) -> list[str]:
+def build(root: Path, folder: Path, pages: dict[str, str], files: dict[str, bytes] | None = None) -> list[str]:
     """Build the site in ``folder/site``, and return the problems of its HTML.
 
     Args:
         root: the folder of the repository.
         folder: the folder for the staged pages and the site.
         pages: generated Markdown pages by their path in the site.
+        files: other generated files by their path in the site.
 
     Raises:
         UserError: if a link leads nowhere, or zensical is missing or fails.
     """
-    stage = Stage(root, pages)
+    stage = Stage(root, pages, files)
     stage.write(folder)
     copy_mathjax(folder / "docs" / "assets" / "mathjax")
     counts = f"{len(stage.pages)} pages, {len(stage.shown)} shown files and {len(stage.pictures)} pictures"
@@ -353,7 +359,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--serve", type=int, metavar="PORT", help="then serve the site at 127.0.0.1")
     options = parser.parse_args(arguments)
     try:
-        problems = build(ROOT, options.out.resolve(), generated())
+        problems = build(ROOT, options.out.resolve(), *generated())
         if problems:
             raise UserError("\n".join([*problems, f"the site has {len(problems)} problems: correct the lines above"]))
         print(f"the site is {options.out / 'site' / 'index.html'}", flush=True)

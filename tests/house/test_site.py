@@ -1,6 +1,7 @@
 """Tests of the site of the documentation: the links of its pages, its checks, and in the second tier a whole build."""
 
 import importlib.util
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -57,10 +58,21 @@ $$E[f](x)$$
 """
 
 
+def notebooks():
+    """Return the text of each notebook as a page. The real pages have code and outputs, and take minutes."""
+    pages = {"notebooks/index.md": "# Notebooks"} if (ROOT / "notebooks").is_dir() else {}
+    for file in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+        texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+        pages[f"notebooks/{file.stem}.md"] = "\n\n".join(texts)
+    return pages
+
+
 def test_every_link_of_the_pages_leads_somewhere(make):
     """All links and anchors of the Markdown pages of the site exist, and the navigation has every page."""
     settings = make.yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    stage = make.Stage(ROOT, make.generated())
+    pages, files = make.generated([name for name in make.GENERATORS if name != "notebook_pages"])
+    stage = make.Stage(ROOT, pages | notebooks(), files)
     assert "index.md" in stage.pages and "contributing.md" in stage.pages
     stage.navigation(settings["nav"])
 
@@ -81,6 +93,9 @@ def test_links_become_links_of_the_site(make, small):
     assert "[a line](source/zoo/vae.py.md#L2)" in stage.pages["index.md"]
     assert stage.pictures.keys() == {"pictures/a.png", "zoo/weights/vae.png"}
     assert stage.shown == {"zoo/vae.py": {"models/vae.md": "VAE", "index.md": "Home"}}
+    files = {"notebooks/a-1.png": b"", "notebooks/a.ipynb": b""}
+    notebook = make.Stage(small, {"models/vae.md": VAE, "notebooks/a.md": "# A\n\n![](a-1.png) [x](a.ipynb)"}, files)
+    assert notebook.pages["notebooks/a.md"] == "# A\n\n![](a-1.png) [x](a.ipynb)"
     assert stage.navigation(["index.md", {"Models": "models/"}]) == ["index.md", {"Models": ["models/vae.md"]}]
 
 
@@ -208,16 +223,15 @@ def test_a_mistake_of_a_generator_is_told_with_its_file(make, monkeypatch):
     def wrong():
         raise ValueError("zoo/vae.py has no function bound")
 
-    monkeypatch.setattr(make, "GENERATORS", ("links",))
     monkeypatch.setattr(make.links, "pages", wrong, raising=False)
     with pytest.raises(UserError, match=r"^docs/make/links\.py: zoo/vae\.py has no function bound$"):
-        make.generated()
+        make.generated(["links"])
 
 
 @pytest.mark.slow
 def test_the_whole_site_is_built_and_has_no_problems(make, tmp_path):
     pytest.importorskip("zensical")
-    assert make.build(ROOT, tmp_path / "built", make.generated()) == []
+    assert make.build(ROOT, tmp_path / "built", *make.generated()) == []
     assert (tmp_path / "built" / "site" / "search.json").is_file()
 
 
