@@ -1,6 +1,7 @@
 // Draw formulas with the copy of MathJax in this folder, on pages that have formulas.
 window.MathJax = {
   tex: { inlineMath: [["\\(", "\\)"]], displayMath: [["\\[", "\\]"]], processEscapes: true },
+  chtml: { scale: 0.9 },
   options: { ignoreHtmlClass: ".*|", processHtmlClass: "arithmatex" },
 };
 if (document.querySelector(".arithmatex")) {

@@ -35,7 +35,7 @@ def page(root: Path, path: str, linked_by: dict[str, str]) -> str:
         raise UserError(f"{path} is not a text file, so the site cannot show it. Link to another file.") from error
     back = "".join(f"    - [{title}]({relative(name, place(path))})\n" for name, title in linked_by.items())
     return (
-        f"---\ntitle: {path}\nsearch:\n  exclude: true\nhide:\n  - toc\n---\n\n# {path}\n\n"
+        f"---\ntitle: {path}\nsearch:\n  exclude: true\nhide:\n  - navigation\n  - toc\n---\n\n# {path}\n\n"
         f'??? info "Pages that link to this file"\n\n{back}\n'
         f'<div class="highlight source"><pre><code>{lines(path, text)}</code></pre></div>\n'
     )
