@@ -14,14 +14,17 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # Modules whose names differ from the names of their distributions.
 IMPORTED_AS = {"_pytest": "pytest", "hydra": "hydra-core", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 IMPORTED_AS |= {"torch_fidelity": "torch-fidelity"}
-# Distributions that no file imports: commands, a plugin of pytest, and a dependency of Lightning's TensorBoardLogger.
-TOOLS = {"hatchling", "mypy", "pytest-xdist", "ruff", "tensorboard"}
+# Distributions that no file imports: commands, a plugin of pytest, a dependency of Lightning's TensorBoardLogger, the
+# kernel of the notebooks, and MathJax.
+TOOLS = {"hatchling", "mypy", "pytest-xdist", "ruff", "tensorboard", "ipykernel", "sphinx-mathjax-offline"}
+TOOLS |= {"nbclient", "nbformat"}
+MAKE = ROOT / "docs" / "make"
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 
 PACKAGES = [ROOT / "zoo", ROOT / "callbacks", ROOT / "datamodules"]
 CODE = [ROOT / "train.py", *(file for package in PACKAGES for file in package.rglob("*.py"))]
 TESTS = [file for file in (ROOT / "tests").rglob("*.py") if BENCHMARKS not in file.parents]
-OWN = {"zoo", "train", *(file.stem for folder in (ROOT / "tests", BENCHMARKS) for file in folder.glob("*.py"))}
+OWN = {"zoo", "train", *(file.stem for folder in (ROOT / "tests", BENCHMARKS, MAKE) for file in folder.glob("*.py"))}
 OPTIONAL = (
     "completion",
     "hf",
@@ -35,6 +38,7 @@ ALLOWED = {  # for each group: the files that import, and the extra that declare
     "dependencies": (CODE, None),
     "test": (TESTS, "test"),
     "bench": (list(BENCHMARKS.glob("*.py")), "bench"),
+    "docs": ([*MAKE.glob("*.py"), *(ROOT / "tests" / "notebooks").glob("*.py")], "docs"),
 }
 
 
@@ -72,6 +76,7 @@ def test_what_is_imported_is_declared(who):
     found, extra = imported_by(who), ALLOWED[who][1]
     # gensim and the packages of some extras are used only if they are installed
     optional = {"gensim"}.union(*map(declared, OPTIONAL)) if extra is None else declared(extra)
+    optional |= declared("docs") if extra == "test" else declared("test") if extra == "docs" else set()
     missing = found.keys() - declared() - optional
     assert not missing, {name: str(found[name].relative_to(ROOT)) for name in missing}
 
