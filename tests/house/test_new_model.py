@@ -1,4 +1,4 @@
-"""Tests of CONTRIBUTING.md. They write the files that the page shows, and run the commands of the page."""
+"""Tests of docs/own_model.md. They write the files that the page shows, and run the commands of the page."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from zoo.hub import CheckpointError, check_resumable
 from zoo.hub.exporting import export
 from zoo.training.command_line import named_class, readable_arguments
 
-PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8")
 SECTIONS = {part.partition("\n")[0]: part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE)}
 INSIDE, OUTSIDE = SECTIONS["A new model in an hour"], SECTIONS["A module outside the repository"]
 OF_FILE = re.compile(r"^`([^`\n]+)`[^`\n]*:\n\n```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -136,7 +136,7 @@ def test_paths_of_the_page_are_there():
     missing = [path for path in paths - made if not (ROOT / path).exists()]
     assert len(paths) > 20 and not missing
     for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert (ROOT / link).is_file(), link
+        assert (ROOT / "docs" / link).is_file(), link
 
 
 def test_the_blocks_are_formatted(copy, outside):
