@@ -1,4 +1,4 @@
-"""Tests of the guides in docs/. Settings in their text exist, and the programs of three guides run as a reader types them.
+"""Tests of the guides in docs/. Settings in their text exist, and the programs of three guides run.
 
 tests/runs/test_readme.py composes the commands of all pages. tests/house/test_new_model.py tests docs/own_model.md, and
 tests/runs/test_own_loop.py tests docs/own_loop.md."""
@@ -71,8 +71,13 @@ def test_settings_in_the_text_of_a_page_exist(page):
 def test_pages_name_settings():
     """The patterns find the settings of pages, in their code and in their commands."""
     text = (DOCS / "variance.md").read_text(encoding="utf-8")
-    assert {"callbacks.estimator_variance", "callbacks.estimator_variance.draws", "trainer.max_epochs"} <= settings(text)
-    assert settings("`data.sizes=3`, `~callbacks.nothing` and `+callbacks.new.n=3`") == {"data.sizes", "callbacks.nothing"}
+    assert {"callbacks.estimator_variance", "callbacks.estimator_variance.draws", "trainer.max_epochs"} <= settings(
+        text
+    )
+    assert settings("`data.sizes=3`, `~callbacks.nothing` and `+callbacks.new.n=3`") == {
+        "data.sizes",
+        "callbacks.nothing",
+    }
     assert "data.sizes" not in KNOWN and {"data.size", "model.latent_dim", "trainer.max_epochs"} <= KNOWN
 
 
@@ -94,7 +99,7 @@ def test_the_quick_tour_names_no_data_that_must_be_downloaded():
 def shell(tmp_path):
     """Return a function that runs the blocks of a page in their order, in one folder, as a reader does.
 
-    All blocks of Python run in one process of their own, with all earlier ones, as in one session.
+    Each block of Python runs after all earlier ones, as in one session.
     """
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -164,7 +169,9 @@ def test_no_paragraph_is_on_two_pages():
     for page in [*GUIDES, ROOT / "CONTRIBUTING.md"]:
         if page.name == "index.md":
             continue
-        text = re.sub(r"^```.*?^```|<!-- zoo report.*?<!-- end -->", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        text = re.sub(
+            r"^```.*?^```|<!-- zoo report.*?<!-- end -->", "", page.read_text(encoding="utf-8"), flags=re.M | re.S
+        )
         for part in re.split(r"\n\n|\n(?=[|-])", text):
             words = " ".join(part.split())
             if len(words.split()) >= 12 and not words.startswith("!["):
