@@ -3,10 +3,11 @@
 tests/runs/test_readme.py composes the commands of all pages. tests/house/test_new_model.py tests docs/own_model.md, and
 tests/runs/test_own_loop.py tests docs/own_loop.md."""
 
+import contextlib
+import io
 import os
 import re
 import shlex
-import stat
 import sys
 from pathlib import Path
 
@@ -96,65 +97,61 @@ def test_the_quick_tour_names_no_data_that_must_be_downloaded():
 
 
 @pytest.fixture
-def shell(tmp_path):
-    """Return a function that runs the blocks of a page in their order, in one folder, as a reader does.
+def follow(tmp_path, monkeypatch):
+    """Return a function that runs blocks of a page in their order, in an empty folder, as a reader does.
 
-    Each block of Python runs after all earlier ones, as in one session.
+    The function returns what the blocks print. All blocks of Python share their names, as in one session.
     """
-    tools = tmp_path / "bin"
+    tools, folder = tmp_path / "bin", tmp_path / "tour"
     tools.mkdir()
+    folder.mkdir()
     command = tools / "zoo"  # the zoo of this checkout, also if another one is installed
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m zoo "$@"\n', encoding="utf-8")
-    command.chmod(command.stat().st_mode | stat.S_IXUSR)
-    folder = tmp_path / "tour"
-    folder.mkdir()
+    command.chmod(0o755)
+    monkeypatch.chdir(folder)
     path = f"{tools}{os.pathsep}{os.environ.get('PATH', '')}"
+    starts = "import subprocess, sys; sys.exit(subprocess.run(['sh', '-e', '-c', sys.argv[1]]).returncode)"
 
-    def run(page):
-        session, said = "", ""
-        for kind, text in programs(page):
+    def run(blocks):
+        names, said = {}, io.StringIO()
+        for kind, text in blocks:
             if kind == "python":
-                ran = done("-c", session + text, cwd=folder, PYTHONPATH=str(ROOT), PATH=path, timeout=300)
-                session += text
-            else:
-                (folder / "block.sh").write_text(f"set -e\n{text}", encoding="utf-8")
-                starts = "import subprocess, sys; sys.exit(subprocess.run(['sh', 'block.sh']).returncode)"
-                ran = done("-c", starts, cwd=folder, PYTHONPATH=str(ROOT), PATH=path, timeout=600)
-            assert ran.returncode == 0, f"{page}: {text}\n{ran.stdout}\n{ran.stderr}"
-            said += ran.stdout
-        return folder, said
+                with contextlib.redirect_stdout(said):
+                    exec(text, names)
+                continue
+            ran = done("-c", starts, text, cwd=folder, PATH=path, timeout=600)
+            assert ran.returncode == 0, f"{text}\n{ran.stdout}\n{ran.stderr}"
+            said.write(ran.stdout)
+        return names, said.getvalue()
 
     return run
 
 
 @pytest.mark.slow
-def test_the_quick_tour_runs(shell):
-    folder, said = shell("quick_tour.md")
+def test_the_quick_tour_runs(follow):
+    names, said = follow(programs("quick_tour.md"))
     text = (DOCS / "quick_tour.md").read_text(encoding="utf-8")
     for file in re.findall(r"`(runs/tour/[\w./]+)`", text):
-        assert (folder / file).exists(), file
+        assert Path(file).exists(), file
     for picture in re.findall(r"-o (\S+\.png)", text):
-        assert (folder / picture).stat().st_size > 1000, picture
+        assert Path(picture).stat().st_size > 1000, picture
     assert re.search(r"test/log_likelihood: -[\d.]+ ± [\d.]+ nats", said) and "score_function" in said
-    assert "15 epochs" in (folder / "runs" / "tour" / "train.log").read_text(encoding="utf-8")
+    assert "after 10 epochs" in said  # the curve before the run resumes
+    assert names["sevens"].shape == (8, 1, 28, 28) and names["ten"].shape == (10, 1, 28, 28)
+    assert names["reconstructed"].shape == (16, 1, 28, 28) and names["posterior"].mu.shape[0] == 16
 
 
 @pytest.mark.slow
-def test_the_noise_scale_of_the_page_on_variance_is_computed(shell, monkeypatch):
-    """The last two commands of the page take minutes, and tests/evaluation has tests of them."""
-    whole = programs("variance.md")
-    monkeypatch.setattr(sys.modules[__name__], "programs", lambda page: whole[:2])
-    folder, said = shell("variance.md")
-    assert (folder / "runs" / "noise" / "estimator_variance.png").is_file()
+def test_the_noise_scale_of_the_page_on_variance_is_computed(follow):
+    """The commands after these blocks take minutes, and have tests in tests/evaluation."""
+    _, said = follow(programs("variance.md")[:2])
+    assert Path("runs/noise/estimator_variance.png").is_file()
     assert re.search(r"^step \d+: \d+ examples$", said, re.MULTILINE)
 
 
 @pytest.mark.slow
-def test_the_python_of_the_page_on_text_runs():
-    names = {}
-    for kind, text in programs("own_text.md"):
-        if kind == "python":
-            exec(text, names)
+def test_the_python_of_the_page_on_text_runs(follow):
+    names, _ = follow([block for block in programs("own_text.md") if block[0] == "python"])
     assert len(names["similar"]) == 5 and len(names["fourth"]) == 1
 
 
