@@ -64,7 +64,7 @@ def copy(tmp_path_factory):
     for name in ("zoo", "callbacks", "configs", "datamodules", "docs", "tests"):
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
     shutil.copytree(ROOT / "zoo" / "weights", folder / "zoo" / "weights", copy_function=os.symlink)
-    for name in ("train.py", "pyproject.toml", "README.md", "CONTRIBUTING.md"):
+    for name in ("train.py", "pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         shutil.copy(ROOT / name, folder)
     write(INSIDE, folder)
     return folder
