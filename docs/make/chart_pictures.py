@@ -2,13 +2,15 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
-from drawing import BLUE, COLOURS, GREEN, GREY, INK, ORANGE, PALE, RED, RESULTS, Picture, canvas
+from drawing import BLUE, GREEN, GREY, INK, ORANGE, PALE, RED, RESULTS, Picture, canvas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from zoo.evaluation.results import read_results, significant
 
@@ -59,7 +61,7 @@ def powers(axes: Axes, values: Iterable[float], room: float = 0.3) -> None:
     ``room`` is the part of the axis to the right of the largest value.
     """
     logs = [math.log10(value) for value in values if value > 0]
-    low, high = math.floor(min(logs) - 0.05), max(logs)
+    low, high = math.floor(min(logs) - 0.15), max(logs)
     axes.set_xscale("log")
     axes.set_xlim(10**low, 10 ** (low + (high - low) / (1 - room)))
     axes.minorticks_off()
@@ -68,64 +70,75 @@ def powers(axes: Axes, values: Iterable[float], room: float = 0.3) -> None:
 # Variances of gradient estimators.
 
 
-def measured(family: str) -> list[tuple[str, float, str, float]]:
-    """Return name, variance, signal-to-noise ratio and ms per draw of each estimator, by increasing variance."""
+class Measured(NamedTuple):
+    """Cells of one estimator in a results file: its name, variance, signal-to-noise ratio and ms per draw."""
+
+    name: str
+    variance: str
+    snr: str
+    milliseconds: str
+
+    @property
+    def note(self) -> str:
+        """The variance and the signal-to-noise ratio, as the file has them."""
+        ratio = self.snr if self.snr[:1].isalpha() else f"SNR {self.snr}"
+        return f"{thousands(self.variance)}   {ratio}"
+
+
+def thousands(text: str) -> str:
+    """Return a number with separators: 12,400 for 12400 and 40,000 for 4.0e4. Numbers from a million on do not change.
+
+    Smaller numbers than a thousand do not change either.
+    """
+    value = number(text)
+    return f"{value:,.0f}" if 1000 <= value < 1e6 else text
+
+
+def measured(family: str) -> list[Measured]:
+    """Return the estimators of a family that have noise, by increasing variance."""
     rows = read(f"estimators-{family}")
     name = next(iter(rows[0]))
-    found = [
-        (row[name].split(",")[0], number(row["variance"]), row["signal-to-noise"], number(row.get("ms per draw", "")))
-        for row in rows
-    ]
-    return sorted(found, key=lambda row: row[1])
+    cells = ("variance", "signal-to-noise", "ms per draw")
+    found = [Measured(row[name].split(",")[0], *(row.get(cell, "") for cell in cells)) for row in rows]
+    return sorted((row for row in found if number(row.variance) > 0), key=lambda row: number(row.variance))
 
 
-def snr(text: str) -> str:
-    """Return the note of a signal-to-noise ratio."""
-    return "" if not text else text if text[0].isalpha() else f"SNR {text}"
-
-
-def variance_panel(axes: Axes, family: str, note: Callable[[tuple], str]) -> None:
-    rows = [row for row in measured(family) if row[1] > 0]
-    values = [row[1] for row in rows]
+def variance_panel(axes: Axes, family: str) -> None:
+    """Draw the variances of a family as points on a logarithmic scale, each with a note."""
+    rows = measured(family)
+    values = [number(row.variance) for row in rows]
     powers(axes, values, 0.42)
-    low = axes.get_xlim()[0]
-    axes.hlines(range(len(rows)), low, values, color=PALE, linewidth=2, zorder=1)
+    axes.hlines(range(len(rows)), axes.get_xlim()[0], values, color=PALE, linewidth=2, zorder=1)
     axes.plot(values, range(len(rows)), "o", color=BLUE, zorder=3)
-    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+    axes.set_yticks(range(len(rows)), [row.name.replace("model.objective=", "") for row in rows])
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
     axes.set_ylim(len(rows) - 0.4, -0.6)
     for i, row in enumerate(rows):
-        axes.annotate(note(row), (row[1], i), (7, 0), textcoords="offset points", va="center", fontsize=9.5)
+        axes.annotate(row.note, (values[i], i), (7, 0), textcoords="offset points", va="center", fontsize=9.5)
 
 
 def variance() -> Figure:
-    sizes = [len([row for row in measured(family) if row[1] > 0]) for family in FAMILIES]
-    figure, panels = canvas(9.6, len(FAMILIES), 1, height_ratios=[size + 1.6 for size in sizes])
+    figure, panels = canvas(9.6, len(FAMILIES), 1, height_ratios=[len(measured(family)) + 1.6 for family in FAMILIES])
     for axes, (family, title) in zip(panels, FAMILIES.items(), strict=True):
-        variance_panel(axes, family, lambda row: f"{significant(row[1], 2)}   {snr(row[2])}")
+        variance_panel(axes, family)
         axes.set_title(title)
     panels[-1].set_xlabel("variance of one draw: trace of the covariance matrix (own scale in each panel)")
     return figure
 
 
 def variance_of(family: str) -> Figure:
-    rows = [row for row in measured(family) if row[1] > 0]
-    timed = [row for row in rows if row[3] > 0]
-    height = 1.35 + 0.36 * len(rows)
-    if len(timed) < len(rows):
-        figure, axes = canvas(height)
-        panels = [axes]
-    else:
-        figure, panels = canvas(height, 1, 2, sharey=False)
-    variance_panel(panels[0], family, lambda row: f"{significant(row[1], 2)}  {snr(row[2])}")
-    panels[0].set(xlabel="variance of one draw", title=FAMILIES[family] if len(panels) == 1 else "Variance")
-    if len(panels) > 1:
-        cost = [row[1] * row[3] for row in rows]
-        powers(panels[1], cost, 0.25)
-        bars(panels[1], [""] * len(rows), cost, [significant(value, 2) for value in cost], GREEN)
-        panels[1].set_ylim(len(rows) - 0.4, -0.6)
-        panels[1].set(xlabel="variance x milliseconds per draw", title="Cost of a given accuracy")
+    rows = measured(family)
+    timed = all(row.milliseconds for row in rows)
+    figure, panels = canvas(1.35 + 0.36 * len(rows), 1, 2 if timed else 1, squeeze=False)
+    variance_panel(panels[0, 0], family)
+    panels[0, 0].set(xlabel="variance of one draw", title="Variance" if timed else FAMILIES[family])
+    if timed:
+        cost = [number(row.variance) * number(row.milliseconds) for row in rows]
+        powers(panels[0, 1], cost, 0.25)
+        bars(panels[0, 1], [""] * len(rows), cost, [thousands(significant(value, 2)) for value in cost], GREEN)
+        panels[0, 1].set_ylim(len(rows) - 0.4, -0.6)
+        panels[0, 1].set(xlabel="variance x milliseconds per draw", title="Cost of a given accuracy")
     return figure
 
 
@@ -146,7 +159,9 @@ def adversarial_generator() -> Figure:
         label = {"0": "no hidden layer"}.get(units, f"{units} hidden units") if units not in labelled else None
         labelled.add(units)
         axes.plot(*zip(*sorted(points), strict=True), "o-", color=colours[units], label=label)
-    lowest = {units: min(number(r["classifier-FID"]) for r in rows if r["generator_features"] == units) for units in colours}
+    lowest = {
+        units: min(number(r["classifier-FID"]) for r in rows if r["generator_features"] == units) for units in colours
+    }
     axes.axhline(lowest["0"], color=RED, linewidth=1, linestyle=":")
     axes.text(20, lowest["0"] - 0.05, f"best without the layer: {lowest['0']:.2f}", color=RED, ha="right", va="top")
     axes.set(xlabel="epochs", ylabel="classifier-FID", xlim=(0, 21), ylim=(0, 7))
@@ -169,16 +184,6 @@ def adversarial_clip() -> Figure:
     return figure
 
 
-def adversarial_first() -> Figure:
-    rows = read("adversarial-first")
-    figure, axes = canvas(2.3)
-    values = [number(row["classifier-FID"]) for row in rows]
-    notes = [f"{row['classifier-FID']}, after {row['generator steps']} steps" for row in rows]
-    bars(axes, [row["first weights"] for row in rows], values, notes, label="classifier-FID of the first weights")
-    axes.set_xlim(0, 1.4 * max(values))
-    return figure
-
-
 def adversarial_steps() -> Figure:
     rows = [row for row in read("adversarial-steps") if row["precision"] == "bf16-mixed"]
     figure, axes = canvas(3.3)
@@ -188,7 +193,15 @@ def adversarial_steps() -> Figure:
         values = np.array([number(row[part]) for row in rows])
         axes.barh(range(len(rows)), values, left=left, color=colour, height=0.62, label=part)
         for i, (start, value) in enumerate(zip(left, values, strict=True)):
-            axes.text(start + value / 2, i, f"{value:g}", ha="center", va="center", fontsize=9.5, color="white" if colour == BLUE else INK)
+            axes.text(
+                start + value / 2,
+                i,
+                f"{value:g}",
+                ha="center",
+                va="center",
+                fontsize=9.5,
+                color="white" if colour == BLUE else INK,
+            )
         left += values
     axes.set_yticks(range(len(rows)), names)
     axes.tick_params(axis="y", length=0)
@@ -212,12 +225,20 @@ def wgan_correlation() -> Figure:
         for shift, column, colour in ((-0.14, "correlation", BLUE), (0.14, "rank correlation", ORANGE)):
             low, high = ends(row[column])
             axes.plot([low, high], [i + shift] * 2, "o-", color=colour, label=column if i == 0 else None)
-            axes.annotate(row[column], (low, i + shift), (-9, 0), textcoords="offset points", ha="right", va="center", fontsize=9.5)
+            axes.annotate(
+                row[column],
+                (low, i + shift),
+                (-9, 0),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                fontsize=9.5,
+            )
     axes.set_yticks(range(len(rows)), [f"{row['critic']},\n{row['epochs']} epochs" for row in rows])
     axes.set(xlim=(0.2, 1.02), ylim=(1.5, -0.5))
     axes.set_xlabel("correlation of the Wasserstein estimate with classifier-FID, range over three seeds")
     axes.grid(False, axis="y")
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower left")
     return figure
 
 
@@ -235,18 +256,12 @@ def seeds() -> Figure:
         axes.plot([0.2] * len(values), values, "o", color=BLUE, alpha=0.8)
         axes.set(xlim=(0, 0.9), xticks=[])
         axes.set_title({"classifier_fid": "FID"}.get(row["metric"], row["metric"]))
-        axes.yaxis.set_major_locator(matplotlib_locator())
+        axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(labelsize=9)
     panels[0].plot([], [], "o", color=BLUE, label="one seed")
     panels[0].plot([], [], "D", color=INK, markersize=5, label="mean, with its 95 % interval")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
-
-
-def matplotlib_locator():
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(5)
 
 
 def vade_seeds() -> Figure:
@@ -287,7 +302,7 @@ def score_objectives() -> Figure:
 
 def speed_steps() -> Figure:
     rows = read("speed-steps")
-    figure, axes = canvas(3.9)
+    figure, axes = canvas(4.1)
     columns = {"K = 1": (ORANGE, "s"), "K = auto": (BLUE, "o"), "K = auto, all callbacks": (GREEN, "^")}
     for column, (colour, marker) in columns.items():
         axes.plot([number(row[column]) for row in rows], range(len(rows)), marker, color=colour, label=column)
@@ -296,7 +311,7 @@ def speed_steps() -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.set(xlim=(0.55, 1.05), ylim=(len(rows) - 0.5, -0.5))
     axes.set_xlabel("speed of train.py, relative to a bare loop in PyTorch (1)")
-    axes.legend(loc="lower left")
+    figure.legend(loc="outside upper center", ncols=3)
     return figure
 
 
@@ -311,7 +326,10 @@ def speed_against_others() -> Figure:
     figure, axes = canvas(5.0, 3, 1, height_ratios=[len(table) + 1.5 for table in tables])
     for panel, rows, (_, title, name, column, _) in zip(axes, tables, panels, strict=True):
         names = [", ".join(filter(None, (row[name], row.get("precision")))) for row in rows]
-        names = [text.replace("torchvision's MNIST with ToTensor in a DataLoader", "torchvision and DataLoader") for text in names]
+        names = [
+            text.replace("torchvision's MNIST with ToTensor in a DataLoader", "torchvision and DataLoader")
+            for text in names
+        ]
         values = [number(row[column]) for row in rows]
         bars(panel, names, values, [f"{value:,.0f}" for value in values])
         ours = [not any(word in text for word in ("bare", "scikit", "diffusers", "torchvision")) for text in names]
@@ -319,23 +337,35 @@ def speed_against_others() -> Figure:
             patch.set_color(BLUE if own else PALE)
         panel.set(title=title, xlim=(0, 1.2 * max(values)))
         panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        panel.xaxis.set_major_locator(matplotlib_locator())
+        panel.xaxis.set_major_locator(MaxNLocator(5))
     axes[-1].set_xlabel("images per second")
     return figure
+
+
+KINDS = {
+    "Autoencoders": ("vae", "cvae", "vade"),
+    "Adversarial": ("gan", "wgan", "infogan"),
+    "Others": ("rbm", "ddpm", "score"),
+}
 
 
 def speed_shapes() -> Figure:
     rows = read("speed-shapes")
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
-    figure, axes = canvas(4.3)
-    for i, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
-        mine = {row["shape"]: number(row["images/s"]) for row in rows if row["model"] == model}
-        style = "--" if i >= len(COLOURS) else "-"
-        places = [k for k, shape in enumerate(shapes) if shape in mine]
-        axes.plot(places, [mine[shapes[k]] for k in places], f"o{style}", color=COLOURS[i % len(COLOURS)], label=model)
-    axes.set_xticks(range(len(shapes)), shapes)
-    axes.set(yscale="log", ylabel="images per second", xlabel="shape of an image")
-    figure.legend(loc="outside right center")
+    figure, panels = canvas(3.5, 1, len(KINDS), sharey=True)
+    for axes, (title, names) in zip(panels, KINDS.items(), strict=True):
+        for model in dict.fromkeys(row["model"] for row in rows):
+            name, _, variant = model.partition(", ")
+            if name not in names:
+                continue
+            mine = {row["shape"]: number(row["images/s"]) for row in rows if row["model"] == model}
+            places = [k for k, shape in enumerate(shapes) if shape in mine]
+            look = {"color": (BLUE, RED, GREEN)[names.index(name)], "linestyle": "--" if variant else "-"}
+            axes.plot(places, [mine[shapes[k]] for k in places], "o", label=model, markersize=4, **look)
+        axes.set_xticks(range(len(shapes)), shapes, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
+        axes.set(yscale="log", title=title)
+        axes.legend(loc="lower left", fontsize=8.5, handlelength=2.4)
+    panels[0].set(ylabel="images per second", ylim=(10, None))
     return figure
 
 
@@ -343,16 +373,18 @@ PICTURES = {
     "variance": Picture(
         variance,
         "Variance of the gradient estimators of six families on logarithmic scales, lowest first. Numbers are the "
-        "variance and the signal-to-noise ratio of one draw. Only variances within one panel are comparable.",
+        "variance and the signal-to-noise ratio of one draw. Estimators without noise are not shown. Each panel has "
+        "its own scale.",
     ),
     **{
         f"variance-{family}": Picture(
             partial(variance_of, family),
-            f"Gradient estimators of the family {family}, lowest variance first, with the signal-to-noise ratio of one "
-            "draw" + (", and the variance times the milliseconds of a draw." if family not in UNTIMED else "."),
+            f"Gradient estimators of {family}, lowest variance first, with the signal-to-noise ratio of a draw{cost}.",
         )
-        for UNTIMED in [("binary", "words")]
-        for family in FAMILIES
+        for family, cost in {
+            **dict.fromkeys(FAMILIES, ", and its variance times its milliseconds"),
+            **dict.fromkeys(("binary", "words"), ""),
+        }.items()
     },
     "adversarial-generator": Picture(
         adversarial_generator,
@@ -364,7 +396,6 @@ PICTURES = {
         "WGAN with clipped weights. Clipped to 0.01, the critic is almost flat and samples stay bad. Clipped to 0.03, "
         "the critic has a slope and samples are better.",
     ),
-    "adversarial-first": Picture(adversarial_first, "Classifier-FID of the first adversarial weights."),
     "adversarial-steps": Picture(
         adversarial_steps, "Time of the steps of adversarial models, with and without a hidden layer of 256 units."
     ),
@@ -377,8 +408,8 @@ PICTURES = {
     "vade-seeds": Picture(vade_seeds, "Median and minimum of the clustering accuracy of VaDE over three seeds."),
     "score-objectives": Picture(
         score_objectives,
-        "Score matching objectives on a mixture of Gaussians: the Fisher divergence from the score of the target, and "
-        "the mean log density of samples relative to draws of the target.",
+        "Score matching objectives on a mixture of Gaussians. Left: the Fisher divergence from the score of the target. "
+        "Right: the mean log density of samples minus that of draws of the target.",
     ),
     "speed-steps": Picture(
         speed_steps,

@@ -5,6 +5,7 @@ Figures are 8 inches wide and have 160 pixels per inch. A page shows them about 
 """
 
 import io
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # modules that import zoo after this one find the zoo of this checkout
 RESULTS = ROOT / "docs" / "results"
 PICTURES = ROOT / "docs" / "pictures"
 

@@ -44,15 +44,14 @@ def two_panels(left: Tensor, right: Tensor, titles: tuple[str, str], columns: in
 
 @torch.no_grad()
 def samples() -> Figure:
-    ddpm, guided = zoo.load("ddpm-guided"), {"guidance": 0.5, "eta": 1.0}
-    labelled = sample_chunks(ddpm, 60, 0, progress=True, y=repeated(DIGITS, 6), **guided)
-    chains = sample_chunks(ddpm, 10, 0, progress=True, y=DIGITS, frames=6, **guided)
-    infogan = zoo.load("infogan")
-    categories = sample_chunks(infogan, 60, 0, category=repeated(DIGITS, 6))
-    figure, axes = canvas(5.0, 1, 3)
-    show_tiles(axes[0], labelled, 6, "DDPM with labels:\na row for each label")
-    show_tiles(axes[1], categories, 6, "InfoGAN, no labels: a row\nfor each category it found")
-    show_tiles(axes[2], chains.flatten(0, 1), 6, "The same DDPM:\nfrom noise to digits")
+    ddpm, infogan, columns, frames = zoo.load("ddpm-guided"), zoo.load("infogan"), 4, 7
+    rows = repeated(DIGITS, columns)
+    chains = sample_chunks(ddpm, len(rows), 0, progress=True, y=rows, frames=frames, guidance=0.5, eta=1.0)
+    categories = sample_chunks(infogan, len(rows), 0, category=rows)
+    figure, axes = canvas(5.6, 1, 3, width_ratios=[columns, columns, frames])
+    show_tiles(axes[0], chains[:, -1], columns, "DDPM with labels:\na row for each label")
+    show_tiles(axes[1], categories, columns, "InfoGAN, no labels:\na row for each\ncategory it found")
+    show_tiles(axes[2], chains[::columns].flatten(0, 1), frames, "The same DDPM:\nfrom noise to digits")
     return figure
 
 
@@ -138,7 +137,10 @@ def ddpm() -> Figure:
             names.append(str(t + 1))
         x = after
     figure, axes = canvas(5.45, 2, 1)
-    titles = ("Noisy images $x_t$, by t: from noise to a sample", "The clean image that the network predicts from $x_t$")
+    titles = (
+        "Noisy images $x_t$, by t: from noise to a sample",
+        "The clean image that the network predicts from $x_t$",
+    )
     for panel, frames, title in zip(axes, (noisy, predicted), titles, strict=True):
         images = torch.stack([*frames, x], 1).flatten(0, 1) / 2 + 0.5
         show_tiles(panel, images, len(names) + 1, title, column_names=[*names, "0"])
@@ -154,7 +156,7 @@ def score() -> Figure:
     frames = [states[k] / (1 + model.sigmas[k] ** 2).sqrt() / 2 + 0.5 for k in kept]
     figure, axes = canvas(3.1, 1, 2, width_ratios=[9, 4.2])
     levels = [f"{float(model.sigmas[k]):.2g}" for k in kept]
-    title = "Langevin chains of images, by noise level σ"
+    title = r"Langevin chains of images, by noise level $\sigma$"
     show_tiles(axes[0], torch.stack(frames, 1).flatten(0, 1), len(kept), title, column_names=levels)
     draw_field(axes[1])
     return figure
@@ -249,7 +251,8 @@ PICTURES = {
         "units. Red raises a pixel, and blue lowers it.",
     ),
     "first-gan": Picture(
-        partial(adversarial, "gan"), "What a GAN makes: samples, and walks along great arcs from one noise z to another."
+        partial(adversarial, "gan"),
+        "What a GAN makes: samples, and walks along great arcs from one noise z to another.",
     ),
     "first-wgan": Picture(
         partial(adversarial, "wgan"),
@@ -257,8 +260,8 @@ PICTURES = {
     ),
     "first-infogan": Picture(
         infogan,
-        "What InfoGAN makes: one row for each category of its code, found without labels. In each panel, one continuous "
-        "code rises from -2 to 2 from left to right.",
+        "What InfoGAN makes: one row for each category of its code, found without labels. In each panel, one "
+        "continuous code rises from -2 to 2 from left to right.",
     ),
     "first-ddpm": Picture(
         ddpm,
@@ -267,12 +270,12 @@ PICTURES = {
     ),
     "first-score": Picture(
         score,
-        "What a score model makes. Left: four annealed Langevin chains of images, from large to small noise. Right: the "
-        "learned score of a mixture in the plane (arrows), the density (blue) and samples (red).",
+        "What a score model makes. Left: four annealed Langevin chains of images, from large to small noise. Right: "
+        "the learned score of a mixture in the plane (arrows), the density (blue) and samples (red).",
     ),
     "first-skipgram": Picture(
         skipgram,
-        "What skip-gram makes: a map of words. Each bold word is shown with its seven nearest words, placed by t-SNE on "
-        "their vectors.",
+        "What skip-gram makes: a map of words. Each bold word is shown with its seven nearest words, placed by t-SNE "
+        "on their vectors.",
     ),
 }

@@ -13,18 +13,16 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[2])]
+import chart_pictures
+import explaining_pictures
+import house_picture
+import model_pictures
+import torch
+import training_pictures
+from drawing import PICTURES, ROOT, png, styled
+from tqdm import tqdm
 
-import chart_pictures  # noqa: E402
-import explaining_pictures  # noqa: E402
-import house_picture  # noqa: E402
-import model_pictures  # noqa: E402
-import torch  # noqa: E402
-import training_pictures  # noqa: E402
-from drawing import PICTURES, ROOT, png, styled  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-from zoo.training.files import atomic_write  # noqa: E402
+from zoo.training.files import atomic_write
 
 MODULES = (model_pictures, chart_pictures, explaining_pictures, house_picture, training_pictures)
 REGISTRY = {name: picture for module in MODULES for name, picture in module.PICTURES.items()}
@@ -45,7 +43,9 @@ def drawn(name: str) -> bytes:
 def differences(folder: Path = PICTURES) -> list[str]:
     """Return a sentence for each picture that is missing in ``folder``, and for each file that is no picture."""
     files = {path.stem for path in folder.glob("*.png")}
-    missing = [f"{name}.png is missing: run python docs/make/pictures.py {name}" for name in sorted(REGISTRY.keys() - files)]
+    missing = [
+        f"{name}.png is missing: run python docs/make/pictures.py {name}" for name in sorted(REGISTRY.keys() - files)
+    ]
     unknown = [f"{name}.png is no picture of the list: remove it" for name in sorted(files - REGISTRY.keys())]
     return missing + unknown
 
