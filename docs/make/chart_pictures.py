@@ -408,8 +408,8 @@ PICTURES = {
     "vade-seeds": Picture(vade_seeds, "Median and minimum of the clustering accuracy of VaDE over three seeds."),
     "score-objectives": Picture(
         score_objectives,
-        "Score matching objectives on a mixture of Gaussians. Left: the Fisher divergence from the score of the target. "
-        "Right: the mean log density of samples minus that of draws of the target.",
+        "Score matching objectives on a mixture of Gaussians. Left: the Fisher divergence from the score of the "
+        "target. Right: the mean log density of samples minus that of draws of the target.",
     ),
     "speed-steps": Picture(
         speed_steps,

@@ -286,9 +286,9 @@ def ddpm_loss() -> Figure:
 PICTURES = {
     "variance-explained": Picture(
         variance_explained,
-        "Two estimators of one gradient. Left: draws of each estimator around the same gradient (dashed). The text gives "
-        "the trace of the covariance matrix, the signal-to-noise ratio, and the draws that a ratio of 10 needs. Right: "
-        "the error of the mean falls with the square root of the number of draws for both.",
+        "Two estimators of one gradient. Left: draws of each estimator around the same gradient (dashed). The text "
+        "gives the trace of the covariance matrix, the signal-to-noise ratio, and the draws that a ratio of 10 needs. "
+        "Right: the error of the mean falls with the square root of the number of draws for both.",
     ),
     "iwae-bound": Picture(
         iwae_bound,

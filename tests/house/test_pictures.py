@@ -150,6 +150,6 @@ def test_a_run_becomes_a_strip(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in pictures.REGISTRY if name not in FAST])
 def test_pictures_of_models_are_drawn_again(name):
-    """Other processors round differently. A chain of random draws can then end elsewhere, so a few images may differ."""
+    """Other processors round differently, and chains of draws can then end elsewhere. A few images may differ."""
     drawn = difference(pixels(io.BytesIO(pictures.drawn(name))), pixels(pictures.PICTURES / f"{name}.png"))
     assert drawn < 0.05, f"{name}.png is out of date: run python docs/make/pictures.py {name}"
