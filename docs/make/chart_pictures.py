@@ -255,7 +255,7 @@ def seeds() -> Figure:
         axes.errorbar([0.6], [mean], [[mean - low], [high - mean]], fmt="D", color=INK, capsize=4, markersize=5)
         axes.plot([0.2] * len(values), values, "o", color=BLUE, alpha=0.8)
         axes.set(xlim=(0, 0.9), xticks=[])
-        axes.set_title({"classifier_fid": "FID"}.get(row["metric"], row["metric"]))
+        axes.set_title({"classifier_fid": "classifier-FID"}.get(row["metric"], row["metric"]), fontsize=10.5)
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(labelsize=9)
     panels[0].plot([], [], "o", color=BLUE, label="one seed")

@@ -94,10 +94,14 @@ def show_tiles(
     row_names: Sequence[str] = (),
     column_names: Sequence[str] = (),
     gap: int = 2,
+    noisy: bool = False,
 ) -> None:
-    """Show images (n, C, H, W) in rows, with names to the left of the rows and above the columns."""
+    """Show images (n, C, H, W) in rows, with names to the left of the rows and above the columns.
+
+    ``noisy`` keeps the edges of pixels. Smoothed noise would make the file several times larger.
+    """
     height, width = images.shape[-2] + gap, images.shape[-1] + gap
-    axes.imshow(tiles(images, columns, gap).numpy())
+    axes.imshow(tiles(images, columns, gap).numpy(), interpolation="nearest" if noisy else "antialiased")
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=9.5, pad=3)

@@ -109,10 +109,9 @@ def house() -> Figure:
             side = 1 if x1 > x0 else -1
             start, end = (x0 + side * width / 2, y0), (x1 - side * width / 2, y1)
         else:
-            lean = 0.25 * (x1 - x0)
-            limit = width / 2 - 0.2
-            shift = max(-limit, min(limit, lean))
-            start, end = (x0 + shift, y0 - height / 2), (x1 - shift, y1 + height / 2)
+            most = width / 2 - 0.2  # arrows begin at the corner that is nearer to their end
+            lean = max(-most, min(most, 0.5 * (x1 - x0)))
+            start, end = (x0 + lean, y0 - height / 2), (x1 - lean / 4, y1 + height / 2)
         axes.add_patch(
             FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color=GREY, linewidth=1.1, zorder=1)
         )

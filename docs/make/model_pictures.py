@@ -51,7 +51,7 @@ def samples() -> Figure:
     figure, axes = canvas(5.6, 1, 3, width_ratios=[columns, columns, frames])
     show_tiles(axes[0], chains[:, -1], columns, "DDPM with labels:\na row for each label")
     show_tiles(axes[1], categories, columns, "InfoGAN, no labels:\na row for each\ncategory it found")
-    show_tiles(axes[2], chains[::columns].flatten(0, 1), frames, "The same DDPM:\nfrom noise to digits")
+    show_tiles(axes[2], chains[::columns].flatten(0, 1), frames, "The same DDPM:\nfrom noise to digits", noisy=True)
     return figure
 
 
@@ -95,7 +95,9 @@ def rbm() -> Figure:
     W = W / W.abs().quantile(0.995, 1, keepdim=True)
     colours = torch.from_numpy(matplotlib.colormaps["RdBu_r"]((W / 2 + 0.5).clamp(0, 1).numpy())[..., :3])
     figure, axes = canvas(4.2, 1, 2, width_ratios=[10, 8])
-    show_tiles(axes[0], chains.flatten(0, 1), frames, "Gibbs chains, by the number of steps", column_names=shown)
+    show_tiles(
+        axes[0], chains.flatten(0, 1), frames, "Gibbs chains, by the number of steps", column_names=shown, noisy=True
+    )
     axes[1].imshow(tiles(colours.view(-1, 28, 28, 3).permute(0, 3, 1, 2), 8, grey=0.75).numpy())
     axes[1].set_title("Weights of 64 of the hidden units")
     axes[1].set_axis_off()
