@@ -1,16 +1,17 @@
 """Pictures that explain an idea on a small problem: variance, bounds, annealed importance sampling, schedules."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from drawing import BLUE, GREEN, GREY, INK, ORANGE, RED, Picture, canvas, tiles
+from drawing import BLUE, GREEN, GREY, INK, ORANGE, RED, WIDTH, Picture, canvas, tiles
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 import zoo
-from zoo.estimators import gradients
+from zoo.estimators import figures, gradient_moments, gradients
 from zoo.evaluation.results import significant
 from zoo.functional import boltzmann, diffusion, diffusion_bound, partition
 from zoo.functional.densities import log_normal
@@ -31,19 +32,47 @@ CPU = torch.device("cpu")
 # Two estimators of one gradient.
 
 
-def small_vae(steps: int = 200) -> tuple[VAE, list[Tensor]]:
-    """Return a small VAE after ``steps`` training steps on digits of 8 x 8 pixels, and 16 of the digits."""
+def small_vae(steps: int = 200, measure: Callable[[int, VAE], None] | None = None) -> tuple[VAE, list[Tensor]]:
+    """Return a small VAE after ``steps`` training steps on digits of 8 x 8 pixels, and 16 of the digits, binarised.
+
+    ``measure`` is called with the number of steps and the model before each step and after the last step.
+    """
     images = torch.from_numpy(load_digits().images).float()[:, None] / 16
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = VAE(shape=[1, 8, 8], latent_dim=2, hidden=[32])
     optimiser, generator = torch.optim.Adam(model.parameters(), lr=3e-3), chunk_generator(0, 0)
     for step in range(steps):
+        if measure is not None:
+            measure(step, model)
         at = slice(64 * step % 1728, 64 * step % 1728 + 64)
         optimiser.zero_grad()
         model.loss([images[at]], generator=generator)["loss"].mean().backward()
         optimiser.step()
+    if measure is not None:
+        measure(steps, model)
     return model, model.probe_batch([images[:16]], generator=chunk_generator(0, 1))
+
+
+def variance_figure() -> Figure:
+    """Draw the figure that a run writes, for a small VAE: variance and signal-to-noise ratio against steps."""
+    _, batch = small_vae(0)
+    history: list[dict[str, float]] = []
+
+    def measure(step: int, model: VAE) -> None:
+        if step not in (0, 10, 30, 60, 100, 150, 200):
+            return
+        row: dict[str, float] = {"step": step}
+        for name, estimator in model.gradient_estimators().items():
+            moments, _ = gradient_moments(estimator, batch, range(64))
+            for group, values in moments.statistics().items():
+                row |= {f"variance/{name}/{group}": values["variance"], f"snr/{name}/{group}": values["snr"]}
+        history.append(row)
+
+    small_vae(200, measure)
+    figure = figures.plot(history)
+    figure.set_size_inches(WIDTH, 6.4)
+    return figure
 
 
 def draws(model: VAE, batch: list[Tensor], name: str, n: int) -> Tensor:
@@ -284,6 +313,11 @@ def ddpm_loss() -> Figure:
 
 
 PICTURES = {
+    "variance-figure": Picture(
+        variance_figure,
+        "The variance figure of a small VAE. Left: the variance of the gradient estimators during training. Right: "
+        "their signal-to-noise ratio. Each row is a group of parameters.",
+    ),
     "variance-explained": Picture(
         variance_explained,
         "Two estimators of one gradient. Left: draws of each estimator around the same gradient (dashed). The text "

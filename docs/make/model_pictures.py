@@ -48,9 +48,9 @@ def samples() -> Figure:
     rows = repeated(DIGITS, columns)
     chains = sample_chunks(ddpm, len(rows), 0, progress=True, y=rows, frames=frames, guidance=0.5, eta=1.0)
     categories = sample_chunks(infogan, len(rows), 0, category=rows)
-    figure, axes = canvas(5.6, 1, 3, width_ratios=[columns, columns, frames])
+    figure, axes = canvas(5.45, 1, 3, width_ratios=[columns, columns, frames])
     show_tiles(axes[0], chains[:, -1], columns, "DDPM with labels:\na row for each label")
-    show_tiles(axes[1], categories, columns, "InfoGAN, no labels:\na row for each\ncategory it found")
+    show_tiles(axes[1], categories, columns, "InfoGAN, no labels:\na row for each category")
     show_tiles(axes[2], chains[::columns].flatten(0, 1), frames, "The same DDPM:\nfrom noise to digits", noisy=True)
     return figure
 
@@ -215,7 +215,7 @@ def skipgram() -> Figure:
 def apart(place: np.ndarray, words: list[str], rounds: int = 1000) -> np.ndarray:
     """Return positions in the unit square, (n, 2), moved apart until the words at them no longer overlap."""
     place = place.copy()
-    half = np.array([[0.0068 * len(word) + 0.008, 0.02] for word in words])  # half the width and height of each word
+    half = np.array([[0.0076 * len(word) + 0.01, 0.02] for word in words])  # half the width and height of each word
     for _ in range(rounds):
         between = place[:, None] - place
         room = half[:, None] + half
