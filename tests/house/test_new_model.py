@@ -178,7 +178,7 @@ def test_the_tests_that_the_page_names_find_the_new_model(copy):
 @pytest.mark.slow
 def test_the_new_model_trains_resumes_samples_is_measured_and_exported(copy):
     trial, path = copy / "runs" / "trial", f"{copy}:{copy / 'tests'}"
-    ran(*starting(INSIDE, "python", "docs/make_capabilities.py"), copy, path)
+    ran(*starting(INSIDE, "python", "docs/make/capabilities.py"), copy, path)
     assert "skipgram, made |" in (copy / "docs" / "capabilities.md").read_text(encoding="utf-8")
     (train,) = starting(INSIDE, "python", "train.py")
     (resume,) = starting(INSIDE, "python", "-m", "zoo", "resume")
