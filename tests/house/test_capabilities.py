@@ -20,14 +20,14 @@ from zoo.score import Score
 from zoo.vae import VAE
 
 ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("make_capabilities", ROOT / "docs" / "make_capabilities.py")
+SPEC = importlib.util.spec_from_file_location("make_capabilities", ROOT / "docs" / "make" / "capabilities.py")
 documented = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(documented)
 
 
 def test_the_table_of_capabilities_is_true():
     written = (ROOT / "docs" / "capabilities.md").read_text(encoding="utf-8")
-    assert written == documented.table(), "docs/capabilities.md is out of date: run python docs/make_capabilities.py"
+    assert written == documented.table(), "docs/capabilities.md is out of date: run python docs/make/capabilities.py"
 
 
 def test_what_the_table_says_of_options_is_so():

@@ -1,4 +1,4 @@
-"""Tests of CONTRIBUTING.md. They write the files that the page shows, and run the commands of the page."""
+"""Tests of docs/own_model.md. They write the files that the page shows, and run the commands of the page."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from zoo.hub import CheckpointError, check_resumable
 from zoo.hub.exporting import export
 from zoo.training.command_line import named_class, readable_arguments
 
-PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8")
 SECTIONS = {part.partition("\n")[0]: part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE)}
 INSIDE, OUTSIDE = SECTIONS["A new model in an hour"], SECTIONS["A module outside the repository"]
 OF_FILE = re.compile(r"^`([^`\n]+)`[^`\n]*:\n\n```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -64,7 +64,7 @@ def copy(tmp_path_factory):
     for name in ("zoo", "callbacks", "configs", "datamodules", "docs", "tests"):
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
     shutil.copytree(ROOT / "zoo" / "weights", folder / "zoo" / "weights", copy_function=os.symlink)
-    for name in ("train.py", "pyproject.toml", "README.md", "CONTRIBUTING.md"):
+    for name in ("train.py", "pyproject.toml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         shutil.copy(ROOT / name, folder)
     write(INSIDE, folder)
     return folder
@@ -136,7 +136,7 @@ def test_paths_of_the_page_are_there():
     missing = [path for path in paths - made if not (ROOT / path).exists()]
     assert len(paths) > 20 and not missing
     for link in re.findall(r"\]\(([^)#]+)\)", text):
-        assert (ROOT / link).is_file(), link
+        assert (ROOT / "docs" / link).is_file(), link
 
 
 def test_the_blocks_are_formatted(copy, outside):
@@ -178,7 +178,7 @@ def test_the_tests_that_the_page_names_find_the_new_model(copy):
 @pytest.mark.slow
 def test_the_new_model_trains_resumes_samples_is_measured_and_exported(copy):
     trial, path = copy / "runs" / "trial", f"{copy}:{copy / 'tests'}"
-    ran(*starting(INSIDE, "python", "docs/make_capabilities.py"), copy, path)
+    ran(*starting(INSIDE, "python", "docs/make/capabilities.py"), copy, path)
     assert "skipgram, made |" in (copy / "docs" / "capabilities.md").read_text(encoding="utf-8")
     (train,) = starting(INSIDE, "python", "train.py")
     (resume,) = starting(INSIDE, "python", "-m", "zoo", "resume")

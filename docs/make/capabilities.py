@@ -1,6 +1,6 @@
 """Write ``docs/capabilities.md``, the table of what each model can do, from zoo/checks/capabilities.py.
 
-python docs/make_capabilities.py
+python docs/make/capabilities.py
 """
 
 import importlib
@@ -8,7 +8,7 @@ import inspect
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import zoo  # noqa: E402
@@ -63,7 +63,7 @@ def table() -> str:
     lines = [
         "# What each model can do",
         "",
-        "`python docs/make_capabilities.py` makes this page from `zoo/checks/capabilities.py`.",
+        "`python docs/make/capabilities.py` makes this page from `zoo/checks/capabilities.py`.",
         "A capability is a set of methods and attributes. Callbacks, the command line and evaluation look for them.",
         "`Encodes` and `Decodes` are the exception: only users call them.",
         "A model with an option in brackets needs this option. The other models need no option.",

@@ -1,0 +1,148 @@
+"""Draw a strip of samples over the epochs of a run, with the curve of a metric beneath.
+
+    python docs/make/training_pictures.py RUN NAME METRIC LABEL
+    python docs/make/training_pictures.py runs/ddpm/2026-01-31_12-00-00 ddpm val/loss "validation loss"
+
+RUN is the folder of a run with ``samples/epoch_000.png``, ... and ``metrics.csv``. The command writes three files:
+
+    docs/results/training/NAME.csv     the curve, and how the run was made
+    docs/results/training/NAME.png     the first images of some epochs, side by side
+    docs/pictures/training-NAME.png    the picture
+
+The first two files are committed, so ``docs/make/pictures.py`` draws the picture again without the run.
+"""
+
+import argparse
+import csv
+import re
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from drawing import BLUE, GREY, RESULTS, Picture, canvas, png, styled
+from drawing import PICTURES as FOLDER
+from matplotlib.figure import Figure
+from PIL import Image
+
+from zoo.checks.errors import UserError
+from zoo.evaluation.results import read_results, write_results
+from zoo.training.files import atomic_write
+
+TRAINING = RESULTS / "training"
+COLUMNS, SIDE = 8, 4  # pictures in a strip; each shows SIDE x SIDE samples
+
+
+def corner(path: Path, tile: int) -> np.ndarray:
+    """Return the first SIDE x SIDE images of a grid, (h, w, 3), with lines of 2 pixels around the images.
+
+    Args:
+        path: PNG file of a grid.
+        tile: pixels of a side of one image.
+    """
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    side = 2 + SIDE * (tile + 2)
+    if min(pixels.shape[:2]) < side:
+        raise UserError(f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels: a strip needs {side} x {side}")
+    return pixels[2 : side - 2, 2 : side - 2]
+
+
+def tile_size(path: Path) -> int:
+    """Return the pixels of a side of one image of a grid, from the first grey line below the images."""
+    pixels = np.asarray(Image.open(path).convert("L")).astype(int)
+    lines = [y for y in range(2, len(pixels)) if (abs(pixels[y] - 128) <= 1).all()]
+    if not lines:
+        raise UserError(f"{path} is no grid of samples: it has no line of grey pixels between the images")
+    return lines[0] - 2
+
+
+def record(run: Path, name: str, metric: str, label: str) -> None:
+    """Write the two results files of a run.
+
+    Raises:
+        UserError: if the run has no pictures of samples, or if its metrics.csv has no values of the metric.
+    """
+    grids = {int(re.sub(r"\D", "", path.stem)): path for path in sorted((run / "samples").glob("epoch_*.png"))}
+    if not grids:
+        raise UserError(f"{run / 'samples'} has no pictures epoch_000.png, ...: give the folder of a run with samples")
+    with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if metric not in rows[0]:
+        known = ", ".join(key for key in rows[0] if key.startswith("val/"))
+        raise UserError(f"{run / 'metrics.csv'} has no metric {metric}; it has {known}")
+    curve = [(row["epoch"], row[metric]) for row in rows if row[metric]]
+    kept = np.unique(np.linspace(0, len(grids) - 1, min(COLUMNS, len(grids))).round().astype(int))
+    epochs = [sorted(grids)[k] for k in kept]
+    tile = tile_size(grids[epochs[0]])
+    strip = np.concatenate([corner(grids[epoch], tile) for epoch in epochs], 1)
+    about = {
+        "command": f"python docs/make/training_pictures.py RUN {name} {metric} '{label}', on a run of {name}",
+        "hardware": "not recorded",
+        "label": label,
+        "epochs of the images": " ".join(map(str, epochs)),
+    }
+    TRAINING.mkdir(exist_ok=True)
+    write_results(TRAINING / f"{name}.csv", about, ("epoch", metric), curve)
+    with atomic_write(TRAINING / f"{name}.png") as file:
+        Image.fromarray(strip).convert("L" if (strip == strip[..., :1]).all() else "RGB").save(
+            file, "PNG", optimize=True
+        )
+
+
+def training(name: str) -> Figure:
+    """Return the picture of a recorded run: the samples above, at the epochs of the curve below."""
+    table, about = read_results(TRAINING / f"{name}.csv")
+    epochs = [int(epoch) for epoch in about["epochs of the images"].split()]
+    strip = np.asarray(Image.open(TRAINING / f"{name}.png").convert("RGB"))
+    images = np.split(strip, len(epochs), 1)
+    figure = canvas(3.7, 2, len(epochs), height_ratios=[1, 1.9])[0]
+    grid = figure.axes[0].get_gridspec()
+    for axes, image, epoch in zip(figure.axes[: len(epochs)], images, epochs, strict=True):
+        axes.imshow(image)
+        axes.set_axis_off()
+        axes.set_title(
+            f"epoch {epoch + 1}" if epoch == epochs[0] else f"{epoch + 1}", fontsize=9.5, loc="center", pad=4
+        )
+    for axes in figure.axes[len(epochs) :]:
+        axes.remove()
+    below = figure.add_subplot(grid[1, :])
+    steps = [int(row[0]) + 1 for row in table.rows]
+    below.plot(steps, [float(row[1]) for row in table.rows], color=BLUE, marker="o" if len(steps) < 20 else None)
+    for epoch in epochs:
+        below.axvline(epoch + 1, color=GREY, linewidth=0.8, linestyle=":")
+    below.set(xlabel="epoch", ylabel=about["label"])
+    below.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def caption(name: str) -> str:
+    """Return the caption of a recorded run."""
+    _, about = read_results(TRAINING / f"{name}.csv")
+    return f"Samples of {name} over training, and the {about['label']} by epoch. Dotted lines mark the epochs shown."
+
+
+PICTURES = {
+    f"training-{path.stem}": Picture(partial(training, path.stem), caption(path.stem))
+    for path in sorted(TRAINING.glob("*.csv"))
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draw the samples and a metric of a run over its epochs.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, with samples/ and metrics.csv")
+    parser.add_argument("name", metavar="NAME", help="name of the picture, which becomes training-NAME.png")
+    parser.add_argument("metric", metavar="METRIC", help="a column of metrics.csv, such as val/loss")
+    parser.add_argument("label", metavar="LABEL", help="what the axis says, with units, such as 'loss, nats'")
+    given = parser.parse_args()
+    try:
+        record(given.run, given.name, given.metric, given.label)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    FOLDER.mkdir(exist_ok=True)
+    with styled(), atomic_write(FOLDER / f"training-{given.name}.png") as file:
+        file.write(png(training(given.name)))
+    print(f"wrote docs/pictures/training-{given.name}.png; commit it with both files in docs/results/training")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Tests of the pictures of the documentation: each is drawn by one command, is shown with a text, and is up to date."""
+
+import io
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "docs" / "make"))
+
+import chart_pictures  # noqa: E402
+import house_picture  # noqa: E402
+import pictures  # noqa: E402
+import training_pictures  # noqa: E402
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FAST = [*chart_pictures.PICTURES, *house_picture.PICTURES, *training_pictures.PICTURES]
+SHOWN = re.compile(r"!\[(?P<text>[^\]]*)\]\((?P<path>[^)\s]+)\)")
+
+
+def pixels(file):
+    return np.asarray(Image.open(file).convert("RGB")).astype(int)
+
+
+def difference(one, other):
+    """Return the fraction of pixels of two pictures that differ visibly, or 1 for different sizes.
+
+    A difference of 48 of 255 grey values is visible. Versions of matplotlib round the edges of letters differently.
+    """
+    if one.shape != other.shape:
+        return 1.0
+    return float((abs(one - other).max(-1) > 48).mean())
+
+
+def test_every_picture_is_drawn_and_every_drawing_is_a_picture():
+    assert not pictures.differences()
+    assert len(pictures.REGISTRY) == sum(len(module.PICTURES) for module in pictures.MODULES)  # no name twice
+
+
+def test_missing_and_unknown_pictures_are_found(tmp_path, capsys, monkeypatch):
+    for name in pictures.REGISTRY:
+        (tmp_path / f"{name}.png").touch()
+    assert not pictures.differences(tmp_path)
+    (tmp_path / "house.png").rename(tmp_path / "home.png")
+    assert [line.split()[0] for line in pictures.differences(tmp_path)] == ["house.png", "home.png"]
+    monkeypatch.setattr(pictures, "PICTURES", tmp_path)
+    monkeypatch.setattr(pictures.differences, "__defaults__", (tmp_path,))
+    assert pictures.main(["--check"]) == 1
+    assert "house.png is missing: run python docs/make/pictures.py house" in capsys.readouterr().out
+
+
+def test_the_names_are_listed_and_a_wrong_name_is_an_error(capsys):
+    assert pictures.main(["--list"]) == 0
+    assert all(name in capsys.readouterr().out for name in list(pictures.REGISTRY)[:1])
+    with pytest.raises(SystemExit):
+        pictures.main(["hose"])
+    assert "there is no picture hose" in capsys.readouterr().err
+
+
+def test_every_picture_has_a_caption_of_one_or_more_sentences():
+    for name, caption in pictures.CAPTIONS.items():
+        assert caption[0].isupper() and caption.endswith(".") and "  " not in caption, name
+        assert len(caption) > 20 and not set(caption) & set("[]\n"), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pictures_of_a_page_exist_and_have_a_text(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for match in SHOWN.finditer(text):
+        if "://" not in match["path"]:
+            assert (page.parent / match["path"]).is_file(), f"{page.name} shows {match['path']}, which does not exist"
+        assert len(match["text"].split()) > 2, f"{page.name} shows {match['path']} without a text that describes it"
+
+
+def test_the_pattern_finds_pictures_with_and_without_a_text():
+    found = [match.groups() for match in SHOWN.finditer("![](a.png) and ![a house](b/c.png)")]
+    assert found == [("", "a.png"), ("a house", "b/c.png")]
+
+
+def test_every_picture_is_small_and_wide_enough():
+    """A page shows a picture 640 pixels wide, on fine screens with twice as many pixels."""
+    for file in sorted(pictures.PICTURES.glob("*.png")):
+        assert file.stat().st_size < 400_000, f"{file.name} has {file.stat().st_size} bytes"
+        assert 1000 <= pixels(file).shape[1] <= 1340, file.name
+
+
+def test_no_picture_is_cut_off():
+    """The outermost pixels are white, because every picture has a margin."""
+    for file in sorted(pictures.PICTURES.glob("*.png")):
+        image = pixels(file)
+        edge = [*image[0], *image[-1], *image[:, 0], *image[:, -1]]
+        assert np.min(edge) > 250, file.name
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_charts_agree_with_their_sources(name):
+    drawn = difference(pixels(io.BytesIO(pictures.drawn(name))), pixels(pictures.PICTURES / f"{name}.png"))
+    assert drawn < 0.01, f"{name}.png is out of date: run python docs/make/pictures.py {name}"
+
+
+def test_a_changed_number_changes_the_chart(tmp_path, monkeypatch):
+    """The tolerance of the comparison is smaller than the effect of one number of a results file."""
+    for path in chart_pictures.RESULTS.glob("*.csv"):
+        changed = path.read_text(encoding="utf-8").replace("95.15", "94.85")
+        (tmp_path / path.name).write_text(changed, encoding="utf-8")
+    monkeypatch.setattr(chart_pictures, "RESULTS", tmp_path)
+    drawn, file = pixels(io.BytesIO(pictures.drawn("vade-seeds"))), pictures.PICTURES / "vade-seeds.png"
+    assert difference(drawn, pixels(file)) > 0.01
+
+
+def test_the_house_has_a_room_for_every_package_and_its_arrows_are_imports():
+    graph = house_picture.imports()
+    assert set(graph) == set(house_picture.rooms()) == set(house_picture.NOTES)
+    assert "functional" in graph["estimators"] and "estimators" not in graph["functional"]
+    arrows = house_picture.direct(graph)
+    assert all(imported in graph[importer] for importer, imported in arrows)
+    assert house_picture.direct({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {("a", "b"), ("b", "c")}
+
+
+def test_a_run_becomes_a_strip(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    (run / "samples").mkdir(parents=True)
+    for epoch in range(12):
+        grid = np.full((5 * 10 + 2, 6 * 10 + 2), 127, dtype=np.uint8)  # 5 x 6 images of 8 x 8 pixels
+        for y in range(5):
+            for x in range(6):
+                grid[2 + 10 * y : 10 + 10 * y, 2 + 10 * x : 10 + 10 * x] = 20 * epoch
+        Image.fromarray(grid).save(run / "samples" / f"epoch_{epoch:03d}.png")
+    rows = "".join(f"{epoch},{100 * epoch},,{1 / (epoch + 1)}\n{epoch},{100 * epoch},0.5,\n" for epoch in range(12))
+    (run / "metrics.csv").write_text(f"epoch,step,train/loss,val/loss\n{rows}", encoding="utf-8")
+    monkeypatch.setattr(training_pictures, "TRAINING", tmp_path)
+    training_pictures.record(run, "trial", "val/loss", "validation loss")
+    strip = pixels(tmp_path / "trial.png")
+    assert strip.shape == (38, 8 * 38, 3)  # 4 x 4 images of 8 pixels, with lines of 2 pixels between them
+    assert strip[0, 0, 0] == 0 and strip[0, -1, 0] == 220
+    figure = training_pictures.training("trial")
+    (line,) = (line for line in figure.axes[-1].lines if len(line.get_xdata()) == 12)
+    assert line.get_ydata()[[0, -1]].tolist() == pytest.approx([1, 1 / 12])
+    assert "validation loss" in training_pictures.caption("trial")
+    with pytest.raises(training_pictures.UserError, match="has no metric val/los; it has val/loss"):
+        training_pictures.record(run, "trial", "val/los", "validation loss")
+    with pytest.raises(training_pictures.UserError, match="give the folder of a run with samples"):
+        training_pictures.record(tmp_path, "trial", "val/loss", "validation loss")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in pictures.REGISTRY if name not in FAST])
+def test_pictures_of_models_are_drawn_again(name):
+    """Other processors round differently, and chains of draws can then end elsewhere. A few images may differ."""
+    drawn = difference(pixels(io.BytesIO(pictures.drawn(name))), pixels(pictures.PICTURES / f"{name}.png"))
+    assert drawn < 0.05, f"{name}.png is out of date: run python docs/make/pictures.py {name}"
