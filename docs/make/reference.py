@@ -103,8 +103,9 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return text on one line. Double backticks of docstrings become single ones."""
-    return " ".join(text.replace("``", "`").split())
+    """Return text on one line. Double backticks and roles of docstrings become code, and so do words such as <run_dir>."""
+    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text.replace("``", "`"))
+    return " ".join(re.sub(r"(?<!`)<\w+>(?:/\w+)?", r"`\g<0>`", text).split())
 
 
 def command(words: str) -> str:
@@ -137,7 +138,7 @@ def body(text: str) -> str:
     blocks = []
     for block in re.split(r"\n\s*\n", text.strip("\n")):
         if block.startswith("    "):
-            blocks.append("```text\n" + "\n".join(line[4:] for line in block.split("\n")) + "\n```")
+            blocks.append("```text\n" + "\n".join(line[4:] for line in block.replace("``", "").split("\n")) + "\n```")
         elif block.startswith("- "):
             blocks.append("\n".join(f"- {sentence(item)}" for item in re.split(r"^- ", block, flags=re.M) if item))
         elif block:
@@ -182,8 +183,8 @@ class Recipe(NamedTuple):
 def recipe(path: str) -> Recipe:
     """Return a recipe of configs/. ``path`` is relative to the repository.
 
-    A comment belongs to the key on its line. Comments below it that begin in the same column continue it. A semicolon
-    joins them, unless the line above ends with punctuation.
+    A comment belongs to the key on its line. Comments below it that begin in the same column continue it. They begin a
+    new sentence, unless the line above ends with punctuation.
     """
     text = lines(path)
     about = []
@@ -221,7 +222,7 @@ def comment(text: list[str], number: int) -> str:
         if line[:column].strip() or line[column : column + 1] != "#":
             break
         said.append(line[column + 1 :].strip())
-    return sentence(re.sub(r"([^,.;:])\n", r"\1; ", "\n".join(said)))
+    return sentence(re.sub(r"([^,.;:])\n", r"\1. ", "\n".join(said)))
 
 
 def parts(path: str) -> list[str]:
