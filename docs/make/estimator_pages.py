@@ -173,6 +173,9 @@ def measurements(name: str) -> str:
         return f"{said}\n\n{command(f'zoo compare {words}')}"
     blocks = []
     for one in found:
+        picture = f"variance-{one.name.removeprefix('estimators-')}"
+        if (ROOT / "docs" / "pictures" / f"{picture}.png").is_file():
+            blocks.append(f"![Gradient estimators of the table below, lowest variance first](picture:{picture})")
         rows = [
             [f"**{cell}**" if listed == name and cell else cell for cell in row]
             for row, listed in zip(one.table.rows, one.names(), strict=True)

@@ -103,7 +103,7 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return text on one line. Double backticks and roles of docstrings become code, and so do words such as <run_dir>."""
+    """Return text on one line. Double backticks and roles of docstrings become code, and so do words in <brackets>."""
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text.replace("``", "`"))
     return " ".join(re.sub(r"(?<!`)<\w+>(?:/\w+)?", r"`\g<0>`", text).split())
 
