@@ -73,7 +73,7 @@ def draw_points(name: str) -> Figure:
     data.setup()
     points, labels = (tensor[:SHOWN] for tensor in data.splits["val"])
     drawn, axes = figure(4.5, 4.5)
-    axes.scatter(*points.T, c=[COLOURS[label] for label in labels.tolist()], s=4, linewidths=0)
+    axes.scatter(*points.T.numpy(), c=[COLOURS[label] for label in labels.tolist()], s=4, linewidths=0)
     axes.set(xlabel="first coordinate", ylabel="second coordinate", aspect="equal")
     if name == "line":
         axes.set(xlim=(-0.25, 1.25))
@@ -84,7 +84,7 @@ def draw_sequences(name: str) -> Figure:
     """Draw validation sequences of symbols, a row for each sequence and a colour for each symbol."""
     data = toy.Toy(name)
     data.setup()
-    symbols = data.splits["val"].images[:20].argmax(-1)
+    symbols = data.splits["val"].images[:20].argmax(-1).numpy()
     drawn, axes = figure(3.5, 5.5)
     axes.imshow(symbols, cmap=ListedColormap(COLOURS[: data.shape[1]]), vmin=-0.5, vmax=data.shape[1] - 0.5)
     for row, sequence in enumerate(symbols.tolist()):
@@ -100,7 +100,7 @@ def draw_digits() -> Figure:
     split = load_split("digits", data_root())["train"]
     chosen = torch.cat([split.images[split.labels == digit][:12] for digit in range(10)])
     drawn, axes = figure(4, 3.4)
-    axes.imshow(make_grid(chosen, nrow=12, padding=2, pad_value=255).permute(1, 2, 0))
+    axes.imshow(make_grid(chosen, nrow=12, padding=2, pad_value=255).permute(1, 2, 0).numpy())
     axes.grid(False)
     axes.set_axis_off()
     return drawn

@@ -173,7 +173,10 @@ class Key(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """A recipe: its path, the comment at its beginning, and its keys. Nested keys have dots."""
+    """A recipe: its path, the comment at its beginning, and its keys. Nested keys have dots.
+
+    A key with keys below it is among them only if it has a comment.
+    """
 
     path: str
     about: str
@@ -192,20 +195,19 @@ def recipe(path: str) -> Recipe:
         if not line.startswith("#"):
             break
         about.append(line.removeprefix("#").strip())
-    keys = []
-    for name, value, number in written(yaml.compose("\n".join(text)), ""):
-        keys.append(Key(name, value, comment(text, number)))
+    found = [(name, value, comment(text, line)) for name, value, line in written(yaml.compose("\n".join(text)), "")]
+    keys = [Key(*key) for key in found if key[1] or key[2]]
     return Recipe(path, sentence(" ".join(line for line in about if not line.startswith("@"))), keys)
 
 
 def written(node: yaml.Node, prefix: str) -> list[tuple[str, str, int]]:
-    """Return the name, the value and the line of each key that has no keys below it."""
+    """Return the name, the value and the line of each key. A key with keys below it has the value ""."""
     assert isinstance(node, yaml.MappingNode)
     found = []
     for key, value in node.value:
         name = f"{prefix}{key.value}"
         if isinstance(value, yaml.MappingNode) and value.value and not value.flow_style:
-            found += written(value, f"{name}.")
+            found += [(name, "", key.start_mark.line), *written(value, f"{name}.")]
         elif name != "defaults":
             start, end = value.start_mark, value.end_mark
             found.append((name, value.start_mark.buffer[start.pointer : end.pointer].strip(), key.start_mark.line))
@@ -233,4 +235,4 @@ def parts(path: str) -> list[str]:
 
 def key_rows(keys: list[Key]) -> list[list[str]]:
     """Return rows of a table of keys: key, value and comment."""
-    return [[f"`{key.name}`", f"`{key.value}`", key.comment] for key in keys]
+    return [[f"`{key.name}`", f"`{key.value}`" if key.value else "", key.comment] for key in keys]

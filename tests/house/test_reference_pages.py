@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import config
+from helpers import config, tiers
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -174,7 +174,7 @@ def test_the_command_trains_with_the_estimator(name, model):
     cfg = OmegaConf.to_container(config("/nowhere", *words).model)
     cfg |= {"shape": [1, 28, 28]} if cfg.get("shape") == "auto" else {}
     cfg |= {"num_classes": 10} if cfg.get("num_classes") == "auto" else {}
-    built = instantiate(cfg)
+    built = instantiate(cfg, _convert_="all")
     assert zoo.MODELS[model].rpartition(".")[2] == type(built).__name__
     assert name in trains(built) and name in built.gradient_estimators()
 
@@ -326,7 +326,7 @@ def test_everything_that_a_callback_logs_is_on_its_page(name, pages):
     shown = {part for row in rows for part in row[0].strip("`").split(", ")}
     assert all(all(row) for row in rows)
     modules = [callback_pages.module(name), *HELPERS.get(name, [])]
-    patterns = {p for m in modules for p in logged(ROOT / "callbacks" / f"{m}.py")}
+    patterns = {p for m in modules for p in logged(ROOT / "callbacks" / f"{m}.py")} - {None}
     if name in callback_pages.LOGGERS:
         assert not shown
         return
@@ -358,19 +358,24 @@ def loaded(path):
 
 
 def comments_at(path):
-    """Return the comment on the line of each key that has one, {last part of the key: first line of the comment}."""
-    found = re.findall(r"^ *(\w+):[^#\n]* #\s*(.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return dict(found)
+    """Return the comment on the line of each key that has one, {dotted key: first line of the comment}."""
+    found, above = {}, []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"( *)(\w+):(?:[^#]|#(?<! #))*(?: #\s*(.+))?$", line):
+            indent, key, comment = match.groups()
+            above = [(depth, name) for depth, name in above if depth < len(indent)] + [(len(indent), key)]
+            found |= {".".join(name for _, name in above): " ".join(comment.split())} if comment else {}
+    return found
 
 
 def agrees(rows, keys, said, strip=""):
     """Check rows of a table of keys: no key is missing, values are equal, and comments are kept."""
     shown = {row[0].strip("`").removeprefix(strip): row[1:] for row in rows}
-    assert set(shown) == set(keys)
+    assert {key for key, (value, _) in shown.items() if value} == set(keys)
+    assert set(said) <= set(shown)
     for key, (value, meaning) in shown.items():
-        assert yaml.safe_load(value.strip("`")) == keys[key], key
-        comment = said.get(key.rpartition(".")[2], "")
-        assert meaning.startswith(" ".join(comment.split()).rstrip()) or not comment, key
+        assert not value or yaml.safe_load(value.strip("`")) == keys[key], key
+        assert meaning.startswith(said[key]) if key in said else not meaning, key
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -426,7 +431,7 @@ def test_commands_turn_a_callback_on_and_off(name):
     assert made(text["turn_on"]) and not made(text["turn_off"])
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.parametrize("name", tiers(CALLBACKS, {*CALLBACKS} - {"MLFlowLogger"}))  # a new database takes seconds
 def test_lines_for_a_script_make_the_callback(name, tmp_path, monkeypatch, pages):
     text = callback_pages.texts()[name]["script"]
     if text is None:
