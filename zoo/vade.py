@@ -6,12 +6,12 @@ Lecture notes (docs/references.md): [DSL 12.1.3], [HW2 P7].
     p(c) p(z | c)  = pi_c N(z | mu_c, diag exp(logvar_c)),  c in 0 .. K-1                       VaDE.mixture
     p(x | z)       = prod_d p(x_d | decoder_d(z)): Bernoulli, Gaussian or discretised logistic  VaDE.log_px
     q(z | x)       = N(z | mu(x), diag exp(logvar(x)))                                          VaDE.encode
-    p(c | z)       = pi_c N(z | c) / sum_k pi_k N(z | k)               VaDE.responsibilities, log_responsibilities
+    p(c | z)       = pi_c N(z | c) / sum_k pi_k N(z | k)       VaDE.responsibilities, mixture.log_responsibilities
 
 The bound of log p(x) has three forms. gamma is any distribution over clusters. In the mean field, gamma does not depend
 on z.
 
-    five terms  E_q[ log p(x|z) + sum_c gamma_c ( log p(z|c) + log pi_c - log gamma_c ) - log q(z|x) ]  kl_terms
+    five terms  E_q[ log p(x|z) + sum_c gamma_c (log p(z|c) + log pi_c - log gamma_c) - log q(z|x) ]  mixture.kl_terms
     marginal    E_q[ log p(x|z) + log p(z) - log q(z|x) - KL( gamma || p(c|z) ) ],
                 p(z) = sum_c pi_c N(z | c)                                              mixture.log_importance_weight
     mean field  E_q[ log p(x|z) ] - sum_c gamma_c KL( q(z|x) || p(z|c) ) - KL( gamma || pi )

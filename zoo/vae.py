@@ -9,8 +9,8 @@ importance-weighted bound. Hinton et al. 1995 for wake-sleep. Lecture notes (doc
     q(z | x)  = D independent latents of the family of p(z), with parameters from a network    VAE.encode
     ELBO(x)   = E_q[ log p(x | z) ] - beta KL( q(z | x) || p(z) )                              VAE.negative_elbo
                 <= log p(x)  at beta = 1                          eq. 3, [HW2 P5]; for beta, [HW2 P4]
-    L_k(x)    = E_q[ log( (1/k) sum_i w_i ) ],  w_i = p(x, z_i) / q(z_i | x),                  importance_weighted_bound
-                ELBO <= L_k <= log p(x)                           Burda eq. 8                  VAE.negative_iwae
+    L_k(x)    = E_q[ log( (1/k) sum_i w_i ) ],  w_i = p(x, z_i) / q(z_i | x),                  VAE.negative_iwae
+                ELBO <= L_k <= log p(x)           Burda eq. 8               importance.importance_weighted_bound
     wake      draw z ~ q(z | x), increase log p(x | z)                                         wake
     sleep     draw z ~ p(z), x ~ p(x | z), increase log q(z | x)                               sleep
 

@@ -144,7 +144,7 @@ def test_lines_are_those_of_comments_or_the_last_return(tmp_path):
     assert [equation.text for equation in found] == ["a = b + c", "b = 2 c if c > 0", "draw x ~ p"]
     lines = [FUNCTION.splitlines()[equation.line - 1].strip() for equation in found]
     assert lines == ["other = c  # a", "return 2", "draw = c"]
-    assert all(equation.path == "zoo/small.py" and equation.missing == ["test"] for equation in found)
+    assert all(equation.path.endswith("small.py") and equation.missing == ["test"] for equation in found)
 
 
 # Pages.
