@@ -99,10 +99,11 @@ def included(path: str) -> list[str]:
 
 
 def shown_type(parameter: inspect.Parameter) -> str:
-    """Return the type of an argument as in the source."""
+    """Return the type of an argument in Markdown, such as "`int` or `None`"."""
     annotation = parameter.annotation
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return re.sub(r"\b(?:typing|torchmetrics\.metric|collections\.abc)\.", "", text)
+    text = re.sub(r"\b(?:typing|torchmetrics\.metric|collections\.abc)\.", "", text)
+    return " or ".join(f"`{part}`" for part in text.split(" | "))
 
 
 def arguments(name: str) -> str:
@@ -111,7 +112,7 @@ def arguments(name: str) -> str:
     rows = []
     for argument, parameter in list(inspect.signature(kind(name).__init__).parameters.items())[1:]:
         default = "required" if parameter.default is inspect.Parameter.empty else f"`{parameter.default!r}`"
-        rows.append([f"`{argument}`", f"`{shown_type(parameter)}`", default, meanings.get(argument, "")])
+        rows.append([f"`{argument}`", shown_type(parameter), default, meanings.get(argument, "")])
     return table(["argument", "type", "default", "meaning"], rows)
 
 
