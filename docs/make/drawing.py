@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import matplotlib.style
 import torch
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -24,6 +26,7 @@ RESULTS = ROOT / "docs" / "results"
 PICTURES = ROOT / "docs" / "pictures"
 
 WIDTH, DPI, COLOURS_OF_A_FILE = 8.0, 160, 256
+SOFTWARE = f"matplotlib {matplotlib.__version__}"  # other versions draw letters and margins slightly differently
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442",
 )  # fmt: skip
@@ -53,6 +56,7 @@ STYLE = {
     "ytick.labelcolor": INK,
     "legend.frameon": False,
     "legend.fontsize": 10,
+    "axes.prop_cycle": cycler(color=(*COLOURS, INK)),
     "lines.linewidth": 2,
     "lines.markersize": 6,
 }
@@ -119,10 +123,12 @@ def join(parts: Sequence[Tensor], gap: int = 10) -> Tensor:
 
 
 def png(figure: Figure) -> bytes:
-    """Return a figure as the bytes of a PNG file, with 256 colours and without margins, dates or versions."""
+    """Return a figure as the bytes of a PNG file, with 256 colours, the version of matplotlib, and no date."""
     drawn, written = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, dpi=DPI, format="png", bbox_inches="tight", pad_inches=0.06)
     image = Image.open(drawn).convert("RGB")
     image = image.quantize(COLOURS_OF_A_FILE, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    image.save(written, format="PNG", optimize=True)
+    drawn_by = PngInfo()
+    drawn_by.add_text("Software", SOFTWARE)
+    image.save(written, format="PNG", optimize=True, pnginfo=drawn_by)
     return written.getvalue()

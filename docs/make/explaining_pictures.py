@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from drawing import BLUE, GREEN, GREY, INK, ORANGE, RED, WIDTH, Picture, canvas, tiles
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -64,7 +65,7 @@ def variance_figure() -> Figure:
             return
         row: dict[str, float] = {"step": step}
         for name, estimator in model.gradient_estimators().items():
-            moments, _ = gradient_moments(estimator, batch, range(64))
+            moments, _ = gradient_moments(estimator, batch, range(40))
             for group, values in moments.statistics().items():
                 row |= {f"variance/{name}/{group}": values["variance"], f"snr/{name}/{group}": values["snr"]}
         history.append(row)
@@ -72,6 +73,9 @@ def variance_figure() -> Figure:
     small_vae(200, measure)
     figure = figures.plot(history)
     figure.set_size_inches(WIDTH, 6.4)
+    for axes in figure.axes:
+        axes.set_ylabel(axes.get_ylabel().partition(" (")[0])
+        axes.yaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
