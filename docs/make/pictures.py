@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import chart_pictures
+import data_pages
 import explaining_pictures
 import house_picture
 import model_pictures
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from zoo.training.files import atomic_write
 
-MODULES = (model_pictures, chart_pictures, explaining_pictures, house_picture, training_pictures)
+MODULES = (model_pictures, chart_pictures, data_pages, explaining_pictures, house_picture, training_pictures)
 REGISTRY = {name: picture for module in MODULES for name, picture in module.PICTURES.items()}
 CAPTIONS = {name: picture.caption for name, picture in REGISTRY.items()}
 
