@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import matplotlib.style
 import torch
-from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -56,7 +55,7 @@ STYLE = {
     "ytick.labelcolor": INK,
     "legend.frameon": False,
     "legend.fontsize": 10,
-    "axes.prop_cycle": cycler(color=(*COLOURS, INK)),
+    "axes.prop_cycle": matplotlib.cycler(color=(*COLOURS, INK)),
     "lines.linewidth": 2,
     "lines.markersize": 6,
 }
