@@ -42,18 +42,18 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """Return a function that writes the module ``pictures`` into the working folder."""
+    """Return a function that writes the module ``own_photos`` into the working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    yield lambda code, name="pictures": Path(f"{name}.py").write_text(textwrap.dedent(code), encoding="utf-8")
-    for name in ("pictures", "needs_more"):
+    yield lambda code, name="own_photos": Path(f"{name}.py").write_text(textwrap.dedent(code), encoding="utf-8")
+    for name in ("own_photos", "needs_more"):
         sys.modules.pop(name, None)
 
 
 def loaded(made, **options):
     """Return the data module of a dataset."""
-    data = OwnImages(dataset="pictures:made", batch_size=2, cache=False, **options)
-    data.open = lambda: DatasetSource("data.dataset=pictures:made", made)
+    data = OwnImages(dataset="own_photos:made", batch_size=2, cache=False, **options)
+    data.open = lambda: DatasetSource("data.dataset=own_photos:made", made)
     data.setup()
     return data
 
@@ -192,7 +192,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_dataset_of_images_is_named(case):
     made, message = REFUSED[case]
-    with pytest.raises(DataError, match=f"data.dataset=pictures:made[^\0]*{message}"):
+    with pytest.raises(DataError, match=f"data.dataset=own_photos:made[^\0]*{message}"):
         loaded(made)
 
 
@@ -219,13 +219,13 @@ def test_an_error_of_an_item_is_named_with_its_index_and_that_of_the_first_keeps
 
 def test_a_module_of_the_working_folder_is_found(module):
     module("def make():\n    return [1]\nclass Made(list):\n    pass\nready = [2]\nclass Outer:\n    inner = ready")
-    assert made_by("pictures:make") == [1] and made_by("pictures:Made") == [] and made_by("pictures:Outer.inner") == [2]
+    assert made_by("own_photos:make") == [1] and made_by("own_photos:Made") == [] and made_by("own_photos:Outer.inner") == [2]
 
 
-@pytest.mark.parametrize("spec", ["pictures", "pictures:", ":make", "pictures.py:make", "a b:make", "pic/tures:make"])
+@pytest.mark.parametrize("spec", ["own_photos", "own_photos:", ":make", "own_photos.py:make", "a b:make", "pic/tures:make"])
 def test_a_name_of_another_form_is_refused(spec, module):
     module("")
-    with pytest.raises(UserError, match="must be package.module:name|no module pictures.py"):
+    with pytest.raises(UserError, match="must be package.module:name|no module own_photos.py"):
         made_by(spec)
 
 
@@ -234,10 +234,10 @@ def test_missing_modules_and_attributes_are_named(module):
     module("import a_module_that_does_not_exist", "needs_more")
     with pytest.raises(UserError, match=r"there is no module paintings. Put it into the working folder"):
         made_by("paintings:make")
-    with pytest.raises(UserError, match=r"pictures.py has no 'mkae', only torch, make, needs"):
-        made_by("pictures:mkae")
-    with pytest.raises(UserError, match=r"pictures:needs cannot be called without arguments .*'root'"):
-        made_by("pictures:needs")
+    with pytest.raises(UserError, match=r"own_photos.py has no 'mkae', only torch, make, needs"):
+        made_by("own_photos:mkae")
+    with pytest.raises(UserError, match=r"own_photos:needs cannot be called without arguments .*'root'"):
+        made_by("own_photos:needs")
     with pytest.raises(ModuleNotFoundError, match="a_module_that_does_not_exist"):  # an error in the user's code
         made_by("needs_more:make")
 
@@ -263,9 +263,9 @@ def test_a_run_trains_on_a_dataset(module, tmp_path):
         """
     )
     options = ["model=vae", "model.hidden=[8]", "model.latent_dim=2", "trainer.max_epochs=1"]
-    run(tmp_path / "run", *options, "data=images", "data.dataset=pictures:make", "data.batch_size=16")
+    run(tmp_path / "run", *options, "data=images", "data.dataset=own_photos:make", "data.batch_size=16")
     record = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
-    data = OwnImages(dataset="pictures:make")
+    data = OwnImages(dataset="own_photos:make")
     assert record["data_used"] == "images" and record["data_digest"] == data.digest and data.num_classes == 3
 
 

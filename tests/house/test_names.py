@@ -51,7 +51,8 @@ def test_every_dotted_name_imports(path):
     wrong = sorted(name for name in names if not found_by(name))
     assert not wrong
     paths = re.findall(r"\b(?:zoo|callbacks|datamodules|configs|tests|docs)/[\w/.]+\.(?:py|md|yaml|json)\b", text)
-    ignored = ("configs/local/default.yaml",)  # settings of one machine, not in the repository
+    # Settings of one machine, which are not in the repository, and a page that the site generates.
+    ignored = ("configs/local/default.yaml", "callbacks/index.md")
     assert not [path for path in paths if not (ROOT / path).is_file() and path not in ignored]
 
 
