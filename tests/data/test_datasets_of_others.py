@@ -219,10 +219,13 @@ def test_an_error_of_an_item_is_named_with_its_index_and_that_of_the_first_keeps
 
 def test_a_module_of_the_working_folder_is_found(module):
     module("def make():\n    return [1]\nclass Made(list):\n    pass\nready = [2]\nclass Outer:\n    inner = ready")
-    assert made_by("own_photos:make") == [1] and made_by("own_photos:Made") == [] and made_by("own_photos:Outer.inner") == [2]
+    assert made_by("own_photos:make") == [1] and made_by("own_photos:Made") == []
+    assert made_by("own_photos:Outer.inner") == [2]
 
 
-@pytest.mark.parametrize("spec", ["own_photos", "own_photos:", ":make", "own_photos.py:make", "a b:make", "pic/tures:make"])
+@pytest.mark.parametrize(
+    "spec", ["own_photos", "own_photos:", ":make", "own_photos.py:make", "a b:make", "pic/tures:make"]
+)
 def test_a_name_of_another_form_is_refused(spec, module):
     module("")
     with pytest.raises(UserError, match="must be package.module:name|no module own_photos.py"):

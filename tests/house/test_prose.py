@@ -67,7 +67,7 @@ def test_no_file_cites_lecture_notes_by_a_number():
 
 def test_files_that_are_named_exist():
     optional = {"configs/local/default.yaml"}  # a file that users can write
-    optional |= {"callbacks/index.md"}  # a page of the site, which docs/make/site.py generates
+    optional |= {"callbacks/index.md", "callbacks/recipes.md"}  # pages of the site, which docs/make/site.py generates
     # docs/own_model.md adds these files.
     optional |= {"zoo/made.py", "configs/model/made.yaml", "tests/models/test_made.py"}
     named = r"(?<![\w/.])((?:zoo|tests|configs|docs|callbacks|datamodules)/[\w/.-]*\w\.(?:py|md|yaml))"
