@@ -10,7 +10,7 @@ docs/references.md explains the keys in brackets. The right column names code in
                  = sqrt(abar_t) x_t - sqrt(1 - abar_t) v_theta                                diffusion.predicted_x0
     x_{t-1}      = mean of q(x_{t-1} | x_t, x0_hat) + sigma_t z       alg. 2, [DSL alg. 7]    ancestral_steps
     score        = -eps_theta / sqrt(1 - abar_t), an estimate of grad log q(x_t)              DDPM.score
-    -log p(x_0)  <= L_T + sum_{t>1} L_{t-1} + L_0                     eq. 5, [DSL eq. 14.41]  diffusion_bound.terms
+    -log p(x_0)  <= E_q[ L_T + sum_{t>1} L_{t-1} + L_0 ]              eq. 5, [DSL eq. 14.41]  diffusion_bound.terms
 
 Symbols:
     x0, xt    images x_0 in [-1, 1] and noisy images x_t, (B, C, H, W) each

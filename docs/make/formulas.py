@@ -74,7 +74,7 @@ FORMULAS: dict[str, dict[str, str]] = {
     },
     "wgan": {
         "W(p, q)": r"W(p, q) = \frac{1}{K} \sup_{\lVert f \rVert_L \le K}"
-        r" \mathbb{E}_{x \sim p} \bigl[ f(x) \bigr] - \mathbb{E}_{x \sim q} \bigl[ f(x) \bigr]",
+        r" \Bigl( \mathbb{E}_{x \sim p} \bigl[ f(x) \bigr] - \mathbb{E}_{x \sim q} \bigl[ f(x) \bigr] \Bigr)",
         "clip": r"w \leftarrow \operatorname{clip}(w, -c, c) \quad \text{for every weight } w \text{ of } f,"
         r" \text{ after each step}",
         "penalty": r"\mathbb{E}_{\hat{x}} \Bigl[ \bigl( \lVert \nabla_{\hat{x}} f(\hat{x}) \rVert_2 - 1"
@@ -111,10 +111,12 @@ FORMULAS: dict[str, dict[str, str]] = {
         "x_{t-1}": r"\mathbf{x}_{t-1} = \tilde{\boldsymbol\mu}_t(\mathbf{x}_t, \hat{\mathbf{x}}_0) + \sigma_t"
         r" \mathbf{z},"
         r" \quad \tilde{\boldsymbol\mu}_t \text{ the mean of } q(\mathbf{x}_{t-1} \mid \mathbf{x}_t,"
-        r" \hat{\mathbf{x}}_0)",
+        r" \hat{\mathbf{x}}_0), \quad \mathbf{z} \sim \mathcal{N}(\mathbf{0}, \mathbf{I}),"
+        r" \text{ but } \mathbf{z} = \mathbf{0} \text{ in the last step}",
         "score": r"-\frac{\boldsymbol\epsilon_\theta(\mathbf{x}_t, t)}{\sqrt{1 - \bar\alpha_t}}"
         r" \approx \nabla_{\mathbf{x}_t} \log q(\mathbf{x}_t)",
-        "-log p(x_0)": r"-\log p_\theta(\mathbf{x}_0) \le L_T + \sum_{t \gt 1} L_{t-1} + L_0",
+        "-log p(x_0)": r"-\log p_\theta(\mathbf{x}_0) \le \mathbb{E}_q \Bigl[ L_T + \sum_{t \gt 1} L_{t-1}"
+        r" + L_0 \Bigr]",
     },
     "score": {
         "J(s)": r"J(\mathbf{s}) = \tfrac{1}{2} \mathbb{E}_{p} \bigl\lVert \mathbf{s}(\mathbf{x})"
