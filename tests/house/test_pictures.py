@@ -92,7 +92,7 @@ def test_every_picture_is_small_and_wide_enough():
     for file in sorted(pictures.PICTURES.glob("*.png")):
         assert file.stat().st_size < 400_000, f"{file.name} has {file.stat().st_size} bytes"
         height, width = pixels(file).shape[:2]
-        assert (max(height, width) >= 600 if file.name.startswith("data-") else width >= 1000), file.name
+        assert max(height, width) >= 600 if file.name.startswith("data-") else width >= 1000, file.name
         assert width <= 1340, file.name
 
 

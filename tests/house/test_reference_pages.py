@@ -118,7 +118,7 @@ def test_links_lead_to_lines_of_code_to_tests_and_to_pages(pages):
 
 def test_a_place_that_does_not_exist_is_named():
     for spec, message in {
-        "zoo/none.py::f": "no file zoo/none.py",
+        "zoo/no_such_file.txt::f": "no file zoo/no_such_file.txt",
         "zoo/vae.py::no_such_function": "defines no no_such_function",
         "zoo/vae.py::wake | no such text": "no line of wake contains",
     }.items():
