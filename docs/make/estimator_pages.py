@@ -193,7 +193,7 @@ def measurements(name: str) -> str:
 # Pages.
 
 BIAS = {"unbiased": "Unbiased.", "biased": "Biased.", "exact": "Exact."}
-PRECISE = "The page [Reading the variance figure](../variance.md) explains variance and signal-to-noise ratio."
+PRECISE = "The page [Read the variance figure](../variance.md) explains variance and signal-to-noise ratio."
 
 
 def models_table(name: str) -> str:

@@ -43,13 +43,13 @@ USES = {
 # Meanings of settings that recipes of all models share.
 SHARED = {
     "model._target_": "the class of the model",
-    "defaults.data": "data of a run that names no ``data=``",
+    "defaults.data": "data, unless the command has ``data=``",
     "defaults.callbacks": "callbacks of a run",
     "data.batch_size": "examples of a batch",
     "trainer.max_epochs": "passes over the training data",
     "trainer.check_val_every_n_epoch": "epochs between validations",
     "trainer.precision": "precision of the layers",
-    "trainer.two_players": "the model takes a step of one network or of both for each batch",
+    "trainer.two_players": "whether two networks train in turns, as in adversarial models",
     "callbacks.samples.n": "samples of a picture",
     "callbacks.samples.every_n_epochs": "epochs between pictures of samples",
     "callbacks.best.monitor": "metric that selects the best checkpoint",

@@ -37,7 +37,7 @@ def test_the_pages_are_those_of_all_models():
 @pytest.mark.parametrize("model", equations.MODELS)
 def test_every_equation_has_a_line_and_an_oracle(model):
     found = equations.of(model)
-    assert len(found) >= 4
+    assert len(found) >= 3
     assert {equation.key: equation.missing for equation in found if equation.missing} == {}
     for equation in found:
         for path, line, _ in [(equation.path, equation.line, ""), *equation.places, *equation.tests]:
