@@ -20,7 +20,7 @@ from zoo.checks.errors import UserError
 def antithetic(eps: Tensor) -> Tensor:
     """Return the noise and its negative, (k, ...) to (2 k, ...).
 
-    If f is nearly linear in z, the errors of the two draws of a pair nearly cancel.
+    If the pathwise gradient is nearly linear in the noise, the errors of the two draws of a pair nearly cancel.
     """
     return torch.cat([eps, -eps])
 
