@@ -142,6 +142,8 @@ def test_the_last_step_back_adds_no_noise(variance, generator):
     assert_close(ancestral(chain, known, x, variance, generator=generator), torch.full_like(x, 0.3))
 
 
+@pytest.mark.equation("ddpm", "L_simple")
+@pytest.mark.equation("ddpm", "L_v")
 @pytest.mark.equation("ddpm", "x0_hat")
 @pytest.mark.parametrize("predict", ["eps", "x0", "v"])
 def test_predictions_say_the_same(predict, generator):

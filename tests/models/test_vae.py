@@ -156,6 +156,26 @@ def test_the_gaussian_likelihood_by_hand():
 
 
 @pytest.mark.equation("vae", "p(x | z)")
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "discretised_logistic"])
+def test_the_likelihood_is_that_of_the_outputs_of_the_decoder(likelihood, generator):
+    """Random weights give every pixel another parameter. The logistic has the mass of an interval of grey values."""
+    torch.manual_seed(0)
+    model = VAE(latent_dim=3, likelihood=likelihood, hidden=[8], variance_floor=0.01)
+    z, k = torch.randn(5, 3, generator=generator), torch.randint(256, (5, 1, 28, 28), generator=generator)
+    x = (k > 127).float() if likelihood == "bernoulli" else k / 255
+    with torch.no_grad():
+        out = model.decoder(z).double()
+        if likelihood == "bernoulli":
+            log_p = torch.distributions.Bernoulli(logits=out).log_prob(x.double())
+        elif likelihood == "gaussian":
+            log_p = Normal(out, (model.log_variance.double().exp() + 0.01).sqrt()).log_prob(x.double())
+        else:
+            F = lambda k: ((k / 255 - out) / model.log_scale.double().exp()).sigmoid()  # noqa: E731
+            log_p = (torch.where(k == 255, 1.0, F(k + 0.5)) - torch.where(k == 0, 0.0, F(k - 0.5))).log()
+        assert_close(model.log_px(x, z).double(), log_p.sum((1, 2, 3)), rtol=1e-4, atol=0)
+
+
+@pytest.mark.equation("vae", "p(x | z)")
 def test_terms_are_sums_over_dimensions():
     """With zero weights every pixel costs log 2 and the posterior is the prior: nll = 784 log 2 and kl = 0."""
     model = VAE(hidden=[4])
