@@ -14,6 +14,7 @@ In such a function, the line of an equation has a comment with its key, or follo
 such a comment it is the last ``return``. A test names its equation: ``@pytest.mark.equation("vae", "ELBO(x)")``.
 """
 
+import argparse
 import ast
 import re
 import tokenize
@@ -211,6 +212,7 @@ def strays(root: Path = ROOT) -> list[tuple[str, str, str, int, str]]:
 
 def main() -> None:
     """Print all equations with their line and tests, and what is missing."""
+    argparse.ArgumentParser(description=main.__doc__).parse_args()
     lacking = 0
     for model in MODELS:
         print(f"\n{model}")

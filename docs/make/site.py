@@ -168,10 +168,8 @@ class Stage:
         Raises:
             UserError: if ``folder`` holds other files with these names, or the navigation is wrong.
         """
+        check_folder(folder)
         config = folder / "mkdocs.yml"
-        ours = config.is_file() and config.read_text(encoding="utf-8").startswith(WRITTEN)
-        if not ours and any((folder / name).exists() for name in ("docs", "site", "mkdocs.yml")):
-            raise UserError(f"{folder} has files that the site would replace. Name an empty folder with --out.")
         settings = yaml.safe_load((self.root / "mkdocs.yml").read_text(encoding="utf-8"))
         settings |= {"docs_dir": "docs", "site_dir": "site", "nav": self.navigation(settings["nav"])}
         for name in ("docs", "site"):
@@ -186,6 +184,14 @@ class Stage:
             (folder / "docs" / place).parent.mkdir(parents=True, exist_ok=True)
             (folder / "docs" / place).write_bytes(content)
         shutil.copytree(self.root / "docs" / "assets", folder / "docs" / "assets")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError if ``folder`` holds files with the names of the site's that this script did not write."""
+    config = folder / "mkdocs.yml"
+    ours = config.is_file() and config.read_text(encoding="utf-8").startswith(WRITTEN)
+    if not ours and any((folder / name).exists() for name in ("docs", "site", "mkdocs.yml")):
+        raise UserError(f"{folder} has files that the site would replace. Name an empty folder with --out.")
 
 
 def title(text: str) -> str:
@@ -358,7 +364,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--serve", type=int, metavar="PORT", help="then serve the site at 127.0.0.1")
     options = parser.parse_args(arguments)
+    if options.serve is not None and not 0 <= options.serve <= 65535:
+        parser.error(f"--serve is {options.serve}; a port is an integer from 0 to 65535")
     try:
+        check_folder(options.out.resolve())  # before the notebooks run, which takes minutes
         problems = build(ROOT, options.out.resolve(), *generated())
         if problems:
             raise UserError("\n".join([*problems, f"the site has {len(problems)} problems: correct the lines above"]))
