@@ -105,9 +105,10 @@ def sections() -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def command(checkpoint: str) -> str:
-    """Return the command in ``docs/results.md`` that trains a checkpoint."""
-    return re.search(r"^python train\.py .*$", sections()[checkpoint], re.M)[0]
+def commands(checkpoint: str) -> list[str]:
+    """Return the commands of the first block of ``docs/results.md`` that train a checkpoint, the last one last."""
+    block = re.search(r"^```bash\n(.*?)^```", sections()[checkpoint], re.M | re.S)[1]
+    return re.findall(r"^python train\.py .*$", block, re.M)
 
 
 def pictures(checkpoint: str) -> dict[str, str]:
@@ -262,9 +263,11 @@ def in_a_minute(model: str) -> str:
     beside = {"standard error": number.number.error_text, "paper": number.published}
     listed = "; ".join(f"{name} {value}" for name, value in beside.items() if value)
     reached = f"It reaches **{number.number.text}** in {escaped(number.label)}" + (f" ({listed})." if listed else ".")
+    *earlier, last = commands(model)
+    trained = "".join(f"{command}  # the first run of the pretrained checkpoint\n" for command in earlier)
     text = f"""```bash
 zoo train model={model}  # the default settings
-{command(model)}  # the pretrained checkpoint
+{trained}{last}  # the pretrained checkpoint
 ```
 
 ```python

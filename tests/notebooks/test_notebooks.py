@@ -134,10 +134,10 @@ def test_a_changed_notebook_is_executed_again(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_notebooks_run_in_an_empty_folder(name, tmp_path, monkeypatch):
+def test_notebooks_run_in_an_empty_folder(name, tmp_path, tmp_path_factory, monkeypatch):
     for package in ("ipykernel", "nbclient", "nbformat"):
         pytest.importorskip(package)
-    monkeypatch.setenv("ZOO_DATA", str(tmp_path / "none"))  # notebooks need no data
+    monkeypatch.setenv("ZOO_DATA", str(tmp_path_factory.mktemp("data")))  # notebooks need no data
     pages = notebook_pages()
     notebook = pages.read(NOTEBOOKS / f"{name}.ipynb")
     pages.execute(notebook, tmp_path)  # raises the error of a cell, such as an assertion
