@@ -484,7 +484,8 @@ def index() -> str:
         number = reproducibility.rows_of(cards(model))[0]
         link = f"[![{escaped(caption)}](picture:{picture})]({model}.md)"
         about = f"{inline(head.sentence.partition('. ')[0].rstrip('.'))}. {METRICS[model].paper}."
-        reached = f"{escaped(number.label)}: [{number.number.text}](../results.md#{model})"
+        label = escaped(number.label)
+        reached = f"{label[0].upper()}{label[1:]}: [{number.number.text}](../results.md#{model})"
         cells.append(
             f"-   **[{escaped(head.name)}]({model}.md)**\n\n{indented(f'{link}{chr(10) * 2}{about} {reached}')}"
         )
