@@ -15,6 +15,7 @@ from helpers import run
 from torch.testing import assert_close
 
 import zoo
+from zoo.callbacks.run_record import hardware
 from zoo.hub import data_of, read_card, read_training_checkpoint, record_of
 from zoo.hub.exporting import golden_terms
 
@@ -59,9 +60,13 @@ def test_a_run_of_an_earlier_version_resumes_as_it_would_have_then(tmp_path):
 
 @pytest.mark.parametrize("name", zoo.list_checkpoints())
 def test_shipped_checkpoints_give_the_golden_terms_on_their_cards(name):
-    """The terms agree with ``golden`` of the card. Rounding differs between kinds of CPUs, so they are not equal."""
-    terms, golden = golden_terms(zoo.load(name)), read_card(name)["golden"]
+    """With one thread, AVX-512 and the kind of CPU of the card, the terms equal ``golden``. Others agree to 1e-4."""
+    card = read_card(name)
+    terms, golden = golden_terms(zoo.load(name)), card["golden"]
     assert set(terms) == set(golden)
+    same_cpu = hardware(torch.device("cpu")).partition(", torch")[0] == card["hardware"].partition(", torch")[0]
+    if same_cpu and torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.get_num_threads() == 1:
+        assert terms == golden
     assert_close(terms, golden, rtol=1e-4, atol=0)
 
 
