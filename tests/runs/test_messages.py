@@ -163,6 +163,19 @@ def test_a_terminal_with_a_bar_of_rich_has_no_place_for_another(monkeypatch):
     assert isinstance(of_trainer.progress_bar(), of_trainer.ProgressLines)
 
 
+@pytest.mark.slow
+def test_only_the_kernel_of_a_notebook_has_bars_without_a_terminal():
+    """A program that imports ipykernel, to execute notebooks, is no notebook. The kernel that it starts is one."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    asked = "import ipykernel, IPython\nfrom zoo.functional.progress import has_bars\nprint(has_bars())"
+    done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(asked)])
+    nbclient.NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    assert notebook.cells[0].outputs[0].text == "True\n"
+
+
 # Progress of work that takes more than a few seconds.
 
 

@@ -3,9 +3,11 @@
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -244,17 +246,27 @@ def test_the_command_of_a_killed_search_goes_on_to_four_trials(tmp_path):
     storage = f"sqlite:///{tmp_path}/runs/optuna.db"
 
     def trials():
-        if not (tmp_path / "runs" / "optuna.db").exists():
-            return []
+        (name,) = optuna.get_all_study_names(storage)
+        return optuna.load_study(study_name=name, storage=storage).trials
+
+    def states():
+        """Return the state and the number of parameters of each trial.
+
+        The database is opened read only. Optuna would create missing tables, and the command would fail if it created
+        the same tables at this moment.
+        """
+        parameters = "(SELECT COUNT(*) FROM trial_params p WHERE p.trial_id = t.trial_id)"
         try:
-            (name,) = optuna.get_all_study_names(storage)
-            return optuna.load_study(study_name=name, storage=storage).trials
-        except Exception:  # the command is creating the database
+            with closing(sqlite3.connect(f"file:{tmp_path}/runs/optuna.db?mode=ro", uri=True)) as database:
+                return database.execute(f"SELECT t.state, {parameters} FROM trials t ORDER BY t.number").fetchall()
+        except sqlite3.OperationalError:  # there is no database, or the command is creating it
             return []
 
-    first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while [t.state.name for t in trials()] != ["COMPLETE", "COMPLETE", "RUNNING"]:
-        assert first.poll() is None
+    output = tmp_path / "output.txt"
+    with output.open("w", encoding="utf-8") as written:
+        first = subprocess.Popen(command, cwd=tmp_path, stdout=written, stderr=written)
+    while states() != [("COMPLETE", 2), ("COMPLETE", 2), ("RUNNING", 2)]:
+        assert first.poll() is None, output.read_text(encoding="utf-8")
         time.sleep(0.2)
     first.send_signal(signal.SIGKILL)
     first.wait()

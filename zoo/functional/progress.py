@@ -19,7 +19,16 @@ def has_bars(stream=None) -> bool:
     A terminal on which rich shows a bar has no place for another bar. If ``stream`` is None, it is standard error.
     """
     stream = sys.stderr if stream is None else stream
-    return "ipykernel" in sys.modules or (stream is not None and stream.isatty() and not held_by_rich(stream))
+    return in_notebook() or (stream is not None and stream.isatty() and not held_by_rich(stream))
+
+
+def in_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook.
+
+    A program that executes notebooks also imports ipykernel, but only a kernel has a shell with ``kernel``.
+    """
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
 def held_by_rich(stream: object) -> bool:
