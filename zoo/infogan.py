@@ -22,7 +22,7 @@ Training never uses labels.
 Differs from the paper:
 - As in the paper, the discriminator and Q share convolutions and one linear layer. Only the discriminator's step trains
   the shared layers. This step maximises V alone, as in eq. 6. The generator's step trains Q's own two layers. In the
-  authors' code, both steps train the shared layers.
+  authors' code, the discriminator's step trains all of Q, with -lambda L_I in its loss.
 - In training, Q infers categories from randomly deformed images (``deformation``). The generator then cannot encode a
   category in the position of a line. Q infers the continuous code from images without deformation.
 - Q's variance is learned, as in the paper. The authors' code fixes it at 1, which makes L_I a loose bound.
