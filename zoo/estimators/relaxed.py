@@ -6,9 +6,9 @@ logits drawn given z. c is the control variate.
 
     gumbel_softmax     grad f(sigma_tau(s))                                   biased; Maddison et al., Jang et al. 2017
     straight_through   value f(H(s)), derivative in z passed to sigma_tau(s)  biased; Jang et al. 2017, sec. 2.2
-    relax              [f(z) - c(s~)] grad log q(z) + grad c(s) - grad c(s~)  unbiased; Grathwohl et al. 2018, eq. 8
+    relax              [f(z) - c(s~)] grad log q(z) + grad c(s) - grad c(s~)  unbiased; Grathwohl et al. 2018, sec. 3.2
 
-REBAR (Tucker et al. 2017, eq. 7) is ``relax`` with c(s) = eta f(sigma_tau(s)). RELAX adds a learned network to this c.
+REBAR (Tucker et al. 2017) is ``relax`` with c(s) = eta f(sigma_tau(s)). RELAX adds a learned network to this c.
 The estimator is unbiased for every c, so the parameters of c can be trained to minimise the variance.
 """
 
@@ -63,7 +63,7 @@ def relax_variance(
     """Return |g|^2, (k, B), the loss of the control variate. g is the gradient estimate with respect to q's logits.
 
     The mean of g does not depend on the control variate. E|g|^2 is therefore the variance of g plus a constant
-    (Grathwohl et al. 2018, sec. 3.3). g does not contain gradients with respect to the weights of the encoder.
+    (Grathwohl et al. 2018, sec. 3.1). g does not contain gradients with respect to the weights of the encoder.
     The result is differentiable only in the parameters of ``control``.
     """
     logits = q.logits.detach().expand_as(u).clone().requires_grad_()  # one copy per draw, for separate gradients
