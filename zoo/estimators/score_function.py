@@ -38,7 +38,7 @@ def score_function(cost: Tensor, log_q: Tensor, baseline: Tensor | float = 0.0) 
 def leave_one_out(cost: Tensor) -> Tensor:
     """Return the mean cost of the other draws, for each of k >= 2 draws, (k, B).
 
-    Mnih & Rezende 2016, sec. 2.2; Kool et al. 2019.
+    Kool et al. 2019.
 
     Raises:
         UserError: for a single draw.
@@ -50,7 +50,7 @@ def leave_one_out(cost: Tensor) -> Tensor:
 
 
 def multi_sample_baseline(log_w: Tensor) -> Tensor:
-    """Return the baseline of each of k >= 2 draws, (k, B) nats (VIMCO, Mnih & Rezende 2016, eq. 9-10).
+    """Return the baseline of each of k >= 2 draws, (k, B) nats (VIMCO, Mnih & Rezende 2016).
 
     The baseline of draw j is the bound log 1/k sum_i w_i, with log w_j replaced by the mean of the other log weights.
 
