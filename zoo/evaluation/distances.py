@@ -2,7 +2,7 @@
 
 Both distances use samples only and need no density.
 
-Classifier-FID is the Frechet distance of Heusel et al. 2017 (arXiv:1706.08500, eq. 6), in features of a classifier of
+Classifier-FID is the Frechet distance of Heusel et al. 2017 (arXiv:1706.08500), in features of a classifier of
 the zoo. The classifier was trained on the same data set. The usual FID uses a network trained on photographs. Values of
 classifier-FID on one data set can therefore be compared with each other, but not with values of the usual FID. MNIST
 and Fashion-MNIST have different classifiers, so their values cannot be compared either.

@@ -1,4 +1,4 @@
-"""Frechet distance of two sets of vectors, and its standard error (Heusel et al. 2017, arXiv:1706.08500, eq. 6)."""
+"""Frechet distance of two sets of vectors, and its standard error (Heusel et al. 2017, arXiv:1706.08500)."""
 
 import torch
 from torch import Tensor

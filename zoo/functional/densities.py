@@ -118,7 +118,7 @@ def log_discretised_logistic(x: Tensor, location: Tensor, log_scale: Tensor) -> 
         P(k) = F(k + 1/2) - F(k - 1/2),   F(k) = sigmoid( (k / 255 - location) / scale ),   k = 0, ..., 255
 
     The edge values have the tails: F(-1/2) is replaced by 0, and F(255 + 1/2) by 1. The probabilities therefore sum
-    to 1. See Kingma et al. 2016, arXiv:1606.04934, sec. 5.2; Salimans et al. 2017, arXiv:1701.05517, eq. 2.
+    to 1. See Kingma et al. 2016, arXiv:1606.04934; Salimans et al. 2017, arXiv:1701.05517, eq. 2.
 
     Args:
         x: pixels k / 255, (..., D).

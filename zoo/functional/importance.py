@@ -76,7 +76,7 @@ def annealed_importance_sampling(
 ) -> Tensor:
     """Return the log weights of annealed importance sampling, (M,) nats, float64.
 
-    See Neal 2001; Salakhutdinov & Murray 2008, sec. 4. f_0, ..., f_K are unnormalised densities at the inverse
+    See Neal 2001; Salakhutdinov & Murray 2008. f_0, ..., f_K are unnormalised densities at the inverse
     temperatures beta_0, ..., beta_K, and p_k is f_k / Z_k. A chain begins at an exact draw v_0 of p_0. T_k is a
     transition that leaves p_k invariant:
 
@@ -101,7 +101,7 @@ def annealed_importance_sampling(
 def log_mean(log_w: Tensor) -> LogPartition:
     """Return log of the mean weight, with the interval log( mean w +- 3 standard errors ), in nats.
 
-    The interval of three standard errors is from Salakhutdinov & Murray 2008, sec. 4.2. ``low`` is at least
+    The interval of three standard errors is from Salakhutdinov & Murray 2008. ``low`` is at least
     log mean w - 6.6. The reason is Markov's inequality: with probability at least 1 - 1/740, the mean of the positive
     weights is at most 740 times its expectation.
 

@@ -166,7 +166,7 @@ def exact_draw(u: Tensor, u_other: Tensor, weights: Weights, visible: Visible = 
 def temperatures(n: int) -> Tensor:
     """Return n + 1 inverse temperatures from 0 to 1, (n + 1,), float64.
 
-    The spacing follows Salakhutdinov & Murray 2008, sec. 5. In the paper, 500 steps lead from 0 to 0.5, 4,000 from 0.5
+    The spacing follows Salakhutdinov & Murray 2008. In the paper, 500 steps lead from 0 to 0.5, 4,000 from 0.5
     to 0.9, and 10,000 from 0.9 to 1. Here these ranges take the same fractions of the n steps: 1/29, 8/29 and 20/29.
     """
     ends = torch.tensor([0.0, 1.0, 9.0, 29.0], dtype=torch.float64) / 29
@@ -190,7 +190,7 @@ def ais_log_partition(
 ) -> LogPartition:
     """Return log Z by annealed importance sampling from the base-rate model, with an interval of 3 standard errors.
 
-    See Salakhutdinov & Murray 2008, sec. 4.1. The unnormalised density at the inverse temperature beta is
+    See Salakhutdinov & Murray 2008. The unnormalised density at the inverse temperature beta is
 
         f_beta(v) = exp( (1 - beta) (base'v - r_0(v)) + beta (b'v - r(v)) ) prod_j ( 1 + exp( beta (c_j + (v'W)_j) ) )
 
