@@ -1,7 +1,7 @@
 """Score model: a network that estimates the gradient of the log density of data. Langevin dynamics draws samples.
 
 Papers:
-- Explicit: Hyvarinen 2005. Denoising: Vincent 2011. Sliced: Song, Garg, Shi & Ermon 2019, arXiv:1905.07088.
+- Explicit: Hyvärinen 2005. Denoising: Vincent 2011. Sliced: Song, Garg, Shi & Ermon 2019, arXiv:1905.07088.
 - NCSN (noise levels, annealed Langevin dynamics): Song & Ermon 2019, arXiv:1907.05600, and 2020, arXiv:2006.09011.
 - Lecture notes: [DSL 14.6]. docs/references.md explains the keys in brackets.
 

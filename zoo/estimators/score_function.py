@@ -104,7 +104,7 @@ def optimal_baseline(cost: Tensor, score_square: Tensor) -> Tensor:
 def local_expectation(f: Callable[[Tensor], Tensor], logits: Tensor, z: Tensor) -> Tensor:
     """Return the cost f(z), (k, B), with the Rao-Blackwellised score-function gradient of Bernoulli latents.
 
-    The latents are independent, and the expectation over each z_d is exact (Titsias & Lazaro-Gredilla 2015). Let l_d be
+    The latents are independent, and the expectation over each z_d is exact (Titsias & Lázaro-Gredilla 2015). Let l_d be
     the logit of z_d:
 
         grad_{l_d} E[f] = sigmoid'(l_d) E_{z without d}[ f(z_d = 1) - f(z_d = 0) ]

@@ -12,7 +12,7 @@ images is called the floor and is published next to the score of samples. If the
 than the score of samples, the floor has the larger bias. Good samples may then score below the floor.
 
 No classifier knows other images, such as photographs. For these images, the energy distance of their pixels is
-measured. It needs no network and is 0 only for equal distributions (Szekely & Rizzo 2013). Its unit is the Euclidean
+measured. It needs no network and is 0 only for equal distributions (Székely & Rizzo 2013). Its unit is the Euclidean
 distance of two images in [0, 1], which grows with the number of pixels. Use it to compare epochs or models on one data
 set. It does not weigh details as people do, and values of different data sets or sizes cannot be compared.
 """
@@ -156,7 +156,7 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 
         2 E|X - Y| - E|X - X'| - E|Y - Y'|
 
-    The distance is 0 for equal distributions and positive for different ones (Szekely & Rizzo 2013). The estimate is
+    The distance is 0 for equal distributions and positive for different ones (Székely & Rizzo 2013). The estimate is
     unbiased. It can therefore be negative if the distributions are equal or close.
     """
     return energy_estimate(a, b).value

@@ -1,4 +1,4 @@
-"""Kernel distance of two sets of features (KID, Binkowski et al. 2018, arXiv:1801.01401).
+"""Kernel distance of two sets of features (KID, Bińkowski et al. 2018, arXiv:1801.01401).
 
     KID = E k(x, x') + E k(y, y') - 2 E k(x, y),    k(x, y) = (x . y / F + 1)^3
 

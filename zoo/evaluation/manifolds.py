@@ -8,7 +8,7 @@ from x to its k-th nearest neighbour among the other vectors of the set. With N 
     density      sum over the y of the number of balls of x that contain y, divided by k M
     coverage     fraction of the x whose ball contains some y
 
-Precision and recall are those of Kynkaanniemi et al. 2019 (arXiv:1904.06991), with k = 3. Density and coverage are
+Precision and recall are those of Kynkäänniemi et al. 2019 (arXiv:1904.06991), with k = 3. Density and coverage are
 those of Naeem et al. 2020 (arXiv:2002.09797), with k = 5. Precision and density measure quality. Recall and coverage
 measure variety. Density and coverage use balls of real vectors only, so fake outliers do not change their balls.
 Density can exceed 1. If both distributions are equal, the expected density is 1, and the expected coverage is
@@ -40,7 +40,7 @@ from zoo.evaluation.estimates import Estimate, jackknife_variance
 from zoo.functional.precision import in_float64
 
 ROUNDING = 1e-12  # bound on the rounding error of a squared distance, relative to the largest squared norm
-PRECISION_NEIGHBOURS = 3  # k of precision and recall (Kynkaanniemi et al. 2019)
+PRECISION_NEIGHBOURS = 3  # k of precision and recall (Kynkäänniemi et al. 2019)
 DENSITY_NEIGHBOURS = 5  # k of density and coverage (Naeem et al. 2020)
 VECTORS_AT_ONCE = 500  # vectors whose distances to all others are in memory at once
 

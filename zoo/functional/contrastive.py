@@ -22,8 +22,8 @@ sum to 1. This gradient has a bias of O(1 / k).
 
 [Xu18b] prints the NCE and skip-gram objectives as sums of sigmoids. The correct objectives are sums of log sigmoids.
 
-Sources: Gutmann & Hyvarinen 2012; Mnih & Teh 2012, arXiv:1206.6426; Mnih & Kavukcuoglu 2013; Mikolov et al. 2013,
-arXiv:1310.4546; Bengio & Senecal 2003; [Xu18b], "Noise Contrastive Estimation".
+Sources: Gutmann & Hyvärinen 2012; Mnih & Teh 2012, arXiv:1206.6426; Mnih & Kavukcuoglu 2013; Mikolov et al. 2013,
+arXiv:1310.4546; Bengio & Senécal 2003; [Xu18b], "Noise Contrastive Estimation".
 """
 
 import difflib

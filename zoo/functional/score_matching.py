@@ -1,6 +1,6 @@
 """Objectives of score matching, per example and without their constants. zoo/score.py has their equations.
 
-A field that minimises the expected objective is a score, the gradient of a log density. Explicit: Hyvarinen 2005.
+A field that minimises the expected objective is a score, the gradient of a log density. Explicit: Hyvärinen 2005.
 Denoising: Vincent 2011. Sliced: Song, Garg, Shi & Ermon 2019, arXiv:1905.07088.
 """
 
