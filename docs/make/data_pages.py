@@ -156,7 +156,6 @@ def page(name: str) -> str:
     path = f"datamodules/{MODULES[module(name)]}"
     picture = PICTURES.get(f"data-{name}")
     commands = "\n".join(f"zoo train {quoted(words)}" for words in text["models"])
-    licence = text["licence"] or "See the source."
     blocks = [f"# {name}", sentence(text["what"])]
     if picture:
         blocks += [f"![{picture.caption}](picture:data-{name})", f"*{picture.caption}*"]
@@ -176,7 +175,7 @@ def page(name: str) -> str:
         offline(name),
         "## Source and licence",
         f"Source: {sentence(text['source'])}",
-        f"Licence: {sentence(licence)}",
+        f"Licence: {sentence(text['licence'])}",
         "## Code",
         f"- [`{module(name)}` in {path}](repo:{path}#L{definition(path, module(name)).lineno}) is the data module.",
     ]
