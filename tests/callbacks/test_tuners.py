@@ -71,7 +71,7 @@ def test_the_search_ends_before_an_epoch_has_no_batch(tmp_path):
     run(tmp_path / "a", *limited, *added("BatchSizeFinder", init_val=32, steps_per_trial=1))
     saved = checkpoint(tmp_path / "a")
     assert saved["Images"]["batch_size"] == 128 and saved["global_step"] == 1
-    with pytest.raises(UserError, match=r"init_val=200, .* sizes up to 140: set init_val to at most 140"):
+    with pytest.raises(UserError, match=r"init_val=200\. .* sizes up to 140\. Set init_val to at most 140"):
         run(tmp_path / "b", *limited, *added("BatchSizeFinder", init_val=200))
 
 

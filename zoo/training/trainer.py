@@ -155,12 +155,12 @@ def _prepare_model_before(tuner: LearningRateFinder | BatchSizeFinder) -> None:
 
 
 def _keep_batches(tuner: BatchSizeFinder, trainer: L.Trainer) -> None:
-    """Let ``tuner`` try only batch sizes with which a training epoch has at least one batch.
+    """Let ``tuner`` try only batch sizes for which a training epoch has at least one batch.
 
-    Lightning doubles the size also beyond the training data. Such an epoch has no batch, and so it fits into memory.
+    Without a limit, Lightning doubles the size beyond the training data. The epoch then has no batch, so nothing fails.
 
     Raises:
-        UserError: if already the first size is too large.
+        UserError: if the first size is too large.
     """
     size, batches = lightning_getattr(trainer.lightning_module, tuner._batch_arg_name), 1
     number, limit = sized_len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches
@@ -171,8 +171,8 @@ def _keep_batches(tuner: BatchSizeFinder, trainer: L.Trainer) -> None:
     largest = size * number // batches
     if tuner._init_val > largest:
         raise UserError(
-            f"BatchSizeFinder begins with init_val={tuner._init_val}, but with trainer.limit_train_batches={limit} an "
-            f"epoch has a batch only for sizes up to {largest}: set init_val to at most {largest}"
+            f"BatchSizeFinder begins with init_val={tuner._init_val}. With trainer.limit_train_batches={limit}, an "
+            f"epoch has a batch only for sizes up to {largest}. Set init_val to at most {largest}"
         )
     tuner._max_trials = min(tuner._max_trials, 1 + int(math.log2(largest / tuner._init_val)))
 
