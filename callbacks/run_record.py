@@ -152,12 +152,13 @@ class RunRecord(L.Callback):
             self._lock = locked_folder(self.folder)
 
     def teardown(self, trainer, pl_module, stage):
-        self._unlock()
+        self.close()
 
     def on_exception(self, trainer, pl_module, exception):
-        self._unlock()
+        self.close()
 
-    def _unlock(self) -> None:
+    def close(self) -> None:
+        """Release the lock of the run folder."""
         if self._lock is not None:
             self._lock.release()
 

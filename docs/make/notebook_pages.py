@@ -64,31 +64,57 @@ def read(path: Path):
     return _needed("nbformat").read(path, as_version=4)
 
 
-def execute(notebook, folder: Path, progress: bool = False) -> None:
+def execute(notebook, folder: Path, progress: bool = False, name: str = "the notebook") -> None:
     """Execute ``notebook`` in place, in a new kernel of this interpreter, with ``folder`` as its working directory.
 
     Args:
         notebook: an object of nbformat.
         folder: an existing folder. The kernel imports the zoo of this checkout in any folder.
         progress: whether to print a dot for each cell.
+        name: what messages call the notebook.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: if a cell raises an error.
-        UserError: if nbclient or ipykernel is not installed.
+        UserError: if a cell raises an error, takes too long or ends the kernel, or if nbclient or ipykernel is not
+            installed.
+        KeyboardInterrupt: after Ctrl-C, which nbclient handles as the end of the kernel.
     """
     _needed("ipykernel")
+    begun: list[Any] = []  # the code cells so far
     client = _needed("nbclient").NotebookClient(
         notebook,
         timeout=TIMEOUT,
         kernel_name="python3",
-        extra_arguments=["--log-level=ERROR"],
+        extra_arguments=["--log-level=CRITICAL"],
         resources={"metadata": {"path": str(folder)}},
+        on_cell_execute=lambda cell, **_: begun.append(cell),
         on_cell_executed=lambda **_: print(".", end="", flush=True) if progress else None,
     )
     client.create_kernel_manager()
     client.km.kernel_spec_manager.kernel_dirs = []  # so that python3 is this interpreter, not an installed kernel
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    client.execute(env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MPLBACKEND": INLINE})
+    errors = _needed("nbclient").exceptions
+    try:
+        client.execute(env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "MPLBACKEND": INLINE})
+    except Exception as error:
+        if hasattr(client, "_async_cleanup_kernel_future"):  # nbclient has received SIGINT or SIGTERM
+            raise KeyboardInterrupt from error
+        if begun and isinstance(error, errors.CellControlSignal | errors.DeadKernelError):
+            raise UserError(_failure(name, begun, error)) from error
+        raise
+
+
+def _failure(name: str, begun: list[Any], error: Exception) -> str:
+    """Return which cell of a notebook fails, with which error, and what to do."""
+    first, *_ = [*begun[-1].source.strip().split("\n"), ""]
+    if hasattr(error, "ename"):  # the cell has raised an error
+        *_, last = ["", *str(error.evalue).strip().split("\n")]
+        reason = f"{error.ename}: {last.strip()}".removesuffix(": ")
+    else:
+        reason, *_ = str(error).split("\n")
+    return (
+        f"{name}: code cell {len(begun)} fails. Its first line is: {first}\n{reason}\n"
+        f"Correct the cell, for example in jupyter lab {name}, and run this command again."
+    )
 
 
 def _needed(name: str) -> Any:
@@ -115,7 +141,11 @@ def executed(name: str):
     notebook, began = read(path), time.monotonic()
     print(f"executing notebooks/{path.name} ", end="", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        execute(notebook, Path(folder), progress=True)
+        try:
+            execute(notebook, Path(folder), progress=True, name=f"notebooks/{path.name}")
+        except BaseException:
+            print(flush=True)  # ends the line of dots
+            raise
     print(f" {time.monotonic() - began:.0f} s", flush=True)
     CACHE.mkdir(parents=True, exist_ok=True)
     for old in CACHE.glob(f"{name}-*.ipynb"):
@@ -199,4 +229,6 @@ if __name__ == "__main__":
     try:
         print(f"{len(pages())} pages, {len(files())} files")
     except UserError as error:
-        sys.exit(f"Error: {error}")
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped: the notebooks executed so far are kept in build/notebooks")

@@ -23,6 +23,8 @@ import training_pictures
 from drawing import PICTURES, ROOT, png, styled
 from tqdm import tqdm
 
+from zoo.checks.errors import UserError
+from zoo.checks.names import did_you_mean
 from zoo.training.files import atomic_write
 
 MODULES = (model_pictures, chart_pictures, data_pages, explaining_pictures, house_picture, training_pictures)
@@ -52,13 +54,14 @@ def differences(folder: Path = PICTURES) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Draw the pictures of the documentation into docs/pictures.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="a picture; without names, all are drawn")
     parser.add_argument("--list", action="store_true", help="print the names and captions")
     parser.add_argument("--check", action="store_true", help="fail if a picture is missing or not in the list")
     given = parser.parse_args(arguments)
     if unknown := [name for name in given.names if name not in REGISTRY]:
-        parser.error(f"there is no picture {', '.join(unknown)}; --list prints the names")
+        hint = did_you_mean(unknown[0], REGISTRY)
+        parser.error(f"there is no picture {', '.join(unknown)}; --list prints the names.{hint}")
     if given.list:
         print("\n".join(f"{name:24} {caption}" for name, caption in CAPTIONS.items()))
         return 0
@@ -66,13 +69,18 @@ def main(arguments: list[str] | None = None) -> int:
         found = differences()
         print("\n".join(found) or f"all {len(REGISTRY)} pictures are in {PICTURES.relative_to(ROOT)}")
         return 1 if found else 0
-    PICTURES.mkdir(exist_ok=True)
-    bar = tqdm(given.names or REGISTRY, unit="picture")
-    for name in bar:
-        bar.set_postfix_str(name)
-        image = drawn(name)
-        with atomic_write(PICTURES / f"{name}.png") as file:
-            file.write(image)
+    with tqdm(given.names or REGISTRY, unit="picture") as bar:
+        for name in bar:
+            bar.set_postfix_str(name)
+            try:
+                image = drawn(name)
+                PICTURES.mkdir(exist_ok=True)
+                with atomic_write(PICTURES / f"{name}.png") as file:
+                    file.write(image)
+            except UserError as error:
+                parser.exit(1, f"\nerror: {name}: {error}\n")
+            except OSError as error:
+                parser.exit(1, f"\nerror: {name}: {error.filename}: {error.strerror}\n")
     return 0
 
 

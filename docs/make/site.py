@@ -6,6 +6,9 @@
 
 The pages are the files ``docs/*.md``, CONTRIBUTING.md, CHANGELOG.md, and the pages of the modules in ``GENERATORS``. A
 file of the repository has a page if another page links to it. ``mkdocs.yml`` has the navigation and the look.
+
+The first build takes minutes, because it executes the notebooks. Executed notebooks are kept in ``build/notebooks``.
+The new site replaces the old one only when it is complete and has no problems.
 """
 
 import argparse
@@ -16,30 +19,36 @@ import os
 import posixpath
 import re
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+import tempfile
+import tomllib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from html.parser import HTMLParser
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import yaml
-
 MAKE = Path(__file__).resolve().parent
 ROOT = MAKE.parents[1]
 sys.path[:0] = [str(ROOT), str(MAKE)]
 
-import links  # noqa: E402
-import source_pages  # noqa: E402
+INSTALL = 'install the packages of the site with pip install -e ".[docs]"'
+try:
+    import links
+    import source_pages
+    import yaml
 
-from zoo.checks.errors import UserError  # noqa: E402
+    from zoo.checks.errors import UserError
+except ModuleNotFoundError as error:
+    sys.exit(f"{error.name} is not installed: {INSTALL}.")
 
 GENERATORS = ("model_pages", "estimator_pages", "callback_pages", "data_pages", "notebook_pages")
 MOVED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 PICTURES = (".png", ".svg", ".jpg", ".gif", ".webp")
 WRITTEN = "# Written by docs/make/site.py from mkdocs.yml.\n"  # first line of the staged configuration
-INSTALL = 'install the packages of the site with pip install -e ".[docs]"'
 
 
 class Stage:
@@ -95,7 +104,10 @@ class Stage:
                 return target
             if place := self._find(name, page, file):
                 return links.relative(place, page) + hash_ + anchor
-            self._problems.append(f"{file or page}: {target} is no page, no file and no picture. Correct the link.")
+            stem = posixpath.basename(name.removeprefix("picture:")).removesuffix(".png")
+            drawn = f", or draw the picture with python docs/make/pictures.py {stem}"
+            remedy = f"Correct the link{drawn if name.startswith('picture:') or name.endswith('.png') else ''}."
+            self._problems.append(f"{file or page}: {target} is no page, no file and no picture. {remedy}")
             return target
 
         self.pages[page] = links.replace(text, new)
@@ -165,17 +177,18 @@ class Stage:
     def write(self, folder: Path) -> None:
         """Write pages and pictures into ``folder/docs``, and the configuration into ``folder/mkdocs.yml``.
 
+        Args:
+            folder: an empty folder.
+
         Raises:
-            UserError: if ``folder`` holds other files with these names, or the navigation is wrong.
+            UserError: if ``mkdocs.yml`` of the repository cannot be read, or its navigation is wrong.
         """
-        check_folder(folder)
-        config = folder / "mkdocs.yml"
-        settings = yaml.safe_load((self.root / "mkdocs.yml").read_text(encoding="utf-8"))
+        try:
+            settings = yaml.safe_load((self.root / "mkdocs.yml").read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise UserError(f"mkdocs.yml: {error}") from error
         settings |= {"docs_dir": "docs", "site_dir": "site", "nav": self.navigation(settings["nav"])}
-        for name in ("docs", "site"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        config.write_text(WRITTEN + yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        (folder / "mkdocs.yml").write_text(WRITTEN + yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         contents = {place: text.encode() for place, text in self.pages.items()} | self.files
         contents |= {place: file.read_bytes() for place, file in self.pictures.items()}
         for file, linked_by in self.shown.items():
@@ -186,12 +199,63 @@ class Stage:
         shutil.copytree(self.root / "docs" / "assets", folder / "docs" / "assets")
 
 
+def check_installed() -> None:
+    """Raise UserError if packages of the docs extra are not installed. The message has all of them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    missing = []
+    for requirement in project["optional-dependencies"]["docs"]:
+        name = re.split(r"[^\w.-]", requirement)[0]
+        try:
+            distribution(name)
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        raise UserError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed: {INSTALL}.")
+
+
+def check_port(port: int) -> None:
+    """Raise UserError if this program cannot serve a site at ``port``."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise UserError(f"--serve cannot use port {port}: {error.strerror}. Choose another port.") from error
+
+
 def check_folder(folder: Path) -> None:
-    """Raise UserError if ``folder`` holds files with the names of the site's that this script did not write."""
+    """Make ``folder``.
+
+    Raises:
+        UserError: if it holds files with the names of the site's that this script did not write, or is not writable.
+    """
     config = folder / "mkdocs.yml"
     ours = config.is_file() and config.read_text(encoding="utf-8").startswith(WRITTEN)
     if not ours and any((folder / name).exists() for name in ("docs", "site", "mkdocs.yml")):
         raise UserError(f"{folder} has files that the site would replace. Name an empty folder with --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}. Name another folder with --out.") from error
+
+
+@contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """Make a folder for a new site inside ``folder``, and remove it at the end."""
+    part = folder / ".unfinished"
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    part.mkdir()
+    try:
+        yield part
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def replace(part: Path, folder: Path) -> None:
+    """Move a new site from ``part`` to ``folder``, and the old one to ``part``."""
+    for name in ("mkdocs.yml", "docs", "site"):
+        with suppress(FileNotFoundError):
+            (folder / name).rename(part / f"old-{name}")
+        (part / name).rename(folder / name)
 
 
 def title(text: str) -> str:
@@ -210,11 +274,17 @@ def generated(names: Iterable[str] = GENERATORS) -> tuple[dict[str, str], dict[s
     files: dict[str, bytes] = {}
     for name in names:
         if (MAKE / f"{name}.py").is_file():
-            module = importlib.import_module(name)
             try:
+                module = importlib.import_module(name)
                 made = module.pages()
                 files |= module.files() if hasattr(module, "files") else {}
-            except ValueError as error:
+            except ModuleNotFoundError as error:
+                raise UserError(
+                    f"docs/make/{name}.py needs {error.name}, which is not installed: {INSTALL}."
+                ) from error
+            except UserError:
+                raise
+            except (ValueError, yaml.YAMLError) as error:
                 raise UserError(f"docs/make/{name}.py: {error}") from error
             print(f"{name}: {len(made)} pages", flush=True)
             pages |= made
@@ -222,16 +292,8 @@ def generated(names: Iterable[str] = GENERATORS) -> tuple[dict[str, str], dict[s
 
 
 def copy_mathjax(folder: Path) -> None:
-    """Copy the part of MathJax that draws TeX into ``folder``.
-
-    Raises:
-        UserError: if the package that holds MathJax is not installed.
-    """
-    try:
-        found = distribution("sphinx-mathjax-offline").files or []
-    except PackageNotFoundError as error:
-        raise UserError(f"sphinx-mathjax-offline, which holds MathJax, is not installed: {INSTALL}.") from error
-    for file in found:
+    """Copy the part of MathJax that draws TeX into ``folder``."""
+    for file in distribution("sphinx-mathjax-offline").files or []:
         _, _, name = file.as_posix().partition("/static/mathjax/")
         if name.startswith(("tex-chtml.js", "input/tex/extensions/", "output/chtml/fonts/", "a11y/", "sre/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -241,6 +303,8 @@ def copy_mathjax(folder: Path) -> None:
 def build(root: Path, folder: Path, pages: dict[str, str], files: dict[str, bytes] | None = None) -> list[str]:
     """Build the site in ``folder/site``, and return the problems of its HTML.
 
+    With problems or errors, the old site stays as it is.
+
     Args:
         root: the folder of the repository.
         folder: the folder for the staged pages and the site.
@@ -248,19 +312,21 @@ def build(root: Path, folder: Path, pages: dict[str, str], files: dict[str, byte
         files: other generated files by their path in the site.
 
     Raises:
-        UserError: if a link leads nowhere, or zensical is missing or fails.
+        UserError: if a link leads nowhere, zensical fails, or ``folder`` holds other files or is not writable.
     """
+    check_folder(folder)
     stage = Stage(root, pages, files)
-    stage.write(folder)
-    copy_mathjax(folder / "docs" / "assets" / "mathjax")
-    counts = f"{len(stage.pages)} pages, {len(stage.shown)} shown files and {len(stage.pictures)} pictures"
-    print(f"{counts} are in {folder / 'docs'}", flush=True)
-    command = [sys.executable, "-m", "zensical", "build", "--strict", "-f", str(folder / "mkdocs.yml")]
-    if importlib.util.find_spec("zensical") is None:
-        raise UserError(f"zensical is not installed: {INSTALL}.")
-    if subprocess.run(command, env={**os.environ, "NO_COLOR": "1"}).returncode:
-        raise UserError("zensical has not built the site: correct what its messages above name.")
-    return check(folder / "site")
+    with unfinished(folder) as part:
+        stage.write(part)
+        copy_mathjax(part / "docs" / "assets" / "mathjax")
+        counts = f"{len(stage.pages)} pages, {len(stage.shown)} shown files and {len(stage.pictures)} pictures"
+        print(f"the site has {counts}", flush=True)
+        command = [sys.executable, "-m", "zensical", "build", "--strict", "-f", str(part / "mkdocs.yml")]
+        if subprocess.run(command, env={**os.environ, "NO_COLOR": "1"}).returncode:
+            raise UserError("zensical has not built the site: correct what its messages above name.")
+        if not (problems := check(part / "site")):
+            replace(part, folder)
+    return problems
 
 
 class Html(HTMLParser):
@@ -353,33 +419,47 @@ def serve(folder: Path, port: int) -> None:
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
         print(f"open http://127.0.0.1:{server.server_port}, and stop with Ctrl-C", flush=True)
-        server.serve_forever()
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Build, check and, if asked, serve the site. Return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "build", metavar="FOLDER", help="the site goes to FOLDER/site"
+        "--out",
+        type=Path,
+        default=ROOT / "build",
+        metavar="FOLDER",
+        help="the site goes to FOLDER/site (default: build)",
     )
-    parser.add_argument("--serve", type=int, metavar="PORT", help="then serve the site at 127.0.0.1")
+    parser.add_argument(
+        "--serve", type=int, metavar="PORT", help="then serve the site at 127.0.0.1; 0 takes a free port"
+    )
     options = parser.parse_args(arguments)
     if options.serve is not None and not 0 <= options.serve <= 65535:
         parser.error(f"--serve is {options.serve}; a port is an integer from 0 to 65535")
+    folder = options.out.resolve()
     try:
-        check_folder(options.out.resolve())  # before the notebooks run, which takes minutes
-        problems = build(ROOT, options.out.resolve(), *generated())
+        check_installed()  # before the notebooks are executed, which takes minutes
+        check_folder(folder)
+        if options.serve is not None:
+            check_port(options.serve)
+        problems = build(ROOT, folder, *generated())
         if problems:
             raise UserError("\n".join([*problems, f"the site has {len(problems)} problems: correct the lines above"]))
         print(f"the site is {options.out / 'site' / 'index.html'}", flush=True)
-        if options.serve is not None:
-            serve(options.out.resolve() / "site", options.serve)
     except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
+        about = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        print(f"{about}{getattr(error, 'strerror', None) or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+        site = folder / "site"
+        kept = f"{site} is the site of an earlier build" if site.is_dir() else "no site was built"
+        print(f"\nstopped: {kept}", file=sys.stderr)
         return 130
+    if options.serve is not None:
+        serve(folder / "site", options.serve)
     return 0
 
 

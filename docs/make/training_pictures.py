@@ -13,7 +13,6 @@ The first two files are committed, so ``docs/make/pictures.py`` draws the pictur
 """
 
 import argparse
-import csv
 import re
 import sys
 from functools import partial
@@ -26,11 +25,21 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from zoo.checks.errors import UserError
+from zoo.evaluation.curves import read_curve
 from zoo.evaluation.results import read_results, write_results
 from zoo.training.files import atomic_write
+from zoo.training.tables import read_rows
 
 TRAINING = RESULTS / "training"
 COLUMNS, SIDE = 8, 4  # pictures in a strip; each shows SIDE x SIDE samples
+
+
+def opened(path: Path, mode: str = "RGB") -> np.ndarray:
+    """Return the pixels of an image file."""
+    try:
+        return np.asarray(Image.open(path).convert(mode))
+    except OSError as error:  # also of Pillow, for a file that is no image or has only a part of it
+        raise UserError(f"{path} cannot be read as an image: remove it, or copy it from the run again") from error
 
 
 def corner(path: Path, tile: int) -> np.ndarray:
@@ -40,7 +49,7 @@ def corner(path: Path, tile: int) -> np.ndarray:
         path: PNG file of a grid.
         tile: pixels of a side of one image.
     """
-    pixels = np.asarray(Image.open(path).convert("RGB"))
+    pixels = opened(path)
     side = 2 + SIDE * (tile + 2)
     if min(pixels.shape[:2]) < side:
         raise UserError(f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels: a strip needs {side} x {side}")
@@ -49,7 +58,7 @@ def corner(path: Path, tile: int) -> np.ndarray:
 
 def tile_size(path: Path) -> int:
     """Return the pixels of a side of one image of a grid, from the first grey line below the images."""
-    pixels = np.asarray(Image.open(path).convert("L")).astype(int)
+    pixels = opened(path, "L").astype(int)
     lines = [y for y in range(2, len(pixels)) if (abs(pixels[y] - 128) <= 1).all()]
     if not lines:
         raise UserError(f"{path} is no grid of samples: it has no line of grey pixels between the images")
@@ -60,17 +69,17 @@ def record(run: Path, name: str, metric: str, label: str) -> None:
     """Write the two results files of a run.
 
     Raises:
-        UserError: if the run has no pictures of samples, or if its metrics.csv has no values of the metric.
+        UserError: if the run has no pictures of samples, or if its metrics.csv has no values of the metric by epoch.
     """
+    if not run.is_dir():
+        raise UserError(f"there is no folder {run}: give the folder of a run, such as runs/ddpm/2026-01-31_12-00-00")
     grids = {int(re.sub(r"\D", "", path.stem)): path for path in sorted((run / "samples").glob("epoch_*.png"))}
     if not grids:
         raise UserError(f"{run / 'samples'} has no pictures epoch_000.png, ...: give the folder of a run with samples")
-    with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if metric not in rows[0]:
-        known = ", ".join(key for key in rows[0] if key.startswith("val/"))
-        raise UserError(f"{run / 'metrics.csv'} has no metric {metric}; it has {known}")
-    curve = [(row["epoch"], row[metric]) for row in rows if row[metric]]
+    unit, _ = read_curve(run, metric)
+    if unit != "epochs":
+        raise UserError(f"{run / 'metrics.csv'} has {metric} by {unit}, and the picture needs a metric by epoch")
+    curve = [(row["epoch"], row[metric]) for row in read_rows(run / "metrics.csv") if row.get(metric)]
     kept = np.unique(np.linspace(0, len(grids) - 1, min(COLUMNS, len(grids))).round().astype(int))
     epochs = [sorted(grids)[k] for k in kept]
     tile = tile_size(grids[epochs[0]])
@@ -93,7 +102,7 @@ def training(name: str) -> Figure:
     """Return the picture of a recorded run: the samples above, at the epochs of the curve below."""
     table, about = read_results(TRAINING / f"{name}.csv")
     epochs = [int(epoch) for epoch in about["epochs of the images"].split()]
-    strip = np.asarray(Image.open(TRAINING / f"{name}.png").convert("RGB"))
+    strip = opened(TRAINING / f"{name}.png")
     images = np.split(strip, len(epochs), 1)
     figure = canvas(3.7, 2, len(epochs), height_ratios=[1, 1.9])[0]
     grid = figure.axes[0].get_gridspec()
@@ -127,22 +136,31 @@ PICTURES = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the samples and a metric of a run over its epochs.")
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run, with samples/ and metrics.csv")
     parser.add_argument("name", metavar="NAME", help="name of the picture, which becomes training-NAME.png")
     parser.add_argument("metric", metavar="METRIC", help="a column of metrics.csv, such as val/loss")
     parser.add_argument("label", metavar="LABEL", help="what the axis says, with units, such as 'loss, nats'")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
+    if not re.fullmatch(r"[\w-]+", given.name):
+        parser.error(f"NAME is {given.name!r}; it has only letters, digits, _ and -, such as ddpm")
     try:
         record(given.run, given.name, given.metric, given.label)
+        FOLDER.mkdir(exist_ok=True)
+        with styled():
+            image = png(training(given.name))
+        with atomic_write(FOLDER / f"training-{given.name}.png") as file:
+            file.write(image)
     except UserError as error:
         sys.exit(f"error: {error}")
-    FOLDER.mkdir(exist_ok=True)
-    with styled(), atomic_write(FOLDER / f"training-{given.name}.png") as file:
-        file.write(png(training(given.name)))
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")
     print(f"wrote docs/pictures/training-{given.name}.png; commit it with both files in docs/results/training")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("stopped: run the command again")

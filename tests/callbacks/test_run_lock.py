@@ -26,6 +26,14 @@ def test_the_folder_is_locked_from_the_start_until_the_run_ends(tmp_path):
     FileLock(tmp_path / ".lock").acquire(timeout=0).lock.release()
 
 
+def test_a_start_that_fails_frees_the_folder_at_once(tmp_path):
+    """The error keeps the frames of the failed start, and they keep the lock of the run record."""
+    with pytest.raises(UserError, match="trainer.precision must be") as error:
+        run(tmp_path, *TINY["vae"], "trainer.precision=8")
+    RunRecord(str(tmp_path))
+    assert error.value.__traceback__ is not None
+
+
 def test_a_folder_that_cannot_be_made_is_not_locked(tmp_path):
     (tmp_path / "file").touch()
     RunRecord(str(tmp_path / "file" / "run"))

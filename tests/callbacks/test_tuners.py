@@ -65,6 +65,16 @@ def test_a_batch_size_that_was_found_is_the_one_of_the_run(tmp_path):
     assert checkpoint(tmp_path)["Images"]["batch_size"] == 16 and checkpoint(tmp_path)["global_step"] == 8
 
 
+def test_the_search_ends_before_an_epoch_has_no_batch(tmp_path):
+    """``debug=limit`` takes a tenth of the batches. With 1,437 digits, 128 is the last size with ten batches."""
+    limited = [*TINY["vae"], "debug=limit", "test=false", "~callbacks.estimator_variance", "trainer.max_epochs=1"]
+    run(tmp_path / "a", *limited, *added("BatchSizeFinder", init_val=32, steps_per_trial=1))
+    saved = checkpoint(tmp_path / "a")
+    assert saved["Images"]["batch_size"] == 128 and saved["global_step"] == 1
+    with pytest.raises(UserError, match=r"init_val=200\. .* sizes up to 140\. Set init_val to at most 140"):
+        run(tmp_path / "b", *limited, *added("BatchSizeFinder", init_val=200))
+
+
 WORK = {
     "StochasticWeightAveraging": {"swa_lrs": 0.01},
     "GradientAccumulationScheduler": {"scheduling": "{0:1,1:2}"},

@@ -245,6 +245,7 @@ def on_the_page(text):
     return {f"{stage}/{name}" for name, of in rows for stage in re.findall(r"`(\w+)/`", stages.get(of, of))}
 
 
+@cache
 def metrics_of_a_run(*overrides):
     """Return the names of the metrics that a model logs in two short epochs and a test, without callbacks."""
     quiet_lightning()

@@ -18,6 +18,8 @@ import pictures  # noqa: E402
 import training_pictures  # noqa: E402
 from drawing import SOFTWARE  # noqa: E402
 
+from zoo.checks.errors import UserError  # noqa: E402
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FAST = [*chart_pictures.PICTURES, *house_picture.PICTURES, *training_pictures.PICTURES]
 SHOWN = re.compile(r"!\[(?P<text>[^\]]*)\]\((?P<path>[^)\s]+)\)")
@@ -64,7 +66,17 @@ def test_the_names_are_listed_and_a_wrong_name_is_an_error(capsys):
     assert all(name in capsys.readouterr().out for name in list(pictures.REGISTRY)[:1])
     with pytest.raises(SystemExit):
         pictures.main(["hose"])
-    assert "there is no picture hose" in capsys.readouterr().err
+    assert "there is no picture hose; --list prints the names. Did you mean house?" in capsys.readouterr().err
+
+
+def test_a_missing_results_file_is_told_in_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(chart_pictures, "RESULTS", tmp_path)
+    monkeypatch.setattr(pictures, "PICTURES", tmp_path)
+    with pytest.raises(SystemExit) as error:
+        pictures.main(["vade-seeds"])
+    message = f"error: vade-seeds: the results file {tmp_path / 'vade-seeds.csv'} is missing: restore it"
+    assert error.value.code == 1 and message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_picture_has_a_caption_of_one_or_more_sentences():
@@ -150,10 +162,22 @@ def test_a_run_becomes_a_strip(tmp_path, monkeypatch):
     (line,) = (line for line in figure.axes[-1].lines if len(line.get_xdata()) == 12)
     assert line.get_ydata()[[0, -1]].tolist() == pytest.approx([1, 1 / 12])
     assert "validation loss" in training_pictures.caption("trial")
-    with pytest.raises(training_pictures.UserError, match="has no metric val/los; it has val/loss"):
-        training_pictures.record(run, "trial", "val/los", "validation loss")
-    with pytest.raises(training_pictures.UserError, match="give the folder of a run with samples"):
-        training_pictures.record(tmp_path, "trial", "val/loss", "validation loss")
+    wrong = {
+        (run, "val/los"): "has no values of val/los; it has train/loss, val/loss",
+        (tmp_path / "lost", "val/loss"): "there is no folder .*lost: give the folder of a run",
+        (tmp_path, "val/loss"): "give the folder of a run with samples",
+    }
+    for (folder, metric), message in wrong.items():
+        with pytest.raises(UserError, match=message):
+            training_pictures.record(folder, "trial", metric, "validation loss")
+    (run / "samples" / "epoch_000.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"epoch_000\.png cannot be read as an image"):
+        training_pictures.record(run, "trial", "val/loss", "validation loss")
+    (run / "metrics.csv").unlink()
+    with pytest.raises(UserError, match=r"there is no .*metrics\.csv: give run folders"):
+        training_pictures.record(run, "trial", "val/loss", "validation loss")
+    with pytest.raises(SystemExit):
+        training_pictures.main([str(run), "../trial", "val/loss", "validation loss"])
 
 
 @pytest.mark.slow

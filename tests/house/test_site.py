@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import shutil
+import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -108,6 +110,7 @@ def test_links_become_links_of_the_site(make, small):
         ("[x](repo:../outside.py)", r"repo:\.\./outside\.py is no page"),
         ("![x](picture:cvae)", r"picture:cvae is no page"),
         ('<img alt="x" src="picture:cvae">', r"picture:cvae is no page"),
+        ("![x](../pictures/b.png)", r"or draw the picture with python docs/make/pictures\.py b\.$"),
         ("[x](repo:zoo/vae.py#L6)", r"zoo/vae\.py\.md#L6 names an anchor that source/zoo/vae\.py\.md lacks"),
         ("[x](#the-gain)", r"#the-gain names an anchor that models/vae\.md lacks"),
         ("[x](../index.md#nowhere)", r"\.\./index\.md#nowhere names an anchor that index\.md lacks"),
@@ -149,10 +152,88 @@ def test_each_line_of_a_file_has_its_number(make, small):
 
 
 def test_a_folder_with_files_of_others_stays(make, small):
-    stage = make.Stage(small, {"models/vae.md": VAE})
     with pytest.raises(UserError, match="has files that the site would replace"):
-        stage.write(small)
+        make.build(small, small, {"models/vae.md": VAE})
     assert (small / "docs" / "index.md").is_file()
+
+
+def built(make, monkeypatch, zensical):
+    """Let the function ``zensical`` of the staged folder take the place of the program, and leave MathJax out."""
+
+    def ran(command, **_):
+        zensical(Path(command[-1]).parent)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(make.subprocess, "run", ran)
+    monkeypatch.setattr(make, "copy_mathjax", lambda folder: None)
+
+
+def test_only_a_whole_site_replaces_the_old_one(make, small, tmp_path, monkeypatch, capsys):
+    def writes(text, then=lambda: None):
+        def program(stage):
+            (stage / "site").mkdir()
+            (stage / "site" / "index.html").write_text(text, encoding="utf-8")
+            then()
+
+        built(make, monkeypatch, program)
+
+    def stopped():
+        raise KeyboardInterrupt
+
+    folder, pages = tmp_path / "built", {"models/vae.md": VAE}
+    index, names = folder / "site" / "index.html", {"mkdocs.yml", "docs", "site"}
+    monkeypatch.setattr(make, "ROOT", small)
+    monkeypatch.setattr(make, "check_installed", lambda: None)
+    monkeypatch.setattr(make, "generated", lambda: (pages, {}))
+    writes("half of it", stopped)
+    assert make.main(["--out", str(folder)]) == 130
+    assert capsys.readouterr().err == "\nstopped: no site was built\n" and not list(folder.iterdir())
+    for text in ("first", "second"):
+        writes(text)
+        assert make.build(small, folder, pages) == []
+        assert index.read_text(encoding="utf-8") == text and {path.name for path in folder.iterdir()} == names
+    writes("half of it", stopped)
+    assert make.main(["--out", str(folder)]) == 130
+    assert f"stopped: {folder / 'site'} is the site of an earlier build" in capsys.readouterr().err
+    writes('<img src="lost.png">')
+    assert make.build(small, folder, pages) == ["index.html: loads lost.png, which does not exist"]
+    assert index.read_text(encoding="utf-8") == "second" and {path.name for path in folder.iterdir()} == names
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_build(make, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(make, "check_installed", lambda: None)
+    (tmp_path / "file").touch()
+    assert make.main(["--out", str(tmp_path / "file")]) == 1
+    assert (
+        capsys.readouterr().err
+        == f"{tmp_path / 'file'} cannot be written: File exists. Name another folder with --out.\n"
+    )
+
+
+def test_a_port_in_use_is_told_before_the_build(make, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(make, "check_installed", lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert make.main(["--out", str(tmp_path), "--serve", str(port)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"--serve cannot use port {port}: ") and error.endswith("Choose another port.\n")
+
+
+def test_all_missing_packages_are_named_before_the_build(make, tmp_path, monkeypatch, capsys):
+    installed = make.distribution
+
+    def lacking(name):
+        if name in ("zensical", "nbclient"):
+            raise make.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(make, "distribution", lacking)
+    monkeypatch.setattr(make, "ROOT", tmp_path)
+    docs = 'docs = ["zensical>=0.0.73", "pytest", "nbclient; python_version > \'3\'"]'
+    (tmp_path / "pyproject.toml").write_text(f"[project.optional-dependencies]\n{docs}\n", encoding="utf-8")
+    assert make.main(["--out", str(tmp_path / "built")]) == 1
+    assert capsys.readouterr().err.startswith("zensical, nbclient are not installed: install the packages of the site")
+    assert not (tmp_path / "built").exists()
 
 
 PAGE = '<html><head><link rel="stylesheet" href="a.css"></head><body><h1 id="top">x</h1>{}</body></html>'
@@ -211,6 +292,8 @@ def test_a_mistake_is_told_in_one_sentence(make, monkeypatch, capsys, tmp_path):
     def wrong(*_):
         raise UserError("models/vae.md: cvae.md is no page")
 
+    monkeypatch.setattr(make, "check_installed", lambda: None)
+    monkeypatch.setattr(make, "generated", lambda: ({}, {}))  # the real one executes the notebooks
     monkeypatch.setattr(make, "build", wrong)
     assert make.main(["--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err == "models/vae.md: cvae.md is no page\n"

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import zoo
+from zoo.checks.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = ROOT / "notebooks"
@@ -149,9 +150,27 @@ def test_notebooks_run_in_an_empty_folder(name, tmp_path, tmp_path_factory, monk
 
 
 @pytest.mark.slow
-def test_a_wrong_result_is_an_error(tmp_path):
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
-    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import zoo\nassert not zoo.list_models()")])
-    with pytest.raises(nbclient.exceptions.CellExecutionError, match="AssertionError"):
-        notebook_pages().execute(made, tmp_path)
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import zoo\nassert not zoo.list_models()", "Its first line is: import zoo\nAssertionError\n"),
+        ("\nraise ValueError('one\\n  two')", "Its first line is: raise ValueError('one\\n  two')\nValueError: two\n"),
+        ("import os\nos._exit(3)", "Its first line is: import os\nKernel died\n"),
+    ],
+)
+def test_a_failed_cell_is_named_in_a_short_message(source, message, tmp_path, monkeypatch, capsys):
+    """The message names the notebook, the cell, its error and what to do. The notebook is executed again later."""
+    nbformat = pytest.importorskip("nbformat")
+    for package in ("ipykernel", "nbclient"):
+        pytest.importorskip(package)
+    pages = notebook_pages()
+    monkeypatch.setattr(pages, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(pages, "CACHE", tmp_path / "kept")
+    made = [nbformat.v4.new_markdown_cell("# A"), *map(nbformat.v4.new_code_cell, ("x = 1", source, "x = 2"))]
+    nbformat.write(nbformat.v4.new_notebook(cells=made), tmp_path / "a.ipynb")
+    with pytest.raises(UserError) as error:
+        pages.executed("a")
+    todo = "Correct the cell, for example in jupyter lab notebooks/a.ipynb, and run this command again."
+    assert str(error.value) == f"notebooks/a.ipynb: code cell 2 fails. {message}{todo}"
+    assert re.fullmatch(r"executing notebooks/a\.ipynb \.+\n", capsys.readouterr().out)  # a dot for each cell
+    assert not (tmp_path / "kept").exists()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import zoo
 from zoo.checks.errors import UserError
 from zoo.commands import image_sets
+from zoo.commands.columns import aligned
 from zoo.commands.conditions import parse_conditions
 
 if TYPE_CHECKING:
@@ -147,6 +148,4 @@ def _print_table(
     print(f"{'features':10}{features}\n")
     cells = [("METRIC", "VALUE", "STANDARD ERROR")]
     cells += [(name, rounded(value), "" if error is None else f"{error:.2g}") for name, value, error in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for name, value, error in cells:
-        print(f"{name:{widths[0]}}  {value:>{widths[1]}}  {error:>{widths[2]}}")
+    print("\n".join(aligned(cells, right=(1, 2))))

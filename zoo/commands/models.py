@@ -6,6 +6,7 @@ from pathlib import Path
 import zoo
 from zoo.checks.errors import UserError
 from zoo.checks.names import did_you_mean
+from zoo.commands.columns import aligned
 from zoo.commands.conditions import parse_conditions
 from zoo.commands.inputs import data_for, knows_words, load_model, on_device, starting_images
 from zoo.commands.listing import print_rows
@@ -26,8 +27,7 @@ def list_everything(args: argparse.Namespace) -> None:
         return
     if models:
         print(f"Models. Train one with: {pasted(*zoo_command())} train model=NAME")
-    for name in models:
-        print(f"  {name:{max(map(len, models))}}  {about(name)}")
+        print("  " + "\n  ".join(aligned([(name, about(name)) for name in models])))
     if checkpoints:
         print(f"{chr(10) if models else ''}Pretrained checkpoints. Load one in Python with: zoo.load(NAME)")
         _print_table(checkpoints)
@@ -41,10 +41,7 @@ def _print_table(checkpoints: list[str]) -> None:
     for name in checkpoints:
         card = card_at(zoo.WEIGHTS / f"{name}.json")
         rows.append((name, card["model"], card["data"], f"{card['parameters']:,}", _main_metric(card["metrics"])))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, model, data, parameters, metric in rows:
-        left = "  ".join(f"{text:{width}}" for text, width in zip((name, model, data), widths[:3], strict=True))
-        print(f"  {left}  {parameters:>{widths[3]}}  {metric}")
+    print("  " + "\n  ".join(aligned(rows, right=(3,))))
 
 
 def about(model: str) -> str:

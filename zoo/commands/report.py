@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoo.checks.errors import UserError
+from zoo.commands.columns import aligned
 
 if TYPE_CHECKING:
     from zoo.commands.pages import Documentation
@@ -66,9 +67,7 @@ def _list(documentation: "Documentation") -> None:
     shown = documentation.shown()
     rows = [["TABLE", "SOURCE", "PAGE"], [WIDE, CARDS, ""]]
     rows += [[name, source, shown.get(name, "")] for name, source in documentation.sources.items()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    print("\n".join(aligned(rows)))
 
 
 def _report_runs(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,8 +123,9 @@ def train(cfg: "DictConfig") -> dict[str, float]:
     elif cfg.init is not None:
         begun = begin_from(model, cfg.init)
     record = RunRecord(cfg.run_dir, OmegaConf.to_container(cfg, resolve=True), begun)
-    trainer = build(cfg.trainer, callbacks=[*build_all(cfg.callbacks), record], logger=build_all(cfg.logger))
-    trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
+    with closing(record):  # if the trainer cannot be built, no callback releases the lock of the run folder
+        trainer = build(cfg.trainer, callbacks=[*build_all(cfg.callbacks), record], logger=build_all(cfg.logger))
+        trainer.fit(model, datamodule=data, ckpt_path=cfg.ckpt, weights_only=True)
     metrics = dict(trainer.callback_metrics)
     pruned = any(isinstance(callback, Pruning) and callback.pruned for callback in trainer.callbacks)
     if cfg.test and not pruned:

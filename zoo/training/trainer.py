@@ -1,16 +1,19 @@
 """Make Lightning's Trainer for the hardware of this machine, and check its arguments."""
 
 import logging
+import math
 import os
 import warnings
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint, ProgressBar
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.parsing import lightning_getattr
 
 from zoo.checks.errors import UserError
 from zoo.checks.values import check_flag
@@ -141,12 +144,37 @@ def _prepare_model_before(tuner: LearningRateFinder | BatchSizeFinder) -> None:
     search = tuner.on_fit_start
 
     def on_fit_start(trainer, pl_module) -> None:
+        if isinstance(tuner, BatchSizeFinder) and trainer.datamodule is not None:
+            _keep_batches(tuner, trainer)
         before = {name: value.clone() for name, value in pl_module.state_dict().items()}
         pl_module.on_fit_start()
         search(trainer, pl_module)
         pl_module.load_state_dict(before)
 
     tuner.on_fit_start = on_fit_start  # type: ignore[method-assign]
+
+
+def _keep_batches(tuner: BatchSizeFinder, trainer: L.Trainer) -> None:
+    """Let ``tuner`` try only batch sizes for which a training epoch has at least one batch.
+
+    Without a limit, Lightning doubles the size beyond the training data. The epoch then has no batch, so nothing fails.
+
+    Raises:
+        UserError: if the first size is too large.
+    """
+    size, batches = lightning_getattr(trainer.lightning_module, tuner._batch_arg_name), 1
+    number, limit = sized_len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches
+    if not number:
+        return
+    if isinstance(limit, float) and limit > 0:
+        batches = math.ceil(1 / limit)  # the epoch has one of these batches
+    largest = size * number // batches
+    if tuner._init_val > largest:
+        raise UserError(
+            f"BatchSizeFinder begins with init_val={tuner._init_val}. With trainer.limit_train_batches={limit}, an "
+            f"epoch has a batch only for sizes up to {largest}. Set init_val to at most {largest}"
+        )
+    tuner._max_trials = min(tuner._max_trials, 1 + int(math.log2(largest / tuner._init_val)))
 
 
 class FoundValues(L.Callback):
