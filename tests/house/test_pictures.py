@@ -67,6 +67,12 @@ def test_the_names_are_listed_and_a_wrong_name_is_an_error(capsys):
     assert "there is no picture hose" in capsys.readouterr().err
 
 
+def test_no_picture_has_the_name_of_a_picture_of_the_weights():
+    """A page names a picture without its folder."""
+    weights = {path.stem for path in (ROOT / "zoo" / "weights").glob("*.png")}
+    assert len(weights) > 10 and not weights & set(pictures.REGISTRY)
+
+
 def test_every_picture_has_a_caption_of_one_or_more_sentences():
     for name, caption in pictures.CAPTIONS.items():
         assert caption[0].isupper() and caption.endswith(".") and "  " not in caption, name
