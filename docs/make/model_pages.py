@@ -280,11 +280,15 @@ model = zoo.load("{model}")
     return box("example", "In a minute", text)
 
 
-def one_equation(equation: equations.Equation, formula: str | None) -> str:
-    """Return an equation with its source, and links to its code and its tests."""
-    title = f"**{code(equation.key)}**{{ #eq-{slug(equation.key)} }}" + (
-        f" &nbsp; {inline(equation.source)}" if equation.source else ""
-    )
+def one_equation(equation: equations.Equation, formula: str | None, name: str = "") -> str:
+    """Return an equation with its source, and links to its code and its tests.
+
+    Args:
+        equation: the equation.
+        formula: its LaTeX, or None for the text of the header.
+        name: Markdown after its key, such as an anchor.
+    """
+    title = f"**{code(equation.key)}**{name}" + (f" &nbsp; {inline(equation.source)}" if equation.source else "")
     shown = f"$$\n{formula.strip()}\n$$" if formula else f"```text\n{equation.text}\n```"
     places = dict.fromkeys([(equation.path, equation.line), *((path, line) for path, line, _ in equation.places)])
     names = {(path, line): name for path, line, name in equation.places}
@@ -294,16 +298,25 @@ def one_equation(equation: equations.Equation, formula: str | None) -> str:
     return f"{title}\n\n{shown}\n\n{links}"
 
 
+def main_equation(model: str) -> str:
+    """Return the box with the main equation of ``model``, and what training does with it."""
+    known = {equation.key: equation for equation in equations.of(model)}
+    key, role = equations.MAIN[model]
+    linked = re.sub(r"`(.+?)`", lambda m: f"[{m[0]}](#eq-{slug(m[1])})" if m[1] in known else m[0], role)
+    return box("abstract", "The main equation", f"{linked}\n\n{one_equation(known[key], formulas(model).get(key))}")
+
+
 def equations_of(model: str) -> str:
-    """Return all equations, with the text of the header between them."""
+    """Return the main equation, and then all equations with the text of the header between them."""
     known = iter(equations.of(model))
-    parts = []
+    parts = [main_equation(model), "All equations of the model, in the order of its file:"]
     for block in header.read(model).body:
         if block[0].startswith("    "):
             number = sum(1 for line in block if re.match(r" {4}\S", line))
             for _ in range(number):
                 equation = next(known)
-                parts.append(one_equation(equation, formulas(model).get(equation.key)))
+                anchor = f"{{ #eq-{slug(equation.key)} }}"
+                parts.append(one_equation(equation, formulas(model).get(equation.key), anchor))
         else:
             parts.append(header.markdown(block))
     return "\n\n".join(parts)
