@@ -54,6 +54,8 @@ SHARED = {
     "callbacks.samples.every_n_epochs": "epochs between pictures of samples",
     "callbacks.best.monitor": "metric that selects the best checkpoint",
 }
+# Pictures of ideas. Their names do not have the name of the model.
+IDEAS = {"iwae-bound": "vae", "ais-two-sides": "rbm", "schedule": "ddpm"}
 # Who made the data of the checkpoints, and the licence. Data without an entry are drawn from a formula.
 DATA = {
     "mnist": "MNIST, CC BY-SA 3.0",
@@ -442,7 +444,9 @@ def pictures_of(model: str, shown: set[str]) -> str:
     found = [
         image(name, caption)
         for name, caption in captions().items()
-        if model in name.split("-") and name not in shown and (ROOT / "docs" / "pictures" / f"{name}.png").is_file()
+        if model in (*name.split("-"), IDEAS.get(name))
+        and name not in shown
+        and (ROOT / "docs" / "pictures" / f"{name}.png").is_file()
     ]
     return "\n\n".join(found)
 

@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "docs" / "make"))
 
 import chart_pictures  # noqa: E402
+import data_pages  # noqa: E402
+import estimator_pages  # noqa: E402
 import house_picture  # noqa: E402
+import model_pages  # noqa: E402
 import pictures  # noqa: E402
 import training_pictures  # noqa: E402
 from drawing import SOFTWARE  # noqa: E402
@@ -77,6 +80,14 @@ def test_every_picture_has_a_caption_of_one_or_more_sentences():
     for name, caption in pictures.CAPTIONS.items():
         assert caption[0].isupper() and caption.endswith(".") and "  " not in caption, name
         assert len(caption) > 20 and not set(caption) & set("[]\n"), name
+
+
+def test_every_picture_is_on_a_page():
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    for module in (model_pages, estimator_pages, data_pages):
+        texts += module.pages().values()
+    shown = {Path(target.removeprefix("picture:")).stem for text in texts for _, target in SHOWN.findall(text)}
+    assert not set(pictures.REGISTRY) - shown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
