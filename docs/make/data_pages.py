@@ -160,7 +160,8 @@ def page(name: str) -> str:
     licence = text["licence"] or "See the source."
     blocks = [f"# {name}", sentence(text["what"])]
     if picture:
-        blocks += [f"![{picture.caption}](picture:data-{name})", f"*{picture.caption}*"]
+        size = "" if name == "markov_chain" else "{ width=450 }"  # text as large as in other pictures
+        blocks += [f"![{picture.caption}](picture:data-{name}){size}", f"*{picture.caption}*"]
     blocks += [
         facts(name),
         f"See {text['guide']}." if "guide" in text else "",

@@ -349,6 +349,8 @@ def settings_of(model: str) -> str:
     rows = []
     for name, default, comment in settings(model):
         meaning = comment or known.get(name, "")
+        if name.startswith("callbacks.") and not comment:  # the page of the callback has all sentences
+            meaning = header.SENTENCE_END.split(meaning)[0]
         key = name.removeprefix("defaults.") if name.startswith("defaults.") else name
         rows.append((code(key), code(default), inline(meaning)))
     path = f"configs/model/{model}.yaml"
