@@ -20,7 +20,7 @@ from zoo.functional.noise import chunk_generator, randn
 from zoo.functional.progress import tracked
 from zoo.sampling.chunks import sample_chunks
 
-BESIDE_NAMES = 21  # points above images whose title stands beside the title of images with names of columns
+LEVEL = 21  # points from images to their title, so that it is level with a title above names of columns
 DIGITS, SHAPE = list(range(10)), (1, 28, 28)
 INKS = ("#0072B2", "#A04000", "#00785A", "#8A2F6B", "#5B4FB0", "#7A5C00", "#1F6F8B", "#B03A2E", "#444444")
 
@@ -100,7 +100,7 @@ def rbm() -> Figure:
         axes[0], chains.flatten(0, 1), frames, "Gibbs chains, by the number of steps", column_names=shown, noisy=True
     )
     axes[1].imshow(tiles(colours.view(-1, 28, 28, 3).permute(0, 3, 1, 2), 8, grey=0.75).numpy())
-    axes[1].set_title("Weights of 64 of the hidden units", pad=BESIDE_NAMES)
+    axes[1].set_title("Weights of 64 of the hidden units", pad=LEVEL)
     axes[1].set_axis_off()
     return figure
 
@@ -182,7 +182,7 @@ def draw_field(axes: Axes) -> None:
     axes.set(aspect="equal", xlim=(-half, half), ylim=(-half, half), xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    axes.set_title("Score and samples", pad=BESIDE_NAMES)
+    axes.set_title("Score and samples", pad=LEVEL)
 
 
 SPREAD = 3.0
