@@ -103,19 +103,29 @@ def measured(family: str) -> list[Measured]:
     return sorted((row for row in found if number(row.variance) > 0), key=lambda row: number(row.variance))
 
 
-def variance_panel(axes: Axes, family: str) -> None:
-    """Draw the variances of a family as points on a logarithmic scale, each with a note."""
-    rows = measured(family)
-    values = [number(row.variance) for row in rows]
-    powers(axes, values, 0.42)
-    axes.hlines(range(len(rows)), axes.get_xlim()[0], values, color=PALE, linewidth=2, zorder=1)
-    axes.plot(values, range(len(rows)), "o", color=BLUE, zorder=3)
-    axes.set_yticks(range(len(rows)), [row.name.replace("model.objective=", "") for row in rows])
+def points(
+    axes: Axes, names: list[str], values: list[float], notes: Iterable[str], colour: str = BLUE, room: float = 0.42
+) -> None:
+    """Draw values as points on a logarithmic scale from the top, with a note to the right of each point.
+
+    ``room`` is the part of the axis to the right of the largest value.
+    """
+    powers(axes, values, room)
+    axes.hlines(range(len(names)), axes.get_xlim()[0], values, color=PALE, linewidth=2, zorder=1)
+    axes.plot(values, range(len(names)), "o", color=colour, zorder=3)
+    axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    for i, row in enumerate(rows):
-        axes.annotate(row.note, (values[i], i), (7, 0), textcoords="offset points", va="center", fontsize=9.5)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    for i, (value, note) in enumerate(zip(values, notes, strict=True)):
+        axes.annotate(note, (value, i), (7, 0), textcoords="offset points", va="center", fontsize=9.5)
+
+
+def variance_panel(axes: Axes, family: str, room: float = 0.42) -> None:
+    """Draw the variances of a family, each with its signal-to-noise ratio."""
+    rows = measured(family)
+    names = [row.name.replace("model.objective=", "") for row in rows]
+    points(axes, names, [number(row.variance) for row in rows], [row.note for row in rows], room=room)
 
 
 def variance() -> Figure:
@@ -131,13 +141,12 @@ def variance_of(family: str) -> Figure:
     rows = measured(family)
     timed = all(row.milliseconds for row in rows)
     figure, panels = canvas(1.35 + 0.36 * len(rows), 1, 2 if timed else 1, squeeze=False)
-    variance_panel(panels[0, 0], family)
+    variance_panel(panels[0, 0], family, 0.5 if timed else 0.42)
     panels[0, 0].set(xlabel="variance of one draw", title="Variance" if timed else FAMILIES[family])
     if timed:
         cost = [number(row.variance) * number(row.milliseconds) for row in rows]
-        powers(panels[0, 1], cost, 0.25)
-        bars(panels[0, 1], [""] * len(rows), cost, [thousands(significant(value, 2)) for value in cost], GREEN)
-        panels[0, 1].set_ylim(len(rows) - 0.4, -0.6)
+        notes = [thousands(significant(value, 2)) for value in cost]
+        points(panels[0, 1], [""] * len(rows), cost, notes, GREEN, 0.25)
         panels[0, 1].set(xlabel="variance x milliseconds per draw", title="Cost of a given accuracy")
     return figure
 
@@ -164,7 +173,7 @@ def adversarial_generator() -> Figure:
     }
     axes.axhline(lowest["0"], color=RED, linewidth=1, linestyle=":")
     axes.text(20, lowest["0"] - 0.05, f"best without the layer: {lowest['0']:.2f}", color=RED, ha="right", va="top")
-    axes.set(xlabel="epochs", ylabel="classifier-FID", xlim=(0, 21), ylim=(0, 7))
+    axes.set(xlabel="epochs", ylabel="classifier-FID", xlim=(0, 21), ylim=(0, 7), xticks=range(0, 21, 4))
     axes.set_title("The GAN's generator needed a hidden layer")
     axes.legend(loc="upper right")
     return figure
@@ -187,7 +196,7 @@ def adversarial_clip() -> Figure:
 def adversarial_steps() -> Figure:
     rows = [row for row in read("adversarial-steps") if row["precision"] == "bf16-mixed"]
     figure, axes = canvas(3.3)
-    names, left = [row["network"] for row in rows], np.zeros(len(rows))
+    names, left = [row["network"].replace(" features=0", ", no hidden layer") for row in rows], np.zeros(len(rows))
     parts = {"discriminator step": BLUE, "generator step": ORANGE}
     for part, colour in parts.items():
         values = np.array([number(row[part]) for row in rows])
@@ -256,7 +265,7 @@ def seeds() -> Figure:
         axes.plot([0.2] * len(values), values, "o", color=BLUE, alpha=0.8)
         axes.set(xlim=(0, 0.9), xticks=[])
         axes.set_title({"classifier_fid": "classifier-FID"}.get(row["metric"], row["metric"]), fontsize=10.5)
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.tick_params(labelsize=9)
     panels[0].plot([], [], "o", color=BLUE, label="one seed")
     panels[0].plot([], [], "D", color=INK, markersize=5, label="mean, with its 95 % interval")
@@ -306,7 +315,7 @@ def speed_steps() -> Figure:
     columns = {"K = 1": (ORANGE, "s"), "K = auto": (BLUE, "o"), "K = auto, all callbacks": (GREEN, "^")}
     for column, (colour, marker) in columns.items():
         axes.plot([number(row[column]) for row in rows], range(len(rows)), marker, color=colour, label=column)
-    axes.axvline(1, color=GREY, linewidth=1)
+    axes.axvline(1, color=GREY, linewidth=1, zorder=1)
     axes.set_yticks(range(len(rows)), [row["model"].split(", batches")[0] for row in rows])
     axes.tick_params(axis="y", length=0)
     axes.set(xlim=(0.55, 1.05), ylim=(len(rows) - 0.5, -0.5))
@@ -330,6 +339,7 @@ def speed_against_others() -> Figure:
             text.replace("torchvision's MNIST with ToTensor in a DataLoader", "torchvision and DataLoader")
             for text in names
         ]
+        names = ["U-Net of the zoo" if text == "ours" else text for text in names]
         values = [number(row[column]) for row in rows]
         bars(panel, names, values, [f"{value:,.0f}" for value in values])
         ours = [not any(word in text for word in ("bare", "scikit", "diffusers", "torchvision")) for text in names]
@@ -360,12 +370,17 @@ def speed_shapes() -> Figure:
                 continue
             mine = {row["shape"]: number(row["images/s"]) for row in rows if row["model"] == model}
             places = [k for k, shape in enumerate(shapes) if shape in mine]
-            look = {"color": (BLUE, RED, GREEN)[names.index(name)], "linestyle": "--" if variant else "-"}
-            axes.plot(places, [mine[shapes[k]] for k in places], "o", label=model, markersize=4, **look)
+            order = names.index(name)
+            look = {"color": (BLUE, RED, GREEN)[order], "linestyle": "--" if variant else "-"}
+            size = 2.6 - 0.8 * order  # later lines are thinner, so lines that coincide stay visible
+            axes.plot(
+                places, [mine[shapes[k]] for k in places], "o", label=model, linewidth=size, markersize=2 + size, **look
+            )
         axes.set_xticks(range(len(shapes)), shapes, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
         axes.set(yscale="log", title=title)
         axes.legend(loc="lower left", fontsize=8.5, handlelength=2.4)
     panels[0].set(ylabel="images per second", ylim=(10, None))
+    panels[1].set_xlabel("shape of an image: channels x height x width")
     return figure
 
 
@@ -399,7 +414,7 @@ PICTURES = {
     "adversarial-steps": Picture(
         adversarial_steps, "Time of the steps of adversarial models, with and without a hidden layer of 256 units."
     ),
-    "wgan-correlation": Picture(
+    "correlation-wgan": Picture(
         wgan_correlation,
         "How well the Wasserstein estimate of a critic follows classifier-FID during training: correlations for a "
         "critic with gradient penalty and with clipped weights.",

@@ -29,6 +29,7 @@ from zoo.datamodules.images import load_split
 TEXTS = Path(__file__).with_name("data.yaml")
 MODULES = {"Images": "images.py", "Toy": "toy.py", "Text": "text.py", "OwnImages": "own_images.py"}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#5B4FB0", "#6b6b6b")
+INK_ON = {colour: "black" if colour in ("#E69F00", "#CC79A7", "#56B4E9") else "white" for colour in COLOURS}
 SHOWN = 2000  # points in a picture
 
 
@@ -89,7 +90,7 @@ def draw_sequences(name: str) -> Figure:
     axes.imshow(symbols, cmap=ListedColormap(COLOURS[: data.shape[1]]), vmin=-0.5, vmax=data.shape[1] - 0.5)
     for row, sequence in enumerate(symbols.tolist()):
         for column, symbol in enumerate(sequence):
-            axes.text(column, row, str(symbol), ha="center", va="center", color="white")
+            axes.text(column, row, str(symbol), ha="center", va="center", color=INK_ON[COLOURS[symbol]])
     axes.grid(False)
     axes.set(xlabel="position", ylabel="sequence", xticks=range(data.shape[0]), yticks=[])
     return drawn
@@ -158,7 +159,8 @@ def page(name: str) -> str:
     commands = "\n".join(f"zoo train {quoted(words)}" for words in text["models"])
     blocks = [f"# {name}", sentence(text["what"])]
     if picture:
-        blocks += [f"![{picture.caption}](picture:data-{name})", f"*{picture.caption}*"]
+        size = "" if name == "markov_chain" else "{ width=450 }"  # text as large as in other pictures
+        blocks += [f"![{picture.caption}](picture:data-{name}){size}", f"*{picture.caption}*"]
     blocks += [
         facts(name),
         f"See {text['guide']}." if "guide" in text else "",

@@ -32,6 +32,35 @@ SOURCE = re.compile(
     r"\b(?:eq|eqs|alg|sec|prop)\. ?\d|\b(?:algorithm|theorem|table|technique) \d|\[[A-Z]\w*|\b(?:19|20)\d\d\b"
 )
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+# The main equation of each model: its key, and what training with the recipe of the model does with it. In backquotes
+# are keys of other equations, and settings of the recipe.
+MAIN = {
+    "vae": ("ELBO(x)", "Training maximises this bound, averaged over the images of a batch."),
+    "cvae": ("L(x, y)", "Training maximises this bound, averaged over the images of a batch."),
+    "vade": ("mean field", "Training maximises this form of the bound, averaged over the images of a batch."),
+    "gan": ("V(G, D)", "The discriminator maximises this value. The generator minimises `non_saturating`."),
+    "wgan": ("critic_loss", "The critic minimises this loss. The generator minimises `generator_loss`."),
+    "infogan": (
+        "V_InfoGAN",
+        "The discriminator maximises this value. The generator and Q minimise it, with the non-saturating loss of the "
+        "generator in place of V.",
+    ),
+    "ddpm": (
+        "L_v",
+        "Training minimises this loss, because the recipe has `predict: v`. With `predict=eps`, training minimises "
+        "`L_simple`, the loss of the paper.",
+    ),
+    "score": (
+        "L(s)",
+        "Training minimises this mean over noise levels of `J_sigma`, because the recipe has `objective: denoising`.",
+    ),
+    "rbm": (
+        "log p(v)",
+        "Training follows an estimate of this gradient. The states v' come from `pcd`, because the recipe has "
+        "`learning: pcd`.",
+    ),
+    "skipgram": ("nce", "Training minimises this loss, averaged over the pairs of a batch."),
+}
 
 
 class EquationError(ValueError):

@@ -75,7 +75,12 @@ def variance_figure() -> Figure:
     figure.set_size_inches(WIDTH, 6.4)
     for axes in figure.axes:
         axes.set_ylabel(axes.get_ylabel().partition(" (")[0])
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        low, high = axes.get_ylim()
+        if high < 100 * low:  # powers of ten alone would be one or two labels
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+        else:
+            axes.yaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
@@ -240,13 +245,12 @@ def ais_two_sides() -> Figure:
         error = [[r.estimate - r.low for r in one], [r.high - r.estimate for r in one]]
         at, middle = [shift * steps for steps in sizes], [r.estimate - exact for r in one]
         axes.errorbar(at, middle, error, fmt="o", color=colour, capsize=4, linewidth=1.5, label=label)
-    axes.axhline(0, color=INK, linestyle="--", linewidth=1.5)
-    axes.annotate("enumerated log Z", (320, 0), (0, 4), textcoords="offset points", ha="right", va="bottom")
+    axes.axhline(0, color=INK, linestyle="--", linewidth=1.5, label="enumerated log Z")
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{steps:,}" for steps in sizes])
     axes.minorticks_off()
     axes.set(xlabel="temperatures", ylabel="estimate - log Z, nats")
-    axes.legend(loc="upper right")
+    axes.legend(loc="lower right")
     return figure
 
 

@@ -94,14 +94,14 @@ def rooms() -> dict[str, tuple[float, float]]:
     """Return the middle of the room of each package, in inches. The models stand to the left of the third layer."""
     floors = {name: floor for floor, group in enumerate(layers()) for name in group}
     place = {name: (4.6 + 1.95 * COLUMNS.get(name, 0), 0.42 + 0.92 * floor) for name, floor in floors.items()}
-    place[MODELS] = (1.0, place["datamodules"][1])
+    place[MODELS] = (1.9, place["datamodules"][1])
     return place
 
 
 def house() -> Figure:
     figure, axes = canvas(7.2)
     place, width, height = rooms(), 1.62, 0.56
-    axes.set(xlim=(0.1, 7.5), ylim=(0, 7.3), aspect="equal")
+    axes.set(xlim=(1.0, 7.5), ylim=(0, 7.3), aspect="equal")
     axes.set_axis_off()
     for importer, imported in sorted(direct(imports())):
         (x0, y0), (x1, y1) = place[importer], place[imported]

@@ -54,6 +54,8 @@ SHARED = {
     "callbacks.samples.every_n_epochs": "epochs between pictures of samples",
     "callbacks.best.monitor": "metric that selects the best checkpoint",
 }
+# Pictures of ideas. Their names do not have the name of the model.
+IDEAS = {"iwae-bound": "vae", "ais-two-sides": "rbm", "schedule": "ddpm"}
 # Who made the data of the checkpoints, and the licence. Data without an entry are drawn from a formula.
 DATA = {
     "mnist": "MNIST, CC BY-SA 3.0",
@@ -280,11 +282,15 @@ model = zoo.load("{model}")
     return box("example", "In a minute", text)
 
 
-def one_equation(equation: equations.Equation, formula: str | None) -> str:
-    """Return an equation with its source, and links to its code and its tests."""
-    title = f"**{code(equation.key)}**{{ #eq-{slug(equation.key)} }}" + (
-        f" &nbsp; {inline(equation.source)}" if equation.source else ""
-    )
+def one_equation(equation: equations.Equation, formula: str | None, name: str = "") -> str:
+    """Return an equation with its source, and links to its code and its tests.
+
+    Args:
+        equation: the equation.
+        formula: its LaTeX, or None for the text of the header.
+        name: Markdown after its key, such as an anchor.
+    """
+    title = f"**{code(equation.key)}**{name}" + (f" &nbsp; {inline(equation.source)}" if equation.source else "")
     shown = f"$$\n{formula.strip()}\n$$" if formula else f"```text\n{equation.text}\n```"
     places = dict.fromkeys([(equation.path, equation.line), *((path, line) for path, line, _ in equation.places)])
     names = {(path, line): name for path, line, name in equation.places}
@@ -294,16 +300,25 @@ def one_equation(equation: equations.Equation, formula: str | None) -> str:
     return f"{title}\n\n{shown}\n\n{links}"
 
 
+def main_equation(model: str) -> str:
+    """Return the box with the main equation of ``model``, and what training does with it."""
+    known = {equation.key: equation for equation in equations.of(model)}
+    key, role = equations.MAIN[model]
+    linked = re.sub(r"`(.+?)`", lambda m: f"[{m[0]}](#eq-{slug(m[1])})" if m[1] in known else m[0], role)
+    return box("abstract", "The main equation", f"{linked}\n\n{one_equation(known[key], formulas(model).get(key))}")
+
+
 def equations_of(model: str) -> str:
-    """Return all equations, with the text of the header between them."""
+    """Return the main equation, and then all equations with the text of the header between them."""
     known = iter(equations.of(model))
-    parts = []
+    parts = [main_equation(model), "All equations of the model, in the order of its file:"]
     for block in header.read(model).body:
         if block[0].startswith("    "):
             number = sum(1 for line in block if re.match(r" {4}\S", line))
             for _ in range(number):
                 equation = next(known)
-                parts.append(one_equation(equation, formulas(model).get(equation.key)))
+                anchor = f"{{ #eq-{slug(equation.key)} }}"
+                parts.append(one_equation(equation, formulas(model).get(equation.key), anchor))
         else:
             parts.append(header.markdown(block))
     return "\n\n".join(parts)
@@ -334,6 +349,8 @@ def settings_of(model: str) -> str:
     rows = []
     for name, default, comment in settings(model):
         meaning = comment or known.get(name, "")
+        if name.startswith("callbacks.") and not comment:  # the page of the callback has all sentences
+            meaning = header.SENTENCE_END.split(meaning)[0]
         key = name.removeprefix("defaults.") if name.startswith("defaults.") else name
         rows.append((code(key), code(default), inline(meaning)))
     path = f"configs/model/{model}.yaml"
@@ -429,7 +446,9 @@ def pictures_of(model: str, shown: set[str]) -> str:
     found = [
         image(name, caption)
         for name, caption in captions().items()
-        if model in name.split("-") and name not in shown and (ROOT / "docs" / "pictures" / f"{name}.png").is_file()
+        if model in (*name.split("-"), IDEAS.get(name))
+        and name not in shown
+        and (ROOT / "docs" / "pictures" / f"{name}.png").is_file()
     ]
     return "\n\n".join(found)
 

@@ -20,6 +20,7 @@ from zoo.functional.noise import chunk_generator, randn
 from zoo.functional.progress import tracked
 from zoo.sampling.chunks import sample_chunks
 
+LEVEL = 21  # points from images to their title, so that it is level with a title above names of columns
 DIGITS, SHAPE = list(range(10)), (1, 28, 28)
 INKS = ("#0072B2", "#A04000", "#00785A", "#8A2F6B", "#5B4FB0", "#7A5C00", "#1F6F8B", "#B03A2E", "#444444")
 
@@ -99,7 +100,7 @@ def rbm() -> Figure:
         axes[0], chains.flatten(0, 1), frames, "Gibbs chains, by the number of steps", column_names=shown, noisy=True
     )
     axes[1].imshow(tiles(colours.view(-1, 28, 28, 3).permute(0, 3, 1, 2), 8, grey=0.75).numpy())
-    axes[1].set_title("Weights of 64 of the hidden units")
+    axes[1].set_title("Weights of 64 of the hidden units", pad=LEVEL)
     axes[1].set_axis_off()
     return figure
 
@@ -156,7 +157,7 @@ def score() -> Figure:
     kept = torch.linspace(0, len(states) - 1, 9).round().long().tolist()
     # Pixels have variance 1 + sigma^2 around a level of noise. Every frame is scaled to the range of grey values.
     frames = [states[k] / (1 + model.sigmas[k] ** 2).sqrt() / 2 + 0.5 for k in kept]
-    figure, axes = canvas(3.1, 1, 2, width_ratios=[9, 4.2])
+    figure, axes = canvas(3.1, 1, 2, width_ratios=[9, 3.97])  # panels of one height
     levels = [f"{float(model.sigmas[k]):.2g}" for k in kept]
     title = r"Langevin chains of images, by noise level $\sigma$"
     show_tiles(axes[0], torch.stack(frames, 1).flatten(0, 1), len(kept), title, column_names=levels)
@@ -180,7 +181,8 @@ def draw_field(axes: Axes) -> None:
     axes.plot(*points.T, ".", color=RED, markersize=3.5, markeredgewidth=0)
     axes.set(aspect="equal", xlim=(-half, half), ylim=(-half, half), xticks=[], yticks=[])
     axes.grid(False)
-    axes.set_title("Score and samples")
+    axes.spines[:].set_visible(False)
+    axes.set_title("Score and samples", pad=LEVEL)
 
 
 SPREAD = 3.0

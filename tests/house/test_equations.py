@@ -268,6 +268,61 @@ def metrics_of_a_run(*overrides):
     return names
 
 
+@pytest.mark.parametrize("model", equations.MODELS)
+def test_each_page_begins_its_equations_with_the_main_one(model, pages):
+    known = [equation.key for equation in equations.of(model)]
+    key, role = equations.MAIN[model]
+    assert key in known
+    section = plain(pages[model]).partition("## Equations\n")[2]
+    assert section.startswith('\n!!! abstract "The main equation"\n')
+    box = re.match(r"(?:\n|!!! .*\n| {4}.*\n)+", section)[0]
+    assert f"**`{key}`**" in box and re.sub(r"[\[\]]|\(#.*?\)", "", box).count(role) == 1
+    (main,) = (equation for equation in equations.of(model) if equation.key == key)
+    assert all(f"(repo:{path}#L{line})" in box for path, line, _ in [(main.path, main.line, ""), *main.tests])
+    for span in re.findall(r"`(.+?)`", role):
+        name, colon, value = span.partition(": ")
+        assert recipe(model)["model"][name] == value if colon else span in known or "=" in span, span
+        assert span not in known or f"[`{span}`](#eq-{model_pages.slug(span)})" in box
+    assert f"{{ #eq-{model_pages.slug(key)} }}" not in box  # the anchor is that of the equation in the list below
+
+
+def test_every_model_has_a_main_equation():
+    assert list(equations.MAIN) == list(equations.MODELS)
+
+
+def computed_in_training(*overrides):
+    """Return the (path, line) of the lines of code of equations that two short epochs of training execute."""
+    quiet_lightning()
+    cfg = config("/nowhere", *overrides)
+    data, model, found = build(cfg.data), model_of(cfg), set()
+    files = {str(ROOT / e.path): e.path for name in equations.MODELS for e in equations.of(name)}
+    inner = lambda frame, event, _: found.add((files[frame.f_code.co_filename], frame.f_lineno)) or inner  # noqa: E731
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, max_epochs=2, limit_train_batches=2, limit_val_batches=0, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    before = sys.gettrace()
+    sys.settrace(lambda frame, event, _: inner if frame.f_code.co_filename in files else None)
+    try:
+        trainer.fit(model, datamodule=data)
+    finally:
+        sys.settrace(before)
+    return found
+
+
+@pytest.mark.parametrize("model", tiers(equations.MODELS, ("vae", "rbm", "skipgram")))
+def test_training_computes_the_main_equation(model):
+    found = computed_in_training(*TINY[model])
+    computed = {
+        equation.key
+        for equation in equations.of(model)
+        if found & {(path, line) for path, line, _ in [(equation.path, equation.line, ""), *equation.places]}
+    }
+    assert equations.MAIN[model][0] in computed
+    others = {"vae": "wake", "rbm": "exact", "skipgram": "softmax", "wgan": "clip", "vade": "marginal"}
+    assert others.get(model) not in computed  # training with the recipe does not compute every equation
+
+
 FEW = ["model.ais_temperatures=5", "model.test_ais_temperatures=5", "model.ais_chains=5"]
 # Runs with options that log more metrics.
 FURTHER = {

@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "docs" / "make"))
 
 import chart_pictures  # noqa: E402
+import data_pages  # noqa: E402
+import estimator_pages  # noqa: E402
 import house_picture  # noqa: E402
+import model_pages  # noqa: E402
 import pictures  # noqa: E402
 import training_pictures  # noqa: E402
 from drawing import SOFTWARE  # noqa: E402
@@ -79,10 +82,24 @@ def test_a_missing_results_file_is_told_in_one_line(tmp_path, capsys, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+def test_no_picture_has_the_name_of_a_picture_of_the_weights():
+    """A page names a picture without its folder."""
+    weights = {path.stem for path in (ROOT / "zoo" / "weights").glob("*.png")}
+    assert len(weights) > 10 and not weights & set(pictures.REGISTRY)
+
+
 def test_every_picture_has_a_caption_of_one_or_more_sentences():
     for name, caption in pictures.CAPTIONS.items():
         assert caption[0].isupper() and caption.endswith(".") and "  " not in caption, name
         assert len(caption) > 20 and not set(caption) & set("[]\n"), name
+
+
+def test_every_picture_is_on_a_page():
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    for module in (model_pages, estimator_pages, data_pages):
+        texts += module.pages().values()
+    shown = {Path(target.removeprefix("picture:")).stem for text in texts for _, target in SHOWN.findall(text)}
+    assert not set(pictures.REGISTRY) - shown
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
