@@ -27,11 +27,13 @@ from PIL import Image
 from zoo.checks.errors import UserError
 from zoo.evaluation.curves import read_curve
 from zoo.evaluation.results import read_results, write_results
+from zoo.hub.loading import best_of, read_training_checkpoint
 from zoo.training.files import atomic_write
 from zoo.training.tables import read_rows
 
 TRAINING = RESULTS / "training"
 COLUMNS, SIDE = 8, 4  # pictures in a strip; each shows SIDE x SIDE samples
+FALL = 10  # the axis of a metric that changes by more than this factor is logarithmic
 
 
 def opened(path: Path, mode: str = "RGB") -> np.ndarray:
@@ -69,7 +71,7 @@ def record(run: Path, name: str, metric: str, label: str) -> None:
     """Write the two results files of a run.
 
     Raises:
-        UserError: if the run has no pictures of samples, or if its metrics.csv has no values of the metric by epoch.
+        UserError: if the run has no pictures of samples or no checkpoint, or no values of the metric by epoch.
     """
     if not run.is_dir():
         raise UserError(f"there is no folder {run}: give the folder of a run, such as runs/ddpm/2026-01-31_12-00-00")
@@ -84,9 +86,12 @@ def record(run: Path, name: str, metric: str, label: str) -> None:
     epochs = [sorted(grids)[k] for k in kept]
     tile = tile_size(grids[epochs[0]])
     strip = np.concatenate([corner(grids[epoch], tile) for epoch in epochs], 1)
+    made = read_training_checkpoint(best_of(run))["record"]
     about = {
-        "command": f"python docs/make/training_pictures.py RUN {name} {metric} '{label}', on a run of {name}",
-        "hardware": "not recorded",
+        "command": f"{made['command']}, then python docs/make/training_pictures.py RUN {name} {metric} '{label}'",
+        "hardware": made["hardware"],
+        "seed": made["config"]["seed"],
+        "data": made["data"],
         "label": label,
         "epochs of the images": " ".join(map(str, epochs)),
     }
@@ -116,7 +121,10 @@ def training(name: str) -> Figure:
         axes.remove()
     below = figure.add_subplot(grid[1, :])
     steps = [int(row[0]) + 1 for row in table.rows]
-    below.plot(steps, [float(row[1]) for row in table.rows], color=BLUE, marker="o" if len(steps) < 20 else None)
+    values = [float(row[1]) for row in table.rows]
+    below.plot(steps, values, color=BLUE, marker="o" if len(steps) < 20 else None)
+    if min(values) > 0 and max(values) > FALL * min(values):
+        below.set_yscale("log")
     for epoch in epochs:
         below.axvline(epoch + 1, color=GREY, linewidth=0.8, linestyle=":")
     below.set(xlabel="epoch", ylabel=about["label"])
@@ -127,7 +135,8 @@ def training(name: str) -> Figure:
 def caption(name: str) -> str:
     """Return the caption of a recorded run."""
     _, about = read_results(TRAINING / f"{name}.csv")
-    return f"Samples of {name} over training, and the {about['label']} by epoch. Dotted lines mark the epochs shown."
+    run = f"Samples of {name} over training on {about['data']}, and the {about['label']} by epoch"
+    return f"{run}. Dotted lines mark the epochs shown."
 
 
 PICTURES = {

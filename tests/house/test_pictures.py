@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,7 @@ import training_pictures  # noqa: E402
 from drawing import SOFTWARE  # noqa: E402
 
 from zoo.checks.errors import UserError  # noqa: E402
+from zoo.evaluation.results import read_results  # noqa: E402
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FAST = [*chart_pictures.PICTURES, *house_picture.PICTURES, *training_pictures.PICTURES]
@@ -168,6 +170,9 @@ def test_a_run_becomes_a_strip(tmp_path, monkeypatch):
             for x in range(6):
                 grid[2 + 10 * y : 10 + 10 * y, 2 + 10 * x : 10 + 10 * x] = 20 * epoch
         Image.fromarray(grid).save(run / "samples" / f"epoch_{epoch:03d}.png")
+    record = {"command": "python train.py model=vae", "hardware": "1 thread", "data": "digits", "config": {"seed": 3}}
+    (run / "checkpoints").mkdir()
+    torch.save({"state_dict": {}, "record": record}, run / "checkpoints" / "last.ckpt")
     rows = "".join(f"{epoch},{100 * epoch},,{1 / (epoch + 1)}\n{epoch},{100 * epoch},0.5,\n" for epoch in range(12))
     (run / "metrics.csv").write_text(f"epoch,step,train/loss,val/loss\n{rows}", encoding="utf-8")
     monkeypatch.setattr(training_pictures, "TRAINING", tmp_path)
@@ -178,7 +183,11 @@ def test_a_run_becomes_a_strip(tmp_path, monkeypatch):
     figure = training_pictures.training("trial")
     (line,) = (line for line in figure.axes[-1].lines if len(line.get_xdata()) == 12)
     assert line.get_ydata()[[0, -1]].tolist() == pytest.approx([1, 1 / 12])
-    assert "validation loss" in training_pictures.caption("trial")
+    assert figure.axes[-1].get_yscale() == "log"  # the loss falls to a twelfth
+    assert "on digits, and the validation loss" in training_pictures.caption("trial")
+    about = read_results(tmp_path / "trial.csv")[1]
+    assert about["command"].startswith("python train.py model=vae, then python docs/make/training_pictures.py RUN")
+    assert (about["hardware"], about["seed"]) == ("1 thread", "3")
     wrong = {
         (run, "val/los"): "has no values of val/los; it has train/loss, val/loss",
         (tmp_path / "lost", "val/loss"): "there is no folder .*lost: give the folder of a run",
