@@ -87,8 +87,9 @@ def record(run: Path, name: str, metric: str, label: str) -> None:
     tile = tile_size(grids[epochs[0]])
     strip = np.concatenate([corner(grids[epoch], tile) for epoch in epochs], 1)
     made = read_training_checkpoint(best_of(run))["record"]
+    first, *_ = [*made["earlier"], made]  # a run that resumed ends like the first command without the interruption
     about = {
-        "command": f"{made['command']}, then python docs/make/training_pictures.py RUN {name} {metric} '{label}'",
+        "command": f"{first['command']}, then python docs/make/training_pictures.py RUN {name} {metric} '{label}'",
         "hardware": made["hardware"],
         "seed": made["config"]["seed"],
         "data": made["data"],

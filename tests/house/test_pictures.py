@@ -170,7 +170,8 @@ def test_a_run_becomes_a_strip(tmp_path, monkeypatch):
             for x in range(6):
                 grid[2 + 10 * y : 10 + 10 * y, 2 + 10 * x : 10 + 10 * x] = 20 * epoch
         Image.fromarray(grid).save(run / "samples" / f"epoch_{epoch:03d}.png")
-    record = {"command": "python train.py model=vae", "hardware": "1 thread", "data": "digits", "config": {"seed": 3}}
+    record = {"command": "zoo train ckpt=last.ckpt", "hardware": "1 thread", "data": "digits", "config": {"seed": 3}}
+    record["earlier"] = [{"command": "python train.py model=vae"}]
     (run / "checkpoints").mkdir()
     torch.save({"state_dict": {}, "record": record}, run / "checkpoints" / "last.ckpt")
     rows = "".join(f"{epoch},{100 * epoch},,{1 / (epoch + 1)}\n{epoch},{100 * epoch},0.5,\n" for epoch in range(12))
