@@ -13,7 +13,8 @@ Chen et al., "InfoGAN: Interpretable Representation Learning by Information Maxi
     L_num     = D log 2 + E log N(c | mu(x), diag sigma^2(x)), without an upper limit             continuous_bound
 
 Symbols: x are images in [0, 1], (B, C, H, W). z ~ N(0, I), (B, z_dim). ``category`` is (B,), and ``continuous``, the
-D numbers, is (B, D). In eq. 6, D is the discriminator. fake are images in [-1, 1]. logits are (B,).
+D numbers, is (B, D). In eq. 6, D is the discriminator, and lambda has two values: ``info_weight`` for L_cat, and
+``continuous_weight`` for L_num. fake are images in [-1, 1]. logits are (B,).
 Logged with the prefixes train/, val/ and test/: discriminator_loss = -V and generator_loss, which includes -lambda L_I.
 zoo/gan.py explains D_x, D_G_z, value and js. mi_categorical and mi_continuous are the two parts of L_I, in nats. Only
 val/ and test/ have mi_ceiling = log K and the scores accuracy, nmi and ari, which compare categories with labels.

@@ -16,6 +16,7 @@ Cho, Ilin & Raiko 2011, with a learned log variance log sigma_i^2 of each unit:
 
     E_gauss(v, h) = sum_i (v_i - b_i)^2 / (2 sigma_i^2) - c'h - sum_ij v_i W_ij h_j / sigma_i^2       Machine.of_means
 
+The code leaves out the part sum_i b_i^2 / (2 sigma_i^2), which cancels in p(v, h).
 The equations are in zoo/functional/boltzmann.py and visible.py. In b'v, c'h and v'W, the prime is the transpose.
 The units of a layer are independent given the other layer, so Gibbs sampling (zoo/functional/gibbs.py) draws a layer at
 once. Training minimises mean F(v) - mean F(v'). Its gradient is unbiased if v' ~ p. ``learning`` selects the states v':

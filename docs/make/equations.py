@@ -37,13 +37,17 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 MAIN = {
     "vae": ("ELBO(x)", "Training maximises this bound, averaged over the images of a batch."),
     "cvae": ("L(x, y)", "Training maximises this bound, averaged over the images of a batch."),
-    "vade": ("mean field", "Training maximises this form of the bound, averaged over the images of a batch."),
+    "vade": (
+        "mean field",
+        "After the epochs of pretraining, training maximises this form of the bound, averaged over the images of a "
+        "batch.",
+    ),
     "gan": ("V(G, D)", "The discriminator maximises this value. The generator minimises `non_saturating`."),
     "wgan": ("critic_loss", "The critic minimises this loss. The generator minimises `generator_loss`."),
     "infogan": (
         "V_InfoGAN",
-        "The discriminator maximises this value. The generator and Q minimise it, with the non-saturating loss of the "
-        "generator in place of V.",
+        "The discriminator maximises V, the first term. The generator and Q minimise the whole value, with the "
+        "non-saturating loss of the generator in place of V.",
     ),
     "ddpm": (
         "L_v",
@@ -59,7 +63,10 @@ MAIN = {
         "Training follows an estimate of this gradient. The states v' come from `pcd`, because the recipe has "
         "`learning: pcd`.",
     ),
-    "skipgram": ("nce", "Training minimises this loss, averaged over the pairs of a batch."),
+    "skipgram": (
+        "nce",
+        "Training minimises this loss, summed over the pairs of a batch. The logged loss is the mean over the pairs.",
+    ),
 }
 
 

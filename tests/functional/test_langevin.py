@@ -39,6 +39,18 @@ def test_the_stationary_variance_has_the_steps_error(e):
     assert_close(x.var(), torch.tensor(stationary, dtype=F64), rtol=4.5 * (2 / n) ** 0.5, atol=0)
 
 
+@pytest.mark.equation("score", "x'")
+def test_the_dimensions_of_a_chain_have_separate_noise():
+    """Two dimensions have the covariance matrix of z, the unit matrix, times the step size. The score is zero.
+
+    The test takes one step of 50,000 chains and allows 4.5 standard errors.
+    """
+    n, e = 50_000, 0.3
+    generator = torch.Generator().manual_seed(1)
+    x = langevin_sample(torch.zeros_like, torch.zeros(n, 2, dtype=F64), 1, e, generator=generator)
+    assert_close(torch.cov(x.T), e * torch.eye(2, dtype=F64), rtol=4.5 * (2 / n) ** 0.5, atol=4.5 * e / n**0.5)
+
+
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("e", [0.3, 1.5])
 def test_the_adjusted_chain_has_none(e, known):

@@ -193,25 +193,32 @@ def test_every_option_trains_and_samples(prior, likelihood, generator):
 @pytest.mark.equation("cvae", "p(z | y)")
 @pytest.mark.equation("cvae", "p(x | z, y)")
 @pytest.mark.equation("cvae", "q(z | x, y)")
+@pytest.mark.parametrize("net", ["mlp", "conv"])
 @pytest.mark.parametrize("prior", ["standard", "learned"])
-def test_the_models_prior_is_its_objectives(prior, generator):
-    """The terms of the model equal terms computed with torch.distributions."""
+def test_the_models_prior_is_its_objectives(prior, net, generator):
+    """The terms of the model equal terms computed with torch.distributions.
+
+    The encoder receives the one-hot label behind the pixels, or as four constant channels.
+    """
     torch.manual_seed(0)
-    model = CVAE(latent_dim=3, num_classes=4, prior=prior, likelihood="gaussian", hidden=[8], variance_floor=0.01)
+    given = {"likelihood": "gaussian", "hidden": [8], "variance_floor": 0.01, "net": net}
+    model = CVAE(latent_dim=3, num_classes=4, prior=prior, **given)
     if prior == "learned":
         torch.nn.init.normal_(model.prior_table.weight)
     x, y = images(generator), torch.tensor([0, 1, 2, 3, 3])
     eps = torch.randn(5, 3, generator=generator)
     with torch.no_grad():
         terms = negative_elbo(x, y, eps, model.encode, model.log_px, model.prior)
-        mu, logvar = model.encoder(torch.cat([x.flatten(1), torch.eye(4)[y]], -1)).chunk(2, -1)
+        label = torch.eye(4)[y]
+        shown = [x.flatten(1), label] if net == "mlp" else [x, label[:, :, None, None].expand(5, 4, 28, 28)]
+        mu, logvar = model.encoder(torch.cat(shown, 1)).chunk(2, -1)
         q = Normal(mu, (logvar / 2).exp())
         p = Normal(torch.zeros(5, 3), 1.0)
         if prior == "learned":
             table = model.prior_table.weight[y]
             p = Normal(table[:, :3], (table[:, 3:] / 2).exp())
         assert_close(terms["kl"], kl_divergence(q, p).sum(-1))
-        mean = model.decoder(torch.cat([mu + q.stddev * eps, torch.eye(4)[y]], -1))
+        mean = model.decoder(torch.cat([mu + q.stddev * eps, label], -1)).flatten(1)
         variance = model.log_variance.exp() + 0.01
         assert_close(terms["nll"], -Normal(mean, variance.sqrt()).log_prob(x.flatten(1)).sum(-1))
         assert_close(model.decode(mu + q.stddev * eps, y), mean.clamp(0, 1).view(5, 1, 28, 28))

@@ -108,6 +108,7 @@ def test_the_first_loss_is_that_of_predicting_zero(small, generator):
     assert abs(loss - 1) < 4.3 * (2 / (64 * 784)) ** 0.5
 
 
+@pytest.mark.equation("ddpm", "q(x_t | x_0)")
 def test_images_enter_in_minus_one_to_one(small):
     """With eps = 0, the network's input at t = 0 is sqrt(abar_0) (2 x - 1)."""
     shown = []

@@ -84,6 +84,7 @@ def test_a_discriminator_constant_at_one_half_has_loss_two_log_two():
         assert_close(model.generator_terms(model.noise(images()), kind)["loss"].item(), expected)
 
 
+@pytest.mark.equation("gan", "V(G, D)")
 @pytest.mark.parametrize("kind", ["non_saturating", "minimax", "kl"])
 def test_the_terms_use_what_the_networks_see(kind):
     model, (x, labels) = small(generator_loss=kind, network="mlp", hidden=[16]).eval(), images()

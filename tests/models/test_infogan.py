@@ -133,6 +133,10 @@ def test_codes_are_drawn_from_their_priors():
     u = noise["continuous"]
     assert u.shape == (20_000, 2) and u.abs().max() <= 1
     assert u.mean().abs() < 4.5 * math.sqrt(1 / 3 / 40_000)
+    # The codes are independent: the two numbers, and the numbers and the category.
+    assert u.prod(1).mean().abs() < 4.5 / 3 / math.sqrt(20_000)
+    by_category = torch.stack([u[noise["category"] == c].mean(0) for c in range(10)])
+    assert (by_category.abs() < 4.5 * (1 / 3 / counts[:, None]).sqrt()).all()
     assert (u.square().mean() - 1 / 3).abs() < 4.5 * math.sqrt(4 / 45 / 40_000)
 
 

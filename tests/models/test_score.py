@@ -329,6 +329,30 @@ def test_the_weights_of_the_levels(weights, generator):
         assert abs(len(at_level) - n / 3) < 4.5 * (n * 2 / 9) ** 0.5
 
 
+@pytest.mark.equation("score", "L(s)")
+@pytest.mark.parametrize("weights", ["edm", "ncsn"])
+@pytest.mark.parametrize("objective", ["denoising", "sliced", "explicit"])
+@pytest.mark.parametrize("shape", [[2], [1, 4, 4]])
+def test_the_weighted_losses_of_a_new_network_in_closed_form(shape, objective, weights, generator):
+    """A new network has s(x, sigma) = -x / (1 + sigma^2), and images are scaled to [-1, 1].
+
+    The divergence of s is -D / (1 + sigma^2), also along each direction of +1 and -1.
+    """
+    given = {"sigma_max": 4.0, "sigma_min": 0.5, "num_sigmas": 3, "weights": weights, "widths": [8], "hidden": [8]}
+    model, D = Score(shape=shape, objective=objective, **given), math.prod(shape)
+    batch = torch.rand(6, *shape, generator=generator)
+    noise = model.noise([batch], generator=generator) | {"level": torch.arange(3).repeat(2)}
+    sigma = model.sigmas.repeat(2)
+    w = sigma**2 * (1 + sigma**2) if weights == "edm" else sigma**2
+    x0, eps, sigma = (2 * batch - 1 if len(shape) == 3 else batch).flatten(1), noise["eps"].flatten(1), sigma[:, None]
+    s = -(x0 + sigma * eps) / (1 + sigma**2)
+    expected = (s + eps / sigma if objective == "denoising" else s).square().sum(1) / 2
+    if objective != "denoising":
+        expected = expected - D / (1 + sigma[:, 0] ** 2)
+    assert_close(model.losses([batch], noise), w * expected / D, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.equation("score", "L(s)")
 @pytest.mark.parametrize("objective", ["sliced", "explicit"])
 def test_objectives_on_a_ladder_have_one_gradient(objective, generator):
     """All objectives learn the score of the convolved density. Their expected gradients agree with denoising matching.

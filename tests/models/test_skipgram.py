@@ -218,6 +218,8 @@ def test_a_generator_may_be_given_by_position_as_in_an_earlier_version(rows):
     assert_close(terms, model.loss(batch, generator=seeded()))
 
 
+@pytest.mark.equation("skipgram", "nce")
+@pytest.mark.equation("skipgram", "softmax")
 @pytest.mark.parametrize("dense_gradients", [False, True])
 @pytest.mark.parametrize("objective", ["nce", "softmax"])
 def test_a_step_is_each_pairs_gradient_at_the_rates_of_its_words(objective, dense_gradients, tmp_path, monkeypatch):

@@ -260,6 +260,7 @@ def test_even_bumps_move_an_image_by_two_thirds_of_the_strength(generator):
     assert_close(moved[1, :, :-2], x[1, :, 2:], rtol=0, atol=1e-4)
 
 
+@pytest.mark.equation("vade", "mean field")
 def test_gamma_is_held_fixed_in_training(generator):
     """The gradient treats gamma = p(c | z = mu(x)) as a constant. gamma is computed from the original image."""
     torch.manual_seed(0)

@@ -101,6 +101,21 @@ def test_the_losses_of_a_linear_critic_in_closed_form(lipschitz, generator):
     assert_close(model.generator_terms(noise)["loss"], -f_z.mean())
 
 
+@pytest.mark.equation("wgan", "critic_loss")
+@pytest.mark.equation("wgan", "x_hat")
+def test_the_penalty_is_measured_between_data_and_samples(generator):
+    """The critic is f(x) = |x|^2 / 2 with the gradient x, and G(z) = z. The penalty is the mean of (|x_hat| - 1)^2."""
+    model = small(network="mlp", shape=[2], hidden=[4], z_dim=2, gp_weight=3.0)
+    model.generator, model.critic.forward = nn.Identity(), lambda x: x.square().sum(1, keepdim=True) / 2
+    x, z, u = (torch.randn(6, 2, generator=generator) for _ in range(3))
+    u = u[:, 0].sigmoid()
+    terms = model.critic_terms(x, {"z": z, "u": u})
+    norms = (u[:, None] * x + (1 - u[:, None]) * z).norm(dim=1)
+    assert_close(terms["penalty"], (norms - 1).square().mean())
+    assert_close(terms["lipschitz"], norms.max())
+    assert_close(terms["loss"], (z.square().sum(1) - x.square().sum(1)).mean() / 2 + 3 * (norms - 1).square().mean())
+
+
 @pytest.mark.equation("wgan", "clip")
 def test_clipping_projects_every_parameter_of_the_critic():
     model = small(lipschitz="clip", clip_value=0.02)
