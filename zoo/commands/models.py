@@ -194,6 +194,12 @@ def curves(args: argparse.Namespace) -> None:
         print(f"Wrote the figure to {pasted(args.output)}")
         return
     found = {str(run): curves.read_curve(run, args.metric) for run in args.runs}
+    by_unit = {unit: name for name, (unit, _) in found.items()}
+    if len(by_unit) > 1:
+        raise UserError(
+            f"{args.metric} is logged by epochs in {by_unit['epochs']} and by steps in {by_unit['steps']}: "
+            "draw these runs in two pictures"
+        )
     for name, (unit, points) in found.items():
         columns = {column for row in read_rows(Path(name, "metrics.csv")) for column in row}
         (place, value), unit_of_place = points[-1], unit.removesuffix("s")
