@@ -100,6 +100,8 @@ def evaluate(args: argparse.Namespace) -> None:
         return
     model, metrics, evidence = on_device(load_model(args)), {}, {}
     words = knows_words(model)
+    if args.words and not words:
+        raise UserError(f"--words is an option of models of words, and {args.source} has none: leave out --words")
     if words:  # checked before the work begins
         from zoo.evaluation.words import find_word_sets, measure_words
 
