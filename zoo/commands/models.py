@@ -145,6 +145,10 @@ def compare(args: argparse.Namespace) -> None:
 
     if args.csv and args.source == "toy":
         raise UserError("--csv writes results of a model, not of toy: leave out --csv")
+    of_models = {"--estimators": args.estimators, "--data": args.data, "--batch-size": args.batch_size}
+    of_models |= {"--class": args.model_class, "--trust-data": args.trust_data}
+    if args.source == "toy" and (given := [option for option, value in of_models.items() if value]):
+        raise UserError(f"{given[0]} is an option of trained models, and toy is an example: leave out {given[0]}")
     draws = (100_000 if args.source == "toy" else 256) if args.draws is None else args.draws
     if args.source == "toy":
         results = comparison.toy(draws, args.seed)
