@@ -29,7 +29,7 @@ NOTEBOOKS = ROOT / "notebooks"
 CACHE = ROOT / "build" / "notebooks"
 ORDER = {  # the notebooks, each with its content
     "ten_models": "what each model makes, with one line of its mathematics",
-    "why_variance_matters": "two estimators of one gradient, their variances in closed form, and training with each",
+    "why_variance_matters": "five estimators of one gradient, their variances in closed form, and training with each",
     "noise_to_digits": "the steps of a diffusion model, and Langevin dynamics with a known score",
     "energies": "energies and Gibbs chains, and estimates of log Z from below and from above",
     "words": "nearest words and analogies, and noise-contrastive estimation against the exact softmax",
@@ -38,7 +38,7 @@ INLINE = "module://matplotlib_inline.backend_inline"  # figures become outputs o
 TIMEOUT = 1800  # seconds for one cell; a busy machine is slow
 INDEX = """# Notebooks
 
-The notebooks run without a network and without data. Together they take less than four minutes on one free CPU core.
+The notebooks need no network. Together they take less than four minutes on one free CPU core.
 Each notebook compares its results with closed forms, so that a wrong result is an error. The pages here show executed
 notebooks. Each page has a link to the notebook itself.
 

@@ -38,3 +38,11 @@ def test_compare_writes_a_table_that_report_shows(tmp_path, monkeypatch):
     assert head[1] == "# seed: 0" and f"torch {torch.__version__}" in head[2]
     with pytest.raises(UserError, match="--csv writes results of a model, not of toy: leave out --csv"):
         compare(parser().parse_args(["compare", "toy", "--csv", str(file)]))
+
+
+@pytest.mark.parametrize("words", [["--estimators", "pathwise"], ["--data", "digits"], ["--batch-size", "8"]])
+def test_toy_refuses_options_of_models(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"{words[0]} is an option of trained models, and toy is an example: leave out"):
+        compare(parser().parse_args(["compare", "toy", "--draws", "2", *words]))
+    assert not list(tmp_path.iterdir())

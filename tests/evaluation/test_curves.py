@@ -46,6 +46,18 @@ def test_the_first_epochs_do_not_flatten_the_rest():
     assert axes.get_ylim()[1] < 120 and axes.get_ylim()[0] > 95
 
 
+def test_runs_with_different_axes_are_not_in_one_picture(tmp_path, monkeypatch):
+    for name, rows in (("a", "epoch,step,v\n0,10,3.0\n1,20,2.0\n"), ("b", "epoch,step,v\n,10,3.0\n,20,2.0\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_text(rows, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["zoo", "curves", "a", "b", "--metric", "v", "-o", "x.png"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == "error: v is logged by epochs in a and by steps in b: draw these runs in two pictures"
+    assert not (tmp_path / "x.png").exists()
+
+
 def test_one_metric_against_another(tmp_path, monkeypatch, capsys):
     rows = ["epoch,step,val/a,val/b", "0,10,3.0,", "0,11,,30.0", "1,20,2.0,", "1,21,,19.0", "2,30,1.0,", "2,31,,11.0"]
     (tmp_path / "metrics.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")

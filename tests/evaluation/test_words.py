@@ -250,13 +250,17 @@ def test_words_on_the_command_line(tmp_path, monkeypatch, capsys):
         (["nearest", source, "class", "-n", "0"], "n must be an integer of at least 1, got 0"),
         (["nearest", "vae", "class"], "vae is a VAE, which has no words: name a skip-gram model"),
         (["sample", source], "SkipGram has no method sample"),
-        (["evaluate", source, "--data", "digits"], "SkipGram trains on text, and digits is images or points: choose"),
-        (["evaluate", "vae", "--data", "pydocs"], "VAE trains on images or points, and pydocs is text: choose other"),
+        (["evaluate", source, "--data", "digits"], "SkipGram trains on text, .* choose other data with --data"),
+        (
+            ["evaluate", "vae", "--data", "pydocs"],
+            "VAE trains on images or points, and pydocs is text: choose other data with --data",
+        ),
         (
             ["evaluate", source, "--data", tmp_path / "other.txt"],
             "vocabulary of .* words, and the text has a different one of",
         ),
         (["evaluate", source, "--words", tmp_path], "does not contain questions-words.txt"),
+        (["evaluate", "vae", "--words", tmp_path], "--words is an option of models of words, and vae has none: leave"),
         (["compare", source, "--data", "imagenet"], "there are no data 'imagenet': choose from mnist"),
         (
             ["compare", source, "--batch-size", "33"],

@@ -49,6 +49,8 @@ REFUSED = [
     (["compare", "toy", "--draws", "1"], "draws must be"),
     (["compare", "vae", "--batch-size", "0"], "batch-size must be"),
     (["compare", "toy", "-o", "x.pdf"], "ends in .png"),
+    (["compare", "vae", "--csv", "x.txt"], "a results file must be a file that ends in .csv, got 'x.txt'"),
+    (["compare", "vae", "--csv", "/dev/null/y.csv"], "/dev/null is not a folder"),
     (["curves", "nothing"], "there is no nothing/metrics.csv"),
     (["nearest", "skipgram", "king", "-n", "0"], "n must be"),
     (["vectors", "skipgram", "-o", "v.npy"], ".txt, .vec, .w2v"),

@@ -71,7 +71,10 @@ USAGE = [
         "error: the following arguments are required: SOURCE, for example zoo sample vae -n 16 -o vae.png; "
         "see zoo sample --help\n",
     ),
-    (["sample", "vae", "-n", "two"], "error: argument -n: invalid int value: 'two'; see zoo sample --help\n"),
+    (
+        ["sample", "vae", "-n", "two"],
+        "error: argument -n: 'two' is not an integer, such as 16; see zoo sample --help\n",
+    ),
     (["sample", "vae", "-n", "0"], "error: n must be an integer of at least 1, got 0; see zoo sample --help\n"),
 ]
 

@@ -80,7 +80,7 @@ def data_for(args: argparse.Namespace, model):
         raise UserError(f"{args.source} was trained on images of its author: name images with --data PATH")
     else:
         data = by_name(args.data or data_on_card(args.source), image_shape(model))
-    check_kind(model, data)
+    check_kind(model, data, "--data")
     make_ready(data)
     if record is not None and args.data is None:
         hub.check_unchanged(data, record)

@@ -100,6 +100,8 @@ def evaluate(args: argparse.Namespace) -> None:
         return
     model, metrics, evidence = on_device(load_model(args)), {}, {}
     words = knows_words(model)
+    if args.words and not words:
+        raise UserError(f"--words is an option of models of words, and {args.source} has none: leave out --words")
     if words:  # checked before the work begins
         from zoo.evaluation.words import find_word_sets, measure_words
 
@@ -143,6 +145,10 @@ def compare(args: argparse.Namespace) -> None:
 
     if args.csv and args.source == "toy":
         raise UserError("--csv writes results of a model, not of toy: leave out --csv")
+    of_models = {"--estimators": args.estimators, "--data": args.data, "--batch-size": args.batch_size}
+    of_models |= {"--class": args.model_class, "--trust-data": args.trust_data}
+    if args.source == "toy" and (given := [option for option, value in of_models.items() if value]):
+        raise UserError(f"{given[0]} is an option of trained models, and toy is an example: leave out {given[0]}")
     draws = (100_000 if args.source == "toy" else 256) if args.draws is None else args.draws
     if args.source == "toy":
         results = comparison.toy(draws, args.seed)
@@ -194,6 +200,12 @@ def curves(args: argparse.Namespace) -> None:
         print(f"Wrote the figure to {pasted(args.output)}")
         return
     found = {str(run): curves.read_curve(run, args.metric) for run in args.runs}
+    by_unit = {unit: name for name, (unit, _) in found.items()}
+    if len(by_unit) > 1:
+        raise UserError(
+            f"{args.metric} is logged by epochs in {by_unit['epochs']} and by steps in {by_unit['steps']}: "
+            "draw these runs in two pictures"
+        )
     for name, (unit, points) in found.items():
         columns = {column for row in read_rows(Path(name, "metrics.csv")) for column in row}
         (place, value), unit_of_place = points[-1], unit.removesuffix("s")

@@ -28,6 +28,13 @@ def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer, such as 16") from None
+
+
 class Parser(argparse.ArgumentParser):
     """ArgumentParser that reports an error in one line and keeps the lines of descriptions and examples.
 
@@ -190,7 +197,7 @@ def parser(train: bool = False) -> CommandParser:
     sub.add_argument("--format", choices=("table", "csv", "json"), default="table", metavar="FORMAT", help=text)
     sub = found["sample"]
     _add_class(sub)
-    sub.add_argument("-n", type=int, default=64, metavar="N", help="number of samples, at least 1 (default: 64)")
+    sub.add_argument("-n", type=_integer, default=64, metavar="N", help="number of samples, at least 1 (default: 64)")
     _add_seed(sub)
     _add_output(sub, "samples.png")
     _add_conditions(sub)
@@ -222,14 +229,14 @@ def parser(train: bool = False) -> CommandParser:
     )
     sub.add_argument(
         "--draws",
-        type=int,
+        type=_integer,
         metavar="N",
         help="gradients to draw from each estimator, at least 2 (default: 256; for toy, 100000)",
     )
     _add_data(sub, "the data of the run, or of the card of a pretrained checkpoint")
     sub.add_argument(
         "--batch-size",
-        type=int,
+        type=_integer,
         metavar="N",
         help="examples in the batch, at least 1 (default: 64 images, or 4 rows of 32 words)",
     )
@@ -249,11 +256,11 @@ def parser(train: bool = False) -> CommandParser:
     _add_report(found["report"])
     sub = found["nearest"]
     sub.add_argument("word", metavar="WORD", help="word of the vocabulary")
-    sub.add_argument("-n", type=int, default=10, metavar="N", help="number of words, at least 1 (default: 10)")
+    sub.add_argument("-n", type=_integer, default=10, metavar="N", help="number of words, at least 1 (default: 10)")
     sub = found["analogy"]
     for name in "abc":
         sub.add_argument(name, metavar=name.upper(), help="word of the vocabulary")
-    sub.add_argument("-n", type=int, default=5, metavar="N", help="number of words, at least 1 (default: 5)")
+    sub.add_argument("-n", type=_integer, default=5, metavar="N", help="number of words, at least 1 (default: 5)")
     sub = found["vectors"]
     sub.add_argument(
         "-o",
@@ -332,10 +339,10 @@ def _add_distance(sub: argparse.ArgumentParser) -> None:
     names = ("mnist", "fashion_mnist", "inception")
     sub.add_argument("--features", choices=names, default="mnist", metavar="FEATURES", help=text)
     text = "crop the centre of all images and resize it to N x N pixels; inception resizes images itself (default: no)"
-    sub.add_argument("--size", type=int, metavar="N", help=text)
+    sub.add_argument("--size", type=_integer, metavar="N", help=text)
     sub.add_argument("--grey", action="store_true", help="convert colours to grey (default: colours stay)")
     text = "samples to draw from a model (default: as many as the other set has images, and at most 10000)"
-    sub.add_argument("-n", type=int, metavar="N", help=text)
+    sub.add_argument("-n", type=_integer, metavar="N", help=text)
     _add_seed(sub)
     _add_conditions(sub)
     _add_class(sub)
@@ -379,7 +386,7 @@ def _add_class(sub: argparse.ArgumentParser) -> None:
 
 def _add_seed(sub: argparse.ArgumentParser) -> None:
     text = "seed of all noise, from 0 to 2^32 - 1; the same seed gives the same result (default: 0)"
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help=text)
+    sub.add_argument("--seed", type=_integer, default=0, metavar="N", help=text)
 
 
 def _add_output(sub: argparse.ArgumentParser, name: str) -> None:
@@ -402,10 +409,10 @@ def _data(prefix: str, **kwargs) -> list[str]:
 
 def _add_protocol(sub: argparse.ArgumentParser) -> None:
     text = "importance samples per test image, for models with log p(x); 0 skips this measurement (default: 0)"
-    sub.add_argument("--importance-samples", type=int, default=0, metavar="N", help=text)
+    sub.add_argument("--importance-samples", type=_integer, default=0, metavar="N", help=text)
     text = "test images for the full bound of a diffusion model, a multiple of 5; 0 skips it (default: 0)"
-    sub.add_argument("--bound-images", type=int, default=0, metavar="N", help=text)
+    sub.add_argument("--bound-images", type=_integer, default=0, metavar="N", help=text)
     text = "samples to score, at least 2 (default: 10000 for adversarial models, none for others)"
-    sub.add_argument("--samples", type=int, metavar="N", help=text)
+    sub.add_argument("--samples", type=_integer, metavar="N", help=text)
     text = "settings of the scored samples, such as num_steps=50,eta=1; repeat -c to score several (default: none)"
     sub.add_argument("-c", "--condition", action="append", default=[], metavar="NAME=VALUE", help=text)

@@ -45,6 +45,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         _check_run(run)
     if "output" in given:
         _check_output(args)
+    if "csv" in given:
+        _check_results(args.csv)
 
 
 def _check_run(run: Path) -> None:
@@ -63,3 +65,11 @@ def _check_output(args: argparse.Namespace) -> None:
     if args.output.is_dir():
         raise UserError(f"{args.output} cannot be written: it is a folder. Give the name of a file")
     check_writable(args.output)
+
+
+def _check_results(path: Path) -> None:
+    from zoo.training.outputs import check_writable
+
+    if path.suffix != ".csv" or path.is_dir():
+        raise UserError(f"a results file must be a file that ends in .csv, got {str(path)!r}")
+    check_writable(path)

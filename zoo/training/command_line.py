@@ -318,8 +318,13 @@ def name_of_data(data) -> str:
     return chosen or data.hparams.get("name") or type(data).__qualname__
 
 
-def check_kind(model, data) -> None:
+def check_kind(model, data, option: str = "data=...") -> None:
     """Check that the data fit the model.
+
+    Args:
+        model: the model.
+        data: the data.
+        option: what chooses the data on the command line, for the error.
 
     Raises:
         UserError: if a model of words gets images or points, or if another model gets text.
@@ -330,5 +335,5 @@ def check_kind(model, data) -> None:
         advice = "" if isinstance(data, capabilities.NamedData) else " (a data module of text has the attribute corpus)"
         raise UserError(
             f"{type(model).__name__} trains on {kinds[0]}, and {name_of_data(data)} is {kinds[1]}: choose other data "
-            f"with data=...{advice}"
+            f"with {option}{advice}"
         )
