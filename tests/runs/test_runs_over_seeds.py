@@ -156,6 +156,12 @@ def test_cards_of_exported_runs_are_read_like_runs(tmp_path, monkeypatch, capsys
     file.parent.mkdir(parents=True)
     report(monkeypatch, capsys, *words, "-o", file)
     assert read_results(file)[1] == {"command": card["command"], "seed": "0, 1", "hardware": card["hardware"]}
+    # The best checkpoint of another seed can be of another epoch. Another command is another run.
+    for command, epochs in ((card["command"], 1), (f"{card['command']} trainer.precision=64-true", card["epochs"])):
+        changed = {**card, "command": command, "epochs": epochs}
+        (tmp_path / "gan-1.json").write_text(json.dumps(changed), encoding="utf-8")
+        refused = "gan-1.json has trainer.precision='64-true': give runs that differ in nothing"
+        assert (refused in report(monkeypatch, capsys, *words)) == (command != card["command"])
     card["hyper_parameters"]["lr"] = 1.0
     (tmp_path / "gan-1.json").write_text(json.dumps(card), encoding="utf-8")
     assert "gan-1.json has model.lr=1.0: give runs that differ in nothing" in report(monkeypatch, capsys, *words)

@@ -4,6 +4,7 @@ The interval is that of Student's t at 95 %. It assumes that the results of the 
 """
 
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,13 +99,25 @@ def read_run(folder: Path) -> Run:
 
 
 def read_card_of_run(file: Path) -> Run:
-    """Return the settings and the metrics on the card of an exported run. Standard errors are no metrics."""
+    """Return the settings and the metrics on the card of an exported run. Standard errors are no metrics.
+
+    The settings are those of the card and of the command. The epochs of a card end at the best checkpoint, so they
+    are a result and no setting.
+    """
     card = card_at(file)
     model = {"_target_": card["model"], **card["hyper_parameters"]}
-    settings = _flat({"model": model, **{key: card.get(key) for key in ("seed", "data", "train_on", "epochs")}}, "")
+    settings = overrides(card["command"])
+    settings |= _flat({"model": model, **{key: card.get(key) for key in ("seed", "data", "train_on")}}, "")
     errors = {error_name(name) for name in card["metrics"]}  # test/reconstruction_error is a metric of RBMs
     metrics = {name: value for name, value in card["metrics"].items() if name not in errors}
     return Run(file, settings, metrics, card)
+
+
+def overrides(command: str) -> dict[str, str]:
+    """Return the settings in the words of a command, such as ``trainer.max_epochs=3`` and ``~callbacks.ema``."""
+    words = [word.lstrip("+") for word in shlex.split(command)]
+    named = [word.partition("=") for word in words if "=" in word or word.startswith("~")]
+    return {name: value for name, _, value in named}
 
 
 def _flat(node: Any, folder: str, place: str = "") -> dict[str, Any]:
