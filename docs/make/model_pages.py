@@ -462,8 +462,8 @@ def estimators_of(model: str) -> str:
 
 def page(model: str) -> str:
     """Return the page of ``model``."""
-    head, picture = header.read(model), first_picture(model)
-    shown = {picture[0]}
+    head, picture, strip = header.read(model), first_picture(model), f"training-{model}"
+    shown = {picture[0], strip}
     boxes = "\n\n".join(checkpoint(name, card, shown) for name, card in cards(model).items())
     more = pictures_of(model, shown)
     path = f"zoo/{model}.py"
@@ -472,6 +472,7 @@ def page(model: str) -> str:
         f"{inline(head.sentence)} The file is [`{path}`](repo:{path}).",
         image(*picture),
         in_a_minute(model),
+        *(("## Over training", image(strip, captions()[strip])) if strip in captions() else ()),
         "## Equations",
         equations_of(model),
         "## Symbols",

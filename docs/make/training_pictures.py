@@ -6,7 +6,7 @@
 RUN is the folder of a run with ``samples/epoch_000.png``, ... and ``metrics.csv``. The command writes three files:
 
     docs/results/training/NAME.csv     the curve, and how the run was made
-    docs/results/training/NAME.png     the first images of some epochs, side by side
+    docs/results/training/NAME.png     images of some epochs, side by side
     docs/pictures/training-NAME.png    the picture
 
 The first two files are committed, so ``docs/make/pictures.py`` draws the picture again without the run.
@@ -45,7 +45,9 @@ def opened(path: Path, mode: str = "RGB") -> np.ndarray:
 
 
 def corner(path: Path, tile: int) -> np.ndarray:
-    """Return the first SIDE x SIDE images of a grid, (h, w, 3), with lines of 2 pixels around the images.
+    """Return the first SIDE rows and the last SIDE columns of a grid, (h, w, 3), with lines of 2 pixels between images.
+
+    In a grid with a chain in each row, the last columns are the states that are closest to samples.
 
     Args:
         path: PNG file of a grid.
@@ -55,7 +57,7 @@ def corner(path: Path, tile: int) -> np.ndarray:
     side = 2 + SIDE * (tile + 2)
     if min(pixels.shape[:2]) < side:
         raise UserError(f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels: a strip needs {side} x {side}")
-    return pixels[2 : side - 2, 2 : side - 2]
+    return pixels[2 : side - 2, -(side - 2) : -2]
 
 
 def tile_size(path: Path) -> int:

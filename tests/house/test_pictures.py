@@ -168,7 +168,7 @@ def test_a_run_becomes_a_strip(tmp_path, monkeypatch):
         grid = np.full((5 * 10 + 2, 6 * 10 + 2), 127, dtype=np.uint8)  # 5 x 6 images of 8 x 8 pixels
         for y in range(5):
             for x in range(6):
-                grid[2 + 10 * y : 10 + 10 * y, 2 + 10 * x : 10 + 10 * x] = 20 * epoch
+                grid[2 + 10 * y : 10 + 10 * y, 2 + 10 * x : 10 + 10 * x] = 20 * epoch + 5 * x
         Image.fromarray(grid).save(run / "samples" / f"epoch_{epoch:03d}.png")
     record = {"command": "zoo train ckpt=last.ckpt", "hardware": "1 thread", "data": "digits", "config": {"seed": 3}}
     record["earlier"] = [{"command": "python train.py model=vae"}]
@@ -180,7 +180,7 @@ def test_a_run_becomes_a_strip(tmp_path, monkeypatch):
     training_pictures.record(run, "trial", "val/loss", "validation loss")
     strip = pixels(tmp_path / "trial.png")
     assert strip.shape == (38, 8 * 38, 3)  # 4 x 4 images of 8 pixels, with lines of 2 pixels between them
-    assert strip[0, 0, 0] == 0 and strip[0, -1, 0] == 220
+    assert strip[0, 0, 0] == 10 and strip[0, -1, 0] == 245  # columns 2 and 5 of epochs 0 and 11
     figure = training_pictures.training("trial")
     (line,) = (line for line in figure.axes[-1].lines if len(line.get_xdata()) == 12)
     assert line.get_ydata()[[0, -1]].tolist() == pytest.approx([1, 1 / 12])
