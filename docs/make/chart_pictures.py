@@ -254,9 +254,9 @@ def wgan_correlation() -> Figure:
 # Seeds.
 
 
-def seeds() -> Figure:
-    """Draw each seed of ``gan``, the mean, and the 95 % interval of the mean."""
-    rows = read("seeds/gan")
+def seeds(checkpoint: str, titles: dict[str, str]) -> Figure:
+    """Draw each seed of a checkpoint, the mean, and the 95 % interval of the mean. ``titles`` name metrics."""
+    rows = read(f"seeds/{checkpoint}")
     figure, panels = canvas(2.9, 1, len(rows))
     for axes, row in zip(panels, rows, strict=True):
         mean, low, high = (float(row[key]) for key in ("mean", "low", "high"))
@@ -264,31 +264,12 @@ def seeds() -> Figure:
         axes.errorbar([0.6], [mean], [[mean - low], [high - mean]], fmt="D", color=INK, capsize=4, markersize=5)
         axes.plot([0.2] * len(values), values, "o", color=BLUE, alpha=0.8)
         axes.set(xlim=(0, 0.9), xticks=[])
-        axes.set_title({"classifier_fid": "classifier-FID"}.get(row["metric"], row["metric"]), fontsize=10.5)
+        axes.set_title(titles.get(row["metric"], row["metric"]), fontsize=10.5)
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.tick_params(labelsize=9)
     panels[0].plot([], [], "o", color=BLUE, label="one seed")
     panels[0].plot([], [], "D", color=INK, markersize=5, label="mean, with its 95 % interval")
     figure.legend(loc="outside lower center", ncols=2)
-    return figure
-
-
-def vade_seeds() -> Figure:
-    rows = read("vade-seeds")
-    figure, axes = canvas(1.9)
-    for i, row in enumerate(rows):
-        low, middle = number(row["minimum"]), number(row["median"])
-        axes.plot([low, middle], [i, i], "-", color=PALE, linewidth=4)
-        axes.plot(low, i, "o", color=ORANGE, label="minimum" if i == 0 else None)
-        axes.plot(middle, i, "o", color=BLUE, label="median" if i == 0 else None)
-        for value, side, shift in ((low, "right", -9), (middle, "left", 9)):
-            axes.annotate(f"{value:.2f}", (value, i), (shift, 0), textcoords="offset points", ha=side, va="center")
-    axes.set_yticks(range(len(rows)), [row["images"] for row in rows])
-    lowest, highest = (f(number(row[key]) for row in rows) for f, key in ((min, "minimum"), (max, "median")))
-    axes.set(xlim=(lowest - 0.3, highest + 0.5), ylim=(len(rows) - 0.5, -0.5))
-    axes.set_xlabel("clustering accuracy of VaDE over three seeds, %")
-    axes.grid(False, axis="y")
-    axes.legend(loc="center right")
     return figure
 
 
@@ -419,8 +400,14 @@ PICTURES = {
         "How well the Wasserstein estimate of a critic follows classifier-FID during training: correlations for a "
         "critic with gradient penalty and with clipped weights.",
     ),
-    "seeds-gan": Picture(seeds, "Each seed of gan, the mean, and the 95 % interval of the mean, for five metrics."),
-    "vade-seeds": Picture(vade_seeds, "Median and minimum of the clustering accuracy of VaDE over three seeds."),
+    "seeds-gan": Picture(
+        partial(seeds, "gan", {"classifier_fid": "classifier-FID"}),
+        "Each seed of gan, the mean, and the 95 % interval of the mean, for five metrics.",
+    ),
+    "seeds-vade": Picture(
+        partial(seeds, "vade", {"all/accuracy": "accuracy, all images", "test/accuracy": "accuracy, test images"}),
+        "The clustering accuracy of each seed of vade, the mean, and the 95 % interval of the mean.",
+    ),
     "score-objectives": Picture(
         score_objectives,
         "Score matching objectives on a mixture of Gaussians. Left: the Fisher divergence from the score of the "
