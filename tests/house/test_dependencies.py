@@ -16,7 +16,7 @@ IMPORTED_AS = {"_pytest": "pytest", "hydra": "hydra-core", "PIL": "pillow", "skl
 IMPORTED_AS |= {"torch_fidelity": "torch-fidelity"}
 # Distributions that no file imports: commands, a plugin of pytest, a dependency of Lightning's TensorBoardLogger, the
 # kernel of the notebooks, and MathJax.
-TOOLS = {"hatchling", "mypy", "pytest-xdist", "ruff", "tensorboard", "ipykernel", "sphinx-mathjax-offline"}
+TOOLS = {"hatchling", "mypy", "pytest-xdist", "ruff", "tensorboard", "ipykernel", "sphinx-mathjax-offline", "zensical"}
 TOOLS |= {"nbclient", "nbformat"}
 MAKE = ROOT / "docs" / "make"
 BENCHMARKS = ROOT / "tests" / "benchmarks"

@@ -125,20 +125,22 @@ with ended_by_signals():
         print("unwound", flush=True)
 """
 REPLACED = """
-import os, signal
+import os, signal, time
 from zoo.training.interruption import ended_by_signals
 with ended_by_signals():
     try:
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)  # the kernel can give the signal to another thread first
     finally:
         raise ValueError("from an interrupted library")
 """
 AGAIN = """
-import os, signal
+import os, signal, time
 from zoo.training.interruption import ended_by_signals
 with ended_by_signals():
     try:
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
     finally:
         os.kill(os.getpid(), signal.SIGINT)
         print("cleared away", flush=True)
@@ -163,7 +165,7 @@ with interruption.ended_by_signals():
     print("begins")
 """
 CRASHING = """
-import atexit, os, signal, sys
+import atexit, os, signal, sys, time
 from zoo.training.interruption import ended_by_signals
 class Crashes:
     def __del__(self):
@@ -172,6 +174,7 @@ sys.modules["half_imported"] = Crashes()
 with ended_by_signals():
     atexit.register(sys.stdout.write, "cleared away")
     os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
 """
 STUCK = """
 import ctypes, os, signal

@@ -25,10 +25,11 @@ def has_bars(stream=None) -> bool:
 def in_notebook() -> bool:
     """Return whether this process is the kernel of a notebook.
 
-    A program that executes notebooks also imports ipykernel, but only a kernel has a shell with ``kernel``.
+    A program that executes notebooks also imports ipykernel, but only the shell of a kernel has its settings.
     """
     ipython = sys.modules.get("IPython")
-    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 def held_by_rich(stream: object) -> bool:
