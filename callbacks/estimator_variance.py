@@ -73,15 +73,17 @@ class EstimatorVariance(L.Callback):
 
     With ``auto``, a measurement is made in parts of about 0.25 seconds between training steps. All parts use a copy of
     the model, made at the step of the measurement. The values are exactly those of a measurement without breaks. If the
-    run ends within a measurement, the draws made until then are used if each estimator has at least two. A signal drops
+    run ends within its first measurement, the callback makes the missing draws at the end of the run. A run of more
+    than ten steps therefore has a figure, but a short one may measure for more than 5 % of its time. If the run ends
+    within a later measurement, the draws made until then are used if each estimator has at least two. A signal drops
     the measurement, and a resumed run does not continue it.
 
     Args:
         folder: folder of ``estimator_variance.png``, which is written at the end of the run.
         every_n_steps: training batches between measurements, or a fraction of the run such as 0.25, or ``auto``. With
             an integer or a fraction, the first measurement is before the first step, and training waits for each.
-            ``auto`` measures as often as possible in less than 5 % of the training time, and never before the first
-            step. Its first measurement has 2 draws. Later measurements have as many draws as 1.25 seconds allow (5 % of
+            ``auto`` measures as often as possible in less than 5 % of the training time. Its first measurement has 2
+            draws, at the weights after ten steps. Later measurements have as many draws as 1.25 seconds allow (5 % of
             25 seconds of training), and at least 2. This minimum doubles after every four measurements. The maximum is
             ``draws``.
         draws: gradients per estimator and batch, over all processes, at least 2. With ``auto``, ``draws`` is the
@@ -188,7 +190,8 @@ class EstimatorVariance(L.Callback):
         """Begin to count the time of training. ``step`` is the first step of this process."""
         self._chunks = {name: chunk_size(e) for name, e in self._estimators(pl_module).items()}
         self._budget.begin(step)
-        self._next = max(self._next, step)
+        # A resumed run begins its first measurement at once, because that of the interrupted run was dropped.
+        self._next = max(self._next if self.history else AUTO_STEPS, step)
 
     def batches_until_due(self, trainer) -> float:
         step = trainer.fit_loop.total_batch_idx + 1  # the next step
@@ -241,27 +244,27 @@ class EstimatorVariance(L.Callback):
         with isolate_rng():
             for name, estimator in self._estimators(pl_module).items():  # one by one, for less memory
                 measurement = self._measurement(trainer, {name: estimator}, self.draws)
-                shown = partial(tracked, what=f"measuring {name}", unit="chunk", show=shows_progress(trainer))
-                while not measurement.done:
-                    measurement.advance(stop=lambda: interrupted(trainer), tracked=shown)
-                    if trainer.strategy.reduce_boolean_decision(interrupted(trainer), all=False):
-                        return
-                    measurement.end_batch()
+                if not completed(measurement, trainer, name):
+                    return
                 row |= measurement.values()
         self._record(row, trainer, step, logged_step(trainer))
 
     # Measurements in parts, within a fraction of the training time.
 
     def _spend(self, trainer, pl_module, step: int) -> None:
-        """Continue the running measurement or begin one, if the time allows it. Set the step of the next call."""
+        """Continue the running measurement or begin one, if the time allows it. Set the step of the next call.
+
+        The first measurement begins in any case, without a draw, so that a short run can complete it at its end.
+        """
         # The clocks of the processes differ. Rank 0 decides, because all processes must measure together.
         wait, draws = trainer.strategy.broadcast(self._plan(step))
-        if wait == 0:
+        if wait == 0 or (self._running is None and not self.history):
             with self._budget.spending(), isolate_rng():
                 if self._running is None:
                     self._running_at = step, logged_step(trainer)
                     self._running = self._measurement(trainer, self._estimators(frozen(pl_module)), draws)
-                self._continue(trainer, self._running)
+                if wait == 0:
+                    self._continue(trainer, self._running)
             wait, _ = trainer.strategy.broadcast(self._plan(step))
         self._next = step + max(1, wait)
 
@@ -318,9 +321,12 @@ class EstimatorVariance(L.Callback):
         self._next = state.get("next", AUTO_STEPS)
 
     def on_train_end(self, trainer, pl_module):
-        if self._running is not None and self._running.end_early():
-            self._record(self._running.values(), trainer, *self._running_at)
-        self._running = None
+        running, self._running = self._running, None
+        if running is not None:
+            with isolate_rng():
+                first = not self.history and completed(running, trainer, "gradient estimators")
+            if first or running.end_early():
+                self._record(running.values(), trainer, *self._running_at)
         if not trainer.is_global_zero:
             return
         if not self.history:
@@ -335,6 +341,25 @@ class EstimatorVariance(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, capabilities.LogsTables):
                 logger.log_table("estimator_variance_table", columns, rows, step=logged_step(trainer))
+
+
+def completed(measurement: Measurement, trainer, what: str) -> bool:
+    """Make all missing draws of ``measurement`` without breaks. Return False if a signal has stopped them.
+
+    All processes must call this function.
+
+    Args:
+        measurement: the measurement.
+        trainer: Lightning's trainer.
+        what: name of what is measured, for the progress bar.
+    """
+    shown = partial(tracked, what=f"measuring {what}", unit="chunk", show=shows_progress(trainer))
+    while not measurement.done:
+        measurement.advance(stop=lambda: interrupted(trainer), tracked=shown)
+        if trainer.strategy.reduce_boolean_decision(interrupted(trainer), all=False):
+            return False
+        measurement.end_batch()
+    return True
 
 
 def interrupted(trainer) -> bool:

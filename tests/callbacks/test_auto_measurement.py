@@ -8,9 +8,11 @@ import torch
 from helpers import TINY, run
 from lightning.pytorch import Callback
 
+import zoo.callbacks.estimator_variance
 import zoo.callbacks.measurement
 import zoo.callbacks.measuring_budget
 from zoo.callbacks import EstimatorVariance
+from zoo.callbacks.measurement import Measurement
 from zoo.estimators import GradientEstimator
 
 SHARE = 0.05
@@ -91,7 +93,7 @@ class Training:
         for user in (zoo.callbacks.measuring_budget, zoo.callbacks.measurement):
             monkeypatch.setattr(user, "clock", clock.monotonic)
         self.callback = callback or EstimatorVariance("x")
-        self.callback.probes = [None]
+        self.callback.probes = [None] * self.callback.batches
         trainer, model = Trainer(), Model(clock, per_draw)
         budget, began = self.callback._budget, clock.now
         self.callback.begin(model, begin)
@@ -191,16 +193,19 @@ def test_a_resumed_run_keeps_its_time_budget(monkeypatch):
 
 
 def test_a_run_that_ends_within_a_measurement_uses_the_draws_made_so_far(monkeypatch, tmp_path):
-    """With fewer than two draws of an estimator, there is no row. A resumed run drops the draws of the first run."""
+    """With fewer than two draws of an estimator, there is no row. A resumed run drops the draws of the first run.
+
+    The first measurement is different, because the end of the run completes it.
+    """
     rows = {}
-    for steps in range(60, 400, 20):
+    for steps in range(200, 800, 20):
         callback = EstimatorVariance(str(tmp_path))
         run = Training(monkeypatch, steps=steps, per_step=0.1, per_draw=0.2, callback=callback)
         before, running = len(callback.history), callback._running
         resumed = EstimatorVariance("x")
         resumed.load_state_dict(callback.state_dict())
         assert resumed._running is None
-        if running is not None:
+        if running is not None and before > 0:
             made = min(moments.n for moments in running._moments.values())
             run.trainer.is_global_zero = False  # draws no figure
             callback.on_train_end(run.trainer, run.model)
@@ -210,6 +215,40 @@ def test_a_run_that_ends_within_a_measurement_uses_the_draws_made_so_far(monkeyp
                 assert callback.history[-1]["variance/a/all"] > 0
             rows[made] = True
     assert 1 in rows and 2 in rows
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_run_that_is_too_short_for_its_first_measurement_completes_it_at_its_end(batches, monkeypatch):
+    """Thirty steps allow no draw. The values are those of a measurement without breaks, at the weights of step 10."""
+    callback = EstimatorVariance("x", batches=batches)
+    run = Training(monkeypatch, steps=30, per_step=0.1, per_draw=0.3, callback=callback)
+    assert run.callback.history == [] and max(run.pauses) == 0
+    run.trainer.is_global_zero = False  # draws no figure
+    callback.on_train_end(run.trainer, run.model)
+    [row] = callback.history
+    whole = Measurement(run.model.gradient_estimators(), [None] * batches, 2, most=16)
+    while not whole.done:
+        whole.advance()
+        whole.end_batch()
+    assert row == {"step": 10, **whole.values()} and row["estimator_draws"] == 2
+
+
+def test_a_run_that_resumes_before_its_first_measurement_begins_it_at_once(monkeypatch):
+    first = Training(monkeypatch, steps=20, per_step=0.1, per_draw=0.3).callback
+    assert first._running is not None and first._next > 20
+    resumed = EstimatorVariance("x")
+    resumed.load_state_dict(first.state_dict())
+    Training(monkeypatch, steps=3, per_step=0.1, per_draw=0.3, callback=resumed, begin=20)
+    assert resumed._running is not None and resumed._running_at[0] == 20
+
+
+def test_a_signal_at_the_end_of_a_short_run_drops_its_first_measurement(monkeypatch):
+    run = Training(monkeypatch, steps=30, per_step=0.1, per_draw=0.3)
+    assert run.callback._running is not None
+    monkeypatch.setattr(zoo.callbacks.estimator_variance, "interrupted", lambda trainer: True)
+    run.trainer.is_global_zero = False
+    run.callback.on_train_end(run.trainer, run.model)
+    assert run.callback.history == []
 
 
 def test_what_a_tuner_takes_and_puts_back_holds_no_time_of_training(tmp_path):
