@@ -41,8 +41,9 @@ Differs from the papers:
 - By default w(sigma) = sigma^2 (1 + sigma^2), which weights the error of F equally at every level (Karras et al. 2022).
   ``weights=ncsn`` is the papers' sigma^2.
 - U-Net, learning rate and moving average are as in zoo/ddpm.py. The papers' networks are much larger. The levels go
-  from 10 to 0.05 for images in [-1, 1]. In the 2019 paper, ten levels go from 1 to 0.01 for images in [0, 1]. For
-  images, technique 4 of the 2020 paper sets the Langevin step size. As in the 2020 paper, a last step removes noise.
+  from 10 to 0.05 for images in [-1, 1]. In the 2019 paper, ten levels go from 1 to 0.01 for images in [0, 1]. Images
+  are drawn by consistent annealed sampling (Jolicoeur-Martineau et al. 2020, arXiv:2009.05475). Without it, technique 4
+  of the 2020 paper sets their step size. As in the 2020 paper, a last step removes noise.
 - The entries of v are +1 or -1 (Rademacher). No other independent entries give v' grad s(x) v a smaller variance.
 - With ``num_classes``, s also takes the label y. Labels and guidance are as in zoo/ddpm.py.
 """
@@ -62,9 +63,9 @@ from zoo.checks.labels import Labels, as_labels, check_classes
 from zoo.checks.old_forms import accepts_old_form
 from zoo.checks.values import check_choice, check_flag, check_integer, check_not_negative, check_positive, check_widths
 from zoo.estimators import GradientEstimator, Noise
+from zoo.functional import langevin
 from zoo.functional.densities import at_least_float32
 from zoo.functional.guidance import draw_labels, guided, network_labels, with_dropped
-from zoo.functional.langevin import annealed_langevin_steps, best_step_size, langevin_steps, noise_levels
 from zoo.functional.noise import chunk_generator, rand, randn
 from zoo.functional.precision import keep_float32
 from zoo.functional.progress import tracked
@@ -140,7 +141,7 @@ class Score(L.LightningModule):
         check_unet(widths, blocks, patch, attention, dropout, shape if self.images else None)
         shape, hidden, widths, attention = list(shape), list(hidden), list(widths), list(attention)
         check_choice("objective", objective, OBJECTIVES)
-        sigmas = noise_levels(sigma_max, sigma_min, num_sigmas).float()
+        sigmas = langevin.noise_levels(sigma_max, sigma_min, num_sigmas).float()
         if objective == "denoising" and num_sigmas == 0:
             raise UserError("num_sigmas must be at least 1 for objective=denoising, got 0")
         check_choice("weights", weights, WEIGHTS)
@@ -282,6 +283,7 @@ class Score(L.LightningModule):
         step_size: float | None = None,
         denoise: bool = True,
         adjusted: bool = False,
+        consistent: bool | None = None,
         frames: int | None = None,
         y: Labels | str | None = None,
         guidance: float = 0.0,
@@ -289,17 +291,18 @@ class Score(L.LightningModule):
         """Draw ``n`` samples by Langevin dynamics, annealed if there are at least two noise levels.
 
         Args:
-            steps: Langevin steps at each level, by default 5 for images and 100 for points. With one level or none, the
+            steps: Langevin steps at each level, by default 2 for images and 100 for points. With one level or none, the
                 default is 1000 steps in total.
             step_size: e / sigma^2, where e is the step size of zoo/functional/langevin.py. The default is 0.05 for
                 points and :func:`best_step_size` for images. With one level or none, ``step_size`` is e, by default
-                0.14 D / E|s(x)|^2 at initial states x. If s is the score of x, this is 0.14 times the variance of x.
+                :func:`stable_step_size` at initial states.
             denoise: Whether a last step removes the noise of the last level. Without noise levels, it has no effect.
-            adjusted: Whether to accept or reject each step by Metropolis-Hastings. The change of log p is the integral
-                of the score along the step, which takes at least four more evaluations of the score per step. If the
-                score is not a gradient, the integral depends on the path.
-            frames: Number of evenly spaced states of each chain to return, at least 2. The result is then
-                (n, frames, ...). The last state is the sample. None returns only the sample.
+            adjusted: Whether to accept or reject each step by Metropolis-Hastings, which takes four more evaluations of
+                the score per step (:func:`metropolis_langevin_sample`).
+            consistent: Whether each step adds so much noise that the noise in x is sigma again, as in
+                :func:`annealed_langevin_steps`. None means true for images with several levels unless ``adjusted``.
+            frames: Number of evenly spaced states of each chain to return, at least 2. The result is (n, frames, ...),
+                and the last state is the sample. None returns only the sample.
             y: For a model with ``num_classes``: one label for all samples, one label for each, None to draw labels, or
                 ``dropped`` to sample without labels. The noise does not depend on ``y``.
             guidance: Guidance weight w, at least 0. With 0, samples come from the conditional model.
@@ -312,17 +315,10 @@ class Score(L.LightningModule):
         """
         steps = self._default_steps if steps is None else steps
         check_integer("steps", steps)
-        if frames is not None:
-            check_integer("frames", frames, least=2)
-            total = len(self.sigmas) if len(self.sigmas) > 1 else steps
-            if frames > total:
-                raise UserError(f"frames must be at most {total}, the number of states of a chain, got {frames}")
-        how = {"denoise": denoise, "adjusted": adjusted, "generator": generator, "y": y, "guidance": guidance}
-        states, _ = self.chains(n, steps=steps, step_size=step_size, **how)
-        x = states[-1]
-        if frames is not None:
-            kept = torch.linspace(0, len(states) - 1, frames, dtype=torch.float64).round().long().tolist()
-            x = torch.stack([states[k] for k in kept], 1)
+        shown = langevin.frame_numbers(frames, len(self.sigmas) if len(self.sigmas) > 1 else steps)
+        how = {"denoise": denoise, "adjusted": adjusted, "consistent": consistent, "y": y, "guidance": guidance}
+        states, _ = self.chains(n, steps=steps, step_size=step_size, generator=generator, **how)
+        x = states[-1] if frames is None else torch.stack([states[k] for k in shown], 1)
         return (x / 2 + 0.5).clamp(0, 1) if self.images else x
 
     @inputs.takes(y=None)
@@ -335,6 +331,7 @@ class Score(L.LightningModule):
         step_size: float | None = None,
         denoise: bool = True,
         adjusted: bool = False,
+        consistent: bool | None = None,
         y: Labels | str | None = None,
         guidance: float = 0.0,
         generator: torch.Generator | None = None,
@@ -347,29 +344,26 @@ class Score(L.LightningModule):
         levels = len(self.sigmas)
         steps = self._default_steps if steps is None else steps
         check_integer("steps", steps)
-        check_flag("denoise", denoise)
-        check_flag("adjusted", adjusted)
+        consistent = self.images and levels > 1 and not adjusted if consistent is None else consistent
+        for name, flag in (("denoise", denoise), ("adjusted", adjusted), ("consistent", consistent)):
+            check_flag(name, flag)
+        if consistent and levels < 2:
+            raise UserError(f"consistent=True needs two noise levels or more, and this model has {levels}")
         check_not_negative("guidance", guidance)
         # Standard deviation of the initial states: data of variance 1 with the noise of the first level.
         start = float((1 + self.sigmas[0] ** 2).sqrt()) if levels else 1.0
-        if step_size is None:
-            if levels > 1:
-                # Images take few steps, and need larger steps. Points take many steps, and 0.05 has little bias.
-                ratio = float(self.sigmas[0] / self.sigmas[1])
-                step_size = best_step_size(ratio, steps) if self.images else 0.05
-            else:
-                step_size = self._stable_step(start)
+        step_size = self._default_step_size(steps, consistent, start) if step_size is None else step_size
         check_positive("step_size", step_size)
         x = start * randn(n, *self.hparams.shape, generator=generator, device=self.device)
         y = draw_labels(y, n, self.hparams.num_classes, guidance, generator=generator, device=self.device)
-        score = partial(self, y=y, guidance=guidance)
+        score, how = partial(self, y=y, guidance=guidance), {"adjusted": adjusted, "generator": generator}
         if levels > 1:
-            how = (steps, step_size, denoise, adjusted)
-            run = annealed_langevin_steps(score, x, self.sigmas, *how, generator=generator)
+            how |= {"denoise": denoise, "consistent": consistent}
+            run = langevin.annealed_langevin_steps(score, x, self.sigmas, steps, step_size, **how)
             states, taken = zip(*tracked(run, "annealing", "level", total=levels), strict=True)
         else:
             score = partial(score, sigma=self.sigmas.expand(n) if levels else None)
-            run = langevin_steps(score, x, steps, step_size, adjusted, generator=generator)
+            run = langevin.langevin_steps(score, x, steps, step_size, **how)
             states, taken = zip(*tracked(run, "Langevin", total=steps), strict=True)
             if levels and denoise:
                 x = states[-1]
@@ -383,15 +377,19 @@ class Score(L.LightningModule):
 
     @property
     def _default_steps(self) -> int:
-        return (5 if self.images else 100) if len(self.sigmas) > 1 else 1000
+        return (2 if self.images else 100) if len(self.sigmas) > 1 else 1000
 
-    def _stable_step(self, start: float) -> float:
+    def _default_step_size(self, steps: int, consistent: bool, start: float) -> float:
+        if len(self.sigmas) > 1:
+            # Images take few steps, and need larger steps. Points take many steps, and 0.05 has little bias.
+            best = langevin.best_step_size(float(self.sigmas[0] / self.sigmas[1]), steps, consistent=consistent)
+            return best if self.images or consistent else 0.05
         # The states x have a fixed seed, and their labels are all labels in turn. All calls use the same step size.
         shape = (16 if self.images else 256, *self.hparams.shape)
         x = start * randn(*shape, generator=chunk_generator(0, 0), device=self.device)
         classes, sigma = self.hparams.num_classes, self.sigmas.expand(len(x)) if len(self.sigmas) else None
         y = None if classes is None else torch.arange(len(x), device=self.device) % classes
-        return 0.14 * x[0].numel() / max(1e-6, float(self(x, sigma=sigma, y=y).flatten(1).square().sum(1).mean()))
+        return langevin.stable_step_size(partial(self, sigma=sigma, y=y), x)
 
     # Gradient estimators.
 

@@ -36,7 +36,7 @@ USES = {
     "wgan": "images = model.sample(64)  # (64, 1, 28, 28), in [0, 1]",
     "infogan": "images = model.sample(64, category=3)  # (64, 1, 28, 28), in [0, 1]",
     "ddpm": "images = model.sample(4, num_steps=50)  # (4, 1, 28, 28), in [0, 1]",
-    "score": "images = model.sample(4, steps=1)  # (4, 1, 28, 28); more steps at each noise level give better images",
+    "score": "images = model.sample(4)  # (4, 1, 28, 28), in [0, 1]",
     "rbm": "images = model.sample(16, steps=1000)  # (16, 1, 28, 28), after 1,000 Gibbs steps",
     "skipgram": 'words = model.nearest("music", 5)  # pairs of a word and its cosine',
 }

@@ -31,11 +31,12 @@ from zoo.functional.langevin import annealed_langevin_steps, best_step_size
 def annealed_chains(model, n: int) -> Callable[[], Tensor]:
     """Return a function that draws as ``Score.sample`` does by default, but reads no value from the GPU."""
     sigmas, steps = model.sigmas.cpu(), model._default_steps
-    start, size = float((1 + sigmas[0] ** 2).sqrt()), best_step_size(float(sigmas[0] / sigmas[1]), steps)
+    start = float((1 + sigmas[0] ** 2).sqrt())
+    size = best_step_size(float(sigmas[0] / sigmas[1]), steps, consistent=True)
 
     def draw() -> Tensor:
         x = start * torch.randn(n, *model.hparams.shape, device=model.device)
-        for state, _ in annealed_langevin_steps(model, x, sigmas, steps, size):
+        for state, _ in annealed_langevin_steps(model, x, sigmas, steps, size, consistent=True):
             x = state
         return (x / 2 + 0.5).clamp(0, 1)
 

@@ -1,11 +1,14 @@
 """Tests of Langevin dynamics against stationary densities in closed form."""
 
+import csv
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from zoo.checks.errors import UserError
 from zoo.datamodules.toy import Mixture, mixture
 from zoo.functional.langevin import (
     annealed_langevin_steps,
@@ -16,6 +19,7 @@ from zoo.functional.langevin import (
     noise_levels,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 F64 = torch.float64
 
 
@@ -155,6 +159,105 @@ def test_annealed_levels_are_langevin_at_their_own_step(generator):
         if last:
             x = x - sigma**2 * x / (1 + sigma**2)
         assert_close(at_level, x)
+
+
+def test_consistent_steps_have_the_noise_that_they_need(generator):
+    """The test computes two levels step by step. For data at 0, the variance after each step is sigma^2."""
+    score = lambda x, sigma: -x / (1 + sigma[:, None] ** 2)  # noqa: E731
+    x = torch.randn(3, 2, generator=generator, dtype=F64)
+    how = {"consistent": True, "generator": generator.manual_seed(1)}
+    ours = list(annealed_langevin_steps(score, x, torch.tensor([2.0, 1.5]), 2, 0.6, **how))
+    generator.manual_seed(1)
+    steps = iter([(2.0, 2.0), (2.0, 2.0), (2.0, 1.5), (1.5, 1.5)])  # (noise before the step, sigma)
+    for at_level, _ in ours:
+        for _ in range(2):
+            tau, sigma = next(steps)
+            z = torch.randn(3, 2, generator=generator)
+            noise = (sigma**2 - (1 - 0.6 / 2) ** 2 * tau**2) ** 0.5
+            x = x - 0.3 * sigma**2 * x / (1 + sigma**2) + noise * z
+        if sigma == 1.5:
+            x = x - sigma**2 * x / (1 + sigma**2)
+        assert_close(at_level, x)
+
+
+LEVELS = noise_levels(10, 0.05, 64)
+
+
+def variance_of_chains(s: float, steps: int, consistent: bool) -> float:
+    """Return the variance of annealed chains divided by its correct value s^2 + sigma^2, for the data N(0, s^2).
+
+    The score is linear. The variance of x therefore follows v' = (1 - e / (2 (s^2 + sigma^2)))^2 v + noise^2.
+    """
+    c = best_step_size(float(LEVELS[0] / LEVELS[1]), steps, consistent=consistent)
+    v, tau = s**2 + float(LEVELS[0]) ** 2, float(LEVELS[0])
+    for sigma in LEVELS.tolist():
+        for _ in range(steps):
+            noise = sigma**2 - (1 - c / 2) ** 2 * tau**2 if consistent else c * sigma**2
+            v, tau = (1 - c * sigma**2 / (2 * (s**2 + sigma**2))) ** 2 * v + noise, sigma
+    return v / (s**2 + sigma**2)
+
+
+@pytest.mark.parametrize("s", [1e-6, 0.02, 0.05, 0.1, 0.5, 1, 3])
+def test_consistent_chains_have_the_variance_of_gaussian_data_and_plain_chains_do_not(s):
+    """The levels are those of the score model. One consistent step at each level has less bias than 20 plain ones."""
+    assert abs(variance_of_chains(s, 1, True) - 1) < 0.01
+    assert abs(variance_of_chains(s, 2, True) - 1) < 0.007
+    assert variance_of_chains(s, 5, False) > 1.12
+    assert variance_of_chains(s, 20, False) > 1.03
+
+
+def test_the_documented_errors_of_the_variance_are_the_computed_ones():
+    widths = [1e-4, *torch.logspace(-3, 1, 41, dtype=F64).tolist()]
+    lines = (ROOT / "docs" / "results" / "score-samplers.csv").read_text(encoding="utf-8").splitlines()
+    rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    assert len(rows) >= 3
+    for row in rows:
+        steps, consistent = int(row["steps at each level"]), row["sampler"] == "consistent"
+        largest = max(abs(variance_of_chains(s, steps, consistent) - 1) for s in widths)
+        documented = row["largest error of the variance, %"]
+        digits = len(documented.partition(".")[2])
+        assert f"{100 * largest:.{digits}f}" == documented
+
+
+def test_the_variance_of_simulated_chains_is_the_computed_one():
+    """The relative error of a variance from n chains is (2 / n)^(1/2). False alarms: 1 in 10^5."""
+    n, s = 50_000, 0.1
+    score = lambda x, sigma: -x / (s**2 + sigma[:, None] ** 2)  # noqa: E731
+    for consistent, steps in ((True, 1), (False, 2)):
+        generator = torch.Generator().manual_seed(3)
+        x = (s**2 + 100) ** 0.5 * torch.randn(n, 1, generator=generator, dtype=F64)
+        size = best_step_size(float(LEVELS[0] / LEVELS[1]), steps, consistent=consistent)
+        how = {"denoise": False, "consistent": consistent, "generator": generator}
+        *_, (x, _) = annealed_langevin_steps(score, x, LEVELS, steps, size, **how)
+        ratio = float(x.var()) / (s**2 + 0.05**2)
+        assert abs(ratio / variance_of_chains(s, steps, consistent) - 1) < 4.5 * (2 / n) ** 0.5
+
+
+@pytest.mark.parametrize("ratio", [1.01, 1.09, 1.4])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_consistent_step_follows_the_variance_of_wide_data(ratio, steps):
+    """With s much larger than sigma, the variance changes by sigma^2 (1 - ratio^2) between two levels."""
+    c, wide = best_step_size(ratio, steps, consistent=True), 1e6
+    v = before = wide + ratio**2
+    for n in range(steps):
+        v = (1 - c / (2 * (wide + 1))) ** 2 * v + 1 - (1 - c / 2) ** 2 * (ratio**2 if n == 0 else 1)
+    assert v - before == pytest.approx(1 - ratio**2, rel=1e-4)
+
+
+def test_a_consistent_step_is_large_enough_for_the_distance_of_the_levels():
+    """With many steps, the first step at a level adds no noise. Smaller steps, and the Metropolis test, are refused."""
+    assert best_step_size(1.25, 100, consistent=True) == pytest.approx(2 - 2 / 1.25)
+    assert best_step_size(14, 1, consistent=True) == 2  # (1 - e/2) is 0: the step replaces all noise
+    score = lambda x, sigma: -x / sigma[:, None] ** 2  # noqa: E731
+    sample = lambda size, **how: list(  # noqa: E731
+        annealed_langevin_steps(score, torch.randn(4, 1), torch.tensor([1.25, 1.0]), 2, size, consistent=True, **how)
+    )
+    assert sample(2 - 2 / 1.25)[-1][0].isfinite().all() and sample(2 + 2 / 1.25)[-1][0].isfinite().all()
+    for size in (0.39, 3.7):
+        with pytest.raises(UserError, match=r"from 0\.4 to 3\.6"):
+            sample(size)
+    with pytest.raises(UserError, match="adjusted or consistent"):
+        sample(1.0, adjusted=True)
 
 
 def test_noise_levels_are_geometric():

@@ -12,6 +12,7 @@ import torch
 from helpers import assert_same
 from torch.testing import assert_close
 
+from zoo.checks.errors import UserError
 from zoo.datamodules.toy import mixture, moons
 from zoo.functional.langevin import annealed_langevin_steps, best_step_size
 from zoo.functional.score_matching import denoising_loss, directional, explicit_loss, sliced_loss
@@ -426,15 +427,37 @@ def test_annealing_by_the_exact_score_draws_the_mixture(points):
 
 
 def test_samples_are_the_annealed_chain(points):
-    """The chain starts at N(0, 1 + sigma_1^2). For images, the ratio of successive levels sets the step size."""
+    """The chain starts at N(0, 1 + sigma_1^2). For images, the ratio of successive levels sets the step size.
+
+    Images are drawn by consistent annealed sampling, unless the Metropolis-Hastings test or the caller excludes it.
+    """
     images = Score(widths=[8], num_sigmas=4, sigma_max=4.0, sigma_min=0.5)
-    for model, shape, steps, e in ((points, (3, 2), 100, 0.05), (images, (3, 1, 28, 28), 5, best_step_size(2.0, 5))):
-        ours, _ = model.chains(3, generator=torch.Generator().manual_seed(4))
+    plain = best_step_size(2.0, 5)
+    for model, steps, e, asked, consistent in (
+        (points, 100, 0.05, {}, False),
+        (points, 3, best_step_size(2.0, 3, consistent=True), {"consistent": True, "steps": 3}, True),
+        (images, 2, best_step_size(2.0, 2, consistent=True), {}, True),
+        (images, 5, plain, {"consistent": False, "steps": 5}, False),
+        (images, 5, plain, {"adjusted": True, "steps": 5}, False),
+    ):
+        adjusted = "adjusted" in asked
+        ours, _ = model.chains(3, **asked, generator=torch.Generator().manual_seed(4))
         generator = torch.Generator().manual_seed(4)
-        x = 17**0.5 * torch.randn(*shape, generator=generator)
+        x = 17**0.5 * torch.randn(3, *model.hparams.shape, generator=generator)
+        how = {"adjusted": adjusted, "consistent": consistent, "generator": generator}
         with torch.no_grad():
-            *_, (x, _) = annealed_langevin_steps(model, x, torch.tensor([4, 2, 1, 0.5]), steps, e, generator=generator)
+            *_, (x, _) = annealed_langevin_steps(model, x, torch.tensor([4, 2, 1, 0.5]), steps, e, **how)
         assert_close(ours[-1], x)
+
+
+def test_consistent_sampling_needs_levels_and_excludes_the_metropolis_test(points):
+    one = Score(shape=[2], hidden=[8], num_sigmas=1)
+    with pytest.raises(UserError, match="two noise levels or more, and this model has 1"):
+        one.sample(2, consistent=True)
+    with pytest.raises(UserError, match="adjusted or consistent"):
+        points.sample(2, consistent=True, adjusted=True)
+    with pytest.raises(UserError, match="consistent"):
+        points.sample(2, consistent="yes")
 
 
 @pytest.mark.parametrize("num_sigmas", [0, 1, 3])

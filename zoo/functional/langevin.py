@@ -7,7 +7,14 @@ the variance s^2 / (1 - e / (4 s^2)), which is larger than s^2. With a Metropoli
 stationary density is p at any e [DSL 7.3.1].
 
 An annealed chain samples from p convolved with N(0, sigma^2 I), for a decreasing sequence of sigma. It can reach modes
-that a chain on p alone does not reach.
+that a chain on p alone does not reach. With few steps at each level, the noise in x is larger than sigma. One cause is
+that each step adds too much noise. The other is that noise of the previous level remains. Consistent annealed sampling
+(Jolicoeur-Martineau et al. 2020, arXiv:2009.05475) adds less, so that the noise in x is sigma after every step:
+
+    x' = x + (e / 2) score(x, sigma) + beta sigma z,   beta^2 = 1 - ((1 - e / (2 sigma^2)) tau / sigma)^2
+
+Here tau is the noise in x before the step. It is the previous level in the first step at a level, and sigma in later
+steps. The paper takes one step at each level, and evaluates the score at tau.
 
 Symbols: x is (B, ...), the score maps (B, ...) to (B, ...), and sigmas go from large to small.
 """
@@ -153,6 +160,20 @@ def langevin_steps(
         yield x, taken
 
 
+def frame_numbers(frames: int | None, total: int) -> list[int]:
+    """Return the numbers of ``frames`` evenly spaced states among ``total``, or the last number for None.
+
+    Raises:
+        UserError: if ``frames`` is not an integer from 2 to ``total``.
+    """
+    if frames is None:
+        return [total - 1]
+    check_integer("frames", frames, least=2)
+    if frames > total:
+        raise UserError(f"frames must be at most {total}, the number of states of a chain, got {frames}")
+    return torch.linspace(0, total - 1, frames, dtype=torch.float64).round().long().tolist()
+
+
 def noise_levels(sigma_max: float, sigma_min: float, num_sigmas: int) -> Tensor:
     """Return sigma_1 > ... > sigma_L in geometric progression, (L,), float64; Song & Ermon 2019, sec. 4.1.
 
@@ -173,22 +194,50 @@ def noise_levels(sigma_max: float, sigma_min: float, num_sigmas: int) -> Tensor:
     return torch.logspace(math.log10(largest), math.log10(sigma_min), num_sigmas, dtype=torch.float64)
 
 
-def best_step_size(ratio: float, steps: int) -> float:
-    """Return the step size that brings the variance of chains closest to the correct value after ``steps`` steps.
+def best_step_size(ratio: float, steps: int, *, consistent: bool = False) -> float:
+    """Return the step size of annealed Langevin dynamics that brings the variance of chains closest to the correct one.
 
-    The step size is in units of sigma^2. The steps are Langevin steps at the noise level sigma.
+    The step size is in units of sigma^2. The sigma of the previous level was ``ratio`` times as large.
 
-    This is technique 4 of Song & Ermon 2020 (arXiv:2006.09011). The data are a single point, and p at the level is
-    N(point, sigma^2). The sigma of the previous level was ``ratio`` times as large. In units of sigma^2, the chains
-    therefore begin with variance ratio^2. After T steps their variance is
+    Without ``consistent``, this is technique 4 of Song & Ermon 2020 (arXiv:2006.09011). The data are a single point,
+    and p at the level is N(point, sigma^2). In units of sigma^2, the chains begin with variance ratio^2. After T steps
+    their variance is
 
         (1 - e/2)^(2 T) ratio^2 + (1 - (1 - e/2)^(2 T)) / (1 - e/4)
 
     The correct variance is 1. The result is the e in (0, 2] with the variance closest to 1.
+
+    With ``consistent``, the variance is correct for a single point at every e. For the data N(0, s^2) with s much
+    larger than sigma, the variance of consistent chains changes at a level by
+
+        T (-e + 1 - (1 - e/2)^2) - (1 - e/2)^2 (ratio^2 - 1)
+
+    in units of sigma^2. The correct change is 1 - ratio^2. The result is the e at which the two are equal:
+
+        e = 4 (ratio^2 - 1) / (T + ratio^2 - 1)
+
+    It is limited to the range from 2 - 2 / ratio to 2. With a smaller e, the noise of the previous level would be above
+    sigma after a step. With e = 2, a step replaces all noise in x. This choice of e is our own, not that of the paper.
+
+    Args:
+        ratio: the sigma of the previous level divided by sigma, above 1.
+        steps: number of steps T at each level.
+        consistent: whether the steps are those of consistent annealed sampling.
     """
+    if consistent:
+        gap = ratio**2 - 1
+        return min(2.0, max(4 * gap / (steps + gap), 2 - 2 / ratio))
     e = torch.linspace(0.001, 2, 2000, dtype=torch.float64)
     kept = (1 - e / 2) ** (2 * steps)
     return float(e[(kept * ratio**2 + (1 - kept) / (1 - e / 4) - 1).abs().argmin()])
+
+
+def stable_step_size(score: Score, x: Tensor) -> float:
+    """Return 0.14 D / E|score(x)|^2, a step size for states like ``x``, (B, ...) with D dimensions.
+
+    If the score is that of x, this is 0.14 times the variance of x.
+    """
+    return 0.14 * x[0].numel() / max(1e-6, float(score(x).flatten(1).square().sum(1).mean()))
 
 
 @old_form
@@ -202,6 +251,7 @@ def annealed_langevin_steps(
     denoise: bool = True,
     adjusted: bool = False,
     *,
+    consistent: bool = False,
     generator: torch.Generator | None = None,
 ) -> Iterator[tuple[Tensor, float]]:
     """Yield x after each noise level of annealed Langevin dynamics, and the fraction of accepted steps at the level.
@@ -217,13 +267,33 @@ def annealed_langevin_steps(
         denoise: whether to end with x + sigma_L^2 score(x, sigma_L), as in Song & Ermon 2020. This is the posterior
             mean of the noise-free point given x.
         adjusted: whether to add a Metropolis-Hastings test, as in :func:`metropolis_langevin_sample`.
+        consistent: whether to keep the noise at sigma by consistent annealed sampling. Initially, the noise is sigma_1.
         generator: source of the noise. None selects PyTorch's default generator.
+
+    Raises:
+        UserError: if both ``adjusted`` and ``consistent`` are true, or if ``consistent`` needs a larger ``step_size``.
     """
-    for i, sigma in enumerate(sigmas.tolist()):
+    if adjusted and consistent:
+        raise UserError("set adjusted or consistent, not both: the Metropolis-Hastings test needs the noise sqrt(e) z")
+    kept, levels = 1 - step_size / 2, sigmas.tolist()
+    taus = [levels[0], *levels[:-1]] if levels else []  # the noise in x at the beginning of each level
+    if consistent and any(abs(kept) * tau > sigma * (1 + 1e-12) for tau, sigma in zip(taus, levels, strict=True)):
+        ratio = max(tau / sigma for tau, sigma in zip(taus, levels, strict=True))
+        raise UserError(
+            f"step_size is {step_size:.4g}, but consistent sampling needs a value from {2 - 2 / ratio:.4g} to "
+            f"{2 + 2 / ratio:.4g}: change step_size, or set consistent=False"
+        )
+    for i, (sigma, tau) in enumerate(zip(levels, taus, strict=True)):
         at_level = partial(score, sigma=torch.full((len(x),), sigma, dtype=x.dtype, device=x.device))
         e, taken = step_size * sigma**2, 1.0
         if adjusted:
             x, taken = metropolis_langevin_sample(at_level, x, steps, e, generator=generator)
+        elif consistent:
+            for _ in range(steps):
+                beta = max(0.0, 1 - (kept * tau / sigma) ** 2) ** 0.5
+                z = randn(*x.shape, generator=generator, device=x.device).to(x.dtype)
+                x = x + e / 2 * at_level(x) + beta * sigma * z
+                tau = sigma
         else:
             x = langevin_sample(at_level, x, steps, e, generator=generator)
         if denoise and i == len(sigmas) - 1:
