@@ -300,7 +300,7 @@ class EstimatorVariance(L.Callback):
         fewest, repeated = AUTO_DRAWS
         draws = fewest * 2 ** (len(self.history) // repeated)
         known = self._seconds_per_draw
-        if all(name in known for name in self._chunks):
+        if self.history and all(name in known for name in self._chunks):
             seconds = self.batches * sum(known[name] for name in self._chunks)
             draws = max(draws, int(AUTO_FRACTION * AUTO_TRAINING / max(1e-9, seconds)))
         return min(self.draws, draws)
@@ -325,15 +325,17 @@ class EstimatorVariance(L.Callback):
         if running is not None:
             with isolate_rng():
                 first = not self.history and completed(running, trainer, "gradient estimators")
-            if first or running.end_early():
+            stopped = trainer.strategy.reduce_boolean_decision(interrupted(trainer), all=False)
+            if not stopped and (first or running.end_early()):
                 self._record(running.values(), trainer, *self._running_at)
         if not trainer.is_global_zero:
             return
-        if not self.history:
+        if not self.history and not interrupted(trainer):
             log.info(
                 "Gradient estimators were not measured, because the run was short. "
                 "callbacks.estimator_variance.every_n_steps=10 measures them in any case"
             )
+        if not self.history:
             return
         save_figure(plot(self.history), self.folder / "estimator_variance.png")
         log_picture(trainer, "estimator_variance", str(self.folder / "estimator_variance.png"))

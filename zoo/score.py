@@ -294,8 +294,8 @@ class Score(L.LightningModule):
             steps: Langevin steps at each level, by default 2 for images and 100 for points. With one level or none, the
                 default is 1000 steps in total.
             step_size: e / sigma^2, where e is the step size of zoo/functional/langevin.py. The default is 0.05 for
-                points and :func:`best_step_size` for images. With one level or none, ``step_size`` is e, by default
-                :func:`stable_step_size` at initial states.
+                points without ``consistent``, and :func:`best_step_size` otherwise. With one level or none,
+                ``step_size`` is e, by default :func:`stable_step_size` at initial states.
             denoise: Whether a last step removes the noise of the last level. Without noise levels, it has no effect.
             adjusted: Whether to accept or reject each step by Metropolis-Hastings, which takes four more evaluations of
                 the score per step (:func:`metropolis_langevin_sample`).
@@ -382,7 +382,7 @@ class Score(L.LightningModule):
     def _default_step_size(self, steps: int, consistent: bool, start: float) -> float:
         if len(self.sigmas) > 1:
             # Images take few steps, and need larger steps. Points take many steps, and 0.05 has little bias.
-            best = langevin.best_step_size(float(self.sigmas[0] / self.sigmas[1]), steps, consistent=consistent)
+            best = langevin.best_step_size(langevin.largest_ratio(self.sigmas), steps, consistent=consistent)
             return best if self.images or consistent else 0.05
         # The states x have a fixed seed, and their labels are all labels in turn. All calls use the same step size.
         shape = (16 if self.images else 256, *self.hparams.shape)

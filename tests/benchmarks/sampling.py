@@ -25,14 +25,14 @@ from torch import Tensor
 
 import zoo
 from zoo.checks.calls import called_by_the_model
-from zoo.functional.langevin import annealed_langevin_steps, best_step_size
+from zoo.functional.langevin import annealed_langevin_steps, best_step_size, largest_ratio
 
 
 def annealed_chains(model, n: int) -> Callable[[], Tensor]:
     """Return a function that draws as ``Score.sample`` does by default, but reads no value from the GPU."""
     sigmas, steps = model.sigmas.cpu(), model._default_steps
     start = float((1 + sigmas[0] ** 2).sqrt())
-    size = best_step_size(float(sigmas[0] / sigmas[1]), steps, consistent=True)
+    size = best_step_size(largest_ratio(sigmas), steps, consistent=True)
 
     def draw() -> Tensor:
         x = start * torch.randn(n, *model.hparams.shape, device=model.device)

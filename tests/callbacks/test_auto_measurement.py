@@ -87,14 +87,14 @@ class Training:
         ended: for each measurement, the time at which it was recorded, seconds since training began.
     """
 
-    def __init__(self, monkeypatch, *, steps, per_step, per_draw, callback=None, begin=0):
+    def __init__(self, monkeypatch, *, steps, per_step, per_draw, callback=None, begin=0, kind=Model):
         clock = Clock()
         monkeypatch.setattr(zoo.callbacks.measuring_budget, "time", clock)
         for user in (zoo.callbacks.measuring_budget, zoo.callbacks.measurement):
             monkeypatch.setattr(user, "clock", clock.monotonic)
         self.callback = callback or EstimatorVariance("x")
         self.callback.probes = [None] * self.callback.batches
-        trainer, model = Trainer(), Model(clock, per_draw)
+        trainer, model = Trainer(), kind(clock, per_draw)
         budget, began = self.callback._budget, clock.now
         self.callback.begin(model, begin)
         self.shares, self.pauses, self.ended = [], [], []
@@ -233,6 +233,39 @@ def test_a_run_that_is_too_short_for_its_first_measurement_completes_it_at_its_e
     assert row == {"step": 10, **whole.values()} and row["estimator_draws"] == 2
 
 
+def test_a_signal_in_the_last_draw_leaves_no_row(monkeypatch):
+    run = Training(monkeypatch, steps=30, per_step=0.1, per_draw=0.3)
+    running = run.callback._running
+    monkeypatch.setattr(
+        zoo.callbacks.estimator_variance, "interrupted", lambda trainer: running.done or running.batch_done
+    )
+    run.trainer.is_global_zero = False
+    run.callback.on_train_end(run.trainer, run.model)
+    assert run.callback.history == []
+
+
+def test_the_end_of_a_run_logs_the_row_at_its_step_and_keeps_the_random_state(monkeypatch):
+    run = Training(monkeypatch, steps=30, per_step=0.1, per_draw=0.3)
+    logged, advance = [], run.callback._running.advance
+
+    class Logger:
+        log_metrics = staticmethod(lambda row, step: logged.append(step))
+
+    run.trainer.loggers, run.trainer.is_global_zero = [Logger], False
+    run.callback._running_at = (10, 9)
+    monkeypatch.setattr(run.callback._running, "advance", lambda *a, **k: (torch.rand(1), advance(*a, **k)))
+    before = torch.get_rng_state()
+    run.callback.on_train_end(run.trainer, run.model)
+    assert logged == [9] and torch.equal(before, torch.get_rng_state())
+
+
+def test_a_restored_state_drops_a_running_measurement_and_begins_again_with_few_draws(monkeypatch):
+    callback = Training(monkeypatch, steps=20, per_step=0.1, per_draw=0.3).callback
+    assert callback._running is not None
+    callback.load_state_dict({**callback.state_dict(), "per_draw": {"a": 0.001, "b": 0.001}})
+    assert callback._running is None and callback._planned_draws() == 2
+
+
 def test_a_run_that_resumes_before_its_first_measurement_begins_it_at_once(monkeypatch):
     first = Training(monkeypatch, steps=20, per_step=0.1, per_draw=0.3).callback
     assert first._running is not None and first._next > 20
@@ -240,6 +273,37 @@ def test_a_run_that_resumes_before_its_first_measurement_begins_it_at_once(monke
     resumed.load_state_dict(first.state_dict())
     Training(monkeypatch, steps=3, per_step=0.1, per_draw=0.3, callback=resumed, begin=20)
     assert resumed._running is not None and resumed._running_at[0] == 20
+
+
+class Growing(Model):
+    """Model with parameters that a copy does not share. The variance of its gradient is proportional to theta^2."""
+
+    def __init__(self, clock, seconds, theta=1.0):
+        super().__init__(clock, seconds)
+        self.theta = torch.full((3,), theta)
+
+    def __deepcopy__(self, memo):
+        return Growing(self.clock, self.seconds, float(self.theta[0]))
+
+    def gradient_estimators(self):
+        surrogate = lambda params, batch, noise: (params["theta"].square() * noise["eps"]).sum()  # noqa: E731
+        found = super().gradient_estimators()
+        return {
+            name: GradientEstimator(name, {"theta": self.theta}, e.noise, surrogate, batched=False)
+            for name, e in found.items()
+        }
+
+
+def test_the_first_measurement_is_of_the_weights_of_its_step(monkeypatch):
+    """The weights triple after the measurement has begun, which multiplies the variance of later weights by nine."""
+    variances = []
+    for factor in (1, 3):
+        run = Training(monkeypatch, steps=30, per_step=0.1, per_draw=0.3, kind=Growing)
+        run.model.theta.mul_(factor)
+        run.trainer.is_global_zero = False
+        run.callback.on_train_end(run.trainer, run.model)
+        variances.append(run.callback.history[0]["variance/a/all"])
+    assert variances[0] > 0 and variances[0] == variances[1]
 
 
 def test_a_signal_at_the_end_of_a_short_run_drops_its_first_measurement(monkeypatch):

@@ -13,10 +13,12 @@ from zoo.datamodules.toy import Mixture, mixture
 from zoo.functional.langevin import (
     annealed_langevin_steps,
     best_step_size,
+    frame_numbers,
     langevin_sample,
     langevin_steps,
     metropolis_langevin_sample,
     noise_levels,
+    stable_step_size,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -254,10 +256,28 @@ def test_a_consistent_step_is_large_enough_for_the_distance_of_the_levels():
     )
     assert sample(2 - 2 / 1.25)[-1][0].isfinite().all() and sample(2 + 2 / 1.25)[-1][0].isfinite().all()
     for size in (0.39, 3.7):
-        with pytest.raises(UserError, match=r"from 0\.4 to 3\.6"):
+        with pytest.raises(UserError, match=r"from 0\.4 to 3\.6: change"):
             sample(size)
+    for size in (0.4 - 1e-4, 3.6 + 1e-4):
+        with pytest.raises(UserError):
+            sample(size)
+    assert sample(0.4 - 1e-9)[-1][0].isfinite().all()  # rounding is allowed, and beta is then 0
     with pytest.raises(UserError, match="adjusted or consistent"):
         sample(1.0, adjusted=True)
+
+
+def test_frames_are_evenly_spaced_with_both_ends():
+    assert frame_numbers(None, 7) == [6] and frame_numbers(4, 9) == [0, 3, 5, 8]
+    for wrong in (1, 10, 2.0):
+        with pytest.raises(UserError):
+            frame_numbers(wrong, 9)
+
+
+def test_the_stable_step_is_that_of_the_mean_squared_score():
+    x = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])  # |x / 4|^2 = 1/8
+    assert stable_step_size(lambda x: -x / 4, x) == pytest.approx(0.14 * 2 * 8)
+    normal = 3 * torch.randn(50_000, 2, generator=torch.Generator().manual_seed(1))
+    assert stable_step_size(lambda x: -x / 9, normal) == pytest.approx(0.14 * 9, rel=0.03)  # error 0.4 %
 
 
 def test_noise_levels_are_geometric():

@@ -450,6 +450,17 @@ def test_samples_are_the_annealed_chain(points):
         assert_close(ours[-1], x)
 
 
+@pytest.mark.parametrize("levels", [(10, 0.05, 64), (4, 0.05, 10), (1.01, 1.0, 232), (14, 1, 2)])
+@pytest.mark.parametrize("steps", [1, 2, 5, 100])
+def test_the_default_consistent_step_is_allowed_for_levels_in_float32(levels, steps):
+    """With many steps, the default is the smallest allowed step size. Rounded ratios of levels differ."""
+    high, low, n = levels
+    model = Score(shape=[2], hidden=[4], sigma_max=high, sigma_min=low, num_sigmas=n)
+    model.forward = lambda x, sigma, **labels: -x / (1 + sigma[:, None] ** 2)
+    generator = torch.Generator().manual_seed(0)
+    assert model.sample(1, steps=steps, consistent=True, generator=generator).isfinite().all()
+
+
 def test_consistent_sampling_needs_levels_and_excludes_the_metropolis_test(points):
     one = Score(shape=[2], hidden=[8], num_sigmas=1)
     with pytest.raises(UserError, match="two noise levels or more, and this model has 1"):

@@ -9,12 +9,13 @@ stationary density is p at any e [DSL 7.3.1].
 An annealed chain samples from p convolved with N(0, sigma^2 I), for a decreasing sequence of sigma. It can reach modes
 that a chain on p alone does not reach. With few steps at each level, the noise in x is larger than sigma. One cause is
 that each step adds too much noise. The other is that noise of the previous level remains. Consistent annealed sampling
-(Jolicoeur-Martineau et al. 2020, arXiv:2009.05475) adds less, so that the noise in x is sigma after every step:
+(Jolicoeur-Martineau et al. 2020, arXiv:2009.05475) adds less. If the data are a single point, the noise in x is then
+sigma after every step:
 
     x' = x + (e / 2) score(x, sigma) + beta sigma z,   beta^2 = 1 - ((1 - e / (2 sigma^2)) tau / sigma)^2
 
 Here tau is the noise in x before the step. It is the previous level in the first step at a level, and sigma in later
-steps. The paper takes one step at each level, and evaluates the score at tau.
+steps. The paper takes one step at each level, with the score at tau and a step size in units of tau^2.
 
 Symbols: x is (B, ...), the score maps (B, ...) to (B, ...), and sigmas go from large to small.
 """
@@ -194,6 +195,12 @@ def noise_levels(sigma_max: float, sigma_min: float, num_sigmas: int) -> Tensor:
     return torch.logspace(math.log10(largest), math.log10(sigma_min), num_sigmas, dtype=torch.float64)
 
 
+def largest_ratio(sigmas: Tensor) -> float:
+    """Return the largest ratio of two successive levels of ``sigmas``, (L,), or 1 for fewer than two levels."""
+    sigmas = sigmas.cpu().double()
+    return float((sigmas[:-1] / sigmas[1:]).max()) if len(sigmas) > 1 else 1.0
+
+
 def best_step_size(ratio: float, steps: int, *, consistent: bool = False) -> float:
     """Return the step size of annealed Langevin dynamics that brings the variance of chains closest to the correct one.
 
@@ -207,8 +214,8 @@ def best_step_size(ratio: float, steps: int, *, consistent: bool = False) -> flo
 
     The correct variance is 1. The result is the e in (0, 2] with the variance closest to 1.
 
-    With ``consistent``, the variance is correct for a single point at every e. For the data N(0, s^2) with s much
-    larger than sigma, the variance of consistent chains changes at a level by
+    With ``consistent``, the variance is correct for a single point at every allowed e. For the data N(0, s^2) with s
+    much larger than sigma, the variance of consistent chains changes at a level by
 
         T (-e + 1 - (1 - e/2)^2) - (1 - e/2)^2 (ratio^2 - 1)
 
@@ -217,7 +224,8 @@ def best_step_size(ratio: float, steps: int, *, consistent: bool = False) -> flo
         e = 4 (ratio^2 - 1) / (T + ratio^2 - 1)
 
     It is limited to the range from 2 - 2 / ratio to 2. With a smaller e, the noise of the previous level would be above
-    sigma after a step. With e = 2, a step replaces all noise in x. This choice of e is our own, not that of the paper.
+    sigma after a step. With e = 2, a step replaces all noise in x. With many steps at a level, e stays at its lower
+    limit, and the variance of wide data is too small by up to e / 4. The paper has another rule for e.
 
     Args:
         ratio: the sigma of the previous level divided by sigma, above 1.
@@ -235,7 +243,7 @@ def best_step_size(ratio: float, steps: int, *, consistent: bool = False) -> flo
 def stable_step_size(score: Score, x: Tensor) -> float:
     """Return 0.14 D / E|score(x)|^2, a step size for states like ``x``, (B, ...) with D dimensions.
 
-    If the score is that of x, this is 0.14 times the variance of x.
+    If x is isotropic Gaussian and the score is that of x, this is 0.14 times its variance.
     """
     return 0.14 * x[0].numel() / max(1e-6, float(score(x).flatten(1).square().sum(1).mean()))
 
@@ -277,11 +285,12 @@ def annealed_langevin_steps(
         raise UserError("set adjusted or consistent, not both: the Metropolis-Hastings test needs the noise sqrt(e) z")
     kept, levels = 1 - step_size / 2, sigmas.tolist()
     taus = [levels[0], *levels[:-1]] if levels else []  # the noise in x at the beginning of each level
-    if consistent and any(abs(kept) * tau > sigma * (1 + 1e-12) for tau, sigma in zip(taus, levels, strict=True)):
-        ratio = max(tau / sigma for tau, sigma in zip(taus, levels, strict=True))
+    # The tolerance is for rounding. The step that it allows adds no noise.
+    if consistent and abs(kept) * (ratio := largest_ratio(sigmas)) > 1 + 1e-6:
+        least, most = math.ceil(1e4 * (2 - 2 / ratio)) / 1e4, math.floor(1e4 * (2 + 2 / ratio)) / 1e4
         raise UserError(
-            f"step_size is {step_size:.4g}, but consistent sampling needs a value from {2 - 2 / ratio:.4g} to "
-            f"{2 + 2 / ratio:.4g}: change step_size, or set consistent=False"
+            f"step_size is {step_size:.4g}, but consistent sampling at these levels needs a value from {least} to "
+            f"{most}: change step_size, or set consistent=false"
         )
     for i, (sigma, tau) in enumerate(zip(levels, taus, strict=True)):
         at_level = partial(score, sigma=torch.full((len(x),), sigma, dtype=x.dtype, device=x.device))
