@@ -89,4 +89,4 @@ def test_the_default_step_of_langevin_chains_averages_over_labels():
             return -(1 + 2 * y)[:, None] * x
 
     model = Linear(shape=[20], hidden=[4], num_sigmas=0, objective="explicit", num_classes=2)
-    assert model._stable_step(1.0) == pytest.approx(0.14 / 5, rel=0.1)
+    assert model._default_step_size(1, False, 1.0) == pytest.approx(0.14 / 5, rel=0.1)

@@ -28,7 +28,7 @@ SETTINGS = {
 SETTINGS |= {"chains", "kind", "measure", "share", "fake", "reduced", "timesteps", "guidance", "optimizer", "progress"}
 SETTINGS |= {"log_partition", "lookup", "rows", "pairs", "frequency", "counts", "keep", "path", "binary", "c"}
 SETTINGS |= {"category", "continuous", "clusters", "init", "frames", "show", "eta", "corrector_steps", "corrector_snr"}
-SETTINGS |= {"step_size", "denoise", "adjusted", "tau"}
+SETTINGS |= {"step_size", "denoise", "adjusted", "consistent", "tau"}
 
 
 def methods(model):
