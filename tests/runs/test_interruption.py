@@ -185,6 +185,21 @@ with interruption.ended_by_signals():
     os.kill(os.getpid(), signal.SIGINT)
     ctypes.CDLL(None).sleep(60)
 """
+HALF_IMPORTED = """
+import os, signal, sys, time
+from zoo.training.interruption import ended_by_signals
+class Finder:  # torch.distributed imports this module after it has registered its C++ types
+    def find_spec(name, path=None, target=None):
+        if name == "torch.distributed.distributed_c10d":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+with ended_by_signals():
+    try:
+        import torch
+        time.sleep(60)
+    finally:
+        import torch
+"""
 
 
 @pytest.mark.parametrize(
@@ -196,6 +211,7 @@ with interruption.ended_by_signals():
         (EARLY, ""),
         (CRASHING, "cleared away"),
         (STUCK, ""),
+        (HALF_IMPORTED, ""),
     ],
 )
 def test_no_library_keeps_a_signal_from_ending_the_program(script, said):

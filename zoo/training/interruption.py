@@ -7,8 +7,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING
 
 from zoo.training.processes import number, started_by_lightning
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 5  # seconds until the program ends even if the main thread does not react to the signal
@@ -42,7 +46,8 @@ def ended_by_signals() -> Iterator[None]:
     The signal handler raises, so the stack unwinds and unfinished files are removed. If a library suppresses the
     exception, the handler raises again. If the main thread does not react, for example because it waits for another
     process, the program ends after ``PATIENCE`` seconds. After a signal, the program skips the clean-up of modules,
-    because a module that was interrupted during its import can crash there.
+    because a module that was interrupted during its import can crash there. The import of torch.distributed is not
+    interrupted: the handler raises after it.
     """
     atexit.register(_leave)  # functions that are registered later run earlier
     woken, waker = os.pipe()
@@ -111,9 +116,9 @@ def interrupted() -> bool:
     return _Received.signum is not None
 
 
-def _interrupt(signum, frame):
+def _interrupt(signum: int, frame: "FrameType | None") -> None:
     _Received.signum = signum
-    if not _Received.finished and not _unwinds(sys.exc_info()[1]):
+    if not _Received.finished and not _unwinds(sys.exc_info()[1]) and not _registers_types(frame):
         raise Interrupted(signum)
 
 
@@ -122,6 +127,19 @@ def _unwinds(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, Interrupted):
         error = error.__context__
     return error is not None
+
+
+def _registers_types(frame: "FrameType | None") -> bool:
+    """Return whether ``frame`` is called by the import of torch.distributed.
+
+    This import registers C++ types. If it is interrupted and a clean-up imports it again, torch registers them twice
+    and aborts the process. ``_watch`` sends the signal again after the import.
+    """
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "torch.distributed":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _watch(woken: int, main_thread: int) -> None:
