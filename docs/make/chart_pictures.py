@@ -287,6 +287,27 @@ def score_objectives() -> Figure:
     return figure
 
 
+# Learning curves.
+
+
+def curve(checkpoint: str, label: str) -> Figure:
+    """Draw a metric of the run of a checkpoint against epochs. ``label`` names the metric and its unit."""
+    rows = read(f"curve-{checkpoint}")
+    epochs, values = ([float(row[column]) for row in rows] for column in rows[0])
+    figure, axes = canvas(2.8)
+    axes.plot(epochs, values, "o-", color=BLUE, markersize=3.5)
+    axes.annotate(
+        f"{values[-1]:.2f}".replace("-", "\N{MINUS SIGN}"),
+        (epochs[-1], values[-1]),
+        (0, -6),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+    )
+    axes.set(xlabel="epochs", ylabel=label)
+    return figure
+
+
 # Speed.
 
 
@@ -412,6 +433,14 @@ PICTURES = {
         score_objectives,
         "Score matching objectives on a mixture of Gaussians. Left: the Fisher divergence from the score of the "
         "target. Right: the mean log density of samples minus that of draws of the target.",
+    ),
+    "curve-iwae": Picture(
+        partial(curve, "iwae", "log p(x), nats"),
+        "Log p(x) of validation images against epochs, for iwae, which begins from the weights of vae.",
+    ),
+    "curve-vae-fashion": Picture(
+        partial(curve, "vae-fashion", "log p(x), nats"),
+        "Log p(x) of validation images of Fashion-MNIST against epochs, for vae-fashion.",
     ),
     "speed-steps": Picture(
         speed_steps,

@@ -1,6 +1,7 @@
 """Tests of weights in float16: what is stored, what a load returns, and when float16 is refused."""
 
 import logging
+import sys
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load as load_tensors
 
 import zoo
 from zoo import hub
+from zoo.__main__ import main
 from zoo.checks.errors import UserError
 from zoo.evaluation import errors
 from zoo.evaluation.errors import Measured, Moved, logged_batches
@@ -32,9 +34,9 @@ def weights(tmp_path, monkeypatch):
     return tmp_path / "weights"
 
 
-def packed(model, name, stored_as="float16"):
+def packed(model, name, stored_as="float16", kept=()):
     card = hub.read_card(name)
-    return pack(model, {"model": card["model"], "hyper_parameters": card["hyper_parameters"]}, name, stored_as)
+    return pack(model, {"model": card["model"], "hyper_parameters": card["hyper_parameters"]}, name, stored_as, kept)
 
 
 @pytest.mark.parametrize("name", ["infogan", "vade", "rbm", "score-mixture", "skipgram"])
@@ -55,6 +57,29 @@ def test_float16_weights_load_as_float32_and_are_stored_again_without_change(nam
     exact = packed(model, name, "float32")
     assert all(torch.equal(exact.model.state_dict()[key], value) for key, value in before.items())
     assert len(once.data) < 0.6 * len(exact.data) and not once.model.training
+
+
+def test_a_kept_network_stays_in_float32():
+    model = zoo.load("wgan-ring")
+    half = packed(model, "wgan-ring", kept=("critic",))
+    in_file, loaded = load_tensors(half.data), half.model.state_dict()
+    for key, value in model.state_dict().items():
+        rounded = value.half().float() if key.startswith("generator") and value.ndim > 1 else value
+        assert in_file[key].dtype == (torch.float16 if rounded is not value else value.dtype), key
+        assert torch.equal(loaded[key], rounded), key
+    assert half.kept == ("critic",) and {p.dtype for p in half.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("stored_as", "kept", "message"),
+    [
+        ("float16", ("critics",), "'critics' is no network of wgan-ring, which has .*generator.*critic"),
+        ("float32", ("critic",), "critic stays in float32 only if the others are stored as float16"),
+    ],
+)
+def test_networks_that_cannot_be_kept_are_refused(stored_as, kept, message):
+    with pytest.raises(UserError, match=message):
+        packed(zoo.load("wgan-ring"), "wgan-ring", stored_as, kept)
 
 
 def test_values_beyond_float16_are_refused():
@@ -166,6 +191,17 @@ def test_the_card_of_float16_weights_has_their_metrics(trained, weights, monkeyp
     assert set(half["rounding"]) == set(half["metrics"])
     sizes = [(weights / f"{name}.safetensors").stat().st_size for name in ("half", "exact")]
     assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_the_card_names_the_networks_that_stay_in_float32(trained, weights, monkeypatch, capsys):
+    monkeypatch.setattr(errors, "RELATIVE", 1e-2)
+    arguments = ["zoo", "export", str(trained), "half", "--dtype", "float16", "--keep", "encoder"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    main()
+    card, half = hub.read_card("half"), zoo.load("half").state_dict()
+    assert (card["stored_as"], card["kept"]) == ("float16", ["encoder"])
+    rounded = {key for key, value in zoo.load(trained).state_dict().items() if not torch.equal(value, half[key])}
+    assert rounded and all(key.startswith("decoder") for key in rounded)
 
 
 def test_float16_that_moves_a_metric_is_refused(trained, weights, monkeypatch, caplog):

@@ -221,7 +221,16 @@ def export(args: argparse.Namespace) -> None:
 
     protocol = _protocol(args)
     weights = exporting.export(
-        args.source, args.name, args.force, protocol, True, args.data, args.trust_data, args.folder, args.dtype
+        args.source,
+        args.name,
+        args.force,
+        protocol,
+        True,
+        args.data,
+        args.trust_data,
+        args.folder,
+        args.dtype,
+        tuple(args.keep),
     )
     source = args.name if args.folder == zoo.WEIGHTS else str(weights)
     print(f"Wrote {pasted(weights)} ({weights.stat().st_size / 1e6:.1f} MB) and its card")

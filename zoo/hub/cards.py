@@ -45,6 +45,7 @@ def storage(packed: Packed, rounding: dict[str, Moved] | None) -> dict[str, Any]
     }
     return {
         "stored_as": packed.stored_as,
+        "kept": list(packed.kept) or None,
         "rounding": compared or None,
         "sha256": packed.digest,
     }

@@ -67,6 +67,7 @@ def export(
     trust: bool = False,
     folder: Path | None = None,
     stored_as: str | None = None,
+    kept: tuple[str, ...] = (),
 ) -> Path:
     """Publish a training checkpoint: write ``<name>.safetensors``, its card, and a picture of samples.
 
@@ -91,19 +92,21 @@ def export(
         stored_as: ``float32``, or ``float16`` for half the size. If float16 moves a metric by more than a tenth of its
             standard error, the weights are stored as float32. None stores word vectors as float16 and other models as
             float32.
+        kept: names of networks that stay in float32 if ``stored_as`` is float16, such as ``discriminator``.
 
     Returns:
         path of the weights.
 
     Raises:
         CheckpointError: for an invalid or existing name, or a checkpoint that does not record its run.
-        UserError: if the protocol does not suit the model, or the data are gone, have changed or are other data.
+        UserError: if the protocol does not suit the model, if a name in ``kept`` is no network of the model, or if the
+            data are gone, have changed or are other data.
     """
     check_name(name, force, export_folder(folder))
     weights = export_folder(folder) / f"{name}{SAFETENSORS}"
     card = weights.with_suffix(".json")
     replaced = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else None
-    return publish(source, weights, name, protocol, progress, data, trust, stored_as, replaced)
+    return publish(source, weights, name, protocol, progress, data, trust, stored_as, kept, replaced)
 
 
 def publish(
@@ -115,6 +118,7 @@ def publish(
     data: LightningDataModule | str | None = None,
     trust: bool = False,
     stored_as: str | None = None,
+    kept: tuple[str, ...] = (),
     replaced: dict[str, Any] | None = None,
 ) -> Path:
     """Write the weights of a training checkpoint to ``weights``, and its card and picture to the same folder.
@@ -131,7 +135,8 @@ def publish(
 
     Raises:
         CheckpointError: for a checkpoint that does not record its run.
-        UserError: if the protocol does not suit the model, or the data are gone, have changed or are other data.
+        UserError: if the protocol does not suit the model, if a name in ``kept`` is no network of the model, or if the
+            data are gone, have changed or are other data.
     """
     path = Path(check_source(source))
     path = best_of(path) if path.is_dir() else path
@@ -151,7 +156,7 @@ def publish(
         same_model = (replaced or {}).get("model") == checkpoint["model"]
         protocol = protocol_of(replaced if replaced and same_model else {})
     check_protocol(protocol, model)
-    packed = pack(model, checkpoint, name, stored_as or default_type(model))
+    packed = pack(model, checkpoint, name, stored_as or default_type(model), kept)
     data_module: Any = data if isinstance(data, LightningDataModule) else data_of(record, data, trust)
     make_ready(data_module)
     if (used := name_of(data_module)) != (record["data"] or used):

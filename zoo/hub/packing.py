@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zoo.checks import capabilities
 from zoo.checks.errors import UserError
+from zoo.checks.names import did_you_mean
 from zoo.hub.loading import from_weights
 
 STORED_AS = {"float32": torch.float32, "float16": torch.float16}
@@ -23,6 +24,7 @@ class Packed(NamedTuple):
         digest: SHA-256 of the bytes.
         parameters: number of floating-point values in the file.
         stored_as: type of the parameters in the file.
+        kept: names of the networks whose parameters are in float32 although ``stored_as`` is float16.
         model: the model that ``zoo.load`` returns from this file.
     """
 
@@ -30,6 +32,7 @@ class Packed(NamedTuple):
     digest: str
     parameters: int
     stored_as: str
+    kept: tuple[str, ...]
     model: Any
 
 
@@ -38,7 +41,7 @@ def default_type(model) -> str:
     return "float16" if isinstance(model, capabilities.Words) else "float32"
 
 
-def pack(model: Any, checkpoint: dict[str, Any], name: str, stored_as: str) -> Packed:
+def pack(model: Any, checkpoint: dict[str, Any], name: str, stored_as: str, kept: tuple[str, ...] = ()) -> Packed:
     """Return the content of the file of weights of ``model``.
 
     Args:
@@ -48,23 +51,36 @@ def pack(model: Any, checkpoint: dict[str, Any], name: str, stored_as: str) -> P
         stored_as: ``float32``, or ``float16`` for matrices and kernels in half precision. Biases and scales keep their
             types, because they are small and their rounding moves all outputs in one direction. Buffers keep theirs,
             because they hold statistics and counts. ``zoo.load`` returns float32 from both.
+        kept: names of networks of the model that stay in float32 if ``stored_as`` is float16, such as ``critic``.
 
     Raises:
-        UserError: if ``stored_as`` is another type, or a matrix has a value outside the range of float16.
+        UserError: if ``stored_as`` is another type, if a name in ``kept`` is no network of the model or ``stored_as``
+            is float32, or if a matrix has a value outside the range of float16.
     """
     if stored_as not in STORED_AS:
         raise UserError(f"weights are stored as {' or '.join(STORED_AS)}, got {stored_as!r}")
+    networks = [network for network, module in model.named_children() if any(True for _ in module.parameters())]
+    for network in kept:
+        if network not in networks:
+            known = ", ".join(networks) or "none"
+            raise UserError(f"{network!r} is no network of {name}, which has {known}.{did_you_mean(network, networks)}")
+        if stored_as == "float32":
+            raise UserError(f"{network} stays in float32 only if the others are stored as float16: add --dtype float16")
     metadata = {"model": checkpoint["model"], "hyper_parameters": json.dumps(checkpoint["hyper_parameters"])}
     words = isinstance(model, capabilities.Words)
     tensors = (model.published if words else model.state_dict)()
-    matrices = {key for key, p in model.named_parameters(remove_duplicate=False) if p.ndim > 1}
+    matrices = {
+        key
+        for key, p in model.named_parameters(remove_duplicate=False)
+        if p.ndim > 1 and key.partition(".")[0] not in kept
+    }
     stored = {
         key: _converted(key, tensor, STORED_AS[stored_as]) if key in matrices else tensor.contiguous()
         for key, tensor in tensors.items()
     }
     data = save_tensors(stored, metadata=metadata)
     digest, size = hashlib.sha256(data).hexdigest(), sum(t.numel() for t in stored.values() if t.is_floating_point())
-    return Packed(data, digest, size, stored_as, from_weights(data, digest, name))
+    return Packed(data, digest, size, stored_as, kept, from_weights(data, digest, name))
 
 
 def _converted(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
