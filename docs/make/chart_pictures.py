@@ -292,7 +292,7 @@ def score_objectives() -> Figure:
 
 def curve(checkpoint: str, label: str) -> Figure:
     """Draw a metric of the run of a checkpoint against epochs. ``label`` names the metric and its unit."""
-    rows = read(f"curve-{checkpoint}")
+    rows = read(f"curves/{checkpoint}")
     epochs, values = ([float(row[column]) for row in rows] for column in rows[0])
     figure, axes = canvas(2.8)
     axes.plot(epochs, values, "o-", color=BLUE, markersize=3.5)
