@@ -99,8 +99,8 @@ def export(
 
     Raises:
         CheckpointError: for an invalid or existing name, or a checkpoint that does not record its run.
-        UserError: if the protocol does not suit the model, if a name in ``kept`` is no network of the model, or if the
-            data are gone, have changed or are other data.
+        UserError: if the protocol does not suit the model, or the data are gone, have changed or are other data. Also
+            if a name in ``kept`` is no network of the model.
     """
     check_name(name, force, export_folder(folder))
     weights = export_folder(folder) / f"{name}{SAFETENSORS}"
@@ -135,8 +135,8 @@ def publish(
 
     Raises:
         CheckpointError: for a checkpoint that does not record its run.
-        UserError: if the protocol does not suit the model, if a name in ``kept`` is no network of the model, or if the
-            data are gone, have changed or are other data.
+        UserError: if the protocol does not suit the model, or the data are gone, have changed or are other data. Also
+            if a name in ``kept`` is no network of the model.
     """
     path = Path(check_source(source))
     path = best_of(path) if path.is_dir() else path

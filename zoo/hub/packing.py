@@ -54,8 +54,8 @@ def pack(model: Any, checkpoint: dict[str, Any], name: str, stored_as: str, kept
         kept: names of networks of the model that stay in float32 if ``stored_as`` is float16, such as ``critic``.
 
     Raises:
-        UserError: if ``stored_as`` is another type, if a name in ``kept`` is no network of the model or ``stored_as``
-            is float32, or if a matrix has a value outside the range of float16.
+        UserError: if ``stored_as`` is another type, or a matrix has a value outside the range of float16. Also if
+            ``kept`` has a name that is no network of the model, or is not empty and ``stored_as`` is float32.
     """
     if stored_as not in STORED_AS:
         raise UserError(f"weights are stored as {' or '.join(STORED_AS)}, got {stored_as!r}")
