@@ -120,6 +120,18 @@ def test_the_command_of_results_has_the_seed_and_the_epochs_of_the_card(name):
     assert set(re.findall(r"trainer\.max_epochs=(\d+)", command)) <= {str(card["epochs"])}
 
 
+def precision(command):
+    words = [w for w in shlex.split(command) if re.match(r"(model|experiment|trainer\.precision)=", w)]
+    return config("/nowhere", *words).trainer.precision
+
+
+@pytest.mark.parametrize("name", zoo.list_checkpoints())
+def test_the_command_of_results_has_the_precision_of_the_card(name):
+    card = json.loads((zoo.WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
+    command = re.findall(r"^python train\.py .*$", section(name), re.MULTILINE)[-1]
+    assert precision(command) == precision(card["command"])
+
+
 def test_the_table_of_settings_has_the_default_of_each_group():
     text = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
     defaults = (ROOT / "configs" / "train.yaml").read_text(encoding="utf-8")
