@@ -296,14 +296,9 @@ def curve(checkpoint: str, label: str) -> Figure:
     epochs, values = ([float(row[column]) for row in rows] for column in rows[0])
     figure, axes = canvas(2.8)
     axes.plot(epochs, values, "o-", color=BLUE, markersize=3.5)
-    axes.annotate(
-        f"{values[-1]:.2f}".replace("-", "\N{MINUS SIGN}"),
-        (epochs[-1], values[-1]),
-        (0, -6),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-    )
+    side, va = (-6, "top") if values[-1] > values[0] else (6, "bottom")  # the side of the line that is free
+    last = f"{values[-1]:.2f}".replace("-", "\N{MINUS SIGN}")
+    axes.annotate(last, (epochs[-1], values[-1]), (0, side), textcoords="offset points", ha="right", va=va)
     axes.set(xlabel="epochs", ylabel=label)
     return figure
 
@@ -441,6 +436,10 @@ PICTURES = {
     "curve-vae-fashion": Picture(
         partial(curve, "vae-fashion", "log p(x), nats"),
         "Log p(x) of validation images of Fashion-MNIST against epochs, for vae-fashion.",
+    ),
+    "curve-wgan-fashion": Picture(
+        partial(curve, "wgan-fashion", "classifier-FID"),
+        "Classifier-FID of 5,000 samples and validation images of Fashion-MNIST against epochs, for wgan-fashion.",
     ),
     "speed-steps": Picture(
         speed_steps,

@@ -152,18 +152,18 @@ def test_writing_changes_tables_and_nothing_else(copy, report):
 
 def test_a_new_card_enters_the_tables_without_a_change_of_code(copy, report):
     card = json.loads((copy / "zoo" / "weights" / "wgan.json").read_text(encoding="utf-8"))
-    card |= {"name": "wgan-fashion", "data": "fashion_mnist", "metrics": {**card["metrics"], "classifier_fid": 1.2345}}
-    (copy / "zoo" / "weights" / "wgan-fashion.json").write_text(json.dumps(card), encoding="utf-8")
+    card |= {"name": "wgan-letters", "data": "fashion_mnist", "metrics": {**card["metrics"], "classifier_fid": 1.2345}}
+    (copy / "zoo" / "weights" / "wgan-letters.json").write_text(json.dumps(card), encoding="utf-8")
     assert (
-        "the table wgan-fashion (zoo/weights/wgan-fashion.json) is on no page" in report("--check", "--folder", copy)[1]
+        "the table wgan-letters (zoo/weights/wgan-letters.json) is on no page" in report("--check", "--folder", copy)[1]
     )
-    replace(copy / "docs" / "results.md", "## score\n", "<!-- zoo report wgan-fashion -->\n<!-- end -->\n\n## score\n")
+    replace(copy / "docs" / "results.md", "## score\n", "<!-- zoo report wgan-letters -->\n<!-- end -->\n\n## score\n")
     assert report("--write", "--folder", copy)[0] == 0
     page = (copy / "docs" / "reproducibility.md").read_text(encoding="utf-8")
     shown = number(card, "classifier_fid")
     assert shown.text.startswith("1.23")
     row = f"| classifier-FID, 10,000 samples | {shown.text} | {shown.error_text} |"
-    assert f"| `wgan-fashion` {row} |" in page
+    assert f"| `wgan-letters` {row} |" in page
     assert row in (copy / "docs" / "results.md").read_text(encoding="utf-8")
     assert report("--check", "--folder", copy)[0] == 0
 
