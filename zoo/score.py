@@ -297,8 +297,8 @@ class Score(L.LightningModule):
                 points without ``consistent``, and :func:`best_step_size` otherwise. With one level or none,
                 ``step_size`` is e, by default :func:`stable_step_size` at initial states.
             denoise: Whether a last step removes the noise of the last level. Without noise levels, it has no effect.
-            adjusted: Whether to accept or reject each step by Metropolis-Hastings, which takes four more evaluations of
-                the score per step (:func:`metropolis_langevin_sample`).
+            adjusted: Whether to accept or reject each step by Metropolis-Hastings, which takes four or five more
+                evaluations of the score per step (:func:`metropolis_langevin_sample`).
             consistent: Whether each step adds so much noise that the noise in x is sigma again, as in
                 :func:`annealed_langevin_steps`. None means true for images with several levels unless ``adjusted``.
             frames: Number of evenly spaced states of each chain to return, at least 2. The result is (n, frames, ...),

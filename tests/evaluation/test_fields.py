@@ -56,6 +56,15 @@ def test_a_field_is_measured_against_the_score_it_targets(ladder):
     assert_close(learned_score(model, x), target(model, mixture()).score(x), rtol=1e-4, atol=1e-4)
 
 
+def test_the_error_of_the_gap_has_a_part_of_the_samples_and_a_part_of_the_draws():
+    model, q = Exact(factor=0.8, num_sigmas=0, objective="explicit"), mixture()
+    found = measure_field(model, q, n=400, samples=100)
+    drawn = q.log_density(model.sample(100, generator=chunk_generator(0, 0), denoise=False))
+    expected = q.log_density(q.sample(400, generator=chunk_generator(1, 0))[0])
+    assert_close(found.error, float((drawn.var() / 100 + expected.var() / 400).sqrt()))
+    assert_close(found.log_density_gap, float(drawn.mean() - expected.mean()))
+
+
 def test_samples_of_a_model_with_labels_are_drawn_without_them():
     class Labelled(Exact):
         def sample(self, n, *, generator, denoise, y):

@@ -149,11 +149,15 @@ def test_the_errors_are_not_below_the_spread_over_repeated_draws(shift, generato
 
 
 def test_small_sets(generator):
-    """Sets of k + 1 vectors have no errors. Smaller sets are refused."""
+    """The balls of k + 1 vectors have no errors, and neither has one fake vector. Smaller sets are refused."""
     x = torch.randn(6, 3, generator=generator)
     for found in (*precision_recall(x[:4], x[:5]), *density_coverage(x, x[:1])):
         assert 0 <= found.value <= 6 / 5 and (math.isnan(found.error) or found.error >= 0)
-    assert math.isnan(precision_recall(x[:4], x[:5])[0].error) and math.isnan(density_coverage(x, x[:1])[1].error)
+    for sets, nan in (((x[:4], x), [True, False]), ((x, x[:4]), [False, True])):
+        assert [math.isnan(found.error) for found in precision_recall(*sets)] == nan
+    more = torch.randn(9, 3, generator=generator)
+    for sets in ((x, more), (more, x[:1])):  # k + 1 real vectors, and one fake vector
+        assert all(math.isnan(found.error) for found in density_coverage(*sets))
     with pytest.raises(UserError, match="the number of real images must be at least 4 for k = 3, got 3"):
         precision_recall(x[:3], x)
     with pytest.raises(UserError, match="the number of fake images must be at least 4 for k = 3, got 3"):

@@ -396,6 +396,16 @@ def test_the_score_of_normal_data(small):
         assert_close(blurred, -x / (1 + sigma**2) ** 0.5, rtol=1e-3, atol=1e-3)
 
 
+def test_a_noise_level_between_two_steps_is_replaced_by_the_one_with_the_nearest_logarithm(small):
+    """The level lies above the geometric mean of two levels and below their arithmetic mean."""
+    small.forward = lambda x, t, y=None: small.one_minus_abar[t].view(-1, 1, 1, 1).sqrt() * x
+    x = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    lower, upper = small.sigmas[[-2, -1]]
+    between = 0.9 * (lower * upper).sqrt() + 0.1 * (lower + upper) / 2
+    at_lower, at_between, at_upper = (small.blurred_score(x, s[None]) for s in (lower, between, upper))
+    assert torch.equal(at_between, at_upper) and not torch.equal(at_between, at_lower)
+
+
 def test_a_corrector_is_langevin_at_the_level_reached(small):
     """The last DDIM step has no corrector. With two steps, the corrector runs after the first."""
     torch.nn.init.normal_(small.net.out[2].weight, std=0.1, generator=torch.Generator().manual_seed(1))

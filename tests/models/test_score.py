@@ -308,6 +308,14 @@ def test_the_target_of_the_network_has_variance_one_at_every_level(points, gener
     assert_close(losses, (0.3 - target).square().mean(1) / 2)
 
 
+def test_a_single_level_at_the_largest_one_or_above_has_the_time_zero():
+    for level in (10.0, 20.0):
+        model, shown = Score(shape=[2], hidden=[4], num_sigmas=1, sigma_min=level), []
+        model.net.forward = lambda x, t, y=None, shown=shown: shown.append(t) or torch.zeros_like(x)
+        assert model(torch.ones(3, 2), model.sigmas.expand(3)).isfinite().all()
+        assert_close(shown[0], torch.zeros(3), rtol=0, atol=1e-3)
+
+
 @pytest.mark.equation("score", "L(s)")
 @pytest.mark.parametrize("weights", ["edm", "ncsn"])
 def test_the_weights_of_the_levels(weights, generator):

@@ -56,8 +56,13 @@ def jackknife_variance(without: "Tensor") -> float:
 
     Args:
         without: statistic without each of the examples, (N,). A constant can be left out.
+
+    Returns:
+        The variance, or NaN for a single example.
     """
     n = len(without)
+    if n < 2:
+        return math.nan
     return float((n - 1) / n * (without - without.mean()).square().sum())
 
 

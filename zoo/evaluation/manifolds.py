@@ -48,7 +48,8 @@ VECTORS_AT_ONCE = 500  # vectors whose distances to all others are in memory at 
 def precision_recall(real: Tensor, fake: Tensor, k: int = PRECISION_NEIGHBOURS) -> tuple[Estimate, Estimate]:
     """Return precision and recall of fake vectors (M, F) with respect to real vectors (N, F).
 
-    The errors are NaN if a set has only k + 1 vectors.
+    The error of precision is NaN if there are only k + 1 real vectors. The error of recall is NaN if there are only
+    k + 1 fake vectors.
 
     Args:
         real: features of real images, (N, F), with N above k.

@@ -260,9 +260,9 @@ def log_partitions(
     have twice the standard deviations.
 
     For both base-rate models, the mean weight is an unbiased estimate of Z. If no chain finds the modes with most of
-    the mass, the estimate is too low. The larger estimate is therefore usually closer to log Z. If ``coins`` is far
-    above ``base_rate``, the machine has mass where there are no data. A likelihood from ``base_rate`` alone is then far
-    too high.
+    the mass, the estimate is too low, and the larger estimate is closer to log Z. If both find all modes, the larger
+    estimate is too high on average, by less than the larger standard error. If ``coins`` is far above ``base_rate``,
+    the machine has mass where there are no data. A likelihood from ``base_rate`` alone is then far too high.
 
     Training with persistent chains that never restart can give this mass to the machine. The chains stay near the data
     and do not visit the mass. The chains from ``base_rate`` also miss the mass. After 300 epochs on MNIST without
@@ -299,7 +299,7 @@ def validation_terms(
     Returns:
         loss                       -log p(v) = F(v) + log Z, nats; for Gaussian units, the density of pixels in [0, 1]
         bits_per_dim               only for Gaussian units: bits for each of 256 grey values, an upper bound in
-                                   expectation (Theis, van den Oord & Bethge 2016)
+                                   expectation at the exact log Z (Theis, van den Oord & Bethge 2016)
         pseudo_likelihood          only for binary units: sum_i log p(v_i | all other pixels), nats, estimated from ten
                                    pixels of each image. The standard error is about 1.3 nats on 10,000 images.
         reconstruction_error       |v - E[v | h]|^2 in pixels, with h drawn given v, summed over pixels; white is 1
