@@ -230,7 +230,7 @@ def export(args: argparse.Namespace) -> None:
         args.trust_data,
         args.folder,
         args.dtype,
-        tuple(args.keep),
+        tuple(args.keep.split(",")) if args.keep else (),
     )
     source = args.name if args.folder == zoo.WEIGHTS else str(weights)
     print(f"Wrote {pasted(weights)} ({weights.stat().st_size / 1e6:.1f} MB) and its card")

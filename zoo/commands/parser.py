@@ -284,8 +284,8 @@ def parser(train: bool = False) -> CommandParser:
         "(default: float16 for word vectors, float32 for other models)"
     )
     sub.add_argument("--dtype", choices=("float32", "float16"), metavar="DTYPE", help=text)
-    text = "networks that stay float32 with --dtype float16, such as discriminator (default: none)"
-    sub.add_argument("--keep", nargs="+", default=[], metavar="NETWORK", help=text)
+    text = "names of networks that stay float32 with --dtype float16, separated by commas (default: none)"
+    sub.add_argument("--keep", metavar="NETWORKS", help=text)
     sub = found["push"]
     sub.add_argument(
         "repo", metavar="REPO", help="repository of the Hugging Face Hub, user/repo; it is made if missing"
