@@ -266,7 +266,7 @@ def in_a_minute(model: str) -> str:
     listed = "; ".join(f"{name} {value}" for name, value in beside.items() if value)
     reached = f"It reaches **{number.number.text}** in {escaped(number.label)}" + (f" ({listed})." if listed else ".")
     *earlier, last = commands(model)
-    trained = "".join(f"{command}  # the first run of the pretrained checkpoint\n" for command in earlier)
+    trained = "".join(f"{command}  # run {k} of the pretrained checkpoint\n" for k, command in enumerate(earlier, 1))
     text = f"""```bash
 zoo train model={model}  # the default settings
 {trained}{last}  # the pretrained checkpoint
