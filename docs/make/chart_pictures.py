@@ -290,14 +290,14 @@ def score_objectives() -> Figure:
 # Learning curves.
 
 
-def curve(checkpoint: str, label: str) -> Figure:
+def curve(checkpoint: str, label: str, digits: int = 2) -> Figure:
     """Draw a metric of the run of a checkpoint against epochs. ``label`` names the metric and its unit."""
     rows = read(f"curves/{checkpoint}")
     epochs, values = ([float(row[column]) for row in rows] for column in rows[0])
     figure, axes = canvas(2.8)
     axes.plot(epochs, values, "o-", color=BLUE, markersize=3.5)
     side, va = (-6, "top") if values[-1] > values[0] else (6, "bottom")  # the side of the line that is free
-    last = f"{values[-1]:.2f}".replace("-", "\N{MINUS SIGN}")
+    last = f"{values[-1]:.{digits}f}".replace("-", "\N{MINUS SIGN}")
     axes.annotate(last, (epochs[-1], values[-1]), (0, side), textcoords="offset points", ha="right", va=va)
     axes.set(xlabel="epochs", ylabel=label)
     return figure
@@ -432,6 +432,10 @@ PICTURES = {
     "curve-iwae": Picture(
         partial(curve, "iwae", "log p(x), nats"),
         "Log p(x) of validation images against epochs, for iwae, which begins from the weights of vae.",
+    ),
+    "curve-ddpm": Picture(
+        partial(curve, "ddpm", "validation loss", 4),
+        "Validation loss against epochs, for the last run of ddpm.",
     ),
     "curve-vae-fashion": Picture(
         partial(curve, "vae-fashion", "log p(x), nats"),
