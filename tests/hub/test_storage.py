@@ -59,6 +59,12 @@ def test_float16_weights_load_as_float32_and_are_stored_again_without_change(nam
     assert len(once.data) < 0.6 * len(exact.data) and not once.model.training
 
 
+def test_equal_weights_have_one_digest():
+    """In the random order of safetensors, eight digests would agree with probability 2^-7 or less."""
+    model = zoo.load("gan-discrete")
+    assert len({packed(model, "gan-discrete", "float32").digest for _ in range(8)}) == 1
+
+
 def test_a_kept_network_stays_in_float32():
     model = zoo.load("wgan-ring")
     half = packed(model, "wgan-ring", kept=("critic",))

@@ -78,9 +78,23 @@ def pack(model: Any, checkpoint: dict[str, Any], name: str, stored_as: str, kept
         key: _converted(key, tensor, STORED_AS[stored_as]) if key in matrices else tensor.contiguous()
         for key, tensor in tensors.items()
     }
-    data = save_tensors(stored, metadata=metadata)
+    data = _in_one_order(save_tensors(stored, metadata=metadata))
     digest, size = hashlib.sha256(data).hexdigest(), sum(t.numel() for t in stored.values() if t.is_floating_point())
     return Packed(data, digest, size, stored_as, kept, from_weights(data, digest, name))
+
+
+def _in_one_order(data: bytes) -> bytes:
+    """Return the content of a safetensors file with sorted metadata, so that equal weights have one digest.
+
+    safetensors writes metadata in a random order. A file is the length of its header in 8 bytes, the header in JSON,
+    padded with spaces, and the tensors.
+    """
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def _converted(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
