@@ -143,11 +143,12 @@ def test_charts_agree_with_their_sources(name):
 
 
 def test_a_changed_number_changes_the_chart(tmp_path, monkeypatch):
-    """The tolerance of the comparison is smaller than the effect of one number of a results file."""
+    """The tolerance of the comparison is smaller than the effect of one marker that no other covers."""
     source = (chart_pictures.RESULTS / "seeds" / "vade.csv").read_text(encoding="utf-8")
     row = next(line for line in source.splitlines() if line.startswith("test/accuracy"))
-    *others, last = row.rsplit(",", 1)[1].split()  # the accuracy of each seed
-    changed = source.replace(row, row.removesuffix(last) + str(max(map(float, others)) + 0.007))
+    *_, second, largest = sorted(row.rsplit(",", 1)[1].split(), key=float)  # the accuracies of the seeds
+    # The new place is inside the axes, so one marker moves and nothing else. Other markers do not cover it.
+    changed = source.replace(row, row.replace(second, str((float(second) + float(largest)) / 2)))
     (tmp_path / "seeds").mkdir()
     (tmp_path / "seeds" / "vade.csv").write_text(changed, encoding="utf-8")
     monkeypatch.setattr(chart_pictures, "RESULTS", tmp_path)
