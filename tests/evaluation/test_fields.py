@@ -11,6 +11,7 @@ from zoo.callbacks.loss_per_step import _figure
 from zoo.datamodules import Toy
 from zoo.datamodules.toy import mixture
 from zoo.evaluation.bounds import BOUND_AT_ONCE, bound_metrics, bound_per_batch
+from zoo.evaluation.errors import standard_errors
 from zoo.evaluation.fields import figure, learned_score, measure_field, target
 from zoo.evaluation.protocol import Protocol, check_protocol, measure
 from zoo.functional.noise import chunk_generator
@@ -282,6 +283,13 @@ def test_the_bound_of_five_images_can_be_taken_again_alone():
     bits = terms.sum(1) / (784 * 0.6931471805599453)
     assert_close(found["bits_per_dim"], float(bits.mean()))
     assert_close(found["bits_per_dim_error"], float(bits.std() / 3**0.5))
-    assert "bits_per_dim_error" not in bound_metrics(terms[:1], 784)
+    for name, column in zip(("bound/L_0", "bound/L_t", "bound/L_T"), terms.T, strict=True):
+        a, b, c = column.tolist()
+        mean = (a + b + c) / 3
+        variance = ((a - mean) ** 2 + (b - mean) ** 2 + (c - mean) ** 2) / 2
+        assert found[name] == pytest.approx(mean, rel=1e-9)
+        assert found[f"{name}_error"] == pytest.approx((variance / 3) ** 0.5, rel=1e-6)
+        assert standard_errors(found, {})[name] == found[f"{name}_error"]  # so float16 may move it by a tenth of that
+    assert not [name for name in bound_metrics(terms[:1], 784) if name.endswith("_error")]
     assert_close(sum(found[f"bound/{k}"] for k in ("L_0", "L_t", "L_T")), float(terms.sum(1).mean()))
     assert BOUND_AT_ONCE == 5

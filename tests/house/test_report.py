@@ -232,6 +232,9 @@ def test_standard_errors_are_those_of_their_formulas():
     terms = [of["ddpm", f"bound/L_{t}"].value for t in "0tT"]
     assert sum(terms) == pytest.approx(cards["ddpm"]["metrics"]["bits_per_dim"])
     assert terms[0] == pytest.approx(cards["ddpm"]["metrics"]["bound/L_0"] / 784 / math.log(2))
+    blocks = [row[0] / 784 / math.log(2) for row in cards["ddpm"]["bound"]["of_each_five"]]
+    assert of["ddpm", "bound/L_0"].error == pytest.approx(statistics.stdev(blocks) / len(blocks) ** 0.5)
+    assert of["ddpm", "bound/L_T"].error is None
     assert rounded_error(0.1177) == "0.12" and rounded_error(1.4142) == "1.4" and rounded_error(12.3) == "12"
 
 

@@ -250,6 +250,7 @@ def test_errors_and_counts_are_next_to_their_metrics():
     metrics = {"classifier_fid/eta=0.5": 3.67763, "classifier_fid_error/eta=0.5": 0.11779, "kl": 0.01432}
     metrics |= {"confident": 0.6412, "confident_error": 0.00479, "test/log_likelihood": -88.19, "recall_floor": 1.0}
     metrics |= {"test/log_likelihood_error": 0.3, "recall_floor_error": 0.0}
+    metrics |= {"bound/L_0": 379.62445, "bound/L_0_error": 3.4172, "bound/L_T": 8.83222e-7, "bound/L_T_error": 1.534e-9}
     counts = {"classifier_fid/eta=0.5": 10_000, "test/log_likelihood": 100}
     assert metric_texts(metrics, counts) == {
         "classifier_fid/eta=0.5": "3.68 \u00b1 0.12 (n = 10,000)",
@@ -257,6 +258,8 @@ def test_errors_and_counts_are_next_to_their_metrics():
         "confident": "64.12 \u00b1 0.48 %",
         "test/log_likelihood": "-88.19 \u00b1 0.30 nats (n = 100)",
         "recall_floor": "100.00 \u00b1 0 %",
+        "bound/L_0": "379.6 \u00b1 3.4 nats",
+        "bound/L_T": "8.832e-07 \u00b1 1.5e-09 nats",
     }
     assert metric_texts({"reconstruction_error": 3.0}) == {"reconstruction_error": "3 squared pixels"}
 

@@ -10,6 +10,7 @@ from zoo.checks import capabilities
 from zoo.checks.errors import UserError
 from zoo.checks.pixels import as_batch
 from zoo.datamodules.access import split_of
+from zoo.evaluation.units import error_name
 from zoo.functional.noise import chunk_generator
 from zoo.functional.precision import in_float64
 from zoo.functional.progress import tracked
@@ -96,10 +97,14 @@ def bound_metrics(terms: Tensor, dimensions: int) -> dict[str, float]:
     """Return the metrics of the bound for a card, from the terms that :func:`bound_per_batch` returns.
 
     ``dimensions`` is the number of values in an image, C H W.
-    ``bound/L_0``, ``bound/L_t`` and ``bound/L_T`` are in nats per image. ``bits_per_dim`` has a standard error,
-    ``bits_per_dim_error``, if there are at least two rows.
+    ``bound/L_0``, ``bound/L_t`` and ``bound/L_T`` are in nats per image. Each metric has its standard error under
+    ``<name>_error`` if there are at least two rows.
     """
-    total = terms.sum(1) / (dimensions * math.log(2))
-    error = {"bits_per_dim_error": float(total.std() / len(total) ** 0.5)} if len(total) > 1 else {}
-    means = dict(zip(("bound/L_0", "bound/L_t", "bound/L_T"), terms.mean(0).tolist(), strict=True))
-    return {"bits_per_dim": float(total.mean()), **error, **means}
+    columns = dict(zip(("bound/L_0", "bound/L_t", "bound/L_T"), terms.T, strict=True))
+    columns = {"bits_per_dim": terms.sum(1) / (dimensions * math.log(2)), **columns}
+    metrics = {}
+    for name, rows in columns.items():
+        metrics[name] = float(rows.mean())
+        if len(rows) > 1:
+            metrics[error_name(name)] = float(rows.std() / len(rows) ** 0.5)
+    return metrics

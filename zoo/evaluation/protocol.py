@@ -170,8 +170,9 @@ def measure(
         evidence["log_likelihood"] = {"num_samples": num_samples, "of_each_hundred": hundreds}
     if protocol.bound_images:
         terms = bound_per_batch(model, data, protocol.bound_images // BOUND_AT_ONCE, progress)
-        metrics |= bound_metrics(terms, math.prod(shape_of(model)))
-        counts["bits_per_dim"] = len(terms) * BOUND_AT_ONCE
+        of_bound = bound_metrics(terms, math.prod(shape_of(model)))
+        metrics |= of_bound
+        counts |= {name: len(terms) * BOUND_AT_ONCE for name in of_bound if not name.endswith("_error")}
         evidence["bound"] = {"images": len(terms) * BOUND_AT_ONCE, "of_each_five": terms.tolist()}
     known = isinstance(data, Toy) and isinstance(data.distribution, capabilities.KnownScore)
     if known and isinstance(model, capabilities.ScoreChains):

@@ -7,6 +7,7 @@ times, for different settings of the samples. The settings follow the key of the
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from zoo.evaluation.estimates import binomial_error, standard_error_of_mean
@@ -31,6 +32,7 @@ class Metric(NamedTuple):
         fraction_of: ``images`` or ``samples`` if the value is a fraction of independent test images or samples. Its
             standard error is then the binomial one, unless the card has another.
         value: function from all metrics of the card to the value, if ``key`` alone does not give it.
+        error: function from all metrics of the card to the standard error of such a value. None means none is known.
         of_data: whether the value belongs to the data, and not to samples under some settings.
         detail: whether only the table of the checkpoint shows the metric, such as a term of a sum.
     """
@@ -43,6 +45,7 @@ class Metric(NamedTuple):
     digits: int = 2
     fraction_of: str = ""
     value: Callable[[Metrics], float] | None = None
+    error: Callable[[Metrics], float | None] | None = None
     of_data: bool = False
     detail: bool = False
 
@@ -111,12 +114,17 @@ def _interval_end(end: str) -> Callable[[Metrics], float]:
 
 def _term(name: str, label: str) -> Metric:
     """Return the metric of a term of the bound. The card has the terms in nats, and their sum in bits per dimension."""
+    key = f"bound/{name}"
 
-    def value(m: Metrics) -> float:
-        return m[f"bound/{name}"] * m["bits_per_dim"] / (m["bound/L_0"] + m["bound/L_t"] + m["bound/L_T"])
+    def bits(m: Metrics, nats: str) -> float:
+        return m[nats] * m["bits_per_dim"] / (m["bound/L_0"] + m["bound/L_t"] + m["bound/L_T"])
 
     return Metric(
-        f"bound/{name}", f"bound, {label}, bits per dimension", "a term of the bound", value=value, detail=True
+        *(key, f"bound, {label}, bits per dimension", "a term of the bound"),
+        value=partial(bits, nats=key),
+        # The prior term is about 1e-9 bits. A value with the decimals of its error would fill the column.
+        error=lambda m: bits(m, error_name(key)) if error_name(key) in m and name != "L_T" else None,
+        detail=True,
     )
 
 
@@ -259,7 +267,7 @@ def numbers_of(card: Card) -> list[Number]:
         for key in keys[:1] if metric.of_data else keys:
             value = metric.value(metrics) if metric.value else metric.shown(metrics[key])
             settings = "" if metric.of_data else ", ".join(part for part in key.split("/") if "=" in part)
-            error = None if metric.value else standard_error(metric, key, card)
+            error = standard_error(metric, key, card)
             sizes = sizes_of(card, key)
             filled = metric._replace(label=metric.label.format(**sizes), protocol=metric.protocol.format(**sizes))
             found.append(Number(filled, key, settings, value, error))
@@ -287,6 +295,8 @@ def standard_error(metric: Metric, key: str, card: Card) -> float | None:
     """
     metrics = card["metrics"]
     base = plain_name(key)
+    if metric.value:
+        return metric.error(metrics) if metric.error else None
     if (error := metrics.get(error_name(key), (card.get("errors") or {}).get(key))) is not None:
         return abs(metric.factor) * error or None
     if base == "test/log_likelihood" and (parts := (card.get("log_likelihood") or {}).get("of_each_hundred")):

@@ -6,6 +6,7 @@ NATS = {
     *("nll", "kl", "kl_z", "kl_c", "log_likelihood", "pseudo_likelihood", "free_energy_gap", "log_Z", "log_Z_sd"),
     *("log_partition", "log_partition_low", "log_partition_high", "log_partition_base_rate", "log_partition_coins"),
     *("log_partition_exact", "js", "mi_categorical", "mi_continuous", "mi_ceiling", "discriminator_loss", "value"),
+    *("L_0", "L_t", "L_T"),
 }
 FRACTIONS = {"accuracy", "judged_accuracy", "feature_accuracy", "confident", "near_a_mode"}
 FRACTIONS |= {"analogies", "semantic", "syntactic", "coverage"}  # metrics on the published word sets
@@ -77,6 +78,8 @@ def _with_error(value: float, error: float, unit: str) -> str:
     value, error = (100 * value, 100 * error) if unit == "%" else (value, error)
     if not 0 < error < math.inf:
         return f"{rounded(value)} \u00b1 {rounded(error)} {unit}".rstrip()
+    if error < 1e-6:  # as powers of ten, because the decimals would not fit into a line
+        return f"{value:.4g} \u00b1 {error:.2g} {unit}".rstrip()
     digits = decimals(error)
     return f"{value:,.{digits}f} \u00b1 {error:,.{digits}f} {unit}".rstrip()
 
