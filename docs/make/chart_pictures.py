@@ -86,12 +86,12 @@ class Measured(NamedTuple):
 
 
 def thousands(text: str) -> str:
-    """Return a number with separators: 12,400 for 12400 and 40,000 for 4.0e4. Numbers from a million on do not change.
+    """Return a number with separators: 12,400 for 12400 and 40,000 for 4.0e4.
 
-    Smaller numbers than a thousand do not change either.
+    Numbers below a thousand do not change, and neither do those from ten million on.
     """
     value = number(text)
-    return f"{value:,.0f}" if 1000 <= value < 1e6 else text
+    return f"{value:,.0f}" if 1000 <= value < 1e7 else text
 
 
 def measured(family: str) -> list[Measured]:
