@@ -437,6 +437,10 @@ PICTURES = {
         partial(curve, "ddpm", "validation loss", 4),
         "Validation loss against epochs, for the last run of ddpm.",
     ),
+    "curve-ddpm-fashion": Picture(
+        partial(curve, "ddpm-fashion", "validation loss", 4),
+        "Validation loss against epochs on Fashion-MNIST, for ddpm-fashion, which begins from the weights of ddpm.",
+    ),
     "curve-vae-fashion": Picture(
         partial(curve, "vae-fashion", "log p(x), nats"),
         "Log p(x) of validation images of Fashion-MNIST against epochs, for vae-fashion.",
