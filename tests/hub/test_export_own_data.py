@@ -105,10 +105,10 @@ def test_a_run_on_a_folder_of_colour_images_is_published(colour, weights):
 
 def test_what_a_run_began_from_is_on_its_card(colour, weights, tmp_path):
     checkpoint = torch.load(next((colour[1] / "checkpoints").glob("best-*")), weights_only=True)
-    checkpoint["record"]["init"] = {"source": "gan", "digest": "abc"}
+    checkpoint["record"]["init"] = {"source": "runs/first", "file": "/home/somebody/runs/first/best.ckpt"}
     torch.save(checkpoint, tmp_path / "begun.ckpt")
     exporting.export(tmp_path / "begun.ckpt", "begun", protocol=Protocol(samples=2))
-    assert hub.read_card("begun")["init"] == {"source": "gan", "digest": "abc"}
+    assert hub.read_card("begun")["init"] == {"source": "runs/first", "file": "best.ckpt"}  # no folder of the user
 
 
 def test_a_run_is_evaluated_and_compared_on_its_own_images(colour, command, tmp_path):

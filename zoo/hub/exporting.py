@@ -181,7 +181,7 @@ def publish(
         "data": used,
         "data_digest": record.get("data_digest"),
         "train_on": record["config"].get("data", {}).get("train_on", "train"),
-        "init": record.get("init"),
+        "init": _beginning(record.get("init")),
         "preprocessing": "words in lower case" if words else _preprocessing(model),
         "command": record["command"],
         "commit": record["commit"],
@@ -237,6 +237,11 @@ def _shape_and_classes(model, data) -> dict[str, Any]:
         "num_classes": data.num_classes if shaped else None,
         "class_names": data.source.classes if isinstance(data, OwnImages) else None,
     }
+
+
+def _beginning(init: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the entry ``init`` of a card. Cards are published, so the file is named without the folders above it."""
+    return init | {"file": Path(init["file"]).name} if init and init.get("file") else init
 
 
 def _preprocessing(model) -> str:
