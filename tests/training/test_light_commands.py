@@ -76,6 +76,22 @@ USAGE = [
         "error: argument -n: 'two' is not an integer, such as 16; see zoo sample --help\n",
     ),
     (["sample", "vae", "-n", "0"], "error: n must be an integer of at least 1, got 0; see zoo sample --help\n"),
+    *(
+        (
+            words,
+            f"error: argument {words[-2]}: the value is empty: give a value, or leave out the option; see zoo {name} "
+            "--help\n",
+        )
+        for name, *options in (
+            ("evaluate", "--data"),
+            ("compare", "--data", "--estimators"),
+            ("export", "--data", "--keep"),
+            ("push", "--data"),
+            ("sample", "--images"),
+        )
+        for option in options
+        for words in [[name, "vae", *["me/vae"] * (name in ("export", "push")), option, ""]]
+    ),
 ]
 
 
