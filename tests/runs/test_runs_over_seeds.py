@@ -184,6 +184,14 @@ def test_a_wrong_pattern_is_an_error_of_one_line(tmp_path, monkeypatch, capsys):
     assert said == "error: 'runs/**x' is no pattern of run folders: write for example 'runs/vade/*'"
 
 
+def test_a_file_that_cannot_be_written_is_an_error_before_the_table(tmp_path, monkeypatch, capsys):
+    folder = written(tmp_path / "run")
+    (tmp_path / "a.csv").mkdir()
+    for place in (folder / "config.yaml" / "a.csv", tmp_path / "a.csv"):
+        said = report(monkeypatch, capsys, folder, "-o", place)
+        assert said.startswith(f"error: {place} cannot be written") and not capsys.readouterr().out
+
+
 def test_the_results_file_of_seeds_enters_the_table(trained, tmp_path, monkeypatch, capsys):
     folder, metrics = trained
     file = tmp_path / "docs" / "results" / "seeds" / "vae.csv"
