@@ -192,6 +192,12 @@ def test_a_file_that_cannot_be_written_is_an_error_before_the_table(tmp_path, mo
         assert said.startswith(f"error: {place} cannot be written") and not capsys.readouterr().out
 
 
+def test_runs_with_folders_of_one_name_have_a_curve_each(tmp_path, monkeypatch, capsys):
+    folders = [written(tmp_path / name / "run", table=TABLE.replace("2.5", value)) for name, value in ("a1", "b2")]
+    said = report(monkeypatch, capsys, *folders, "--points", "--metric", "val/loss", "--format", "csv")
+    assert list(csv.reader(said.splitlines())) == [["epoch", *(f"`{folder}`" for folder in folders)], ["1", "1", "2"]]
+
+
 def test_the_results_file_of_seeds_enters_the_table(trained, tmp_path, monkeypatch, capsys):
     folder, metrics = trained
     file = tmp_path / "docs" / "results" / "seeds" / "vae.csv"

@@ -282,11 +282,13 @@ def points(runs: Sequence[Run], metrics: Sequence[str]) -> Table:
 
     curves: dict[str, dict[int, float]] = {}
     units: dict[str, str] = {}
+    names = [run.folder.name for run in runs]
     for run in runs:
         for metric in metrics:
             unit, found = read_curve(run.folder, metric)
             units.setdefault(unit.removesuffix("s"), metric)
-            name = " ".join([f"`{run.folder.name}`"] * (len(runs) > 1) + [f"`{metric}`"] * (len(metrics) > 1))
+            folder = run.folder.name if names.count(run.folder.name) == 1 else run.folder
+            name = " ".join([f"`{folder}`"] * (len(runs) > 1) + [f"`{metric}`"] * (len(metrics) > 1))
             curves[name or f"`{metric}`"] = dict(found)
     if len(units) > 1:
         (a, first), (b, second) = units.items()
