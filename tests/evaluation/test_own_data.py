@@ -282,6 +282,14 @@ def test_the_bits_of_a_measured_diffusion_model_are_those_of_its_shape():
     assert metrics["bits_per_dim"] == pytest.approx(nats / (216 * math.log(2)))
 
 
+def test_a_bound_of_too_few_test_images_is_refused():
+    data, model = make_ready(Stripes((3, 8, 9))), DDPM(steps=3, shape=[3, 8, 9], widths=[8]).eval()
+    few = torch.utils.data.TensorDataset(data.sets["test"].tensors[0][:4])
+    data.test_dataloader = lambda: torch.utils.data.DataLoader(few, 2)
+    with pytest.raises(UserError, match="bound_images needs at least 5 test images, and stripes has 4"):
+        measure(model, data, Protocol(bound_images=5))
+
+
 def test_an_rbm_on_images_without_labels_has_no_feature_accuracy():
     torch.manual_seed(0)
     data = make_ready(Stripes((1, 28, 28)))

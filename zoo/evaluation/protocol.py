@@ -156,6 +156,11 @@ def measure(
     check_protocol(protocol, model)
     if isinstance(model, capabilities.Words):
         return measure_words(model), {}
+    if protocol.bound_images and (known := size_of(data, "test")) < BOUND_AT_ONCE:
+        raise UserError(
+            f"bound_images needs at least {BOUND_AT_ONCE} test images, and {name_of(data)} has {known}: choose other "
+            "data, or leave out bound_images"
+        )
     metrics, evidence = evaluate(model, data), {}
     counts: dict[str, int] = {}  # examples of each metric with a standard error
     model.eval()
