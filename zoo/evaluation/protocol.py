@@ -103,6 +103,9 @@ def check_protocol(protocol: Protocol, model) -> None:
         raise UserError(
             f"conditions need samples, but no samples of {name} are evaluated by default; give the number of samples"
         )
+    for i, conditions in enumerate(protocol.conditions):
+        if conditions in protocol.conditions[:i]:
+            raise UserError(f"the conditions {conditions} are given twice: leave out one of them")
     for conditions in protocol.conditions if samples and (protocol.samples or any(protocol.conditions)) else ():
         drawn, shape = list(try_conditions(model, samples, conditions).shape[1:]), list(shape_of(model))
         if drawn != shape:
