@@ -100,6 +100,15 @@ def test_a_wrong_command_line_has_status_2_and_a_suggestion(words, message, monk
     assert said(monkeypatch, capsys, *words) == (2, message)
 
 
+@pytest.mark.parametrize(
+    ("command", "printed"), [("PYTHONIOENCODING=ascii {} -m zoo list vae", "-87.14 \\xb1"), ("{} -m zoo list >&-", "")]
+)
+def test_a_poor_or_closed_standard_output_is_no_error(command, printed):
+    done = subprocess.run(["sh", "-c", command.format(sys.executable)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert printed in done.stdout
+
+
 def test_the_version_is_that_of_the_package(monkeypatch, capsys):
     assert said(monkeypatch, capsys, "--version") == (0, f"zoo {zoo.__version__}\n")
 
