@@ -1,13 +1,16 @@
 """Tests of metrics on images of any shape, on data without labels, and on data modules of the user."""
 
 import math
+import sys
 
 import lightning as L
 import pytest
 import torch
 from own_data import OnDisk, Stripes
+from PIL import Image
 from torch.testing import assert_close
 
+from zoo.__main__ import main
 from zoo.callbacks import SampleDistance
 from zoo.checks.errors import UserError
 from zoo.datamodules import Images
@@ -315,3 +318,14 @@ def test_the_distance_of_an_image_to_itself_is_left_out(generator):
     expected = torch.stack([(x.double() - row).norm(dim=1).sum() for row in x.double()])
     assert_close(pairs.sums_within(x), expected, rtol=1e-6, atol=0)
     assert torch.cdist(x, x).diagonal().max() > 0
+
+
+@pytest.mark.parametrize("words", [["evaluate", "vae", "--data"], ["sample", "rbm", "-n", "1", "--images"]])
+def test_an_error_about_damaged_images_names_no_setting_of_training(words, tmp_path, monkeypatch):
+    for i in range(4):
+        Image.new("L", (28, 28)).save(tmp_path / f"{i}.png")
+    (tmp_path / "3.png").write_bytes(b"")
+    monkeypatch.setattr(sys, "argv", ["zoo", *words, str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"1 of its entries cannot be used. Remove them:\n  3.png") as stopped:
+        main()
+    assert str(stopped.value).startswith(f"error: {tmp_path}") and "data." not in str(stopped.value)

@@ -9,6 +9,7 @@ import zoo
 from zoo.checks.errors import UserError
 from zoo.checks.names import did_you_mean
 from zoo.checks.sources import check_source
+from zoo.commands.inputs import without_settings
 
 if TYPE_CHECKING:
     import torch
@@ -137,10 +138,9 @@ def _own_images(place: Place, size: int | None, grey: bool) -> ImageSet:
 
 
 def _in_words_of_the_command(message: str) -> str:
-    """Return an error of the data module with the options of the command, which has no data.path and data.size."""
+    """Return an error of the data module with the option --size of the command, instead of data.size."""
     message = re.sub(r"data\.size, such as data\.size=\[?(\d+)[,\d]*\]?,", r"--size, such as --size \1,", message)
-    message = message.replace(", or leave them out with data.skip=true", "")
-    return message.replace("data.path=", "")
+    return without_settings(message)
 
 
 class FittedImages:
