@@ -17,7 +17,7 @@ def read_curve(run: Path, metric: str) -> tuple[str, list[tuple[int, float]]]:
     """Return the unit of the metric's axis, ``epochs`` or ``steps``, and the sorted points (position, value).
 
     Raises:
-        UserError: for a folder without metrics.csv, a metric that is not in the tables, or values that are no numbers.
+        UserError: for a folder without metrics.csv, a metric that is not in the tables, or values that are not numbers.
     """
     path = run / "metrics.csv"
     if not path.is_file():

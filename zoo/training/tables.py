@@ -100,7 +100,7 @@ def number(row: Row, column: str, path: Path) -> float:
     """Return the number in a cell of the file ``path``.
 
     Raises:
-        UserError: if the cell holds no number.
+        UserError: if the cell does not hold a number.
     """
     try:
         return float(row[column])
