@@ -11,6 +11,7 @@ if __name__ == "__main__" and not sys.flags.safe_path and Path(sys.path[0]).abso
     del sys.path[0]
 
 import argparse
+from io import TextIOWrapper
 
 from zoo.checks.errors import UserError
 from zoo.commands import completion
@@ -60,6 +61,9 @@ def work(args: argparse.Namespace) -> None:
 
 def run() -> None:
     """Run the command of the command line. Hydra reads all words after ``train``; the parser reads other commands."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # it is None if the program starts with a closed stream
+            stream.reconfigure(errors="backslashreplace")  # letters that the terminal does not have
     if sys.argv[1:2] == ["train"]:
         from zoo.commands import training
 

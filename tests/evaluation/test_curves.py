@@ -1,13 +1,15 @@
 """Tests of ``zoo curves`` on the tables of runs."""
 
+import math
 import sys
 
 import pytest
 from helpers import TINY, run
 
 from zoo.__main__ import main
+from zoo.checks.errors import UserError
 from zoo.evaluation import curves
-from zoo.evaluation.curves import figure, read_curve
+from zoo.evaluation.curves import correlation, figure, read_curve
 
 
 def test_curves_of_runs(tmp_path, monkeypatch, capsys):
@@ -46,6 +48,21 @@ def test_the_first_epochs_do_not_flatten_the_rest():
     assert axes.get_ylim()[1] < 120 and axes.get_ylim()[0] > 95
 
 
+def test_a_curve_of_a_diverged_run_has_the_axis_of_its_finite_values():
+    points = [(i, 100 - i) for i in range(1, 10)] + [
+        (i, value) for i in range(10, 40) for value in (math.nan, math.inf)
+    ]
+    axes = figure({"run": [(i, float(value)) for i, value in points]}, "val/loss").axes[0]
+    assert 80 < axes.get_ylim()[0] < axes.get_ylim()[1] < 110
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("last", [2.0, math.nan, math.inf])
+def test_a_correlation_with_values_without_spread_is_not_defined(last):
+    said = correlation([(1.0, 2.0), (2.0, 2.0), (3.0, last)])
+    assert said == "correlation not defined (constant or infinite values, 3 points)"
+
+
 def test_runs_with_different_axes_are_not_in_one_picture(tmp_path, monkeypatch):
     for name, rows in (("a", "epoch,step,v\n0,10,3.0\n1,20,2.0\n"), ("b", "epoch,step,v\n,10,3.0\n,20,2.0\n")):
         (tmp_path / name).mkdir()
@@ -75,3 +92,17 @@ def test_one_metric_against_another(tmp_path, monkeypatch, capsys):
     (tmp_path / "metrics.csv").write_text("\n".join(rows[:5]) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="val/a and val/b together 2 times; a correlation needs at least three"):
         curves.read_pairs(tmp_path, "val/a", "val/b")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("epoch,step,v\n0,10,oops\n", "'oops' in its column v, which holds numbers"),
+        ("epoch,step,v\nzero,10,1\n", "'zero' in its column epoch, which holds numbers"),
+        ("v\n1\n", "no value in its column step, which holds numbers"),
+    ],
+)
+def test_values_that_are_no_numbers_are_named(table, message, tmp_path):
+    (tmp_path / "metrics.csv").write_text(table, encoding="utf-8")
+    with pytest.raises(UserError, match=f"metrics.csv has {message}: restore the file"):
+        read_curve(tmp_path, "v")

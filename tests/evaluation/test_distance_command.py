@@ -18,6 +18,8 @@ from zoo.datamodules import Images
 from zoo.datamodules.access import make_ready
 from zoo.datamodules.images import NAMES
 from zoo.evaluation.distances import classifier_distances
+from zoo.functional.noise import chunk_generator
+from zoo.sampling import chunks
 from zoo.sampling.chunks import sample_chunks
 
 N = 45  # images in each of the small sets
@@ -130,7 +132,7 @@ MISTAKES = {
     ("grey", "grey:val"): r"grey has no parts train, val and test: leave out :val",
     ("parts.npz:val", "grey"): r"parts.npz has the parts test, train, and no part val",
     ("grey", "large"): r"need grey images of 28 x 28 pixels, and large has 56 x 56: resize all images with --size 28",
-    ("grey", "red"): r"these images have colours: convert them with --grey",
+    ("grey", "red"): r"there are colours in red: convert them with --grey",
     ("grey", "large", "--size", "14"): r"mnist features need images of 28 x 28 pixels: give --size 28, got 14",
     ("grey", "skipgram"): r"skipgram is a SkipGram, which draws no images",
     ("grey", "score-mixture"): r"score-mixture has examples of shape \[2\]",
@@ -154,6 +156,24 @@ def test_a_mistake_is_one_line_that_says_what_to_do(words, distance, folder):
     with pytest.raises(SystemExit, match=MISTAKES[words]) as stopped:
         distance(*words)
     assert "data." not in str(stopped.value)
+
+
+LATE = {
+    ("gan", "skipgram"): "skipgram is a SkipGram, which draws no images",
+    ("gan", "cvae", "-n", "40", "-c", "y=3"): "trained without labels.*leave out y",
+    ("cvae", "gan", "-n", "40", "-c", "y=3"): "trained without labels.*leave out y",
+    ("cvae", "red"): "there are colours in red",
+}
+
+
+@pytest.mark.parametrize("words", LATE, ids=" ".join)
+def test_models_draw_no_samples_before_a_mistake_is_found(words, distance, monkeypatch):
+    """Samples can take hours. Noise of a chunk after the first is made only for samples, and not for the checks."""
+    drawn = []
+    monkeypatch.setattr(chunks, "chunk_generator", lambda seed, c: drawn.append(c) or chunk_generator(seed, c))
+    with pytest.raises(SystemExit, match=LATE[words]):
+        distance(*words)
+    assert set(drawn) <= {0}
 
 
 def test_the_names_of_data_sets_are_those_of_the_data_module():

@@ -188,6 +188,7 @@ def test_what_a_protocol_measures_of_points():
         (Protocol(samples=2, conditions=({"eta": 1},)), "Score.sample takes no eta"),
         (Protocol(samples=2, conditions=({"steps": 0},)), "steps must be an integer of at least 1, got 0"),
         (Protocol(samples=2, conditions=({"frames": 2},)), r"samples must have shape \[2\], got \[2, 2\]"),
+        (Protocol(samples=2, conditions=({"steps": 2}, {"steps": 2})), "conditions {'steps': 2} are given twice"),
         (Protocol(bound_images=-1), "bound_images must be an integer of at least 0, got -1"),
     ],
 )

@@ -1,13 +1,16 @@
 """Tests of metrics on images of any shape, on data without labels, and on data modules of the user."""
 
 import math
+import sys
 
 import lightning as L
 import pytest
 import torch
 from own_data import OnDisk, Stripes
+from PIL import Image
 from torch.testing import assert_close
 
+from zoo.__main__ import main
 from zoo.callbacks import SampleDistance
 from zoo.checks.errors import UserError
 from zoo.datamodules import Images
@@ -282,6 +285,14 @@ def test_the_bits_of_a_measured_diffusion_model_are_those_of_its_shape():
     assert metrics["bits_per_dim"] == pytest.approx(nats / (216 * math.log(2)))
 
 
+def test_a_bound_of_too_few_test_images_is_refused():
+    data, model = make_ready(Stripes((3, 8, 9))), DDPM(steps=3, shape=[3, 8, 9], widths=[8]).eval()
+    few = torch.utils.data.TensorDataset(data.sets["test"].tensors[0][:4])
+    data.test_dataloader = lambda: torch.utils.data.DataLoader(few, 2)
+    with pytest.raises(UserError, match="bound_images needs at least 5 test images, and stripes has 4"):
+        measure(model, data, Protocol(bound_images=5))
+
+
 def test_an_rbm_on_images_without_labels_has_no_feature_accuracy():
     torch.manual_seed(0)
     data = make_ready(Stripes((1, 28, 28)))
@@ -307,3 +318,14 @@ def test_the_distance_of_an_image_to_itself_is_left_out(generator):
     expected = torch.stack([(x.double() - row).norm(dim=1).sum() for row in x.double()])
     assert_close(pairs.sums_within(x), expected, rtol=1e-6, atol=0)
     assert torch.cdist(x, x).diagonal().max() > 0
+
+
+@pytest.mark.parametrize("words", [["evaluate", "vae", "--data"], ["sample", "rbm", "-n", "1", "--images"]])
+def test_an_error_about_damaged_images_names_no_setting_of_training(words, tmp_path, monkeypatch):
+    for i in range(4):
+        Image.new("L", (28, 28)).save(tmp_path / f"{i}.png")
+    (tmp_path / "3.png").write_bytes(b"")
+    monkeypatch.setattr(sys, "argv", ["zoo", *words, str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"1 of its entries cannot be used. Remove them:\n  3.png") as stopped:
+        main()
+    assert str(stopped.value).startswith(f"error: {tmp_path}") and "data." not in str(stopped.value)

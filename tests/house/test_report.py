@@ -261,11 +261,14 @@ def test_a_results_file_is_read_as_it_was_written(tmp_path):
 WRONG_FILES = [
     ("name,rate\na,1\n", "does not say its command and its hardware: add a line '# command: ...' on top"),
     ("# command: c\n# hardware: h\nname,rate\na,1,2\n", "has 2 columns, but a row has 3 cells: a,1,2"),
+    ("# command: c\n# hardware: h\n", "has no table: add a line with the names of the columns"),
+    ("# command: c\n# hardware: h\n\n", "has no table: add a line with the names of the columns"),
+    (f"# command: c\n# hardware: h\nname\n{'a' * 200_000}\n", "speed-rbm.csv is damaged (field larger than"),
 ]
 
 
-@pytest.mark.parametrize(("text", "message"), WRONG_FILES)
-def test_a_results_file_without_its_conditions_is_refused(text, message, copy, report):
+@pytest.mark.parametrize(("text", "message"), WRONG_FILES, ids=range(len(WRONG_FILES)))
+def test_a_wrong_results_file_is_refused(text, message, copy, report):
     (copy / "docs" / "results" / "speed-rbm.csv").write_text(text, encoding="utf-8")
     status, said = report("--check", "--folder", copy)
     assert status == 1 and message in said, said

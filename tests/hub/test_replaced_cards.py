@@ -113,3 +113,12 @@ def test_options_that_measuring_again_does_not_use_are_refused(words, message, m
     monkeypatch.setattr(sys, "argv", ["zoo", "evaluate", *words, "--update-card"])
     with pytest.raises(SystemExit, match=message):
         main()
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{}", "<<<<<<< HEAD"])
+def test_a_damaged_card_is_replaced_by_no_export(content, tmp_path):
+    """The numbers of the replaced card would be lost. The error comes before the work, so no run is needed."""
+    (tmp_path / "vae.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match="vae.json is no card of a checkpoint.*Restore the file"):
+        exporting.export("nothing", "vae", force=True, folder=tmp_path)
+    assert (tmp_path / "vae.json").read_text(encoding="utf-8") == content

@@ -129,6 +129,75 @@ def test_a_pattern_without_runs_is_named(tmp_path, monkeypatch, capsys):
         assert f"no run folder matches {str(tmp_path / pattern)!r}" in said
 
 
+CONFIG, TABLE = "seed: 0\nmodel: {_target_: zoo.vae.VAE}\n", "epoch,step,val/loss,test/loss\n0,9,2.5,\n1,10,,2.5\n"
+CARD = {"model": "zoo.vae.VAE", "hyper_parameters": {}, "metrics": {"test/loss": 2.5}, "command": "zoo train seed=0"}
+
+
+def written(folder, config=CONFIG, table=TABLE):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config, encoding="utf-8")
+    (folder / "metrics.csv").write_text(table, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"table": TABLE.replace("2.5", "oops")}, "metrics.csv has 'oops' in its column val/loss, which holds numbers"),
+        ({"table": TABLE.replace("2.5", "2.5,3,4")}, "metrics.csv has a row with more cells than its header"),
+        ({"table": TABLE.replace("2.5", "2" * 200_000)}, r"metrics.csv is damaged \(field larger than"),
+        ({"config": "- a\n"}, "config.yaml holds no settings"),
+        ({"config": ""}, "config.yaml holds no settings"),
+        ({"config": CONFIG.replace("0", "[1]")}, r"has the seed \[1\], which is no integer"),
+    ],
+)
+def test_a_run_folder_with_wrong_values_is_an_error_of_one_line(changed, message, tmp_path, monkeypatch, capsys):
+    assert "`test/loss` | 1 | 2.5" in report(monkeypatch, capsys, written(tmp_path / "good"))
+    said = report(monkeypatch, capsys, written(tmp_path / "bad", **changed))
+    assert said.startswith(f"error: {tmp_path / 'bad'}") and re.search(message, said)
+    assert "restore the file" in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"metrics": {"test/loss": "abc"}}, "has 'abc' as the metric test/loss, which must be a number"),
+        ({"metrics": {"test/loss": None}}, "has None as the metric test/loss, which must be a number"),
+        ({"metrics": [1]}, "its metrics have no names"),
+        ({"hyper_parameters": [1]}, "its hyper_parameters have no names"),
+        ({"command": None}, "does not record the command of its run"),
+        ({"command": "zoo train 'a=1"}, "does not record the command of its run"),
+        ({"seed": [1]}, r"has the seed \[1\], which is no integer"),
+    ],
+)
+def test_a_card_with_wrong_values_is_an_error_of_one_line(changed, message, tmp_path, monkeypatch, capsys):
+    card = tmp_path / "card.json"
+    card.write_text(json.dumps(CARD), encoding="utf-8")
+    assert "`test/loss` | 1 | 2.5" in report(monkeypatch, capsys, card)
+    card.write_text(json.dumps(CARD | changed), encoding="utf-8")
+    said = report(monkeypatch, capsys, card)
+    assert said.startswith(f"error: {card}") and re.search(message, said) and "\n" not in said
+
+
+def test_a_wrong_pattern_is_an_error_of_one_line(tmp_path, monkeypatch, capsys):
+    said = report(monkeypatch, capsys, "runs/**x")
+    assert said == "error: 'runs/**x' is no pattern of run folders: write for example 'runs/vade/*'"
+
+
+def test_a_file_that_cannot_be_written_is_an_error_before_the_table(tmp_path, monkeypatch, capsys):
+    folder = written(tmp_path / "run")
+    (tmp_path / "a.csv").mkdir()
+    for place in (folder / "config.yaml" / "a.csv", tmp_path / "a.csv"):
+        said = report(monkeypatch, capsys, folder, "-o", place)
+        assert said.startswith(f"error: {place} cannot be written") and not capsys.readouterr().out
+
+
+def test_runs_with_folders_of_one_name_have_a_curve_each(tmp_path, monkeypatch, capsys):
+    folders = [written(tmp_path / name / "run", table=TABLE.replace("2.5", value)) for name, value in ("a1", "b2")]
+    said = report(monkeypatch, capsys, *folders, "--points", "--metric", "val/loss", "--format", "csv")
+    assert list(csv.reader(said.splitlines())) == [["epoch", *(f"`{folder}`" for folder in folders)], ["1", "1", "2"]]
+
+
 def test_the_results_file_of_seeds_enters_the_table(trained, tmp_path, monkeypatch, capsys):
     folder, metrics = trained
     file = tmp_path / "docs" / "results" / "seeds" / "vae.csv"

@@ -56,6 +56,7 @@ REFUSED = [
     (["vectors", "skipgram", "-o", "v.npy"], ".txt, .vec, .w2v"),
     (["vectors", "skipgram", "-o", "v.txt.zip"], ".gz, .bz2, .xz"),
     (["vectors", "skipgram", "-o", "v.txt", "--binary"], "has the ending of a text file"),
+    (["push", "vae", "me/vae", "--dry-run", "/dev/null"], "/dev/null is not a folder"),
     (["export", "vae", "vae"], "exists already: choose another name, or replace it with --force"),
     (["export", "vae", "A b"], "lower-case letters"),
 ]

@@ -76,12 +76,37 @@ USAGE = [
         "error: argument -n: 'two' is not an integer, such as 16; see zoo sample --help\n",
     ),
     (["sample", "vae", "-n", "0"], "error: n must be an integer of at least 1, got 0; see zoo sample --help\n"),
+    *(
+        (
+            words,
+            f"error: argument {words[-2]}: the value is empty: give a value, or leave out the option; see zoo {name} "
+            "--help\n",
+        )
+        for name, *options in (
+            ("evaluate", "--data"),
+            ("compare", "--data", "--estimators"),
+            ("export", "--data", "--keep"),
+            ("push", "--data"),
+            ("sample", "--images"),
+        )
+        for option in options
+        for words in [[name, "vae", *["me/vae"] * (name in ("export", "push")), option, ""]]
+    ),
 ]
 
 
 @pytest.mark.parametrize(("words", "message"), USAGE)
 def test_a_wrong_command_line_has_status_2_and_a_suggestion(words, message, monkeypatch, capsys):
     assert said(monkeypatch, capsys, *words) == (2, message)
+
+
+@pytest.mark.parametrize(
+    ("command", "printed"), [("PYTHONIOENCODING=ascii {} -m zoo list vae", "-87.14 \\xb1"), ("{} -m zoo list >&-", "")]
+)
+def test_a_poor_or_closed_standard_output_is_no_error(command, printed):
+    done = subprocess.run(["sh", "-c", command.format(sys.executable)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert printed in done.stdout
 
 
 def test_the_version_is_that_of_the_package(monkeypatch, capsys):

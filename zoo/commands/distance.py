@@ -62,18 +62,23 @@ def check_options(places: "tuple[Place, Place]", args: argparse.Namespace) -> No
 
 
 def read_sets(places: "tuple[Place, Place]", network: "nn.Module", args: argparse.Namespace) -> "list[ImageSet]":
-    """Return both sets of images. A model draws as many samples as the other set has images, or at most 10,000."""
-    from zoo.evaluation.feature_networks import check_shape
+    """Return both sets of images. A model draws as many samples as the other set has images, or at most 10,000.
+
+    Models draw after all checks, because samples can take hours.
+    """
+    from zoo.evaluation.feature_networks import check_images
 
     found: dict[Place, ImageSet] = {}
     for place in places:
         if place.kind != "model" and place not in found:
             found[place] = image_sets.read(place, args.size, args.grey)
-            check_shape(network, tuple(found[place].images.shape[1:]), found[place].name)
+            check_images(network, found[place].images, found[place].name)
     n = args.n or min([MOST_SAMPLES, *(len(images.images) for images in found.values())])
-    for place in places:
-        if place.kind == "model" and place not in found:
-            found[place] = draw(place, n, network, args)
+    conditions = parse_conditions(",".join(args.condition))
+    models = {place: load(place, n, conditions, network, args) for place in places if place.kind == "model"}
+    for place, model in models.items():
+        drawn = image_sets.samples_of(model, place.name, n, args.seed, conditions)
+        found[place] = drawn._replace(images=image_sets.fitted_images(drawn.images, args.size, args.grey))
     sets = [found[place] for place in places]
     for images in sets:
         if len(images.images) < 2:
@@ -81,25 +86,21 @@ def read_sets(places: "tuple[Place, Place]", network: "nn.Module", args: argpars
     return sets
 
 
-def draw(place: "Place", n: int, network: "nn.Module", args: argparse.Namespace) -> "ImageSet":
-    """Return ``n`` samples of a trained model."""
+def load(place: "Place", n: int, conditions: dict[str, object], network: "nn.Module", args: argparse.Namespace):
+    """Return a trained model whose samples under ``conditions`` suit the network. This draws one sample."""
     from zoo.commands.inputs import knows_words, on_device
-    from zoo.evaluation.feature_networks import check_shape
+    from zoo.evaluation.feature_networks import check_images
+    from zoo.sampling.chunks import try_conditions
     from zoo.training.command_line import named_class
 
     kind = None if args.model_class is None else named_class(args.model_class)
     model = on_device(zoo.load(place.name, kind))
     if knows_words(model):
         raise UserError(f"{place.name} is a {type(model).__name__}, which draws no images: name another model")
-    convert = args.size is not None or args.grey
-
-    def check(shape: tuple[int, ...], name: str) -> None:
-        if not convert:
-            check_shape(network, shape, name)
-
-    conditions = parse_conditions(",".join(args.condition))
-    drawn = image_sets.samples_of(model, place.name, n, args.seed, conditions, check)
-    return drawn._replace(images=image_sets.fitted_images(drawn.images, args.size, args.grey))
+    sample = try_conditions(model, n, conditions).cpu()
+    if args.size is None and not args.grey:
+        check_images(network, sample, place.name)
+    return model
 
 
 def warn(real: "ImageSet", samples: "ImageSet") -> None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +9,7 @@ import zoo
 from zoo.checks.errors import UserError
 from zoo.checks.names import did_you_mean
 from zoo.checks.sources import check_source
+from zoo.commands.inputs import without_settings
 
 if TYPE_CHECKING:
     import torch
@@ -68,8 +68,8 @@ def find(text: str) -> Place:
             raise UserError(f"a part of {name} must be {', '.join(SPLITS)}, got {split!r}")
         return Place("data", name, split) if name in DATA_SETS else Place("path", place, split)
     raise UserError(
-        f"there are no images {text!r}: give a data set ({', '.join(DATA_SETS)}), a folder of images, a .npy or .npz "
-        f"file, or a trained model{'.' if (meant := did_you_mean(text, _known())) else ''}{meant}"
+        f"there are no images {text!r}: give a data set ({', '.join(DATA_SETS)}), a folder of images, a .npy, .npz "
+        f"or .pt file, or a trained model{'.' if (meant := did_you_mean(text, _known())) else ''}{meant}"
     )
 
 
@@ -138,10 +138,9 @@ def _own_images(place: Place, size: int | None, grey: bool) -> ImageSet:
 
 
 def _in_words_of_the_command(message: str) -> str:
-    """Return an error of the data module with the options of the command, which has no data.path and data.size."""
+    """Return an error of the data module with the option --size of the command, instead of data.size."""
     message = re.sub(r"data\.size, such as data\.size=\[?(\d+)[,\d]*\]?,", r"--size, such as --size \1,", message)
-    message = message.replace(", or leave them out with data.skip=true", "")
-    return message.replace("data.path=", "")
+    return without_settings(message)
 
 
 class FittedImages:
@@ -187,14 +186,7 @@ def fitted_images(images: Any, size: int | None, grey: bool) -> Any:
     return FittedImages(images, None if size is None else (size, size), 1 if grey else None)
 
 
-def samples_of(
-    model: Any,
-    name: str,
-    n: int,
-    seed: int,
-    conditions: dict[str, object],
-    check: Callable[[tuple[int, ...], str], None],
-) -> ImageSet:
+def samples_of(model: Any, name: str, n: int, seed: int, conditions: dict[str, object]) -> ImageSet:
     """Return samples of a model as a set of images.
 
     Args:
@@ -203,13 +195,11 @@ def samples_of(
         n: number of samples.
         seed: seed of the noise.
         conditions: conditions of the samples.
-        check: function of the shape of a sample and of ``name``, called before the samples are drawn.
 
     Raises:
         UserError: if the model draws no images, or takes no such conditions.
     """
-    from zoo.sampling.chunks import check_conditions, sample_chunks, try_conditions
+    from zoo.sampling.chunks import check_conditions, sample_chunks
 
     conditions = check_conditions(model, conditions)
-    check(tuple(try_conditions(model, n, conditions).shape[1:]), name)
     return ImageSet(name, sample_chunks(model, n, seed, progress=True, **conditions), "sample")

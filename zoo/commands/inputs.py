@@ -34,6 +34,22 @@ def knows_words(model: object) -> bool:
     return isinstance(model, capabilities.Words)
 
 
+def ready(data):
+    """Return the data, ready for use. Errors about images of the user name no settings, which commands do not have."""
+    from zoo.datamodules.access import make_ready
+    from zoo.datamodules.files import DataError
+
+    try:
+        return make_ready(data)
+    except DataError as error:
+        raise DataError(without_settings(str(error))) from error
+
+
+def without_settings(message: str) -> str:
+    """Return an error about images of the user without the settings data.path and data.skip of a training."""
+    return message.replace(", or leave them out with data.skip=true", "").replace("data.path=", "")
+
+
 def starting_images(name: str, n: int, model) -> list:
     """Return the first ``n`` test images of the data ``name``, (C, H, W) each, in [0, 1].
 
@@ -41,10 +57,10 @@ def starting_images(name: str, n: int, model) -> list:
         UserError: if there are too few test images, or if the model takes other examples.
     """
     from zoo.datamodules import by_name
-    from zoo.datamodules.access import make_ready, name_of, size_of, split_of
+    from zoo.datamodules.access import name_of, size_of, split_of
     from zoo.datamodules.splits import as_floats
 
-    data = make_ready(by_name(name, image_shape(model)))
+    data = ready(by_name(name, image_shape(model)))
     check_examples(model, data)
     if (known := size_of(data, "test")) < n:
         raise UserError(f"n must be at most {known:,}, the number of test images in {name_of(data)}; got {n:,}")
@@ -68,7 +84,6 @@ def data_for(args: argparse.Namespace, model):
     """
     from zoo import hub
     from zoo.datamodules import by_name
-    from zoo.datamodules.access import make_ready
     from zoo.training.command_line import check_kind
 
     record, words = hub.record_of(args.source), knows_words(model)
@@ -81,7 +96,7 @@ def data_for(args: argparse.Namespace, model):
     else:
         data = by_name(args.data or data_on_card(args.source), image_shape(model))
     check_kind(model, data, "--data")
-    make_ready(data)
+    ready(data)
     if record is not None and args.data is None:
         hub.check_unchanged(data, record)
     check_examples(model, data)

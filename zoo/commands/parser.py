@@ -35,6 +35,12 @@ def _integer(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer, such as 16") from None
 
 
+def _filled(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("the value is empty: give a value, or leave out the option")
+    return text
+
+
 class Parser(argparse.ArgumentParser):
     """ArgumentParser that reports an error in one line and keeps the lines of descriptions and examples.
 
@@ -205,7 +211,7 @@ def parser(train: bool = False) -> CommandParser:
         "data set whose test images start the chains, for models that sample by chains: "
         f"{', '.join(IMAGES)}, or the path of images (default: chains start from noise)"
     )
-    images = sub.add_argument("--images", metavar="DATA", help=text)
+    images = sub.add_argument("--images", type=_filled, metavar="DATA", help=text)
     images.completer = lambda prefix, **kwargs: [*IMAGES, *completion.files(prefix)]
     sub = found["evaluate"]
     _add_class(sub)
@@ -224,6 +230,7 @@ def parser(train: bool = False) -> CommandParser:
     _add_class(sub)
     sub.add_argument(
         "--estimators",
+        type=_filled,
         metavar="NAMES",
         help="names of gradient estimators, separated by commas (default: all estimators of the model)",
     )
@@ -285,7 +292,7 @@ def parser(train: bool = False) -> CommandParser:
     )
     sub.add_argument("--dtype", choices=("float32", "float16"), metavar="DTYPE", help=text)
     text = "names of networks that stay float32 with --dtype float16, separated by commas (default: none)"
-    sub.add_argument("--keep", metavar="NETWORKS", help=text)
+    sub.add_argument("--keep", type=_filled, metavar="NETWORKS", help=text)
     sub = found["push"]
     sub.add_argument(
         "repo", metavar="REPO", help="repository of the Hugging Face Hub, user/repo; it is made if missing"
@@ -397,7 +404,8 @@ def _add_output(sub: argparse.ArgumentParser, name: str) -> None:
 
 
 def _add_data(sub: argparse.ArgumentParser, default: str, what: str = DATA) -> None:
-    sub.add_argument("--data", metavar="DATA", help=f"{what} (default: {default})").completer = _data
+    data = sub.add_argument("--data", type=_filled, metavar="DATA", help=f"{what} (default: {default})")
+    data.completer = _data
     text = (
         "import the data module that the run records, also from outside the zoo. Use this only for checkpoints that "
         "you trust (default: it is not imported)"

@@ -52,6 +52,12 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"-o takes a name that ends in .csv or .png, got {args.output}")
     if args.points and args.output and args.output.suffix != ".csv":
         raise UserError(f"--points writes CSV files, got {args.output}: zoo curves draws learning curves")
+    if args.output:
+        from zoo.training.outputs import check_writable
+
+        if args.output.is_dir():
+            raise UserError(f"{args.output} cannot be written: it is a folder. Give the name of a file")
+        check_writable(args.output)
 
 
 def _text(table: "Table", form: str) -> str:

@@ -3,20 +3,21 @@
 The values come from metrics.csv and estimator_variance.csv in each run folder.
 """
 
+import math
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from zoo.checks.errors import UserError
 from zoo.estimators.figures import measurements
-from zoo.training.tables import read_rows
+from zoo.training.tables import number, read_rows
 
 
 def read_curve(run: Path, metric: str) -> tuple[str, list[tuple[int, float]]]:
     """Return the unit of the metric's axis, ``epochs`` or ``steps``, and the sorted points (position, value).
 
     Raises:
-        UserError: for a folder without metrics.csv, or a metric that is not in the tables.
+        UserError: for a folder without metrics.csv, a metric that is not in the tables, or values that are not numbers.
     """
     path = run / "metrics.csv"
     if not path.is_file():
@@ -28,10 +29,8 @@ def read_curve(run: Path, metric: str) -> tuple[str, list[tuple[int, float]]]:
         if row.get(metric) and metric not in ("epoch", "step"):
             # The position is the number of finished epochs. Training and validation log the index of their epoch,
             # which is one less. A test runs after the last epoch, and logs the number of finished epochs.
-            place = (
-                int(float(row["epoch"])) + (not metric.startswith("test/")) if per_epoch else int(float(row["step"]))
-            )
-            points[place] = float(row[metric])
+            place = int(number(row, "epoch" if per_epoch else "step", path))
+            points[place + (per_epoch and not metric.startswith("test/"))] = number(row, metric, path)
     if not points:
         known = sorted({key for row in rows for key, value in row.items() if value} - {"epoch", "step"})
         raise UserError(f"{path} has no values of {metric}; it has {', '.join(known) or 'none at all'}")
@@ -56,10 +55,15 @@ def read_pairs(run: Path, x: str, y: str) -> list[tuple[float, float]]:
 
 
 def correlation(pairs: list[tuple[float, float]]) -> str:
-    """Return a text with Pearson's correlation and Spearman's rank correlation."""
+    """Return a text with Pearson's correlation and Spearman's rank correlation.
+
+    Both are not defined if a metric is constant, or infinite or NaN in a pair.
+    """
     from scipy.stats import pearsonr, spearmanr
 
     x, y = zip(*pairs, strict=True)
+    if not all(len(set(values)) > 1 and all(map(math.isfinite, values)) for values in (x, y)):
+        return f"correlation not defined (constant or infinite values, {len(pairs)} points)"
     pearson, spearman = pearsonr(x, y).statistic, spearmanr(x, y).statistic
     return f"correlation {pearson:.2f} (rank correlation {spearman:.2f}, {len(pairs)} points)"
 
@@ -85,7 +89,7 @@ def figure(curves: dict[str, list[tuple[int, float]]], metric: str, unit: str = 
             *zip(*points, strict=True), marker="." if len(points) < 60 else None, label=f"{name}: {points[-1][1]:.2f}"
         )
     axes.set(xlabel=unit, ylabel=metric)
-    values = sorted(v for points in curves.values() for _, v in points)
+    values = sorted(v for points in curves.values() for _, v in points if math.isfinite(v))
     if len(values) > 8:  # values of the first epochs are far from the others and would compress the plot
         low, high = values[len(values) // 8], values[-1 - len(values) // 8]
         margin, edge = 0.5 * (high - low), 0.05 * (high - low)

@@ -15,6 +15,7 @@ from zoo.functional.progress import tracked
 
 FEATURES = (*CLASSIFIERS, "inception")
 SIDE = 28  # height and width of the images of the classifiers
+FIRST = 100  # images of a set whose colours are checked before models draw samples
 
 
 class ClassifierFeatures(nn.Module):
@@ -46,13 +47,16 @@ class ClassifierFeatures(nn.Module):
         Raises:
             UserError: if images have colours.
         """
-        grey = images[:, :1]
-        if not torch.equal(grey.expand_as(images), images):
+        self.check_grey(images, "these images")
+        return self.classifier.features(images[:, :1])
+
+    def check_grey(self, images: Tensor, what: str) -> None:
+        """Raise UserError if images have colours. ``what`` is their name in the error."""
+        if not torch.equal(images[:, :1].expand_as(images), images):
             raise UserError(
-                f"features of {self.checkpoint} need grey images, and these images have colours: convert them with "
+                f"features of {self.checkpoint} need grey images, and there are colours in {what}: convert them with "
                 "--grey, or use --features inception"
             )
-        return self.classifier.features(grey)
 
 
 def feature_network(name: str) -> ClassifierFeatures | InceptionFeatures:
@@ -82,6 +86,22 @@ def check_shape(network: nn.Module, shape: tuple[int, ...], what: str) -> None:
             f"features of {network.checkpoint} need grey images of {SIDE} x {SIDE} pixels, and {what} has {shape[1]} x "
             f"{shape[2]}: resize all images with --size {SIDE}, or use --features inception"
         )
+
+
+def check_images(network: nn.Module, images: Any, what: str) -> None:
+    """Check that a network takes images of this shape, and that it takes the colours of the first of them.
+
+    Args:
+        network: result of :func:`feature_network`.
+        images: images (N, C, H, W), as for :func:`features_of`.
+        what: name of the images in the error.
+
+    Raises:
+        UserError: if the images do not suit the network.
+    """
+    check_shape(network, tuple(images.shape[1:]), what)
+    if isinstance(network, ClassifierFeatures):
+        network.check_grey(images[:FIRST], what)
 
 
 @torch.no_grad()

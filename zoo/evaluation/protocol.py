@@ -103,6 +103,9 @@ def check_protocol(protocol: Protocol, model) -> None:
         raise UserError(
             f"conditions need samples, but no samples of {name} are evaluated by default; give the number of samples"
         )
+    for i, conditions in enumerate(protocol.conditions):
+        if conditions in protocol.conditions[:i]:
+            raise UserError(f"the conditions {conditions} are given twice: leave out one of them")
     for conditions in protocol.conditions if samples and (protocol.samples or any(protocol.conditions)) else ():
         drawn, shape = list(try_conditions(model, samples, conditions).shape[1:]), list(shape_of(model))
         if drawn != shape:
@@ -156,6 +159,11 @@ def measure(
     check_protocol(protocol, model)
     if isinstance(model, capabilities.Words):
         return measure_words(model), {}
+    if protocol.bound_images and (known := size_of(data, "test")) < BOUND_AT_ONCE:
+        raise UserError(
+            f"bound_images needs at least {BOUND_AT_ONCE} test images, and {name_of(data)} has {known}: choose other "
+            "data, or leave out bound_images"
+        )
     metrics, evidence = evaluate(model, data), {}
     counts: dict[str, int] = {}  # examples of each metric with a standard error
     model.eval()

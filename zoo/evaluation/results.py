@@ -79,6 +79,12 @@ def card_at(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no card of a checkpoint: it is not JSON ({error}). Restore the file") from error
     if missing := OF_CARDS - set(card if isinstance(card, dict) else ()):
         raise UserError(f"{path} is no card of a checkpoint: it has no {', '.join(sorted(missing))}. Restore the file")
+    for key in ("hyper_parameters", "metrics"):
+        if not isinstance(card[key], dict):
+            raise UserError(f"{path} is no card of a checkpoint: its {key} have no names. Restore the file")
+    for name, value in card["metrics"].items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"{path} has {value!r} as the metric {name}, which must be a number: restore the file")
     return card
 
 
@@ -97,9 +103,12 @@ def read_results(path: Path) -> tuple[Table, dict[str, str]]:
         about[key] = value
     if missing := [key for key in REQUIRED if not about.get(key)]:
         raise UserError(f"{path} does not say its {' and its '.join(missing)}: add a line '# {missing[0]}: ...' on top")
-    if not lines:
+    try:
+        header, *rows = csv.reader(lines or [""])
+    except csv.Error as error:
+        raise UserError(f"{path} is damaged ({error}): restore the file") from error
+    if not header:
         raise UserError(f"{path} has no table: add a line with the names of the columns, and rows")
-    header, *rows = csv.reader(lines)
     if wrong := [row for row in rows if len(row) != len(header)]:
         raise UserError(f"{path} has {len(header)} columns, but a row has {len(wrong[0])} cells: {','.join(wrong[0])}")
     return Table(header, rows), about

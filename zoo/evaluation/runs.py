@@ -14,7 +14,7 @@ from zoo.checks.names import did_you_mean
 from zoo.evaluation.estimates import standard_error_of_mean
 from zoo.evaluation.results import Table, card_at, text_of
 from zoo.evaluation.units import decimals, error_name, plain_name, unit_of
-from zoo.training.tables import read_rows
+from zoo.training.tables import number, read_rows
 
 LEVEL = 0.95
 # Settings that do not change what a run learns.
@@ -91,10 +91,13 @@ def read_run(folder: Path) -> Run:
         config = yaml.safe_load(text_of(folder / "config.yaml"))
     except yaml.YAMLError as error:
         raise UserError(f"{folder / 'config.yaml'} is not YAML: restore the file, or leave out this run") from error
-    settings = _flat(config or {}, str(folder))
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.yaml'} holds no settings: restore the file, or leave out this run")
+    settings = _flat(config, str(folder))
     metrics: dict[str, float] = {}
     for row in read_rows(folder / "metrics.csv"):
-        metrics |= {name: float(value) for name, value in row.items() if value and name not in ("epoch", "step")}
+        logged = [name for name, value in row.items() if value and name not in ("epoch", "step")]
+        metrics |= {name: number(row, name, folder / "metrics.csv") for name in logged}
     return Run(folder, settings, metrics)
 
 
@@ -106,7 +109,13 @@ def read_card_of_run(file: Path) -> Run:
     """
     card = card_at(file)
     model = {"_target_": card["model"], **card["hyper_parameters"]}
-    settings = overrides(card["command"])
+    command = card.get("command")
+    try:
+        settings = overrides(command) if isinstance(command, str) else None
+    except ValueError:  # a quotation mark is missing
+        settings = None
+    if settings is None:
+        raise UserError(f"{file} does not record the command of its run, got {command!r}: restore the file")
     settings |= _flat({"model": model, **{key: card.get(key) for key in ("seed", "data", "train_on")}}, "")
     errors = {error_name(name) for name in card["metrics"]}  # test/reconstruction_error is a metric of RBMs
     metrics = {name: value for name, value in card["metrics"].items() if name not in errors}
@@ -142,7 +151,11 @@ def find_runs(patterns: Iterable[str], alike: bool = True) -> list[Run]:
     folders = []
     for pattern in patterns:
         path = Path(pattern).expanduser()
-        found = [path] if path.exists() else sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+        try:
+            found = [path] if path.exists() else Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))
+            found = sorted(found)
+        except ValueError as error:
+            raise UserError(f"{pattern!r} is no pattern of run folders: write for example 'runs/vade/*'") from error
         inner = [each for each in found if each.suffix == ".json" or (each / "config.yaml").is_file()]
         if not inner:
             raise UserError(
@@ -150,6 +163,9 @@ def find_runs(patterns: Iterable[str], alike: bool = True) -> list[Run]:
             )
         folders += [folder for folder in inner if folder not in folders]
     runs = [read_card_of_run(path) if path.suffix == ".json" else read_run(path) for path in folders]
+    for run in runs:
+        if not isinstance(run.seed, int | None):
+            raise UserError(f"{run.folder} has the seed {run.seed!r}, which is no integer: restore the file")
     if alike:
         check_alike(runs)
     return sorted(runs, key=lambda run: (str(type(run.seed)), run.seed))
@@ -266,11 +282,13 @@ def points(runs: Sequence[Run], metrics: Sequence[str]) -> Table:
 
     curves: dict[str, dict[int, float]] = {}
     units: dict[str, str] = {}
+    names = [run.folder.name for run in runs]
     for run in runs:
         for metric in metrics:
             unit, found = read_curve(run.folder, metric)
             units.setdefault(unit.removesuffix("s"), metric)
-            name = " ".join([f"`{run.folder.name}`"] * (len(runs) > 1) + [f"`{metric}`"] * (len(metrics) > 1))
+            folder = run.folder.name if names.count(run.folder.name) == 1 else run.folder
+            name = " ".join([f"`{folder}`"] * (len(runs) > 1) + [f"`{metric}`"] * (len(metrics) > 1))
             curves[name or f"`{metric}`"] = dict(found)
     if len(units) > 1:
         (a, first), (b, second) = units.items()

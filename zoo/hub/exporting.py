@@ -17,6 +17,7 @@ from zoo.datamodules import OwnImages
 from zoo.datamodules.access import make_ready, name_of
 from zoo.evaluation.errors import Moved, measure_with_errors, moved
 from zoo.evaluation.protocol import Protocol, check_protocol, evaluate
+from zoo.evaluation.results import card_at
 from zoo.evaluation.words import word_map
 from zoo.hub.cards import measurements, previous, protocol_of, storage
 from zoo.hub.loading import (
@@ -105,7 +106,7 @@ def export(
     check_name(name, force, export_folder(folder))
     weights = export_folder(folder) / f"{name}{SAFETENSORS}"
     card = weights.with_suffix(".json")
-    replaced = json.loads(card.read_text(encoding="utf-8")) if card.is_file() else None
+    replaced = card_at(card) if card.is_file() else None
     return publish(source, weights, name, protocol, progress, data, trust, stored_as, kept, replaced)
 
 

@@ -45,6 +45,10 @@ def check_arguments(args: argparse.Namespace) -> None:
         _check_run(run)
     if "output" in given:
         _check_output(args)
+    if "dry_run" in given:
+        from zoo.training.outputs import check_writable
+
+        check_writable(args.dry_run / "README.md")
     if "csv" in given:
         _check_results(args.csv)
 

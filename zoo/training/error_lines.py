@@ -35,7 +35,8 @@ def one_line_errors(run_dir: str | None = None) -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()  # if the pipe is closed, this raises now, and not while the interpreter exits
+            if sys.stdout is not None:  # None if the program starts with a closed standard output
+                sys.stdout.flush()  # if the pipe is closed, this raises now, and not while the interpreter exits
     except BrokenPipeError:
         if not _reader_gone():
             raise

@@ -77,7 +77,7 @@ def read_rows(path: Path) -> list[Row]:
     """Return the complete rows of a CSV file with a header, or an empty list if there is no file.
 
     Raises:
-        UserError: if the file is not UTF-8.
+        UserError: if the file is not UTF-8, or if a row has more cells than the header.
     """
     if not path.is_file():
         return []
@@ -86,4 +86,24 @@ def read_rows(path: Path) -> list[Row]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): restore the file") from error
     whole = text[: text.rfind("\n") + 1]
-    return [row for row in csv.DictReader(io.StringIO(whole, newline="")) if None not in row.values()]
+    try:
+        rows = list(csv.DictReader(io.StringIO(whole, newline="")))
+    except csv.Error as error:
+        raise UserError(f"{path} is damaged ({error}): restore the file") from error
+    if wide := next((row for row in rows if None in row), None):
+        cells = ",".join(wide.pop(None))
+        raise UserError(f"{path} has a row with more cells than its header, which end in {cells}: restore the file")
+    return [row for row in rows if None not in row.values()]
+
+
+def number(row: Row, column: str, path: Path) -> float:
+    """Return the number in a cell of the file ``path``.
+
+    Raises:
+        UserError: if the cell does not hold a number.
+    """
+    try:
+        return float(row[column])
+    except (KeyError, ValueError):
+        value = repr(row[column]) if column in row else "no value"
+        raise UserError(f"{path} has {value} in its column {column}, which holds numbers: restore the file") from None
