@@ -180,8 +180,9 @@ def test_a_card_with_wrong_values_is_an_error_of_one_line(changed, message, tmp_
 
 
 def test_a_wrong_pattern_is_an_error_of_one_line(tmp_path, monkeypatch, capsys):
-    said = report(monkeypatch, capsys, "runs/**x")
-    assert said == "error: 'runs/**x' is no pattern of run folders: write for example 'runs/vade/*'"
+    said = report(monkeypatch, capsys, "runs/**x")  # from Python 3.13 on, this pattern is allowed, and matches nothing
+    pattern = "'runs/**x' is no pattern of run folders: write for example 'runs/vade/*'"
+    assert said == f"error: {pattern}" or said.startswith("error: no run folder matches 'runs/**x'")
 
 
 def test_a_file_that_cannot_be_written_is_an_error_before_the_table(tmp_path, monkeypatch, capsys):
