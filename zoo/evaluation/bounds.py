@@ -100,10 +100,10 @@ def bound_metrics(terms: Tensor, dimensions: int) -> dict[str, float]:
     ``bound/L_0``, ``bound/L_t`` and ``bound/L_T`` are in nats per image. Each metric has its standard error under
     ``<name>_error`` if there are at least two rows.
     """
-    columns = dict(zip(("bound/L_0", "bound/L_t", "bound/L_T"), terms.T, strict=True))
-    columns = {"bits_per_dim": terms.sum(1) / (dimensions * math.log(2)), **columns}
+    names = ("bits_per_dim", "bound/L_0", "bound/L_t", "bound/L_T")
+    bits_per_dim = terms.sum(1) / (dimensions * math.log(2))
     metrics = {}
-    for name, rows in columns.items():
+    for name, rows in zip(names, (bits_per_dim, *terms.T), strict=True):
         metrics[name] = float(rows.mean())
         if len(rows) > 1:
             metrics[error_name(name)] = float(rows.std() / len(rows) ** 0.5)
